@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -182,32 +181,17 @@ class ItemTable(Sequence[Item]):
         for batch in self._batches:
             yield from self._items(batch)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+    def __getitem__(self, index: Any) -> Any:
         """Return one item, or a list of several."""
         if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            rows = (
-                self.table.slice(start, max(0, stop - start)) if step == 1 else self.table.take(range(len(self))[index])
-            )
-            return [item for batch in rows.to_batches() for item in self._items(batch)]
-        position = range(len(self))[index]
-        return self[position : position + 1][0]
+            return self.take(range(*index.indices(len(self))))
+        return self.take([range(len(self))[index]])[0]
 
     def __eq__(self, other: object) -> bool:
         """Return whether the other is a list of the same items in the same order."""
         if not isinstance(other, ItemTable | list):
             return NotImplemented
         return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
-
-    def __repr__(self) -> str:
-        """Return the first items, and how many there are."""
-        return f"[{', '.join(map(repr, self[:3]))}{', …' * (len(self) > 3)}] ({len(self):,})"
 
 
 class Corpus:
@@ -272,9 +256,20 @@ class Corpus:
         return False
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """The options of `c3tools.corpus.read_corpus`, described there; paths are resolved."""
+class ReadOptions(NamedTuple):
+    """How a corpus is read.
+
+    Attributes:
+        captions: a captions file for the images, instead of those that are detected.
+        text_column: the column with the text, if the usual names do not fit.
+        image_column: the column with images, or with their paths or URLs.
+        key_column: the column with the keys.
+        images_root: the folder that paths in lists and tables start from, instead of that of the list.
+        prefix_keys: put the name of its tar or table before each key, for containers whose keys repeat.
+        follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
+        download: fetch images that are given by URL.
+        index_folder: keep the indexes of tars there from one run to the next; None keeps none.
+    """
 
     captions: Path | None = None
     text_column: str | None = None

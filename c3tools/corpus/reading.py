@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import CorpusError
 from ..io.locations import is_url, kind_of, location
@@ -27,39 +28,18 @@ from .videos import require_decoder
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
-def read_corpus(
-    paths: str | Path | Sequence[str | Path],
-    *,
-    captions: str | Path | None = None,
-    text_column: str | None = None,
-    image_column: str | None = None,
-    key_column: str | None = None,
-    images_root: str | Path | None = None,
-    prefix_keys: bool = False,
-    follow_symlinks: bool = False,
-    download: bool = False,
-    index_folder: str | Path | None = None,
-) -> Corpus:
+def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
     """Find images, videos, captions and texts.
 
     A folder is searched recursively for images and videos; their captions come from ``captions`` alone, else one by one
     from the first source that has some: captions files in the folder, captions files beside it, .txt files with the
     stems of the images (see `c3tools.corpus.folders`). A folder with neither is searched for tars and tables. A
     file is an image, a video, a WebDataset tar, a Parquet or Arrow table of images, a list of images (with
-    ``image_column``),
-    or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
+    ``image_column``), or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
 
     Args:
         paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are expanded.
-        captions: a captions file for the images (path or URL), instead of those that are detected.
-        text_column: the column with the text, if the usual names do not fit.
-        image_column: the column with images, or with their paths or URLs.
-        key_column: the column with the keys.
-        images_root: the folder that paths in lists and tables start from, instead of that of the list.
-        prefix_keys: put the name of its tar or table before each key, for containers whose keys repeat.
-        follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
-        download: fetch images that are given by URL.
-        index_folder: keep the indexes of tars there from one run to the next; None keeps none.
+        options: of `ReadOptions`; paths may be text.
 
     Returns:
         The corpus; images in files sorted by key, then those of tars, tables and lists, in the order of their paths;
@@ -69,22 +49,16 @@ def read_corpus(
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
-    options = ReadOptions(
-        captions=location(captions) if captions is not None else None,
-        text_column=text_column,
-        image_column=image_column,
-        key_column=key_column,
-        images_root=location(images_root) if images_root is not None else None,
-        prefix_keys=prefix_keys,
-        follow_symlinks=follow_symlinks,
-        download=download,
-        index_folder=location(index_folder) if index_folder is not None else None,
-    )
+    places = {name: options[name] for name in ("captions", "images_root", "index_folder") if options.get(name)}
+    return _read(paths, ReadOptions(**options)._replace(**{name: location(at) for name, at in places.items()}))
+
+
+def _read(paths: str | Path | Sequence[str | Path], options: ReadOptions) -> Corpus:
     corpus = Corpus()
     roots = [root for path in ([paths] if isinstance(paths, str | Path) else paths) for root in expand(path)]
     kinds = {root: kind_of(root) for root in roots}
     corpus.sources = [str(root) for root in roots]
-    corpus.captions = None if captions is None else str(captions)
+    corpus.captions = None if options.captions is None else str(options.captions)
     missing = [root for root in roots if kinds[root] is None]
     if missing:
         more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""

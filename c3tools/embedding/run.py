@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus import Corpus, read_corpus
+from ..corpus.items import ReadOptions
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
@@ -118,6 +119,8 @@ def embed(
         OutputError: if another run is writing to it.
         C3Error: if a worker process fails; finished shards are kept.
     """
+    given = dict(locals())
+    settings = {name: given[name] for name in EmbedOptions._fields}
     if dtype not in DTYPES:
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     if not 0 < fps < math.inf:
@@ -125,18 +128,8 @@ def embed(
     if faiss:
         load_faiss()  # or the error comes before the work
     folder = location(store)
-    corpus = read_corpus(
-        paths,
-        captions=captions,
-        text_column=text_column,
-        image_column=image_column,
-        key_column=key_column,
-        images_root=images_root,
-        prefix_keys=prefix_keys,
-        follow_symlinks=follow_symlinks,
-        download=download,
-        index_folder=None if dry_run else folder / INDEX_FOLDER,
-    )
+    reading = {name: given[name] for name in ReadOptions._fields if name in given}
+    corpus = read_corpus(paths, **reading, index_folder=None if dry_run else folder / INDEX_FOLDER)
     videos = f", {counted(len(corpus.videos), 'video')}" if corpus.videos else ""
     reporter.message(f"Found {counted(len(corpus.images), 'image')}{videos} and {counted(len(corpus.texts), 'text')}.")
     for note in corpus.notes:
@@ -152,7 +145,7 @@ def embed(
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
-    indexed = faiss or (recorded is not None and _has_indexes(folder, recorded))
+    indexed = faiss or (recorded is not None and has_indexes(Store(folder, recorded, Manifest.load(folder))))
 
     def load() -> Encoder:
         return resolve_encoder(
@@ -174,22 +167,7 @@ def embed(
         encoder = load()  # another model than the store's is refused even if there is nothing to embed
     gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
-        summary = embed_corpus(
-            corpus,
-            folder,
-            encoder or load,
-            dtype=dtype,
-            shard_size=shard_size,
-            workers=workers,
-            batch_size=batch_size,
-            image_timeout=image_timeout,
-            fps=fps,
-            retry_failed=retry_failed,
-            update=update,
-            prune=prune,
-            executor=chosen,
-            reporter=reporter,
-        )
+        summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **settings)
         if indexed:
             with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
                 keep_indexes(folder, chosen, reporter)
@@ -306,10 +284,6 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     )
     create_store(folder, info)
     return encoder
-
-
-def _has_indexes(folder: Path, info: StoreInfo) -> bool:
-    return has_indexes(Store(folder, info, Manifest.load(folder)))
 
 
 def _rewrite_shards(

@@ -67,20 +67,6 @@ def test_a_coco_file_in_the_folder_is_used(tmp_path: Path) -> None:
     ]
 
 
-def test_a_coco_file_that_is_not_needed_or_is_cut_is_mentioned(tmp_path: Path) -> None:
-    image(tmp_path / "a.png")
-    image(tmp_path / "b.png")
-    write_source(tmp_path, "metadata.csv", [("a.png", ["table"])])
-    (tmp_path / "captions.json").write_text('{"images": [], "annotations": [{"image_id": 1, "caption": "cu')
-    notes = read_corpus([tmp_path]).notes
-    assert any("captions.json is not used" in note and "is not JSON" in note for note in notes)
-    write_source(tmp_path, "captions.json", [("a.png", ["coco"])])
-    write_source(tmp_path, "metadata.csv", [("a.png", ["table"]), ("b.png", ["table too"])])
-    corpus = read_corpus([tmp_path])
-    assert [text.caption for text in corpus.texts] == ["table", "table too"]
-    assert any("captions.json is not used: all images have captions" in note for note in corpus.notes)
-
-
 def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     image(tmp_path / "train" / "a.png")
     image(tmp_path / "train" / "b.png")
@@ -90,17 +76,6 @@ def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     jsonl(tmp_path / "z" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
-
-
-def test_captions_of_images_that_are_not_here_are_not_those_of_others_with_their_name(tmp_path: Path) -> None:
-    for name in ("train/1.jpg", "train/2.jpg"):
-        image(tmp_path / name)
-    rows = [{"image": name, "text": f"of {name}"} for name in ("train/1.jpg", "val/1.jpg", "val/2.jpg")]
-    jsonl(tmp_path / "captions.jsonl", *rows)
-    for root, prefix in ((tmp_path / "train", ""), (tmp_path, "train/")):
-        corpus = read_corpus([root])
-        assert pairs(corpus) == [("of train/1.jpg", f"{prefix}1")]
-        assert corpus.captions_without_image == ["val/1.jpg", "val/2.jpg"]
 
 
 def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
@@ -138,16 +113,6 @@ def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Pa
     (tmp_path / "captions.jsonl").unlink()
     with pytest.raises(CorpusError, match="--text-column"):
         read_corpus([tmp_path])
-
-
-def test_a_file_beside_the_folder_that_breaks_off_is_an_error_only_if_it_is_about_the_folder(tmp_path: Path) -> None:
-    image(tmp_path / "images" / "a.png")
-    beside = tmp_path / "captions.jsonl"
-    beside.write_text('{"image": "other.png", "captions": ["x"]}\n{oops\n')
-    assert read_corpus([tmp_path / "images"]).texts == []
-    beside.write_text('{"image": "a.png", "captions": ["x"]}\n{oops\n')
-    with pytest.raises(CorpusError, match="line 2 is not JSON"):
-        read_corpus([tmp_path / "images"])
 
 
 def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: Path) -> None:
@@ -193,17 +158,6 @@ def test_coco_files_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path
     assert read_corpus([tmp_path / "corpus"]).texts == []
     followed = read_corpus([tmp_path / "corpus"], follow_symlinks=True)
     assert [text.caption for text in followed.texts] == ["secret"]
-
-
-@pytest.mark.parametrize("given_as", ["relative", "absolute", "dots"])
-def test_keys_do_not_depend_on_the_way_in_which_a_path_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_as: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    image(tmp_path / "r" / "images" / "1.png")
-    file = jsonl(tmp_path / "r" / "my.jsonl", {"image": "1.png", "text": "a dog"})
-    given_file = {"relative": Path("r/my.jsonl"), "absolute": file, "dots": Path("r/images/../my.jsonl")}[given_as]
-    assert pairs(read_corpus(["r"], captions=given_file)) == [("a dog", "1")]
 
 
 def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:

@@ -247,20 +247,3 @@ class TestArrow:
         state.write_text(json.dumps({**value, "_indices_data_files": [{"filename": "indices.arrow"}]}))
         with pytest.raises(CorpusError, match="flatten_indices"):
             read_corpus([saved])
-
-
-def test_what_hugging_face_datasets_writes(photos: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="the extra interop is not installed")
-    chosen = photos_of(photos)
-    records = {
-        "image": [{"bytes": None, "path": str(photos / photo.name)} for photo in chosen],
-        "caption": [photo.captions for photo in chosen],
-    }
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Sequence(datasets.Value("string"))})
-    dataset = datasets.Dataset.from_dict(records, features=features)
-    dataset.save_to_disk(str(tmp_path / "saved"))
-    dataset.to_parquet(str(tmp_path / "x.parquet"))
-    for source in (tmp_path / "saved", tmp_path / "x.parquet"):
-        corpus = read_corpus([source])
-        assert contents(corpus) == {photo.key: photo.content for photo in chosen}
-        assert len(corpus.texts) == 20

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from c3tools.corpus import Corpus, ImageReader, read_corpus, tars
 from c3tools.corpus.containers import add_containers
 from c3tools.corpus.items import ReadOptions
-from c3tools.corpus.tars import read_tar, scan, split_member
+from c3tools.corpus.tars import read_tar, scan
 from c3tools.errors import CorpusError
 from tests.corpus.packing import photos_of, webdataset, write_tar
 
@@ -37,19 +37,6 @@ def test_a_tar_is_what_its_folder_is(photos: Path, tmp_path: Path) -> None:
     assert packed.skipped == []
     first = packed.images[0]
     assert first.path == f"{tmp_path / 'x.tar'}#{first.key}.jpg"
-
-
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_dialect_long_names_and_other_scripts(tmp_path: Path, form: int) -> None:
-    names = ["d/" * 40 + "сон.jpg" if form != tarfile.USTAR_FORMAT else "d/" * 40 + "x.jpg", "./b.PNG"]
-    with tarfile.open(tmp_path / "x.tar", "w", format=form) as archive:
-        for name in names:
-            info = tarfile.TarInfo(name)
-            info.size = 3
-            archive.addfile(info, io.BytesIO(b"abc"))
-    corpus = read_corpus([tmp_path / "x.tar"])
-    assert [item.key for item in corpus.images] == [names[0].removesuffix(".jpg"), "b"]
-    assert set(contents(corpus).values()) == {b"abc"}
 
 
 def test_a_captions_file_that_is_given_counts_alone_and_that_is_said(tmp_path: Path) -> None:
@@ -103,23 +90,6 @@ def test_captions_from_json_txt_and_the_table_of_img2dataset(tmp_path: Path) -> 
     assert [(t.key, t.caption) for t in other.texts] == [("a#0", "other"), ("b#0", "other b")]
     with pytest.raises(CorpusError, match=r"has 'title'\. Their fields: alt, caption, split"):
         read_corpus([tmp_path / "00000.tar"], text_column="title")
-
-
-def test_captions_given_by_a_file_are_paired_by_key(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", [("d/a.jpg", b"1"), ("b.jpg", b"2")])
-    rows = [{"file_name": "d/a.jpg", "text": "first"}, {"file_name": "gone.jpg", "text": "none"}]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    corpus = read_corpus([tmp_path / "x.tar"], captions=tmp_path / "c.jsonl")
-    assert [(t.key, t.caption) for t in corpus.texts] == [("d/a#0", "first")]
-    assert corpus.images_without_caption == ["b"]
-    assert corpus.captions_without_image == ["gone"]
-
-
-def test_a_split_in_the_name(tmp_path: Path) -> None:
-    for name in ("train-00000", "val_1", "test", "testing-photos", "training"):
-        write_tar(tmp_path / f"{name}.tar", [(f"{name}.jpg", b"x")])
-    splits = {item.key: item.split for item in read_corpus([tmp_path]).images}
-    assert splits == {"train-00000": "train", "val_1": "val", "test": "test", "testing-photos": None, "training": None}
 
 
 def test_unsafe_members_are_refused_and_told(tmp_path: Path) -> None:
@@ -274,11 +244,3 @@ def test_the_index_of_a_tar_is_made_once(photos: Path, tmp_path: Path, monkeypat
     assert len(read_corpus([path], index_folder=tmp_path / "i").images) == 1
     (tmp_path / "file").write_text("in the way")
     assert len(read_corpus([path], index_folder=tmp_path / "file").images) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("a.jpg", ("a", "jpg")), ("d.x/a.seg.PNG", ("d.x/a", "seg.png")), ("a", ("a", "")), ("d/.x", ("d/", "x"))],
-)
-def test_keys_of_members(name: str, expected: tuple[str, str]) -> None:
-    assert split_member(name) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -80,35 +79,3 @@ def test_killed_at_a_random_moment_and_continued_to_the_same_bytes(photos: Path,
     subprocess.run(arguments, check=True, capture_output=True)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert not list((tmp_path / "parts").rglob("*.tmp"))
-
-
-def test_a_full_disk_is_one_error_and_the_run_continues_when_there_is_room(photos: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", kibibytes=16 * 1024) as disk:
-        ballast = disk / "ballast"
-        ballast.write_bytes(bytes(15 * 1024 * 1024))
-        arguments = [*COMMAND, str(photos), "--store", str(disk / "store"), "--shard-size", "2", "--workers", "0"]
-        full = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        assert full.returncode == 1
-        assert "No space left on device" in full.stderr
-        assert "run the same command again" in full.stderr
-        assert "Traceback" not in full.stderr
-        before = Store.open(disk / "store")
-        assert before.modalities != []
-        ballast.unlink()
-        subprocess.run(arguments, capture_output=True, check=True)
-        store = Store.open(disk / "store")
-        assert (store.count("image"), store.count("text")) == (4, 20)
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, kibibytes: int) -> Iterator[Path]:
-    """A file system of its own; skips the test where this user may not mount one."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(path)]
-    allowed = sys.platform == "linux" and os.geteuid() == 0
-    if not allowed or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only a superuser of Linux may mount a small disk")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)

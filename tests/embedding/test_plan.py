@@ -227,17 +227,6 @@ def test_a_lost_shard_is_made_again_where_another_number_is_free(
     assert verify_store(tmp_path / "s").findings == []
 
 
-def test_a_changed_image_that_cannot_be_read_keeps_its_row(encoder: Encoder, tmp_path: Path) -> None:
-    folder = copy_photos(tmp_path / "p", 2)
-    run(encoder, folder, tmp_path / "s")
-    before = rows(tmp_path / "s", "image")
-    min(folder.glob("*.jpg")).write_text("half a download")
-    summary = run(encoder, folder, tmp_path / "s", update=True)
-    assert (summary.modalities["image"].updated, summary.modalities["image"].not_updated) == (0, 1)
-    assert "cannot be read" in " ".join(summary.notes())
-    assert rows(tmp_path / "s", "image") == before
-
-
 def test_texts_that_stand_alone(encoder: Encoder, tmp_path: Path) -> None:
     file = tmp_path / "lines.txt"
     file.write_text("a dog\na cat\na bird\n")
@@ -306,16 +295,6 @@ def test_another_tar_or_table_with_the_same_keys_is_not_the_same_images(
         (2, [], []),
         (10, [], []),
     ]
-
-
-def test_an_image_that_moved_to_another_tar_is_the_same(encoder: Encoder, tmp_path: Path) -> None:
-    chosen = photos_of(copy_photos(tmp_path / "p", 4))
-    tars = [tmp_path / f"{number}.tar" for number in range(2)]
-    for cut in (2, 3):
-        for tar, photos in zip(tars, (chosen[:cut], chosen[cut:]), strict=True):
-            write_tar(tar, webdataset(photos))
-        summary = run(encoder, tars, tmp_path / "s")
-    assert [(m.already, m.from_elsewhere) for m in summary.modalities.values()] == [(4, []), (20, [])]
 
 
 def test_a_store_by_url_is_updated_and_pruned(encoder: Encoder, tmp_path: Path, s3: Faults) -> None:
