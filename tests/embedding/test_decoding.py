@@ -113,7 +113,8 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding.decoding import pixel_batches
 from c3tools.encoders import load_encoder
 items = list(read_corpus([{str(photos)!r}]).images) * 50
-batches = pixel_batches([(0, items)], load_encoder(backend="torch", precision="fp32").preprocess, batch_size=1, workers=3)
+preprocess = load_encoder(backend="torch", precision="fp32").preprocess
+batches = pixel_batches([(0, items)], preprocess, batch_size=1, workers=3)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
