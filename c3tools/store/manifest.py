@@ -441,11 +441,15 @@ def record_files(
         Manifest(shards, files).write(store)
 
 
-def new_folder(destination: str | Path) -> Path:
-    """Return the folder on this machine that a new store is to be built in.
+@contextmanager
+def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
+    """Yield a hidden folder to build a store in; it is renamed to ``destination`` when the block ends well.
+
+    What a killed run left there is removed first.
 
     Raises:
-        StoreError: for a URL. An object store renames nothing, so half of a new store could be seen there.
+        StoreError: for a URL; if something is at ``destination``, or it cannot be written.
+        OutputError: if another run is building it.
     """
     if is_url(destination):
         raise StoreError(
@@ -453,19 +457,7 @@ def new_folder(destination: str | Path) -> Path:
             "that fails leaves nothing behind.",
             remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive FOLDER s3://…",
         )
-    return Path(destination)
-
-
-@contextmanager
-def new_store(path: Path, info: StoreInfo) -> Iterator[Path]:
-    """Yield a hidden folder beside ``path`` to build a store in; it is renamed to ``path`` when the block ends well.
-
-    What a killed run left there is removed first.
-
-    Raises:
-        StoreError: if something is at ``path``, or it cannot be written.
-        OutputError: if another run is building it.
-    """
+    path = Path(destination)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise StoreError(f"{path} already exists.", remedy="Choose a new folder for the store.")
     building = path.absolute().parent / f".{path.absolute().name}.unfinished"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import StoreError
-from ..io.files import sha256_of, write_atomically
-from ..io.locations import download, kind_of
+from ..io.locations import kind_of
 from ..reporter import SILENT, Reporter, counted
-from .manifest import finish_store, new_folder, new_store
+from .manifest import finish_store, new_store
+from .metadata import Failure, StoreInfo
 from .reader import Store
-from .rows import ITEM_COLUMNS, joined_splits
+from .rows import ITEM_COLUMNS, joined_splits, one_array
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import part_name, write_rows
+from .shards import shard_schema, write_rows
 
 _MUST_AGREE = ("dim", "dtype", "normalised", "preprocessing")
 
@@ -52,7 +52,7 @@ def merge_stores(
     prefix: bool = False,
     reporter: Reporter = SILENT,
 ) -> MergeReport:
-    """Join stores of the same model into a new store; shards that need no change are copied.
+    """Join stores of the same model into a new store.
 
     Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that several stores have
     rows of is in its split of the first of them. The new store has FAISS indexes if one of the stores has.
@@ -75,49 +75,38 @@ def merge_stores(
             "--keep and --prefix exclude each other: with --prefix, no two stores share a key.",
             remedy="Use one of the two.",
         )
-    report = MergeReport(new_folder(destination))
     sources = [Store.open(store, reporter=reporter) for store in stores]
     _require_mergeable(sources)
-    prefixes = [f"{store.path.resolve().name}/" if prefix else "" for store in sources]
-    if prefix and len(set(prefixes)) < len(prefixes):
+    prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
+    if prefix and len(set(prefixes.values())) < len(prefixes):
         raise StoreError(
             "Two of the stores have the same name, so --prefix would give their keys the same prefix.",
             remedy="Rename one of the folders.",
         )
+    first = {} if prefix else _first_rows(sources, keep)
+    splits = None if prefix else _splits_of_shared_items(sources)
+    report = MergeReport(Path(destination))
+    done = dict.fromkeys(first, 0)
+
+    def change(store: Store, modality: str, table: pa.Table) -> pa.Table:
+        count = len(table)
+        if splits is None:
+            for name in ("key", *ITEM_COLUMNS):
+                if name in table.column_names:
+                    own = table.column(name)
+                    named = pc.binary_join_element_wise(prefixes[store], own, "")
+                    table = replace_column(table, name, pc.if_else(pc.equal(own, ""), own, named))
+        else:
+            table = replace_column(table, "split", joined_splits(table, splits))
+            table = table.filter(first[modality].slice(done[modality], count))
+            done[modality] += count
+            report.dropped += count - len(table)
+        report.rows[modality] = report.rows.get(modality, 0) + len(table)
+        return table
+
     info = next((store for store in sources if store.modalities), sources[0]).info
-    rows = _rows_of(sources, prefixes)
-    kept = {modality: _first_of_each_key(table, sources, keep) for modality, table in rows.items()}
-    splits = _splits_of_shared_items(sources) if not prefix else None
-    numbers = dict.fromkeys(rows, 0)  # of the next shard, by modality
-    starts = dict.fromkeys(rows, 0)
-    total = sum(len(store.shards) for store in sources)
-    with new_store(report.store, info) as building, reporter.progress("Merging shards", total) as progress:
-        for store, before in zip(sources, prefixes, strict=True):
-            for modality, part in store.shards:
-                number, start, count = numbers[modality], starts[modality], store.shard_rows(modality, part)
-                numbers[modality], starts[modality] = number + 1, start + count
-                known, chosen = rows[modality].slice(start, count), kept[modality].slice(start, count)
-                split = known.column("split").combine_chunks() if splits is None else joined_splits(known, splits)
-                if before or not pc.all(chosen).as_py() or not split.equals(known.column("split").combine_chunks()):
-                    table = pa.Table.from_batches(list(store.batches(modality, parts=[part])))
-                    table = replace_column(_prefixed(table, before), "split", split).filter(chosen)
-                    failures = [_renamed(failure, before) for failure in store.shard_failures(modality, part)]
-                    write_rows(building, info, modality, number, table, failures)
-                    report.dropped += count - len(table)
-                    count = len(table)
-                else:
-                    _copy_shard(store, modality, part, building / part_name(modality, number))
-                report.rows[modality] = report.rows.get(modality, 0) + count
-                progress.advance()
-        refused = [
-            _renamed(failure, before)
-            for store, before in reversed(list(zip(sources, prefixes, strict=True)))
-            for failure in store.recorded_failures()
-            if failure.stage == "list"
-        ]
-        finish_store(building, refused)
-        if any(map(has_indexes, sources)):
-            keep_indexes(building, reporter=reporter)
+    renamed = lambda store, failures: [replace(f, key=prefixes[store] + f.key) for f in failures]  # noqa: E731
+    write_copy(destination, info, sources, change, renamed, "Merging shards", reporter)
     report.notes += [
         f"The moments of another corpus that were loaded into {store.path} were not copied; `c3 means --load` loads "
         "them again."
@@ -127,12 +116,51 @@ def merge_stores(
     return report
 
 
+def write_copy(
+    destination: str | Path,
+    info: StoreInfo,
+    sources: Sequence[Store],
+    change: Callable[[Store, str, pa.Table], pa.Table],
+    failures: Callable[[Store, Iterable[Failure]], Sequence[Failure]],
+    label: str,
+    reporter: Reporter,
+) -> None:
+    """Write a new store of the shards of others, changed one by one; it appears when it is complete.
+
+    Args:
+        destination: its folder.
+        info: of the new store.
+        sources: the stores; if one has FAISS indexes, so has the new one.
+        change: from a store, a modality and the rows of a shard to the new rows.
+        failures: from a store and its failures to the new ones.
+        label: of the progress.
+        reporter: shows it.
+
+    Raises:
+        StoreError: if there is something at ``destination``, or a shard cannot be read.
+    """
+    numbers: dict[str, int] = {}  # of the next shard, by modality
+    total = sum(len(store.shards) for store in sources)
+    with new_store(destination, info) as building, reporter.progress(label, total) as progress:
+        for store in sources:
+            for modality, part in store.shards:
+                number = numbers[modality] = numbers.get(modality, -1) + 1
+                batches = list(store.batches(modality, parts=[part]))
+                table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
+                failed = failures(store, store.shard_failures(modality, part))
+                write_rows(building, info, modality, number, change(store, modality, table), failed)
+                progress.advance()
+        # of several failures of one input the last is listed: that of the first store
+        listed = [f for store in reversed(sources) for f in failures(store, store.recorded_failures())]
+        finish_store(building, [failure for failure in listed if failure.stage == "list"])
+        if any(map(has_indexes, sources)):
+            keep_indexes(building, reporter=reporter)
+
+
 def replace_column(table: pa.Table, name: str, values: Any) -> pa.Table:
-    """Return the table with other values in one text column; the table itself if it has no such column."""
-    if name not in table.column_names:
-        return table
+    """Return the table with other values in one text column."""
     place = table.schema.get_field_index(name)
-    return table.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+    return table.set_column(place, table.schema.field(place), values)
 
 
 def _require_mergeable(stores: Sequence[Store]) -> None:
@@ -152,66 +180,36 @@ def _require_mergeable(stores: Sequence[Store]) -> None:
                 )
 
 
-def _rows_of(stores: Sequence[Store], prefixes: Sequence[str]) -> dict[str, pa.Table]:
-    """Return by modality the keys and splits of all rows, and the number of their store, in order."""
-    found: dict[str, list[pa.Table]] = {}
-    for number, (store, prefix) in enumerate(zip(stores, prefixes, strict=True)):
-        for modality in store.modalities:
-            for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
-                table = _prefixed(pa.Table.from_batches([batch]), prefix)
-                number_column = pa.array([number] * len(table), pa.int32())
-                found.setdefault(modality, []).append(table.append_column("store", number_column))
-    return {modality: pa.concat_tables(tables).combine_chunks() for modality, tables in found.items()}
-
-
-def _prefixed(table: pa.Table, prefix: str) -> pa.Table:
-    for name in ("key", *ITEM_COLUMNS) if prefix else ():
-        if name in table.column_names:
-            values = table.column(name)
-            own = pc.if_else(pc.equal(values, ""), values, pc.binary_join_element_wise(prefix, values, ""))
-            table = replace_column(table, name, own.combine_chunks())
-    return table
-
-
-def _first_of_each_key(rows: pa.Table, stores: Sequence[Store], keep: str | None) -> pa.Array[Any]:
-    """Return which rows are the first with their key: all, or it is an error without ``keep``."""
-    keys = rows.column("key")
-    places = pc.index_in(keys, value_set=keys.combine_chunks()).combine_chunks()
-    numbers = pa.array(range(len(rows)), places.type)
-    first = pc.equal(places, numbers)
-    repeated = pc.indices_nonzero(pc.invert(first))
-    if len(repeated) and keep is None:
-        row = repeated[0].as_py()
-        store = rows.column("store")
-        one, other = (stores[store[number].as_py()].path for number in (places[row].as_py(), row))
-        raise StoreError(
-            f"{counted(len(repeated), 'key is', 'keys are')} in several stores, for example {keys[row].as_py()!r} in "
-            f"{one} and {other}.",
-            remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys with the name of "
-            "their store.",
-        )
-    return first
+def _first_rows(stores: Sequence[Store], keep: str | None) -> dict[str, pa.Array[Any]]:
+    """Return by modality which rows are the first with their key, over all stores; without ``keep`` all have to be."""
+    found = {}
+    for modality in dict.fromkeys(name for store in stores for name in store.modalities):
+        owners = [store for store in stores if store.parts(modality)]
+        blocks = [[batch.column(0) for batch in store.batches(modality, ["key"])] for store in owners]
+        keys = one_array(pa.chunked_array([block for own in blocks for block in own], pa.string()))
+        places = pc.index_in(keys, value_set=keys)
+        found[modality] = pc.equal(places, pa.array(range(len(keys)), places.type))
+        again = pc.indices_nonzero(pc.invert(found[modality]))
+        if len(again) and keep is None:
+            ends = [sum(map(len, own)) for own in blocks]
+            row = again[0].as_py()
+            one, other = (
+                next(store.path for number, store in enumerate(owners) if place < sum(ends[: number + 1]))
+                for place in (places[row].as_py(), row)
+            )
+            raise StoreError(
+                f"{counted(len(again), 'key is', 'keys are')} in several stores, for example {keys[row].as_py()!r} in "
+                f"{one} and {other}.",
+                remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys with the name "
+                "of their store.",
+            )
+    return found
 
 
 def _splits_of_shared_items(stores: Sequence[Store]) -> pa.Table:
     """Return item and split of the items that several stores have rows of, as the first of them has it."""
     rows = pa.concat_tables([store.item_splits() for store in stores]).combine_chunks()
-    items = rows.column("item").combine_chunks()
+    items = one_array(rows.column("item"))
     counts = items.value_counts()
     shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     return rows.take(pc.index_in(shared, value_set=items)).combine_chunks()
-
-
-def _copy_shard(store: Store, modality: str, part: int, target: Path) -> None:
-    """Copy a shard under another number, and check the copy."""
-    source = store.file(modality, part)
-    write_atomically(target, lambda path: download(source, path))
-    if sha256_of(target) != store.shard_digest(modality, part):
-        raise StoreError(
-            f"{source} is not the file that the manifest of its store lists.",
-            remedy=f"Check and repair the store first: c3 verify {store.path}",
-        )
-
-
-def _renamed(failure: Any, prefix: str) -> Any:
-    return replace(failure, key=prefix + failure.key) if prefix else failure

@@ -107,7 +107,7 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     value_type = pa.float16() if info.dtype == "float16" else pa.float32()
     fields = [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(value_type, info.dim), nullable=False),
+        pa.field("embedding", pa.list_(pa.field("element", value_type), info.dim), nullable=False),
         *(pa.field(name, kind) for name, kind in _COLUMNS.get(modality, _OTHER_COLUMNS)),
     ]
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True)})
@@ -219,7 +219,7 @@ def shard_table(info: StoreInfo, shard: Shard) -> pa.Table:
     flat = np.asarray(shard.embeddings).reshape(n, info.dim).astype(info.dtype).reshape(-1)
     schema = shard_schema(shard.modality, info)
     arrays = [
-        pa.FixedSizeListArray.from_arrays(pa.array(flat), info.dim)
+        pa.FixedSizeListArray.from_arrays(pa.array(flat), type=column.type)
         if column.name == "embedding"
         else pa.array(shard.columns.get(column.name, [None] * n), type=column.type)
         for column in schema

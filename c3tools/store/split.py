@@ -18,12 +18,10 @@ from ..reporter import SILENT, Reporter
 from ..seeds import stable_fraction
 from ..tables import Table
 from .importers import ColumnNames, key_and_split, read_table
-from .manifest import finish_store, new_folder, new_store
-from .merge import replace_column
+from .merge import replace_column, write_copy
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items
-from .shard_indexes import has_indexes, keep_indexes
-from .shards import shard_schema, write_rows
+from .shards import shard_schema
 
 ChooseSplits = Callable[[Sequence[str]], list[str | None]]  # keys of items -> their new splits, None for no change
 
@@ -87,7 +85,7 @@ def split_store(
         StoreError: if there is no store, options contradict each other, the column does not exist, the file names none
             of the keys, or ``destination`` exists or is a URL.
     """
-    report = SplitReport(new_folder(destination))
+    report = SplitReport(Path(destination))
     source = Store.open(store, reporter=reporter)
     if column is not None and file is not None:
         raise StoreError("Splits come either from --column or from --file, not from both.")
@@ -105,28 +103,21 @@ def split_store(
             for batch in source.batches(modality, ["key", "split"]) if source.parts(modality) else ():
                 for key, old in zip(keys_of(batch), batch.column("split").to_pylist(), strict=True):
                     images.setdefault(key, named.get(key) or old or hashed_split(key))
-    with new_store(report.store, source.info) as building:
-        with reporter.progress("Splitting shards", len(source.shards)) as progress:
-            for modality, part in source.shards:
-                table = pa.Table.from_batches(
-                    list(source.batches(modality, parts=[part])), shard_schema(modality, source.info)
-                )
-                items = own_items(table).to_pylist()
-                chosen = choose(items)
-                if any(name in table.column_names for name in ITEM_COLUMNS):
-                    # the split of the image decides, also where neither file nor column names it
-                    chosen = [images.get(item) or own for item, own in zip(items, chosen, strict=True)]
-                report.unnamed += sum(split is None for split in chosen)
-                splits = [new or old for new, old in zip(chosen, table.column("split").to_pylist(), strict=True)]
-                counts = Counter(report.rows.get(modality, {}))
-                counts.update(split_of(split, item) for split, item in zip(splits, items, strict=True))
-                report.rows[modality] = dict(sorted(counts.items()))
-                failures = source.shard_failures(modality, part)
-                write_rows(building, source.info, modality, part, replace_column(table, "split", splits), failures)
-                progress.advance()
-        finish_store(building, [failure for failure in source.recorded_failures() if failure.stage == "list"])
-        if has_indexes(source):
-            keep_indexes(building, reporter=reporter)
+
+    def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
+        items = own_items(table).to_pylist()
+        chosen = choose(items)
+        if any(name in table.column_names for name in ITEM_COLUMNS):
+            # the split of the image decides, also where neither file nor column names it
+            chosen = [images.get(item) or own for item, own in zip(items, chosen, strict=True)]
+        report.unnamed += sum(split is None for split in chosen)
+        splits = [new or old for new, old in zip(chosen, table.column("split").to_pylist(), strict=True)]
+        counts = Counter(report.rows.get(modality, {}))
+        counts.update(split_of(split, item) for split, item in zip(splits, items, strict=True))
+        report.rows[modality] = dict(sorted(counts.items()))
+        return replace_column(table, "split", pa.array(splits, pa.string()))
+
+    write_copy(destination, source.info, [source], change, lambda _, failures: failures, "Splitting shards", reporter)
     return report
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,6 @@ from c3tools.captioning.config import plan_training
 from c3tools.captioning.train import training_captions
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, TransformError
 from c3tools.identity import ModelIdentity
-from c3tools.io import spill
-from c3tools.io.spill import FileRows
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
@@ -254,40 +251,6 @@ def test_no_noise_is_not_the_noise_of_the_rule(train: Train) -> None:
 
 def rows_of(items: list[str]) -> Rows:
     return Rows.of("text", [f"t{i}" for i in range(len(items))], np.ones((len(items), 2)), image_key=items)
-
-
-@pytest.mark.parametrize("changes", [{"sigma": None}, {"monitor": "cross-modal"}, {"pairs": 0.5}], ids=str)
-def test_rows_in_a_file_train_the_same_decoder(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
-    kept = train("in-memory", **changes)
-    files: list[FileRows] = []
-    make = spill.FileRows.__init__
-
-    def noting(self: FileRows, *given: Any) -> None:
-        files.append(self)
-        make(self, *given)
-
-    monkeypatch.setattr(spill, "MEMORY_LIMIT", -1)
-    monkeypatch.setattr(spill, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(spill.FileRows, "__init__", noting)
-    train("in-a-file", **changes)
-    names = {path.name for path in (tmp_path / "in-memory").iterdir()}
-    assert files and names == {path.name for path in (tmp_path / "in-a-file").iterdir()}
-    for name in ("weights.safetensors", "tokenizer.json", "transform.json", "transform.safetensors"):
-        assert (tmp_path / "in-a-file" / name).read_bytes() == (tmp_path / "in-memory" / name).read_bytes()
-    # all that the run depends on has the same digest, so the same command does nothing
-    assert Captioner.load(tmp_path / "in-a-file").record["identity"] == kept.record["identity"]
-
-
-def test_a_disk_that_is_full_ends_the_training_with_one_error(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spill, "MEMORY_LIMIT", -1)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(OutputError, match=r"(?s)temporary file in .*gone.*TMPDIR"):
-        train()
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_held_out_depends_on_the_keys_alone() -> None:

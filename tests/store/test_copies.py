@@ -50,7 +50,8 @@ def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) ->
     report = merge_stores(tmp_path / "m", [one, two], keep="first")
     assert (report.rows, report.dropped) == ({"image": 30, "text": 60}, 3) and "means --load" in report.notes[0]
     merged = Store.open(tmp_path / "m")
-    assert merged.file("text", 2).read_bytes() == Store.open(one).file("text", 2).read_bytes()
+    for part in (0, 1, 2):  # what does not change is written with the same bytes
+        assert merged.file("text", part).read_bytes() == Store.open(one).file("text", part).read_bytes()
     assert merged.recorded_failures() == [FAILURE] and verify_store(merged.path).findings == []
 
 
@@ -96,11 +97,10 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     for stores, named in ([[one], "two"], [[one, one], "twice"], [[one, other], "other"]):
         with pytest.raises(StoreError, match=str(named)):
             merge_stores(tmp_path / "m", stores)  # type: ignore[arg-type]
-    with pytest.raises(StoreError, match="s3://"):
-        merge_stores("s3://bucket/m", [one, other])
     two = build_store(tmp_path / "two", images("xy")).path
-    with pytest.raises(StoreError, match="exists"):
-        merge_stores(one, [one, two])
+    for to, named in ((one, "exists"), ("s3://bucket/m", "s3://bucket/m")):
+        with pytest.raises(StoreError, match=named):
+            merge_stores(to, [one, two])
     path = two / "image" / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     with pytest.raises(StoreError, match="part-00000"):
