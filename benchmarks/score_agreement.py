@@ -4,7 +4,8 @@
     python benchmarks/score_agreement.py captions.json --references captions.jsonl   # those of `c3 caption --json`
 
 Needs Java, pycocoevalcap (extra `eval`) and sacrebleu. Without a file, the first caption of each bundled image is
-scored against the other captions of this image, with the words of every other one in another order. Takes about 20 seconds.
+scored against the other captions of this image, with the words of every other one in another order. It takes about 20
+seconds.
 
 It should print differences in the last digits, and the captions whose tokens differ, if any (see
 `c3tools.metrics.tokenizer`): two of the bundled ones, which changes ROUGE-L by 9e-4 and CIDEr by 8e-5. It exits with 1

@@ -34,21 +34,16 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_imports_run_down_the_floors(house: Path) -> None:
-    result = lint(house)
-    assert result.returncode == 0, result.stdout
-    assert "2 kept, 0 broken" in result.stdout
-
-
 @pytest.mark.parametrize(
     ("file", "line", "said"),
     [
         ("store/reader.py", "from ..captioning.captioner import Captioner", "c3tools.store is not allowed to import"),
-        ("export/__init__.py", "from ..connect import heads", "c3tools.export is not allowed to import"),
         ("store/rows.py", "def f():\n    from .reader import Store", "No cycles are allowed in c3tools.store"),
     ],
 )
 def test_an_import_that_runs_up_or_in_a_circle_is_found(house: Path, file: str, line: str, said: str) -> None:
+    clean = lint(house)
+    assert clean.returncode == 0, clean.stdout
     path = house / "c3tools" / file
     path.write_text(f"{path.read_text()}\n\n{line}\n")
     result = lint(house)
@@ -77,11 +72,6 @@ def test_functions_say_what_they_do_with_a_verb() -> None:
         if line.split()[0] in {"What", "Where", "Whether", "How", "Which", "Why", "When"}
     ]
     assert riddles == []
-
-
-def test_no_file_is_too_long_to_be_read_from_top_to_bottom() -> None:
-    long = {str(f.relative_to(ROOT)): n for f in sources() if (n := len(f.read_text("utf-8").splitlines())) > 400}
-    assert long == {}
 
 
 def test_the_packages_of_the_distribution_are_those_of_the_tree() -> None:
