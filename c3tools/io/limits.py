@@ -7,7 +7,6 @@ largest size. A file that breaks the rule ends in a `TooLargeError` before its c
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import IO, AnyStr, BinaryIO
 
@@ -17,7 +16,6 @@ LARGEST_TEXT = 1 << 24  # bytes of a line, of a text in a tar, of a text in a ta
 LARGEST_JSON = 1 << 29  # bytes of a file of JSON, which is read as a whole
 _ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any packed file may unpack to, and times its own size
 _MOST_REPEATED = 1000  # times the size of a table that its values may come to: dictionaries repeat values
-_MOST_READ = 4  # times that a file may be read over: parts of a file may be claimed by several of its tags
 # bytes of JSON per value, on average over a file of more than LARGEST_TEXT; in memory a value takes 64 and more
 _SMALLEST_VALUE = 8
 
@@ -80,23 +78,3 @@ class LimitedFile:
         if size > LARGEST_TEXT:
             raise TooLargeError(f"a header of {size:,} bytes")
         return self._file.read(size)
-
-
-class MeteredBytes(io.BytesIO):
-    """The content of a file for readers that trust the places in it: reading it over and over is refused."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        self._left = max(_ANY_SIZE, _MOST_READ * len(content))
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            TooLargeError: if the file has been read too often.
-        """
-        content = super().read(size)
-        self._left -= len(content)
-        if self._left < 0:
-            raise TooLargeError("parts of the file are used over and over")
-        return content

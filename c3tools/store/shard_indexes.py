@@ -22,7 +22,6 @@ from ..errors import MissingExtraError, StoreError, UnreachableError
 from ..executors import Executor, LocalExecutor, Report, Work
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import kind_of, read_all
-from ..io.quiet import quiet_libraries
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import Manifest, record_files
@@ -58,8 +57,7 @@ def save_index(index: Any, path: Path) -> None:
         except RuntimeError as error:
             raise OSError(f"FAISS cannot write {path} ({last_line(error)})") from error
 
-    with quiet_libraries():
-        write_atomically(path, write)
+    write_atomically(path, write)
 
 
 def last_line(error: RuntimeError) -> str:

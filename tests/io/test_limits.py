@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from c3tools.corpus.tars import scan
 from c3tools.io import limits
 from c3tools.io.files import read_json
-from c3tools.io.limits import LARGEST_JSON, MeteredBytes, TooLargeError, check_json, limited_lines
+from c3tools.io.limits import LARGEST_JSON, TooLargeError, check_json, limited_lines
 from tests import bombs as files
 
 
@@ -53,16 +53,6 @@ def test_json_of_any_size_is_not_read(tmp_path: Path) -> None:
     files.sparse(path, LARGEST_JSON + 1, b"{")
     with pytest.raises(TooLargeError, match="more than 536,870,912 bytes"):
         read_json(path)
-
-
-def test_a_file_is_read_a_few_times_over_and_not_more() -> None:
-    file = MeteredBytes(bytes(2**24))
-    for _ in range(4):
-        file.seek(0)
-        assert len(file.read()) == 2**24
-    file.seek(0)
-    with pytest.raises(TooLargeError, match="over and over"):
-        file.read(1)
 
 
 def test_a_tar_whose_header_declares_gigabytes(tmp_path: Path) -> None:
