@@ -261,7 +261,7 @@ def unread_is_not_damaged(path: Path) -> Iterator[None]:
         if error.errno is None:  # of a library that finds fault with the content
             raise
         raise UnreachableError(
-            f"{path} cannot be read ({error.strerror or error}), which says nothing about what is in it.",
+            f"{path} cannot be read ({error.strerror or error}). The file itself may be intact.",
             remedy="Look at its permissions, the disk, and the number of open files (ulimit -n), then try again.",
         ) from error
 
