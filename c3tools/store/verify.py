@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from ..errors import StoreError, UnreachableError, telling_what_is_kept
 from ..identity import ModelIdentity
-from ..io.files import json_text, read_json, sha256_of, write_json_atomically
-from ..io.locations import kind_of, location, read_all, remove
+from ..io.files import sha256_of, write_json_atomically
+from ..io.locations import kind_of, location, remove
 from ..io.lock import locked
 from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter, counted
@@ -32,7 +32,7 @@ from .manifest import (
     on_this_machine,
     record_files,
 )
-from .metadata import FAILURES_FILE, FORMAT_VERSION, INFO_FILE, Failure, StoreInfo, digest_of, read_failures
+from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures
 from .reader import Store
 from .rows import ITEM_COLUMNS, embedding_matrix, item_keys, keys_of
 from .shard_indexes import keep_indexes
@@ -227,34 +227,25 @@ def _described(path: Path) -> tuple[StoreInfo, list[Finding]]:
     Raises:
         StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
     """
-    remedy = "Write it again from the copy in a shard: c3 verify --repair"
     try:
-        info = StoreInfo.load(path)
+        return StoreInfo.load(path), []
     except StoreError as error:
-        try:
-            version = read_json(path / INFO_FILE)["format_version"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            version = None
-        copy = _description_in_shards(path)
-        # a store of a newer version is not damaged, whatever older shards in it say
-        if copy is None or (isinstance(version, int) and version > FORMAT_VERSION):
+        copy = next(_copies(path), None)
+        if copy is None:
             raise
+        remedy = "Write it again from the copy in a shard: c3 verify --repair"
         return StoreInfo.from_dict(copy, path / INFO_FILE), [Finding("description", INFO_FILE, error.message, remedy)]
-    if read_all(path / INFO_FILE) != json_text(info.to_dict()).encode("utf-8", "surrogatepass"):
-        return info, [Finding("description", INFO_FILE, "it was changed after it was written", remedy)]
-    return info, []
 
 
-def _description_in_shards(path: Path) -> dict[str, Any] | None:
-    """Return the store.json that the first readable shard repeats, or None if there is none."""
+def _copies(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the store.json that each readable shard repeats."""
     for shard in shards_in(path):
         try:
-            return read_header(path / part_name(*shard)).info
+            yield read_header(path / part_name(*shard)).info
         except UnreachableError:
             raise
         except StoreError:
             continue
-    return None
 
 
 def _check_shard(
@@ -462,16 +453,21 @@ def _repair(result: Verification, *, remove_damaged: bool, forget: bool, reporte
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
     path, said = result.store, result.repaired
     checks = {(finding.check, finding.where) for finding in result.defects}
+    manifest = None if ("manifest", MANIFEST_FILE) in checks else Manifest.load(path)
     damaged = list(dict.fromkeys(finding.shard for finding in result.defects if finding.redo and finding.shard))
     if remove_damaged:
+        if manifest is None:
+            remove(path / MANIFEST_FILE)  # damaged, if there is one
         if any(where == INFO_FILE and check != "empty" for check, where in checks):
-            _write_description(path)
+            # the copy that the manifest lists, else the first
+            copies = list(_copies(path))
+            wanted = manifest.files.get(INFO_FILE) if manifest else None
+            write_json_atomically(path / INFO_FILE, next((c for c in copies if digest_of(c) == wanted), copies[0]))
+            record_files(path, changed=[INFO_FILE])
             said.append(f"{INFO_FILE} was written again from a shard")
         for shard in damaged:
             remove(path / part_name(*shard))
             said.append(f"{shard[0]} shard {shard[1]} was removed and has to be made again")
-        if ("manifest", MANIFEST_FILE) in checks:
-            remove(path / MANIFEST_FILE)
         if any(where == MOMENTS_FILE for _, where in checks):
             remove(path / MOMENTS_FILE)
     writer = StoreWriter(path)
@@ -494,25 +490,3 @@ def _repair(result: Verification, *, remove_damaged: bool, forget: bool, reporte
             record_files(path, faiss=dict.fromkeys(broken))
             keep_indexes(path, reporter=reporter)
             said.append(f"{counted(len(broken), 'FAISS index was', 'FAISS indexes were')} made again")
-
-
-def _write_description(path: Path) -> None:
-    """Write store.json again from a shard: the copy that the manifest lists, else the first that can be read."""
-    copies = []
-    for shard in shards_in(path):
-        try:
-            copies.append(read_header(path / part_name(*shard)).info)
-        except UnreachableError:
-            raise
-        except StoreError:
-            continue
-    try:
-        manifest = Manifest.load(path)
-    except StoreError:
-        manifest = None
-    wanted = manifest.files.get(INFO_FILE) if manifest else None
-    chosen = next((copy for copy in copies if digest_of(copy) == wanted), copies[0] if copies else None)
-    if chosen is None:
-        raise StoreError(f"No shard of {path} has a copy of {INFO_FILE}.", remedy="Copy the store again.")
-    write_json_atomically(path / INFO_FILE, chosen)
-    record_files(path, changed=[INFO_FILE])

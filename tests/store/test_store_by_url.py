@@ -24,7 +24,7 @@ from .test_writing import COLOURS, shard
 def at_url(place: Path) -> dict[str, bytes]:
     folders, files = names_in(place)
     names = [*files, *(f"{folder}/{name}" for folder in folders for name in names_in(place / folder)[1])]
-    return {name: read_all(place / name) for name in names}
+    return {name: read_all(place / name) for name in names if name != "inputs.parquet"}
 
 
 def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
@@ -48,7 +48,7 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
         with pytest.raises(KeyboardInterrupt):
             embed(place)
     embed(place)
-    assert {**at_url(place), "inputs.parquet": b""} == {**contents(tmp_path / "s"), "inputs.parquet": b""}
+    assert at_url(place) == contents(tmp_path / "s")
     (tmp_path / "c" / "a.png").unlink()
     corpus = read_corpus(tmp_path / "c")
     embed(place, update=True, prune=True)

@@ -75,8 +75,7 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
 
 def everything(folder: Path) -> dict[str, bytes]:
     names = [name for name in ("s", "m") if (folder / name).exists()]
-    found = {f"{name}/{file}": content for name in names for file, content in contents(folder / name).items()}
-    return {name: content for name, content in found.items() if not name.endswith("inputs.parquet")}
+    return {f"{name}/{file}": content for name in names for file, content in contents(folder / name).items()}
 
 
 @pytest.mark.parametrize(("command", "kills"), [("embed", 5), ("update", 7), ("merge", 3), ("repair", 3)])
