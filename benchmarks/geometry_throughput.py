@@ -43,10 +43,10 @@ TASKS = ("moments", "read", "report")
 def write_store(folder: Path, pairs: int) -> None:
     """Two sets of shards of ``pairs`` rows each, unless they are there."""
     from c3tools.identity import ModelIdentity
-    from c3tools.store import Shard, StoreInfo, create_store, write_shard
+    from c3tools.store import Shard, StoreInfo, create_store, finish_store, write_shard
 
     parts = math.ceil(pairs / PART_ROWS)
-    if (folder / "text" / f"part-{parts - 1:05d}.json").exists():
+    if (folder / "manifest.json").exists():
         return
     info = StoreInfo(ModelIdentity(name="synthetic"), DIM)
     create_store(folder, info)
@@ -66,6 +66,7 @@ def write_store(folder: Path, pairs: int) -> None:
             rows[:, 1] += 0.6
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             write_shard(folder, info, Shard(modality, part, rows, columns[modality]))
+    finish_store(folder)
 
 
 def run_moments(folder: Path) -> object:

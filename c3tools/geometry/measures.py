@@ -21,7 +21,7 @@ from .assumptions import Answer, Subset
 from .collect import Collected, Sample
 from .residuals import Residuals, row_cosines
 from .spaces import SpaceMeasures
-from .spectrum import ModalityMeasures, relative_gap, variance_along
+from .spectrum import ModalityMeasures, relative_gap
 
 BIASED_ITEMS, FEW_ITEMS = 300, 100
 """With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
@@ -30,7 +30,7 @@ docs/reference/geometry.md for their coverage."""
 
 @dataclass(frozen=True)
 class GapMeasures:
-    """Measures of the modality gap; all but the lengths and ``variance_along`` need pairs.
+    """Measures of the modality gap; all but the lengths need pairs.
 
     Attributes:
         length: norm of the difference of the means (L2M). Its square is too large by what the means of so few items
@@ -40,7 +40,6 @@ class GapMeasures:
         rmg: relative modality gap (Schrodi et al., 2024).
         direction: mean cosine between the mean difference of a group of pairs and the next one's.
         group_length: mean and standard deviation of the groups' lengths.
-        variance_along: per modality, the share of its variance along the gap.
     """
 
     length: Estimate
@@ -49,7 +48,6 @@ class GapMeasures:
     rmg: Estimate | None
     direction: float | None
     group_length: tuple[float, float] | None
-    variance_along: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
             within = num * (1 - value) / value
             added = within * (1 - sums.cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
             rmg = _linearised(collected, value, added / (num + within) ** 2, seed)
-    along_gap = {name: variance_along(moments, gap) for name, moments in collected.moments.items()}
-    return GapMeasures(length, debiased, distance, rmg, direction, group_length, along_gap)
+    return GapMeasures(length, debiased, distance, rmg, direction, group_length)
 
 
 def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:

@@ -140,14 +140,9 @@ def uniformity(rows: Floats, items: Indices | None = None, *, seed: int = 0) -> 
     x, n = rows[chosen], len(chosen)
     owner = np.arange(n) if items is None else items[chosen]
     squares = np.einsum("ij,ij->i", x, x)
-    total, others = np.empty(n), np.empty(n)
-    for start in range(0, n, 1024):
-        block = x[start : start + 1024]
-        squared = squares[start : start + 1024, None] + squares[None, :] - 2 * (block @ x.T)  # (block, n)
-        near = np.exp(-2 * np.maximum(squared, 0), out=squared)
-        apart = owner[start : start + 1024, None] != owner[None, :]
-        total[start : start + 1024] = np.where(apart, near, 0).sum(axis=1, dtype=np.float64)
-        others[start : start + 1024] = np.count_nonzero(apart, axis=1)
+    near = np.exp(-2 * np.maximum(squares[:, None] + squares - 2 * (x @ x.T), 0))  # (n, n)
+    apart = owner[:, None] != owner
+    total, others = np.where(apart, near, 0).sum(axis=1, dtype=np.float64), np.count_nonzero(apart, axis=1)
     if not others.any():
         return Estimate(0.0, None, n)
     mean = float(total.sum() / others.sum())
@@ -179,26 +174,21 @@ def separability(
             is fitted on: a mean that includes the held-out rows pushes the accuracy below one half.
         seed: of the sample, the halves and the resampling.
     """
-    half = min(len(first), len(second), MAX_PROBE_ROWS) // 2
-    halves, half_items = [], []
+    most = min(len(first), len(second), MAX_PROBE_ROWS)
+    half, right, tested = most // 2, [], []
+    x, owner = np.empty((2, 2, half, first.shape[1])), np.empty((2, 2, half), np.int64)  # modality, half, row
     for number, rows in enumerate((first, second)):
-        chosen = _chosen(len(rows), min(len(first), len(second), MAX_PROBE_ROWS), seed, f"probe {number}")
-        chosen = chosen[generator(seed, "probe halves", number).permutation(len(chosen))]
-        sides = chosen[:half], chosen[half : 2 * half]
-        halves.append([rows[side].astype(np.float64) for side in sides])
+        chosen = _chosen(len(rows), most, seed, f"probe {number}")
+        chosen = chosen[generator(seed, "probe halves", number).permutation(most)][: 2 * half].reshape(2, half)
         known = np.arange(len(rows)) + number * len(first) if items is None else items[number]
-        half_items.append([known[side] for side in sides])
+        x[number], owner[number] = rows[chosen], known[chosen]
     labels = np.repeat([1.0, 0.0], half)
-    right, tested = [], []
     for fit, held in ((0, 1), (1, 0)):
-        means = [rows[fit].mean(axis=0) if collapse else np.zeros(rows[fit].shape[1]) for rows in halves]
-        fit_rows, held_rows = (
-            unit_rows(np.concatenate([rows[side] - mean for rows, mean in zip(halves, means, strict=True)]))
-            for side in (fit, held)
-        )
+        mean = x[:, fit].mean(axis=1, keepdims=True) if collapse else 0.0
+        fit_rows, held_rows = (unit_rows((x[:, side] - mean).reshape(2 * half, -1)) for side in (fit, held))
         weights = _logistic(fit_rows, labels)
         right.append((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5))
-        tested += [numbers[held] for numbers in half_items]
+        tested.append(owner[:, held].ravel())
     hits = np.concatenate(right).astype(np.float64)
     return Estimate(float(hits.mean()), share_interval(hits, np.concatenate(tested)), len(hits))
 

@@ -117,12 +117,6 @@ def gap_vector(first: Moments, second: Moments) -> Array:
     return first.mean - second.mean
 
 
-def variance_along(moments: Moments, direction: Array) -> float:
-    """Return the share of a modality's variance along ``direction`` (d,); ``1 / d`` for isotropic rows."""
-    total, squared = float(np.trace(moments.scatter)), float(direction @ direction)
-    return float(direction @ moments.scatter @ direction) / squared / total if total > 0 and squared > 0 else 0.0
-
-
 def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float | None:
     """Return RMG (Schrodi et al., 2024): the distance of pairs over itself plus the distance within modalities.
 

@@ -120,7 +120,7 @@ def facts(report: Measured) -> dict[str, str]:
 
 def compare(reports: Sequence[Measured], names: Sequence[str]) -> list[Section]:
     """Lay out several reports in one table, a column for each: two stores, or every pair of modalities of one."""
-    rows: list[list[str]] = []
+    rows = [["Model", *(str(report.provenance["model"]) for report in reports)]]
 
     def add(name: str, found: Iterable[Estimate | None], digits: int = 3, scale: float = 1) -> None:
         cells = []

@@ -18,7 +18,6 @@ from c3tools.geometry.spectrum import (
     effective_rank,
     measure_modality,
     relative_gap,
-    variance_along,
 )
 from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
@@ -79,12 +78,6 @@ def test_mean_norm_and_its_errors_agree_with_repeated_draws() -> None:
     )
     together = measure_modality(Moments.from_rows(draws[0]), 10)
     assert together.mean_norm_error == pytest.approx(found.mean_norm_error * np.sqrt(99 / 9))
-
-
-def test_variance_along_an_axis_is_its_share() -> None:
-    rows = np.random.default_rng(1).normal(size=(5000, 3)) * np.array([3.0, 1.0, 1.0])
-    assert variance_along(Moments.from_rows(rows), np.array([2.0, 0, 0])) == pytest.approx(9 / 11, abs=0.02)
-    assert variance_along(Moments.from_rows(rows), np.zeros(3)) == 0.0
 
 
 def test_intervals_are_as_wide_as_the_numbers_scatter(tmp_path: Path) -> None:
