@@ -404,11 +404,14 @@ def _read_valid(
     while True:
         for name, mask in keep.items():
             if (count := int(np.count_nonzero(mask))) < MIN_ROWS:
-                which = "" if split in (None, ALL) else f" in the split {split!r}"
+                every = split in (None, ALL)
+                which = "" if every else f" in the split {split!r}"
                 raise StoreError(
                     f"The modality {name!r} of the store {store.path} has {counted(count, 'row')}{which}; a report "
                     f"needs at least {MIN_ROWS}.",
-                    remedy=f"Embed more, or choose another --split. The splits are {store.list_splits(name)}.",
+                    remedy="Embed more."
+                    if every
+                    else f"Choose another --split. The splits are {store.list_splits(name)}.",
                 )
         plan = plan_for(keep)
         with reporter.progress("Reading rows", sum(map(len, keep.values()))) as progress, ThreadPoolExecutor() as pool:

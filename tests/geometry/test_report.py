@@ -261,11 +261,11 @@ def page(hostile: GapReport) -> str:
 
 
 def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str) -> None:
-    """``C3_GOLDEN=1 pytest tests/geometry`` makes them anew; drawings and styles are left out."""
+    """``C3_RECORD=1 pytest tests/geometry`` makes them anew; drawings and styles are left out."""
     store, values = hostile.provenance["store"], hostile.to_dict()
     page = re.sub(r"(<svg|<style).*?(</svg>|</style>)", "", page.replace(store, "s"), flags=re.DOTALL)
     values["provenance"]["store"] = "s"
-    if os.environ.get("C3_GOLDEN"):
+    if os.environ.get("C3_RECORD"):
         (GOLDEN / "report.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
         (GOLDEN / "page.html").write_text(page)
     assert page == (GOLDEN / "page.html").read_text()
