@@ -123,11 +123,14 @@ class ItemTable(Sequence[Item]):
     def table(self) -> pa.Table:
         """All items, a column for each of their fields, in one chunk."""
         self._flush()
-        whole = pa.Table.from_batches(self._batches, self._schema)
         if len(self._batches) > 1:
-            self._batches = whole.combine_chunks().to_batches()
-            whole = pa.Table.from_batches(self._batches, self._schema)
-        return whole
+            chunked = pa.Table.from_batches(self._batches, self._schema).columns
+            self._batches = []
+            arrays = []
+            while chunked:  # one by one, so that only one of them is twice in memory
+                arrays.append(chunked.pop(0).combine_chunks())
+            self._batches = [pa.RecordBatch.from_arrays(arrays, schema=self._schema)]
+        return pa.Table.from_batches(self._batches, self._schema)
 
     def take(self, positions: Any) -> list[Item]:
         """Return the items at these positions, an array of integers."""
@@ -148,9 +151,11 @@ class ItemTable(Sequence[Item]):
 
     def repeated_key(self) -> str | None:
         """Return a key that several items have."""
-        counts = self.table.group_by("key", use_threads=False).aggregate([([], "count_all")])
-        repeated = counts.filter(pc.greater(counts["count_all"], 1))
-        return str(repeated["key"][0]) if len(repeated) else None
+        keys = self.table["key"]
+        if pc.count_distinct(keys).as_py() == len(keys):
+            return None
+        counts = keys.value_counts()
+        return str(counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))[0]["values"])
 
     def _flush(self) -> None:
         if self._recent:
