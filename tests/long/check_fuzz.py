@@ -1,0 +1,161 @@
+"""Fuzz: a file of every format with random changes is read, or refused by a `C3Error`; no reader crashes or hangs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+
+from c3tools.corpus import read_corpus
+from c3tools.errors import C3Error
+from c3tools.index import Index, build_index
+from c3tools.store import Store
+from c3tools.store.import_embeddings import import_embeddings
+from c3tools.store.verify import verify_store
+from c3tools.transforms import Pipeline, preset
+from tests.conftest import unit_rows
+from tests.stores import gap_store, whole_store
+
+from .conftest import Budget
+
+SECONDS = 60  # of one reader
+TOKENS = [b"\0", b"\xff" * 8, b"\n", b'"', b",", b"{", b"]", b"NaN", b"1e999", b"9" * 5000, b"[" * 100_000, b"\\ud800"]
+ROWS = [{"image": "a.png", "captions": ["a dog", "it runs"], "split": "train"}, {"image": "b.png", "caption": "いぬ"}]
+
+
+def _png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(stream, "png")
+    return stream.getvalue()
+
+
+def _corpus(name: str, content: Callable[[], bytes]) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
+    def make(folder: Path) -> None:
+        (folder / name).write_bytes(content())
+        (folder / "a.png").write_bytes(_png())
+
+    return make, lambda folder: list(read_corpus(folder / name).texts)
+
+
+def _vectors(name: str) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
+    rows = unit_rows(4, 3)
+
+    def make(folder: Path) -> None:
+        path = folder / name
+        {
+            ".npy": lambda: np.save(path, rows),
+            ".npz": lambda: np.savez(path, a=rows),
+            ".csv": lambda: path.write_text("id,0,1\n" + "".join(f"k{i},{i},1\n" for i in range(4))),
+            ".jsonl": lambda: path.write_text(
+                "".join(json.dumps({"id": i, "vector": [i, 1]}) + "\n" for i in range(4))
+            ),
+            ".parquet": lambda: pq.write_table(pa.table({"id": ["a", "b"], "embedding": [[0.1], [0.2]]}), path),
+            ".safetensors": lambda: save_file({"a": rows}, path),
+            ".pt": lambda: torch.save(torch.tensor(rows), path),
+            ".pkl": lambda: path.write_bytes(pickle.dumps([{"image_embedding": rows[:1], "caption": "a dog"}])),
+        }[path.suffix]()
+
+    def read(folder: Path) -> None:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        given: dict[str, Any] = {"source" if name.endswith(".pkl") else "image": folder / name}
+        import_embeddings(**given, store=folder / "out")
+
+    return make, read
+
+
+def _read_store(folder: Path) -> None:
+    verify_store(folder / "s")
+    store = Store.open(folder / "s")
+    store.pairs()
+    store.moments("image")
+    store.external_moments()
+    store.recorded_failures()
+
+
+def _parquet_captions() -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"file_name": ["a.png", None], "text": ["a dog", "いぬ"]}), stream)
+    return stream.getvalue()
+
+
+TARGETS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
+    "store": (lambda folder: whole_store(folder / "s", images=4, part_rows=2), _read_store),
+    "pipeline": (
+        lambda folder: (
+            preset("c3", sigma=0.1).fit({"image": unit_rows(9, 4), "text": unit_rows(9, 4, 1)}).save(folder / "p")
+        ),
+        lambda folder: Pipeline.load(folder / "p").transform(unit_rows(2, 4), modality="image"),
+    ),
+    "index": (
+        lambda folder: build_index(gap_store(folder / "c3-store", 12), folder / "i"),
+        lambda folder: Index.open(folder / "i").search(vector=unit_rows(1, 16), k=2),
+    ),
+    "captions.jsonl": _corpus("captions.jsonl", lambda: "\n".join(map(json.dumps, ROWS)).encode()),
+    "captions.csv": _corpus("captions.csv", lambda: b'file_name,text\na.png,"a ""big"" dog"\n'),
+    "captions.parquet": _corpus("captions.parquet", _parquet_captions),
+    **{f"vectors{suffix}": _vectors(f"v{suffix}") for suffix in (".npy", ".npz", ".csv", ".jsonl", ".parquet")},
+    **{f"vectors{suffix}": _vectors(f"v{suffix}") for suffix in (".safetensors", ".pt", ".pkl")},
+}
+
+
+def changed(content: bytes, draw: random.Random) -> bytes:
+    """Return a file with one to four random changes: bytes replaced, left out, repeated, or cut off."""
+    for _ in range(draw.randrange(1, 5)):
+        place, length = draw.randrange(len(content) + 1), draw.randrange(1, 40)
+        new = draw.choice([draw.randbytes(1), b"", draw.choice(TOKENS), content[place : place + length] * 2])
+        content = content[:place] + new + content[place + draw.choice([0, len(new), length]) :]
+        content = content[:place] if draw.random() < 0.05 else content
+    return content
+
+
+def _ends_well(read: Callable[[Path], object], folder: Path) -> bool:
+    """Read in a forked process, which a crash of a library would end; return whether it was refused or read."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(SECONDS)
+            read(folder)
+            status = 0
+        except C3Error:
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_changed_files(budget: Budget, tmp_path: Path) -> None:
+    found: Counter[str] = Counter()
+    for name, (make, _) in TARGETS.items():
+        (tmp_path / name).mkdir()
+        make(tmp_path / name)
+    while budget.is_left():
+        for name, (_, read) in TARGETS.items():
+            folder = tmp_path / name
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".png"]
+            file = budget.random.choice([path for path in files if "out" not in path.relative_to(folder).parts])
+            before = file.read_bytes()
+            file.write_bytes(changed(before, budget.random))
+            if not _ends_well(read, folder):
+                kept = shutil.copyfile(file, tmp_path / f"found-{file.name}")
+                raise AssertionError(f"{name} with a changed {file.name} (kept as {kept}) is neither read nor refused")
+            file.write_bytes(before)
+            found[name] += 1
+    budget.report(f"{sum(found.values())} changed files of {len(found)} kinds, all read or refused")
