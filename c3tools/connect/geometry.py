@@ -1,8 +1,8 @@
-"""The geometry of the shared space during training: the log entries as values, JSON and a figure."""
+"""The geometry of the shared space during training: measures of one moment, and a figure of all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,46 +56,6 @@ class Geometry:
         }
 
 
-@dataclass(frozen=True)
-class LogPoint:
-    """The log at one step.
-
-    Attributes:
-        step: optimiser steps done.
-        epoch: epochs done.
-        loss: mean over the batches since the last point; None before training.
-        logit_scale: at this step.
-        seconds: of training so far.
-        geometry: of the validation pairs.
-    """
-
-    step: int
-    epoch: int
-    loss: float | None
-    logit_scale: float
-    seconds: float
-    geometry: Geometry
-
-    def to_dict(self, names: tuple[str, str]) -> dict[str, Any]:
-        """Return the point as JSON values, the two modalities by name."""
-        own = {"step": self.step, "epoch": self.epoch, "loss": self.loss, "logit_scale": self.logit_scale}
-        return {**own, "seconds": self.seconds, **self.geometry.to_dict(names)}
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> LogPoint:
-        """Read what `to_dict` returned."""
-        own = {name: value[name] for name in ("step", "epoch", "loss", "logit_scale", "seconds")}
-        geometry = Geometry(
-            gap=value["gap"],
-            effective_dimension=tuple(value["effective_dimension"].values()),
-            paired_cosine=value["paired_cosine"],
-            unpaired_cosine=value["unpaired_cosine"],
-            rmg=value["rmg"],
-            recall=tuple(value["recall"].values()),
-        )
-        return cls(**own, geometry=geometry)
-
-
 def measure(first: Matrix, second: Matrix, item_index: Indices) -> Geometry:
     """Measure unit rows of items (n, d), and of what belongs to them (m, d).
 
@@ -120,23 +80,31 @@ def measure(first: Matrix, second: Matrix, item_index: Indices) -> Geometry:
 
 
 @styled
-def geometry_figure(log: Sequence[LogPoint], names: tuple[str, str], kept: int) -> Figure:
-    """Draw gap, cosines, recall@1 and dimensions over steps; a dashed line is at the step whose weights are kept."""
+def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], kept: int) -> Figure:
+    """Draw gap, cosines, recall@1 and dimensions over steps.
+
+    Args:
+        log: points with ``step``, ``logit_scale`` and what `Geometry.to_dict` returns, in the order of the steps.
+        names: of the two modalities.
+        kept: the step whose weights are kept; a dashed line is there.
+    """
     figure, grid = new_figure(9.4, 5.2, rows=2, columns=2)
     (gap, cosine), (recall, dimension) = grid
-    steps = [point.step for point in log]
-    found = [point.geometry for point in log]
-    gap.plot(steps, [g.gap for g in found], color=palette.THIRD, label="gap")
-    gap.plot(steps, [g.rmg for g in found], color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
-    gap.set_title(f"Gap: {found[0].gap:.2f} at initialisation, {found[-1].gap:.2f} at the end; dashed: the kept step")
-    cosine.plot(steps, [g.paired_cosine for g in found], color=palette.FIRST, label="pairs")
-    cosine.plot(steps, [g.unpaired_cosine for g in found], color=palette.SECOND, label="others")
-    scales = dict.fromkeys(f"{point.logit_scale:.0f}" for point in (log[0], log[-1]))
+    steps = [point["step"] for point in log]
+    gap.plot(steps, [point["gap"] for point in log], color=palette.THIRD, label="gap")
+    rmg = [point["rmg"] for point in log]
+    gap.plot(steps, rmg, color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
+    ends = f"{log[0]['gap']:.2f} at initialisation, {log[-1]['gap']:.2f} at the end"
+    gap.set_title(f"Gap: {ends}; dashed: the kept step")
+    cosine.plot(steps, [point["paired_cosine"] for point in log], color=palette.FIRST, label="pairs")
+    cosine.plot(steps, [point["unpaired_cosine"] for point in log], color=palette.SECOND, label="others")
+    scales = dict.fromkeys(f"{point['logit_scale']:.0f}" for point in (log[0], log[-1]))
     cosine.set_title(f"Cosine; logit scale {' to '.join(scales)}")
-    for side, colour in enumerate((palette.FIRST, palette.SECOND)):
-        label = f"{names[side]} → {names[1 - side]}"
-        recall.plot(steps, [g.recall[side]["recall@1"] for g in found], color=colour, label=label)
-        dimension.plot(steps, [g.effective_dimension[side] for g in found], color=colour, label=names[side])
+    for (one, other), colour in zip((names, names[::-1]), (palette.FIRST, palette.SECOND), strict=True):
+        hits = [point["recall"][f"{one}_to_{other}"]["recall@1"] for point in log]
+        recall.plot(steps, hits, color=colour, label=f"{one} → {other}")
+        dimensions = [point["effective_dimension"][one] for point in log]
+        dimension.plot(steps, dimensions, color=colour, label=one)
     recall.set_title("Recall@1 among the validation pairs")
     dimension.set_title("Effective dimension (99 %)")
     for axes in grid.flat:

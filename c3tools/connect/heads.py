@@ -7,7 +7,6 @@ its last layer, as the outputs of a large random CLIP tower have one. Two cones 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +29,6 @@ from ..seeds import generator
 from ..store import StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..store.importers import Modality
-from ..store.rows import Rows
 from ..training.sizes import require_valid
 from .gradients import TwoTowers
 from .losses import LogitScale
@@ -145,11 +143,8 @@ class ConnectedHeads:
     @property
     def sha256(self) -> str:
         """A digest of names, shapes and values of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.numpy().data)
-        return digest.hexdigest()
+        tensors = sorted(self._tensors().items())
+        return digest_of([name for name, _ in tensors], *(tensor.numpy() for _, tensor in tensors))
 
     @torch.inference_mode()
     def embed(self, modality: str, features: npt.NDArray[Any]) -> Matrix:
@@ -399,26 +394,12 @@ def apply_heads(
         heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
         heads.check_model(rows.modality, features.models.get(rows.modality))
         columns = {name: rows.column(name) for name in rows.table.column_names}
-        modalities.append(Modality(rows.modality, _HeadVectors(heads, rows), columns))
+        modalities.append(Modality(rows.modality, heads.embed(rows.modality, rows.embeddings), columns))
         digests[rows.modality] = digest_of(rows.embeddings)
     model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
     info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
     result = write_modalities(Path(output), info, modalities, reporter=reporter)
     return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
-
-
-class _HeadVectors:
-    """Features that are mapped by a head while they are read."""
-
-    def __init__(self, heads: ConnectedHeads, features: Rows) -> None:
-        self._heads, self._features = heads, features
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return len(self._features), self._heads.shape.dim
-
-    def __getitem__(self, rows: slice, /) -> Matrix:
-        return self._heads.embed(self._features.modality, self._features.embeddings[rows])
 
 
 def _blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:

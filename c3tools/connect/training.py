@@ -31,7 +31,7 @@ from ..tables import Table
 from ..training.checkpoints import CheckpointDir
 from ..training.loop import DIVERGED, EARLY, FINISHED, Plan, Run, Task, Validation, adamw, train
 from ..training.sizes import require_valid
-from .geometry import LogPoint, geometry_figure, measure
+from .geometry import geometry_figure, measure
 from .gradients import TwoTowers, contrastive_backward
 from .losses import KINDS, ContrastiveLoss, LogitScale, same_items
 from .pairs import PairInputs
@@ -260,9 +260,10 @@ class PairTask(Task):
         """Return recall and gap of the last validation."""
         return f"recall@1 {-latest.val_loss:.3f}, gap {latest.facts['geometry']['gap']:.2f}"
 
-    def log(self, run: Run) -> list[LogPoint]:
-        """Return the log of the geometry, from the initial weights on."""
-        points, seconds = [], 0.0
+    def log(self, run: Run) -> list[dict[str, Any]]:
+        """Return the log of the geometry, from the initial weights on, as JSON values."""
+        points: list[dict[str, Any]] = []
+        seconds = 0.0
         for one in [run.start, *run.history] if run.start else run.history:
             seconds += one.seconds
             value = {
@@ -273,7 +274,7 @@ class PairTask(Task):
                 "seconds": round(seconds, 1),
                 **one.facts["geometry"],
             }
-            points.append(LogPoint.from_dict(value))
+            points.append(value)
         return points
 
     def close(self) -> None:
@@ -404,7 +405,7 @@ def connect(
                 "kept_step": run.kept.step,
                 "recall@1": -run.kept.val_loss,
                 "logit_scale": run.kept.facts["logit_scale"],
-                "seconds": log[-1].seconds,
+                "seconds": log[-1]["seconds"],
                 "false_negatives": {
                     "batches": task.counters["repeated"],
                     "entries": task.counters["false_negatives"],
@@ -428,10 +429,9 @@ def connect(
     return record
 
 
-def write_log(folder: Path, log: list[LogPoint], names: tuple[str, str], kept_step: int) -> None:
+def write_log(folder: Path, log: list[dict[str, Any]], names: tuple[str, str], kept_step: int) -> None:
     """Write the log of the geometry as a table and as a figure."""
-    points = [point.to_dict(names) for point in log]
-    write_json_atomically(folder / LOG_FILE, {"kept_step": kept_step, "points": points})
+    write_json_atomically(folder / LOG_FILE, {"kept_step": kept_step, "points": log})
     save_figure(geometry_figure(log, names, kept_step), folder / FIGURE_FILE)
 
 

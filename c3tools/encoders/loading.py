@@ -300,44 +300,32 @@ def resolve_encoder(
     Raises:
         EncoderError: if the model cannot be loaded, or its weights are not the recorded ones.
     """
-    if precision == "auto":
-        precision = recorded_precision or "auto"
-    if backend == "auto":
-        backend = recorded_backend or "auto"
+    then = None
     if model is None and random_init is None and recorded:
-        encoder = load_encoder(
-            recorded["name"],
-            random_init=recorded.get("random_init"),
-            device=device,
-            backend=backend,
-            precision=precision,
-            compiled=compiled,
-            calibration=calibration,
-            reporter=reporter,
-        )
-        now, then = encoder.identity["weights_sha256"], recorded.get("weights_sha256")
-        if then and then != now:
-            raise EncoderError(
-                f"The weights of the model {recorded['name']} have changed: they are {now[:12]}, but {then[:12]} was "
-                "recorded.",
-                remedy="Use the old weights, or embed again into another --store.",
-            )
-        return encoder
-    if model is None:
+        model, random_init = recorded["name"], recorded.get("random_init")
+        then = recorded.get("weights_sha256")
+    elif model is None:
         reporter.message(
             f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. For real work "
             "choose another, for example --model ViT-B-32/openai."
         )
-    return load_encoder(
+    encoder = load_encoder(
         model or DEFAULT_MODEL,
         random_init=random_init,
         device=device,
-        backend=backend,
-        precision=precision,
+        backend=(recorded_backend or "auto") if backend == "auto" else backend,
+        precision=(recorded_precision or "auto") if precision == "auto" else precision,
         compiled=compiled,
         calibration=calibration,
         reporter=reporter,
     )
+    now = encoder.identity["weights_sha256"]
+    if then and then != now:
+        raise EncoderError(
+            f"The weights of the model {model} have changed: they are {now[:12]}, but {then[:12]} was recorded.",
+            remedy="Use the old weights, or embed again into another --store.",
+        )
+    return encoder
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from words import word_vectors
 
-from c3tools.connect.geometry import Geometry, LogPoint, geometry_figure, measure
+from c3tools.connect.geometry import Geometry, geometry_figure, measure
 from c3tools.io.files import write_atomically, write_json_atomically
 from c3tools.pages.figures import save_figure
 
@@ -165,7 +166,7 @@ def features(run: Run) -> tuple[Photos, list[Photos], Tensor, Tensor]:
 
 def train(
     run: Run, plain: Photos, views: list[Photos], texts: Tensor, tokens: Tensor
-) -> tuple[torch.nn.Module, list[LogPoint], dict[str, float]]:
+) -> tuple[torch.nn.Module, list[dict[str, Any]], dict[str, float]]:
     """Teacher, then student: the open_clip model, the log of the geometry, and how long each stage took."""
     began = time.perf_counter()
     corpora, settings, seed = run.corpora, run.student, run.seed
@@ -178,24 +179,25 @@ def train(
     trunk = image_tower()
     student = Student(MODEL, vocabulary, trunk, seen[0], seed)
     student.start_in_cones(seen[0][:2000], tokens[captions[:2000, 0]])
-    log: list[LogPoint] = []
+    log: list[dict[str, Any]] = []
     seconds = {"teacher": time.perf_counter() - began}
 
     def watch(step: int, loss: float | None) -> None:
         geometry = scored(run, student, plain.maps[val], tokens, "val")
-        log.append(LogPoint(step, 0, loss, settings.scale, time.perf_counter() - began, geometry))
+        point = {"step": step, "epoch": 0, "loss": loss, "logit_scale": settings.scale}
+        log.append({**point, "seconds": time.perf_counter() - began, **geometry.to_dict(NAMES)})
 
     def stage(name: str, work: Callable[[Callable[[int, float], None]], None]) -> None:
-        start, first, points = time.perf_counter(), log[-1].step, len(log)
+        start, first, points = time.perf_counter(), log[-1]["step"], len(log)
         record = run.path(name).with_suffix(".json")
 
         def make() -> dict[str, Tensor]:
             work(lambda step, loss: watch(first + step, loss))
-            write_json_atomically(record, [point.to_dict(NAMES) for point in log[points:]])
+            write_json_atomically(record, log[points:])
             return student.state_dict()
 
         student.load_state_dict(run.keep(name, make))
-        log[points:] = [LogPoint.from_dict(point) for point in json.loads(record.read_text())]
+        log[points:] = json.loads(record.read_text())
         seconds[name] = time.perf_counter() - start
 
     def tune(watch: Callable[[int, float], None]) -> None:
@@ -237,7 +239,7 @@ def scored(run: Run, student: Student, maps: Tensor, tokens: Tensor, split: str)
     return measure(images.numpy(), texts.numpy(), np.searchsorted(photos, run.corpora.owner[captions]))
 
 
-def write(out: Path, run: Run, model: torch.nn.Module, log: list[LogPoint], seconds: dict[str, float]) -> None:
+def write(out: Path, run: Run, model: torch.nn.Module, log: list[dict[str, Any]], seconds: dict[str, float]) -> None:
     """Write the model as float16, its configuration, and the log as a table and a figure."""
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
@@ -253,13 +255,12 @@ def write(out: Path, run: Run, model: torch.nn.Module, log: list[LogPoint], seco
         "photos": len(run.corpora.photo_rows()),
         "captions": len(run.corpora.training_captions),
         "seconds": {name: round(value) for name, value in seconds.items()},
-        "points": [point.to_dict(NAMES) for point in log],
+        "points": log,
     }
     write_json_atomically(out / "training.json", record)
-    save_figure(geometry_figure(log, NAMES, log[-1].step), out / "geometry.svg")
-    last = log[-1].geometry
-    recall = " and ".join(f"{direction['recall@1']:.3f}" for direction in last.recall)
-    print(f"{out}: gap {log[0].geometry.gap:.2f} before, {last.gap:.2f} after; recall@1 on val: {recall}")
+    save_figure(geometry_figure(log, NAMES, log[-1]["step"]), out / "geometry.svg")
+    recall = " and ".join(f"{direction['recall@1']:.3f}" for direction in log[-1]["recall"].values())
+    print(f"{out}: gap {log[0]['gap']:.2f} before, {log[-1]['gap']:.2f} after; recall@1 on val: {recall}")
     print("seconds: " + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()))
 
 
