@@ -180,8 +180,8 @@ def connect_towers(
         pairs = _photo_pairs(corpus, photos, network, seed if augment else None)
         train, val = pairs.train_and_val(train_split, _NAMES, reporter)
         choose_trained(network, image_tower=mode == FULL, image_head=image_head)
-        text = _Texts(network)
-        towers = TwoTowers(_Images(network, trunk=image_head), text)
+        text = TextFeatures(network)
+        towers = TwoTowers(ImageFeatures(network, trunk=image_head), text)
         if mode == LIT:
             values = _encode_photos(towers.to(compute.device).eval(), pairs.first, len(photos), compute, reporter)
             ids = number_rows(values)
@@ -237,7 +237,7 @@ def _facts(
     ]
 
 
-class _Images(nn.Module):
+class ImageFeatures(nn.Module):
     """Features (n, d) of pixels: of the whole tower, or of its trunk alone, without the projection head."""
 
     def __init__(self, network: Network, *, trunk: bool = False) -> None:
@@ -250,7 +250,7 @@ class _Images(nn.Module):
         return self.tower.features(pixels) if self.trunk is None else self.trunk(self.tower.scale(pixels))
 
 
-class _Texts(nn.Module):
+class TextFeatures(nn.Module):
     """Features (n, d) of token ids (n, context length); padding is cut off if that is exact."""
 
     def __init__(self, network: Network) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from c3tools.arrays import Indices, Matrix
-from c3tools.connect.inputs import FeatureInputs, PairInputs
+from c3tools.connect.pairs import FeatureInputs, PairInputs
 
 
 def views(

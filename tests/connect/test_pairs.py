@@ -1,0 +1,136 @@
+"""Pairs of features, of photos and of texts: how they are matched, split, drawn and augmented."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from c3tools.connect import read_features
+from c3tools.connect.pairs import FeatureInputs, PhotoInputs, augment, number_rows, number_texts
+from c3tools.connect.towers import decodable_photos
+from c3tools.corpus import ImageItem, read_corpus
+from c3tools.encoders import load_network
+from c3tools.errors import ConnectError
+from tests.conftest import Messages
+
+from ..conftest import make_store, unit_rows
+from ..corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
+from .photos import save_photos, save_tiny_clip
+from .worlds import views, write_files
+
+
+def test_files_are_paired_by_their_table_without_rows_of_nan(tmp_path: Path) -> None:
+    files = write_files(tmp_path)
+    pairs = read_features(**files).inputs()
+    assert [len(pairs.where(split)) for split in ("train", "val", "test")] == [168, 36, 36]
+    assert len(pairs.where("val").item_rows) == 18
+    # captions tell the texts apart, features the images
+    assert (len(set(pairs.second_ids.tolist())), len(set(pairs.first_ids.tolist()))) == (240, 120)
+    rows = np.load(files["image"])
+    rows[3, 5] = np.nan  # its two captions go as well
+    np.save(files["image"], rows)
+    features = read_features(**files)
+    assert features.names == ("image", "text")
+    expected = np.repeat(np.arange(120), 2)
+    assert features.item_index.tolist() == np.where(expected == 3, -1, expected).tolist()
+    assert "1 of 120 image rows" in features.notes[-1]
+    assert (len(features), len(features.inputs().where("train"))) == (238, 166)
+
+
+def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
+    image, text, index = views(30, 2, dims=(8, 8))
+    one = make_store(tmp_path / "one", image, text, owners=index.tolist())
+    make_store(tmp_path / "two", -image, text, owners=index.tolist())
+    features = read_features(store=one, modalities=("text", "image"))
+    assert (features.names, len(features)) == (("image", "text"), 60)
+    assert "width" not in features.first.table.column_names
+    twice = read_features(store=one, second_store=tmp_path / "two", modalities=("image", "image"))
+    assert twice.names == ("image", "image_2")
+    np.testing.assert_array_equal(twice.second.embeddings, -twice.first.embeddings)
+    assert read_features(store=one, second_store=tmp_path / "two").names == ("image", "text")
+    lonely = make_store(tmp_path / "lonely", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None])
+    assert "1 of 5 text rows" in read_features(store=lonely).notes[0]
+
+
+def test_other_modalities_are_paired_by_order_and_two_are_needed(tmp_path: Path) -> None:
+    first, second, _ = views(120)
+    np.save(tmp_path / "sounds.npy", first)
+    np.save(tmp_path / "words.npy", second)
+    features = read_features(text=tmp_path / "words.npy", other={"audio": tmp_path / "sounds.npy"})
+    assert (features.names, len(features)) == (("text", "audio"), 120)
+    with pytest.raises(ConnectError, match="image"):
+        read_features(image=tmp_path / "sounds.npy")
+    with pytest.raises(ConnectError, match="--modalities"):
+        read_features(store=make_store(tmp_path / "store", first, first), modalities=["image"])
+
+
+def test_without_a_val_split_a_tenth_of_the_items_is_held_out(tmp_path: Path) -> None:
+    image, text, index = views(50, 2, dims=(8, 8))
+    pairs = read_features(store=make_store(tmp_path / "store", image, text, owners=index.tolist())).inputs()
+    said = Messages()
+    train, val = pairs.train_and_val("train", ("image", "text"), said)
+    assert (len(train), len(val), len(val.item_rows)) == (90, 10, 5)
+    assert not set(train.items) & set(val.items)
+    assert "10 pairs" in said.texts[0]
+    with pytest.raises(ConnectError, match=r"'dev2'.*train: 100"):
+        pairs.train_and_val("dev2", ("image", "text"))
+
+
+def test_equal_contents_have_equal_ids() -> None:
+    rows = np.array([[1, 2], [3, 4], [1, 2]], dtype=np.float16)
+    assert number_rows(rows).tolist() == [0, 1, 0]
+    assert number_texts(["a", "b", "B ", "c"]).tolist() == [0, 1, 1, 2]
+    assert FeatureInputs(rows).rows(np.array([0, 2])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path, form: str) -> None:
+    network, folder = load_network(save_tiny_clip(tmp_path / "tiny")), save_photos(tmp_path / "photos", 2)
+    packed, photos = tmp_path / f"packed.{form}", photos_of(folder)
+    if form == "tar":
+        write_tar(packed, webdataset(photos))
+    else:
+        write_hf_parquet(packed, photos, rows_per_group=5)
+    numbers, said = np.random.default_rng(0).permutation(16), Messages()
+    expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).rows(numbers, 1)
+    found, unreadable = decodable_photos(read_corpus(packed), network, said)
+    assert (len(found), unreadable, said.texts) == (16, 0, [])
+    inputs = PhotoInputs(found, network.preprocess, 0)
+    with ThreadPoolExecutor(2) as pool:  # the next batch is loaded while photos to validate on are read
+        assert all(torch.equal(rows, expected) for rows in pool.map(lambda _: inputs.rows(numbers, 1), range(10)))
+
+
+def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
+    network = load_network(save_tiny_clip(tmp_path / "tiny"))
+    path = str(next(save_photos(tmp_path / "photos", 1).glob("*.png")))
+
+    def pixels(seed: int | None, epoch: int | None, key: str = "a") -> npt.NDArray[np.uint8]:
+        found = PhotoInputs([ImageItem(key, path, None, None)], network.preprocess, seed).rows(np.array([0]), epoch)
+        return np.asarray(found.numpy(), dtype=np.uint8)
+
+    np.testing.assert_array_equal(pixels(0, 1), pixels(0, 1))
+    for other in (pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")):
+        assert not np.array_equal(pixels(0, 1), other)
+    np.testing.assert_array_equal(pixels(None, 1), pixels(0, None))
+
+
+def test_an_augmented_photo_is_a_part_of_it() -> None:
+    # red rises from left to right, green from top to bottom: a part keeps to the range, and half are mirrored
+    ramp = np.linspace(0, 255, 200).astype(np.uint8)
+    photo = np.zeros((200, 200, 3), np.uint8)
+    photo[..., 0], photo[..., 1] = ramp[None, :], ramp[:, None]
+    mirrored = 0
+    for seed in range(60):
+        part = augment(Image.fromarray(photo), (20, 30), np.random.default_rng(seed)).astype(int)
+        assert part.shape == (20, 30, 3)
+        mirrored += part[10, 0, 0] > part[10, -1, 0]
+        assert part[0, 15, 1] < part[-1, 15, 1]
+        wide, high = abs(part[10, -1, 0] - part[10, 0, 0]), part[-1, 15, 1] - part[0, 15, 1]
+        assert wide * high > 0.4 * 255**2
+    assert 15 < mirrored < 45
