@@ -11,7 +11,7 @@ from typing import Any
 
 from ..assets.paths import C3_MINI
 from ..errors import EncoderError
-from ..io.hub import HUB, answers
+from ..io.artifact import HUB, answers
 
 DEFAULT_MODEL = "c3-mini"
 _LOCAL = "local-dir:"

@@ -18,7 +18,7 @@ import torch
 from c3tools.encoders import ModelName, load_encoder, models, resolve_encoder
 from c3tools.encoders.loading import weights_sha256
 from c3tools.errors import EncoderError
-from c3tools.io import hub
+from c3tools.io import artifact
 from c3tools.reporter import Reporter
 
 PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -128,10 +128,10 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
         monkeypatch.delenv(proxy, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        assert hub.answers(address)
-        assert not hub.answers("http://127.0.0.1:1")
+        assert artifact.answers(address)
+        assert not artifact.answers("http://127.0.0.1:1")
         monkeypatch.setenv("HTTPS_PROXY", address)
-        assert hub.answers("http://127.0.0.1:1")
+        assert artifact.answers("http://127.0.0.1:1")
         monkeypatch.delenv("HTTPS_PROXY")
     ended = threading.Event()
 
@@ -140,8 +140,8 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
         raise OSError
 
     monkeypatch.setattr(socket, "create_connection", hang)
-    monkeypatch.setattr(hub, "_PATIENCE", 0.05)
-    assert not hub.answers("https://example.org")
+    monkeypatch.setattr(artifact, "_PATIENCE", 0.05)
+    assert not artifact.answers("https://example.org")
     ended.set()
 
 
