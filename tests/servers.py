@@ -18,70 +18,30 @@ from pathlib import Path
 from typing import Any
 
 _POLL = 0.02  # seconds until a server notices that it is to stop
-_LATE = 1.0  # seconds, longer than a client waits that is to see a timeout
 
 
 class Faults:
-    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer.
-
-    `hold_after` keeps later requests waiting, and fails them when they are released. `fail_from_now` lets one of the
-    next requests fail in a way of its own.
-    """
+    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer."""
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
         self.last: int | None = None
-        self.held = threading.Event()  # set when the first request waits
-        self._released = threading.Event()
-        self._held_from: int | None = None
-        self._one: tuple[int, str] | None = None
         self.answer = "500 Internal Server Error"
         self.requests = 0
         self.failed = 0
         self._lock = threading.Lock()
 
-    def hold_after(self, count: int) -> None:
-        """Let ``count`` more requests through, then keep all others waiting until `release`."""
-        with self._lock:
-            self.held.clear()
-            self._released.clear()
-            self._held_from = self.requests + count
-
-    def release(self) -> None:
-        """Fail the requests that wait, and let later ones through."""
-        with self._lock:
-            self._held_from = None
-        self._released.set()
-
-    def fail_from_now(self, number: int, kind: str) -> None:
-        """Let request ``number``, from 0, fail by ``500``, ``timeout`` or ``torn``; ``cut off`` is all from it on."""
-        with self._lock:
-            if kind == "cut off":
-                self.last = self.requests + number
-            else:
-                self._one = (self.requests + number + 1, kind)
-
     def heal(self) -> None:
         """Let all requests through."""
-        with self._lock:
-            self.last = self._one = None
-
-    def next_fault(self) -> str | None:
-        """Return how the next request fails, or None."""
-        if self.next_fails():
-            return "500"
-        return self._one[1] if self._one is not None and self._one[0] == self.requests else None
+        self.last = None
 
     def next_fails(self) -> bool:
+        """Return whether the next request fails."""
         with self._lock:
             self.requests += 1
-            holds = self._held_from is not None and self.requests > self._held_from
             fails = bool(self.every) and self.requests % self.every == 0
-            fails = fails or holds or (self.last is not None and self.requests > self.last)
+            fails = fails or (self.last is not None and self.requests > self.last)
             self.failed += fails
-        if holds:
-            self.held.set()
-            self._released.wait(120)
         return fails
 
 
@@ -168,21 +128,12 @@ def s3_server(faults: Faults) -> Iterator[str]:
     store = DomainDispatcherApplication(create_backend_app)
 
     def application(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        fault = faults.next_fault()
-        if fault == "500":
+        if faults.next_fails():
             # a server that closes the connection without reading what was sent leaves the client with a broken pipe
             environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             start_response(faults.answer, [("Content-Length", "0")])
             return [b""]
-        answer = store(environment, start_response)
-        if fault == "timeout":
-            time.sleep(_LATE)
-        if fault == "torn":
-            content = b"".join(answer)
-            if not content:  # the connection is closed instead
-                raise ConnectionAbortedError
-            return [content[: len(content) // 2]]
-        return answer
+        return store(environment, start_response)
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
