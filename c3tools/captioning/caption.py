@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..io.locations import location
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
+from .baselines.steering import describe_cost
 from .caption_files import CaptionWriter
 from .captioner import BUNDLED, Captioner, find_decoder
 from .generation import GenerationConfig
@@ -132,11 +133,6 @@ def caption_images(
     rows: Rows | None = None
     result = Captions()
     if embeddings is None:
-        if not paths:
-            raise CorpusError(
-                "There is nothing to caption: no images were given.",
-                remedy="Give images, folders of images, or --embeddings.",
-            )
         photos, result.failures = images_by_key([Path(path) for path in paths], follow_symlinks)
     else:
         _check_options(paths, txt or xmp or html is not None, model is not None or random_init is not None)
@@ -160,15 +156,16 @@ def caption_images(
         html=None if html is None else location(html),
         overwrite=overwrite,
     )
-    kept = telling_what_is_kept(
-        lambda: (
-            f"{counted(len(writer.captions), 'caption is', 'captions are')} kept in {writer.files}; run the same "
-            f"command again to {'start over' if overwrite else 'continue'}."
-            if writer.files
-            else "No output of this run was kept; --csv, --json and --txt write captions as they are made."
+
+    def what_is_kept() -> str:
+        if not writer.files:
+            return "No output of this run was kept; --csv, --json and --txt write captions as they are made."
+        kept = counted(len(writer.captions), "caption is", "captions are")
+        return (
+            f"{kept} kept in {writer.files}; run the same command again to {'start over' if overwrite else 'continue'}."
         )
-    )
-    with kept, writer:
+
+    with telling_what_is_kept(what_is_kept), writer:
         result.kept, result.files = len(photos) - len(writer.pending), writer.files
         if result.kept:
             reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} already existed.")
@@ -183,51 +180,41 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
-        if steer is not None and encoder is not None:
-            from .baselines.steering import describe_cost
-
-            reporter.message(f"{steer}: {describe_cost(generation, encoder, len(writer.pending))}")
+            if steer:
+                reporter.message(f"{steer}: {describe_cost(generation, encoder, len(writer.pending))}")
         with reporter.progress("Captioning", len(writer.pending)) as progress:
             if rows is not None:
-                batches = _of_rows(rows, writer.pending, progress.advance, _ROWS if steer is None else 1)
-            elif encoder is not None:
-                batches = _of_photos(photos, writer.pending, encoder, result.failures, progress.advance)
+                batches = _of_rows(rows, writer.pending, 1 if steer else _ROWS)
             else:
-                batches = iter(())
-            for keys, vectors in batches:
-                captions = decoder.write(vectors, modality, keys, encoder, generation)
-                for name, caption in zip(keys, captions, strict=True):
+                batches = _of_photos(photos, writer.pending, encoder)
+            for keys, vectors, failures in batches:
+                for name, caption in zip(
+                    keys, decoder.write(vectors, modality, keys, encoder, generation), strict=True
+                ):
                     writer.write(name, caption)
+                result.failures += failures
+                progress.advance(len(keys) + len(failures))
         result.captions = writer.finish(result.failures)
     return result
 
 
-Batches = Iterator[tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]]
+Batches = Iterator[tuple[list[str], Matrix, Failures]]  # keys, embeddings (n, d), files that cannot be read
 
 
-def _of_rows(rows: Rows, pending: Sequence[str], advance: Callable[[int], object], size: int) -> Batches:
-    """Yield the keys and embeddings (n, d) of batches of the rows that are pending."""
+def _of_rows(rows: Rows, pending: Sequence[str], size: int) -> Batches:
+    """Yield batches of the rows that are pending."""
     missing = set(pending)
     chosen = np.array([row for row, key in enumerate(rows.keys) if key in missing], dtype=np.int64)
     for start in range(0, len(chosen), size):
         batch = chosen[start : start + size]
-        yield [rows.keys[row] for row in batch], rows.embeddings[batch]
-        advance(len(batch))
+        yield [rows.keys[row] for row in batch], rows.embeddings[batch], []
 
 
-def _of_photos(
-    photos: dict[str, Path],
-    pending: Sequence[str],
-    encoder: Encoder,
-    failures: Failures,
-    advance: Callable[[int], object],
-) -> Batches:
-    """Yield the keys and embeddings (n, d) of batches of photos; add those that cannot be read to ``failures``."""
-    for keys, embeddings, failed in encode_files({key: photos[key] for key in pending}, encoder):
-        failures += [(photos[failure.key], f"{failure.error}: {failure.message}") for failure in failed]
-        if keys:
-            yield keys, embeddings
-        advance(len(keys) + len(failed))
+def _of_photos(photos: Mapping[str, Path], pending: Sequence[str], encoder: Encoder | None) -> Batches:
+    """Yield batches of the photos that are pending; there is no encoder if none is."""
+    files = {key: photos[key] for key in pending}
+    for keys, embeddings, failed in encode_files(files, encoder) if encoder is not None else ():
+        yield keys, embeddings, [(files[fail.key], f"{fail.error}: {fail.message}") for fail in failed]
 
 
 def _description(decoder: Captioner, generation: GenerationConfig, modality: str, vectors: Matrix | None) -> str:
@@ -269,6 +256,11 @@ def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple
     Raises:
         CorpusError: if a path is missing or is not an image, or a folder contains none.
     """
+    if not paths:
+        raise CorpusError(
+            "There is nothing to caption: no images were given.",
+            remedy="Give images, folders of images, or --embeddings.",
+        )
     found: dict[str, Path] = {}
     failures: Failures = []
     folders = sum(path.is_dir() for path in paths)

@@ -33,6 +33,7 @@ from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, writ
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
+from .baselines.steering import generate_steered
 from .config import DecoderConfig
 from .curves import save_curves
 from .generation import STEERED, GenerationConfig, generate
@@ -148,8 +149,6 @@ class Captioner(HubRepository):
             embeddings = embeddings.astype(np.float16).astype(np.float32)
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method in STEERED:
-            from .baselines.steering import generate_steered
-
             if encoder is None and self.model:
                 encoder = resolve_encoder(recorded=self.model)
             captions = generate_steered(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)

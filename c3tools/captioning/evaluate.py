@@ -20,6 +20,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..store.rows import positions
 from ..tables import Table
+from .baselines.steering import describe_cost
 from .captioner import Captioner
 from .generation import GenerationConfig
 
@@ -165,8 +166,6 @@ def evaluate_captions(
                 remedy="Choose another split with --split, or references that name the images as the store does.",
             )
         if steer and encoder is not None:
-            from .baselines.steering import describe_cost
-
             reporter.message(f"{steer}: {describe_cost(generation, encoder, len(images))}")
         if store.split_note and split in STANDARD:
             reporter.message(store.split_note)
