@@ -96,7 +96,7 @@ class CaptionWriter:
         self._photos, self._captioner, self._html, self._overwrite = photos, captioner, html, overwrite
         self._sidecars = [suffix for suffix, wanted in zip(SIDECARS, (txt, xmp), strict=True) if wanted]
         formats = ((json, _read_json, _to_json), (csv, _read_csv, _to_csv))
-        self._tables = [(path, read, render) for path, read, render in formats if path is not None]
+        self._tables = [(path.resolve(), read, render) for path, read, render in formats if path is not None]
         self._rows: dict[Path, dict[str, Row]] = {}
         self._stack = ExitStack()
         self._saved, self._cost = time.monotonic(), 0.0
@@ -104,12 +104,6 @@ class CaptionWriter:
         self.pending: list[str] = []
         names = [str(path) for path, _, _ in self._tables] + [f"{suffix} files" for suffix in self._sidecars]
         self.files = " and ".join(names)
-        for path, _, _ in self._tables:
-            if not isinstance(path, Path):
-                raise OutputError(
-                    f"{path} is a URL, and rows cannot be added to a file there.",
-                    remedy="Choose a file on this machine.",
-                )
         for suffix in self._sidecars:
             _check_sidecars(photos, suffix)
 
@@ -118,8 +112,7 @@ class CaptionWriter:
         with ExitStack() as stack:
             for path, read, _ in self._tables:
                 stack.enter_context(locked_file(path))
-                there = not self._overwrite and path.exists() and path.stat().st_size
-                self._rows[path] = self._known(path, read) if there else {}
+                self._rows[path] = self._known(path, read) if path.exists() and path.stat().st_size else {}
             leftovers = self._leftovers()
             stack.callback(lambda: [leftover.unlink(missing_ok=True) for leftover in leftovers])
             for key, caption in list(self.captions.items()):
@@ -183,6 +176,8 @@ class CaptionWriter:
             "".join(value for row in rows.values() for value in row.values()).encode()  # text alone
         except (csv.Error, *MALFORMED) as error:
             raise OutputError(f"{path} was not written by c3 caption.", remedy="Choose another file.") from error
+        if self._overwrite:
+            return {}
         for key, row in rows.items():
             if row["captioner"] != self._captioner:
                 other = row["captioner"] or "an unknown captioner"

@@ -34,10 +34,10 @@ from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
 from .baselines.steering import generate_steered
-from .config import DecoderConfig
+from .config import DecoderConfig, LanguageModelConfig
 from .curves import save_curves
 from .generation import STEERED, GenerationConfig, generate
-from .language_model import LanguageModelConfig, LanguageModelDecoder
+from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer
 
@@ -314,7 +314,7 @@ class Captioner(HubRepository):
 
         content = {
             "kind": BUILT_IN if isinstance(config, DecoderConfig) else LANGUAGE_MODEL,
-            "config": asdict(config),  # type: ignore[call-overload]
+            "config": asdict(config),
             "record": self.record,
         }
         write_result(folder, DECODER, content, save_files)

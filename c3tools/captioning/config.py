@@ -6,37 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import DecoderError
 from ..training.sizes import load_named_size, require_valid
 
 DECAYS = ("cosine", "linear")
+MAPPERS = ("mlp", "transformer", "linear")
 _MIN_STEPS = 600
 _MOST_LAYERS = 1000  # so that a damaged record cannot ask for more than fits into memory
 _MAX_STRETCHED_EPOCHS = 60
 _PATIENCE = 5
 _FINE_TUNING = 0.1  # of the size's learning rate: the weights are good already
-
-
-class Shape(Protocol):
-    """Part of a configuration that every decoder has."""
-
-    @property
-    def dim(self) -> int:
-        """Dimension d of the embeddings it reads."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number V of tokens that get a score."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest caption in tokens, the end-of-text token included."""
-
-    @property
-    def prefix_length(self) -> int:
-        """Positions that an embedding is mapped to; 0 for a language model, which reads none."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +65,40 @@ class DecoderConfig:
     def positions(self) -> int:
         """The longest sequence: the prefix, or the token that a language model begins with, and a caption."""
         return max(1, self.prefix_length) + self.max_tokens
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Architecture of a language model behind a mapper.
+
+    Attributes:
+        dim: dimension d of the embeddings it reads.
+        vocab_size: number V of tokens that the model scores.
+        end_id: its end-of-text token.
+        architecture: the model's own configuration, as transformers writes it.
+        mapper: from an embedding to the prefix: one of `MAPPERS`.
+        prefix_length: number P of positions that the embedding is mapped to; 0 for none, and no mapper.
+        max_tokens: longest caption in tokens, the end-of-text token included.
+        frozen: whether the mapper alone is trained.
+    """
+
+    dim: int
+    vocab_size: int
+    end_id: int
+    architecture: dict[str, Any]
+    mapper: str = "mlp"
+    prefix_length: int = 10
+    max_tokens: int = 40
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mapper not in MAPPERS:
+            raise DecoderError(f"There is no mapper {self.mapper!r}.", remedy=f"Choose from {', '.join(MAPPERS)}.")
+        if self.frozen and not self.prefix_length:
+            raise DecoderError("A frozen language model without a prefix has nothing to train.", remedy="Unfreeze it.")
+
+
+Shape = DecoderConfig | LanguageModelConfig
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,7 @@ class LanguageModelSize:
     Attributes:
         model: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub.
         training: see `TrainingConfig`.
-        mapper: from an embedding to the prefix: a key of `c3tools.captioning.language_model.MAPPERS`.
+        mapper: from an embedding to the prefix: one of `MAPPERS`.
         prefix_length: prefix positions.
         frozen: train the mapper alone.
         max_tokens: longest caption.

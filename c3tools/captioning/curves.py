@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..pages import palette
-from ..pages.figures import new_figure, save_figure, styled
+from ..pages import new_figure, palette, save_figure, styled
 
 CURVES_FILE = "curves.png"
 _MONITORS = {
@@ -23,21 +22,13 @@ _MONITORS = {
 def training_curves(record: Mapping[str, Any]) -> Figure:
     """Draw the losses of a captioner's record (``history``, ``trace``, ``best_val_loss``, ``monitor``)."""
     figure, axes = new_figure(6.4, 3.4)
-    history = record["history"]
-    trace = record.get("trace") or []
-    last = trace[-1][0] if trace else len(history)
-    planned = max(len(history), 1)
-    ends = [last * epoch["epoch"] / planned for epoch in history]
-    if trace:
-        axes.plot(*zip(*trace, strict=True), color=palette.FIRST, linewidth=1.0, label="training")
-    else:
-        axes.plot(ends, [epoch["train_loss"] for epoch in history], color=palette.FIRST, label="training")
+    trace, history, best, start = (record[name] for name in ("trace", "history", "best_val_loss", "start_val_loss"))
+    axes.plot(*zip(*trace, strict=True), color=palette.FIRST, linewidth=1.0, label="training")
+    ends = [trace[-1][0] * epoch["epoch"] / len(history) for epoch in history]
     losses = [epoch["val_loss"] for epoch in history]
-    if record.get("start_val_loss") is not None:
-        ends, losses = [0, *ends], [record["start_val_loss"], *losses]
-    label = _MONITORS.get(str(record.get("monitor")), "validation")
-    axes.plot(ends, losses, "o-", color=palette.SECOND, markersize=4, label=label)
-    best = record["best_val_loss"]
+    if start is not None:
+        ends, losses = [0, *ends], [start, *losses]
+    axes.plot(ends, losses, "o-", color=palette.SECOND, markersize=4, label=_MONITORS[record["monitor"]])
     kept = ends[losses.index(best)]
     axes.plot(kept, best, "o", color=palette.SECOND, markersize=8)
     axes.annotate(
@@ -48,9 +39,9 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
         ha="right" if kept else "left",
         color=palette.SECOND,
     )
-    axes.set_title(f"{record.get('preset', 'decoder')}, sigma {record.get('sigma', 0):.3g}")
-    axes.set_xlabel("step" if trace else "epoch")
-    axes.set_ylabel("1 - cosine with the image" if record.get("monitor") == "reward" else "loss, nats per token")
+    axes.set_title(f"{record['preset']}, sigma {record.get('sigma', 0):.3g}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("1 - cosine with the image" if record["monitor"] == "reward" else "loss, nats per token")
     axes.legend()
     return figure
 

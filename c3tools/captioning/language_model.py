@@ -14,49 +14,17 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DecoderError, MissingExtraError
-from .config import LanguageModelSize
+from .config import LanguageModelConfig, LanguageModelSize
 from .model import Cache, Decoder, start_at
 from .tokenizer import CaptionTokenizer
-
-
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """Architecture of a language model behind a mapper.
-
-    Attributes:
-        dim: dimension d of the embeddings it reads.
-        vocab_size: number V of tokens that the model scores.
-        end_id: its end-of-text token.
-        architecture: the model's own configuration, as transformers writes it.
-        mapper: a key of `MAPPERS`.
-        prefix_length: number P of positions that the embedding is mapped to; 0 for none, and no mapper.
-        max_tokens: longest caption in tokens, the end-of-text token included.
-        frozen: whether the mapper alone is trained.
-    """
-
-    dim: int
-    vocab_size: int
-    end_id: int
-    architecture: dict[str, Any]
-    mapper: str = "mlp"
-    prefix_length: int = 10
-    max_tokens: int = 40
-    frozen: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mapper not in MAPPERS:
-            raise DecoderError(f"There is no mapper {self.mapper!r}.", remedy=f"Choose from {', '.join(MAPPERS)}.")
-        if self.frozen and not self.prefix_length:
-            raise DecoderError("A frozen language model without a prefix has nothing to train.", remedy="Unfreeze it.")
 
 
 class TransformerMapper(nn.Module):
@@ -79,18 +47,14 @@ class TransformerMapper(nn.Module):
         return prefix
 
 
-def _mlp(dim: int, width: int, length: int) -> nn.Module:
+def make_mapper(kind: str, dim: int, width: int, length: int) -> nn.Module:
+    """Return a mapper from embeddings (B, d) to (B, P * W), one of `MAPPERS`."""
+    if kind == "transformer":
+        return TransformerMapper(dim, width, length)
+    if kind == "linear":
+        return nn.Linear(dim, length * width)
     hidden = length * width // 2
     return nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, length * width))
-
-
-def _linear(dim: int, width: int, length: int) -> nn.Module:
-    return nn.Linear(dim, length * width)
-
-
-MAPPERS: Mapping[str, Callable[[int, int, int], nn.Module]] = MappingProxyType(
-    {"mlp": _mlp, "transformer": TransformerMapper, "linear": _linear}
-)
 
 
 class LanguageModelDecoder(Decoder):
@@ -105,7 +69,7 @@ class LanguageModelDecoder(Decoder):
         self.language_model = language_model if language_model is not None else _from_config(config.architecture)
         width = self.language_model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
         if config.prefix_length:
-            self.mapper = MAPPERS[config.mapper](config.dim, width, config.prefix_length)
+            self.mapper = make_mapper(config.mapper, config.dim, width, config.prefix_length)
         if config.frozen:
             self.language_model.requires_grad_(False)
         # its name changed with the version of transformers
@@ -205,8 +169,9 @@ def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder,
         model = transformers.AutoModelForCausalLM.from_pretrained(size.model).float()
         tokenizer = transformers.AutoTokenizer.from_pretrained(size.model)
     except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DecoderError(
-            f"The language model {size.model!r} cannot be loaded ({_first_line(error)}).",
+            f"The language model {size.model!r} cannot be loaded ({reason}).",
             remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of the "
             "Hugging Face hub if it can be reached. The sizes tiny, small and base need neither.",
         ) from error
@@ -244,7 +209,3 @@ def _transformers() -> Any:
     except ImportError as error:
         raise MissingExtraError("transformers", extra="hf", purpose="A language-model decoder") from error
     return transformers
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
