@@ -11,14 +11,13 @@ import numpy as np
 
 from .. import devices
 from ..arrays import Matrix
-from ..corpus.folders import find_images
+from ..corpus.folders import assign_keys, find_images
 from ..corpus.items import IMAGE_SUFFIXES, is_utf8
-from ..corpus.reading import assign_keys
 from ..embedding.shards import encode_files
 from ..encoders import Encoder, resolve_encoder
-from ..errors import CorpusError, DecoderError, telling_what_is_kept
+from ..errors import CorpusError, DecoderError, OutputError, telling_what_is_kept
 from ..io.artifact import digest_of
-from ..io.locations import location
+from ..io.locations import is_url, location
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
@@ -130,6 +129,9 @@ def caption_images(
     generation = GenerationConfig.from_options(
         beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
     )
+    for path in (json, csv):
+        if path is not None and is_url(path):
+            raise OutputError(f"{path} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
     rows: Rows | None = None
     result = Captions()
     if embeddings is None:

@@ -113,8 +113,8 @@ class CaptionWriter:
             for path, read, _ in self._tables:
                 stack.enter_context(locked_file(path))
                 self._rows[path] = self._known(path, read) if path.exists() and path.stat().st_size else {}
-            leftovers = self._leftovers()
-            stack.callback(lambda: [leftover.unlink(missing_ok=True) for leftover in leftovers])
+            for leftover in self._leftovers():
+                stack.callback(leftover.unlink, missing_ok=True)
             for key, caption in list(self.captions.items()):
                 self.write(key, caption)  # to the other files, if the run was killed between two
             self.pending = [key for key in self._photos if key not in self.captions and not self._has_sidecars(key)]

@@ -274,7 +274,7 @@ class _Loop:
             raise _DivergedError(value)
         if isinstance(loss, Tensor):
             self.task.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         if self.plan.clip_norm:
             nn.utils.clip_grad_norm_(self.weights.values(), self.plan.clip_norm)
         self.task.optimizer.step()

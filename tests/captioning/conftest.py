@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from c3tools import devices
 from c3tools.captioning import CaptionDecoder, Captioner, DecoderConfig, TrainingConfig, fit_captioner
+from c3tools.captioning.config import UNCONDITIONAL
 from c3tools.captioning.model import Block
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
@@ -22,6 +24,7 @@ COLOURS = ("red", "blue", "green", "white")
 ANIMALS = ("dog", "cat", "horse", "bird", "cow")
 PLACES = ("grass", "beach", "street", "snow")
 DIM = 32
+CPU = devices.pick("cpu", "fp32")
 TOY = {"name": "toy-model", "weights_sha256": "1" * 64}
 
 
@@ -78,27 +81,15 @@ def make_captions_store(path: Path, *, splits: bool = True, noise: float = 0.02)
     """80 images with two captions each: train 56, val 8, test 16; without splits everything is train."""
     world = make_world(noise=noise)
     images, texts = world.images, world.texts
-    split = {key: ("test" if i % 5 == 0 else "val" if i % 10 == 1 else "train") for i, key in enumerate(images.keys)}
-    if not splits:
-        split = dict.fromkeys(images.keys, "train")
+    parts = ["test" if i % 5 == 0 else "val" if i % 10 == 1 else "train" for i in range(len(images))]
+    split = dict(zip(images.keys, parts if splits else ["train"] * len(images), strict=True))
+    sides = [8] * len(images)
+    paths = [f"{key}.png" for key in images.keys]
+    columns: dict[str, Any] = {"path": paths, "width": sides, "height": sides, "split": list(split.values())}
+    own = {"caption": texts.captions, "image_key": texts.items, "split": [split[item] for item in texts.items]}
     rows = (
-        Rows.of(
-            "image",
-            images.keys,
-            images.embeddings,
-            path=[f"{key}.png" for key in images.keys],
-            width=[8] * len(images),
-            height=[8] * len(images),
-            split=list(split.values()),
-        ),
-        Rows.of(
-            "text",
-            texts.keys,
-            texts.embeddings,
-            caption=texts.captions,
-            image_key=texts.items,
-            split=[split[item] for item in texts.items],
-        ),
+        Rows.of("image", images.keys, images.embeddings, **columns),
+        Rows.of("text", texts.keys, texts.embeddings, **own),
     )
     return build_store(path, *rows, model=TOY, dtype="float32"), world
 
@@ -107,14 +98,12 @@ def make_captions_store(path: Path, *, splits: bool = True, noise: float = 0.02)
 def trained_captioner() -> Captioner:
     """A captioner of the toy world, trained once for all tests that need one; a test that changes it takes a copy."""
     world = make_world()
-    train, val = world.split(held_out=20)
     return fit_captioner(
-        train,
-        val,
+        *world.split(held_out=20),
         preset("c3", sigma=0.02).fit(world.moments),
         size="tiny",
         training=TrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3),
-        compute=devices.pick("cpu", "fp32"),
+        compute=CPU,
         record={"model": TOY, "sigma": 0.02},
     )
 
@@ -122,6 +111,27 @@ def trained_captioner() -> Captioner:
 @pytest.fixture(scope="session")
 def captioner() -> Captioner:
     return trained_captioner()
+
+
+@pytest.fixture(scope="session")
+def language_model() -> Captioner:
+    """A language model of the toy world's captions, trained once."""
+    world = make_world()
+    return fit_captioner(
+        *world.split(held_out=20),
+        preset("c1").fit(world.moments),
+        size="tiny",
+        set=UNCONDITIONAL,
+        training=TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, contrastive_margin=0.5),
+        compute=CPU,
+        record={"model": TOY},
+    )
+
+
+@pytest.fixture(scope="session")
+def captions_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The toy world as a store, for tests that only read it."""
+    return make_captions_store(tmp_path_factory.mktemp("captions") / "c3-store")[0]
 
 
 @pytest.fixture

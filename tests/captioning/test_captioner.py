@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from c3tools.captioning import Captioner, GenerationConfig
+from c3tools.captioning import Captioner, GenerationConfig, nearest, nearest_captions
 from c3tools.errors import DecoderError
+from c3tools.store import Rows
+from tests.conftest import Messages
 
 from .conftest import DIM, TOY, make_world
 
@@ -17,128 +21,118 @@ from .conftest import DIM, TOY, make_world
 def test_a_saved_captioner_writes_the_same_captions(captioner: Captioner, tmp_path: Path) -> None:
     images = make_world().images.embeddings
     captioner.save(tmp_path / "decoder")
-    loaded = Captioner.load(tmp_path / "decoder")
-    assert loaded.caption(embeddings=images) == captioner.caption(embeddings=images)
-    beams = GenerationConfig("beam", beams=3)
-    assert loaded.caption(embeddings=images, generation=beams) == captioner.caption(embeddings=images, generation=beams)
-    assert loaded.record == captioner.record
-    assert loaded.decoder.config == captioner.decoder.config
-    assert [path.name for path in tmp_path.iterdir()] == ["decoder"]
-
-
-def test_weights_saved_as_float16_take_half_the_space_and_are_read_as_float32(
-    captioner: Captioner, tmp_path: Path
-) -> None:
-    captioner.save(tmp_path / "whole")
     captioner.save(tmp_path / "half", dtype="float16")
-    whole, half = ((tmp_path / name / "weights.safetensors").stat().st_size for name in ("whole", "half"))
-    assert half < 0.55 * whole
-    loaded = Captioner.load(tmp_path / "half")
+    loaded, half = (Captioner.load(tmp_path / name) for name in ("decoder", "half"))
+    for options in ({}, {"beams": 3}, {"top_p": 0.9, "seed": 2}):
+        assert loaded.caption(embeddings=images, **options) == captioner.caption(embeddings=images, **options)
+    assert (loaded.record, loaded.decoder.config) == (captioner.record, captioner.decoder.config)
+    assert loaded.fingerprint() == captioner.fingerprint() != half.fingerprint()
+    assert captioner.caption(embeddings=images[:0]) == []
+    whole_size, half_size = ((tmp_path / n / "weights.safetensors").stat().st_size for n in ("decoder", "half"))
+    assert half_size < 0.55 * whole_size
     for name, own in captioner.decoder.state_dict().items():
-        torch.testing.assert_close(loaded.decoder.state_dict()[name], own.half().float(), rtol=0, atol=0)
-    again = Captioner.load(tmp_path / "again")
-    assert again.fingerprint() == loaded.fingerprint() != captioner.fingerprint()
-    images = make_world().images.embeddings
-    same = sum(a == b for a, b in zip(*(c.caption(embeddings=images) for c in (captioner, loaded)), strict=True))
-    assert same > 0.9 * len(images)
-    with pytest.raises(DecoderError, match="cannot be saved as 'int8'"):
+        assert torch.equal(half.decoder.state_dict()[name], own.half().float())
+    with pytest.raises(DecoderError, match="int8"):
         captioner.save(tmp_path / "other", dtype="int8")
 
 
 def test_embeddings_are_rounded_as_a_store_does(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = make_world().images.embeddings
-    seen = []
+    images, seen = make_world().images.embeddings, list[np.ndarray]()
     transform = captioner.pipeline.transform
 
     def spy(x: np.ndarray, **options: Any) -> np.ndarray:
         seen.append(x)
+        assert not options["training"]  # no noise
         return transform(x, **options)
 
     monkeypatch.setattr(captioner.pipeline, "transform", spy)
     captioner.caption(embeddings=images)
-    assert np.array_equal(seen[0], images.astype(np.float16).astype(np.float32))
     captioner.caption(embeddings=images * 1e5)  # float16 has no such numbers
+    assert np.array_equal(seen[0], images.astype(np.float16).astype(np.float32))
     assert np.array_equal(seen[1], images * np.float32(1e5))
 
 
-def test_inference_adds_no_noise(captioner: Captioner) -> None:
-    images = make_world().images.embeddings
-    assert captioner.pipeline.noisy
-    assert captioner.caption(embeddings=images) == captioner.caption(embeddings=images)
-    assert captioner.caption(embeddings=images[:0]) == []
-
-
 def test_another_model_and_another_dimension_are_refused_with_both_named(captioner: Captioner) -> None:
-    captioner.check_model(TOY, DIM)
-    captioner.check_model(None, DIM)
-    captioner.check_model({"name": "toy-model"}, DIM)  # no hash to compare: the name decides
-    with pytest.raises(
-        DecoderError, match=r"of the model toy-model \(111111111111\), but these embeddings of other \(000000000000\)"
-    ):
+    for same in (TOY, None, {"name": "toy-model"}):  # with no hash to compare the name decides
+        captioner.check_model(same, DIM)
+    with pytest.raises(DecoderError, match=r"toy-model \(1{12}\).* other \(0{12}\)"):
         captioner.check_model({"name": "other", "weights_sha256": "0" * 64}, DIM)
-    with pytest.raises(DecoderError, match=r"32 dimensions \(toy-model \(111111111111\)\), but these have 8"):
+    with pytest.raises(DecoderError, match=r"32 dimensions .*toy-model.* 8"):
         captioner.caption(embeddings=np.ones((1, 8), np.float32))
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.json", "transform.safetensors"])
-def test_a_file_cut_short_or_missing_is_named(captioner: Captioner, tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "decoder"
-    captioner.save(folder)
-    path = folder / name
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DecoderError, match=f"{name} is damaged or was cut short"):
-        Captioner.load(folder)
-    path.unlink()
-    with pytest.raises(DecoderError, match=f"{name} is missing"):
-        Captioner.load(folder)
+def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(captioner: Captioner) -> None:
+    world, told = make_world(), Messages()
+    images, texts = world.images.embeddings, world.texts.embeddings
+    captioner.check_embeddings(images, reporter=told)
+    assert told.texts == []
+    nan, zero = images.copy(), images.copy()
+    nan[2], zero[3] = np.nan, 0
+    for wrong, named in ((nan, r"1 of 60 .*\(2\).*NaN"), (zero, r"\(3\)"), (texts, "--modality text"), (-images, "60")):
+        with pytest.raises(DecoderError, match=named):
+            captioner.check_embeddings(wrong)
+    captioner.check_embeddings(3 * images, reporter=told)
+    captioner.check_embeddings(np.concatenate([images, texts[:1]]), reporter=told)
+    assert ["norm 3" in told.texts[0], "1 of 61" in told.texts[1]] == [True, True]
 
 
-def test_the_previous_decoder_is_offered(captioner: Captioner, tmp_path: Path) -> None:
-    folder = tmp_path / "decoder"
-    captioner.save(folder)
-    captioner.save(folder)
-    (folder / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(DecoderError, match=r"The previous decoder is kept at .*decoder\.previous"):
-        Captioner.load(folder)
-    Captioner.load(tmp_path / "decoder.previous")
-
-
-def test_missing_damaged_and_newer_descriptions_are_said(captioner: Captioner, tmp_path: Path) -> None:
-    folder = tmp_path / "decoder"
-    with pytest.raises(DecoderError, match="no decoder at"):
-        Captioner.load(folder)
-    captioner.save(folder)
-    path = folder / "decoder.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(DecoderError, match="format version 99, but this version of c3tools only reads up to 1"):
-        Captioner.load(folder)
-    path.write_text(json.dumps({**content, "config": {**content["config"], "width": 96}}))
-    with pytest.raises(DecoderError, match="is damaged"):
-        Captioner.load(folder)
-    for change in ({"heads": False}, {"layers": 0}, {"layers": 10**300}):
-        path.write_text(json.dumps({**content, "config": {**content["config"], **change}}))
-        with pytest.raises(DecoderError, match=f"{next(iter(change))}.* not"):
-            Captioner.load(folder)
-    without_record = {name: value for name, value in content.items() if name != "record"}
-    for damaged in ("{", "[" * 10_000, "[]", *map(json.dumps, ({**content, "files": None}, without_record))):
-        path.write_text(damaged)
-        with pytest.raises(DecoderError, match="is damaged"):
-            Captioner.load(folder)
-
-
-def test_a_failed_save_leaves_the_decoder_that_was_there(
-    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.json", "transform.safetensors", "decoder.json"])
+def test_a_damaged_or_missing_file_is_named_and_the_previous_decoder_offered(
+    captioner: Captioner, tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "decoder"
+    with pytest.raises(DecoderError, match=str(folder)):
+        Captioner.load(folder)
     captioner.save(folder)
-    before = (folder / "decoder.json").read_bytes()
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DecoderError, match=str(path if name != "decoder.json" else folder)):
+        Captioner.load(folder)
+    path.unlink()
+    with pytest.raises(DecoderError, match=name):
+        Captioner.load(folder)
+    captioner.save(folder)
+    path.unlink()
+    with pytest.raises(DecoderError, match=r"decoder\.previous"):
+        Captioner.load(folder)
 
-    def fail() -> None:
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr(captioner.tokenizer, "to_json", fail)
-    with pytest.raises(OSError, match="No space left"):
-        captioner.save(folder)
-    assert (folder / "decoder.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["decoder"]
+def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: Path) -> None:
+    captioner.save(tmp_path)
+    path = tmp_path / "decoder.json"
+    content = json.loads(path.read_text())
+    configs = [{**content["config"], **change} for change in ({"width": 96}, {"heads": False}, {"layers": 10**300})]
+    changed = [*({**content, "config": config} for config in configs), {**content, "files": None}, {"files": {}}]
+    texts = [*map(json.dumps, [{**content, "format_version": 99}, *changed, []]), "{", "[" * 10_000]
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(DecoderError):
+            Captioner.load(tmp_path)
+
+
+def test_settings_of_generation_are_taken_all_at_once(captioner: Captioner) -> None:
+    images = make_world().images.embeddings[:5]
+    config = GenerationConfig("beam", beams=3)
+    assert captioner.caption(embeddings=images, beams=3) == captioner.caption(embeddings=images, generation=config)
+    with pytest.raises(DecoderError):
+        captioner.caption()
+
+
+@given(n=st.integers(1, 600), m=st.integers(1, 30), seed=st.integers(0, 100))
+@settings(max_examples=15)
+def test_nearest_rows_are_those_with_the_highest_cosine(n: int, m: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    queries, memory = rng.normal(size=(n, 4)), rng.normal(size=(m, 4)) * rng.uniform(0.5, 9, size=(m, 1))
+    count = min(3, m)
+    cosines = (queries @ memory.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(memory, axis=1)
+    found = nearest(queries.astype(np.float32), memory.astype(np.float32), count)
+    picked = np.take_along_axis(cosines, found, axis=1)
+    np.testing.assert_allclose(picked, -np.sort(-cosines, axis=1)[:, :count], atol=1e-5)
+
+
+def test_the_caption_of_the_nearest_text_is_given() -> None:
+    memory = Rows.of("text", ["a", "b"], [[1.0, 0.0], [0.0, 9.0]], caption=["right", "up"])
+    assert nearest_captions(np.array([[0.9, 0.8], [0.1, 0.2]], np.float32), memory) == ["right", "up"]
+    for queries, rows in ((np.ones((1, 2)), memory.select(np.arange(0))), (np.ones((1, 3)), memory)):
+        with pytest.raises(DecoderError):
+            nearest_captions(queries.astype(np.float32), rows)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.captioning import SIZES, CaptionDecoder, DecoderConfig, Size, load_size
+from c3tools.captioning import CaptionDecoder, DecoderConfig, load_size
 from c3tools.captioning.model import KeyValueCache
 from c3tools.errors import DecoderError
 
@@ -27,12 +27,6 @@ def test_padding_does_not_change_real_positions(tiny_model: CaptionDecoder) -> N
     short = torch.tensor([[2, 3, 1]])
     padded = torch.tensor([[2, 3, 1, 0, 0, 0]])
     torch.testing.assert_close(tiny_model(x, short), tiny_model(x, padded)[:, :3])
-
-
-def test_the_embedding_is_what_the_first_score_rests_on(tiny_model: CaptionDecoder) -> None:
-    tokens = torch.tensor([[2, 3, 1]])
-    first, second = tiny_model(torch.randn(1, 6), tokens), tiny_model(torch.randn(1, 6), tokens)
-    assert not torch.allclose(first[:, 0], second[:, 0])
 
 
 @given(rows=st.integers(1, 4), seed=st.integers(0, 1000))
@@ -70,14 +64,8 @@ def test_an_untrained_model_is_nearly_undecided() -> None:
     assert loss.item() == pytest.approx(math.log(500) + 0.5, abs=0.25)
 
 
-def test_sizes_are_named() -> None:
-    counts = [
-        sum(p.numel() for p in CaptionDecoder(chosen.config(512, chosen.vocab_size)).parameters())
-        for chosen in SIZES.values()
-        if isinstance(chosen, Size)
-    ]
-    assert counts == sorted(counts)
-    with pytest.raises(DecoderError, match="no decoder size 'huge'"):
+def test_what_cannot_be_built_is_refused() -> None:
+    with pytest.raises(DecoderError, match="'huge'"):
         load_size("huge")
-    with pytest.raises(DecoderError, match="width 30 cannot be divided into 4 heads"):
+    with pytest.raises(DecoderError, match=r"30 .* 4 heads"):
         DecoderConfig(dim=4, vocab_size=9, width=30, heads=4)

@@ -9,49 +9,38 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools import devices
 from c3tools.captioning import (
+    SIZES,
     CaptionDecoder,
     Captioner,
+    LanguageModelSize,
+    Size,
     TrainingConfig,
-    evaluate_captions,
     fit_captioner,
     load_size,
     train_captioner,
 )
 from c3tools.captioning.config import plan_training
+from c3tools.captioning.curves import training_curves
 from c3tools.captioning.train import training_captions
-from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, TransformError
-from c3tools.identity import ModelIdentity
-from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
+from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store
 
-from .conftest import TOY, World, make_captions_store
+from .conftest import CPU, TOY, World, make_captions_store
 
-FP32 = devices.pick("cpu", "fp32")
 Train = Callable[..., Captioner]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_captions_store(tmp_path_factory.mktemp("captions") / "c3-store")[0]
-
-
 @pytest.fixture
-def train(store: Store, tmp_path: Path) -> Train:
+def train(captions_store: Store, tmp_path: Path) -> Train:
     """Train a tiny decoder for one epoch in an empty folder; what is given changes that."""
 
     def run(output: str = "c3-decoder", **changes: Any) -> Captioner:
-        options: dict[str, Any] = {
-            "store": store,
-            "size": "tiny",
-            "epochs": 1,
-            "sigma": 0.1,
-            "precision": "fp32",
-            "overwrite": True,
-        } | changes
+        options: dict[str, Any] = {"store": captions_store, "size": "tiny", "epochs": 1, "sigma": 0.1}
+        options |= {"precision": "fp32", "set": ["batch_size=32"], "overwrite": True} | changes
         return train_captioner(output=tmp_path / output, **options)
 
     return run
@@ -59,18 +48,11 @@ def train(store: Store, tmp_path: Path) -> Train:
 
 def texts_store(path: Path, captions: list[str], model: dict[str, Any] = TOY, dim: int = 8) -> Store:
     """A store of texts without images, all of the split train."""
-    info = StoreInfo(ModelIdentity(model), dim, dtype="float32")
-    create_store(path, info)
+    rows = np.random.default_rng(0).normal(size=(len(captions), dim))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     keys = [f"t{i}" for i in range(len(captions))]
-    columns: dict[str, list[Any]] = {
-        "key": keys,
-        "caption": captions,
-        "image_key": [None] * len(keys),
-        "split": ["train"] * len(keys),
-    }
-    rows = np.random.default_rng(0).normal(size=(len(keys), dim)).astype(np.float32)
-    write_shard(path, info, Shard("text", 0, rows / np.linalg.norm(rows, axis=1, keepdims=True), columns))
-    return Store.open(path)
+    texts = Rows.of("text", keys, unit, caption=captions, split=["train"] * len(keys))
+    return build_store(path, texts, model=model, dtype="float32")
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -87,355 +69,283 @@ def test_training_inputs_of_any_modality_get_the_noise_of_the_pipeline(
         return forward(self, embeddings, *rest)
 
     monkeypatch.setattr(CaptionDecoder, "forward", spy)
-    training = TrainingConfig(epochs=1, batch_size=80)
     inputs = {}
     for sigma in (0.0, 0.5):
         seen.clear()
         pipeline = preset("c3", sigma=sigma).fit(world.moments)
-        fit_captioner(train, val, pipeline, size="tiny", training=training, compute=FP32)
+        training = TrainingConfig(epochs=1, batch_size=80)
+        fit_captioner(train, val, pipeline, size="tiny", training=training, compute=CPU)
         inputs[sigma] = np.concatenate(seen)
     clean = pipeline.transform(train.embeddings, modality=modality, training=False)
-    order = np.lexsort(clean.T)
-    np.testing.assert_allclose(inputs[0.0][np.lexsort(inputs[0.0].T)], clean[order], atol=1e-6)
+    np.testing.assert_allclose(inputs[0.0][np.lexsort(inputs[0.0].T)], clean[np.lexsort(clean.T)], atol=1e-6)
     assert np.abs(np.sort(inputs[0.5], axis=0) - np.sort(clean, axis=0)).max() > 0.1
 
 
-def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World) -> None:
-    train, val = world.split(held_out=40)
-    pipeline = preset("c3", sigma=0.02).fit(world.moments)
-    training = TrainingConfig(epochs=6, batch_size=16, learning_rate=3e-3)
-    first = fit_captioner(train, val, pipeline, size="tiny", training=training, compute=FP32)
-    before = first.decoder.digest()
-    short = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-5)
-    second = fit_captioner(train, val, pipeline, training=short, compute=FP32, start=first)
-    assert first.decoder.digest() == before  # a copy is trained
-    assert second.tokenizer is first.tokenizer
-    assert second.record["size"] == "tiny"
-    assert second.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"], abs=0.02)
-    assert second.decoder.digest() != before
+def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World, captioner: Captioner) -> None:
+    train, val = world.split(held_out=20)
+    before, best = captioner.decoder.digest(), captioner.record["best_val_loss"]
+    short = TrainingConfig(epochs=1, batch_size=64, learning_rate=1e-5)
+    second = fit_captioner(train, val, captioner.pipeline, training=short, compute=CPU, start=captioner)
+    assert captioner.decoder.digest() == before != second.decoder.digest()  # a copy is trained
+    assert second.tokenizer is captioner.tokenizer
+    assert second.record["best_val_loss"] == pytest.approx(best, abs=0.02)
     # a rate that spoils everything: what training started from is kept
-    wild = TrainingConfig(epochs=2, batch_size=16, learning_rate=3.0, clip_norm=0.0)
-    third = fit_captioner(train, val, pipeline, training=wild, compute=FP32, start=first)
+    wild = TrainingConfig(epochs=1, batch_size=64, learning_rate=3.0, clip_norm=0.0)
+    third = fit_captioner(train, val, captioner.pipeline, training=wild, compute=CPU, start=captioner)
     assert third.decoder.digest() == before
-    assert third.record["best_val_loss"] == pytest.approx(first.record["best_val_loss"])
-    assert third.record["start_val_loss"] == third.record["best_val_loss"]
-    assert first.record["start_val_loss"] is None
-    assert min(epoch["val_loss"] for epoch in third.record["history"]) > third.record["best_val_loss"]
-
-
-def test_nothing_to_learn_from_and_unequal_rows_are_errors() -> None:
-    with pytest.raises(StoreError, match="There are 2 keys, but 1 values of caption"):
-        Rows.of("text", ["a", "b"], np.zeros((2, 4)), caption=["a dog"])
-    rows = Rows.of("text", [], np.ones((0, 4)), caption=[])
-    with pytest.raises(DecoderError, match="there are 0 and 0"):
-        fit_captioner(rows, rows, preset("c1").fit({}))
+    assert third.record["start_val_loss"] == third.record["best_val_loss"] == pytest.approx(best)
+    assert captioner.record["start_val_loss"] is None
 
 
 def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
     """Toy captions across a gap: with Collapse and Corrupt images get the right words, with neither they do not."""
     train, val = world.split(held_out=10)
     test, images = world.images.keys[-10:], world.images.embeddings[-10:]
+    words = {key: world.references[key][0].rstrip(".").split() for key in test}
     right = {}
     for name in ("c1", "c3"):
         pipeline = preset(name, sigma=0.02).fit(world.moments)
-        captioner = fit_captioner(
-            train,
-            val,
-            pipeline,
-            size="tiny",
-            training=TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3),
-            compute=FP32,
-        )
-        assert captioner.record["best_val_loss"] == min(e["val_loss"] for e in captioner.record["history"])
+        training = TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3)
+        captioner = fit_captioner(train, val, pipeline, size="tiny", training=training, compute=CPU)
         captions = captioner.caption(embeddings=images)
-        right[name] = sum(
-            word in caption for key, caption in zip(test, captions, strict=True) for word in _content(world, key)
-        )
+        content = {key: (words[key][1], words[key][2], words[key][5]) for key in test}
+        right[name] = sum(w in caption for key, caption in zip(test, captions, strict=True) for w in content[key])
         assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
     assert right["c3"] >= 24  # of 30
     assert right["c3"] > right["c1"]
 
 
-def _content(world: World, key: str) -> list[str]:
-    _, colour, animal, _, _, place = world.references[key][0].rstrip(".").split()
-    return [colour, animal, place]
-
-
-def test_training_again_gives_the_same_decoder_and_keeps_the_previous_one(train: Train, tmp_path: Path) -> None:
+def test_a_run_is_written_once_and_another_replaces_it_only_if_asked(
+    train: Train, captions_store: Store, tmp_path: Path
+) -> None:
     weights, previous = (tmp_path / name / "weights.safetensors" for name in ("c3-decoder", "c3-decoder.previous"))
-    train()
-    first = weights.read_bytes()
-    train("again")
-    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == first
+    messages = Messages()
+    captioner = train(overwrite=False)
+    first, loaded = weights.read_bytes(), Captioner.load(tmp_path / "c3-decoder")
+    assert (loaded.record, loaded.decoder.digest()) == (captioner.record, captioner.decoder.digest())
+    changed = weights.stat().st_mtime_ns
+    train(overwrite=False, reporter=messages)
+    assert "nothing to do" in messages.texts[-1]
+    for other in ({"seed": 1}, {"sigma": None}, {"store": texts_store(tmp_path / "t", ["a dog"] * 20, dim=32)}):
+        with pytest.raises(OutputError, match="c3-decoder"):
+            train(**{"overwrite": False, **other})
+    assert weights.stat().st_mtime_ns == changed
     train(seed=1)
-    assert weights.read_bytes() != first
-    assert previous.read_bytes() == first
+    assert (weights.read_bytes() != first, previous.read_bytes() == first) == (True, True)
     assert not list(tmp_path.glob(".c3-decoder*"))  # neither the run nor a temporary folder is left
+    with pytest.raises(OutputError, match="c3-decoder"):
+        train(start=tmp_path / "c3-decoder", sigma=None)
+    weights.write_bytes(b"")
+    with pytest.raises(DecoderError, match=str(weights)):
+        train(seed=1, overwrite=False)
 
 
-def test_the_captioner_is_returned_as_it_is_written(train: Train, store: Store, tmp_path: Path) -> None:
-    captioner = train(tensorboard=None)
-    loaded = Captioner.load(tmp_path / "c3-decoder")
-    assert loaded.record == captioner.record
-    assert loaded.decoder.digest() == captioner.decoder.digest()
-    images = store.load("image", "test").embeddings
-    assert loaded.caption(embeddings=images) == captioner.caption(embeddings=images)
-
-
-def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, store: Store) -> None:
-    named = train(preset="c3", sigma=0.1)
-    unfitted = train(pipeline=preset("c3", sigma=0.1), sigma=None)
+def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, captions_store: Store) -> None:
+    named, unfitted = train(preset="c3"), train(pipeline=preset("c3", sigma=0.1), sigma=None)
     assert unfitted.decoder.digest() == named.decoder.digest()
-    assert unfitted.record == {**named.record, "history": unfitted.record["history"]}
-    moments = {name: store.moments(name, "val") for name in ("image", "text")}
+    moments = {name: captions_store.moments(name, "val") for name in ("image", "text")}
     own = preset("c2-collapse").fit(moments)
     captioner = train(pipeline=own, sigma=None)
     assert captioner.pipeline is own
     assert (captioner.record["preset"], captioner.record["sigma"]) == ("c2-collapse", 0.0)
-    with pytest.raises(DecoderError, match="its own steps and sigma"):
-        train(pipeline=own, sigma=0.1)
     other = preset("c1").fit(moments, provenance={"model": {"name": "other"}})
-    with pytest.raises(TransformError, match="of the model other"):
+    with pytest.raises(TransformError, match="other"):
         train(pipeline=other, sigma=None)
 
 
-def test_sigma_is_taken_from_the_captions_by_default(train: Train, store: Store) -> None:
+def test_sigma_is_taken_from_the_captions_by_default(train: Train, captions_store: Store) -> None:
     messages = Messages()
-    expected, _ = sigma_by_rule("auto", store)
+    expected, _ = sigma_by_rule("auto", captions_store)
     captioner = train(sigma=None, reporter=messages)
     assert captioner.record["sigma"] == pytest.approx(expected)
-    assert f"Sigma {expected:.4g}" in messages.texts[-1]
-    assert train(sigma="auto").decoder.digest() == captioner.decoder.digest()
+    assert f"{expected:.4g}" in messages.texts[-1]
+    assert train("named", sigma="auto").decoder.digest() == captioner.decoder.digest()
+    record = train("lafite", preset="lafite", sigma=None).record
+    assert (record["sigma"], record["made_from"]["settings"]["sigma"]) == (0.0, None)
 
 
-def test_without_a_val_split_whole_images_are_held_out(tmp_path: Path) -> None:
-    store, _ = make_captions_store(tmp_path / "c3-store", splits=False)
-    train, val, notes = training_captions(store)
+@pytest.mark.parametrize(("split", "splits", "held"), [("train", False, 16), ("all", True, 16)])
+def test_without_a_val_split_of_its_own_whole_images_are_held_out(
+    tmp_path: Path, split: str, splits: bool, held: int
+) -> None:
+    store, _ = make_captions_store(tmp_path / "c3-store", splits=splits)
+    train, val, notes = training_captions(store, split)
     assert not set(train.items) & set(val.items)
-    assert len(set(val.items)) == 8
-    assert (len(train), len(val)) == (144, 16)
-    assert notes == ["There is no val split, so 16 captions of 8 images are held out."]
-
-
-def test_rows_that_are_learned_from_choose_no_checkpoint(tmp_path: Path) -> None:
-    store, _ = make_captions_store(tmp_path / "c3-store")
-    train, val, notes = training_captions(store, "all")
-    assert not set(train.items) & set(val.items)
-    assert set(train.items) | set(val.items) == set(store.load("text").items)
-    assert notes == [f"All splits are trained on, so {len(val)} captions of {len(set(val.items))} images are held out."]
-
-
-def test_sigma_does_not_depend_on_the_norm_of_the_embeddings(store: Store, tmp_path: Path) -> None:
-    texts = store.load("text")
-    longer = Rows(texts.modality, 10 * texts.embeddings, texts.table)
-    raw = build_store(tmp_path / "raw", longer, model=TOY, dtype="float32", normalised=False)
-    found = [sigma_by_rule("auto", each)[0] for each in (store, raw)]
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
-
-
-def test_a_preset_without_sigma_takes_and_records_none(train: Train) -> None:
-    messages = Messages()
-    record = train(preset="lafite", sigma=None, reporter=messages).record
-    assert (record["sigma"], record["asked"]["sigma"]) == (0.0, None)
-    assert not any("Sigma" in text for text in messages.texts)
-    for name in ("lafite", "c1"):
-        with pytest.raises(TransformError, match=f"The preset '{name}' has no sigma that could be chosen"):
-            train(preset=name, sigma=0.2)
-
-
-def test_no_noise_is_not_the_noise_of_the_rule(train: Train) -> None:
-    assert train(sigma=0.0).record["asked"]["sigma"] == 0.0
-    with pytest.raises(OutputError, match="sigma"):
-        train(sigma=None, overwrite=False)
-
-
-def rows_of(items: list[str]) -> Rows:
-    return Rows.of("text", [f"t{i}" for i in range(len(items))], np.ones((len(items), 2)), image_key=items)
-
-
-def test_what_is_held_out_depends_on_the_keys_alone() -> None:
-    items = [f"k{i % 30}" for i in range(90)]
-    held = rows_of(items).hold_out()[1]
-    assert set(held.items) == set(rows_of(items[::-1]).hold_out()[1].items)
-    assert len(set(held.items)) == 3
-    assert len(rows_of(["a", "a"]).hold_out()[1]) == 0
-    assert [len(part) for part in rows_of(["a", "b"]).hold_out()] == [1, 1]
-
-
-def test_pairs_are_drawn_by_the_seed_and_more_hold_fewer() -> None:
-    rows = rows_of([f"image{i // 2}" for i in range(200)])
-    few, more, other = rows.sample(0.05, "a"), rows.sample(0.2, "a"), rows.sample(0.05, "b")
-    assert (len(few), len(more)) == (10, 40)
-    assert set(few.keys) < set(more.keys)
-    assert few.keys != other.keys
-    assert len(rows.sample(0.0001, "a")) == 2
+    assert (len(train), len(val)) == (160 - held, held)
+    assert [f"{held} captions of 8 images" in note for note in notes] == [True]
 
 
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
-    tiny = load_size("tiny")
-    large = plan_training(tiny, 30_000)
-    assert (large.epochs, large.patience) == (8, 0)
-    small = plan_training(tiny, 640)  # 10 steps an epoch
-    assert (small.epochs, small.patience) == (60, 5)
-    asked = plan_training(tiny, 640, epochs=7, patience=2)
-    assert (asked.epochs, asked.patience) == (7, 2)
-    changes = ["epochs=3", "patience=20"]
-    set_ones = plan_training(load_size("tiny", changes), 640, changes)
-    assert (set_ones.epochs, set_ones.patience) == (3, 20)
+    tiny, changes = load_size("tiny"), ["epochs=3", "patience=20"]
+    plans = [
+        plan_training(tiny, 30_000),
+        plan_training(tiny, 640),  # 10 steps an epoch
+        plan_training(tiny, 640, epochs=7, patience=2),
+        plan_training(load_size("tiny", changes), 640, changes),
+    ]
+    assert [(plan.epochs, plan.patience) for plan in plans] == [(8, 0), (60, 5), (7, 2), (3, 20)]
 
 
-def test_a_fraction_takes_whole_images(train: Train) -> None:
+def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Train, captions_store: Store) -> None:
     messages = Messages()
-    count = train(train_fraction=0.5, reporter=messages).record["captions"]["train"]
-    assert 30 <= count <= 82
-    assert count % 2 == 0
-    assert messages.texts == [f"Using {count} captions of 50% of the images."]
-
-
-def test_the_losses_are_drawn_and_written_for_tensorboard(train: Train, tmp_path: Path) -> None:
-    from PIL import Image
-
-    from c3tools.captioning.curves import training_curves
-
-    pytest.importorskip("tensorboard")
-    record = train(epochs=2, tensorboard=tmp_path / "board").record
-    assert next(path.name for path in (tmp_path / "board").iterdir()).startswith("events.out.tfevents")
-    with Image.open(tmp_path / "c3-decoder" / "curves.png") as picture:
-        assert min(picture.size) > 400
-    (axes,) = training_curves(record).axes
-    trained, validated = axes.lines[0], axes.lines[1]
-    assert [list(point) for point in zip(*map(np.asarray, trained.get_data()), strict=True)] == record["trace"]
-    assert list(np.asarray(validated.get_ydata())) == [epoch["val_loss"] for epoch in record["history"]]
-    legend = axes.get_legend()
-    assert legend is not None
-    assert "no noise" in legend.get_texts()[1].get_text()
-
-
-def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Train, store: Store) -> None:
-    messages = Messages()
-    captioner = train(monitor="cross-modal", reporter=messages)
-    assert messages.texts == ["The checkpoint is chosen on 16 captions from the embeddings of their images."]
+    captioner = train(monitor="cross-modal", train_fraction=0.5, reporter=messages)
     record = captioner.record
-    assert (record["monitor"], record["modality"]) == ("cross-modal", "text")
-    images, texts = store.load("image"), store.load("text", split="val")
-    rows = [images.keys.index(item) for item in texts.items]
+    assert "16 captions" in messages.texts[1]
+    assert record["captions"]["train"] % 2 == 0
+    assert 30 <= record["captions"]["train"] <= 82
+    assert (record["monitor"], record["modality"], record["notes"]) == ("cross-modal", "text", messages.texts)
+    images, texts = captions_store.load("image"), captions_store.load("text", split="val")
+    rows = [list(images.keys).index(item) for item in texts.items]
     inputs = captioner.pipeline.transform(images.embeddings[rows], modality="image")
-    tokens = captioner.tokenizer.encode(texts.captions, 40)
+    tokens = captioner.tokenizer.encode(list(texts.captions), 40)
     total = 0.0
     for row, ids in zip(torch.from_numpy(inputs), tokens, strict=True):
-        with torch.inference_mode():
+        with torch.no_grad():
             scores = captioner.decoder(row[None], torch.tensor([ids]))[0].double().log_softmax(-1)
         total -= float(scores[range(len(ids)), ids].sum())
-    loss = total / sum(len(ids) for ids in tokens)
-    assert record["best_val_loss"] == pytest.approx(loss, rel=1e-4)
+    assert record["best_val_loss"] == pytest.approx(total / sum(map(len, tokens)), rel=1e-4)
 
 
-def test_few_pairs_from_scratch_and_on_top_of_texts(
-    captioner: Captioner, train: Train, world: World, tmp_path: Path
-) -> None:
+def test_few_pairs_from_scratch_and_on_top_of_texts(captioner: Captioner, train: Train, tmp_path: Path) -> None:
     captioner.save(tmp_path / "texts")
-    options: dict[str, Any] = {"pairs": 0.25, "epochs": 2, "sigma": None}
-    messages = Messages()
-    tuned = train("tuned", start=tmp_path / "texts", size="small", reporter=messages, **options)
+    options: dict[str, Any] = {"pairs": 0.25, "sigma": None}
+    tuned = train("tuned", start=tmp_path / "texts", size="small", **options)
     scratch = train("scratch", **options)
-    noised = train("noised", **{**options, "sigma": 0.03})
     for record in (tuned.record, scratch.record):
         assert record["captions"] == {"train": 28, "val": 4}  # a quarter of 56 and of 8 images, two captions each
         assert (record["modality"], record["monitor"], record["pairs"]) == ("image", "cross-modal", 0.25)
-    assert "28 captions of 14 images" in messages.texts[0]
     assert (tuned.record["from"], tuned.record["size"]) == (str(tmp_path / "texts"), "tiny")
-    assert tuned.record["best_val_loss"] <= tuned.record["start_val_loss"]
-    assert [c.record["sigma"] for c in (tuned, scratch, noised)] == [0.02, 0.0, 0.03]
+    assert [c.record["sigma"] for c in (tuned, scratch)] == [0.02, 0.0]
     rates = [c.record["training"]["learning_rate"] for c in (tuned, scratch)]
     assert rates[0] == pytest.approx(0.1 * rates[1])
+    assert tuned.record["best_val_loss"] <= tuned.record["start_val_loss"]
     assert tuned.record["best_val_loss"] < scratch.record["best_val_loss"]  # what texts taught is not lost
-    # the transform, noise included, is that of the text-only run
-    image = world.images.embeddings[:1]
-    first, second = (c.pipeline.transform(image, modality="image") for c in (captioner, tuned))
-    np.testing.assert_array_equal(first, second)
     assert captioner.pipeline.config() == tuned.pipeline.config()
+    mixed = train("mixed", start=tmp_path / "texts", preset="c3-retrieval", sigma=0.05)
+    assert (mixed.record["preset"], mixed.record["sigma"], mixed.record["size"]) == ("c3-retrieval", 0.05, "tiny")
 
 
-def test_training_continues_with_another_preset(captioner: Captioner, train: Train, tmp_path: Path) -> None:
-    captioner.save(tmp_path / "texts")
-    options: dict[str, Any] = {"start": tmp_path / "texts", "epochs": 1, "sigma": 0.05}
-    mixed = train("mixed", preset="c3-retrieval", **options)
-    assert (mixed.record["preset"], mixed.record["sigma"]) == ("c3-retrieval", 0.05)
-    assert mixed.record["size"] == captioner.record["size"]
-    assert mixed.record["asked"]["preset"] == "c3-retrieval"
-    assert mixed.record["best_val_loss"] <= mixed.record["start_val_loss"]
-    # the weights are those of the first decoder, but what they read is another's: another loss to begin with
-    assert mixed.record["start_val_loss"] != captioner.record["best_val_loss"]
-    messages = Messages()
-    train("auto", preset="c3", reporter=messages, **{**options, "sigma": None})
-    assert any("3 times the spread of captions of one image" in text for text in messages.texts)
+def test_language_models_are_continued_and_put_behind_espers_mapper(
+    language_model: Captioner, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language_model.save(tmp_path / "lm")
+    start: dict[str, Any] = {"start": tmp_path / "lm", "sigma": None}
+    more = train("more", **start)
+    assert more.is_language_model
+    assert more.record["training"]["contrastive_margin"] == 0.5
+    fresh = train("fresh", unconditional=True, sigma=None)
+    assert fresh.record["changes"] == ["prefix_length=0", "contrastive_margin=0.5", "batch_size=32"]
+
+    class Same:
+        def encode_texts(self, texts: list[str]) -> np.ndarray:
+            return np.eye(1, 32, dtype=np.float32).repeat(len(texts), axis=0)
+
+    monkeypatch.setattr("c3tools.captioning.train.load_text_encoder", lambda *_, **__: Same())
+    esper = train("esper", esper=True, **{**start, "set": []})
+    assert (esper.record["monitor"], esper.record["captions"]) == ("reward", {"train": 56, "val": 8})
 
 
-def test_settings_that_contradict_each_other_are_refused(captioner: Captioner, train: Train, tmp_path: Path) -> None:
-    captioner.save(tmp_path / "texts")
-    start = tmp_path / "texts"
-    other = texts_store(tmp_path / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"start": start, "store": other}, "of the model toy-model .*, but these embeddings of other-model"),
-        ({"start": start, "sigma": 0.1}, "Sigma comes from the decoder given by --from"),
-        ({"start": tmp_path / "nowhere"}, "no trained decoder at .*nowhere"),
-        ({"start": start, "pairs": 0.5, "set": ["width=48"]}, "The architecture comes from the decoder"),
-        ({"pairs": 0}, "--pairs must be above 0"),
-        ({"pairs": 0.5, "store": other}, "no modality 'image'"),
-        ({"monitor": "images"}, "There is no --monitor 'images'"),
-        ({"monitor": "cross-modal", "store": other}, "no modality 'image'"),
-        ({"train_fraction": 0}, "--train-fraction must be above 0"),
-        ({"epochs": 0}, "epochs must be greater than 0"),
-        (
-            {"train_split": "restval"},
-            r"no captions in the split 'restval'\. Its splits are train \(112\), val \(16\), test \(32\)",
-        ),
-    ]
-    for changes, message in cases:
-        with pytest.raises(C3Error, match=message):
-            train("new", **{"sigma": None, **changes})
-        assert not (tmp_path / "new").exists()
+def test_the_losses_are_drawn_and_written_for_tensorboard(train: Train, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    record = train(epochs=2, tensorboard=tmp_path / "board").record
+    assert next(path.name for path in (tmp_path / "board").iterdir()).startswith("events.out.tfevents")
+    assert (tmp_path / "c3-decoder" / "curves.png").stat().st_size > 4000
+    (axes,) = training_curves(record).axes
+    assert [list(point) for point in zip(*map(np.asarray, axes.lines[0].get_data()), strict=True)] == record["trace"]
+    assert list(np.asarray(axes.lines[1].get_ydata())) == [epoch["val_loss"] for epoch in record["history"]]
 
 
-def test_settings_are_changed_by_name(train: Train) -> None:
-    changes = ["dropout=0.3", "prefix_length=5", "label_smoothing=0.1", "ema=0.9"]
-    captioner = train(set=changes)
-    assert captioner.record["changes"] == changes
-    training, config = captioner.record["training"], captioner.decoder.config
-    assert (training["label_smoothing"], training["ema"]) == (0.1, 0.9)
-    assert (config.dropout, config.prefix_length) == (0.3, 5)  # type: ignore[attr-defined]
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"start": "texts", "store": "other"}, "toy-model .*other-model"),
+    ({"start": "texts", "sigma": 0.1}, "--from"),
+    ({"start": "nowhere"}, "nowhere"),
+    ({"start": "texts", "pairs": 0.5, "set": ["width=48"]}, "--from"),
+    ({"start": "lm", "pairs": 0.5}, "lm"),
+    ({"start": "lm", "preset": "c3"}, "lm"),
+    ({"start": "lm", "unconditional": True}, "--unconditional"),
+    ({"unconditional": True, "sigma": 0.1}, "--sigma"),
+    ({"unconditional": True, "monitor": "cross-modal"}, "--monitor"),
+    ({"esper": True}, "ESPER"),
+    ({"esper": True, "start": "lm", "pairs": 0.5}, "--seed"),
+    ({"esper": True, "start": "lm", "preset": "c3"}, "--seed"),
+    ({"esper": True, "start": "lm", "set": [], "store": "other"}, "other-model"),
+    ({"pipeline": preset("c1"), "sigma": 0.1}, "sigma"),
+    ({"preset": "lafite", "sigma": 0.2}, "lafite"),
+    ({"pairs": 0}, "--pairs .* 0"),
+    ({"pairs": 0.5, "store": "other"}, "image"),
+    ({"monitor": "images"}, "--monitor 'images'"),
+    ({"train_fraction": 0}, "--train-fraction .* 0"),
+    ({"epochs": 0}, "epochs .* 0"),
+    ({"train_split": "restval"}, r"restval.* train \(112\), val \(16\), test \(32\)"),
+    ({"size": "paper", "set": ["model=no/where/at/all"]}, "no/where/at/all"),
+    ({"store": "one"}, "1 and 0"),
+    ({"store": "empty"}, "0 and 0"),
+]
 
 
-def test_a_language_model_is_used_like_the_built_in_decoder(train: Train, store: Store, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("pycocoevalcap")
-    from c3tools.ablation import ablate
+@pytest.fixture(scope="module")
+def starts(captioner: Captioner, language_model: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("starts")
+    captioner.save(folder / "texts")
+    language_model.save(folder / "lm")
+    texts_store(folder / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
+    texts_store(folder / "one", ["a dog"], dim=4)
+    texts_store(folder / "empty", ["", "...", "\ue000", "!?"] * 5)
+    return folder
 
-    from .language_models import save_tiny_gpt2
 
-    save_tiny_gpt2(tmp_path / "gpt2", store.load("text").captions)
-    paper: dict[str, Any] = {"size": "paper", "set": [f"model={tmp_path / 'gpt2'}", "learning_rate=1e-2"]}
-    captioner = train(**paper)
-    assert (captioner.record["size"], captioner.record["training"]["decay"]) == ("paper", "linear")
-    assert evaluate_captions(store, decoder=tmp_path / "c3-decoder", resamples=0).scores["BLEU-1"] >= 0
-    table = ablate(store, methods="C1,DeCap", seeds=1, epochs=1, precision="fp32", output=tmp_path / "table", **paper)
-    assert [run.method for run in table.runs] == ["C1", "DeCap"]
-    train("tuned", start=tmp_path / "c3-decoder", pairs=0.5, sigma=None)
-    with pytest.raises(DecoderError, match="The language model 'no/where/at/all' cannot be loaded"):
-        train("new", size="paper", set=["model=no/where/at/all"])
+@pytest.mark.parametrize(("changes", "named"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
+def test_settings_that_contradict_each_other_are_refused(
+    starts: Path, train: Train, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    places = {name: starts / value for name, value in changes.items() if name in ("start", "store")}
+    with pytest.raises(C3Error, match=named):
+        train("new", **{"sigma": None, **changes, **places})
+    assert not (tmp_path / "new").exists()
 
 
 def test_captions_that_are_empty_or_in_no_known_script_are_left_out_and_listed(train: Train, tmp_path: Path) -> None:
     good = ["a dog on grass", "собака на траве", "草の上の犬", "كلب على العشب"] * 5
-    store, messages = texts_store(tmp_path / "texts", ["", "\ue000\ue001", *good]), Messages()
-    captioner = train(store=store, reporter=messages)
-    assert any("captions are empty or contain no letters, and are left out: t0" in m for m in messages.texts)
+    captioner = train(store=texts_store(tmp_path / "texts", ["", "\ue000\ue001", *good]))
+    assert any("t0" in note for note in captioner.record["notes"])
     assert sum(captioner.record["captions"].values()) == 20
-    assert captioner.record["notes"] == messages.texts
 
 
-def test_a_corpus_without_a_single_word_and_one_caption_alone_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DecoderError, match=r"there are 0 and 0\. .*contain no letters"):
-        training_captions(texts_store(tmp_path / "empty", ["", "...", "\ue000", "!?"] * 5))
-    with pytest.raises(DecoderError, match="needs captions for training and for validation, but there are 1 and 0"):
-        training_captions(texts_store(tmp_path / "one", ["a dog"], dim=4))
+def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_training() -> None:
+    changed = load_size("tiny", ["dropout=0.2", "prefix_length=6", "word_dropout=0.15", "epochs=9", "ema=0.99"])
+    assert isinstance(changed, Size)
+    assert (changed.dropout, changed.prefix_length, changed.width) == (0.2, 6, 192)
+    assert (changed.training.word_dropout, changed.training.epochs, changed.training.ema) == (0.15, 9, 0.99)
+    assert changed.training.learning_rate == SIZES["tiny"].training.learning_rate
+    paper = load_size("paper", ["model=./mine", "frozen=true", "mapper=transformer"])
+    assert isinstance(paper, LanguageModelSize)
+    assert (paper.model, paper.frozen, paper.mapper) == ("./mine", True, "transformer")
+    both = load_size("tiny", ["width=256", "heads=4"])  # neither goes with the other's value of the size
+    assert isinstance(both, Size)
+    assert (both.width, both.heads) == (256, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("colour=red", "colour=red(.|\n)*batch_size"),
+        ("dropout", "dropout"),
+        ("training=1", "training=1"),
+        ("seed=1", "seed=1"),
+        ("layers=two", "layers .*'two'"),
+        ("decay=steps", "'steps'"),
+        ("heads=5", "192 .* 5"),
+        ("word_dropout=1", "word_dropout .*1"),
+        ("dropout=nan", "dropout .*nan"),
+        ("learning_rate=0", "learning_rate .*0"),
+        ("weight_decay=-0.1", "weight_decay .*-0.1"),
+        ("warmup=2", "warmup .*2"),
+        ("prefix_length=-1", "prefix_length .*-1"),
+        ("learning_rate=1e400", "learning_rate .*inf"),
+        ("beta2=1", "beta2 .*1"),
+        ("clip_norm=nan", "clip_norm .*nan"),
+    ],
+)
+def test_wrong_settings_are_refused(change: str, named: str) -> None:
+    with pytest.raises(DecoderError, match=named):
+        load_size("tiny", [change])

@@ -1,0 +1,323 @@
+"""MAGIC, ZeroCap and ESPER, each against its formulas, and the language models that they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from c3tools.captioning import CaptionDecoder, Captioner, GenerationConfig, TrainingConfig, generate, train_captioner
+from c3tools.captioning.baselines.esper import (
+    clipped_policy_loss,
+    generalized_advantages,
+    sample,
+    token_log_probabilities,
+    token_rewards,
+)
+from c3tools.captioning.baselines.steering import generate_steered
+from c3tools.captioning.model import Decoder, KeyValueCache
+from c3tools.captioning.tokenizer import END_ID, PAD_ID
+from c3tools.captioning.training import contrastive_loss, fit_esper
+from c3tools.errors import DecoderError
+from c3tools.store import Rows
+
+from .conftest import ANIMALS, CPU, DIM, make_captions_store
+from .language_models import save_tiny_gpt2
+
+LIMIT = 6
+
+
+class Letters:
+    """A tokenizer of one letter per token."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join("abcdefg"[token] for token in ids if token not in (PAD_ID, END_ID))
+
+
+class Counting:
+    """An encoder whose embedding of a text is how often it has each letter."""
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        rows = np.array([[text.count(letter) + 0.1 for letter in "abcdefg"] for text in texts])
+        unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit
+
+
+def given_inputs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(n, 6)).astype(np.float32), rng.normal(size=(n, 7)).astype(np.float32)
+
+
+def steered(model: CaptionDecoder, n: int, method: Any, **settings: float) -> list[list[int]]:
+    config = GenerationConfig(method, max_tokens=LIMIT, **settings)  # type: ignore[arg-type]
+    return generate_steered(model, Letters(), *given_inputs(n), config, Counting())  # type: ignore[arg-type]
+
+
+def logits_after(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))
+    return logits[0, len(written)]
+
+
+def hidden_states(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
+    """Those of the last prefix position and of every token."""
+    with torch.no_grad():
+        prefix = model.embed_prefix(torch.from_numpy(x[None]))
+        tokens = model.tokens(torch.tensor([written], dtype=torch.long))
+        return model.run(torch.cat([prefix, tokens], dim=1))[0, model.config.prefix_length - 1 :]
+
+
+def magic_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarray, config: GenerationConfig) -> list[int]:
+    """The formula, token by token, everything computed again without a cache."""
+    written: list[int] = []
+    for _ in range(LIMIT):
+        scores = logits_after(model, x, written)
+        scores[PAD_ID] = -torch.inf
+        likely, tokens = scores.softmax(-1).topk(min(config.candidates, 7))
+        texts = [Letters().decode([*written, token]) for token in tokens.tolist()]
+        cosines = Counting().encode_texts(texts) @ (image / np.linalg.norm(image))
+        view = torch.softmax(config.similarity_scale * torch.from_numpy(cosines), dim=-1)
+        earlier = hidden_states(model, x, written)
+        best, winner = -np.inf, -1
+        for i, token in enumerate(tokens.tolist()):
+            state = hidden_states(model, x, [*written, token])[-1]
+            repeated = torch.cosine_similarity(state[None], earlier).max()
+            score = (1 - config.alpha) * likely[i] - config.alpha * repeated + config.beta * view[i]
+            if float(score) > best:
+                best, winner = float(score), token
+        if winner == END_ID:
+            break
+        written.append(winner)
+    return written
+
+
+@pytest.mark.parametrize("settings", [{}, {"candidates": 3, "alpha": 0.6, "beta": 0.5, "similarity_scale": 5.0}])
+def test_magic_follows_its_formula(tiny_model: CaptionDecoder, settings: dict[str, float]) -> None:
+    config = GenerationConfig("magic", max_tokens=LIMIT, **settings)  # type: ignore[arg-type]
+    expected = [magic_by_definition(tiny_model, x, image, config) for x, image in zip(*given_inputs(8), strict=True)]
+    assert steered(tiny_model, 8, "magic", **settings) == expected
+    assert len({len(caption) for caption in expected}) > 1
+
+
+def test_magic_without_its_terms_is_greedy(tiny_model: CaptionDecoder) -> None:
+    greedy = generate(tiny_model, given_inputs(20)[0])
+    assert steered(tiny_model, 20, "magic", alpha=0.0, beta=0.0) == greedy != steered(tiny_model, 20, "magic")
+    with pytest.raises(DecoderError):
+        generate_steered(tiny_model, Letters(), *given_inputs(1), GenerationConfig("magic"), None)  # type: ignore[arg-type]
+
+
+def zerocap_by_definition(
+    model: CaptionDecoder, x: np.ndarray, image: np.ndarray, config: GenerationConfig
+) -> list[int]:
+    """The formulas, text by text: keys and values of two layers are moved, and all else is computed from them."""
+    unit = torch.from_numpy(image / np.linalg.norm(image))
+
+    def after(written: list[int], keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
+        cache = model.cache_of([part[None] for pair in zip(keys, values, strict=True) for part in pair])
+        logits, _ = model.decode_step(torch.tensor(written[-1:]), cache)
+        return logits[0, 1:].log_softmax(-1)  # without padding
+
+    def cosine(ids: list[int]) -> torch.Tensor:
+        return torch.from_numpy(Counting().encode_texts([Letters().decode(ids)])[0]) @ unit
+
+    def following(written: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            _, _, cache = model.prefill(torch.from_numpy(x[None]))
+            assert isinstance(cache, KeyValueCache)
+            for token in written[:-1]:
+                model.decode_step(torch.tensor([token]), cache)
+            keys, values = (
+                [part[layer, 0, :, : cache.length] for layer in range(2)] for part in (cache.keys, cache.values)
+            )
+            p_0 = after(written, keys, values)
+        for _ in range(config.gradient_steps):
+            keys, values = ([part.detach().requires_grad_() for part in parts] for parts in (keys, values))
+            p = after(written, keys, values)
+            likely, tokens = p.topk(min(config.candidates, len(p)))
+            q = torch.stack([100 * cosine([*written, token + 1]) for token in tokens.tolist()]).softmax(-1)
+            loss = -(q * likely).sum() + 0.2 * (p.exp() * (p - p_0)).sum()
+            context = [*keys, *values]
+            slopes = torch.autograd.grad(loss, context)
+            moved = [part - 0.3 * slope / slope.norm() ** 0.9 for part, slope in zip(context, slopes, strict=True)]
+            keys, values = moved[:2], moved[2:]
+        with torch.no_grad():
+            return (0.99 * after(written, keys, values) + 0.01 * p_0).log_softmax(-1)
+
+    beams: list[tuple[list[int], float]] = [([], 0.0)]
+    for step in range(LIMIT):
+        grown = [(written, total) for written, total in beams if written and written[-1] == END_ID]
+        for written, total in (beam for beam in beams if beam not in grown):
+            p = following(written) if step else logits_after(model, x, written)[1:].log_softmax(-1)
+            grown += [([*written, token + 1], total + float(p[token])) for token in range(len(p))]
+        beams = sorted(grown, key=lambda beam: -beam[1] / len(beam[0]))[: config.beams]
+    captions = [[token for token in written if token != END_ID] for written, _ in beams]
+    return max(captions, key=lambda written: float(cosine(written)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"candidates": 3, "beams": 2, "gradient_steps": 2}])
+def test_zerocap_follows_its_formulas(tiny_model: CaptionDecoder, settings: dict[str, int]) -> None:
+    config = GenerationConfig("zerocap", max_tokens=LIMIT, **settings)
+    expected = [zerocap_by_definition(tiny_model, x, image, config) for x, image in zip(*given_inputs(3), strict=True)]
+    assert steered(tiny_model, 3, "zerocap", **settings) == expected
+    assert len({tuple(caption) for caption in expected}) > 1
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), smoothing=st.floats(0, 1), seed=st.integers(0, 100))
+def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], smoothing: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    B, T = len(lengths), 6
+    real = np.arange(T) < np.array(lengths)[:, None]
+    log_p, log_p_lm, values = (rng.normal(size=(B, T)) * real for _ in range(3))
+    cosines = rng.uniform(-1, 1, B)
+    as_torch = [torch.from_numpy(array) for array in (cosines, log_p, log_p_lm, real, values)]
+    rewards = token_rewards(*as_torch[:4])
+    advantages = generalized_advantages(rewards, as_torch[4], as_torch[3], smoothing)
+    for row, length in enumerate(lengths):
+        r = -0.15 * (log_p[row] - log_p_lm[row])
+        r[length - 1] += 50 * cosines[row] - 10
+        np.testing.assert_allclose(rewards[row, :length], r[:length], atol=1e-9)
+        V = [*values[row, :length], 0.0]
+        delta = [r[t] + V[t + 1] - V[t] for t in range(length)]
+        expected = [sum(smoothing**k * delta[t + k] for k in range(length - t)) for t in range(length)]
+        np.testing.assert_allclose(advantages[row, :length], expected, atol=1e-9)
+        assert not advantages[row, length:].any()
+    ratio = np.exp(log_p - log_p_lm)[real]
+    own = advantages.numpy()[real]
+    terms = [-min(a * b, np.clip(a, 0.8, 1.2) * b) for a, b in zip(ratio, own, strict=True)]
+    loss = clipped_policy_loss(as_torch[1], as_torch[2], advantages, as_torch[3])
+    assert float(loss) == pytest.approx(np.mean(terms), abs=1e-9)
+    hidden, margin = torch.from_numpy(rng.normal(size=(B, T, 3))), 0.5 + smoothing
+    pairs = [[(i, j) for i in range(n) for j in range(n) if i != j] for n in lengths]
+    apart = [
+        [max(0.0, margin - 1 + float(torch.cosine_similarity(row[i], row[j], dim=0))) for i, j in own_pairs]
+        for row, own_pairs in zip(hidden, pairs, strict=True)
+    ]
+    means = [sum(part) / max(len(part), 1) for part in apart]
+    assert float(contrastive_loss(hidden, as_torch[3], margin)) == pytest.approx(np.mean(means), abs=1e-5)
+
+
+class Animals:
+    """An encoder whose embedding of a text says which animal it names."""
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        named = [[float(animal in text) for animal in ANIMALS] + [0.1] for text in texts]
+        rows = np.pad(np.array(named, np.float32), ((0, 0), (0, DIM - len(ANIMALS) - 1)))
+        unit: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+
+def pictures(n: int, seed: int) -> Rows:
+    """Images of one animal each, as `Animals` sees them."""
+    rng = np.random.default_rng(seed)
+    chosen = [ANIMALS[number] for number in rng.integers(0, len(ANIMALS), n)]
+    noisy = Animals().encode_texts(chosen) + 0.02 * rng.normal(size=(n, DIM)).astype(np.float32)
+    return Rows.of("image", [f"{seed}-{i}" for i in range(n)], noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
+
+
+def cached_steps(model: Decoder, tokens: list[int]) -> torch.Tensor:
+    """Scores of what follows each token, computed step by step from caches that were taken apart and rebuilt."""
+    logits, _, cache = model.prefill(torch.zeros(1, DIM))
+    rows = [logits]
+    for token in tokens:
+        rows.append(model.decode_step(torch.tensor([token]), model.cache_of(cache.tensors()))[0])
+        model.decode_step(torch.tensor([token]), cache)
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def test_a_language_model_writes_and_scores_without_an_embedding(language_model: Captioner) -> None:
+    model = language_model.decoder
+    assert isinstance(model, CaptionDecoder)
+    assert language_model.is_language_model
+    x, tokens = torch.zeros(1, DIM), torch.tensor([[5, 9, 7, END_ID]])
+    logits = model(x, tokens)[0]
+    shown = torch.cat([torch.tensor([END_ID]), tokens[0, :-1]])
+    torch.testing.assert_close(logits, model.logits(model.run(model.tokens(shown)[None]))[0])
+    torch.testing.assert_close(cached_steps(model, [5, 9, 7]), logits, atol=1e-5, rtol=1e-4)
+    written = generate(model, np.random.default_rng(0).normal(size=(3, DIM)).astype(np.float32))
+    assert written[0] == written[1] == written[2]
+    assert {"on", "the"} <= set(language_model.tokenizer.decode(written[0]).split())
+    with pytest.raises(DecoderError, match="--steer magic"):
+        language_model.caption(embeddings=np.eye(1, DIM, dtype=np.float32))
+
+
+@torch.no_grad()
+def test_samples_are_drawn_from_the_decoder(language_model: Captioner) -> None:
+    """How often each first token is drawn is its probability; log-probabilities are those of its scores."""
+    model = language_model.decoder
+    torch.manual_seed(0)
+    x = torch.zeros(4000, DIM)
+    tokens = sample(model, x)
+    expected = model(x[:1], tokens[:1])[0, 0].softmax(-1)
+    counts = torch.bincount(tokens[:, 0], minlength=len(expected)) / len(tokens)
+    assert float((counts - expected).abs().max()) < 0.03
+    log_p = token_log_probabilities(model, model(x[:20], tokens[:20]), tokens[:20])
+    scores = model(x[:20], tokens[:20])
+    scores[..., PAD_ID] = -torch.inf
+    own = scores.log_softmax(-1).gather(2, tokens[:20, :, None])[..., 0]
+    real = tokens[:20] != PAD_ID
+    torch.testing.assert_close(log_p[real], own[real], atol=1e-4, rtol=0)
+    assert not log_p[~real].any()
+
+
+def test_esper_learns_what_images_show_from_images_alone(language_model: Captioner, tmp_path: Path) -> None:
+    before = language_model.decoder.digest()
+    train, val = pictures(128, 0), pictures(32, 1)
+    training = TrainingConfig(epochs=12, batch_size=32, learning_rate=3e-3, weight_decay=0.0)
+    captioner = fit_esper(train, val, language_model, Animals(), training=training, compute=CPU)
+    best = captioner.record["best_val_loss"]
+    assert best == min(epoch["val_loss"] for epoch in captioner.record["history"])
+    captioner.save(tmp_path / "esper")
+    written = Captioner.load(tmp_path / "esper").caption(embeddings=val.embeddings)
+    closeness = float((Animals().encode_texts(written) * val.embeddings).sum(axis=1).mean())
+    assert closeness == pytest.approx(1 - best, abs=1e-3)
+    assert closeness > 0.4  # one animal for all images comes to about 0.2
+    # the language model is as it was, also in the captioner
+    assert language_model.decoder.digest() == before
+    own, whole = language_model.decoder.state_dict(), captioner.decoder.state_dict()
+    assert all(torch.equal(whole[name], value) for name, value in own.items() if name != "positions")
+
+
+def test_esper_does_not_depend_on_norms_and_refuses_what_it_cannot_use(
+    language_model: Captioner, captioner: Captioner
+) -> None:
+    train, val = pictures(20, 0), pictures(8, 1)
+    options: dict[str, Any] = {"training": TrainingConfig(epochs=1, batch_size=10), "compute": CPU}
+    unit = fit_esper(train, val, language_model, Animals(), **options)
+    longer = [Rows.of("image", rows.keys, 8 * rows.embeddings) for rows in (train, val)]
+    scaled = fit_esper(*longer, language_model, Animals(), **options)
+    assert scaled.record["best_val_loss"] == pytest.approx(unit.record["best_val_loss"], abs=1e-6)
+    for start, images in ((captioner, val), (language_model, val.select(np.arange(0)))):
+        with pytest.raises(DecoderError):
+            fit_esper(train, images, start, Animals(), **options)
+
+
+def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_mapper(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    store, world = make_captions_store(tmp_path / "c3-store")
+    gpt2 = save_tiny_gpt2(tmp_path / "gpt2", world.texts.captions)
+    settings = (f"model={gpt2}", "warmup_steps=2", "batch_size=32", "learning_rate=5e-3", "max_tokens=12")
+    options: dict[str, Any] = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
+    train_captioner(store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
+    lm = Captioner.load(tmp_path / "lm")
+    assert lm.is_language_model
+    tokens = torch.tensor([[5, 9, 7, 4]])
+    with torch.no_grad():
+        expected = lm.decoder(torch.zeros(1, DIM), tokens)[0]
+        torch.testing.assert_close(cached_steps(lm.decoder, [5, 9, 7]), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(lm.decoder.score(torch.zeros(1, DIM), tokens)[0][0], expected)
+    image = pictures(1, 2).embeddings
+    for method in ("magic", "zerocap"):
+        config = GenerationConfig(method, max_tokens=3, candidates=20, beams=2, gradient_steps=2)  # type: ignore[arg-type]
+        assert lm.caption(embeddings=image, generation=config, encoder=Animals())  # type: ignore[arg-type]
+    training = TrainingConfig(epochs=1, batch_size=10)
+    captioner = fit_esper(pictures(20, 0), pictures(8, 1), lm, Animals(), training=training, compute=CPU)
+    captioner.save(tmp_path / "esper")
+    assert Captioner.load(tmp_path / "esper").caption(embeddings=image) == captioner.caption(embeddings=image)
