@@ -361,9 +361,9 @@ def _subtracted_means(pipeline: Pipeline) -> dict[str, Matrix]:
     """Return the means that a pipeline subtracts from unit rows first, by modality, without those near 0."""
     for step in pipeline.steps:
         means = {
-            key.removeprefix("mean/"): np.asarray(mean, dtype=np.float32)
+            key.removeprefix("centre/"): np.asarray(mean, dtype=np.float32)
             for key, mean in step.state.items()
-            if key.startswith("mean/")
+            if key.startswith("centre/")
         }
         if means or step.kind != "normalize":
             return {name: mean for name, mean in means.items() if np.linalg.norm(mean) >= _SHORTEST_MEAN}
