@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -303,6 +302,8 @@ def save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path, *, hal
         folder: of the model.
         half: store the weights as float16.
     """
+    import open_clip  # takes seconds
+
     model = network.model
     nn.init.constant_(model.get_parameter("logit_scale"), float(loss.log_scale))
     if getattr(model, "logit_bias", None) is not None and loss.bias is not None:

@@ -196,7 +196,7 @@ def test_training_connects_and_keeps_the_best_point() -> None:
 
 
 def test_the_gap_closes_when_its_terms_are_in_the_loss() -> None:
-    settings = replace(QUICK, scale=LogitScale(50), epochs=25, learning_rate=1e-2)
+    settings = replace(QUICK, scale=LogitScale(50), epochs=15, learning_rate=1e-2)
     tasks = [pair_task(replace(settings, close_gap=weight), cone=1.33) for weight in (0.0, 1.0)]
     open_, closed = (task.log(train(task)) for task in tasks)
     assert open_[0]["gap"] == closed[0]["gap"] > 0.8
@@ -232,7 +232,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert second.counters == whole.counters
     plain = [[{**p, "seconds": 0} for p in task.log(run)] for task, run in ((whole, expected), (second, found))]
     assert plain[0] == plain[1]
-    assert pair_task(settings).identity != whole.identity == first.identity
+    assert pair_task(replace(settings, seed=1), cone=1.0).identity != whole.identity == first.identity
 
 
 def damage(kind: str, task: PairTask) -> None:
@@ -276,10 +276,10 @@ def test_it_stops_early() -> None:
 
 def test_a_learned_scale_at_its_limit_is_reported_once() -> None:
     said = Messages()
-    scale = LogitScale(20, learned=True, limit=20.0001)
-    train(pair_task(replace(QUICK, scale=scale, learning_rate=1e-2, epochs=3), reporter=said))
-    assert [text for text in said.texts if "20" in text] == said.texts
+    scale = LogitScale(5, learned=True, limit=5.01)
+    train(pair_task(replace(QUICK, scale=scale, learning_rate=1e-2), reporter=said))
     assert len(said.texts) == 1
+    assert "5.01" in said.texts[0]
 
 
 def test_too_few_pairs_make_one_batch_or_are_refused() -> None:
