@@ -18,10 +18,12 @@ import numpy.typing as npt
 
 from ..captioning import Captioner, GenerationConfig, fit_captioner, load_size, nearest, nearest_captions
 from ..captioning import training_config as chosen_training
+from ..captioning.baselines.esper import ESPER_TRAINING
 from ..captioning.baselines.steering import ENCODER_REMEDY, describe_cost
 from ..captioning.config import UNCONDITIONAL
 from ..captioning.evaluate import require_captions, store_references, with_references
 from ..captioning.train import captions_of_images, training_captions
+from ..captioning.training import fit_esper
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
@@ -314,9 +316,6 @@ class CaptionTask:
         train, val = self.data.learned_from(training.learns_from)
         options: dict[str, Any] = {"checkpoints": checkpoints, "compute": self.compute, "reporter": reporter}
         if start is not None:
-            from ..captioning.baselines.esper import ESPER_TRAINING
-            from ..captioning.training import fit_esper
-
             if self.encoder is None:
                 raise DecoderError(
                     "ESPER needs an encoder, which rewards captions, but none was given.", remedy=ENCODER_REMEDY

@@ -81,7 +81,7 @@ class ImageTask:
                 f"The store {store.path} has no photos with texts in the split {split!r}.",
                 remedy=f"Choose another with --split. The splits of images are {store.list_splits('image')}.",
             )
-        reference, others, more = real_photos(store, pixels, split, len(pairs.first), reporter=reporter)
+        reference, others = real_photos(store, pixels, split, len(pairs.first), reporter=reporter)
         texts_of: dict[int, list[int]] = {}
         for row in pairs.rows.tolist():
             texts_of.setdefault(int(pairs.item_index[row]), []).append(row)
@@ -100,9 +100,8 @@ class ImageTask:
             for row in photos
         ]
         asked = {"image": pairs.first.select(np.array(photos)), "text": pairs.second.select(np.array(drawn))}
-        options: dict[str, Any] = {"conditioning": store.info.model, "training": train.rows, "reporter": reporter}
-        scorer = ImageScorer(reference, others, encoders, **options)
-        shown = [*notes, *more, *scorer.notes()]
+        scorer = ImageScorer(reference, others, encoders, conditioning=store.info.model, reporter=reporter)
+        shown = [*notes, *filter(None, [reference.unread]), *scorer.notes()]
         return cls(store, (train, val), asked=asked, scorer=scorer, notes=shown, **training)
 
     def learner(self) -> ImageTask:

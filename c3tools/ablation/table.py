@@ -146,43 +146,35 @@ class Ablation:
         """
         return [row for row, _ in self._rows]
 
-    def tables(self) -> list[Table]:
-        """Return the rows as tables that fit a terminal.
+    def tables(self, *, wide: bool = False) -> list[Table]:
+        """Return the rows as tables that fit a terminal, or as the wide tables of a page.
 
-        Captions have one of scores, without BLEU-1 to 3, and one of trainings. Images have two for each encoder, of
-        distances and of other scores, each with one interval, then the published scores.
+        Captions have one table of scores and one of trainings, or one wide one, which has BLEU-1 to 3 too. Images have
+        two for each encoder, of distances and of other scores, each with one interval, or a wide one with all
+        intervals; then come the published scores.
         """
-        shown = []
+        captions, shown = self.task == "captions", []
         for title, names in self._groups.items():
-            if self.task == "captions":
-                brief = {name: name for name in sorted(names, key=CHOOSE_BY.__ne__) if name not in BLEU[:-1]}
-                shown += [self._table(brief, [CHOOSE_BY]), self._table({}, (), settings=True, trainings=True)]
-                continue
             near = {name: short for name, short in names.items() if short in _DISTANCES}
             others = {name: short for name, short in names.items() if short not in _DISTANCES}
-            shown += [self._table(near, list(near)[:1], title, settings=True)] if near else []
-            shown += [self._table(others, list(others)[-1:], title, settings=not near)] if others else []
-        return shown if self.task == "captions" else [*shown, _published_images()]
-
-    def wide_tables(self) -> list[Table]:
-        """Return the rows as tables of a page: one of captions, or for images one for each encoder."""
-        captions = self.task == "captions"
-        shown = [
-            self._table(names, [CHOOSE_BY] if captions else names, title, settings=True, trainings=captions)
-            for title, names in self._groups.items()
-        ]
+            if wide:
+                own = [CHOOSE_BY] if captions else names
+                shown.append(self._table(names, own, title, settings=True, trainings=captions))
+            elif captions:
+                brief = {name: name for name in sorted(names, key=CHOOSE_BY.__ne__) if name not in BLEU[:-1]}
+                shown += [self._table(brief, [CHOOSE_BY]), self._table({}, (), settings=True, trainings=True)]
+            else:
+                shown += [self._table(near, list(near)[:1], title, settings=True)] if near else []
+                shown += [self._table(others, list(others)[-1:], title, settings=not near)] if others else []
         return shown if captions else [*shown, _published_images()]
 
     @property
     def _groups(self) -> dict[str, dict[str, str]]:
         """The headings of metrics, by their name, by the title of their table: those of one encoder stand together."""
-        metrics = list(self.rows[0]["scores"]) if self.rows else []
-        if self.task == "captions":
-            return {self.title: {name: name for name in metrics}}
+        metrics = sorted(self.rows[0]["scores"], key=_place) if self.rows else []
         encoders = sorted((name.removeprefix("KID-") for name in metrics if name.startswith("KID-")), key=len)
         found: dict[str, dict[str, str]] = {}
-        order = [next((at for at, kind in enumerate(_KINDS) if name.startswith(kind)), len(_KINDS)) for name in metrics]
-        for _, name in sorted(zip(order, metrics, strict=True), key=lambda pair: pair[0]):
+        for name in metrics:
             own = next((encoder for encoder in reversed(encoders) if f"-{encoder}" in name), "")
             title = f"{self.title}, scored by {own}" if own else self.title
             found.setdefault(title, {})[name] = name.replace(f"-{own}", "", 1) if own else name
@@ -304,7 +296,7 @@ class Ablation:
     def to_markdown(self) -> str:
         """Return the tables as Markdown, then what they show, and the command of each row."""
         lines: list[str] = []
-        for table in self.wide_tables():
+        for table in self.tables(wide=True):
             lines += [f"{table.title}:", ""] if table.title else []
             lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
             lines += ["| " + " | ".join(row) + " |" for row in table.rows] + [""]
@@ -324,7 +316,7 @@ class Ablation:
         return render_page(
             Path(__file__).parent / "templates" / "ablation.html",
             title="Ablation" if captions else "Images from texts, trained on images alone",
-            tables=self.wide_tables(),
+            tables=self.tables(wide=True),
             seeds=max((row["seeds"] for row in self.rows), default=0),
             summaries={row["method"]: self._known[row["method"]].summary for row in self.rows},
             notes=[*self.notes, *self.remarks],
@@ -344,7 +336,7 @@ class Ablation:
         write_text_atomically(folder / "table.html", self.to_html())
 
     def _repr_html_(self) -> str:
-        return "".join(table._repr_html_() for table in self.wide_tables())
+        return "".join(table._repr_html_() for table in self.tables(wide=True))
 
 
 def describe_difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOSE_BY) -> str | None:
@@ -381,6 +373,11 @@ def score_with_spread(metric: str, score: Mapping[str, Any]) -> str:
 def _stacked(values: Sequence[Sequence[float]]) -> Array:
     """Return float64 (seeds, images), without images if a seed has others."""
     return np.array(values) if len({len(each) for each in values}) == 1 else np.empty((len(values), 0))
+
+
+def _place(metric: str) -> int:
+    """Return where the column of a score of images stands, after those whose kind comes before its own."""
+    return next((place for place, kind in enumerate(_KINDS) if metric.startswith(kind)), len(_KINDS))
 
 
 def _published_images() -> Table:

@@ -140,31 +140,25 @@ def evaluate_images(
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
     pixels = opened[0].width
     features = None if inception is None else _inception(Path(inception))
-    reference, others, notes = real_photos(store, pixels, split, len(opened), download=download, reporter=reporter)
-    encoders = load_encoders(store, encoder, device=device, backend=backend, precision=precision, reporter=reporter)
-    training = store.load("image", "train")
-    scorer = ImageScorer(
-        reference,
-        others,
-        encoders,
-        conditioning=ModelIdentity(made.settings.get("model") or store.info.model),
-        training=training,
-        inception=features,
-        reporter=reporter,
-    )
+    reference, others = real_photos(store, pixels, split, len(opened), download=download, reporter=reporter)
+    options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "reporter": reporter}
+    model = ModelIdentity(made.settings.get("model") or store.info.model)
+    encoders = load_encoders(store, encoder, **options)
+    scorer = ImageScorer(reference, others, encoders, conditioning=model, inception=features, reporter=reporter)
     texts = [image.asked for image in made.images] if made.modality == "text" else None
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
+    notes = [reference.unread] if reference.unread else []
     if inception is None:
         notes.append("The standard FID and IS need the weights of the Inception network: --inception PATH.")
-    near, named = scorer.nearest(opened), []
+    training = store.load("image", "train")
+    near, named = scorer.nearest(opened, training), []
     for row in [] if near is None else np.argsort(-near.cosines)[:_NAMED].tolist():
         assert near is not None
         photo, cosine = training.keys[near.rows[row]], round(float(near.cosines[row]), 4)
-        named.append(
-            {"file": made.images[row].file, "photo": photo, "cosine": cosine, "copied": bool(near.copied[row])}
-        )
+        found = {"file": made.images[row].file, "photo": photo, "cosine": cosine, "copied": bool(near.copied[row])}
+        named.append(found)
     return ImageEvaluation(
         len(opened),
         scores,
@@ -178,16 +172,8 @@ def evaluate_images(
     )
 
 
-def real_photos(
-    store: Store,
-    pixels: int,
-    split: str,
-    n: int,
-    *,
-    download: bool = False,
-    reporter: Reporter = SILENT,
-) -> tuple[Photos, Photos | None, list[str]]:
-    """Return the real photos of a split, up to ``n`` of splits that nothing is trained on beside it, and notes.
+def real_photos(store: Store, pixels: int, split: str, n: int, **options: Any) -> tuple[Photos, Photos | None]:
+    """Return the real photos of a split, and up to ``n`` of splits that nothing is trained on beside it.
 
     Raises:
         GeneratorError: if no photo can be read.
@@ -200,30 +186,21 @@ def real_photos(
             f"{store.list_splits('image')}.",
             remedy="Choose another with --split.",
         )
+    reference, others = read_photos(store, chosen, pixels, **options), None
     spare = next((name for name in ("val", "test") if name != split and store.count("image", name)), None)
-    rest = chosen.select(np.arange(0)) if spare is None else store.load("image", spare)
-    order = rest.hash_order("real photos")[:n]
-    options: dict[str, Any] = {"download": download, "reporter": reporter}
-    reference = read_photos(store, chosen, pixels, **options)
-    others = read_photos(store, rest.select(order), pixels, **options) if len(order) > 1 and split != "all" else None
-    return reference, others, [reference.unread] if reference.unread else []
+    if spare is not None and split != "all":
+        rest = store.load("image", spare)
+        order = rest.hash_order("real photos")[:n]
+        others = read_photos(store, rest.select(order), pixels, **options) if len(order) > 1 else None
+    return reference, others
 
 
-def load_encoders(
-    store: Store,
-    names: Sequence[str] = (),
-    *,
-    device: str | None = None,
-    backend: str = "auto",
-    precision: str = "auto",
-    reporter: Reporter = SILENT,
-) -> list[Encoder]:
+def load_encoders(store: Store, names: Sequence[str], *, reporter: Reporter = SILENT, **options: Any) -> list[Encoder]:
     """Return the encoders whose features are used: that of the store, if it can be loaded, then those named.
 
     Raises:
         EncoderError: if one cannot be loaded, unless it is that of the store and others are named.
     """
-    options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision}
     found: list[Encoder] = []
     if store.info.model or not names:
         found.append(resolve_encoder(recorded=store.info.model, reporter=reporter, **options))
@@ -276,7 +253,6 @@ class ImageScorer:
         others: further real photos that nothing was trained on, for what a perfect generator would get; or None.
         encoders: whose features are used.
         conditioning: the model whose embeddings the generator was asked with.
-        training: rows of the photos that were learned from, with embeddings of ``conditioning``; None for none.
         inception: pool3 features (n, 2048) and probabilities (n, 1008) of pixels, for the standard FID and IS; or None.
     """
 
@@ -287,12 +263,11 @@ class ImageScorer:
         encoders: Sequence[Encoder],
         *,
         conditioning: ModelIdentity,
-        training: Rows | None = None,
         inception: Inception | None = None,
         reporter: Reporter = SILENT,
     ) -> None:
         self.reference, self.others, self.encoders = reference, others, encoders
-        self.conditioning, self.training, self.inception = conditioning, training, inception
+        self.conditioning, self.inception = conditioning, inception
         self._features: dict[tuple[str, str], Matrix] = {}
         real = {"reference": reference.pixels, "others": () if others is None else others.pixels}
         with reporter.progress("Encoding real photos", sum(map(len, real.values())) * len(encoders)) as progress:
@@ -362,13 +337,18 @@ class ImageScorer:
                 measured |= self._recall(encoder, reference[np.array(own, dtype=np.int64)], texts)
         return {name: each.score for name, each in measured.items()}, count
 
-    def nearest(self, images: Sequence[Image.Image]) -> Nearest | None:
-        """Return the nearest training photo of each image, by the conditioning encoder; None if it is not known."""
+    def nearest(self, images: Sequence[Image.Image], training: Rows) -> Nearest | None:
+        """Return the nearest of the training photos to each image, by the conditioning encoder; None if it is unknown.
+
+        Args:
+            images: generated images.
+            training: photos that were learned from, with embeddings of ``conditioning``.
+        """
         encoder = next((e for e in self.encoders if e.identity.same_as(self.conditioning)), None)
-        if encoder is None or self.training is None or not len(self.training):
+        if encoder is None or not len(training):
             return None
-        features = encoder.encode_images(list(images))
-        return nearest_photos(features, self.training.embeddings, self._features[encoder.identity.name, "reference"])
+        reference = self._features[encoder.identity.name, "reference"]
+        return nearest_photos(encoder.encode_images(list(images)), training.embeddings, reference)
 
     def notes(self) -> list[str]:
         """Return what a reader of the scores should know."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +34,11 @@ class Photos:
         rows: of the photos that could be read.
         pixels: uint8 (n, pixels, pixels, 3).
         unread: a note that names the first photos that could not be read and counts the others; empty if all were.
-        notes: what the user should know about them, that note included.
     """
 
     rows: Rows
     pixels: Pixels
     unread: str = ""
-    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of photos."""
@@ -48,7 +46,7 @@ class Photos:
 
     def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Photos:
         """Return the photos with these numbers, or those for which a mask is true."""
-        return Photos(self.rows.select(rows), self.pixels[rows], self.unread, self.notes)
+        return Photos(self.rows.select(rows), self.pixels[rows], self.unread)
 
 
 def read_photos(
@@ -84,17 +82,13 @@ def read_photos(
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     kept: list[int] = []
     gone: list[str] = []
-    small = converted = 0
 
-    def decode(content: bytes | Exception) -> tuple[Pixels, int, bool] | Exception:
-        """Return pixels (pixels, pixels, 3), the shorter side of the original, and whether it was RGB."""
+    def decode(content: bytes | Exception) -> Pixels | Exception:
+        """Return pixels (pixels, pixels, 3), or why there are none."""
         if isinstance(content, Exception):
             return content
         try:
-            image, width, height = open_image(io.BytesIO(content), (pixels, pixels))
-            with Image.open(io.BytesIO(content)) as file:
-                is_rgb = file.mode == "RGB"
-            return np.asarray(to_square(image, pixels)), min(width, height), is_rgb
+            return np.asarray(to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels))
         except _UNREADABLE as error:
             return error
 
@@ -118,10 +112,8 @@ def read_photos(
                     reason = str(getattr(decoded, "strerror", None) or decoded) or type(decoded).__name__
                     gone.append(f"{paths[row] or rows.keys[row]} ({reason})")
                     continue
-                squares[len(kept)], side, is_rgb = decoded
+                squares[len(kept)] = decoded
                 kept.append(row)
-                small += side < pixels
-                converted += not is_rgb
             progress.advance(len(chunk))
     listed = "; ".join(gone[:_NAMED]) + (f"; and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else "")
     if not kept:
@@ -130,14 +122,8 @@ def read_photos(
             remedy="The store has the paths that c3 embed was given: run this command in the same folder, or embed the "
             "photos again.",
         )
-    unread = f"Could not read: {listed}" if gone else ""
-    notes = [unread] if gone else []
-    if converted:
-        notes.append(f"{converted:,} of {len(kept):,} photos are not RGB and are converted.")
-    if small:
-        notes.append(f"{small:,} of {len(kept):,} photos are smaller than {pixels} x {pixels} and are enlarged.")
     chosen = rows.select(np.array(kept)) if gone else rows
-    return Photos(chosen, squares[: len(kept)], unread, notes)
+    return Photos(chosen, squares[: len(kept)], f"Could not read: {listed}" if gone else "")
 
 
 def to_square(image: Image.Image, pixels: int) -> Image.Image:

@@ -436,4 +436,4 @@ def training_photos(
     options: dict[str, Any] = {"download": download, "reporter": reporter}
     learned = read_photos(store, train, pixels, **options)
     validated = read_photos(store, val, pixels, label="Reading others", **options)
-    return learned, validated, [*notes, *learned.notes, *validated.notes]
+    return learned, validated, [*notes, *filter(None, [learned.unread, validated.unread])]

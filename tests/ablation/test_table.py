@@ -51,7 +51,7 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
     assert score["interval"] == pytest.approx(crossed_interval(values))
     assert single == {"mean": pytest.approx(30.04), "std": None, "interval": None}
     low, high = score["interval"]
-    (shown,) = table.wide_tables()
+    (shown,) = table.tables(wide=True)
     assert shown.columns[:6] == ["method", "sigma", "seeds", "images", "CIDEr", "95 % interval"]
     for row in shown.rows[0], table.to_markdown(), table.to_html(), table._repr_html_():
         assert f"{low:.1f} to {high:.1f}" in row
@@ -68,7 +68,7 @@ def test_facts_of_the_training_stand_beside_the_scores() -> None:
     ]
     runs += [run_of("ZeroCap", (10,), parameters=990_000, training_seconds=64.0), run_of("CLIPRe", (25, 25))]
     table = Ablation(runs, ["ESPER", "ZeroCap", "CLIPRe"])
-    (shown,) = table.wide_tables()
+    (shown,) = table.tables(wide=True)
     assert shown.columns[-4:] == ["published", "checkpoint", "parameters", "training"]
     assert [row[-4:] for row in shown.rows] == [
         ["78.2", "images", "1.4 M", "3 min"],
@@ -83,7 +83,7 @@ def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names() -> 
     read = Run("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2})
     computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3})
     for runs in ([read, computed], [computed, read]):
-        (shown,) = Ablation(runs, ABLATION).wide_tables()
+        (shown,) = Ablation(runs, ABLATION).tables(wide=True)
         assert [[row[0], *row[3:5]] for row in shown.rows] == [["C1", "11.1", "22.2"], ["C3", "33.3", "44.4"]]
 
 
@@ -104,7 +104,7 @@ def test_the_tables_of_a_terminal_fit_it() -> None:
     assert others.columns == ["method", "sigma", "IS-coco80", "recall@1", "recall@10", "95 % interval"]
     assert distances.rows[-1] == ["real photos", "–", "–", "", "", "0.123"]
     assert published.rows[-1] == ["C3", "19.6", "26.0"]
-    (wide, _) = images.wide_tables()
+    (wide, _) = images.tables(wide=True)
     assert wide.columns.count("95 % interval") == 5
     assert fits_a_terminal([scores, trainings, distances, others])
 
@@ -112,7 +112,7 @@ def test_the_tables_of_a_terminal_fit_it() -> None:
 def test_the_scores_by_each_encoder_have_a_table() -> None:
     names = ["FD-a", "FD-a-b", "FID", "IS-a-b-coco80", "KID-a", "KID-a-b", "recall@1-a-b", "recall@10-a-b"]
     scores = {name: float(number) for number, name in enumerate(names)}
-    *wide, _ = Ablation([Run("C1", 0, 0.0, scores)], task="images", title="photos").wide_tables()
+    *wide, _ = Ablation([Run("C1", 0, 0.0, scores)], task="images", title="photos").tables(wide=True)
     assert {table.title: list(table.columns[3:]) for table in wide} == {
         "photos, scored by a": ["KID", "FD"],
         "photos, scored by a-b": ["KID", "FD", "IS-coco80", "recall@1", "recall@10"],
