@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,11 @@ def contact_sheet(
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
     for number, row in enumerate(rows):
         top = _GAP + number * step
-        if texts:
-            draw.text((_GAP, top), _cut(texts[number], width - 2 * _GAP, font.getlength), fill="black", font=font)
+        if texts:  # on one line, with an ellipsis if it has to be cut to the width
+            text, cut = " ".join(texts[number].split())[:width], ""
+            while font.getlength(text + cut) > width - 2 * _GAP:
+                text, cut = text[:-1].rstrip(), "..."
+            draw.text((_GAP, top), text + cut, fill="black", font=font)
         for column, picture in enumerate(row):
             resized = _as_image(picture).resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(resized, (_GAP + column * (side + _GAP), top + above))
@@ -75,15 +77,6 @@ def save_page(path: Path, title: str, lead: str, entries: Sequence[tuple[str, Se
     groups = [{"asked": asked, "images": [inline_png(image) for image in images]} for asked, images in entries]
     template = Path(__file__).parent / "templates" / "images.html"
     write_text_atomically(path, render_page(template, title=title, lead=lead, groups=groups))
-
-
-def _cut(text: str, width: float, length: Callable[[str], float]) -> str:
-    """Return the text on one line, with an ellipsis if it had to be cut to a width in pixels."""
-    text = " ".join(text.split())
-    if length(text) <= width:
-        return text
-    fitting = bisect_right(range(1, len(text)), width, key=lambda count: length(f"{text[:count]}..."))
-    return f"{text[:fitting].rstrip()}..."
 
 
 def _as_image(picture: Image.Image | Pixels) -> Image.Image:
