@@ -170,7 +170,7 @@ def embed(
         summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **settings)
         if indexed:
             with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
-                keep_indexes(folder, chosen, reporter)
+                keep_indexes(folder, reporter)
     opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened

@@ -8,7 +8,6 @@ split with all its rows.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,6 @@ ITEM_COLUMNS = ("image_key", "pair_key")
 HELD_OUT = 0.1
 _HOLD_OUT_SALT = "validation"
 _SAMPLE_SALT = "train fraction"
-_BLOCK_ROWS = 8192
 _MOST_BYTES = 2**31 - 1  # of the texts of an Arrow array with 32-bit offsets
 
 
@@ -252,13 +250,9 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
     """
     names = table.schema.names
     item_column = next((name for name in ITEM_COLUMNS if name in names), None)
-    found: list[str] = []
-    for start in range(0, table.num_rows, _BLOCK_ROWS):
-        block = table.slice(start, _BLOCK_ROWS)
-        splits = block.column("split").to_pylist() if "split" in names else None
-        items = block.column(item_column).to_pylist() if item_column else None
-        found += map(sys.intern, splits_of(keys_of(block), items, splits, kept))
-    return found
+    splits = table.column("split").to_pylist() if "split" in names else None
+    items = table.column(item_column).to_pylist() if item_column else None
+    return splits_of(keys_of(table), items, splits, kept)
 
 
 def splits_of(

@@ -10,7 +10,6 @@ shards calls `keep_indexes`, so a store that has indexes, or is made from one th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, StoreError, UnreachableError
-from ..executors import Executor, LocalExecutor, Report, Work
 from ..io.files import sha256_of, write_atomically
 from ..io.locations import kind_of, read_all
 from ..moments import unit_rows
@@ -127,41 +125,21 @@ def has_indexes(store: Store) -> bool:
     return bool(indexed_shards(store)[0])
 
 
-class IndexWork(Work[ShardName, str]):
-    """Writing the indexes of shards; results are their SHA-256."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[str]:
-        """See `Work.run`."""
-        for modality, part in tasks:
-            digest = write_index(self._store, modality, part)
-            report(self._store.shard_rows(modality, part), 0)
-            yield digest
-
-    def name(self, task: ShardName) -> str:
-        """Return a name such as ``the FAISS index of text shard 3``."""
-        return f"the FAISS index of {task[0]} shard {task[1]}"
-
-
-def keep_indexes(path: Path, executor: Executor | None = None, reporter: Reporter = SILENT) -> None:
+def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
     """Write the indexes that shards lack, in a store that had indexes before or is made from one that has.
 
     Without faiss, a message says that they are missing; the rows are not affected.
 
     Args:
         path: the store, which has its manifest; it is locked by the caller.
-        executor: where it is done; None for this process.
         reporter: shows messages and progress.
 
     Raises:
         StoreError: if rows cannot be read.
     """
-    manifest = Manifest.load(path)
-    store = Store(path, StoreInfo.load(path), manifest)
+    store = Store(path, StoreInfo.load(path), Manifest.load(path))
     lacking = [shard for shard in indexed_shards(store)[1] if kind_of(store.file(*shard))]
-    if manifest is None or not lacking:
+    if not lacking:
         return
     try:
         load_faiss()
@@ -170,8 +148,9 @@ def keep_indexes(path: Path, executor: Executor | None = None, reporter: Reporte
             "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` indexes the whole store."
         )
         return
-    rows = sum(store.shard_rows(*shard) for shard in lacking)
-    with reporter.progress("Writing FAISS shards", rows) as progress:
-        work, advance = IndexWork(store), lambda done, failed: progress.advance(done)
-        digests = (executor or LocalExecutor()).run(work, lacking, advance)
-    record_files(path, faiss=dict(zip(lacking, digests, strict=True)))
+    digests: dict[ShardName, str | None] = {}
+    with reporter.progress("Writing FAISS shards", len(lacking)) as progress:
+        for shard in lacking:
+            digests[shard] = write_index(store, *shard)
+            progress.advance()
+    record_files(path, faiss=digests)
