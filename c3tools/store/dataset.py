@@ -29,7 +29,7 @@ from ..io.artifact import CARD_FILE, CONFIG_FILE, Card, holds_result, replacing
 from ..io.files import write_atomically, write_json_atomically
 from ..io.locations import names_in
 from ..io.parquet import read_parquet
-from ..moments import load_counts, save_moments
+from ..moments import Moments, load_counts, save_moments
 from .manifest import MOMENTS_FILE, finish_store, new_store
 from .metadata import INFO_FILE, Failure, StoreInfo, read_failures, write_failures
 from .rows import row_splits
@@ -46,7 +46,7 @@ _DATA_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
 def card_of(store: Store) -> Card:
     """Return the facts of the card of a store."""
-    info, counts = store.info, {}
+    info, counts = store.info, dict[str, Counter[str]]()
     for name in (name for name in store.modalities if store.count(name)):
         moments = store.moments_by_split(name)
         counts[name] = Counter[str]()
@@ -107,7 +107,7 @@ def save_data_set(store: Store, folder: Path) -> None:
         failures = _without_folders([*store.recorded_failures(), *store.failures()])
         if failures:
             write_failures(new / _DATA, failures)
-        moments = {}
+        moments: dict[str, Moments] = {}
         for name in names:
             table, own = pa.Table.from_batches(list(store.batches(name))), _without_folders(store.failures(name))
             if "path" in table.column_names:
@@ -126,11 +126,11 @@ def save_data_set(store: Store, folder: Path) -> None:
         write_atomically(new / MOMENTS_FILE, lambda path: save_moments(path, moments, {}))
 
 
-def load_data_set(folder: Path, target: Path) -> None:
-    """Make a store of a data set that `save_data_set` wrote: its files become the shards.
+def load_data_set(folder: Path, output: str | Path = "c3-store") -> Path:
+    """Make a store of a data set that `save_data_set` wrote, and return its path: its files become the shards.
 
     Raises:
-        StoreError: if there is something at ``target``, or the data set is not of c3tools, or damaged.
+        StoreError: if there is something at ``output``, or the data set is not of c3tools, or damaged.
     """
     if not (folder / INFO_FILE).is_file() or not (folder / _DATA).is_dir():
         raise StoreError(
@@ -141,7 +141,7 @@ def load_data_set(folder: Path, target: Path) -> None:
     expected: Counter[str] = Counter()
     for group, n in load_counts(folder / MOMENTS_FILE).items():
         expected[group.partition("/")[0]] += n
-    with new_store(target, info) as new:
+    with new_store(output, info) as new:
         for modality, wanted in expected.items():
             rows = 0
             matches = [(path, _DATA_FILE.fullmatch(path.name)) for path in (folder / _DATA / modality).iterdir()]
@@ -160,6 +160,7 @@ def load_data_set(folder: Path, target: Path) -> None:
                     f"The data set {folder} has {rows:,} {modality} rows; its moments are of {wanted:,}.", remedy=remedy
                 )
         finish_store(new, read_failures(folder / _DATA))
+    return Path(output)
 
 
 def _hub_name(split: str) -> str:

@@ -318,9 +318,9 @@ class StoreWriter:
             record, own = self._records.get(shard), self._waiting.get(shard)
             if (shard in new and record is None) or (shard in pending and own is None):
                 record, own = self._read(shard)
-            if shard in new:
+            if shard in new and record is not None:
                 records[shard] = record
-            if shard in pending:
+            if shard in pending and own is not None:
                 _fold(groups, shard[0], own)
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
@@ -405,7 +405,7 @@ class StoreWriter:
             for part in (part for name, part in present if name == modality and len(failing)):
                 path = self.path / part_name(modality, part)
                 for batch in read_batches(path, modality, self.info, ["key"]):
-                    keys = batch.column("key")
+                    keys: Any = batch.column("key")
                     embedded.update(keys.filter(pc.is_in(keys, value_set=failing)).to_pylist())
             found += [failure for failure in own if failure.key not in embedded]
             anywhere |= embedded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +93,9 @@ def merge_stores(
         if splits is None:
             for name in ("key", *ITEM_COLUMNS):
                 if name in table.column_names:
-                    own = table.column(name)
+                    own: Any = table.column(name)
                     named = pc.binary_join_element_wise(prefixes[store], own, "")
-                    table = replace_column(table, name, pc.if_else(pc.equal(own, ""), own, named))
+                    table = replace_column(table, name, pc.if_else(pc.equal(own, pa.scalar("", own.type)), own, named))
         else:
             table = replace_column(table, "split", joined_splits(table, splits))
             table = table.filter(first[modality].slice(done[modality], count))
@@ -121,7 +121,7 @@ def write_copy(
     info: StoreInfo,
     sources: Sequence[Store],
     change: Callable[[Store, str, pa.Table], pa.Table],
-    failures: Callable[[Store, Iterable[Failure]], Sequence[Failure]],
+    failures: Callable[[Store, Sequence[Failure]], Sequence[Failure]],
     label: str,
     reporter: Reporter,
 ) -> None:
@@ -182,7 +182,7 @@ def _require_mergeable(stores: Sequence[Store]) -> None:
 
 def _first_rows(stores: Sequence[Store], keep: str | None) -> dict[str, pa.Array[Any]]:
     """Return by modality which rows are the first with their key, over all stores; without ``keep`` all have to be."""
-    found = {}
+    found: dict[str, Any] = {}
     for modality in dict.fromkeys(name for store in stores for name in store.modalities):
         owners = [store for store in stores if store.parts(modality)]
         blocks = [[batch.column(0) for batch in store.batches(modality, ["key"])] for store in owners]
@@ -209,7 +209,7 @@ def _first_rows(stores: Sequence[Store], keep: str | None) -> dict[str, pa.Array
 def _splits_of_shared_items(stores: Sequence[Store]) -> pa.Table:
     """Return item and split of the items that several stores have rows of, as the first of them has it."""
     rows = pa.concat_tables([store.item_splits() for store in stores]).combine_chunks()
-    items = one_array(rows.column("item"))
+    items: Any = one_array(rows.column("item"))
     counts = items.value_counts()
-    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    shared = counts.field("values").filter(pc.greater(counts.field("counts"), pa.scalar(1)))
     return rows.take(pc.index_in(shared, value_set=items)).combine_chunks()

@@ -21,8 +21,8 @@ from ..io.locations import kind_of, location, names_in
 from ..moments import Moments, load_counts, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
-from .manifest import EXTERNAL_FILE, INFO_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING, REWRITING_LIST, Manifest
-from .metadata import Failure, StoreInfo, read_failures
+from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING, REWRITING_LIST, Manifest
+from .metadata import INFO_FILE, Failure, StoreInfo, read_failures
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, own_items, split_mask
 from .shards import SplitMoments, add_moments, part_name, parts_in, read_batches, read_header, shards_in
 
@@ -82,18 +82,16 @@ class Store(HubRepository):
         info = StoreInfo.load(folder)
         if incomplete:
             return cls(folder, info)
-        missing: list[str] = []
-        for _ in range(2):  # a writer may have ended in between
-            manifest = Manifest.load(folder)
-            if manifest is None:
-                reporter.message(
-                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
-                    f"`c3 verify {folder}` says more."
-                )
-                return cls(folder, info)
-            missing = manifest.missing(folder)
-            if not missing:
-                break
+        manifest = Manifest.load(folder)
+        if manifest is None:
+            reporter.message(
+                f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
+                f"`c3 verify {folder}` says more."
+            )
+            return cls(folder, info)
+        missing = manifest.missing(folder)
+        if missing and Manifest.load(folder) != manifest:  # a writer ended in between
+            return cls.open(folder, reporter=reporter)
         if missing:
             more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise IncompleteStoreError(
@@ -148,12 +146,11 @@ class Store(HubRepository):
         save_data_set(self, folder)
 
     @classmethod
-    def load_repository(cls, folder: Path, *, output: str | Path = "c3-store") -> Store:
+    def load_repository(cls, folder: Path, **options: Any) -> Store:
         """Make a store at ``output`` of a data set; see `c3tools.store.dataset.load_data_set`."""
         from .dataset import load_data_set
 
-        load_data_set(folder, Path(output))
-        return cls.open(output)
+        return cls.open(load_data_set(folder, **options))
 
     @property
     def modalities(self) -> list[str]:

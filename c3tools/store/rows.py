@@ -203,7 +203,8 @@ def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
         return column
     if pa.types.is_string(column.type) and column.nbytes > _MOST_BYTES:
         column = column.cast(pa.large_string())
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    chunks: list[Any] = column.chunks or [pa.array([], column.type)]
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
 
 
 def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
@@ -233,14 +234,16 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
 def own_items(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     """Return the key of each row's item as a string array: its own key if it belongs to no other."""
     items, keys = item_keys(table), _text(table, "key")
-    return pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items)
+    own: pa.Array[Any] = pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items)
+    return own
 
 
 def joined_splits(table: pa.Table | pa.RecordBatch, splits: pa.Table) -> pa.Array[Any]:
     """Return the split of each row: that of its item in ``splits`` (columns item and split), else its own."""
-    own = _text(table, "split")
-    places = pc.index_in(own_items(table), value_set=splits.column("item").combine_chunks())
-    return pc.if_else(pc.is_valid(places), splits.column("split").combine_chunks().take(places), own)
+    places = pc.index_in(own_items(table), value_set=one_array(splits.column("item")))
+    found = one_array(splits.column("split")).take(places)
+    joined: pa.Array[Any] = pc.if_else(pc.is_valid(places), found, _text(table, "split"))
+    return joined
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
@@ -316,11 +319,11 @@ def positions(keys: Sequence[str]) -> Mapping[str, int]:
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
     """Return the place of each row's item among all items by a stable hash of their keys, and the number of items."""
-    found = pa.array(items, pa.string()).dictionary_encode()
-    order = _hash_order(found.dictionary.to_pylist(), salt)  # type: ignore[attr-defined]
+    found: Any = pa.array(items, pa.string()).dictionary_encode()
+    order = _hash_order(found.dictionary.to_pylist(), salt)
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
-    return places[np.asarray(found.indices, dtype=np.int64)], len(order)  # type: ignore[attr-defined]
+    return places[np.asarray(found.indices, dtype=np.int64)], len(order)
 
 
 def _hash_order(keys: Sequence[str], salt: str) -> Indices:

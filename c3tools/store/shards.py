@@ -34,7 +34,12 @@ SplitMoments = dict[str, Moments]  # by the split that the rows name
 METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_from"
 ROW_GROUP_ROWS = 8192
 _SHARD = re.compile(r"part-(\d{5,9})\.parquet")
-_FILE = [("path", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("size", pa.int64())]
+_FILE: list[tuple[str, pa.DataType]] = [
+    ("path", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("size", pa.int64()),
+]
 _COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
     "image": [*_FILE, ("split", pa.string())],
     "video": [*_FILE, ("frames", pa.int32()), ("duration", pa.float32()), ("split", pa.string())],

@@ -105,7 +105,7 @@ def split_store(
                     images.setdefault(key, named.get(key) or old or hashed_split(key))
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
-        items = own_items(table).to_pylist()
+        items: list[Any] = own_items(table).to_pylist()
         chosen = choose(items)
         if any(name in table.column_names for name in ITEM_COLUMNS):
             # the split of the image decides, also where neither file nor column names it

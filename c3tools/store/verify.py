@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,9 +324,7 @@ def _shown(keys: Sequence[str]) -> str:
     return f"{len(keys):,} row{'s' * (len(keys) > 1)} (key {keys[0]!r}{', …' * (len(keys) > 1)})"
 
 
-def _check_keys(
-    store: Store, shards: Sequence[ShardName], lost: Collection[str], *, finished: bool
-) -> Iterator[Finding]:
+def _check_keys(store: Store, shards: Sequence[ShardName], lost: set[str], *, finished: bool) -> Iterator[Finding]:
     """Check that no key is missing, none occurs twice in a modality, and the item of every row is there or failed.
 
     Items are not looked for in modalities that have ``lost`` a shard, which is reported already.
@@ -345,10 +343,10 @@ def _check_keys(
     failed = [failure.key for failure in _recorded_failures(store)]
     failed += [failure.key for shard in shards for failure in store.shard_failures(*shard)]
     for modality, table in tables.items():
-        keys = table.column("key").combine_chunks()
+        keys: Any = table.column("key").combine_chunks()
         first = pc.index_in(keys, value_set=keys)
         bad = {
-            "it has rows without a key": pc.fill_null(pc.equal(keys, ""), True),
+            "it has rows without a key": pc.fill_null(pc.equal(keys, pa.scalar("", keys.type)), True),
             "it repeats the key": pc.not_equal(first, pa.array(np.arange(len(keys)), first.type)),
         }
         for what, mask in bad.items():
@@ -359,14 +357,15 @@ def _check_keys(
     for modality, table in tables.items():
         homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
         present = [tables[name].column("key") for name in homes if name in tables]
-        named = table.filter(pc.greater(pc.utf8_length(pc.fill_null(table.column("item"), "")), 0))
+        own: Any = table.column("item")
+        named = table.filter(pc.fill_null(pc.not_equal(own, pa.scalar("", own.type)), False))
         if not len(named) or not lost.isdisjoint(homes):
             continue
         if present:
             known = pa.chunked_array([pa.array(failed, pa.string()), *(c for column in present for c in column.chunks)])
             imported = "imported" in store.info.extra
-            lost = named.filter(pc.invert(pc.is_in(named.column("item"), value_set=known.combine_chunks())))
-            for part, count, item in _by_part(lost, "item"):
+            absent = named.filter(pc.invert(pc.is_in(named.column("item"), value_set=known.combine_chunks())))
+            for part, count, item in _by_part(absent, "item"):
                 yield Finding(
                     "pairing",
                     part_name(modality, part),
