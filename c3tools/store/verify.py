@@ -334,8 +334,8 @@ def _check_keys(store: Store, shards: Sequence[ShardName], lost: set[str], *, fi
         blocks = []
         for part in (part for name, part in shards if name == modality):
             for batch in store.batches(modality, ["key", *ITEM_COLUMNS], parts=[part]):
-                named = any(name in batch.schema.names for name in ITEM_COLUMNS)
-                items = item_keys(batch) if named else pa.nulls(len(batch), pa.string())
+                belongs = any(name in batch.schema.names for name in ITEM_COLUMNS)
+                items = item_keys(batch) if belongs else pa.nulls(len(batch), pa.string())
                 columns = {"key": batch.column("key"), "item": items, "part": pa.array([part] * len(batch), pa.int64())}
                 blocks.append(pa.table(columns))
         if blocks:
