@@ -19,10 +19,10 @@ from ..arrays import Matrix
 from ..errors import StoreError, TransformError, telling_what_is_kept
 from ..geometry.spaces import modality_bias
 from ..identity import ModelIdentity
+from ..io.artifact import holds_result
 from ..io.files import write_atomically, write_json_atomically
 from ..io.locations import is_url
 from ..io.lock import locked
-from ..io.outputs import Output
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, embedding_matrix
 from ..store.shard_indexes import last_line
@@ -80,7 +80,7 @@ def build_index(
     if is_url(output):
         raise StoreError(f"A FAISS index cannot be written to {output}.", remedy="Choose a folder on this machine.")
     folder = Path(output)
-    Output(folder, "index", (INDEX_FILE, "part-00000.faiss")).holds_result()
+    holds_result(folder, "index", (INDEX_FILE, "part-00000.faiss"))
     store, chosen = Store.open(store, reporter=reporter), open_pipeline(pipeline, preset)
     modalities = list(modality) if modality else store.modalities
     for name in modalities:

@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import OutputError
-from ..io.files import MALFORMED, make_folder, remove_leftovers, write_atomically
-from ..io.lock import locked_file
+from ..io.files import MALFORMED, remove_leftovers, write_atomically
 from ..reporter import SILENT, Reporter
 
 NOTHING_KEPT = "No part of this training was kept; run the same command again to restart it."
@@ -49,17 +48,6 @@ class CheckpointDir:
         """Return the folder of the run that writes ``output``: ``.NAME.run`` beside it."""
         output = output if output.name else output.absolute()
         return cls(output.with_name(f".{output.name}.run"), overwrite=overwrite)
-
-    @contextmanager
-    def locked(self, output: Path) -> Iterator[None]:
-        """Keep other runs off ``output`` while the block runs.
-
-        Raises:
-            OutputError: if another run is writing it.
-        """
-        make_folder(output.parent)
-        with locked_file(output):
-            yield
 
     def save(
         self,

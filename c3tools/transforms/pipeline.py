@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..arrays import Matrix
 from ..errors import TransformError
 from ..identity import ModelIdentity
-from ..io.hub import Card, HubRepository, local_folder
+from ..io.artifact import Card, HubRepository, local_folder
 from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TransformError
-from ..io.hub import local_folder
+from ..io.artifact import local_folder
 from .memory import MemoryProjection, Retrieval
 from .pipeline import Pipeline
 from .sigma import PAIRS, PUBLISHED_SIGMA, parse_sigma

@@ -19,7 +19,7 @@ import torch
 from c3tools import Captioner, Pipeline, Store, preset
 from c3tools.captioning import CaptionDecoder, CaptionTokenizer, DecoderConfig
 from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, UnreachableError
-from c3tools.io import hub as hub_module
+from c3tools.io import artifact as hub_module
 from c3tools.store import (
     Failure,
     Rows,

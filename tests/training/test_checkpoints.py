@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from c3tools.errors import OutputError
 from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
@@ -87,16 +86,6 @@ def test_in_another_thread_nothing_is_held() -> None:
     thread.start()
     thread.join()
     assert found == [False]
-
-
-def test_dropping_a_run_keeps_the_lock_of_this_one(tmp_path: Path) -> None:
-    run, optimizer = saved(tmp_path / "out", overwrite=True)
-    with run.locked(tmp_path / "out"):
-        assert run.resume("other", optimizer) is None
-        with pytest.raises(OutputError, match=str(os.getpid())), run.locked(tmp_path / "out"):
-            pass
-        run.clear()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_is_told_as_it_is(tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from c3tools.errors import DecoderError, OutputError
+from c3tools.io.artifact import (
+    Kind,
+    claimed,
+    digest_of,
+    holds_result,
+    previous_folder,
+    reading,
+    replacing,
+    write_result,
+)
+from c3tools.reporter import SILENT, Reporter
+from tests.conftest import Messages
+
+THING = Kind("thing", "thing.json", DecoderError, "c3 make", "--thing", ("seed",))
+SETTINGS: dict[str, Any] = {"seed": 0, "set": ("a=1",), "epochs": None}
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from c3tools.io.artifact import replacing
+real, calls = Path.rename, []
+
+def rename(self, target):
+    calls.append(self)
+    if len(calls) == int(sys.argv[2]):
+        os._exit(9)
+    return real(self, target)
+
+Path.rename = rename
+with replacing(Path(sys.argv[1]), keep=sys.argv[3] == "True") as new:
+    (new / "a").write_text("new")
+    (new / "b").write_text("new")
+"""
+
+
+def fill(folder: Path, text: str = "old") -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in ("a", "b"):
+        (folder / name).write_text(text)
+    return folder
+
+
+def whole(folder: Path) -> str | None:
+    texts = {(folder / name).read_text() for name in ("a", "b") if (folder / name).exists()}
+    return texts.pop() if len(texts) == 1 else None
+
+
+def make(folder: Path, digest: str = "x", overwrite: bool = False, reporter: Reporter = SILENT, **changes: Any) -> None:
+    """Write a result as a verb does, unless it is there."""
+    settings = SETTINGS | changes
+    with claimed(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
+        if target.finished(digest, lambda: reading(folder, THING).__enter__()) is None:
+            record = {"seed": settings["seed"], "made_from": target.made_from(digest)}
+            save = lambda new: (new / "weights.safetensors").write_text(digest)  # noqa: E731
+            target.write(lambda place: write_result(place, THING, {"record": record}, save))
+        else:
+            target.write(lambda place: None)
+
+
+def test_a_result_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(DecoderError, match=f"{folder}.*thing.json"), reading(folder, THING):
+        pass
+    make(folder)
+    (folder / "figure.png").write_text("may go")
+    with reading(folder, THING) as (found, content):
+        assert (found, content["record"]["seed"]) == (folder, 0)
+    for damage in ("cut", None):
+        weights = folder / "weights.safetensors"
+        weights.write_text(damage) if damage else weights.unlink()
+        with pytest.raises(DecoderError, match=str(weights)), reading(folder, THING):
+            pass
+    (folder / "thing.json").write_text("[]")
+    with pytest.raises(DecoderError, match=str(folder)), reading(folder, THING):
+        pass
+
+
+def test_only_results_of_the_kind_are_in_question(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert not holds_result(folder, "thing", ("thing.json",))
+    folder.mkdir()
+    (folder / ".hidden").write_text("x")
+    assert not holds_result(folder, "thing", ("thing.json",))
+    (folder / "notes.txt").write_text("mine")
+    for place in (folder, folder / "notes.txt"):
+        with pytest.raises(OutputError, match=r"notes\.txt"):
+            holds_result(place, "thing", ("thing.json",))
+    with pytest.raises(OutputError, match=r"notes\.txt"):
+        make(folder, overwrite=True)
+    (folder / "thing.json").write_text("{}")
+    assert holds_result(folder, "thing", ("thing.json",))
+
+
+def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    folder, told = tmp_path / "out", Messages()
+    make(folder)
+    before = (folder / "thing.json").stat().st_mtime_ns
+    make(folder, reporter=told)
+    assert (folder / "thing.json").stat().st_mtime_ns == before
+    assert str(folder) in told.texts[0]
+    for changes, named in (({"seed": 1, "set": ()}, "seed 0, not 1; set a=1, not none"), ({"digest": "y"}, "data")):
+        with pytest.raises(OutputError, match=f"(?s)seed 0.*{named}.*out.previous"):
+            make(folder, **changes)
+    make(folder, overwrite=True, digest="y", reporter=told)
+    assert (previous_folder(folder) / "weights.safetensors").read_text() == "x"
+    assert str(previous_folder(folder)) in told.texts[1]
+    (folder / "weights.safetensors").write_text("damaged")
+    with pytest.raises(DecoderError, match="weights"):
+        make(folder, digest="y")
+    make(folder, digest="y", overwrite=True)
+    assert (folder / "weights.safetensors").read_text() == "y"
+    (folder / "thing.json").write_text("{}")
+    with pytest.raises(OutputError, match="c3 make"):
+        make(folder, digest="y")
+
+
+def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "out")
+    (folder / "thing.json").write_text("{}")
+    (tmp_path / "link").symlink_to(folder)
+    for start in (folder, tmp_path / "link", tmp_path / "x" / ".." / "out", previous_folder(folder)):
+        claim = claimed(folder, THING, SETTINGS, overwrite=True, start=start)
+        with pytest.raises(OutputError, match=str(start)), claim:
+            pass
+    first, second = (claimed(folder, THING, SETTINGS, overwrite=True, start=tmp_path / "other") for _ in range(2))
+    with first, pytest.raises(OutputError, match=str(folder)), second:
+        pass
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_kill_between_the_renames_leaves_the_old_result_whole(tmp_path: Path, at: int, keep: bool) -> None:
+    folder = fill(tmp_path / "out")
+    fill(previous_folder(folder), "older")
+    run = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at), str(keep)], check=False)
+    assert run.returncode == 9
+    assert "old" in [whole(path) for path in tmp_path.iterdir()]
+    with pytest.raises(KeyboardInterrupt), replacing(folder, keep=keep):
+        raise KeyboardInterrupt
+    assert "old" in (whole(folder), whole(previous_folder(folder)))
+    with replacing(folder, keep=keep) as new:
+        fill(new, "new")
+    assert (whole(folder), {path.name for path in tmp_path.iterdir()}) == ("new", {"out", "out.previous"})
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    folder, real, calls = fill(tmp_path / "out"), Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), replacing(folder) as new:
+        (new / "a").write_text("new")
+    assert whole(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_digest_depends_on_settings_types_and_rows() -> None:
+    rows = np.arange(20_000, dtype=np.float32).reshape(10_000, 2)
+    texts = ["a", "b"]
+    same = [digest_of(THING, rows, texts), digest_of(THING, rows.copy(), pa.array(texts))]
+    other = rows.copy()
+    other[9_999, 1] += 1
+    others = [(THING, other, texts), (THING, rows.astype(np.float64), texts), (THING, rows, ["ab"]), (rows, texts)]
+    assert len({*same, *(digest_of(*parts) for parts in others)}) == 5
+    assert digest_of({"a": 1, "b": (2,)}) == digest_of({"b": [2], "a": 1})
