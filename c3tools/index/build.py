@@ -1,13 +1,13 @@
-"""Build an index of a store, or update it after the store has grown.
+"""Build an index of a store, or add the rows of new shards to one that was built with the same settings.
 
-Rows of new shards are added to an index that was built with the same settings. It keeps its cells and its pipeline, and
-so the means of the rows that it was built from. `_reason_to_rebuild` lists when this is not possible.
+An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built from. After any
+other change of the store or the settings it is made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..arrays import Matrix
-from ..errors import StoreError, TransformError, telling_what_is_kept
+from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
 from ..geometry.spaces import modality_bias
 from ..identity import ModelIdentity
-from ..io.artifact import holds_result
-from ..io.files import write_atomically, write_json_atomically
+from ..io.artifact import claimed, digest_of, replacing, write_record
 from ..io.locations import is_url
-from ..io.lock import locked
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Reporter
 from ..store import Store, embedding_matrix
-from ..store.shard_indexes import last_line
+from ..store.shard_indexes import last_line, load_faiss, save_index
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
 from . import faiss_shards
-from .index import HIT_COLUMNS, INDEX_FILE, ROWS_FILE, Index, shards_of
+from .index import KIND, ROWS_FILE, Index, row_table, shards_of
 
 BIAS_ROWS = 2_000
 RECALL_QUERIES = 200
@@ -80,35 +78,59 @@ def build_index(
     if is_url(output):
         raise StoreError(f"A FAISS index cannot be written to {output}.", remedy="Choose a folder on this machine.")
     folder = Path(output)
-    holds_result(folder, "index", (INDEX_FILE, "part-00000.faiss"))
     store, chosen = Store.open(store, reporter=reporter), open_pipeline(pipeline, preset)
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
     split = split or "all"
+    loaded = [moments.mean for _, moments in sorted(store.external_moments()[0].items())]
     settings = {
         "factory": factory,
         "modality": list(modality) if modality else None,
         "split": split,
         "kept_splits": None if split == "all" or store.kept_splits is None else sorted(store.kept_splits),
         "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
-        "moments": None if chosen.fitted else _digest_of_loaded_moments(store),
+        "moments": None if chosen.fitted or not loaded else digest_of(*loaded),
         "shard_rows": shard_rows,
         "recall": recall,
         "seed": seed,
     }
-    with locked(folder), telling_what_is_kept(lambda: _what_is_kept(folder)):
-        shards = {name: shards_of(store, name) for name in modalities}
-        before = None if rebuild else _open_before(folder, reporter)
-        if before is not None:
-            reason = _reason_to_rebuild(before, store, settings, shards)
-            if reason is None:
-                try:
+    kept = "The former index was kept; run the same command again to make the new one."
+    with (
+        claimed(folder, KIND, settings, overwrite=True, reporter=reporter) as target,
+        telling_what_is_kept(lambda: kept),
+    ):
+        shards = shards_of(store, modalities)
+        if target.there and not rebuild:
+            try:
+                before = Index.open(folder, gpu=False)
+                reason = _reason_to_rebuild(before, store, target.settings, shards)
+                if reason is None:
                     return _add_rows(before, store, shards, reporter)
-                except RuntimeError as error:  # some kinds of FAISS index are filled once
-                    reason = f"FAISS cannot add rows to {before.record['factory']} ({last_line(error)})"
+            except C3Error as error:
+                reason = error.message
+            except RuntimeError as error:  # some kinds of FAISS index are filled once
+                reason = f"FAISS cannot add rows to this index ({last_line(error)})"
             reporter.message(f"Rebuilding {folder}: {reason}.")
-        return _build(store, folder, chosen, settings, shards, reporter)
+        return _build(store, folder, chosen, target.settings, shards, reporter)
+
+
+def _reason_to_rebuild(
+    index: Index, store: Store, settings: Mapping[str, Any], shards: Mapping[str, Mapping[str, str]]
+) -> str | None:
+    """Return why the rows that an index lacks cannot be added to it; None if they can."""
+    record = index.record
+    if not store.info.model.same_as(ModelIdentity(record["model"])):
+        return "the store has embeddings of another model"
+    if changed := [name for name, value in settings.items() if record["settings"].get(name) != value]:
+        return f"its {changed[0]} was {record['settings'].get(changed[0])} and is now {settings[changed[0]]}"
+    known = record["store_shards"]
+    if [*known] != [*shards] or any(not own.items() <= shards[name].items() for name, own in known.items()):
+        return "shards of the store changed or were removed"
+    new = sum(store.shard_rows(name, int(part)) for name in shards for part in shards[name].keys() - known[name].keys())
+    if record["rows"] + new > _GROWTH * record["built_from"]:
+        return f"the store has more than twice the {record['built_from']:,} rows it was built from"
+    return None
 
 
 def _build(
@@ -120,178 +142,126 @@ def _build(
     reporter: Reporter,
 ) -> Index:
     """Build the index as a whole, of these shards by modality; ``settings`` are those of `build_index`."""
-    modalities, split, seed = list(shards), settings["split"], settings["seed"]
+    split, seed = settings["split"], settings["seed"]
     if not chosen.fitted:
         chosen.fit(store)
         reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
-    rows = _row_table(store, dict.fromkeys(modalities), split)
+    parts = {name: store.parts(name) for name in shards}
+    rows = row_table(store, parts, split)
     n, dim = rows.num_rows, store.info.dim
     if n == 0:
         raise StoreError(
             f"The store {store.path} has no rows in the split {split!r} to index. Its splits are {store.list_splits()}."
         )
+    queries = _sample_queries(store, chosen, list(shards), split)
 
     def blocks(label: str) -> Iterator[Matrix]:
-        with reporter.progress(label, n) as progress:
-            for name in modalities:
-                for batch in store.batches(name, split=split):
-                    yield chosen.transform(embedding_matrix(batch), modality=name)
-                    progress.advance(len(batch))
+        return _blocks(store, chosen, parts, split, label, n, reporter)
 
-    queries = _sample_queries(store, chosen, modalities, split)
     used, empty = faiss_shards.train_index(settings["factory"], lambda: blocks("Training"), n, dim, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX_FILE).unlink(missing_ok=True)
-    for old in [*folder.glob("part-*.faiss"), *folder.glob("rows*.parquet")]:
-        old.unlink()
-    try:
-        names, parts = faiss_shards.write_shards(folder, empty, blocks("Indexing"), settings["shard_rows"])
-    except RuntimeError as error:
-        raise StoreError(
-            f"FAISS cannot fill an index {used!r} block by block ({last_line(error)}).",
-            remedy="Use --factory auto or another index.",
-        ) from error
-    measured = faiss_shards.measure_recall(parts, queries, blocks("Measuring recall"), settings["recall"])
-    write_atomically(folder / ROWS_FILE, lambda path: pq.write_table(rows, path, compression="zstd"))
-    record = {
-        "modalities": modalities,
-        "split": split,
-        "model": store.info.model,
-        "transform": chosen.record(),
-        "factory": used,
-        "dim": dim,
-        "rows": n,
-        "shards": names,
-        "metric": "cosine",
-        **measured,
-        "row_files": [ROWS_FILE],
-        "built_from": n,
-        "added": n,
-        "store": _location_of_store(store, folder),
-        "store_shards": shards,
-        "settings": settings,
-    }
-    chosen.save(folder)
-    _write_record(folder, record)  # last: without it there is no index
-    index = Index(folder, record, parts, rows, chosen)
-    if len(modalities) == 2:
-        index.bias = _bias(store, chosen, modalities, seed)
+    with replacing(folder, keep=False) as new:
+        try:
+            filled = [*faiss_shards.fill_shards(empty, blocks("Indexing"), settings["shard_rows"])]
+        except RuntimeError as error:
+            raise StoreError(
+                f"FAISS cannot fill an index {used!r} block by block ({last_line(error)}).",
+                remedy="Use --factory auto or another index.",
+            ) from error
+        measured = faiss_shards.measure_recall(filled, queries, blocks("Measuring recall"), settings["recall"])
+        made = {"model": store.info.model, "factory": used, "dim": dim, "metric": "cosine", "built_from": n, **measured}
+        index = _write(new, folder, made, settings, filled, 0, rows, chosen, store, shards)
+    if len(shards) == 2:
+        samples = {name: first_rows(store, name, None, BIAS_ROWS).embeddings for name in shards}
+        index.bias = {}
+        for label, pipeline in (("before", preset_named("c1")), ("after", chosen)):
+            x, y = (pipeline.transform(rows, modality=name) for name, rows in samples.items())
+            shares = modality_bias(x, y, seed=seed)
+            index.bias[label] = {name: round(share.value, 4) for name, share in zip(shards, shares, strict=True)}
+    index.record["added"] = n
     return index
 
 
-def _what_is_kept(folder: Path) -> str:
-    if (folder / INDEX_FILE).is_file():
-        return "The former index was kept."
-    return "An index is built in one go; run the same command again to restart."
-
-
-def _open_before(folder: Path, reporter: Reporter) -> Index | None:
-    """Return the index that is in the folder; None if there is none, or it is damaged."""
-    if not (folder / INDEX_FILE).is_file():
-        return None
-    try:
-        return Index.open(folder, gpu=False)
-    except StoreError as error:
-        reporter.message(f"Rebuilding {folder}: {error.message}")
-        return None
-
-
-def _reason_to_rebuild(
-    index: Index, store: Store, settings: Mapping[str, Any], shards: Mapping[str, Mapping[str, str]]
-) -> str | None:
-    """Return why the rows that an index lacks cannot be added to it; None if they can."""
-    record = index.record
-    if "settings" not in record:
-        return "it does not record what it was built from"
-    if not store.info.model.same_as(ModelIdentity(record["model"])):
-        return "the store has embeddings of another model"
-    for name, value in settings.items():
-        if record["settings"].get(name) != value:
-            if name == "moments":
-                return "the moments that `c3 means` loaded into the store are different"
-            if name == "kept_splits":
-                return "the store now assigns its rows to splits in another way"
-            shown = (
-                "" if name == "pipeline" else f" was {_shown(record['settings'].get(name))} and is now {_shown(value)}"
-            )
-            return f"its {name}{shown or ' is different'}"
-    if record["modalities"] != list(shards):
-        return f"the store now has {_shown(list(shards))}, but the index was built from {_shown(record['modalities'])}"
-    lost = len(index.lost_shards(shards))
-    if lost:
-        return f"{counted(lost, 'shard')} of the store changed or {'was' if lost == 1 else 'were'} removed"
-    n = record["rows"] + index.count_missing(store, shards)
-    if n > _GROWTH * record["built_from"]:
-        return f"the store has {counted(n, 'row')}, more than twice the {record['built_from']:,} it was built from"
-    return None
-
-
-def _shown(value: Any) -> str:
-    return "all" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
-
-
 def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]], reporter: Reporter) -> Index:
-    """Add the rows of the shards that an index lacks; index.json is replaced last, so a kill leaves the old index.
+    """Add the rows of the shards that an index lacks.
 
     Raises:
         RuntimeError: if FAISS cannot add rows to an index of this kind.
     """
-    record, folder = index.record, index.path
-    split = record["split"]
-    missing = {name: sorted(map(int, parts)) for name, parts in index.missing_shards(shards).items()}
-    rows = _row_table(store, missing, split)
-    names, parts, row_files = list(record["shards"]), index.shards, list(record.get("row_files", [ROWS_FILE]))
+    record, settings, filled = index.record, index.record["settings"], index.shards
+    known = record["store_shards"]
+    parts = {name: sorted(int(part) for part in own if part not in known[name]) for name, own in shards.items()}
+    rows = row_table(store, parts, settings["split"])
+    kept = len(filled)
     if rows.num_rows:
-        with reporter.progress("Indexing", rows.num_rows) as progress:
+        faiss = load_faiss()
+        empty = faiss.clone_index(filled[-1])
+        empty.reset()
+        kept -= filled[-1].ntotal < settings["shard_rows"]
+        begun = faiss.clone_index(filled[-1]) if kept < len(filled) else None
+        made = _blocks(store, index.pipeline, parts, settings["split"], "Indexing", rows.num_rows, reporter)
+        filled = [*filled[:kept], *faiss_shards.fill_shards(empty, made, settings["shard_rows"], begun)]
+    all_rows = pa.concat_tables([index.rows, rows])
+    with replacing(index.path, keep=False) as new:
+        for name in record["shards"][:kept]:
+            try:
+                os.link(index.path / name, new / name)
+            except OSError:  # not every file system has hard links
+                shutil.copyfile(index.path / name, new / name)
+        grown = _write(new, index.path, record, settings, filled, kept, all_rows, index.pipeline, store, shards)
+    grown.record["added"] = rows.num_rows
+    return grown
 
-            def blocks() -> Iterator[Matrix]:
-                for name, numbers in missing.items():
-                    for batch in store.batches(name, split=split, parts=numbers):
-                        yield index.pipeline.transform(embedding_matrix(batch), modality=name)
-                        progress.advance(len(batch))
 
-            names, parts = faiss_shards.extend_shards(folder, names, parts, blocks(), record["settings"]["shard_rows"])
-        row_files.append(f"rows-{len(row_files):05d}.parquet")
-        write_atomically(folder / row_files[-1], lambda path: pq.write_table(rows, path, compression="zstd"))
-    changed = {
-        **record,
-        "rows": record["rows"] + rows.num_rows,
+def _write(
+    new: Path,
+    folder: Path,
+    made: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    filled: Sequence[Any],
+    kept: int,
+    rows: pa.Table,
+    pipeline: Pipeline,
+    store: Store,
+    shards: Mapping[str, Mapping[str, str]],
+) -> Index:
+    """Write the files of an index to ``new``, which is to become ``folder``; the first ``kept`` parts are there."""
+    names = [f"part-{part:05d}.faiss" for part in range(len(filled))]
+    for name, part in [*zip(names, filled, strict=True)][kept:]:
+        save_index(part, new / name)
+    pq.write_table(rows, new / ROWS_FILE, compression="zstd")
+    pipeline.save(new)
+    place = str(store.path)
+    if isinstance(store.path, Path):  # relative if both may move together
+        target, start = store.path.resolve(), folder.resolve()
+        place = os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)
+    record = {
+        **{name: value for name, value in made.items() if name not in ("files", "format_version")},
+        "rows": rows.num_rows,
         "shards": names,
-        "row_files": row_files,
-        "added": rows.num_rows,
-        "store": _location_of_store(store, folder),
+        "settings": settings,
+        "store": place,
         "store_shards": shards,
     }
-    _write_record(folder, changed)
-    for old in [*folder.glob("part-*.faiss"), *folder.glob("rows-*.parquet")]:
-        if old.name not in (*names, *row_files):
-            old.unlink()
-    return Index(folder, changed, parts, pa.concat_tables([index.rows, rows]), index.pipeline)
+    write_record(new, KIND, record)
+    return Index(folder, record, list(filled), rows, pipeline)
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write index.json, without the values that only concern this run."""
-    write_json_atomically(folder / INDEX_FILE, {name: value for name, value in record.items() if name != "added"})
-
-
-def _row_table(store: Store, parts: Mapping[str, Sequence[int] | None], split: str | None) -> pa.Table:
-    """Return the columns of each row that a hit shows, in the order of the vectors.
-
-    Args:
-        store: the store.
-        parts: numbers of the shards by modality; None for all of them.
-        split: rows of this split only; None or ``all`` for all.
-    """
-    schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for modality, numbers in parts.items():
-        for batch in store.batches(modality, split=split, parts=numbers):
-            known = batch.select([name for name in columns if name in batch.schema.names]).to_pydict()
-            known["modality"] = [modality] * len(batch)
-            for name in columns:
-                columns[name] += known.get(name, [None] * len(batch))
-    return pa.table(columns, schema=schema)
+def _blocks(
+    store: Store,
+    pipeline: Pipeline,
+    parts: Mapping[str, Sequence[int]],
+    split: str,
+    label: str,
+    n: int,
+    reporter: Reporter,
+) -> Iterator[Matrix]:
+    """Yield the transformed rows of these shards, n of them, and show the progress."""
+    with reporter.progress(label, n) as progress:
+        for name, numbers in parts.items():
+            for batch in store.batches(name, split=split, parts=numbers):
+                yield pipeline.transform(embedding_matrix(batch), modality=name)
+                progress.advance(len(batch))
 
 
 def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str | None) -> Matrix:
@@ -308,30 +278,3 @@ def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str],
             raise
         rows = first_rows(store, modalities[0], split, RECALL_QUERIES)
         return pipeline.transform(rows.embeddings, modality=modalities[0])
-
-
-def _bias(store: Store, pipeline: Pipeline, modalities: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
-    samples = {name: first_rows(store, name, None, BIAS_ROWS).embeddings for name in modalities}
-    result = {}
-    for label, used in (("before", preset_named("c1")), ("after", pipeline)):
-        x, y = (used.transform(rows, modality=name) for name, rows in samples.items())
-        shares = modality_bias(x, y, seed=seed)
-        result[label] = {name: round(share.value, 4) for name, share in zip(modalities, shares, strict=True)}
-    return result
-
-
-def _digest_of_loaded_moments(store: Store) -> str | None:
-    """Return a digest of the moments that pipelines are fitted on instead of those of the store; None without any."""
-    loaded, _ = store.external_moments()
-    digest = hashlib.sha256()
-    for name, moments in sorted(loaded.items()):
-        digest.update(f"{name} {moments.n}".encode() + moments.mean.tobytes() + moments.scatter.tobytes())
-    return digest.hexdigest() if loaded else None
-
-
-def _location_of_store(store: Store, folder: Path) -> str:
-    """Return what an index in ``folder`` records of its store's place: relative to it if both may move together."""
-    if not isinstance(store.path, Path):
-        return str(store.path)
-    target, start = store.path.resolve(), folder.resolve()
-    return os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)

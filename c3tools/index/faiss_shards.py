@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ..arrays import Indices, Matrix
 from ..errors import StoreError
 from ..reporter import counted
 from ..seeds import generator
-from ..store.shard_indexes import load_faiss, save_index
+from ..store.shard_indexes import last_line, load_faiss
 
 SHARD_ROWS = 1_000_000
 FLAT_ROWS = 20_000
@@ -47,9 +46,8 @@ def read_shards(paths: Iterable[Path], *, gpu: bool = True) -> list[Any]:
         RuntimeError: if a file is missing or damaged.
         MissingExtraError: if faiss is not installed.
     """
-    faiss = load_faiss()
-    read = [faiss.read_index(str(path)) for path in paths]
-    return [_on_gpu(faiss, shard) for shard in read] if gpu else read
+    read = [load_faiss().read_index(str(path)) for path in paths]
+    return [_on_gpu(shard) for shard in read] if gpu else read
 
 
 def train_index(
@@ -69,63 +67,33 @@ def train_index(
         empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not empty.is_trained:
             sample = _sample(blocks(), n, max(_inverted_lists(empty) * _TRAINING_ROWS_PER_CELL, 65_536), seed)
-            device = _on_gpu(faiss, empty)
+            device = _on_gpu(empty)
             device.train(sample)
             empty = device if device is empty else faiss.index_gpu_to_cpu(device)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise StoreError(
-            f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions ({reason}).",
+            f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions "
+            f"({last_line(error)}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
     return factory, empty
 
 
-def write_shards(
-    folder: Path, empty: Any, blocks: Iterable[Matrix], shard_rows: int, *, number: int = 0, begun: Any = None
-) -> tuple[list[str], list[Any]]:
-    """Fill copies of the trained index ``empty`` with up to ``shard_rows`` vectors each, and write them to ``folder``.
-
-    Args:
-        folder: where to write.
-        empty: a trained index without vectors.
-        blocks: the vectors.
-        shard_rows: most vectors of a shard.
-        number: of the first file.
-        begun: a shard that has room left, to be filled first.
-
-    Returns:
-        The names of the files, and the shards.
-    """
+def fill_shards(empty: Any, blocks: Iterable[Matrix], shard_rows: int, begun: Any = None) -> Iterator[Any]:
+    """Yield copies of the trained index ``empty`` with up to ``shard_rows`` vectors each; ``begun`` is filled first."""
     faiss = load_faiss()
-    names, shards = [], []
-    for part, shard in enumerate(_filled(faiss, empty, blocks, shard_rows, begun), start=number):
-        name = f"part-{part:05d}.faiss"
-        save_index(shard, folder / name)
-        names.append(name)
-        shards.append(shard)
-    return names, shards
-
-
-def extend_shards(
-    folder: Path, names: list[str], shards: list[Any], blocks: Iterable[Matrix], shard_rows: int
-) -> tuple[list[str], list[Any]]:
-    """Add vectors behind those of the shards; no file is changed: a last shard that grows gets a new one.
-
-    Returns:
-        The names of all files, and all shards.
-
-    Raises:
-        RuntimeError: if FAISS cannot add vectors to an index of this kind.
-    """
-    faiss = load_faiss()
-    empty = faiss.clone_index(shards[-1])
-    empty.reset()
-    begun = faiss.clone_index(shards[-1]) if shards[-1].ntotal < shard_rows else None
-    kept = len(names) - (begun is not None)
-    number = 1 + max(int(name.removesuffix(".faiss").rpartition("-")[2]) for name in names)
-    more, grown = write_shards(folder, empty, blocks, shard_rows, number=number, begun=begun)
-    return names[:kept] + more, shards[:kept] + grown
+    shard = faiss.clone_index(empty) if begun is None else begun
+    for block in blocks:
+        start = 0
+        while start < len(block):
+            take = min(shard_rows - shard.ntotal, len(block) - start)
+            shard.add(np.ascontiguousarray(block[start : start + take]))
+            start += take
+            if shard.ntotal == shard_rows:
+                yield shard
+                shard = faiss.clone_index(empty)
+    if shard.ntotal:
+        yield shard
 
 
 def exact_neighbours(blocks: Iterable[Matrix], queries: Matrix, k: int) -> Indices:
@@ -205,21 +173,6 @@ def _parameters(index: Any, nprobe: int | None, wanted: npt.NDArray[np.bool_] | 
     return faiss.SearchParameters(**options) if options else None
 
 
-def _filled(faiss: ModuleType, empty: Any, blocks: Iterable[Matrix], shard_rows: int, begun: Any) -> Iterator[Any]:
-    shard = faiss.clone_index(empty) if begun is None else begun
-    for block in blocks:
-        start = 0
-        while start < len(block):
-            take = min(shard_rows - shard.ntotal, len(block) - start)
-            shard.add(np.ascontiguousarray(block[start : start + take]))
-            start += take
-            if shard.ntotal == shard_rows:
-                yield shard
-                shard = faiss.clone_index(empty)
-    if shard.ntotal:
-        yield shard
-
-
 def _inverted_lists(index: Any) -> int:
     """Return the number of inverted lists of an index, 0 if it has none."""
     faiss = load_faiss()
@@ -238,8 +191,9 @@ def _sample(blocks: Iterable[Matrix], n: int, wanted: int, seed: int) -> Matrix:
     return np.concatenate(pieces)
 
 
-def _on_gpu(faiss: ModuleType, index: Any) -> Any:
+def _on_gpu(index: Any) -> Any:
     """Return the index on all GPUs where faiss was built for them and sees some, else as it is."""
+    faiss = load_faiss()
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
         return index
     try:

@@ -1,9 +1,9 @@
 """An index of a store on disk: open it, search it by text, image, vector or key.
 
 c3-index/
-index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, provenance
+index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, settings
 part-00000.faiss              up to `shard_rows` vectors
-rows.parquet, rows-00001…     key, modality, caption, path of each row, in the order of the vectors; a file per addition
+rows.parquet                  key, modality, caption, path of each row, in the order of the vectors
 transform.json, .safetensors  the pipeline that rows and queries are transformed with
 """
 
@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from ..arrays import Indices, Matrix
 from ..errors import C3Error, EncoderError, StoreError
 from ..identity import ModelIdentity
-from ..io.files import MALFORMED, read_json, recorded_file
+from ..io.artifact import Kind, reading
+from ..io.files import recorded_file
 from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
@@ -40,12 +41,12 @@ from .results import Hit, SearchResult, vector_of_key, with_vectors
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
-INDEX_FILE = "index.json"
+KIND = Kind("index", "index.json", StoreError, "c3 index", "--index", others=("part-00000.faiss",), again="--rebuild")
 ROWS_FILE = "rows.parquet"
 ANY = "any"  # a modality to search in: all of them, in one ranking
 OWN = Path("c3-index")  # where c3 index writes to
 HIT_COLUMNS = ("key", "modality", "caption", "path", "image_key")
-_PROVENANCE = ("modalities", "split", "model", "transform", "row_files", "store", "store_shards", "settings")
+_PROVENANCE = ("format_version", "files", "model", "store", "store_shards", "settings")
 
 
 class Index:
@@ -86,28 +87,15 @@ class Index:
         load_faiss()
         if kind_of(location(path) / INFO_FILE) == "file":
             return cls._of_store(Store.open(path))
-        folder = Path(path)
-        try:
-            record = read_json(folder / INDEX_FILE)
-            shards = faiss_shards.read_shards([recorded_file(folder, name) for name in record["shards"]], gpu=gpu)
-            files = record.get("row_files", [ROWS_FILE])
-            rows = pa.concat_tables(
-                pq.read_table(recorded_file(folder, name), columns=list(HIT_COLUMNS)) for name in files
-            )
-        except FileNotFoundError:
-            raise StoreError(
-                f"There is no index at {folder}.", remedy="Make one with `c3 index`, or choose another with --index."
-            ) from None
-        except (OSError, *MALFORMED, RuntimeError, pa.ArrowException) as error:
-            raise StoreError(
-                f"The index at {folder} is damaged ({error}).", remedy="Build it again: c3 index"
-            ) from error
-        if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
-            raise StoreError(
-                f"The index at {folder} has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}.",
-                remedy="Build it again: c3 index",
-            )
-        return cls(folder, record, shards, rows, Pipeline.load(folder))
+        with reading(path, KIND) as (folder, record):
+            try:
+                shards = faiss_shards.read_shards([recorded_file(folder, name) for name in record["shards"]], gpu=gpu)
+                rows = pq.read_table(folder / ROWS_FILE, columns=list(HIT_COLUMNS))
+            except (FileNotFoundError, pa.ArrowException) as error:
+                raise ValueError(error) from error
+            if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
+                raise ValueError(f"it has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}")
+            return cls(folder, record, shards, rows, Pipeline.load(folder))
 
     @classmethod
     def _of_store(cls, store: Store) -> Index:
@@ -122,26 +110,15 @@ class Index:
                 if some
                 else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
             )
-        schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
-        tables = [schema.empty_table()]
-        for modality, part in having:
-            columns = [name for name in shard_schema(modality, store.info).names if name in HIT_COLUMNS]
-            for batch in store.batches(modality, columns, parts=[part]):
-                known = {name: batch.column(name) for name in columns}
-                known["modality"] = pa.array([modality] * len(batch), pa.string())
-                missing = pa.nulls(len(batch), pa.string())
-                tables.append(pa.table([known.get(name, missing) for name in HIT_COLUMNS], schema=schema))
-        rows = pa.concat_tables(tables)
+        rows = row_table(store, {name: [part for own, part in having if own == name] for name in store.modalities})
         record = {
-            "modalities": store.modalities,
             "model": store.info.model,
             "factory": "Flat",
             "dim": store.info.dim,
             "rows": rows.num_rows,
             "metric": "cosine",
             "store": "." if isinstance(store.path, Path) else str(store.path),
-            "store_shards": {name: shards_of(store, name) for name in store.modalities},
-            "settings": {"modality": None},
+            "store_shards": shards_of(store, store.modalities),
         }
         return cls(store.path, record, [read_index(store, *shard) for shard in having], rows, preset("c1"))
 
@@ -160,42 +137,6 @@ class Index:
         if is_url(recorded) or "store" not in self.record:
             return location(recorded)
         return Path(os.path.normpath(self.path / recorded))
-
-    def missing_shards(self, shards: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-        """Return the numbers of the shards that are not in the index, by modality; ``shards`` as from `shards_of`."""
-        known = self.record["store_shards"]
-        return {name: [part for part in own if part not in known.get(name, {})] for name, own in shards.items()}
-
-    def lost_shards(self, shards: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """Return the shards that the index was built from and that the store no longer has or that have changed."""
-        return [
-            f"{name} {part}"
-            for name, known in self.record["store_shards"].items()
-            for part, digest in known.items()
-            if shards.get(name, {}).get(part) != digest
-        ]
-
-    def count_missing(self, store: Store, shards: Mapping[str, Mapping[str, str]]) -> int:
-        """Return the number of rows, of all splits, in the shards that are not in the index."""
-        missing = self.missing_shards(shards)
-        return sum(store.shard_rows(name, int(part)) for name, parts in missing.items() for part in parts)
-
-    def stale(self, store: Store) -> str | None:
-        """Return a message if the store has rows that are not in the index, or None."""
-        if "store_shards" not in self.record:
-            return None
-        wanted = self.record["modalities"] if self.record["settings"]["modality"] else store.modalities
-        known = self.record["store_shards"]
-        shards = {name: shards_of(store, name, known.get(name, {})) for name in wanted if store.parts(name)}
-        lost, missing = self.lost_shards(shards), self.count_missing(store, shards)
-        if lost:
-            text = f"{counted(len(lost), 'shard')} of the store {store.path} changed or were removed"
-            return f"The index {self.path} is out of date: {text}. `c3 index` rebuilds it."
-        if missing:
-            return (
-                f"The store {store.path} has {counted(missing, 'row')} that are not in the index; `c3 index` adds them."
-            )
-        return None
 
     def search(
         self,
@@ -352,14 +293,38 @@ class Index:
         return {key: path for key, path in zip(*(c.to_pylist() for c in chosen.columns), strict=True) if path}
 
     def _warn_if_stale(self, reporter: Reporter) -> None:
-        if kind_of(self.store_path / "store.json") != "file":
-            return  # an index can be searched without its store
+        """Say so if the store has changed since it was indexed; an index can be searched without its store."""
+        if kind_of(self.store_path / INFO_FILE) != "file":
+            return
         try:
-            text = self.stale(Store.open(self.store_path))
+            store = Store.open(self.store_path)
+            modalities = self.record.get("settings", {}).get("modality") or store.modalities
+            changed = shards_of(store, modalities) != self.record["store_shards"]
+            text = f"The store {store.path} has changed since it was indexed; `c3 index` brings the index up to date."
         except C3Error as error:
-            text = f"The index {self.path} cannot be compared with its store: {error.message}"
-        if text:
+            changed, text = True, f"The index {self.path} cannot be compared with its store: {error.message}"
+        if changed:
             reporter.message(text)
+
+
+def row_table(store: Store, parts: Mapping[str, Sequence[int]], split: str | None = None) -> pa.Table:
+    """Return the columns of each row that a hit shows, of these shards by modality, in the order of the vectors."""
+    schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
+    tables = [schema.empty_table()]
+    for modality, numbers in parts.items():
+        columns = [name for name in shard_schema(modality, store.info).names if name in HIT_COLUMNS]
+        for batch in store.batches(modality, columns, split=split, parts=numbers):
+            known = {name: batch.column(name) for name in columns}
+            known["modality"] = pa.array([modality] * len(batch), pa.string())
+            missing = pa.nulls(len(batch), pa.string())
+            tables.append(pa.table([known.get(name, missing) for name in HIT_COLUMNS], schema=schema))
+    return pa.concat_tables(tables)
+
+
+def shards_of(store: Store, modalities: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the checksums of the shards of a store, by modality and number."""
+    known = (name for name in modalities if name in store.modalities)
+    return {name: {str(part): store.shard_digest(name, part) for part in store.parts(name)} for name in known}
 
 
 def _encode_images(images: Sequence[Any], encoder: Encoder) -> Matrix:
@@ -386,11 +351,3 @@ def find_index(folder: str | Path | None = None) -> Path:
         if kind_of(place / INFO_FILE) == "file" and has_indexes(Store.open(place)):
             return place
     return OWN
-
-
-def shards_of(store: Store, modality: str, trusted: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the checksums of the rows in the finished shards of a modality, by the number of the shard.
-
-    At a URL each costs a request, so shards with a number in ``trusted`` are taken to have the checksum there.
-    """
-    return {str(part): store.shard_digest(modality, part) for part in store.parts(modality)}

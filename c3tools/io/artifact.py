@@ -76,6 +76,7 @@ class Kind:
         option: that chooses one: ``--decoder``; empty if there is none.
         facts: entries of the record that describe a result.
         others: further files that show that a folder holds a result of this kind.
+        again: the option that makes a result again.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Kind:
     option: str = ""
     facts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    again: str = "--overwrite"
 
 
 def write_result(
@@ -124,7 +126,7 @@ def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, An
     folder = local_folder(folder)
     previous = previous_folder(folder)
     remedy = f"Make one with `{kind.command}`" + (f", or choose another with {kind.option}." if kind.option else ".")
-    again = f"Make it again: `{kind.command} --overwrite`."
+    again = f"Make it again: `{kind.command} {kind.again}`."
     if (previous / kind.record).is_file():
         remedy = again = f"The previous {kind.name} is kept at {previous}: use it, or make another."
     try:
