@@ -59,6 +59,10 @@ class GapReport(Measured):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 gap-report --json` prints."""
+
+        def answers(found: dict[str, Answer]) -> dict[str, Any]:
+            return {name: {"name": name, **vars(answer)} for name, answer in found.items()}
+
         spaces = to_json(self.spaces)
         taken = [{name: space.pop(key) for name, space in spaces.items()} for key in ("recall", "recall_interval")]
         recall, intervals = ({name: found for name, found in each.items() if found} for each in taken)
@@ -70,7 +74,7 @@ class GapReport(Measured):
             "retrieval": recall,
             "retrieval_intervals": intervals,
             "spaces": spaces,
-            "assumptions": self.assumptions,
+            "assumptions": answers(self.assumptions),
             "noise": self.noise,
             "subsets": self.subsets,
             "sigma": self.recommended
@@ -83,7 +87,7 @@ class GapReport(Measured):
             "modality_gaps": self.modality_gaps,
             "provenance": self.provenance,
             "notes": self.notes,
-            "verdict": self.verdict,
+            "verdict": answers(self.verdict),
         }
         return to_json(values)  # type: ignore[no-any-return]
 
