@@ -205,9 +205,9 @@ def along_gap(
         seed: of the random directions.
 
     Returns:
-        ``variance_ratio``, 1 on average over all directions, and ``random_directions``, the range of 95 % of those with
-        the gap's angle to the mean; ``share_in_span``, and ``share_by_chance``, its mean over all directions. None
-        without a gap or without variance.
+        ``variance_ratio``, 1 on average over all directions, ``random_directions``, the range of 95 % of those with the
+        gap's angle to the mean, and ``random_in_span``, the mean over directions inside the span; ``share_in_span``,
+        ``share_by_chance`` and ``share_range`` likewise. None without a gap or without variance.
     """
     values, vectors = np.linalg.eigh(moments.covariance)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
@@ -227,11 +227,14 @@ def along_gap(
     drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
     cosine = min(max(float(gap @ unit) / float(np.linalg.norm(gap)), -1.0), 1.0)
     weights = ((cosine * unit + sqrt(1 - cosine**2) * drawn) @ vectors) ** 2
+    ratios, shares = weights @ values * (dim / total), weights[:, :span].sum(axis=1)
     return {
         "variance_ratio": max(along, 0.0) / square * dim / total,
-        "random_directions": [float(end) for end in np.quantile(weights @ values * (dim / total), [0.025, 0.975])],
+        "random_directions": [float(end) for end in np.quantile(ratios, [0.025, 0.975])],
+        "random_in_span": float(values[:span].sum()) / span * dim / total,
         "share_in_span": min(max(part / square, 0.0), 1.0),
         "share_by_chance": span / dim,
+        "share_range": [float(end) for end in np.quantile(shares, [0.025, 0.975])],
     }
 
 
