@@ -206,22 +206,6 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
     assert "weights.safetensors" in "".join(cut.stderr.split())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ((), "--captions"),
-        (("a dog", "--captions", "x.txt"), "--captions"),
-        (("a dog",), "c3-generator"),
-        (("a dog", "--generator", "unclip:nowhere"), "c3-store"),
-    ],
-)
-def test_wrong_input_is_one_clear_error(c3: C3, tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
-    result = c3("generate", *arguments)
-    assert result.exit_code == 1
-    assert named in result.stderr
-    assert not (tmp_path / "c3-images").exists()
-
-
 def test_a_generator_comes_back_from_the_hub(untrained: Generator, hub: Hub) -> None:
     untrained.push_to_hub("me/images")
     header: Any = huggingface_hub.ModelCard(hub.last("models/me/images")["README.md"].decode()).data
