@@ -95,31 +95,6 @@ def locked_file(result: Path, shown: Path | None = None) -> Iterator[None]:
             lock.release()
 
 
-def lock_file(descriptor: int, path: Path) -> None:
-    """Keep other runs off an open file on this machine, until it is closed.
-
-    Raises:
-        OutputError: if another run writes to it, or the file system has no locks.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OutputError(
-            f"Another run is writing to {path}, or it cannot be locked ({error.strerror}).",
-            remedy="Wait for it to finish, or write to another file.",
-        ) from None
-
-
-def is_at(path: Path, descriptor: int) -> bool:
-    """Return whether an open file is the one at ``path``."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
 def _owner(path: Path) -> str:
     try:
         run = json.loads(path.read_text())

@@ -104,12 +104,13 @@ def save_data_set(store: Store, folder: Path) -> None:
     file_rows = max(1, _FILE_BYTES // (info.dim * (2 if info.dtype == "float16" else 4)))
     with replacing(folder, keep=False) as new:
         write_json_atomically(new / INFO_FILE, info.to_dict())
-        failures = _without_folders([*store.recorded_failures(), *store.failures()])
+        failures = _without_folders(store.recorded_failures())
         if failures:
             write_failures(new / _DATA, failures)
         moments: dict[str, Moments] = {}
         for name in names:
-            table, own = pa.Table.from_batches(list(store.batches(name))), _without_folders(store.failures(name))
+            table, failed = pa.Table.from_batches(list(store.batches(name))), {f.key for f in store.failures(name)}
+            own = [failure for failure in failures if failure.key in failed and failure.stage != "list"]
             if "path" in table.column_names:
                 paths = [path and _without_folder(path) for path in table.column("path").to_pylist()]
                 place = table.schema.get_field_index("path")

@@ -190,7 +190,7 @@ def test_a_modality_without_rows_is_left_out(hub: Hub, tmp_path: Path) -> None:
     assert [config["config_name"] for config in header["configs"]] == ["text"]  # type: ignore[attr-defined]
     again = Store.from_pretrained("me/rows", output=tmp_path / "again")
     assert verify_store(again.path).findings == []
-    assert again.failures("image") == again.recorded_failures() == failures
+    assert again.recorded_failures() == failures
     finish_store(build_store(tmp_path / "none", rows.select(np.arange(0))).path)
     store = Store.open(tmp_path / "none")
     with pytest.raises(StoreError, match="has no rows to share"):
@@ -229,8 +229,8 @@ def test_a_saved_data_set_that_lost_rows_is_refused(store: Store, tmp_path: Path
     file.write_bytes(train.read_bytes()[:-200])
     with pytest.raises(StoreError, match=r"val-00000-of-00001.parquet cannot be read"):
         Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
-    file.rename(file.with_name("val-00000-of-00002.parquet"))
-    with pytest.raises(StoreError, match="does not have all 2 files of the split val"):
+    file.unlink()
+    with pytest.raises(StoreError, match=r"has 14 text rows; its moments are of 18"):
         Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -240,7 +240,7 @@ def test_a_store_is_saved_over_nothing_but_a_data_set(store: Store, tmp_path: Pa
         store.save_pretrained(store.path)
     store.save_pretrained(tmp_path / "rows")
     store.save_pretrained(tmp_path / "rows")
-    with pytest.raises(StoreError, match="There is something at"):
+    with pytest.raises(StoreError, match="already exists"):
         Store.from_pretrained(tmp_path / "rows", output=store.path)
 
 
