@@ -15,8 +15,7 @@ WITHOUT = """
 import os, sys
 for name in ("fcntl", "resource", "termios", "pwd"):
     sys.modules[name] = None
-for name in ("register_at_fork", "sched_getaffinity"):
-    delattr(os, name)
+del os.sched_getaffinity
 """
 IMPORT_ALL = """
 import importlib, pkgutil, c3tools

@@ -183,9 +183,7 @@ def test_names_from_files_are_text_in_the_report(tmp_path: Path, c3: C3) -> None
     assert "&lt;script&gt;alert(1)" in page
 
 
-@pytest.mark.parametrize(
-    "command", ["verify", "verify --repair", "means", "export", "index", "split new", "embed t.txt", "train-decoder"]
-)
+@pytest.mark.parametrize("command", ["means", "export", "index", "split new", "embed t.txt", "train-decoder"])
 def test_a_newer_store_is_refused_and_unchanged(tmp_path: Path, c3: C3, command: str) -> None:
     path = whole_store(tmp_path / "c3-store").path
     value = json.loads((path / "store.json").read_text())

@@ -33,7 +33,7 @@ def modules_after(code: str) -> set[str]:
     [
         ("import c3tools", HEAVY, 15),
         (HELP, HEAVY, 370),
-        ("import c3tools; c3tools.Pipeline", {"torch", "pyarrow", "huggingface_hub"}, 230),
+        ("import c3tools; c3tools.Pipeline", {"torch", "pyarrow", "huggingface_hub"}, 320),
     ],
     ids=["import", "help", "pipeline"],
 )
