@@ -236,9 +236,12 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _to_csv(rows: list[Row]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([FIELDS, *(row.values() for row in rows)])
-    return buffer.getvalue()
+    lines = []
+    for values in (FIELDS, *(row.values() for row in rows)):
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\r\n").writerow(values)  # quotes values that contain a part of it
+        lines.append(buffer.getvalue().removesuffix("\r\n"))
+    return "\n".join(lines) + "\n"
 
 
 def _check_sidecars(photos: Mapping[str, Path], suffix: str) -> None:

@@ -68,12 +68,12 @@ def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(capt
     assert told.texts == []
     nan, zero = images.copy(), images.copy()
     nan[2], zero[3] = np.nan, 0
-    for wrong, named in ((nan, r"1 of 60 .*\(2\).*NaN"), (zero, r"\(3\)"), (texts, "--modality text"), (-images, "60")):
+    for wrong, named in ((nan, r"1 of 80 .*\(2\).*NaN"), (zero, r"\(3\)"), (texts, "--modality text"), (-images, "80")):
         with pytest.raises(DecoderError, match=named):
             captioner.check_embeddings(wrong)
     captioner.check_embeddings(3 * images, reporter=told)
     captioner.check_embeddings(np.concatenate([images, texts[:1]]), reporter=told)
-    assert ["norm 3" in told.texts[0], "1 of 61" in told.texts[1]] == [True, True]
+    assert ["norm 3" in told.texts[0], "1 of 81" in told.texts[1]] == [True, True]
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "tokenizer.json", "transform.safetensors", "decoder.json"])
@@ -91,6 +91,7 @@ def test_a_damaged_or_missing_file_is_named_and_the_previous_decoder_offered(
     path.unlink()
     with pytest.raises(DecoderError, match=name):
         Captioner.load(folder)
+    captioner.save(folder)
     captioner.save(folder)
     path.unlink()
     with pytest.raises(DecoderError, match=r"decoder\.previous"):
