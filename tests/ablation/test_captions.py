@@ -64,7 +64,6 @@ def test_the_data_of_a_store_keep_scored_images_out_of_training(data: CaptionDat
 
 
 def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("c3tools.captioning.baselines.steering.measure_rate", lambda encoder, modality: 1000.0)
     monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))  # type: ignore[arg-type]
     monkeypatch.setattr("c3tools.ablation.captions.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1))
     data, messages = task.data, Messages()
@@ -90,8 +89,8 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
     # CLIPRe: the nearest training caption, by definition
     nearest = np.argmax(data.images.embeddings @ data.train.embeddings.T, axis=1)
     assert list(by_name["CLIPRe"].outputs.values()) == [data.train.captions[row] for row in nearest]
-    # 45 texts for each of 12 words of 16 images, at 1,000 per second
-    assert any("8,640 texts for 16 images" in text and "about 1 minute" in text for text in messages.texts)
+    # 45 texts for each of 12 words of 16 images
+    assert any("8,640 texts for 16 images" in text for text in messages.texts)
 
 
 def test_pseudo_pairs_are_training_images_with_their_nearest_training_captions(data: CaptionData) -> None:
