@@ -241,4 +241,4 @@ class Encoder:
     def _lengths(self, tokens: Tokens) -> npt.NDArray[np.int64]:
         """Return the number of tokens (n,) of each row, up to the end-of-text token."""
         ends = tokens if self._end_token is None else tokens == self._end_token
-        return np.argmax(ends, axis=1) + 1
+        return np.asarray(np.argmax(ends, axis=1) + 1, dtype=np.int64)

@@ -148,13 +148,13 @@ def convert(
 
     # all sizes that may change have to change between tracing and comparing
     images = torch.randint(256, (3, *preprocess.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    tokens = [torch.as_tensor(one) for one in texts]
+    first, second = (torch.as_tensor(one) for one in texts)
     towers: dict[Modality, Any] = {}
     try:
         use_plain_attention(model)
         cases: dict[Modality, tuple[nn.Module, Any, Any, tuple[int, ...]]] = {
             "image": (ImageTower(model, preprocess).eval(), images[:2], images[2:], images.shape[1:]),
-            "text": (TextTower(model, trims=trims).eval(), *tokens, (-1,)),
+            "text": (TextTower(model, trims=trims).eval(), first, second, (-1,)),
         }
         # what `openvino.convert_model` does, without the messages that it sends to its makers
         frontend = FrontEndManager().load_by_framework("pytorch")
