@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -121,24 +122,27 @@ class ItemTable(Sequence[Item]):
 
     @property
     def table(self) -> pa.Table:
-        """All items, a column for each of their fields, in one chunk."""
+        """All items, a column for each of their fields."""
         self._flush()
-        if len(self._batches) > 1:
-            chunked = pa.Table.from_batches(self._batches, self._schema).columns
-            self._batches = []
-            arrays = []
-            while chunked:  # one by one, so that only one of them is twice in memory
-                arrays.append(chunked.pop(0).combine_chunks())
-            self._batches = [pa.RecordBatch.from_arrays(arrays, schema=self._schema)]
         return pa.Table.from_batches(self._batches, self._schema)
+
+    def rows(self, positions: Any) -> pa.Table:
+        """Return the rows at these positions, an array of integers; pyarrow would copy whole columns for it."""
+        self._flush()
+        places = np.asarray(positions, np.int64)
+        starts = np.cumsum([0, *map(len, self._batches)])
+        batches = np.searchsorted(starts, places, side="right") - 1
+        ends = [*(np.flatnonzero(np.diff(batches)) + 1), len(places)]
+        found = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            if end > start:
+                number = batches[start]
+                found.append(self._batches[number].take(pa.array(places[start:end] - starts[number])))
+        return pa.Table.from_batches(found, self._schema)
 
     def take(self, positions: Any) -> list[Item]:
         """Return the items at these positions, an array of integers."""
-        return [
-            item
-            for batch in self.table.take(pa.array(positions, pa.int64())).to_batches()
-            for item in self._items(batch)
-        ]
+        return [item for batch in self.rows(positions).to_batches() for item in self._items(batch)]
 
     def sort(self) -> None:
         """Sort by the keys, as UTF-8; items with one key stay in their order."""

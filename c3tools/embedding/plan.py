@@ -190,7 +190,7 @@ def _compare(
         found = np.flatnonzero(at >= 0)
         positions = at[found]
         left_out[positions] = True
-        theirs, own = rows.take(pa.array(found)), table.take(pa.array(positions))
+        theirs, own = rows.take(pa.array(found)), items.rows(positions)
         skip = np.zeros(len(found), bool)
         if foreign_images is not None:
             differs = _true(pc.not_equal(theirs["caption"].cast(pa.large_string()), own["caption"]))
@@ -209,7 +209,7 @@ def _compare(
             gone[part] = sorted(others["key"].filter(pa.array(lost)).to_pylist())
     summary = ModalitySummary(
         already=int(left_out.sum()),
-        changed=table["key"].take(pa.array(ShardTasks(items, changed).positions)).to_pylist(),
+        changed=items.rows(ShardTasks(items, changed).positions)["key"].to_pylist(),
         gone=list(chain.from_iterable(gone.values())),
     )
     if foreign_images is not None and len(foreign_images):
@@ -259,7 +259,7 @@ def _joined_splits(store: Store, items: pa.Table) -> Any:
         item = pc.coalesce(items["image_key"], item)
     found = pc.index_in(item, pa.chunked_array(names, pa.large_string()))
     joined = pa.chunked_array(splits, pa.large_string()).take(found)
-    return pc.coalesce(joined, items["split"].cast(pa.large_string()))
+    return pc.coalesce(joined, items["split"].cast(pa.large_string())).combine_chunks()
 
 
 def _text_array(texts: Iterable[str]) -> Any:
@@ -282,12 +282,8 @@ def read_times(store: Path) -> pa.Table:
 
 def write_times(store: Path, tasks: Collection[ShardTasks]) -> None:
     """Record the times of the inputs of shards in inputs.parquet."""
-    tables = [task.items.table for task in tasks]
-    found = [
-        table.select(["key", "mtime"]).take(pa.array(task.positions))
-        for table, task in zip(tables, tasks, strict=True)
-        if "mtime" in table.column_names
-    ]
+    tables = (task.items.rows(task.positions) for task in tasks)
+    found = [table.select(["key", "mtime"]) for table in tables if "mtime" in table.column_names]
     new = pa.concat_tables([_INPUTS.empty_table(), *found]).drop_null()
     if len(new):
         before = read_times(store)
