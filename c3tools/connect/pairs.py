@@ -268,7 +268,7 @@ def number_texts(texts: Sequence[str]) -> Indices:
 
 
 def _numbers(values: list[Any]) -> Indices:
-    return pa.array(values).dictionary_encode().indices.to_numpy().astype(np.int64)
+    return np.asarray(pa.array(values).dictionary_encode().indices.to_numpy(), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class PairedFeatures(Pairs):
             found.append(
                 f"{alone:,} of {len(second):,} {second.modality} rows have no {first.modality} row and are left out."
             )
-        bad = [~np.isfinite(side.embeddings).all(axis=1) for side in (first, second)]
+        bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in (first, second)]
         for side, rows in zip((first, second), bad, strict=True):
             if rows.any():
                 found.append(
@@ -323,7 +323,7 @@ class PairedFeatures(Pairs):
         captions = second.column("caption") if "caption" in second.table.column_names else []
         # a sentence is the same content even where its features differ by rounding
         known = bool(captions) and all(captions)
-        keys = first.table.column("key").take(self.item_index[rows]).to_pylist()
+        keys = [first.keys[row] for row in self.item_index[rows].tolist()]
         return PairInputs(
             first=FeatureInputs(first.embeddings),
             second=FeatureInputs(second.embeddings),
@@ -389,7 +389,7 @@ def read_features(
         Rows(one.name, one.vectors[:], pa.table({name: pa.array(v, pa.string()) for name, v in one.columns.items()}))
         for one in found
     ]
-    return PairedFeatures.join(*rows, notes)
+    return PairedFeatures.join(rows[0], rows[1], notes)
 
 
 def _join_stores(
