@@ -76,10 +76,10 @@ def tar_with_a_long_name(path: Path, size: int) -> None:
     sparse(path, size + 4096, member.tobuf(tarfile.GNU_FORMAT))
 
 
-def parquet(path: Path, captions: pa.Array[Any], image: bytes, compression: str = "brotli") -> None:
+def parquet(path: Path, captions: pa.Array[Any], image: bytes) -> None:
     """Write a table of images and captions."""
     table = pa.table({"image": pa.array([image] * len(captions), pa.binary()), "caption": captions})
-    pq.write_table(table, path, compression=compression, use_dictionary=pa.types.is_dictionary(captions.type))
+    pq.write_table(table, path, compression="brotli", use_dictionary=pa.types.is_dictionary(captions.type))
 
 
 def npy_header(shape: tuple[int, int]) -> bytes:

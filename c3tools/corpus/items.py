@@ -90,7 +90,12 @@ class Skipped(NamedTuple):
 # an image of a tar, a table or a list with its captions, an entry that cannot be used, or a note about the others
 Entry = tuple[ImageItem, list[str]] | Skipped | str
 Item = TypeVar("Item", ImageItem, TextItem)
-_SOURCE_TYPES = {"start": pa.int64(), "place": pa.int64(), "anywhere": pa.bool_(), "download": pa.bool_()}
+_SOURCE_TYPES: dict[str, Any] = {
+    "start": pa.int64(),
+    "place": pa.int64(),
+    "anywhere": pa.bool_(),
+    "download": pa.bool_(),
+}
 _SOURCE = pa.struct([(name, _SOURCE_TYPES.get(name, _NAME)) for name in ImageSource._fields])
 _TYPES = {"size": pa.int64(), "mtime": pa.int64(), "source": _SOURCE, "split": _NAME}
 
@@ -106,7 +111,7 @@ class ItemTable(Sequence[Item]):
     __hash__ = None  # type: ignore[assignment] # like that of a list
 
     def __init__(self, kind: type[Item], items: Iterable[Item] = ()) -> None:
-        self._kind = kind
+        self._kind: Any = kind
         self._schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
         self._batches: list[pa.RecordBatch] = []
         self._recent: list[Item] = []  # not in a batch yet
@@ -159,7 +164,7 @@ class ItemTable(Sequence[Item]):
         if pc.count_distinct(keys).as_py() == len(keys):
             return None
         counts = keys.value_counts()
-        return str(counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))[0]["values"])
+        return str(counts.filter(pc.greater(pc.struct_field(counts, "counts"), pa.scalar(1)))[0]["values"])
 
     def _flush(self) -> None:
         if self._recent:

@@ -49,8 +49,10 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
-    places = {name: options[name] for name in ("captions", "images_root", "index_folder") if options.get(name)}
-    return _read(paths, ReadOptions(**options)._replace(**{name: location(at) for name, at in places.items()}))
+    for name in ("captions", "images_root", "index_folder"):
+        if options.get(name):
+            options[name] = location(options[name])
+    return _read(paths, ReadOptions(**options))
 
 
 def _read(paths: str | Path | Sequence[str | Path], options: ReadOptions) -> Corpus:

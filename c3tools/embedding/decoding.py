@@ -247,11 +247,11 @@ def pixel_batches(
             except BrokenProcessPool:
                 pool.end()
                 decoded = _one_by_one(items, pool.pixels[place], preprocess, time_limit)
-                for number, (*job, at, waiting) in enumerate(ahead):
+                for number, (own, images, ends, at, waiting) in enumerate(ahead):
                     if waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool):
                         done: Future[_Decoded] = Future()
-                        done.set_result(_one_by_one(job[1], pool.pixels[at], preprocess, time_limit))
-                        ahead[number] = (*job, at, done)
+                        done.set_result(_one_by_one(images, pool.pixels[at], preprocess, time_limit))
+                        ahead[number] = (own, images, ends, at, done)
             yield _batch(shard, last, decoded, pool.pixels[place].copy(), pin_memory)
     finally:
         pool.end()

@@ -34,7 +34,7 @@ from ..store.shards import ShardName
 from .summary import ModalitySummary
 
 INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
-_INPUTS = pa.schema([("key", pa.large_string()), ("mtime", pa.int64())])
+_INPUTS: pa.Schema = pa.schema([pa.field("key", pa.large_string()), pa.field("mtime", pa.int64())])
 _FILE_COLUMNS = ["key", "path", "size"]
 _COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
 _LINE = r":\d+(#\d+)?$"  # in the key of a text without an image, after the stem of its file
@@ -67,6 +67,10 @@ class ShardTasks:
             return number, inputs
         splits = self._splits.take(pa.array(positions)).to_pylist()
         return number, [item._replace(split=split or None) for item, split in zip(inputs, splits, strict=True)]
+
+    def __iter__(self) -> Iterator[ShardTask]:
+        """Yield number and inputs of each shard."""
+        return (self[position] for position in range(len(self)))
 
     @property
     def positions(self) -> Positions:
@@ -190,7 +194,7 @@ def _compare(
         found = np.flatnonzero(at >= 0)
         positions = at[found]
         left_out[positions] = True
-        theirs, own = rows.take(pa.array(found)), items.rows(positions)
+        theirs, own = rows.take(found), items.rows(positions)
         skip = np.zeros(len(found), bool)
         if foreign_images is not None:
             differs = _true(pc.not_equal(theirs["caption"].cast(pa.large_string()), own["caption"]))
@@ -198,24 +202,24 @@ def _compare(
         else:
             differs = _true(pc.not_equal(theirs["size"], own["size"])) | modified[positions]
             for row in np.flatnonzero(~_true(pc.equal(theirs["path"].cast(pa.large_string()), own["path"]))):
-                before = theirs["path"][row].as_py()
+                before = theirs["path"][int(row)].as_py()
                 skip[row] = not (_is_same_file(before, items[int(positions[row])]) or sources.has_moved(before))
-            foreign += own["key"].filter(pa.array(skip)).to_pylist()
+            foreign += _texts(own["key"].filter(pa.array(skip)))
         if (differs & ~skip).any():
             changed.append((part, np.sort(positions[differs & ~skip])))
         others = rows.filter(pa.array(at < 0))
         lost = sources.lost_rows(others, foreign_images, gone_images)
         if lost.any():
-            gone[part] = sorted(others["key"].filter(pa.array(lost)).to_pylist())
+            gone[part] = sorted(_texts(others["key"].filter(pa.array(lost))))
     summary = ModalitySummary(
         already=int(left_out.sum()),
-        changed=items.rows(ShardTasks(items, changed).positions)["key"].to_pylist(),
+        changed=_texts(items.rows(ShardTasks(items, changed).positions)["key"]),
         gone=list(chain.from_iterable(gone.values())),
     )
     if foreign_images is not None and len(foreign_images):
         skip = _true(pc.is_in(table["image_key"], foreign_images))
         left_out |= skip
-        foreign = table["key"].filter(pa.array(skip)).to_pylist()
+        foreign = _texts(table["key"].filter(pa.array(skip)))
     summary.from_elsewhere = sorted(foreign)
     return left_out, changed, gone, summary
 
@@ -264,6 +268,11 @@ def _joined_splits(store: Store, items: pa.Table) -> Any:
 
 def _text_array(texts: Iterable[str]) -> Any:
     return pa.array(list(texts), pa.large_string())
+
+
+def _texts(keys: Any) -> list[str]:
+    found: list[str] = keys.to_pylist()
+    return found
 
 
 def _true(mask: Any) -> npt.NDArray[np.bool_]:

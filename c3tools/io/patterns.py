@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from functools import partial
 from pathlib import Path
 
 import bracex
@@ -38,7 +39,7 @@ def expand(text: str | Path) -> list[Path]:
             continue
         if is_url(name):
             filesystem = location(name).fs  # type: ignore[attr-defined]
-            listed = retrying(lambda name=name, glob=filesystem.glob: glob(name), name)
+            listed = retrying(partial(filesystem.glob, name), name)
             matches = [location(filesystem.unstrip_protocol(match)) for match in sorted(listed)]
         else:
             matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - absolute ones

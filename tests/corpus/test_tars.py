@@ -159,7 +159,7 @@ class TestCutTars:
     def test_cut_in_the_middle_of_an_image(self, whole: Path) -> None:
         items = read_corpus([whole]).images
         third = items[2].source
-        whole.write_bytes(whole.read_bytes()[: third.start + third.place // 2])  # type: ignore[union-attr]
+        whole.write_bytes(whole.read_bytes()[: third.start + third.place // 2])
         corpus = read_corpus([whole])
         assert [item.key for item in corpus.images] == [item.key for item in items[:2]]
         (skipped,) = corpus.skipped
@@ -172,7 +172,7 @@ class TestCutTars:
         # the two zero blocks that end the members, and the padding of the last record
         with tarfile.open(whole) as archive:
             end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
-        ends = {i.key: i.source.start + i.source.place for i in read_corpus([whole]).images}  # type: ignore[union-attr]
+        ends = {i.key: i.source.start + i.source.place for i in read_corpus([whole]).images}
         for cut in [1, 511, 513, 2000, *range(4000, end + 1, 40_009), end - 1, end, end + 100]:
             whole.write_bytes(content[:cut])
             corpus = read_corpus_or_nothing(whole)
@@ -182,7 +182,7 @@ class TestCutTars:
     def test_a_damaged_header_in_the_middle(self, whole: Path) -> None:
         content = bytearray(whole.read_bytes())
         second = read_corpus([whole]).images[1].source
-        content[second.start - 512 + 148] ^= 0xFF  # type: ignore[union-attr] # in the header's checksum
+        content[second.start - 512 + 148] ^= 0xFF  # in the header's checksum
         whole.write_bytes(bytes(content))
         corpus = read_corpus([whole])
         assert len(corpus.images) == 1
@@ -218,7 +218,7 @@ def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, d
     path.write_bytes(bytes(content))
     corpus = read_corpus_or_nothing(path)
     for item in corpus.images:
-        assert item.source.start + item.source.place <= len(content)  # type: ignore[union-attr]
+        assert item.source.start + item.source.place <= len(content)
     assert {key: len(content) for key, content in contents(corpus).items()} == {i.key: i.size for i in corpus.images}
 
 

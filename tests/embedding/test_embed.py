@@ -228,8 +228,7 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
     first = embed(texts, store, model=name, random_init=4, backend="torch", precision="bf16")
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "resolve_encoder", None)  # nothing to do loads no model
-        for options in ({}, {"model": name, "random_init": 4}):
-            again = embed(texts, store, **options).summary
+        for again in (embed(texts, store).summary, embed(texts, store, model=name, random_init=4).summary):
             assert (again.modalities["text"].already, again.model, again.precision) == (1, first.info.model, "bf16")
         with pytest.raises(StoreError, match="float32"):
             embed(texts, store, dtype="float32")

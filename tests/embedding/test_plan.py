@@ -151,7 +151,8 @@ def test_an_interrupted_update_loses_nothing_and_is_continued(
     folder, _ = edited(encoder, tmp_path)
     shutil.copytree(tmp_path / "s", tmp_path / "whole")
     run(encoder, folder, tmp_path / "whole", update=True, prune=True)
-    calls, move = [], manifest_module.move
+    calls: list[Path] = []
+    move = manifest_module.move  # type: ignore[attr-defined]
 
     def cutting(source: Path, target: Path) -> None:
         calls.append(source)
