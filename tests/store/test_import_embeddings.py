@@ -325,3 +325,49 @@ def test_pairs_are_the_join(images: list[str], texts: list[str], formats: tuple[
         assert stored(Path(folder) / "s") == joined(images, texts)
         assert report.pairs == joined(images, texts).total()
         assert report.rows == {"image": len(images), "text": len(texts)}
+
+
+C3_PICKLE = {
+    "images": {i: {"embed": torch.ones(1, 3), "img_path": f"{i}.jpg"} for i in range(4)},
+    "captions": {9: {"embed": np.ones(3, np.float32), "caption": "a", "img_id": 2}},
+}
+
+
+def saved(folder: Path, suffix: str) -> Path:
+    if suffix == ".jsonl":
+        lines = [json.dumps({"id": i, "embedding": row.tolist()}) for i, row in enumerate(vectors(40))]
+        (folder / "x.jsonl").write_text("\n".join(lines))
+    elif suffix == ".pkl":
+        (folder / "x.pkl").write_bytes(pickle.dumps(C3_PICKLE))
+    else:
+        write(folder / f"x{suffix}", vectors(40), {"id": range(40)})
+    return folder / f"x{suffix}"
+
+
+@pytest.mark.parametrize("change", ["cut", "foreign", "empty", "gone"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors", ".parquet", ".csv", ".jsonl", ".pkl"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str, change: str) -> None:
+    path = saved(tmp_path, suffix)
+    whole = path.read_bytes()
+    contents = {"cut": whole[: len(whole) // 2], "foreign": b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "empty": b""}
+    path.unlink() if change == "gone" else path.write_bytes(contents[change])
+    if (suffix, change) == (".csv", "cut"):
+        return  # a table with fewer rows is a table
+    with pytest.raises(StoreError, match=rf"x\{suffix}"):
+        import_embeddings(
+            path if suffix == ".pkl" else None, tmp_path / "s", **{} if suffix == ".pkl" else {"image": path}
+        )
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
+def test_vectors_that_are_named_by_id_have_no_order(tmp_path: Path, suffix: str) -> None:
+    named = {str(i): torch.from_numpy(row) for i, row in enumerate(vectors(12))}
+    path = tmp_path / f"i{suffix}"
+    {".safetensors": save_file, ".pt": torch.save}.get(suffix, lambda value, path: np.savez(path, **value))(named, path)  # type: ignore[operator]
+    np.save(tmp_path / "t.npy", vectors(12, 1))
+    with pytest.raises(StoreError, match="order"):
+        import_embeddings(store=tmp_path / "s", image=path, text=tmp_path / "t.npy")
+    text = write(tmp_path / "t.csv", vectors(12, 1), {"image_id": range(12)})
+    import_embeddings(store=tmp_path / "s", image=path, text=text, dtype="float32")
+    assert stored(tmp_path / "s") == joined(range(12), range(12))
