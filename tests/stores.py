@@ -94,7 +94,8 @@ class _Colours:
 def colour_row(content: bytes) -> Matrix:
     """The embedding of a colour or a text: a random unit vector (8,) that depends on it alone."""
     seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-    return unit_rows(1, 8, seed)[0]
+    row: Matrix = unit_rows(1, 8, seed)[0]
+    return row
 
 
 def colour_encoder() -> Encoder:
@@ -104,8 +105,8 @@ def colour_encoder() -> Encoder:
     tokenise = lambda texts: [list(text.encode()[:64].ljust(64, bytes(1))) for text in texts]  # noqa: E731
     identity = {"name": "colours", "weights_sha256": "0" * 64}
     return Encoder(
-        _Colours(),
-        tokenise,  # type: ignore[arg-type]
+        _Colours(),  # type: ignore[arg-type]
+        tokenise,
         preprocess,
         identity=identity,
         trims_texts=False,

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 
@@ -35,17 +35,14 @@ from .metadata import INFO_FILE, Failure, StoreInfo, read_failures, write_failur
 from .rows import row_splits
 from .shards import check_schema, part_name, read_header, write_file
 
-if TYPE_CHECKING:
-    from .reader import Store
-
 _DATA = "data"
 _FILES = {INFO_FILE, _DATA, MOMENTS_FILE}
 _FILE_BYTES = 2**28  # of embeddings, before they are packed; a file is read whole
 _DATA_FILE = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
 
-def card_of(store: Store) -> Card:
-    """Return the facts of the card of a store."""
+def card_of(store: Any) -> Card:
+    """Return the facts of the card of a `Store`."""
     info, counts = store.info, dict[str, Counter[str]]()
     for name in (name for name in store.modalities if store.count(name)):
         moments = store.moments_by_split(name)
@@ -82,8 +79,8 @@ def card_of(store: Store) -> Card:
     )
 
 
-def save_data_set(store: Store, folder: Path) -> None:
-    """Write the data set of a store to a folder, whole or not at all; a former one is replaced.
+def save_data_set(store: Any, folder: Path) -> None:
+    """Write the data set of a `Store` to a folder, whole or not at all; a former one is replaced.
 
     Raises:
         OutputError: if the folder contains anything else.

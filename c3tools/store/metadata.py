@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 INFO_FILE = "store.json"
 FAILURES_FILE = "failures.parquet"
 LARGEST_DIM = 1_000_000
+UPDATE = "Update c3tools: pip install -U c3tools"
 _WRITTEN_ANEW = "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."
 
 
@@ -73,7 +74,7 @@ class StoreInfo:
                 raise StoreError(
                     f"{source} has format version {version}, but this version of c3tools only reads up to "
                     f"{FORMAT_VERSION}.",
-                    remedy="Update c3tools: pip install -U c3tools",
+                    remedy=UPDATE,
                 )
             info = cls(**{name: value[name] for name in cls.__dataclass_fields__ if name in value})
             info._check()

@@ -32,7 +32,7 @@ from .manifest import (
     on_this_machine,
     record_files,
 )
-from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures
+from .metadata import FAILURES_FILE, INFO_FILE, UPDATE, Failure, StoreInfo, digest_of, read_failures
 from .reader import Store
 from .rows import ITEM_COLUMNS, embedding_matrix, item_keys, keys_of
 from .shard_indexes import keep_indexes
@@ -231,7 +231,8 @@ def _described(path: Path) -> tuple[StoreInfo, list[Finding]]:
         return StoreInfo.load(path), []
     except StoreError as error:
         copy = next(_copies(path), None)
-        if copy is None:
+        # a store of a newer version is not damaged, whatever older shards in it say
+        if copy is None or error.remedy == UPDATE:
             raise
         remedy = "Write it again from the copy in a shard: c3 verify --repair"
         return StoreInfo.from_dict(copy, path / INFO_FILE), [Finding("description", INFO_FILE, error.message, remedy)]

@@ -43,7 +43,11 @@ def test_sixty_single_byte_corruptions_are_found(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
     for file, position, flip in corruptions(path, 60, seed=5):
         with one_byte_changed(file, position, flip):
-            assert not verify_store(path).whole, f"{file.relative_to(path)} at {position} ^ {flip}"
+            try:
+                whole = verify_store(path).whole
+            except StoreError:  # store.json of a newer version
+                whole = file.name != "store.json"
+        assert not whole, f"{file.relative_to(path)} at {position} ^ {flip}"
 
 
 def test_every_missing_file_and_random_subsets_are_found(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ NEW = unit_rows(1, DIM, 9)
         (lambda p: _rows(p, 3, [""], NEW), ("keys", "image/part-00003.parquet"), "without a key"),
         (lambda p: _rows(p, 0, ["other"], NEW), ("pairing", "text/part-00000.parquet"), "img000"),
         (lambda p: _rewrite_moments(p, _shifted), ("moments", "moments.safetensors"), "image/train"),
-        (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), ("moments", "moments.safetensors"), "0 text/val"),  # type: ignore[arg-type,return-value]
+        (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), ("moments", "moments.safetensors"), "0 text/val"),  # type: ignore[arg-type]
         (lambda p: (p / "manifest.json").unlink(), ("unfinished", "manifest.json"), "c3 embed"),
         (lambda p: (p / "text/part-00001.parquet").unlink(), ("files", "text/part-00001.parquet"), "20 rows"),
         (

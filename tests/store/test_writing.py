@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ from .test_store import contents
 COLOURS = {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan", "f": "navy"}
 
 
-def embed(folder: Path, **options: bool) -> None:
+def embed(folder: Path, **options: Any) -> None:
     corpus = read_corpus(folder / "c")
     embed_corpus(corpus, folder / "s", colour_encoder(), shard_size=2, workers=0, **options)
 
@@ -184,6 +185,7 @@ def test_at_a_url_the_last_writer_reports_a_change(tmp_path: Path, s3: Faults) -
 HOLD = """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 from c3tools.io.lock import locked
 with locked(Path(sys.argv[1])):
     if sys.argv[2] == "fork":
