@@ -243,6 +243,7 @@ def _fetch(url: str) -> bytes:
                         f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not finish"
                     )
     except urllib.error.HTTPError as error:
+        error.close()  # it may be kept until the last attempt
         if error.code in (404, 410):
             raise FileNotFoundError(0, f"{url}: the server answers {error.code}") from error
         if error.code in (400, 401, 403, 405, 451):

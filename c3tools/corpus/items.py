@@ -136,8 +136,8 @@ class ItemTable(Sequence[Item]):
         self._flush()
         places = np.asarray(positions, np.int64)
         starts = np.cumsum([0, *map(len, self._batches)])
-        batches = np.searchsorted(starts, places, side="right") - 1
-        ends = [*(np.flatnonzero(np.diff(batches)) + 1), len(places)]
+        batches: Any = np.searchsorted(starts, places, side="right") - 1
+        ends: list[Any] = [*(np.flatnonzero(np.diff(batches)) + 1), len(places)]
         found = []
         for start, end in zip([0, *ends], ends, strict=False):
             if end > start:

@@ -34,7 +34,7 @@ from ..store.shards import ShardName
 from .summary import ModalitySummary
 
 INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
-_INPUTS: pa.Schema = pa.schema([pa.field("key", pa.large_string()), pa.field("mtime", pa.int64())])
+_INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ignore[arg-type]
 _FILE_COLUMNS = ["key", "path", "size"]
 _COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
 _LINE = r":\d+(#\d+)?$"  # in the key of a text without an image, after the stem of its file
