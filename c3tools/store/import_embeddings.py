@@ -25,7 +25,7 @@ from .importers.pairing import KEYS, TEXT_KEYS, as_keys, require_utf8, share_spl
 from .manifest import StoreWriter, create_store
 from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .reader import Store
-from .rows import ITEM_COLUMNS, Rows, item_keys, own_items
+from .rows import ITEM_COLUMNS, Rows, item_keys
 from .shard_indexes import has_indexes, keep_indexes
 from .shards import Shard, read_header, write_shard
 
@@ -182,8 +182,9 @@ def write_modalities(
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
         modalities = [replace(modality) for modality in modalities]
-        if known := _known_splits(store, {modality.name for modality in modalities}):
-            share_splits(modalities, known, notes)
+        if store.shards:
+            known = store.item_splits().to_pydict()
+            share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)), notes)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for modality in modalities:
                 finished, off_unit, before = set(store.parts(modality.name)), 0, len(failures)
@@ -256,18 +257,6 @@ def _make_shard(info: StoreInfo, modality: Modality, part: int, rows: slice) -> 
         name: [value for value, fine in zip(values, good, strict=True) if fine] for name, values in columns.items()
     }
     return Shard(modality.name, part, kept, columns, bad), int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
-
-
-def _known_splits(store: Store, imported: set[str]) -> dict[str, str]:
-    """Return the split of each item that the store has in other modalities, images first."""
-    known: dict[str, str] = {}
-    for modality in sorted(set(store.modalities) - imported, key=lambda name: name == "text"):
-        for batch in store.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
-            items, splits = own_items(batch).to_pylist(), batch.column("split").to_pylist()
-            known.update(
-                (str(item), split or "") for item, split in zip(items, splits, strict=True) if item not in known
-            )
-    return known
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:

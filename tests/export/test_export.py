@@ -128,7 +128,7 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
             card = (here / "c3-export" / "README.md").read_text()
             assert "config_name: text" in card and "path: text/test/*.parquet" in card and "image" not in card
             table = pa.concat_tables(tables.values())
-            order = np.argsort(table.column("key").to_pylist(), kind="stable")
+            order = np.argsort(np.array(table.column("key").to_pylist()), kind="stable")
             rows = embedding_matrix(table)[order]
             expected = expected[np.argsort(Store.open("c3-store").load("text").keys, kind="stable")]
         case _:

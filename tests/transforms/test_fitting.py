@@ -82,7 +82,7 @@ def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, max_rows: int) -> N
 
 def test_arrays_of_any_norm_and_kind_are_moments_and_rows(pairs: Pairs) -> None:
     for name in ("c3", "ridge", "decap"):
-        one, other = (preset(name).fit(**data) for data in ({"data": pairs.rows}, {"rows": pairs.rows}))
+        one, other = preset(name).fit(pairs.rows), preset(name).fit(rows=pairs.rows)
         assert one.provenance == other.provenance
         assert (one.transform(pairs.x, modality="image") == other.transform(pairs.x, modality="image")).all()
     lengths = np.random.default_rng(0).uniform(0.1, 20, (120, 1))

@@ -193,4 +193,4 @@ def test_orders_that_cost_accuracy_are_refused(case: str) -> None:
 def test_noise_is_for_training_inputs_alone() -> None:
     for step, role in ((GaussianNoise, "both"), (AdaptiveNoise, "inference"), (Collapse, "always")):
         with pytest.raises(TransformError, match=role):
-            step(role=role)
+            step(role=role)  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ SIGMA = 0.1
 
 
 def gap_unit(p: Pairs) -> Array:
-    return unit((p.x.mean(0) - p.y.mean(0))[None])[0]
+    direction: Array = unit((p.x.mean(0) - p.y.mean(0))[None])[0]
+    return direction
 
 
 def _centred(v: Array) -> Array:

@@ -67,7 +67,7 @@ def test_the_spread_is_the_mean_cosine_of_pairs_of_captions(monkeypatch: pytest.
     for found in (caption_spread(texts, items, mean), caption_spread(texts[::-1], items[::-1], mean)):
         assert found.sigma == pytest.approx(expected)
     assert caption_spread(texts[:0], items[:0], mean).sigma is None
-    of_units = caption_spread(unit(texts).astype(np.float32), items, mean).sigma
+    of_units = caption_spread(unit(texts.astype(np.float64)), items, mean).sigma
     assert caption_spread(5 * texts, items, mean, normalise=True).sigma == pytest.approx(of_units)
 
 

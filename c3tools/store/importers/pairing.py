@@ -146,7 +146,7 @@ def pair(
     return [Modality(side.name, side.vectors, side.columns) for side in known], notes
 
 
-def share_splits(modalities: Sequence[Modality], known: Mapping[str, str], notes: list[str]) -> None:
+def share_splits(modalities: Sequence[Modality], known: Mapping[str, str | None], notes: list[str]) -> None:
     """Put all rows of an item into one split: the ``known`` one, else the first that one of its rows names."""
     named = dict(known)
     items = [modality.items for modality in modalities]
