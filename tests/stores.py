@@ -84,9 +84,6 @@ class _Colours:
         ]
         return _Done(np.stack([colour_row(name) for name in names]))
 
-    def run(self, modality: str, batches: Any) -> Iterator[tuple[Any, Matrix]]:
-        return ((label, self.submit(modality, batch).result()) for label, batch in batches)
-
     def batch_size(self, modality: str, pixels: int) -> int:
         return 2
 

@@ -58,7 +58,7 @@ def _vectors(name: str) -> tuple[Callable[[Path], object], Callable[[Path], obje
 
     def make(folder: Path) -> None:
         path = folder / name
-        {
+        makers: dict[str, Callable[[], object]] = {
             ".npy": lambda: np.save(path, rows),
             ".npz": lambda: np.savez(path, a=rows),
             ".csv": lambda: path.write_text("id,0,1\n" + "".join(f"k{i},{i},1\n" for i in range(4))),
@@ -69,7 +69,8 @@ def _vectors(name: str) -> tuple[Callable[[Path], object], Callable[[Path], obje
             ".safetensors": lambda: save_file({"a": rows}, path),
             ".pt": lambda: torch.save(torch.tensor(rows), path),
             ".pkl": lambda: path.write_bytes(pickle.dumps([{"image_embedding": rows[:1], "caption": "a dog"}])),
-        }[path.suffix]()
+        }
+        makers[path.suffix]()
 
     def read(folder: Path) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,13 +120,13 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: st
         rows = Rows.of("image", list("abcdefgh"), unit_rows(8, 4), path=paths, split=["one"] * 8)
         store = build_store(tmp_path / "p", rows, texts("aabcdefgh", "two"))
     report = split_store(tmp_path / "new", put(store.path), **options[kind])  # type: ignore[arg-type]
-    rule = {
+    rules: dict[str, Any] = {
         "hash": hashed_split,
         "fractions": lambda _: "test",
         "file": lambda key: {"a": "val", "b": "test"}.get(key, "one"),
         "column": lambda key: "x" if key == "a" else "y",
-    }[kind]
-    expected = {key: rule(key[0]) for key in splits_of(store.path)}
+    }
+    expected = {key: rules[kind](key[0]) for key in splits_of(store.path)}
     assert splits_of(tmp_path / "new") == expected
     assert verify_store(tmp_path / "new").whole and sum(report.rows["text"].values()) == 9
     assert report.unnamed == (6 if kind == "file" else 0)
@@ -141,7 +142,7 @@ def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
         ({"file": "a", "column": "b"}, "both"),
     ):
         with pytest.raises(StoreError, match=named):
-            split_store(tmp_path / "new", store, **options)  # type: ignore[arg-type]
+            split_store(tmp_path / "new", store, **options)
     assert not (tmp_path / "new").exists()
 
 

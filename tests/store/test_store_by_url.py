@@ -31,7 +31,10 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = read_corpus(colour_corpus(tmp_path / "c", COLOURS))
-    embed = lambda to, **options: embed_corpus(corpus, to, colour_encoder(), shard_size=2, workers=0, **options)  # noqa: E731
+
+    def embed(to: Path, **options: Any) -> None:
+        embed_corpus(corpus, to, colour_encoder(), shard_size=2, workers=0, **options)
+
     embed(tmp_path / "s")
     s3.every = 7
     place = location("s3://bucket/s")

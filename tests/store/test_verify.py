@@ -134,7 +134,10 @@ def test_a_defect_is_named_with_its_file(
 @pytest.mark.parametrize("kind", ["changed", "missing"])
 def test_repaired_and_embedded_again_the_bytes_are_the_same(tmp_path: Path, name: str, kind: str) -> None:
     folder = colour_corpus(tmp_path / "c", {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan"})
-    embed = lambda: embed_corpus(read_corpus(folder), tmp_path / "s", colour_encoder(), shard_size=2, workers=0)  # noqa: E731
+
+    def embed() -> None:
+        embed_corpus(read_corpus(folder), tmp_path / "s", colour_encoder(), shard_size=2, workers=0)
+
     embed()
     before, file = contents(tmp_path / "s"), tmp_path / "s" / name
     if kind == "missing":
