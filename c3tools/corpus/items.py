@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-_BLOCK = 1 << 14  # items that are kept as objects before they become Arrow columns
+_BLOCK = 1 << 16  # items that are kept as objects before they become Arrow columns: small columns waste memory
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
 
