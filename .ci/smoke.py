@@ -31,7 +31,6 @@ def main(wheel: Path) -> None:
             **_OFFLINE,
             "HF_HUB_OFFLINE": "1",
             "HOME": temporary,
-            "C3_CACHE": f"{folder}/cache",
         }
         environment.pop("PYTHONPATH", None)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +15,6 @@ from typing import TYPE_CHECKING, Any
 # read where numpy and torch are first imported, here and in the processes that tests start: small products lose more by
 # waiting for threads than they gain, tests run side by side, and the last bits of a sum depend on the number of threads
 os.environ["OMP_NUM_THREADS"] = "1"
-
-# one for all tests and the processes that they start, so that no model is converted twice; and not the developer's own
-if "C3_CACHE" not in os.environ:
-    os.environ["C3_CACHE"] = tempfile.mkdtemp(prefix="c3-tests-")
-    atexit.register(shutil.rmtree, os.environ["C3_CACHE"], ignore_errors=True)
 
 import numpy as np
 import numpy.typing as npt
