@@ -27,7 +27,7 @@ from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import Shard, read_header, write_shard
+from .shards import Shard, read_header
 
 SHARD_ROWS = 32_768
 UNKNOWN_MODEL = "unknown"
@@ -185,6 +185,8 @@ def write_modalities(
         if store.shards:
             known = store.item_splits().to_pydict()
             share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)), notes)
+        blocks = [(m.name, part) for m in modalities for part in range(-(-len(m) // SHARD_ROWS))]
+        writer.expect(shard for shard in blocks if shard not in store.shards)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for modality in modalities:
                 finished, off_unit, before = set(store.parts(modality.name)), 0, len(failures)
@@ -193,7 +195,7 @@ def write_modalities(
                     failures += shard.failures
                     off_unit += off
                     if part not in finished:
-                        write_shard(path, info, shard)
+                        writer.write_shard(shard)
                     progress.advance(len(shard.embeddings) + len(shard.failures))
                 written[modality.name] = len(modality) - (len(failures) - before)
                 if off_unit:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from c3tools import Store, gap_report
 from c3tools.errors import StoreError
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
+from c3tools.store.importers import VectorFile, pair, read_vectors
 
 Ids = Sequence[Any]
 
@@ -44,6 +45,13 @@ def joined(images: Ids, texts: Ids) -> Counter[tuple[int, int]]:
 def stored(store: Path | str) -> Counter[tuple[int, int]]:
     images, texts = Store.open(store).pairs().arrays()
     return Counter(zip(row_of(images), row_of(texts), strict=True))
+
+
+def paired(images: VectorFile, texts: VectorFile) -> Counter[tuple[int, int]]:
+    (image, text), _ = pair(images, texts, {})
+    places = {key: row for row, key in enumerate(image.columns["key"])}
+    found = [(places.get(key), row) for row, key in enumerate(text.columns["image_key"])]
+    return Counter((image, row) for image, row in found if image is not None)
 
 
 def write(path: Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
@@ -180,9 +188,10 @@ def test_texts_that_name_images_without_ids(tmp_path: Path) -> None:
         (["1", "2"], [None, 2.0], {(1, 1)}),
     ],
 )
-def test_ids_as_text_and_as_numbers(tmp_path: Path, images: Ids, texts: Ids, pairs: set[tuple[int, int]]) -> None:
-    bring(tmp_path, {"id": images}, {"key": [f"t{i}" for i in range(len(texts))], "image_id": texts})
-    assert set(stored(tmp_path / "s")) == pairs
+def test_ids_as_text_and_as_numbers(images: Ids, texts: Ids, pairs: set[tuple[int, int]]) -> None:
+    keys = {"key": [f"t{i}" for i in range(len(texts))], "image_id": [*texts]}
+    image, text = VectorFile(vectors(len(images)), {"id": [*images]}), VectorFile(vectors(len(texts)), keys)
+    assert set(paired(image, text)) == pairs
 
 
 def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
@@ -321,10 +330,11 @@ words = st.text("abcxyz_", min_size=1, max_size=3)
 )
 def test_pairs_are_the_join(images: list[str], texts: list[str], formats: tuple[str, str], column: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        report = bring(Path(folder), {"id": images}, {column: texts}, formats)
-        assert stored(Path(folder) / "s") == joined(images, texts)
-        assert report.pairs == joined(images, texts).total()
-        assert report.rows == {"image": len(images), "text": len(texts)}
+        image, text = (
+            read_vectors(write(Path(folder) / f"{name}{suffix}", vectors(len(ids)), {own: ids}))
+            for name, suffix, own, ids in (("i", formats[0], "id", images), ("t", formats[1], column, texts))
+        )
+        assert paired(image, text) == joined(images, texts)
 
 
 C3_PICKLE = {
