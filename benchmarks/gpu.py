@@ -81,7 +81,7 @@ def rate(encoder: Encoder, modality: str, inputs: np.ndarray, batches: int) -> f
     """Return inputs per second of a tower, on one batch that is run again and again."""
 
     def work() -> int:
-        done = encoder.backend.run(modality, ((None, inputs) for _ in range(batches)))  # type: ignore[arg-type]
+        done = encoder.backend.run(modality, ((None, inputs) for _ in range(batches)))
         return sum(len(part) for _, part in done)
 
     work()  # warms up
@@ -124,7 +124,7 @@ def measure_commands(table: Table, device: str, folder: Path, photos: list[Path]
     features = c3tools.read_features(store=store)
     with table.seconds("c3 connect heads"):
         c3tools.connect_heads(features, folder / "heads", epochs=1 if small else 20, batch_size=8, device=device)
-    training = {"sigma": 0.1, "train_split": "all", "device": device}
+    training: dict[str, Any] = {"sigma": 0.1, "train_split": "all", "device": device}
     with table.seconds("c3 train-decoder, size tiny"):
         captioner = c3tools.train_captioner(
             store, output=folder / "decoder", size="tiny", epochs=1 if small else 20, **training
@@ -139,7 +139,7 @@ def measure_commands(table: Table, device: str, folder: Path, photos: list[Path]
     start = time.perf_counter()
     generator.generate(embeddings=embeddings[:n], modality="image", sampling_steps=sampling)
     table.add(f"sample, {sampling} steps", n / (time.perf_counter() - start), "images/s")
-    on_cpu = c3tools.Captioner.load(folder / "decoder", torch.device("cpu"))
+    on_cpu = c3tools.Captioner.load(folder / "decoder", "cpu")
     mine, theirs = (one.caption(embeddings=embeddings) for one in (captioner, on_cpu))
     same = np.mean([a == b for a, b in zip(mine, theirs, strict=True)])
     table.add("agreement of captions with the CPU", 100 * float(same), "% the same")

@@ -64,7 +64,7 @@ def test_the_data_of_a_store_keep_scored_images_out_of_training(data: CaptionDat
 
 
 def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))  # type: ignore[arg-type]
+    monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))
     monkeypatch.setattr("c3tools.ablation.captions.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1))
     data, messages = task.data, Messages()
     asking = replace(task, encoder=Encoder())  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_each_method_goes_through_the_presets_of_its_paper() -> None:
 def test_what_a_method_needs_and_is_missing_is_named(
     task: CaptionTask, tmp_path: Path, method: str, without: str
 ) -> None:
-    bare = task if without == "encoder" else replace(task, data=replace(task.data, **{without: None}))
+    bare = task if without == "encoder" else replace(task, data=replace(task.data, **{without: None}))  # type: ignore[arg-type]
     with pytest.raises(
         DecoderError, match={"encoder": "encoder", "train_images": "images", "described": "image"}[without]
     ):

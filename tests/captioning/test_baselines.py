@@ -292,7 +292,7 @@ def test_esper_does_not_depend_on_norms_and_refuses_what_it_cannot_use(
     options: dict[str, Any] = {"training": TrainingConfig(epochs=1, batch_size=10), "compute": CPU}
     unit = fit_esper(train, val, language_model, Animals(), **options)
     longer = [Rows.of("image", rows.keys, 8 * rows.embeddings) for rows in (train, val)]
-    scaled = fit_esper(*longer, language_model, Animals(), **options)
+    scaled = fit_esper(longer[0], longer[1], language_model, Animals(), **options)
     assert scaled.record["best_val_loss"] == pytest.approx(unit.record["best_val_loss"], abs=1e-6)
     for start, images in ((captioner, val), (language_model, val.select(np.arange(0)))):
         with pytest.raises(DecoderError):
@@ -316,7 +316,7 @@ def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_ma
     image = pictures(1, 2).embeddings
     for method in ("magic", "zerocap"):
         config = GenerationConfig(method, max_tokens=3, candidates=20, beams=2, gradient_steps=2)  # type: ignore[arg-type]
-        assert lm.caption(embeddings=image, generation=config, encoder=Animals())  # type: ignore[arg-type]
+        assert lm.caption(embeddings=image, generation=config, encoder=Animals())
     training = TrainingConfig(epochs=1, batch_size=10)
     captioner = fit_esper(pictures(20, 0), pictures(8, 1), lm, Animals(), training=training, compute=CPU)
     captioner.save(tmp_path / "esper")

@@ -99,7 +99,7 @@ def test_a_run_that_is_killed_anywhere_is_continued_to_the_same_bytes(
     assert (left.exists(), other.exists()) == (False, True)  # the other may be of another program
     assert all(photo.with_suffix(".txt").exists() for photo in photos.values())
     whole = tmp_path / f"whole.{name}"
-    write_pending(CaptionWriter(photos, BY, **{name: whole}))
+    write_pending(CaptionWriter(photos, BY, **{name: whole}))  # type: ignore[arg-type]
     assert path.is_symlink()
     assert path.read_bytes() == whole.read_bytes()
 

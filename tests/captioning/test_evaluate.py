@@ -100,7 +100,7 @@ def test_references_may_name_the_images_of_the_store_differently(
         {"captions": {"elsewhere": "a dog", "image00": "a dog"}},
     ):
         with pytest.raises(MetricError, match="elsewhere"):
-            evaluate_captions(store, **wrong)  # type: ignore[arg-type]
+            evaluate_captions(store, **wrong)
     with pytest.raises(MetricError, match=r"restval.*train \(56\), val \(8\), test \(16\)"):
         evaluate_captions(store, decoder=captioner, split="restval")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,14 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     photos, said = save_photos(tmp_path / "photos"), Messages()
     broken = photos / "plain-red-3.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    options = {"mode": mode, "model": tiny, "epochs": 1, "batch_size": 32, "chunk": 12, "precision": "fp32"}
+    options: dict[str, Any] = {
+        "mode": mode,
+        "model": tiny,
+        "epochs": 1,
+        "batch_size": 32,
+        "chunk": 12,
+        "precision": "fp32",
+    }
     connected = connect_towers(photos, tmp_path / "out", reporter=said, **options)
     assert said.texts[0].startswith("1 of 48")
     assert "plain-red-3.png" in said.texts[0]
@@ -108,13 +116,14 @@ def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path
     bare, photos = tmp_path / "bare", save_photos(tmp_path / "photos", 3)
     bare.mkdir()
     (photos / "dark-red-0.png").rename(bare / "one.png")
-    for paths, options, named in (
+    cases: tuple[tuple[Any, dict[str, Any], str], ...] = (
         (bare, {}, "'train'.*none"),
         (photos, {"train_split": "other"}, "test: 16, train: 16, val: 14"),
         ("nowhere", {"mode": "half"}, "'half'"),
         ("nowhere", {"mode": "full", "image_head": True}, "lit"),
         ("nowhere", {"epochs": 0}, "epochs.*0"),
-    ):
+    )
+    for paths, options, named in cases:
         with pytest.raises(ConnectError, match=named):
-            connect_towers(paths, tmp_path / "out", model=tiny, **options)  # type: ignore[arg-type]
+            connect_towers(paths, tmp_path / "out", model=tiny, **options)
     assert not (tmp_path / "out").exists()

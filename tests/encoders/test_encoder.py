@@ -335,7 +335,7 @@ def test_a_kept_int8_model_is_used_wherever_it_is_unless_it_is_damaged(
 def test_what_int8_needs_is_said(name: str, quantized: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for options, named in (({"backend": "torch"}, "--backend openvino"), ({"compiled": True}, "--compile")):
         with pytest.raises(EncoderError, match=named):
-            load_encoder(name, precision="int8", **options)  # type: ignore[arg-type]
+            load_encoder(name, precision="int8", **options)
     with monkeypatch.context() as patch:
         patch.setattr(openvino_backend, "_INT8_AGREEMENT", 1.1)
         with pytest.raises(EncoderError, match=r"(?s)image.*1\.1.*--precision auto"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import open_clip
@@ -154,7 +155,7 @@ def test_importing_the_rooms_of_the_encoder_imports_no_open_clip() -> None:
 def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
     name, listener = local_model(tmp_path / "m"), Listener()
     recorded = load_encoder(name, random_init=1, backend="torch").identity
-    options = {"recorded": recorded, "backend": "torch", "reporter": listener}
+    options: dict[str, Any] = {"recorded": recorded, "backend": "torch", "reporter": listener}
     assert resolve_encoder(name, **options).identity["random_init"] is None
     assert resolve_encoder(**options).identity == recorded
     assert resolve_encoder(**options, recorded_precision="bf16").compute.precision == "bf16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,11 @@ def test_photos_and_texts_go_through_the_whole_chain(
     monkeypatch.chdir(tmp_path)
     name = other_model(tmp_path / "model", kind)
     photos = copy_photos(tmp_path / "photos", 4)
-    options = {"backend": "torch", "precision": "fp32", "dtype": "float32"}  # a random decoder tells all bits apart
+    options: dict[str, Any] = {
+        "backend": "torch",
+        "precision": "fp32",
+        "dtype": "float32",
+    }  # a random decoder tells all bits apart
     store = embed(photos, "store", model=name, workers=0, **options)
     assert (store.count("image"), store.count("text"), store.info.dim) == (4, 20, DIM)
     np.testing.assert_allclose(np.linalg.norm(store.load("text").embeddings, axis=1), 1, atol=1e-3)
@@ -94,7 +99,7 @@ def test_a_store_of_one_kind_takes_no_embeddings_of_another(tmp_path: Path, monk
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("a dog\na red bus\n")
-    options = {"backend": "torch", "precision": "fp32"}
+    options: dict[str, Any] = {"backend": "torch", "precision": "fp32"}
     first = embed("texts.txt", "store", model=other_model(tmp_path / "a", "siglip"), **options)
     assert isinstance(first, Store)
     with pytest.raises(StoreError, match="cannot be mixed"):

@@ -138,7 +138,7 @@ def test_images_that_cannot_be_scored_are_one_clear_error(
         (two, {"inception": tmp_path / "weights.pth"}, MetricError, "torch-fidelity"),
     ):
         with pytest.raises(error, match=named):
-            evaluate_images(made, store, **options)  # type: ignore[arg-type]
+            evaluate_images(made, store, **options)
 
 
 def test_photos_that_are_gone_are_named_beside_the_scores(encoder: Encoder, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_long_texts_are_said_and_odd_ones_refused(untrained: Generator, encoder:
         ({"texts": ["a dog"], "n": 0}, "0"),
     ):
         with pytest.raises(GeneratorError, match=named):
-            untrained.generate(**options, encoder=encoder)  # type: ignore[arg-type]
+            untrained.generate(**options, encoder=encoder)
     with pytest.raises(GeneratorError, match="c3-mini"):
         untrained.check_model({"name": "other"}, untrained.dim)
     np.save(tmp_path / "bad.npy", np.full((2, untrained.dim), np.nan, np.float32))

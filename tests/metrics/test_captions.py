@@ -64,7 +64,8 @@ def test_bleu_by_hand() -> None:
 
 def test_a_resample_scores_like_its_captions() -> None:
     scores, rows = score_captions(PREDICTIONS, REFERENCES), ["a", "a", "c"]
-    own, theirs = ({str(i): source[key] for i, key in enumerate(rows)} for source in (PREDICTIONS, REFERENCES))
+    own = {str(i): PREDICTIONS[key] for i, key in enumerate(rows)}
+    theirs = {str(i): REFERENCES[key] for i, key in enumerate(rows)}
     again = score_captions(own, theirs).corpus
     for metric in ("BLEU-4", "ROUGE-L"):
         assert scores.resampled(metric, np.array([0, 0, 2])) == pytest.approx(again[metric])

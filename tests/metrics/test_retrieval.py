@@ -33,7 +33,7 @@ def by_definition(x: np.ndarray, y: np.ndarray, owner: np.ndarray, k: int) -> li
         csls = 2 * scores - own[:, None] - theirs[None, :]
         hits = np.mean([positive[row, csls[row].argmax()] for row in range(len(csls))])
         third = ((counts - counts.mean()) ** 3).mean() / counts.std() ** 3 if counts.std() else 0.0
-        found.append((recall, third, gaps / (2 * len(counts) * counts.sum()), hits))
+        found.append((float(recall), float(third), float(gaps / (2 * len(counts) * counts.sum())), float(hits)))
     return found
 
 
@@ -61,7 +61,9 @@ def test_recall_and_hubs_of_real_clip_pairs(shared_data: Path) -> None:
         rows = [side - shift * side.mean(axis=0) for side in (x, y)]
         rows = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in rows]
         for found, expected in zip(
-            measured(*rows, np.arange(500), 10), by_definition(*rows, np.arange(500), 10), strict=True
+            measured(rows[0], rows[1], np.arange(500), 10),
+            by_definition(rows[0], rows[1], np.arange(500), 10),
+            strict=True,
         ):
             assert found == pytest.approx(expected, abs=1e-6)
 
