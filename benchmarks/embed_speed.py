@@ -64,10 +64,11 @@ def bare_pass(model: str, how: str) -> None:
     encoder = load_encoder(model, backend=backend, precision=precision)
     size = encoder.batch_size("image")
     pixels = np.random.default_rng(0).integers(0, 255, (size, *encoder.preprocess.size, 3), dtype=np.uint8)
-    batches = [(None, pixels)] * max(1, 256 // size)
+    batches = [pixels] * max(1, 256 // size)
 
     def encode() -> int:
-        return sum(len(part) for _, part in encoder.backend.run("image", iter(batches)))
+        running = [encoder.backend.submit("image", batch) for batch in batches]
+        return sum(len(one.result()) for one in running)
 
     rates = [timed(encode) for _ in range(4)]
     print(statistics.median(rates[1:]))

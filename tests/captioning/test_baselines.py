@@ -315,8 +315,8 @@ def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_ma
         torch.testing.assert_close(lm.decoder.score(torch.zeros(1, DIM), tokens)[0][0], expected)
     image = pictures(1, 2).embeddings
     for method in ("magic", "zerocap"):
-        config = GenerationConfig(method, max_tokens=3, candidates=20, beams=2, gradient_steps=2)  # type: ignore[arg-type]
-        assert lm.caption(embeddings=image, generation=config, encoder=Animals())
+        config = GenerationConfig(method, max_tokens=3, candidates=20, beams=2, gradient_steps=2)
+        assert lm.caption(embeddings=image, generation=config, encoder=Animals())  # type: ignore[arg-type]
     training = TrainingConfig(epochs=1, batch_size=10)
     captioner = fit_esper(pictures(20, 0), pictures(8, 1), lm, Animals(), training=training, compute=CPU)
     captioner.save(tmp_path / "esper")

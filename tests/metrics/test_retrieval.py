@@ -19,7 +19,8 @@ from tests.conftest import unit_rows
 
 def by_definition(x: np.ndarray, y: np.ndarray, owner: np.ndarray, k: int) -> list[tuple[float, ...]]:
     """Recall@k, skewness, Gini and CSLS recall@1 of both directions from one dense matrix, as the papers write them."""
-    asked, found = np.unique(owner), []
+    asked = np.unique(owner)
+    found: list[tuple[float, ...]] = []
     for scores, positive in (
         (x[asked] @ y.T, asked[:, None] == owner[None, :]),
         (y @ x.T, owner[:, None] == np.arange(len(x))[None, :]),
