@@ -49,7 +49,7 @@ from ..io.float16 import to_float16
 from ..io.locations import SMALL_BLOCK, location, name_or_file, names_in, remove, size_of
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
-from ..store import Store, StoreInfo, embedding_matrix, split_mask
+from ..store import Store, StoreInfo, embedding_matrix
 from ..store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_store
 from ..store.metadata import FAILURES_FILE, INFO_FILE, digest_of
 from ..store.rows import keys_of, own_items, row_splits
@@ -255,27 +255,30 @@ class ExportWork(Work[ShardName, None]):
 
     def _transform(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.RecordBatch:
         """Return the transformed rows of a batch, with the columns that are written."""
-        role = self.settings["role"]
+        role, splits = self.settings["role"], row_splits(batch, self.store.kept_splits)
         training = np.full(len(batch), role == "training")
         if role == "auto" and modality == self.settings["train_on"]:
-            training = split_mask(batch, "train", self.store.kept_splits)
+            training = np.array([split == "train" for split in splits])
         x = embedding_matrix(batch, self.store.info.dtype)
-        keys, items = keys_of(batch), own_items(batch).to_pylist()
+        keys, items = (keys_of(batch), own_items(batch).to_pylist()) if training.any() else ([], [])
         noise = {name: self.settings[name] for name in ("seed", "epoch")}
         y = np.empty(x.shape, self.settings["dtype"])
         for start in range(0, len(x), _CACHED_ROWS):
             block = np.arange(start, min(start + _CACHED_ROWS, len(x)))
             for is_training in (True, False):
                 rows = block[training[block] == is_training]
-                if len(rows):
-                    names: dict[str, Any] = {"keys": [keys[row] for row in rows], "items": [items[row] for row in rows]}
-                    made = self.pipeline.transform(x[rows], modality=modality, training=is_training, **names, **noise)
-                    y[rows] = to_float16(made) if y.dtype == np.float16 else made
+                if not len(rows):
+                    continue
+                chosen = slice(start, start + _CACHED_ROWS) if len(rows) == len(block) else rows
+                own = rows if is_training else rows[:0]
+                names: dict[str, Any] = {"keys": [keys[row] for row in own], "items": [items[row] for row in own]}
+                made = self.pipeline.transform(x[chosen], modality=modality, training=is_training, **names, **noise)
+                y[chosen] = to_float16(made) if y.dtype == np.float16 else made
         schema = shard_schema(modality, self.info)
         columns = {
             **{name: batch.column(name) for name in batch.schema.names},
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(y.reshape(-1)), self.info.dim),
-            "split": pa.array(row_splits(batch, self.store.kept_splits), pa.string()),
+            "split": pa.array(splits, pa.string()),
             ROLE_COLUMN: pa.array(np.where(training, "training", "inference"), pa.string()),
         }
         schema = schema.append(pa.field(ROLE_COLUMN, pa.string()))

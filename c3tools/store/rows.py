@@ -263,8 +263,10 @@ def splits_of(
 ) -> list[str]:
     """Return the split of each row from its key, its item's key and what the corpus says, None if it has none."""
     n = len(keys)
+    named: dict[str | None, str] = {name: split_of(name, "") for name in {*(splits or ())} if name and name.strip()}
+    named = {name: split for name, split in named.items() if kept is None or split in kept}
     rows = zip(splits or [None] * n, items or [None] * n, keys, strict=True)
-    return [split_of(split, item or key, kept) for split, item, key in rows]
+    return [named.get(split) or split_of(split, item or key, kept) for split, item, key in rows]
 
 
 def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
