@@ -1,4 +1,4 @@
-"""What several benchmarks need: commands with their time and memory, the peer's command, tables."""
+"""Tools of several benchmarks: commands with their time and memory, the peer's command, tables."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ def _is_stuck(point: Validation) -> bool:
 
 @dataclass
 class Prepared:
-    """What a training of towers begins with.
+    """Models and data that a training of towers begins with.
 
     Attributes:
         towers: to be trained.

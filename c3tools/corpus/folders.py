@@ -131,7 +131,7 @@ def _link_problem(path: Path, inside: Path | None) -> tuple[str, str] | None:
 
 @dataclass(eq=False)
 class _Captioned:
-    """What is known of one image; it may have been found by its file name alone (``by_name``)."""
+    """Facts about one image, which may have been found by its file name alone (``by_name``)."""
 
     path: Path
     captions: list[str] = field(default_factory=list)

@@ -271,7 +271,7 @@ class Corpus:
 
 
 class ReadOptions(NamedTuple):
-    """How a corpus is read.
+    """Settings of reading a corpus.
 
     Attributes:
         captions: a captions file for the images, instead of those that are detected.

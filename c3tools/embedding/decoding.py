@@ -71,7 +71,7 @@ _Decoded = tuple[list[dict[str, Any]], list[Failure], float, float]  # rows, fai
 
 
 class _Decoder:
-    """What decodes images, in this process or in a worker.
+    """Decoding of images, in this process or in a worker.
 
     Args:
         preprocess: of the encoder.

@@ -200,7 +200,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which rows are paired, and which of them are kept in memory.
+    """Plan of reading: which rows are paired, and which of them are kept in memory.
 
     Attributes:
         rows: per modality, ascending numbers of the rows of the sample.

@@ -1,4 +1,4 @@
-"""What a store says of itself: `store.json`, and `failures.parquet`, the inputs that were not embedded."""
+"""The description of a store, `store.json`, and `failures.parquet`, the inputs that were not embedded."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Shard:
 
 
 class ShardHeader(NamedTuple):
-    """What a shard says of itself.
+    """Description of a shard, from the metadata of its file.
 
     Attributes:
         rows: their number.

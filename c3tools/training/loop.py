@@ -29,7 +29,7 @@ FINISHED, EARLY, DIVERGED = "finished", "stopped early", "diverged"
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a training takes and how its learning rate goes.
+    """Length, learning rate and validations of a training.
 
     Attributes:
         steps: optimiser steps of the whole run.
@@ -116,7 +116,7 @@ class Run:
 
 
 class Task(ABC):
-    """What is trained: one step, one validation, and the settings of both. A subclass sets the attributes.
+    """A training to run: one step, one validation, and the settings of both. A subclass sets the attributes.
 
     Attributes:
         module: its parameters that require a gradient are trained, saved and kept.

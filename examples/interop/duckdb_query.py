@@ -23,12 +23,12 @@ NEAREST = """
 
 
 def provenance(export: Path) -> dict[str, Any]:
-    """Return the record in the first shard's metadata."""
+    """Return what the export was made from: the record in the metadata of its first shard."""
     pattern = str(export / "text" / "*.parquet")
     [(value,)] = duckdb.execute(
         "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1", [pattern]
     ).fetchall()
-    found: dict[str, Any] = json.loads(value)
+    found: dict[str, Any] = json.loads(value)["extra"]["exported"]
     return found
 
 

@@ -32,8 +32,9 @@ def embeddings(frame: pl.DataFrame) -> np.ndarray:
 
 
 def provenance(export: Path) -> dict[str, Any]:
-    """Return the record in the first shard's metadata."""
-    value: dict[str, Any] = json.loads(pl.read_parquet_metadata(min((export / "text").glob("*.parquet")))["c3"])
+    """Return what the export was made from: the record in the metadata of its first shard."""
+    described = json.loads(pl.read_parquet_metadata(min((export / "text").glob("*.parquet")))["c3"])
+    value: dict[str, Any] = described["extra"]["exported"]
     return value
 
 

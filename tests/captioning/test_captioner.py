@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from c3tools.captioning import Captioner, GenerationConfig, nearest, nearest_captions
 from c3tools.errors import DecoderError
 from c3tools.store import Rows
+from c3tools.transforms import preset
 from tests.conftest import Messages
 
 from .conftest import DIM, TOY, make_world
@@ -62,7 +64,9 @@ def test_another_model_and_another_dimension_are_refused_with_both_named(caption
 
 
 def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(captioner: Captioner) -> None:
-    world, told = make_world(), Messages()
+    world, told = make_world(gap=2.0), Messages()
+    captioner = copy(captioner)
+    captioner.pipeline = preset("c3", sigma=0.1).fit(world.moments)
     images, texts = world.images.embeddings, world.texts.embeddings
     captioner.check_embeddings(images, reporter=told)
     assert told.texts == []

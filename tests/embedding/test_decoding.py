@@ -45,7 +45,7 @@ class HostilePreprocessor(ImagePreprocessor):
         if content == b"dies":
             os._exit(9)
         if content == b"hungry":  # new memory: that which Python has kept from before could be enough
-            mmap.mmap(-1, LARGEST_DECODED + 2**28, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+            mmap.mmap(-1, LARGEST_DECODED + 2**30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         return super().load(source)
 
 

@@ -261,7 +261,7 @@ def test_a_repository_of_another_class_is_named(hub: Hub, pipeline: Pipeline) ->
     pipeline.push_to_hub("me/c3")
     with pytest.raises(C3Error, match=r"(?s)me/c3 holds a Pipeline, not a Captioner.*Pipeline.from_pretrained"):
         Captioner.from_pretrained("me/c3")
-    with pytest.raises(DecoderError, match="no trained decoder"):
+    with pytest.raises(DecoderError, match="no finished decoder"):
         Captioner.load("hf-hub:me/c3")
 
 
