@@ -30,13 +30,14 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
         # split as the scorers split: the Java tokenizer joins 3 1/2 by a space that does not break
         different += sum(tokenize(text) != expected[i][0].split() for i, text in enumerate(texts))
         seen += len(texts)
-    assert different <= 0.0002 * seen
+    assert different <= 0.0004 * seen  # 0.0001 to 0.0002 of the bundled captions
     predictions = {str(i): group[0] for i, group in enumerate(groups[:20])}
     references = {str(i): group[1:] for i, group in enumerate(groups[:20])}
     scorer = meteor.Meteor()
     written = {key: tokenize_all([text]) for key, text in predictions.items()}
     corpus, each = scorer.compute_score({key: tokenize_all(texts) for key, texts in references.items()}, written)
     scorer.meteor_p.kill()
+    scorer.meteor_p.communicate()  # closes its pipes
     scores = score_captions(predictions, references, java=["METEOR"])
     assert scores.corpus["METEOR"] == pytest.approx(100 * corpus, abs=1e-6)
     np.testing.assert_allclose(scores.per_image["METEOR"], 100 * np.array(each), atol=1e-6)
