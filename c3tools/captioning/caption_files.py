@@ -102,7 +102,9 @@ class CaptionWriter:
         self._saved, self._cost = time.monotonic(), 0.0
         self.captions: dict[str, str] = {}
         self.pending: list[str] = []
-        names = [str(path) for path in (json, csv) if path is not None] + [f"{suffix} files" for suffix in self._sidecars]
+        names = [str(path) for path in (json, csv) if path is not None] + [
+            f"{suffix} files" for suffix in self._sidecars
+        ]
         self.files = " and ".join(names)
         for suffix in self._sidecars:
             _check_sidecars(photos, suffix)

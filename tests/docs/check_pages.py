@@ -81,7 +81,9 @@ def test_the_page_of_commands_is_made_from_the_application() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8") == module.cli_page(), "python docs/reference.py writes it anew"
+    assert (ROOT / "docs" / "reference" / "cli.md").read_text("utf-8") == module.cli_page(), (
+        "python docs/reference.py writes it anew"
+    )
 
 
 def test_every_public_name_is_in_the_reference() -> None:
