@@ -42,7 +42,17 @@ def test_the_second_writer_is_told_who_the_first_is_and_nothing_is_left(tmp_path
     assert [path.name for path in folder.iterdir()] == ["result"]
 
 
-@pytest.mark.parametrize("then", ["os._exit(9)", "os.fork() or time.sleep(60); os.kill(os.getpid(), 9)"])
+FORKED = """
+    ready, tell = os.pipe()
+    if os.fork() == 0:
+        os.write(tell, b".")  # by now it has closed the lock of its parent
+        time.sleep(60)
+    os.read(ready, 1)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("then", ["os._exit(9)", FORKED])
 def test_the_lock_of_a_dead_process_is_free_at_once(tmp_path: Path, then: str) -> None:
     """Also if a process that it has forked lives on."""
     code = "import os, sys, time; from pathlib import Path; from c3tools.io.lock import locked\n"
