@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-Words = npt.NDArray[np.uint64]
+_Words = npt.NDArray[np.uint64]
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 _CODES = 1 << 16
 _CACHED_ROWS = 128  # drawn at a time: a block of 512 dimensions stays in the cache
@@ -23,7 +23,7 @@ _CACHED_ROWS = 128  # drawn at a time: a block of 512 dimensions stays in the ca
 
 def generator(seed: int, *scope: object) -> np.random.Generator:
     """Return a generator that depends only on ``seed`` and ``scope`` (any printable values)."""
-    return np.random.Generator(np.random.Philox(key=_digest(seed, *scope)))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_hash(seed, *scope).digest(), "little")))
 
 
 def keyed_normal(
@@ -42,7 +42,7 @@ def keyed_normal(
     numbers.
     """
     quarter = -(-dim // 4)
-    noise = np.empty((len(keys), 4 * quarter), dtype=np.float32)
+    noise = np.empty((len(keys), 4, quarter), dtype=np.float32)
     prefix = _hash(seed, epoch, "")
     for start in range(0, len(keys), _CACHED_ROWS):
         block = keys[start : start + _CACHED_ROWS]
@@ -51,13 +51,16 @@ def keyed_normal(
         for i in range(4):
             # every code is a valid index; "wrap" spares the bounds check's temporary
             np.take(_quantiles(), codes[:, i], out=values[i], mode="wrap")
-        _rotate(values, noise[start : start + len(block)].reshape(len(block), 4, quarter))
-    return noise[:, :dim].astype(dtype, order="C", copy=False)
+        sums, differences = values[:2] + values[2:], values[:2] - values[2:]
+        for i, half in enumerate((sums, differences)):  # rows of the Hadamard matrix
+            np.add(half[0], half[1], out=noise[start : start + len(block), 2 * i])
+            np.subtract(half[0], half[1], out=noise[start : start + len(block), 2 * i + 1])
+    return noise.reshape(len(keys), 4 * quarter)[:, :dim].astype(dtype, order="C", copy=False)
 
 
 def stable_fraction(key: str, salt: str = "") -> float:
     """Return a number in [0, 1) that depends only on ``key`` and ``salt``, the same on every machine."""
-    return _digest(salt, key) / 2**128
+    return int.from_bytes(_hash(salt, key).digest(), "little") / 2**128
 
 
 def stable_hashes(keys: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -78,7 +81,7 @@ def _quantiles() -> npt.NDArray[np.float32]:
     return np.concatenate([-half[::-1], half]).astype(np.float32)
 
 
-def _words(digests: Words, count: int) -> Words:
+def _words(digests: _Words, count: int) -> _Words:
     """Return ``count`` words (n, count) for each of the digests (n, 2) by SplitMix64.
 
     The two halves of a digest are its start and its step. Steele, Lea and Flood, Fast splittable pseudorandom number
@@ -94,15 +97,7 @@ def _words(digests: Words, count: int) -> Words:
     return words.astype("<u8", copy=False)
 
 
-def _rotate(values: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-    """Set ``out[:, i]`` to the sum of ``values[j]``, both (n, q), with the signs of row i of the Hadamard matrix."""
-    sums, differences = values[:2] + values[2:], values[:2] - values[2:]
-    for i, half in enumerate((sums, differences)):
-        np.add(half[0], half[1], out=out[:, 2 * i])
-        np.subtract(half[0], half[1], out=out[:, 2 * i + 1])
-
-
-def _digests_after(prefix: hashlib.blake2b, keys: Sequence[str]) -> Words:
+def _digests_after(prefix: hashlib.blake2b, keys: Sequence[str]) -> _Words:
     """Return the digests (n, 2) of what ``prefix`` has hashed so far followed by each of the keys."""
     digests = []
     for key in keys:
@@ -110,10 +105,6 @@ def _digests_after(prefix: hashlib.blake2b, keys: Sequence[str]) -> Words:
         hashed.update(key.encode())
         digests.append(hashed.digest())
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False).reshape(-1, 2)
-
-
-def _digest(*parts: object) -> int:
-    return int.from_bytes(_hash(*parts).digest(), "little")
 
 
 def _hash(*parts: object) -> hashlib.blake2b:

@@ -1,30 +1,20 @@
-"""The reporter for the terminal: progress bars in a terminal, occasional lines elsewhere."""
+"""The reporter for the terminal: a progress bar in a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
-import threading
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Column
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from .reporter import Progress, Reporter
-
-LINE_SECONDS = 30.0
-BAR_SECONDS = 0.5
 
 
 class TerminalReporter(Reporter):
@@ -33,19 +23,11 @@ class TerminalReporter(Reporter):
     Args:
         console: where to write; standard error by default.
         line_seconds: seconds between two lines of progress, if the console is not a terminal.
-        bar_seconds: seconds before a progress bar is drawn, in a terminal.
     """
 
-    def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        line_seconds: float = LINE_SECONDS,
-        bar_seconds: float = BAR_SECONDS,
-    ) -> None:
+    def __init__(self, console: Console | None = None, *, line_seconds: float = 30.0) -> None:
         self.console = console or Console(stderr=True, soft_wrap=True)
         self.line_seconds = line_seconds
-        self.bar_seconds = bar_seconds
 
     def message(self, text: str) -> None:
         """Print one line."""
@@ -55,61 +37,29 @@ class TerminalReporter(Reporter):
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
         """Draw a bar in a terminal; elsewhere print a line every `line_seconds`, and one at the end."""
         if not self.console.is_terminal:
-            lines = _Lines(self.console, label, total, self.line_seconds)
-            yield lines
-            lines.finish()
+            work = _Work(self, label, total, self.line_seconds)
+            yield work
+            work.finish()
             return
-        known = (
-            BarColumn(bar_width=20, table_column=_rigid()),
-            MofNCompleteColumn(table_column=_rigid()),
-            _RateColumn(table_column=_rigid()),
-            TimeElapsedColumn(table_column=_rigid()),
-            TextColumn("eta"),
-            TimeRemainingColumn(table_column=_rigid()),
-        )
-        unknown = (
-            TextColumn("{task.completed:,}", table_column=_rigid()),
-            _RateColumn(table_column=_rigid()),
-            TimeElapsedColumn(table_column=_rigid()),
-        )
-        columns = unknown if total is None else known
-        bars = Bars(TextColumn("{task.description}"), *columns, _NoteColumn(), console=self.console)
-        # an error at the start, as for a wrong setting, would leave the bar of work that never began
-        timer = threading.Timer(self.bar_seconds, bars.start)
-        timer.daemon = True
-        timer.start()
-        done = False
-        try:
-            yield _Bar(bars, label, total)
-            done = True
-        finally:
-            timer.cancel()
-            timer.join()
-            if done and not bars.live.is_started:
-                bars.start()  # shows where it ended
-            bars.stop()
+        work = _Work(self, label, total, math.inf)
+        with Live(get_renderable=work.bar, console=self.console, refresh_per_second=5) as live:
+            try:
+                yield work
+            except BaseException:
+                live.transient = work.done == 0  # an error at the start leaves no bar
+                raise
 
 
-class _Bar(Progress):
-    def __init__(self, bars: Bars, label: str, total: int | None) -> None:
-        self._bars = bars
-        self._task = bars.add_task(label, total=total, note="")
+class _Work(Progress):
+    """The progress of one piece of work, as lines for a log or a bar for a terminal."""
 
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        fields = {} if note is None else {"note": note}
-        self._bars.update(self._task, advance=count, **fields)  # type: ignore[arg-type]
-
-
-class _Lines(Progress):
-    """Progress for a log; nothing is printed if the work ends before the first line is due."""
-
-    def __init__(self, console: Console, label: str, total: int | None, seconds: float) -> None:
-        self._console, self._label, self._total, self._seconds = console, label, total, seconds
-        self._earlier, self._done, self._printed, self._note = 0, 0, 0, ""
+    def __init__(self, reporter: TerminalReporter, label: str, total: int | None, line_seconds: float) -> None:
+        self._reporter, self._label, self._total, self._seconds = reporter, label, total, line_seconds
+        self.done, self._earlier, self._printed, self._note = 0, 0, 0, ""
         self._started = self._last = time.monotonic()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        self._done += count
+        self.done += count
         self._note = self._note if note is None else note
         if time.monotonic() - self._last >= self._seconds:
             self._print()
@@ -120,43 +70,27 @@ class _Lines(Progress):
         self.advance(count, note)
 
     def finish(self) -> None:
-        if self._last > self._started and self._printed < self._done:
+        """Print the last line; nothing if the work ended before the first line was due."""
+        if self._last > self._started and self._printed < self.done:
             self._print()
 
+    def bar(self) -> Table:
+        """Return label, bar, numbers and note; the numbers and the note are cut in a narrow terminal."""
+        grid = Table.grid(padding=(0, 1))
+        bar = [] if self._total is None else [ProgressBar(self._total, self.done, width=10)]
+        grid.add_row(Text(self._label), *bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis"))
+        return grid
+
     def _print(self) -> None:
-        self._last, self._printed = time.monotonic(), self._done
-        elapsed = self._last - self._started
-        rate = (self._done - self._earlier) / max(elapsed, 1e-9)
-        parts = [f"{self._label}: {self._done:,}" + ("" if self._total is None else f" of {self._total:,}")]
-        parts += [_rate(rate), f"{_duration(elapsed)} elapsed"]
-        if self._total is not None and rate > 0 and self._done < self._total:
-            parts.append(f"eta {_duration((self._total - self._done) / rate)}")
-        parts += [self._note] if self._note else []
-        self._console.print(", ".join(parts), highlight=False, markup=False)
+        self._last, self._printed = time.monotonic(), self.done
+        self._reporter.message(f"{self._label}: {self._numbers()}")
 
-
-class _RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else _rate(speed), style="progress.data.speed")
-
-
-class _NoteColumn(ProgressColumn):
-    """The only column that becomes narrower in a narrow terminal."""
-
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields["note"]), style="dim", no_wrap=True, overflow="ellipsis")
-
-
-def _rigid() -> Column:
-    return Column(no_wrap=True)
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:,.1f}/s" if rate >= 1 or rate == 0 else f"{rate:.2g}/s"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    def _numbers(self) -> str:
+        elapsed = time.monotonic() - self._started
+        rate = (self.done - self._earlier) / max(elapsed, 1e-9)
+        parts = [f"{self.done:,}" + ("" if self._total is None else f" of {self._total:,}")]
+        parts.append(f"{rate:,.1f}/s" if rate >= 1 or rate == 0 else f"{rate:.2g}/s")
+        parts.append(f"{timedelta(seconds=round(elapsed))} elapsed")
+        if self._total is not None and rate > 0 and self.done < self._total:
+            parts.append(f"eta {timedelta(seconds=round((self._total - self.done) / rate))}")
+        return ", ".join([*parts, *([self._note] if self._note else [])])

@@ -6,16 +6,13 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
 from functools import cache
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
-from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from ._console import err
+from ._console import err, message, write_json
 from ._derive import derive, summary
 
 COMMANDS = {  # the function of this folder, the verbs whose parameters are its options, and those it does not have
@@ -50,11 +47,10 @@ COMMANDS = {  # the function of this folder, the verbs whose parameters are its 
     "simulate stable-region": ("geometry.stable_region", "simulate_stable_region"),
     "simulate temperature": ("geometry.temperature", "simulate_temperature"),
 }
-GROUPS = {
+_GROUPS = {
     "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",
     "simulate": "Simulate the theory of the modality gap.",
 }
-_NAMES = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
 _PANELS = {"simulate": "Theory"}
 
 
@@ -65,8 +61,7 @@ class _TerminatedError(KeyboardInterrupt):
 @cache
 def _build(name: str) -> Any:
     """Return a command, or a group of commands, with its options."""
-    grouped = name in GROUPS
-    own = typer.Typer(add_completion=False, no_args_is_help=grouped, help=GROUPS.get(name))
+    own = typer.Typer(add_completion=False, no_args_is_help=name in _GROUPS, help=_GROUPS.get(name))
     for words, derivation in COMMANDS.items():
         if words.split()[0] == name:
             derive(own, words, *derivation)
@@ -75,71 +70,59 @@ def _build(name: str) -> Any:
     return command
 
 
-class _Commands(Mapping[str, Any]):
-    """The commands by name. Each is built when it is asked for, since building all of them delays every start."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in _NAMES:
-            raise KeyError(name)
-        return _build(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_NAMES)
-
-    def __len__(self) -> int:
-        return len(_NAMES)
-
-
-class FriendlyGroup(TyperGroup):
+class _Group(TyperGroup):
     """Lists commands in the order of the workflow; prints expected errors as one message, with exit code 1."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        commands: Any = _Commands()
-        self.commands = commands
+        self.commands: dict[str, Any] = dict.fromkeys(words.split()[0] for words in COMMANDS)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the commands in the order of the workflow."""
         return list(self.commands)
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; it is built when it is asked for, since building all of them delays every start."""
+        return (self.commands[cmd_name] or _build(cmd_name)) if cmd_name in self.commands else None
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """List the commands by their summaries alone, which is faster than building their options."""
-        self.commands = {
-            name: TyperCommand(
-                name,
-                help=GROUPS.get(name) or summary(COMMANDS[name][0]),
-                rich_help_panel=_PANELS.get(name),
-            )
-            for name in _NAMES
-        }
+        """List the commands by their summaries alone, without building them."""
+        for name in self.commands:
+            words = _GROUPS.get(name) or summary(COMMANDS[name][0])
+            self.commands[name] = TyperCommand(name, help=words, rich_help_panel=_PANELS.get(name))
         super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; print expected errors without a traceback."""
+        """Run the command; print expected errors without a traceback, and as JSON too where `--json` prints."""
         from c3tools.errors import C3Error
 
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
         except C3Error as error:
-            err.print(f"[bold red]Error:[/] {escape(error.message)}")
-            if error.remedy:
-                err.print(escape(error.remedy))
-            raise typer.Exit(1) from error
+            _fail(ctx, error, error.message, error.remedy)
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            err.print(f"[bold red]Error:[/] {escape(str(error))}")
-            err.print("Check the path, its permissions and the free disk space, then run the same command again.")
-            raise typer.Exit(1) from error
+            remedy = "Check the path, its permissions and the free disk space, then run the same command again."
+            _fail(ctx, error, str(error), remedy)
         except MemoryError as error:
-            err.print("[bold red]Error:[/] There is not enough memory for this.")
-            err.print("What was finished is kept. Give smaller files, or use a machine with more memory.")
-            raise typer.Exit(1) from error
+            remedy = "What was finished is kept. Give smaller files, or use a machine with more memory."
+            _fail(ctx, error, "There is not enough memory for this.", remedy)
         except KeyboardInterrupt as interrupt:
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
             terminated = isinstance(interrupt, _TerminatedError)
-            err.print(escape(" ".join(["Terminated." if terminated else "Interrupted.", *kept])))
+            message(" ".join(["Terminated." if terminated else "Interrupted.", *kept]))
             raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
+
+
+def _fail(ctx: Any, error: BaseException, text: str, remedy: str | None) -> NoReturn:
+    err.print("Error:", style="bold red", end=" ")
+    message(text)
+    if remedy:
+        message(remedy)
+    if ctx.meta.get("json"):
+        write_json({"error": text, "remedy": remedy}, "-")
+    raise typer.Exit(1) from error
 
 
 def _show_version(value: bool) -> None:
@@ -151,7 +134,7 @@ def _show_version(value: bool) -> None:
 
 
 app = typer.Typer(
-    cls=FriendlyGroup,
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -166,7 +149,7 @@ def _root(
     pass
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(*_: object) -> None:
     raise _TerminatedError
 
 

@@ -18,27 +18,18 @@ if TYPE_CHECKING:
     from c3tools.pages import Section, Table
     from c3tools.reporter import Reporter
 
-out = Console()
+out = Console(markup=False, highlight=False)  # quiet where JSON goes to standard output
 # messages contain paths and commands that people copy, so no line breaks are inserted
-err = Console(stderr=True, soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+message = err.print
 _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
-def message(text: str) -> None:
-    """Print a message on standard error; brackets in it are not markup."""
-    err.print(text, highlight=False, markup=False)
-
-
-def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> bool:
-    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or nowhere for None.
-
-    Returns:
-        True unless JSON was written to standard output, where a table would break it.
-    """
+def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> None:
+    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or nowhere for None."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    encoding = sys.stdout.encoding or "utf-8" if destination == "-" else "utf-8"
     try:
-        text.encode(encoding)
+        text.encode((sys.stdout.encoding or "utf-8") if destination == "-" else "utf-8")
     except UnicodeEncodeError:  # the output has no such character, or a file name is not valid Unicode
         text = json.dumps(value, indent=2)
     if destination == "-":
@@ -46,7 +37,6 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
     elif destination:
         write_all(location(destination), f"{text}\n".encode())
         message(f"Wrote {destination}")
-    return destination != "-"
 
 
 def reporter() -> Reporter:
@@ -60,13 +50,13 @@ def print_sections(sections: Sequence[Section], notes: Sequence[str] = ()) -> No
     """Print the headings, sentences, tables and notes of a report."""
     for section in sections:
         if section.text or section.tables:
-            out.print(Text(f"\n{section.title}", style="bold"))
+            out.print(f"\n{section.title}", style="bold")
         for paragraph in section.text:
-            out.print(Text(paragraph))
+            out.print(paragraph)
         for table in section.tables:
             print_table(table)
     for note in notes:
-        out.print(Text(f"Note: {note}", style="dim"))
+        out.print(f"Note: {note}", style="dim")
 
 
 def print_table(table: Table) -> None:
@@ -77,11 +67,9 @@ def print_table(table: Table) -> None:
     # the first column names the row, so the other columns are narrowed first, unless nothing would be left of them
     whole = max((Text(row[0]).cell_len for row in table.rows), default=0) <= out.width // 2
     for position, column in enumerate(table.columns):
-        names = position == 0 and not all(row[0][:1].isdigit() for row in table.rows)
-        left = names or column in table.left
-        rich.add_column(
-            Text(column), justify="left" if left else "right", overflow="fold", no_wrap=position == 0 and whole
-        )
+        left = column in table.left or (position == 0 and not all(row[0][:1].isdigit() for row in table.rows))
+        justify = "left" if left else "right"
+        rich.add_column(Text(column), justify=justify, overflow="fold", no_wrap=position == 0 and whole)  # type: ignore[arg-type]
     for row in table.rows:
         rich.add_row(Text(row[0]), *(Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]))
     out.print(rich)

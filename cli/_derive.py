@@ -2,7 +2,8 @@
 
 A command is a function of this folder. Its positional parameters are the command's arguments. Its keyword parameters
 are options that only the shell has, or words or defaults that differ there; ``**options`` stands for all other options
-of the verbs. Sources are parsed, not imported, so that `c3 X --help` and a wrong option load neither torch nor pyarrow.
+of the verbs. What it returns is what `--json` writes, with the exit code behind it if that is not 0. Sources are
+parsed, not imported, so that `c3 X --help` and a wrong option load neither torch nor pyarrow.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ import typer
 from typer.core import TyperCommand
 
 import c3tools
-from c3tools.errors import C3Error
 
-from ._console import write_json
+from ._console import out, write_json
 from ._files import json_destination, local_path, output_file, output_folder
 
-SAMPLE = "0.1"  # the fraction that --sample means without a value
-EXPERT_PANEL = "Options for experts and clusters"
-EXPERT = (
+_SAMPLE = "0.1"  # the fraction that --sample means without a value
+_EXPERT_PANEL = "Options for experts and clusters"
+_EXPERT = (
     "executor address processes compile random_init image_timeout shard_size workers batch_size dtype backend "
     "precision prefix_keys follow_symlinks set monitor tensorboard max_logit_scale chunk weight_decay warmup log_every "
     "cone shard_rows nprobe role train_on epoch resamples inception"
 ).split()
-SMALLEST: dict[str, float] = {  # values by option, or by command and option
+# what an option has beside its name, default and words: each table is by option, or by command and option
+_SMALLEST: dict[str, float] = {
     **dict.fromkeys("beams epochs steps seeds jobs processes shard_size shard_rows k n".split(), 1),
     **dict.fromkeys("batch_size nprobe sampling_steps width layers every".split(), 1),
     **dict.fromkeys("workers image_timeout resamples patience recall".split(), 0),
@@ -41,59 +42,57 @@ SMALLEST: dict[str, float] = {  # values by option, or by command and option
     **{"limit": 3, "rows": 3, "export workers": 1, "demo sigma": 0, "demo captions": 2, "train-decoder pairs": 0},
     **{"simulate stable-region pairs": 3},
 }
-LARGEST = {"recall": 1}
-BESIDE: dict[str, dict[str, Any]] = {  # what else an option has beside its name, default and words, for typer
-    "store": {"metavar": "PATH", "envvar": "C3_STORE", "show_envvar": True},
-    "json": {
-        "metavar": "[PATH.json]",
-        "parser": json_destination,
-        "help": "Print the result as JSON, or write it to PATH.json if a path follows.",
-    },
-    "output": {"names": ["--output", "-o"], "parser": local_path},
-    "search store": {"metavar": "PATH"},
-    "verify store": {"metavar": "PATH"},
-    "export output": {"names": ["--output", "-o"]},
-    "preset": {"names": ["--preset", "-p"]},
-    "format": {"names": ["--format", "-f"]},
-    "start": {"names": ["--from"]},
-    "within": {"names": ["--in"], "metavar": "MODALITY"},
-    "list_all": {"names": ["--list"]},
-    "normalise": {"names": ["--normalise/--keep-norms"]},
-    "generate images": {"names": ["--image"]},
-    "decoder": {"parser": local_path},
-    "csv": {"parser": output_file},
-    "html": {"parser": output_file},
-    "save": {"parser": output_file},
-    "figure": {
-        "parser": output_file,
-        "help": "File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none with --json.",
-    },
-    "figures": {"parser": output_folder, "metavar": "FOLDER"},
-    "folder": {"parser": local_path, "metavar": "FOLDER"},
-    "other": {"metavar": "NAME=FILE"},
-    "scores": {"metavar": "NAME=FILE"},
-    "set": {"metavar": "NAME=VALUE"},
-    "random_init": {"metavar": "SEED"},
-    "address": {"metavar": "HOST:PORT"},
-    "keep": {"metavar": "first"},
-    "by": {"metavar": "COLUMN"},
-    "fractions": {"metavar": "TRAIN,VAL,TEST"},
-    "sample": {"metavar": f"[FRACTION={SAMPLE}]"},
-    "connect modalities": {"metavar": "A,B"},
-    "tensorboard": {"metavar": "FOLDER"},
-    "photos_to": {"metavar": "FOLDER"},
-    "repository": {"metavar": "ORG/NAME"},
-    "destination": {"metavar": "OUT"},
-    "embed paths": {"metavar": "PATH..."},
-    "connect lit paths": {"metavar": "PATH..."},
-    "connect full paths": {"metavar": "PATH..."},
-    "gap-report stores": {"metavar": "[STORE] [OTHER]"},
-    "simulate paths": {"metavar": "[PATH]..."},
-    "merge stores": {"metavar": "STORE..."},
-    "verify path": {"metavar": "[STORE]", "envvar": "C3_STORE"},
-    "connect apply heads": {"metavar": "[HEADS]"},
-    "source": {"metavar": "[SOURCE]"},
+_LARGEST = {"recall": 1}
+_FLAGS: dict[str, list[str]] = {
+    "output": ["--output", "-o"],
+    "preset": ["--preset", "-p"],
+    "format": ["--format", "-f"],
+    "start": ["--from"],
+    "within": ["--in"],
+    "list_all": ["--list"],
+    "normalise": ["--normalise/--keep-norms"],
+    "generate images": ["--image"],
 }
+_PARSERS = {
+    **dict.fromkeys(("output", "decoder", "folder"), local_path),
+    **dict.fromkeys(("csv", "html", "save", "figure"), output_file),
+    "json": json_destination,
+    "figures": output_folder,
+    "export output": None,
+}
+_METAVARS = {
+    "json": "[PATH.json]",
+    "store": "PATH",
+    "within": "MODALITY",
+    "figures": "FOLDER",
+    "folder": "FOLDER",
+    "other": "NAME=FILE",
+    "scores": "NAME=FILE",
+    "set": "NAME=VALUE",
+    "random_init": "SEED",
+    "address": "HOST:PORT",
+    "keep": "first",
+    "by": "COLUMN",
+    "fractions": "TRAIN,VAL,TEST",
+    "sample": f"[FRACTION={_SAMPLE}]",
+    "connect modalities": "A,B",
+    "tensorboard": "FOLDER",
+    "photos_to": "FOLDER",
+    "repository": "ORG/NAME",
+    "destination": "OUT",
+    **dict.fromkeys(("embed paths", "connect lit paths", "connect full paths"), "PATH..."),
+    "gap-report stores": "[STORE] [OTHER]",
+    "merge stores": "STORE...",
+    "verify path": "[STORE]",
+    "heads": "[HEADS]",
+    "simulate init-gap paths": "[PATH]...",
+    "source": "[SOURCE]",
+}
+_WORDS = {
+    "json": "Print the result as JSON, or write it to PATH.json if a path follows.",
+    "figure": "File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none with --json.",
+}
+_OF_THE_ENVIRONMENT = {"store": True, "verify path": True, "verify store": False, "search store": False}
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 _SECTION = re.compile(r"\n\n(?:Args|Returns|Raises|Yields):\n")
@@ -106,7 +105,7 @@ class _Parameter(NamedTuple):
     is_argument: bool
 
 
-class JsonCommand(TyperCommand):
+class _JsonCommand(TyperCommand):
     """A command whose `--json` takes an optional path that ends in .json: without one, the result is printed.
 
     `--sample`, for commands that have it, takes an optional value too. No option takes NaN or an infinite number.
@@ -117,10 +116,11 @@ class JsonCommand(TyperCommand):
         rewritten = []
         for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
-            if argument == "--json" and following != "-" and not following.endswith(".json"):
-                rewritten.append("-")
+            if argument == "--json" and not following.endswith(".json"):
+                ctx.meta["json"] = True
+                rewritten += [] if following == "-" else ["-"]
             if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
-                rewritten.append(SAMPLE)
+                rewritten.append(_SAMPLE)
         rest: list[str] = super().parse_args(ctx, rewritten)
         option: Any
         for option in self.get_params(ctx):
@@ -129,16 +129,6 @@ class JsonCommand(TyperCommand):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise typer.BadParameter(f"{number} is not a finite number.", ctx, option)
         return rest
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; if it prints JSON, also print an expected error as a JSON object on standard output."""
-        try:
-            return super().invoke(ctx)
-        except (C3Error, OSError) as error:
-            if ctx.params.get("json") == "-" and not isinstance(error, BrokenPipeError):
-                remedy = getattr(error, "remedy", None)
-                write_json({"error": getattr(error, "message", str(error)), "remedy": remedy}, "-")
-            raise
 
 
 def derive(group: typer.Typer, name: str, place: str, verbs: str, leave_out: str = "") -> None:
@@ -152,19 +142,27 @@ def derive(group: typer.Typer, name: str, place: str, verbs: str, leave_out: str
         leave_out: Parameters of the verbs that the command does not have, separated by spaces.
     """
     module, _, function = place.partition(".")
-    own = _source(module, function)
+    own = _own(place)
     found: dict[str, _Parameter] = {}
     for verb in verbs.split():
-        positional = {n: p._replace(is_argument=False) for n, p in _parameters(_verb(verb)).items()}
-        found = {**positional, **found}
+        options = {n: p._replace(is_argument=False) for n, p in _parameters(_verb(verb)).items()}
+        found = {**options, **found}
     for n, parameter in _parameters(own).items():
-        words = parameter.words or (found[n].words if n in found else "")
-        found[n] = parameter._replace(words=words)
+        found[n] = parameter._replace(words=parameter.words or (found[n].words if n in found else ""))
     for n in leave_out.split():
         del found[n]
+    takes_json = "json" in found
+    found["json"] = _Parameter("str | None", None, "", False)
 
     def run(**values: Any) -> None:
-        getattr(importlib.import_module(f".{module}", __package__), function)(**values)
+        json = values["json"] if takes_json else values.pop("json")
+        out.quiet = json == "-"
+        result = getattr(importlib.import_module(f".{module}", __package__), function)(**values)
+        value, code = result if isinstance(result, tuple) else (result, 0)
+        if value is not None:
+            write_json(value, json)
+        if code:
+            raise typer.Exit(code)
 
     signature = [
         inspect.Parameter(
@@ -176,53 +174,51 @@ def derive(group: typer.Typer, name: str, place: str, verbs: str, leave_out: str
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
     paragraphs = _SECTION.split(ast.get_docstring(own) or "")[0].split("\n\n")
     run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    group.command(name.rsplit(maxsplit=1)[-1], cls=JsonCommand)(run)
+    group.command(name.rsplit(maxsplit=1)[-1], cls=_JsonCommand)(run)
 
 
 def summary(place: str) -> str:
     """Return the first line of the docstring of ``module.function`` of this folder."""
-    return (ast.get_docstring(_source(*place.split("."))) or "").partition("\n")[0]
+    return (ast.get_docstring(_own(place)) or "").partition("\n")[0]
 
 
 def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
     """Return the type of an option, with what typer has to know about it."""
-    if name == "context":
-        return typer.Context
     annotation, default, words, is_argument = found[name]
-    beside = dict(_beside(BESIDE, command, name) or {})
-    names = beside.pop("names", [_flag(command, name, found)])
     kind = _type(annotation)
-    if "int" in annotation or "float" in annotation:
-        beside |= {"min": _beside(SMALLEST, command, name), "max": _beside(LARGEST, command, name)}
-    if "Path" in annotation:
-        beside.setdefault("metavar", "PATH")
-    words = re.sub(r"``(\w+)``", lambda match: _flag(command, match[1], found), words).replace("``", "")
+    words = re.sub(r"``(\w+)``", lambda match: _flags(command, match[1], found)[0], words).replace("``", "")
     if annotation.startswith(("list", "Sequence")) and not is_argument:
         words += " May be repeated."
-    beside.setdefault("help", words)
-    beside["show_default"] = default not in (None, False, "", [], inspect.Parameter.empty)
+    settings = {
+        "help": _entry(_WORDS, command, name) or words,
+        "metavar": _entry(_METAVARS, command, name) or ("PATH" if "Path" in annotation else None),
+        "parser": _entry(_PARSERS, command, name),
+        "show_default": default not in (None, False, "", [], inspect.Parameter.empty),
+    }
+    if kind in (int, float):
+        settings |= {"min": _entry(_SMALLEST, command, name), "max": _entry(_LARGEST, command, name)}
+    if _entry(_OF_THE_ENVIRONMENT, command, name):
+        settings |= {"envvar": "C3_STORE", "show_envvar": True}
+    if name in _EXPERT:
+        settings["rich_help_panel"] = _EXPERT_PANEL
     kind = kind | None if default is None else kind
     if is_argument:
-        return Annotated[kind, typer.Argument(**beside)]
-    if name in EXPERT:
-        beside["rich_help_panel"] = EXPERT_PANEL
-    return Annotated[kind, typer.Option(*names, **beside)]
+        return Annotated[kind, typer.Argument(**settings)]
+    return Annotated[kind, typer.Option(*_flags(command, name, found), **settings)]
 
 
-def _beside(table: dict[str, Any], command: str, name: str) -> Any:
+def _entry(table: dict[str, Any], command: str, name: str) -> Any:
     return table.get(f"{command} {name}", table.get(f"{command.split(maxsplit=1)[0]} {name}", table.get(name)))
 
 
-def _flag(command: str, name: str, found: dict[str, _Parameter]) -> str:
+def _flags(command: str, name: str, found: dict[str, _Parameter]) -> list[str]:
     """Return how a parameter is typed: an option with its dashes, an argument in capitals."""
     if name not in found:
-        return name
+        return [name]
     if found[name].is_argument:
-        return name.upper().removesuffix("S")
-    if names := (_beside(BESIDE, command, name) or {}).get("names"):
-        return str(names[0])
+        return [name.upper().removesuffix("S")]
     flag = f"{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}"
-    return f"{flag}/--no-{flag[2:]}" if found[name].default is True else flag
+    return _entry(_FLAGS, command, name) or [f"{flag}/--no-{flag[2:]}" if found[name].default is True else flag]
 
 
 def _type(annotation: str) -> Any:
@@ -241,34 +237,35 @@ def _parameters(function: ast.FunctionDef) -> dict[str, _Parameter]:
     arguments, empty = function.args, inspect.Parameter.empty
     required = [None] * (len(arguments.args) - len(arguments.defaults))
     found = {}
-    for values, is_argument in (
-        (zip(arguments.args, [*required, *arguments.defaults], strict=True), True),
-        (zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True), False),
+    for argument, value in zip(
+        [*arguments.args, *arguments.kwonlyargs], [*required, *arguments.defaults, *arguments.kw_defaults], strict=True
     ):
-        for argument, value in values:
-            annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-            if argument.arg == "self" or not (_type(annotation) or argument.arg == "context"):
-                continue
-            default = empty if value is None else ast.literal_eval(value)
-            if isinstance(default, tuple) and not annotation.startswith("tuple"):
-                default = ",".join(map(str, default)) if _type(annotation) is str else list(default)
-            found[argument.arg] = _Parameter(annotation, default, words.get(argument.arg, ""), is_argument)
+        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+        if argument.arg == "self" or not _type(annotation):
+            continue
+        default = empty if value is None else ast.literal_eval(value)
+        if isinstance(default, tuple) and not annotation.startswith("tuple"):
+            default = ",".join(map(str, default)) if _type(annotation) is str else list(default)
+        is_argument = argument in arguments.args
+        found[argument.arg] = _Parameter(annotation, default, words.get(argument.arg, ""), is_argument)
     return found
 
 
 def _verb(name: str) -> ast.FunctionDef:
     """Return the definition of a public function, or of the method ``Class.name`` of a public class."""
     public, _, method = name.partition(".")
-    return _definition(Path(c3tools.__file__).parent, c3tools._HOMES[public], public, method)
+    path = Path(c3tools.__file__).parent / c3tools._HOMES[public].replace(".", "/")
+    return _definition(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"), public, method)
 
 
-def _source(module: str, function: str) -> ast.FunctionDef:
-    return _definition(Path(__file__).parent, module, function)
+def _own(place: str) -> ast.FunctionDef:
+    """Return the definition of ``module.function`` of this folder."""
+    module, _, function = place.partition(".")
+    return _definition(Path(__file__).with_name(f"{module}.py"), function)
 
 
-def _definition(folder: Path, module: str, *names: str) -> ast.FunctionDef:
-    path = folder / module.replace(".", "/")
-    node: Any = _parse(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+def _definition(path: Path, *names: str) -> ast.FunctionDef:
+    node: Any = _parse(path)
     for name in filter(None, names):
         node = next(child for child in node.body if getattr(child, "name", None) == name)
     assert isinstance(node, ast.FunctionDef)

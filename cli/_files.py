@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-
-import typer
 
 from c3tools.errors import C3Error
 from c3tools.io.locations import is_url, location
@@ -34,20 +31,16 @@ def output_file(text: str | Path) -> Path:
         C3Error: if its folder on this machine is missing or cannot be written to, or if the path is a folder.
     """
     path = location(text)
-    if not isinstance(path, Path):
-        return path
-    folder = path.parent
-    if folder.exists() and not folder.is_dir():
-        raise C3Error(
-            f"{path} cannot be written: {folder} is a file.", remedy="Choose a path whose parent is a folder."
-        )
-    if not folder.is_dir():
-        remedy = f"Create it with: mkdir -p {shlex.quote(str(folder))}"
-        raise C3Error(f"{path} cannot be written: the folder {folder} does not exist.", remedy=remedy)
-    if path.is_dir():
-        raise C3Error(f"{path} cannot be written: it is a folder.", remedy="Give the path of a file in this folder.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise C3Error(f"{path} cannot be written: permission denied.", remedy="Choose a file in another folder.")
+    if isinstance(path, Path):
+        folder, reason = path.parent, ""
+        if not folder.is_dir():
+            reason = f"{folder} is a file" if folder.exists() else f"the folder {folder} does not exist"
+        elif path.is_dir():
+            reason = "it is a folder"
+        elif not os.access(path if path.exists() else folder, os.W_OK):
+            reason = "permission denied"
+        if reason:
+            raise C3Error(f"{path} cannot be written: {reason}.", remedy="Give a file in a folder that can be written.")
     return path
 
 
@@ -65,17 +58,6 @@ def output_folder(text: str | Path) -> Path:
     return output_file(path)
 
 
-def extra_output(given: Path | None, default: str, json: str | None) -> Path | None:
-    """Return the file to write in addition to printing: ``given``, else ``default``, or None if `--json` is used.
-
-    Raises:
-        C3Error: as `output_file`.
-    """
-    if given is not None:
-        return given
-    return None if json else output_file(default)
-
-
 def json_destination(text: str) -> str:
     """Parse what follows `--json`: ``-``, or a path or URL as `output_file` takes it."""
     if text != "-":
@@ -83,13 +65,9 @@ def json_destination(text: str) -> str:
     return text
 
 
-def typed_option(context: typer.Context, *names: str) -> str | None:
-    """Return the first of these options that was typed; defaults and values from the environment do not count."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            return f"--{name.replace('_', '-')}"
-    return None
+def extra_output(given: Path | None, default: str, json: str | None) -> Path | None:
+    """Return the file to write in addition to printing: ``given``, else ``default``, or None if `--json` is used."""
+    return given if given is not None or json else output_file(default)
 
 
 def named_files(items: Sequence[str]) -> dict[str, Path]:
@@ -98,15 +76,11 @@ def named_files(items: Sequence[str]) -> dict[str, Path]:
     Raises:
         C3Error: if an item has another form.
     """
-    files = {}
-    for item in items:
-        name, _, path = item.partition("=")
+    files = dict(item.partition("=")[::2] for item in items)
+    for name, path in files.items():
         if not name.isidentifier() or not path:
-            raise C3Error(
-                f"--other {item} is not of the form NAME=FILE.", remedy="For example: --other audio=audio.npy"
-            )
-        files[name] = Path(path)
-    return files
+            raise C3Error(f"--other {name} is not of the form NAME=FILE.", remedy="For example: --other audio=a.npy")
+    return {name: Path(path) for name, path in files.items()}
 
 
 def comma_separated(text: str | None) -> list[str] | None:

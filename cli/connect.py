@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import Any
 
 import c3tools
 from c3tools.errors import C3Error
 from c3tools.reporter import counted
 
-from ._console import message, print_table, reporter, write_json
-from ._files import comma_separated, named_files, typed_option
-
-if TYPE_CHECKING:
-    from c3tools.connect.pairs import PairedFeatures
-
-STORE_OPTIONS = ("store", "second_store", "modalities")
-FILE_OPTIONS = ("meta", "text_meta", "image_array", "text_array")
+from ._console import message, print_table, reporter
+from ._files import comma_separated, named_files
 
 
-def heads(
-    context: typer.Context,
-    *,
-    other: Sequence[str] = (),
-    modalities: str | None = None,
-    json: str | None = None,
-    **options: Any,
-) -> None:
+def heads(*, other: Sequence[str] = (), modalities: str | None = None, **options: Any) -> Any:
     """Train two small heads on frozen features: two modalities of a store, two stores, or two files of vectors.
 
     The output folder contains the heads, a log of the geometry by step (geometry.json, geometry.svg) and a model card.
@@ -37,20 +22,12 @@ def heads(
     Args:
         other: A file of vectors of another modality, for example audio=audio.npy.
     """
-    features = _read_features(context, other, modalities, options)
+    features = _read_features(other, modalities, options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
-    _print(connected.to_dict(), options["output"], json, f"c3 connect apply {options['output']} …")
+    return _print(connected.to_dict(), options["output"], f"c3 connect apply {options['output']} …")
 
 
-def apply(
-    context: typer.Context,
-    heads: str = "c3-heads",
-    *,
-    other: Sequence[str] = (),
-    modalities: str | None = None,
-    json: str | None = None,
-    **options: Any,
-) -> None:
+def apply(heads: str = "c3-heads", *, other: Sequence[str] = (), modalities: str | None = None, **options: Any) -> Any:
     """Apply trained heads to features of the same towers, and write the result to a new store.
 
     Keys, splits and captions are copied.
@@ -58,69 +35,60 @@ def apply(
     Args:
         other: A file of vectors of another modality, for example audio=audio.npy.
     """
-    features = _read_features(context, other, modalities, options)
-    report = c3tools.apply_heads(heads, features, **options, reporter=reporter())
-    write_json(report.to_dict(), json)
+    report = c3tools.apply_heads(heads, _read_features(other, modalities, options), **options, reporter=reporter())
     for note in report.notes:
         message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     output = options["output"]
     message(f"Wrote {listing} rows into {output} ({counted(report.pairs, 'pair')}). Next: c3 gap-report {output}")
+    return report.to_dict()
 
 
-def lit(paths: list[str], *, json: str | None = None, **options: Any) -> None:
+def lit(paths: list[str], **options: Any) -> Any:
     """Train the text tower of an open_clip model on photos with captions; the image tower stays frozen.
 
     The photos are encoded once. The output folder is a model for every command (--model local-dir:c3-model), with a
     model card and a log of the geometry. Run the same command again to continue an interrupted training; run it with
     `torchrun` to use several GPUs.
     """
-    connected = c3tools.connect_towers(paths, mode="lit", **options, reporter=reporter())
-    _print(connected.to_dict(), options["output"], json, f"c3 embed --model local-dir:{options['output']} …")
+    return _connect_towers(paths, "lit", options)
 
 
-def full(paths: list[str], *, json: str | None = None, **options: Any) -> None:
+def full(paths: list[str], **options: Any) -> Any:
     """Train both towers of an open_clip model on photos with captions.
 
     Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching). The output folder is
     a model for every command (--model local-dir:c3-model), with a model card and a log of the geometry. Run the same
     command again to continue an interrupted training; run it with `torchrun` to use several GPUs.
     """
-    connected = c3tools.connect_towers(paths, mode="full", **options, reporter=reporter())
-    _print(connected.to_dict(), options["output"], json, f"c3 embed --model local-dir:{options['output']} …")
+    return _connect_towers(paths, "full", options)
 
 
-def _read_features(
-    context: typer.Context, other: Sequence[str], modalities: str | None, options: dict[str, Any]
-) -> PairedFeatures:
-    """Read the two modalities, and take what names them out of ``options``.
+def _connect_towers(paths: list[str], mode: Any, options: dict[str, Any]) -> Any:
+    connected = c3tools.connect_towers(paths, mode=mode, **options, reporter=reporter())
+    return _print(connected.to_dict(), options["output"], f"c3 embed --model local-dir:{options['output']} …")
 
-    Raises:
-        C3Error: if options of a store are typed together with files of vectors, or options of files without files.
-    """
-    chosen = {name: options.pop(name) for name in ("image", "text", "store", "second_store", *FILE_OPTIONS)}
-    from_files = bool(chosen["image"] or chosen["text"] or other)
-    if from_files and (option := typed_option(context, *STORE_OPTIONS)):
+
+def _read_features(other: Sequence[str], modalities: str | None, options: dict[str, Any]) -> Any:
+    """Read the two modalities, and take what names them out of ``options``."""
+    of_files = ("meta", "text_meta", "image_array", "text_array")
+    chosen = {name: options.pop(name) for name in ("image", "text", "store", "second_store", *of_files)}
+    names, from_files = comma_separated(modalities), bool(chosen["image"] or chosen["text"] or other)
+    if (names or chosen["second_store"]) if from_files else any(chosen[name] for name in of_files):
         raise C3Error(
-            f"{option} cannot be used here: the features come from the files given by --image, --text or --other.",
-            remedy=f"Leave out {option}, or leave out the files. --output names the result.",
+            "Options of a store and of files of vectors were given together.",
+            remedy="Give files with --image, --text or --other, or one or two stores with --store and --second-store.",
         )
-    if not from_files and (option := typed_option(context, *FILE_OPTIONS)):
-        raise C3Error(
-            f"{option} describes a file of vectors, but no file is given, so the features come from a store.",
-            remedy=f"Give the files with --image, --text or --other, or leave out {option}.",
-        )
-    names = comma_separated(modalities)
     return c3tools.read_features(**chosen, other=named_files(other), modalities=names, reporter=reporter())
 
 
-def _print(record: dict[str, Any], output: str, json: str | None, following: str) -> None:
+def _print(record: dict[str, Any], output: str, following: str) -> Any:
     """Print the scores of a training, in the main process only."""
     from c3tools.connect.processes import rank
     from c3tools.connect.training import score_table
 
     if rank():
-        return
-    if write_json(record, json):
-        print_table(score_table(record))
+        return None
+    print_table(score_table(record))
     message(f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: {following}")
+    return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_text
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,13 @@ from typing import Any
 import c3tools
 from c3tools.errors import C3Error, OutputError, UnreachableError
 
-from ._console import message, write_json
+from ._console import message
 
-_CLASSES = {  # by a file that its folder has; a decoder and a generator have a pipeline too
-    "store.json": "Store",
-    "decoder.json": "Captioner",
-    "generator.json": "Generator",
-    "transform.json": "Pipeline",
-}
-_FOLDERS = {
-    "Store": "c3-store",
-    "Captioner": "c3-decoder",
-    "Generator": "c3-generator",
-    "Pipeline": "c3-pipeline",
+_KINDS = {  # class and default folder, by a file that the folder has; a decoder and a generator have a pipeline too
+    "store.json": ("Store", "c3-store"),
+    "decoder.json": ("Captioner", "c3-decoder"),
+    "generator.json": ("Generator", "c3-generator"),
+    "transform.json": ("Pipeline", "c3-pipeline"),
 }
 
 
@@ -36,8 +30,7 @@ def push(
     data: Sequence[str] = (),
     scores: Sequence[str] = (),
     revision: str | None = None,
-    json: str | None = None,
-) -> None:
+) -> Any:
     """Upload a decoder, a generator, a pipeline or a store to the Hugging Face hub, with a card.
 
     A store becomes a data set, without the images. Log in with `hf auth login` or the variable HF_TOKEN.
@@ -51,42 +44,33 @@ def push(
         scores: For the card: scores on the data set NAME, from c3 evaluate --json.
         revision: The branch. By default main.
     """
-    name = next((name for file, name in _CLASSES.items() if (folder / file).is_file()), None)
+    name = next((name for file, (name, _) in _KINDS.items() if (folder / file).is_file()), None)
     if name is None:
         raise C3Error(
-            f"{folder} holds nothing that can be pushed: none of {', '.join(_CLASSES)} is there.",
+            f"{folder} holds nothing that can be pushed: none of {', '.join(_KINDS)} is there.",
             remedy="Name the folder of a decoder, a generator, a fitted pipeline or a store.",
         )
-    measured = dict(map(_read_scores, scores))
+    measured = {}
+    for option in scores:
+        dataset, _, file = option.partition("=")
+        try:
+            found = json.loads(Path(file).read_text(encoding="utf-8"))["scores"]
+            measured[dataset] = {metric: float(value) for metric, value in found.items() if value is not None}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise C3Error(
+                f"--scores {option}: there are no scores to read ({error!r}).",
+                remedy='For example: c3 evaluate --json scores.json, then --scores "Flickr8k test=scores.json"',
+            ) from error
     kind = getattr(c3tools, name)
     result = (kind.open if name == "Store" else kind.load)(folder)
     address = result.push_to_hub(
         repository, private=private or None, revision=revision, license=license, data=list(data), scores=measured
     )
-    write_json({"class": name, "repository": repository, "commit": address}, json)
     message(f"Pushed the {name} in {folder}: {address}")
+    return {"class": name, "repository": repository, "commit": address}
 
 
-def _read_scores(option: str) -> tuple[str, dict[str, Any]]:
-    name, _, file = option.partition("=")
-    try:
-        scores = json_text.loads(Path(file).read_text(encoding="utf-8"))["scores"]
-        return name, {metric: float(value) for metric, value in scores.items() if value is not None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise C3Error(
-            f"--scores {option}: there are no scores to read ({error!r}).",
-            remedy='For example: c3 evaluate --json scores.json, then --scores "Flickr8k test=scores.json"',
-        ) from error
-
-
-def pull(
-    repository: str,
-    *,
-    output: Path | None = None,
-    revision: str | None = None,
-    dataset: bool = False,
-    json: str | None = None,
-) -> None:
+def pull(repository: str, *, output: Path | None = None, revision: str | None = None, dataset: bool = False) -> Any:
     """Fetch a decoder, a generator, a pipeline or a store from the Hugging Face hub to a folder.
 
     Args:
@@ -107,9 +91,10 @@ def pull(
         except UnreachableError:
             raise error from None
     name = str(class_of(fetched))
-    if name not in _FOLDERS:
+    folders = dict(_KINDS.values())
+    if name not in folders:
         raise C3Error(f"{repository} holds a {name}, which this c3tools does not know.", remedy="Update c3tools.")
-    folder = output or Path(_FOLDERS[name])
+    folder = output or Path(folders[name])
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise OutputError(f"There is something at {folder} already.", remedy="Name a new folder with --output.")
     kind = getattr(c3tools, name)
@@ -120,5 +105,5 @@ def pull(
         with replacing(folder) as new:
             for file in fetched.iterdir():
                 shutil.copyfile(file, new / file.name)
-    write_json({"class": name, "repository": repository, "folder": str(folder)}, json)
     message(f"Wrote the {name} of {repository} to {folder}.")
+    return {"class": name, "repository": repository, "folder": str(folder)}

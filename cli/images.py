@@ -8,12 +8,12 @@ from typing import Any
 import c3tools
 from c3tools.tables import Table
 
-from ._console import message, print_table, reporter, write_json
+from ._console import message, print_table, reporter
 
 SHOWN = 20
 
 
-def train_generator(*, json: str | None = None, **options: Any) -> None:
+def train_generator(**options: Any) -> Any:
     """Train an image generator on the store's photos and their image embeddings alone, and write it to c3-generator/.
 
     Training reads no text; afterwards, `c3 generate "a dog on the beach"` makes images from texts. The photos are read
@@ -23,23 +23,17 @@ def train_generator(*, json: str | None = None, **options: Any) -> None:
     from c3tools.imaging.train import SAMPLES_FILE
 
     record = c3tools.train_generator(**options, reporter=reporter()).to_dict()
-    if write_json(record, json):
-        best, trace, rows = record["best_val_loss"], record["trace"], []
-        for step, loss in record["validations"]:
-            trained = next((value for at, value in trace if at >= step), trace[-1][1])
-            rows.append([f"{step:,}", f"{trained:.4f}", f"{loss:.4f}{' (kept)' if loss == best else ''}"])
-        print_table(Table(["step", "training loss", "validation loss"], rows))
+    best, trace, rows = record["best_val_loss"], record["trace"], []
+    for step, loss in record["validations"]:
+        trained = next((value for at, value in trace if at >= step), trace[-1][1])
+        rows.append([f"{step:,}", f"{trained:.4f}", f"{loss:.4f}{' (kept)' if loss == best else ''}"])
+    print_table(Table(["step", "training loss", "validation loss"], rows))
     folder = options["output"]
     message(f'Wrote {folder}/ with samples in {folder}/{SAMPLES_FILE}. Next: c3 generate "a dog on the beach"')
+    return record
 
 
-def generate(
-    texts: Sequence[str] = (),
-    *,
-    images: Sequence[str] = (),
-    json: str | None = None,
-    **options: Any,
-) -> None:
+def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options: Any) -> Any:
     """Generate images from texts, captions, embeddings or photos, with a contact sheet and a page.
 
     The same text and seed give the same image. Run the same command again to continue an interrupted run: existing
@@ -51,10 +45,9 @@ def generate(
     from c3tools.imaging.generation import PAGE_FILE, SHEET_FILE
 
     made = c3tools.generate(texts, images=images, **options, reporter=reporter())
-    if write_json(made.to_dict(), json):
-        rows = [[image.asked, image.file] for image in made.images[:SHOWN]]
-        print_table(Table(["text", "image"], rows, left=["image"]))
-        if len(made.images) > SHOWN:
-            message(f"... and {len(made.images) - SHOWN:,} more.")
+    print_table(Table(["text", "image"], [[image.asked, image.file] for image in made.images[:SHOWN]], left=["image"]))
+    if len(made.images) > SHOWN:
+        message(f"... and {len(made.images) - SHOWN:,} more.")
     folder = options["output"]
     message(f"Wrote {folder}/. Overviews: {folder}/{SHEET_FILE} and {folder}/{PAGE_FILE}.")
+    return made.to_dict()

@@ -32,7 +32,7 @@ def cli_page() -> str:
     for name in COMMANDS:
         command: Any = typer.main.get_command(app)
         for word in name.split():
-            command = command.commands[word]
+            command = command.get_command(None, word)
         options = [p for p in command.params if p.param_type_name == "option" and p.name not in ("json", "help")]
         everyday, expert = (
             ", ".join(f"`{p.opts[0]}`" for p in options if bool(p.rich_help_panel) is wanted)

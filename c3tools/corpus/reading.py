@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CorpusError
-from ..io.locations import is_url, kind_of, location
-from ..io.patterns import expand
+from ..io.locations import expand, is_url, kind_of, location
 from ..reporter import counted
 from .captions import read_captions
 from .containers import Reader, add_containers, container_reader, find_containers, unreadable

@@ -8,6 +8,7 @@ alone, as the client of each object store reads them.
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
@@ -15,9 +16,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
+import bracex
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
@@ -26,13 +29,14 @@ ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds, doubled after each attempt
 BLOCK = 4 * 2**20  # bytes per request
 SMALL_BLOCK = 2**16  # bytes per request where only a small part of a file is needed: its footer, one column
-_LARGEST_WHOLE = 2**30  # bytes of a file that is kept in memory because its server supports no ranges
+_MOST_NAMES = 100_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_GLOB = re.compile(r"[*?\[]")
 _REFUSED_STATUS, _GONE_STATUS = (400, 401, 403, 405), (404, 410)
 _CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT = (*_FILE_ERRORS, ImportError, ValueError, TypeError)  # another attempt would fail too
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "url"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 T = TypeVar("T")
 
 
@@ -51,7 +55,6 @@ def location(text: str | Path) -> Path:
     if not is_url(text) or not isinstance(text, str):
         return Path(text) if isinstance(text, str) else text
     scheme = text.split("://", 1)[0].lower()
-    extra = _EXTRAS.get(scheme, "url")
     try:
         from fsspec import available_protocols
         from upath import UPath
@@ -63,9 +66,43 @@ def location(text: str | Path) -> Path:
     except ValueError as error:
         raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the server name.") from error
     except ImportError as error:
-        package = error.name or scheme
-        raise MissingExtraError(package, extra=extra, purpose=f"Reading {scheme}:// locations") from error
+        extra, purpose = _EXTRAS.get(scheme, "url"), f"Reading {scheme}:// locations"
+        raise MissingExtraError(error.name or scheme, extra=extra, purpose=purpose) from error
     return cast(Path, path)
+
+
+def expand(text: str | Path) -> list[Path]:
+    """Return the locations that a path or pattern stands for.
+
+    Braces, ``{000..012}`` and ``{a,b}``, are expanded, and ``*`` is looked up. A pattern that is the name of an
+    existing file is taken literally.
+
+    Raises:
+        CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, cannot be looked up, or braces stand for
+            more than 100,000 names.
+    """
+    if isinstance(text, Path) or (not is_url(text) and os.path.exists(text)):  # noqa: PTH110 - of any length
+        return [location(text)]
+    try:
+        names = bracex.expand(text.replace("\\", "\\\\"), limit=_MOST_NAMES)
+    except bracex.ExpansionLimitException:
+        raise CorpusError(f"{text[:200]} stands for more than {_MOST_NAMES:,} names.") from None
+    found: list[Path] = []
+    for name in names:
+        is_web = name.lower().startswith(("http://", "https://"))  # which list no files: * and ? are of the address
+        if is_web or not _GLOB.search(name):
+            found.append(location(name))
+            continue
+        if is_url(name):
+            files: Any = location(name)
+            listed = retrying(partial(files.fs.glob, name), name)
+            matches = [location(files.fs.unstrip_protocol(match)) for match in sorted(listed)]
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - absolute ones
+        if not matches:
+            raise CorpusError(f"Nothing matches {name}.", remedy="Check the path before the first *, ? or [.")
+        found += matches
+    return found
 
 
 def kind_of(path: Path) -> Literal["file", "folder"] | None:
@@ -77,23 +114,9 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
     if isinstance(path, Path):
         return "folder" if path.is_dir() else "file" if path.exists() else None
     try:
-        info = _info(path)
+        return "folder" if _request(path, "info")["type"] == "directory" else "file"
     except FileNotFoundError:
         return None
-    return "folder" if info["type"] == "directory" else "file"
-
-
-def _info(path: Any) -> dict[str, Any]:
-    """Return what the server says about a file or folder.
-
-    `exists` of fsspec and similar functions cannot be used, because they treat every error as a missing file.
-    """
-
-    def ask() -> dict[str, Any]:
-        path.fs.invalidate_cache(path.path)  # other processes write there too
-        return dict(path.fs.info(path.path))
-
-    return retrying(ask, str(path))
 
 
 def names_in(folder: Path) -> tuple[list[str], list[str]]:
@@ -103,21 +126,14 @@ def names_in(folder: Path) -> tuple[list[str], list[str]]:
         OSError: if it cannot be looked up.
     """
     if isinstance(folder, Path):
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
-        return [e.name for e in entries if e.is_dir()], [e.name for e in entries if not e.is_dir()]
-    place: Any = folder
-
-    def ask() -> list[dict[str, Any]]:
-        place.fs.invalidate_cache(place.path)
-        return list(place.fs.ls(place.path, detail=True))
-
-    try:
-        found = retrying(ask, str(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return [], []
-    names = [(str(entry["name"]).rstrip("/").rpartition("/")[2], entry["type"]) for entry in found]
-    folders = sorted(name for name, kind in names if kind == "directory")
-    return folders, sorted(name for name, kind in names if kind != "directory")
+        found = [(e.name, e.is_dir()) for e in os.scandir(folder)] if folder.is_dir() else []
+    else:
+        try:
+            entries = _request(folder, "ls", detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            entries = []
+        found = [(e["name"].rstrip("/").rpartition("/")[2], e["type"] == "directory") for e in entries]
+    return sorted(name for name, is_folder in found if is_folder), sorted(name for name, inner in found if not inner)
 
 
 def upload(source: Path, target: Path) -> None:
@@ -142,9 +158,6 @@ def download(source: Path, target: Path) -> None:
     Raises:
         OSError: if it cannot be read or written.
     """
-    if isinstance(source, Path):
-        shutil.copyfile(source, target)
-        return
     with open_binary(source) as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, BLOCK)
 
@@ -158,8 +171,8 @@ def write_all(path: Path, content: bytes) -> None:
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        return
-    write_object(path, lambda local: local.write_bytes(content))
+    else:
+        write_object(path, lambda local: local.write_bytes(content))
 
 
 def write_object(target: Path, write: Callable[[Path], object]) -> None:
@@ -176,12 +189,8 @@ def write_object(target: Path, write: Callable[[Path], object]) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file if it exists."""
-    if isinstance(path, Path):
-        path.unlink(missing_ok=True)
-        return
-    place: Any = path
     with suppress(FileNotFoundError):
-        retrying(lambda: place.fs.rm_file(place.path), str(path))
+        path.unlink() if isinstance(path, Path) else _request(path, "rm_file")
 
 
 def move(source: Path, target: Path) -> None:
@@ -193,15 +202,14 @@ def move(source: Path, target: Path) -> None:
     if isinstance(source, Path):
         source.replace(target)
         return
-    place: Any = source
-    retrying(lambda: place.fs.cp_file(place.path, target.path), str(target))
+    _request(source, "cp_file", target.path)
     remove(source)
 
 
 def size_of(path: Path) -> int | None:
     """Return the size of a file in bytes; None if it does not exist."""
     try:
-        return path.stat().st_size if isinstance(path, Path) else int(_info(path)["size"])
+        return path.stat().st_size if isinstance(path, Path) else int(_request(path, "info")["size"])
     except FileNotFoundError:
         return None
 
@@ -211,7 +219,7 @@ def version_of(path: Path) -> str | None:
     if isinstance(path, Path):
         status = path.stat()
         return f"{status.st_size} {status.st_mtime_ns}"
-    info = _info(path)
+    info = _request(path, "info")
     mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime", "updated") if info.get(name)), None)
     return None if mark is None else f"{info['size']} {mark}"
 
@@ -240,8 +248,7 @@ def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | Binary
 def read_all(path: Path, limit: int | None = None) -> bytes:
     """Return the content of a file, or its first ``limit`` bytes."""
     if limit is None and not isinstance(path, Path):
-        place: Any = path
-        return retrying(lambda: bytes(place.fs.cat_file(place.path)), str(path))
+        return bytes(_request(path, "cat_file"))
     with open_binary(path) as file:
         return file.read(-1 if limit is None else limit)
 
@@ -289,21 +296,22 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
     again = Retrying(
         stop=stop_after_attempt(attempts),
         wait=wait_exponential(FIRST_PAUSE, max=60) + wait_random(0, FIRST_PAUSE),
-        retry=retry_if_exception(_may_be_temporary),
+        retry=retry_if_exception(lambda error: _verdict(error) == "temporary"),
         reraise=True,
     )
     try:
         return again(call)
     except Exception as error:  # every client has its own exceptions
-        if _is_refusal(error):
+        verdict = _verdict(error)
+        if verdict == "refused":
             raise RefusedError(
                 f"Access to {where} was refused ({_reason(error)}).",
                 remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL) and their permissions.",
             ) from error
-        if getattr(error, "status", None) in _GONE_STATUS:
+        if verdict == "gone":
             raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
-        if not _may_be_temporary(error):
+        if verdict == "permanent":
             raise
         raise UnreachableError(
             f"{where} could not be reached in {attempts} attempts ({_reason(error)}).",
@@ -311,40 +319,51 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         ) from error
 
 
-def _may_be_temporary(error: BaseException) -> bool:
-    """Return whether another attempt may help; fsspec reports a web server that is down as a missing file."""
-    cause = error.__cause__
-    status = getattr(cause, "status", None)
-    if _is_refusal(error) or getattr(error, "status", None) in _GONE_STATUS or not isinstance(error, Exception):
-        return False
-    if not isinstance(error, _PERMANENT):
-        return True
-    if status is not None:
-        return int(status) == 429 or int(status) >= 500
-    return isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, _FILE_ERRORS)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Return whether the server refuses access, so that retrying does not help."""
-    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
-    return isinstance(error, PermissionError) or status in _REFUSED_STATUS or type(error).__name__ in _CREDENTIAL_ERRORS
+def _verdict(error: BaseException) -> Literal["refused", "gone", "temporary", "permanent"]:
+    """Return what an error means; fsspec reports a web server that is down as a missing file."""
+    cause, own = error.__cause__, getattr(error, "status", None)
+    status = own or getattr(cause, "status", None)
+    if isinstance(error, PermissionError) or status in _REFUSED_STATUS or type(error).__name__ in _CREDENTIAL_ERRORS:
+        return "refused"
+    if own in _GONE_STATUS:
+        return "gone"
+    if isinstance(error, _PERMANENT):
+        if status is not None:
+            again = int(status) == 429 or int(status) >= 500
+        else:
+            again = isinstance(error, FileNotFoundError) and isinstance(cause, OSError)
+            again = again and not isinstance(cause, _FILE_ERRORS)
+        return "temporary" if again else "permanent"
+    return "temporary" if isinstance(error, Exception) else "permanent"
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error.__cause__ or error).split()) or type(error).__name__
 
 
+def _request(path: Any, method: str, *arguments: Any, **options: Any) -> Any:
+    """Call a method of the file system of a URL.
+
+    `exists` and similar functions cannot be called, because they treat every error as a missing file.
+    """
+
+    def call() -> Any:
+        path.fs.invalidate_cache(path.path)  # other processes write there too
+        return getattr(path.fs, method)(path.path, *arguments, **options)
+
+    return retrying(call, str(path))
+
+
 class _RangeReader(io.RawIOBase):
     """A file at a URL, read range by range; no connection stays open in between."""
 
     def __init__(self, path: Any) -> None:
-        self._url = str(path)
-        self._filesystem, self._name = path.fs, path.path
-        self._position = 0
-        self._whole: bytes | None = None
-        size = _info(path)["size"]
-        # some servers do not say how long a file is
-        self._size = len(self._fetch_whole()) if size is None else int(size)
+        self._path, self._position = path, 0
+        self._whole: bytes | None = None  # of a server that ignores ranges, or does not say how long a file is
+        size = _request(path, "info")["size"]
+        if size is None:
+            self._whole = _request(path, "cat_file")
+        self._size = len(self._whole) if self._whole is not None else int(size)
 
     def readable(self) -> bool:
         return True
@@ -355,45 +374,26 @@ class _RangeReader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise ValueError(f"negative position in {self._url}")
+            raise ValueError(f"negative position in {self._path}")
         self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        stop = min(self._position + len(buffer), self._size)
-        if stop <= self._position:
+        start, stop = self._position, min(self._position + len(buffer), self._size)
+        if stop <= start:
             return 0
-        content = self._fetch(self._position, stop)
+        if self._whole is None:
+            content = retrying(lambda: self._part(start, stop), str(self._path))
+        if self._whole is not None:
+            content = self._whole[start:stop]
         buffer[: len(content)] = content
         self._position = stop
         return len(content)
 
-    def _fetch(self, start: int, stop: int) -> bytes:
-        if self._whole is None:
-            content = retrying(lambda: self._part(start, stop), self._url)
-            if len(content) == stop - start:
-                return content
-            self._keep(content)
-        assert self._whole is not None
-        return self._whole[start:stop]
-
     def _part(self, start: int, stop: int) -> bytes:
-        content: bytes = self._filesystem.cat_file(self._name, start=start, end=stop)
-        if len(content) not in (stop - start, self._size):
+        content: bytes = self._path.fs.cat_file(self._path.path, start=start, end=stop)
+        if len(content) == self._size:
+            self._whole = content
+        elif len(content) != stop - start:
             raise ConnectionError(f"{stop - start:,} bytes were requested, but {len(content):,} were received")
         return content
-
-    def _fetch_whole(self) -> bytes:
-        self._keep(retrying(lambda: self._filesystem.cat_file(self._name), self._url))
-        assert self._whole is not None
-        return self._whole
-
-    def _keep(self, content: bytes) -> None:
-        """Keep the content of a file whose server ignores ranges and always sends the whole file."""
-        if len(content) > _LARGEST_WHOLE:
-            raise OSError(
-                0,
-                f"the server of {self._url} does not support range requests, which large files need; download the file "
-                "first",
-            )
-        self._whole = content

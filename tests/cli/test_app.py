@@ -51,7 +51,7 @@ def test_the_probe_can_fail() -> None:
 def test_help_explains_every_option(c3: C3, command: str) -> None:
     found: Any = typer.main.get_command(app)
     for word in command.split():
-        found = found.commands[word]
+        found = found.get_command(None, word)
     assert "Usage: c3" in c3(*command.split(), "--help").stdout
     assert all(len(parameter.help.split()) > 1 for parameter in found.params)
 

@@ -48,7 +48,7 @@ def test_a_refusal_is_one_message_and_changes_nothing(
 def test_the_help_of_a_command(command: str) -> None:
     found: Any = typer.main.get_command(app)
     for word in command.split():
-        found = found.commands[word]
+        found = found.get_command(None, word)
     lines = [found.help, ""]
     for option in found.params:
         default = "" if option.default in (None, False, []) else f" [default: {option.default}]"

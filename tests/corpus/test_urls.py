@@ -11,8 +11,7 @@ import pytest
 from c3tools.corpus import Corpus, ImageReader, images, read_corpus
 from c3tools.errors import C3Error, CorpusError
 from c3tools.io import locations
-from c3tools.io.locations import location, open_binary, retrying
-from c3tools.io.patterns import expand
+from c3tools.io.locations import expand, location, open_binary, retrying
 from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from tests.servers import Faults, web_server
 
