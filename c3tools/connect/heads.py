@@ -26,9 +26,8 @@ from ..identity import ModelIdentity
 from ..io.artifact import Kind, digest_of, reading
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
-from ..store import StoreInfo
+from ..store import Rows, StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
-from ..store.importers import Modality
 from ..training.sizes import require_valid
 from .gradients import TwoTowers
 from .losses import LogitScale
@@ -393,8 +392,7 @@ def apply_heads(
     for rows in (features.first, features.second):
         heads.embed(rows.modality, rows.embeddings[:1])  # refuses other features before anything is written
         heads.check_model(rows.modality, features.models.get(rows.modality))
-        columns = {name: rows.column(name) for name in rows.table.column_names}
-        modalities.append(Modality(rows.modality, heads.embed(rows.modality, rows.embeddings), columns))
+        modalities.append(Rows(rows.modality, heads.embed(rows.modality, rows.embeddings), rows.table))
         digests[rows.modality] = digest_of(rows.embeddings)
     model = ModelIdentity(name=HEADS_MODEL, weights_sha256=heads.sha256)
     info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})

@@ -35,7 +35,7 @@ from ..io.locations import is_url
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
-from ..store.importers import pair, read_table, read_vectors
+from ..store.importers import read_files
 from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
 
 _NOT_COLUMNS = ("width", "height", "size")
@@ -372,24 +372,21 @@ def read_features(
     """
     if not (image or text or other):
         return _join_stores(store, second_store, modalities, reporter)
-    found, notes = pair(
-        read_vectors(Path(image), image_array) if image else None,
-        read_vectors(Path(text), text_array) if text else None,
-        {name: read_vectors(Path(file)) for name, file in (other or {}).items()},
-        meta=read_table(Path(meta)) if meta else None,
-        text_meta=read_table(Path(text_meta)) if text_meta else None,
+    found, notes = read_files(
+        image=image,
+        text=text,
+        other=other,
+        meta=meta,
+        text_meta=text_meta,
+        image_array=image_array,
+        text_array=text_array,
     )
     if len(found) != 2:
         raise ConnectError(
-            f"Two modalities are needed, not {len(found)} ({', '.join(modality.name for modality in found)}).",
+            f"Two modalities are needed, not {len(found)} ({', '.join(rows.modality for rows in found)}).",
             remedy="For example --image FILE --text FILE, or --text FILE --other audio=FILE.",
         )
-    # a slice of a memory map is not read yet
-    rows = [
-        Rows(one.name, one.vectors[:], pa.table({name: pa.array(v, pa.string()) for name, v in one.columns.items()}))
-        for one in found
-    ]
-    return PairedFeatures.join(rows[0], rows[1], notes)
+    return PairedFeatures.join(found[0], found[1], notes)
 
 
 def _join_stores(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.captions import first_column
 from ..errors import StoreError, telling_what_is_kept
 from ..identity import ModelIdentity
 from ..io.files import sha256_of
@@ -19,9 +18,16 @@ from ..io.float16 import to_float32
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
-from .importers import ColumnNames, Modality, pair, read_clip_retrieval, read_pickle, read_table, read_vectors
-from .importers.files import clip_retrieval_files
-from .importers.pairing import KEYS, TEXT_KEYS, as_keys, require_utf8, share_splits
+from .importers import (
+    ColumnNames,
+    pair,
+    read_clip_retrieval,
+    read_files,
+    read_pickle,
+    read_vectors,
+    share_splits,
+    usual_keys,
+)
 from .manifest import StoreWriter, create_store
 from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .reader import Store
@@ -53,7 +59,7 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values; of the failures their number."""
+        """Return a JSON-ready dict, with failures as a count."""
         return {**vars(self), "store": str(self.store), "failures": len(self.failures)}
 
 
@@ -108,55 +114,60 @@ def import_embeddings(
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     names = ColumnNames(key_column, image_key_column, caption_column, split_column)
     files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
-    paths = {name: Path(file) for name, file in files.items() if file is not None}
-    if source is not None:
-        if image or text or other:
-            raise StoreError("Give either a folder or pickle, or single files, but not both.")
-        modalities, notes = _read_source(paths["source"], names)
-    elif not (image or text or other):
+    paths = {name: Path(file) for name, file in sorted(files.items()) if file is not None}
+    if source is None and not (image or text or other):
         raise StoreError(
             "Nothing to import: no files were given.", remedy="For example: c3 import --image FILE --text FILE"
         )
-    else:
-        modalities, notes = pair(
-            read_vectors(paths["image"], image_array) if image else None,
-            read_vectors(paths["text"], text_array) if text else None,
-            {name: read_vectors(paths[name]) for name in other or {}},
-            meta=read_table(paths["meta"]) if meta else None,
-            text_meta=read_table(paths["text_meta"]) if text_meta else None,
+    if source is None:
+        found, notes = read_files(
+            image=image,
+            text=text,
+            other=other,
+            meta=meta,
+            text_meta=text_meta,
+            image_array=image_array,
+            text_array=text_array,
             names=names,
         )
-    dims = {modality.name: modality.vectors.shape[1] for modality in modalities}
-    if len(set(dims.values())) > 1:
+    elif image or text or other:
+        raise StoreError("Give either a folder or pickle, or single files, but not both.")
+    elif paths["source"].suffix.lower() in (".pkl", ".pickle"):
+        found, notes = pair(read_pickle(paths["source"]), {}, names)
+    else:
+        vectors, table = read_clip_retrieval(paths["source"])
+        found, notes = pair(vectors, {next(iter(vectors)): table}, names)
+    dims = {rows.modality: rows.embeddings.shape[1] for rows in found}
+    if len({*dims.values()}) > 1:
         raise StoreError(
             "All embeddings in a store need the same dimension, but "
             f"{' and '.join(f'{name} has {dim}' for name, dim in dims.items())}.",
             remedy="Import vectors of the same model.",
         )
-    if empty := [modality.name for modality in modalities if not len(modality)]:
+    if empty := [rows.modality for rows in found if not len(rows)]:
         raise StoreError(f"There are no {empty[0]} rows to import.")
     origin = {
-        "rows": {modality.name: len(modality) for modality in modalities},
-        "files": {name: _fingerprint(path) for name, path in sorted(paths.items())},
+        "rows": {rows.modality: len(rows) for rows in found},
+        "files": {name: _fingerprint(path) for name, path in paths.items()},
         "arrays": [image_array, text_array],
-        "columns": asdict(names),
+        "columns": names._asdict(),
     }
     identity = ModelIdentity(name=model or UNKNOWN_MODEL)
     info = StoreInfo(identity, next(iter(dims.values())), dtype, normalise, extra={"imported": origin})
-    report = write_modalities(location(store), info, modalities, reporter=reporter)
+    report = write_modalities(location(store), info, found, reporter=reporter)
     report.notes[:0] = notes
     return report
 
 
 def write_modalities(
-    path: Path, info: StoreInfo, modalities: Sequence[Modality], *, reporter: Reporter = SILENT
+    path: Path, info: StoreInfo, modalities: Sequence[Rows], *, reporter: Reporter = SILENT
 ) -> ImportReport:
-    """Write modalities into a new store, or continue an interrupted call with the same ``info``.
+    """Write rows of modalities into a new store, or continue an interrupted call with the same ``info``.
 
     Args:
         path: the store.
         info: what it records about itself.
-        modalities: rows with their columns.
+        modalities: rows with their columns; embeddings may be of any float dtype, and memory-mapped.
         reporter: shows the progress.
 
     Raises:
@@ -165,13 +176,13 @@ def write_modalities(
     """
     failures: list[Failure] = []
     notes: list[str] = []
-    written = {}
+    written: dict[str, int] = {}
     kept = "Finished shards are kept; run the same command again to write the others."
     with locked(path), telling_what_is_kept(lambda: kept):
         digest = digest_of(info.to_dict())
         if kind_of(path / INFO_FILE) is not None:
             store = Store.open(path, incomplete=True)
-            shards = [shard for shard in store.shards if shard[0] in {modality.name for modality in modalities}]
+            shards = [shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}]
             if taken := sorted({name for name, n in shards if read_header(store.file(name, n)).made_from != digest}):
                 raise StoreError(
                     f"The store {path} already has {' and '.join(taken)} rows.",
@@ -181,27 +192,25 @@ def write_modalities(
         writer = StoreWriter(path, reporter=reporter)
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
-        modalities = [replace(modality) for modality in modalities]
         if store.shards:
             known = store.item_splits().to_pydict()
-            share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)), notes)
-        blocks = [(m.name, part) for m in modalities for part in range(-(-len(m) // SHARD_ROWS))]
-        writer.expect(shard for shard in blocks if shard not in store.shards)
+            modalities = share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)))
+        blocks = [(rows, part) for rows in modalities for part in range(-(-len(rows) // SHARD_ROWS))]
+        writer.expect((rows.modality, part) for rows, part in blocks if (rows.modality, part) not in store.shards)
+        off_unit = dict.fromkeys((rows.modality for rows in modalities), 0)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
-            for modality in modalities:
-                finished, off_unit, before = set(store.parts(modality.name)), 0, len(failures)
-                for part, start in enumerate(range(0, len(modality), SHARD_ROWS)):
-                    shard, off = _make_shard(info, modality, part, slice(start, start + SHARD_ROWS))
-                    failures += shard.failures
-                    off_unit += off
-                    if part not in finished:
-                        writer.write_shard(shard)
-                    progress.advance(len(shard.embeddings) + len(shard.failures))
-                written[modality.name] = len(modality) - (len(failures) - before)
-                if off_unit:
-                    treated = "divided by their norms" if info.normalised else "kept as they are"
-                    rows = f"{off_unit:,} of {len(modality):,} {modality.name} rows"
-                    notes.append(f"{rows} did not have norm 1; they were {treated}.")
+            for rows, part in blocks:
+                shard, off = _make_shard(info, rows, part)
+                failures += shard.failures
+                written[rows.modality] = written.get(rows.modality, 0) + len(shard.embeddings)
+                off_unit[rows.modality] += off
+                if (rows.modality, part) not in store.shards:
+                    writer.write_shard(shard)
+                progress.advance(len(shard.embeddings) + len(shard.failures))
+        treated = "divided by their norms" if info.normalised else "kept as they are"
+        for rows in modalities:
+            if off := off_unit[rows.modality]:
+                notes.append(f"{off:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they were {treated}.")
         writer.finish()
         store = Store.open(path)
         if has_indexes(store):
@@ -209,38 +218,20 @@ def write_modalities(
     return ImportReport(path, written, _count_pairs(store, [*written]), failures, notes)
 
 
-def _read_source(source: Path, names: ColumnNames) -> tuple[list[Modality], list[str]]:
-    if not source.exists():
-        raise StoreError(
-            f"{source} does not exist.", remedy="Check the path. A relative path starts from the current folder."
-        )
-    if source.is_dir():
-        files, columns = read_clip_retrieval(source)
-        return pair(files.get("image"), files.get("text"), {}, meta=columns, names=names)
-    if source.suffix.lower() in (".pkl", ".pickle"):
-        images, texts = read_pickle(source)
-        return pair(images, texts, {}, names=names)
-    raise StoreError(
-        f"It is not clear which modality {source} contains.", remedy=f"Use --image {source} or --text {source}."
-    )
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
     """Return name and hash of an imported file or folder: if it changed, an interrupted import is not continued."""
-    if not path.is_dir():
-        return {"name": path.name, "sha256": sha256_of(path)}
-    files = clip_retrieval_files(path)
-    digests = {name: {file.name: sha256_of(file) for file in files[name]} for name in files}
-    return {"name": path.name, "sha256": digest_of(digests)}
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return {"name": path.name, "sha256": digest_of([[str(file.relative_to(path)), sha256_of(file)] for file in files])}
 
 
-def _make_shard(info: StoreInfo, modality: Modality, part: int, rows: slice) -> tuple[Shard, int]:
+def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[Shard, int]:
     """Return a shard of some rows, those that cannot be stored as failures, and how many rows have another norm than 1.
 
     Only the vectors of these rows are read.
     """
-    vectors = np.array(modality.vectors[rows], dtype=np.float32)
-    columns = {name: values[rows] for name, values in modality.columns.items()}
+    start = part * SHARD_ROWS
+    vectors = np.array(rows.embeddings[start : start + SHARD_ROWS], dtype=np.float32)
+    table = rows.table.slice(start, SHARD_ROWS)
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
@@ -251,14 +242,12 @@ def _make_shard(info: StoreInfo, modality: Modality, part: int, rows: slice) -> 
         f"a component is too large for {info.dtype}; use --dtype float32",
     )
     bad = [
-        Failure(columns["key"][row], f"row {rows.start + row}", "import", "BadVector", str(why[row]))
-        for row in np.flatnonzero(~good)
+        Failure(table.column("key")[row].as_py(), f"row {start + row}", "import", "BadVector", str(why[row]))
+        for row in np.flatnonzero(~good).tolist()
     ]
     kept = vectors[good] / norms[good][:, None] if info.normalised else vectors[good]
-    columns = {
-        name: [value for value, fine in zip(values, good, strict=True) if fine] for name, values in columns.items()
-    }
-    return Shard(modality.name, part, kept, columns, bad), int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
+    shard = Shard(rows.modality, part, kept, table.filter(pa.array(good)).to_pydict(), bad)
+    return shard, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:
@@ -289,7 +278,7 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
         or else the numbers of the rows from 0. And the identity of the model, which is empty for a file.
 
     Raises:
-        StoreError: if there is nothing to read, it is damaged, it has no row, or a key is not UTF-8.
+        StoreError: if there is nothing to read, it is damaged, it has no row, or a text is not UTF-8.
     """
     path = location(source)
     if kind_of(path) == "folder" or kind_of(path / INFO_FILE) == "file":
@@ -304,9 +293,5 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
     embeddings = to_float32(np.asarray(file.vectors[:]))
     if not len(embeddings):
         raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
-    column = first_column(TEXT_KEYS if modality == "text" else KEYS, list(file.columns))
-    keys = [] if column is None else as_keys(file.columns[column], column)
-    if len(set(keys)) < len(embeddings) or "" in keys:
-        keys = [str(row) for row in range(len(embeddings))]
-    require_utf8(f"The key of {modality} row", keys)
+    keys = usual_keys(file, modality) or [str(row) for row in range(len(embeddings))]
     return Rows.of(modality, keys, embeddings), ModelIdentity()

@@ -93,21 +93,6 @@ def test_published_pickles(here: Path, protocol: int) -> None:
         import_embeddings("other.pkl", "s")
 
 
-def test_rows_of_texts_that_images_list(here: Path) -> None:
-    _, texts = make_vectors(5)
-    np.save("t.npy", texts)
-    rows = [
-        {"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": [9 - 2 * i, 8 - 2 * i]} for i in range(5)
-    ]
-    import_embeddings(image="i.npy", text="t.npy", meta=lines("m.jsonl", rows))
-    assert loaded("text").column("image_key")[:4] == ["a/4", "a/4", "a/3", "a/3"]
-    assert list(loaded("text").captions)[:4] == ["4b", "4a", "3b", "3a"]
-    for last, words in (([0, 10], "10.* only 10"), ([-1, 4], "-1"), ([0, 9], "text row 9")):
-        rows[4]["text_rows"] = last
-        with pytest.raises(StoreError, match=words):
-            import_embeddings(store="s", image="i.npy", text="t.npy", meta=lines("m.jsonl", rows))
-
-
 def test_rows_that_cannot_be_kept_are_listed(here: Path) -> None:
     images, texts = make_vectors(8)
     images[2, 5], images[4], texts[5] = np.nan, 0, 0
@@ -172,8 +157,6 @@ def test_arrays_tables_and_columns_of_many_kinds(here: Path) -> None:
     import_embeddings(store="s", image="i.npy", text="t.npy", meta="m.csv", text_meta="t.csv")
     text = Store.open("s").load("text")
     assert (text.column("image_key"), list(text.captions)[:2]) == ([*"43210"], ["one; 0", "one; 1"])
-    np.savetxt("v.csv", images, delimiter=",")  # without a header
-    np.testing.assert_allclose(read_rows("v.csv", "image")[0].embeddings, images, atol=1e-6)
     lists = pa.array([[1, 2, 3], [4, 5, 6, 7, 8]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": [1, 2], "embedding": lists}), "v.parquet")
     lines("w.jsonl", [{"id": 1, "text": ["a dog"]}])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from .files import VectorFile, Vectors, read_clip_retrieval, read_table, read_vectors
-from .pairing import ColumnNames, Modality, key_and_split, pair
+from .files import VectorFile, read_clip_retrieval, read_table, read_vectors
+from .pairing import ColumnNames, key_and_split, pair, read_files, share_splits, usual_keys
 from .pickles import read_pickle
 
 __all__ = [
     "ColumnNames",
-    "Modality",
     "VectorFile",
-    "Vectors",
     "key_and_split",
     "pair",
     "read_clip_retrieval",
+    "read_files",
     "read_pickle",
     "read_table",
     "read_vectors",
+    "share_splits",
+    "usual_keys",
 ]

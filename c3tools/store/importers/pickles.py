@@ -13,22 +13,23 @@ import io
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ...errors import StoreError
-from .files import VectorFile
+from .files import VectorFile, reading
 
 
 class _Dtype:
     """Takes the place of numpy.dtype, for types of numbers alone; numpy's own can crash on a forged state."""
 
-    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
-        if not (isinstance(code, str) and re.fullmatch("[fiub][1248]", code)):
+    def __init__(self, code: str, *_: object) -> None:
+        if not re.fullmatch("[fiub][1248]", code):
             raise pickle.UnpicklingError("an array of objects")
         self.value = np.dtype(code)
 
@@ -39,8 +40,10 @@ class _Dtype:
 class _Array:
     """Takes the place of numpy.ndarray, for the same reason."""
 
+    value: npt.NDArray[Any]
+
     def __init__(self, *_: object) -> None:
-        self.value: npt.NDArray[Any] = np.empty(0)
+        pass
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
@@ -71,75 +74,49 @@ _TAKEN: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = _TAKEN.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is not None:
-            return known
-        if (module, name) in (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")):
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             import torch._utils
 
-            return getattr(torch._utils, name)
-        raise StoreError(
-            f"The pickle was not read: it asks for {module}.{name}, which is not an array, a number or a string. "
-            "Unpickling it could run code.",
-            remedy="Convert it on the machine where it was made: np.savez(path, embedding=array), or safetensors.",
-        )
+            return torch._utils._rebuild_tensor_v2
+        known = _TAKEN.get((module.replace("numpy._core", "numpy.core"), name))
+        if known is None:
+            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
+        return known
 
 
-def read_pickle(path: Path, *, split: str | None = None) -> tuple[VectorFile | None, VectorFile]:
-    """Read the images (None if the layout has one vector per caption only) and texts of a released pickle.
-
-    Args:
-        path: the pickle.
-        split: of its rows; None takes train, val or test from the file's name.
+def read_pickle(path: Path) -> dict[str, VectorFile]:
+    """Read the images, if it has any, and texts of a released pickle; the name of the file may name their split.
 
     Raises:
         StoreError: if it contains anything but numbers and texts, is damaged, or has another layout.
     """
-    split = split or next((s for s in ("train", "val", "test") if s in path.stem.lower().split("_")), None)
-    try:
+    split = next((s for s in ("train", "val", "test") if s in path.stem.lower().split("_")), None)
+    with reading(path):
         with path.open("rb") as file:
             value = _Unpickler(file).load()
-        if isinstance(value, Mapping) and {"images", "captions"} <= value.keys():
-            images, captions = value["images"], value["captions"]
-            return (
-                VectorFile(
-                    np.stack([_vector(entry["embed"]) for entry in images.values()]),
-                    {
-                        "key": [_text(key) for key in images],
-                        "path": [_text(entry.get("img_path", "")) for entry in images.values()],
-                        "split": [split] * len(images),
-                    },
-                ),
-                VectorFile(
-                    np.stack([_vector(entry["embed"]) for entry in captions.values()]),
-                    {
-                        "key": [_text(key) for key in captions],
-                        "caption": [_text(entry["caption"]) for entry in captions.values()],
-                        "image_key": [_text(entry["img_id"]) for entry in captions.values()],
-                        "split": [split] * len(captions),
-                    },
-                ),
-            )
-        if isinstance(value, Mapping) and {"clip_embedding", "captions"} <= value.keys():
-            vectors, entries = _numbers(value["clip_embedding"]), value["captions"]
-            rows = [int(entry.get("clip_embedding", row)) for row, entry in enumerate(entries)]
-            columns: dict[str, list[Any]] = {
-                "key": [_text(entry.get("id", row)) for row, entry in enumerate(entries)],
-                "caption": [_text(entry["caption"]) for entry in entries],
-                "image_key": [_text(entry["image_id"]) if "image_id" in entry else None for entry in entries],
-                "split": [split] * len(entries),
-            }
-            return None, VectorFile(vectors.reshape(len(vectors), -1)[rows], columns)
-    except FileNotFoundError:
-        raise StoreError(f"The file {path} does not exist.") from None
-    except StoreError as error:
-        raise StoreError(f"{path}: {error.message}", remedy=error.remedy) from error
-    except Exception as error:  # of a damaged pickle, nearly any
-        raise StoreError(f"{path} is damaged, or no pickle of embeddings ({error!r:.200}).") from error
+        captions = value["captions"] if isinstance(value, dict) and "captions" in value else None
+        if captions is not None and "images" in value:
+            texts = _rows(captions.items(), split, caption="caption", image_key="img_id")
+            return {"image": _rows(value["images"].items(), split, path="img_path"), "text": texts}
+        if captions is not None and "clip_embedding" in value:
+            vectors = _numbers(value["clip_embedding"])
+            entries = [
+                (entry.get("id", row), {**entry, "embed": vectors[int(entry.get("clip_embedding", row))]})
+                for row, entry in enumerate(captions)
+            ]
+            return {"text": _rows(entries, split, caption="caption", image_key="image_id")}
     raise StoreError(
         f"{path} has none of the supported layouts (images and captions; clip_embedding and captions).",
         remedy="Save the arrays as files, and import them: c3 import --image FILE.npy --text FILE.npy",
     )
+
+
+def _rows(entries: Iterable[tuple[Any, Any]], split: str | None, **columns: str) -> VectorFile:
+    """Return the vectors of entries, and their keys, splits and columns, by the names that entries have for these."""
+    keys, values = zip(*entries, strict=True)
+    found = {name: [_text(value.get(theirs)) for value in values] for name, theirs in columns.items()}
+    vectors = np.stack([_numbers(value["embed"]).reshape(-1) for value in values])
+    return VectorFile(vectors, pa.table({"key": [_text(key) for key in keys], **found, "split": [split] * len(keys)}))
 
 
 def _numbers(value: Any) -> npt.NDArray[Any]:
@@ -149,11 +126,7 @@ def _numbers(value: Any) -> npt.NDArray[Any]:
     return array
 
 
-def _vector(value: Any) -> npt.NDArray[Any]:
-    return _numbers(value).reshape(-1)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, (str, int, float, np.generic)):  # others could be nested without end
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str | int | float | np.generic | None):  # others could be nested without end
         raise TypeError(f"{type(value).__name__} in place of a text or number")
-    return str(value)
+    return None if value is None else str(value)
