@@ -21,7 +21,7 @@ COMMANDS = {  # the function of this folder, the verbs whose parameters are its 
     "connect heads": ("connect.heads", "connect_heads read_features"),
     "connect apply": ("connect.apply", "apply_heads read_features"),
     "connect lit": ("connect.lit", "connect_towers", "mode augment"),
-    "connect full": ("connect.full", "connect_towers", "mode image_head"),
+    "connect full": ("connect.full", "connect_towers", "mode"),
     "means": ("stores.means", "save_means load_means merge_means"),
     "gap-report": ("geometry.gap_report", "gap_report"),
     "export": ("search.export", "export_store"),

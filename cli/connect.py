@@ -48,8 +48,7 @@ def lit(paths: list[str], **options: Any) -> Any:
     """Train the text tower of an open_clip model on photos with captions; the image tower stays frozen.
 
     The photos are encoded once. The output folder is a model for every command (--model local-dir:c3-model), with a
-    model card and a log of the geometry. Run the same command again to continue an interrupted training; run it with
-    `torchrun` to use several GPUs.
+    model card and a log of the geometry. Run the same command again to continue an interrupted training.
     """
     return _connect_towers(paths, "lit", options)
 
@@ -59,7 +58,7 @@ def full(paths: list[str], **options: Any) -> Any:
 
     Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching). The output folder is
     a model for every command (--model local-dir:c3-model), with a model card and a log of the geometry. Run the same
-    command again to continue an interrupted training; run it with `torchrun` to use several GPUs.
+    command again to continue an interrupted training.
     """
     return _connect_towers(paths, "full", options)
 
@@ -83,12 +82,9 @@ def _read_features(other: Sequence[str], modalities: str | None, options: dict[s
 
 
 def _print(record: dict[str, Any], output: str, following: str) -> Any:
-    """Print the scores of a training, in the main process only."""
-    from c3tools.connect.processes import rank
+    """Print the scores of a training."""
     from c3tools.connect.training import score_table
 
-    if rank():
-        return None
     print_table(score_table(record))
     message(f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: {following}")
     return record

@@ -168,21 +168,6 @@ def each_encoder(request: pytest.FixtureRequest) -> Encoder:
 
 
 @pytest.fixture
-def quantized(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The inputs of each tower that was quantised; the exact tower takes the place of the one that NNCF makes."""
-    from c3tools.encoders import openvino_backend
-
-    done: list[Any] = []
-
-    def keep(model: Any, batches: Any) -> Any:
-        done.append(batches)
-        return model
-
-    monkeypatch.setattr(openvino_backend, "_quantize", keep)
-    return done
-
-
-@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of four bundled photos with their captions (20), split into train and val."""
     return copy_photos(tmp_path / "photos", 4)

@@ -76,7 +76,7 @@ class _Done:
 
 
 class _Colours:
-    name, compute, ahead, compiled = "torch", Compute("cpu", "fp32"), 0, False
+    name, compute, ahead = "torch", Compute("cpu", "fp32"), 0
 
     def submit(self, modality: str, batch: Any) -> _Done:
         names = [

@@ -1,9 +1,8 @@
-"""The geometry of the shared space during training: measures of one moment, and a figure of all."""
+"""The geometry of the shared space during training: its measures at one moment, and a figure over all steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,66 +16,34 @@ from ..moments import Moments
 from ..pages import new_figure, palette, styled
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Gap, cosines, dimensions and recall of held-out pairs, measured as in docs/reference/geometry.md.
-
-    Attributes:
-        gap: distance of the means of the two modalities.
-        effective_dimension: of each modality.
-        paired_cosine: mean over pairs.
-        unpaired_cosine: mean over all combinations that do not match.
-        rmg: relative modality gap (Schrodi et al., 2024).
-        recall: recall@1, 5 and 10 as fractions, from the first to the second modality and back.
-    """
-
-    gap: float
-    effective_dimension: tuple[int, int]
-    paired_cosine: float
-    unpaired_cosine: float
-    rmg: float | None
-    recall: tuple[dict[str, float], dict[str, float]]
-
-    @property
-    def recall_at_1(self) -> float:
-        """Mean of recall@1 in the two directions, which checkpoints are chosen by."""
-        return (self.recall[0]["recall@1"] + self.recall[1]["recall@1"]) / 2
-
-    def to_dict(self, names: tuple[str, str]) -> dict[str, Any]:
-        """Return the measures as JSON values, the two modalities by name."""
-        first, second = names
-        forward, backward = self.recall
-        return {
-            "gap": self.gap,
-            "effective_dimension": dict(zip(names, self.effective_dimension, strict=True)),
-            "paired_cosine": self.paired_cosine,
-            "unpaired_cosine": self.unpaired_cosine,
-            "rmg": self.rmg,
-            "recall": {f"{first}_to_{second}": forward, f"{second}_to_{first}": backward},
-        }
-
-
-def measure(first: Matrix, second: Matrix, item_index: Indices) -> Geometry:
-    """Measure unit rows of items (n, d), and of what belongs to them (m, d).
+def measure(first: Matrix, second: Matrix, item_index: Indices, names: tuple[str, str]) -> dict[str, Any]:
+    """Measure unit rows of items (n, d), and of what belongs to them (m, d), as in docs/reference/geometry.md.
 
     Args:
         first: one row per item.
         second: any number of rows per item.
         item_index: int64 (m,), the row of ``first`` that each row of ``second`` belongs to.
+        names: of the two modalities.
+
+    Returns:
+        JSON values: the distance of the means (``gap``), ``effective_dimension`` by modality, the mean cosine of pairs
+        and of all other combinations, the relative modality gap (``rmg``; Schrodi et al., 2024), and by direction
+        ``recall`` at 1, 5 and 10 as fractions.
     """
     moments = Moments.from_rows(first), Moments.from_rows(second)
     dimensions = [effective_dimension(eigenvalues(side.covariance)) for side in moments]
     paired = float(np.einsum("ij,ij->i", first[item_index], second, dtype=np.float64).mean())
     total = float((moments[0].n * moments[0].mean) @ (moments[1].n * moments[1].mean))
     rest = len(first) * len(second) - len(second)
-    return Geometry(
-        gap=float(np.linalg.norm(gap_vector(*moments))),
-        effective_dimension=(dimensions[0], dimensions[1]),
-        paired_cosine=paired,
-        unpaired_cosine=(total - paired * len(second)) / rest if rest else paired,
-        rmg=relative_gap(paired, *moments),
-        recall=pair_recall(first, second, item_index),
-    )
+    directions = "_to_".join(names), "_to_".join(names[::-1])
+    return {
+        "gap": float(np.linalg.norm(gap_vector(*moments))),
+        "effective_dimension": dict(zip(names, dimensions, strict=True)),
+        "paired_cosine": paired,
+        "unpaired_cosine": (total - paired * len(second)) / rest if rest else paired,
+        "rmg": relative_gap(paired, *moments),
+        "recall": dict(zip(directions, pair_recall(first, second, item_index), strict=True)),
+    }
 
 
 @styled
@@ -84,35 +51,44 @@ def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], ke
     """Draw gap, cosines, recall@1 and dimensions over steps.
 
     Args:
-        log: points with ``step``, ``logit_scale`` and what `Geometry.to_dict` returns, in the order of the steps.
+        log: points with ``step``, ``logit_scale`` and what `measure` returns, in the order of the steps.
         names: of the two modalities.
         kept: the step whose weights are kept; a dashed line is there.
     """
-    figure, grid = new_figure(9.4, 5.2, rows=2, columns=2)
-    (gap, cosine), (recall, dimension) = grid
     steps = [point["step"] for point in log]
-    gap.plot(steps, [point["gap"] for point in log], color=palette.THIRD, label="gap")
-    rmg = [point["rmg"] for point in log]
-    gap.plot(steps, rmg, color=palette.FOURTH, linestyle=(0, (4, 2)), label="relative gap (RMG)")
-    ends = f"{log[0]['gap']:.2f} at initialisation, {log[-1]['gap']:.2f} at the end"
-    gap.set_title(f"Gap: {ends}; dashed: the kept step")
-    cosine.plot(steps, [point["paired_cosine"] for point in log], color=palette.FIRST, label="pairs")
-    cosine.plot(steps, [point["unpaired_cosine"] for point in log], color=palette.SECOND, label="others")
-    scales = dict.fromkeys(f"{point['logit_scale']:.0f}" for point in (log[0], log[-1]))
-    cosine.set_title(f"Cosine; logit scale {' to '.join(scales)}")
-    for (one, other), colour in zip((names, names[::-1]), (palette.FIRST, palette.SECOND), strict=True):
-        hits = [point["recall"][f"{one}_to_{other}"]["recall@1"] for point in log]
-        recall.plot(steps, hits, color=colour, label=f"{one} → {other}")
-        dimensions = [point["effective_dimension"][one] for point in log]
-        dimension.plot(steps, dimensions, color=colour, label=one)
-    recall.set_title("Recall@1 among the validation pairs")
-    dimension.set_title("Effective dimension (99 %)")
-    for axes in grid.flat:
+    start, end = log[0], log[-1]
+    panels = (
+        (
+            f"Gap: {start['gap']:.2f} at initialisation, {end['gap']:.2f} at the end; dashed: the kept step",
+            {"gap": "gap", "rmg": "relative gap (RMG)"},
+            log,
+        ),
+        (
+            f"Cosine; logit scale {start['logit_scale']:.0f} to {end['logit_scale']:.0f}",
+            {"paired_cosine": "pairs", "unpaired_cosine": "others"},
+            log,
+        ),
+        (
+            "Recall@1 among the validation pairs",
+            {f"{a}_to_{b}": f"{a} → {b}" for a, b in (names, names[::-1])},
+            [{way: recall["recall@1"] for way, recall in point["recall"].items()} for point in log],
+        ),
+        (
+            "Effective dimension (99 %)",
+            {name: name for name in names},
+            [point["effective_dimension"] for point in log],
+        ),
+    )
+    figure, grid = new_figure(9.4, 5.2, rows=2, columns=2)
+    for axes, (title, labels, points) in zip(grid.flat, panels, strict=True):
+        for (key, label), colour in zip(labels.items(), (palette.FIRST, palette.SECOND), strict=True):
+            axes.plot(steps, [point[key] for point in points], color=colour, label=label)
+        axes.set_title(title)
         axes.axvline(kept, color=palette.MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.legend(loc="best")
-    for axes in (gap, recall, dimension):
-        axes.set_ylim(bottom=0)
+        if points is not log or "gap" in labels:
+            axes.set_ylim(bottom=0)
     return figure

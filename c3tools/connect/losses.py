@@ -1,4 +1,4 @@
-"""The two contrastive losses, the logit scale they share, and the terms that close the gap.
+"""The two contrastive losses, the terms that close the gap, and their gradient over a batch of any size.
 
 With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature):
 
@@ -18,96 +18,67 @@ false negatives: they are left out of both sums.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arrays import Indices, Matrix
+from ..devices import Compute
 from ..errors import ConnectError
+from ..seeds import generator
+from .pairs import Inputs
 
 KINDS = ("infonce", "sigmoid")
-MAX_LOGIT_SCALE = 100.0
-LEARNED_FROM = 1 / 0.07
+_MAX_LOGIT_SCALE = 100.0  # of a learned scale, as in CLIP
+_LEARNED_FROM = 1 / 0.07
 _SIGMOID_BIAS = -10.0
+_EMBED_ROWS = 128
 
 
-@dataclass(frozen=True)
-class LogitScale:
-    """The course of the logit scale through the training.
+def parse_scale(text: str) -> tuple[float, bool]:
+    """Return the value of a logit scale, and whether it is learned: ``100``, ``learned`` (from 14.3), ``learned:20``.
 
-    Attributes:
-        start: its value at the first step.
-        end: at the last step, in equal ratios over the steps; None if it stays, or is learned.
-        learned: whether it is a parameter.
-        limit: it is never larger; CLIP's 100 by default.
+    Raises:
+        ConnectError: for anything else.
     """
-
-    start: float = LEARNED_FROM
-    end: float | None = None
-    learned: bool = False
-    limit: float = MAX_LOGIT_SCALE
-
-    def __post_init__(self) -> None:
-        for value in (self.start, self.end, self.limit):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConnectError(f"A logit scale must be a number above 0, not {value}.", remedy="For example 100.")
-        highest = max(self.start, self.end or 0)
-        if highest > self.limit:
-            raise ConnectError(
-                f"The logit scale {highest:g} is above the limit of {self.limit:g}.",
-                remedy=f"Use at most {self.limit:g}, or raise the limit with --max-logit-scale.",
-            )
-        if self.learned and self.end is not None:
-            raise ConnectError("A logit scale is either learned or scheduled, but not both.")
-
-    @classmethod
-    def parse(cls, text: str, limit: float = MAX_LOGIT_SCALE) -> LogitScale:
-        """Read ``100`` (fixed), ``learned`` (a parameter, from 14.3), ``learned:20`` or ``14:100`` (rising).
-
-        Raises:
-            ConnectError: for anything else, or a scale beyond the limit.
-        """
-        head, colon, tail = text.partition(":")
-        try:
-            if head == "learned":
-                return cls(float(tail) if colon else min(LEARNED_FROM, limit), learned=True, limit=limit)
-            return cls(float(head), float(tail) if colon else None, limit=limit)
-        except ValueError:
-            raise ConnectError(
-                f"{text!r} is not a logit scale.", remedy="For example 100, learned, learned:20, or 14:100 (scheduled)."
-            ) from None
-
-    def __str__(self) -> str:
-        if self.learned:
-            return f"learned:{self.start:g}"
-        return f"{self.start:g}" if self.end is None else f"{self.start:g}:{self.end:g}"
+    head, _, tail = text.partition(":")
+    learned = head == "learned"
+    try:
+        value = float((tail or _LEARNED_FROM) if learned else text)
+        if 0 < value < (_MAX_LOGIT_SCALE if learned else math.inf):
+            return value, learned
+    except ValueError:
+        pass
+    raise ConnectError(
+        f"{text!r} is not a logit scale.",
+        remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
+    )
 
 
 class ContrastiveLoss(nn.Module):
     """Either loss, with its logit scale (kept as a logarithm) and, for the sigmoid loss, its bias.
 
     Args:
-        kind: a key of `KINDS`.
-        scale: see `LogitScale`.
+        kind: one of `KINDS`.
+        scale: see `parse_scale`.
         close_gap: weight of the terms that close the gap.
     """
 
     log_scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, kind: str = "infonce", scale: LogitScale | None = None, close_gap: float = 0.0) -> None:
+    def __init__(self, kind: str, scale: str, close_gap: float = 0.0) -> None:
         super().__init__()
-        self.close_gap = close_gap
-        if kind not in KINDS:
-            raise ConnectError(f"There is no loss {kind!r}.", remedy=f"Choose from {', '.join(KINDS)}.")
-        self.kind = kind
-        self.scale = scale or LogitScale()
-        start = torch.tensor(math.log(self.scale.start))
-        if self.scale.learned:
-            self.log_scale = nn.Parameter(start)
+        self.kind, self.close_gap = kind, close_gap
+        value, learned = parse_scale(scale)
+        log_scale = torch.tensor(math.log(value))
+        self.limit = math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
+        if learned:
+            self.log_scale = nn.Parameter(log_scale)
         else:
-            self.register_buffer("log_scale", start)
+            self.register_buffer("log_scale", log_scale)
         self.bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS)) if kind == "sigmoid" else None
 
     @property
@@ -115,31 +86,11 @@ class ContrastiveLoss(nn.Module):
         """The present logit scale."""
         return math.exp(float(self.log_scale.detach()))
 
-    @property
-    def clamped(self) -> bool:
-        """True if a learned scale is at its limit."""
-        return self.scale.learned and float(self.log_scale.detach()) >= math.log(self.scale.limit) - 1e-6
-
-    @torch.no_grad()
-    def move_scale(self, progress: float) -> None:
-        """Set a scheduled scale for ``progress`` in [0, 1]; keep a learned one within its limit."""
-        if self.scale.learned:
-            self.log_scale.clamp_(max=math.log(self.scale.limit))
-        elif self.scale.end is not None:
-            low, high = math.log(self.scale.start), math.log(self.scale.end)
-            self.log_scale.fill_(low + progress * (high - low))
-
-    def forward(self, first: Tensor, second: Tensor, same: Tensor | None = None) -> Tensor:
-        """Return the loss of pairs of unit rows (n, d).
-
-        Args:
-            first: row i belongs to row i of ``second``.
-            second: likewise.
-            same: bool (n, n), true if the entry is a false negative or the pair itself; None for no false ones.
-        """
+    def forward(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
+        """Return the loss of pairs of unit rows (n, d), of which ``same`` (n, n) tells those of one item."""
         logits = self.log_scale.exp() * (first @ second.T)  # (n, n)
         own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        false = torch.zeros_like(own) if same is None else same & ~own
+        false = same & ~own
         if self.bias is not None:
             signed = torch.where(own, 1.0, -1.0) * (logits + self.bias)
             return -F.logsigmoid(signed).masked_fill(false, 0.0).sum() / len(logits)
@@ -156,16 +107,96 @@ class ContrastiveLoss(nn.Module):
         spread = near[others].mean().log() if others.any() else near.new_zeros(())
         return self.close_gap * ((first - second).square().sum(dim=1).mean() + spread)
 
-    def of_chance(self, n: float) -> float:
-        """Return the loss in a batch with ``n`` entries in a row if all cosines are equal, where a collapsed run stays.
 
-        ``log n`` for infonce; for the sigmoid loss, with the best bias, n times the entropy of a share of 1/n.
-        """
-        if self.kind == "infonce":
-            return math.log(n)
-        return math.log(n) - (n - 1) * math.log1p(-1 / n) if n > 1 else 0.0
+def same_items(ids: Tensor) -> Tensor:
+    """Return which entries (i, j) join rows of one item, by the ids of both sides (2, n): bool (n, n)."""
+    return (ids[:, :, None] == ids[:, None]).any(dim=0)
 
 
-def same_items(first_ids: Tensor, second_ids: Tensor) -> Tensor:
-    """Return which entries (i, j) join rows of one item, by the ids of either side: bool (n, n)."""
-    return (first_ids[:, None] == first_ids[None]) | (second_ids[:, None] == second_ids[None])
+class TwoTowers(nn.Module):
+    """Two modules that map the inputs of two sides into one space.
+
+    Normalisation layers with running statistics stay as they are: a batch in chunks has no statistics of its own.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, compute: Compute) -> None:
+        super().__init__()
+        self.sides, self.compute = nn.ModuleList([first, second]), compute
+        self.to(compute.device)
+
+    def train(self, mode: bool = True) -> TwoTowers:
+        """Set training mode, except for batch normalisation."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def project(self, inputs: Tensor, side: int) -> Tensor:
+        """Return float32 rows (n, d), not normalised, for inputs of side 0 or 1."""
+        compute = self.compute
+        with torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
+            rows: Tensor = self.sides[side](inputs.to(compute.device))
+        return rows.float()
+
+    def embed(self, inputs: Tensor, side: int) -> Tensor:
+        """Return unit rows (n, d), normalised in float32 at any precision."""
+        return F.normalize(self.project(inputs, side), dim=1)
+
+    @torch.inference_mode()
+    def embed_rows(self, inputs: Inputs, side: int, numbers: Indices) -> Matrix:
+        """Return unit rows (n, d) of one side by the present weights; leaves the towers in evaluation mode."""
+        self.eval()
+        starts = range(0, len(numbers), _EMBED_ROWS)
+        parts = [self.embed(inputs.rows(numbers[i : i + _EMBED_ROWS]), side).cpu().numpy() for i in starts]
+        return np.concatenate(parts)
+
+
+def contrastive_backward(
+    towers: TwoTowers,
+    loss: ContrastiveLoss,
+    inputs: tuple[Tensor, Tensor],
+    same: Tensor,
+    *,
+    chunk: int | None = None,
+    scope: tuple[int, ...] = (0,),
+) -> float:
+    """Add the gradient of the loss of one batch to the weights, and return the contrastive loss.
+
+    The loss joins every pair of the batch with every other, so its gradient cannot be added up from smaller batches. It
+    can be split in two (gradient caching; Gao et al., RepL4NLP 2021): embed the batch in chunks without keeping
+    activations, take the gradient of the loss with respect to the embeddings, then embed each chunk again and pass its
+    part of that gradient on to the weights. What is random in a forward pass is drawn from the chunk's own seed, so
+    that both passes agree.
+
+    Args:
+        towers: in training mode.
+        loss: gets its gradient too.
+        inputs: of both sides, (n, ...) each, row by row a pair.
+        same: bool (n, n), see `same_items`.
+        chunk: pairs embedded at a time with their activations; all by default.
+        scope: numbers that what is random depends on, such as (seed, step).
+    """
+    size = len(inputs[0])
+    parts = [slice(start, start + (chunk or size)) for start in range(0, size, chunk or size)]
+    whole = len(parts) == 1
+
+    def embed(side: int, place: int) -> Tensor:
+        with torch.random.fork_rng():
+            drawn = generator(scope[0], "step", *scope[1:], 0, side, place).integers(2**62)
+            torch.manual_seed(int(drawn))
+            return towers.embed(inputs[side][parts[place]], side)
+
+    with torch.set_grad_enabled(whole):
+        kept = [[embed(side, place) for place in range(len(parts))] for side in range(2)]
+    first, second = leaves = [torch.cat(rows).detach().requires_grad_() for rows in kept]
+    same = same.to(first.device)
+    value = loss(first, second, same)
+    (value + loss.gap_terms(first, second, same) if loss.close_gap else value).backward()
+    for place, part in enumerate(parts):
+        for side, leaf in enumerate(leaves):
+            rows = kept[side][place] if whole else embed(side, place)
+            assert leaf.grad is not None
+            if rows.requires_grad:  # a frozen tower has no gradient to pass on
+                rows.backward(leaf.grad[part])
+    return float(value.detach())

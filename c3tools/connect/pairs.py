@@ -1,7 +1,7 @@
 """Pairs that towers are trained on: features, photos or texts of two modalities, paired by the keys of their items.
 
 A batch is drawn from a permutation of all pairs that depends on (seed, epoch) alone, so that a run that was killed
-continues exactly, and every one of several processes draws the same batches.
+continues exactly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..arrays import Indices, Mask, Matrix, Pixels
 from ..corpus import ImageItem, ImageReader
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
 from ..encoders import ImagePreprocessor, open_image
-from ..errors import ConnectError, StoreError
+from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..io.locations import is_url
 from ..reporter import SILENT, Reporter, counted
@@ -51,42 +52,16 @@ class Inputs(Protocol):
         """Return the inputs of the tower for these rows; with an epoch, as they are augmented in it."""
 
 
-EmbedRows = Callable[[Inputs, int, Indices], Matrix]
-
-
-class FeatureInputs:
-    """Frozen features as inputs.
-
-    Args:
-        values: (n, e), any float dtype; may be a memory map.
-    """
+class ArrayInputs:
+    """Frozen features (n, e) of any float dtype, or token ids (n, length); may be a memory map."""
 
     def __init__(self, values: npt.NDArray[Any]) -> None:
         self.values = values
 
     def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
-        """Return features, float32 (n, e), the same in every epoch."""
-        return torch.from_numpy(self.values[numbers].astype(np.float32))
-
-
-class TokenInputs:
-    """Texts as token ids.
-
-    Args:
-        tokenizer: from texts to ids (n, context length).
-        texts: n texts, tokenised when the first rows are read.
-    """
-
-    def __init__(self, tokenizer: Callable[[list[str]], Tensor], texts: Sequence[str]) -> None:
-        self._tokenizer, self._texts = tokenizer, texts
-
-    def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
-        """Return token ids, int32 (n, context length), the same in every epoch."""
-        return self._tokens[torch.from_numpy(numbers)]
-
-    @cached_property
-    def _tokens(self) -> Tensor:
-        return self._tokenizer(list(self._texts)).to(torch.int32)
+        """Return features as float32, ids as they are, the same in every epoch."""
+        values = self.values[numbers]
+        return torch.from_numpy(values.astype(np.float32) if values.dtype.kind == "f" else values)
 
 
 class PhotoInputs:
@@ -108,32 +83,42 @@ class PhotoInputs:
         """Return pixels, uint8 (n, height, width, 3), augmented in an epoch.
 
         Raises:
-            OSError, Image.DecompressionBombError, SyntaxError, ValueError: if a photo cannot be read or decoded.
+            ConnectError: if a photo cannot be read or decoded.
         """
+        pixels = self.decode(numbers, epoch)
+        if missing := [number for number, one in zip(numbers.tolist(), pixels, strict=True) if one is None]:
+            raise ConnectError(f"{self._photos[missing[0]].path} could not be decoded again.")
+        return torch.from_numpy(np.stack(pixels))  # type: ignore[arg-type]
+
+    def decode(self, numbers: Indices, epoch: int | None = None) -> list[Pixels | None]:
+        """Return the pixels (height, width, 3) of photos, None for one that cannot be read or decoded."""
         order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
         photos = [self._photos[row] for row in numbers[order].tolist()]
         with self._lock:
-            files = [source_of(photo, self._reader) for photo in photos]
+            files = [self._file(photo) for photo in photos]
         pixels = list(self._pool.map(lambda photo, file: self._pixels(photo, file, epoch), photos, files))
-        return torch.from_numpy(np.stack(pixels)[np.argsort(order)])
+        return [pixels[place] for place in np.argsort(order).tolist()]
 
-    def _pixels(self, photo: ImageItem, file: str | BinaryIO, epoch: int | None) -> Pixels:
-        image, _, _ = open_image(file, self._preprocess.size)
+    def _file(self, photo: ImageItem) -> str | BinaryIO:
+        """Return the path of a file, which any thread can read, or the content of another photo."""
+        if photo.source is None and not is_url(photo.path):
+            return photo.path
+        with suppress(OSError, ValueError):
+            return io.BytesIO(self._reader.read(photo))
+        return io.BytesIO()
+
+    def _pixels(self, photo: ImageItem, file: str | BinaryIO, epoch: int | None) -> Pixels | None:
+        size = self._preprocess.size
+        try:
+            image, _, _ = open_image(file, size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None
         if epoch is None or self._seed is None:
             return self._preprocess(image)
-        return augment(image, self._preprocess.size, generator(self._seed, "augment", epoch, photo.key))
+        return augment(image, size, generator(self._seed, "augment", epoch, photo.key))
 
 
-def source_of(photo: ImageItem, reader: ImageReader) -> str | BinaryIO:
-    """Return what `open_image` opens: the path of a file, which any thread can read, or the content of another photo.
-
-    Raises:
-        OSError, ValueError: as `ImageReader.read`.
-    """
-    return photo.path if photo.source is None and not is_url(photo.path) else io.BytesIO(reader.read(photo))
-
-
-def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
     """Return a random part of half the area or more, mirrored half the time: uint8 (height, width, 3).
 
     Args:
@@ -154,64 +139,47 @@ def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator)
 
 @dataclass(frozen=True)
 class PairInputs:
-    """Pairs of rows of two sides, as training draws batches from them.
+    """p pairs of rows of two sides, as training draws batches from them.
 
     Attributes:
-        first: inputs with one row per item (images).
-        second: inputs with any number of rows per item (captions).
-        first_ids: int64 (rows of first,), equal if the content is.
-        second_ids: int64 (rows of second,), likewise.
-        first_rows: int64 (p,), the row of ``first`` in each pair.
-        second_rows: int64 (p,), the row of ``second``.
-        items: the key of each pair's item, p of them.
+        inputs: of both sides: one row per item (images), and any number of rows per item (captions).
+        rows: int64 (2, p), the rows of each pair.
+        ids: int64 (2, p), equal on a side if the content is.
+        items: the key of each pair's item.
         splits: the split of each pair.
     """
 
-    first: Inputs
-    second: Inputs
-    first_ids: Indices
-    second_ids: Indices
-    first_rows: Indices
-    second_rows: Indices
+    inputs: tuple[Inputs, Inputs]
+    rows: Indices
+    ids: Indices
     items: Sequence[str]
     splits: Sequence[str]
 
     def __len__(self) -> int:
         """Return the number of pairs."""
-        return len(self.first_rows)
+        return len(self.items)
 
     @cached_property
     def item_rows(self) -> Indices:
-        """Rows of ``first`` that are in a pair, ascending."""
-        return np.unique(self.first_rows)
+        """Rows of the first side that are in a pair, ascending."""
+        return np.unique(self.rows[0])
 
-    def select(self, pairs: Mask) -> PairInputs:
+    def select(self, pairs: npt.ArrayLike) -> PairInputs:
         """Return the pairs for which a mask (p,) is true."""
         chosen = np.flatnonzero(pairs)
-        return replace(
-            self,
-            first_rows=self.first_rows[chosen],
-            second_rows=self.second_rows[chosen],
-            items=[self.items[pair] for pair in chosen.tolist()],
-            splits=[self.splits[pair] for pair in chosen.tolist()],
-        )
+        items, splits = ([values[pair] for pair in chosen.tolist()] for values in (self.items, self.splits))
+        return replace(self, rows=self.rows[:, chosen], ids=self.ids[:, chosen], items=items, splits=splits)
 
     def where(self, split: str) -> PairInputs:
         """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
         kept = kept_splits(self.splits) if split in STANDARD else None
         named = zip(self.splits, self.items, strict=True)
-        found = (split_of(own, item, kept) == split.lower() for own, item in named)
-        return self.select(np.fromiter(found, dtype=bool, count=len(self)))
+        return self.select([split_of(own, item, kept) == split.lower() for own, item in named])
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
     ) -> tuple[PairInputs, PairInputs]:
         """Return pairs to learn from and pairs to validate on; without a val split, a tenth of the items is held out.
-
-        Args:
-            train_split: the split to train on.
-            names: of the two sides, for messages.
-            reporter: told what was held out.
 
         Raises:
             ConnectError: if there is no pair in the split.
@@ -235,26 +203,19 @@ class PairInputs:
             reporter.message(f"There is no val split, so {held_out_pairs} held out from the split {train_split!r}.")
         return train, val
 
-    def ids(self, pairs: Indices) -> tuple[Tensor, Tensor]:
-        """Return the ids of the contents on either side of these pairs, (n,) each."""
-        return (
-            torch.from_numpy(self.first_ids[self.first_rows[pairs]]),
-            torch.from_numpy(self.second_ids[self.second_rows[pairs]]),
-        )
-
-    def batches(self, size: int, seed: int, epoch: int) -> list[Indices]:
-        """Return numbers of pairs in full batches; what is left over of an epoch's order is not used in it."""
+    def batches(self, size: int, seed: int, epoch: int) -> Indices:
+        """Return numbers of pairs in full batches (b, size); what is left over of an epoch is not used in it."""
         order = generator(seed, "pairs", epoch).permutation(len(self)).astype(np.int64)
-        return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+        return order[: len(order) // size * size].reshape(-1, size)
 
-    def embed(self, embed: EmbedRows) -> tuple[Matrix, Matrix, Indices]:
+    def embed(self, embed: Callable[[Inputs, int, Indices], Matrix]) -> tuple[Matrix, Matrix, Indices]:
         """Embed all pairs, every item once.
 
         Returns:
             Embeddings of the items (n, d) and of the second side (p, d), and the item of each pair, int64 (p,).
         """
-        items = np.searchsorted(self.item_rows, self.first_rows)
-        return embed(self.first, 0, self.item_rows), embed(self.second, 1, self.second_rows), items
+        items = np.searchsorted(self.item_rows, self.rows[0])
+        return embed(self.inputs[0], 0, self.item_rows), embed(self.inputs[1], 1, self.rows[1]), items
 
 
 def number_rows(rows: npt.NDArray[Any]) -> Indices:
@@ -293,21 +254,17 @@ class PairedFeatures(Pairs):
         """
         items = [own_items(side.table) for side in (first, second)]
         if [pc.count_distinct(own).as_py() < len(own) for own in items] == [True, False]:
-            first, second = second, first
-            items.reverse()
-        index = match_items(*items)
-        found, alone = list(notes), int(np.count_nonzero(index < 0))
-        if alone:
-            found.append(
-                f"{alone:,} of {len(second):,} {second.modality} rows have no {first.modality} row and are left out."
-            )
+            return cls.join(second, first, notes, models)
+        index, found = match_items(*items), list(notes)
         bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in (first, second)]
-        for side, rows in zip((first, second), bad, strict=True):
-            if rows.any():
-                found.append(
-                    f"{int(rows.sum()):,} of {len(rows):,} {side.modality} rows contain NaN or infinity and are left "
-                    "out."
-                )
+        left_out = (
+            (index < 0, second, f"have no {first.modality} row"),
+            (bad[0], first, "contain NaN or infinity"),
+            (bad[1], second, "contain NaN or infinity"),
+        )
+        for rows, side, why in left_out:
+            if count := np.count_nonzero(rows):
+                found.append(f"{count:,} of {len(side):,} {side.modality} rows {why} and are left out.")
         index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
         return cls(first, second, index, found, models or {})
 
@@ -319,20 +276,17 @@ class PairedFeatures(Pairs):
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
         first, second, rows = self.first, self.second, self.rows
-        splits = row_splits(second.table)
-        captions = second.column("caption") if "caption" in second.table.column_names else []
+        own = self.item_index[rows]
+        captions: list[Any] = second.column("caption") if "caption" in second.table.column_names else [None]
         # a sentence is the same content even where its features differ by rounding
-        known = bool(captions) and all(captions)
-        keys = [first.keys[row] for row in self.item_index[rows].tolist()]
+        ids = number_texts(captions) if all(captions) else number_rows(second.embeddings)
+        splits = row_splits(second.table)
         return PairInputs(
-            first=FeatureInputs(first.embeddings),
-            second=FeatureInputs(second.embeddings),
-            first_ids=number_rows(first.embeddings),
-            second_ids=number_texts(captions) if known else number_rows(second.embeddings),
-            first_rows=self.item_index[rows],
-            second_rows=rows,
-            items=keys,
-            splits=[splits[row] for row in rows],
+            inputs=(ArrayInputs(first.embeddings), ArrayInputs(second.embeddings)),
+            rows=np.stack([own, rows]),
+            ids=np.stack([number_rows(first.embeddings)[own], ids[rows]]),
+            items=[first.keys[row] for row in own.tolist()],
+            splits=[splits[row] for row in rows.tolist()],
         )
 
 
@@ -370,51 +324,34 @@ def read_features(
         ConnectError: if there are not exactly two modalities.
         StoreError: if a file or store cannot be read, or rows cannot be paired.
     """
-    if not (image or text or other):
-        return _join_stores(store, second_store, modalities, reporter)
-    found, notes = read_files(
-        image=image,
-        text=text,
-        other=other,
-        meta=meta,
-        text_meta=text_meta,
-        image_array=image_array,
-        text_array=text_array,
-    )
-    if len(found) != 2:
-        raise ConnectError(
-            f"Two modalities are needed, not {len(found)} ({', '.join(rows.modality for rows in found)}).",
-            remedy="For example --image FILE --text FILE, or --text FILE --other audio=FILE.",
+    models: dict[str, ModelIdentity] = {}
+    notes: list[str] = []
+    if image or text or other:
+        sides, notes = read_files(
+            image=image,
+            text=text,
+            other=other,
+            meta=meta,
+            text_meta=text_meta,
+            image_array=image_array,
+            text_array=text_array,
         )
-    return PairedFeatures.join(found[0], found[1], notes)
-
-
-def _join_stores(
-    store: Store | str | Path,
-    second_store: Store | str | Path | None,
-    modalities: Sequence[str] | None,
-    reporter: Reporter,
-) -> PairedFeatures:
-    if modalities is not None and not (len(modalities) == 2 and all(modalities)):
+    else:
+        first = Store.open(store, reporter=reporter)
+        second = first if second_store is None else Store.open(second_store, reporter=reporter)
+        if modalities is None:
+            modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
+        sides = []
+        for one, name in zip((first, second), modalities, strict=False):
+            rows = one.load(name)
+            table = rows.table.select([column for column in rows.table.column_names if column not in _NOT_COLUMNS])
+            unique = f"{name}_2" if name in models else name
+            models[unique] = one.info.model
+            sides.append(replace(rows, table=table, modality=unique))
+    names = modalities if modalities is not None else [side.modality for side in sides]
+    if len(names) != 2:
         raise ConnectError(
-            f"Two modalities are needed, not {len(modalities)} ({', '.join(modalities)}).",
-            remedy="For example --modalities audio,text.",
+            f"Two modalities are needed, not {len(names)} ({', '.join(names)}).",
+            remedy="For example --modalities audio,text, --second-store, or --image FILE --text FILE.",
         )
-    first = Store.open(store, reporter=reporter)
-    second = first if second_store is None else Store.open(second_store, reporter=reporter)
-    if modalities is None:
-        modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
-        if len(modalities) < 2:
-            raise StoreError(
-                f"The store {first.path} has {' and '.join(first.modalities) or 'no modality'}, but two modalities are "
-                "needed.",
-                remedy="Add another store with --second-store, or use files with --image and --text.",
-            )
-    name = modalities[1] if modalities[1] != modalities[0] else f"{modalities[1]}_2"
-    rows = _load(first, modalities[0]), replace(_load(second, modalities[1]), modality=name)
-    return PairedFeatures.join(*rows, models={modalities[0]: first.info.model, name: second.info.model})
-
-
-def _load(store: Store, modality: str) -> Rows:
-    rows = store.load(modality)
-    return replace(rows, table=rows.table.select([n for n in rows.table.column_names if n not in _NOT_COLUMNS]))
+    return PairedFeatures.join(sides[0], sides[1], notes, models)

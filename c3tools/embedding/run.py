@@ -22,7 +22,6 @@ from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import Manifest
 from ..store.metadata import INFO_FILE, digest_of
 from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
-from .int8 import calibration_for, keep_int8_model
 from .plan import Plan, ShardTasks, Sources, is_within, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, rewritten_shard
 from .summary import EmbedSummary, ModalitySummary
@@ -47,7 +46,6 @@ def embed(
     device: str | None = None,
     backend: str = "auto",
     precision: str = "auto",
-    compile: bool = False,
     dtype: str = "float16",
     shard_size: int = 4096,
     workers: int | None = None,
@@ -88,7 +86,6 @@ def embed(
             default all GPUs, else the fastest available.
         backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
-        compile: Compile the model with torch.compile. Takes about a minute, then runs faster.
         dtype: Number format of the embeddings on disk: float16 or float32.
         shard_size: Inputs per shard. A run that is killed loses at most one shard.
         workers: Number of processes that decode images. The default depends on the cores.
@@ -157,8 +154,6 @@ def embed(
             recorded_backend=recorded.backend if recorded else None,
             precision=precision,
             recorded_precision=recorded.precision if recorded else None,
-            compiled=compile,
-            calibration=calibration_for(corpus, folder, recorded, precision),
             reporter=reporter,
         )
 
@@ -272,7 +267,6 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     """Return the loaded encoder; create the store if it is missing, and check that it is of the same model."""
     if not isinstance(encoder, Encoder):
         encoder = encoder()
-    recorded = StoreInfo.load(folder) if _is_store(folder) else None
     info = StoreInfo(
         encoder.identity,
         encoder.dim,
@@ -280,7 +274,6 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
         preprocessing=encoder.preprocess.config,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,
-        extra={**({"compiled": True} if encoder.compiled else {}), **keep_int8_model(folder, encoder, recorded)},
     )
     create_store(folder, info)
     return encoder

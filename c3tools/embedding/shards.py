@@ -18,7 +18,7 @@ from ..arrays import Matrix
 from ..corpus import ImageItem, TextItem
 from ..corpus.videos import read_frames
 from ..devices import limit_threads
-from ..encoders import Calibration, Encoder, resolve_encoder
+from ..encoders import Encoder, resolve_encoder
 from ..encoders.encoder import Pending
 from ..errors import StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores
@@ -27,7 +27,6 @@ from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import shard_schema, shard_table, write_rows
 from .decoding import PixelBatch, failure_of, pixel_batches
-from .int8 import MODEL_FOLDER
 from .plan import ShardTask
 from .summary import ModalitySummary, no_seconds
 
@@ -76,7 +75,6 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             json.dumps(encoder.identity),
             encoder.backend.name,
             encoder.compute.precision,
-            encoder.compiled,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,9 +95,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 remedy="Use storage that all machines share, or a URL.",
             )
         limit_threads(resources.threads)
-        precision = self._model[2]
-        kept = here.path / MODEL_FOLDER if precision == "int8" else None
-        self._encoder = _load_once(*self._model, resources.device, kept, here.info.extra.get("int8"))
+        self._encoder = _load_once(*self._model, resources.device)
         self._cores = resources.threads
 
     def name(self, task: ShardTask) -> str:
@@ -334,14 +330,10 @@ def _decoding_processes(device_type: str, available: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _load_once(
-    identity: str, backend: str, precision: str, compiled: bool, device: str, kept: Path | None, sha256: str | None
-) -> Encoder:
+def _load_once(identity: str, backend: str, precision: str, device: str) -> Encoder:
     return resolve_encoder(
         recorded=json.loads(identity),
         device=device,
         backend=backend,
         precision=precision,
-        compiled=compiled,
-        calibration=Calibration(kept=kept, sha256=sha256),
     )

@@ -5,12 +5,10 @@ from __future__ import annotations
 from .encoder import Encoder
 from .loading import Network, load_encoder, load_network, resolve_encoder
 from .models import DEFAULT_MODEL, ModelName
-from .openvino_backend import Calibration
 from .preprocessing import ImagePreprocessor, open_image
 
 __all__ = [
     "DEFAULT_MODEL",
-    "Calibration",
     "Encoder",
     "ImagePreprocessor",
     "ModelName",

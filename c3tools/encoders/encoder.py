@@ -42,13 +42,11 @@ class Backend(ABC):
         name: ``torch`` or ``openvino``.
         compute: device and precision.
         ahead: batches to submit before the first is waited for.
-        compiled: whether the towers run through `torch.compile`.
     """
 
     name: str
     compute: Compute
     ahead: int = 0
-    compiled: bool = False
 
     @abstractmethod
     def submit(self, modality: Modality, batch: Any) -> Pending:
@@ -82,7 +80,7 @@ class Encoder:
         identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
         trims_texts: whether texts are run without their padding (only if that is exact).
         end_token: the id of the end-of-text token; None if it is the largest.
-        dim: dimension d of the embeddings; None to find out by a text.
+        dim: dimension d of the embeddings.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class Encoder:
         identity: Mapping[str, Any],
         trims_texts: bool,
         end_token: int | None = None,
-        dim: int | None = None,
+        dim: int,
     ) -> None:
         self.backend = backend
         self.identity = ModelIdentity(identity)
@@ -103,17 +101,12 @@ class Encoder:
         self._tokenizer = tokenizer
         self._end_token = end_token
         self._batch_sizes: dict[str, int] = {}
-        self.dim = dim or next(self.encode_token_batches(self.tokenise(["a photo"]), batch_size=1))[1].shape[1]
+        self.dim = dim
 
     @property
     def compute(self) -> Compute:
         """Device and precision."""
         return self.backend.compute
-
-    @property
-    def compiled(self) -> bool:
-        """True if the towers run through `torch.compile`."""
-        return self.backend.compiled
 
     def batch_size(self, modality: Modality) -> int:
         """Return how many images or texts are run at a time: by the memory of a GPU, fixed on other devices.

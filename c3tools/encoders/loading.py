@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,13 @@ from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
 from .encoder import Encoder
 from .models import DEFAULT_MODEL, OFFLINE_REMEDY, ModelName, require_weights
-from .openvino_backend import Calibration, OpenVINOBackend, convert, int8_backend, kept_int8_backend
+from .openvino_backend import OpenVINOBackend, convert, quantized
 from .preprocessing import ImagePreprocessor, Squash
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
     from torch import nn
 
-BACKENDS = ("torch", "openvino")
 AGREEMENT = 0.999
 _PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
 _PROBE_PHOTOS = 8
@@ -54,14 +53,19 @@ class Network:
 
     def describe(self) -> dict[str, Any]:
         """Return what an `Encoder` needs to know beside the towers, by the names of its arguments."""
+        import torch
+
         from .towers import can_trim, end_token
 
+        with torch.inference_mode():
+            features = self.model.encode_text(torch.as_tensor(self.tokenizer(["a photo"])))  # type: ignore[operator]
         return {
             "tokenizer": self.tokenizer,
             "preprocess": self.preprocess,
             "identity": {**self.identity, "weights_sha256": weights_sha256(self.model)},
             "trims_texts": can_trim(self.model, self.tokenizer),
             "end_token": end_token(self.model),
+            "dim": features.shape[1],
         }
 
 
@@ -72,8 +76,6 @@ def load_encoder(
     device: str | None = None,
     backend: str = "auto",
     precision: str = "auto",
-    compiled: bool = False,
-    calibration: Calibration | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load a contrastive model for inference.
@@ -87,142 +89,83 @@ def load_encoder(
         precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
             fp32 is at least 0.999 for a probe; ``int8`` (backend openvino, extra ``int8``) is refused if it is below
             0.99.
-        compiled: compile the model with `torch.compile`.
-        calibration: the inputs that the scales of int8 are measured on; None for bundled photos and captions.
         reporter: gets a message if OpenVINO cannot run the model.
 
     Raises:
-        EncoderError: for an unknown name, weights that cannot be loaded, or a backend, precision or compilation that
-            does not work with the model.
+        EncoderError: for an unknown name, weights that cannot be loaded, or a backend or precision that does not work
+            with the model.
         MissingExtraError: if a package that the backend or int8 needs is not installed.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise C3Error(f"There is no backend {backend!r}.", remedy=f"Use auto, {' or '.join(BACKENDS)}.")
+    if backend not in ("auto", "torch", "openvino"):
+        raise C3Error(f"There is no backend {backend!r}.", remedy="Use auto, torch or openvino.")
     compute = pick(device, precision, encoder=True)
     required = backend == "openvino" or precision == "int8"
-    if required:
-        _require_openvino(backend, compute, compiled, precision)
-    possible = backend == "auto" and compute.device_type == "cpu" and not compiled and OpenVINOBackend.is_installed()
-    use_openvino = required or (possible and (precision == "auto" or precision in OpenVINOBackend.precisions()))
-    bundled = read_bundled() if model == DEFAULT_MODEL and random_init is None else None
-    network = None if bundled and use_openvino else load_network(model, random_init=random_init)
+    installed = OpenVINOBackend.is_installed()
+    possible = backend != "torch" and compute.device_type == "cpu" and installed
+    if possible and precision not in ("auto", "int8", *OpenVINOBackend.precisions()):
+        possible = False
+    if required and not possible:
+        if not installed and backend != "torch":
+            raise MissingExtraError("openvino", extra="openvino", purpose="--backend openvino")
+        raise EncoderError(
+            f"The backend {backend} does not compute in {precision} on {compute.device}.",
+            remedy="OpenVINO runs on CPUs, and int8 needs it: use --device cpu and --backend openvino, or --backend "
+            "torch with --precision auto.",
+        )
+    bundled = read_bundled() if possible and model == DEFAULT_MODEL and random_init is None else None
+    network = None if bundled else load_network(model, random_init=random_init)
     facts = bundled or network.describe()  # type: ignore[union-attr]
-
-    if use_openvino:
+    if possible:
         try:
-            return _with_openvino(network, facts, compute, precision, calibration or Calibration())
+            return _with_openvino(network, facts, compute, precision)
         except EncoderError as error:
             if required:
                 raise
             reporter.message(f"{error.message} torch runs it instead.")
         network = load_network(model, random_init=random_init)  # its attentions were replaced
     assert network is not None
-    return _with_torch(network, facts, compute, precision, compiled)
+    from .towers import TorchBackend
+
+    plain, longest = network.model, network.tokenizer(["word " * 500])
+
+    def by_torch(number: str) -> Encoder:
+        own = copy.deepcopy(plain) if precision == "auto" and compute.precision != "fp32" else plain
+        place = Compute(compute.device, number)
+        return Encoder(TorchBackend(own, network.preprocess, place, facts["trims_texts"], longest), **facts)
+
+    return _in_precision(by_torch, compute.precision, precision)
 
 
-def _require_openvino(backend: str, compute: Compute, compiled: bool, precision: str) -> None:
-    """Refuse options that OpenVINO does not support."""
-    if backend == "torch":
-        raise EncoderError(
-            "The backend torch does not compute in int8.", remedy="Use --backend openvino, or --precision auto."
-        )
-    if compute.device_type != "cpu":
-        raise EncoderError(
-            f"The backend openvino runs on the CPU, not on {compute.device}.",
-            remedy="Use --device cpu, or --backend torch.",
-        )
-    if compiled:
-        raise EncoderError("--compile is for the backend torch, not for openvino.", remedy="Leave out one of them.")
-    if not OpenVINOBackend.is_installed():
-        raise MissingExtraError("openvino", extra="openvino", purpose="--backend openvino")
-    native = ("auto", "int8", *OpenVINOBackend.precisions())
-    if precision not in native:
-        raise EncoderError(
-            f"The backend openvino does not compute in {precision} on this machine.",
-            remedy=f"Use --precision {' or '.join(native)}, or --backend torch.",
-        )
-
-
-def _with_openvino(
-    network: Network | None, facts: dict[str, Any], compute: Compute, precision: str, calibration: Calibration
-) -> Encoder:
+def _with_openvino(network: Network | None, facts: dict[str, Any], compute: Compute, precision: str) -> Encoder:
     """Return an encoder run by OpenVINO; no network stands for the bundled model, which has graphs."""
-    if precision == "int8" and calibration.kept is not None:
-        return Encoder(kept_int8_backend(calibration), **facts)
-    if network is None:
-        backend = OpenVINOBackend({"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"})
-    else:
+    towers: Mapping[Any, Any] = {"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"}
+    if network is not None:
         tokens, end = np.asarray(network.tokenizer(list(_PROBE_TEXTS))), facts["end_token"]
         lengths = np.argmax(tokens if end is None else tokens == end, axis=1) + 1
-        texts = [
+        first, second = (
             tokens[rows, : lengths[rows].max() if facts["trims_texts"] else None] for rows in (slice(2), slice(2, None))
-        ]
-        backend = convert(
-            network.identity["name"],
-            network.model,
-            network.preprocess,
-            (texts[0], texts[1]),
-            trims=facts["trims_texts"],
         )
+        name, trims = network.identity["name"], facts["trims_texts"]
+        towers = convert(name, network.model, network.preprocess, first, second, trims=trims).towers
     if precision == "int8":
-        return Encoder(int8_backend(Encoder(backend, **facts), backend.towers, calibration), **facts)
-    if compute.precision == "fp32":
-        return Encoder(backend, **facts)
-    rounded = Encoder(OpenVINOBackend(backend.towers, compute.precision), **facts)
-    if precision != "auto" or _agree(exact := Encoder(backend, **facts), rounded):
-        return rounded
-    return exact
+        return Encoder(quantized(Encoder(OpenVINOBackend(towers), **facts)), **facts)
+    return _in_precision(lambda one: Encoder(OpenVINOBackend(towers, one), **facts), compute.precision, precision)
 
 
-def _with_torch(network: Network, facts: dict[str, Any], compute: Compute, precision: str, compiled: bool) -> Encoder:
-    import torch
+def _in_precision(make: Callable[[str], Encoder], precision: str, asked: str) -> Encoder:
+    """Return an encoder in a precision; with ``auto`` in fp32 where the embeddings of a few inputs differ too much.
 
-    from .torch_backend import TorchBackend
-
-    longest = torch.as_tensor(facts["tokenizer"](["word " * 500]))
-
-    def open_backend(model: nn.Module, precision: str, compiled: bool = False) -> Encoder:
-        backend = TorchBackend(
-            model,
-            network.preprocess,
-            Compute(compute.device, precision),
-            trims_texts=facts["trims_texts"],
-            longest_text=longest,
-            compiled=compiled,
-        )
-        return Encoder(backend, **facts)
-
-    chosen = compute.precision
-    if precision == "auto" and chosen != "fp32":
-        exact = open_backend(copy.deepcopy(network.model), "fp32")
-        rounded = open_backend(copy.deepcopy(network.model), chosen)
-        chosen = chosen if _agree(exact, rounded) else "fp32"
-    if not compiled:
-        return open_backend(network.model, chosen)
-    try:
-        encoder = open_backend(network.model, chosen, compiled=True)
-        for modality in ("image", "text"):
-            encoder.backend.run_probe(modality, 2)  # type: ignore[attr-defined]
-        return encoder
-    except Exception as error:  # the compilers raise their own, and so do the tools they call
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"The model {facts['identity']['name']} could not be compiled: {type(error).__name__}: {reason}",
-            remedy="Leave out --compile. On a CPU it needs a C++ compiler (g++ or clang++).",
-        ) from error
-
-
-def _agree(exact: Encoder, rounded: Encoder) -> bool:
-    """Return whether two encoders of one model give nearly the same embeddings of a few bundled photos and texts.
-
-    They are photos because rounding changes the embeddings of random images by other amounts.
+    These are bundled photos because rounding changes the embeddings of random images by other amounts.
     """
-    photos = sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
+    rounded = make(precision)
+    if precision == "fp32" or asked != "auto":
+        return rounded
+    exact, photos = make("fp32"), sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
     a, b = (
         np.concatenate([one.encode_images(photos, batch_size=len(photos)), one.encode_texts(_PROBE_TEXTS)])
         for one in (exact, rounded)
     )
-    return float((a * b).sum(axis=1).min()) >= AGREEMENT
+    return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
@@ -283,8 +226,6 @@ def resolve_encoder(
     recorded_backend: str | None = None,
     precision: str = "auto",
     recorded_precision: str | None = None,
-    compiled: bool = False,
-    calibration: Calibration | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load the encoder that the user requested, else the recorded one, else the bundled one.
@@ -293,7 +234,7 @@ def resolve_encoder(
         model: the model's name, as in `load_encoder`; None for the recorded model.
         recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
             have to be the same still. None or empty if no model is recorded.
-        random_init, device, backend, precision, compiled, calibration: see `load_encoder`.
+        random_init, device, backend, precision: see `load_encoder`.
         recorded_backend, recorded_precision: what ``auto`` stands for, if it is recorded.
         reporter: is told when the bundled model is used because no other was named; see `load_encoder`.
 
@@ -315,8 +256,6 @@ def resolve_encoder(
         device=device,
         backend=(recorded_backend or "auto") if backend == "auto" else backend,
         precision=(recorded_precision or "auto") if precision == "auto" else precision,
-        compiled=compiled,
-        calibration=calibration,
         reporter=reporter,
     )
     now = encoder.identity["weights_sha256"]

@@ -1,20 +1,29 @@
-"""The two towers of a model as torch modules, from pixels and tokens to unit vectors; texts without their padding."""
+"""The two towers of a model as torch modules, texts without their padding, and the backend torch that runs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..arrays import Matrix
+from ..devices import Compute
+from .encoder import Backend, Modality, Pending, largest_batch
 from .preprocessing import ImagePreprocessor
+
+_LARGEST = {"image": 256, "text": 1024}  # beyond these a GPU gains nothing, and images in flight cost memory
+_SHARE_OF_MEMORY = 0.5
+_PROBES = (4, 8)
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 _PROBE = ("a dog", "two people ride bicycles along a river in the evening sun", "snow on a hill")
 _TOLERANCE = 1e-4
 
 
 class ImageTower(nn.Module):
-    """Unit vectors, float32 (n, d), of pixels, uint8 (n, height, width, 3)."""
+    """Features (n, d), not normalised, of pixels, uint8 (n, height, width, 3)."""
 
     mean: Tensor
     std: Tensor
@@ -28,38 +37,108 @@ class ImageTower(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean, device=device).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std, device=device).view(shape), persistent=False)
 
-    def scale(self, pixels: Tensor) -> Tensor:
-        """Return the input of the model, (n, 3, height, width)."""
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Scale and encode the pixels."""
         x = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # (n, height, width, 3)
         # a view as (n, 3, height, width) of this memory is channels_last already
-        return x.permute(0, 3, 1, 2).to(self.dtype)
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """Return features (n, d), not normalised."""
-        return self.model.encode_image(self.scale(pixels))  # type: ignore[operator,no-any-return]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return the vectors, normalised in float32 in any precision of the model."""
-        return nn.functional.normalize(self.features(pixels).float(), dim=-1)
+        return self.model.encode_image(x.permute(0, 3, 1, 2).to(self.dtype))  # type: ignore[operator,no-any-return]
 
 
 class TextTower(nn.Module):
-    """Unit vectors, float32 (n, d), of tokens, int64 (n, length)."""
+    """Features (n, d), not normalised, of tokens, int64 (n, length)."""
 
     def __init__(self, model: nn.Module, *, trims: bool) -> None:
         super().__init__()
         self.model = model
         self.trims = trims
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """Return features (n, d), not normalised."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode the tokens; if the tower trims, the length may be any that contains every end-of-text token."""
         if self.trims:
             return trimmed_forward(self.model, tokens)
         return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the vectors; if the tower trims, the length may be any that contains every end-of-text token."""
-        return nn.functional.normalize(self.features(tokens).float(), dim=-1)
+
+class TorchBackend(Backend):
+    """The towers as torch modules: any model, on any device, in any precision.
+
+    Args:
+        model: open_clip's module, which is changed: moved to the device, in the precision.
+        preprocess: knows size, mean and standard deviation of the pixels.
+        compute: device and precision.
+        trims: whether texts come without their padding.
+        longest_text: tokens of the longest text, int64 (1, length), for measuring memory.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, model: nn.Module, preprocess: ImagePreprocessor, compute: Compute, trims: bool, longest_text: Any
+    ) -> None:
+        self.compute = compute
+        self.ahead = 0 if compute.device_type == "cpu" else 1
+        model = model.to(compute.device, compute.dtype)
+        if compute.device_type in ("cpu", "cuda"):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pixels = torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8)
+        self._probes = {"image": pixels, "text": torch.as_tensor(longest_text)}
+        self._forward: dict[str, Callable[[Tensor], Tensor]] = {
+            "image": ImageTower(model, preprocess, compute.dtype),
+            "text": TextTower(model, trims=trims),
+        }
+        self._limits: dict[str, int] = {}  # largest batch that fits into memory, once one did not
+
+    def submit(self, modality: Modality, batch: Any) -> Pending:
+        """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is run in halves."""
+        return _Features(self._features(modality, torch.as_tensor(batch)))
+
+    def batch_size(self, modality: Modality, pixels: int) -> int:
+        """Return a constant, but on a CUDA GPU the largest power of two whose activations take half of the memory."""
+        if self.compute.device_type != "cuda":
+            return super().batch_size(modality, pixels)
+        device, peaks = self.compute.device, []
+        for n in _PROBES:
+            torch.cuda.reset_peak_memory_stats(device)
+            self.run_probe(modality, n)
+            torch.cuda.synchronize(device)
+            peaks.append(torch.cuda.max_memory_allocated(device))
+        per_input = max(1, (peaks[1] - peaks[0]) // (_PROBES[1] - _PROBES[0]))
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return largest_batch(per_input, int(_SHARE_OF_MEMORY * memory), _LARGEST[modality])
+
+    def run_probe(self, modality: Modality, n: int) -> None:
+        """Run n inputs of the largest size."""
+        self._features(modality, torch.cat([self._probes[modality]] * n))
+
+    def _features(self, modality: Modality, batch: Tensor) -> Tensor:
+        """Return unit vectors, float32 (n, d), on the device.
+
+        If a batch does not fit into memory, this batch and those that follow are run in halves.
+        """
+        limit = self._limits.get(modality, len(batch))
+        if len(batch) > limit:
+            return torch.cat([self._features(modality, part) for part in torch.split(batch, limit)])
+        try:
+            with torch.inference_mode():
+                rows = self._forward[modality](batch.to(self.compute.device, non_blocking=True))
+                return nn.functional.normalize(rows.float(), dim=-1)
+        except RuntimeError as error:  # of CUDA, of MPS and of CPUs
+            if not any(words in str(error) for words in _OUT_OF_MEMORY) or len(batch) == 1:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._limits[modality] = len(batch) // 2
+        return self._features(modality, batch)
+
+
+class _Features:
+    """Unit vectors (n, d) on the device, which may still be computing them."""
+
+    def __init__(self, features: Tensor) -> None:
+        self._features = features
+
+    def result(self) -> Matrix:
+        return self._features.cpu().numpy()
 
 
 class SelfAttention(nn.Module):

@@ -48,12 +48,24 @@ def write_graphs(folder: Path, network: Network) -> None:
     _write(TextTower(model, trims=trims).eval(), tokens, folder / "text.onnx", {0: "n", 1: "length"})
 
 
+class _Unit(nn.Module):
+    """A tower whose features are normalised."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return unit vectors, float32 (n, d)."""
+        return nn.functional.normalize(self.tower(batch).float(), dim=-1)
+
+
 def _write(tower: nn.Module, example: Tensor, path: Path, sizes: dict[int, str]) -> None:
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every size that it takes for a constant
         whole = Path(temporary) / path.name
         torch.onnx.export(
-            tower,
+            _Unit(tower),
             (example,),
             str(whole),
             input_names=["batch"],

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from words import word_vectors
 
-from c3tools.connect.geometry import Geometry, geometry_figure, measure
+from c3tools.connect.geometry import geometry_figure, measure
 from c3tools.io.files import write_atomically, write_json_atomically
 from c3tools.pages.figures import save_figure
 
@@ -185,7 +185,7 @@ def train(
     def watch(step: int, loss: float | None) -> None:
         geometry = scored(run, student, plain.maps[val], tokens, "val")
         point = {"step": step, "epoch": 0, "loss": loss, "logit_scale": settings.scale}
-        log.append({**point, "seconds": time.perf_counter() - began, **geometry.to_dict(NAMES)})
+        log.append({**point, "seconds": time.perf_counter() - began, **geometry})
 
     def stage(name: str, work: Callable[[Callable[[int, float], None]], None]) -> None:
         start, first, points = time.perf_counter(), log[-1]["step"], len(log)
@@ -229,14 +229,14 @@ def taught(run: Run, views: list[Tensor], texts: Tensor, captions: Rows) -> tupl
 
 
 @torch.no_grad()
-def scored(run: Run, student: Student, maps: Tensor, tokens: Tensor, split: str) -> Geometry:
+def scored(run: Run, student: Student, maps: Tensor, tokens: Tensor, split: str) -> dict[str, Any]:
     """Geometry and recall of the photos of a split, seen as ``maps``, and all their captions."""
     photos = run.corpora.photo_rows(split)
     captions = run.corpora.caption_rows(photos)
     student.eval()
     images = normalize(student.images(student.all_pooled(maps)), dim=1)
     texts = student.all_texts(tokens[captions])
-    return measure(images.numpy(), texts.numpy(), np.searchsorted(photos, run.corpora.owner[captions]))
+    return measure(images.numpy(), texts.numpy(), np.searchsorted(photos, run.corpora.owner[captions]), NAMES)
 
 
 def write(out: Path, run: Run, model: torch.nn.Module, log: list[dict[str, Any]], seconds: dict[str, float]) -> None:

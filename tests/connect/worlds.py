@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from c3tools.arrays import Indices, Matrix
-from c3tools.connect.pairs import FeatureInputs, PairInputs
+from c3tools.connect.pairs import ArrayInputs, PairInputs
 
 
 def views(
@@ -27,12 +27,9 @@ def views(
 def some_pairs(first: Matrix, second: Matrix, item_index: Indices, rows: Indices) -> PairInputs:
     """Return the pairs of these rows of ``second``, in which nothing but the items is repeated."""
     return PairInputs(
-        first=FeatureInputs(first),
-        second=FeatureInputs(second),
-        first_ids=np.arange(len(first)),
-        second_ids=np.arange(len(second)),
-        first_rows=item_index[rows],
-        second_rows=rows,
+        inputs=(ArrayInputs(first), ArrayInputs(second)),
+        rows=np.stack([item_index[rows], rows]),
+        ids=np.stack([item_index[rows], rows]),
         items=[str(item) for item in item_index[rows]],
         splits=["train"] * len(rows),
     )
