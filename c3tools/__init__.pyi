@@ -36,6 +36,8 @@ from .index.index import Index as Index
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments
 from .reporter import Reporter as Reporter
+from .store.copies import merge_stores as merge_stores
+from .store.copies import split_store as split_store
 from .store.import_embeddings import import_embeddings as import_embeddings
 from .store.means import (
     compute_means as compute_means,
@@ -52,11 +54,9 @@ from .store.means import (
 from .store.means import (
     unload_means as unload_means,
 )
-from .store.merge import merge_stores as merge_stores
 from .store.reader import Store as Store
 from .store.rows import Pairs as Pairs
 from .store.rows import Rows as Rows
-from .store.split import split_store as split_store
 from .store.verify import verify_store as verify_store
 from .terminal import TerminalReporter as TerminalReporter
 from .transforms.pipeline import Pipeline as Pipeline

@@ -106,8 +106,7 @@ def verify(path: str | Path | None = None, *, store: str | Path | None = None, *
     """
     result = c3tools.verify_store(store or path or "c3-store", **options, reporter=reporter())
     for name, shards in result.shards.items():
-        read = "read" if result.read[name] == shards else f"of {result.read[name]:,} shards read"
-        out.print(f"{name}: {counted(result.rows[name], 'row')} in {counted(shards, 'shard')}, rows {read}")
+        out.print(f"{name}: {counted(result.rows.get(name, 0), 'row')} in {counted(shards, 'shard')}")
     for finding in result.findings if not out.quiet else ():
         level, style = ("warning", "bold yellow") if finding.warning else ("defect", "bold red")
         err.print(f"{level} ({finding.check})", style=style, end=" ")
@@ -130,13 +129,11 @@ def merge(destination: str, stores: list[Path], **options: Any) -> Any:
     report = c3tools.merge_stores(destination, stores, **options, reporter=reporter())
     dropped = f"; {report.dropped:,} duplicates were left out" if report.dropped else ""
     message(f"Wrote {report.store}: {_listing(report.rows)}{dropped}.")
-    for note in report.notes:
-        message(note)
     return report.to_dict()
 
 
 def split(destination: str, *, fractions: str | None = None, **options: Any) -> Any:
-    """Copy the store with new splits: by a stable hash of the key, from a column or from a file.
+    """Copy the store with new splits: by a stable hash of the key, or from a file.
 
     Texts are in the split of their image. The moments are computed for the new splits, so that Collapse is fitted on
     the new train split. The old store is not changed.

@@ -273,5 +273,5 @@ def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, 
         rows=rows,
         ids=np.stack([rows[0], number_texts(captions)]),
         items=items,
-        splits=splits_of([text.key for text in texts], items, [text.split for text in texts]),
+        splits=splits_of(items, [text.split for text in texts]),
     )

@@ -214,7 +214,6 @@ def embed_corpus(
             if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
                 encoder = _loaded_for(folder, encoder, options.dtype)
             write_times(folder, [plan.shards for plan in plans.values()])  # before the first shard
-            writer.expect((name, number) for name, plan in plans.items() for number, _ in plan.shards.shards)
             works = {
                 name: EmbedWork(opened, name, encoder, options, writer) if isinstance(encoder, Encoder) else None
                 for name in plans

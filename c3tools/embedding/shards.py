@@ -25,7 +25,7 @@ from ..executors import Report, Work, WorkerResources, cores
 from ..store import Failure, Shard, Store, StoreWriter, write_shard
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
-from ..store.shards import shard_schema, shard_table, write_rows
+from ..store.shards import part_name, shard_schema, shard_table, write_rows
 from .decoding import PixelBatch, failure_of, pixel_batches
 from .plan import ShardTask
 from .summary import ModalitySummary, no_seconds
@@ -117,8 +117,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                     rows, failures = rewritten_shard(
                         self.store, self.modality, shard.index, self.dropped[shard.index], shard
                     )
-                    folder = self.store.path / REWRITING
-                    write_rows(folder, self.store.info, self.modality, shard.index, rows, failures)
+                    path = self.store.path / REWRITING / part_name(self.modality, shard.index)
+                    write_rows(path, self.store.info, rows, failures)
                 elif self._writer is not None:
                     self._writer.write_shard(shard)
                 else:

@@ -45,7 +45,6 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.float16 import to_float16
 from ..io.locations import SMALL_BLOCK, location, name_or_file, names_in, remove, size_of
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
@@ -59,6 +58,7 @@ from ..store.shards import (
     ROW_GROUP_ROWS,
     ShardName,
     parquet_writer,
+    part_name,
     read_batches,
     shard_schema,
     write_rows,
@@ -189,7 +189,6 @@ def export_store(
         if format == "parquet":
             create_store(output, info)
             writer = StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter)
-            writer.expect(todo)
         else:
             write_json_atomically(output / MANIFEST_FILE, {"made_from": digest, "provenance": provenance, "files": {}})
         with (
@@ -273,7 +272,7 @@ class ExportWork(Work[ShardName, None]):
                 own = rows if is_training else rows[:0]
                 names: dict[str, Any] = {"keys": [keys[row] for row in own], "items": [items[row] for row in own]}
                 made = self.pipeline.transform(x[chosen], modality=modality, training=is_training, **names, **noise)
-                y[chosen] = to_float16(made) if y.dtype == np.float16 else made
+                y[chosen] = made
         schema = shard_schema(modality, self.info)
         columns = {
             **{name: batch.column(name) for name in batch.schema.names},
@@ -292,7 +291,7 @@ class ExportWork(Work[ShardName, None]):
             if self.writer is not None:
                 self.writer.write_rows(modality, part, table, (), made_from, split_bytes=False)
             else:
-                write_rows(self.output, self.info, modality, part, table, (), made_from, split_bytes=False)
+                write_rows(self.output / part_name(modality, part), self.info, table, (), made_from, split_bytes=False)
             return
         stem = f"part-{part:05d}"
         tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}

@@ -26,7 +26,6 @@ from ..errors import C3Error, EncoderError, StoreError
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, reading
 from ..io.files import recorded_file
-from ..io.float16 import to_float32
 from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store
@@ -219,7 +218,7 @@ class Index:
             scores, rows = self.nearest(embeddings, modality, k, within=within_group, nprobe=nprobe)
             for result, *found in zip(results, scores, rows, strict=True):
                 result.hits.extend(self._hits(*found))
-        return with_vectors(results, to_float32(embeddings), self._source(store)) if vectors else results
+        return with_vectors(results, embeddings.astype(np.float32), self._source(store)) if vectors else results
 
     def nearest(
         self, embeddings: npt.ArrayLike, modality: str, k: int, *, within: str | None = None, nprobe: int | None = None

@@ -162,6 +162,18 @@ def download(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy, BLOCK)
 
 
+@contextmanager
+def on_this_machine(path: Path) -> Iterator[Path]:
+    """Yield a file on this machine: the file itself, or a copy of one at a URL, so that it is downloaded once."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        download(path, copy)
+        yield copy
+
+
 def write_all(path: Path, content: bytes) -> None:
     """Write a file on this machine, making its folder if needed, or one object at a URL.
 

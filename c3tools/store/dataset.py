@@ -3,20 +3,17 @@
     README.md                                 the card: one configuration per modality, encoder, preprocessing, norm
     store.json                                what the embeddings are, as in the store
     data/image/train-00000-of-00002.parquet   the rows of one split, as all commands see it; a shard of a store
-    data/failures.parquet                     the inputs that were not embedded, if there are any
     moments.safetensors                       count, mean and scatter by modality and split
 
-Images are not among it. A path of an image that is absolute is cut to the name of the file. Failures are without
-their messages, which may name folders too.
+Images are not among it. A path of an image that is absolute is cut to the name of the file. Inputs that could not be
+embedded are named in the metadata of the files, without messages, which may name folders too.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -25,15 +22,15 @@ import pyarrow as pa
 
 from ..corpus.splits import split_order
 from ..errors import OutputError, StoreError
-from ..io.artifact import CARD_FILE, CONFIG_FILE, Card, holds_result, replacing
+from ..io.artifact import CARD_FILE, CONFIG_FILE, Card, replacing
 from ..io.files import write_atomically, write_json_atomically
 from ..io.locations import names_in
 from ..io.parquet import read_parquet
-from ..moments import Moments, load_counts, save_moments
+from ..moments import Moments, load_moments, save_moments
 from .manifest import MOMENTS_FILE, finish_store, new_store
-from .metadata import INFO_FILE, Failure, StoreInfo, read_failures, write_failures
+from .metadata import INFO_FILE, StoreInfo
 from .rows import row_splits
-from .shards import check_schema, part_name, read_header, write_file
+from .shards import check_schema, part_name, read_header, write_rows
 
 _DATA = "data"
 _FILES = {INFO_FILE, _DATA, MOMENTS_FILE}
@@ -89,25 +86,29 @@ def save_data_set(store: Any, folder: Path) -> None:
     names = [name for name in store.modalities if store.count(name)]
     if not names:
         raise StoreError(f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first.")
-    holds_result(folder, "data set", (_DATA,), overwrite=True)
     there = set().union(*names_in(folder))
-    others = there - _FILES - {CONFIG_FILE, CARD_FILE}
-    if others or (there and not there >= _FILES):
+    if folder.is_file() or there - _FILES - {CONFIG_FILE, CARD_FILE} or (there and not there >= _FILES):
         raise OutputError(
-            f"{folder} contains {min(others, default=_DATA)}, which is not part of a data set that c3tools wrote.",
-            remedy="Choose a new or empty folder.",
+            f"{folder} is there, and not a data set that c3tools wrote.", remedy="Choose a new or empty folder."
         )
     info = store.info
     file_rows = max(1, _FILE_BYTES // (info.dim * (2 if info.dtype == "float16" else 4)))
+    failures = {
+        name: [
+            replace(failure, path=_without_folder(failure.path), message="")
+            for part in store.parts(name)
+            for failure in store.shard_failures(name, part)
+        ]
+        for name in store.modalities
+    }
+    # each modality's are in its first file, those of a modality without rows in the first of all
+    own = [failure for name in failures.keys() - names for failure in failures[name]]
     with replacing(folder, keep=False) as new:
         write_json_atomically(new / INFO_FILE, info.to_dict())
-        failures = _without_folders(store.recorded_failures())
-        if failures:
-            write_failures(new / _DATA, failures)
         moments: dict[str, Moments] = {}
         for name in names:
-            table, failed = pa.Table.from_batches(list(store.batches(name))), {f.key for f in store.failures(name)}
-            own = [failure for failure in failures if failure.key in failed and failure.stage != "list"]
+            own += failures[name]
+            table = pa.Table.from_batches(list(store.batches(name)))
             if "path" in table.column_names:
                 paths = [path and _without_folder(path) for path in table.column("path").to_pylist()]
                 place = table.schema.get_field_index("path")
@@ -118,7 +119,7 @@ def save_data_set(store: Any, folder: Path) -> None:
                 count = -(-len(rows) // file_rows)
                 for number in range(count):
                     path = new / _DATA / name / f"{split}-{number:05d}-of-{count:05d}.parquet"
-                    write_file(path, info, rows.slice(number * file_rows, file_rows), own, split_bytes=False)
+                    write_rows(path, info, rows.slice(number * file_rows, file_rows), own, split_bytes=False)
                     own = []
             moments |= {f"{name}/{split}": found for split, found in store.moments_by_split(name).items()}
         write_atomically(new / MOMENTS_FILE, lambda path: save_moments(path, moments, {}))
@@ -130,34 +131,25 @@ def load_data_set(folder: Path, output: str | Path = "c3-store") -> Path:
     Raises:
         StoreError: if there is something at ``output``, or the data set is not of c3tools, or damaged.
     """
-    if not (folder / INFO_FILE).is_file() or not (folder / _DATA).is_dir():
-        raise StoreError(
-            f"{folder} is no data set that c3tools wrote: {INFO_FILE} or {_DATA} is not there.",
-            remedy="`c3 import` takes embeddings of other programs.",
-        )
     info, remedy = StoreInfo.load(folder), "Fetch the data set again."
-    expected: Counter[str] = Counter()
-    for group, n in load_counts(folder / MOMENTS_FILE).items():
-        expected[group.partition("/")[0]] += n
+    expected = Counter[str]()
+    for group, moments in load_moments(folder / MOMENTS_FILE)[0].items():
+        expected[group.partition("/")[0]] += moments.n
     with new_store(output, info) as new:
         for modality, wanted in expected.items():
-            rows = 0
-            matches = [(path, _DATA_FILE.fullmatch(path.name)) for path in (folder / _DATA / modality).iterdir()]
-            found = sorted((split_order(m[1]), int(m[2]), path) for path, m in matches if m)
-            for part, (_, _, path) in enumerate(found):
+            rows, matches = 0, [_DATA_FILE.fullmatch(name) for name in names_in(folder / _DATA / modality)[1]]
+            for part, match in enumerate(sorted(filter(None, matches), key=lambda m: (split_order(m[1]), int(m[2])))):
+                path = folder / _DATA / modality / match[0]
                 try:
                     table = read_parquet(path)  # declared sizes are checked: it may be of a stranger
-                    check_schema(table.schema, modality, info, ())
+                    check_schema(table.schema, modality, info)
                 except (OSError, ValueError, KeyError, pa.ArrowException) as error:
                     raise StoreError(f"{path} cannot be read ({error}).", remedy=remedy) from error
-                read_header(path)
                 rows += len(table)
-                write_atomically(new / part_name(modality, part), lambda copy, path=path: shutil.copyfile(path, copy))  # type: ignore[misc]
+                write_rows(new / part_name(modality, part), info, table, read_header(path).failures)
             if rows != wanted:
-                raise StoreError(
-                    f"The data set {folder} has {rows:,} {modality} rows; its moments are of {wanted:,}.", remedy=remedy
-                )
-        finish_store(new, read_failures(folder / _DATA))
+                raise StoreError(f"{folder} has {rows:,} {modality} rows, not {wanted:,}.", remedy=remedy)
+        finish_store(new)
     return Path(output)
 
 
@@ -168,9 +160,5 @@ def _hub_name(split: str) -> str:
 
 def _without_folder(path: str) -> str:
     """Return a path, cut to the file name if it is absolute, because it reveals folders of the user."""
-    plain = path.strip("'\"")  # a path that is not UTF-8 is recorded in quotes
-    return PurePath(plain).name if PurePath(plain).is_absolute() else path
-
-
-def _without_folders(failures: Iterable[Failure]) -> list[Failure]:
-    return [replace(failure, path=_without_folder(failure.path), message="") for failure in failures]
+    plain = PurePath(path.strip("'\""))  # a path that is not UTF-8 is recorded in quotes
+    return plain.name if plain.is_absolute() else path

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from ..errors import StoreError, telling_what_is_kept
 from ..identity import ModelIdentity
 from ..io.files import sha256_of
-from ..io.float16 import to_float32
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
@@ -196,7 +195,6 @@ def write_modalities(
             known = store.item_splits().to_pydict()
             modalities = share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)))
         blocks = [(rows, part) for rows in modalities for part in range(-(-len(rows) // SHARD_ROWS))]
-        writer.expect((rows.modality, part) for rows, part in blocks if (rows.modality, part) not in store.shards)
         off_unit = dict.fromkeys((rows.modality for rows in modalities), 0)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for rows, part in blocks:
@@ -290,7 +288,7 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
             remedy="Copy the file to this machine, or give the URL of a store.",
         )
     file = read_vectors(path, name, single=True)
-    embeddings = to_float32(np.asarray(file.vectors[:]))
+    embeddings = np.array(file.vectors[:], np.float32)
     if not len(embeddings):
         raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
     keys = usual_keys(file, modality) or [str(row) for row in range(len(embeddings))]

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import OutputError, StoreError, UnreachableError
+from ..io.artifact import replacing
 from ..io.files import (
     MALFORMED,
     json_text,
+    make_folder,
     read_json,
     read_limited,
     remove_leftovers,
@@ -37,8 +36,8 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.locations import download, is_url, kind_of, move, names_in, remove, unread_is_not_damaged
-from ..io.lock import locked
+from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove, unread_is_not_damaged
+from ..io.lock import locked_file
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures, write_failures
@@ -48,6 +47,7 @@ from .shards import (
     ShardName,
     SplitMoments,
     add_moments,
+    fold,
     part_name,
     read_batches,
     read_header,
@@ -60,9 +60,8 @@ MANIFEST_FILE = "manifest.json"
 MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
-REWRITING_LIST = "list.json"  # in that folder: once it is there, the shards are put in place
-_MOST_WAITING = 8  # shards whose moments are kept until those before them are known
-_FILES = (INFO_FILE, FAILURES_FILE, MOMENTS_FILE, EXTERNAL_FILE)
+REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
+_MOST_KEPT = 2**28  # bytes of the moments of shards that are kept until the run ends
 
 
 class ShardRecord(NamedTuple):
@@ -100,9 +99,8 @@ class Manifest:
             shards = {}
             for name, record in value["shards"].items():
                 modality, _, file = name.partition("/")
-                shard = modality, int(file.removeprefix("part-").removesuffix(".parquet"))
-                shards[shard] = ShardRecord(int(record["rows"]), str(record["sha256"]), record.get("faiss"))
-            manifest = cls(shards, {str(name): str(digest) for name, digest in value["files"].items()})
+                shards[modality, int(file.removeprefix("part-").removesuffix(".parquet"))] = ShardRecord(**record)
+            manifest = cls(shards, value["files"])
             if content != manifest.text().encode():
                 raise ValueError("it was changed after it was written")
         except FileNotFoundError:
@@ -122,7 +120,7 @@ class Manifest:
             part_name(*shard): {name: value for name, value in record._asdict().items() if value is not None}
             for shard, record in self.shards.items()
         }
-        content = {"files": dict(self.files), "shards": shards}
+        content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
 
     def write(self, store: Path) -> None:
@@ -131,7 +129,7 @@ class Manifest:
 
     def missing(self, store: Path) -> list[str]:
         """Return the names of the listed files that are not there; folders are listed, and no file is read."""
-        present = {part_name(*shard) for shard in shards_in(store)} | set(names_in(store)[1])
+        present = {part_name(*shard) for shard in shards_in(store)} | {*names_in(store)[1]}
         return sorted({*self.files, *(part_name(*shard) for shard in self.shards)} - present)
 
 
@@ -154,9 +152,9 @@ def create_store(path: Path, info: StoreInfo) -> None:
             remedy="Write to the store that was exported, then export it again.",
         )
     for name in ("dim", "dtype", "normalised"):
-        if getattr(present, name) != getattr(info, name):
+        if (there := getattr(present, name)) != (wanted := getattr(info, name)):
             raise StoreError(
-                f"The store {path} has {name} = {getattr(present, name)}, but {getattr(info, name)} was requested.",
+                f"The store {path} has {name} = {there}, but {wanted} was requested.",
                 remedy="Use the same options as before, or choose another --store.",
             )
 
@@ -181,31 +179,30 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT) -> None:
-        self.path, self.info = path, StoreInfo.load(path)
-        self._files = tuple(files)
-        self._rewritten: set[ShardName] = set()
-        self._removed: set[ShardName] = set()
-        self._records: dict[ShardName, ShardRecord] = {}  # of shards that were written in this process
-        self._waiting: dict[ShardName, SplitMoments] = {}  # their moments, until those before them are known
-        self._announced: set[ShardName] = set()
-        self._expected: deque[ShardName] = deque()  # those of them that are not merged yet, in order
-        self._groups: dict[str, Moments] | None = None  # of the listed shards and of all new ones up to now
-        self._turn = Lock()
+        self.path, self.info, self._files = path, StoreInfo.load(path), files
         self._remove_leftovers()
-        self.before = Manifest.load(path)
-        self.lost: dict[ShardName, ShardRecord] = {}
-        if kind_of(path / REWRITING / REWRITING_LIST) == "file":
+        self._begin(Manifest.load(path))
+        if kind_of(path / REWRITING_LIST) == "file":
             self.finish()
         _remove_folder(path / REWRITING)
-        if self.before is None:
-            return
-        missing = self.before.missing(path)
-        self.lost = {shard: record for shard, record in self.before.shards.items() if part_name(*shard) in missing}
-        if missing:
+        missing = self.before.missing(path) if self.before else []
+        if missing and self.before:
+            shards = self.before.shards.items()
+            self.lost |= {shard: record for shard, record in shards if part_name(*shard) in missing}
             reporter.message(
                 f"{len(missing):,} files that {path} should contain are missing, for example {missing[0]}; their "
                 "inputs are embedded again."
             )
+
+    def _begin(self, manifest: Manifest | None) -> None:
+        self.before = manifest
+        self.lost: dict[ShardName, ShardRecord] = {}
+        self._removed: set[ShardName] = set()
+        self._rewritten: set[ShardName] = set()
+        # of shards that were written in this process
+        self._records: dict[ShardName, ShardRecord] = {}
+        self._moments: dict[ShardName, SplitMoments] = {}
+        self._room = _MOST_KEPT
 
     def adopt(self, made_from: str) -> None:
         """Keep the whole shards of an interrupted run of the same settings; remove those that are damaged.
@@ -213,10 +210,7 @@ class StoreWriter:
         Raises:
             StoreError: if there are shards of other settings that the manifest does not list.
         """
-        listed = self.before.shards if self.before else {}
-        for shard in shards_in(self.path):
-            if shard in listed:
-                continue
+        for shard in {*shards_in(self.path)} - (self.before.shards.keys() if self.before else set()):
             name = self.path / part_name(*shard)
             try:
                 header = read_header(name)
@@ -231,16 +225,6 @@ class StoreWriter:
                     remedy="Finish it with its own command, choose another store, or keep its rows as they are with "
                     "`c3 verify --repair`.",
                 )
-
-    def expect(self, shards: Iterable[ShardName]) -> None:
-        """Announce the shards that this run is going to write, so that their moments are merged as they come."""
-        listed = self.before.shards if self.before else {}
-        adopted = (shard for shard in shards_in(self.path) if shard not in listed)
-        self._announced = {*shards, *adopted}
-        self._expected = deque(sorted(self._announced))
-        before = self.before or Manifest({}, {})
-        if not self.lost:
-            self._groups = {} if self.before is None else self._moments_to_extend(before, self._expected)
 
     def write_shard(self, shard: Shard, made_from: str | None = None) -> None:
         """Write a shard as `write_shard` does, and keep its record and moments for `finish`; in this process only."""
@@ -257,18 +241,15 @@ class StoreWriter:
         split_bytes: bool = True,
     ) -> None:
         """Write a table of rows as a shard, and keep its record and moments for `finish`; in this process only."""
-        digest = write_rows(self.path, self.info, modality, part, rows, failures, made_from, split_bytes=split_bytes)
-        own: SplitMoments = {}
-        for batch in rows.combine_chunks().to_batches(ROW_GROUP_ROWS) if self._groups is not None else ():
-            add_moments(own, batch)
-        with self._turn:
-            self._records[modality, part] = ShardRecord(len(rows), digest)
-            if self._groups is None or not self._expected:
-                return
-            if len(self._waiting) < _MOST_WAITING or (modality, part) == self._expected[0]:
-                self._waiting[modality, part] = own
-            while self._expected and self._expected[0] in self._waiting:
-                _fold(self._groups, self._expected[0][0], self._waiting.pop(self._expected.popleft()))
+        path = self.path / part_name(modality, part)
+        digest = write_rows(path, self.info, rows, failures, made_from, split_bytes=split_bytes)
+        self._records[modality, part] = ShardRecord(len(rows), digest)
+        if self._room > 0:  # beyond that they are read again
+            own: SplitMoments = {}
+            for batch in rows.combine_chunks().to_batches(ROW_GROUP_ROWS):
+                add_moments(own, batch)
+            self._moments[modality, part] = own
+            self._room -= sum(moments.scatter.nbytes for moments in own.values())
 
     def replace_shard(
         self, modality: str, part: int, rows: pa.Table, failures: Iterable[Failure], made_from: str | None = None
@@ -280,7 +261,7 @@ class StoreWriter:
         """
         failures = list(failures)
         if len(rows) or failures:
-            write_rows(self.path / REWRITING, self.info, modality, part, rows, failures, made_from)
+            write_rows(self.path / REWRITING / part_name(modality, part), self.info, rows, failures, made_from)
         else:
             self._removed.add((modality, part))
 
@@ -300,28 +281,24 @@ class StoreWriter:
         """
         self._remove_leftovers()  # of workers that were lost
         self._put_in_place()
-        before = self.before or Manifest({}, {})
-        dropped = {*forget, *self._removed}
-        records = {shard: record for shard, record in before.shards.items() if shard not in dropped}
-        present = sorted(shards_in(self.path))
+        before, present = self.before or Manifest({}, {}), shards_in(self.path)
+        records = {s: record for s, record in before.shards.items() if s not in {*forget, *self._removed}}
         new = {s for s in present if s not in records or s in self.lost or s in self._rewritten}
-        if dropped or self.lost or self._rewritten:
-            groups, pending = None, set(present)
-        elif self._groups is not None and new == self._announced:
-            groups, pending = self._groups, set(self._expected)
-        else:
-            groups, pending = self._moments_to_extend(before, new), new
-            self._waiting = {}
-        if groups is None:
-            groups, pending = {}, set(present)
-        for shard in present:  # in this order always, so that history leaves no trace in the bits
-            record, own = self._records.get(shard), self._waiting.get(shard)
-            if (shard in new and record is None) or (shard in pending and own is None):
-                record, own = self._read(shard)
-            if shard in new and record is not None:
+        # the moments are a left fold over all shards in their order, so that history leaves no trace in the bits
+        groups: dict[str, Moments] = {}
+        appended = len(records) == len(before.shards) and self._are_appended(before, new)
+        if appended:
+            groups = load_moments(self.path / MOMENTS_FILE)[0]
+        for shard in present:
+            record, moments = self._records.get(shard), self._moments.get(shard)
+            if appended and shard not in new:
+                continue
+            if moments is None or (record is None and shard in new):
+                record, moments = self._read(shard)
+            if record is not None and shard in new:
                 records[shard] = record
-            if shard in pending and own is not None:
-                _fold(groups, shard[0], own)
+            for split, own in moments.items():
+                fold(groups, f"{shard[0]}/{split}", own)
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
@@ -330,43 +307,45 @@ class StoreWriter:
             )
         write_atomically(self.path / MOMENTS_FILE, lambda path: save_moments(path, groups, {}))
         write_failures(self.path, failures)
-        names = names_in(self.path)[1]
-        written = {FAILURES_FILE, MOMENTS_FILE, *self._files}
-        files = {
-            name: sha256_of(self.path / name)
-            for name in (*_FILES, *self._files)
-            if name in names and (name in written or name not in before.files)
-        }
-        manifest = Manifest(records, {**before.files, **files})
+        written = {FAILURES_FILE, MOMENTS_FILE, *self._files, *({INFO_FILE, EXTERNAL_FILE} - before.files.keys())}
+        digests = {name: sha256_of(self.path / name) for name in written.intersection(names_in(self.path)[1])}
+        manifest = Manifest(records, {**before.files, **digests})
         manifest.write(self.path)
         _remove_folder(self.path / REWRITING)
-        self.before, self.lost = manifest, {}
-        self._rewritten, self._removed, self._records, self._groups = set(), set(), {}, None
+        self._begin(manifest)
         return manifest
 
+    def _are_appended(self, before: Manifest, new: Collection[ShardName]) -> bool:
+        """Return whether all new shards come after the listed ones, and the moments of these are there."""
+        last = dict(sorted(before.shards))
+        path = self.path / MOMENTS_FILE
+        return (
+            all(part > last.get(modality, -1) for modality, part in new)
+            and kind_of(path) is not None
+            and sha256_of(path) == before.files.get(MOMENTS_FILE)
+        )
+
     def _remove_leftovers(self) -> None:
-        for folder in (self.path, *(self.path / modality for modality in names_in(self.path)[0])):
+        for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
             remove_leftovers(folder)
 
     def _put_in_place(self) -> None:
         """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""
-        path = self.path / REWRITING / REWRITING_LIST
+        path, folder = self.path / REWRITING_LIST, self.path / REWRITING
         if kind_of(path) is None:
-            staged = {shard: sha256_of(path.parent / part_name(*shard)) for shard in shards_in(path.parent)}
+            staged = {shard: sha256_of(folder / part_name(*shard)) for shard in shards_in(folder)}
             # captions before their images: a crash could otherwise restore captions without their image
             chosen = sorted({*staged, *self._removed}, key=lambda shard: (shard[0] != "text", shard))
             if not chosen:
                 return
             write_json_atomically(path, [[*shard, staged.get(shard)] for shard in chosen])
         for modality, part, digest in read_json(path):
-            source, target = path.parent / part_name(modality, part), self.path / part_name(modality, part)
+            source, target = folder / part_name(modality, part), self.path / part_name(modality, part)
             if digest is None:
                 remove(target)
-                self._removed.add((modality, part))
-            else:
-                if kind_of(source) == "file":
-                    move(source, target)
-                self._rewritten.add((modality, part))
+            elif kind_of(source) == "file":
+                move(source, target)
+            (self._removed if digest is None else self._rewritten).add((modality, part))
             sync_folder(target.parent)
 
     def _read(self, shard: ShardName) -> tuple[ShardRecord, SplitMoments]:
@@ -377,39 +356,23 @@ class StoreWriter:
                 rows += len(batch)
             return ShardRecord(rows, sha256_of(file)), own
 
-    def _moments_to_extend(self, before: Manifest, new: Collection[ShardName]) -> dict[str, Moments] | None:
-        """Return the moments that new shards are folded onto; None if all have to be computed from the rows."""
-        last: dict[str, int] = {}
-        for modality, part in before.shards:
-            last[modality] = max(part, last.get(modality, -1))
-        path = self.path / MOMENTS_FILE
-        if not before.shards or any(part < last.get(modality, -1) for modality, part in new):
-            return None
-        if kind_of(path) is None or sha256_of(path) != before.files.get(MOMENTS_FILE):
-            return None
-        return load_moments(path)[0]
-
     def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded now."""
-        if listed is None:
-            listed = [failure for failure in read_failures(self.path) if failure.stage == "list"]
-        kept = list(listed)
-        failures: dict[str, list[Failure]] = {}
+        kept = [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else list(listed)
+        found: dict[str, list[Failure]] = {}
         for modality, part in present:
-            failures.setdefault(modality, []).extend(read_header(self.path / part_name(modality, part)).failures)
-        anywhere: set[str] = set()
-        found: list[Failure] = []
-        for modality, own in failures.items():
+            found.setdefault(modality, []).extend(read_header(self.path / part_name(modality, part)).failures)
+        embedded: dict[str, set[Any]] = {}
+        for modality, own in found.items():
             failing = pa.array({failure.key for failure in (*own, *kept)}, pa.string())
-            embedded: set[str] = set()
+            embedded[modality] = set()
             for part in (part for name, part in present if name == modality and len(failing)):
-                path = self.path / part_name(modality, part)
-                for batch in read_batches(path, modality, self.info, ["key"]):
-                    keys: Any = batch.column("key")
-                    embedded.update(keys.filter(pc.is_in(keys, value_set=failing)).to_pylist())
-            found += [failure for failure in own if failure.key not in embedded]
-            anywhere |= embedded
-        return [*(failure for failure in kept if failure.key not in anywhere), *found]
+                for batch in read_batches(self.path / part_name(modality, part), modality, self.info, ["key"]):
+                    keys = batch.column("key")
+                    embedded[modality].update(keys.filter(pc.is_in(keys, value_set=failing)).to_pylist())
+        anywhere = set().union(*embedded.values())
+        still = (f for modality, own in found.items() for f in own if f.key not in embedded[modality])
+        return [*(failure for failure in kept if failure.key not in anywhere), *still]
 
 
 def finish_store(store: Path, listed: Iterable[Failure] | None = None) -> Manifest:
@@ -457,22 +420,14 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
             "that fails leaves nothing behind.",
             remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive FOLDER s3://…",
         )
-    path = Path(destination)
+    path = Path(destination).absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise StoreError(f"{path} already exists.", remedy="Choose a new folder for the store.")
-    building = path.absolute().parent / f".{path.absolute().name}.unfinished"
+        raise StoreError(f"{destination} already exists.", remedy="Choose a new folder for the store.")
     try:
-        with locked(building, path):
-            try:
-                for left in building.iterdir():
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                create_store(building, info)
-                yield building
-                building.replace(path)
-            except BaseException:
-                shutil.rmtree(building, ignore_errors=True)
-                raise
-            sync_folder(path.absolute().parent)
+        make_folder(path.parent)
+        with locked_file(path), replacing(path, keep=False) as building:
+            create_store(building, info)
+            yield building
     except UnreachableError:  # the source cannot be read; nothing is wrong here
         raise
     except OSError as error:
@@ -482,28 +437,10 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
         ) from error
 
 
-def _fold(groups: dict[str, Moments], modality: str, own: SplitMoments) -> None:
-    for split, moments in own.items():
-        name = f"{modality}/{split}"
-        groups[name] = groups[name].merge(moments) if name in groups else moments
-
-
-@contextmanager
-def on_this_machine(path: Path) -> Iterator[Path]:
-    """Yield a file on this machine: the file itself, or a copy of one at a URL, so that it is downloaded once."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        download(path, copy)
-        yield copy
-
-
 def _remove_folder(folder: Any) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
     for modality, part in shards_in(folder):
         remove(folder / part_name(modality, part))
-    remove(folder / REWRITING_LIST)
+    remove(folder.parent / REWRITING_LIST)

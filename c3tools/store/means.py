@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
 from .manifest import EXTERNAL_FILE, record_files
 from .reader import Store
+from .shards import fold
 
 BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
 
@@ -48,10 +49,10 @@ class MeanRow:
     @classmethod
     def of(cls, modality: str, split: str, moments: Moments, source: str = "store") -> MeanRow:
         """Compute the line for the moments of some rows."""
-        error = None
-        if moments.n > 1:
-            error = float(np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n))
-        return cls(modality, split, moments.n, float(np.linalg.norm(moments.mean)), error, source)
+        n, error = moments.n, None
+        if n > 1:
+            error = float(np.sqrt(np.trace(moments.scatter) / (n - 1) / n))
+        return cls(modality, split, n, float(np.linalg.norm(moments.mean)), error, source)
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,13 @@ class Means:
         return {"means": [asdict(row) for row in self.rows], "gap_length": self.gap_length}
 
     def table(self) -> Table:
-        """Return the table that terminal and notebook show."""
-        headings = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
-        cells = [
-            [
-                row.modality,
-                row.split,
-                f"{row.n:,}",
-                f"{row.mean_norm:.4f}",
-                "" if row.standard_error is None else f"{row.standard_error:.4f}",
-                row.source,
-            ]
-            for row in self.rows
-        ]
-        return Table(headings, cells, f"Means of {self.store}", left=("split", "from"))
-
-    def _repr_html_(self) -> str:
-        gap = "" if self.gap_length is None else f"<p>Length of the modality gap: {self.gap_length:.4f}</p>"
-        return self.table()._repr_html_() + gap
+        """Return the table that the terminal shows."""
+        cells = []
+        for row in self.rows:
+            error = "" if row.standard_error is None else f"{row.standard_error:.4f}"
+            cells.append([row.modality, row.split, f"{row.n:,}", f"{row.mean_norm:.4f}", error, row.source])
+        columns = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
+        return Table(columns, cells, f"Means of {self.store}", left=("split", "from"))
 
 
 def compute_means(store: Store | str | Path = "c3-store") -> Means:
@@ -103,17 +93,16 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
         StoreError: if there is no store, or moments cannot be read.
     """
     store = Store.open(store)
-    rows, totals = [], []
+    rows, means = [], []
     for modality in (name for name in store.modalities if store.count(name)):
-        groups = store.moments_by_split(modality)
+        groups, total = store.moments_by_split(modality), store.moments(modality)
         rows += [MeanRow.of(modality, split, groups[split]) for split in sorted(groups, key=split_order)]
-        totals.append(Moments.merge_all(groups.values(), store.info.dim))
-        rows.append(MeanRow.of(modality, "all", totals[-1]))
+        rows.append(MeanRow.of(modality, "all", total))
+        means.append(total.mean)
     external, header = store.external_moments()
     split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
     rows += [MeanRow.of(modality, split, moments, source) for modality, moments in external.items()]
-    gap = float(np.linalg.norm(totals[0].mean - totals[1].mean)) if len(totals) == 2 else None
-    return Means(store.path, rows, gap)
+    return Means(store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None)
 
 
 def save_means(store: Store | str | Path, save: str | Path, *, split: str = "train") -> dict[str, Moments]:
@@ -157,25 +146,17 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
             norm is not 1, or another run is writing to the store.
     """
     store = Store.open(store, incomplete=True)
-    path = BUNDLED.get(str(load)) or location(load)
-    groups, header = load_moments(path)
-    if str(load) in BUNDLED:
+    bundled = BUNDLED.get(str(load))
+    groups, header = load_moments(bundled or location(load))
+    if bundled:
         header["source"] = str(load)
-    model = header.get("model")
-    if isinstance(model, dict):
-        store.info.require_same_model(model, own=f"The store {store.path}", theirs=f"the moments file {path}")
+    _require_same_model({"model": store.info.model}, header, f"The store {store.path}", f"the moments file {load}")
     for name, moments in groups.items():
-        if moments.dim != store.info.dim:
+        if moments.dim != store.info.dim or not moments.of_unit_rows:
             raise StoreError(
-                f"The {name} moments in {path} have dimension {moments.dim}, but the store has dimension "
-                f"{store.info.dim}.",
-                remedy="Use moments of the same model.",
-            )
-        if not moments.of_unit_rows:
-            raise StoreError(
-                f"The {name} moments in {path} were not computed from rows of norm 1: the mean squared norm of the "
-                f"rows is {moments.mean_squared_norm:.4g}.",
-                remedy="Write them again with `c3 means --save`, which normalises the rows.",
+                f"The {name} moments in {load} are of rows of {moments.dim} dimensions with a mean squared norm of "
+                f"{moments.mean_squared_norm:.4g}; {store.path} needs {store.info.dim} dimensions and norm 1.",
+                remedy="Write them with `c3 means --save`, which normalises the rows, for a store of the same model.",
             )
     with locked(store.path):
         write_atomically(store.external_path, lambda temporary: save_moments(temporary, groups, header))
@@ -206,31 +187,26 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
             or dimensions.
     """
     paths, target = [location(path) for path in merge], location(save)
-    total: dict[str, Moments] = {}
-    headers: list[dict[str, Any]] = []
-    for number, path in enumerate(paths):
-        if path in paths[:number] or path == target:
-            raise StoreError(
-                f"{path} is {'the file to write' if path == target else 'given twice'}, so its rows would be counted "
-                "twice when the files are merged.",
-                remedy="Give each file once, and write to another one.",
-            )
-        groups, header = load_moments(path)
-        headers.append(header)
-        ModelIdentity(headers[0].get("model") or {}).require_same(
-            ModelIdentity(header.get("model") or {}),
-            own=f"The moments file {paths[0]}",
-            theirs=f"{path}",
-            error=StoreError,
-            remedy="Merge files of one model.",
+    if len({*paths, target}) <= len(paths):
+        raise StoreError(
+            f"A moments file is given twice, or {target} is to be read and written: its rows would be counted twice.",
+            remedy="Give each file once, and write to another one.",
         )
+    found = [load_moments(path) for path in paths]
+    headers = [header for _, header in found]
+    total: dict[str, Moments] = {}
+    for path, (groups, header) in zip(paths, found, strict=True):
+        _require_same_model(headers[0], header, f"The moments file {paths[0]}", str(path))
         for name, moments in groups.items():
-            if name in total and total[name].dim != moments.dim:
-                raise StoreError(
-                    f"{path} has dimension {moments.dim}, but the files before it have dimension {total[name].dim}."
-                )
-            total[name] = total[name].merge(moments) if name in total else moments
+            if (dim := total.get(name, moments).dim) != moments.dim:
+                raise StoreError(f"{path} is of {moments.dim} dimensions, but the files before it of {dim}.")
+            fold(total, name, moments)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
     merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}
     write_atomically(target, lambda temporary: save_moments(temporary, total, merged))
     return total
+
+
+def _require_same_model(first: Mapping[str, Any], second: Mapping[str, Any], own: str, theirs: str) -> None:
+    one, other = (ModelIdentity(header.get("model") or {}) for header in (first, second))
+    one.require_same(other, own=own, theirs=theirs, error=StoreError, remedy="Use moments of the same model.")

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,9 +20,9 @@ from ..io.locations import kind_of, name_or_file, unread_is_not_damaged
 FORMAT_VERSION = 1
 INFO_FILE = "store.json"
 FAILURES_FILE = "failures.parquet"
-LARGEST_DIM = 1_000_000
 UPDATE = "Update c3tools: pip install -U c3tools"
-_WRITTEN_ANEW = "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."
+_Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
+_Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class StoreInfo:
     """
 
     model: ModelIdentity
-    dim: int
-    dtype: str = "float16"
+    dim: _Dim
+    dtype: _Dtype = "float16"
     normalised: bool = True
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str | None = None
@@ -50,8 +51,6 @@ class StoreInfo:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, Mapping):
-            raise ValueError(f"model is {self.model!r}")
         object.__setattr__(self, "model", ModelIdentity(self.model))
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,35 +66,14 @@ class StoreInfo:
         """
         try:
             json_text(value).encode()  # halves of characters could not be written again
-            version = value["format_version"]
-            if type(version) is not int or version < 1:
-                raise ValueError(f"format_version is {version!r}")
-            if version > FORMAT_VERSION:
-                raise StoreError(
-                    f"{source} has format version {version}, but this version of c3tools only reads up to "
-                    f"{FORMAT_VERSION}.",
-                    remedy=UPDATE,
-                )
-            info = cls(**{name: value[name] for name in cls.__dataclass_fields__ if name in value})
-            info._check()
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{source} does not describe a store ({error!r}).", remedy=_WRITTEN_ANEW) from error
-        return info
-
-    def _check(self) -> None:
-        """Raise a ValueError if a value is not valid."""
-        valid = {
-            "dim": type(self.dim) is int and 0 < self.dim <= LARGEST_DIM,
-            "dtype": self.dtype in ("float16", "float32"),
-            "normalised": isinstance(self.normalised, bool),
-            "preprocessing": isinstance(self.preprocessing, dict),
-            "precision": self.precision is None or isinstance(self.precision, str),
-            "backend": self.backend is None or isinstance(self.backend, str),
-            "extra": isinstance(self.extra, dict),
-        }
-        invalid = next((name for name, is_valid in valid.items() if not is_valid), None)
-        if invalid:
-            raise ValueError(f"{invalid} is {getattr(self, invalid)!r}")
+            if int(value["format_version"]) > FORMAT_VERSION:
+                raise StoreError(f"{source} was written by a newer version of c3tools.", remedy=UPDATE)
+            return msgspec.convert(value, cls, dec_hook=lambda kind, content: kind(content))
+        except MALFORMED as error:
+            raise StoreError(
+                f"{source} does not describe a store ({error}).",
+                remedy="`c3 verify --repair` rewrites it from a shard: every shard contains a copy.",
+            ) from error
 
     @classmethod
     def load(cls, store: Path) -> StoreInfo:
@@ -107,16 +85,15 @@ class StoreInfo:
         path = store / INFO_FILE
         try:
             with unread_is_not_damaged(path):
-                return cls.from_dict(read_json(path), path)
+                value = read_json(path)
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"There is no store at {store} ({INFO_FILE} is missing).",
                 remedy="Make one with `c3 embed PATH`, or choose another with --store.",
             ) from None
-        except UnreachableError:  # the store may be intact
-            raise
-        except (OSError, ValueError, RecursionError) as error:
-            raise StoreError(f"{path} is damaged ({error}).", remedy=_WRITTEN_ANEW) from error
+        except MALFORMED as error:
+            value = str(error)  # which is no description
+        return cls.from_dict(value, path)
 
     @property
     def command(self) -> str:
@@ -143,31 +120,17 @@ class Failure:
     error: str
     message: str
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Failure:
-        """Build a failure from its fields.
 
-        Raises:
-            TypeError: if a field is missing, unknown or no text.
-        """
-        failure = cls(**values)
-        if not all(isinstance(value, str) for value in asdict(failure).values()):
-            raise TypeError("a value of a failure is missing or not a string")
-        return failure
-
-
-def write_failures(store: Path, failures: Iterable[Failure]) -> list[Failure]:
-    """Write failures.parquet: one row per input that was not embedded, sorted; return the rows.
+def write_failures(store: Path, failures: Iterable[Failure]) -> None:
+    """Write failures.parquet: one row per input that was not embedded, sorted.
 
     Of several failures of one input the last counts. Keys tell inputs apart, except while they are listed: there a key
     is a file name, which may be in several folders.
     """
     unique = {(f.stage, f.key, f.path if f.stage == "list" else ""): f for f in failures}
-    written = [unique[name] for name in sorted(unique)]
     schema = pa.schema([(name, pa.string()) for name in Failure.__dataclass_fields__])
-    table = pa.Table.from_pylist([asdict(failure) for failure in written], schema)
+    table = pa.Table.from_pylist([asdict(unique[name]) for name in sorted(unique)], schema)
     write_atomically(store / FAILURES_FILE, lambda path: pq.write_table(table, path, write_page_checksum=True))
-    return written
 
 
 def read_failures(store: Path) -> list[Failure]:
@@ -181,7 +144,8 @@ def read_failures(store: Path) -> list[Failure]:
         return []
     try:
         with unread_is_not_damaged(path), name_or_file(path) as source:
-            return [Failure.of(row) for row in pq.read_table(source, page_checksum_verification=True).to_pylist()]
+            rows = pq.read_table(source, page_checksum_verification=True).to_pylist()
+            return msgspec.convert(rows, list[Failure])
     except UnreachableError:
         raise
     except (OSError, *MALFORMED, pa.ArrowException) as error:

@@ -17,14 +17,14 @@ from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, spl
 from ..errors import C3Error, IncompleteStoreError, StoreError
 from ..io.artifact import Card, HubRepository
 from ..io.files import sha256_of
-from ..io.locations import kind_of, location, names_in
-from ..moments import Moments, load_counts, load_moments, unit_rows
+from ..io.locations import kind_of, location
+from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from ..tables import Table
-from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING, REWRITING_LIST, Manifest
+from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest
 from .metadata import INFO_FILE, Failure, StoreInfo, read_failures
-from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, join_tables, own_items, split_mask
-from .shards import SplitMoments, add_moments, part_name, parts_in, read_batches, read_header, shards_in
+from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
+from .shards import SplitMoments, add_moments, part_name, read_batches, read_header, shards_in
 
 _LOOKS, _PAUSE = 5, 0.05  # at a file that a writer may be replacing, and seconds between them
 
@@ -42,11 +42,9 @@ class Store(HubRepository):
     repository_type = "dataset"
 
     def __init__(self, path: Path, info: StoreInfo, manifest: Manifest | None = None) -> None:
-        self.path = path
-        self.info = info
-        self.manifest = manifest
+        self.path, self.info, self.manifest = path, info, manifest
         self.summary: Any = None
-        self._hashed_moments: dict[str, SplitMoments] = {}
+        self._hashed: dict[str, SplitMoments] = {}
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
@@ -55,11 +53,8 @@ class Store(HubRepository):
     def _repr_html_(self) -> str:
         """Return a table of the rows by modality and split, as notebooks show the store."""
         counts = {modality: self.split_counts(modality) for modality in self.modalities}
-        splits = sorted({split for by_split in counts.values() for split in by_split}, key=split_order)
-        rows = [
-            [modality, *(f"{by_split.get(split, 0):,}" for split in splits), f"{sum(by_split.values()):,}"]
-            for modality, by_split in counts.items()
-        ]
+        splits = sorted(self._split_names(), key=split_order)
+        rows = [[name, *(f"{n.get(split, 0):,}" for split in splits), f"{n.total():,}"] for name, n in counts.items()]
         title = f"{self.path}: embeddings of {self.info.model}, {self.info.dim} dimensions, {self.info.dtype}"
         return Table(["modality", *splits, "all"], rows, title)._repr_html_()
 
@@ -80,36 +75,34 @@ class Store(HubRepository):
             return path
         folder = location(path)
         info = StoreInfo.load(folder)
-        if incomplete:
-            return cls(folder, info)
-        manifest = Manifest.load(folder)
+        manifest = None if incomplete else Manifest.load(folder)
+        opened = cls(folder, info, manifest)
         if manifest is None:
-            reporter.message(
-                f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
-                f"`c3 verify {folder}` says more."
-            )
-            return cls(folder, info)
+            if not incomplete:
+                reporter.message(
+                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
+                    f"`c3 verify {folder}` says more."
+                )
+            return opened
         missing = manifest.missing(folder)
         if missing and Manifest.load(folder) != manifest:  # a writer ended in between
             return cls.open(folder, reporter=reporter)
         if missing:
-            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise IncompleteStoreError(
-                f"The store {folder} is incomplete: {missing[0]} is missing{more}, though {MANIFEST_FILE} lists it.",
+                f"The store {folder} is incomplete: {missing[0]} is missing, though {MANIFEST_FILE} lists it.",
                 remedy=f"Copy the store again, or run the `{info.command}` command that made it again. `c3 verify "
                 f"{folder}` lists what is missing.",
             )
-        if REWRITING in names_in(folder)[0] and kind_of(folder / REWRITING / REWRITING_LIST):
+        if kind_of(folder / REWRITING_LIST):
             raise IncompleteStoreError(
                 f"The store {folder} is being rewritten, or its rewriting was interrupted.",
                 remedy="Wait for the other run, or run the same command again to finish it.",
             )
-        if any(shard not in manifest.shards for shard in shards_in(folder)):
+        if not manifest.shards.keys() >= {*shards_in(folder)}:
             reporter.message(
                 f"`{info.command}` is writing to {folder} or was interrupted; what was finished before is used. Run "
                 "the same command again to continue."
             )
-        opened = cls(folder, info, manifest)
         opened._require_listed(INFO_FILE)
         return opened
 
@@ -119,11 +112,9 @@ class Store(HubRepository):
         Raises:
             StoreError: if it is another file.
         """
-        if self.manifest is None:
-            return True
+        listed = None if self.manifest is None else self.manifest.files.get(name)
         for _ in range(_LOOKS):
-            digest = sha256_of(self.path / name)
-            if digest == self.manifest.files.get(name, digest):
+            if listed in (None, sha256_of(self.path / name)):
                 return True
             if Manifest.load(self.path) != self.manifest:
                 return False
@@ -155,20 +146,16 @@ class Store(HubRepository):
     @property
     def modalities(self) -> list[str]:
         """The names of the modalities that have shards, ``image`` and ``text`` first."""
-        names = {modality for modality, _ in self.shards}
-        known = [name for name in ("image", "text") if name in names]
-        return known + sorted(names - set(known))
+        return sorted({modality for modality, _ in self.shards}, key=lambda name: (name not in ("image", "text"), name))
 
     @property
     def shards(self) -> list[tuple[str, int]]:
-        """Modality and number of every shard."""
+        """Modality and number of every shard, ascending."""
         return shards_in(self.path) if self.manifest is None else sorted(self.manifest.shards)
 
     def parts(self, modality: str) -> list[int]:
         """Return the numbers of the shards of ``modality``, ascending."""
-        if self.manifest is None:
-            return parts_in(self.path / modality)
-        return sorted(part for name, part in self.manifest.shards if name == modality)
+        return [part for name, part in self.shards if name == modality]
 
     def file(self, modality: str, part: int) -> Path:
         """Return the path of a shard."""
@@ -176,22 +163,21 @@ class Store(HubRepository):
 
     def shard_rows(self, modality: str, part: int) -> int:
         """Return the number of rows of a shard."""
-        listed = None if self.manifest is None else self.manifest.shards.get((modality, part))
-        return read_header(self.file(modality, part)).rows if listed is None else listed.rows
+        if self.manifest is None:
+            return read_header(self.file(modality, part)).rows
+        return self.manifest.shards[modality, part].rows
 
     def shard_digest(self, modality: str, part: int) -> str:
         """Return the SHA-256 of a shard."""
-        listed = None if self.manifest is None else self.manifest.shards.get((modality, part))
-        return sha256_of(self.file(modality, part)) if listed is None else listed.sha256
+        return (
+            sha256_of(self.file(modality, part))
+            if self.manifest is None
+            else self.manifest.shards[modality, part].sha256
+        )
 
     def shard_failures(self, modality: str, part: int) -> list[Failure]:
         """Return the inputs of one shard that were not embedded when it was made."""
         return read_header(self.file(modality, part)).failures
-
-    def failures(self, modality: str | None = None) -> list[Failure]:
-        """Return every input (of ``modality``) that was not embedded when its shard was made."""
-        shards = [shard for shard in self.shards if modality in (None, shard[0])]
-        return [failure for shard in shards for failure in self.shard_failures(*shard)]
 
     def recorded_failures(self) -> list[Failure]:
         """Return the rows of failures.parquet: the inputs that are not embedded; none if there is no such file."""
@@ -201,45 +187,26 @@ class Store(HubRepository):
         """Return the number of rows of ``modality`` (in ``split``)."""
         if split is None or split == ALL:
             return sum(self.shard_rows(modality, part) for part in self.parts(modality))
-        if self.kept_splits is None or split not in STANDARD:
-            return self.split_counts(modality).get(split.lower(), 0)
-        return sum(batch.num_rows for batch in self.batches(modality, ["key"], split=split))
+        found = self._in_split(modality, split)
+        return 0 if found is None else found.n
 
-    def split_counts(self, modality: str) -> dict[str, int]:
+    def split_counts(self, modality: str) -> Counter[str]:
         """Return the number of rows of ``modality`` in each split of the corpus."""
-        return dict(self._counts.get(modality, {}))
+        return Counter({split: moments.n for split, moments in self._written.get(modality, {}).items()})
 
     @cached_property
-    def _counts(self) -> dict[str, dict[str, int]]:
-        if self._has_moments():
-            counts = load_counts(self.path / MOMENTS_FILE)
-        else:
-            counts = {name: moments.n for name, moments in self._written_moments.items()}
-        found: dict[str, dict[str, int]] = {}
-        for name, n in counts.items():
-            modality, _, split = name.partition("/")
-            found.setdefault(modality, {})[split] = n
-        return found
-
-    def _has_moments(self) -> bool:
-        """Return whether the file of moments is of the rows that this object reads."""
+    def _written(self) -> dict[str, SplitMoments]:
+        """The moments by modality and split of the corpus: those of the file, or computed from the rows."""
         listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
-        return listed and self._require_listed(MOMENTS_FILE)
-
-    @cached_property
-    def _written_moments(self) -> dict[str, Moments]:
-        """The moments by modality and split, ``image/train``: those of the file, or computed from the rows."""
-        if self._has_moments():
-            groups, _ = load_moments(self.path / MOMENTS_FILE)
-            if all(moments.dim == self.info.dim for moments in groups.values()):
-                return groups
-            raise StoreError(f"{self.path / MOMENTS_FILE} is of another dimension.", remedy="Run `c3 verify --repair`.")
-        found: dict[str, Moments] = {}
+        found: dict[str, SplitMoments] = {}
+        if listed and self._require_listed(MOMENTS_FILE):
+            for name, moments in load_moments(self.path / MOMENTS_FILE)[0].items():
+                modality, _, split = name.partition("/")
+                found.setdefault(modality, {})[split] = moments
+            return found
         for modality in self.modalities:
-            groups = {}
             for batch in self.batches(modality):
-                add_moments(groups, batch)
-            found |= {f"{modality}/{split}": moments for split, moments in groups.items()}
+                add_moments(found.setdefault(modality, {}), batch)
         return found
 
     @cached_property
@@ -250,17 +217,17 @@ class Store(HubRepository):
     @property
     def split_note(self) -> str | None:
         """A message about rows that are split by hash although the corpus names their splits, or None."""
-        return None if self.kept_splits is None else describe_rule(self._split_names())
+        return describe_rule(self._split_names())
 
     def list_splits(self, modality: str | None = None) -> str:
         """Return the splits and their numbers of rows as text."""
         names = self.modalities if modality is None else [modality]
-        counts = sum((Counter(self.split_counts(name)) for name in names), Counter[str]())
+        counts = sum((self.split_counts(name) for name in names), Counter[str]())
         listed = ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order)) or "none"
         return listed if self.kept_splits is None else f"{listed}; split by hash: train, val and test"
 
     def _split_names(self) -> set[str]:
-        return {split for modality in self.modalities for split in self.split_counts(modality)}
+        return {split for groups in self._written.values() for split in groups}
 
     def moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row).
@@ -270,18 +237,24 @@ class Store(HubRepository):
         Raises:
             StoreError: if the store does not have the modality, or it has no rows in the split.
         """
+        self.require(modality)
         if split is None or split == ALL:
-            return Moments.merge_all(self._moments_as_written(modality).values(), self.info.dim)
-        groups = (self.moments_by_split if split in STANDARD else self._moments_as_written)(modality)
-        found = groups.get(split.lower())
-        if found is None or found.n == 0:
+            return Moments.merge_all(self._written.get(modality, {}).values(), self.info.dim)
+        found = self._in_split(modality, split)
+        if found is None:
             raise StoreError(
                 f"The store {self.path} has no {modality} rows in the split {split!r}.",
                 remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}.",
             )
         return found
 
-    def moments_by_split(self, modality: str) -> dict[str, Moments]:
+    def _in_split(self, modality: str, split: str) -> Moments | None:
+        """Return the moments of a split: of train, val and test as all commands see them, of others as written."""
+        written = self._written.get(modality, {})
+        groups = self.moments_by_split(modality) if split in STANDARD and written else written
+        return groups.get(split.lower())
+
+    def moments_by_split(self, modality: str) -> SplitMoments:
         """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
 
         If rows are split by hash, they are read once.
@@ -289,24 +262,15 @@ class Store(HubRepository):
         Raises:
             StoreError: if the store does not have the modality, or moments cannot be read.
         """
-        kept = self.kept_splits
-        if kept is None:
-            return self._moments_as_written(modality)
-        if modality not in self._hashed_moments:
+        self.require(modality)
+        if self.kept_splits is None:
+            return dict(self._written.get(modality, {}))
+        if modality not in self._hashed:
             groups: SplitMoments = {}
             for batch in self.batches(modality):
-                add_moments(groups, batch, kept)
-            self._hashed_moments[modality] = groups
-        return dict(self._hashed_moments[modality])
-
-    def _moments_as_written(self, modality: str) -> SplitMoments:
-        self.require(modality)
-        prefix = f"{modality}/"
-        return {
-            name.removeprefix(prefix): moments
-            for name, moments in self._written_moments.items()
-            if name.startswith(prefix)
-        }
+                add_moments(groups, batch, self.kept_splits)
+            self._hashed[modality] = groups
+        return dict(self._hashed[modality])
 
     @property
     def external_path(self) -> Path:
@@ -328,11 +292,10 @@ class Store(HubRepository):
 
         They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no rows in the split.
         """
-        external, _ = self.external_moments()
-        if modality in external:
-            return external[modality]
-        there = self.count(modality, split) > 0
-        return self.unit_moments(modality, split) if there else Moments.empty(self.info.dim)
+        external = self.external_moments()[0].get(modality)
+        if external is None and not self.count(modality, split):
+            return Moments.empty(self.info.dim)
+        return external or self.unit_moments(modality, split)
 
     def unit_moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows scaled to norm 1; the rows are read once if the store keeps norms."""
@@ -365,24 +328,21 @@ class Store(HubRepository):
         if parts is None:
             self.require(modality)
             parts = self.parts(modality)
-        every = split is None or split == ALL
-        kept = None if every else self.kept_splits
-        wanted = columns
+        every, wanted = split in (None, ALL), columns
         if columns is not None and not every:
             wanted = list(dict.fromkeys([*columns, "key", "split", *ITEM_COLUMNS]))
         for part in parts:
             path, rows = self.file(modality, part), 0
             for batch in read_batches(path, modality, self.info, wanted, batch_rows):
                 rows += len(batch)
-                chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, kept)))
-                if columns is not None and not every:
-                    chosen = chosen.select([name for name in columns if name in chosen.schema.names])
+                chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
+                if wanted is not columns:
+                    chosen = chosen.select([name for name in columns or () if name in chosen.schema.names])
                 if len(chosen):
                     yield chosen
-            if self.manifest is not None and rows != self.shard_rows(modality, part):
+            if self.manifest is not None and rows != (listed := self.shard_rows(modality, part)):
                 raise StoreError(
-                    f"The shard {path} has {rows:,} rows, but {MANIFEST_FILE} lists "
-                    f"{self.shard_rows(modality, part):,}.",
+                    f"The shard {path} has {rows:,} rows, but {MANIFEST_FILE} lists {listed:,}.",
                     remedy="Run `c3 verify --repair`, then the command that made the store again.",
                 )
 
@@ -392,14 +352,13 @@ class Store(HubRepository):
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
         """
-        tables: list[pa.Table] = []
+        blocks: list[pa.RecordBatch] = []
         matrices = []
         for batch in self.batches(modality):
-            rest = batch.drop_columns(["embedding"])
-            chosen = split_mask(rest, split, self.kept_splits)
-            tables.append(pa.Table.from_batches([rest.filter(pa.array(chosen))]))
+            chosen = split_mask(batch, split, self.kept_splits)
+            blocks.append(batch.drop_columns(["embedding"]).filter(pa.array(chosen)))
             matrices.append(embedding_matrix(batch)[... if chosen.all() else chosen])
-        if not tables:
+        if not blocks:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
         embeddings = np.empty((sum(map(len, matrices)), self.info.dim), np.float32)
         end = len(embeddings)
@@ -407,7 +366,8 @@ class Store(HubRepository):
             block = matrices.pop()
             embeddings[end - len(block) : end] = block
             end -= len(block)
-        return Rows(modality, embeddings, join_tables(tables), self.kept_splits)
+        table = pa.Table.from_batches(blocks).combine_chunks().replace_schema_metadata(None)
+        return Rows(modality, embeddings, table, self.kept_splits)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
         """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.
@@ -427,8 +387,8 @@ class Store(HubRepository):
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
                 blocks.append(pa.table({"item": own_items(batch), "split": batch.column("split")}))
-        rows = pa.concat_tables(blocks).combine_chunks()
-        items = rows.column("item").combine_chunks()
+        rows = pa.concat_tables(blocks)
+        items = one_array(rows.column("item"))
         return rows.take(pc.index_in(items.unique(), value_set=items)).combine_chunks()
 
     def require(self, modality: str) -> None:

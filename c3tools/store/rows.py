@@ -21,14 +21,11 @@ import pyarrow.compute as pc
 from ..arrays import Indices, Mask, Matrix
 from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
-from ..io.float16 import to_float32
 from ..reporter import counted
 from ..seeds import stable_fraction
 
 ITEM_COLUMNS = ("image_key", "pair_key")
 HELD_OUT = 0.1
-_HOLD_OUT_SALT = "validation"
-_SAMPLE_SALT = "train fraction"
 _MOST_BYTES = 2**31 - 1  # of the texts of an Arrow array with 32-bit offsets
 
 
@@ -69,15 +66,15 @@ class Rows:
         Raises:
             StoreError: if the lengths differ.
         """
-        given = {"key": list(keys), **{name: list(v) for name, v in columns.items() if v is not None}}
-        short = {name: len(values) for name, values in given.items() if len(values) != len(keys)}
-        if short:
-            name, count = next(iter(short.items()))
-            raise StoreError(f"There are {len(keys)} keys, but {count} values of {name}.")
-        table = pa.table(
-            {name: pa.array(values, pa.string() if _is_text(values) else None) for name, values in given.items()}
-        )
-        return cls(modality, np.asarray(embeddings, dtype=np.float32), table)
+        arrays = {}
+        for name, values in {"key": keys, **columns}.items():
+            if values is None:
+                continue
+            if len(values) != len(keys):
+                raise StoreError(f"There are {len(keys)} keys, but {len(values)} values of {name}.")
+            is_text = all(value is None or isinstance(value, str) for value in values)
+            arrays[name] = pa.array(list(values), pa.string() if is_text else None)
+        return cls(modality, np.asarray(embeddings, dtype=np.float32), pa.table(arrays))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -106,7 +103,7 @@ class Rows:
     @property
     def item_index(self) -> Indices:
         """The number of each row's item, int64 (n,), items numbered in the order of their first rows."""
-        return np.asarray(own_items(self.table).dictionary_encode().indices, dtype=np.int64)
+        return _numbers(own_items(self.table).dictionary_encode().indices)
 
     @property
     def item_count(self) -> int:
@@ -121,8 +118,7 @@ class Rows:
     def select(self, rows: Indices | Mask) -> Rows:
         """Return the rows with these numbers, in this order, or those for which a mask (n,) is true."""
         chosen: Indices = np.arange(len(self))[rows]
-        table = self.table.take(chosen)
-        return Rows(self.modality, self.embeddings[chosen], table, self.kept_splits)
+        return Rows(self.modality, self.embeddings[chosen], self.table.take(chosen), self.kept_splits)
 
     def where(self, split: str | None) -> Rows:
         """Return the rows of one split, see `split_mask`; all of them for None or ``all``."""
@@ -132,7 +128,7 @@ class Rows:
         """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the order of the shards."""
         return _hash_order(self.keys, salt)
 
-    def sample(self, fraction: float, salt: str = _SAMPLE_SALT) -> Rows:
+    def sample(self, fraction: float, salt: str = "train fraction") -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
 
         A larger fraction contains a smaller one with the same salt.
@@ -140,12 +136,9 @@ class Rows:
         ranked, count = _ranked(self.items, salt)
         return self.select(ranked < max(1, round(fraction * count)))
 
-    def hold_out(self, share: float = HELD_OUT) -> tuple[Rows, Rows]:
-        """Divide the rows into those that are left and those of about ``share`` of the items, which are held out.
-
-        If there are at least two items, at least one is held out. The choice depends on the keys only.
-        """
-        held = held_out(self.items, share)
+    def hold_out(self) -> tuple[Rows, Rows]:
+        """Divide the rows into those that are left and those of a tenth of the items, which are held out."""
+        held = held_out(self.items)
         return self.select(~held), self.select(held)
 
 
@@ -170,7 +163,7 @@ class Pairs:
 
     def __len__(self) -> int:
         """Return the number of pairs."""
-        return int(np.count_nonzero(self.item_index >= 0))
+        return len(self.rows)
 
     @cached_property
     def rows(self) -> Indices:
@@ -184,17 +177,7 @@ class Pairs:
     def captions_of_first(self) -> Rows:
         """Return the paired rows of ``second`` with the embeddings of ``first`` instead of their own."""
         table = self.second.table.take(self.rows)
-        embeddings = self.first.embeddings[self.item_index[self.rows]]
-        return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
-
-
-def join_tables(tables: list[pa.Table]) -> pa.Table:
-    """Return one table of all of them, each column in one piece, and empty the list."""
-    joined = pa.concat_tables(tables).replace_schema_metadata(None)
-    tables.clear()
-    for place, field in enumerate(joined.schema):  # one after another, so that only one is there twice
-        joined = joined.set_column(place, field.name, one_array(joined.column(place)))
-    return joined
+        return Rows(self.first.modality, self.arrays()[0], table, self.second.kept_splits)
 
 
 def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -203,14 +186,12 @@ def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
         return column
     if pa.types.is_string(column.type) and column.nbytes > _MOST_BYTES:
         column = column.cast(pa.large_string())
-    chunks: list[Any] = column.chunks or [pa.array([], column.type)]
-    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
     """Return for each key of ``second`` where ``first`` has it (first occurrence), or -1; null matches nothing."""
-    found = pc.index_in(second, value_set=first, skip_nulls=True).fill_null(-1)
-    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int64)
+    return _numbers(pc.index_in(second, value_set=first, skip_nulls=True).fill_null(-1))
 
 
 def keys_of(table: pa.Table | pa.RecordBatch) -> list[str]:
@@ -238,35 +219,20 @@ def own_items(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     return own
 
 
-def joined_splits(table: pa.Table | pa.RecordBatch, splits: pa.Table) -> pa.Array[Any]:
-    """Return the split of each row: that of its item in ``splits`` (columns item and split), else its own."""
-    places = pc.index_in(own_items(table), value_set=one_array(splits.column("item")))
-    found = one_array(splits.column("split")).take(places)
-    joined: pa.Array[Any] = pc.if_else(pc.is_valid(places), found, _text(table, "split"))
-    return joined
-
-
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
     """Return the split of each row: as the corpus says, else by a stable hash of the item's key.
 
     Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
     """
-    names = table.schema.names
-    item_column = next((name for name in ITEM_COLUMNS if name in names), None)
-    splits = table.column("split").to_pylist() if "split" in names else None
-    items = table.column(item_column).to_pylist() if item_column else None
-    return splits_of(keys_of(table), items, splits, kept)
+    splits: Any = table.column("split").to_pylist() if "split" in table.schema.names else [None] * table.num_rows
+    return splits_of(own_items(table).to_pylist(), splits, kept)  # type: ignore[arg-type]
 
 
-def splits_of(
-    keys: Sequence[str], items: Sequence[str | None] | None, splits: Sequence[str | None] | None, kept: Kept = None
-) -> list[str]:
-    """Return the split of each row from its key, its item's key and what the corpus says, None if it has none."""
-    n = len(keys)
-    named: dict[str | None, str] = {name: split_of(name, "") for name in {*(splits or ())} if name and name.strip()}
+def splits_of(items: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
+    """Return the split of each row from the key of its item and what the corpus says, None if it has none."""
+    named: dict[str | None, str] = {name: split_of(name, "") for name in {*splits} if name and name.strip()}
     named = {name: split for name, split in named.items() if kept is None or split in kept}
-    rows = zip(splits or [None] * n, items or [None] * n, keys, strict=True)
-    return [named.get(split) or split_of(split, item or key, kept) for split, item, key in rows]
+    return [named.get(split) or split_of(split, item, kept) for split, item in zip(splits, items, strict=True)]
 
 
 def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
@@ -277,15 +243,17 @@ def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept =
     """
     if split is None or split == ALL:
         return np.ones(table.num_rows, dtype=bool)
-    if split in STANDARD:
-        return np.array([own == split for own in row_splits(table, kept)], dtype=bool)
-    return np.array([own == split.lower() for own in row_splits(table)], dtype=bool)
+    own = row_splits(table, kept if split in STANDARD else None)
+    return np.array([name == split.lower() for name in own], dtype=bool)
 
 
-def held_out(items: Sequence[str], share: float = HELD_OUT) -> Mask:
-    """Return which rows to hold out, bool (n,): see `Rows.hold_out`."""
-    ranked, count = _ranked(items, _HOLD_OUT_SALT)
-    return np.asarray(ranked < min(max(1, round(share * count)), count - 1))
+def held_out(items: Sequence[str]) -> Mask:
+    """Return which rows to hold out, bool (n,): those of about a tenth of the items, by a stable hash of their keys.
+
+    Of at least two items, at least one is held out.
+    """
+    ranked, count = _ranked(items, "validation")
+    return np.asarray(ranked < min(max(1, round(HELD_OUT * count)), count - 1))
 
 
 def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -294,29 +262,18 @@ def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np
     Raises:
         StoreError: if a row has none.
     """
-    column = table.column("embedding")
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+    column: Any = one_array(table.column("embedding"))
     if column.null_count:
         raise StoreError(
             f"{counted(column.null_count, 'row has', 'rows have')} no embedding.",
             remedy="Check the store with `c3 verify`.",
         )
-    flat = column.flatten()  # type: ignore[attr-defined]
-    # a view of the buffer: Array.to_numpy would import pandas if it is installed
-    values = np.frombuffer(flat.buffers()[1], dtype=flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
-    matrix = values.reshape(-1, column.type.list_size)
-    if matrix.dtype == np.float16 and np.dtype(dtype) == np.float32:
-        return to_float32(matrix)
-    return matrix.astype(dtype, copy=False)
+    return _values(column.flatten()).reshape(-1, column.type.list_size).astype(dtype, copy=False)
 
 
 def positions(keys: Sequence[str]) -> Mapping[str, int]:
     """Return the row of each key; of a key that comes twice, the first."""
-    found: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        found.setdefault(key, row)
-    return found
+    return {key: row for row, key in reversed([*enumerate(keys)])}
 
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
@@ -325,7 +282,7 @@ def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
     order = _hash_order(found.dictionary.to_pylist(), salt)
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(len(order))
-    return places[np.asarray(found.indices, dtype=np.int64)], len(order)
+    return places[_numbers(found.indices)], len(order)
 
 
 def _hash_order(keys: Sequence[str], salt: str) -> Indices:
@@ -335,9 +292,15 @@ def _hash_order(keys: Sequence[str], salt: str) -> Indices:
 
 def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
     column = one_array(table.column(name))
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return column if is_text else column.cast(pa.string())
+    return column if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else column.cast("string")
 
 
-def _is_text(values: Sequence[Any]) -> bool:
-    return all(value is None or isinstance(value, str) for value in values)
+def _values(array: pa.Array[Any]) -> npt.NDArray[Any]:
+    """Return an Arrow array of numbers without nulls; `Array.to_numpy` would import pandas if it is installed."""
+    kind: Any = array.type.to_pandas_dtype()
+    buffer: Any = array.buffers()[1]
+    return np.frombuffer(buffer, kind, array.offset + len(array))[array.offset :] if len(array) else np.empty(0, kind)
+
+
+def _numbers(array: pa.Array[Any]) -> Indices:
+    return _values(array).astype(np.int64)

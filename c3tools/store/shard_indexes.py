@@ -26,7 +26,7 @@ from .manifest import Manifest, record_files
 from .metadata import StoreInfo
 from .reader import Store
 from .rows import embedding_matrix
-from .shards import ShardName, index_name
+from .shards import ShardName
 
 
 def load_faiss() -> ModuleType:
@@ -61,6 +61,11 @@ def save_index(index: Any, path: Path) -> None:
 def last_line(error: RuntimeError) -> str:
     """Return what an error of FAISS says, without the place in its source."""
     return re.sub(r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?", "", str(error).strip().splitlines()[-1])
+
+
+def index_name(modality: str, index: int) -> str:
+    """Return the name of the FAISS index of a shard; readers of a folder skip names that begin with _."""
+    return f"{modality}/_part-{index:05d}.faiss"
 
 
 def write_index(store: Store, modality: str, part: int) -> str:

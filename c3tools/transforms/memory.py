@@ -10,7 +10,6 @@ import numpy as np
 
 from ..arrays import Indices, Matrix
 from ..errors import MissingExtraError, TransformError
-from ..io.float16 import to_float16, to_float32
 from ..seeds import generator, stable_hashes
 from .fitting import FitData
 from .operations import MemoryAttention, MixMemory, Operation, Search
@@ -127,7 +126,7 @@ class Retrieval(MemoryStep):
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows, and hashes of their items where these are known."""
         rows, kept = self.draw(data)
-        self.state = {"memory": to_float16(rows)}
+        self.state = {"memory": rows.astype(np.float16)}
         if self.memory in data.items:
             self.state["items"] = stable_hashes([data.items[self.memory][row] for row in kept])
 
@@ -151,7 +150,7 @@ class Retrieval(MemoryStep):
         """Add the mean of the nearest rows."""
         kept, items = self.state["memory"], self.state.get("items")
         if self._rows is None or self._rows[0] is not kept:
-            self._rows = kept, to_float32(kept)
+            self._rows = kept, kept.astype(np.float32)
         return (MixMemory(self._rows[1], self.tau, self.neighbours, self.weight, items),)
 
 

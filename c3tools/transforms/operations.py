@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from ..arrays import Array, Indices, Matrix
 from ..errors import TransformError
-from ..io.float16 import to_float32
 from ..moments import Moments
 
 Search = Callable[[Matrix, int], tuple[Matrix, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
@@ -277,4 +276,4 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
             remedy="Pass a single vector v as v[None, :].",
         )
     with np.errstate(over="ignore"):  # what becomes infinite here is reported by check_finite
-        return to_float32(source)
+        return np.array(source, np.float32, order="C")

@@ -197,4 +197,4 @@ def test_rows_with_nan_are_left_out_of_training_and_of_the_store(tmp_path: Path)
     assert record["pairs"]["train"] == 166
     report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
     assert report.rows == {"image": 119, "text": 240}
-    assert [failure.key for failure in Store.open(tmp_path / "connected").failures()] == ["photo003"]
+    assert [failure.key for failure in Store.open(tmp_path / "connected").recorded_failures()] == ["photo003"]

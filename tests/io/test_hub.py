@@ -172,9 +172,7 @@ def test_inputs_that_failed_are_in_the_data_set(hub: Hub, store: Store, tmp_path
     assert not any(b"/home/me" in content for content in hub.last("datasets/me/rows").values())
     again = Store.from_pretrained("me/rows", output=tmp_path / "again")
     assert verify_store(again.path).findings == []
-    assert again.failures() == [replace(failure, path="lost.jpg", message="")]
-    listed = [replace(unnamed, path=r"\udce9.jpg", message=""), replace(refused, message="")]
-    assert again.recorded_failures() == [*again.failures(), *listed]
+    assert again.recorded_failures() == [replace(failure, path="lost.jpg", message="")]
 
 
 def test_a_modality_without_rows_is_left_out(hub: Hub, tmp_path: Path) -> None:
@@ -224,19 +222,19 @@ def test_a_saved_data_set_that_lost_rows_is_refused(store: Store, tmp_path: Path
     file = tmp_path / "rows/data/text/val-00000-of-00001.parquet"
     train = file.with_name("train-00000-of-00001.parquet")
     file.write_bytes(train.read_bytes())
-    with pytest.raises(StoreError, match=r"has 24 text rows; its moments are of 18"):
+    with pytest.raises(StoreError, match=r"rows has 24 text rows, not 18"):
         Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
     file.write_bytes(train.read_bytes()[:-200])
     with pytest.raises(StoreError, match=r"val-00000-of-00001.parquet cannot be read"):
         Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
     file.unlink()
-    with pytest.raises(StoreError, match=r"has 14 text rows; its moments are of 18"):
+    with pytest.raises(StoreError, match=r"rows has 14 text rows, not 18"):
         Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
 def test_a_store_is_saved_over_nothing_but_a_data_set(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="contains other files"):
+    with pytest.raises(OutputError, match="store is there"):
         store.save_pretrained(store.path)
     store.save_pretrained(tmp_path / "rows")
     store.save_pretrained(tmp_path / "rows")
@@ -252,7 +250,7 @@ def test_a_folder_with_anything_but_a_data_set_is_not_replaced(store: Store, tmp
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("kept")
-    with pytest.raises(OutputError, match=f"project contains {name.partition('/')[0]}, which"):
+    with pytest.raises(OutputError, match="project is there"):
         store.save_pretrained(folder)
     assert file.read_text() == "kept"
 

@@ -20,8 +20,7 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error
 from c3tools.store import Store
-from c3tools.store.merge import merge_stores
-from c3tools.store.split import split_store
+from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import store_files
 from tests.crashes import fail_at, kill_at

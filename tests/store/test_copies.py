@@ -16,9 +16,8 @@ from c3tools.identity import ModelIdentity
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store
+from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
-from c3tools.store.merge import merge_stores
-from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, build_store, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
@@ -49,7 +48,7 @@ def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) ->
     one = whole_store(tmp_path / "a" / "one").path
     two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6))).path
     report = merge_stores(tmp_path / "m", [one, two], keep="first")
-    assert (report.rows, report.dropped) == ({"image": 30, "text": 60}, 3) and "means --load" in report.notes[0]
+    assert (report.rows, report.dropped) == ({"image": 30, "text": 60}, 3)
     merged = Store.open(tmp_path / "m")
     for part in (0, 1, 2):  # what does not change is written with the same bytes
         assert merged.file("text", part).read_bytes() == Store.open(one).file("text", part).read_bytes()
@@ -95,7 +94,7 @@ def test_merged_items_are_in_the_split_of_the_first_store(tmp_path: Path) -> Non
 def test_what_cannot_be_merged(tmp_path: Path) -> None:
     one = build_store(tmp_path / "one", images("ab")).path
     other = build_store(tmp_path / "other", images("c"), model={"name": "other"}).path
-    for stores, named in ([[one], "two"], [[one, one], "twice"], [[one, other], "other"]):
+    for stores, named in ([[one], "two stores"], [[one, one], "once"], [[one, other], "other"]):
         with pytest.raises(StoreError, match=str(named)):
             merge_stores(tmp_path / "m", stores)  # type: ignore[arg-type]
     two = build_store(tmp_path / "two", images("xy")).path
@@ -109,22 +108,17 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("kind", ["hash", "fractions", "file", "column"])
+@pytest.mark.parametrize("kind", ["hash", "fractions", "file"])
 def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: str) -> None:
     store = build_store(tmp_path / "s", images("abcdefgh", "one"), texts("aabcdefgh", "two"))
     table = tmp_path / "splits.jsonl"
     table.write_text('{"file_name": "a.jpg", "split": "val"}\n{"file_name": "b.jpg", "split": "test"}\n')
-    options = {"hash": {}, "fractions": {"fractions": (0, 0, 1)}, "file": {"file": table}, "column": {"column": "path"}}
-    if kind == "column":
-        paths = ["x", *"yyyyyyy"]
-        rows = Rows.of("image", list("abcdefgh"), unit_rows(8, 4), path=paths, split=["one"] * 8)
-        store = build_store(tmp_path / "p", rows, texts("aabcdefgh", "two"))
+    options = {"hash": {}, "fractions": {"fractions": (0, 0, 1)}, "file": {"file": table}}
     report = split_store(tmp_path / "new", put(store.path), **options[kind])  # type: ignore[arg-type]
     rules: dict[str, Any] = {
         "hash": hashed_split,
         "fractions": lambda _: "test",
         "file": lambda key: {"a": "val", "b": "test"}.get(key, "one"),
-        "column": lambda key: "x" if key == "a" else "y",
     }
     expected = {key: rules[kind](key[0]) for key in splits_of(store.path)}
     assert splits_of(tmp_path / "new") == expected
@@ -137,9 +131,8 @@ def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("key,split\nnobody,val\n")
     for options, named in (
         ({"fractions": (0.5, 0.4, 0.2)}, "0.5, 0.4, 0.2"),
-        ({"column": "nothing"}, "width"),
         ({"file": tmp_path / "none.csv"}, "none.csv"),
-        ({"file": "a", "column": "b"}, "both"),
+        ({"file": "a", "fractions": (0, 0, 1)}, "--file"),
     ):
         with pytest.raises(StoreError, match=named):
             split_store(tmp_path / "new", store, **options)

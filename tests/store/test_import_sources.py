@@ -105,7 +105,7 @@ def test_rows_that_cannot_be_kept_are_listed(here: Path) -> None:
     assert any("kept as they are" in note for note in report.notes)
     store = Store.open("c3-store")
     assert not store.info.normalised and np.abs(store.load("image").embeddings).max() == 65_504
-    failures = {failure.key: failure.message for failure in store.failures("image")}
+    failures = {failure.key: failure.message for failure in store.shard_failures("image", 0)}
     assert failures.keys() == {"00000002", "00000003", "00000004"} and "--dtype float32" in failures["00000003"]
     assert store.recorded_failures() == sorted(report.failures, key=lambda failure: failure.key)
     import_embeddings(image="i.npy", store="scaled")  # where the length does not matter

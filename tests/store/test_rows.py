@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from c3tools.errors import StoreError
 from c3tools.store import Pairs, Rows
-from c3tools.store.rows import item_keys, join_tables, joined_splits
+from c3tools.store.rows import item_keys, one_array
 
 
 def texts_of(items: list[str | None]) -> Rows:
@@ -43,7 +43,7 @@ def test_pairs_are_the_join_by_key(images: list[str], items: list[str | None]) -
 def test_items_are_sampled_and_held_out_whole() -> None:
     items = [f"image{i // 2}" for i in range(40)]
     texts = Rows.of("text", [f"text{i}" for i in range(40)], np.zeros((40, 2)), image_key=items)
-    train, held = texts.hold_out(0.1)
+    train, held = texts.hold_out()
     assert (len(train), len(held)) == (36, 4) and not set(train.items) & set(held.items)
     small, large = texts.sample(0.1), texts.sample(0.5)
     assert (len(small), len(large)) == (4, 20) and set(small.keys) < set(large.keys)
@@ -53,8 +53,6 @@ def test_splits_of_rows() -> None:
     images = Rows.of("image", list("abc"), np.eye(3), split=["train", "validation", "test"])
     assert images.where("val").keys == ["b"] and images.where(None) is images.where("all") is images
     assert images.splits == ["train", "val", "test"]
-    known = pa.table({"item": ["a", "c"], "split": ["val", None]})
-    assert joined_splits(images.table, known).to_pylist() == ["val", "validation", None]
 
 
 def test_lengths_that_differ_are_refused() -> None:
@@ -66,5 +64,5 @@ def test_lengths_that_differ_are_refused() -> None:
 
 def test_texts_too_long_for_32_bits_get_64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("c3tools.store.rows._MOST_BYTES", 8)
-    joined = join_tables([pa.table({"key": ["a longer text"]}), pa.table({"key": ["b"]})])
-    assert joined.schema.field("key").type == pa.large_string() and joined.column("key").to_pylist()[1] == "b"
+    joined = one_array(pa.chunked_array([["a longer text"], ["b"]]))
+    assert joined.type == pa.large_string() and joined.to_pylist() == ["a longer text", "b"]

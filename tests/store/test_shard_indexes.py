@@ -12,10 +12,9 @@ from c3tools.embedding import embed_corpus
 from c3tools.errors import StoreError
 from c3tools.index import Index
 from c3tools.store import Store
+from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.manifest import Manifest
-from c3tools.store.merge import merge_stores
 from c3tools.store.shard_indexes import has_indexes, indexed_shards, keep_indexes, read_index
-from c3tools.store.split import split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages
 from tests.stores import colour_corpus, colour_encoder, gap_store, whole_store

@@ -11,14 +11,14 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import MissingExtraError, StoreError, UnreachableError
 from c3tools.io.locations import location, names_in, read_all, upload
-from c3tools.store import Store, StoreInfo, create_store, write_shard
+from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import MODEL, put_store
+from tests.conftest import put_store
 from tests.servers import Faults
 from tests.stores import colour_corpus, colour_encoder, whole_store
 
 from .test_store import contents
-from .test_writing import COLOURS, shard
+from .test_writing import COLOURS
 
 
 def at_url(place: Path) -> dict[str, bytes]:
@@ -56,19 +56,6 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     corpus = read_corpus(tmp_path / "c")
     embed(place, update=True, prune=True)
     assert verify_store(place).whole and Store.open(place).count("image") == 4
-
-
-def test_a_shard_that_is_changed_on_the_way_is_refused(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, info = location("s3://bucket/s"), StoreInfo(MODEL, 12)
-
-    def damaged(source: Path, target: Path) -> None:
-        source.write_bytes(source.read_bytes()[:-1] + b"?")
-        upload(source, target)
-
-    create_store(place, info)
-    monkeypatch.setattr("c3tools.io.locations.upload", damaged)
-    with pytest.raises(UnreachableError, match="changed on the way"):
-        write_shard(place, info, shard(0))
 
 
 @pytest.mark.parametrize("answer", ["500 Internal Server Error", "403 Forbidden"])
