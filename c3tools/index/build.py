@@ -1,37 +1,42 @@
 """Build an index of a store, or add the rows of new shards to one that was built with the same settings.
 
 An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built from. After any
-other change of the store or the settings it is made again.
+other change of the store or the settings it is made again. The vectors are in parts of one modality each, copies of one
+trained FAISS index; scores are inner products of unit vectors, so cosines.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 
 from ..arrays import Matrix
 from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
 from ..geometry.spaces import modality_bias
-from ..identity import ModelIdentity
 from ..io.artifact import claimed, digest_of, replacing, write_record
 from ..io.locations import is_url
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
+from ..seeds import generator
 from ..store import Store, embedding_matrix
 from ..store.shard_indexes import last_line, load_faiss, save_index
 from ..transforms import Pipeline, open_pipeline
 from ..transforms import preset as preset_named
 from ..transforms.fitting import first_rows
-from . import faiss_shards
-from .index import KIND, ROWS_FILE, Index, row_table, shards_of
+from .index import KIND, ROWS_FILE, Index, row_table, search_shards, shards_of
 
-BIAS_ROWS = 2_000
-RECALL_QUERIES = 200
+_BIAS_ROWS = 2_000
+_RECALL_QUERIES = 200
+_FLAT_ROWS = 20_000
+_QUANTISED_ROWS = 2_000_000
+_TRAINING_ROWS_PER_CELL = 64
+_LEAST_ROWS_PER_CELL = 39  # below it, FAISS warns that its k-means has too few points
 _GROWTH = 2  # times the rows it was built from, beyond which means and cells are computed again
 
 
@@ -85,6 +90,7 @@ def build_index(
     split = split or "all"
     loaded = [moments.mean for _, moments in sorted(store.external_moments()[0].items())]
     settings = {
+        "model": store.info.model,
         "factory": factory,
         "modality": list(modality) if modality else None,
         "split": split,
@@ -95,16 +101,16 @@ def build_index(
         "recall": recall,
         "seed": seed,
     }
+    shards = shards_of(store, modalities)
     kept = "The former index was kept; run the same command again to make the new one."
     with (
         claimed(folder, KIND, settings, overwrite=True, reporter=reporter) as target,
         telling_what_is_kept(lambda: kept),
     ):
-        shards = shards_of(store, modalities)
         if target.there and not rebuild:
             try:
-                before = Index.open(folder, gpu=False)
-                reason = _reason_to_rebuild(before, store, target.settings, shards)
+                before = Index.open(folder)
+                reason = _reason_to_rebuild(before.record, store, target.settings, shards)
                 if reason is None:
                     return _add_rows(before, store, shards, reporter)
             except C3Error as error:
@@ -116,19 +122,18 @@ def build_index(
 
 
 def _reason_to_rebuild(
-    index: Index, store: Store, settings: Mapping[str, Any], shards: Mapping[str, Mapping[str, str]]
+    record: Mapping[str, Any], store: Store, settings: Mapping[str, Any], shards: Mapping[str, Mapping[str, str]]
 ) -> str | None:
     """Return why the rows that an index lacks cannot be added to it; None if they can."""
-    record = index.record
-    if not store.info.model.same_as(ModelIdentity(record["model"])):
-        return "the store has embeddings of another model"
-    if changed := [name for name, value in settings.items() if record["settings"].get(name) != value]:
-        return f"its {changed[0]} was {record['settings'].get(changed[0])} and is now {settings[changed[0]]}"
-    known = record["store_shards"]
+    former, known = record["settings"], record["store_shards"]
+    if changed := [name for name, value in settings.items() if former.get(name) != value]:
+        return f"its {changed[0]} was {former.get(changed[0])} and is now {settings[changed[0]]}"
     if [*known] != [*shards] or any(not own.items() <= shards[name].items() for name, own in known.items()):
         return "shards of the store changed or were removed"
-    new = sum(store.shard_rows(name, int(part)) for name in shards for part in shards[name].keys() - known[name].keys())
-    if record["rows"] + new > _GROWTH * record["built_from"]:
+    rows = sum(
+        store.shard_rows(name, int(part)) for name in shards for part in shards[name].keys() - known[name].keys()
+    )
+    if record["rows"] + rows > _GROWTH * record["built_from"]:
         return f"the store has more than twice the {record['built_from']:,} rows it was built from"
     return None
 
@@ -142,139 +147,173 @@ def _build(
     reporter: Reporter,
 ) -> Index:
     """Build the index as a whole, of these shards by modality; ``settings`` are those of `build_index`."""
-    split, seed = settings["split"], settings["seed"]
+    faiss, split, dim = load_faiss(), settings["split"], store.info.dim
     if not chosen.fitted:
         chosen.fit(store)
         reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
     parts = {name: store.parts(name) for name in shards}
     rows = row_table(store, parts, split)
-    n, dim = rows.num_rows, store.info.dim
+    n = rows.num_rows
     if n == 0:
         raise StoreError(
             f"The store {store.path} has no rows in the split {split!r} to index. Its splits are {store.list_splits()}."
         )
     queries = _sample_queries(store, chosen, list(shards), split)
-
-    def blocks(label: str) -> Iterator[Matrix]:
-        return _blocks(store, chosen, parts, split, label, n, reporter)
-
-    used, empty = faiss_shards.train_index(settings["factory"], lambda: blocks("Training"), n, dim, seed=seed)
+    x, bounds = _vectors(store, chosen, parts, split, n, reporter)
+    factory = choose_factory(n, dim) if settings["factory"] == "auto" else settings["factory"]
+    try:
+        empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not empty.is_trained:
+            wanted = min(n, max(_cells(empty) * _TRAINING_ROWS_PER_CELL, 65_536))
+            sample = generator(settings["seed"], "index training").choice(n, size=wanted, replace=False)
+            empty.train(x[np.sort(sample)])
+        filled = _fill(empty, x, bounds, settings["shard_rows"])
+    except RuntimeError as error:
+        raise StoreError(
+            f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions "
+            f"({last_line(error)}).",
+            remedy="Use --factory auto, Flat, or fewer cells.",
+        ) from error
+    measured = _measure_recall(filled, queries, x, settings["recall"])
+    made = {"model": store.info.model, "factory": factory, "dim": dim, "metric": "cosine", "built_from": n, **measured}
     with replacing(folder, keep=False) as new:
-        try:
-            filled = [*faiss_shards.fill_shards(empty, blocks("Indexing"), settings["shard_rows"])]
-        except RuntimeError as error:
-            raise StoreError(
-                f"FAISS cannot fill an index {used!r} block by block ({last_line(error)}).",
-                remedy="Use --factory auto or another index.",
-            ) from error
-        measured = faiss_shards.measure_recall(filled, queries, blocks("Measuring recall"), settings["recall"])
-        made = {"model": store.info.model, "factory": used, "dim": dim, "metric": "cosine", "built_from": n, **measured}
-        index = _write(new, folder, made, settings, filled, 0, rows, chosen, store, shards)
+        index = _write(new, Index(folder, made, filled, rows, chosen), 0, settings, store, shards)
     if len(shards) == 2:
-        samples = {name: first_rows(store, name, None, BIAS_ROWS).embeddings for name in shards}
+        samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in shards}
         index.bias = {}
         for label, pipeline in (("before", preset_named("c1")), ("after", chosen)):
             x, y = (pipeline.transform(rows, modality=name) for name, rows in samples.items())
-            shares = modality_bias(x, y, seed=seed)
+            shares = modality_bias(x, y, seed=settings["seed"])
             index.bias[label] = {name: round(share.value, 4) for name, share in zip(shards, shares, strict=True)}
     index.record["added"] = n
     return index
 
 
 def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]], reporter: Reporter) -> Index:
-    """Add the rows of the shards that an index lacks.
+    """Add the rows of the shards that an index lacks, as parts of their own.
 
     Raises:
         RuntimeError: if FAISS cannot add rows to an index of this kind.
     """
-    record, settings, filled = index.record, index.record["settings"], index.shards
-    known = record["store_shards"]
-    parts = {name: sorted(int(part) for part in own if part not in known[name]) for name, own in shards.items()}
-    rows = row_table(store, parts, settings["split"])
-    kept = len(filled)
-    if rows.num_rows:
-        faiss = load_faiss()
-        empty = faiss.clone_index(filled[-1])
-        empty.reset()
-        kept -= filled[-1].ntotal < settings["shard_rows"]
-        begun = faiss.clone_index(filled[-1]) if kept < len(filled) else None
-        made = _blocks(store, index.pipeline, parts, settings["split"], "Indexing", rows.num_rows, reporter)
-        filled = [*filled[:kept], *faiss_shards.fill_shards(empty, made, settings["shard_rows"], begun)]
-    all_rows = pa.concat_tables([index.rows, rows])
+    settings, known, before = index.record["settings"], index.record["store_shards"], index.rows.num_rows
+    parts = {name: sorted(int(part) for part in own.keys() - known[name].keys()) for name, own in shards.items()}
+    index.rows = row_table(store, parts, settings["split"], index.rows)
+    added, kept = index.rows.num_rows - before, len(index.shards)
+    empty = load_faiss().clone_index(index.shards[-1])
+    empty.reset()
+    x, bounds = _vectors(store, index.pipeline, parts, settings["split"], added, reporter)
+    index.shards += _fill(empty, x, bounds, settings["shard_rows"])
     with replacing(index.path, keep=False) as new:
-        for name in record["shards"][:kept]:
+        for name in index.record["shards"]:
             try:
                 os.link(index.path / name, new / name)
             except OSError:  # not every file system has hard links
                 shutil.copyfile(index.path / name, new / name)
-        grown = _write(new, index.path, record, settings, filled, kept, all_rows, index.pipeline, store, shards)
-    grown.record["added"] = rows.num_rows
+        grown = _write(new, index, kept, settings, store, shards)
+    grown.record["added"] = added
     return grown
 
 
 def _write(
     new: Path,
-    folder: Path,
-    made: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    filled: Sequence[Any],
+    index: Index,
     kept: int,
-    rows: pa.Table,
-    pipeline: Pipeline,
+    settings: Mapping[str, Any],
     store: Store,
     shards: Mapping[str, Mapping[str, str]],
 ) -> Index:
-    """Write the files of an index to ``new``, which is to become ``folder``; the first ``kept`` parts are there."""
-    names = [f"part-{part:05d}.faiss" for part in range(len(filled))]
-    for name, part in [*zip(names, filled, strict=True)][kept:]:
+    """Write the files of an index to the folder ``new``; the first ``kept`` parts are there."""
+    names = [f"part-{part:05d}.faiss" for part in range(len(index.shards))]
+    for name, part in [*zip(names, index.shards, strict=True)][kept:]:
         save_index(part, new / name)
-    pq.write_table(rows, new / ROWS_FILE, compression="zstd")
-    pipeline.save(new)
-    place = str(store.path)
-    if isinstance(store.path, Path):  # relative if both may move together
-        target, start = store.path.resolve(), folder.resolve()
-        place = os.path.relpath(target, start) if target.is_relative_to(start.parent) else str(target)
-    record = {
-        **{name: value for name, value in made.items() if name not in ("files", "format_version")},
-        "rows": rows.num_rows,
+    pq.write_table(index.rows, new / ROWS_FILE, compression="zstd")
+    index.pipeline.save(new)
+    local = isinstance(store.path, Path)  # relative, since both may move together
+    index.record = {
+        **{name: value for name, value in index.record.items() if name not in ("files", "format_version")},
+        "rows": index.rows.num_rows,
         "shards": names,
         "settings": settings,
-        "store": place,
+        "store": os.path.relpath(store.path, index.path) if local else str(store.path),
         "store_shards": shards,
     }
-    write_record(new, KIND, record)
-    return Index(folder, record, list(filled), rows, pipeline)
+    write_record(new, KIND, index.record)
+    return index
 
 
-def _blocks(
-    store: Store,
-    pipeline: Pipeline,
-    parts: Mapping[str, Sequence[int]],
-    split: str,
-    label: str,
-    n: int,
-    reporter: Reporter,
-) -> Iterator[Matrix]:
-    """Yield the transformed rows of these shards, n of them, and show the progress."""
-    with reporter.progress(label, n) as progress:
+def _vectors(
+    store: Store, pipeline: Pipeline, parts: Mapping[str, Sequence[int]], split: str, n: int, reporter: Reporter
+) -> tuple[Matrix, list[tuple[int, int]]]:
+    """Return the n transformed rows of these shards (n, d), and the first row and the end of each modality."""
+    x, bounds, end = np.empty((n, store.info.dim), np.float32), [], 0
+    with reporter.progress("Indexing", n) as progress:
         for name, numbers in parts.items():
+            first = end
             for batch in store.batches(name, split=split, parts=numbers):
-                yield pipeline.transform(embedding_matrix(batch), modality=name)
+                end += len(batch)
+                x[end - len(batch) : end] = pipeline.transform(embedding_matrix(batch), modality=name)
                 progress.advance(len(batch))
+            bounds.append((first, end))
+    return x, bounds
 
 
-def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str | None) -> Matrix:
+def _fill(empty: Any, x: Matrix, bounds: Sequence[tuple[int, int]], shard_rows: int) -> list[Any]:
+    """Return copies of the trained index ``empty`` with up to ``shard_rows`` vectors of one modality each."""
+    filled = []
+    for first, end in bounds:
+        for start in range(first, end, shard_rows):
+            filled.append(load_faiss().clone_index(empty))
+            filled[-1].add(x[start : min(start + shard_rows, end)])
+    return filled
+
+
+def _measure_recall(shards: Sequence[Any], queries: Matrix, x: Matrix, target: float) -> dict[str, Any]:
+    """Return recall@10 against exact search in the vectors, and the nprobe that it takes."""
+    faiss, k = load_faiss(), min(10, len(x))
+    truth = faiss.knn(np.ascontiguousarray(queries), x, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    cells = _cells(shards[0])
+    probes: list[int | None] = [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
+    recall, nprobe = 0.0, probes[0]
+    for nprobe in probes:
+        found = search_shards(shards, queries, k, nprobe)[1]
+        previous, recall = recall, float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())
+        # without inverted lists' misses, more probes change nothing: what is lost is lost by quantisation
+        if recall >= target or (nprobe and nprobe >= 64 and recall - previous < 1e-3):
+            break
+    return {"nprobe": nprobe, f"recall@{k}": round(recall, 4), "recall_queries": len(queries)}
+
+
+def _cells(index: Any) -> int:
+    """Return the number of inverted lists of an index, 0 if it has none."""
+    inverted = load_faiss().try_extract_index_ivf(index)
+    return int(inverted.nlist) if inverted else 0
+
+
+def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str) -> Matrix:
     """Return queries for tuning the search, if possible rows of another modality that the pipeline is fitted for.
 
     Rows of the index itself would find themselves without effort.
     """
-    others = [name for name in store.modalities if name not in modalities]
-    modality = (others or modalities)[0]
-    try:
-        return pipeline.transform(first_rows(store, modality, None, RECALL_QUERIES).embeddings, modality=modality)
-    except TransformError:
-        if not others:
-            raise
-        rows = first_rows(store, modalities[0], split, RECALL_QUERIES)
-        return pipeline.transform(rows.embeddings, modality=modalities[0])
+    for other in (name for name in store.modalities if name not in modalities):
+        with suppress(TransformError):
+            return pipeline.transform(first_rows(store, other, None, _RECALL_QUERIES).embeddings, modality=other)
+    rows = first_rows(store, modalities[0], split, _RECALL_QUERIES)
+    return pipeline.transform(rows.embeddings, modality=modalities[0])
+
+
+def choose_factory(n: int, dim: int) -> str:
+    """Return the index string for ``n`` vectors of ``dim`` dimensions.
+
+    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond that product
+    quantisation after a rotation.
+    """
+    if n <= _FLAT_ROWS:
+        return "Flat"
+    cells = 1 << round(np.log2(4 * np.sqrt(n)))
+    while cells * _LEAST_ROWS_PER_CELL > n:
+        cells //= 2
+    if n <= _QUANTISED_ROWS:
+        return f"IVF{cells},SQfp16"
+    pieces = next((m for m in (64, 32, 16, 8, 4) if m * 4 <= dim), 1)
+    return f"OPQ{pieces}_{pieces * 4},IVF{cells},PQ{pieces}"

@@ -2,7 +2,7 @@
 
 c3-index/
 index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, settings
-part-00000.faiss              up to `shard_rows` vectors
+part-00000.faiss              up to `shard_rows` vectors of one modality
 rows.parquet                  key, modality, caption, path of each row, in the order of the vectors
 transform.json, .safetensors  the pipeline that rows and queries are transformed with
 """
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,29 +21,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Indices, Matrix
-from ..errors import C3Error, EncoderError, StoreError
+from ..errors import C3Error, StoreError
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, reading
 from ..io.files import recorded_file
 from ..io.locations import is_url, kind_of, location
 from ..reporter import SILENT, Reporter, counted
-from ..store import Store
+from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.metadata import INFO_FILE
+from ..store.rows import keys_of, one_array
 from ..store.shard_indexes import has_indexes, indexed_shards, load_faiss, read_index
 from ..store.shards import shard_schema
 from ..transforms import Pipeline, preset
-from . import faiss_shards
-from .results import Hit, SearchResult, vector_of_key, with_vectors
-
-if TYPE_CHECKING:
-    from ..encoders import Encoder
+from .results import Hit, SearchResult
 
 KIND = Kind("index", "index.json", StoreError, "c3 index", "--index", others=("part-00000.faiss",), again="--rebuild")
 ROWS_FILE = "rows.parquet"
-ANY = "any"  # a modality to search in: all of them, in one ranking
-OWN = Path("c3-index")  # where c3 index writes to
-HIT_COLUMNS = ("key", "modality", "caption", "path", "image_key")
+_ANY = "any"  # a modality to search in: all of them, in one ranking
+_OWN = Path("c3-index")  # where c3 index writes to
+_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key")])
 _PROVENANCE = ("format_version", "files", "model", "store", "store_shards", "settings")
 
 
@@ -56,7 +52,7 @@ class Index:
         record: the content of index.json.
         rows: the table of keys, one row per vector.
         pipeline: the fitted pipeline; it transforms queries too.
-        shards: the FAISS indexes.
+        shards: the FAISS indexes, each of rows of one modality.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the transform, in a
             balanced sample (0.5 without bias); None for one modality, and for an index that was opened or extended.
     """
@@ -72,8 +68,8 @@ class Index:
         self.shards = shards
 
     @classmethod
-    def open(cls, path: str | Path, *, gpu: bool = True) -> Index:
-        """Open the index in the folder ``path``, on GPUs if faiss finds any and ``gpu`` is true.
+    def open(cls, path: str | Path) -> Index:
+        """Open the index in the folder ``path``.
 
         A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of its embeddings as
         they are: nothing is centred, so each modality is best ranked by itself.
@@ -83,13 +79,13 @@ class Index:
             TransformError: if its pipeline is damaged.
             MissingExtraError: if faiss is not installed.
         """
-        load_faiss()
+        faiss = load_faiss()
         if kind_of(location(path) / INFO_FILE) == "file":
             return cls._of_store(Store.open(path))
         with reading(path, KIND) as (folder, record):
             try:
-                shards = faiss_shards.read_shards([recorded_file(folder, name) for name in record["shards"]], gpu=gpu)
-                rows = pq.read_table(folder / ROWS_FILE, columns=list(HIT_COLUMNS))
+                shards = [faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]]
+                rows = pq.read_table(folder / ROWS_FILE, columns=_ROW_SCHEMA.names)
             except (FileNotFoundError, pa.ArrowException) as error:
                 raise ValueError(error) from error
             if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
@@ -101,12 +97,11 @@ class Index:
         """Return the indexes of the shards of a store as one."""
         having, lacking = indexed_shards(store)
         if lacking or not having:
-            some = has_indexes(store)
             raise StoreError(
                 f"{len(lacking):,} of {counted(len(lacking) + len(having), 'shard')} of the store {store.path} have no "
-                f"FAISS index{' of their present rows' if some else ''}.",
+                "FAISS index of their present rows.",
                 remedy=f"Make those that are missing: c3 verify {store.path} --repair"
-                if some
+                if has_indexes(store)
                 else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
             )
         rows = row_table(store, {name: [part for own, part in having if own == name] for name in store.modalities})
@@ -132,10 +127,8 @@ class Index:
     @property
     def store_path(self) -> Path:
         """The store that the index was built from: its folder, or a path-like object for a URL."""
-        recorded = str(self.record.get("store", "c3-store"))
-        if is_url(recorded) or "store" not in self.record:
-            return location(recorded)
-        return Path(os.path.normpath(self.path / recorded))
+        recorded = self.record["store"]
+        return location(recorded) if is_url(recorded) else Path(os.path.normpath(self.path / recorded))
 
     def search(
         self,
@@ -148,7 +141,6 @@ class Index:
         within: str | None = None,
         k: int = 10,
         nprobe: int | None = None,
-        vectors: bool = False,
         store: Store | str | Path | None = None,
         device: str | None = None,
         backend: str = "auto",
@@ -170,8 +162,7 @@ class Index:
             k: Number of results per modality.
             nprobe: Number of inverted lists to search. More are slower and find more. By default the tuned value of the
                 index.
-            vectors: Include the embeddings of the query and of the rows.
-            store: The store to read rows from. By default the store of the index.
+            store: The store to read the row of ``key`` from. By default the store of the index.
             device: cpu, cuda, cuda:1 or mps. By default the fastest available.
             backend: auto, torch or openvino (for CPUs; needs the extra openvino).
             reporter: Gets the messages of the encoder, and a message if the index is out of date.
@@ -180,24 +171,25 @@ class Index:
             StoreError: if there is not exactly one kind of query, a text is empty, the index has no rows of ``within``,
                 the key is unknown, or vectors or the store are of another model.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
-            EncoderError: if the recorded model cannot be loaded.
+            EncoderError: if the recorded model cannot be loaded, or an image cannot be read.
         """
         given = {"text": text, "image": image, "vector": vector, "key": key}
         kinds = [name for name, value in given.items() if value is not None]
-        if len(kinds) != 1:
+        texts = [text] if isinstance(text, str) else list(text or ())
+        if len(kinds) != 1 or not all(query.strip() for query in texts):
             raise StoreError(
-                f"Exactly one kind of query is needed, but these were given: {', '.join(kinds) or 'none'}.",
+                f"One kind of query is needed, with content, but these were given: {', '.join(kinds) or 'none'}.",
                 remedy='For example: c3 search "a dog on a beach"',
             )
-        if text is not None and not all(query.strip() for query in ([text] if isinstance(text, str) else text)):
-            raise StoreError("The query is empty.", remedy='For example: c3 search "a dog on a beach"')
         self._warn_if_stale(reporter)
         if key is not None:
-            labels, (embeddings, modality) = [key], vector_of_key(self._source(store), key)
+            opened = Store.open(self.store_path if store is None else store)
+            self._require_same_model(opened.info.model, f"the store {opened.path}")
+            labels, (embeddings, modality) = [key], _vector_of_key(opened, key)
         elif isinstance(vector, str | Path):
-            given_rows, model = read_rows(vector, modality)
+            rows, model = read_rows(vector, modality)
             self._require_same_model(model, str(vector))
-            embeddings, labels = given_rows.embeddings, [f"{vector} row {row}" for row in range(len(given_rows))]
+            embeddings, labels = rows.embeddings, [f"{vector} row {row}" for row in range(len(rows))]
         elif vector is not None:
             embeddings = np.atleast_2d(np.asarray(vector))
             labels = [f"vector row {row}" for row in range(len(embeddings))]
@@ -205,20 +197,19 @@ class Index:
             from ..encoders import resolve_encoder
 
             encoder = resolve_encoder(recorded=self.record["model"], device=device, backend=backend, reporter=reporter)
-            if text is not None:
-                labels = [text] if isinstance(text, str) else list(text)
-                embeddings, modality = encoder.encode_texts(labels), "text"
+            if texts:
+                labels, embeddings, modality = texts, encoder.encode_texts(texts), "text"
             else:
                 images = list(image) if isinstance(image, list | tuple) else [image]
-                embeddings, modality = _encode_images(images, encoder), "image"
                 labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
+                embeddings, modality = encoder.encode_images(images), "image"
         results = [SearchResult(label, []) for label in labels]
         for group in [within] if within else self._groups():
-            within_group = None if group == ANY else group
-            scores, rows = self.nearest(embeddings, modality, k, within=within_group, nprobe=nprobe)
-            for result, *found in zip(results, scores, rows, strict=True):
-                result.hits.extend(self._hits(*found))
-        return with_vectors(results, embeddings.astype(np.float32), self._source(store)) if vectors else results
+            scores, found = self.nearest(embeddings, modality, k, within=group, nprobe=nprobe)
+            for result, own, numbers in zip(results, scores, found, strict=True):
+                hits = self.rows.take(numbers[numbers >= 0]).to_pylist()
+                result.hits.extend(Hit(round(float(score), 6), **hit) for score, hit in zip(own, hits, strict=False))
+        return results
 
     def nearest(
         self, embeddings: npt.ArrayLike, modality: str, k: int, *, within: str | None = None, nprobe: int | None = None
@@ -226,7 +217,7 @@ class Index:
         """Return scores and row numbers, both (q, k), of the rows nearest to raw embeddings (q, d), best first.
 
         If there are fewer than ``k`` rows, the row number is -1 and the score -inf. Other arguments and errors are
-        those of `search`.
+        those of `search`; ``within`` None is any.
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
@@ -236,15 +227,15 @@ class Index:
                 f"The index has vectors of {self.record['dim']} dimensions, but the queries have {queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
-        return faiss_shards.search_shards(
-            self.shards, queries, k, nprobe or self.record.get("nprobe"), self._rows_of(within)
-        )
-
-    def _source(self, store: Store | str | Path | None) -> Store:
-        """Open the store that embeddings are read from."""
-        opened = Store.open(self.store_path if store is None else store)
-        self._require_same_model(opened.info.model, f"the store {opened.path}")
-        return opened
+        starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)])[:-1]
+        owners = self.rows.column("modality").take(starts).to_pylist()
+        chosen = [within in (None, _ANY, owner) for owner in owners]
+        if not any(chosen):
+            raise StoreError(
+                f"The index {self.path} has no {within} rows. Its modalities are {', '.join(self._groups())}.",
+                remedy=f"Choose one of them with --in, or {_ANY} for one ranking of all rows.",
+            )
+        return search_shards(self.shards, queries, k, nprobe or self.record.get("nprobe"), chosen)
 
     def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
         recorded = ModelIdentity(self.record["model"])
@@ -253,43 +244,8 @@ class Index:
 
     def _groups(self) -> list[str]:
         """Return the modalities to search one by one: images first, texts last."""
-        present = [str(name) for name in pc.unique(self.rows.column("modality")).to_pylist()]
+        present = [str(name) for name in self.rows.column("modality").unique().to_pylist()]
         return sorted(present, key=lambda name: (name == "text", name != "image", name))
-
-    def _is_of(self, modality: str) -> Any:
-        return pc.equal(self.rows.column("modality"), pa.scalar(modality))
-
-    def _rows_of(self, modality: str | None) -> npt.NDArray[np.bool_] | None:
-        """Return which rows (n,) are of a modality; None for all."""
-        if modality is None:
-            return None
-        wanted = self._is_of(modality).to_numpy()
-        if not wanted.any():
-            known = ", ".join(self._groups())
-            raise StoreError(
-                f"The index {self.path} has no {modality} rows. Its modalities are {known}.",
-                remedy=f"Choose one of them with --in, or {ANY} for one ranking of all rows.",
-            )
-        return np.asarray(wanted, dtype=bool)
-
-    def _hits(self, scores: Matrix, rows: Indices) -> list[Hit]:
-        """Return the hits of one query from scores and row numbers, both (k,)."""
-        found = rows >= 0
-        table = self.rows.take(rows[found]).select(HIT_COLUMNS)
-        paths = self._paths({key for key in table.column("image_key").to_pylist() if key is not None})
-        hits = [
-            Hit(round(float(score), 6), *row)
-            for score, *row in zip(scores[found], *(column.to_pylist() for column in table.columns), strict=True)
-        ]
-        return [replace(hit, path=paths.get(hit.image_key)) if hit.image_key and not hit.path else hit for hit in hits]
-
-    def _paths(self, keys: set[str]) -> dict[str | None, str]:
-        """Return the paths of the images with these keys, as far as the index has them."""
-        if not keys:
-            return {}
-        images = self.rows.filter(self._is_of("image")).select(["key", "path"])
-        chosen = images.filter(pc.is_in(images.column("key"), pa.array(sorted(keys), pa.string())))
-        return {key: path for key, path in zip(*(c.to_pylist() for c in chosen.columns), strict=True) if path}
 
     def _warn_if_stale(self, reporter: Reporter) -> None:
         """Say so if the store has changed since it was indexed; an index can be searched without its store."""
@@ -306,18 +262,55 @@ class Index:
             reporter.message(text)
 
 
-def row_table(store: Store, parts: Mapping[str, Sequence[int]], split: str | None = None) -> pa.Table:
-    """Return the columns of each row that a hit shows, of these shards by modality, in the order of the vectors."""
-    schema = pa.schema([(name, pa.string()) for name in HIT_COLUMNS])
-    tables = [schema.empty_table()]
+def search_shards(
+    shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None, chosen: Sequence[bool] | None = None
+) -> tuple[Matrix, Indices]:
+    """Return the best scores and row numbers over FAISS indexes, both (q, k), best first.
+
+    Where there are fewer than ``k`` rows, the row number is -1 and the score -inf.
+
+    Args:
+        shards: the indexes; rows are numbered through all of them.
+        queries: (q, d), unit rows.
+        k: number of rows.
+        nprobe: number of inverted lists to search, in indexes that have them.
+        chosen: which indexes to search; None for all.
+    """
+    faiss, queries, start = load_faiss(), np.ascontiguousarray(queries, dtype=np.float32), 0
+    scores = [np.full((len(queries), k), -np.inf, np.float32)]
+    rows = [np.full((len(queries), k), -1, np.int64)]
+    for shard, wanted in zip(shards, chosen or [True] * len(shards), strict=True):
+        if wanted:
+            inverted = faiss.try_extract_index_ivf(shard)
+            if inverted and nprobe:
+                inverted.nprobe = nprobe
+            found_scores, found = shard.search(queries, k)
+            scores.append(np.where(found < 0, -np.inf, found_scores))
+            rows.append(np.where(found < 0, -1, found + start))
+        start += shard.ntotal
+    all_scores, all_rows = np.hstack(scores), np.hstack(rows)
+    best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_rows, best, 1)
+
+
+def row_table(
+    store: Store, parts: Mapping[str, Sequence[int]], split: str | None = None, before: pa.Table | None = None
+) -> pa.Table:
+    """Return the columns of each row that a hit shows, of these shards by modality, in the order of the vectors.
+
+    They come after the rows ``before`` them. A text has the path of its image.
+    """
+    tables = [_ROW_SCHEMA.empty_table() if before is None else before]
     for modality, numbers in parts.items():
-        columns = [name for name in shard_schema(modality, store.info).names if name in HIT_COLUMNS]
+        columns = [name for name in shard_schema(modality, store.info).names if name in _ROW_SCHEMA.names]
         for batch in store.batches(modality, columns, split=split, parts=numbers):
-            known = {name: batch.column(name) for name in columns}
-            known["modality"] = pa.array([modality] * len(batch), pa.string())
-            missing = pa.nulls(len(batch), pa.string())
-            tables.append(pa.table([known.get(name, missing) for name in HIT_COLUMNS], schema=schema))
-    return pa.concat_tables(tables)
+            owner = pa.array([modality] * len(batch), pa.string())
+            tables.append(pa.Table.from_batches([batch]).append_column("modality", owner))
+    rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
+    images = rows.filter(pc.equal(rows.column("modality"), pa.scalar("image")))
+    places = pc.index_in(one_array(rows.column("image_key")), value_set=one_array(images.column("key")))
+    paths = pc.coalesce(one_array(rows.column("path")), one_array(images.column("path")).take(places))
+    return rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
 
 
 def shards_of(store: Store, modalities: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -326,27 +319,27 @@ def shards_of(store: Store, modalities: Sequence[str]) -> dict[str, dict[str, st
     return {name: {str(part): store.shard_digest(name, part) for part in store.parts(name)} for name in known}
 
 
-def _encode_images(images: Sequence[Any], encoder: Encoder) -> Matrix:
-    """Return the embeddings (n, d) of images; files are read and decoded ahead of the model, as in an embedding."""
-    if not all(isinstance(image, str | Path) for image in images):
-        return encoder.encode_images(images)
-    from ..embedding.shards import encode_files
-
-    parts = []
-    for _, embeddings, failures in encode_files({str(row): image for row, image in enumerate(images)}, encoder):
-        if failures:
-            image = images[int(failures[0].key)]
-            raise EncoderError(f"{image} cannot be read as an image ({failures[0].message}).")
-        parts.append(embeddings)
-    return np.concatenate(parts) if parts else np.zeros((0, encoder.dim), np.float32)
-
-
 def find_index(folder: str | Path | None = None) -> Path:
     """Return the folder that is given; for None ``c3-index``, or the store here if that alone has FAISS indexes."""
     if folder is not None:
         return location(folder)
-    if not OWN.exists():
+    if not _OWN.exists():
         place = location(os.environ.get("C3_STORE") or "c3-store")
         if kind_of(place / INFO_FILE) == "file" and has_indexes(Store.open(place)):
             return place
-    return OWN
+    return _OWN
+
+
+def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
+    """Return the embedding (1, d) of a row of the store, and its modality.
+
+    Raises:
+        StoreError: if no row has the key.
+    """
+    for name in store.modalities:
+        for part in store.parts(name):  # keys are looked at before any embedding is read
+            keys = [own for batch in store.batches(name, ["key"], parts=[part]) for own in keys_of(batch)]
+            if key in keys:
+                blocks = [embedding_matrix(batch) for batch in store.batches(name, ["embedding"], parts=[part])]
+                return np.concatenate(blocks)[keys.index(key)][None], name
+    raise StoreError(f"The store {store.path} has no row with the key {key!r}.")

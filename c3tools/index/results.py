@@ -1,24 +1,20 @@
-"""The rows that a search found: as data, as a table, with their embeddings, and as a page of thumbnails."""
+"""The rows that a search found: as data, as a table, and as a page of thumbnails."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arrays import Matrix
 from ..corpus import ImageReader
 from ..corpus.photos import PhotoFinder
-from ..errors import StoreError
 from ..io.locations import is_url
 from ..reporter import counted
-from ..store import Store, embedding_matrix
-from ..store.rows import keys_of
 from ..tables import Table
 
-TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
+_TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
 _THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point
 
 
@@ -33,7 +29,6 @@ class Hit:
         caption: of a text.
         path: of an image, or of the image that a text belongs to, if the index has it.
         image_key: of the image that a text belongs to.
-        embedding: (d,) as in the store, if it was requested and the store still has the row.
     """
 
     score: float
@@ -42,7 +37,6 @@ class Hit:
     caption: str | None = None
     path: str | None = None
     image_key: str | None = None
-    embedding: list[float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the hit as JSON values, without what it lacks."""
@@ -56,12 +50,10 @@ class SearchResult:
     Attributes:
         query: the text, the path, the key, or the number of the vector.
         hits: the rows: the best of each modality that was searched, one modality after the other.
-        embedding: (d,) of the query, as the model computes it, if it was requested.
     """
 
     query: str
     hits: list[Hit]
-    embedding: list[float] | None = None
 
     @property
     def groups(self) -> dict[str, list[Hit]]:
@@ -70,8 +62,7 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        value: dict[str, Any] = {"query": self.query, "hits": [hit.to_dict() for hit in self.hits]}
-        return value if self.embedding is None else {**value, "embedding": self.embedding}
+        return {"query": self.query, "hits": [hit.to_dict() for hit in self.hits]}
 
     def _repr_html_(self) -> str:
         """Return a table of the hits, for notebooks."""
@@ -94,7 +85,7 @@ def contact_sheet(results: Sequence[SearchResult]) -> str:
                 if path and path not in pictures:
                     pictures[path] = _picture(reader, path, finder)
     title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
-    return render_page(TEMPLATE, title=title, results=results, pictures=pictures)
+    return render_page(_TEMPLATE, title=title, results=results, pictures=pictures)
 
 
 def _picture(reader: ImageReader, path: str, finder: PhotoFinder) -> dict[str, str]:
@@ -111,49 +102,3 @@ def _picture(reader: ImageReader, path: str, finder: PhotoFinder) -> dict[str, s
         return {"source": inline_image(image, _THUMBNAIL)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return {"problem": getattr(error, "strerror", None) or str(error) or type(error).__name__}
-
-
-def with_vectors(results: Sequence[SearchResult], queries: Matrix, store: Store) -> list[SearchResult]:
-    """Return the results with the embeddings of the queries (q, d), and of the hits as the store has them."""
-    wanted: dict[str, set[str]] = {}
-    for result in results:
-        for hit in result.hits:
-            wanted.setdefault(hit.modality, set()).add(hit.key)
-    known = {
-        (name, key): vector.tolist()
-        for name, keys in wanted.items()
-        for key, vector in _vectors_of_keys(store, name, keys).items()
-    }
-    return [
-        SearchResult(
-            result.query,
-            [replace(hit, embedding=known.get((hit.modality, hit.key))) for hit in result.hits],
-            query.tolist(),
-        )
-        for result, query in zip(results, queries, strict=True)
-    ]
-
-
-def _vectors_of_keys(store: Store, modality: str, keys: set[str]) -> dict[str, Matrix]:
-    """Return the embeddings (d,) of the rows with these keys; keys are looked at before any embedding is read."""
-    found: dict[str, Matrix] = {}
-    for part in store.parts(modality):
-        if len(found) == len(keys):
-            break
-        if any(not keys.isdisjoint(keys_of(batch)) for batch in store.batches(modality, ["key"], parts=[part])):
-            for batch in store.batches(modality, ["key", "embedding"], parts=[part]):
-                matrix = embedding_matrix(batch)
-                found |= {key: matrix[row] for row, key in enumerate(keys_of(batch)) if key in keys}
-    return found
-
-
-def vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
-    """Return the embedding (1, d) of a row of the store, and its modality.
-
-    Raises:
-        StoreError: if no row has the key.
-    """
-    for name in store.modalities:
-        for vector in _vectors_of_keys(store, name, {key}).values():
-            return vector[None], name
-    raise StoreError(f"The store {store.path} has no row with the key {key!r}.")
