@@ -15,37 +15,37 @@ from typer.core import TyperCommand, TyperGroup
 from ._console import err, message, write_json
 from ._derive import derive, summary
 
-COMMANDS = {  # the function of this folder, the verbs whose parameters are its options, and those it does not have
-    "embed": ("stores.embed", "embed"),
-    "import": ("stores.import_", "import_embeddings"),
-    "connect heads": ("connect.heads", "connect_heads read_features"),
-    "connect apply": ("connect.apply", "apply_heads read_features"),
-    "connect lit": ("connect.lit", "connect_towers", "mode augment"),
-    "connect full": ("connect.full", "connect_towers", "mode"),
-    "means": ("stores.means", "save_means load_means merge_means"),
-    "gap-report": ("geometry.gap_report", "gap_report"),
-    "export": ("search.export", "export_store"),
-    "train-decoder": ("captions.train_decoder", "train_captioner"),
-    "caption": ("captions.caption", "caption_images"),
-    "train-generator": ("images.train_generator", "train_generator"),
-    "generate": ("images.generate", "generate"),
-    "evaluate": ("captions.evaluate", "evaluate_captions evaluate_images"),
-    "ablate": ("captions.ablate", "ablate"),
-    "index": ("search.index", "build_index"),
-    "search": ("search.search", "Index.search"),
-    "verify": ("stores.verify", "verify_store"),
-    "merge": ("stores.merge", "merge_stores"),
-    "split": ("stores.split", "split_store"),
-    "push": ("hub.push", ""),
-    "pull": ("hub.pull", ""),
-    "demo": ("captions.demo", "run_demo"),
-    "models": ("machine.models", "list_models"),
-    "info": ("machine.info", ""),
-    "simulate init-gap": ("geometry.init_gap", "simulate_init_gap"),
-    "simulate depth": ("geometry.depth", "simulate_depth"),
-    "simulate gap-after-training": ("geometry.gap_after_training", "simulate_gap_after_training"),
-    "simulate stable-region": ("geometry.stable_region", "simulate_stable_region"),
-    "simulate temperature": ("geometry.temperature", "simulate_temperature"),
+COMMANDS = {  # the module of this folder with the function, the verbs whose parameters are its options, less some
+    "embed": "stores embed",
+    "import": "stores import_embeddings",
+    "connect heads": "connect connect_heads read_features",
+    "connect apply": "connect apply_heads read_features",
+    "connect lit": "connect connect_towers -mode -augment",
+    "connect full": "connect connect_towers -mode",
+    "means": "stores save_means load_means merge_means",
+    "gap-report": "geometry gap_report",
+    "export": "search export_store",
+    "train-decoder": "captions train_captioner",
+    "caption": "captions caption_images",
+    "train-generator": "images train_generator",
+    "generate": "images generate",
+    "evaluate": "captions evaluate_captions evaluate_images",
+    "ablate": "captions ablate",
+    "index": "search build_index",
+    "search": "search Index.search",
+    "verify": "stores verify_store",
+    "merge": "stores merge_stores",
+    "split": "stores split_store",
+    "push": "hub",
+    "pull": "hub",
+    "demo": "captions run_demo",
+    "models": "machine list_models",
+    "info": "machine",
+    "simulate init-gap": "geometry simulate_init_gap",
+    "simulate depth": "geometry simulate_depth",
+    "simulate gap-after-training": "geometry simulate_gap_after_training",
+    "simulate stable-region": "geometry simulate_stable_region",
+    "simulate temperature": "geometry simulate_temperature",
 }
 _GROUPS = {
     "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",
@@ -62,9 +62,9 @@ class _TerminatedError(KeyboardInterrupt):
 def _build(name: str) -> Any:
     """Return a command, or a group of commands, with its options."""
     own = typer.Typer(add_completion=False, no_args_is_help=name in _GROUPS, help=_GROUPS.get(name))
-    for words, derivation in COMMANDS.items():
+    for words, origin in COMMANDS.items():
         if words.split()[0] == name:
-            derive(own, words, *derivation)
+            derive(own, words, *origin.split())
     command = typer.main.get_command(own)
     command.name = name
     return command
@@ -88,7 +88,7 @@ class _Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """List the commands by their summaries alone, without building them."""
         for name in self.commands:
-            words = _GROUPS.get(name) or summary(COMMANDS[name][0])
+            words = _GROUPS.get(name) or summary(name, COMMANDS[name].split()[0])
             self.commands[name] = TyperCommand(name, help=words, rich_help_panel=_PANELS.get(name))
         super().format_help(ctx, formatter)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import keyword
 import math
 import re
 from functools import cache
@@ -22,11 +23,12 @@ import typer
 from typer.core import TyperCommand
 
 import c3tools
+from c3tools.errors import C3Error
+from c3tools.io.locations import location
 
 from ._console import out, write_json
-from ._files import json_destination, local_path, output_file, output_folder
+from ._files import json_destination, local_path, output_file
 
-_SAMPLE = "0.1"  # the fraction that --sample means without a value
 _EXPERT_PANEL = "Options for experts and clusters"
 _EXPERT = (
     "executor address processes random_init image_timeout shard_size workers batch_size dtype backend "
@@ -57,35 +59,26 @@ _PARSERS = {
     **dict.fromkeys(("output", "decoder", "folder"), local_path),
     **dict.fromkeys(("csv", "html", "save", "figure"), output_file),
     "json": json_destination,
-    "figures": output_folder,
+    "figures": location,
     "export output": None,
 }
 _METAVARS = {
     "json": "[PATH.json]",
     "store": "PATH",
-    "within": "MODALITY",
     "figures": "FOLDER",
-    "folder": "FOLDER",
     "other": "NAME=FILE",
     "scores": "NAME=FILE",
     "set": "NAME=VALUE",
-    "random_init": "SEED",
     "address": "HOST:PORT",
-    "keep": "first",
-    "by": "COLUMN",
     "fractions": "TRAIN,VAL,TEST",
-    "sample": f"[FRACTION={_SAMPLE}]",
+    "sample": "FRACTION",
     "connect modalities": "A,B",
-    "tensorboard": "FOLDER",
-    "photos_to": "FOLDER",
     "repository": "ORG/NAME",
     "destination": "OUT",
     **dict.fromkeys(("embed paths", "connect lit paths", "connect full paths"), "PATH..."),
     "gap-report stores": "[STORE] [OTHER]",
     "merge stores": "STORE...",
     "verify path": "[STORE]",
-    "heads": "[HEADS]",
-    "simulate init-gap paths": "[PATH]...",
     "source": "[SOURCE]",
 }
 _WORDS = {
@@ -106,58 +99,48 @@ class _Parameter(NamedTuple):
 
 
 class _JsonCommand(TyperCommand):
-    """A command whose `--json` takes an optional path that ends in .json: without one, the result is printed.
-
-    `--sample`, for commands that have it, takes an optional value too. No option takes NaN or an infinite number.
-    """
+    """A command whose `--json` takes an optional path that ends in .json: without one, the result is printed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn `--json` without a value into `--json -`, and `--sample` without a value into `--sample 0.1`."""
+        """Turn `--json` without a path into `--json -`."""
         rewritten = []
         for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
             if argument == "--json" and not following.endswith(".json"):
                 ctx.meta["json"] = True
                 rewritten += [] if following == "-" else ["-"]
-            if argument == "--sample" and not following[:1].isdigit() and not following.startswith("."):
-                rewritten.append(_SAMPLE)
-        rest: list[str] = super().parse_args(ctx, rewritten)
-        option: Any
-        for option in self.get_params(ctx):
-            value = ctx.params.get(option.name)
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise typer.BadParameter(f"{number} is not a finite number.", ctx, option)
-        return rest
+        return super().parse_args(ctx, rewritten)
 
 
-def derive(group: typer.Typer, name: str, place: str, verbs: str, leave_out: str = "") -> None:
+def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
     """Add a command to ``group``.
 
     Args:
         group: The application, or a group of commands in it.
         name: The words after `c3`, such as "connect heads".
-        place: ``module.function`` of this folder.
-        verbs: Names in c3tools whose parameters are the options, separated by spaces.
-        leave_out: Parameters of the verbs that the command does not have, separated by spaces.
+        module: The module of this folder that has a function of this name.
+        verbs: Names in c3tools whose parameters are the options; ``-name`` leaves one out.
     """
-    module, _, function = place.partition(".")
-    own = _own(place)
+    own = _own(name, module)
     found: dict[str, _Parameter] = {}
-    for verb in verbs.split():
+    for verb in verbs:
+        if verb.startswith("-"):
+            del found[verb[1:]]
+            continue
         options = {n: p._replace(is_argument=False) for n, p in _parameters(_verb(verb)).items()}
         found = {**options, **found}
     for n, parameter in _parameters(own).items():
         found[n] = parameter._replace(words=parameter.words or (found[n].words if n in found else ""))
-    for n in leave_out.split():
-        del found[n]
     takes_json = "json" in found
     found["json"] = _Parameter("str | None", None, "", False)
 
     def run(**values: Any) -> None:
         json = values["json"] if takes_json else values.pop("json")
         out.quiet = json == "-"
-        result = getattr(importlib.import_module(f".{module}", __package__), function)(**values)
+        for n, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise C3Error(f"{_flags(name, n, found)[0]} must be a finite number, not {value}.")
+        result = getattr(importlib.import_module(f".{module}", __package__), own.name)(**values)
         value, code = result if isinstance(result, tuple) else (result, 0)
         if value is not None:
             write_json(value, json)
@@ -177,9 +160,9 @@ def derive(group: typer.Typer, name: str, place: str, verbs: str, leave_out: str
     group.command(name.rsplit(maxsplit=1)[-1], cls=_JsonCommand)(run)
 
 
-def summary(place: str) -> str:
-    """Return the first line of the docstring of ``module.function`` of this folder."""
-    return (ast.get_docstring(_own(place)) or "").partition("\n")[0]
+def summary(name: str, module: str) -> str:
+    """Return the first line of the docstring of a command."""
+    return (ast.get_docstring(_own(name, module)) or "").partition("\n")[0]
 
 
 def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
@@ -258,10 +241,10 @@ def _verb(name: str) -> ast.FunctionDef:
     return _definition(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"), public, method)
 
 
-def _own(place: str) -> ast.FunctionDef:
-    """Return the definition of ``module.function`` of this folder."""
-    module, _, function = place.partition(".")
-    return _definition(Path(__file__).with_name(f"{module}.py"), function)
+def _own(name: str, module: str) -> ast.FunctionDef:
+    """Return the definition of the function of this folder that is a command."""
+    function = name.rsplit(maxsplit=1)[-1].replace("-", "_")
+    return _definition(Path(__file__).with_name(f"{module}.py"), f"{function}{'_' * keyword.iskeyword(function)}")
 
 
 def _definition(path: Path, *names: str) -> ast.FunctionDef:

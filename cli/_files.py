@@ -44,20 +44,6 @@ def output_file(text: str | Path) -> Path:
     return path
 
 
-def output_folder(text: str | Path) -> Path:
-    """Parse the path or URL of a folder to write into. It is created if it does not exist; its parent has to exist.
-
-    Raises:
-        C3Error: if the parent is missing or cannot be written to, or if the path is a file.
-    """
-    path = location(text)
-    if not isinstance(path, Path) or path.is_dir():
-        return path
-    if path.exists():
-        raise C3Error(f"{path} is a file, but a folder is needed.", remedy="Choose another path.")
-    return output_file(path)
-
-
 def json_destination(text: str) -> str:
     """Parse what follows `--json`: ``-``, or a path or URL as `output_file` takes it."""
     if text != "-":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import c3tools
-from c3tools.errors import C3Error, OutputError, UnreachableError
+from c3tools.errors import C3Error, UnreachableError
 
 from ._console import message
 
@@ -79,7 +79,7 @@ def pull(repository: str, *, output: Path | None = None, revision: str | None = 
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
-    from c3tools.io.artifact import class_of, download_repository, replacing
+    from c3tools.io.artifact import class_of, download_repository, holds_result, replacing
 
     try:
         fetched = download_repository(repository, "dataset" if dataset else "model", revision=revision)
@@ -95,8 +95,7 @@ def pull(repository: str, *, output: Path | None = None, revision: str | None = 
     if name not in folders:
         raise C3Error(f"{repository} holds a {name}, which this c3tools does not know.", remedy="Update c3tools.")
     folder = output or Path(folders[name])
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise OutputError(f"There is something at {folder} already.", remedy="Name a new folder with --output.")
+    holds_result(folder, name, ())
     kind = getattr(c3tools, name)
     if name == "Store":
         kind.from_pretrained(fetched, output=folder)

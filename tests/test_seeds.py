@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.linalg import hadamard
 
-from c3tools.seeds import _quantiles, _words, generator, keyed_normal, stable_fraction, stable_hashes
+from c3tools.seeds import generator, keyed_normal, stable_fraction, stable_hashes
 
 KEYS = [f"k{i}" for i in range(2000)]
 
@@ -34,12 +34,6 @@ def independent(seed: int, epoch: int, key: str, dim: int) -> np.ndarray:
     return rotated.reshape(-1)[:dim]
 
 
-def test_the_words_are_those_of_splitmix64() -> None:
-    # published: the stream of seed 1234567 (https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64)
-    digests = np.array([[1234567, 0x9E3779B97F4A7C15]], dtype=np.uint64)
-    assert _words(digests, 3).tolist() == [[6457827717110365317, 3203168211198807973, 9817491932198370423]]
-
-
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 33, 512])
 def test_keyed_normal_is_what_its_docstring_says(dim: int) -> None:
     keys = ["a", "img 1#0", "naïve", ""]
@@ -50,20 +44,10 @@ def test_keyed_normal_is_what_its_docstring_says(dim: int) -> None:
 
 def test_known_values() -> None:
     # fixed: recipes and reports depend on these numbers staying the same from version to version
+    digest = hashlib.sha256(keyed_normal(3, 1, KEYS, 512).astype("<f4").tobytes()).hexdigest()
+    assert digest.startswith("d9423de22fc53ee6")
     np.testing.assert_allclose(keyed_normal(0, 0, ["key"], 3), [[-1.1672176, 1.6905304, 0.11065296]], rtol=1e-6)
     assert stable_fraction("key") == pytest.approx(0.36444743768619714)
-
-
-def test_the_table_is_the_same_on_every_machine() -> None:
-    assert hashlib.sha256(_quantiles().astype("<f4").tobytes()).hexdigest().startswith("3f977bc91c08a512")
-
-
-def test_the_table_has_the_moments_that_the_docstring_gives() -> None:
-    table = 2 * _quantiles().astype(np.float64)
-    assert (table**2).mean() == pytest.approx(1, abs=1e-7)
-    # the sum of four, halved, has a quarter of the excess kurtosis, and four times half the largest value
-    assert ((table**4).mean() - 3) / 4 == pytest.approx(-2.6e-5, abs=1e-6)
-    assert 2 * table[-1] == pytest.approx(8.8, abs=0.01)
 
 
 @given(
@@ -96,13 +80,10 @@ def test_noise_is_standard_normal() -> None:
 
 @pytest.mark.parametrize("other", [(0, 1), (1, 0), (2**40, 0)])
 def test_keys_epochs_and_seeds_are_independent(other: tuple[int, int]) -> None:
-    noise = keyed_normal(0, 0, KEYS[:400], 64).astype(np.float64)
+    noise, again = (keyed_normal(*scope, KEYS[:400], 64).astype(np.float64) for scope in ((0, 0), other))
     correlation = np.asarray(np.corrcoef(noise))[~np.eye(400, dtype=bool)]
     assert correlation.std() == pytest.approx(1 / np.sqrt(64), rel=0.05)
-    again = keyed_normal(*other, KEYS[:400], 64).astype(np.float64)
     assert abs((noise * again).mean()) < 4 / np.sqrt(noise.size)
-    # key "1" of seed 0, epoch 1 is not key "1" of seed 1, epoch 0
-    assert not np.isclose(noise, again).all(axis=1).any()
 
 
 def test_generators_differ_by_scope() -> None:
@@ -114,9 +95,7 @@ def test_generators_differ_by_scope() -> None:
 def test_hashes_of_keys_are_the_first_half_of_their_digests() -> None:
     keys = ["", "img000", "いぬ"]
     digests = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys]
-    expected = [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
     hashes = stable_hashes(keys)
     assert hashes.dtype == np.int64
-    assert hashes.tolist() == expected
+    assert hashes.tolist() == [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
     assert stable_hashes([]).shape == (0,)
-    assert len(set(stable_hashes(KEYS))) == len(KEYS)

@@ -168,9 +168,9 @@ def draw_store() -> None:
     boxes = {
         "corpus\nphotos, captions": (1, 9, 14, 8),
         "encoder": (21, 9, 11, 8),
-        "rows\npart-00000.parquet": (41, 17, 20, 6),
-        "moments\n_part-00000.moments.safetensors": (38, 9.5, 26, 6),
-        "done marker\n_part-00000.json": (41, 2, 20, 6),
+        "shards\nimage/part-00000.parquet": (39, 17, 24, 6),
+        "moments.safetensors": (39, 9.5, 24, 6),
+        "manifest.json": (39, 2, 24, 6),
         "gap report": (75, 19, 17, 4.5),
         "export, index": (75, 13.5, 17, 4.5),
         "decoder, generator": (75, 8, 17, 4.5),
@@ -185,7 +185,7 @@ def draw_store() -> None:
     )
     for start, end in (((15.5, 13), (20.5, 13)), ((32.5, 13), (35.5, 13)), ((66.5, 13), (74, 13))):
         axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": palette.MUTED, "lw": 1.2})
-    axes.text(51, 24.6, "a shard of c3-store/image/", ha="center", va="bottom", fontsize=7.5, color=palette.MUTED)
+    axes.text(51, 24.6, "c3-store/", ha="center", va="bottom", fontsize=7.5, color=palette.MUTED)
     save_figure(figure, HERE / "stores.svg")
 
 

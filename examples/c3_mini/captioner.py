@@ -12,7 +12,7 @@
 4. OUT gets the decoder with float16 weights, and a card.
 
 Texts, decoders and photos are kept in a work folder; the same command continues after what is there, and other settings
-of the decoder make another one beside it. `check_texts.py` checks the first step by other means.
+of the decoder make another one beside it.
 """
 
 from __future__ import annotations

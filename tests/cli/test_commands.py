@@ -1,4 +1,4 @@
-"""What commands make and print, each once; rooms test their verbs."""
+"""What commands make, each once; rooms test their verbs, test_words.py what is printed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import open_clip
 import pytest
 from typer.testing import Result
 
-from c3tools import Captioner, ConnectedHeads, Index, Pipeline, Store, evaluate_captions, machine
+from c3tools import Captioner, Index, Store, evaluate_captions, machine
 from tests.conftest import C3, make_store, unit_rows
 from tests.stores import make_vectors, unit, whole_store
 
 from ..captioning.conftest import TOY, make_captions_store, trained_captioner
-from ..connect.photos import save_photos, save_tiny_clip
 
 QUICK = ("--size", "tiny", "--epochs", "1", "--precision", "fp32")
 
@@ -50,24 +49,6 @@ def test_photos_are_embedded_without_options_and_continued(
     assert Store.open(tmp_path / "elsewhere").modalities == ["text"]
 
 
-def test_vectors_are_imported_and_left_out_rows_are_listed(c3: C3, tmp_path: Path) -> None:
-    images, texts = make_vectors(8)
-    images[2, 5] = np.nan
-    np.save("i.npy", images * 2)
-    np.save("t.npy", texts[::2])
-    said = " ".join(done(c3("import", "--image", "i.npy", "--text", "t.npy", "--model", "ImageBind")).stderr.split())
-    assert "row i was paired with row i" in said
-    assert "1 row was left out" in said and "NaN" in said
-    assert "Imported 7 image, 8 text rows into c3-store (7 pairs)" in said
-    store = Store.open("c3-store")
-    np.testing.assert_allclose(store.load("text").embeddings, texts[::2], atol=1e-3)
-    assert store.info.model["name"] == "ImageBind"
-    np.save("a.npy", unit(texts[1::2]))
-    done(c3("import", "--image", "i.npy", "--other", "audio=a.npy", "--keep-norms", "--store", "kept"))
-    assert Store.open("kept").modalities == ["image", "audio"]
-    assert not Store.open("kept").info.normalised
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-4)])
 def test_imported_clip_embeddings_have_the_published_numbers(
     c3: C3, shared_data: Path, dtype: str, tolerance: float
@@ -96,13 +77,11 @@ def test_imported_clip_embeddings_have_the_published_numbers(
 
 
 def test_a_report_is_a_verdict_or_all_tables_or_json(c3: C3, here: Path) -> None:
-    short = done(c3("gap-report", "--presets", "raw"))
-    full = done(c3("gap-report", "--presets", "raw", "--full", "--figures", "figures"))
-    questions = ("Is there a modality gap?", "Will Collapse help?", "Will Corrupt help?", "Is anything unusual?")
+    short, full = (done(c3("gap-report", "--presets", "raw", *options)).stdout for options in ((), ("--full",)))
     page = (here / "gap-report.html").read_text()
-    assert all(words in text for words in questions for text in (short.stdout, full.stdout, page))
-    assert ("gap length" in short.stdout, "gap length" in full.stdout) == (False, True)
-    assert len(list((here / "figures").iterdir())) > 4
+    for question in ("Is there a modality gap?", "Will Collapse help?", "Will Corrupt help?", "Is anything unusual?"):
+        assert all(question in text for text in (short, full, page))
+    assert ("gap length" in short, "gap length" in full) == (False, True)
     (here / "gap-report.html").unlink()
     values = as_json(c3("gap-report", "--json"))
     assert not (here / "gap-report.html").exists()
@@ -112,67 +91,40 @@ def test_a_report_is_a_verdict_or_all_tables_or_json(c3: C3, here: Path) -> None
     assert {"n", "paired_cosine", "unpaired_cosine", "residual_rms"} <= values["pairs"].keys()
     for preset in ("raw", "c2-collapse"):
         assert {"recall@1", "recall@5", "recall@10"} <= values["retrieval"][preset]["image_to_text"].keys()
-    compared = as_json(c3("gap-report", "c3-store", "c3-store", "--json"))
-    assert len(compared["stores"]) == 2
 
 
 def test_an_export_and_its_options(c3: C3, here: Path) -> None:
-    result = done(c3("export", "--json"))
-    assert json.loads(result.stdout)["rows"]["text"] == {"training": 120, "inference": 60}
-    assert "text: 180 rows, 120 of them as training inputs" in result.stderr
-    assert "already finished" in done(c3("export", "--workers", 1)).stderr
-    options = ("--sigma", "0.1", "--seed", 3, "--epoch", 2, "--role", "training", "--dtype", "float32")
-    done(
-        c3("export", "-p", "c2-corrupt", "-f", "npy", "--modality", "image", "--train-on", "image", *options, "-o", "x")
-    )
-    assert np.load(next((here / "x").rglob("*.npy"))).shape[1] == 16
-    assert Pipeline.load("x").sigma == 0.1
-    assert "Indexed 180 rows as Flat" in done(c3("export", "-f", "faiss", "--modality", "text", "-o", "f")).stderr
+    assert as_json(c3("export", "--json"))["rows"]["text"] == {"training": 120, "inference": 60}
+    done(c3("export", "-f", "faiss", "--modality", "text", "-o", "f"))
     raw = Store.open("c3-store").load("text").embeddings[:5]
     assert Index.open("f").nearest(raw, "text", 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
     assert {"c1", "c3", "decap"} <= {entry["name"] for entry in as_json(c3("export", "--list", "--json"))}
 
 
 def test_an_index_and_searches(c3: C3, here: Path) -> None:
-    result = done(c3("index", "IVF4,Flat", "--split", "train", "--shard-rows", 100, "--recall", 0.9, "--json"))
-    report = json.loads(result.stdout)
+    report = as_json(c3("index", "IVF4,Flat", "--split", "train", "--shard-rows", 100, "--recall", 0.9, "--json"))
     assert (report["factory"], report["rows"], len(report["shards"])) == ("IVF4,Flat", 180, 2)
-    assert "text queries: the share of text rows among the 10 nearest is 1.00 before centring" in result.stderr
-    assert "Indexed 270 rows as Flat in c3-index" in done(c3("index", "--rebuild")).stderr
-    assert "There are no new rows for c3-index" in done(c3("index")).stderr
-    lines = [line.split() for line in done(c3("search", "--key", "img004#0", "-k", 1)).stdout.splitlines()]
-    assert [line[1:3] for line in lines] == [["image", "img004"], ["text", "img004#0"]]
+    done(c3("index", "--rebuild"))
     np.save("q.npy", make_vectors(90)[0][:4])
-    query = ("--vector", "q.npy", "--modality", "image", "--in", "text", "-k", 2)
-    found = as_json(c3("search", *query, "--html", "page.html", "--json"))
+    found = as_json(c3("search", "--vector", "q.npy", "--modality", "image", "--in", "text", "-k", 2, "--json"))
     assert [{hit["key"] for hit in entry["hits"]} for entry in found] == [
         {f"img{i:03d}#0", f"img{i:03d}#1"} for i in range(4)
     ]
+    done(c3("search", "--key", "img003", "--html", "page.html"))
     assert "caption 0 of image 3" in (here / "page.html").read_text()
 
 
-def test_a_decoder_is_trained_continued_and_replaced_if_asked(c3: C3, tmp_path: Path) -> None:
-    _, world = make_captions_store(tmp_path / "c3-store", splits=False)
-    command = ("train-decoder", *QUICK, "--sigma", "0.1")
-    result = done(c3(*command, "--set", "dropout=0.3", "--json", "run.json"))
+def test_a_decoder_is_trained_and_replaced_if_asked(c3: C3, tmp_path: Path) -> None:
+    make_captions_store(tmp_path / "c3-store", splits=False)
+    command = ("train-decoder", *QUICK, "--sigma", "0.1", "--set", "dropout=0.3")
+    done(c3(*command, "--json", "run.json"))
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["model"], record["preset"], record["sigma"], record["dim"]) == (TOY, "c3", 0.1, 32)
     assert (record["captions"], record["changes"]) == ({"train": 144, "val": 16}, ["dropout=0.3"])
-    assert "There is no val split" in result.stderr
-    assert "(kept)" in result.stdout
-    captioner = Captioner.load(tmp_path / "c3-decoder")
-    assert captioner.to_dict() == record
-    assert len(captioner.caption(embeddings=world.images.embeddings[:1])) == 1
-    first = (tmp_path / "c3-decoder" / "weights.safetensors").read_bytes()
-    assert "there is nothing to do" in done(c3(*command, "--set", "dropout=0.3")).stderr
-    refused = c3(*command, "--seed", 1)
-    assert (refused.exit_code, "seed 0, not 1" in " ".join(refused.stderr.split())) == (1, True)
-    assert (tmp_path / "c3-decoder" / "weights.safetensors").read_bytes() == first
+    assert Captioner.load(tmp_path / "c3-decoder").to_dict() == record
+    assert "seed 0, not 1" in " ".join(c3(*command, "--seed", 1).stderr.split())
     done(c3(*command, "--seed", 1, "--overwrite"))
-    assert (tmp_path / "c3-decoder.previous" / "weights.safetensors").read_bytes() == first
-    done(c3("train-decoder", "--from", "c3-decoder", "--pairs", 0.5, "--epochs", 1, "-o", "tuned"))
-    assert Captioner.load(tmp_path / "tuned").record["from"] == "c3-decoder"
-    assert not list(tmp_path.glob(".*"))
+    assert Captioner.load(tmp_path / "c3-decoder.previous").to_dict() == record
 
 
 def test_captions_are_written_in_every_form_and_only_added_to(c3: C3, photos: Path, tmp_path: Path) -> None:
@@ -191,10 +143,6 @@ def test_captions_are_written_in_every_form_and_only_added_to(c3: C3, photos: Pa
         assert row["caption"] in Path(row["path"]).with_suffix(".xmp").read_text()
     assert first.with_suffix(".txt").read_text() == "my own words\n"
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 4
-    (photos / "broken.jpg").unlink()
-    assert "4 of 4 captions already existed" in done(c3(*command)).stderr
-    assert c3(*command, "--beams", 2).exit_code == 1
-    assert json.loads((tmp_path / "a.json").read_text()) == rows
 
 
 def test_embeddings_are_captioned_without_an_encoder_and_scored(c3: C3, workplace: Path) -> None:
@@ -211,110 +159,49 @@ def test_embeddings_are_captioned_without_an_encoder_and_scored(c3: C3, workplac
     assert len(json.loads((workplace / "coco.json").read_text())) == 16
 
 
-def test_a_table_names_the_command_of_each_row_and_keeps_finished_cells(c3: C3, workplace: Path) -> None:
+def test_a_table_names_the_command_of_each_row(c3: C3, workplace: Path) -> None:
     pytest.importorskip("pycocoevalcap")
-    quick = ("--size", "tiny", "--epochs", "1", "--precision", "fp32", "--seeds", "1")
-    done(c3("ablate", "--methods", "C1,C3", *quick, "--sigma", "0.1", "--json", "runs.json"))
+    done(c3("ablate", "--methods", "C1,C3", *QUICK, "--seeds", "1", "--sigma", "0.1", "--json", "runs.json"))
     rows = json.loads((workplace / "runs.json").read_text())
     assert sorted((row["method"], row["seed"], row["sigma"]) for row in rows) == [("C1", 0, 0.0), ("C3", 0, 0.1)]
-    assert all("CIDEr" in row["scores"] for row in rows)
-    commands = [
-        line.strip() for line in (workplace / "c3-ablation" / "table.md").read_text().splitlines() if "$" in line
-    ]
-    assert len(commands) <= 3
     again = as_json(c3(*rows[1]["command"].split()[1:], "-o", "elsewhere", "--json"))
     assert [row["scores"] for row in again] == [rows[1]["scores"]]
-    more = c3("ablate", "--methods", "C1,C3,CLIPRe", *quick, "--sigma", "0.1", "--json")
-    assert done(more).stderr.count("already finished") == 2
-    assert all(name in done(c3("ablate", "--list")).stdout for name in ("C2_1", "CapDec", "paired", "LAFITE"))
 
 
-def test_heads_and_towers_are_connected(c3: C3, workplace: Path) -> None:
-    heads = ("connect", "heads", "--dim", 16, "--hidden", 32, "--batch-size", 40, "--epochs", 2, "--precision", "fp32")
-    done(c3(*heads, "--json", "run.json"))
-    record = json.loads((workplace / "run.json").read_text())
-    assert record["pairs"]["train"] == 112
-    assert "there is nothing to do" in done(c3(*heads)).stderr
-    done(c3("connect", "apply", "-o", "connected"))
-    store = Store.open("connected")
-    assert store.info.model["weights_sha256"] == ConnectedHeads.load("c3-heads").sha256
-    assert store.load("text").captions == Store.open("c3-store").load("text").captions
-    save_photos(workplace / "photos", 4)
-    tiny = save_tiny_clip(workplace / "tiny")
-    quick = ("--epochs", 1, "--batch-size", 16, "--precision", "fp32", "--patience", 0)
-    done(c3("connect", "lit", "photos", "--model", tiny, *quick))
-    done(c3("embed", "photos", "--model", "local-dir:c3-model", "--store", "lit", "--backend", "torch", "--workers", 0))
-    assert Store.open("lit").count("image") > 8
-
-
-def test_moments_are_shown_saved_loaded_and_merged(c3: C3, tmp_path: Path) -> None:
+def test_moments_are_merged_and_loaded(c3: C3, tmp_path: Path) -> None:
     make_store(tmp_path / "c3-store", unit_rows(20, 8), unit_rows(30, 8))
-    assert "Length of the modality gap" in c3("means").stdout
     for name in ("m", "n"):
         done(c3("means", "--save", f"{name}.safetensors"))
     merge = ("--merge", "m.safetensors", "--merge", "n.safetensors", "--save", "two.safetensors")
     assert as_json(c3("means", *merge, "--json")) == {"output": "two.safetensors", "rows": {"image": 40, "text": 60}}
-    done(c3("means", "--load", "two.safetensors"))
-    rows = as_json(c3("means", "--json"))["means"]
+    rows = as_json(c3("means", "--load", "two.safetensors", "--json"))["means"]
     assert [row["n"] for row in rows if row["source"] != "store"] == [40, 60]
-    done(c3("means", "--unload"))
-    assert {row["source"] for row in as_json(c3("means", "--json"))["means"]} == {"store"}
+    assert {row["source"] for row in as_json(c3("means", "--unload", "--json"))["means"]} == {"store"}
 
 
 def test_verify_has_an_exit_code_for_damage(c3: C3, tmp_path: Path) -> None:
-    shard = whole_store(tmp_path / "c3-store").path / "text" / "part-00001.parquet"
-    whole = done(c3("verify"))
-    assert "c3-store is complete and undamaged." in whole.stdout
-    assert "text: 60 rows in 3 shards, rows read" in whole.stdout
-    assert "of 1 shards read" in c3("verify", "--sample").stdout
-    assert "of 2 shards read" in c3("verify", "--sample", "0.5", "--seed", 3).stdout
-    shard.unlink()
+    (whole_store(tmp_path / "c3-store").path / "text" / "part-00001.parquet").unlink()
     result = c3("verify", "--store", "c3-store", "--json", "-")
-    assert result.exit_code == 3
     value = json.loads(result.stdout)
-    assert value["whole"] is False
+    assert (result.exit_code, value["whole"]) == (3, False)
     assert any("part-00001" in str(finding) for finding in value["findings"])
     assert c3("verify", "--repair").exit_code == 3  # until it is made again
 
 
-def test_stores_are_split_and_merged(c3: C3, workplace: Path) -> None:
-    assert done(c3("split", "new", "--fractions", "0.5,0.25,0.25")).exit_code == 0
-    assert set(Store.open("new").split_counts("image")) == {"train", "val", "test"}
-    done(c3("merge", "both", "c3-store", "other", "--prefix"))
-    assert Store.open("both").count("image") == 160
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("init-gap", "--toy", "--seeds", 2), "closed form"),
-        (("depth", "--width", 16, "--layers", 4, "--rows", 50, "--every", 2), "eff. dim"),
-        (("gap-after-training", "--pairs", 12, "--dim", 16, "--spans", 3, 5, "--steps", 40, "--every", 20), "loss"),
-        (("stable-region", "--pairs", 30, "--dim", 16), "The lead is in proportion to tau:"),
-        (("temperature", "--steps", 2, "--scale", 5, "--scale", 50, "--batch", 16), "logit scale"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
-)
-def test_a_simulation_prints_a_table_and_draws_a_figure(
-    c3: C3, tmp_path: Path, arguments: tuple[object, ...], words: str
-) -> None:
-    shown = " ".join(done(c3("simulate", *arguments)).stdout.split())
-    assert words in shown and "The paper:" in shown
-    assert (tmp_path / f"simulate-{arguments[0]}.svg").read_text().startswith("<?xml")
-    before = sorted(tmp_path.iterdir())
-    assert isinstance(as_json(c3("simulate", *arguments, "--json")), dict)
-    assert sorted(tmp_path.iterdir()) == before  # nothing is drawn beside JSON unless it is asked for
+def test_nothing_is_drawn_beside_json(c3: C3, tmp_path: Path) -> None:
+    simulation = ("simulate", "stable-region", "--pairs", 30, "--dim", 16)
+    assert isinstance(as_json(c3(*simulation, "--json")), dict)
+    assert list(tmp_path.iterdir()) == []
+    done(c3(*simulation))
+    assert (tmp_path / "simulate-stable-region.svg").read_text().startswith("<?xml")
 
 
 def test_models_and_the_machine_are_described(c3: C3) -> None:
     found = as_json(c3("models", "--json"))
     assert {model["name"] for model in found[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
     assert (found[0]["name"], found[0]["dim"], found[0]["here"]) == ("c3-mini", 256, True)
-    named = done(c3("models", "xlm-roberta-BASE")).stdout
-    assert "xlm-roberta-base-ViT-B-32" in named
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
-    assert described["devices"][-1]["auto"] in described["devices"][-1]["precisions"]
     assert "c3tools" in done(c3("info")).stdout
 
 

@@ -1,6 +1,6 @@
-"""What commands answer to what they refuse. The answers stand in refusals/, one file a command.
+"""What commands print: help/ has their options, answers/ what they say, refusals/ what they refuse.
 
-C3_RECORD=1 pytest tests/cli/test_refusals.py    # makes the files anew; a new line "$ c3 ..." is a new case
+C3_RECORD=1 pytest tests/cli/test_words.py    # makes the files anew; a new line "$ c3 ..." is a new case
 """
 
 from __future__ import annotations
@@ -15,47 +15,72 @@ import pytest
 import typer
 from c3tools.cli._app import COMMANDS, app
 
-from tests.conftest import C3
+from tests.conftest import C3, copy_photos
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted((Path(__file__).parent / "refusals").glob("*.txt"))
+from ..connect.photos import save_tiny_clip
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+ANSWERS, REFUSALS = (sorted((FOLDER / name).glob("*.txt")) for name in ("answers", "refusals"))
+# numbers with a decimal point, times and rates depend on the machine; lines and frames on the width
+VARIES = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?|\d+:\d+(:\d+)?|[\d,]+ *$|\d{4}-\d\d-\d\d", re.MULTILINE)
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_refusal_is_one_message_and_changes_nothing(
-    c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    before, said = contents(workplace), ""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("$ c3 "):
-            result = c3(*shlex.split(line)[2:])
-            assert result.exit_code in (1, 2), (line, result.output)
-            assert "Traceback" not in result.output, line
-            text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.stderr).replace(f"{ROOT}/", "").split())
-            said += f"{line}\n[{result.exit_code}] {text[text.find('Error') :]}\n"
+def compare(file: Path, said: str) -> None:
     if os.environ.get("C3_RECORD"):
         file.write_text(said, encoding="utf-8")
     assert said == file.read_text(encoding="utf-8")
-    assert contents(workplace) == before
+
+
+def answers(c3: C3, file: Path, codes: set[int]) -> str:
+    """Run the commands of a file, and return them with what they print."""
+    said = ""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("$ c3 "):
+            result = c3(*shlex.split(line)[2:])
+            assert result.exit_code in codes, (line, result.output)
+            assert "Traceback" not in result.output, line
+            text = re.sub(r"[│╭╮╰╯─━]", " ", result.output).replace(f"{ROOT}/", "")
+            if codes != {0}:
+                text = " ".join(text[text.find("Error") :].split()) if "Error" in text else ""
+            said += f"{line}\n[{result.exit_code}] {text.strip()}\n"
+    return said
+
+
+@pytest.mark.parametrize("file", ANSWERS, ids=lambda file: file.stem)
+def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    copy_photos(workplace / "photos", 8)
+    save_tiny_clip(workplace / "tiny")
+    said = VARIES.sub("#", answers(c3, file, {0}))
+    compare(file, "".join(re.sub(r"  +", "  ", line).rstrip() + "\n" for line in said.splitlines() if line.strip()))
+
+
+@pytest.mark.parametrize("file", REFUSALS, ids=lambda file: file.stem)
+def test_a_refusal_is_one_message_and_changes_nothing(
+    c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        files = [path for path in workplace.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.read_bytes() for path in files}
+
+    monkeypatch.setenv("COLUMNS", "400")
+    before = contents()
+    compare(file, answers(c3, file, {1, 2}))
+    assert contents() == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command(command: str) -> None:
+def test_the_help_of_a_command(c3: C3, command: str) -> None:
     found: Any = typer.main.get_command(app)
     for word in command.split():
         found = found.get_command(None, word)
     lines = [found.help, ""]
     for option in found.params:
+        assert len(option.help.split()) > 1
         default = "" if option.default in (None, False, []) else f" [default: {option.default}]"
         expert = " (expert)" if option.rich_help_panel else ""
-        names = [*option.opts, *option.secondary_opts]
-        lines.append(f"{' '.join(names)} {option.metavar or ''}{expert}: {option.help}{default}")
-    shown, file = "\n".join(lines) + "\n", Path(__file__).parent / "help" / f"{command.replace(' ', '-')}.txt"
-    if os.environ.get("C3_RECORD"):
-        file.write_text(shown, encoding="utf-8")
-    assert shown == file.read_text(encoding="utf-8")
+        names = " ".join([*option.opts, *option.secondary_opts])
+        lines.append(f"{names} {option.metavar or ''}{expert}: {option.help}{default}")
+    assert "Usage: c3" in c3(*command.split(), "--help").stdout
+    compare(FOLDER / "help" / f"{command.replace(' ', '-')}.txt", "\n".join(lines) + "\n")

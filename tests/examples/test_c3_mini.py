@@ -88,31 +88,15 @@ def test_nothing_held_out_is_trained_on(made: ModuleType, corpus: Path, tmp_path
     assert corpora.photo_rows("val").tolist() == list(range(81, 120, 2))
 
 
-def test_words_weigh_by_rarity_and_captions_alike_are_near() -> None:
-    sys.path.insert(0, str(FOLDER))
-    from words import word_vectors
-
-    captions = [f"a {word}" for word in ("dog", "cat") for _ in range(10)] + ["a Dog!", "an unknown thing"]
-    vectors = word_vectors(captions, np.arange(20), dim=9)  # of 3 words
-    np.testing.assert_allclose(vectors[20], vectors[0], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(vectors[0]), np.log(2), rtol=1e-5)  # "a" is in all: no weight
-    np.testing.assert_allclose(vectors[0] @ vectors[10], 0, atol=1e-6)
-    np.testing.assert_allclose(vectors[21], 0)
-    assert word_vectors(captions, np.arange(20), dim=2).shape == (22, 2)
-
-
 def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
     run = run_of(made, corpus, tmp_path, long=True)
     plain, views, texts, tokens = features_of(made, run)
     model, log, seconds = made.train(run, plain, views, texts, tokens)
-    assert log[0]["step"] == 0
     assert log[0]["gap"] == pytest.approx(1.13, abs=0.1)
     assert log[-1]["gap"] > 0.3
-    chance = 1 / 20
-    forwards, backwards = log[-1]["recall"].values()
-    assert forwards["recall@10"] > 10 * chance * 0.9
-    assert backwards["recall@1"] > 2 * chance
-    assert [point["step"] for point in log] == sorted(point["step"] for point in log)
+    forwards, backwards = log[-1]["recall"].values()  # chance is 1 / 20
+    assert forwards["recall@10"] > 0.45
+    assert backwards["recall@1"] > 0.1
     made.write(tmp_path / "out", run, model, log, seconds)
     loaded = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")[0]
     assert loaded.visual.trunk.conv_head.weight.shape[0] == 1280

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from c3tools.cli import app
-from typer.testing import CliRunner
 
-from c3tools.store.rows import embedding_matrix
+from tests.conftest import C3
 from tests.stores import gap_store
 
 FOLDER = Path(__file__).parents[2] / "examples" / "interop"
+pytestmark = pytest.mark.filterwarnings(*(f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "Resource")))
 
 
-def script(name: str, package: str) -> ModuleType:
+def script(name: str, package: str) -> Any:
     pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec and spec.loader
@@ -28,12 +27,16 @@ def script(name: str, package: str) -> ModuleType:
     return module
 
 
-def export(tmp_path: Path, *options: str) -> Path:
-    store = gap_store(tmp_path / "store")
-    output = tmp_path / "c3-export"
-    result = CliRunner().invoke(app, ["export", "--store", str(store), "-o", str(output), *options])
-    assert result.exit_code == 0, result.output
-    return output
+@pytest.fixture
+def export(c3: C3, tmp_path: Path) -> Callable[..., Path]:
+    gap_store(tmp_path / "c3-store")
+
+    def run(*options: str) -> Path:
+        result = c3("export", *options)
+        assert result.exit_code == 0, result.output
+        return tmp_path / "c3-export"
+
+    return run
 
 
 def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], np.ndarray]:
@@ -41,58 +44,49 @@ def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], 
     import pyarrow.parquet as pq
 
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(pattern))])
-    return cast("list[str]", table.column("key").to_pylist()), embedding_matrix(table)
+    return table.column("key").to_pylist(), np.stack(table.column("embedding").to_pylist()).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["store/text", "c3-export/text", "hf/text", "npy/text/metadata"])
-def test_folders_are_read_as_they_are(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["c3-store", "parquet", "hf", "npy"])
+def test_folders_are_read_as_they_are(tmp_path: Path, export: Callable[..., Path], name: str) -> None:
+    import duckdb
+    import pandas
+    import polars
     import pyarrow.dataset as ds
-    import pyarrow.parquet as pq
 
-    if name.startswith("store"):
-        gap_store(tmp_path / "store")
-    else:
-        export(tmp_path, "--format", name.partition("/")[0].replace("c3-export", "parquet"))
-        (tmp_path / "c3-export").rename(tmp_path / name.partition("/")[0])
-    folder = tmp_path / name
-    assert pq.read_table(folder).num_rows == 180
+    folder = tmp_path / "c3-store" if name == "c3-store" else export("--format", name)
+    folder = folder / "text" / ("metadata" if name == "npy" else "")
     assert ds.dataset(folder).count_rows() == 180
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     assert len(pandas.read_parquet(folder)) == 180
-    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
     assert duckdb.sql(f"SELECT count(DISTINCT key) FROM read_parquet('{folder}/**/*.parquet')").fetchall() == [(180,)]
-    polars = pytest.importorskip("polars", reason="polars is not installed")
     assert polars.read_parquet(f"{folder}/**/*.parquet").height == 180
 
 
-def test_duckdb(tmp_path: Path) -> None:
+def test_duckdb(export: Callable[..., Path]) -> None:
     module = script("duckdb_query", "duckdb")
-    folder = export(tmp_path, "--role", "inference")
+    folder = export("--role", "inference")
     assert module.provenance(folder)["transform"]["name"] == "c3"
     keys, matrix = expected(folder)
-    row = keys.index("img007#1")
-    cosines = matrix @ matrix[row]
+    cosines = matrix @ matrix[keys.index("img007#1")]
     best = np.argsort(-cosines)[:5]
     found = module.nearest(folder, "img007#1")
     assert [key for key, _, _ in found] == [keys[place] for place in best]
     np.testing.assert_allclose([cosine for _, _, cosine in found], cosines[best], atol=1e-5)
 
 
-def test_polars(tmp_path: Path) -> None:
+def test_polars(export: Callable[..., Path]) -> None:
     module = script("polars_query", "polars")
-    folder = export(tmp_path)
+    folder = export()
     assert module.provenance(folder)["store"]["model"]["name"] == "synthetic"
     frame = module.read(folder)
     assert module.counts(frame).rows() == [("test", "inference", 60), ("train", "training", 120)]
     assert (module.embeddings(frame) == expected(folder)[1]).all()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_hf_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     module = script("hf_datasets", "datasets")
-    folder = export(tmp_path, "--format", "hf")
+    folder = export("--format", "hf")
     loaded = module.load(folder, "text", tmp_path / "cache")
     assert {name: len(split) for name, split in loaded.items()} == {"train": 120, "test": 60}
     keys, matrix = expected(folder, "text/test/*.parquet")
@@ -101,25 +95,16 @@ def test_hf_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.provenance(folder)["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_embedding_reader(tmp_path: Path) -> None:
-    module = script("embedding_reader_batches", "embedding_reader")
-    folder = export(tmp_path, "--format", "npy", "--dtype", "float32")
-    parts = list(module.batches(folder, batch_size=50))
+def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: Path) -> None:
+    folder = export("--format", "npy", "--dtype", "float32", "--role", "inference")
+    parts = list(script("embedding_reader_batches", "embedding_reader").batches(folder, batch_size=50))
     keys = [key for _, frame in parts for key in frame["key"]]
     assert len(keys) == 180 and keys[61] == "img030#1"
     arrays = [np.load(path) for path in sorted((folder / "text" / "embeddings").glob("*.npy"))]
     np.testing.assert_allclose(np.concatenate([array for array, _ in parts]), np.concatenate(arrays), atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_autofaiss(tmp_path: Path) -> None:
-    module = script("autofaiss_index", "autofaiss")
-    folder = export(tmp_path, "--format", "npy", "--dtype", "float32", "--role", "inference")
     threads = torch.get_num_threads()
     try:
-        made = module.index(folder, tmp_path)
+        made = script("autofaiss_index", "autofaiss").index(folder, tmp_path)
     finally:  # autofaiss sets the threads of the whole process, and torch's last bits depend on them
         torch.set_num_threads(threads)
     assert made.ntotal == 180
-    assert (tmp_path / "knn.index").stat().st_size > 0
