@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from .conftest import unit_rows
-from .stores import whole_store
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -41,13 +40,3 @@ def test_the_table_of_presets_has_numbers_in_every_cell(monkeypatch: pytest.Monk
         cells = row.strip("| ").split(" | ")
         assert len(cells) == header.count("|") - 1
         assert all(re.fullmatch(r"-?\d+\.\d+ ± \d+\.\d+", cell) for cell in cells[1:])
-
-
-def test_the_table_of_biases_has_a_line_for_each_preset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(FOLDER)
-    benchmark = importlib.import_module("index_recall")
-    benchmark.print_bias(whole_store(tmp_path / "store", images=60), split="val")
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert [line.split()[0] for line in lines[2:]] == list(benchmark.BIAS_PRESETS)

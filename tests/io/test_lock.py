@@ -47,6 +47,7 @@ FORKED = """
     if os.fork() == 0:
         os.write(tell, b".")  # by now it has closed the lock of its parent
         time.sleep(60)
+        os._exit(0)
     os.read(ready, 1)
     os.kill(os.getpid(), 9)
 """
