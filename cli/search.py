@@ -11,7 +11,7 @@ from c3tools.io.locations import write_all
 from c3tools.reporter import counted
 from c3tools.tables import Table
 
-from ._console import err, message, out, print_table, reporter
+from ._console import message, out, print_table, reporter
 
 
 def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool = False, **options: Any) -> Any:
@@ -102,11 +102,11 @@ def search(
     if html is not None:
         write_all(html, contact_sheet(results).encode())
         message(f"Wrote {html}")
-    for result in results if not out.quiet else ():
-        err.print(result.query, style="bold")
+    for result in results:
+        out.print(result.query, style="bold")
         for number, hits in enumerate(result.groups.values()):
             if number:
-                message()
+                out.print()
             for hit in hits:
                 label = "  ".join(part for part in (hit.caption, hit.path) if part)
                 out.print(f"{hit.score:7.3f}  {hit.modality:5}  {hit.key}  {label}", soft_wrap=True)
