@@ -41,7 +41,7 @@ def test_a_start_loads_little(code: str, absent: set[str], present: str, budget:
 
 def test_the_options_of_experts_and_the_theory_stand_at_the_end(c3: C3) -> None:
     everyday, _, expert = c3("embed", "--help").stdout.partition("Options for experts and clusters")
-    for name in ("executor", "address", "processes", "compile", "random-init", "image-timeout"):
+    for name in ("executor", "address", "processes", "random-init", "image-timeout"):
         assert f"--{name} " in expert
         assert f"--{name} " not in everyday
     assert c3("--help").stdout.index("│ simulate ") > c3("--help").stdout.index("│ info ")

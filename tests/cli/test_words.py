@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def compare(file: Path, said: str) -> None:
     assert said == file.read_text(encoding="utf-8")
 
 
-def answers(c3: C3, file: Path, codes: set[int]) -> str:
+def answers(c3: C3, file: Path, codes: set[int], tidy: Callable[[str], str]) -> str:
     """Run the commands of a file, and return them with what they print."""
     said = ""
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -41,10 +42,19 @@ def answers(c3: C3, file: Path, codes: set[int]) -> str:
             assert result.exit_code in codes, (line, result.output)
             assert "Traceback" not in result.output, line
             text = re.sub(r"[│╭╮╰╯─━]", " ", result.output).replace(f"{ROOT}/", "")
-            if codes != {0}:
-                text = " ".join(text[text.find("Error") :].split()) if "Error" in text else ""
-            said += f"{line}\n[{result.exit_code}] {text.strip()}\n"
+            said += f"{line}\n[{result.exit_code}] {tidy(text)}\n"
     return said
+
+
+def lines_of(text: str) -> str:
+    """Return the lines, without what varies and the width of columns."""
+    lines = (re.sub(r"  +", "  ", line).strip() for line in VARIES.sub("#", text).splitlines())
+    return "\n".join(filter(None, lines))
+
+
+def error_of(text: str) -> str:
+    """Return the error that ends a text, on one line."""
+    return " ".join(text[text.index("Error") :].split()) if "Error" in text else ""
 
 
 @pytest.mark.parametrize("file", ANSWERS, ids=lambda file: file.stem)
@@ -52,8 +62,7 @@ def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkey
     monkeypatch.setenv("COLUMNS", "110")
     copy_photos(workplace / "photos", 8)
     save_tiny_clip(workplace / "tiny")
-    said = VARIES.sub("#", answers(c3, file, {0}))
-    compare(file, "".join(re.sub(r"  +", "  ", line).rstrip() + "\n" for line in said.splitlines() if line.strip()))
+    compare(file, answers(c3, file, {0}, lines_of))
 
 
 @pytest.mark.parametrize("file", REFUSALS, ids=lambda file: file.stem)
@@ -66,7 +75,7 @@ def test_a_refusal_is_one_message_and_changes_nothing(
 
     monkeypatch.setenv("COLUMNS", "400")
     before = contents()
-    compare(file, answers(c3, file, {1, 2}))
+    compare(file, answers(c3, file, {1, 2}, error_of))
     assert contents() == before
 
 
