@@ -1,1 +1,1 @@
-"""Paths and URLs, patterns, atomic and sealed files, float16: how files are found, read and written."""
+"""Paths and URLs, patterns, atomic files, locks and limits: how files are found, read and written."""

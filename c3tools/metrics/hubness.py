@@ -1,7 +1,7 @@
 """Hubs: gallery rows that are among the nearest of many queries, and recall that is corrected for them.
 
-In many dimensions some rows are near everything (Radovanović, Nanopoulos and Ivanović, JMLR 2010). CSLS (Conneau et al.,
-ICLR 2018) takes off each row's mean cosine with its own nearest: ``csls(q, g) = 2 cos(q, g) - r(q) - r(g)``.
+In many dimensions some rows are near everything (Radovanović, Nanopoulos and Ivanović, JMLR 2010). CSLS (Conneau et
+al., ICLR 2018) takes off each row's mean cosine with its own nearest: ``csls(q, g) = 2 cos(q, g) - r(q) - r(g)``.
 """
 
 from __future__ import annotations

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from c3tools import Captioner, embed
-from c3tools.encoders import Encoder
 from tests.conftest import copy_photos
 
 FOLDER = Path(__file__).parents[2] / "examples" / "c3_mini"
@@ -64,20 +61,3 @@ def test_what_is_held_out_is_no_training_text(script: ModuleType, corpus: Path) 
     assert "901.jpg" not in train  # marked
     assert "903.jpg" not in train  # bundled
     assert sum(len(row["captions"]) for row in rows if row["split"] == "val") == 10
-
-
-def test_the_captioner_is_trained_scored_and_written(
-    script: ModuleType, corpus: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(script, "embed", partial(embed, encoder=encoder))  # it is loaded already
-    command = f"captioner.py {corpus}/pairs {corpus}/out --captions {corpus}/alone.jsonl --work {corpus}/work"
-    monkeypatch.setattr(sys, "argv", [*command.split(), *"--size tiny --set width=48 --epochs 1 --beams 2".split()])
-    script.main()
-    made = Captioner.load(corpus / "out")
-    assert made.record["captions"] == {"train": 32, "val": 10}
-    assert made.record["sigma"] == 0.08
-    card = (corpus / "out" / "README.md").read_text()
-    for line in ("| Flickr8k val, greedy (2) |", "| bundled photos, train and val, 2 beams (1) |", "32 captions"):
-        assert line in card
-    for sentence in ("A lamp", "a kite"):
-        assert sentence not in (corpus / "out" / "tokenizer.json").read_text()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,10 @@ from c3tools.io.artifact import (
 )
 from c3tools.reporter import SILENT, Reporter
 from tests.conftest import Messages
+from tests.crashes import kill_at
 
 THING = Kind("thing", "thing.json", DecoderError, "c3 make", "--thing", ("seed",))
 SETTINGS: dict[str, Any] = {"seed": 0, "set": ("a=1",), "epochs": None}
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from c3tools.io.artifact import replacing
-real, calls = Path.rename, []
-
-def rename(self, target):
-    calls.append(self)
-    if len(calls) == int(sys.argv[2]):
-        os._exit(9)
-    return real(self, target)
-
-Path.rename = rename
-with replacing(Path(sys.argv[1]), keep=sys.argv[3] == "True") as new:
-    (new / "a").write_text("new")
-    (new / "b").write_text("new")
-"""
 
 
 def fill(folder: Path, text: str = "old") -> Path:
@@ -140,32 +122,38 @@ def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
 
 
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("at", [1, 2])
-def test_a_kill_between_the_renames_leaves_the_old_result_whole(tmp_path: Path, at: int, keep: bool) -> None:
-    folder = fill(tmp_path / "out")
-    fill(previous_folder(folder), "older")
-    run = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at), str(keep)], check=False)
-    assert run.returncode == 9
-    assert "old" in [whole(path) for path in tmp_path.iterdir()]
-    with pytest.raises(KeyboardInterrupt), replacing(folder, keep=keep):
-        raise KeyboardInterrupt
-    assert "old" in (whole(folder), whole(previous_folder(folder)))
-    with replacing(folder, keep=keep) as new:
-        fill(new, "new")
-    assert (whole(folder), {path.name for path in tmp_path.iterdir()}) == ("new", {"out", "out.previous"})
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: Path, keep: bool) -> None:
+    folder = tmp_path / "out"
+
+    def replace() -> None:
+        with replacing(folder, keep=keep) as new:
+            fill(new, "new")
+
+    for number in itertools.count():
+        fill(folder)
+        fill(previous_folder(folder), "older")
+        killed = kill_at(tmp_path, number, replace)
+        assert {"old", "new"} & {whole(path) for path in tmp_path.iterdir()}
+        if not killed:
+            break
+        with pytest.raises(KeyboardInterrupt), replacing(folder, keep=keep):
+            raise KeyboardInterrupt
+        assert {"old", "new"} & {whole(folder), whole(previous_folder(folder))}
+        replace()
+        assert (whole(folder), {path.name for path in tmp_path.iterdir()}) == ("new", {"out", "out.previous"})
+    assert number > 8
 
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    folder, real, calls = fill(tmp_path / "out"), Path.rename, []
+    folder, calls = fill(tmp_path / "out"), iter(range(1, 9))
 
-    def rename(self: Path, target: Path) -> Path:
-        calls.append(self)
-        if len(calls) == at:
+    def rename(self: Path, target: Path) -> None:
+        if next(calls) == at:
             raise KeyboardInterrupt
-        return real(self, target)
+        self.replace(target)
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(KeyboardInterrupt), replacing(folder) as new:

@@ -129,16 +129,13 @@ def test_failures_are_in_the_data_set_and_modalities_without_rows_are_not(hub: H
     rows = Rows.of("text", ["lost#0", "own"], unit_rows(2, DIM), image_key=["lost", None])
     store = build_store(tmp_path / "store", rows)
     failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
-    unnamed = Failure("'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8")
-    refused = Failure("a.txt", "photos/a.txt", "list", "CorpusError", "it is no image")
     write_shard(store.path, store.info, Shard("image", 0, np.empty((0, DIM)), {"key": []}, [failure]))
-    finish_store(store.path, [refused, unnamed])
+    finish_store(store.path)
     Store.open(store.path).push_to_hub("me/rows")
     assert not any(b"/home/me" in content for content in hub.last("datasets/me/rows").values())
     assert configs(hub) == ["text"]
     again = fetched(tmp_path / "again")
-    hidden = [("lost.jpg", failure), (r"\udce9.jpg", unnamed), (refused.path, refused)]
-    assert again.recorded_failures() == [replace(each, path=path, message="") for path, each in hidden]
+    assert again.recorded_failures() == [replace(failure, path="lost.jpg", message="")]
     with pytest.raises(StoreError, match="no rows"):
         build_store(tmp_path / "none", rows.select(np.arange(0))).save_pretrained(tmp_path / "rows")
     assert not (tmp_path / "rows").exists()
@@ -167,7 +164,7 @@ def test_a_data_set_that_lost_rows_is_refused(store: Store, tmp_path: Path) -> N
     store.save_pretrained(tmp_path / "rows")
     file = tmp_path / "rows/data/text/val-00000-of-00001.parquet"
     content = file.with_name("train-00000-of-00001.parquet").read_bytes()
-    for damage, named in ((content, "24 text rows.*18"), (content[:-200], file.name), (None, "14 text rows.*18")):
+    for damage, named in ((content, "24 text rows, not"), (content[:-200], file.name), (None, "14 text rows, not")):
         file.write_bytes(damage) if damage else file.unlink()
         with pytest.raises(StoreError, match=named):
             Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
@@ -186,7 +183,7 @@ def test_a_store_is_saved_over_nothing_but_a_data_set(store: Store, tmp_path: Pa
         return
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("kept")
-    with pytest.raises(OutputError, match=f"project contains {name.partition('/')[0]}"):
+    with pytest.raises(OutputError, match="project is there"):
         store.save_pretrained(folder)
     assert (folder / name).read_text() == "kept"
 
