@@ -71,7 +71,6 @@ _METAVARS = {
     "set": "NAME=VALUE",
     "address": "HOST:PORT",
     "fractions": "TRAIN,VAL,TEST",
-    "sample": "FRACTION",
     "connect modalities": "A,B",
     "repository": "ORG/NAME",
     "destination": "OUT",
