@@ -7,8 +7,7 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +18,11 @@ from ..io.files import delimiter_of, read_csv, read_json
 from ..io.limits import TooLargeError, limited_lines
 from ..io.locations import kind_of, open_binary, open_text
 from ..io.parquet import open_parquet
-from ..reporter import counted
 from .items import ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
 TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title", "comment", "raw")
 KEY_COLUMNS = ("key", "__key__")
-ID_COLUMNS = ("image_id", "img_id", "id")
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
@@ -51,7 +48,7 @@ class CaptionRow(NamedTuple):
     key: str | None = None
 
 
-class Columns(NamedTuple):
+class _Columns(NamedTuple):
     """The columns of one file; ``texts`` may be several (caption_0, caption_1, …)."""
 
     texts: tuple[str, ...]
@@ -59,7 +56,8 @@ class Columns(NamedTuple):
     key: str | None
 
 
-PickColumns = Callable[[Iterable[str]], Columns]
+_Pick = Callable[[Iterable[str]], _Columns]
+_Record = tuple[int, Mapping[str, Any], _Columns]  # line, values by column, and the columns to use
 
 
 def read_captions(path: Path, options: ReadOptions | None = None, *, images: bool = False) -> Iterator[CaptionRow]:
@@ -75,16 +73,26 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
     Raises:
         CorpusError: if the file is missing, of an unknown format, unreadable, or has no such column.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
         raise CorpusError(
             f"{path} is not a text file in a supported format.",
             remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images.",
         )
     if kind_of(path) != "file":
         raise CorpusError(f"The file {path} does not exist.")
+    chosen = options or ReadOptions()
     try:
-        yield from reader(path, partial(_pick_columns, path, options or ReadOptions(), images))
+        for line, record, columns in read(path, lambda names: _pick_columns(path, chosen, images, names)):
+            captions = captions_of(record, columns.texts, f"{path}, line {line}")
+            name = record.get(columns.image) if columns.image else None
+            if name is not None and not isinstance(name, str):
+                raise CorpusError(
+                    f"{path}, line {line}: the column {columns.image!r} contains {name!r} instead of a file name."
+                )
+            split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
+            key = None if key is None else str(key)
+            yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read ({error.strerror or error}).") from error
     except TooLargeError as error:
@@ -94,44 +102,37 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
         ) from error
 
 
-def _read_jsonl(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
-    """Yield one row per line; the columns are those of the first line."""
-    columns: Columns | None = None
+def _read_jsonl(path: Path, pick: _Pick) -> Iterator[_Record]:
+    """Yield one record per line; the columns are those of the first line."""
+    columns: _Columns | None = None
     with open_binary(path) as file:
         for line, raw in enumerate(limited_lines(file), start=1):
             if not raw.strip():
                 continue
             try:
                 record = json.loads(raw)
+                if not isinstance(record, dict):
+                    raise ValueError(f"it is a {type(record).__name__}")
             except (ValueError, RecursionError) as error:
                 raise CorpusError(
                     f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
                 ) from error
-            if not isinstance(record, dict):
-                raise CorpusError(f"{path}, line {line} is not a JSON object.")
             columns = columns or pick(record)
-            yield _row(record, line, columns, path)
+            yield line, record, columns
 
 
-def _read_separated(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
+def _read_separated(path: Path, pick: _Pick) -> Iterator[_Record]:
     with open_text(path, newline="") as file:
         try:
-            reader = read_csv((line := each for each in limited_lines(file)), path.suffix)
-            names = list(reader.fieldnames or [])
-            columns = pick(name for name in names if name)
+            reader = read_csv(limited_lines(file), path.suffix)
+            columns = pick(filter(None, reader.fieldnames or []))
             for record in reader:
-                if any(rest := record.pop(None, [])):
-                    delimiter = reader.reader.dialect.delimiter
-                    whole = line.split(delimiter, len(names) - 1)[-1].strip()
-                    if columns.texts != (names[-1],) or not whole.startswith(record[names[-1]]):
-                        raise CorpusError(
-                            f"{path}, line {reader.line_num} has {counted(len(names) + len(rest), 'cell')}, but the "
-                            f"header names {counted(len(names), 'column')}.",
-                            remedy=f"Put double quotes around each cell that contains {delimiter!r}.",
-                        )
-                    record[names[-1]] = whole
-                record.update({name: _unlisted(record[name]) for name in columns.texts})
-                yield _row(record, reader.line_num, columns, path)
+                if any(record.pop(None, [])):
+                    raise CorpusError(
+                        f"{path}, line {reader.line_num} has more cells than the header has columns.",
+                        remedy=f"Put double quotes around each cell that contains {reader.reader.dialect.delimiter!r}.",
+                    )
+                yield reader.line_num, record | {name: _unlisted(record[name]) for name in columns.texts}, columns
         except UnicodeDecodeError as error:
             raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
         except csv.Error as error:
@@ -142,89 +143,71 @@ def _unlisted(cell: str | None) -> Any:
     """Return the strings in a cell that contains a list of them, as Hugging Face and pandas write it; else the cell."""
     if cell is None or not _LIST.fullmatch(cell):
         return cell
-    try:
-        return json.loads(cell)
-    except ValueError:
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python does not know
-            return ast.literal_eval(cell)
-    except (ValueError, SyntaxError):
-        return cell
+    for read in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes that Python does not know
+                return read(cell)
+        except (ValueError, SyntaxError):
+            pass
+    return cell
 
 
-def _read_parquet(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
+def _read_parquet(path: Path, pick: _Pick) -> Iterator[_Record]:
     try:
         with open_parquet(path) as file:
             names = file.schema.names
             columns = pick(names)
-            used = (*columns.texts, columns.image, columns.key, SPLIT_COLUMN)
-            line = 0
-            for batch in file.batches([name for name in used if name is not None and name in names]):
-                for record in batch.to_pylist():
-                    line += 1
-                    yield _row(record, line, columns, path)
+            used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN}
+            batches = file.batches([name for name in names if name in used])
+            for line, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
+                yield line, record, columns
     except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
         raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
 
 
-def _read_coco(path: Path, _: PickColumns) -> Iterator[CaptionRow]:
-    """Yield one row per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
+def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
+    """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
     try:
         value = read_json(path)
+        images, captions = value["images"], {}
+        for annotation in value.get("annotations", ()):
+            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
+        if "annotations" in value:
+            rows = [(image["file_name"], captions.get(image["id"], []), None) for image in images]
+        else:  # Karpathy's splits
+            found = ((i["filename"], [str(each["raw"]) for each in i["sentences"]], i.get("split")) for i in images)
+            rows = [(name, texts, None if split is None else str(split)) for name, texts, split in found]
     except TooLargeError:
         raise
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path} is not JSON ({error}).") from error
-    try:
-        images = value["images"]
-        rows = list(_from_annotations(images, value["annotations"]) if "annotations" in value else _karpathy(images))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(
-            f"{path} is not a COCO captions file: something is missing ({error!r}).",
+            f"{path} is not a COCO captions file: it is not JSON, or something is missing ({error!r}).",
             remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
         ) from error
-    yield from rows
+    columns = _Columns(("captions",), "file_name", None)
+    for line, (name, texts, split) in enumerate(rows, start=1):
+        yield line, {"file_name": str(name), "captions": texts, "split": split}, columns
 
 
-def _from_annotations(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Iterator[CaptionRow]:
-    captions: dict[Any, list[str]] = {}
-    for annotation in annotations:
-        captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
-    for number, image in enumerate(images, start=1):
-        yield CaptionRow(str(image["file_name"]), captions.get(image["id"], []), None, number)
-
-
-def _karpathy(images: list[dict[str, Any]]) -> Iterator[CaptionRow]:
-    for number, image in enumerate(images, start=1):
-        captions = [str(sentence["raw"]) for sentence in image["sentences"]]
-        split = image.get("split")
-        yield CaptionRow(str(image["filename"]), captions, None if split is None else str(split), number)
-
-
-def _read_lines(path: Path, pick: PickColumns) -> Iterator[CaptionRow]:
-    """Yield one row per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
+def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
+    """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
+    columns = _Columns(("text",), "image", None)
     with open_text(path, errors="surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
-            if line == 1 and _is_header(text):
-                break
+            names = {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
+            if not names.isdisjoint(IMAGE_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS):
+                break  # the header of captions.txt, of Flickr8k on Kaggle
             if match := _TOKENS.fullmatch(text.strip()):
-                yield CaptionRow(match[1], [match[2].strip()], None, line)
+                yield line, {"image": match[1], "text": match[2].strip()}, columns
             elif text.strip():
-                yield CaptionRow(None, [text.strip()], None, line)
+                yield line, {"text": text.strip()}, columns
         else:
             return
     yield from _read_separated(path, pick)
 
 
-def _is_header(line: str) -> bool:
-    """Return whether a line names a column of images and one of texts, as in captions.txt of Flickr8k on Kaggle."""
-    names = {name.strip() for name in line.split(delimiter_of(line))}
-    return not names.isdisjoint(IMAGE_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS)
-
-
-_READERS: dict[str, Callable[[Path, PickColumns], Iterator[CaptionRow]]] = {
+_READERS: dict[str, Callable[[Path, _Pick], Iterator[_Record]]] = {
     ".json": _read_coco,
     ".jsonl": _read_jsonl,
     ".csv": _read_separated,
@@ -235,7 +218,7 @@ _READERS: dict[str, Callable[[Path, PickColumns], Iterator[CaptionRow]]] = {
 }
 
 
-def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterable[str]) -> Columns:
+def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterable[str]) -> _Columns:
     """Choose the columns of a captions file, or of a list of images.
 
     Raises:
@@ -248,11 +231,10 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         raise CorpusError(
             f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); its columns are: "
             f"{', '.join(present) or 'none'}.",
-            remedy="Choose the column of the texts with --text-column, or the column of the images with "
-            "--image-column.",
+            remedy="Choose the column of the texts with --text-column, or that of the images with --image-column.",
         )
     key = require_column(present, options.key_column, "--key-column", path)
-    return Columns(texts, image or first_column(IMAGE_COLUMNS, present), key or first_column(KEY_COLUMNS, present))
+    return _Columns(texts, image or first_column(IMAGE_COLUMNS, present), key or first_column(KEY_COLUMNS, present))
 
 
 def require_column(present: list[str], wanted: str | None, option: str, path: Path) -> str | None:
@@ -275,34 +257,15 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
     Raises:
         CorpusError: if ``wanted`` is missing.
     """
-    if wanted is not None:
-        require_column(present, wanted, "--text-column", path)
-        return (wanted,)
-    usual = first_column(TEXT_COLUMNS, present)
-    return (usual,) if usual else tuple(name for name in present if _NUMBERED.fullmatch(name))
+    usual = require_column(present, wanted, "--text-column", path) or first_column(TEXT_COLUMNS, present)
+    return (usual,) if usual else tuple(filter(_NUMBERED.fullmatch, present))
 
 
-def first_column(usual: Iterable[str], present: Sequence[str]) -> str | None:
+def first_column(usual: Iterable[str], present: list[str]) -> str | None:
     """Return the column with the first of the usual names; if there is none, one that differs by case (TEXT)."""
-    alike = {name.lower(): name for name in reversed(present)}
     names = list(usual)
-    return next((name for name in names if name in present), None) or next(filter(None, map(alike.get, names)), None)
-
-
-def _row(record: Mapping[str, Any], line: int, columns: Columns, path: Path) -> CaptionRow:
-    """Return the caption row of one record.
-
-    Raises:
-        CorpusError: if the text or the file name is of another type.
-    """
-    captions = captions_of(record, columns.texts, f"{path}, line {line}")
-    name = record.get(columns.image) if columns.image else None
-    if name is not None and not isinstance(name, str):
-        raise CorpusError(
-            f"{path}, line {line}: the column {columns.image!r} contains {name!r} instead of a file name."
-        )
-    split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
-    return CaptionRow(name or None, captions, str(split) if split else None, line, None if key is None else str(key))
+    alike = {name.lower(): name for name in reversed(present)}
+    return next((n for n in names if n in present), None) or next((alike[n] for n in names if n in alike), None)
 
 
 def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,30 +18,11 @@ from ..io.locations import is_url, location, open_binary, read_all, retrying
 from ..io.parquet import open_parquet, record_batches
 from .items import ImageItem, ImageSource
 
-DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
+_DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
 _DOWNLOAD_SECONDS = 30
 _SLOWEST_DOWNLOAD = 120  # seconds for one image
 _CHUNK = 2**16
 _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
-
-
-class NullImageError(ValueError):
-    """The image column has no value in this row."""
-
-
-class OutsideError(ValueError):
-    """A path leads out of the folder it may point into."""
-
-
-class SlowServerError(ValueError):
-    """A server sends an image too slowly."""
-
-
-class UrlNotAskedForError(ValueError):
-    """An image is given by URL, but --download was not used."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(f"the image is at the URL {url[:200]}; --download downloads it")
 
 
 class ImageReader:
@@ -59,12 +39,12 @@ class ImageReader:
 
         Raises:
             UnreachableError: if the server of a tar, a table or a list does not answer, or refuses access.
-            OSError: if it cannot be read.
-            ValueError: if the row is null, or leads outside of where it may.
+            OSError: if it cannot be read, or its path leads out of where it may.
+            ValueError: if the row is null.
         """
         source = image.source
         if source is None:
-            return read_file(location(image.path))
+            return _read_file(location(image.path))
         if source.column is not None:
             return self._read_cell(source, source.column)
         if source.download:
@@ -83,23 +63,23 @@ class ImageReader:
     def _read_cell(self, cell: ImageSource, column: str) -> bytes:
         group = (cell.file, column, cell.start)
         if self._group != group or self._row > cell.place:
-            self._group, self._cells, self._row = group, _cells_or_error(cell), 0
-        found = next(islice(self._cells, cell.place - self._row, None))
-        self._row = cell.place + 1
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        value = _bytes_or_path(found)
+            self._group, self._cells, self._row = group, cells_of_group(cell), 0
+        value = missing = OSError(0, "the row is no longer in the table, or is behind a damaged one")
+        while self._row <= cell.place:  # the rows end after an error, too
+            value, self._row = next(self._cells, missing), self._row + 1
+        if value is missing:
+            raise missing
         if value is None:
-            raise NullImageError(f"the column {column!r} is null in this row")
+            raise ValueError(f"the column {column!r} is null in this row")
         if isinstance(value, bytes):
             _check_size(len(value))
             return value
         if is_url(str(value)):
             if not cell.download:
-                raise UrlNotAskedForError(str(value))
+                raise not_asked_for(str(value))
             return download(str(value))
         try:
-            return read_file(resolve_inside(location(cell.folder or "."), str(value), anywhere=cell.anywhere))
+            return _read_file(resolve_inside(location(cell.folder or "."), str(value), anywhere=cell.anywhere))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 0, f"the row has no bytes, and its path {str(value)[:200]} does not exist"
@@ -119,42 +99,28 @@ class ImageReader:
 
 
 def cells_of_group(cell: ImageSource) -> Iterator[Any]:
-    """Yield the scalars of a cell's column, from the first row of its row group or record batch on.
+    """Yield the images of a cell's column as bytes, or else as paths, from the start of its row group on.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: at a row that cannot be read.
     """
-    assert cell.column is not None
+    for batch in _batches_of_group(cell):
+        for scalar in batch.column(str(cell.column)):
+            value = scalar.as_py()
+            yield (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+
+
+def _batches_of_group(cell: ImageSource) -> Iterator[Any]:
     if cell.file.lower().endswith(".arrow"):
-        batch = next(islice(record_batches(Path(cell.file)), cell.start, None), None)
-        yield from [] if batch is None else batch.column(cell.column)
-        return
-    with open_parquet(location(cell.file)) as table:
-        for batch in table.batches([cell.column], group=cell.start):
-            yield from batch.column(0)
+        yield from islice(record_batches(Path(cell.file)), cell.start, cell.start + 1)
+    else:
+        with open_parquet(location(cell.file)) as table:
+            yield from table.batches([str(cell.column)], group=cell.start)
 
 
-def _cells_or_error(cell: ImageSource) -> Iterator[Any]:
-    """Yield the scalars that can be read, then the error for ever: nothing after the damage can be read."""
-    error: Exception = OSError(0, "the row is no longer in the table; the file changed")
-    try:
-        yield from cells_of_group(cell)
-    except Exception as raised:
-        error = raised
-    yield from repeat(error)
-
-
-def _bytes_or_path(scalar: Any) -> Any:
-    value = scalar.as_py()
-    if isinstance(value, dict):
-        return value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    return value
-
-
-def digest_of(scalar: Any) -> bytes:
-    """Return the digest of the image in a cell, or of its path if the table has no bytes of it."""
-    value = _bytes_or_path(scalar)
-    return hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).digest()
+def not_asked_for(url: str) -> OSError:
+    """Return the error for an image that is given by URL, where --download was not used."""
+    return PermissionError(0, f"the image is at the URL {url[:200]}; --download downloads it")
 
 
 def _check_size(size: int) -> None:
@@ -162,12 +128,7 @@ def _check_size(size: int) -> None:
         raise OSError(0, f"{size:,} bytes are too many for an image")
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of an image file.
-
-    Raises:
-        OSError: if it is missing, no regular file, too large for an image, or cannot be read.
-    """
+def _read_file(path: Path) -> bytes:
     if not isinstance(path, Path):
         try:
             content = read_all(path, LARGEST_IMAGE_FILE + 1)
@@ -191,20 +152,21 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool, real: Callable[[s
         real: `os.path.realpath`, or one that remembers folders, for a list of many paths.
 
     Raises:
-        OutsideError: if it leads out of the folder, by itself or through a link, and may not.
+        PermissionError: if it leads out of the folder, by itself or through a link, and may not.
     """
     if not isinstance(folder, Path):  # behind a URL there are no links, and nothing but what is below it is meant
         if name.startswith("/") or ".." in name.split("/"):
-            raise OutsideError(f"the path {name[:200]} leads out of {folder}")
+            raise PermissionError(0, f"the path {name[:200]} leads out of {folder}")
         return location(f"{str(folder).rstrip('/')}/{name}")
     path = folder / name
     if not anywhere:
         linked = path.name == ".." or path.is_symlink()
         target = Path(os.path.realpath(path)) if linked else Path(real(str(path.parent))) / path.name
         if not target.is_relative_to(real(str(folder))):
-            raise OutsideError(
+            raise PermissionError(
+                0,
                 f"the path {name[:200]} leads out of {folder}; choose the folder to start from with --images-root, "
-                "or read it anyway with --follow-symlinks"
+                "or read it anyway with --follow-symlinks",
             )
     return path
 
@@ -214,10 +176,10 @@ def download(url: str) -> bytes:
 
     Raises:
         OSError: if it cannot be fetched in several attempts, or is larger than 256 MiB.
-        ValueError: if the URL is of a kind that images are not fetched from.
+        ValueError: if the URL is of a kind that images are not fetched from, or the server sends it too slowly.
     """
-    if not url.lower().startswith(DOWNLOAD_SCHEMES):
-        raise ValueError(f"images are only downloaded from {', '.join(DOWNLOAD_SCHEMES)}, not from {url[:200]}")
+    if not url.lower().startswith(_DOWNLOAD_SCHEMES):
+        raise ValueError(f"images are only downloaded from {', '.join(_DOWNLOAD_SCHEMES)}, not from {url[:200]}")
     try:
         if url.lower().startswith("http"):
             content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
@@ -231,22 +193,17 @@ def download(url: str) -> bytes:
 
 def _fetch(url: str) -> bytes:
     """Read the answer of a server within limits of size and time: a server could send a byte a minute for days."""
-    request = urllib.request.Request(url, headers={"User-Agent": "c3tools"})
     content = bytearray()
     end = time.monotonic() + _SLOWEST_DOWNLOAD
+    request = urllib.request.Request(url, headers={"User-Agent": "c3tools"})
     try:
-        with urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS) as answer:
-            while len(content) <= LARGEST_IMAGE_FILE and (chunk := answer.read1(_CHUNK)):
-                content += chunk
-                if time.monotonic() > end:
-                    raise SlowServerError(
-                        f"{url[:200]} sent {len(content):,} bytes in {_SLOWEST_DOWNLOAD} s and did not finish"
-                    )
+        answer = urllib.request.urlopen(request, timeout=_DOWNLOAD_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()  # it may be kept until the last attempt
-        if error.code in (404, 410):
-            raise FileNotFoundError(0, f"{url}: the server answers {error.code}") from error
-        if error.code in (400, 401, 403, 405, 451):
-            raise PermissionError(0, f"{url}: the server answers {error.code}") from error
         raise
+    with answer:
+        while len(content) <= LARGEST_IMAGE_FILE and (chunk := answer.read1(_CHUNK)):
+            content += chunk
+            if time.monotonic() > end:  # not an OSError, which would be tried again
+                raise ValueError(f"{url[:200]} sent {len(content):,} bytes and did not finish in time")
     return bytes(content)

@@ -108,8 +108,6 @@ class ItemTable(Sequence[Item]):
         items: to begin with.
     """
 
-    __hash__ = None  # type: ignore[assignment] # like that of a list
-
     def __init__(self, kind: type[Item], items: Iterable[Item] = ()) -> None:
         self._kind: Any = kind
         self._schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
@@ -136,13 +134,9 @@ class ItemTable(Sequence[Item]):
         self._flush()
         places = np.asarray(positions, np.int64)
         starts = np.cumsum([0, *map(len, self._batches)])
-        batches: Any = np.searchsorted(starts, places, side="right") - 1
-        ends: list[Any] = [*(np.flatnonzero(np.diff(batches)) + 1), len(places)]
-        found = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            if end > start:
-                number = batches[start]
-                found.append(self._batches[number].take(pa.array(places[start:end] - starts[number])))
+        numbers: Any = np.searchsorted(starts, places, side="right") - 1
+        runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(numbers)) + 1) if len(places) else []
+        found = [self._batches[numbers[run[0]]].take(pa.array(places[run] - starts[numbers[run[0]]])) for run in runs]
         return pa.Table.from_batches(found, self._schema)
 
     def take(self, positions: Any) -> list[Item]:
@@ -152,11 +146,7 @@ class ItemTable(Sequence[Item]):
     def sort(self) -> None:
         """Sort by the keys, as UTF-8; items with one key stay in their order."""
         table = self.table
-        order = pc.sort_indices(
-            table.select(["key"]).append_column("n", pa.array(range(len(table)))),
-            sort_keys=[("key", "ascending"), ("n", "ascending")],
-        )
-        self._batches = table.take(order).to_batches()
+        self._batches = table.take(pc.sort_indices(table, sort_keys=[("key", "ascending")])).to_batches()
 
     def repeated_key(self) -> str | None:
         """Return a key that several items have."""
@@ -172,12 +162,9 @@ class ItemTable(Sequence[Item]):
             if "source" in columns:
                 columns["source"] = tuple(source and source._asdict() for source in columns["source"])
             arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
+            self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            self._added += len(self._recent)
             self._recent = []
-            self._add(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-
-    def _add(self, batch: pa.RecordBatch) -> None:
-        self._batches.append(batch)
-        self._added += len(batch)
 
     def _items(self, rows: pa.RecordBatch) -> Iterator[Item]:
         for row in rows.to_pylist():
@@ -197,15 +184,8 @@ class ItemTable(Sequence[Item]):
 
     def __getitem__(self, index: Any) -> Any:
         """Return one item, or a list of several."""
-        if isinstance(index, slice):
-            return self.take(range(*index.indices(len(self))))
-        return self.take([range(len(self))[index]])[0]
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the other is a list of the same items in the same order."""
-        if not isinstance(other, ItemTable | list):
-            return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+        chosen = range(len(self))[index]
+        return self.take(chosen) if isinstance(chosen, range) else self.take([chosen])[0]
 
 
 class Corpus:
@@ -279,7 +259,6 @@ class ReadOptions(NamedTuple):
         image_column: the column with images, or with their paths or URLs.
         key_column: the column with the keys.
         images_root: the folder that paths in lists and tables start from, instead of that of the list.
-        prefix_keys: put the name of its tar or table before each key, for containers whose keys repeat.
         follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
         download: fetch images that are given by URL.
         index_folder: keep the indexes of tars there from one run to the next; None keeps none.
@@ -290,16 +269,9 @@ class ReadOptions(NamedTuple):
     image_column: str | None = None
     key_column: str | None = None
     images_root: Path | None = None
-    prefix_keys: bool = False
     follow_symlinks: bool = False
     download: bool = False
     index_folder: Path | None = None
-
-
-def possible_files(path: str) -> Iterator[str]:
-    """Yield the path of an input, and each file that may be meant if it is ``file#…``, of a tar, table or list."""
-    yield path
-    yield from (path[:i] for i, letter in enumerate(path) if letter == "#")
 
 
 def without_suffix(name: str) -> str:

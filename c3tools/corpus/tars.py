@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
+from ..io.files import MALFORMED, write_atomically
 from ..io.limits import LARGEST_TEXT, LimitedFile
-from ..io.locations import kind_of, name_or_file, open_binary, upload, version_of
+from ..io.locations import kind_of, name_or_file, open_binary, version_of
 from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, read_captions
 from .items import IMAGE_SUFFIXES, Entry, ImageItem, ImageSource, ReadOptions, Skipped, as_storable
 from .splits import split_in_name
 
-IMAGE_MEMBERS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-TEXT_MEMBERS = ("txt", "caption", "text")
-_VERSION = 1
+_TEXT_MEMBERS = ("txt", "caption", "text", "json")
 _BLOCK = 512
 _REMEDY = "everything before that is used; copy the file again, then run the same command again to add the rest"
 
@@ -48,12 +46,11 @@ class Member(NamedTuple):
     content: bytes | None
 
 
-@dataclass
-class TarIndex:
+class TarIndex(NamedTuple):
     """The members of a tar in their order, and what is not used of it."""
 
-    members: list[Member] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    members: list[Member]
+    skipped: list[Skipped]
 
 
 @dataclass
@@ -87,10 +84,9 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
     if any(sample.image and not sample.lines for sample in samples.values()) and kind_of(table) == "file":
         with suppress(CorpusError):  # some other table may happen to lie there
             for row in read_captions(table, options):
-                if row.key is not None:
-                    beside.setdefault(row.key, []).extend(row.captions)
-    if column is not None and samples and not beside and all(column not in s.record for s in samples.values()):
-        names = sorted({name for sample in samples.values() for name in sample.record})
+                beside.setdefault(row.key or "", []).extend(row.captions)
+    names = sorted({name for sample in samples.values() for name in sample.record})
+    if column is not None and samples and not beside and column not in names:
         raise CorpusError(
             f"No .json member of {path} has {column!r}. Their fields: "
             f"{', '.join(names) or 'none, there is no .json member'}.",
@@ -104,8 +100,8 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
         name, offset, length, _ = sample.image
         captions = sample.lines
         if column is not None or not captions:
-            known = sample.record and (column is None or column in sample.record)
-            texts = pick_text_columns(list(sample.record), column, path) if known else ()
+            wanted = column if column in sample.record else None
+            texts = pick_text_columns(list(sample.record), wanted, path) if wanted or column is None else ()
             try:
                 captions = captions_of(sample.record, texts, where[1]) or beside.get(key, [])
             except CorpusError as error:
@@ -118,11 +114,11 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
 
 def _add_member(member: Member, samples: dict[str, _Sample]) -> tuple[str, str] | None:
     """Add a member to its sample; if it cannot be used, return the reason (error, message)."""
-    key, suffix = split_member(member.name)
+    key, suffix = _split_member(member.name)
     sample = samples.setdefault(key, _Sample())
     if member.content is None:
         # a.jpg is the image even where a.seg.jpg comes before it
-        if sample.image is not None and ("." in suffix or "." not in split_member(sample.image.name)[1]):
+        if sample.image is not None and ("." in suffix or "." not in _split_member(sample.image.name)[1]):
             return "SecondImage", f"the sample already has an image: {sample.image.name}"
         sample.image = member
     elif suffix != "json":
@@ -130,13 +126,17 @@ def _add_member(member: Member, samples: dict[str, _Sample]) -> tuple[str, str] 
         sample.lines += [line.strip() for line in text.splitlines() if line.strip()]
     else:
         try:
-            record = json.loads(member.content)
-        except (ValueError, RecursionError) as error:
-            return "JSONDecodeError", f"not JSON ({error})"
-        if not isinstance(record, dict):
-            return "JSONDecodeError", "not a JSON object"
-        sample.record = record
+            sample.record = dict(json.loads(member.content).items())
+        except MALFORMED as error:
+            return "JSONDecodeError", f"not a JSON object ({error})"
     return None
+
+
+def _split_member(name: str) -> tuple[str, str]:
+    """Return key and suffix of a member, as in WebDataset: ``a/b.seg.png`` → ``a/b``, ``seg.png`` (in lower case)."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
 
 
 def index_of(path: Path, folder: Path | None) -> TarIndex:
@@ -145,15 +145,24 @@ def index_of(path: Path, folder: Path | None) -> TarIndex:
     Raises:
         OSError: if the tar cannot be read.
     """
-    if folder is None:
+    known = None if folder is None else version_of(path)
+    if folder is None or known is None:
         return scan(path)
-    known = version_of(path)
     stored = folder / f"{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.parquet"
-    index = _load(stored, known)
-    if index is None:
-        index = scan(path)
-        if known is not None:
-            _save(index, stored, known)
+    with suppress(OSError, pa.ArrowException, *MALFORMED), name_or_file(stored) as source:  # else it is made again
+        found = pq.read_table(source)
+        header = json.loads((found.schema.metadata or {})[b"c3"])
+        if header["file"] == known:
+            members = [Member(**row) for row in found.to_pylist()]
+            return TarIndex(members, [Skipped(*each) for each in header["skipped"]])
+    index = scan(path)
+    columns = zip(*index.members, strict=True) if index.members else [()] * 4
+    kinds = (pa.string(), pa.int64(), pa.int64(), pa.binary())
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    metadata = {"c3": json.dumps({"file": known, "skipped": index.skipped})}
+    table = pa.table(arrays, list(Member._fields), metadata=metadata)
+    with suppress(OSError):  # an index saves time; nothing depends on it
+        write_atomically(stored, partial(pq.write_table, table, compression="zstd"))
     return index
 
 
@@ -163,27 +172,35 @@ def scan(path: Path) -> TarIndex:
     Raises:
         OSError: if it cannot be read.
     """
-    index = TarIndex()
+    index = TarIndex([], [])
     with open_binary(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         position, last, problem = 0, "its beginning", None
         try:
             archive = tarfile.TarFile(fileobj=LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
-            while (member := archive.next()) is not None:
+            while problem is None and (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
                 if archive.offset <= position or member.size < 0:  # a header that leads back
                     problem = f"damaged after {last}"
-                    break
-                if member.offset_data + member.size > size:
+                elif member.offset_data + member.size > size:
                     problem = f"cut short in the middle of {as_storable(member.name)}"
-                    break
-                position, last = archive.offset, as_storable(member.name)
-                unsafe = _unsafe(path, member)
-                if unsafe is not None:
-                    index.skipped.append(unsafe)
-                elif member.isreg():
-                    _add_to_index(index, path, file, member)
+                else:
+                    position, last = archive.offset, as_storable(member.name)
+                    name = last.removeprefix("./")
+                    suffix = _split_member(name)[1]
+                    is_image = f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
+                    refused = _refused(member, is_image)
+                    if refused is not None:
+                        index.skipped.append(Skipped(f"{path.name}#{name}", f"{path}#{name}", *refused))
+                    elif (
+                        member.isreg()
+                        and (is_image or suffix in _TEXT_MEMBERS)
+                        and not name.rpartition("/")[2].startswith(".")
+                    ):
+                        file.seek(member.offset_data)
+                        content = None if is_image else file.read(member.size)
+                        index.members.append(Member(name, member.offset_data, member.size, content))
         except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
             problem = f"damaged or cut short after {last} ({error})"
         if problem is None:
@@ -198,79 +215,17 @@ def scan(path: Path) -> TarIndex:
     return index
 
 
-def _add_to_index(index: TarIndex, path: Path, file: BinaryIO, member: tarfile.TarInfo) -> None:
-    name = member.name.removeprefix("./")
-    suffix = split_member(name)[1]
-    is_image = suffix.rpartition(".")[2] in IMAGE_MEMBERS
-    if not (is_image or suffix in (*TEXT_MEMBERS, "json")) or name.rpartition("/")[2].startswith("."):
-        return
-    if not is_image and member.size > LARGEST_TEXT:
-        message = f"{member.size:,} bytes are too many for a caption"
-        index.skipped.append(Skipped(f"{path.name}#{name}", f"{path}#{name}", "TooLarge", message))
-        return
-    content = None
-    if not is_image:
-        file.seek(member.offset_data)
-        content = file.read(member.size)
-    index.members.append(Member(name, member.offset_data, member.size, content))
-
-
-def split_member(name: str) -> tuple[str, str]:
-    """Return key and suffix of a member, as in WebDataset: ``a/b.seg.png`` → ``a/b``, ``seg.png`` (in lower case)."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return folder + slash + stem, suffix.lower()
-
-
-def _unsafe(path: Path, member: tarfile.TarInfo) -> Skipped | None:
-    """Return why a member is refused, or None."""
-    name = as_storable(member.name)
+def _refused(member: tarfile.TarInfo, is_image: bool) -> tuple[str, str] | None:
+    """Return why a member is refused (error, message), or None."""
     parts = member.name.replace("\\", "/").split("/")
     if member.name.startswith(("/", "\\")) or ".." in parts or parts[0].endswith(":"):
-        problem = "UnsafePath", "the member's path is absolute or leads to a parent folder; such members are not read"
-    elif member.issym() or member.islnk():
-        problem = "LinkInTar", "a link in a tar; links are not followed"
-    elif member.isdev():
-        problem = "NotAFile", "a device or pipe in a tar"
-    elif member.issparse():
-        problem = "SparseMember", "a sparse member, whose content is not stored in one piece"
-    elif not member.isdir() and name != member.name:
-        problem = "UnicodeError", "the member's name is not UTF-8"
-    else:
-        return None
-    return Skipped(f"{path.name}#{name}", f"{path}#{name}", *problem)
-
-
-def _load(stored: Path, known: str | None) -> TarIndex | None:
-    """Return the stored index if it is complete and belongs to this version of the file."""
-    try:
-        with name_or_file(stored) as source:
-            table = pq.read_table(source)
-        header = json.loads(table.schema.metadata[b"c3"])
-        if known is None or header["version"] != _VERSION or header["file"] != known:
-            return None
-        columns: list[list[Any]] = [table.column(name).to_pylist() for name in Member._fields]
-        return TarIndex([Member(*row) for row in zip(*columns, strict=True)], [Skipped(*s) for s in header["skipped"]])
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
-        return None  # missing or damaged: it is made again
-
-
-def _save(index: TarIndex, stored: Path, known: str) -> None:
-    header = {"version": _VERSION, "file": known, "skipped": index.skipped}
-    kinds = (pa.string(), pa.int64(), pa.int64(), pa.binary())
-    columns = {
-        name: pa.array([member[position] for member in index.members], type=kind)
-        for position, (name, kind) in enumerate(zip(Member._fields, kinds, strict=True))
-    }
-    table = pa.table(columns).replace_schema_metadata({"c3": json.dumps(header)})
-    # an index saves time; nothing depends on it
-    with suppress(OSError), tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder) / stored.name
-        pq.write_table(table, temporary, compression="zstd")
-        if isinstance(stored, Path):
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            beside = stored.with_suffix(".tmp")
-            shutil.copyfile(temporary, beside)
-            beside.replace(stored)
-        else:
-            upload(temporary, stored)
+        return "UnsafePath", "the member's path is absolute or leads to a parent folder; such members are not read"
+    if member.issym() or member.islnk() or member.isdev():
+        return "NotAFile", "a link, device or pipe in a tar, which is not read"
+    if member.issparse():
+        return "NotAFile", "a sparse member, whose content is not stored in one piece"
+    if not member.isdir() and as_storable(member.name) != member.name:
+        return "UnicodeError", "the member's name is not UTF-8"
+    if not is_image and member.size > LARGEST_TEXT:
+        return "TooLarge", f"{member.size:,} bytes are too many for a caption"
+    return None

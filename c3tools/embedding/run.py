@@ -26,8 +26,7 @@ from .plan import Plan, ShardTasks, Sources, is_within, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, rewritten_shard
 from .summary import EmbedSummary, ModalitySummary
 
-DTYPES = ("float16", "float32")
-INDEX_FOLDER = ".inputs"  # in the store: the indexes of tars
+_INDEX_FOLDER = ".inputs"  # in the store: the indexes of tars
 
 
 def embed(
@@ -39,7 +38,6 @@ def embed(
     image_column: str | None = None,
     key_column: str | None = None,
     images_root: str | Path | None = None,
-    prefix_keys: bool = False,
     download: bool = False,
     model: str | None = None,
     random_init: int | None = None,
@@ -77,7 +75,6 @@ def embed(
         image_column: Column of the images, or of their paths or URLs.
         key_column: Column of the keys.
         images_root: The folder that relative paths in lists start from. By default the folder of the list.
-        prefix_keys: Begin each key with the name of its tar or table.
         download: Download images that are given by URL.
         model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
             hf-hub:ORG/NAME.
@@ -118,7 +115,7 @@ def embed(
     """
     given = dict(locals())
     settings = {name: given[name] for name in EmbedOptions._fields}
-    if dtype not in DTYPES:
+    if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     if not 0 < fps < math.inf:
         raise CorpusError(f"--fps is {fps:g}; it is a number of frames per second.", remedy="For example: --fps 1")
@@ -126,23 +123,22 @@ def embed(
         load_faiss()  # or the error comes before the work
     folder = location(store)
     reading = {name: given[name] for name in ReadOptions._fields if name in given}
-    corpus = read_corpus(paths, **reading, index_folder=None if dry_run else folder / INDEX_FOLDER)
+    corpus = read_corpus(paths, **reading, index_folder=None if dry_run else folder / _INDEX_FOLDER)
     videos = f", {counted(len(corpus.videos), 'video')}" if corpus.videos else ""
     reporter.message(f"Found {counted(len(corpus.images), 'image')}{videos} and {counted(len(corpus.texts), 'text')}.")
     for note in corpus.notes:
         reporter.message(note)
+    recorded = StoreInfo.load(folder) if _is_store(folder) else None
     if dry_run:
-        planned = Store.open(folder, incomplete=True)
+        planned = Store(folder, StoreInfo({"name": model or "c3-mini"}, 1)) if recorded is None else _opened(folder)
         plans = plan_corpus(planned, corpus, shard_size, retry_failed=retry_failed, update=update)
-        planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
         for plan in plans.values():
             plan.summary.to_embed = len(plan.shards.positions)
             plan.summary.to_update = len(plan.summary.changed) if update else 0
             plan.summary.to_remove = len(plan.summary.gone) if prune else 0
+        planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
-    recorded = StoreInfo.load(folder) if _is_store(folder) else None
-    indexed = faiss or (recorded is not None and has_indexes(Store(folder, recorded, Manifest.load(folder))))
 
     def load() -> Encoder:
         return resolve_encoder(
@@ -160,13 +156,14 @@ def embed(
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
     if encoder is None and (model, random_init) not in ((None, None), own):
         encoder = load()  # another model than the store's is refused even if there is nothing to embed
+    indexed = faiss or (recorded is not None and has_indexes(Store(folder, recorded, Manifest.load(folder))))
     gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
         summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **settings)
         if indexed:
             with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
                 keep_indexes(folder, reporter)
-    opened = Store.open(folder, incomplete=True)
+    opened = _opened(folder)
     opened.summary = summary
     return opened
 
@@ -195,9 +192,7 @@ def embed_corpus(
         OutputError: if another run is writing to it.
         C3Error: if a worker process fails; finished shards are kept.
     """
-    executor = executor or LocalExecutor()
-    folder = location(store)
-    options = EmbedOptions(**settings)
+    executor, folder, options = executor or LocalExecutor(), location(store), EmbedOptions(**settings)
     update, prune = options.update, options.prune
     try:
         with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
@@ -207,21 +202,27 @@ def embed_corpus(
                 create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
             writer = StoreWriter(folder, reporter=reporter)
             writer.adopt(digest_of(writer.info.to_dict()))
-            opened, lost = Store.open(folder, incomplete=True), writer.lost
-            plans = plan_corpus(
-                opened, corpus, options.shard_size, retry_failed=options.retry_failed, update=update, lost=lost
-            )
+            opened, lost = _opened(folder), writer.lost
+            choices = {"retry_failed": options.retry_failed, "update": update}
+            plans = plan_corpus(opened, corpus, options.shard_size, lost=lost, **choices)
+            work: dict[str, EmbedWork] = {}
             if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
                 encoder = _loaded_for(folder, encoder, options.dtype)
+                work = {name: EmbedWork(opened, name, encoder, options, writer) for name in plans}
             write_times(folder, [plan.shards for plan in plans.values()])  # before the first shard
-            works = {
-                name: EmbedWork(opened, name, encoder, options, writer) if isinstance(encoder, Encoder) else None
-                for name in plans
-            }
             for name, plan in plans.items():
-                plan.summary.add(_embed_shards(plan.shards, works[name], executor, reporter))
-            for name, plan in plans.items() if update or prune else ():
-                _rewrite_shards(writer, name, plan, works[name], executor, reporter, update=update, prune=prune)
+                plan.summary.add(_embed_shards(plan.shards, work.get(name), executor, reporter))
+            for name, plan in plans.items():
+                summary, gone = plan.summary, plan.gone if prune else {}
+                changed = {number for number, _ in plan.changed.shards} if update else set()
+                if changed:
+                    work[name].dropped = {part: frozenset(gone.get(part, ())) for part in changed}
+                    again = _embed_shards(plan.changed, work[name], executor, reporter)
+                    summary.updated, summary.not_updated = again.embedded, again.failed
+                    summary.add(replace(again, embedded=0, failed=0))
+                for part in sorted(gone.keys() - changed):
+                    writer.replace_shard(name, part, *rewritten_shard(opened, name, part, set(gone[part])))
+                summary.removed = len(summary.gone) if prune else 0
             made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
             present = writer.finish(_listed_failures(opened, corpus, prune=prune), forget=made_up_for).shards
             if update:  # after their shards were rewritten
@@ -233,15 +234,15 @@ def embed_corpus(
             f"The store {folder} cannot be written ({error.strerror or error}).",
             remedy="Finished work is kept. Free some disk space, or check the disk, then run the same command again.",
         ) from error
-    summary = _summary(opened, corpus, plans)
+    total = _summary(_opened(folder), corpus, plans)
     if isinstance(encoder, Encoder):
-        summary.precision, summary.backend = encoder.compute.precision, encoder.backend.name
-    summary.lost = [
+        total.precision, total.backend = encoder.compute.precision, encoder.backend.name
+    total.lost = [
         f"{name} shard {part} ({counted(record.rows, 'row')})"
         for (name, part), record in lost.items()
         if (name, part) not in made_up_for and present.get((name, part)) != record
     ]
-    return summary
+    return total
 
 
 def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:
@@ -250,7 +251,7 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
         model=store.info.model,
         precision=store.info.precision,
         backend=store.info.backend,
-        modalities={name: plan.summary for name, plan in plans.items() if plan.inputs or plan.summary.gone},
+        modalities={name: plan.summary for name, plan in plans.items() if plan.shards.items or plan.summary.gone},
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
@@ -260,6 +261,10 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
 
 def _is_store(folder: Path) -> bool:
     return kind_of(folder / INFO_FILE) == "file"
+
+
+def _opened(folder: Path) -> Store:
+    return Store.open(folder, incomplete=True)
 
 
 def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:
@@ -278,40 +283,13 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     return encoder
 
 
-def _rewrite_shards(
-    writer: StoreWriter,
-    modality: str,
-    plan: Plan,
-    work: EmbedWork | None,
-    executor: Executor,
-    reporter: Reporter,
-    *,
-    update: bool,
-    prune: bool,
-) -> None:
-    """Prepare the shards with changed or removed rows anew; the writer puts them in place."""
-    store, summary = Store.open(writer.path, incomplete=True), plan.summary
-    gone = plan.gone if prune else {}
-    changed = {number for number, _ in plan.changed.shards} if update else set()
-    if changed and work is not None:
-        work.dropped = {part: frozenset(gone.get(part, ())) for part in changed}
-        again = _embed_shards(plan.changed, work, executor, reporter)
-        summary.updated, summary.not_updated = again.embedded, again.failed
-        summary.add(replace(again, embedded=0, failed=0))
-    for part in sorted(gone.keys() - changed):
-        writer.replace_shard(modality, part, *rewritten_shard(store, modality, part, set(gone[part])))
-    summary.removed = len(summary.gone) if prune else 0
-
-
 def _embed_shards(
     shards: ShardTasks, work: EmbedWork | None, executor: Executor, reporter: Reporter
 ) -> ModalitySummary:
     """Make the shards of one modality."""
-    summary = ModalitySummary()
+    summary, failed, start = ModalitySummary(), 0, time.perf_counter()
     if work is None or not len(shards):
         return summary
-    failed = 0
-    start = time.perf_counter()
     with reporter.progress(f"{work.modality.capitalize()}s", len(shards.positions)) as progress:
 
         def report(done: int, failures: int) -> None:
@@ -329,7 +307,7 @@ def _kept(store: Path) -> str:
     """Return a sentence that says what is kept if the run is interrupted now."""
     if not isinstance(store, Path):  # whoever interrupts does not want to wait for a server
         return f"Finished shards are kept in {store}; run the same command again to continue."
-    opened = Store.open(store, incomplete=True)
+    opened = _opened(store)
     rows = ", ".join(f"{name} {opened.count(name):,}" for name in opened.modalities)
     return f"Rows kept in {store}: {rows or 'none'}; run the same command again to continue."
 

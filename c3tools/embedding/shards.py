@@ -1,37 +1,55 @@
-"""Shards on one device: encode and write one after another, as work for an executor."""
+"""Shards on one device: decode, encode and write one after another, as work for an executor.
+
+Images are decoded in worker processes, a bounded number of batches in advance. If a worker hangs or dies, the pool is
+made anew and the images in flight are decoded one by one; the image that does it again is a failure.
+"""
 
 from __future__ import annotations
 
+import faulthandler
+import io
 import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import lru_cache
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from ..arrays import Matrix
-from ..corpus import ImageItem, TextItem
+from ..arrays import Matrix, Pixels
+from ..corpus import ImageItem, ImageReader, TextItem
 from ..corpus.videos import read_frames
 from ..devices import limit_threads
-from ..encoders import Encoder, resolve_encoder
+from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
 from ..encoders.encoder import Pending
-from ..errors import StoreError, UnreachableError
-from ..executors import Report, Work, WorkerResources, cores
+from ..errors import C3Error, StoreError, UnreachableError
+from ..executors import Report, Work, WorkerResources, cores, end_with_parent
+from ..io.limits import LARGEST_DECODED
 from ..store import Failure, Shard, Store, StoreWriter, write_shard
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_schema, shard_table, write_rows
-from .decoding import PixelBatch, failure_of, pixel_batches
 from .plan import ShardTask
-from .summary import ModalitySummary, no_seconds
+from .summary import ModalitySummary
 
 _MOST_WORKERS = 16
 _FEW = 4  # images that are decoded before a worker process has started
+_BATCHES_AHEAD = 3  # of each worker
+_SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
+
+_Made = Iterator[tuple[Shard, ModalitySummary]]
 
 
 class EmbedOptions(NamedTuple):
@@ -66,16 +84,10 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         self, store: Store, modality: str, encoder: Encoder, options: EmbedOptions, writer: StoreWriter | None = None
     ) -> None:
         self.modality, self.store = modality, store
-        self._writer = writer
         self.dropped: dict[int, frozenset[str]] = {}
+        self._writer, self._options, self._cores = writer, options, cores()
         self._encoder: Encoder | None = encoder
-        self._options = options
-        self._cores: int | None = None
-        self._model = (
-            json.dumps(encoder.identity),
-            encoder.backend.name,
-            encoder.compute.precision,
-        )
+        self._model = json.dumps(encoder.identity), encoder.backend.name, encoder.compute.precision
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the encoder and the writer."""
@@ -88,12 +100,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             EncoderError: if it cannot be loaded, or its weights are other ones here.
             StoreError: if the store is not to be seen from here.
         """
-        here = Store.open(self.store.path, incomplete=True)
-        if here.info != self.store.info:
-            raise StoreError(
-                f"{here.path} on this machine is a different store.",
-                remedy="Use storage that all machines share, or a URL.",
-            )
+        Store.open(self.store.path, incomplete=True)
         limit_threads(resources.threads)
         self._encoder = _load_once(*self._model, resources.device)
         self._cores = resources.threads
@@ -110,13 +117,13 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """
         assert self._encoder is not None, "load comes first"
         embed = {"image": self._images, "video": self._videos, "text": self._texts}[self.modality]
+        start = time.perf_counter()
         for shard, summary in embed(self._encoder, tasks, report):
-            began = time.perf_counter()
+            made = time.perf_counter()
             try:
                 if shard.index in self.dropped:
-                    rows, failures = rewritten_shard(
-                        self.store, self.modality, shard.index, self.dropped[shard.index], shard
-                    )
+                    drop = self.dropped[shard.index]
+                    rows, failures = rewritten_shard(self.store, self.modality, shard.index, drop, shard)
                     path = self.store.path / REWRITING / part_name(self.modality, shard.index)
                     write_rows(path, self.store.info, rows, failures)
                 elif self._writer is not None:
@@ -131,119 +138,91 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                     f"({error.strerror or error}).",
                     remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
                 ) from error
-            summary.seconds["writing"] += time.perf_counter() - began
+            summary.seconds["encoding"] = made - start - summary.seconds["waiting"]
+            start = time.perf_counter()
+            summary.seconds["writing"] = start - made
             summary.embedded, summary.failed = len(shard.embeddings), len(shard.failures)
             yield summary
 
-    def _images(
-        self, encoder: Encoder, shards: Iterable[ShardTask], report: Report
-    ) -> Iterator[tuple[Shard, ModalitySummary]]:
-        workers = self._options.workers
-        device_type = encoder.compute.device_type
+    def _images(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
         batches = pixel_batches(
             shards,
             encoder.preprocess,
             batch_size=self._options.batch_size or encoder.batch_size("image"),
-            workers=_decoding_processes(device_type, self._cores or cores()) if workers is None else workers,
-            pin_memory=device_type == "cuda",
+            workers=_decoding_processes(encoder, self._cores, self._options.workers),
+            pin_memory=encoder.compute.device_type == "cuda",
             time_limit=self._options.image_timeout or None,
         )
         rows: list[dict[str, Any]] = []
         embeddings: list[Matrix] = []
         failures: list[Failure] = []
-        seconds = no_seconds()
-        for batch, features in _encode_ahead(batches, encoder, seconds):
-            start = time.perf_counter()
-            if features is not None:
-                embeddings.append(features.result())
-            seconds["encoding"] += time.perf_counter() - start
-            seconds["reading"] += batch.reading
-            seconds["decoding"] += batch.decoding
+        summary = ModalitySummary()
+        for batch, features, waited in _encode_ahead(batches, encoder):
+            embeddings.append(features)
             rows += batch.rows
             failures += batch.failures
+            summary.seconds["waiting"] += waited
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if batch.last:
-                shard = _shard("image", batch.shard, rows, embeddings, failures, encoder.dim)
-                yield shard, ModalitySummary(seconds=dict(seconds))
-                seconds.update(no_seconds())
-                rows, embeddings, failures = [], [], []
+                yield _shard("image", batch.shard, rows, embeddings, failures), summary
+                rows, embeddings, failures, summary = [], [], [], ModalitySummary()
 
-    def _videos(
-        self, encoder: Encoder, shards: Iterable[ShardTask], report: Report
-    ) -> Iterator[tuple[Shard, ModalitySummary]]:
+    def _videos(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
         for number, items in shards:
             summary = ModalitySummary()
             rows: list[dict[str, Any]] = []
-            means: list[Matrix] = []
+            means = [np.zeros((0, encoder.dim), np.float32)]
             failures: list[Failure] = []
             for item in items:
                 try:
-                    mean, row = _embed_video(item, encoder, self._options, summary.seconds)
-                    means.append(mean[None])
+                    mean, row = self._video(item, encoder, summary.seconds)
+                    means.append(mean)
                     rows.append(row)
                     report(1, 0)
                 except Exception as error:  # a decoder may raise anything on a damaged file, as for images
-                    failures.append(failure_of(item, "decode", error))
+                    failures.append(_failure_of(item, "decode", error))
                     report(1, 1)
-            yield _shard("video", number, rows, means, failures, encoder.dim), summary
+            yield _shard("video", number, rows, means, failures), summary
 
-    def _texts(
-        self, encoder: Encoder, shards: Iterable[ShardTask], report: Report
-    ) -> Iterator[tuple[Shard, ModalitySummary]]:
-        for number, items in shards:
+    def _video(self, item: ImageItem, encoder: Encoder, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
+        """Return the mean of the embeddings of a video's frames, at unit length (1, d), and its other columns."""
+        frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
+        total, row = np.zeros(encoder.dim), {"key": item.key, "path": item.path, "size": item.size, "frames": 0}
+        while True:
             start = time.perf_counter()
+            pixels = []
+            for at, image in islice(frames, self._options.batch_size or encoder.batch_size("image")):
+                row |= {"width": image.width, "height": image.height, "duration": at, "split": item.split}
+                pixels.append(encoder.pixels(image))
+            seconds["waiting"] += time.perf_counter() - start
+            if not pixels:
+                break
+            total += encoder.start_pixels(np.stack(pixels)).result().sum(axis=0, dtype=np.float64)
+            row["frames"] += len(pixels)
+        norm = np.linalg.norm(total)
+        if not norm > 0:
+            raise ValueError("the embeddings of its frames cancel out")
+        return (total / norm).astype(np.float32)[None], row
+
+    def _texts(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
+        for number, items in shards:
             captions = [item.caption for item in items]
             tokens = encoder.tokenise(captions)
-            summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))
-            tokenised = time.perf_counter()
             embeddings = np.zeros((len(items), encoder.dim), np.float32)
             for rows, part in encoder.encode_token_batches(tokens, batch_size=self._options.batch_size):
                 embeddings[rows] = part
                 report(len(rows), 0)
-            summary.seconds |= {"tokenising": tokenised - start, "encoding": time.perf_counter() - tokenised}
             columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
+            summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))
             yield Shard("text", number, embeddings, columns), summary
 
 
 def _shard(
-    modality: str,
-    number: int,
-    rows: Sequence[Mapping[str, Any]],
-    embeddings: Sequence[Matrix],
-    failures: Sequence[Failure],
-    dim: int,
+    modality: str, number: int, rows: list[dict[str, Any]], embeddings: list[Matrix], failures: list[Failure]
 ) -> Shard:
     """Return a shard of rows, each with the same columns."""
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-    matrix = np.concatenate([np.zeros((0, dim), np.float32), *embeddings])
-    return Shard(modality, number, matrix, columns, failures)
-
-
-def _embed_video(
-    item: ImageItem, encoder: Encoder, options: EmbedOptions, seconds: dict[str, float]
-) -> tuple[Matrix, dict[str, Any]]:
-    """Return the mean of the embeddings of a video's frames, at unit length (d,), and its other columns."""
-    frames = read_frames(item.path, options.fps, options.image_timeout or None)
-    total, count, last = np.zeros(encoder.dim), 0, 0.0
-    width = height = 0
-    while True:
-        start = time.perf_counter()
-        pixels = []
-        for at, image in islice(frames, options.batch_size or encoder.batch_size("image")):
-            last, (width, height) = at, image.size
-            pixels.append(encoder.pixels(image))
-        decoded = time.perf_counter()
-        seconds["decoding"] += decoded - start
-        if not pixels:
-            break
-        total += encoder.start_pixels(np.stack(pixels)).result().sum(axis=0, dtype=np.float64)
-        count += len(pixels)
-        seconds["encoding"] += time.perf_counter() - decoded
-    norm = np.linalg.norm(total)
-    if not norm > 0:
-        raise ValueError("the embeddings of its frames cancel out")
-    columns = {"key": item.key, "path": item.path, "width": width, "height": height, "size": item.size}
-    return (total / norm).astype(np.float32), {**columns, "frames": count, "duration": last, "split": item.split}
+    return Shard(modality, number, np.concatenate(embeddings), columns, failures)
 
 
 def rewritten_shard(
@@ -276,24 +255,46 @@ def rewritten_shard(
     return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
 
 
-def _encode_ahead(
-    batches: Iterable[PixelBatch], encoder: Encoder, seconds: dict[str, float]
-) -> Iterator[tuple[PixelBatch, Pending | None]]:
-    """Yield each batch with its features (n, d); the next batches are already computed while the caller uses one."""
-    running: deque[tuple[PixelBatch, Pending | None]] = deque()
-    source = iter(batches)
-    while True:
+@lru_cache(maxsize=1)
+def _load_once(identity: str, backend: str, precision: str, device: str) -> Encoder:
+    return resolve_encoder(recorded=json.loads(identity), device=device, backend=backend, precision=precision)
+
+
+class PixelBatch(NamedTuple):
+    """Part of a shard, decoded.
+
+    Attributes:
+        shard: the shard's number.
+        last: whether this is the last batch of its shard.
+        pixels: uint8 (n, height, width, 3).
+        rows: the store's columns of the n images that could be decoded: key, path, split, and as they were read
+            width and height in pixels, and size in bytes.
+        failures: the inputs that could not be decoded.
+    """
+
+    shard: int
+    last: bool
+    pixels: Pixels
+    rows: list[dict[str, Any]]
+    failures: list[Failure]
+
+
+def _encode_ahead(batches: Iterator[PixelBatch], encoder: Encoder) -> Iterator[tuple[PixelBatch, Matrix, float]]:
+    """Yield each batch with its features (n, d), and the seconds that it was waited for.
+
+    The next batches are already computed while the caller uses one.
+    """
+    running: deque[tuple[PixelBatch, Pending | None, float]] = deque()
+    more = True
+    while more or running:
         start = time.perf_counter()
-        batch = next(source, None)
-        arrived = time.perf_counter()
-        seconds["waiting"] += arrived - start
-        if batch is None:
-            break
-        running.append((batch, encoder.start_pixels(batch.pixels) if batch.rows else None))
-        seconds["encoding"] += time.perf_counter() - arrived
-        if len(running) > encoder.backend.ahead:
-            yield running.popleft()
-    yield from running
+        batch = next(batches, None)
+        waited, more = time.perf_counter() - start, batch is not None
+        if batch is not None:
+            running.append((batch, encoder.start_pixels(batch.pixels) if batch.rows else None, waited))
+        if running and (not more or len(running) > encoder.backend.ahead):
+            done, features, waited = running.popleft()
+            yield done, np.zeros((0, encoder.dim), np.float32) if features is None else features.result(), waited
 
 
 def encode_files(
@@ -310,30 +311,235 @@ def encode_files(
         C3Error: if no worker process can be started.
     """
     items = [ImageItem(key, str(path), None, None) for key, path in paths.items()]
-    device_type = encoder.compute.device_type
     batches = pixel_batches(
         [(0, items)],
         encoder.preprocess,
         batch_size=encoder.batch_size("image"),
-        workers=_decoding_processes(device_type, cores()) if len(items) > _FEW else 0,
-        pin_memory=device_type == "cuda",
+        workers=_decoding_processes(encoder, cores(), None if len(items) > _FEW else 0),
+        pin_memory=encoder.compute.device_type == "cuda",
         time_limit=time_limit,
     )
-    for batch, features in _encode_ahead(batches, encoder, no_seconds()):
-        embeddings = np.zeros((0, encoder.dim), np.float32) if features is None else features.result()
+    for batch, embeddings, _ in _encode_ahead(batches, encoder):
         yield [row["key"] for row in batch.rows], embeddings, batch.failures
 
 
-def _decoding_processes(device_type: str, available: int) -> int:
+def _decoding_processes(encoder: Encoder, available: int, wanted: int | None) -> int:
     """Return the number of decoding processes beside one encoder: on a CPU one core is left to the model."""
-    return max(1, available - 1) if device_type == "cpu" else min(available, _MOST_WORKERS)
+    most = max(1, available - 1) if encoder.compute.device_type == "cpu" else min(available, _MOST_WORKERS)
+    return most if wanted is None else wanted
 
 
-@lru_cache(maxsize=1)
-def _load_once(identity: str, backend: str, precision: str, device: str) -> Encoder:
-    return resolve_encoder(
-        recorded=json.loads(identity),
-        device=device,
-        backend=backend,
-        precision=precision,
+_Decoded = tuple[list[dict[str, Any]], list[Failure]]  # rows and failures
+
+
+def _decode(
+    reader: ImageReader,
+    preprocess: ImagePreprocessor,
+    time_limit: float | None,
+    items: Sequence[ImageItem],
+    pixels: Pixels,
+) -> _Decoded:
+    """Decode images into the first places of ``pixels``; those that cannot be read or decoded are failures.
+
+    Where an image takes longer than ``time_limit``, this process ends: a decoder is C code that may not return for
+    hours, and signal handlers and threads of Python wait for it.
+
+    Raises:
+        UnreachableError: if a server does not answer, or refuses access: no image of it can be read.
+    """
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    for item in items:
+        stage = "read"
+        try:
+            content = reader.read(item)
+            stage = "decode"
+            if not content:
+                raise ValueError("empty file")
+            if time_limit:
+                faulthandler.dump_traceback_later(time_limit, exit=True, file=2)
+            pixels[len(rows)], width, height = preprocess.load(io.BytesIO(content))
+        except UnreachableError:
+            raise
+        except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
+            failures.append(_failure_of(item, stage, error))
+            continue
+        finally:
+            if time_limit:
+                faulthandler.cancel_dump_traceback_later()
+        size = {"width": width, "height": height, "size": len(content)}
+        rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
+    return rows, failures
+
+
+def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
+    """Return the record of an image, or a video, that could not be read or decoded."""
+    message = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        message = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
+    message = "; ".join([message, *getattr(error, "__notes__", [])])
+    return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
+
+
+_worker: tuple[ImageReader, ImagePreprocessor, float | None] | None = None  # of a worker process
+_places: Pixels | None = None  # what it shares with the process that started it
+
+
+def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]) -> None:
+    global _worker, _places
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
+    _worker, _places = (ImageReader(), preprocess, time_limit), np.frombuffer(memory, np.uint8).reshape(shape)
+    with suppress(ImportError, OSError, ValueError, StopIteration):  # a limit of memory, where the system has one
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
+        allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)  # some decoders start threads
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _decode_in_worker(items: Sequence[ImageItem], place: int, start: int) -> _Decoded:
+    assert _worker is not None
+    assert _places is not None
+    return _decode(*_worker, items, _places[place, start:])
+
+
+class _Pool:
+    """Worker processes that decode, made when they are first needed, and anew after `end`.
+
+    Args:
+        workers: their number.
+        preprocess, time_limit: see `pixel_batches`.
+        batch_size: images in a batch.
+
+    Attributes:
+        places: number of batches that fit into the memory that the workers share with this process.
+        pixels: uint8 (places, batch_size, height, width, 3), where they put what they decode.
+    """
+
+    def __init__(self, workers: int, preprocess: ImagePreprocessor, time_limit: float | None, batch_size: int) -> None:
+        self.places = workers * _BATCHES_AHEAD
+        shape = (self.places, batch_size, *preprocess.size, 3)
+        memory = multiprocessing.RawArray("B", math.prod(shape))
+        self.pixels = np.frombuffer(memory, np.uint8).reshape(shape)
+        self._workers, self._time_limit, self._arguments = workers, time_limit, (preprocess, time_limit, memory, shape)
+        self._executor: ProcessPoolExecutor | None = None
+        self._others: set[Any] = set()  # processes that are not of the pool
+
+    def submit(self, items: Sequence[ImageItem], place: int, start: int = 0) -> Future[_Decoded]:
+        """Let a worker decode images into a place, from its row ``start`` on.
+
+        Raises:
+            C3Error: if no process can be started.
+        """
+        try:
+            if self._executor is None:
+                self._others = set(multiprocessing.active_children())
+                self._executor = ProcessPoolExecutor(self._workers, initializer=_start_worker, initargs=self._arguments)
+            return self._executor.submit(_decode_in_worker, items, place, start)
+        except BrokenProcessPool as error:
+            broken: Future[_Decoded] = Future()
+            broken.set_exception(error)
+            return broken
+        except OSError as error:
+            raise C3Error(
+                f"The {self._workers:,} processes for decoding images could not be started "
+                f"({error.strerror or error}).",
+                remedy="Use fewer --workers.",
+            ) from error
+
+    def decode_one_by_one(self, items: Sequence[ImageItem], place: int) -> _Decoded:
+        """Decode images each by itself; one that ends its process, or takes too long, is a failure."""
+        rows: list[dict[str, Any]] = []
+        failures: list[Failure] = []
+        for item in items:
+            began = time.monotonic()
+            try:
+                row, failure = self.submit([item], place, len(rows)).result()
+            except BrokenProcessPool:
+                self.end()
+                error: Exception = ValueError("the process that decodes it ends each time")
+                if self._time_limit and time.monotonic() - began >= self._time_limit:
+                    limit = f"{self._time_limit:g} s; raise the limit with --image-timeout"
+                    error = TimeoutError(f"decoding took longer than {limit}")
+                row, failure = [], [_failure_of(item, "decode", error)]
+            rows += row
+            failures += failure
+        return rows, failures
+
+    def end(self) -> None:
+        """End the workers; they have nothing to tidy up, and may be in a decoder that does not come back."""
+        if self._executor is not None:
+            for worker in set(multiprocessing.active_children()) - self._others:
+                worker.kill()
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+
+def pixel_batches(
+    shards: Iterable[tuple[int, Sequence[ImageItem]]],
+    preprocess: ImagePreprocessor,
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+    time_limit: float | None = None,
+) -> Generator[PixelBatch, None, None]:
+    """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on its shard alone.
+
+    Args:
+        shards: number and images of each.
+        preprocess: of the encoder.
+        batch_size: images in a batch.
+        workers: number of decoding processes; 0 decodes in this one.
+        pin_memory: hand pixels over in page-locked memory, for copies to a GPU.
+        time_limit: seconds that decoding one image may take; one that takes longer is a failure. It ends its process,
+            so the limit needs ``workers``.
+
+    Raises:
+        C3Error: if no worker process can be started.
+        UnreachableError: if the server of the images does not answer, or refuses access.
+    """
+
+    def batch(shard: int, last: bool, pixels: Pixels, decoded: _Decoded) -> PixelBatch:
+        pixels = pixels[: len(decoded[0])]
+        if pin_memory:
+            import torch
+
+            pixels = torch.from_numpy(pixels).pin_memory().numpy()  # copies to a GPU then run in the background
+        return PixelBatch(shard, last, pixels, *decoded)
+
+    jobs = (
+        (number, start + batch_size >= len(items), items[start : start + batch_size])
+        for number, items in shards
+        for start in range(0, len(items), batch_size)
     )
+    if not workers:
+        with ImageReader() as reader:
+            for shard, last, items in jobs:
+                pixels = np.empty((len(items), *preprocess.size, 3), np.uint8)
+                yield batch(shard, last, pixels, _decode(reader, preprocess, None, items, pixels))
+        return
+    pool = _Pool(workers, preprocess, time_limit, batch_size)
+    ahead: deque[tuple[int, bool, Sequence[ImageItem], int, Future[_Decoded]]] = deque()
+    try:
+        for place in cycle(range(pool.places)):
+            for job in islice(jobs, pool.places - len(ahead)):
+                free = (place + len(ahead)) % pool.places
+                ahead.append((*job, free, pool.submit(job[2], free)))
+            if not ahead:
+                return
+            if isinstance(ahead[0][-1].exception(), BrokenProcessPool):
+                pool.end()
+                for number, (*job, at, waiting) in enumerate(ahead):
+                    if waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool):
+                        done: Future[_Decoded] = Future()
+                        done.set_result(pool.decode_one_by_one(job[2], at))
+                        ahead[number] = (*job, at, done)
+            shard, last, _, _, future = ahead.popleft()
+            yield batch(shard, last, pool.pixels[place].copy(), future.result())
+    finally:
+        pool.end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -11,12 +11,11 @@ from ..reporter import counted
 from ..tables import Table
 
 _NAMES_SHOWN = 5
-_STAGES = ("reading", "decoding", "waiting", "tokenising", "encoding", "writing")
-
-
-def no_seconds() -> dict[str, float]:
-    """Return zero seconds for every stage."""
-    return dict.fromkeys(_STAGES, 0.0)
+_STAGES = {  # in words, and what would help
+    "waiting": ("Reading and decoding", "more --workers, smaller image files or a faster disk would help."),
+    "encoding": ("Encoding", "a GPU, a lower --precision if the hardware supports it, or a smaller model would help."),
+    "writing": ("Writing", "a faster disk or larger shards (--shard-size) would help."),
+}
 
 
 @dataclass
@@ -37,8 +36,7 @@ class ModalitySummary:
         from_elsewhere: keys of inputs that were not embedded, because the store has these keys, or those of their
             images, from other files.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
-        seconds: by stage, summed over processes. ``reading`` and ``decoding`` happen in worker processes, beside the
-            other stages; ``waiting`` is for them.
+        seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``, ``writing``.
         elapsed: wall-clock seconds.
     """
 
@@ -56,7 +54,7 @@ class ModalitySummary:
     to_embed: int = 0
     to_update: int = 0
     to_remove: int = 0
-    seconds: dict[str, float] = field(default_factory=no_seconds)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
     elapsed: float = 0.0
 
     @property
@@ -66,34 +64,24 @@ class ModalitySummary:
 
     def add(self, other: ModalitySummary) -> None:
         """Add the counts and timings of other shards."""
-        self.embedded += other.embedded
-        self.failed += other.failed
-        self.truncated += other.truncated
-        self.elapsed += other.elapsed
+        for name in ("embedded", "failed", "truncated", "elapsed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 
     def notes(self, name: str) -> list[str]:
-        """Return a sentence about changed inputs and one about removed inputs, if there are any."""
-        notes = []
-        if self.changed:
-            done = f"{self.updated:,} embedded again" if self.updated or self.not_updated else ""
-            done = "would be embedded again" if self.to_update else done
-            one = f"changed since it was embedded ({done or '--update embeds it again'})"
-            notes.append(_said(name, self.changed, one, one.replace("it was", "they were").replace(" it ", " them ")))
+        """Return sentences about inputs that changed, have gone, or are special otherwise."""
+        again = f"{self.updated:,} embedded again" if self.updated or self.not_updated else "--update embeds them again"
+        removed = "rows removed" if self.removed else "--prune removes their rows"
+        notes = [
+            *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
+            *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
+            *_listed(f"{name} input", "not embedded: the store has their keys from other files", self.from_elsewhere),
+        ]
         if self.not_updated:
             notes.append(f"{self.not_updated:,} changed {name} inputs cannot be read; their rows were not changed.")
-        if self.gone:
-            done = "removed {}" if self.removed else "{} would be removed" if self.to_remove else "--prune removes {}"
-            one = f"is no longer in its source ({done.format('its row')})"
-            many = f"are no longer in their source ({done.format('their rows')})"
-            notes.append(_said(name, self.gone, one, many))
-        if self.from_elsewhere:
-            of_text = name == "text"
-            its, their = ("the key of its image", "the keys of their images") if of_text else ("its key", "their keys")
-            one = f"was not embedded, because the store already has {its} from another file"
-            many = f"were not embedded, because the store already has {their} from other files"
-            notes.append(_said(name, self.from_elsewhere, one, many))
+        if self.truncated:
+            notes.append(f"{counted(self.truncated, name)} longer than the context of the model, and cut short.")
         return notes
 
 
@@ -127,106 +115,55 @@ class EmbedSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        value = _plain(self) | {"modalities": {name: _plain(summary) for name, summary in self.modalities.items()}}
-        for name, summary in self.modalities.items():
-            value["modalities"][name]["rate"] = round(summary.rate, 2)
-        return value
+        modalities = {name: {**vars(m), "rate": round(m.rate, 2)} for name, m in self.modalities.items()}
+        return {**vars(self), "modalities": modalities}
 
     def table(self) -> Table:
         """Return the counts as a table, one row per modality."""
+        columns = ["embedded", "already there", "failed", "per second", "seconds"]
+        how = [self.model["name"], self.precision, None if self.backend == "torch" else self.backend]
         if self.dry_run:
-            planned = [
-                [name, *(f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before))]
-                for name, m in self.modalities.items()
-            ]
-            columns = ["modality", "to embed", "to update", "to remove", "already there", "failed before"]
-            return Table(columns, planned, f"{self.store}   {self.model['name']}, dry run: nothing was written")
-        columns = ["modality", "embedded", "already there", "failed", "per second", "seconds"]
+            columns = ["to embed", "to update", "to remove", "already there", "failed before"]
+            how = [self.model["name"], "dry run: nothing was written"]
         rows = []
         for name, m in self.modalities.items():
-            counts = (f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before))
-            rows.append([name, *counts, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"])
-        how = [self.precision, None if self.backend == "torch" else self.backend]
-        return Table(columns, rows, f"{self.store}   {', '.join([self.model['name'], *filter(None, how)])}")
+            done = [f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before)]
+            planned = [f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before)]
+            rows.append([name, *(planned if self.dry_run else [*done, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"])])
+        return Table(["modality", *columns], rows, f"{self.store}   {', '.join(filter(None, how))}")
 
     def notes(self) -> list[str]:
         """Return notes, one sentence each, on missing partners, changes, failures and the slowest stage."""
         notes = [
-            *_listed("image has no caption", "images have no caption", self.images_without_caption),
-            *_listed(
-                "caption names an image that was not found",
-                "captions name images that were not found",
-                self.captions_without_image,
-            ),
+            *_listed("image", "without a caption", self.images_without_caption),
+            *_listed("caption", "for images that were not found", self.captions_without_image),
         ]
+        stages: dict[tuple[str, str], float] = {}
         for name, m in self.modalities.items():
             notes += m.notes(name)
-            if m.truncated:
-                texts = counted(m.truncated, "text was", "texts were")
-                notes.append(f"{texts} longer than the context of the model, and cut short.")
+            stages |= {(name, stage): seconds for stage, seconds in m.seconds.items() if m.embedded}
         if self.failures_in_store:
             inputs = counted(self.failures_in_store, "input was", "inputs were")
             notes.append(
                 f"{inputs} not embedded; {self.store}/failures.parquet lists the reasons. --retry-failed tries again."
             )
         if self.lost:
-            notes += _listed(
-                "shard is missing and was not made from these inputs",
-                "shards are missing and were not made from these inputs",
-                self.lost,
-            )
+            notes += _listed("shard", "missing and not made from these inputs", self.lost)
             notes.append(
                 "Embed the inputs that they were made from too. If no inputs are missing, delete manifest.json and run "
                 f"`c3 verify {self.store} --repair`: it records the shards that exist."
             )
-        bottleneck = self.bottleneck()
-        return notes + ([bottleneck] if bottleneck else [])
+        if stages:
+            name, stage = max(stages, key=lambda key: stages[key])
+            share, (words, advice) = stages[name, stage] / max(sum(stages.values()), 1e-9), _STAGES[stage]
+            notes.append(f"{words} {name}s took {share:.0%} of the time: {advice}")
+        return notes
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_() + "".join(f"<p>{escape(note)}</p>" for note in self.notes())
 
-    def bottleneck(self) -> str | None:
-        """Return a sentence about the slowest stage and what would help; None if nothing was embedded."""
-        stages = {
-            (name, stage): summary.seconds[stage]
-            for name, summary in self.modalities.items()
-            if summary.embedded
-            for stage in _ADVICE
-        }
-        if not stages:
-            return None
-        (name, stage), seconds = max(stages.items(), key=lambda entry: entry[1])
-        share = seconds / max(sum(stages.values()), 1e-9)
-        advice = _ADVICE[stage]
-        if stage == "waiting" and self.modalities[name].seconds["reading"] > self.modalities[name].seconds["decoding"]:
-            advice = "reading the files is slow; a faster disk, or a copy on this machine, would help."
-        return f"{_WORDS[stage].format(name=name)} took {share:.0%} of the time: {advice}"
 
-
-def _plain(summary: ModalitySummary | EmbedSummary) -> dict[str, Any]:
-    return {field.name: getattr(summary, field.name) for field in fields(summary)}
-
-
-_WORDS = {
-    "waiting": "Waiting for decoded {name}s",
-    "encoding": "Encoding {name}s",
-    "writing": "Writing {name} shards",
-    "tokenising": "Splitting {name}s into tokens",
-}
-_ADVICE = {
-    "waiting": "decoding is slow; more --workers or smaller image files would help.",
-    "encoding": "a GPU, a lower --precision if the hardware supports it, or a smaller model would help.",
-    "writing": "a faster disk or larger shards (--shard-size) would help.",
-    "tokenising": "this is done only once.",
-}
-
-
-def _listed(problem: str, problems: str, names: Sequence[str]) -> list[str]:
+def _listed(noun: str, what: str, names: Sequence[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them, or none if there are no names."""
     more = ", …" if len(names) > _NAMES_SHOWN else ""
-    return [f"{counted(len(names), problem, problems)}: {', '.join(names[:_NAMES_SHOWN])}{more}"] if names else []
-
-
-def _said(name: str, keys: Sequence[str], one: str, many: str) -> str:
-    """Return a sentence about one input of a modality, or several, with the first of their keys."""
-    return _listed(f"{name} {one}", f"{name}s {many}", keys)[0]
+    return [f"{counted(len(names), noun)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}"] if names else []

@@ -6,15 +6,15 @@ with open_executor("ray", address="head:6379") as executor:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ..errors import C3Error
 from .base import Executor, Report, Tasks, Work, WorkerResources, cores, end_with_parent
 from .local import LocalExecutor
 
 __all__ = [
-    "EXECUTORS",
     "Executor",
     "LocalExecutor",
     "Report",
@@ -26,26 +26,16 @@ __all__ = [
     "open_executor",
 ]
 
-EXECUTORS = ("local", "ray")
 
-
-@contextmanager
 def open_executor(
-    name: str | Executor = "local",
-    *,
-    devices: Sequence[str] = (),
-    threads: int = 1,
-    address: str | None = None,
-    processes: int | None = None,
-    cores: int | None = None,
-    gpu: bool = False,
-) -> Iterator[Executor]:
-    """Open an executor for the length of the block.
+    name: str | Executor = "local", *, devices: Sequence[str] = (), threads: int = 1, **of_cluster: Any
+) -> AbstractContextManager[Executor]:
+    """Open an executor for the length of a block.
 
     Args:
         name: ``local`` or ``ray``; an executor that is open already is used as it is.
         devices, threads: of `LocalExecutor`.
-        address, processes, cores, gpu: of `RayExecutor`.
+        of_cluster: ``address``, ``processes``, ``cores`` and ``gpu`` of `RayExecutor`.
 
     Raises:
         MissingExtraError: if Ray is named and not installed.
@@ -53,15 +43,13 @@ def open_executor(
         C3Error: for an unknown name, or options that belong to the other executor.
     """
     if not isinstance(name, str):
-        yield name
-    elif name == "local":
-        if address is not None or processes is not None:
-            raise C3Error("--address and --processes are for a cluster.", remedy="Add --executor ray.")
-        yield LocalExecutor(devices, threads)
-    elif name == "ray":
+        return nullcontext(name)
+    if name == "ray":
         from .ray import RayExecutor
 
-        with RayExecutor(address, processes=processes, cores=cores, gpu=gpu) as executor:
-            yield executor
-    else:
-        raise C3Error(f"There is no executor {name!r}.", remedy=f"Use {' or '.join(EXECUTORS)}.")
+        return RayExecutor(**of_cluster)
+    if name != "local":
+        raise C3Error(f"There is no executor {name!r}.", remedy="Use local or ray.")
+    if of_cluster.get("address") is not None or of_cluster.get("processes") is not None:
+        raise C3Error("--address and --processes are for a cluster.", remedy="Add --executor ray.")
+    return nullcontext(LocalExecutor(devices, threads))

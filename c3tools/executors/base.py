@@ -6,8 +6,7 @@ import multiprocessing
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 Task = TypeVar("Task")
 Task_co = TypeVar("Task_co", covariant=True)
@@ -18,15 +17,14 @@ Report = Callable[[int, int], None]
 
 
 class Tasks(Protocol[Task_co]):
-    """Tasks by their position: a list, or an object that makes large tasks on demand."""
+    """Tasks by their position: a list, or an object that makes large tasks on demand; it can be pickled."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: int, /) -> Task_co: ...
 
 
-@dataclass(frozen=True)
-class WorkerResources:
+class WorkerResources(NamedTuple):
     """The resources of a worker process.
 
     Attributes:

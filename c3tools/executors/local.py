@@ -6,12 +6,10 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
-from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from ..errors import C3Error
@@ -34,116 +32,74 @@ class LocalExecutor:
         """Do all tasks; see `Executor.run`."""
         if len(self._devices) > 1 and len(tasks):
             return _in_processes(self._devices[: len(tasks)], work, tasks, report)
-        if self._threads > 1:
-            return _in_threads(self._threads, work, tasks, report)
-        return list(work.run((tasks[position] for position in range(len(tasks))), report))
-
-
-class _StoppedError(Exception):
-    """Another task failed or the user interrupted, so this task is stopped."""
-
-
-def _in_threads(count: int, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-    """Run tasks in threads; the first failure stops the others at their next report."""
-    stop = threading.Event()
-
-    def report_unless_stopped(done: int, failed: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        report(done, failed)
-
-    def run(position: int) -> Result:
-        report_unless_stopped(0, 0)
-        try:
-            (result,) = work.run([tasks[position]], report_unless_stopped)
-        except BaseException:
-            stop.set()
-            raise
-        return result
-
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(run, position) for position in range(len(tasks))]
-        try:
-            wait(futures)
-        except BaseException:
-            stop.set()
-            raise
-    errors = [error for error in (future.exception() for future in futures) if error is not None]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, _StoppedError)), errors[0])
-    return [future.result() for future in futures]
+        if self._threads < 2:
+            return list(work.run((tasks[position] for position in range(len(tasks))), report))
+        with ThreadPoolExecutor(self._threads) as pool:
+            futures = [pool.submit(lambda at: list(work.run([tasks[at]], report)), n) for n in range(len(tasks))]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [result for future in futures for result in future.result()]
 
 
 def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-    """Give each process the next of its tasks when it asks for one."""
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
-    processes: dict[Connection, tuple[str, SpawnProcess, Iterator[int]]] = {}  # device, process, its tasks
+    running: dict[Connection, str] = {}
+    processes = []
     results: dict[int, Result] = {}
     try:
         for number, device in enumerate(devices):
+            own, other = context.Pipe(duplex=False)
             resources = WorkerResources(device, max(1, cores() // len(devices)))
-            own, other = context.Pipe()
-            process = context.Process(target=_serve, args=(resources, work, other))
-            process.start()
+            positions = range(number, len(tasks), len(devices))
+            processes.append(context.Process(target=_serve, args=(resources, work, tasks, positions, other)))
+            processes[-1].start()
             other.close()
-            processes[own] = device, process, iter(range(number, len(tasks), len(devices)))
-        running = set(processes)
+            running[own] = device
         while running:
-            for end in wait_for_any(running):
+            for end in wait_for_any(list(running)):
                 assert isinstance(end, Connection)
-                device, _, positions = processes[end]
                 try:
-                    kind, value, remedy = end.recv()
-                    if kind == "free":
-                        position = next(positions, None)
-                        end.send(None if position is None else (position, tasks[position]))
+                    kind, value = end.recv()
                 except (EOFError, ConnectionError):
                     raise C3Error(
-                        f"The process for {device} was killed.",
+                        f"The process for {running[end]} was killed.",
                         remedy="Finished work is kept. Run the same command again to continue.",
                     ) from None
                 if kind == "progress":
                     report(*value)
+                elif kind == "failed":
+                    raise C3Error(f"{running[end]}: {value[0]}", remedy=value[1])
                 elif kind == "result":
                     results[value[0]] = value[1]
-                elif kind == "end":
-                    running.discard(end)
-                elif kind == "failed":
-                    raise C3Error(f"{device}: {value}", remedy=remedy)
+                else:
+                    del running[end]
         return [results[position] for position in range(len(tasks))]
     except BaseException:
-        for _, process, _ in processes.values():
+        for process in processes:
             process.terminate()
         raise
     finally:
-        for _, process, _ in processes.values():
+        for process in processes:
             process.join()
 
 
-def _serve(resources: WorkerResources, work: Work[Any, Any], connection: Connection) -> None:
-    """Do tasks in a separate process, which asks for each task when it is ready for it."""
+def _serve(
+    resources: WorkerResources, work: Work[Any, Any], tasks: Tasks[Any], positions: range, end: Connection
+) -> None:
+    """Do the tasks at these positions in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
-    positions: deque[int] = deque()
-
-    def send(kind: str, value: object = None, remedy: str | None = None) -> None:
-        connection.send((kind, value, remedy))
-
-    def tasks() -> Iterator[Any]:
-        while True:
-            send("free")
-            given = connection.recv()
-            if given is None:
-                return
-            positions.append(given[0])
-            yield given[1]
-
     try:
         work.load(resources)
-        for result in work.run(tasks(), lambda done, failed: send("progress", (done, failed))):
-            send("result", (positions.popleft(), result))
-        send("end")
+        results = work.run((tasks[at] for at in positions), lambda *counts: end.send(("progress", counts)))
+        for at, result in zip(positions, results, strict=True):
+            end.send(("result", (at, result)))
+        end.send(("end", None))
     except C3Error as error:
-        send("failed", error.message, error.remedy)
+        end.send(("failed", (error.message, error.remedy)))
     except Exception as error:
-        send("failed", "".join(traceback.format_exception(error)))
+        end.send(("failed", ("".join(traceback.format_exception(error)), None)))

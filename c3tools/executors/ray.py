@@ -7,19 +7,17 @@ import os
 import re
 import socket
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
 from .base import Report, Result, Task, Tasks, Work, WorkerResources
 
-ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
-ANSWER_TIMEOUT = 5.0  # seconds for the machine of a cluster to answer
-WORKER_TIMEOUT = 600.0  # seconds without any worker: clusters that grow on demand take minutes
+_ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
+_ANSWER_TIMEOUT = 5.0  # seconds for the machine of a cluster to answer
+_WORKER_TIMEOUT = 600.0  # seconds for the first worker: clusters that grow on demand take minutes
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -64,17 +62,20 @@ class RayExecutor:
             _join(self._address)
             self._joined = True
         try:
-            self._allocation = allocate(ray.nodes(), *self._wanted, gpu=self._gpu)
+            self._most, self._cores = allocate(ray.nodes(), *self._wanted, gpu=self._gpu)
         except BaseException:
-            self._leave()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the workers, and the cluster if it was started here."""
-        self._leave()
+        for actor in self._idle:
+            _ray().kill(actor)
+        self._idle.clear()
+        if self._joined:
+            _ray().shutdown()
+            self._joined = False
 
     def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
         """Do all tasks; see `Executor.run`. Workers stay for the next call, with what they have loaded."""
@@ -83,38 +84,34 @@ class RayExecutor:
         waiting, attempts = deque(range(len(tasks))), Counter[int]()
         results: dict[int, Result] = {}
         running: dict[Any, tuple[Any, int]] = {}  # actor and task of each call
-        started, began = bool(self._idle), time.monotonic()
+        if waiting and not self._idle:
+            self._idle.append(self._start_actor())
+            if not ray.wait([self._idle[0].version.remote()], timeout=_WORKER_TIMEOUT)[0]:
+                raise C3Error(
+                    f"The cluster could not start a worker within {_WORKER_TIMEOUT:g} s.",
+                    remedy="Check `ray status`: other jobs may use its cores, or --processes may be too large.",
+                )
         try:
             while waiting or running:
-                while waiting and (self._idle or len(running) < self._allocation.processes):
+                while waiting and (self._idle or len(running) < self._most):
                     actor, position = self._idle.pop() if self._idle else self._start_actor(), waiting.popleft()
                     attempts[position] += 1
                     running[actor.run.remote(shared, tasks[position], folder)] = actor, position
-                ready, _ = ray.wait(list(running), timeout=1.0)
-                if not started and time.monotonic() - began > WORKER_TIMEOUT:
-                    alive = [actor.version.remote() for actor, _ in running.values()]
-                    started = bool(ray.wait(alive, timeout=ANSWER_TIMEOUT)[0] or ready)
-                    if not started:
-                        raise C3Error(
-                            f"The cluster could not start a worker within {WORKER_TIMEOUT:g} s.",
-                            remedy="Check `ray status`: other jobs may use its cores, or --processes may be too large.",
-                        )
-                for call in ready:
+                for call in ray.wait(list(running), timeout=1.0)[0]:
                     actor, position = running.pop(call)
                     try:
                         result, done, failed, refused = ray.get(call)
                     except ray.exceptions.RayError as error:  # the worker is lost, or the task crashed
                         ray.kill(actor)
-                        if attempts[position] >= ATTEMPTS:
+                        if attempts[position] >= _ATTEMPTS:
                             raise C3Error(
-                                f"{work.name(tasks[position])} failed {ATTEMPTS} times, the last time since its worker "
-                                f"was lost or crashed ({error}).",
+                                f"{work.name(tasks[position])} failed {_ATTEMPTS} times, the last time since its "
+                                f"worker was lost or crashed ({error}).",
                                 remedy="Finished work is kept; run the same command again to continue. The worker may "
                                 "have run out of memory: see `ray status` and the logs of Ray.",
                             ) from None
                         waiting.appendleft(position)
                         continue
-                    started = True
                     self._idle.append(actor)
                     if refused is not None:
                         raise C3Error(f"{work.name(tasks[position])}: {refused[0]}", remedy=refused[1])
@@ -126,36 +123,15 @@ class RayExecutor:
         return [results[position] for position in range(len(tasks))]
 
     def _start_actor(self) -> Any:
-        cores, gpu = self._allocation.cores, self._gpu
-        resources = WorkerResources("cuda" if gpu else "cpu", max(1, int(cores)))
-        actor = _ray().remote(_Worker).options(num_cpus=cores, num_gpus=int(gpu), max_restarts=0, max_task_retries=0)
-        return actor.remote(resources, __version__)
-
-    def _leave(self) -> None:
-        for actor in self._idle:
-            _ray().kill(actor)
-        self._idle.clear()
-        if self._joined:
-            _ray().shutdown()
-            self._joined = False
-
-
-class WorkerAllocation(NamedTuple):
-    """Workers that a cluster has room for.
-
-    Attributes:
-        processes: how many.
-        cores: CPU cores of each; a fraction if there are more workers than cores.
-    """
-
-    processes: int
-    cores: float
+        resources = WorkerResources("cuda" if self._gpu else "cpu", max(1, int(self._cores)))
+        options = {"num_cpus": self._cores, "num_gpus": int(self._gpu), "max_restarts": 0, "max_task_retries": 0}
+        return _ray().remote(_Worker).options(**options).remote(resources, __version__)
 
 
 def allocate(
     nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int | None, *, gpu: bool
-) -> WorkerAllocation:
-    """Return how many workers of how many cores fit on these machines.
+) -> tuple[int, float]:
+    """Return how many workers fit on these machines, and of how many cores, a fraction if they share one.
 
     Args:
         nodes: as `ray.nodes` returns them.
@@ -164,8 +140,8 @@ def allocate(
     Raises:
         C3Error: if there are no GPUs, or no CPU cores, to give to workers.
     """
-    machines = [node["Resources"] for node in nodes if node["Alive"]]
-    machines = [(int(m.get("CPU", 0)), int(m.get("GPU", 0))) for m in machines]
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    machines = [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in resources]
     machines = [(cpus, gpus) for cpus, gpus in machines if cpus and (gpus or not gpu)]
     if not machines:
         what = "GPUs" if gpu else "CPU cores"
@@ -173,12 +149,12 @@ def allocate(
     if processes is not None and cores is None and not gpu:
         for whole in range(max(machines)[0], 0, -1):
             if sum(cpus // whole for cpus, _ in machines) >= processes:
-                return WorkerAllocation(processes, whole)
+                return processes, whole
         per_core = -(-processes // sum(cpus for cpus, _ in machines))
-        return WorkerAllocation(processes, 10_000 // per_core / 10_000)  # Ray counts in ten-thousandths
-    share = float(cores) if cores is not None else min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
-    fitting = sum(gpus if gpu else int(cpus // share) for cpus, gpus in machines)
-    return WorkerAllocation(processes or max(1, fitting), share)
+        return processes, 10_000 // per_core / 10_000  # Ray counts in ten-thousandths
+    share = cores or min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
+    fitting = sum(gpus if gpu else cpus // share for cpus, gpus in machines)
+    return processes or max(1, fitting), share
 
 
 class _Worker:
@@ -199,31 +175,29 @@ class _Worker:
             task: the task.
             folder: where relative paths start.
         """
-        done = failed = 0
-
-        def report(more: int, more_failed: int) -> None:
-            nonlocal done, failed
-            done, failed = done + more, failed + more_failed
-
+        counts: list[tuple[int, int]] = [(0, 0)]
+        result = refused = None
         try:
+            machine = f"The machine {socket.gethostname()} has"
             if self._version != __version__:
                 raise C3Error(
-                    f"The machine {socket.gethostname()} has c3tools {__version__}, but this one has {self._version}.",
+                    f"{machine} c3tools {__version__}, but this one has {self._version}.",
                     remedy="Install the same version on all machines.",
                 )
             try:
                 os.chdir(folder)
             except OSError as error:
                 raise C3Error(
-                    f"The machine {socket.gethostname()} has no folder {folder} ({error.strerror}).",
+                    f"{machine} no folder {folder} ({error.strerror}).",
                     remedy="Run c3 in a folder that all machines of the cluster share, because they share inputs and "
                     "outputs; or run it in / and use URLs.",
                 ) from error
             work.load(self._resources)
-            (result,) = work.run([task], report)
+            (result,) = work.run([task], lambda *more: counts.append(more))
         except C3Error as error:
-            return None, done, failed, (error.message, error.remedy)
-        return result, done, failed, None
+            refused = error.message, error.remedy
+        done, failed = map(sum, zip(*counts, strict=True))
+        return result, done, failed, refused
 
 
 def _ray() -> Any:
@@ -247,25 +221,13 @@ def _join(address: str | None) -> None:
     try:
         if host_and_port is not None:  # Ray itself would try for minutes
             place = host_and_port["host"], int(host_and_port["port"])
-            socket.create_connection(place, ANSWER_TIMEOUT).close()
+            socket.create_connection(place, _ANSWER_TIMEOUT).close()
         options = {} if address not in (None, "local") else {"include_dashboard": False}
         _ray().init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        if _asks_for_token(error):
-            # Ray sends its token to a given address only with RAY_AUTH_MODE=token, which the user has to set
-            raise UnreachableError(
-                f"The Ray cluster at {address} asks for a token.",
-                remedy="Set RAY_AUTH_MODE=token if you trust this cluster. All machines need the same token, see "
-                "docs/guides/cluster.md.",
-            ) from error
         raise UnreachableError(
-            f"There is no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split())[:300]}).",
+            f"There is no Ray cluster at {address or 'this machine'}, or it asks for a token "
+            f"({' '.join(str(error).split())[:300]}).",
             remedy="Start one with `ray start --head`, add this machine with `ray start --address=HEAD:6379`, and use "
-            "--address HEAD:6379.",
+            "--address HEAD:6379. If it asks for a token, see docs/guides/cluster.md.",
         ) from error
-
-
-def _asks_for_token(error: BaseException | None) -> bool:
-    while error is not None and "AuthenticationError" not in f"{type(error).__name__} {error}":
-        error = error.__cause__ or error.__context__
-    return error is not None

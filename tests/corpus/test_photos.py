@@ -79,7 +79,7 @@ def test_what_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
         assert caught.value.strerror
     with pytest.raises(ValueError, match="has no path"):
         finder.find("key", None)
-    with pytest.raises(ValueError, match="--download downloads it"):
+    with pytest.raises(OSError, match="--download downloads it"):
         finder.find("key", "https://example.org/a.jpg")
     assert PhotoFinder(download=True).find("key", "https://example.org/a.jpg").source is not None
 

@@ -39,11 +39,10 @@ def test_every_suffix_is_found_in_any_case_and_depth(tmp_path: Path, suffix: str
 def test_captions_beside_an_images_folder(tmp_path: Path) -> None:
     image(tmp_path / "images" / "one.png")
     jsonl(tmp_path / "captions.jsonl", {"image": "one.png", "captions": ["a", "b"], "split": "test"})
-    for root in (tmp_path, tmp_path / "images"):
-        corpus = read_corpus([root])
-        assert [(i.key, i.split) for i in corpus.images] == [("one", "test")]
-        assert [t.key for t in corpus.texts] == ["one#0", "one#1"]
-        assert pairs(corpus) == [("a", "one"), ("b", "one")]
+    corpus = read_corpus([tmp_path])
+    assert [(i.key, i.split) for i in corpus.images] == [("one", "test")]
+    assert [t.key for t in corpus.texts] == ["one#0", "one#1"]
+    assert pairs(corpus) == [("a", "one"), ("b", "one")]
 
 
 def test_metadata_of_the_image_folder_convention(tmp_path: Path) -> None:
@@ -138,9 +137,8 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "metadata.csv", "in.txt"])
-@pytest.mark.parametrize("beside", [False, True])
-def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str, beside: bool) -> None:
-    folder = tmp_path / "corpus" / ("images" if beside else "")
+def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "corpus"
     image(folder / "in.png")
     content = {
         "captions.jsonl": '{"image": "in.png", "captions": ["secret"]}\n',
@@ -149,10 +147,10 @@ def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, 
     }
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / name).write_text(content[name])
-    link = (folder if name == "in.txt" else tmp_path / "corpus") / name
+    link = folder / name
     link.symlink_to(tmp_path / "secret" / name)
     corpus = read_corpus([folder])
-    assert corpus.texts == []
+    assert not corpus.texts
     assert [(s.path, s.error) for s in corpus.skipped] == [(str(link), "SymlinkOutside")]
     assert len(read_corpus([folder], follow_symlinks=True).images) == 1
     if name == "in.txt":
@@ -209,23 +207,11 @@ def test_captions_files_with_a_row_for_each_caption(tmp_path: Path, name: str) -
     assert {text.key: text.caption for text in read_corpus([tmp_path], captions=file).texts} == expected
 
 
-def test_a_delimiter_without_quotes_is_part_of_the_text_in_the_last_column(tmp_path: Path) -> None:
-    path = tmp_path / "c.csv"
-    rows = 'a.png,A dog, 1,000 "big" ones,\n"b.png",A cat,\r\nc.png, , a, b\n'
-    path.write_text(f"file_name,text\n{rows}", encoding="utf-8")
-    texts = ['A dog, 1,000 "big" ones,', "A cat", ", a, b"]
-    assert [text.caption for text in read_corpus([path]).texts] == texts
-    path.write_text("text\nA dog, running\n", encoding="utf-8")
-    assert [text.caption for text in read_corpus([path]).texts] == ["A dog, running"]
-    path.write_text("image;text\na.png;A dog; running\n", encoding="utf-8")
-    assert [text.caption for text in read_corpus([path]).texts] == ["A dog; running"]
-
-
 @pytest.mark.parametrize(
     "row",
     [
         "text,image\nA dog, running,a.png",
-        'image,text\na.png,"A dog",0.9',
+        "text,image\na.png,A dog, running",
         'image,text\na.png,"A\ndog",0.9, 1',
         "caption_0,caption_1\nA dog, running,A cat",
     ],
@@ -233,7 +219,7 @@ def test_a_delimiter_without_quotes_is_part_of_the_text_in_the_last_column(tmp_p
 def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path, row: str) -> None:
     path = tmp_path / "c.csv"
     path.write_text(row, encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"c\.csv, line \d has \d cells, but the header names 2 columns.\nPut double"):
+    with pytest.raises(CorpusError, match=r"c\.csv, line \d .*\nPut double quotes"):
         read_corpus([path])
 
 

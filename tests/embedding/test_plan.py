@@ -133,14 +133,14 @@ def test_a_dry_run_writes_nothing_and_loads_no_model(
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
     assert "dry run: nothing was written" in said
-    assert f"(would be embedded again): {Path(names[1]).stem}" in said
-    assert "2 images are no longer in their source (their rows would be removed)" in said
+    assert f"1 image input changed after embedding (--update embeds them again): {Path(names[1]).stem}" in said
+    assert "2 image inputs no longer in the source (--prune removes their rows)" in said
     value = json.loads(c3("embed", folder, "--store", "s", "--update", "--prune", "--dry-run", "--json").stdout)
     planned = {name: (m["to_embed"], m["to_update"], m["to_remove"]) for name, m in value["modalities"].items()}
     assert planned == {"image": (1, 1, 2), "text": (0, 1, 12)}
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
-    with pytest.raises(StoreError, match="There is no store"):
-        embed(folder, tmp_path / "none", dry_run=True)
+    new = embed(folder, tmp_path / "none", dry_run=True).summary
+    assert {name: m.to_embed for name, m in new.modalities.items()} == {"image": 6, "text": 23}
     assert not (tmp_path / "none").exists()
 
 
@@ -194,7 +194,7 @@ def test_rows_of_other_paths_are_left_alone(encoder: Encoder, tmp_path: Path) ->
     assert summary.modalities["text"].updated == 5
     text = rows(tmp_path / "s", "text")
     assert all(text[key] == row for key, row in before.items())
-    assert any("the store already has its key from another file" in note for note in summary.notes())
+    assert any("not embedded: the store has their keys from other files" in note for note in summary.notes())
 
 
 def test_failures_whose_file_has_gone_or_was_mended(encoder: Encoder, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, LocalExecutor, open_executor
-from c3tools.executors.ray import RayExecutor, WorkerAllocation, allocate
+from c3tools.executors.ray import RayExecutor, allocate
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
@@ -149,17 +149,17 @@ def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, An
 @pytest.mark.parametrize(
     ("nodes", "processes", "cores", "gpu", "expected"),
     [
-        ([machine(8), machine(4)], None, None, False, WorkerAllocation(3, 4)),
-        ([machine(8), machine(4)], None, 1, False, WorkerAllocation(12, 1)),
-        ([machine(8), machine(4, alive=False)], 2, None, False, WorkerAllocation(2, 4)),
-        ([machine(2)], 4, None, False, WorkerAllocation(4, 0.5)),
-        ([machine(2)], 5, None, False, WorkerAllocation(5, 0.3333)),
-        ([machine(6), machine(2)], 2, None, False, WorkerAllocation(2, 3)),
-        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, WorkerAllocation(12, 8)),
-        ([machine(96, 8)], 2, None, True, WorkerAllocation(2, 12)),
+        ([machine(8), machine(4)], None, None, False, (3, 4)),
+        ([machine(8), machine(4)], None, 1, False, (12, 1)),
+        ([machine(8), machine(4, alive=False)], 2, None, False, (2, 4)),
+        ([machine(2)], 4, None, False, (4, 0.5)),
+        ([machine(2)], 5, None, False, (5, 0.3333)),
+        ([machine(6), machine(2)], 2, None, False, (2, 3)),
+        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, (12, 8)),
+        ([machine(96, 8)], 2, None, True, (2, 12)),
     ],
 )
 def test_workers_that_fit(
-    nodes: list[dict[str, Any]], processes: int | None, cores: int | None, gpu: bool, expected: WorkerAllocation
+    nodes: list[dict[str, Any]], processes: int | None, cores: int | None, gpu: bool, expected: tuple[int, float]
 ) -> None:
     assert allocate(nodes, processes, cores, gpu=gpu) == expected
