@@ -30,7 +30,7 @@ from ..io.files import write_atomically
 from ..io.locations import is_url, name_or_file
 from ..store import Failure, Store
 from ..store.manifest import ShardRecord
-from ..store.rows import joined_splits
+from ..store.rows import own_items
 from ..store.shards import ShardName
 from .summary import ModalitySummary
 
@@ -152,7 +152,7 @@ def plan_corpus(
         made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
         numbers = chain(made_up_for, (number for number in count() if number not in parts and number not in missing))
         new = [(next(numbers), pending[start : start + shard_size]) for start in range(0, len(pending), shard_size)]
-        splits = joined_splits(table, store.item_splits()) if (new or compared.changed) and store.modalities else None
+        splits = _joined_splits(store, table) if (new or compared.changed) and store.modalities else None
         shards, changed = ShardTasks(items, new, splits), ShardTasks(items, compared.changed, splits)
         plans[modality] = Plan(shards, changed, compared.gone, made_up_for, summary)
         sources.foreign = _text_array([*sources.foreign.to_pylist(), *summary.from_elsewhere])
@@ -213,6 +213,13 @@ def _join(store: Store, modality: str, items: pa.Table) -> Iterator[tuple[int, p
     for part, own in zip(parts, np.split(positions, ends[:-1]) if parts else [], strict=True):
         if len(own):
             yield part, pa.Table.from_batches(list(store.batches(modality, _COLUMNS[modality], parts=[part]))), own
+
+
+def _joined_splits(store: Store, items: pa.Table) -> Any:
+    """Return the split of each item: that which its item has in the store, or else that of the corpus."""
+    known = store.item_splits()
+    found = pc.index_in(_text(own_items(items)), _text(known["item"]))
+    return pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items["split"])).combine_chunks()
 
 
 def _text(column: Any) -> Any:
