@@ -15,8 +15,8 @@ import resource
 import time
 from pathlib import Path
 
+from c3tools import run_demo
 from c3tools.ablation.table import describe_difference
-from c3tools.demo import run_demo
 from c3tools.terminal import TerminalReporter
 
 

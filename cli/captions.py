@@ -71,7 +71,6 @@ def evaluate(
     coco: str | Path | None = None,
     images: str | Path | None = None,
     encoder: Sequence[str] = (),
-    inception: str | Path | None = None,
     download: bool = False,
     **options: Any,
 ) -> Any:
@@ -84,7 +83,6 @@ def evaluate(
         coco: Also write the captions to this file, in COCO's results format.
         images: Score this folder of images, made by c3 generate.
         encoder: With ``images``: also score with the features of this model.
-        inception: With ``images``: Inception weights, for the standard FID and IS.
         download: With ``images``: download photos that are given by URL.
     """
     from c3tools.metrics.files import coco_results
@@ -96,9 +94,7 @@ def evaluate(
         print_table(result.table())
     else:
         shared = {name: options[name] for name in ("store", "split", "device", "backend", "precision")}
-        result = c3tools.evaluate_images(
-            images, **shared, encoder=encoder, inception=inception, download=download, reporter=reporter()
-        )
+        result = c3tools.evaluate_images(images, **shared, encoder=encoder, download=download, reporter=reporter())
         print_table(result.table())
         if result.nearest:
             copied = "" if result.copied is None else f"; {result.copied:.1%} are nearer than 99 % of real photos"
@@ -113,7 +109,6 @@ def evaluate(
 def ablate(
     *,
     sigma: Sequence[str] = ("0.1",),
-    train_fraction: Sequence[float] = (1.0,),
     list_all: bool = False,
     **options: Any,
 ) -> Any:
@@ -123,29 +118,29 @@ def ablate(
     test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 17
     minutes on one core with AVX-512 bf16, and an hour or more on one without.
 
-    Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
+    Finished results and trained decoders or generators are kept. Run the same command again to continue, or add
+    methods, seeds, sigmas or other decoding options (such as ``beams``).
 
     Args:
         list_all: List the methods and exit.
     """
     if list_all:
-        from c3tools.ablation import IMAGE_METHODS, METHODS
+        from c3tools.ablation.methods import IMAGE_METHODS, METHODS
 
         rows = [
-            [task, name, getattr(method, "learns_from", "image"), "sigma" if method.noisy else "none", method.summary]
+            [task, name, method.learns_from, "sigma" if method.noisy else "none", method.summary]
             for task, methods in (("captions", METHODS), ("images", IMAGE_METHODS))
             for name, method in methods.items()
         ]
         columns = ["task", "method", "learns from", "noise", "description"]
         print_table(Table(columns, rows, left=columns))
         return [dict(zip(columns, row, strict=True)) for row in rows]
-    result = c3tools.ablate(**options, sigma=sigma, train_fraction=train_fraction, reporter=reporter())
+    result = c3tools.ablate(**options, sigma=sigma, reporter=reporter())
     for table in result.tables():
         print_table(table)
-    for note in [*result.notes, *result.remarks, "", "These commands make the rows:"]:
+    for note in [*result.notes, *result.remarks, "", "This command makes the table:"]:
         out.print(note)
-    for command in result.commands:
-        out.print(command, style="dim", soft_wrap=True)
+    out.print(result.command, style="dim", soft_wrap=True)
     message(f"Wrote {options['output']}/table.md and {options['output']}/table.html")
     return result.to_dict()["runs"]
 

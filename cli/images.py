@@ -20,8 +20,6 @@ def train_generator(**options: Any) -> Any:
     from the paths in the store. Run the same command again to continue an interrupted training. --overwrite replaces a
     generator of other settings.
     """
-    from c3tools.imaging.train import SAMPLES_FILE
-
     record = c3tools.train_generator(**options, reporter=reporter()).to_dict()
     best, trace, rows = record["best_val_loss"], record["trace"], []
     for step, loss in record["validations"]:
@@ -29,12 +27,12 @@ def train_generator(**options: Any) -> Any:
         rows.append([f"{step:,}", f"{trained:.4f}", f"{loss:.4f}{' (kept)' if loss == best else ''}"])
     print_table(Table(["step", "training loss", "validation loss"], rows))
     folder = options["output"]
-    message(f'Wrote {folder}/ with samples in {folder}/{SAMPLES_FILE}. Next: c3 generate "a dog on the beach"')
+    message(f'Wrote {folder}/. Next: c3 generate "a dog on the beach"')
     return record
 
 
 def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options: Any) -> Any:
-    """Generate images from texts, captions, embeddings or photos, with a contact sheet and a page.
+    """Generate images from texts, captions, embeddings or photos, with a page of them.
 
     The same text and seed give the same image. Run the same command again to continue an interrupted run: existing
     images are kept. Only pre-trained generators need the store.
@@ -42,12 +40,12 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
     Args:
         images: Make variations of this photo.
     """
-    from c3tools.imaging.generation import PAGE_FILE, SHEET_FILE
+    from c3tools.imaging.generation import PAGE_FILE
 
     made = c3tools.generate(texts, images=images, **options, reporter=reporter())
     print_table(Table(["text", "image"], [[image.asked, image.file] for image in made.images[:SHOWN]], left=["image"]))
     if len(made.images) > SHOWN:
         message(f"... and {len(made.images) - SHOWN:,} more.")
     folder = options["output"]
-    message(f"Wrote {folder}/. Overviews: {folder}/{SHEET_FILE} and {folder}/{PAGE_FILE}.")
+    message(f"Wrote {folder}/. All images are on the page {folder}/{PAGE_FILE}.")
     return made.to_dict()

@@ -1,116 +1,46 @@
-"""`c3 ablate`: the table of a store. Finished cells are kept in a folder, so that it can be continued and extended."""
+"""`c3 ablate`: the table of a store, from cells that are kept in a folder, so that it can be continued and extended.
+
+    c3-ablation/
+      table.md, table.html    the table
+      cells/DIGEST.json       a finished cell; the digest is of its method, sigma, seed, and all that it depends on
+      decoders/DIGEST/        a trained decoder (``generators/`` for images), which several cells may share
+
+Small networks do not use several cores well: on two cores, two parallel trainings take about two thirds of the time of
+two trainings one after the other.
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import devices
 from ..captioning import GenerationConfig
-from ..captioning import load_size as load_decoder_size
 from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
-from ..imaging import load_size as load_generator_size
+from ..executors import LocalExecutor, Report, Work, WorkerResources
 from ..imaging.evaluate import load_encoders, score_text
-from ..io.artifact import holds_result
-from ..io.files import write_json_atomically
+from ..io.artifact import digest_of, holds_result
+from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from ..store import Store
-from ..transforms.sigma import PAIRS, RULES, parse_sigma, sigma_by_rule
-from .captions import CaptionTask, caption_data
-from .cells import run_cells
+from ..training.checkpoints import CheckpointDir
+from ..transforms.sigma import PAIRS, parse_sigma, sigma_by_rule
+from .captions import CaptionTask
 from .images import ImageTask
-from .methods import ABLATION, IMAGE_METHODS, METHODS, Cell
-from .table import CHOOSE_BY, Ablation, Row, Run
+from .methods import IMAGE_METHODS, METHODS, Cell, Method, Training
+from .table import CHOOSE_BY, Ablation, Run
 
-GRID = (0.03, 0.045, 0.06, 0.08, 0.1)
-_OF_CAPTIONS = ("grid", "test_store", "epochs", "train_fraction", "beams", "length_penalty")
-_OF_IMAGES = ("steps", "encoder")
-_OF_ROWS = ("methods", "seeds", "sigma", "train_fraction")
-_NOT_IN_COMMANDS = ("grid", "keep_decoders", "jobs", "backend")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of `ablate`, for one table."""
-
-    task: str = "captions"
-    methods: tuple[str, ...] = ABLATION
-    seeds: int = 3
-    sigma: tuple[float | str, ...] = (0.1,)
-    grid: tuple[float, ...] = GRID
-    split: str = "test"
-    test_store: Path | None = None
-    size: str | None = None
-    set: tuple[str, ...] = ()
-    epochs: int | None = None
-    steps: int | None = None
-    train_fraction: tuple[float, ...] = (1.0,)
-    beams: int = 1
-    length_penalty: float = 0.7
-    encoder: tuple[str, ...] = ()
-    keep_decoders: bool = True
-    jobs: int = 1
-    device: str | None = None
-    backend: str = "auto"
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse settings that contradict each other or are out of range."""
-        if self.task not in ("captions", "images"):
-            raise C3Error(f"There is no task {self.task!r}.", remedy="Use --task captions or --task images.")
-        other, names = ("images", _OF_IMAGES) if self.task == "captions" else ("captions", _OF_CAPTIONS)
-        for name in names:
-            if name in self.changed():
-                option = f"--{name.replace('_', '-')}"
-                raise C3Error(f"{option} is only for --task {other}.", remedy=f"Leave out {option}.")
-        known = METHODS if self.task == "captions" else IMAGE_METHODS
-        if unknown := [name for name in self.methods if name not in known]:
-            raise C3Error(
-                f"There is no method {', '.join(unknown)} for {self.task}.", remedy=f"Choose from {', '.join(known)}."
-            )
-        for name in _OF_ROWS:
-            if not getattr(self, name):
-                raise C3Error(f"A table needs at least one of the {name.replace('_', ' ')}.")
-        for fraction in self.train_fraction:
-            if not 0 < fraction <= 1:
-                raise C3Error(f"--train-fraction must be above 0 and at most 1, not {fraction}.")
-        for sigma in {"best", PAIRS}.intersection(map(str, self.sigma)) if self.split == "val" else ():
-            raise C3Error(f"--sigma {sigma} uses the val split, so the table cannot be scored on that split.")
-        if self.jobs < 1:
-            raise C3Error(f"--jobs must be at least 1, not {self.jobs}.")
-        if self.jobs > 1 and not self.keep_decoders:
-            raise C3Error(
-                "--jobs needs decoders to be kept, because parallel trainings return their results as files.",
-                remedy="Leave out --no-keep-decoders, or --jobs.",
-            )
-        if self.task == "captions":
-            load_decoder_size(self.size or "small", self.set)
-        else:
-            load_generator_size(self.size or "tiny", self.set)
-
-    def changed(self) -> dict[str, Any]:
-        """Return the settings that are not those by default."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
-
-    def command(self, row: Row, store: Path) -> str:
-        """Return the command that makes one row of the table."""
-        known = METHODS if self.task == "captions" else IMAGE_METHODS
-        parts = ["c3", "ablate", "--methods", row["method"], "--seeds", str(row["seeds"])]
-        if known[row["method"]].noisy:
-            parts += ["--sigma", f"{row['sigma']:.6g}"]
-        if row["train_fraction"] != 1:
-            parts += ["--train-fraction", f"{row['train_fraction']:g}"]
-        for name, value in self.changed().items():
-            if name not in (*_OF_ROWS, *_NOT_IN_COMMANDS):
-                for each in value if isinstance(value, tuple) else (value,):
-                    parts += [f"--{name.replace('_', '-')}", str(each)]
-        return shlex.join([*parts, "--store", str(store)])
+_OTHER_TASK = {"captions": ("steps", "encoder"), "images": ("test_store", "epochs", "beams")}
+_NOT_IN_COMMAND = ("store", "methods", "output", "reporter")
 
 
 def ablate(
@@ -120,7 +50,6 @@ def ablate(
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
     seeds: int = 3,
     sigma: float | str | Sequence[float | str] = (0.1,),
-    grid: str | Sequence[float | str] = "0.03,0.045,0.06,0.08,0.1",
     output: str | Path = "c3-ablation",
     split: str = "test",
     test_store: Store | str | Path | None = None,
@@ -128,14 +57,10 @@ def ablate(
     set: Sequence[str] = (),
     epochs: int | None = None,
     steps: int | None = None,
-    train_fraction: float | Sequence[float] = (1.0,),
     beams: int = 1,
-    length_penalty: float = 0.7,
     encoder: Sequence[str] = (),
-    keep_decoders: bool = True,
     jobs: int = 1,
     device: str | None = None,
-    backend: str = "auto",
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Ablation:
@@ -145,7 +70,8 @@ def ablate(
     test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 17
     minutes on one core with AVX-512 bf16, and an hour or more on one without.
 
-    Finished results are kept. Run the same command again to continue, or add methods, seeds or sigmas to the table.
+    Finished results and trained decoders or generators are kept. Run the same command again to continue, or add
+    methods, seeds, sigmas or other decoding options (such as ``beams``).
 
     Args:
         store: The store of embeddings: a folder or a URL (s3://, gs://).
@@ -153,9 +79,8 @@ def ablate(
         methods: Methods to compare, comma-separated, or all.
         seeds: Number of seeds per method: 0, 1, 2, ...
         sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the captions; for images,
-            from the photos), pairs (from the cosine of at least 10 images with their captions, as in c3 train-decoder),
-            or best (the value of ``grid`` that scores highest on the val split, for each method).
-        grid: Values that ``sigma`` best tries, comma-separated.
+            from the photos), or pairs (from the cosine of at least 10 images with their captions, as in c3
+            train-decoder).
         output: The folder for results, table.md and table.html.
         split: The split whose images are captioned and scored, or all.
         test_store: Caption and score the images of this store, to test in another domain.
@@ -164,15 +89,10 @@ def ablate(
         set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
         epochs: Passes over the captions. The default depends on ``size``.
         steps: Training steps of a generator. The default depends on ``size``.
-        train_fraction: Train on the captions of this fraction of the images.
         beams: Number of beams in beam search; 1 is greedy decoding.
-        length_penalty: Beams are ranked by log-probability / length ** PENALTY.
         encoder: For images: also score with the features of this model.
-        keep_decoders: Keep the trained decoders or generators, so that other decoding options (such as ``beams``) need
-            no new training.
         jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         reporter: Shows messages and progress.
 
@@ -184,73 +104,51 @@ def ablate(
         StoreError: if texts or images are missing.
         OutputError: if ``output`` contains other files, or another run is writing to it.
     """
-    names = _listed(methods)
-    if isinstance(test_store, Store):
-        test_store = test_store.path
-    if names == ["all"]:
-        names = list(METHODS if task == "captions" else IMAGE_METHODS)
-    rules = (*RULES, "best") if task == "captions" else RULES
-    settings = Settings(
-        task=task,
-        methods=tuple(dict.fromkeys(names)),
-        seeds=seeds,
-        sigma=tuple(dict.fromkeys(parse_sigma(value, also=rules) for value in _listed(sigma))),
-        grid=tuple(float(parse_sigma(value, also=())) for value in _listed(grid)),
-        split=split,
-        test_store=None if test_store is None else Path(test_store),
-        size=size,
-        set=tuple(set),
-        epochs=epochs,
-        steps=steps,
-        train_fraction=tuple(dict.fromkeys(map(float, _listed(train_fraction)))),
-        beams=beams,
-        length_penalty=length_penalty,
-        encoder=tuple(encoder),
-        keep_decoders=keep_decoders,
-        jobs=jobs,
-        device=device,
-        backend=backend,
-        precision=precision,
-    )
+    options = dict(locals())
+    defaults = {name: each.default for name, each in inspect.signature(ablate).parameters.items()}
+    asked = {name: value for name, value in options.items() if value not in (defaults[name], [])}
+    known: Mapping[str, Method] = {"captions": METHODS, "images": IMAGE_METHODS}.get(task, {})
+    names = list(known) if methods == "all" else list(dict.fromkeys(_listed(methods)))
+    sigmas = list(dict.fromkeys(map(parse_sigma, _listed(sigma))))
+    if wrong := [name for name in names if name not in known]:
+        raise C3Error(
+            f"There is no method {', '.join(wrong)} for --task {task}.",
+            remedy=f"Choose from {', '.join(known)}." if known else "Use --task captions or --task images.",
+        )
+    if wrong := [f"--{name.replace('_', '-')}" for name in _OTHER_TASK[task] if name in asked]:
+        raise C3Error(f"{', '.join(wrong)} cannot be used with --task {task}.", remedy=f"Leave out {wrong[0]}.")
+    if split == "val" and PAIRS in sigmas:
+        raise C3Error(f"--sigma {PAIRS} uses the val split, so the table cannot be scored on that split.")
     folder = Path(output)
-
-    def kept() -> str:
-        if cells := len(list(folder.glob("cells/*.json"))):
-            return f"{cells:,} finished results are kept in {folder}; run the same command again to compute the others."
-        return "No result of the table was finished."
-
-    with locked(folder), telling_what_is_kept(kept):
+    kept = f"Finished results are kept in {folder}; run the same command again to compute the others."
+    with locked(folder), telling_what_is_kept(lambda: kept):
         holds_result(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
         store = Store.open(store, reporter=reporter)
-        made = _task(store, settings, reporter)
+        made = _task(store, names, options)
         runs: list[Run] = []
-        for fraction in settings.train_fraction:
-            part = made.sample(fraction)
-            for note in part.overlaps():
-                reporter.message(note)
-            make = partial(run_cells, part, folder=folder, keep=keep_decoders, jobs=jobs, reporter=reporter)
-            choices = folder / ("sigma.json" if fraction == 1 else f"sigma-fraction{fraction:g}.json")
-            noiseless = True  # methods without noise are in the rows of the first sigma alone
-            for noise in settings.sigma:
-                chosen = [name for name in settings.methods if noiseless or made.methods[name].noisy]
-                sigmas = dict.fromkeys(chosen, noise if isinstance(noise, float) else 0.0)
-                if noise == "best":
-                    noisy = [name for name in chosen if made.methods[name].noisy]
-                    sigmas |= _best_sigmas(noisy, settings.grid, make, choices, reporter)
-                elif isinstance(noise, str):
-                    value, why = sigma_by_rule(noise, store, noised="text" if task == "captions" else "image")
-                    reporter.message(why)
-                    sigmas = dict.fromkeys(chosen, value)
-                noiseless = False
-                for run in make([Cell(name, seed, sigmas[name]) for seed in range(seeds) for name in chosen]):
-                    source = noise if isinstance(noise, str) else "given"
-                    runs.append(replace(run, sigma_from=source, train_fraction=fraction))
-                    metric = CHOOSE_BY if task == "captions" else next(m for m in run.scores if m.startswith("FD-"))
-                    score = score_text(metric, run.scores[metric])
-                    reporter.message(f"{run.method}, seed {run.seed}: {metric} {score}")
-        table = made.table(runs, methods=settings.methods, command=lambda row: settings.command(row, store.path))
+        for number, noise in enumerate(sigmas):
+            if isinstance(noise, str):
+                value, why = sigma_by_rule(noise, store, noised="text" if task == "captions" else "image")
+                reporter.message(why)
+            else:
+                value = noise
+            # methods without noise are in the rows of the first sigma alone
+            chosen = [name for name in names if number == 0 or known[name].noisy]
+            cells = [Cell(name, seed, value) for seed in range(seeds) for name in chosen]
+            for run in run_cells(made, cells, folder, jobs=jobs, reporter=reporter):
+                runs.append(replace(run, sigma_from=noise if isinstance(noise, str) else "given"))
+                metric = next(name for name in (CHOOSE_BY, *run.scores) if name in run.scores)
+                reporter.message(f"{run.method}, seed {run.seed}: {metric} {score_text(metric, run.scores[metric])}")
+        parts = ["c3", "ablate", "--store", str(store.path), "--methods", ",".join(names)]
+        for name in [name for name in asked if name not in _NOT_IN_COMMAND]:
+            values = [asked[name]] if isinstance(asked[name], str | int | float | Path) else asked[name]
+            parts += [part for value in values for part in (f"--{name.replace('_', '-')}", str(value))]
+        table = made.table(runs, methods=names, command=shlex.join(parts))
         table.save(folder)
     return table
+
+
+ablate_images = partial(ablate, task="images")
 
 
 def _listed(values: Any) -> list[Any]:
@@ -260,44 +158,102 @@ def _listed(values: Any) -> list[Any]:
     return [values] if isinstance(values, float | int) else list(values)
 
 
-ablate_images = partial(ablate, task="images")
+def _task(store: Store, methods: Sequence[str], options: Mapping[str, Any]) -> CaptionTask | ImageTask:
+    """Read the data of a table, for the arguments of `ablate`; return what makes its cells."""
+    split, reporter = options["split"], options["reporter"]
+    encoding = {name: options[name] for name in ("device", "reporter")}
+    settings: dict[str, Any] = {"compute": devices.pick(options["device"], options["precision"]), "set": options["set"]}
+    settings |= {"size": options["size"]} if options["size"] else {}
+    if options["task"] == "images":
+        encoders = load_encoders(store, options["encoder"], **encoding)
+        return ImageTask.of(store, split, reporter, encoders=encoders, training_steps=options["steps"], **settings)
+    if options["test_store"] is not None:
+        settings["test_store"] = Store.open(options["test_store"], reporter=reporter)
+    if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
+        settings["encoder"] = load_text_encoder(store.info.model, asking, precision=options["precision"], **encoding)
+    generation = GenerationConfig.from_options(beams=options["beams"])
+    return CaptionTask.of(store, split, reporter, epochs=options["epochs"], generation=generation, **settings)
 
 
-def _task(store: Store, settings: Settings, reporter: Reporter) -> CaptionTask | ImageTask:
-    """Read the data of a table; return what makes its cells."""
-    shared: dict[str, Any] = {"set": settings.set, "compute": devices.pick(settings.device, settings.precision)}
-    encoding: dict[str, Any] = {"device": settings.device, "backend": settings.backend, "reporter": reporter}
-    if settings.task == "images":
-        shared |= {"size": settings.size or "tiny", "training_steps": settings.steps}
-        encoders = load_encoders(store, settings.encoder, **encoding)
-        return ImageTask.of(store, settings.split, encoders, reporter, **shared)
-    if asking := [name for name in settings.methods if METHODS[name].needs_encoder]:
-        encoding["precision"] = settings.precision
-        shared["encoder"] = load_text_encoder(store.info.model, ", ".join(asking), **encoding)
-    other = None if settings.test_store is None else Store.open(settings.test_store, reporter=reporter)
-    data, notes = caption_data(store, settings.split, choose="best" in settings.sigma, test_store=other)
-    for note in notes:
-        reporter.message(note)
-    generation = GenerationConfig.from_options(beams=settings.beams, length_penalty=settings.length_penalty)
-    return CaptionTask(data, size=settings.size or "small", epochs=settings.epochs, generation=generation, **shared)
+def run_cells(
+    task: CaptionTask | ImageTask, cells: Iterable[Cell], folder: Path, *, jobs: int = 1, reporter: Reporter = SILENT
+) -> Iterator[Run]:
+    """Yield the cells of a table in their order: those that are finished are read, the others made and written.
+
+    Args:
+        task: how cells are made.
+        cells: their sigma does not matter where a method has no noise.
+        folder: of the finished cells and the trained models.
+        jobs: how many trainings run at a time, each in its process.
+        reporter: shows messages and progress.
+
+    Raises:
+        C3Error: if a training fails; those that are finished are kept, and the others saved at their last step.
+    """
+    cells = [cell if task.methods[cell.method].noisy else cell._replace(sigma=0.0) for cell in cells]
+    paths = {cell: folder / "cells" / f"{digest_of(cell, task.made_from(cell))[:16]}.json" for cell in cells}
+    finished: dict[Cell, Run] = {}
+    for cell, path in paths.items():
+        with suppress(OSError, *MALFORMED):
+            finished[cell] = Run(**json.loads(path.read_text(encoding="utf-8")))
+    trainings: dict[Cell, Training] = {}
+    for cell in cells:
+        method = task.methods[cell.method]
+        if cell not in finished and method.training is not None:
+            trainings[cell] = Training(method.training, method.learns_from, cell.sigma, cell.seed)
+    first = dict.fromkeys(training.start or training for training in trainings.values())
+    ahead = [training for training in first if not _kept(task, training, folder).exists()]
+    if jobs > 1 and len(ahead) > 1:
+        count, device = min(jobs, len(ahead)), str(task.compute.device)
+        names = devices.pick_devices() if device == "cuda" else [device]
+        executor = LocalExecutor([names[number % len(names)] for number in range(count)])
+        with reporter.progress(f"{counted(len(ahead), 'training')}, {count} at a time", len(ahead)) as progress:
+            executor.run(_Trainings(task.learner(), folder), ahead, lambda done, _: progress.advance(done))
+    for cell in cells:
+        if cell in finished:
+            reporter.message(f"{cell.label}: already finished")
+        else:
+            model = _model(task, trainings[cell], folder, reporter) if cell in trainings else None
+            finished[cell] = task.run(cell, model, reporter)
+            write_json_atomically(paths[cell], asdict(finished[cell]))
+        yield finished[cell]
 
 
-def _best_sigmas(
-    methods: Sequence[str],
-    grid: Sequence[float],
-    make: Callable[[list[Cell]], Iterator[Run]],
-    choices: Path,
-    reporter: Reporter,
-) -> dict[str, float]:
-    """Return the sigma of the grid with the best score on the val split, for each method, by the first seed."""
-    tried: dict[str, dict[float, float]] = {name: {} for name in methods}
-    for run in make([Cell(name, 0, sigma) for sigma in grid for name in methods]):
-        tried[run.method][run.sigma] = run.choice_scores[CHOOSE_BY]
-    chosen = {name: max(scores, key=scores.__getitem__) for name, scores in tried.items()}
-    for name, scores in tried.items():
-        listed = ", ".join(f"{sigma:g}: {score:.1f}" for sigma, score in scores.items())
-        best = f"{name}: sigma {chosen[name]:g} is best on the val split ({CHOOSE_BY} by sigma {listed})"
-        reporter.message(best)
-    plain = {name: {f"{sigma:g}": score for sigma, score in scores.items()} for name, scores in tried.items()}
-    write_json_atomically(choices, {"split": "val", "metric": CHOOSE_BY, "scores": plain})
-    return chosen
+def _kept(task: CaptionTask | ImageTask, training: Training, folder: Path) -> Path:
+    return folder / task.kept_in / digest_of(task.learned, training)[:16]
+
+
+def _model(task: Any, training: Training, folder: Path, reporter: Reporter) -> Any:
+    """Return the model of a training; if there is none, train it."""
+    path = _kept(task, training, folder)
+    with suppress(C3Error):  # missing, or cut short: trained (again)
+        return task.load(path)
+    start = None if training.start is None else _model(task, training.start, folder, reporter)
+    checkpoints = CheckpointDir(path.with_name(f"{path.name}.training"))
+    model = task.fit_model(training, start, checkpoints, reporter)
+    model.save(path)
+    checkpoints.clear()
+    return model
+
+
+class _Trainings(Work[Training, None]):
+    """Trainings in other processes, the results of which are in the folder."""
+
+    def __init__(self, task: CaptionTask | ImageTask, folder: Path) -> None:
+        self._task, self._folder = task, folder
+
+    def load(self, resources: WorkerResources) -> None:
+        """Use the device and the cores of this worker."""
+        devices.limit_threads(resources.threads)
+        self._task = replace(self._task, compute=devices.pick(resources.device, self._task.compute.precision))
+
+    def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
+        """Do trainings one after the other."""
+        for training in tasks:
+            _model(self._task, training, self._folder, SILENT)
+            report(1, 0)
+            yield None
+
+    def name(self, task: Training) -> str:
+        """Return the name of a training for messages."""
+        return task.label

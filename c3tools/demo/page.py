@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ..ablation import METHODS, Ablation, CaptionData
-from ..ablation.table import CHOOSE_BY, INTERVAL, score_with_spread
+from ..ablation.methods import METHODS
+from ..ablation.table import CHOOSE_BY, INTERVAL, Ablation, score_with_spread
 from ..assets.paths import PHOTOS
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
@@ -63,22 +63,20 @@ class DemoResult:
 
     Attributes:
         ablation: one run per method and seed, with scores and captions.
-        data: training captions, photos and what people wrote about them.
+        trained_on: number of training captions.
         sigma: the noise that was used, per dimension.
-        sigma_from: what it was derived from, in words; empty if the user set it.
         photos: the store of photos and their captions.
-        means_from: where the means come from, in words.
+        facts: how it was made, in words.
         bundled: the captions of the bundled captioner, which was trained on more captions, and their scores.
         page: the page with the table, the photos and their captions.
         images: the table of generated images, with a page in ``images/``; None unless it was requested.
     """
 
     ablation: Ablation
-    data: CaptionData
+    trained_on: int
     sigma: float
-    sigma_from: str
     photos: Store
-    means_from: str
+    facts: Mapping[str, str]
     bundled: Captioned
     page: Path
     images: Ablation | None = None
@@ -90,7 +88,7 @@ class DemoResult:
             first, *others = (score_with_spread(name, row["scores"][name]) for name in METRICS)
             ends = interval(row["scores"][CHOOSE_BY]["interval"], 1)
             rows.append([row["method"], METHODS[row["method"]].summary, first, ends, *others])
-        title = f"{len(self.data.images)} photos, sigma {self.sigma:.3f}"
+        title = f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}"
         return Table(["method", "steps", CHOOSE_BY, INTERVAL, *METRICS[1:]], rows, title=title, left=["steps"])
 
     def _repr_html_(self) -> str:

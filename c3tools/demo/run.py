@@ -15,25 +15,27 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from .. import devices
-from ..ablation import ABLATION, CaptionData, CaptionTask, Cell, ablate_images, run_cells
+from ..ablation.captions import CaptionTask
+from ..ablation.methods import ABLATION, Cell
+from ..ablation.run import ablate_images, run_cells
 from ..ablation.table import CHOOSE_BY
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning import Captioner
 from ..captioning.evaluate import store_references
 from ..corpus import read_corpus
 from ..embedding import embed_corpus
-from ..encoders import Encoder, load_encoder
+from ..encoders import load_encoder
 from ..errors import CorpusError, telling_what_is_kept
 from ..executors import cores
 from ..io.artifact import holds_result
 from ..io.lock import locked
 from ..pages.render import count
 from ..reporter import SILENT, Reporter
-from ..store import Rows, Store
+from ..store import Store
 from ..store.means import load_means
 from ..store.metadata import INFO_FILE
 from ..transforms.sigma import caption_spread, scaled_spread
-from .page import Captioned, DemoResult, References, write_page
+from .page import Captioned, DemoResult, write_page
 
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short
@@ -67,20 +69,22 @@ def run_demo(
     """
     out = Path(out)
     first_page = out / "captions.html"
-
-    def kept() -> str:
-        page = f" The first captions are in {first_page}." if first_page.is_file() else ""
-        return "The embeddings are kept, but the decoders are not; run the same command again to train them." + page
-
-    with locked(out), telling_what_is_kept(kept):
+    kept = f"The embeddings, and the first captions in {first_page}, are kept, but the decoders are not; run the same "
+    with locked(out), telling_what_is_kept(lambda: f"{kept}command again to train them."):
         if not (out / "photos" / INFO_FILE).is_file():
             holds_result(out, "demo", ("demo.html", "captions"))
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
         reporter.message("1  Connect: embedding the photos")
-        photos = _embed(encoder, PHOTOS, out / "photos", reporter)
+        embed_corpus(read_corpus(PHOTOS), out / "photos", encoder, reporter=reporter)
+        photos = Store.open(out / "photos")
         moments = load_means(photos, "c3-mini")
         scored, references = photos.load("image"), store_references(photos)
-        bundled = _caption(scored, references)
+        captioner = Captioner.load("c3-mini")
+        written = captioner.caption(embeddings=scored.embeddings, keys=scored.keys, beams=_BEAMS)
+        summary = (
+            f"learned from {count(captioner.record['captions']['train'])} captions, and searches with {_BEAMS} beams"
+        )
+        bundled = Captioned.score("bundled", summary, dict(zip(scored.keys, written, strict=True)), references)
         write_page(first_page, bundled, references)
         order = bundled.best_first()
         best, worst = (f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})" for key in (order[0], order[-1]))
@@ -90,30 +94,33 @@ def run_demo(
             f"   Open {first_page} to see all of them. Training follows, which takes minutes."
         )
         reporter.message("   Embedding the captions of other photos, for training")
-        texts = _embed(encoder, CAPTIONS, out / "captions", reporter)
+        embed_corpus(read_corpus(CAPTIONS), out / "captions", encoder, reporter=reporter)
+        texts = Store.open(out / "captions")
         load_means(texts, "c3-mini")
         means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
         reporter.message(f"2  Collapse: subtracting the means of {means_from}, not of the scored photos")
         train, val = texts.load("text", "train"), texts.load("text", "val")
-        sigma_from = ""
+        sigma_from = "as given"
         if sigma is None:
             rule = scaled_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
-            assert rule.sigma is not None
-            sigma, sigma_from = rule.sigma, rule.rests_on
-        reporter.message(
-            f"3  Corrupt: sigma {sigma:.3f} per dimension, {f'from {sigma_from}' if sigma_from else 'as given'}"
-        )
-        first = slice(None, captions)
-        learned, chosen_on = (rows.select(np.arange(len(rows))[first]) for rows in (train, val))
+            sigma, sigma_from = rule.sigma or 0.0, f"from {rule.rests_on}"
+        reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {sigma_from}")
+        train, val = (rows.select(np.arange(len(rows))[:captions]) for rows in (train, val))
         means = {name: photos.fitting_moments(name) for name in ("image", "text")}
-        data = CaptionData(learned, chosen_on, scored, references, means)
-        reporter.message(f"4  Training {len(ABLATION)} decoders on {len(data.train):,} captions, without any image")
-        task = CaptionTask(data, devices.pick(), size, epochs=_EPOCHS)
+        reporter.message(f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image")
+        task = CaptionTask(train, val, scored, references, means, devices.pick(), size=size, epochs=_EPOCHS)
         cells = [Cell(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
         with TemporaryDirectory() as folder:
             runs = list(run_cells(task, cells, Path(folder), jobs=cores(), reporter=reporter))
+        facts = {
+            "Encoder": f"c3-mini, {photos.info.dim} dimensions",
+            "Trained on": f"{len(train):,} COCO val2017 captions, none of these photos; checkpoints were chosen on "
+            f"{len(val):,} other captions, without noise",
+            "Means": f"of {means_from}, not of these photos",
+            "Sigma": f"{sigma:.4f} per dimension, {sigma_from}",
+        }
         table = task.table(runs, methods=ABLATION)
-        result = DemoResult(table, data, sigma, sigma_from, photos, means_from, bundled, out / "demo.html")
+        result = DemoResult(table, len(train), sigma, photos, facts, bundled, out / "demo.html")
         write_page(result.page, bundled, references, result)
         if not images:
             return result
@@ -145,24 +152,3 @@ def copy_photos(destination: Path) -> int:
     for path in [*photos, PHOTOS / "captions.jsonl", PHOTOS / "ATTRIBUTION.md"]:
         shutil.copyfile(path, destination / path.name)
     return len(photos)
-
-
-def _embed(encoder: Encoder, bundled: Path, store: Path, reporter: Reporter) -> Store:
-    """Embed what is bundled, or continue; a store of another version's photos and captions is made anew."""
-    corpus = read_corpus(bundled)
-    if (store / INFO_FILE).is_file():
-        texts = Store.open(store, incomplete=True).batches("text", ["key", "caption"])
-        known = {text.key: text.caption for text in corpus.texts}
-        if any(known.get(row["key"]) != row["caption"] for batch in texts for row in batch.to_pylist()):
-            shutil.rmtree(store)
-    embed_corpus(corpus, store, encoder, reporter=reporter)
-    return Store.open(store)
-
-
-def _caption(images: Rows, references: References) -> Captioned:
-    """Caption the photos with the bundled captioner, and score its captions."""
-    captioner = Captioner.load("c3-mini")
-    texts = captioner.caption(embeddings=images.embeddings, keys=images.keys, beams=_BEAMS)
-    learned = captioner.record["captions"]["train"]
-    summary = f"learned from {count(learned)} captions, and searches with {_BEAMS} beams"
-    return Captioned.score("bundled", summary, dict(zip(images.keys, texts, strict=True)), references)

@@ -6,10 +6,10 @@ generated images first, so that the resolution is not what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,8 +45,8 @@ from .photos import Photos, read_photos
 RECALL_KS = (1, 10)
 _LOGIT_SCALE = 100.0
 _NAMED = 12  # of the images that are nearest to a training photo
-_BATCH = 32  # images that the Inception network reads at a time
-Inception = Callable[[Sequence[Matrix]], tuple[Matrix, Matrix]]
+# a score, and the influence on it of each generated image (n,) and of each real photo (m,)
+Measured = tuple[float, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ def evaluate_images(
     *,
     split: str = "test",
     encoder: Sequence[str] = (),
-    inception: str | Path | None = None,
     download: bool = False,
     device: str | None = None,
     backend: str = "auto",
@@ -118,7 +117,6 @@ def evaluate_images(
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         split: The split of the photos to compare with: train, val, test or all.
         encoder: Also score with the features of these models.
-        inception: Inception weights, for the standard FID and IS.
         download: Download photos that are given by URL.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
         backend: auto, torch or openvino (for CPUs; needs the extra openvino).
@@ -127,7 +125,7 @@ def evaluate_images(
 
     Raises:
         GeneratorError: if there are no images, or no photo can be read.
-        MetricError: if there are too few images, they differ in size, or ``inception`` cannot be used.
+        MetricError: if there are too few images, or they differ in size.
         StoreError: if the store is missing.
         EncoderError: if an encoder cannot be loaded.
     """
@@ -138,27 +136,21 @@ def evaluate_images(
     if len(sizes) != 1 or opened[0].width != opened[0].height:
         listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
-    pixels = opened[0].width
-    features = None if inception is None else _inception(Path(inception))
-    reference, others = real_photos(store, pixels, split, len(opened), download=download, reporter=reporter)
+    reference, others = real_photos(store, opened[0].width, split, len(opened), download=download, reporter=reporter)
     options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "reporter": reporter}
     model = ModelIdentity(made.settings.get("model") or store.info.model)
     encoders = load_encoders(store, encoder, **options)
-    scorer = ImageScorer(reference, others, encoders, conditioning=model, inception=features, reporter=reporter)
+    scorer = ImageScorer(reference, others, encoders, conditioning=model, reporter=reporter)
     texts = [image.asked for image in made.images] if made.modality == "text" else None
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
-    notes = [reference.unread] if reference.unread else []
-    if inception is None:
-        notes.append("The standard FID and IS need the weights of the Inception network: --inception PATH.")
     training = store.load("image", "train")
     near, named = scorer.nearest(opened, training), []
-    for row in [] if near is None else np.argsort(-near.cosines)[:_NAMED].tolist():
-        assert near is not None
-        photo, cosine = training.keys[near.rows[row]], round(float(near.cosines[row]), 4)
-        found = {"file": made.images[row].file, "photo": photo, "cosine": cosine, "copied": bool(near.copied[row])}
-        named.append(found)
+    if near is not None:
+        for row in np.argsort(-near.cosines)[:_NAMED].tolist():
+            found = {"photo": training.keys[near.rows[row]], "cosine": round(float(near.cosines[row]), 4)}
+            named.append({"file": made.images[row].file, **found, "copied": bool(near.copied[row])})
     return ImageEvaluation(
         len(opened),
         scores,
@@ -167,7 +159,7 @@ def evaluate_images(
         len(reference),
         named,
         None if near is None or near.threshold is None else float(near.copied.mean()),
-        [*notes, *scorer.notes()],
+        [*filter(None, [reference.unread]), *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
 
@@ -186,34 +178,25 @@ def real_photos(store: Store, pixels: int, split: str, n: int, **options: Any) -
             f"{store.list_splits('image')}.",
             remedy="Choose another with --split.",
         )
-    reference, others = read_photos(store, chosen, pixels, **options), None
-    spare = next((name for name in ("val", "test") if name != split and store.count("image", name)), None)
-    if spare is not None and split != "all":
-        rest = store.load("image", spare)
-        order = rest.hash_order("real photos")[:n]
-        others = read_photos(store, rest.select(order), pixels, **options) if len(order) > 1 else None
-    return reference, others
+    reference = read_photos(store, chosen, pixels, **options)
+    spare = next((name for name in ("val", "test") if name != split and store.count("image", name) > 1), None)
+    if spare is None or split == "all" or n < 2:
+        return reference, None
+    rest = store.load("image", spare)
+    return reference, read_photos(store, rest.select(rest.hash_order("real photos")[:n]), pixels, **options)
 
 
 def load_encoders(store: Store, names: Sequence[str], *, reporter: Reporter = SILENT, **options: Any) -> list[Encoder]:
-    """Return the encoders whose features are used: that of the store, if it can be loaded, then those named.
+    """Return the encoders whose features are used: that of the store, if it is known, then those named.
 
     Raises:
-        EncoderError: if one cannot be loaded, unless it is that of the store and others are named.
+        EncoderError: if one cannot be loaded.
     """
     found: list[Encoder] = []
     if store.info.model or not names:
         found.append(resolve_encoder(recorded=store.info.model, reporter=reporter, **options))
     known = {encoder.identity.name for encoder in found}
     return [*found, *(load_encoder(name, **options) for name in names if name not in known)]
-
-
-class Measured(NamedTuple):
-    """A score, and the influence on it of each generated image (n,) and of each real photo (m,)."""
-
-    score: float
-    generated: Array
-    real: Array
 
 
 def score_text(name: str, value: float | None) -> str:
@@ -253,7 +236,7 @@ class ImageScorer:
         others: further real photos that nothing was trained on, for what a perfect generator would get; or None.
         encoders: whose features are used.
         conditioning: the model whose embeddings the generator was asked with.
-        inception: pool3 features (n, 2048) and probabilities (n, 1008) of pixels, for the standard FID and IS; or None.
+        reporter: shows the progress.
     """
 
     def __init__(
@@ -263,18 +246,14 @@ class ImageScorer:
         encoders: Sequence[Encoder],
         *,
         conditioning: ModelIdentity,
-        inception: Inception | None = None,
         reporter: Reporter = SILENT,
     ) -> None:
-        self.reference, self.others, self.encoders = reference, others, encoders
-        self.conditioning, self.inception = conditioning, inception
-        self._features: dict[tuple[str, str], Matrix] = {}
-        real = {"reference": reference.pixels, "others": () if others is None else others.pixels}
-        with reporter.progress("Encoding real photos", sum(map(len, real.values())) * len(encoders)) as progress:
-            for encoder in encoders:
-                for which, pixels in real.items():
-                    features = encoder.encode_images(pixels, progress=progress)
-                    self._features[encoder.identity.name, which] = features
+        self.reference, self.encoders, self.conditioning = reference, encoders, conditioning
+        real = [reference.pixels, reference.pixels[:0] if others is None else others.pixels]
+        with reporter.progress("Encoding real photos", sum(map(len, real)) * len(encoders)) as progress:
+            self._real = [[encoder.encode_images(pixels, progress=progress) for pixels in real] for encoder in encoders]
+        prompts = [f"a photo of a {name}" for name in COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()]
+        self._categories = [encoder.encode_texts(prompts) for encoder in encoders]
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
@@ -293,25 +272,17 @@ class ImageScorer:
             MetricError: if there are fewer than two images.
         """
         measured: dict[str, Measured] = {}
-        for encoder in self.encoders:
+        for which, encoder in enumerate(self.encoders):
             features = encoder.encode_images(list(images))
-            measured |= self._measure(encoder, features, self._features[encoder.identity.name, "reference"])
-            if texts is not None:
-                measured |= self._recall(encoder, features, texts)
-        if self.inception is not None:
-            pool, probabilities = self.inception([np.asarray(image) for image in images])
-            measured["FID"] = _frechet(pool, self.inception(list(self.reference.pixels))[0])
-            measured["IS"] = _inception_score(probabilities, len(self.reference))
+            measured |= self._measure(which, features, self._real[which][0], texts)
         found: dict[str | int, int] = {}
         photos = [found.setdefault(key, len(found)) for key in self.reference.rows.keys]
-        asked = keys or [None] * len(images)
-        own = [found.setdefault(key or row, len(found)) for row, key in enumerate(asked)]
-        scores = {name: each.score for name, each in measured.items()}
+        own = [found.setdefault(key or row, len(found)) for row, key in enumerate(keys or [None] * len(images))]
         values = {
-            name: photo_values(each.score, ((each.generated, own), (each.real, photos)), len(found))
-            for name, each in measured.items()
+            name: photo_values(score, ((generated, own), (real, photos)), len(found))
+            for name, (score, generated, real) in measured.items()
         }
-        return scores, values
+        return {name: score for name, (score, _, _) in measured.items()}, values
 
     def real(
         self, n: int, texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
@@ -322,20 +293,18 @@ class ImageScorer:
         that of the very photos that the texts are of.
         """
         measured: dict[str, Measured] = {}
-        count = 0 if self.others is None else min(n, len(self.others))
-        halves = disjoint_halves(len(self.reference))
-        rows = {key: row for row, key in enumerate(self.reference.rows.keys)}
-        own = [rows.get(key) if key else None for key in keys]
-        for encoder in self.encoders:
-            reference = self._features[encoder.identity.name, "reference"]
-            if count >= n or count >= len(halves[0]):
-                measured |= self._measure(encoder, self._features[encoder.identity.name, "others"][:count], reference)
-            else:
-                count = len(halves[0])
-                measured |= self._measure(encoder, reference[halves[0]], reference[halves[1]])
-            if texts is not None and own and all(row is not None for row in own):
-                measured |= self._recall(encoder, reference[np.array(own, dtype=np.int64)], texts)
-        return {name: each.score for name, each in measured.items()}, count
+        halves, count = disjoint_halves(len(self.reference)), 0
+        numbers = {key: row for row, key in enumerate(self.reference.rows.keys)}
+        own = [numbers[key] for key in keys if key in numbers]
+        for which, (reference, others) in enumerate(self._real):
+            count = min(n, len(others))
+            compared = others[:count], reference
+            if count < min(n, len(halves[0])):
+                count, compared = len(halves[0]), (reference[halves[0]], reference[halves[1]])
+            measured |= self._measure(which, *compared)
+            if texts is not None and len(own) == len(texts):
+                measured |= self._recall(which, reference[own], texts)
+        return {name: score for name, (score, _, _) in measured.items()}, count
 
     def nearest(self, images: Sequence[Image.Image], training: Rows) -> Nearest | None:
         """Return the nearest of the training photos to each image, by the conditioning encoder; None if it is unknown.
@@ -344,94 +313,48 @@ class ImageScorer:
             images: generated images.
             training: photos that were learned from, with embeddings of ``conditioning``.
         """
-        encoder = next((e for e in self.encoders if e.identity.same_as(self.conditioning)), None)
-        if encoder is None or not len(training):
-            return None
-        reference = self._features[encoder.identity.name, "reference"]
-        return nearest_photos(encoder.encode_images(list(images)), training.embeddings, reference)
+        for encoder, (reference, _) in zip(self.encoders, self._real, strict=True):
+            if encoder.identity.same_as(self.conditioning) and len(training):
+                return nearest_photos(encoder.encode_images(list(images)), training.embeddings, reference)
+        return None
 
     def notes(self) -> list[str]:
         """Return what a reader of the scores should know."""
-        same = [e.identity.name for e in self.encoders if e.identity.same_as(self.conditioning)]
-        notes = [
-            f"{name} also encoded the texts that the images were generated from; scores with another encoder are more "
-            "reliable (--encoder)."
-            for name in same
+        return [
+            *(
+                f"{encoder.identity.name} also encoded the texts that the images were generated from; scores with "
+                "another encoder are more reliable (--encoder)."
+                for encoder in self.encoders
+                if encoder.identity.same_as(self.conditioning)
+            ),
+            "KID and recall are in percent. FD depends on the number of images: compare it with the FD of real photos.",
         ]
-        notes.append(
-            "KID and recall are in percent. FD depends on the number of images: compare it with the FD of real photos."
-        )
-        return notes
 
-    def _measure(self, encoder: Encoder, features: Matrix, reference: Matrix) -> dict[str, Measured]:
-        name = encoder.identity.name
+    def _measure(
+        self, which: int, features: Matrix, reference: Matrix, texts: Sequence[str] | None = None
+    ) -> dict[str, Measured]:
+        name = self.encoders[which].identity.name
         kernels = kernel_features(features), kernel_features(reference)
         of_images, of_photos = kernel_influence(*kernels)
-        if (name, "categories") not in self._features:
-            categories = COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()
-            prompts = [f"a photo of a {category}" for category in categories]
-            self._features[name, "categories"] = encoder.encode_texts(prompts)
+        moments = Moments.from_rows(features), Moments.from_rows(reference)
         # the probabilities (n, 80) of COCO's categories, by the encoder without further training
-        logits = _LOGIT_SCALE * (features @ self._features[name, "categories"].T)
+        logits = _LOGIT_SCALE * (features @ self._categories[which].T)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = np.asarray(shares / shares.sum(axis=1, keepdims=True), dtype=np.float32)
+        nothing = np.zeros(len(reference))
         return {
-            f"KID-{name}": Measured(100 * kernel_distance(*kernels), 100 * of_images, 100 * of_photos),
-            f"FD-{name}": _frechet(features, reference),
-            f"IS-{name}-coco80": _inception_score(probabilities, len(reference)),
+            f"KID-{name}": (100 * kernel_distance(*kernels), 100 * of_images, 100 * of_photos),
+            f"FD-{name}": (frechet_distance(*moments), *frechet_influence(features, reference)),
+            f"IS-{name}-coco80": (inception_score(probabilities), inception_influence(probabilities), nothing),
+            **({} if texts is None else self._recall(which, features, texts)),
         }
 
-    def _recall(self, encoder: Encoder, features: Matrix, texts: Sequence[str]) -> dict[str, Measured]:
+    def _recall(self, which: int, features: Matrix, texts: Sequence[str]) -> dict[str, Measured]:
+        encoder, measured = self.encoders[which], {}
         items = np.unique(texts, return_inverse=True)[1]  # images of one text are all right for it
         found = ranks(encoder.encode_texts(list(texts)), features, items, items)
-        measured = {}
         for k in [k for k in RECALL_KS if k < len(texts)] or [1]:
             hits = 100.0 * found.hits(k)
             share, nothing = float(hits.mean()), np.zeros(len(self.reference))
-            measured[f"recall@{k}-{encoder.identity.name}"] = Measured(share, hits - share, nothing)
+            measured[f"recall@{k}-{encoder.identity.name}"] = share, hits - share, nothing
         return measured
-
-
-def _frechet(features: Matrix, reference: Matrix) -> Measured:
-    moments = Moments.from_rows(features), Moments.from_rows(reference)
-    return Measured(frechet_distance(*moments), *frechet_influence(features, reference))
-
-
-def _inception_score(probabilities: Matrix, photos: int) -> Measured:
-    return Measured(inception_score(probabilities), inception_influence(probabilities), np.zeros(photos))
-
-
-def _inception(weights: Path) -> Inception:
-    """Return a function from pixels (height, width, 3) to pool3 features (n, 2048) and probabilities (n, 1008).
-
-    Raises:
-        MetricError: if there is no such file, or torchmetrics or torch-fidelity is not installed.
-    """
-    import torch
-
-    if not weights.is_file():
-        raise MetricError(
-            f"The Inception weights {weights} do not exist.",
-            remedy="Give the file pt_inception-2015-12-05-6726825d.pth that torch-fidelity and torchmetrics use.",
-        )
-    try:
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
-    except ImportError as error:
-        raise MetricError(
-            f"FID needs the packages torchmetrics and torch-fidelity ({error}).",
-            remedy='Install them with: pip install "c3tools[images]" torch-fidelity',
-        ) from error
-
-    def features(squares: Sequence[Any]) -> tuple[Matrix, Matrix]:
-        pool, probabilities = [], []
-        with torch.inference_mode():
-            for start in range(0, len(squares), _BATCH):
-                batch = torch.from_numpy(np.stack(squares[start : start + _BATCH])).permute(0, 3, 1, 2).contiguous()
-                pooled, logits = network(batch)
-                pool.append(pooled.numpy())
-                probabilities.append(logits.softmax(1).numpy())
-        return np.concatenate(pool), np.concatenate(probabilities)
-
-    return features

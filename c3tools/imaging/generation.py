@@ -1,53 +1,59 @@
-"""`c3 generate`: images of texts, captions, embeddings or photos into a folder, with a contact sheet and a page.
+"""`c3 generate`: images of texts, captions, embeddings or photos into a folder, with a page of them.
 
     c3-images/
       images.json             the text of each image, and the settings
       NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image depends on
-      sheet.png, images.html  overviews of all images
+      images.html             all images on one page
 
 An image that already exists is not made again, so the same command continues, and another adds to the folder.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from .. import devices
-from ..arrays import Matrix
+from ..arrays import Matrix, Pixels
 from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import split_of
 from ..encoders import Encoder, resolve_encoder
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.artifact import digest_of, holds_result
-from ..io.files import MALFORMED, read_json, recorded_file, write_json_atomically
+from ..io.files import (
+    MALFORMED,
+    read_json,
+    recorded_file,
+    write_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from ..io.lock import locked
+from ..pages import render_page
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Store
 from ..store.import_embeddings import read_rows
 from .generator import Generator, ImageGenerator
-from .pretrained import PretrainedGenerator
-from .sheet import contact_sheet, in_rows, save_image, save_page
+from .pretrained import PREFIX, PretrainedGenerator
 
 LIST_FILE = "images.json"
-SHEET_FILE = "sheet.png"
 PAGE_FILE = "images.html"
-_BLOCK = 64  # images between two writes
-_IN_SHEET = 400
+_IN_PAGE = 400
 _SLUG = re.compile(r"[^a-z0-9]+")
 
 
-@dataclass(frozen=True)
-class GeneratedImage:
+class GeneratedImage(NamedTuple):
     """One image of a folder.
 
     Attributes:
@@ -99,7 +105,7 @@ class GeneratedImages:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that images.json contains and `c3 generate --json` writes."""
-        images = [asdict(image) for image in self.images]
+        images = [image._asdict() for image in self.images]
         return {"format_version": 1, **self.settings, "modality": self.modality, "images": images}
 
     @classmethod
@@ -134,9 +140,8 @@ def generate(
     *,
     captions: str | Path | None = None,
     split: str | None = None,
-    embeddings: str | Path | npt.NDArray[np.float32] | None = None,
+    embeddings: str | Path | Matrix | None = None,
     modality: str = "text",
-    key: str | None = None,
     images: Sequence[str | Path] = (),
     generator: ImageGenerator | str | Path = "c3-generator",
     store: Store | str | Path = "c3-store",
@@ -162,10 +167,8 @@ def generate(
         split: Use only this split of ``captions``.
         embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl, parquet) or a store.
         modality: Modality of ``embeddings``: image or text.
-        key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it is not
-            ``modality``.
         images: Make variations of these photos.
-        generator: The folder of a trained generator, hf-hub:ORG/NAME, or kandinsky-2.2:PATH|ID, unclip:PATH|ID.
+        generator: The folder of a trained generator, hf-hub:ORG/NAME, or unclip:PATH|ID.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         output: The folder to write the images to.
         n: Number of images per text.
@@ -185,35 +188,29 @@ def generate(
         OSError: if an image cannot be written; the images before it are kept.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
-    given = [bool(texts), captions is not None, embeddings is not None, bool(images)]
-    if sum(given) != 1:
+    if n < 1 or sum([bool(texts), captions is not None, embeddings is not None, bool(images)]) != 1:
         raise GeneratorError(
-            "Nothing to generate: give texts, or one of --captions, --embeddings and --image."
-            if not any(given)
-            else "Give only one of texts, --captions, --embeddings and --image.",
+            "Give either texts, or one of --captions, --embeddings and --image; and -n of at least 1.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
-    if n < 1:
-        raise GeneratorError(f"n must be at least 1, not {n}.")
     folder, compute = Path(output), devices.pick(device, precision)
     if isinstance(generator, str | Path):
-        if PretrainedGenerator.is_name(generator):
-            generator = PretrainedGenerator(str(generator), store, compute)
-        else:
-            generator = Generator.load(generator, compute)
+        pretrained = str(generator).startswith(PREFIX)
+        generator = (
+            PretrainedGenerator(str(generator), store, compute) if pretrained else Generator.load(generator, compute)
+        )
     if embeddings is not None:
-        vectors = _vectors(embeddings, modality, key, generator)
+        vectors = _vectors(embeddings, modality, generator)
         prompts: list[tuple[str, str | None]] = [(f"embedding {row}", None) for row in range(len(vectors))]
     else:
         modality = "image" if images else "text"
         prompts = [(str(asked), None) for asked in images or texts]
         prompts = captions_to_show(Path(captions), split, seed) if captions is not None else prompts
-        asked = [text for text, _ in prompts]
+        given: dict[str, Any] = {"images" if images else "texts": [asked for asked, _ in prompts]}
         encoder = encoder or resolve_encoder(
             recorded=generator.model, device=device, backend=backend, reporter=reporter
         )
-        given_as: dict[str, Any] = {"images" if images else "texts": asked}
-        vectors = generator.encode(**given_as, encoder=encoder, reporter=reporter)
+        vectors = generator.encode(**given, encoder=encoder)
     settings = {
         "generator": str(generator),
         "model": dict(generator.model),
@@ -222,11 +219,38 @@ def generate(
         "guidance": generator.guidance if guidance is None else guidance,
         "precision": generator.compute.precision,
     }
-    with locked(folder):
+    made_from = {**settings, "generator": generator.fingerprint(), "modality": modality}
+    listed: list[GeneratedImage] = []
+    wanted: dict[str, tuple[int, tuple[str, int]]] = {}  # by file: the row of the vectors, the key of the noise
+    for row, (asked, key) in enumerate(prompts):
+        subject = asked if embeddings is None and not images else digest_of(vectors[row])
+        slug = _SLUG.sub("-", Path(asked).stem.lower() if modality == "image" else asked.lower()).strip("-")
+        for number in range(n):
+            digest = digest_of(made_from, asked, subject, number)[:8]
+            file = f"{slug[:48].strip('-') or 'image'}-{digest}.png"
+            listed.append(GeneratedImage(file, asked, key, number))
+            wanted[file] = row, (asked, number)
+    made = GeneratedImages(folder, listed, modality, settings)
+    kept = f"Finished images are kept in {folder}; run the same command again to make the others."
+    with locked(folder), telling_what_is_kept(lambda: kept):
         holds_result(folder, "folder of generated images", (LIST_FILE,))
-        from_texts = embeddings is None and not images
-        made = _make(generator, prompts, vectors, modality, from_texts, n, settings, folder, reporter)
-        _save_overviews(made)
+        write_json_atomically(folder / LIST_FILE, made.to_dict())
+        pending = {file: of for file, of in wanted.items() if not (folder / file).is_file()}
+        if len(pending) < len(wanted):
+            reporter.message(f"{len(wanted) - len(pending):,} images already exist.")
+        sampled = generator.sample(
+            vectors[[row for row, _ in pending.values()]],
+            modality,
+            [noise for _, noise in pending.values()],
+            seed=seed,
+            steps=sampling_steps,
+            guidance=guidance,
+        )
+        with reporter.progress("Generating images", len(pending)) as progress:
+            for file, picture in zip(pending, sampled, strict=True):
+                write_atomically(folder / file, partial(picture.save, format="PNG"))
+                progress.advance()
+        _save_page(made)
     return made
 
 
@@ -257,79 +281,27 @@ def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> lis
     return prompts
 
 
-def _save_overviews(made: GeneratedImages) -> None:
-    """Write the contact sheet and the page: with a row for each text that has several images."""
-    shown = GeneratedImages(made.folder, made.images[:_IN_SHEET], made.modality, made.settings)
-    opened = shown.open()
-    entries: dict[str, list[Image.Image]] = {}
-    for image, picture in zip(shown.images, opened, strict=True):
-        entries.setdefault(image.asked, []).append(picture)
-    columns = min(len(opened), max(4, round(len(opened) ** 0.5)))
-    several = len(opened) > len(entries)
-    sheet = contact_sheet([*entries.values()], texts=[*entries]) if several else contact_sheet(in_rows(opened, columns))
-    save_image(sheet, made.folder / SHEET_FILE)
-    more = f"; the first {_IN_SHEET:,} are shown" if len(made.images) > _IN_SHEET else ""
-    settings = made.settings
-    lead = f"{len(made.images):,} images by {settings['generator']}, seed {settings['seed']}, "
-    lead += f"{settings['sampling_steps']} steps, guidance {settings['guidance']:g}{more}."
-    save_page(made.folder / PAGE_FILE, "Generated images", lead, list(entries.items()))
+def _save_page(made: GeneratedImages) -> None:
+    """Write a self-contained page of the images, those of one text together."""
+    shown = replace(made, images=made.images[:_IN_PAGE])
+    groups: dict[str, list[str]] = {}
+    for image, picture in zip(shown.images, shown.open(), strict=True):
+        groups.setdefault(image.asked, []).append(inline_png(picture))
+    more = f"; the first {_IN_PAGE:,} are shown" if len(made.images) > _IN_PAGE else ""
+    lead = "{generator}, seed {seed}, {sampling_steps} steps, guidance {guidance:g}".format(**made.settings)
+    page = {"title": "Generated images", "lead": f"{len(made.images):,} images by {lead}{more}.", "groups": groups}
+    template = Path(__file__).parent / "templates" / "images.html"
+    write_text_atomically(made.folder / PAGE_FILE, render_page(template, **page))
 
 
-def _make(
-    generator: ImageGenerator,
-    prompts: Sequence[tuple[str, str | None]],
-    vectors: Matrix,
-    modality: str,
-    from_texts: bool,
-    n: int,
-    settings: dict[str, Any],
-    folder: Path,
-    reporter: Reporter,
-) -> GeneratedImages:
-    """Sample and write the images that do not exist yet."""
-    images: list[GeneratedImage] = []
-    rows: dict[str, int] = {}  # of the vectors, by the names of files
-    plain = {**settings, "generator": generator.fingerprint(), "modality": modality}
-    for row, (asked, key) in enumerate(prompts):
-        subject = asked if from_texts else digest_of(vectors[row])
-        slug = _SLUG.sub("-", Path(asked).stem.lower() if modality == "image" else asked.lower()).strip("-")
-        for number in range(n):
-            digest = digest_of(plain, asked, subject, number)[:8]
-            file = f"{slug[:48].strip('-') or 'image'}-{digest}.png"
-            images.append(GeneratedImage(file, asked, key, number))
-            rows[file] = row
-    made = GeneratedImages(folder, images, modality, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / LIST_FILE, made.to_dict())
-    wanted = {image.file: image for image in images}
-    pending = [image for image in wanted.values() if not (folder / image.file).is_file()]
-    if len(pending) < len(wanted):
-        reporter.message(f"{len(wanted) - len(pending):,} images already exist.")
-    done = 0
-    kept = telling_what_is_kept(
-        lambda: f"{done:,} images are kept in {folder}; run the same command again to make the others."
-    )
-    with kept, reporter.progress("Generating images", len(pending)) as progress:
-        for start in range(0, len(pending), _BLOCK):
-            block = pending[start : start + _BLOCK]
-            sampled = generator.sample(
-                vectors[[rows[image.file] for image in block]],
-                modality,
-                [(image.asked, image.number) for image in block],
-                seed=settings["seed"],
-                steps=settings["sampling_steps"],
-                guidance=settings["guidance"],
-                advance=progress.advance,
-            )
-            for image, picture in zip(block, sampled, strict=True):
-                save_image(picture, folder / image.file)
-                done += 1
-    return made
+def inline_png(image: Image.Image | Pixels) -> str:
+    """Return a small image as a ``data:`` URL, without loss."""
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _vectors(
-    source: str | Path | npt.NDArray[np.float32], modality: str, key: str | None, generator: ImageGenerator
-) -> Matrix:
+def _vectors(source: str | Path | Matrix, modality: str, generator: ImageGenerator) -> Matrix:
     """Return embeddings that are given, or those of a file or a store, float32 (n, d).
 
     Raises:
@@ -337,15 +309,14 @@ def _vectors(
         StoreError: if they cannot be read.
     """
     if isinstance(source, np.ndarray):
-        vectors = np.atleast_2d(np.asarray(source, dtype=np.float32))
+        vectors, model = np.atleast_2d(np.asarray(source, dtype=np.float32)), None
     else:
-        rows, model = read_rows(source, modality, key)
-        generator.check_model(model, rows.embeddings.shape[1])
+        rows, model = read_rows(source, modality)
         vectors = rows.embeddings
     if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
         raise GeneratorError(
             f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} or contain NaN or "
             "infinity."
         )
-    generator.check_dim(vectors.shape[1])
+    generator.check_model(model, vectors.shape[1])
     return vectors

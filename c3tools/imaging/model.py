@@ -7,7 +7,7 @@ The network is the `UNet2DModel` of diffusers (the extra ``images``), and its fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arrays import Pixels
 from ..devices import Compute
 from ..errors import GeneratorError, MissingExtraError
 from ..training.sizes import load_named_size, require_valid
@@ -42,16 +43,13 @@ class NetworkConfig:
 
     pixels: int
     patch: int
-    channels: tuple[int, ...]
-    attention: tuple[bool, ...]
+    channels: Sequence[int]
+    attention: Sequence[bool]
     blocks: int = 1
     dropout: float = 0.0
     dim: int = 1
 
     def __post_init__(self) -> None:
-        # lists if the configuration was read from JSON
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "attention", tuple(self.attention))
         require_valid(self, positive=("dim", "pixels", "patch", "blocks"), fractions=("dropout",), error=GeneratorError)
         step = self.patch * 2 ** (len(self.channels) - 1)
         if self.pixels % step:
@@ -108,11 +106,17 @@ class Size(NetworkConfig):
         return NetworkConfig(**{**own, "dim": dim})
 
 
-_SMALL, _BASE = (TrainingConfig(30_000, 64, 5e-4, ema=0.9995), TrainingConfig(150_000, 128, 3e-4, ema=0.9999))
 SIZES: Mapping[str, Size] = {
     "tiny": Size(32, 2, (64, 64, 128), (False, True, True), training=TrainingConfig(6000, 32, 2e-3)),
-    "small": Size(64, 2, (96, 192, 256), (False, True, True), 2, training=_SMALL),
-    "base": Size(128, 2, (128, 256, 384, 512), (False, False, True, True), 2, training=_BASE),
+    "small": Size(64, 2, (96, 192, 256), (False, True, True), 2, training=TrainingConfig(30_000, 64, 5e-4, ema=0.9995)),
+    "base": Size(
+        128,
+        2,
+        (128, 256, 384, 512),
+        (False, False, True, True),
+        2,
+        training=TrainingConfig(150_000, 128, 3e-4, ema=0.9999),
+    ),
 }
 
 
@@ -128,9 +132,8 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
     """
 
     def numbers(part: Size | TrainingConfig) -> list[str]:
-        fixed = ("seed", "steps", "dim")
-        own = [each.name for each in fields(part) if each.name not in fixed]
-        return [name for name in own if isinstance(getattr(part, name), int | float)]
+        fixed = ("seed", "steps", "dim", "channels", "attention", "training")
+        return [each.name for each in fields(part) if each.name not in fixed]
 
     return load_named_size(SIZES, name, overrides, numbers, kind="generator", error=GeneratorError)
 
@@ -144,11 +147,10 @@ class ImageNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        UNet2DModel = _diffusers("UNet2DModel")
         self.config = config
         width = 4 * config.channels[0]
         down = [("Attn" if attends else "") + "DownBlock2D" for attends in config.attention]
-        self.unet = UNet2DModel(
+        self.unet = diffusers_class("UNet2DModel")(
             sample_size=config.pixels // config.patch,
             in_channels=3 * config.patch**2,
             out_channels=3 * config.patch**2,
@@ -207,9 +209,8 @@ def sample(
     *,
     steps: int = SAMPLING_STEPS,
     guidance: float = GUIDANCE,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Tensor:
-    """Return one image per embedding, uint8 (n, pixels, pixels, 3), on the CPU.
+) -> Iterator[Pixels]:
+    """Yield one image per embedding, uint8 (pixels, pixels, 3).
 
     Args:
         network: in evaluation mode, on the device of ``compute``.
@@ -218,32 +219,27 @@ def sample(
         compute: device and precision.
         steps: of the scheduler; more are slower and a little sharper.
         guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
-        advance: is called with the number of further images done.
     """
-    scheduler = _diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
-    size, done = sampling_batch(compute), []
-    guided = guidance != 1
-    withhold = torch.arange(2 * size if guided else size, device=compute.device) >= size
+    scheduler = diffusers_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
+    size, copies = sampling_batch(compute), 1 if guidance == 1 else 2  # with the embedding, and without it
+    withhold = torch.arange(copies * size, device=compute.device) >= size
     for start in range(0, len(embeddings), size):
         rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
-        images, told = noise[rows].to(compute.device), embeddings[rows].to(compute.device)
+        images, told = noise[rows].to(compute.device), embeddings[rows].to(compute.device).repeat(copies, 1)
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
         for time in scheduler.timesteps:
-            doubled, also = (torch.cat([x, x]) if guided else x for x in (images, told))
+            times = (time / _TIMES).expand(len(told))
             with autocast(compute):
-                velocity = network(doubled, (time / _TIMES).expand(len(doubled)), also, withhold).float()
-            if guided:
+                velocity = network(images.repeat(copies, 1, 1, 1), times, told, withhold).float()
+            if copies == 2:
                 with_embedding, without = velocity.chunk(2)
                 velocity = without + guidance * (with_embedding - without)
             images = scheduler.step(velocity, time, images).prev_sample
-        count = min(size, len(embeddings) - start)
-        done.append(((images[:count].clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
-        advance(count)
-    pixels = network.config.pixels
-    return torch.cat(done) if done else torch.zeros((0, pixels, pixels, 3), dtype=torch.uint8)
+        squares = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        yield from squares[: len(embeddings) - start]
 
 
-def _diffusers(name: str) -> Any:
+def diffusers_class(name: str) -> Any:
     """Return a class of diffusers.
 
     Raises:

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import Pixels
+from ..arrays import Indices, Mask, Pixels
 from ..corpus import ImageReader
 from ..corpus.photos import PhotoFinder
 from ..encoders import open_image
@@ -44,19 +43,13 @@ class Photos:
         """Return the number of photos."""
         return len(self.rows)
 
-    def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Photos:
+    def select(self, rows: Indices | Mask) -> Photos:
         """Return the photos with these numbers, or those for which a mask is true."""
         return Photos(self.rows.select(rows), self.pixels[rows], self.unread)
 
 
 def read_photos(
-    store: Store,
-    rows: Rows,
-    pixels: int,
-    *,
-    download: bool = False,
-    label: str = "Reading photos",
-    reporter: Reporter = SILENT,
+    store: Store, rows: Rows, pixels: int, *, download: bool = False, reporter: Reporter = SILENT
 ) -> Photos:
     """Read the photos of image rows, each resized to its shorter side and cut to a square about its middle.
 
@@ -65,23 +58,16 @@ def read_photos(
         rows: of the modality ``image``.
         pixels: height and width of the result.
         download: fetch photos that are at URLs.
-        label: what the progress is called.
         reporter: shows the progress.
 
     Raises:
         GeneratorError: if none of the photos can be read; the first are named.
     """
-    paths = list(rows.column("path")) if "path" in rows.table.column_names else []
-    if not any(paths):
-        raise GeneratorError(
-            f"The store {store.path} has no paths to photos, because its embeddings were imported.",
-            remedy="Embed the photos: c3 embed PATH",
-        )
+    paths = list(rows.column("path")) if "path" in rows.table.column_names else [None] * len(rows)
     folder = store.path / _INDEX_FOLDER
     finder = PhotoFinder(folder if folder.is_dir() else None, download=download)
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
-    kept: list[int] = []
-    gone: list[str] = []
+    gone: dict[int, str] = {}
 
     def decode(content: bytes | Exception) -> Pixels | Exception:
         """Return pixels (pixels, pixels, 3), or why there are none."""
@@ -96,34 +82,35 @@ def read_photos(
         warnings.catch_warnings(),  # around all threads: each would restore what another has set
         ImageReader() as reader,
         ThreadPoolExecutor(cores()) as pool,
-        reporter.progress(label, len(rows)) as progress,
+        reporter.progress("Reading photos", len(rows)) as progress,
     ):
         warnings.simplefilter("ignore")
         for start in range(0, len(rows), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(rows)))
             contents: list[bytes | Exception] = []
-            for row in chunk:
+            for key, path in zip(rows.keys[start : start + _CHUNK], paths[start : start + _CHUNK], strict=True):
                 try:
-                    contents.append(reader.read(finder.find(rows.keys[row], paths[row])))
+                    contents.append(reader.read(finder.find(key, path)))
                 except (OSError, ValueError) as error:
                     contents.append(error)
-            for row, decoded in zip(chunk, pool.map(decode, contents), strict=True):
-                if isinstance(decoded, Exception):
-                    reason = str(getattr(decoded, "strerror", None) or decoded) or type(decoded).__name__
-                    gone.append(f"{paths[row] or rows.keys[row]} ({reason})")
-                    continue
-                squares[len(kept)] = decoded
-                kept.append(row)
-            progress.advance(len(chunk))
-    listed = "; ".join(gone[:_NAMED]) + (f"; and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else "")
-    if not kept:
+            for row, found in enumerate(pool.map(decode, contents), start):
+                if isinstance(found, Exception):
+                    reason = str(getattr(found, "strerror", None) or found) or type(found).__name__
+                    gone[row] = f"{paths[row] or rows.keys[row]} ({reason})"
+                else:
+                    squares[row] = found
+            progress.advance(len(contents))
+    listed = "; ".join([*gone.values()][:_NAMED])
+    listed += f"; and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else ""
+    if len(gone) == len(rows):
         raise GeneratorError(
             f"None of the {len(rows):,} photos of the store {store.path} can be read: {listed}.",
-            remedy="The store has the paths that c3 embed was given: run this command in the same folder, or embed the "
-            "photos again.",
+            remedy="Run this command in the folder that c3 embed was run in, or embed the photos again. Imported "
+            "embeddings have no photos.",
         )
-    chosen = rows.select(np.array(kept)) if gone else rows
-    return Photos(chosen, squares[: len(kept)], f"Could not read: {listed}" if gone else "")
+    if not gone:
+        return Photos(rows, squares)
+    kept = np.setdiff1d(np.arange(len(rows)), [*gone])
+    return Photos(rows.select(kept), squares[kept], f"Could not read: {listed}")
 
 
 def to_square(image: Image.Image, pixels: int) -> Image.Image:

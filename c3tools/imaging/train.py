@@ -28,7 +28,7 @@ from ..devices import Compute
 from ..errors import GeneratorError
 from ..io.artifact import Target, claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator, keyed_normal
+from ..seeds import generator
 from ..store import Store
 from ..store.reader import training_split
 from ..training.checkpoints import CheckpointDir
@@ -41,17 +41,13 @@ from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
 from .generator import KIND, Generator
-from .model import ImageNetwork, TrainingConfig, autocast, load_size, sample
+from .model import ImageNetwork, TrainingConfig, autocast, load_size
 from .photos import Photos, read_photos
-from .sheet import contact_sheet, in_rows, save_image
 
-SAMPLES_FILE = "samples.png"
-_DEFAULT_PRESET = "c3"
 _MAX_VALIDATED = 512
 _VALIDATION_BATCH = 64
 _FEW_POSITIONS = 64
-_SHOWN = 16  # photos of the sheet of samples, each above what is generated from its embedding
-_SHEET_STEPS = 15
+_NOT_SETTINGS = ("store", "pipeline", "output", "download", "tensorboard", "device", "overwrite", "reporter")
 
 
 class GeneratorTask(Task):
@@ -60,12 +56,10 @@ class GeneratorTask(Task):
     Args:
         network: to train.
         train: photos to learn from, with their embeddings.
-        val: other photos, the first 512 of which choose the checkpoint.
+        val: other photos, which choose the checkpoint.
         pipeline: fitted; applied to the embeddings during training.
         config: settings of the training.
         compute: device and precision.
-        samples: file for a sheet of samples that is made again at each validation; None for none.
-        reporter: is told of the sheet.
     """
 
     unit, error = "images", GeneratorError
@@ -79,13 +73,10 @@ class GeneratorTask(Task):
         pipeline: Pipeline,
         config: TrainingConfig,
         compute: Compute,
-        samples: Path | None = None,
-        reporter: Reporter = SILENT,
     ) -> None:
         self.module = self.network = network.to(compute.device)
-        self.train, self.val = train, val.select(np.arange(min(len(val), _MAX_VALIDATED)))
+        self.train, self.val = train, val
         self.pipeline, self.config, self.compute = pipeline, config, compute
-        self.samples, self.reporter = samples, reporter
         self.counters = {}
         self.batch_size = min(config.batch_size, len(train))
         self.plan = Plan(
@@ -104,36 +95,33 @@ class GeneratorTask(Task):
             fused=True,
         )
         rows = self.val.rows
-        inputs = pipeline.transform(rows.embeddings, modality=rows.modality, training=False)
-        self.val_inputs = torch.from_numpy(inputs)
+        self.val_inputs = torch.from_numpy(pipeline.transform(rows.embeddings, modality=rows.modality, training=False))
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
-        settings = [network.config, config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
-        data = [
-            part for photos in (train, self.val) for part in (photos.rows.keys, photos.rows.embeddings, photos.pixels)
-        ]
-        self.identity = digest_of(settings, *data)
+        data = (part for of in (train, self.val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))
+        made_from = [network.config, config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
+        self.identity = digest_of(made_from, *data)
 
     def batch(self, number: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the rows of its batch: each epoch has every photo once, but for a rest."""
         epoch, place = divmod(number, len(self.train) // self.batch_size)
         if self._order[0] != epoch:
             self._order = epoch, generator(self.config.seed, "order", epoch).permutation(len(self.train))
-        return epoch, self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        return epoch, self._order[1][place * self.batch_size :][: self.batch_size]
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of photos."""
-        config, (epoch, rows) = self.config, self.batch(number)
-        rng, n = generator(config.seed, "step", number), len(rows)
+        config, (epoch, chosen) = self.config, self.batch(number)
+        rng, n, rows = generator(config.seed, "step", number), len(chosen), self.train.rows
         flips, shares, withhold = rng.random(n) < 0.5, rng.standard_normal(n), rng.random(n) < config.drop
         torch.manual_seed(int(rng.integers(2**62)))
-        images = to_network(self.train.pixels[rows])
+        images = to_network(self.train.pixels[chosen])
         images = torch.where(torch.from_numpy(flips)[:, None, None, None], images.flip(3), images)
         inputs = self.pipeline.transform(
-            self.train.rows.embeddings[rows],
-            modality=self.train.rows.modality,
+            rows.embeddings[chosen],
+            modality=rows.modality,
             training=True,
-            keys=[self.train.rows.keys[row] for row in rows],
-            items=[self.train.rows.items[row] for row in rows],
+            keys=[rows.keys[row] for row in chosen],
+            items=[rows.items[row] for row in chosen],
             seed=config.seed,
             epoch=epoch,
         )
@@ -149,13 +137,11 @@ class GeneratorTask(Task):
         rng = generator(self.config.seed, "validation")
         shares = np.array([NormalDist().inv_cdf(share) for share in (rng.permutation(n) + 0.5) / n])
         noise = torch.from_numpy(rng.standard_normal((n, 3, *self.val.pixels.shape[1:3]), np.float32))
-        total = 0.0
+        images, withhold, total = to_network(self.val.pixels), torch.zeros(n, dtype=torch.bool), 0.0
         for start in range(0, n, _VALIDATION_BATCH):
             rows = slice(start, start + _VALIDATION_BATCH)
-            images = to_network(self.val.pixels[rows])
-            withhold = torch.zeros(len(images), dtype=torch.bool)
-            total += float(self._loss(images, noise[rows], shares[rows], self.val_inputs[rows], withhold)) * len(images)
-        self._draw_samples()
+            loss = self._loss(images[rows], noise[rows], shares[rows], self.val_inputs[rows], withhold[rows])
+            total += float(loss) * len(images[rows])
         return total / n, {}
 
     def _loss(self, images: Tensor, noise: Tensor, shares: Array, inputs: Tensor, withhold: Tensor) -> Tensor:
@@ -177,27 +163,11 @@ class GeneratorTask(Task):
         On a CPU in bf16, the backward pass of torch's fused attention is slow where there are few positions: without
         it, a step of size ``tiny`` takes 14 % less time. For 256 positions (size ``small``) it is the faster one.
         """
-        network = self.network.config
-        level = network.attention.index(True) if True in network.attention else 0
-        positions = (network.pixels // network.patch // 2**level) ** 2
-        few = self.compute.device_type == "cpu" and self.compute.precision == "bf16" and positions <= _FEW_POSITIONS
+        config, compute = self.network.config, self.compute
+        level = list(config.attention).index(True) if any(config.attention) else 0
+        positions = (config.pixels // config.patch // 2**level) ** 2
+        few = (compute.device_type, compute.precision) == ("cpu", "bf16") and positions <= _FEW_POSITIONS
         return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
-
-    def _draw_samples(self) -> None:
-        """Write the sheet: validation photos, each above the image from its embedding."""
-        if self.samples is None:
-            return
-        pixels, keys = self.network.config.pixels, self.val.rows.keys[:_SHOWN]
-        noise = torch.from_numpy(keyed_normal(self.config.seed, 0, keys, 3 * pixels**2)).view(-1, 3, pixels, pixels)
-        made = sample(self.network, self.val_inputs[:_SHOWN], noise, self.compute, steps=_SHEET_STEPS).numpy()
-        columns = _SHOWN // 2
-        pairs = zip(in_rows(list(self.val.pixels[:_SHOWN]), columns), in_rows(list(made), columns), strict=True)
-        first = not self.samples.exists()
-        save_image(contact_sheet([row for pair in pairs for row in pair]), self.samples)
-        if first:
-            self.reporter.message(
-                f"{self.samples} shows samples below the photos they belong to, and is updated during training."
-            )
 
 
 def to_network(pixels: Pixels) -> Tensor:
@@ -220,7 +190,6 @@ def train_generator(
     set: Sequence[str] = (),
     steps: int | None = None,
     train_split: str = "train",
-    train_fraction: float = 1.0,
     download: bool = False,
     seed: int = 0,
     tensorboard: str | Path | None = None,
@@ -248,7 +217,6 @@ def train_generator(
         set: Change settings of ``size``, such as learning_rate=5e-4 or batch_size=32.
         steps: Number of training steps. The default depends on ``size``.
         train_split: The split to train on.
-        train_fraction: Use this fraction of the photos.
         download: Download photos that are given by URL.
         seed: Seed for all random numbers.
         tensorboard: Also write the losses to this folder, for TensorBoard.
@@ -267,39 +235,26 @@ def train_generator(
         TransformError: if sigma, the preset or the pipeline cannot be used.
         MissingExtraError: if diffusers is not installed.
     """
-    if sigma is not None:
-        sigma = parse_sigma(sigma)
-    if pipeline is not None and not (preset is None and sigma is None):
+    settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
+    sigma = None if sigma is None else parse_sigma(sigma)
+    if pipeline is None:
+        preset = preset or "c3"
+        sigma = chosen_sigma(preset, sigma, AUTO)
+    elif preset is not None or sigma is not None:
         raise GeneratorError(
             "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
             remedy="Leave out preset and sigma.",
         )
-    if not 0 < train_fraction <= 1:
-        raise GeneratorError(f"--train-fraction must be above 0 and at most 1, not {train_fraction}.")
-    preset = pipeline.name if pipeline is not None else preset or _DEFAULT_PRESET
-    sigma = pipeline.sigma or 0.0 if pipeline is not None else chosen_sigma(preset, sigma, AUTO)
+    else:
+        preset, sigma = pipeline.name, pipeline.sigma or 0.0
     chosen = load_size(size, set)
-    training = replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
+    training = replace(chosen.training, seed=seed, steps=steps or chosen.training.steps)
     output, compute = Path(output), devices.pick(device, precision)
-    settings = {
-        "preset": preset,
-        "sigma": sigma,
-        "size": size,
-        "set": list(set),
-        "steps": training.steps,
-        "train_split": train_split,
-        "train_fraction": train_fraction,
-        "seed": seed,
-        "precision": compute.precision,
-    }
+    settings |= {"preset": preset, "sigma": sigma, "steps": training.steps, "precision": compute.precision}
     claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)
     with claim as target, record_scalars(tensorboard, reporter) as recorder:
         store = Store.open(store, reporter=reporter)
-        train, val, notes = training_photos(
-            store, chosen.pixels, train_split, fraction=train_fraction, download=download, reporter=reporter
-        )
-        for note in notes:
-            reporter.message(note)
+        train, val, notes = training_photos(store, chosen.pixels, train_split, download=download, reporter=reporter)
         if pipeline is None:
             origin = dict[str, str]()
             if isinstance(sigma, str):
@@ -312,9 +267,9 @@ def train_generator(
         pipeline.check_model(store.info.model)
         if not pipeline.knows("text"):
             notes.append(note_on_moments(pipeline.name, "image", "text", train_split))
-            reporter.message(notes[-1])
+        for note in notes:
+            reporter.message(note)
         checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-        samples = output.with_name(f"{output.name}.{SAMPLES_FILE}")
         made = fit_generator(
             train,
             val,
@@ -325,14 +280,11 @@ def train_generator(
             compute=compute,
             record={"model": dict(store.info.model), "sigma": float(pipeline.sigma or 0), "notes": notes},
             checkpoints=checkpoints,
-            samples=samples,
             target=target,
             label=f"Training {pipeline.name}",
             reporter=recorder,
         )
         target.write(made.save)
-        if samples.is_file():
-            samples.replace(output / SAMPLES_FILE)
         checkpoints.clear()
     return made
 
@@ -348,7 +300,6 @@ def fit_generator(
     compute: Compute | None = None,
     record: Mapping[str, Any] | None = None,
     checkpoints: CheckpointDir | None = None,
-    samples: Path | None = None,
     target: Target | None = None,
     label: str = "Training",
     reporter: Reporter = SILENT,
@@ -364,7 +315,6 @@ def fit_generator(
         compute: device and precision; the fastest available when None.
         record: kept in the generator's record, beside what is known here.
         checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
-        samples: file for a sheet of samples that is made again at each validation; None for none.
         target: where the generator is going to be written; the one that is there is returned if it is the same.
         label: what the progress is called.
         reporter: shows messages and progress.
@@ -377,12 +327,7 @@ def fit_generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
         network = ImageNetwork(chosen.config(train.rows.embeddings.shape[1]))
-    task = GeneratorTask(network, train, val, pipeline, training, compute, samples, reporter)
-    if task.batch_size < training.batch_size:
-        reporter.message(
-            f"There are {len(train):,} photos, fewer than a batch of {training.batch_size}, so all of them are one "
-            "batch."
-        )
+    task = GeneratorTask(network, train, val, pipeline, training, compute)
     if target is not None and (done := target.finished(task.identity, partial(Generator.load, target.folder, compute))):
         return done
     run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
@@ -400,17 +345,11 @@ def fit_generator(
         "seconds": round(sum(each.seconds for each in run.history), 1),
         **({} if target is None else {"made_from": target.made_from(task.identity)}),
     }
-    return Generator(network, pipeline, {**dict(record or {}), **content}, compute)
+    return Generator(network, pipeline, {**(record or {}), **content}, compute)
 
 
 def training_photos(
-    store: Store,
-    pixels: int,
-    split: str = "train",
-    *,
-    fraction: float = 1.0,
-    download: bool = False,
-    reporter: Reporter = SILENT,
+    store: Store, pixels: int, split: str = "train", *, download: bool = False, reporter: Reporter = SILENT
 ) -> tuple[Photos, Photos, list[str]]:
     """Read the photos to learn from and others to validate on, with what the user should know about them.
 
@@ -424,16 +363,13 @@ def training_photos(
     notes = [store.split_note] if store.split_note else []
     if why:
         notes.append(f"{why}, so {counted(len(val), 'photo is', 'photos are')} held out.")
-    if fraction < 1:
-        train = train.sample(fraction)
-        notes.append(f"Using {counted(len(train), 'photo')}, {fraction:.0%} of all.")
     if not len(train) or not len(val):
         raise GeneratorError(
             f"Training needs photos for training and for validation, but there are {len(train)} and {len(val)}.",
             remedy="Embed more photos.",
         )
     val = val.select(np.sort(val.hash_order("validated")[:_MAX_VALIDATED]))
-    options: dict[str, Any] = {"download": download, "reporter": reporter}
-    learned = read_photos(store, train, pixels, **options)
-    validated = read_photos(store, val, pixels, label="Reading others", **options)
+    learned, validated = (
+        read_photos(store, rows, pixels, download=download, reporter=reporter) for rows in (train, val)
+    )
     return learned, validated, [*notes, *filter(None, [learned.unread, validated.unread])]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from c3tools.ablation import Ablation, ablate
+from c3tools import ablate
+from c3tools.ablation.table import Ablation
 from c3tools.store import Store
 from tests.conftest import Messages
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from c3tools.ablation import IMAGE_METHODS, Ablation, ablate_images
+from c3tools import ablate_images
+from c3tools.ablation.methods import IMAGE_METHODS
+from c3tools.ablation.table import Ablation
 from c3tools.encoders import Encoder
 from c3tools.errors import MetricError
-from c3tools.imaging import fit_generator
+from c3tools.imaging.train import fit_generator
 from c3tools.store import Store
 from tests.conftest import Messages
 from tests.imaging.conftest import MICRO_SIZE, mini_store
@@ -46,7 +48,7 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     monkeypatch.setattr("c3tools.ablation.images.fit_generator", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
-    assert trained == ["C2_1, seed 0", "C2_2, seed 0", "LAFITE, seed 0"]
+    assert trained == [f"{name}, from image, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")]
     assert finished(told) == 2
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
     assert every.runs[0].scores == first.runs[0].scores
@@ -70,7 +72,7 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
         for shown in (
             "LAFITE_G",
             "not comparable",
-            "c3 ablate --methods C1 --seeds 2 --task images",
+            f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2",
             distances.rows[0][4],
         ):
             assert shown in text

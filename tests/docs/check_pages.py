@@ -17,8 +17,7 @@ RUN = [page for page in PAGES if re.search(r"^```(console|python)$", page.read_t
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of the bundled photos, embedded once for all pages."""
-    from c3tools import embed
-    from c3tools.demo import copy_photos
+    from c3tools import copy_photos, embed
 
     folder = tmp_path_factory.mktemp("docs")
     copy_photos(folder / "images")

@@ -43,7 +43,7 @@ def prepare(folder: Path, page: str) -> None:
     start = re.search(r"<!-- starts from: (\w+) -->", page)
     if start is None:
         return
-    from c3tools.demo import copy_photos
+    from c3tools import copy_photos
 
     copy_photos(folder / "images")
     if start[1] == "store":

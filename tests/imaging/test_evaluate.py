@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from PIL import Image
 
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, MetricError
-from c3tools.imaging import GeneratedImage, GeneratedImages, ImageScorer, Photos, evaluate_images
-from c3tools.imaging.evaluate import real_photos
+from c3tools.imaging.evaluate import ImageScorer, evaluate_images, real_photos
+from c3tools.imaging.generation import GeneratedImage, GeneratedImages
+from c3tools.imaging.photos import Photos
 from c3tools.metrics.images import frechet_distance
 from c3tools.moments import Moments
 from c3tools.store import Store
@@ -50,7 +50,6 @@ def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tm
     assert 1 <= result.scores["IS-c3-mini-coco80"] <= 80
     assert len(result.nearest) == 9
     assert any("c3-mini also encoded the texts" in note for note in result.notes)
-    assert any("--inception" in note for note in result.notes)
     assert result.table().columns == ["score", "generated", "95 % interval", "6 real photos"]
     for name, (low, high) in result.intervals.items():
         assert low < result.scores[name] < high
@@ -112,33 +111,27 @@ def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> Non
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
 
-def test_images_that_cannot_be_scored_are_one_clear_error(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    two = write_made(tmp_path / "two", list(NOISE[:2]), ["a", "b"], [None, None])
+    texts: list[str] = ["a", "b"]
+    two, odd, cut, outside = (
+        write_made(tmp_path / name, list(NOISE[:2]), texts, [None, None]) for name in ("two", "odd", "cut", "outside")
+    )
     single = write_made(tmp_path / "single", list(NOISE[:1]), ["a"], [None])
-    odd, cut = (write_made(tmp_path / name, list(NOISE[:2]), ["a", "b"], [None, None]) for name in ("odd", "cut"))
     Image.new("RGB", (4, 4)).save(odd.folder / "1.png")
     (cut.folder / "1.png").write_bytes(b"cut")
-    outside = tmp_path / "outside"
-    outside.mkdir()
     listed = {"modality": "text", "images": [{"file": "../two/0.png", "asked": "a"}]}
-    (outside / "images.json").write_text(json.dumps(listed))
-    (tmp_path / "weights.pth").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    for made, options, error, named in (
-        (tmp_path / "empty", {}, GeneratorError, "empty"),
-        (odd, {}, MetricError, "4 x 4, 8 x 8"),
-        (cut, {}, GeneratorError, "1.png"),
-        (single, {}, MetricError, "two"),
-        (two, {"split": "val"}, MetricError, r"'val'.* train \(12\), test \(12\)"),
-        (outside, {}, GeneratorError, "two/0.png"),
-        (two, {"inception": tmp_path / "none.pth"}, MetricError, "none.pth"),
-        (two, {"inception": tmp_path / "weights.pth"}, MetricError, "torch-fidelity"),
+    (outside.folder / "images.json").write_text(json.dumps(listed))
+    for made, split, error, named in (
+        (tmp_path / "empty", "test", GeneratorError, "empty"),
+        (odd, "test", MetricError, "4 x 4, 8 x 8"),
+        (cut, "test", GeneratorError, "1.png"),
+        (single, "test", MetricError, "two"),
+        (two, "val", MetricError, r"'val'.* train \(12\), test \(12\)"),
+        (outside.folder, "test", GeneratorError, "two/0.png"),
     ):
         with pytest.raises(error, match=named):
-            evaluate_images(made, store, **options)
+            evaluate_images(made, store, split=split)
 
 
 def test_photos_that_are_gone_are_named_beside_the_scores(encoder: Encoder, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from c3tools import devices
-from c3tools.imaging import Photos, TrainingConfig
+from c3tools.imaging.model import TrainingConfig
+from c3tools.imaging.photos import Photos
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
 from tests.conftest import build_store
