@@ -119,7 +119,7 @@ def ablate(
     minutes on one core with AVX-512 bf16, and an hour or more on one without.
 
     Finished results and trained decoders or generators are kept. Run the same command again to continue, or add
-    methods, seeds, sigmas or other decoding options (such as ``beams``).
+    methods, seeds, sigmas or other decoding options (such as --beams).
 
     Args:
         list_all: List the methods and exit.

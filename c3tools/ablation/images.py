@@ -19,9 +19,9 @@ from ..errors import MetricError
 from ..imaging.evaluate import ImageScorer, real_photos
 from ..imaging.generation import inline_png
 from ..imaging.generator import Generator
-from ..imaging.model import SAMPLING_STEPS, TrainingConfig, load_size
+from ..imaging.model import SAMPLING_STEPS, Size
 from ..imaging.photos import Photos
-from ..imaging.train import fit_generator, training_photos
+from ..imaging.train import GeneratorTask, training_photos
 from ..io.artifact import digest_of
 from ..reporter import Reporter
 from ..seeds import generator
@@ -46,26 +46,23 @@ class ImageTask:
         compute: device and precision.
         scorer: of the images; None where nothing is scored.
         notes: what the user should know about the photos.
-        size, set: of the generator, as `c3tools.train_generator` takes them.
-        training_steps: None for the default of the size.
+        size: of the generator, with the settings of its training.
     """
 
     store: Store
     photos: tuple[Photos, Photos]
     asked: Mapping[str, Rows]
     compute: Compute
+    size: Size
     scorer: ImageScorer | None
-    notes: Sequence[str] = ()
-    size: str = "tiny"
-    set: Sequence[str] = ()
-    training_steps: int | None = None
+    notes: Sequence[str]
 
     methods: ClassVar[Mapping[str, Method]] = IMAGE_METHODS
     kept_in: ClassVar[str] = "generators"
 
     @classmethod
     def of(
-        cls, store: Store, split: str, reporter: Reporter, *, encoders: Sequence[Encoder], **settings: Any
+        cls, store: Store, split: str, reporter: Reporter, *, size: Size, compute: Compute, encoders: Sequence[Encoder]
     ) -> ImageTask:
         """Read the photos of a table, and one text of each scored photo: the same for every method and seed.
 
@@ -73,10 +70,9 @@ class ImageTask:
             GeneratorError: if photos are missing.
             MetricError: if fewer than two photos of the split have texts and can be read.
         """
-        pixels = load_size(settings.get("size", "tiny"), settings["set"]).pixels
-        train, val, notes = training_photos(store, pixels, reporter=reporter)
+        train, val, notes = training_photos(store, size.pixels, reporter=reporter)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
-        reference, others = real_photos(store, pixels, split, len(pairs.first), reporter=reporter)
+        reference, others = real_photos(store, size.pixels, split, len(pairs.first), reporter=reporter)
         readable, texts_of = frozenset(reference.rows.keys), dict[int, list[int]]()
         for row in pairs.rows.tolist():
             photo = int(pairs.item_index[row])
@@ -95,22 +91,17 @@ class ImageTask:
         asked = {"image": pairs.first.select(np.array([*texts_of])), "text": pairs.second.select(np.array(drawn))}
         scorer = ImageScorer(reference, others, encoders, conditioning=store.info.model, reporter=reporter)
         notes = [*notes, *filter(None, [reference.unread]), *scorer.notes()]
-        return cls(store, (train, val), asked, scorer=scorer, notes=notes, **settings)
+        return cls(store, (train, val), asked, compute, size, scorer, notes)
 
     def learner(self) -> ImageTask:
         """Return the task without what only scoring needs."""
         return replace(self, asked={}, scorer=None)
 
-    @property
-    def _training(self) -> TrainingConfig:
-        own = load_size(self.size, self.set).training
-        return replace(own, steps=self.training_steps or own.steps)
-
     @cached_property
     def learned(self) -> str:
         """A digest of everything that a generator depends on, except its method, sigma and seed."""
         return digest_of(
-            [asdict(self._training), asdict(load_size(self.size, self.set)), self.compute.precision],
+            [asdict(self.size), self.compute.precision],
             *(part for photos in self.photos for part in (photos.rows.embeddings, photos.pixels)),
             *(self.store.fitting_moments(modality).mean for modality in ("image", "text")),
         )
@@ -134,18 +125,10 @@ class ImageTask:
     def fit_model(self, training: Training, start: None, checkpoints: CheckpointDir, reporter: Reporter) -> Generator:
         """Train a generator."""
         pipeline = preset(training.preset, sigma=training.sigma, train_on="image", infer_on="text").fit(self.store)
-        return fit_generator(
-            *self.photos,
-            pipeline,
-            size=self.size,
-            set=self.set,
-            training=replace(self._training, seed=training.seed),
-            compute=self.compute,
-            record={"model": dict(self.store.info.model), "sigma": training.sigma},
-            checkpoints=checkpoints,
-            label=training.label,
-            reporter=reporter,
-        )
+        size = replace(self.size, training=replace(self.size.training, seed=training.seed))
+        record = {"model": dict(self.store.info.model), "sigma": training.sigma}
+        task = GeneratorTask(*self.photos, pipeline, size, self.compute)
+        return task.fit(record, checkpoints, label=training.label, reporter=reporter)
 
     def run(self, cell: Cell, model: Any, reporter: Reporter) -> Run:
         """Make an image for each scored photo, and score the images."""

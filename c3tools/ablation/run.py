@@ -27,6 +27,7 @@ from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
 from ..executors import LocalExecutor, Report, Work, WorkerResources
 from ..imaging.evaluate import load_encoders, score_text
+from ..imaging.model import load_size
 from ..io.artifact import digest_of, holds_result
 from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
@@ -110,9 +111,9 @@ def ablate(
     known: Mapping[str, Method] = {"captions": METHODS, "images": IMAGE_METHODS}.get(task, {})
     names = list(known) if methods == "all" else list(dict.fromkeys(_listed(methods)))
     sigmas = list(dict.fromkeys(map(parse_sigma, _listed(sigma))))
-    if wrong := [name for name in names if name not in known]:
+    if (wrong := [name for name in names if name not in known]) or not names:
         raise C3Error(
-            f"There is no method {', '.join(wrong)} for --task {task}.",
+            f"There is no method {', '.join(wrong)!r} for --task {task}.",
             remedy=f"Choose from {', '.join(known)}." if known else "Use --task captions or --task images.",
         )
     if wrong := [f"--{name.replace('_', '-')}" for name in _OTHER_TASK[task] if name in asked]:
@@ -160,19 +161,24 @@ def _listed(values: Any) -> list[Any]:
 
 def _task(store: Store, methods: Sequence[str], options: Mapping[str, Any]) -> CaptionTask | ImageTask:
     """Read the data of a table, for the arguments of `ablate`; return what makes its cells."""
-    split, reporter = options["split"], options["reporter"]
+    split, reporter, size = options["split"], options["reporter"], options["size"]
     encoding = {name: options[name] for name in ("device", "reporter")}
-    settings: dict[str, Any] = {"compute": devices.pick(options["device"], options["precision"]), "set": options["set"]}
-    settings |= {"size": options["size"]} if options["size"] else {}
+    compute = devices.pick(options["device"], options["precision"])
     if options["task"] == "images":
+        chosen = load_size(size or "tiny", options["set"])
+        training = replace(chosen.training, steps=options["steps"] or chosen.training.steps)
         encoders = load_encoders(store, options["encoder"], **encoding)
-        return ImageTask.of(store, split, reporter, encoders=encoders, training_steps=options["steps"], **settings)
+        chosen = replace(chosen, training=training)
+        return ImageTask.of(store, split, reporter, size=chosen, compute=compute, encoders=encoders)
+    settings: dict[str, Any] = {name: options[name] for name in ("set", "epochs")}
     if options["test_store"] is not None:
         settings["test_store"] = Store.open(options["test_store"], reporter=reporter)
     if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
-        settings["encoder"] = load_text_encoder(store.info.model, asking, precision=options["precision"], **encoding)
+        encoding["precision"] = options["precision"]
+        settings["encoder"] = load_text_encoder(store.info.model, asking, **encoding)
     generation = GenerationConfig.from_options(beams=options["beams"])
-    return CaptionTask.of(store, split, reporter, epochs=options["epochs"], generation=generation, **settings)
+    settings |= {"size": size or "small", "generation": generation, "compute": compute}
+    return CaptionTask.of(store, split, reporter, **settings)
 
 
 def run_cells(

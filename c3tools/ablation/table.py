@@ -93,96 +93,76 @@ class Ablation:
         return METHODS if self.task == "captions" else IMAGE_METHODS
 
     @cached_property
-    def _rows(self) -> list[tuple[Row, list[Run]]]:
-        """The rows, each with its runs: one per seed."""
+    def _groups(self) -> list[list[Run]]:
+        """The runs of each row, one per seed, in the order of the methods, whichever were finished first."""
         groups: dict[tuple[object, ...], list[Run]] = {}
         for run in self.runs:
             groups.setdefault((run.method, run.sigma, run.sigma_from), []).append(run)
-        rows = []
-        for members in groups.values():
-            first, known = members[0], self._known[members[0].method]
-            row: Row = {
-                name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images", "parameters")
-            }
-            row |= {
-                "seeds": len(members),
-                "checkpoint": known.chosen_on,
-                "training_seconds": mean_and_std([run.training_seconds for run in members])[0],
-                "published": known.published,
-                "scores": {},
-            }
-            for name in sorted(first.scores):  # one order for all rows, computed now or read
-                mean, std = mean_and_std([run.scores[name] for run in members])
-                ends = score_interval(name, _stacked([run.values.get(name, ()) for run in members]))
-                row["scores"][name] = {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
-            rows.append((row, members))
-        # in the order of the methods, whichever were finished first
-        return sorted(rows, key=lambda pair: self.methods.index(pair[0]["method"]) if self.methods else 0)
+        return sorted(groups.values(), key=lambda runs: self.methods.index(runs[0].method) if self.methods else 0)
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """One row per method and sigma.
 
         Each score has its mean and sample standard deviation over seeds, and the 95 % interval of the mean over images
         and seeds (see `c3tools.imaging.evaluate.score_interval`).
         """
-        return [row for row, _ in self._rows]
+        rows = []
+        for runs in self._groups:
+            first, known, scores = runs[0], self._known[runs[0].method], {}
+            for name in sorted(first.scores):  # one order for all rows, computed now or read
+                mean, std = mean_and_std([run.scores[name] for run in runs])
+                ends = score_interval(name, _stacked([run.values.get(name, ()) for run in runs]))
+                scores[name] = {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
+            row = {name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images", "parameters")}
+            row |= {"seeds": len(runs), "published": known.published, "checkpoint": known.chosen_on, "scores": scores}
+            rows.append({**row, "training_seconds": mean_and_std([run.training_seconds for run in runs])[0]})
+        return rows
 
     def tables(self) -> list[Table]:
         """Return the rows as tables that fit a terminal.
 
         Captions have one of scores and one of trainings. Images have two for each encoder, of distances and of other
-        scores; then come the published scores. The first or the last score of a table has its interval.
+        scores; then come the published scores. One score of each table has its interval.
         """
-        scored, shown = self.rows[0]["scores"] if self.rows else {}, []
+        scored = self.rows[0]["scores"] if self.rows else {}
         if self.task == "captions":
-            names = {name: name for name in _OF_CAPTIONS if name in scored}
-            return [self._table(names, CHOOSE_BY, self.title), self._table({}, seeds=True, trainings=True)]
+            shown = {name: name for name in _OF_CAPTIONS if name in scored}
+            return [self._table(self.title, shown, CHOOSE_BY), self._table("", {}, trainings=True)]
+        tables = []
         for encoder in [name.removeprefix("KID-") for name in scored if name.startswith("KID-")]:
-            title = f"{self.title}, scored by {encoder}"
-            distances = {f"{kind}-{encoder}": kind for kind in ("KID", "FD")}
-            others = {f"{kind}-{encoder}": kind for kind in ("recall@1", "recall@10")}
-            others = {
-                f"IS-{encoder}-coco80": "IS-coco80",
-                **{name: kind for name, kind in others.items() if name in scored},
-            }
-            shown += [
-                self._table(distances, f"KID-{encoder}", title, seeds=True),
-                self._table(others, [*others][-1], title),
-            ]
+            names = [f"KID-{encoder}", f"FD-{encoder}", f"IS-{encoder}-coco80"]
+            names += [name for name in (f"recall@1-{encoder}", f"recall@10-{encoder}") if name in scored]
+            shown = {name: name.replace(f"-{encoder}", "", 1) for name in names}
+            for part in (names[:2], names[2:]):
+                with_interval = part[0] if part[0] == names[0] else part[-1]
+                title = f"{self.title}, scored by {encoder}"
+                tables.append(self._table(title, {name: shown[name] for name in part}, with_interval))
         title = "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes are not comparable"
-        return [*shown, Table(["method", "FID", "IS"], PUBLISHED_IMAGES, title)]
+        return [*tables, Table(["method", "FID", "IS"], PUBLISHED_IMAGES, title)]
 
     def _table(
-        self,
-        metrics: Mapping[str, str],
-        with_interval: str = "",
-        title: str = "",
-        *,
-        seeds: bool = False,
-        trainings: bool = False,
+        self, title: str, metrics: Mapping[str, str], with_interval: str = "", *, trainings: bool = False
     ) -> Table:
-        """Return one table: what names a row, then its seeds, its scores, and facts of its training, as requested."""
-        rows = self.rows
-        columns = [("method", [row["method"] for row in rows]), ("sigma", [self._sigma(row) for row in rows])]
-        if seeds:
-            columns.append(("seeds", [str(row["seeds"]) for row in rows]))
-        if len({row["images"] for row in rows}) > 1:
-            columns.append(("images", [f"{row['images']:,}" for row in rows]))
-        real = ["real photos", *("–" for _ in columns[1:])]
-        for name, heading in metrics.items():
-            scores = [row["scores"][name] for row in rows]
-            columns.append((heading, [score_with_spread(name, score) for score in scores]))
-            real.append(score_text(name, self.real.get(name)))
-            if name == with_interval and any(score["interval"] for score in scores):
-                columns.append((INTERVAL, [interval(score["interval"], decimals(name)) for score in scores]))
-                real.append("")
-        if trainings:
-            columns += [(name, [row[name] for row in rows]) for name in ("published", "checkpoint")]
-            columns.append(("parameters", [f"{p / 1e6:.1f} M" if (p := row["parameters"]) else "–" for row in rows]))
-            columns.append(("training", [_time_text(row["training_seconds"]) for row in rows]))
-        lines = [list(line) for line in zip(*(cells for _, cells in columns), strict=True)]
-        return Table([heading for heading, _ in columns], [*lines, *([real] if self.real else [])], title)
+        """Return one table: what names a row, then its scores, or facts of its trainings."""
+        lines = []
+        for row in self.rows:
+            line = {"method": row["method"], "sigma": self._sigma(row)}
+            if trainings or self.task == "images":
+                line["seeds"] = str(row["seeds"])
+            for name, heading in metrics.items():
+                line[heading] = score_with_spread(name, row["scores"][name])
+                if name == with_interval:
+                    line[INTERVAL] = interval(row["scores"][name]["interval"], decimals(name))
+            if trainings:
+                line |= {"images": f"{row['images']:,}", "published": row["published"], "checkpoint": row["checkpoint"]}
+                line["parameters"] = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "–"
+                line["training"] = _time_text(row["training_seconds"])
+            lines.append(line)
+        if self.real:
+            real = {heading: score_text(name, self.real.get(name)) for name, heading in metrics.items()}
+            lines.append(dict.fromkeys(lines[0], "") | {"method": "real photos", **real})
+        return Table([*lines[0]] if lines else [], [[*line.values()] for line in lines], title)
 
     def _sigma(self, row: Row) -> str:
         """Return the sigma of a row and its source, or a dash if there is no noise."""
@@ -203,23 +183,20 @@ class Ablation:
         C1. C3 follows Corrupt alone or, if that is missing, what there is.
         """
         notes = []
-        for sigma in dict.fromkeys(row["sigma"] for row in self.rows):
-            found = {row["method"]: members for row, members in self._rows if row["sigma"] in (sigma, 0)}
+        for sigma in dict.fromkeys(run.sigma for run in self.runs):
+            found = {runs[0].method: runs for runs in self._groups if runs[0].sigma in (sigma, 0)}
             pairs = [(next((b for b in before if b in found), ""), name) for name, before in _BEFORE.items()]
             pairs += [("C3", name) for name in found if name not in ABLATION]
-            for before, after in pairs:
-                if before in found and after in found:
-                    noise = max(found[before][0].sigma, found[after][0].sigma)
-                    for metric in found[before][0].scores:
-                        said = describe_difference(found[before], found[after], metric)
-                        if metric.startswith(_COMPARED) and said:
-                            notes.append(f"{after} − {before}{f', sigma {noise:.3g}' if noise else ''}: {said}")
+            for before, after in [pair for pair in pairs if found.keys() >= {*pair}]:
+                noise = max(found[before][0].sigma, found[after][0].sigma)
+                for metric in [name for name in found[before][0].scores if name.startswith(_COMPARED)]:
+                    if said := describe_difference(found[before], found[after], metric):
+                        notes.append(f"{after} − {before}{f', sigma {noise:.3g}' if noise else ''}: {said}")
         return list(dict.fromkeys(notes))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores of real photos."""
-        runs = [{**run.to_dict(), "checkpoint": row["checkpoint"]} for row, members in self._rows for run in members]
-        return {"rows": self.rows, "runs": runs, "real": dict(self.real)}
+        return {"rows": self.rows, "runs": [run.to_dict() for run in self.runs], "real": dict(self.real)}
 
     def to_markdown(self) -> str:
         """Return the tables as Markdown, then what they show, and the command."""
@@ -238,17 +215,14 @@ class Ablation:
         """Return one self-contained page: the tables, and captions or images by every method, of its first seed."""
         first: dict[str, Run] = {}
         for run in self.runs:
-            first.setdefault(run.method + (f", sigma {run.sigma:.3g}" if self._known[run.method].noisy else ""), run)
+            first.setdefault(run.method + (f", sigma {run.sigma:.3g}" if run.sigma else ""), run)
         captions = self.task == "captions"
         return render_page(
             Path(__file__).parent / "templates" / "ablation.html",
             title="Ablation" if captions else "Images from texts, trained on images alone",
-            tables=self.tables(),
+            result=self,
             seeds=max((row["seeds"] for row in self.rows), default=0),
-            summaries={row["method"]: self._known[row["method"]].summary for row in self.rows},
-            notes=[*self.notes, *self.remarks],
-            command=self.command,
-            what="Captions" if captions else "Images",
+            summaries={run.method: self._known[run.method].summary for run in self.runs},
             headings=["image" if captions else "caption", *first, "written by a person" if captions else "photo"],
             examples=[
                 [before, *(run.outputs.get(key, "") for run in first.values()), behind]

@@ -99,11 +99,9 @@ def check_identity(name: str, dim: int, store: Store) -> None:
     Raises:
         GeneratorError: with both dimensions and models.
     """
-    model, expected = store.info.model, _MODELS.get(dim, "")
-    architecture, _, weights = expected.partition("/")
+    model, expected = store.info.model, _MODELS.get(dim)
     known = f"{model.get('architecture')}/{model.get('pretrained')}".replace("-quickgelu/", "/")
-    same = not (model and expected) or known == expected
-    if store.info.dim != dim or not (same or model.name in (expected, f"hf-hub:laion/CLIP-{architecture}-{weights}")):
+    if store.info.dim != dim or (model and expected and expected not in (known, model.name)):
         wanted = expected or " or ".join(_MODELS.values())
         raise GeneratorError(
             f"The generator {name} needs embeddings of {wanted}, {dim} dimensions, but the store {store.path} has "

@@ -26,7 +26,7 @@ from .. import devices
 from ..arrays import Array, Indices, Pixels
 from ..devices import Compute
 from ..errors import GeneratorError
-from ..io.artifact import Target, claimed, digest_of
+from ..io.artifact import claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
@@ -41,7 +41,7 @@ from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
 from .generator import KIND, Generator
-from .model import ImageNetwork, TrainingConfig, autocast, load_size
+from .model import ImageNetwork, Size, autocast, load_size
 from .photos import Photos, read_photos
 
 _MAX_VALIDATED = 512
@@ -54,29 +54,24 @@ class GeneratorTask(Task):
     """The training of one network.
 
     Args:
-        network: to train.
         train: photos to learn from, with their embeddings.
         val: other photos, which choose the checkpoint.
         pipeline: fitted; applied to the embeddings during training.
-        config: settings of the training.
+        size: of the network, with the settings of the training.
         compute: device and precision.
     """
 
     unit, error = "images", GeneratorError
     remedy = "Lower it with --set learning_rate=1e-4, or use --precision fp32."
 
-    def __init__(
-        self,
-        network: ImageNetwork,
-        train: Photos,
-        val: Photos,
-        pipeline: Pipeline,
-        config: TrainingConfig,
-        compute: Compute,
-    ) -> None:
+    def __init__(self, train: Photos, val: Photos, pipeline: Pipeline, size: Size, compute: Compute) -> None:
+        config = size.training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
+            network = ImageNetwork(size.config(train.rows.embeddings.shape[1]))
         self.module = self.network = network.to(compute.device)
-        self.train, self.val = train, val
-        self.pipeline, self.config, self.compute = pipeline, config, compute
+        self.train, self.val, self.pipeline = train, val, pipeline
+        self.config, self.compute = config, compute
         self.counters = {}
         self.batch_size = min(config.batch_size, len(train))
         self.plan = Plan(
@@ -94,12 +89,44 @@ class GeneratorTask(Task):
             betas=(0.9, 0.99),
             fused=True,
         )
-        rows = self.val.rows
+        rows = val.rows
         self.val_inputs = torch.from_numpy(pipeline.transform(rows.embeddings, modality=rows.modality, training=False))
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
-        data = (part for of in (train, self.val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))
+        data = (part for of in (train, val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))
         made_from = [network.config, config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
         self.identity = digest_of(made_from, *data)
+
+    def fit(
+        self,
+        record: Mapping[str, Any],
+        checkpoints: CheckpointDir | None = None,
+        *,
+        label: str = "Training",
+        reporter: Reporter = SILENT,
+    ) -> Generator:
+        """Train, and return the generator.
+
+        Args:
+            record: kept in the generator's record, beside what is known here.
+            checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
+            label: what the progress is called.
+            reporter: shows messages and progress.
+
+        Raises:
+            GeneratorError: if the loss is not finite before any checkpoint was kept.
+        """
+        run = run_training(self, checkpoints=checkpoints, label=label, reporter=reporter)
+        content = {
+            "preset": self.pipeline.name,
+            "seed": self.config.seed,
+            "photos": {"train": len(self.train), "val": len(self.val)},
+            "training": {**asdict(self.config), "precision": self.compute.precision},
+            "trace": [list(point) for point in run.trace],
+            "validations": [[each.step, each.val_loss] for each in run.history],
+            "best_val_loss": None if run.kept is None else run.kept.val_loss,
+            "seconds": round(sum(each.seconds for each in run.history), 1),
+        }
+        return Generator(self.network, self.pipeline, {**record, **content}, self.compute)
 
     def batch(self, number: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the rows of its batch: each epoch has every photo once, but for a rest."""
@@ -248,9 +275,9 @@ def train_generator(
     else:
         preset, sigma = pipeline.name, pipeline.sigma or 0.0
     chosen = load_size(size, set)
-    training = replace(chosen.training, seed=seed, steps=steps or chosen.training.steps)
+    chosen = replace(chosen, training=replace(chosen.training, seed=seed, steps=steps or chosen.training.steps))
     output, compute = Path(output), devices.pick(device, precision)
-    settings |= {"preset": preset, "sigma": sigma, "steps": training.steps, "precision": compute.precision}
+    settings |= {"preset": preset, "sigma": sigma, "steps": chosen.training.steps, "precision": compute.precision}
     claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)
     with claim as target, record_scalars(tensorboard, reporter) as recorder:
         store = Store.open(store, reporter=reporter)
@@ -270,82 +297,20 @@ def train_generator(
         for note in notes:
             reporter.message(note)
         checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-        made = fit_generator(
-            train,
-            val,
-            pipeline,
-            size=size,
-            set=set,
-            training=training,
-            compute=compute,
-            record={"model": dict(store.info.model), "sigma": float(pipeline.sigma or 0), "notes": notes},
-            checkpoints=checkpoints,
-            target=target,
-            label=f"Training {pipeline.name}",
-            reporter=recorder,
-        )
+        task = GeneratorTask(train, val, pipeline, chosen, compute)
+        made = target.finished(task.identity, partial(Generator.load, output, compute))
+        if made is None:
+            record = {
+                "model": dict(store.info.model),
+                "sigma": float(pipeline.sigma or 0),
+                "size": size,
+                "notes": notes,
+            }
+            record["made_from"] = target.made_from(task.identity)
+            made = task.fit(record, checkpoints, label=f"Training {pipeline.name}", reporter=recorder)
         target.write(made.save)
         checkpoints.clear()
     return made
-
-
-def fit_generator(
-    train: Photos,
-    val: Photos,
-    pipeline: Pipeline,
-    *,
-    size: str = "tiny",
-    set: Sequence[str] = (),
-    training: TrainingConfig | None = None,
-    compute: Compute | None = None,
-    record: Mapping[str, Any] | None = None,
-    checkpoints: CheckpointDir | None = None,
-    target: Target | None = None,
-    label: str = "Training",
-    reporter: Reporter = SILENT,
-) -> Generator:
-    """Train a generator on photos.
-
-    Args:
-        train: photos to learn from, with their embeddings.
-        val: other photos that the checkpoint is chosen on.
-        pipeline: fitted; its noise goes to the training inputs.
-        size, set: as `train_generator` takes them.
-        training: settings; those of the size when None.
-        compute: device and precision; the fastest available when None.
-        record: kept in the generator's record, beside what is known here.
-        checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
-        target: where the generator is going to be written; the one that is there is returned if it is the same.
-        label: what the progress is called.
-        reporter: shows messages and progress.
-
-    Raises:
-        GeneratorError: if the loss is not finite before any checkpoint was kept.
-    """
-    chosen = load_size(size, set)
-    training, compute = training or chosen.training, compute or devices.pick()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
-        network = ImageNetwork(chosen.config(train.rows.embeddings.shape[1]))
-    task = GeneratorTask(network, train, val, pipeline, training, compute)
-    if target is not None and (done := target.finished(task.identity, partial(Generator.load, target.folder, compute))):
-        return done
-    run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
-    content = {
-        "preset": pipeline.name,
-        "size": size,
-        "changes": list(set),
-        "seed": training.seed,
-        "dim": network.config.dim,
-        "photos": {"train": len(train), "val": len(task.val)},
-        "training": {**asdict(training), "precision": compute.precision},
-        "trace": [list(point) for point in run.trace],
-        "validations": [[each.step, each.val_loss] for each in run.history],
-        "best_val_loss": None if run.kept is None else run.kept.val_loss,
-        "seconds": round(sum(each.seconds for each in run.history), 1),
-        **({} if target is None else {"made_from": target.made_from(task.identity)}),
-    }
-    return Generator(network, pipeline, {**(record or {}), **content}, compute)
 
 
 def training_photos(
