@@ -11,7 +11,6 @@ import pytest
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
 from c3tools.metrics.captions import score_captions
-from c3tools.store import Store
 from tests.conftest import C3, copy_photos
 from tests.imaging.conftest import MICRO_SIZE
 
@@ -70,15 +69,14 @@ def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
 @pytest.fixture
 def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twenty of the bundled photos and thirty of the captions, as if there were no more."""
-    from c3tools.demo import page, run
+    from c3tools.demo import run
 
     photos = tmp_path / "bundled"
     copy_photos(photos / "images", 20)
     (photos / "images" / "captions.jsonl").rename(photos / "captions.jsonl")
     few = tmp_path / "few.jsonl"
     few.write_text("".join(CAPTIONS.read_text(encoding="utf-8").splitlines(keepends=True)[:30]), encoding="utf-8")
-    for module in (run, page):
-        monkeypatch.setattr(module, "PHOTOS", photos)
+    monkeypatch.setattr(run, "PHOTOS", photos)
     monkeypatch.setattr(run, "CAPTIONS", few)
     return photos
 
@@ -132,8 +130,3 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     assert (best, worst, others) == (sorted(best)[::-1], sorted(worst), sorted(others)[::-1])
     assert min(best) >= others[0] >= others[-1] >= max(worst)
     assert best[0] > 20
-    # captions that are bundled no more are not trained on
-    few, store, before = tmp_path / "few.jsonl", tmp_path / "c3-demo" / "captions", Store.open("c3-demo/captions")
-    few.write_text("".join(few.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8")
-    c3("demo")
-    assert Store.open(store).count("text") == sum(len(row["captions"]) for row in lines_of(few)) < before.count("text")
