@@ -139,7 +139,7 @@ class Ablation:
                 title = f"{self.title}, scored by {encoder}"
                 tables.append(self._table(title, {name: shown[name] for name in part}, with_interval))
         title = "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes are not comparable"
-        return [*tables, Table(["method", "FID", "IS"], PUBLISHED_IMAGES, title)]
+        return [*tables, Table(["method", "FID", "IS"], [[*row] for row in PUBLISHED_IMAGES], title)]
 
     def _table(
         self, title: str, metrics: Mapping[str, str], with_interval: str = "", *, trainings: bool = False
