@@ -109,10 +109,9 @@ class ImageTask:
     @cached_property
     def _scored(self) -> str:
         assert self.scorer is not None
-        encoders = [dict(encoder.identity) for encoder in self.scorer.encoders]
-        reference, texts, photos = self.scorer.reference, self.asked["text"], self.asked["image"]
-        rows = (each.embeddings for each in (texts, photos, reference.rows))
-        return digest_of([list(texts.captions), encoders], *rows, reference.pixels)
+        encoders, reference = self.scorer.encoders, self.scorer.reference
+        rows = (each.embeddings for each in (*self.asked.values(), reference.rows))
+        return digest_of(self.asked["text"].captions, [each.identity for each in encoders], *rows, reference.pixels)
 
     def made_from(self, cell: Cell) -> list[object]:
         """Return everything that a cell depends on, beside its method, sigma and seed."""

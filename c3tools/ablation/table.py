@@ -24,7 +24,6 @@ CHOOSE_BY = "CIDEr"
 _OF_CAPTIONS = (CHOOSE_BY, "BLEU-4", "ROUGE-L")
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}  # a step, and what it follows
-_MINUTES_FROM = 120  # seconds
 Row = dict[str, Any]
 
 
@@ -114,9 +113,9 @@ class Ablation:
                 mean, std = mean_and_std([run.scores[name] for run in runs])
                 ends = score_interval(name, _stacked([run.values.get(name, ()) for run in runs]))
                 scores[name] = {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
-            row = {name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images", "parameters")}
-            row |= {"seeds": len(runs), "published": known.published, "checkpoint": known.chosen_on, "scores": scores}
-            rows.append({**row, "training_seconds": mean_and_std([run.training_seconds for run in runs])[0]})
+            row = {name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images")}
+            rows.append({**row, "seeds": len(runs), "published": known.published, "checkpoint": known.chosen_on})
+            rows[-1]["scores"] = scores
         return rows
 
     def tables(self) -> list[Table]:
@@ -127,40 +126,33 @@ class Ablation:
         """
         scored = self.rows[0]["scores"] if self.rows else {}
         if self.task == "captions":
-            shown = {name: name for name in _OF_CAPTIONS if name in scored}
-            return [self._table(self.title, shown, CHOOSE_BY), self._table("", {}, trainings=True)]
+            shown = [name for name in _OF_CAPTIONS if name in scored]
+            return [self._table(self.title, shown, CHOOSE_BY), self._table("")]
         tables = []
-        for encoder in [name.removeprefix("KID-") for name in scored if name.startswith("KID-")]:
-            names = [f"KID-{encoder}", f"FD-{encoder}", f"IS-{encoder}-coco80"]
-            names += [name for name in (f"recall@1-{encoder}", f"recall@10-{encoder}") if name in scored]
-            shown = {name: name.replace(f"-{encoder}", "", 1) for name in names}
-            for part in (names[:2], names[2:]):
-                with_interval = part[0] if part[0] == names[0] else part[-1]
-                title = f"{self.title}, scored by {encoder}"
-                tables.append(self._table(title, {name: shown[name] for name in part}, with_interval))
+        for own in [name.removeprefix("KID") for name in scored if name.startswith("KID-")]:
+            title = f"{self.title}, scored by {own[1:]}"
+            others = [name for name in (f"IS{own}-coco80", f"recall@1{own}", f"recall@10{own}") if name in scored]
+            tables.append(self._table(title, [f"KID{own}", f"FD{own}"], f"KID{own}", own))
+            tables.append(self._table(title, others, others[-1], own))
         title = "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes are not comparable"
         return [*tables, Table(["method", "FID", "IS"], [[*row] for row in PUBLISHED_IMAGES], title)]
 
-    def _table(
-        self, title: str, metrics: Mapping[str, str], with_interval: str = "", *, trainings: bool = False
-    ) -> Table:
-        """Return one table: what names a row, then its scores, or facts of its trainings."""
-        lines = []
+    def _table(self, title: str, metrics: Sequence[str] = (), with_interval: str = "", own: str = "") -> Table:
+        """Return one table: what names a row, and its scores (without ``own`` in their names) or its trainings."""
+        lines, headings = [], {name: name.replace(own, "", 1) if own else name for name in metrics}
         for row in self.rows:
             line = {"method": row["method"], "sigma": self._sigma(row)}
-            if trainings or self.task == "images":
+            if not metrics or self.task == "images":
                 line["seeds"] = str(row["seeds"])
-            for name, heading in metrics.items():
+            for name, heading in headings.items():
                 line[heading] = score_with_spread(name, row["scores"][name])
                 if name == with_interval:
                     line[INTERVAL] = interval(row["scores"][name]["interval"], decimals(name))
-            if trainings:
+            if not metrics:
                 line |= {"images": f"{row['images']:,}", "published": row["published"], "checkpoint": row["checkpoint"]}
-                line["parameters"] = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "–"
-                line["training"] = _time_text(row["training_seconds"])
             lines.append(line)
         if self.real:
-            real = {heading: score_text(name, self.real.get(name)) for name, heading in metrics.items()}
+            real = {heading: score_text(name, self.real.get(name)) for name, heading in headings.items()}
             lines.append(dict.fromkeys(lines[0], "") | {"method": "real photos", **real})
         return Table([*lines[0]] if lines else [], [[*line.values()] for line in lines], title)
 
@@ -274,9 +266,3 @@ def score_with_spread(metric: str, score: Mapping[str, Any]) -> str:
 def _stacked(values: Sequence[Sequence[float]]) -> Array:
     """Return float64 (seeds, images), without images if a seed has others."""
     return np.array(values) if len({len(each) for each in values}) == 1 else np.empty((len(values), 0))
-
-
-def _time_text(seconds: float) -> str:
-    if not seconds:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM else f"{seconds / 60:.0f} min"

@@ -124,11 +124,12 @@ def evaluate_images(
     store = Store.open(store, reporter=reporter)
     made = images if isinstance(images, GeneratedImages) else GeneratedImages.load(images)
     opened = made.open()
-    sizes = {image.size for image in opened}
-    if len(sizes) != 1 or opened[0].width != opened[0].height:
-        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
+    sizes = sorted({image.size for image in opened})
+    side = sizes[0][0]
+    if sizes != [(side, side)]:
+        listed = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
-    reference, others = real_photos(store, opened[0].width, split, len(opened), download=download, reporter=reporter)
+    reference, others = real_photos(store, side, split, len(opened), download=download, reporter=reporter)
     options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "reporter": reporter}
     model = ModelIdentity(made.settings.get("model") or store.info.model)
     encoders = load_encoders(store, encoder, **options)
@@ -176,11 +177,9 @@ def load_encoders(store: Store, names: Sequence[str], *, reporter: Reporter = SI
     Raises:
         EncoderError: if one cannot be loaded.
     """
-    found: list[Encoder] = []
-    if store.info.model or not names:
-        found.append(resolve_encoder(recorded=store.info.model, reporter=reporter, **options))
-    known = {encoder.identity.name for encoder in found}
-    return [*found, *(load_encoder(name, **options) for name in names if name not in known)]
+    own = store.info.model
+    found = [resolve_encoder(recorded=own, reporter=reporter, **options)] if own or not names else []
+    return [*found, *(load_encoder(name, **options) for name in names if name != own.name)]
 
 
 def score_text(name: str, value: float | None) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,41 @@ from tests.servers import Hub
 
 from .worlds import FP32, write_photos
 
-STEPS = 2
+Make = Callable[..., GeneratedImages]
+
+
+@pytest.fixture
+def make(untrained: Generator, encoder: Encoder, tmp_path: Path) -> Make:
+    """Generate images into ``out``."""
+
+    def run(texts: Any = (), **options: Any) -> GeneratedImages:
+        shared = {"generator": untrained, "encoder": encoder, "output": tmp_path / "out", "sampling_steps": 2}
+        return generate(texts, **{**shared, **options})
+
+    return run
 
 
 def pixels(images: list[Image.Image]) -> list[list[int]]:
     return [np.asarray(image).ravel().tolist() for image in images]
 
 
-def test_the_same_text_and_seed_give_the_same_image(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+def test_the_same_text_and_seed_give_the_same_image(make: Make, untrained: Generator, encoder: Encoder) -> None:
     texts = ["a dog on the beach", "a red bus", "snow"]
-    together = generate(texts, generator=untrained, encoder=encoder, output=tmp_path / "a", sampling_steps=STEPS)
-    alone = generate("a red bus", generator=untrained, encoder=encoder, output=tmp_path / "b", sampling_steps=STEPS)
-    assert pixels(alone.open())[0] == pixels(together.open())[1]
-    assert alone.images[0].file == together.images[1].file
-    again = untrained.generate(texts[::-1], encoder=encoder, sampling_steps=STEPS)
-    assert pixels(again)[::-1] == pixels(together.open())
-    other = untrained.generate(["a red bus"], encoder=encoder, sampling_steps=STEPS, seed=1)
-    assert pixels(other)[0] != pixels(alone.open())[0]
-    assert len({str(p) for p in pixels(together.open())}) == 3
+    made, alone = make(texts), make("a red bus")
+    together = pixels(made.open())
+    assert alone.images[0] == made.images[1]
+    options: dict[str, Any] = {"encoder": encoder, "sampling_steps": 2}
+    assert pixels(untrained.generate(texts[::-1], **options))[::-1] == together
+    assert pixels(untrained.generate(["a red bus"], **options, seed=1))[0] != together[1]
     # several images of a text differ, and the first is that of one
-    three = pixels(untrained.generate(["a red bus"], encoder=encoder, n=3, sampling_steps=STEPS))
-    assert three[:1] == pixels(alone.open())
-    assert three[0] != three[1] != three[2] != three[0]
+    three = pixels(untrained.generate(["a red bus"], **options, n=3))
+    assert three[0] == together[1]
+    assert len({str(image) for image in (*together, *three)}) == 5
 
 
-def test_a_folder_has_images_a_list_and_a_page(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+def test_a_folder_has_images_a_list_and_a_page(make: Make, tmp_path: Path) -> None:
     texts, folder = ["<b>a dog</b>", "snow"], tmp_path / "out"
-    made = generate(texts, n=2, generator=untrained, encoder=encoder, output=folder, sampling_steps=STEPS)
+    made = make(texts, n=2)
     names = {image.file for image in made.images}
     assert {path.name for path in folder.iterdir()} == names | {"images.json", "images.html"}
     assert [(image.asked, image.number) for image in made.images] == [(text, n) for text in texts for n in (0, 1)]
@@ -61,30 +69,25 @@ def test_a_folder_has_images_a_list_and_a_page(untrained: Generator, encoder: En
 
 
 def test_what_is_there_is_not_made_again(
-    untrained: Generator, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, untrained: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, asked, sample = tmp_path / "out", list[int](), untrained.sample
-    options: dict[str, Any] = {"generator": untrained, "encoder": encoder, "output": folder, "sampling_steps": STEPS}
-    first = generate(["a", "b", "c"], **options)
-    (folder / first.images[1].file).unlink()
+    asked, sample, told = list[int](), untrained.sample, Messages()
+    first = make(["a", "b", "c"])
+    (tmp_path / "out" / first.images[1].file).unlink()
 
     def spy(embeddings: np.ndarray, *rest: Any, **named: Any) -> Iterator[Image.Image]:
         asked.append(len(embeddings))
         return sample(embeddings, *rest, **named)
 
     monkeypatch.setattr(untrained, "sample", spy)
-    told = Messages()
-    again = generate(["a", "b", "c"], **options, reporter=told)
+    assert pixels(make(["a", "b", "c"], reporter=told).open()) == pixels(first.open())
     assert told.texts == ["2 images already exist."]
-    assert pixels(again.open()) == pixels(first.open())
-    generate(["a"], **{**options, "sampling_steps": 3})
+    make(["a"], sampling_steps=3)
     assert asked == [1, 1]
-    assert (folder / first.images[0].file).is_file()  # another setting has another name
+    assert (tmp_path / "out" / first.images[0].file).is_file()  # another setting has another name
 
 
-def test_a_full_disk_keeps_what_was_written(
-    untrained: Generator, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_what_was_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
 
     def full(path: Path, write: Any) -> None:
@@ -93,38 +96,28 @@ def test_a_full_disk_keeps_what_was_written(
         written.append(path)
         write_atomically(path, write)
 
-    options: dict[str, Any] = {"generator": untrained, "encoder": encoder, "output": tmp_path / "out"}
     with monkeypatch.context() as patch:
         patch.setattr("c3tools.imaging.generation.write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
-            generate(["a", "b"], sampling_steps=STEPS, **options)
+            make(["a", "b"])
     assert written[0].is_file()
-    assert len(generate(["a", "b"], sampling_steps=STEPS, **options).open()) == 2
+    assert len(make(["a", "b"]).open()) == 2
 
 
-def test_images_of_embeddings_and_of_photos(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+def test_images_of_embeddings_and_of_photos(make: Make, untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
     photo = write_photos(tmp_path / "photos", 2)[1]
     np.save(tmp_path / "vectors.npy", encoder.encode_images([photo], batch_size=1))
-    options: dict[str, Any] = {"generator": untrained, "encoder": encoder, "sampling_steps": STEPS}
-    of_photo = generate(images=[photo], output=tmp_path / "a", **options)
-    options |= {"embeddings": tmp_path / "vectors.npy", "output": tmp_path / "b"}
-    of_image, of_text = (generate(modality=modality, **options) for modality in ("image", "text"))
+    of_photo = make(images=[photo])
+    of_image, of_text = (make(modality=name, embeddings=tmp_path / "vectors.npy") for name in ("image", "text"))
     assert of_photo.images[0].file.startswith("photo001-")
     assert of_photo.modality == of_image.modality == "image"
     # the mean of the modality is another, and so is the image
     assert pixels(of_image.open()) != pixels(of_text.open())
-    own = untrained.generate(images=[photo], keys=["embedding 0"], encoder=encoder, sampling_steps=STEPS)
+    own = untrained.generate(images=[photo], keys=["embedding 0"], encoder=encoder, sampling_steps=2)
     assert pixels(own) == pixels(of_image.open())
-
-
-@pytest.mark.parametrize("modality", ["text", "image"])
-def test_other_vectors_are_other_images_of_the_same_folder(untrained: Generator, tmp_path: Path, modality: str) -> None:
-    options: dict[str, Any] = {"generator": untrained, "modality": modality, "output": tmp_path / "out"}
+    # other vectors are other images of the same folder
     vectors = unit_rows(2, untrained.dim)
-    first, second, again = (
-        generate(embeddings=vectors[rows], sampling_steps=STEPS, **options) for rows in ([0], [1], [0])
-    )
-    assert [made.images[0].asked for made in (first, second, again)] == ["embedding 0"] * 3
+    first, second, again = (make(embeddings=vectors[[row]]) for row in (0, 1, 0))
     assert first.images == again.images
     assert pixels(first.open()) == pixels(again.open()) != pixels(second.open())
 
@@ -147,27 +140,28 @@ def test_one_caption_of_each_image_is_drawn_by_the_seed(tmp_path: Path) -> None:
         captions_to_show(path, "val")
 
 
-def test_what_cannot_be_asked_is_refused(untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
-    for options, named in (
-        ({"texts": ["a dog"], "embeddings": np.ones((1, 4), np.float32)}, "one of"),
-        ({"embeddings": np.ones((1, 4), np.float32)}, r"\d+ dimensions \(c3-mini.* 4"),
-    ):
-        with pytest.raises(GeneratorError, match=named):
-            untrained.generate(**options, encoder=encoder)
+def test_what_cannot_be_asked_is_refused(make: Make, untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+    short, bad = np.ones((1, 4), np.float32), np.full((2, untrained.dim), np.nan, np.float32)
+    with pytest.raises(GeneratorError, match="one of"):
+        untrained.generate(["a dog"], embeddings=short, encoder=encoder)
     with pytest.raises(GeneratorError, match="c3-mini"):
         untrained.check_model({"name": "other"}, untrained.dim)
-    bad = np.full((2, untrained.dim), np.nan, np.float32)
-    for given, named in (({}, "a dog"), ({"texts": "a", "n": 0}, "-n"), ({"embeddings": bad}, "finite")):
+    for given, named in (
+        ({}, "a dog"),
+        ({"texts": "a", "n": 0}, "-n"),
+        ({"embeddings": bad}, "finite"),
+        ({"embeddings": short}, r"\d+ dimensions \(c3-mini.* 4"),
+    ):
         with pytest.raises(GeneratorError, match=named):
-            generate(**given, generator=untrained, output=tmp_path / "out")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.png").write_bytes(b"")
+            make(**given)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.png").write_bytes(b"")
     with pytest.raises(OutputError, match="mine"):
-        generate("a dog", generator=untrained, encoder=encoder, output=tmp_path / "other")
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["mine.png"]
+        make("a dog")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.png"]
 
 
-def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_path: Path) -> None:
+def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_path: Path, hub: Hub) -> None:
     untrained.save(tmp_path / "c3-generator")
     (tmp_path / "texts.txt").write_text("a dog\na cat\n")
     result = c3("generate", "--captions", "texts.txt", "--sampling-steps", "2", "--json", "made.json", "-n", "2")
@@ -181,11 +175,7 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
     cut = c3("generate", "a dog")
     assert cut.exit_code == 1
     assert "weights.safetensors" in "".join(cut.stderr.split())
-
-
-def test_a_generator_comes_back_from_the_hub(untrained: Generator, hub: Hub) -> None:
     untrained.push_to_hub("me/images")
     header: Any = huggingface_hub.ModelCard(hub.last("models/me/images")["README.md"].decode()).data
     assert (header.library_name, header.pipeline_tag) == ("c3tools", "text-to-image")
-    for loaded in (Generator.from_pretrained("me/images", compute=FP32), Generator.load("hf-hub:me/images", FP32)):
-        assert loaded.fingerprint() == untrained.fingerprint()
+    assert Generator.load("hf-hub:me/images", FP32).fingerprint() == untrained.fingerprint()
