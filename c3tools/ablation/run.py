@@ -142,8 +142,9 @@ def ablate(
                 reporter.message(f"{run.method}, seed {run.seed}: {metric} {score_text(metric, run.scores[metric])}")
         parts = ["c3", "ablate", "--store", str(store.path), "--methods", ",".join(names)]
         for name in [name for name in asked if name not in _NOT_IN_COMMAND]:
-            values = [asked[name]] if isinstance(asked[name], str | int | float | Path) else asked[name]
-            parts += [part for value in values for part in (f"--{name.replace('_', '-')}", str(value))]
+            values = asked[name] if isinstance(asked[name], list | tuple) else [asked[name]]
+            for value in values:
+                parts += [f"--{name.replace('_', '-')}", str(value.path if isinstance(value, Store) else value)]
         table = made.table(runs, methods=names, command=shlex.join(parts))
         table.save(folder)
     return table

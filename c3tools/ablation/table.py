@@ -142,7 +142,7 @@ class Ablation:
         lines, headings = [], {name: name.replace(own, "", 1) if own else name for name in metrics}
         for row in self.rows:
             line = {"method": row["method"], "sigma": self._sigma(row)}
-            if not metrics or self.task == "images":
+            if not metrics or with_interval.startswith("KID"):
                 line["seeds"] = str(row["seeds"])
             for name, heading in headings.items():
                 line[heading] = score_with_spread(name, row["scores"][name])
@@ -188,7 +188,8 @@ class Ablation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores of real photos."""
-        return {"rows": self.rows, "runs": [run.to_dict() for run in self.runs], "real": dict(self.real)}
+        runs = [run.to_dict() for runs in self._groups for run in runs]
+        return {"rows": self.rows, "runs": runs, "real": dict(self.real)}
 
     def to_markdown(self) -> str:
         """Return the tables as Markdown, then what they show, and the command."""
