@@ -23,8 +23,8 @@ def test_photos_become_squares_in_the_order_of_their_rows(tmp_path: Path) -> Non
             assert np.array_equal(square, np.asarray(image.resize((6, 6), Image.Resampling.LANCZOS)))
     wide = np.zeros((4, 12, 3), np.uint8)  # a square is cut about the middle
     wide[:, 4:8] = 200
-    for image in map(Image.fromarray, (wide, wide.transpose(1, 0, 2))):
-        assert np.asarray(to_square(image, 4)).min() == 200
+    for pixels in (wide, wide.transpose(1, 0, 2)):
+        assert np.asarray(to_square(Image.fromarray(pixels), 4)).min() == 200
 
 
 def test_photos_that_are_gone_are_named_and_odd_ones_converted(tmp_path: Path) -> None:
