@@ -25,7 +25,7 @@ from measuring import print_table
 
 from c3tools.geometry.assumptions import answer_questions
 from c3tools.geometry.collect import collect
-from c3tools.geometry.residuals import residuals
+from c3tools.geometry.measures import residuals
 from c3tools.identity import ModelIdentity
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator

@@ -20,7 +20,6 @@ from .errors import C3Error as C3Error
 from .export.export import export_store as export_store
 from .geometry.report import GapReport as GapReport
 from .geometry.report import gap_report as gap_report
-from .geometry.report import gap_reports as gap_reports
 from .geometry.theory.contrastive import simulate_gap_after_training as simulate_gap_after_training
 from .geometry.theory.contrastive import simulate_stable_region as simulate_stable_region
 from .geometry.theory.contrastive import simulate_temperature as simulate_temperature

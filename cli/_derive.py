@@ -75,7 +75,7 @@ _METAVARS = {
     "repository": "ORG/NAME",
     "destination": "OUT",
     **dict.fromkeys(("embed paths", "connect lit paths", "connect full paths"), "PATH..."),
-    "gap-report stores": "[STORE] [OTHER]",
+    "gap-report path": "[STORE]",
     "merge stores": "STORE...",
     "verify path": "[STORE]",
     "source": "[SOURCE]",

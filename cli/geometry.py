@@ -13,7 +13,7 @@ from ._files import comma_separated, extra_output
 
 
 def gap_report(
-    stores: Sequence[str | Path] = (),
+    path: str | Path | None = None,
     *,
     store: str | Path = "c3-store",
     modalities: str | None = None,
@@ -29,22 +29,22 @@ def gap_report(
     Prints a verdict in a few sentences, or every table with --full, and writes an HTML page with tables and figures.
 
     Args:
-        stores: One store, or two stores to compare: folders or URLs (s3://, gs://).
-        modalities: The two modalities to compare, for example image,text; all: every pair of them.
+        path: The store, instead of ``store``: a folder or a URL (s3://, gs://).
+        modalities: The two modalities to compare, for example image,text, or one.
         full: Print every table, not only the verdict.
         html: Path or URL of the HTML page. By default gap-report.html, none with ``json``.
         figures: Also write every figure to this folder, as PNG and SVG.
     """
     page = extra_output(html, "gap-report.html", json)
-    chosen = {"modalities": comma_separated(modalities), "presets": comma_separated(presets)}
-    report = c3tools.gap_reports(stores or [store], **chosen, **options, reporter=reporter())
+    options |= {"modalities": comma_separated(modalities), "presets": comma_separated(presets)}
+    report = c3tools.gap_report(path or store, **options, reporter=reporter())
     out.print(report.heading, style="bold")
     print_sections(report.sections() if full else report.summary(), report.notes)
     if not full:
         seen = f", {page} shows them with figures" if page else ""
         out.print(f"More: --full prints every table{seen}; docs/reference/geometry.md defines the terms.", style="dim")
-    for path in [*(report.save(page) if page else []), *(report.save_figures(figures) if figures else [])]:
-        message(f"Wrote {path}")
+    for file in [*([report.save(page)] if page else []), *(report.save_figures(figures) if figures else [])]:
+        message(f"Wrote {file}")
     return report.to_dict()
 
 

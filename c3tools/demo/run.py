@@ -166,7 +166,7 @@ def _geometry_of(photos: Store) -> dict[str, Any]:
     """Return the figures of the gap report of the photos, each with a caption, and the gap in one sentence."""
     report = gap_report(photos)
     assert report.gap is not None
-    blocks = figure_blocks(report.labelled_figures(), prefix="demo")
+    blocks = figure_blocks(report, prefix="demo")
     gap = report.gap.length.value
     before, after = (report.spaces[name].recall["image_to_text"]["recall@1"].value for name in ("raw", "c2-collapse"))
     sentence = (

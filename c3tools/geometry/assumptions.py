@@ -9,7 +9,6 @@ answers on stores that follow the model and on stores that violate it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp, sqrt
 from statistics import NormalDist
@@ -22,17 +21,15 @@ from ..moments import Moments
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected
-from .residuals import Residuals
+from .measures import Residuals
 from .spectrum import effective_dimension
 
 QUESTIONS = {
     "constant": "Is the gap constant?",
-    "subsets": "Is the gap the same in every subset?",
     "orthogonal": "Is the gap orthogonal to both modalities?",
     "gaussian": "Is the alignment noise Gaussian?",
     "isotropic": "Is the alignment noise isotropic?",
 }
-MIN_SUBSET_ITEMS = 3
 MIN_ITEMS = 20
 SAME, ALIKE = 0.3, 0.6
 """A difference of 0.3 of the gap's length is a turn of 17 degrees (a cosine of 0.95); 0.6 is one of 35 (0.82)."""
@@ -64,44 +61,20 @@ class Answer:
     measures: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Subset:
-    """The gap of the pairs with one value of the user's column.
-
-    Attributes:
-        value: of the column.
-        pairs: number of pairs.
-        items: number of items they belong to.
-        length: of the mean difference.
-        cosine_with_gap: of the mean difference with the gap; None if one of them is 0.
-        difference: distance of the mean difference from that of all pairs beyond chance, over the latter's length; 0
-            where chance gives as much to the worst of so many subsets in one store of twenty. None for few items.
-    """
-
-    value: str
-    pairs: int
-    items: int
-    length: float
-    cosine_with_gap: float | None
-    difference: float | None
-
-
-def answer_questions(
-    collected: Collected, noise: Residuals | None, subsets: Sequence[Subset] = (), *, seed: int = 0
-) -> dict[str, Answer]:
-    """Answer the questions by name, in the order of the paper's model; all but one need pairs."""
+def answer_questions(collected: Collected, noise: Residuals | None, *, seed: int = 0) -> dict[str, Answer]:
+    """Answer the questions by name, in the order of the paper's model; all but ``orthogonal`` need pairs."""
+    found = {"orthogonal": _is_orthogonal(collected, seed)}
+    if noise:
+        found |= {
+            "constant": _is_constant(collected, seed),
+            "gaussian": _is_gaussian(noise),
+            "isotropic": _is_isotropic(noise),
+        }
     absent = "This needs pairs, but the store has none."
-    found = {
-        "constant": is_constant(collected, seed=seed) if noise else _unknown("constant", absent),
-        "subsets": is_same_in_subsets(subsets) if subsets else None,
-        "orthogonal": is_orthogonal(collected, seed=seed),
-        "gaussian": is_gaussian(noise) if noise else _unknown("gaussian", absent),
-        "isotropic": is_isotropic(noise) if noise else _unknown("isotropic", absent),
-    }
-    return {name: answer for name, answer in found.items() if answer}
+    return {name: found.get(name) or _unknown(name, absent) for name in QUESTIONS}
 
 
-def is_constant(collected: Collected, *, seed: int = 0) -> Answer:
+def _is_constant(collected: Collected, seed: int) -> Answer:
     """Test whether the gap is the same vector everywhere: along the store's order, by content, and item by item.
 
     A variation is the root mean square distance of the groups' gaps from the gap of all, less what groups drawn at
@@ -118,9 +91,7 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Answer:
         return _unknown("constant", few)
     if length == 0:
         return _unknown("constant", "There is no gap beyond what so few items show by chance.")
-    differences = working.first - working.item_means
-    differences -= differences.mean(axis=0)
-    groups = min(_GROUPS, max(2, count // 10))
+    differences, groups = working.item_differences, min(_GROUPS, max(2, count // 10))
     content = cluster(working.first + working.item_means, groups, seed=seed)
     found = {
         "order": between_groups(differences, np.arange(count) * groups // count, seed=seed) / length,
@@ -133,25 +104,11 @@ def is_constant(collected: Collected, *, seed: int = 0) -> Answer:
         f"{100 * found['mixture']:.0f} % in a test for two gaps mixed at random ({count} items)."
     )
     worst = max(found.values())
-    return Answer(QUESTIONS["constant"], _grade(worst), because, worst, {"groups": groups, "items": count, **found})
+    answer: Any = "yes" if worst <= SAME else "partly" if worst <= ALIKE else "no"
+    return Answer(QUESTIONS["constant"], answer, because, worst, {"groups": groups, "items": count, **found})
 
 
-def is_same_in_subsets(subsets: Sequence[Subset]) -> Answer:
-    """Test whether the gap is the same in every subset, by the subset whose gap differs most."""
-    known = {subset.difference: subset for subset in reversed(subsets) if subset.difference is not None}
-    count = sum(subset.difference is not None for subset in subsets)
-    if count < 2:
-        because = f"{count} of {len(subsets)} subsets have at least {MIN_SUBSET_ITEMS} items with pairs."
-        return _unknown("subsets", because)
-    value, worst = max(known.items())
-    because = (
-        f"The gap of {worst.value!r} ({worst.items:,} items) differs most from that of all pairs: by "
-        f"{100 * value:.0f} % of its length, not counting what so few items differ by chance ({count} subsets)."
-    )
-    return Answer(QUESTIONS["subsets"], _grade(value), because, value)
-
-
-def is_orthogonal(collected: Collected, *, seed: int = 0) -> Answer:
+def _is_orthogonal(collected: Collected, seed: int) -> Answer:
     """Test whether the gap is orthogonal to the spans of both modalities, against directions at random.
 
     The number is the variance of a modality along the gap over that along the average direction: 0 if orthogonal,
@@ -174,14 +131,14 @@ def is_orthogonal(collected: Collected, *, seed: int = 0) -> Answer:
     below = [found["variance_ratio"] < found["random_directions"][0] for found in known.values()]
     above = [found["variance_ratio"] > found["random_directions"][1] for found in known.values()]
 
-    def listed(key: str, digits: int) -> str:
-        return ", ".join(f"{name} {found[key]:.{digits}f}" for name, found in known.items())
+    def listed(key: str) -> str:
+        return ", ".join(f"{name} {found[key]:.2f}" for name, found in known.items())
 
     ranges = ", ".join("{} {:.2f} to {:.2f}".format(name, *each["random_directions"]) for name, each in known.items())
     because = (
-        f"Variance along the gap, divided by that along an average direction: {listed('variance_ratio', 2)}; random "
+        f"Variance along the gap, divided by that along an average direction: {listed('variance_ratio')}; random "
         f"directions at the same angle to the mean give {ranges}. Share of the gap inside the 99 % span: "
-        f"{listed('share_in_span', 2)}; by chance {listed('share_by_chance', 2)}."
+        f"{listed('share_in_span')}; by chance {listed('share_by_chance')}."
     )
     answer: Any = "yes" if all(below) else "partly" if any(below) and not any(above) else "no"
     worst = max(float(found["variance_ratio"]) for found in known.values())
@@ -205,9 +162,9 @@ def along_gap(
         seed: of the random directions.
 
     Returns:
-        ``variance_ratio``, 1 on average over all directions, ``random_directions``, the range of 95 % of those with the
-        gap's angle to the mean, and ``random_in_span``, the mean over directions inside the span; ``share_in_span``,
-        ``share_by_chance`` and ``share_range`` likewise. None without a gap or without variance.
+        ``variance_ratio``, 1 on average over all directions, and ``random_directions``, the range of 95 % of those with
+        the gap's angle to the mean; ``share_in_span``, and ``share_by_chance``, that of the average direction. None
+        without a gap or without variance.
     """
     values, vectors = np.linalg.eigh(moments.covariance)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
@@ -226,25 +183,22 @@ def along_gap(
     drawn -= np.outer(drawn @ unit, unit)
     drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
     cosine = min(max(float(gap @ unit) / float(np.linalg.norm(gap)), -1.0), 1.0)
-    weights = ((cosine * unit + sqrt(1 - cosine**2) * drawn) @ vectors) ** 2
-    ratios, shares = weights @ values * (dim / total), weights[:, :span].sum(axis=1)
+    ratios = ((cosine * unit + sqrt(1 - cosine**2) * drawn) @ vectors) ** 2 @ values * (dim / total)
     return {
         "variance_ratio": max(along, 0.0) / square * dim / total,
         "random_directions": [float(end) for end in np.quantile(ratios, [0.025, 0.975])],
-        "random_in_span": float(values[:span].sum()) / span * dim / total,
         "share_in_span": min(max(part / square, 0.0), 1.0),
         "share_by_chance": span / dim,
-        "share_range": [float(end) for end in np.quantile(shares, [0.025, 0.975])],
     }
 
 
-def is_gaussian(noise: Residuals) -> Answer:
+def _is_gaussian(noise: Residuals) -> Answer:
     """Test whether the marginals of the alignment noise are Gaussian, dimension by dimension and pooled.
 
     A dimension is unlike a Gaussian if its skewness is beyond 0.3 or its excess kurtosis beyond 0.5, and beyond three
     standard errors of either: ``sqrt(6 / n)`` and ``sqrt(24 / n)`` of n items.
     """
-    kurtosis, error = unbiased_kurtosis(noise.kurtosis, noise.items), sqrt(24 / noise.items)
+    kurtosis, error = _unbiased_kurtosis(noise.kurtosis, noise.items), sqrt(24 / noise.items)
     unlike = (np.abs(kurtosis) > max(0.5, 3 * error)) | (np.abs(noise.skewness) > max(0.3, 1.5 * error))
     share, mean, distance = float(unlike.mean()), float(kurtosis.mean()), noise.distance_to_normal
     # dimensions that vary together count as one
@@ -261,7 +215,7 @@ def is_gaussian(noise: Residuals) -> Answer:
     return Answer(QUESTIONS["gaussian"], answer, because, distance, measures)
 
 
-def is_isotropic(noise: Residuals) -> Answer:
+def _is_isotropic(noise: Residuals) -> Answer:
     """Test whether the alignment noise has the same size in every direction.
 
     Allowances for few items: twice the standard error ``2 / n`` of the share, and for the ratio of the largest to the
@@ -280,50 +234,6 @@ def is_isotropic(noise: Residuals) -> Answer:
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
     answer: Any = "yes" if share >= 0.9 and ratio <= 2 * chance else "partly" if share >= 0.6 else "no"
     return Answer(QUESTIONS["isotropic"], answer, because, noise.isotropy, measures)
-
-
-def compare_subsets(collected: Collected) -> list[Subset]:
-    """Measure the gap of each subset, and how far it differs from that of all pairs beyond chance.
-
-    By chance, the mean difference of a subset of m of n items is off the mean over all by a squared distance of
-    ``tr(S) (1 / m - 1 / n)``, S the covariance of the items' differences.
-    """
-    sample, working = collected.sample, collected.working
-    if not sample.paired or not collected.subset_names:
-        return []
-    spread = working.first - working.item_means
-    spread = spread - spread.mean(axis=0)
-    freedom = max(len(spread) - 1, 1)
-    total = float(np.sum(spread**2)) / freedom
-    # tr(S^2), of which the variance of a squared distance is made, without what few items add to it
-    square = max(float(np.sum((spread.T @ spread / freedom) ** 2)) - total**2 / freedom, 0.0)
-    # nearly, a squared distance has a chi-squared distribution of (tr S)^2 / tr(S^2) degrees of freedom: Wilson and
-    # Hilferty's quantile, which one subset in twenty stores without any difference exceeds
-    shape = 2 * square / (9 * total**2) if total > 0 else 0.0
-    limit = (1 - shape + NormalDist().inv_cdf(1 - 0.05 / len(collected.subset_names)) * sqrt(shape)) ** 3
-    length, overall = float(np.linalg.norm(collected.gap)), float(np.linalg.norm(sample.sums.mean))
-    found = []
-    for number, name in enumerate(collected.subset_names):
-        rows = np.flatnonzero(collected.subset == number)
-        if not len(rows):
-            continue
-        index = sample.item_index[rows]
-        mean = sample.first[index].mean(axis=0, dtype=np.float64) - sample.second[rows].mean(axis=0, dtype=np.float64)
-        items, norm = len(np.unique(index)), float(np.linalg.norm(mean))
-        chance = total * max(1 / items - 1 / len(sample.first), 0.0)
-        beyond = float(np.sum((mean - sample.sums.mean) ** 2)) - chance
-        beyond = beyond if beyond > (limit - 1) * chance else 0.0
-        cosine = float(mean @ collected.gap / (norm * length)) if norm * length > 0 else None
-        difference = sqrt(beyond) / overall if overall > 0 and items >= MIN_SUBSET_ITEMS else None
-        found.append(Subset(name, len(rows), items, norm, cosine, difference))
-    return found
-
-
-def unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
-    """Return the excess kurtosis G2 from the moment ratio g2 of ``count`` values, unbiased for Gaussian ones."""
-    if count < 4:
-        return kurtosis
-    return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
 
 
 def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
@@ -377,7 +287,7 @@ def mixture(differences: Array) -> float:
         variance = float(np.mean(scores**2))
         if variance <= 0:
             continue
-        kurtosis = float(unbiased_kurtosis(np.mean(scores**4) / variance**2 - 3, count))
+        kurtosis = float(_unbiased_kurtosis(np.mean(scores**4) / variance**2 - 3, count))
         squared_skewness = float(np.mean(scores**3)) ** 2 / variance**3
         if kurtosis < -error or squared_skewness - kurtosis > error + 6 / count:
             roots = np.roots([2, 0, kurtosis, -squared_skewness])
@@ -408,8 +318,11 @@ def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indi
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def _grade(value: float) -> Any:
-    return "yes" if value <= SAME else "partly" if value <= ALIKE else "no"
+def _unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
+    """Return the excess kurtosis G2 from the moment ratio g2 of ``count`` values, unbiased for Gaussian ones."""
+    if count < 4:
+        return kurtosis
+    return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
 
 
 def _unknown(name: str, because: str) -> Answer:

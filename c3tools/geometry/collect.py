@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ..arrays import Array, Floats, Indices, Mask
+from ..arrays import Array, Floats, Indices
 from ..corpus.splits import ALL
 from ..errors import StoreError
-from ..moments import Moments
+from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Progress, Reporter, counted
 from ..seeds import generator
-from ..store import Pairs, Rows, Store, embedding_matrix, split_mask
+from ..store import Pairs, Rows, Store, embedding_matrix
+from ..store.verify import NORM_TOLERANCE
 
 MIN_ROWS = 3
 MIN_FIT_ROWS = 100
@@ -29,10 +27,7 @@ EXACT_SCORES, EXACT_ROWS = 400_000_000, 100_000
 PART_ITEMS, PART_ROWS = 2_500, 12_500
 EXACT_VALUES = 2**25
 """Up to so many values are computed in float64, more in float32 with sums in float64."""
-UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-5}
-"""Largest distance of a norm from 1 that rounding to the store's dtype explains."""
 GROUP_PAIRS = 100
-MAX_SUBSETS = 50
 _NAMED_KEYS = 5
 _BLOCK = 8_200  # rows; a multiple of GROUP_PAIRS
 
@@ -66,8 +61,8 @@ class Sample:
         first: (m, d), one row per item; float64 if the store has few rows, else float32.
         second: (k, d).
         item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
-        numbers: int64 (k,), the numbers of the rows of ``second`` in the store.
-        complete: whether it has every paired row of the store, or every row where nothing is paired.
+        numbers: int64 (k,), the places of the rows of ``second`` among the measured rows.
+        complete: whether it has every paired row, or every row where nothing is paired.
     """
 
     first: Floats
@@ -98,6 +93,12 @@ class Sample:
         order = np.argsort(self.item_index, kind="stable")
         starts = np.unique(self.item_index[order], return_index=True)[1]
         return np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64) / self.rows_per_item[:, None]
+
+    @cached_property
+    def item_differences(self) -> Array:
+        """Each item's row less the mean of its rows of the second modality, centred: float64 (m, d)."""
+        differences = self.first - self.item_means
+        return np.asarray(differences - differences.mean(axis=0))
 
     @cached_property
     def sums(self) -> PairSums:
@@ -137,6 +138,7 @@ class Collected:
 
     Attributes:
         store: where it comes from.
+        split: the split that is measured; None or ``all`` for every row.
         first: name of the modality with one row per item.
         second: name of the other.
         moments: per modality, over the rows of the split, L2-normalised.
@@ -148,12 +150,11 @@ class Collected:
         pairs: number of pairs in the store.
         sample: rows in memory, for means over pairs.
         working: its part for the measures that compare all rows with all others.
-        subset: the number of the subset of each row of ``sample.second``, -1 for none; empty without a column.
-        subset_names: values of the user's column.
         notes: what the reader should know.
     """
 
     store: Store
+    split: str | None
     first: str
     second: str
     moments: dict[str, Moments]
@@ -165,9 +166,7 @@ class Collected:
     pairs: int
     sample: Sample
     working: Sample
-    subset: Indices
-    subset_names: list[str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @cached_property
     def gap(self) -> Array:
@@ -198,128 +197,98 @@ class Collected:
         return float(np.trace(self.gap_covariance))
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Plan of reading: which rows are paired, and which of them are kept in memory.
-
-    Attributes:
-        rows: per modality, ascending numbers of the rows of the sample.
-        item_index: int64 (rows of the second modality,), the row of the first that each belongs to; -1 for none.
-        part: those of the rows of the first modality that are compared with all others.
-        complete: whether the sample has every row.
-    """
-
-    rows: dict[str, Indices]
-    item_index: Indices
-    part: Indices
-    complete: bool
-
-
-@dataclass
-class _Read:
-    """Rows of one modality as they were read.
-
-    Attributes:
-        norms: float64 (n,), of all rows; NaN or infinity where a row has either.
-        sample: the wanted rows.
-        moments: of the valid kept rows.
-        train_moments: of the valid rows of the train split, whichever split is measured.
-    """
-
-    norms: Array
-    sample: Floats
-    moments: Moments
-    train_moments: Moments
-
-
 def collect(
-    store: Store,
-    first: str,
-    second: str,
-    *,
-    split: str | None = None,
-    by: str | None = None,
-    skip_invalid: bool = False,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
+    store: Store, first: str, second: str, *, split: str | None = None, seed: int = 0, reporter: Reporter = SILENT
 ) -> Collected:
-    """Read two modalities: in one pass over the rows, or in two if some are invalid or not of unit length.
+    """Read two modalities: their keys, then their embeddings once (again if the store keeps norms).
 
     Args:
         store: the store.
         first: a modality.
         second: another; the two change places where only ``second`` has one row per item.
         split: read the rows of this split only.
-        by: a column of either modality that divides the pairs into subsets.
-        skip_invalid: leave out rows with NaN, infinity or norm 0 instead of refusing them.
         seed: of the sample.
         reporter: shows the progress of reading.
 
     Raises:
-        StoreError: if a modality or column is missing, a modality has fewer than 3 rows, or a row is invalid.
+        StoreError: if a modality is missing or has fewer than 3 rows, or a row has no direction or a wrong norm.
     """
-    keys = {name: _read_keys(store, name, by) for name in (first, second)}
     notes = [store.split_note] if store.split_note else []
-    numbers = {name: rows.item_index for name, rows in keys.items()}
-    repeated = [name for name, items in numbers.items() if _distinct(items) < len(items)]
-    if first in repeated:
-        if second not in repeated:
-            first, second = second, first
-        else:
+    rows = {name: _read_keys(store, name, split) for name in (first, second)}
+    independent = {name: _distinct(found.item_index) for name, found in rows.items()}
+    if independent[first] < len(rows[first]):
+        if independent[second] < len(rows[second]):
             notes.append(
                 f"Several {first} rows belong to the same item. The first of them is paired with each {second} row of "
                 "the item."
             )
-    keys = {name: keys[name] for name in (first, second)}
-    plan, keep, read, more = _read_valid(
-        store, keys, split, lambda kept: _plan(keys, kept, seed), skip_invalid, reporter
-    )
-    moments = {name: found.moments for name, found in read.items()}
-    train = {name: found.train_moments for name, found in read.items()}
-    rows, paired = plan.rows[second], plan.item_index >= 0
-    index = np.searchsorted(plan.rows[first], plan.item_index[rows]) if paired.any() else rows[:0]
-    sample = Sample(read[first].sample, read[second].sample, index, rows, plan.complete)
-    every, fit_moments, share = split in (None, ALL), train, 1.0
-    if all(part.n >= MIN_FIT_ROWS for part in train.values()):
-        share = train[first].n / moments[first].n if every else float(split == "train")
-        fitted_on = f"the train split ({_sizes(train)}; split by a hash of the keys if the corpus has no splits)"
+        else:
+            first, second = second, first
+    if not store.info.normalised:
+        notes.append("The store keeps the norms of its rows. Everything is measured after L2 normalisation.")
+    item_index = Pairs.match(rows[first], rows[second]).item_index
+    paired = np.flatnonzero(item_index >= 0)
+    sizes = np.bincount(item_index[paired])
+    items, sizes = np.flatnonzero(sizes), sizes[sizes > 0]
+    rng = generator(seed, "gap report", "working set")
+    if len(items):
+        order = rng.permutation(len(items))
+
+        def drawn_items(most: int, most_rows: int) -> Indices:
+            chosen = order[:most]
+            fitting = int(np.searchsorted(np.cumsum(sizes[chosen]), most_rows, side="right"))
+            return np.sort(items[chosen[: max(1, fitting)]])
+
+        kept = drawn_items(MAX_ITEMS, MAX_ROWS)
+        compared = len(items) * len(paired) <= EXACT_SCORES and len(items) + len(paired) <= EXACT_ROWS
+        part, complete = items if compared else drawn_items(PART_ITEMS, PART_ROWS), len(kept) == len(items)
+        wanted = {first: kept, second: paired if complete else np.flatnonzero(np.isin(item_index, kept))}
     else:
-        fit_moments, which = moments, "all rows" if every else f"the {split} split"
-        why = f"because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
-        fitted_on = f"{which} ({_sizes(moments)}), {why}"
-    subset, names = (np.empty(0, np.int64), []) if by is None else _subsets(keys, plan.item_index, by)
+        wanted = {name: np.arange(len(rows[name])) for name in (first, second)}
+        complete = max(map(len, wanted.values())) <= PART_ITEMS
+        for name, own in wanted.items():
+            if len(own) > PART_ITEMS:
+                wanted[name] = np.sort(rng.choice(own, PART_ITEMS, replace=False))
+        part = wanted[first]
+    count = sum(map(len, rows.values()))
+    dtype = np.float64 if count * store.info.dim <= EXACT_VALUES else np.float32
+    with reporter.progress("Reading rows", count) as progress, ThreadPoolExecutor() as pool:
+
+        def read(name: str) -> Floats:
+            return _read_rows(store, rows[name], split, wanted[name], np.dtype(dtype), progress)
+
+        x, y = pool.map(read, (first, second))
+    index = np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
+    sample = Sample(x, y, index, wanted[second], complete)
+    moments = {name: store.unit_moments(name, split) for name in (first, second)}
+    fit_moments, fit_share, fitted_on = _fitting_moments(store, moments, split)
     return Collected(
         store=store,
+        split=split,
         first=first,
         second=second,
         moments=moments,
-        independent={name: _distinct(numbers[name][keep[name]]) for name in keys},
+        independent={name: independent[name] for name in (first, second)},
         fit_moments=fit_moments,
         fitted_on=fitted_on,
-        fit_share=share,
-        items=_distinct(plan.item_index[paired]),
-        pairs=int(np.count_nonzero(paired)),
+        fit_share=fit_share,
+        items=len(items),
+        pairs=len(paired),
         sample=sample,
-        working=sample.part(np.searchsorted(plan.rows[first], plan.part)),
-        subset=subset[rows] if names else subset,
-        subset_names=names,
-        notes=[*notes, *more],
+        working=sample.part(np.searchsorted(wanted[first], part)),
+        notes=notes,
     )
 
 
-def collect_single(
-    store: Store, modality: str, *, split: str | None = None, skip_invalid: bool = False
-) -> tuple[Moments, int, list[str]]:
-    """Return the moments of one modality's valid rows, L2-normalised, the number of their items, and notes on them.
+def collect_single(store: Store, modality: str, *, split: str | None = None) -> tuple[Moments, int]:
+    """Return the moments of one modality's rows, L2-normalised, and the number of their items.
 
     Raises:
-        StoreError: if the modality is missing or has fewer than 3 rows, or a row is invalid.
+        StoreError: if the modality is missing or has fewer than 3 rows, or a row has no direction or a wrong norm.
     """
-    keys = {modality: _read_keys(store, modality, None)}
-    nothing = np.empty(0, np.int64)
-    plan = _Plan({modality: nothing}, nothing, nothing, complete=False)
-    _, keep, read, notes = _read_valid(store, keys, split, lambda kept: plan, skip_invalid, SILENT)
-    return read[modality].moments, _distinct(keys[modality].item_index[keep[modality]]), notes
+    rows, progress = _read_keys(store, modality, split), Progress()
+    _read_rows(store, rows, split, np.empty(0, np.int64), np.dtype(np.float32), progress)
+    return store.unit_moments(modality, split), _distinct(rows.item_index)
 
 
 def extreme_pairs(collected: Collected, count: int) -> dict[str, list[tuple[str, str, float]]]:
@@ -331,191 +300,82 @@ def extreme_pairs(collected: Collected, count: int) -> dict[str, list[tuple[str,
     """
     working, found = collected.working, {}
     if working.paired:
-        order = np.argsort(working.sums.cosine, kind="stable")
+        cosine = working.sums.cosine
+        order = np.argsort(cosine, kind="stable")
         count = min(count, len(order) // 2)
-        keys = _read_keys(collected.store, collected.second, "caption")
+        keys = _read_keys(collected.store, collected.second, collected.split, "caption")
         for side, rows in (("closest", order[::-1][:count]), ("furthest", order[:count])):
             chosen = keys.select(working.numbers[rows])
             texts = [row.get("caption") or row["key"] for row in chosen.table.to_pylist()]
-            found[side] = list(zip(chosen.items, texts, working.sums.cosine[rows].tolist(), strict=True))
+            found[side] = list(zip(chosen.items, texts, cosine[rows].tolist(), strict=True))
     return found
 
 
-def _read_keys(store: Store, modality: str, by: str | None) -> Rows:
+def _fitting_moments(
+    store: Store, measured: dict[str, Moments], split: str | None
+) -> tuple[dict[str, Moments], float, str]:
+    """Return the moments to fit on, the share of the measured rows that are among them, and which rows they are."""
+    every, none = split in (None, ALL), Moments.empty(store.info.dim)
+    train = {
+        name: store.moments_by_split(name).get("train", none)
+        if store.info.normalised
+        else store.unit_moments(name, "train")
+        for name in measured
+    }
+    enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
+    chosen = train if enough else measured
+    listed = ", ".join(f"{own.n:,} {name}" for name, own in chosen.items()) + " rows"
+    if enough:
+        first = next(iter(measured))
+        share = train[first].n / measured[first].n if every else float(split == "train")
+        return train, share, f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
+    which = "all rows" if every else f"the {split} split"
+    why = f"because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
+    return measured, 1.0, f"{which} ({listed}), {why}"
+
+
+def _read_keys(store: Store, modality: str, split: str | None, *columns: str) -> Rows:
     """Read the columns that pairing needs; the embeddings of these rows are empty."""
-    store.require(modality)
-    columns = {"key", "image_key", "pair_key", "split", *([by] if by else [])} - {"embedding"}
-    batches = list(store.batches(modality, columns=sorted(columns), batch_rows=65536))
-    if not batches:
-        raise StoreError(f"The modality {modality!r} of the store {store.path} has no rows.")
-    table = pa.Table.from_batches(batches).combine_chunks()
-    return Rows(modality, np.empty((table.num_rows, 0), np.float32), table, store.kept_splits)
+    wanted = ["key", "image_key", "pair_key", "split", *columns]
+    batches = list(store.batches(modality, wanted, split=split, batch_rows=65536))
+    if (count := sum(batch.num_rows for batch in batches)) < MIN_ROWS:
+        every = split in (None, ALL)
+        which = "" if every else f" in the split {split!r}"
+        there = f"Choose another --split. The splits are {store.list_splits(modality)}."
+        raise StoreError(
+            f"The modality {modality!r} of the store {store.path} has {counted(count, 'row')}{which}; a report needs "
+            f"at least {MIN_ROWS}.",
+            remedy="Embed more." if every else there,
+        )
+    return Rows(modality, np.empty((count, 0), np.float32), pa.Table.from_batches(batches).combine_chunks())
+
+
+def _read_rows(
+    store: Store, rows: Rows, split: str | None, wanted: Indices, dtype: np.dtype[np.floating], progress: Progress
+) -> Floats:
+    """Read one modality, check the norms of all rows, and return the wanted ones, L2-normalised."""
+    norms, sample, start = np.empty(len(rows)), np.empty((len(wanted), store.info.dim), dtype), 0
+    for batch in store.batches(rows.modality, ["embedding"], split=split):
+        block, stop = embedding_matrix(batch).astype(dtype, copy=False), start + batch.num_rows
+        with np.errstate(all="ignore"):  # NaN and infinity are refused below
+            norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", block, block))
+        low, high = np.searchsorted(wanted, [start, stop])
+        sample[low:high] = block[wanted[low:high] - start]
+        start = stop
+        progress.advance(batch.num_rows)
+    off = np.abs(norms - 1) > NORM_TOLERANCE[store.info.dtype] if store.info.normalised else norms == 0
+    bad = np.flatnonzero(off | ~np.isfinite(norms))
+    if len(bad):
+        named = ", ".join(map(str, rows.table.column("key").take(bad[:_NAMED_KEYS]).to_pylist()))
+        wrong = " or another norm than 1, though store.json says that all are normalised" * store.info.normalised
+        raise StoreError(
+            f"{len(bad)} of {counted(len(rows), f'{rows.modality} row')} of the store {store.path} "
+            f"({named}{', …' * (len(bad) > _NAMED_KEYS)}) contain NaN or infinity, or have norm 0{wrong}.",
+            remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
+        )
+    return sample if store.info.normalised else unit_rows(sample)
 
 
 def _distinct(numbers: Indices) -> int:
     """Return how many of the numbers 0, 1, … occur; `numpy.unique` takes seconds for millions."""
     return int(np.count_nonzero(np.bincount(numbers)))
-
-
-def _plan(keys: Mapping[str, Rows], keep: Mapping[str, Mask], seed: int) -> _Plan:
-    """Pair the kept rows of two modalities, and choose those of the sample: all, or those of items drawn by the seed.
-
-    Where nothing is paired, rows of each are drawn.
-    """
-    first, second = keys
-    kept = {name: np.flatnonzero(mask) for name, mask in keep.items()}
-    found = Pairs.match(keys[first].select(kept[first]), keys[second].select(kept[second])).item_index
-    item_index = np.full(len(keys[second]), -1)
-    item_index[kept[second]] = np.where(found >= 0, kept[first][np.maximum(found, 0)], -1)
-    rng = generator(seed, "gap report", "working set")
-    rows = np.flatnonzero(item_index >= 0)
-    if not len(rows):
-        drawn = {
-            name: own if len(own) <= PART_ITEMS else np.sort(rng.choice(own, PART_ITEMS, replace=False))
-            for name, own in kept.items()
-        }
-        return _Plan(drawn, item_index, drawn[first], max(map(len, kept.values())) <= PART_ITEMS)
-    sizes = np.bincount(item_index[rows])
-    items, sizes = np.flatnonzero(sizes), sizes[sizes > 0]
-    order = rng.permutation(len(items))
-
-    def drawn_items(most: int, most_rows: int) -> Indices:
-        chosen = order[:most]
-        fitting = int(np.searchsorted(np.cumsum(sizes[chosen]), most_rows, side="right"))
-        return np.sort(items[chosen[: max(1, fitting)]])
-
-    sample = drawn_items(MAX_ITEMS, MAX_ROWS)
-    compared = len(items) * len(rows) <= EXACT_SCORES and len(items) + len(rows) <= EXACT_ROWS
-    part = items if compared else drawn_items(PART_ITEMS, PART_ROWS)
-    chosen_rows = rows if len(sample) == len(items) else np.flatnonzero(np.isin(item_index, sample))
-    return _Plan({first: sample, second: chosen_rows}, item_index, part, len(sample) == len(items))
-
-
-def _read_valid(
-    store: Store,
-    keys: Mapping[str, Rows],
-    split: str | None,
-    plan_for: Callable[[Mapping[str, Mask]], _Plan],
-    skip_invalid: bool,
-    reporter: Reporter,
-) -> tuple[_Plan, dict[str, Mask], dict[str, _Read], list[str]]:
-    """Read modalities, a second time if rows have to be left out or normalised.
-
-    Returns:
-        The plan that was followed; per modality, the kept rows and what was read; and notes on the rows.
-    """
-    keep = {name: split_mask(rows.table, split, store.kept_splits) for name, rows in keys.items()}
-    normalise, notes = not store.info.normalised, list[str]()
-    dtype = np.dtype(np.float64 if sum(map(len, keys.values())) * store.info.dim <= EXACT_VALUES else np.float32)
-    while True:
-        for name, mask in keep.items():
-            if (count := int(np.count_nonzero(mask))) < MIN_ROWS:
-                every = split in (None, ALL)
-                which = "" if every else f" in the split {split!r}"
-                raise StoreError(
-                    f"The modality {name!r} of the store {store.path} has {counted(count, 'row')}{which}; a report "
-                    f"needs at least {MIN_ROWS}.",
-                    remedy="Embed more."
-                    if every
-                    else f"Choose another --split. The splits are {store.list_splits(name)}.",
-                )
-        plan = plan_for(keep)
-        with reporter.progress("Reading rows", sum(map(len, keep.values()))) as progress, ThreadPoolExecutor() as pool:
-            jobs = [
-                pool.submit(_read_rows, store, rows, keep[name], plan.rows[name], dtype, normalise, progress)
-                for name, rows in keys.items()
-            ]
-            read = {name: job.result() for name, job in zip(keys, jobs, strict=True)}
-        again, invalid, loose = dict[str, Mask](), list[str](), list[str]()
-        for name, found in read.items():
-            again[name] = keep[name] & np.isfinite(found.norms) & (found.norms > 0)
-            bad, total = np.flatnonzero(keep[name] & ~again[name]), np.count_nonzero(keep[name])
-            if len(bad):
-                named = ", ".join(map(str, keys[name].table.column("key").take(bad[:_NAMED_KEYS]).to_pylist()))
-                invalid.append(f"{len(bad)} of {total} {name} rows ({named}{', …' * (len(bad) > _NAMED_KEYS)})")
-            off = np.count_nonzero(np.abs(found.norms[again[name]] - 1) > UNIT_TOLERANCE[store.info.dtype])
-            loose += [f"{off} of {total} {name} rows"] if off else []
-        if invalid and not skip_invalid:
-            raise StoreError(
-                f"The store {store.path} has rows with NaN, infinity or norm 0, which cannot be measured: "
-                f"{', '.join(invalid)}.",
-                remedy="Leave these rows out with --skip-invalid, or embed them again. Infinity in a float16 store "
-                "usually comes from values above 65,504: use float32.",
-            )
-        if invalid:
-            notes.append(f"Left out, with NaN, infinity or norm 0: {', '.join(invalid)}.")
-        if loose and not any("norm 1" in note for note in notes):
-            notes.append(f"Not of norm 1: {', '.join(loose)}. Everything is measured after L2 normalisation.")
-        if not invalid and (normalise or not loose):
-            break
-        # the moments of the store include invalid rows, and rows of other lengths
-        keep, normalise = again, True
-    if not normalise:
-        for name, found in read.items():
-            found.moments = store.moments(name, split)
-            found.train_moments = store.moments_by_split(name).get("train", found.train_moments)
-    return plan, keep, read, notes
-
-
-def _read_rows(
-    store: Store,
-    keys: Rows,
-    keep: Mask,
-    wanted: Indices,
-    dtype: np.dtype[Any],
-    normalise: bool,
-    progress: Progress,
-) -> _Read:
-    """Read one modality: all norms, the wanted rows, and, if they are normalised, the moments of the kept ones."""
-    none, start = Moments.empty(store.info.dim), 0
-    found = _Read(np.empty(len(keys)), np.empty((len(wanted), store.info.dim), dtype), none, none)
-    train = split_mask(keys.table, "train", store.kept_splits) if normalise else keep
-    for batch in store.batches(keys.modality, columns=["embedding"]):
-        own = slice(start, start + batch.num_rows)
-        rows = embedding_matrix(batch).astype(dtype, copy=False)
-        with np.errstate(all="ignore"):  # NaN and infinity are counted instead
-            norms = found.norms[own] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-            if normalise:
-                valid = np.isfinite(norms) & (norms > 0)
-                rows = rows / np.where(norms > 0, norms, 1.0).astype(dtype)[:, None]
-                found.moments = found.moments.merge(Moments.from_rows(rows[valid & keep[own]]))
-                found.train_moments = found.train_moments.merge(Moments.from_rows(rows[valid & train[own]]))
-        low, high = np.searchsorted(wanted, [own.start, own.stop])
-        found.sample[low:high] = rows[wanted[low:high] - start]
-        progress.advance(batch.num_rows)
-        start = own.stop
-    return found
-
-
-def _subsets(keys: Mapping[str, Rows], item_index: Indices, by: str) -> tuple[Indices, list[str]]:
-    """Return the codes (rows of second,) and values of a column: a pair has the value of its own row, or its item's."""
-    first, second = keys.values()
-    columns = [pc.cast(rows.table.column(by), pa.string()) for rows in (second,) if by in rows.table.column_names]
-    if by in first.table.column_names:
-        index = pa.array(np.maximum(item_index, 0), pa.int64(), mask=item_index < 0)
-        columns.append(pc.cast(first.table.column(by), pa.string()).take(index))
-    if not columns:
-        there = sorted({*first.table.column_names, *second.table.column_names})
-        raise StoreError(
-            f"The store has no column {by!r}.",
-            remedy=f"The columns of {first.modality} and {second.modality} are {', '.join(there)}.",
-        )
-    values = pc.coalesce(*columns)
-    if values.null_count == len(values):
-        raise StoreError(
-            f"The column {by!r} is empty for every pair of {first.modality} and {second.modality}.",
-            remedy="Choose a column with values, or leave out --by.",
-        )
-    encoded: Any = values.combine_chunks().dictionary_encode()
-    if len(encoded.dictionary) > MAX_SUBSETS:
-        raise StoreError(
-            f"The column {by!r} has {len(encoded.dictionary)} values, but the gap can be compared for at most "
-            f"{MAX_SUBSETS}.",
-            remedy="Choose a column with a few groups, such as split.",
-        )
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return codes.astype(np.int64), [str(value) for value in encoded.dictionary.to_pylist()]
-
-
-def _sizes(moments: Mapping[str, Moments]) -> str:
-    return ", ".join(f"{part.n:,} {name}" for name, part in moments.items()) + " rows"

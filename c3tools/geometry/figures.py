@@ -1,8 +1,9 @@
-"""The figures of the gap report. Each drawing function returns a matplotlib figure in the style of c3tools.pages."""
+"""The figures of the gap report: matplotlib figures in the style of c3tools.pages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -12,10 +13,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from ..arrays import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
-from .measures import Measured
-from .residuals import EDGES, Residuals, row_cosines
+from .measures import EDGES, row_cosines
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 from .spectrum import ModalityMeasures
+
+if TYPE_CHECKING:
+    from .report import GapReport
 
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -28,82 +31,78 @@ _CAPTIONS = {
 }
 
 
-def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
+def figure_blocks(report: GapReport, prefix: str = "gap") -> dict[str, FigureBlock]:
+    """Return the figures of a report as blocks of a page; ``prefix`` keeps their ids apart from others on the page."""
+    return {
+        name: FigureBlock(
+            figure_svg(figure, name=f"{prefix}-{name}", label=label), _CAPTIONS.get(name, ""), wide=name in _WIDE
+        )
+        for name, (figure, label) in all_figures(report).items()
+    }
+
+
+@styled
+def all_figures(report: GapReport) -> dict[str, tuple[Figure, str]]:
     """Draw every figure that the data allow: name → (figure, label for screen readers).
 
     The first six are those of the paper: length, direction and orthogonality of the gap, and the alignment noise.
     """
     data, noise, pairs = report.collected, report.noise, report.pairs
     if data is None or report.gap is None:
-        return {"spectrum": (spectra(report.modalities), "Covariance spectrum")}
-    names = f"{data.first} and {data.second}"
-    figures: dict[str, tuple[Figure, str]] = {}
+        return {"spectrum": (_spectra(report.modalities), "Covariance spectrum")}
+    names, figures = f"{data.first} and {data.second}", dict[str, tuple[Figure, str]]()
     if data.sample.paired and len(data.sample.sums.groups) > 1:
         groups, size = data.sample.sums.groups, data.sample.sums.group_pairs
-        lengths = np.linalg.norm(groups, axis=1)
-        label, high = f"norm of the mean of {size} pairs", max(1.0, float(lengths.max()) * 1.1)
-        figure = histogram("Gap length", label, {"": lengths}, low=0.0, high=high, line=report.gap.length.value)
+        lengths, line = np.linalg.norm(groups, axis=1), report.gap.length.value
+        ends, label = (0.0, max(1.0, float(lengths.max()) * 1.1)), f"norm of the mean of {size} pairs"
+        figure = _histogram("Gap length", label, {"": lengths}, ends, line=line)
         figures["gap-length"] = figure, "Histogram of the gap's length over groups of pairs"
-        figure = histogram("Gap direction", "cosine with the next group", {"": row_cosines(groups[:-1], groups[1:])})
+        figure = _histogram("Gap direction", "cosine with the next group", {"": row_cosines(groups[:-1], groups[1:])})
         figures["gap-direction"] = figure, "Histogram of cosines of one group's gap with the next"
     if any(len(values) for values in report.orthogonal.values()):
-        figure = histogram("Gap orthogonality", "cosine of differences with the gap", report.orthogonal, bins=80)
+        figure = _histogram("Gap orthogonality", "cosine of differences with the gap", report.orthogonal, bins=80)
         figures["orthogonality"] = figure, "Histogram of cosines of differences with the gap"
     if noise and pairs:
-        figures["noise-marginals"] = noise_marginals(noise), "Alignment noise against a normal distribution"
-        label, high = "standard deviation per dimension; line: rms", noise.std_largest * 1.05 or 1.0
-        title, sizes, line = "Noise: same size everywhere?", {"": noise.per_dimension}, pairs.residual_rms.value
-        figure = histogram(title, label, sizes, low=0.0, high=high, bins=50, line=line)
+        figure, axes = new_figure(3.05, 2.2)
+        axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
+        z = np.linspace(-4, 4, 121)
+        axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
+        axes.set(title="Noise: Gaussian?", xlabel="standardised residual; line: normal", yticks=[], xlim=(-4, 4))
+        figures["noise-marginals"] = figure, "Alignment noise against a normal distribution"
+        title, label = "Noise: same size everywhere?", "standard deviation per dimension; line: rms"
+        ends, line = (0.0, noise.std_largest * 1.05 or 1.0), pairs.residual_rms.value
+        figure = _histogram(title, label, {"": noise.per_dimension}, ends, bins=50, line=line)
         figures["noise-size"] = figure, "Standard deviation of the alignment noise per dimension"
-        figure = histogram("Noise direction", "cosine between residuals of two items", {"": noise.cosines}, bins=80)
+        figure = _histogram("Noise direction", "cosine between residuals of two items", {"": noise.cosines}, bins=80)
         figures["noise-direction"] = figure, "Histogram of cosines between residuals"
-    figures["spectra"] = spectra(report.modalities), f"Covariance spectra of {names}"
-    figures["projection"] = projection(report), f"{names} in two dimensions, before and after Collapse"
+    figures["spectra"] = _spectra(report.modalities), f"Covariance spectra of {names}"
+    figures["projection"] = _projection(report), f"{names} in two dimensions, before and after Collapse"
     if pairs:
-        figures["recall"] = recall(report.spaces), "Recall@1 under each preset"
+        figures["recall"] = _recall(report.spaces), "Recall@1 under each preset"
     return figures
 
 
-def figure_blocks(figures: Mapping[str, tuple[Figure, str]], prefix: str = "gap") -> dict[str, FigureBlock]:
-    """Turn figures and their labels into blocks of a page; ``prefix`` keeps two reports on one page apart."""
-    return {
-        name: FigureBlock(
-            figure_svg(figure, name=f"{prefix}-{name}", label=label), _CAPTIONS.get(name, ""), wide=name in _WIDE
-        )
-        for name, (figure, label) in figures.items()
-    }
-
-
-@styled
-def histogram(
+def _histogram(
     title: str,
     label: str,
     groups: Mapping[str, Array],
+    ends: tuple[float, float] = (-1.0, 1.0),
     *,
-    low: float = -1.0,
-    high: float = 1.0,
     bins: int = 60,
     line: float | None = None,
 ) -> Figure:
     """Draw shares rather than counts, so that groups of different sizes compare; outlined, as they may overlap.
 
-    Args:
-        title: of the figure.
-        label: of the horizontal axis.
-        groups: the values of one group, or of both modalities by name.
-        low: left end of the axis; values beyond count at the end.
-        high: right end.
-        bins: number of bars.
-        line: a value to mark.
+    Values beyond the ends of the axis count at the ends; ``line`` is a value to mark.
     """
     figure, axes = new_figure(3.05, 2.2)
-    edges = np.linspace(low, high, bins + 1)
+    edges = np.linspace(*ends, bins + 1)
     for (name, values), colour in zip(groups.items(), _COLOURS if len(groups) > 1 else (palette.THIRD,), strict=True):
-        share = np.histogram(np.clip(values, low, high), bins=edges)[0] / max(len(values), 1)
+        share = np.histogram(np.clip(values, *ends), bins=edges)[0] / max(len(values), 1)
         axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(share, edges, color=colour, linewidth=1.1, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set(title=title, xlabel=label, yticks=[], xlim=(low, high), ylim=(0, None))
+    axes.set(title=title, xlabel=label, yticks=[], xlim=ends, ylim=(0, None))
     if line is not None:
         axes.axvline(line, color=palette.INK, linewidth=1)
     if len(groups) > 1:
@@ -111,19 +110,7 @@ def histogram(
     return figure
 
 
-@styled
-def noise_marginals(noise: Residuals) -> Figure:
-    """Draw the standardised alignment noise, all dimensions together, with the normal density."""
-    figure, axes = new_figure(3.05, 2.2)
-    axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
-    z = np.linspace(-4, 4, 121)
-    axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
-    axes.set(title="Noise: Gaussian?", xlabel="standardised residual; line: normal", yticks=[], xlim=(-4, 4))
-    return figure
-
-
-@styled
-def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
+def _spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     """Draw the covariance eigenvalues and their cumulative share, the effective dimensions marked."""
     figure, (left, right) = new_figure(9.4, 3.1, columns=2)
     lowest = min(found.effective_dimension for found in modalities.values())
@@ -138,11 +125,8 @@ def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
             side, place = ("right", (-2, -13)) if k <= lowest else ("left", (2, -13))
             right.annotate(f"{k}", (k, share[k - 1]), place, textcoords="offset points", color=colour, ha=side)
     left.set_yscale("log")
-    left.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"10{f'{np.log10(value):.0f}'.translate(_RAISED)}"))
     left.yaxis.set_minor_formatter(NullFormatter())
-    low, high = left.get_ylim()
-    if high < 30 * low:  # at least one labelled power of ten on either side
-        left.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
     dim = max(found.dim for found in modalities.values())
     left.set(title="Spectrum", xlabel="dimension, by size", ylabel="variance", xlim=(0, dim))
     right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
@@ -152,19 +136,16 @@ def spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     return figure
 
 
-@styled
-def projection(report: Measured, seed: int = 0) -> Figure:
+def _projection(report: GapReport) -> Figure:
     """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
     assert report.collected is not None
-    working, rng = report.collected.working, generator(seed, "projection")
+    working, rng = report.collected.working, generator(0, "projection")
     if working.paired:  # pairs of different items
         items, rows = np.unique(working.item_index, return_index=True)
         drawn = np.sort(rng.permutation(len(items))[:MAX_POINTS])
-        chosen = items[drawn], rows[drawn]
+        chosen = [items[drawn], rows[drawn]]
     else:
-        sizes = len(working.first), len(working.second)
-        count = min(*sizes, MAX_POINTS)
-        chosen = np.sort(rng.permutation(sizes[0])[:count]), np.sort(rng.permutation(sizes[1])[:count])
+        chosen = [rng.permutation(len(rows))[:MAX_POINTS] for rows in (working.first, working.second)]
     spaces = [name for name in (RAW, COLLAPSE) if name in report.transformed]
     figure, panels = new_figure(9.4, 3.9, columns=len(spaces), squeeze=False)
     for axes, space in zip(panels[0], spaces, strict=True):
@@ -187,8 +168,7 @@ def projection(report: Measured, seed: int = 0) -> Figure:
     return figure
 
 
-@styled
-def recall(spaces: Mapping[str, SpaceMeasures]) -> Figure:
+def _recall(spaces: Mapping[str, SpaceMeasures]) -> Figure:
     """Draw recall@1 in both directions under each preset, with 95 % intervals."""
     figure, axes = new_figure(9.4, 0.75 + 0.36 * len(spaces))
     positions = np.arange(len(spaces))[::-1]
@@ -206,8 +186,3 @@ def recall(spaces: Mapping[str, SpaceMeasures]) -> Figure:
     close_up(axes, grid="x")
     axes.legend(loc="best", ncols=1)
     return figure
-
-
-def _power_of_ten(value: float, _: int) -> str:
-    exponent = round(float(np.log10(value)))
-    return "1" if exponent == 0 else f"10{str(exponent).translate(_RAISED)}"

@@ -1,31 +1,30 @@
-"""Measures of the gap and of the pairs, with their intervals; and everything that is measured, as one object.
+"""Measures of the gap, of the pairs and of the alignment noise, with their intervals.
 
 Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over pairs are those of the
 sample, which has every pair if there are not too many.
 
 The interval of a function of means is that of its linearisation: the first-order contribution of each pair, averaged
-over bootstrap draws of the items.
+over bootstrap draws of the items. Items are drawn independently; the captions of one image are not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from math import erf, sqrt
 
 import numpy as np
 
-from ..arrays import Array, Floats
+from ..arrays import Array, Floats, Indices
 from ..metrics.significance import Estimate, mean_interval, student_quantile
-from ..transforms.sigma import SigmaRule
-from .assumptions import Answer, Subset
+from ..seeds import generator
 from .collect import Collected, Sample
-from .residuals import Residuals, row_cosines
-from .spaces import SpaceMeasures
-from .spectrum import ModalityMeasures, relative_gap
+from .spectrum import relative_gap
 
-BIASED_ITEMS, FEW_ITEMS = 300, 100
-"""With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
-docs/reference/geometry.md for their coverage."""
+MAX_DIRECTIONS = 10_000
+EDGES = np.linspace(-5, 5, 61)
+"""Bins of `Residuals.marginals`."""
+_FINE = 8  # bins of the comparison with a normal distribution, per bin shown
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -75,43 +74,41 @@ class PairMeasures:
     alignment: Estimate
 
 
-@dataclass
-class Measured:
-    """Everything that is measured about two modalities of a store, or one: then ``gap`` is None, and the rest is empty.
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """The alignment noise ``(x - y) - mean`` of pairs.
 
     Attributes:
-        modalities: measures of each modality.
-        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
-        notes: what the reader should know.
-        gap: measures of the gap.
-        pairs: measures of the pairs; None without pairs.
-        spaces: preset → measures of the space that it makes.
-        assumptions: question → answer.
-        noise: the alignment noise; None without pairs.
-        subsets: the gap by the values of a column.
-        sigmas: what each rule gives for sigma.
-        recommended: one of these rules, and why.
-        modality_gaps: the gap of every pair of modalities, if there are more than two.
-        collected: the rows that were read.
-        orthogonal: modality → cosines of its differences with the gap.
-        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
+        pairs: number of pairs.
+        items: number of items they belong to.
+        isotropy: share of the dimensions that the noise fills: the participation ratio over d, corrected for the
+            number of items, 1 for isotropic noise.
+        std_smallest: smallest standard deviation of a dimension.
+        std_largest: largest.
+        direction_mean: mean of ``cosines``; None if there are none.
+        direction_std: their standard deviation.
+        distance_to_normal: largest distance between the distribution function of the pooled standardised marginals and
+            the normal one (Kolmogorov's).
+        per_dimension: float64 (d,), standard deviation per dimension.
+        skewness: float64 (d,), per dimension.
+        kurtosis: float64 (d,), excess, per dimension.
+        cosines: cosines between residuals of different items.
+        marginals: float64 (60,), densities of the pooled standardised marginals in the bins `EDGES`.
     """
 
-    modalities: dict[str, ModalityMeasures]
-    provenance: dict[str, Any]
-    notes: list[str]
-    gap: GapMeasures | None = None
-    pairs: PairMeasures | None = None
-    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
-    assumptions: dict[str, Answer] = field(default_factory=dict)
-    noise: Residuals | None = None
-    subsets: list[Subset] = field(default_factory=list)
-    sigmas: list[SigmaRule] = field(default_factory=list)
-    recommended: tuple[SigmaRule, str] | None = None
-    modality_gaps: list[dict[str, Any]] = field(default_factory=list)
-    collected: Collected | None = None
-    orthogonal: dict[str, Array] = field(default_factory=dict)
-    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    pairs: int
+    items: int
+    isotropy: float
+    std_smallest: float
+    std_largest: float
+    direction_mean: float | None
+    direction_std: float | None
+    distance_to_normal: float
+    per_dimension: Array
+    skewness: Array
+    kurtosis: Array
+    cosines: Array
+    marginals: Array
 
 
 def measure_gap(collected: Collected, seed: int) -> GapMeasures:
@@ -125,18 +122,16 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     gap, covariance, sample = collected.gap, collected.gap_covariance, collected.sample
     norm, independent = float(np.linalg.norm(gap)), collected.items or min(first.n, second.n)
     square = norm**2 - collected.gap_bias
-    length, debiased = Estimate(norm), Estimate(float(np.sqrt(max(square, 0.0))))
+    length, debiased = Estimate(norm), Estimate(sqrt(max(square, 0.0)))
     if independent >= 3 and norm > 0:
         quantile = student_quantile(independent - 1)
         along = max(float(gap @ covariance @ gap), 0.0)
         # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
         freedom = min(independent, len(collected.working.first)) - 1
         chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
-        plain = quantile * float(np.sqrt(along)) / norm
-        wide = quantile * float(np.sqrt(max(4 * along - chance, chance)))
+        plain, wide = quantile * sqrt(along) / norm, quantile * sqrt(max(4 * along - chance, chance))
         length = replace(length, interval=(norm - plain, norm + plain))
-        low, high = (float(np.sqrt(max(end, 0.0))) for end in (square - wide, square + wide))
-        debiased = replace(debiased, interval=(low, high))
+        debiased = replace(debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0))))
     distance = rmg = direction = group_length = None
     if sample.paired:
         sums = sample.sums
@@ -153,11 +148,11 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
             within = num * (1 - value) / value
             added = within * (1 - sums.cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
             rmg = _linearised(collected, value, added / (num + within) ** 2, seed)
-    along_gap = {}
+    variance_along = {}
     for name, moments in collected.moments.items():
         total = float(np.trace(moments.scatter)) * norm**2
-        along_gap[name] = float(gap @ moments.scatter @ gap) / total if total > 0 else 0.0
-    return GapMeasures(length, debiased, distance, rmg, direction, group_length, along_gap)
+        variance_along[name] = float(gap @ moments.scatter @ gap) / total if total > 0 else 0.0
+    return GapMeasures(length, debiased, distance, rmg, direction, group_length, variance_along)
 
 
 def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
@@ -173,12 +168,18 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         value = float((total - sums.cosine.sum()) / rest)
         first, second = (collected.moments[name].mean for name in (collected.first, collected.second))
         unpaired = _linearised(collected, value, _along(sample, second, first), seed)
-    rms = float(np.sqrt(sums.variance.mean()))
+    rms = sqrt(sums.variance.mean())
     residual = Estimate(rms, None, pairs)
     if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
         squares = sums.distance**2 - 2 * _along(sample, sums.mean, -sums.mean) + sums.mean @ sums.mean
         residual = _linearised(collected, rms, squares / len(sums.mean) / (2 * rms), seed)
-    debiased = float(np.sqrt(sums.variance.mean() + _residual_bias(collected)))
+    # the mean square is too small by the variance of the mean over draws of items
+    working, excess = collected.working, 0.0
+    if (count := len(working.first)) > 1:
+        off = (working.item_means - working.first + sums.mean) * working.rows_per_item[:, None]  # (m, d)
+        off /= len(working.item_index) / count
+        excess = float(np.sum(off**2) / ((count - 1) * items * off.shape[1]))
+    debiased = sqrt(sums.variance.mean() + excess)
     ends = residual.interval and (residual.interval[0] * debiased / rms, residual.interval[1] * debiased / rms)
     return PairMeasures(
         n=collected.pairs,
@@ -191,15 +192,100 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     )
 
 
-def _residual_bias(collected: Collected) -> float:
-    """Return by how much the mean square of the residuals per dimension is too small: the variance of their mean."""
-    working = collected.working
-    off = (working.item_means - working.first + collected.sample.sums.mean) * working.rows_per_item[:, None]  # (m, d)
-    count = len(off)
-    if count < 2:
+def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Residuals:
+    """Measure the shape of the alignment noise.
+
+    Args:
+        differences: (k, d), ``x - y`` of every pair.
+        item_index: int64 (k,), its item.
+        seed: of the pairs of residuals that are compared.
+    """
+    noise = differences.astype(np.float64) - differences.mean(axis=0, dtype=np.float64)
+    pairs, deviation, isotropy = len(noise), noise.std(axis=0), _isotropy(noise, item_index)
+    left, right = _different_items(item_index, seed, "residual cosines")
+    cosines = row_cosines(noise[left], noise[right])
+    standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
+    squares = standard * standard
+    fine = np.linspace(EDGES[0], EDGES[-1], _FINE * (len(EDGES) - 1) + 1)
+    counts = np.histogram(standard, bins=fine)[0]
+    # from a histogram: sorting all values of a large sample would cost more than everything else
+    below = np.count_nonzero(standard < fine[0]) + np.concatenate([[0], np.cumsum(counts)])
+    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in fine])
+    return Residuals(
+        pairs=pairs,
+        items=len(np.unique(item_index)),
+        isotropy=isotropy,
+        std_smallest=float(deviation.min()),
+        std_largest=float(deviation.max()),
+        direction_mean=float(cosines.mean()) if len(cosines) else None,
+        direction_std=float(cosines.std()) if len(cosines) else None,
+        distance_to_normal=float(np.abs(below / standard.size - normal).max()),
+        per_dimension=deviation,
+        skewness=np.einsum("ij,ij->j", squares, standard) / pairs,
+        kurtosis=np.einsum("ij,ij->j", squares, squares) / pairs - 3,
+        cosines=cosines,
+        marginals=counts.reshape(-1, _FINE).sum(axis=1) / (standard.size * np.diff(EDGES)),
+    )
+
+
+def orthogonality(rows: Floats, item_index: Indices, gap: Array, *, seed: int = 0) -> Array:
+    """Return cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean gap.
+
+    Args:
+        rows: (n, d) of one modality.
+        item_index: int64 (n,), the item of each row; rows of one item are not compared.
+        gap: float64 (d,).
+        seed: of the pairs.
+    """
+    left, right = _different_items(item_index, seed, "orthogonality")
+    length, cosines = float(np.linalg.norm(gap)), [np.empty(0)]
+    for start in range(0, len(left) if length > 0 else 0, _BLOCK):
+        difference = rows[left[start : start + _BLOCK]] - rows[right[start : start + _BLOCK]]
+        norms = np.sqrt(np.einsum("ij,ij->i", difference, difference)).astype(np.float64)
+        along = difference @ gap.astype(difference.dtype)
+        cosines.append(along[norms > 0] / (norms[norms > 0] * length))
+    return np.concatenate(cosines)
+
+
+def row_cosines(left: Array, right: Array) -> Array:
+    """Return the cosine of each row of ``left`` (n, d) with the same row of ``right``; rows of norm 0 are left out."""
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray(np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0])
+
+
+def _isotropy(noise: Array, item_index: Indices) -> float:
+    """Return ``tr(S)^2 / (d tr(S^2))``, S the covariance of the residuals, without the bias of few items.
+
+    tr(S^2) is the variance of ``r_a . r_b`` over residuals of different items (Chen, Zhang and Zhong, 2010): what
+    residuals of one item share does not count. Not above 1; 0 if there is no noise.
+    """
+    pairs, dim = noise.shape
+    scatter = noise.T @ noise
+    numbers = np.unique(item_index, return_inverse=True)[1]
+    sizes = np.bincount(numbers)
+    items, order, starts = len(sizes), np.argsort(numbers, kind="stable"), np.cumsum(sizes) - sizes
+    own_squares = own_sums = 0.0
+    for size in np.unique(sizes):
+        rows = noise[order[starts[sizes == size][:, None] + np.arange(size)]]  # (items of this size, size, d)
+        own_squares += float(np.sum((rows @ rows.transpose(0, 2, 1)) ** 2))
+        own_sums += float(np.sum(rows.sum(axis=1) ** 2))
+    count, trace = pairs**2 - float(np.sum(sizes**2)), float(np.trace(scatter)) / pairs
+    if count <= 0 or trace <= 0:
         return 0.0
-    share = off / (len(working.item_index) / count)
-    return float(np.sum(share**2) / ((count - 1) * len(collected.sample.first) * off.shape[1]))
+    total = trace + own_sums / pairs**2 * items / (items - 1)
+    mean = -own_sums / count  # over residuals of different items: all residuals sum to zero
+    variance = (float(np.sum(scatter**2)) - own_squares) / count - mean**2
+    return min(total**2 / (dim * variance), 1.0) if variance > 0 else 1.0
+
+
+def _different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indices, Indices]:
+    """Draw up to 10,000 random pairs of rows that belong to different items."""
+    count, rng = len(item_index), generator(seed, purpose)
+    wanted = min(MAX_DIRECTIONS, count * (count - 1) // 2)
+    left = rng.integers(count, size=wanted)
+    right = (left + rng.integers(1, max(count, 2), size=wanted)) % count
+    different = item_index[left] != item_index[right]
+    return left[different], right[different]
 
 
 def _along(sample: Sample, a: Array, b: Array) -> Array:

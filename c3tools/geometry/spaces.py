@@ -24,18 +24,18 @@ RECALL_PRESETS = (RAW, COLLAPSE, "gap-shift", "project-out-gap", "standardize", 
 """The noise-free presets that moments suffice for; ``c2-collapse`` is also what GR-CLIP does to two modalities."""
 ALL_PRESETS_SCORES = 50_000_000
 """Recall is measured under all of them by default, as long as a space has at most so many cosines."""
-MAX_UNIFORMITY_ROWS = 2_000
-MAX_PROBE_ROWS = 1_000
-BIAS_ROWS = 100
-MAX_CORPORA = 10
-BIAS_K = 10
+_MAX_UNIFORMITY_ROWS = 2_000
+_MAX_PROBE_ROWS = 1_000
+_BIAS_ROWS = 100
+_MAX_CORPORA = 10
+_BIAS_K = 10
 _LEFT_OUT = 5
 _DELETIONS = 40
 _RIDGE = 1e-2
 _NEWTON_STEPS = 25
 
 
-@dataclass(frozen=True)
+@dataclass
 class SpaceMeasures:
     """Measures of the space that a preset makes.
 
@@ -52,8 +52,8 @@ class SpaceMeasures:
 
     recall: dict[str, dict[str, Estimate]]
     gap: float
-    gap_by_chance: float | None
-    hubness: dict[str, Hubness] = field(metadata={"json": "hubness@10"})
+    gap_by_chance: float | None = None
+    hubness: dict[str, Hubness] = field(default_factory=dict, metadata={"json": "hubness@10"})
     separability: Estimate | None = None
     modality_bias: dict[str, Estimate] | None = field(default=None, metadata={"json": "modality_bias@10"})
     uniformity: dict[str, Estimate] | None = None
@@ -81,50 +81,38 @@ def measure_space(name: str, collected: Collected, *, seed: int = 0) -> tuple[Sp
         rows = {first: working.first, second: working.second}
         fitted = pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
         x, y = (fitted.transform(own, modality=modality) for modality, own in rows.items())
-    recall: dict[str, dict[str, Estimate]] = {}
-    hubs: dict[str, Hubness] = {}
-    by_chance = None
+    gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
+    found = SpaceMeasures({}, gap)
     if working.paired:
         ways = f"{first}_to_{second}", f"{second}_to_{first}"
-        hubs = dict(zip(ways, pair_hubness(x, y, working.item_index), strict=True))
+        found.hubness = dict(zip(ways, pair_hubness(x, y, working.item_index), strict=True))
         queries = None, working.item_index
-        for way, ranks, items in zip(ways, pair_ranks(x, y, working.item_index), queries, strict=True):
-            hits = {k: ranks.hits(k) for k in DEFAULT_KS}
-            recall[way] = {
-                f"recall@{k}": Estimate(float(own.mean()), share_interval(own, items), len(own))
-                for k, own in hits.items()
+        for way, ranks, owner in zip(ways, pair_ranks(x, y, working.item_index), queries, strict=True):
+            hits = {f"recall@{k}": ranks.hits(k) for k in DEFAULT_KS}
+            found.recall[way] = {
+                key: Estimate(float(own.mean()), share_interval(own, owner), len(own)) for key, own in hits.items()
             }
-        by_chance = _gap_by_chance(name, collected, x, y)
-    gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
-    if name not in (RAW, COLLAPSE):
-        return SpaceMeasures(recall, gap, by_chance, hubs), x, y
-    probe = None
-    if min(len(x), len(y)) > 1:
-        probe = separability(working.first, working.second, working.items, collapse=name == COLLAPSE, seed=seed)
-    bias = modality_bias(x, y, items=working.items, seed=seed)
-    owners = zip((first, second), (x, y), working.items, strict=True)
-    spread = {modality: uniformity(own, items, seed=seed) for modality, own, items in owners}
-    both = {first: bias[0], second: bias[1]}
-    return SpaceMeasures(recall, gap, by_chance, hubs, probe, both, spread), x, y
+    if working.paired and len(x) > 1:
+        # sqrt(tr(S) (1 / n + 1 / f - 2 s / f)) for n items measured and f fitted on, a share s being both, with S the
+        # covariance of the items' differences; a preset that is not fitted has tr(S) / n alone
+        means = np.zeros(x.shape)
+        np.add.at(means, working.item_index, y)
+        differences = x - means / working.rows_per_item[:, None]
+        shared = 0.0 if name == RAW else (1 - 2 * collected.fit_share) / collected.fit_moments[first].n
+        total = differences.var(axis=0, ddof=1).sum()
+        found.gap_by_chance = float(np.sqrt(max(1 / len(x) + shared, 0.0) * total))
+    if name in (RAW, COLLAPSE):
+        items = working.items
+        if min(len(x), len(y)) > 1:
+            collapse = name == COLLAPSE
+            found.separability = separability(working.first, working.second, items, collapse=collapse, seed=seed)
+        found.modality_bias = dict(zip((first, second), modality_bias(x, y, items=items, seed=seed), strict=True))
+        spread = (uniformity(own, numbers, seed=seed) for own, numbers in zip((x, y), items, strict=True))
+        found.uniformity = dict(zip((first, second), spread, strict=True))
+    return found, x, y
 
 
-def _gap_by_chance(name: str, collected: Collected, x: Floats, y: Floats) -> float | None:
-    """Return ``sqrt(tr(S) (1 / n + 1 / f - 2 s / f))`` for n items measured and f fitted on, a share s being both.
-
-    S is the covariance of the items' differences after the preset; a preset that is not fitted has tr(S) / n alone.
-    """
-    working, count = collected.working, len(x)
-    if count < 2:
-        return None
-    means = np.zeros(x.shape)
-    np.add.at(means, working.item_index, y)
-    differences = x - means / working.rows_per_item[:, None]
-    fitted = (1 - 2 * collected.fit_share) / collected.fit_moments[collected.first].n
-    factor = 1 / count + (0.0 if name == RAW else fitted)
-    return float(np.sqrt(max(factor, 0.0) * differences.var(axis=0, ddof=1).sum()))
-
-
-def uniformity(rows: Floats, items: Indices | None = None, *, seed: int = 0) -> Estimate:
+def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:
     """Return ``log E exp(-2 |x_i - x_j|^2)`` over pairs of rows of different items (Wang and Isola, ICML 2020).
 
     0 when all rows are equal, lower when they spread. Rows of one item are not compared: they are near each other, and
@@ -133,12 +121,11 @@ def uniformity(rows: Floats, items: Indices | None = None, *, seed: int = 0) -> 
 
     Args:
         rows: (n, d), L2-normalised, n at least 2.
-        items: int64 (n,), the item of each row; each row is its own item by default.
+        items: int64 (n,), the item of each row.
         seed: of the sample of 2,000 rows, if there are more, and of the resampling.
     """
-    chosen = _chosen(len(rows), MAX_UNIFORMITY_ROWS, seed, "uniformity")
-    x, n = rows[chosen], len(chosen)
-    owner = np.arange(n) if items is None else items[chosen]
+    chosen = _chosen(len(rows), _MAX_UNIFORMITY_ROWS, seed, "uniformity")
+    x, n, owner = rows[chosen], len(chosen), items[chosen]
     squares = np.einsum("ij,ij->i", x, x)
     near = np.exp(-2 * np.maximum(squares[:, None] + squares - 2 * (x @ x.T), 0))  # (n, n)
     apart = owner[:, None] != owner
@@ -154,12 +141,7 @@ def uniformity(rows: Floats, items: Indices | None = None, *, seed: int = 0) -> 
 
 
 def separability(
-    first: Floats,
-    second: Floats,
-    items: tuple[Indices, Indices] | None = None,
-    *,
-    collapse: bool = False,
-    seed: int = 0,
+    first: Floats, second: Floats, items: tuple[Indices, Indices], *, collapse: bool = False, seed: int = 0
 ) -> Estimate:
     """Return the held-out accuracy of a logistic probe that tells the modalities apart: 1.0 with a gap, 0.5 ideally.
 
@@ -169,19 +151,18 @@ def separability(
     Args:
         first: (m, d), m at least 2.
         second: (k, d), k at least 2.
-        items: int64 (m,) and (k,), the item of each row, for the interval; each row is its own by default.
+        items: int64 (m,) and (k,), the item of each row, for the interval.
         collapse: subtract each modality's mean first and normalise again, the mean being that of the half the probe
             is fitted on: a mean that includes the held-out rows pushes the accuracy below one half.
         seed: of the sample, the halves and the resampling.
     """
-    most = min(len(first), len(second), MAX_PROBE_ROWS)
+    most = min(len(first), len(second), _MAX_PROBE_ROWS)
     half, right, tested = most // 2, [], []
     x, owner = np.empty((2, 2, half, first.shape[1])), np.empty((2, 2, half), np.int64)  # modality, half, row
     for number, rows in enumerate((first, second)):
         chosen = _chosen(len(rows), most, seed, f"probe {number}")
         chosen = chosen[generator(seed, "probe halves", number).permutation(most)][: 2 * half].reshape(2, half)
-        known = np.arange(len(rows)) + number * len(first) if items is None else items[number]
-        x[number], owner[number] = rows[chosen], known[chosen]
+        x[number], owner[number] = rows[chosen], items[number][chosen]
     labels = np.repeat([1.0, 0.0], half)
     for fit, held in ((0, 1), (1, 0)):
         mean = x[:, fit].mean(axis=1, keepdims=True) if collapse else 0.0
@@ -214,15 +195,22 @@ def modality_bias(
         (Shao and Wu, 1989); it is rather too wide than too narrow.
     """
     rng = generator(seed, "bias")
-    left, right = _one_row_each(items, rng) if items is not None else (np.empty(0, np.int64), np.empty(0, np.int64))
-    if not len(left):  # nothing is paired
+    chosen, shared = [], np.intersect1d(*items) if items is not None else np.empty(0, np.int64)
+    for numbers in items or ():  # a random row of each modality for the items that both have
+        order = rng.permutation(len(numbers))
+        found, at = np.unique(numbers[order], return_index=True)
+        chosen.append(order[at[np.isin(found, shared)]])
+    if len(shared):
+        order = rng.permutation(len(shared))
+        left, right = (numbers[order] for numbers in chosen)
+    else:  # nothing is paired
         left, right = (rng.permutation(len(rows))[: min(len(first), len(second))] for rows in (first, second))
-    count = min(len(left), BIAS_ROWS)
-    corpora = min(len(left) // count, MAX_CORPORA)
+    count = min(len(left), _BIAS_ROWS)
+    corpora = min(len(left) // count, _MAX_CORPORA)
     shares, variances = np.empty((corpora, 2)), np.zeros((corpora, 2))
     for number in range(corpora):
-        chosen = slice(number * count, (number + 1) * count)
-        shares[number], parts = _corpus_bias(first[left[chosen]], second[right[chosen]], rng)
+        own = slice(number * count, (number + 1) * count)
+        shares[number], parts = _corpus_bias(first[left[own]], second[right[own]], rng)
         variances[number] = (_LEFT_OUT - 1) * np.var(parts, axis=0)
     errors = np.sqrt(variances.sum(axis=0)) / corpora
     quantile = student_quantile(max(corpora * count - 1, 1))
@@ -233,18 +221,6 @@ def modality_bias(
     return estimates[0], estimates[1]
 
 
-def _one_row_each(items: tuple[Indices, Indices], rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """Return a random row of each modality for the items that both have, in random order: int64 (n,) each."""
-    chosen = []
-    shared = np.intersect1d(*items)
-    for numbers in items:
-        order = rng.permutation(len(numbers))
-        found, at = np.unique(numbers[order], return_index=True)
-        chosen.append(order[at[np.isin(found, shared)]])
-    order = rng.permutation(len(shared))
-    return chosen[0][order], chosen[1][order]
-
-
 def _corpus_bias(x: Floats, y: Floats, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return the share of own neighbours for queries of ``x`` and of ``y`` (2,), and without random fifths (r, 2).
 
@@ -253,7 +229,7 @@ def _corpus_bias(x: Floats, y: Floats, rng: np.random.Generator) -> tuple[Array,
     count = len(x)
     corpus = np.concatenate([x, y])
     own, dropped = np.arange(2 * count) < count, max(1, count // _LEFT_OUT)
-    k = min(BIAS_K, 2 * count - 1)
+    k = min(_BIAS_K, 2 * count - 1)
     scores = corpus @ corpus.T
     np.fill_diagonal(scores, -np.inf)
     # as many more neighbours as are left out, so that k remain

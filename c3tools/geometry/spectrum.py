@@ -12,7 +12,7 @@ from ..arrays import Array
 from ..moments import Moments
 from ..store import Store
 
-EXPLAINED = 0.99
+_EXPLAINED = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def effective_dimension(values: Array) -> int:
         values: (d,) eigenvalues of the covariance, descending.
     """
     total = values.sum()
-    return int(np.argmax(np.cumsum(values) > EXPLAINED * total)) + 1 if total > 0 else 0
+    return int(np.argmax(np.cumsum(values) > _EXPLAINED * total)) + 1 if total > 0 else 0
 
 
 def effective_rank(values: Array) -> float:
@@ -95,7 +95,7 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
         length_error = float(np.sqrt(max(along, 0.0) / (rows - 1)))
         direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
         enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
-    squares = float(np.sum(values**2))
+    squares = float(values @ values)
     return ModalityMeasures(
         n=moments.n,
         dim=moments.dim,
@@ -137,22 +137,18 @@ def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float
 
 
 def gaps_between_modalities(store: Store, *, split: str | None = None) -> list[dict[str, Any]]:
-    """Return the gap of each pair of modalities: ``{"first", "second", "length", "cosine_of_means"}``.
-
-    Length and cosine are None if a modality has no rows, or its moments are not those of unit vectors: the full
-    report of such a pair normalises the rows first.
+    """Return the gap of each pair of modalities that have rows: ``{"first", "second", "length", "cosine_of_means"}``.
 
     Args:
         store: the store.
         split: the rows of this split only.
     """
-    known = {name: store.moments(name, split) for name in store.modalities if store.count(name, split)}
+    known = {name: store.unit_moments(name, split).mean for name in store.modalities if store.count(name, split)}
     rows = []
-    for first, second in combinations(store.modalities, 2):
-        x, y = known.get(first), known.get(second)
-        length = cosine = None
-        if x and y and x.of_unit_rows and y.of_unit_rows:
-            norms = float(np.linalg.norm(x.mean) * np.linalg.norm(y.mean))
-            length, cosine = float(np.linalg.norm(gap_vector(x, y))), float(x.mean @ y.mean) / norms if norms else None
-        rows.append({"first": first, "second": second, "length": length, "cosine_of_means": cosine})
+    for (first, x), (second, y) in combinations(known.items(), 2):
+        norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+        cosine = float(x @ y) / norms if norms else None
+        rows.append(
+            {"first": first, "second": second, "length": float(np.linalg.norm(x - y)), "cosine_of_means": cosine}
+        )
     return rows

@@ -5,7 +5,8 @@ To show a further number of a report, add it here, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,20 +16,18 @@ from ..pages.render import FigureBlock, Section, interval, number
 from ..tables import Table
 from ..transforms import PRESETS, PUBLISHED_SIGMA
 from .collect import extreme_pairs
-from .measures import BIASED_ITEMS, Measured
 from .spaces import COLLAPSE, RAW
-from .verdict import verdicts
 
-Figures = Mapping[str, FigureBlock]
+if TYPE_CHECKING:
+    from .report import GapReport
+
+BIASED_ITEMS, FEW_ITEMS = 300, 100
+"""With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
+docs/reference/geometry.md for their coverage."""
+_EXTREMES = 5
 
 
-def verdict_section(report: Measured, title: str = "Verdict") -> Section:
-    """Return the verdicts of a report as one sentence each, under a heading."""
-    said = (f"{found.question} {found.answer.capitalize()}. {found.because}" for found in verdicts(report).values())
-    return Section(title, list(said))
-
-
-def report_sections(report: Measured, figures: Figures | None = None) -> list[Section]:
+def report_sections(report: GapReport, figures: Mapping[str, FigureBlock] | None = None) -> list[Section]:
     """Lay out the report of two modalities, or of one; ``figures`` are those of a page."""
 
     def shown(*names: str) -> list[FigureBlock]:
@@ -46,7 +45,7 @@ def report_sections(report: Measured, figures: Figures | None = None) -> list[Se
                 "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the directions in which the "
                 "modalities vary, and Gaussian noise ε of the same size in every direction."
             ],
-            [Table(["question", "answer", "because"], assumptions, left=("answer", "because")), *_subsets(report)],
+            [Table(["question", "answer", "because"], assumptions, left=("answer", "because"))],
             shown(*drawn),
             _figure_note(report),
         ),
@@ -61,11 +60,10 @@ def report_sections(report: Measured, figures: Figures | None = None) -> list[Se
     ]
 
 
-def extreme_sections(report: Measured, count: int) -> list[Section]:
-    """Lay out ``count`` pairs with the highest and as many with the lowest cosines."""
-    if report.collected is None:
-        return []
-    found, columns = extreme_pairs(report.collected, count), [*report.modalities, "cosine"]
+def extreme_sections(report: GapReport) -> list[Section]:
+    """Lay out the pairs with the highest and with the lowest cosines."""
+    found = extreme_pairs(report.collected, _EXTREMES) if report.collected else {}
+    columns = [*report.modalities, "cosine"]
     titles = {"closest": "The closest", "furthest": "The furthest apart"}
     tables = [
         Table(columns, [[item, text, number(cosine)] for item, text, cosine in rows], titles[side], left=columns[1:2])
@@ -75,7 +73,7 @@ def extreme_sections(report: Measured, count: int) -> list[Section]:
     return [Section("Pairs at the extremes", tables=tables)] if tables else []
 
 
-def tiles(report: Measured) -> list[tuple[str, str, str, str]]:
+def tiles(report: GapReport) -> list[tuple[str, str, str, str]]:
     """Return the numbers to see first: value, name, meaning and unit of each."""
     gap, pairs, found = report.gap, report.pairs, []
     if gap:
@@ -101,7 +99,7 @@ def tiles(report: Measured) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def facts(report: Measured) -> dict[str, str]:
+def facts(report: GapReport) -> dict[str, str]:
     """Return where the numbers of a report come from, by name."""
     known = report.provenance
     found = {
@@ -118,62 +116,6 @@ def facts(report: Measured) -> dict[str, str]:
     return found | {"Made with": f"c3tools {known['c3tools']}"}
 
 
-def compare(reports: Sequence[Measured], names: Sequence[str]) -> list[Section]:
-    """Lay out several reports in one table, a column for each: two stores, or every pair of modalities of one."""
-    rows = [["Model", *(str(report.provenance["model"]) for report in reports)]]
-
-    def add(name: str, found: Iterable[Estimate | None], digits: int = 3, scale: float = 1) -> None:
-        cells = []
-        for one in found:
-            ends = f" ({interval(one.interval, digits, scale)})" if one and one.interval else ""
-            cells.append(_value(one, digits, scale) + ends)
-        rows.append([name, *cells])
-
-    for modality in dict.fromkeys(name for report in reports for name in report.modalities):
-        own = [report.modalities.get(modality) for report in reports]
-        rows.append([f"Rows, {modality}", *(number(one.n if one else None, 0) for one in own)])
-        spans = (f"{one.effective_dimension} of {one.dim}" if one else number(None) for one in own)
-        rows.append([f"Effective dimension, {modality}", *spans])
-    rows.append(["Pairs", *(number(report.pairs.n if report.pairs else None, 0) for report in reports)])
-    for name, key, digits in (
-        ("Gap length", "length", 3),
-        ("Relative gap (RMG)", "rmg", 3),
-        ("Cosine of pairs", "paired_cosine", 3),
-        ("Cosine of others", "unpaired_cosine", 3),
-        ("Alignment noise, rms per dimension", "residual_rms", 4),
-    ):
-        parts = ((report.gap, report.pairs) for report in reports)
-        add(name, (getattr(gap, key, None) or getattr(pairs, key, None) for gap, pairs in parts), digits)
-    for preset, when in ((RAW, "before"), (COLLAPSE, "after Collapse")):
-        spaces = [report.spaces.get(preset) for report in reports]
-        for way in dict.fromkeys(way for space in spaces if space for way in space.recall):
-            found = (space.recall[way]["recall@1"] if space and way in space.recall else None for space in spaces)
-            add(f"Recall@1, %, {_words(way)}, {when}", found, 1, 100)
-        add(f"Linear separability, %, {when}", (space.separability if space else None for space in spaces), 1, 100)
-    for name, answer in reports[0].assumptions.items():
-        answers = [report.assumptions.get(name) for report in reports]
-        rows.append([answer.question, *(one.answer if one else number(None) for one in answers)])
-    note = "95 % intervals over items are in brackets. A dash means that there is nothing to measure."
-    return [Section("Measures", tables=[Table(["Measure", *names], rows, note=note)])]
-
-
-def differences(reports: Sequence[Measured]) -> list[str]:
-    """Return notes on differences of two stores other than their measures."""
-    models, rows = ([report.provenance[key] for report in reports] for key in ("model", "rows"))
-    notes = []
-    if models[0] != models[1]:
-        notes.append(
-            f"The stores contain embeddings of two models, {' and '.join(models)}: their measures can be compared, but "
-            "not their vectors."
-        )
-    if rows[0] != rows[1]:
-        listed = " against ".join(", ".join(f"{n:,} {name}" for name, n in counts.items()) for counts in rows)
-        notes.append(
-            f"The stores have different numbers of rows ({listed}), and recall depends on the number of rows searched."
-        )
-    return notes
-
-
 def _value(found: Estimate | None, digits: int = 3, scale: float = 1) -> str:
     """Return a measured number, multiplied by ``scale``, or a dash if there is none."""
     return number(None if found is None else scale * found.value, digits)
@@ -187,7 +129,7 @@ def _words(way: str) -> str:
     return way.replace("_", " ")
 
 
-def _modalities(report: Measured) -> list[Table]:
+def _modalities(report: GapReport) -> list[Table]:
     spans, means = [], []
     for name, found in report.modalities.items():
         ranks = number(found.effective_rank, 1), number(found.participation_ratio, 1)
@@ -209,13 +151,12 @@ def _modalities(report: Measured) -> list[Table]:
             [f"{gap['first']} and {gap['second']}", number(gap["length"], 4), number(gap["cosine_of_means"])]
             for gap in report.modality_gaps
         ]
-        note = "--modalities A,B reports on another pair, --modalities all on every pair."
-        title = "Every pair of modalities in the store, from moments"
-        tables.append(Table(["modalities", "gap length", "cosine of means"], gaps, title, note=note))
+        title = "Every pair of modalities in the store, from moments; --modalities A,B reports on another pair"
+        tables.append(Table(["modalities", "gap length", "cosine of means"], gaps, title))
     return tables
 
 
-def _measures(report: Measured) -> Table:
+def _measures(report: GapReport) -> Table:
     gap, pairs = report.gap, report.pairs
     assert gap is not None
     few = pairs is not None and pairs.items < BIASED_ITEMS
@@ -242,7 +183,7 @@ def _measures(report: Measured) -> Table:
     return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",), note=note)
 
 
-def _recall(report: Measured) -> list[Table]:
+def _recall(report: GapReport) -> list[Table]:
     """Lay out recall and hubs under each preset; nothing without pairs."""
     if not report.pairs or not report.spaces:
         return []
@@ -273,7 +214,7 @@ def _recall(report: Measured) -> list[Table]:
     ]
 
 
-def _before_and_after(report: Measured) -> Table:
+def _before_and_after(report: GapReport) -> Table:
     heads = {RAW: "before", COLLAPSE: "after"}
     spaces = [report.spaces[name] for name in heads if name in report.spaces]
 
@@ -295,25 +236,7 @@ def _before_and_after(report: Measured) -> Table:
     return Table(columns, rows, "Before and after Collapse", note=note)
 
 
-def _subsets(report: Measured) -> list[Table]:
-    rows = [
-        [
-            str(subset.value),
-            number(subset.pairs, 0),
-            number(subset.length),
-            number(subset.cosine_with_gap),
-            number(None if subset.difference is None else 100 * subset.difference, 1),
-        ]
-        for subset in report.subsets
-    ]
-    note = (
-        "Differs: distance of the subset's gap from that of all pairs, not counting what so few items differ by chance."
-    )
-    columns = ["subset", "pairs", "gap length", "cosine with the gap", "differs by, % of the gap"]
-    return [Table(columns, rows, "The gap by subset", note=note)] if rows else []
-
-
-def _sigmas(report: Measured) -> Table:
+def _sigmas(report: GapReport) -> Table:
     options = {report.recommended[0].name: " (--sigma auto)"} if report.recommended else {}
     options["pair_cosine"] = " (--sigma pairs)"
     rows = [
@@ -327,7 +250,7 @@ def _sigmas(report: Measured) -> Table:
     return Table(["rule", "sigma", "rests on"], rows, left=("rests on",))
 
 
-def _figure_note(report: Measured) -> str:
+def _figure_note(report: GapReport) -> str:
     pairs, (first, second) = report.pairs, report.modalities
     if not pairs or not report.gap or not report.gap.group_length:
         return ""
@@ -340,7 +263,7 @@ def _figure_note(report: Measured) -> str:
     )
 
 
-def _describe_corrupt(report: Measured) -> str:
+def _describe_corrupt(report: GapReport) -> str:
     data = report.collected
     assert data is not None and report.recommended is not None
     rule, why = report.recommended

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..reporter import counted
 from ..transforms.sigma import AUTO, PAIRS
 from .assumptions import Answer
-from .measures import Measured
 from .spaces import COLLAPSE, RAW
+
+if TYPE_CHECKING:
+    from .report import GapReport
 
 CHANCE = 2.0
 """A gap of at most twice the length that sampling alone gives is none."""
@@ -41,20 +44,23 @@ UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
 
-def verdicts(report: Measured) -> dict[str, Answer]:
+def verdicts(report: GapReport) -> dict[str, Answer]:
     """Return the four verdicts on two modalities, or what can be said of one."""
+    found = list(_unusual(report))
+    because = " ".join(f"{text}." for text in found) or "All checks passed."
+    unusual = Answer("Is anything unusual?", "yes" if found else "no", because)
     if report.gap is None:
-        return {"unusual": judge_unusual(report)}
-    gap = judge_gap(report)
+        return {"unusual": unusual}
+    gap = _judge_gap(report)
     return {
         "gap": gap,
-        "collapse": judge_collapse(report, gap),
-        "corrupt": judge_corrupt(report),
-        "unusual": judge_unusual(report),
+        "collapse": _judge_collapse(report, gap),
+        "corrupt": _judge_corrupt(report),
+        "unusual": unusual,
     }
 
 
-def judge_gap(report: Measured) -> Answer:
+def _judge_gap(report: GapReport) -> Answer:
     """Judge whether there is a gap, by its share in the squared distance of a pair and by what sampling alone gives."""
     assert report.gap is not None
     question, length = "Is there a modality gap?", report.gap.length.value
@@ -68,19 +74,13 @@ def judge_gap(report: Measured) -> Answer:
         share, between = length**2 / max(report.pairs.alignment.value, 1e-12), f"a {second} row and its own {first} row"
     else:
         share, between = length**2 / (length**2 + sum(spread.values())), f"a {second} row and any {first} row"
-
-    def because(size: str) -> str:
-        shown = f"{100 * share:.0f} % of the squared distance between {between}"
-        return f"The means are {length:.2f} apart, which is {size}: {shown}."
-
-    if share < NO_GAP:
-        return Answer(question, "no", because("hardly a gap"))
-    if share < LARGE_GAP:
-        return Answer(question, "partly", because("small"))
-    return Answer(question, "yes", because("large"))
+    size = "hardly a gap" if share < NO_GAP else "small" if share < LARGE_GAP else "large"
+    shown = f"{100 * share:.0f} % of the squared distance between {between}"
+    because = f"The means are {length:.2f} apart, which is {size}: {shown}."
+    return Answer(question, "no" if share < NO_GAP else "partly" if share < LARGE_GAP else "yes", because)
 
 
-def judge_collapse(report: Measured, gap: Answer) -> Answer:
+def _judge_collapse(report: GapReport, gap: Answer) -> Answer:
     """Judge whether subtracting the means closes the gap without costing recall."""
     question = "Will Collapse help?"
     raw, collapsed = report.spaces.get(RAW), report.spaces.get(COLLAPSE)
@@ -104,20 +104,15 @@ def judge_collapse(report: Measured, gap: Answer) -> Answer:
         return Answer(question, "partly", f"{closes}{told}, but recall@1 falls: {', '.join(lost)}.")
     if left > CLOSED:
         return Answer(question, "partly", f"{closes}{told}.")
-    for name, where in (("constant", "across the store"), ("subsets", "between subsets")):
-        if _denied(report, name):
-            return Answer(
-                question,
-                "partly",
-                f"{closes}, but the gap is not the same {where}, so one mean per modality does not close it "
-                "everywhere.",
-            )
+    if _denied(report, "constant"):
+        because = "but the gap is not the same across the store, so one mean per modality does not close it everywhere."
+        return Answer(question, "partly", f"{closes}, {because}")
     if probe is not None and probe.value >= SEPARABLE:
         return Answer(question, "partly", f"{closes}{told}: the modalities differ in more than their means.")
     return Answer(question, "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}.")
 
 
-def judge_corrupt(report: Measured) -> Answer:
+def _judge_corrupt(report: GapReport) -> Answer:
     """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto`` fits that."""
     assert report.recommended is not None
     question, pairs, (rule, why) = "Will Corrupt help?", report.pairs, report.recommended
@@ -129,16 +124,11 @@ def judge_corrupt(report: Measured) -> Answer:
     dim = next(iter(report.modalities.values())).dim
     ratio = dim * pairs.residual_rms.value**2 / max(sum(_variances(report).values()), 1e-12)
     if ratio <= ALIKE:
-        because = (
-            f"Without the gap, pairs are almost equal: their squared distance is {100 * ratio:.0f} % of that of "
-            "unrelated rows."
-        )
-        return Answer(question, "no", because)
+        distance = f"their squared distance is {100 * ratio:.0f} % of that of unrelated rows"
+        return Answer(question, "no", f"Without the gap, pairs are almost equal: {distance}.")
     if ratio >= STRANGERS:
-        because = (
-            f"Without the gap, pairs are as far apart as unrelated rows ({100 * ratio:.0f} % of their squared "
-            "distance), and no noise makes up for that."
-        )
+        distance = f"as unrelated rows ({100 * ratio:.0f} % of their squared distance)"
+        because = f"Without the gap, pairs are as far apart {distance}, and no noise makes up for that."
         return Answer(question, "no", because)
     needed = next((each.sigma for each in report.sigmas if each.name == "pair_cosine"), None)
     differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
@@ -151,14 +141,8 @@ def judge_corrupt(report: Measured) -> Answer:
     return Answer(question, "partly", f"{differ}. {chosen}, but {other}. {compare}")
 
 
-def judge_unusual(report: Measured) -> Answer:
-    """List what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
-    found = list(_unusual(report))
-    because = " ".join(f"{text}." for text in found) or "All checks passed."
-    return Answer("Is anything unusual?", "yes" if found else "no", because)
-
-
-def _unusual(report: Measured) -> Iterator[str]:
+def _unusual(report: GapReport) -> Iterator[str]:
+    """Yield what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
     pairs, raw = report.pairs, report.spaces.get(RAW)
     if pairs and pairs.unpaired_cosine:
         own, other = pairs.paired_cosine.value, pairs.unpaired_cosine.value
@@ -183,15 +167,14 @@ def _unusual(report: Measured) -> Iterator[str]:
         "constant": "The gap is not constant",
         "orthogonal": "The gap is not orthogonal to both modalities",
         "gaussian": "The alignment noise is not Gaussian",
-        "subsets": "The gap differs between subsets",
     }
     yield from (text for name, text in said.items() if _denied(report, name))
 
 
-def _variances(report: Measured) -> dict[str, float]:
+def _variances(report: GapReport) -> dict[str, float]:
     """Return the mean squared distance of the rows of each modality, of unit length, from their mean."""
     return {name: max(1 - found.mean_norm**2, 0.0) for name, found in report.modalities.items()}
 
 
-def _denied(report: Measured, name: str) -> bool:
+def _denied(report: GapReport, name: str) -> bool:
     return name in report.assumptions and report.assumptions[name].answer == "no"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from c3tools.geometry.assumptions import along_gap, between_groups, cluster, mixture
+from c3tools.geometry.measures import EDGES, orthogonality, residuals
 from c3tools.geometry.report import gap_report
-from c3tools.geometry.residuals import EDGES, orthogonality, residuals
 from c3tools.moments import Moments
 from tests.conftest import make_store
-from tests.geometry.spaces import columns_store, paper_model, unit
+from tests.geometry.spaces import unit
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BREAKS = {
@@ -35,27 +35,6 @@ def test_each_broken_assumption_gets_its_no(question: str, name: str, monkeypatc
     monkeypatch.syspath_prepend(BENCHMARKS)
     power = importlib.import_module("assumption_power")
     assert [found[question] for found in power.answers(getattr(power, name), 150, 5, 1)] == ["no"]
-
-
-@pytest.mark.parametrize(("turn", "answer"), [(0.0, "yes"), (np.pi / 3, "partly"), (np.pi / 2, "no")])
-def test_a_gap_that_turns_with_a_column_is_seen(tmp_path: Path, turn: float, answer: str) -> None:
-    image, text, _ = paper_model(200, 8, gap=0.8, sigma=0.02)
-    image[:, 7], text[:, 7] = 1.0, 1.0
-    for rows, sign in ((image, 0.4), (text, -0.4)):
-        rows[100:, 0], rows[100:, 1] = sign * np.cos(turn), sign * np.sin(turn)
-    store = columns_store(tmp_path / "s", image, text, split=["a"] * 100 + ["b"] * 100)
-    found = gap_report(store, by="split", presets=("raw",)).assumptions["subsets"]
-    # two vectors of one length at an angle: each is off their mean by tan(angle / 2) of its length
-    assert found.answer == answer
-    assert found.number == pytest.approx(np.tan(turn / 2), abs=0.02)
-
-
-def test_chance_differences_of_small_subsets_are_taken_off(tmp_path: Path) -> None:
-    x, y, _ = paper_model(400, 16, gap=0.3, sigma=0.2)
-    report = gap_report(columns_store(tmp_path / "s", x, y, split=[f"topic {k % 40}" for k in range(400)]), by="split")
-    # 40 subsets of ten items with the same gap
-    assert np.mean([row.difference == 0 for row in report.subsets]) > 0.9
-    assert report.assumptions["subsets"].answer == "yes"
 
 
 def test_a_gap_that_turns_is_not_constant(tmp_path: Path) -> None:

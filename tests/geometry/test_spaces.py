@@ -9,6 +9,7 @@ from tests.conftest import unit_rows
 from tests.geometry.spaces import unit
 
 X, Y = unit_rows(400, 12), unit_rows(400, 12, seed=1)
+OWN = np.arange(400), np.arange(400)
 AWAY = np.eye(12)[0] * 3
 
 
@@ -39,10 +40,10 @@ def test_the_interval_of_uniformity_is_as_wide_as_it_scatters(captions: int) -> 
 
 
 def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
-    assert separability(X + AWAY, Y - AWAY).value == 1.0
-    assert separability(X, Y).value == pytest.approx(0.5, abs=0.07)
-    assert separability(unit(X + np.eye(12)[0]), Y, collapse=True).value == pytest.approx(0.5, abs=0.08)
-    probe = separability(X + AWAY * 0.1, Y)
+    assert separability(X + AWAY, Y - AWAY, OWN).value == 1.0
+    assert separability(X, Y, OWN).value == pytest.approx(0.5, abs=0.07)
+    assert separability(unit(X + np.eye(12)[0]), Y, OWN, collapse=True).value == pytest.approx(0.5, abs=0.08)
+    probe = separability(X + AWAY * 0.1, Y, (OWN[0], OWN[0] + 400))
     assert probe.rows == 800
     assert half_width(probe) == pytest.approx(1.96 * np.sqrt(probe.value * (1 - probe.value) / 800), rel=0.15)
 
@@ -74,11 +75,11 @@ def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
 def test_captions_of_one_image_widen_the_intervals() -> None:
     owner = np.repeat(np.arange(100), 5)
     texts = unit(unit_rows(100, 6)[owner])
-    assert half_width(uniformity(texts, owner)) > 1.8 * half_width(uniformity(texts))
+    assert half_width(uniformity(texts, owner)) > 1.8 * half_width(uniformity(texts, np.arange(500)))
     found = modality_bias(texts[::5], texts, items=(np.arange(100), owner))  # one caption of each image, and its image
     assert [side.rows for side in found] == [100, 100]
 
 
 def test_fewer_than_three_rows_have_no_interval() -> None:
     rows = unit_rows(2, 4)
-    assert uniformity(rows).interval is modality_bias(rows, rows)[0].interval is None
+    assert uniformity(rows, np.arange(2)).interval is modality_bias(rows, rows)[0].interval is None
