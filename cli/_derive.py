@@ -42,7 +42,6 @@ _SMALLEST: dict[str, float] = {
     **dict.fromkeys("workers image_timeout resamples patience recall".split(), 0),
     **dict.fromkeys(("pairs", "dim", "batch"), 2),
     **{"limit": 3, "rows": 3, "export workers": 1, "demo sigma": 0, "demo captions": 2, "train-decoder pairs": 0},
-    **{"simulate stable-region pairs": 3},
 }
 _LARGEST = {"recall": 1}
 _FLAGS: dict[str, list[str]] = {

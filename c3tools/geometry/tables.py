@@ -6,7 +6,6 @@ To show a further number of a report, add it here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,7 @@ from ..tables import Table
 from ..transforms import PRESETS, PUBLISHED_SIGMA
 from .collect import extreme_pairs
 from .spaces import COLLAPSE, RAW
-
-if TYPE_CHECKING:
-    from .report import GapReport
+from .verdict import Measured
 
 BIASED_ITEMS, FEW_ITEMS = 300, 100
 """With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
@@ -27,7 +24,7 @@ docs/reference/geometry.md for their coverage."""
 _EXTREMES = 5
 
 
-def report_sections(report: GapReport, figures: Mapping[str, FigureBlock] | None = None) -> list[Section]:
+def report_sections(report: Measured, figures: Mapping[str, FigureBlock] | None = None) -> list[Section]:
     """Lay out the report of two modalities, or of one; ``figures`` are those of a page."""
 
     def shown(*names: str) -> list[FigureBlock]:
@@ -60,7 +57,7 @@ def report_sections(report: GapReport, figures: Mapping[str, FigureBlock] | None
     ]
 
 
-def extreme_sections(report: GapReport) -> list[Section]:
+def extreme_sections(report: Measured) -> list[Section]:
     """Lay out the pairs with the highest and with the lowest cosines."""
     found = extreme_pairs(report.collected, _EXTREMES) if report.collected else {}
     columns = [*report.modalities, "cosine"]
@@ -73,7 +70,7 @@ def extreme_sections(report: GapReport) -> list[Section]:
     return [Section("Pairs at the extremes", tables=tables)] if tables else []
 
 
-def tiles(report: GapReport) -> list[tuple[str, str, str, str]]:
+def tiles(report: Measured) -> list[tuple[str, str, str, str]]:
     """Return the numbers to see first: value, name, meaning and unit of each."""
     gap, pairs, found = report.gap, report.pairs, []
     if gap:
@@ -99,7 +96,7 @@ def tiles(report: GapReport) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def facts(report: GapReport) -> dict[str, str]:
+def facts(report: Measured) -> dict[str, str]:
     """Return where the numbers of a report come from, by name."""
     known = report.provenance
     found = {
@@ -129,7 +126,7 @@ def _words(way: str) -> str:
     return way.replace("_", " ")
 
 
-def _modalities(report: GapReport) -> list[Table]:
+def _modalities(report: Measured) -> list[Table]:
     spans, means = [], []
     for name, found in report.modalities.items():
         ranks = number(found.effective_rank, 1), number(found.participation_ratio, 1)
@@ -156,7 +153,7 @@ def _modalities(report: GapReport) -> list[Table]:
     return tables
 
 
-def _measures(report: GapReport) -> Table:
+def _measures(report: Measured) -> Table:
     gap, pairs = report.gap, report.pairs
     assert gap is not None
     few = pairs is not None and pairs.items < BIASED_ITEMS
@@ -183,7 +180,7 @@ def _measures(report: GapReport) -> Table:
     return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",), note=note)
 
 
-def _recall(report: GapReport) -> list[Table]:
+def _recall(report: Measured) -> list[Table]:
     """Lay out recall and hubs under each preset; nothing without pairs."""
     if not report.pairs or not report.spaces:
         return []
@@ -214,7 +211,7 @@ def _recall(report: GapReport) -> list[Table]:
     ]
 
 
-def _before_and_after(report: GapReport) -> Table:
+def _before_and_after(report: Measured) -> Table:
     heads = {RAW: "before", COLLAPSE: "after"}
     spaces = [report.spaces[name] for name in heads if name in report.spaces]
 
@@ -236,7 +233,7 @@ def _before_and_after(report: GapReport) -> Table:
     return Table(columns, rows, "Before and after Collapse", note=note)
 
 
-def _sigmas(report: GapReport) -> Table:
+def _sigmas(report: Measured) -> Table:
     options = {report.recommended[0].name: " (--sigma auto)"} if report.recommended else {}
     options["pair_cosine"] = " (--sigma pairs)"
     rows = [
@@ -250,7 +247,7 @@ def _sigmas(report: GapReport) -> Table:
     return Table(["rule", "sigma", "rests on"], rows, left=("rests on",))
 
 
-def _figure_note(report: GapReport) -> str:
+def _figure_note(report: Measured) -> str:
     pairs, (first, second) = report.pairs, report.modalities
     if not pairs or not report.gap or not report.gap.group_length:
         return ""
@@ -263,7 +260,7 @@ def _figure_note(report: GapReport) -> str:
     )
 
 
-def _describe_corrupt(report: GapReport) -> str:
+def _describe_corrupt(report: Measured) -> str:
     data = report.collected
     assert data is not None and report.recommended is not None
     rule, why = report.recommended

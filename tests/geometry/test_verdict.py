@@ -12,10 +12,10 @@ import pytest
 
 from c3tools.geometry.assumptions import Answer
 from c3tools.geometry.measures import GapMeasures, PairMeasures
-from c3tools.geometry.report import GapReport, gap_report
+from c3tools.geometry.report import gap_report
 from c3tools.geometry.spaces import SpaceMeasures
 from c3tools.geometry.spectrum import ModalityMeasures
-from c3tools.geometry.verdict import verdicts
+from c3tools.geometry.verdict import Measured
 from c3tools.metrics.significance import Estimate
 from c3tools.transforms.sigma import SigmaRule
 from tests.conftest import make_store
@@ -25,7 +25,7 @@ DIM = 64
 WAYS = ("image_to_text", "text_to_image")
 
 
-def usual() -> GapReport:
+def usual() -> Measured:
     """Numbers of a store like CLIP's on COCO: nothing is unusual, Collapse and Corrupt help."""
     modality = ModalityMeasures(500, DIM, 40, 20.0, 15.0, 0.7, 0.01, 1.5, 100, 500, False, np.ones(DIM))
     recall = {way: {"recall@1": Estimate(value, (0.45, 0.6))} for way, value in zip(WAYS, (0.55, 0.5), strict=True)}
@@ -33,7 +33,7 @@ def usual() -> GapReport:
     one, cosines = Estimate(0.09), (Estimate(0.3), Estimate(0.16))
     rule, pairs = SigmaRule("scaled_spread", 0.06, "texts"), SigmaRule("pair_cosine", 0.07, "pairs")
     names = ("constant", "orthogonal", "gaussian", "isotropic")
-    found = GapReport(
+    found = Measured(
         {"image": modality, "text": modality},
         {},
         [],
@@ -49,7 +49,7 @@ def usual() -> GapReport:
     return found
 
 
-def changed(path: str, value: Any) -> GapReport:
+def changed(path: str, value: Any) -> Measured:
     """The usual numbers with one changed: ``gap.length``, ``spaces.c2-collapse.gap``, …"""
 
     def change(whole: Any, parts: list[str]) -> Any:
@@ -59,12 +59,12 @@ def changed(path: str, value: Any) -> GapReport:
             return {**whole, parts[0]: change(whole.get(parts[0]), parts[1:])}
         return replace(whole, **{parts[0]: change(getattr(whole, parts[0]), parts[1:])})
 
-    found: GapReport = change(usual(), path.split("."))
+    found: Measured = change(usual(), path.split("."))
     return found
 
 
 def test_usual_numbers() -> None:
-    found = verdicts(usual())
+    found = usual().verdict
     assert [answer.answer for answer in found.values()] == ["yes", "yes", "yes", "no"]
     assert "0.80 apart, which is large: 53 %" in found["gap"].because
     assert "from 0.80 to 0.03" in found["collapse"].because
@@ -126,14 +126,14 @@ BARE = {way: {"recall@1": Estimate(0.004)} for way in WAYS}
     ],
 )
 def test_one_number_decides(verdict: str, path: str, value: Any, answer: str, words: str) -> None:
-    found = verdicts(changed(path, value))[verdict]
+    found = changed(path, value).verdict[verdict]
     assert (found.answer, words in found.because) == (answer, True), found
 
 
 def test_few_rows_are_not_few_directions() -> None:
     found = changed("modalities.text.effective_dimension", 3)
     found.modalities["text"] = replace(found.modalities["text"], limited_by_rows=True)
-    assert verdicts(found)["unusual"].answer == "no"
+    assert found.verdict["unusual"].answer == "no"
 
 
 def test_stores_that_were_made_to_show_it(tmp_path: Path) -> None:

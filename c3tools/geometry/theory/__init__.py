@@ -8,31 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
-from ...pages import Table, figure_svg, new_figure, save_figure, styled
+from ...metrics.significance import to_json
+from ...pages import Table, figure_svg, new_figure, palette, save_figure, styled
 
-Curve = tuple[npt.ArrayLike, npt.ArrayLike, str, Any, str]  # x, y, style of line and dots, colour, label
-
-
-@dataclass
-class Panel:
-    """One of the axes of a figure.
-
-    Attributes:
-        title: above the axes.
-        xlabel: below them.
-        curves: what is drawn.
-        options: of the axes. A linear vertical axis starts at 0.
-    """
-
-    title: str
-    xlabel: str
-    curves: Sequence[Curve]
-    options: dict[str, Any] = field(default_factory=dict)
+Run = Mapping[str, Any]
+"""The measures of one run, or of one point of it, by name."""
 
 
 @dataclass
@@ -42,34 +26,48 @@ class Simulation:
     Attributes:
         name: of the simulation, as `c3 simulate` has it.
         runs: the results.
-        columns: of the table: heading → the cell, with the attributes of a run: ``{0.loss:.3f}``.
-        values: the JSON object.
-        panels: of the figure.
+        columns: of the table: heading → the cell, with the measures of a run: ``{loss:.3f}``.
+        x: the measure on the horizontal axis of the figure, and its label.
+        panels: of the figure: title → label of a curve → the measure that it shows.
         found: the result in words.
         paper: the paper's result, in words.
+        settings: what the runs share, for the JSON object.
     """
 
     name: str
-    runs: Sequence[object]
+    runs: Sequence[Run]
     columns: Mapping[str, str]
-    values: dict[str, Any]
-    panels: Sequence[Panel]
+    x: tuple[str, str]
+    panels: Mapping[str, Mapping[str, str]]
     found: str
     paper: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def table(self) -> Table:
-        """The runs in numbers."""
-        return Table(list(self.columns), [[cell.format(run) for cell in self.columns.values()] for run in self.runs])
+        """The runs in numbers; a measure that a run has not is a dash."""
+        rows = [[cell.format(**run).replace("None", "–") for cell in self.columns.values()] for run in self.runs]
+        return Table(list(self.columns), rows)
 
     @property
+    @styled
     def figure(self) -> Figure:
         """The runs in a figure; it is drawn at each access."""
-        return _draw(self.panels)
+        figure, grid = new_figure(9.4 if len(self.panels) > 1 else 6.4, 3.2, columns=len(self.panels), squeeze=False)
+        key, label = self.x
+        for axes, (title, curves) in zip(grid[0], self.panels.items(), strict=True):
+            for (name, measure), colour in zip(curves.items(), palette.SERIES, strict=False):
+                values = np.array([run[measure] for run in self.runs], float)  # NaN where there is none
+                axes.plot([run[key] for run in self.runs], values, "o-", color=colour, label=name, markersize=4)
+            axes.set(title=title, xlabel=label, ylim=(min(0, axes.dataLim.y0), None))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            if len(curves) > 1:
+                axes.legend(loc="best")
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 simulate --json` prints."""
-        return self.values
+        return to_json({**self.settings, "runs": self.runs})  # type: ignore[no-any-return]
 
     def save_figure(self, path: Path) -> None:
         """Write the figure as SVG, PNG or PDF, by the ending of ``path``."""
@@ -79,23 +77,3 @@ class Simulation:
         figure = figure_svg(self.figure, name=self.name, label=self.found)
         words = Markup("<p>{}</p><p>The paper: {}</p>").format(self.found, self.paper)
         return f"{self.table._repr_html_()}{words}{figure}"
-
-
-@styled
-def _draw(panels: Sequence[Panel]) -> Figure:
-    figure, grid = new_figure(9.4 if len(panels) > 1 else 6.4, 3.2, columns=len(panels), squeeze=False)
-    for axes, panel in zip(grid[0], panels, strict=True):
-        for x, y, style, colour, label in panel.curves:
-            axes.plot(x, y, style, color=colour, label=label, markersize=4)
-        axes.set(title=panel.title, xlabel=panel.xlabel, **panel.options)
-        axes.minorticks_off()
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        if axes.get_yscale() == "linear":
-            axes.set_ylim(0, 1.08 * axes.dataLim.y1)
-        if axes.get_xscale() == "linear":
-            whole = all(float(value).is_integer() for x, *_ in panel.curves for value in np.asarray(x))
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole, steps=[1, 2, 5, 10]))
-        if any(label for *_, label in panel.curves):
-            axes.legend(loc="best")
-    return figure

@@ -22,27 +22,25 @@ is enough, optimisation stops, and the gap of the random start is left. docs/res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ...arrays import Array, Floats, Indices, Matrix
+from ...arrays import Array, Floats
 from ...errors import C3Error
-from ...metrics.significance import to_json
-from ...pages import palette
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
 from ...store import Store
-from ..collect import collect
-from . import Curve, Panel, Simulation
+from . import Run, Simulation
 
 LOGIT_SCALE = float(np.exp(2.6593))
-PAPER_SETTINGS = {"n": 500, "dim": 512, "first": 25, "second": 230, "learning_rate": 0.1, "logit_scale": LOGIT_SCALE}
+PAIRS, DIM, SPANS = 500, 512, (25, 230)
+"""The paper's settings: pairs, dimension, and the number of dimensions in which each modality varies."""
 PAPER_TRACE = {
     0: (6.267, 1.2478),
     20_000: (5.395, 1.2438),
@@ -52,232 +50,120 @@ PAPER_TRACE = {
 }
 """Step → (loss, gap) as the paper's notebook prints them."""
 SELECTED_SEED = 1179
-FAST_STEPS = 20
 TAUS = (0.01, 0.02, 0.05, 0.07, 0.1)
+SCALES = (5.0, 10.0, 18.0, 30.0, 50.0, 100.0)
 PROPORTIONAL = 2.0
 """Leads over tau that differ by less than this factor, where tau differs by more, count as proportional."""
-SCALES = (5.0, 10.0, 18.0, 30.0, 50.0, 100.0)
-HELD_OUT = 0.2
+_FAST_STEPS = 20
 _LATER = 10
-
-
-@dataclass(frozen=True)
-class TracePoint:
-    """Loss and gap after a number of steps."""
-
-    step: int
-    loss: float
-    gap: float
-
-    @property
-    def paper(self) -> tuple[str, str]:
-        """Loss and gap of the paper at this step, as far as it has them."""
-        loss, gap = PAPER_TRACE.get(self.step, (None, None))
-        return "" if loss is None else f"{loss:.3f}", "" if gap is None else f"{gap:.4f}"
-
-
-@dataclass(frozen=True)
-class StableRun:
-    """Trained points at one temperature, when their loss first was delta.
-
-    Attributes:
-        tau: temperature.
-        steps: of gradient descent until then.
-        loss: then.
-        start_lead: median lead of the positives before training.
-        lead: median lead then, over queries of both directions.
-        sufficient_lead: the lead that guarantees the loss.
-        noise: root mean square, per dimension, of the alignment noise of the pairs.
-        later_lead: median lead after ten times as many steps.
-    """
-
-    tau: float
-    steps: int
-    loss: float
-    start_lead: float
-    lead: float
-    sufficient_lead: float
-    noise: float
-    later_lead: float
-
-    @property
-    def over_tau(self) -> float:
-        """The lead in units of tau."""
-        return self.lead / self.tau
-
-
-@dataclass(frozen=True)
-class Survival:
-    """Result of training two heads.
-
-    Attributes:
-        logit_scale: fixed during training.
-        start_gap: gap of the held-out pairs before training.
-        gap: after.
-        loss: of the last batch.
-        recall: recall@1 from the first to the second modality among the held-out pairs, as a fraction.
-    """
-
-    logit_scale: float
-    start_gap: float
-    gap: float
-    loss: float
-    recall: float
+_HELD_OUT = 0.2
+_BATCH, _HIDDEN, _OUT = 256, 256, 64  # pairs per step; width of the heads, and dimension of their joint space
 
 
 def simulate_gap_after_training(
-    *,
-    steps: int = 100_000,
-    fast: bool = False,
-    pairs: int = 500,
-    dim: int = 512,
-    spans: tuple[int, int] = (25, 230),
-    learning_rate: float = 0.1,
-    logit_scale: float | None = None,
-    every: int = 20_000,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
+    *, steps: int = 100_000, fast: bool = False, every: int = 20_000, seed: int = 0, reporter: Reporter = SILENT
 ) -> Simulation:
-    """Repeat the paper's optimisation, with its settings as defaults: the loss falls, and the gap stays.
+    """Repeat the paper's optimisation, with its settings: the loss falls, and the gap stays.
 
     Args:
         steps: Steps of gradient descent.
         fast: Take long second-order steps: one minute, and the same result to 0.1 %.
-        pairs: Number of pairs.
-        dim: Dimension of the points.
-        spans: Number of dimensions in which each of the two modalities varies.
-        learning_rate: Learning rate of gradient descent.
-        logit_scale: Inverse temperature. By default exp(2.6593).
         every: Steps between two rows of the table.
         seed: Seed of the starting points. 1179 starts where the run of the paper does.
         reporter: Shows the progress over the steps.
-
-    Raises:
-        C3Error: if the spans do not fit into the dimensions, or the learning rate or the logit scale is not a finite
-            number above 0.
     """
-    scale = LOGIT_SCALE if logit_scale is None else logit_scale
-    numbers = {"n": pairs, "dim": dim, "first": spans[0], "second": spans[1]}
-    settings = {**numbers, "learning_rate": learning_rate, "logit_scale": scale}
-    # the figure has points between the rows of the table, as long as no step is shortened for them
-    points = next((n for n in range(10, 1, -1) if every % (n * (FAST_STEPS if fast else 1)) == 0), 1)
-    start = draw_spans(pairs, dim, spans, seed)
-    trace, _, _ = train_pairs(
-        *start,
-        steps=steps,
-        learning_rate=learning_rate,
-        logit_scale=scale,
-        every=every // points,
-        fast=fast,
-        reporter=reporter,
-    )
+    start = draw_spans(PAIRS, DIM, SPANS, seed)
+    trace, _, _ = train_pairs(*start, steps=steps, every=every, fast=fast, reporter=reporter)
+    for point in trace:
+        point["paper_loss"], point["paper_gap"] = PAPER_TRACE.get(point["step"], (None, None))
     first, last = trace[0], trace[-1]
+    left = last["gap"] / first["gap"]
     found = (
-        f"The loss falls from {first.loss:.2f} to {last.loss:.2f}, and the gap changes from {first.gap:.3f} to "
-        f"{last.gap:.3f}: {100 * (1 - last.gap / first.gap):.0f} % of it is closed."
+        f"The loss falls from {first['loss']:.2f} to {last['loss']:.2f}, and the gap changes from {first['gap']:.3f} "
+        f"to {last['gap']:.3f}: {100 * (1 - left):.0f} % of it is closed."
     )
-    published = PAPER_TRACE if settings == PAPER_SETTINGS else {}
-    if last.step in published:
-        loss, gap = published[last.step]
-        left = 100 * (last.gap / first.gap / (gap / published[0][1]) - 1)
-        found += (
-            f" At this step the loss of the paper is {loss:.2f}, and the remaining share of the gap differs by "
-            f"{left:+.2f} %."
-        )
-    if published and seed == SELECTED_SEED:
+    if last["paper_gap"]:
+        more = 100 * (left / (last["paper_gap"] / first["paper_gap"]) - 1)
+        found += f" The share of the gap that is left here differs from the paper's by {more:+.2f} %."
+    if seed == SELECTED_SEED:
         found += " This seed was selected among 3,000 to match the paper's run; most start at a gap of 1.226 ± 0.024."
-    taken, inside = [point.step for point in trace], [step for step in published if step <= last.step]
-    panels = []
-    for number, (name, colour) in enumerate((("loss", palette.FIRST), ("gap", palette.SECOND))):
-        values, theirs = [getattr(point, name) for point in trace], [published[step][number] for step in inside]
-        curves: list[Curve] = [(taken, values, "-", colour, ""), (inside, theirs, "o", palette.INK, "")]
-        title = name.capitalize() + ("; dots: the paper" if published else "")
-        panels.append(Panel(title, "step of gradient descent", curves))
-    theirs_too = {"paper's loss": "{0.paper[0]}", "paper's gap": "{0.paper[1]}"} if published else {}
     return Simulation(
         name="gap-after-training",
-        runs=[point for point in trace if point.step % every == 0 or point.step == steps],
-        columns={"step": "{0.step:,}", "loss": "{0.loss:.3f}", "gap": "{0.gap:.4f}", **theirs_too},
-        values=to_json({**settings, "seed": seed, "method": "flow" if fast else "sgd", "trace": trace}),
-        panels=panels,
+        runs=trace,
+        columns={
+            "step": "{step:,}",
+            "loss": "{loss:.3f}",
+            "gap": "{gap:.4f}",
+            "paper's loss": "{paper_loss}",
+            "paper's gap": "{paper_gap}",
+        },
+        x=("step", "step of gradient descent"),
+        panels={name.capitalize(): {"here": name, "in the paper": f"paper_{name}"} for name in ("loss", "gap")},
         found=found,
         paper="Optimisation keeps the gap: the gradient of one modality lies in the span of the other, which is "
         "orthogonal to the gap.",
+        settings={"seed": seed, "method": "flow" if fast else "sgd"},
     )
 
 
 def simulate_stable_region(
-    *,
-    tau: Sequence[float] | None = None,
-    delta: float = 0.1,
-    pairs: int = 400,
-    dim: int = 64,
-    steps: int = 5_000,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
+    *, tau: Sequence[float] | None = None, delta: float = 0.1, seed: int = 0, reporter: Reporter = SILENT
 ) -> Simulation:
     """Train points at several temperatures, and compare leads and alignment noise with the predictions of the paper.
 
     Args:
         tau: Temperatures. By default 0.01, 0.02, 0.05, 0.07 and 0.1.
         delta: The loss at which a training stops.
-        pairs: Number of pairs.
-        dim: Dimension of the points.
-        steps: Largest number of steps of a training.
         seed: Seed for all random numbers.
         reporter: Shows the progress over the temperatures.
 
     Raises:
-        C3Error: if a temperature or delta is not positive, there are fewer than 3 pairs, or a training does not reach
-            the loss.
+        C3Error: if a temperature or delta is not positive, or a training does not reach the loss.
     """
     taus, runs = sorted(set(tau or TAUS)), []
     with reporter.progress("Temperatures", len(taus)) as progress:
         for value in taus:
-            runs.append(train_to_loss(value, delta=delta, pairs=pairs, dim=dim, steps=steps, seed=seed))
+            runs.append(train_to_loss(value, delta=delta, seed=seed))
             progress.advance(note=f"tau {value:g}")
     held = predictions(runs)
     words = {True: "yes", False: "no", None: "unknown"}
     said = "; ".join(f"{name}: {words[value]}" for name, value in held.items()) + "."
     if None in held.values():
         said += f" To compare temperatures, choose two that differ by more than a factor of {PROPORTIONAL:g}."
-    leads: list[Curve] = [
-        (taus, [run.sufficient_lead for run in runs], "--", palette.MUTED, "sufficient"),
-        (taus, [run.lead for run in runs], "o-", palette.FIRST, "at the given loss"),
-        (taus, [run.later_lead for run in runs], "o-", palette.SECOND, "after ten times the steps"),
-    ]
-    noise: list[Curve] = [(taus, [run.noise for run in runs], "o-", palette.THIRD, "")]
-    settings = {"delta": delta, "pairs": pairs, "dim": dim, "seed": seed}
     return Simulation(
         name="stable-region",
         runs=runs,
         columns={
-            "tau": "{0.tau:g}",
-            "steps": "{0.steps:,}",
-            "lead before": "{0.start_lead:.3f}",
-            "lead": "{0.lead:.3f}",
-            "lead / tau": "{0.over_tau:.1f}",
-            "sufficient": "{0.sufficient_lead:.3f}",
-            "noise left": "{0.noise:.4f}",
-            "lead later": "{0.later_lead:.3f}",
+            "tau": "{tau:g}",
+            "steps": "{steps:,}",
+            "lead before": "{start_lead:.3f}",
+            "lead": "{lead:.3f}",
+            "lead / tau": "{over_tau:.1f}",
+            "sufficient": "{sufficient_lead:.3f}",
+            "noise left": "{noise:.4f}",
+            "lead later": "{later_lead:.3f}",
         },
-        values=to_json({**settings, "runs": runs, "predictions": held}),
-        panels=[
-            Panel("Lead of the positives", "temperature", leads, {"xlim": (0, None)}),
-            Panel("Alignment noise left, per dimension", "temperature", noise, {"xlim": (0, None)}),
-        ],
+        x=("tau", "temperature"),
+        panels={
+            "Lead of the positives": {
+                "at the given loss": "lead",
+                "after ten times the steps": "later_lead",
+                "sufficient": "sufficient_lead",
+            },
+            "Alignment noise left, per dimension": {"": "noise"},
+        },
         found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}",
         paper="Once every positive leads by r, the loss is small and the optimisation stops. The differences between "
         "pairs at that point are alignment noise, and a lower temperature leaves more of it.",
+        settings={"delta": delta, "seed": seed, "predictions": held},
     )
 
 
 def simulate_temperature(
     *,
-    store: Store | str | Path | None = None,
+    store: str | Path | Store | None = None,
     scale: Sequence[float] | None = None,
     steps: int = 1_000,
-    batch: int = 256,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Simulation:
@@ -287,7 +173,6 @@ def simulate_temperature(
         store: Use the pairs of this store as features. By default synthetic features.
         scale: Logit scales. By default 5, 10, 18, 30, 50 and 100.
         steps: Training steps for each scale.
-        batch: Number of pairs per step.
         seed: Seed for all random numbers.
         reporter: Shows the progress over the steps.
 
@@ -296,40 +181,30 @@ def simulate_temperature(
     """
     features, (first, second) = "synthetic", synthetic_features(seed=seed)
     if store is not None:
-        found = collect(Store.open(store, reporter=reporter), "image", "text", seed=seed)
-        features = str(found.store.path)
-        if not found.working.paired:
-            raise C3Error(f"The store {features} has no pairs of image and text.")
+        opened = Store.open(store, reporter=reporter)
+        features, pairs = str(opened.path), opened.pairs("image", "text")
         # one pair per item, so that no item is its own negative
-        items, rows = np.unique(found.working.item_index, return_index=True)
-        first, second = found.working.first[items], found.working.second[rows]
-        first, second = (first, second) if found.first == "image" else (second, first)
-    results = gap_by_scale(
-        first, second, scales=sorted(scale or SCALES), steps=steps, batch=batch, seed=seed, reporter=reporter
-    )
+        items, rows = np.unique(pairs.item_index[pairs.rows], return_index=True)
+        first, second = pairs.first.embeddings[items], pairs.second.embeddings[pairs.rows[rows]]
+    results = gap_by_scale(first, second, scales=sorted(scale or SCALES), steps=steps, seed=seed, reporter=reporter)
     low, high = results[0], results[-1]
-    scales, gaps = [run.logit_scale for run in results], [run.gap for run in results]
-    curves: list[Curve] = [
-        (scales, [low.start_gap] * len(scales), "--", palette.MUTED, "before training"),
-        (scales, gaps, "o-", palette.THIRD, "after training"),
-    ]
-    axes, title = {"xscale": "log", "xticks": scales, "ylabel": "gap"}, "The gap that remains after training"
     return Simulation(
         name="temperature",
         runs=results,
         columns={
-            "logit scale": "{0.logit_scale:g}",
-            "gap before": "{0.start_gap:.3f}",
-            "gap after": "{0.gap:.3f}",
-            "last loss": "{0.loss:.3f}",
-            "recall@1": "{0.recall:.1%}",
+            "logit scale": "{logit_scale:g}",
+            "gap before": "{start_gap:.3f}",
+            "gap after": "{gap:.3f}",
+            "last loss": "{loss:.3f}",
+            "recall@1": "{recall:.1%}",
         },
-        values=to_json({"features": features, "pairs": len(first), "runs": results}),
-        panels=[Panel(title, "logit scale (1 / temperature)", curves, axes)],
-        found=f"The gap is {low.start_gap:.2f} before training. After it, {low.gap:.2f} is left at a logit scale of "
-        f"{low.logit_scale:g} and {high.gap:.2f} at {high.logit_scale:g}.",
+        x=("logit_scale", "logit scale (1 / temperature)"),
+        panels={"The gap that remains after training": {"before training": "start_gap", "after training": "gap"}},
+        found=f"The gap is {low['start_gap']:.2f} before training. After it, {low['gap']:.2f} is left at a logit scale "
+        f"of {low['logit_scale']:g} and {high['gap']:.2f} at {high['logit_scale']:g}.",
         paper="Temperature decides how much of the gap remains: at CLIP's scale of 100 a small lead is enough for the "
         "loss to vanish, and the optimisation stops before the modalities meet.",
+        settings={"features": features, "pairs": len(first)},
     )
 
 
@@ -340,13 +215,8 @@ def draw_spans(pairs: int, dim: int, spans: tuple[int, int], seed: int) -> tuple
 
     Returns:
         The points of both modalities, float64 (pairs, dim) each.
-
-    Raises:
-        C3Error: if the spans do not fit into the dimensions.
     """
     first, second = spans
-    if first < 0 or second < 0 or first + second > dim:
-        raise C3Error(f"The spans {first} and {second} do not fit into {dim} dimensions.")
     rng = generator(seed, "gap after training")
     x = np.tile(rng.standard_normal(dim), (pairs, 1))
     y = np.tile(rng.standard_normal(dim), (pairs, 1))
@@ -360,13 +230,13 @@ def train_pairs(
     y: Array,
     *,
     steps: int,
+    every: int,
     learning_rate: float = 0.1,
     logit_scale: float = LOGIT_SCALE,
-    every: int = 2_000,
     fast: bool = False,
     dtype: torch.dtype = torch.float32,
     reporter: Reporter = SILENT,
-) -> tuple[list[TracePoint], Array, Array]:
+) -> tuple[list[dict[str, Any]], Array, Array]:
     """Run full-batch gradient descent on the symmetric cross-entropy of normalised pairs.
 
     The gradient never leaves the span of the initial points, 25 + 230 + 2 = 257 dimensions instead of 512 with the
@@ -377,23 +247,17 @@ def train_pairs(
         x: (n, d), the points of the first modality; any norm, normalised in the loss only.
         y: (n, d), of the second.
         steps: of descent.
+        every: steps between two points of the trace.
         learning_rate: of descent.
         logit_scale: the inverse temperature, fixed.
-        every: steps between two points of the trace.
-        fast: take `FAST_STEPS` steps at once by Heun's method: within 0.1 % of the plain loop at the paper's
-            settings, and ten times as fast.
+        fast: take 20 steps at once by Heun's method: within 0.1 % of the plain loop at the paper's settings, and ten
+            times as fast.
         dtype: of the computation.
         reporter: shows the progress over the steps.
 
     Returns:
-        The trace, and the points afterwards, in the coordinates given.
-
-    Raises:
-        C3Error: if the learning rate or the logit scale is not a finite number above 0.
+        The trace, ``{"step", "loss", "gap"}`` each, and the points afterwards, in the coordinates given.
     """
-    for name, value in (("learning rate", learning_rate), ("logit scale", logit_scale)):
-        if not 0 < value < np.inf:
-            raise C3Error(f"The {name} must be a finite number above 0, not {value}.")
     both = np.concatenate([x, y])
     values, vectors = np.linalg.eigh(both.T @ both)
     basis = vectors[:, values > values[-1] * 1e-10]  # (d, r), orthonormal, of the span of the points
@@ -403,10 +267,10 @@ def train_pairs(
         while True:
             if step % every == 0 or step == steps:
                 gap = float((normalize(a).mean(dim=0) - normalize(b).mean(dim=0)).norm())
-                trace.append(TracePoint(step, float(pair_loss(a, b, logit_scale)), gap))
+                trace.append({"step": step, "loss": float(pair_loss(a, b, logit_scale)), "gap": gap})
             if step == steps:
                 break
-            count = min(FAST_STEPS if fast else 1, steps - step, every - step % every)
+            count = min(_FAST_STEPS if fast else 1, steps - step, every - step % every)
             here = learning_rate * count
             da, db = pair_gradients(a, b, logit_scale)
             if fast:
@@ -440,29 +304,17 @@ def pair_gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tupl
     return ga, gb
 
 
-def predictions(runs: Sequence[StableRun]) -> dict[str, bool | None]:
-    """Return whether the paper's three predictions hold for runs in ascending order of tau.
-
-    The two about the dependence on tau are None unless tau differs by more than `PROPORTIONAL`: a constant lead would
-    pass too.
-    """
-    over_tau = [run.over_tau for run in runs]
-    compared = runs[-1].tau > PROPORTIONAL * runs[0].tau
-    return {
-        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau) if compared else None,
-        "a lower tau leaves more noise": all(a.noise > b.noise for a, b in pairwise(runs)) if compared else None,
-        "the optimisation stops (nine times as many further steps gain less than half as much lead)": all(
-            run.later_lead - run.lead < 0.5 * (run.lead - run.start_lead) for run in runs
-        ),
-    }
-
-
 def train_to_loss(
     tau: float, *, delta: float = 0.1, pairs: int = 400, dim: int = 64, steps: int = 5_000, seed: int = 0
-) -> StableRun:
+) -> Run:
     """Train two sets of unrelated random points by gradient descent until the mean loss of their pairs is delta.
 
     The step is ``n tau^2``: the curvature of the loss is at most of the order of its inverse.
+
+    Returns:
+        ``steps`` until then and ``loss``; median leads of the positives over queries of both directions, ``start_lead``
+        before training, ``lead`` then and ``later_lead`` after ten times as many steps; ``sufficient_lead``, which
+        guarantees the loss; and ``noise``, the root mean square, per dimension, of the alignment noise of the pairs.
 
     Raises:
         C3Error: see `simulate_stable_region`.
@@ -475,29 +327,55 @@ def train_to_loss(
         rate = pairs * tau**2
         return normalize(a - rate * da), normalize(b - rate * db)
 
-    start, step, loss = median_lead(a, b), 0, float(pair_loss(a, b, 1 / tau))
+    start, step, loss = _median_lead(a, b), 0, float(pair_loss(a, b, 1 / tau))
     while loss > delta:
         if step == steps:
             raise C3Error(
                 f"At tau {tau:g} the loss of {pairs} pairs in {dim} dimensions is {loss:.3f} after {steps:,} steps, "
                 f"above delta {delta:g}.",
-                remedy="Use more --steps, a larger --delta or more dimensions.",
+                remedy="Use a larger --delta or a smaller --tau.",
             )
         a, b = descend(a, b)
         step, loss = step + 1, float(pair_loss(a, b, 1 / tau))
-    difference, lead, reached = (a - b).numpy(), median_lead(a, b), max(step, 1)
-    noise = float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2)))
+    difference, lead, reached = (a - b).numpy(), _median_lead(a, b), max(step, 1)
     for _ in range(_LATER * reached - step):
         a, b = descend(a, b)
-    return StableRun(tau, reached, loss, start, lead, sufficient, noise, median_lead(a, b))
+    return {
+        "tau": tau,
+        "steps": reached,
+        "loss": loss,
+        "start_lead": start,
+        "lead": lead,
+        "over_tau": lead / tau,
+        "sufficient_lead": sufficient,
+        "noise": float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2))),
+        "later_lead": _median_lead(a, b),
+    }
 
 
-def median_lead(a: torch.Tensor, b: torch.Tensor) -> float:
+def predictions(runs: Sequence[Run]) -> dict[str, bool | None]:
+    """Return whether the paper's three predictions hold for runs in ascending order of tau.
+
+    The two about the dependence on tau are None unless tau differs by more than `PROPORTIONAL`: a constant lead would
+    pass too.
+    """
+    over_tau = [run["over_tau"] for run in runs]
+    compared = runs[-1]["tau"] > PROPORTIONAL * runs[0]["tau"]
+    return {
+        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau) if compared else None,
+        "a lower tau leaves more noise": all(a["noise"] > b["noise"] for a, b in pairwise(runs)) if compared else None,
+        "the optimisation stops (nine times as many further steps gain less than half as much lead)": all(
+            run["later_lead"] - run["lead"] < 0.5 * (run["lead"] - run["start_lead"]) for run in runs
+        ),
+    }
+
+
+def _median_lead(a: torch.Tensor, b: torch.Tensor) -> float:
     """Return how far the positive of a query leads its best negative: the median over queries of both directions."""
-    cosines = (a @ b.T).double().numpy()
+    cosines = (a @ b.T).numpy()
     own = np.diag(cosines).copy()
     np.fill_diagonal(cosines, -np.inf)
-    return float(np.median(np.concatenate([own - cosines.max(axis=1), own - cosines.max(axis=0)])))
+    return float(np.median([own - cosines.max(axis=1), own - cosines.max(axis=0)]))
 
 
 def stable_lead(tau: float, n: int, delta: float) -> float:
@@ -528,13 +406,9 @@ def gap_by_scale(
     *,
     scales: Sequence[float] = SCALES,
     steps: int = 1_000,
-    batch: int = 256,
-    hidden: int = 256,
-    out: int = 64,
-    learning_rate: float = 1e-3,
     seed: int = 0,
     reporter: Reporter = SILENT,
-) -> list[Survival]:
+) -> list[Run]:
     """Train two heads once per logit scale, all from the same start, and measure the gap that is left.
 
     Args:
@@ -542,45 +416,48 @@ def gap_by_scale(
         second: (n, e), of the second; row i belongs to row i.
         scales: logit scales (inverse temperatures).
         steps: of AdamW per scale.
-        batch: pairs per step.
-        hidden: width of the heads.
-        out: dimension of the joint space.
-        learning_rate: of AdamW.
         seed: of weights, batches and the held-out fifth.
         reporter: shows the progress over the steps.
+
+    Returns:
+        Per scale, ``start_gap`` and ``gap`` of the held-out pairs before and after training, ``loss`` of the last
+        batch, and ``recall``, recall@1 from the first to the second modality among the held-out pairs, as a fraction.
 
     Raises:
         C3Error: if there are fewer than 20 pairs, or a scale is not a finite number above 0.
     """
-    if len(first) != len(second) or len(first) < 20:
-        raise C3Error(
-            f"Training needs at least 20 pairs, row by row, but there are {len(first)} and {len(second)} rows."
-        )
+    if len(first) < 20:
+        raise C3Error(f"Training needs at least 20 pairs, but there are {len(first)}.")
     if not all(0 < scale < np.inf for scale in scales):
         raise C3Error("Logit scales must be finite numbers above 0.")
     order = generator(seed, "temperature split").permutation(len(first))
-    cut = int(len(first) * HELD_OUT)
-    views = [torch.from_numpy(_standardise(view, order[cut:])) for view in (first, second)]
-    held, train = ([view[torch.from_numpy(rows)] for view in views] for rows in (order[:cut], order[cut:]))
-    results = []
+    cut, held, train = int(len(first) * _HELD_OUT), [], []
+    for rows in (first, second):
+        x = rows[order].astype(np.float64)
+        deviation = x[cut:].std(axis=0)
+        x = (x - x[cut:].mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+        held.append(torch.from_numpy(x[:cut]).float())
+        train.append(torch.from_numpy(x[cut:]).float())
+    results: list[Run] = []
     seed %= 2**63  # torch takes no larger one
     with reporter.progress("Steps", steps * len(scales)) as progress, torch.random.fork_rng(devices=[]):
         for scale in map(float, scales):
             torch.manual_seed(seed)
-            heads = [nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, out)) for x in train]
+            heads = [nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _OUT)) for x in train]
             start, _ = _measure_heads(heads, held)
-            optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=learning_rate)
+            optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=1e-3)
             draw, loss = torch.Generator().manual_seed(seed), torch.zeros(())
             for _ in range(steps):
                 # without replacement: a pair that is drawn twice would be its own negative
-                chosen = torch.randperm(len(train[0]), generator=draw)[:batch]
+                chosen = torch.randperm(len(train[0]), generator=draw)[:_BATCH]
                 loss = pair_loss(heads[0](train[0][chosen]), heads[1](train[1][chosen]), scale)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 progress.advance()
             gap, recall = _measure_heads(heads, held)
-            results.append(Survival(scale, start, gap, float(loss.detach()), recall))
+            measures = {"start_gap": start, "gap": gap, "loss": float(loss.detach()), "recall": recall}
+            results.append({"logit_scale": scale, **measures})
     return results
 
 
@@ -590,9 +467,3 @@ def _measure_heads(heads: Sequence[nn.Module], views: Sequence[torch.Tensor]) ->
     a, b = (normalize(head(view), dim=1) for head, view in zip(heads, views, strict=True))
     best = (a @ b.T).argmax(dim=1)
     return float((a.mean(dim=0) - b.mean(dim=0)).norm()), float((best == torch.arange(len(a))).double().mean())
-
-
-def _standardise(rows: Floats, fit: Indices) -> Matrix:
-    x = rows.astype(np.float64)
-    scale = x[fit].std(axis=0)
-    return np.asarray((x - x[fit].mean(axis=0)) / np.where(scale > 0, scale, 1), dtype=np.float32)
