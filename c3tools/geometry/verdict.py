@@ -1,6 +1,7 @@
 """What was measured, and what it amounts to in four sentences.
 
-They answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual. Each follows from numbers of the report by the thresholds below; docs/reference/geometry.md has them as a table.
+They answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual. Each follows from numbers of
+the report by the thresholds below; docs/reference/geometry.md has them as a table.
 """
 
 from __future__ import annotations
