@@ -26,8 +26,9 @@ from c3tools.geometry.theory.contrastive import (
     train_pairs,
     train_to_loss,
 )
-from c3tools.geometry.theory.networks import simulate_depth
+from c3tools.geometry.theory.networks import simulate_depth, simulate_init_gap
 from tests.conftest import make_store, unit_rows
+from tests.connect.photos import save_photos
 from tests.geometry.spaces import paper_model, unit
 
 SMALL = draw_spans(24, 32, (4, 12), 3)
@@ -132,6 +133,13 @@ def test_depth_loses_dimensions() -> None:
     first = simulate_depth(width=256, layers=2, rows=600, seed=1)
     assert first.runs[1]["cosine"] == pytest.approx(1 / np.pi, abs=0.03)
     assert first.to_dict() == simulate_depth(width=256, layers=2, rows=600, seed=1).to_dict()
+
+
+def test_encoders_with_random_weights_are_apart(tmp_path: Path) -> None:
+    result = simulate_init_gap([save_photos(tmp_path / "photos", per_kind=1)], model="c3-mini", seeds=2, device="cpu")
+    assert all(run["length"] > 0.5 and run["mean_norm_image"] > 0.9 for run in result.runs)
+    images, texts = (result.settings["rows"][name] for name in ("image", "text"))
+    assert all(0 < run["matched_text"] < images == texts / 2 for run in result.runs)
 
 
 def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
