@@ -28,7 +28,7 @@ _SNIFFED = 2**16  # bytes at either end of a .json file that tell whether it con
 def find_images(
     root: Path, *, follow_symlinks: bool = False, suffixes: frozenset[str] = IMAGE_SUFFIXES
 ) -> tuple[list[ImageItem], list[Skipped]]:
-    """Find the image files below ``root``, by their ``suffixes`` in any case; hidden files are left out.
+    """Find the image files below ``root``, or ``root`` itself, by their ``suffixes`` in any case; no hidden files.
 
     Links to folders are not entered (a loop would not end), and links to files outside ``root`` are skipped and
     reported, unless ``follow_symlinks``.
@@ -39,11 +39,12 @@ def find_images(
     """
     found: list[ImageItem] = []
     skipped: list[Skipped] = []
-    inside = None if follow_symlinks else root.resolve()
-    for path in _walk(root, follow_symlinks):
+    is_folder = root.is_dir()
+    inside = root.resolve() if is_folder and not follow_symlinks else None
+    for path in _walk(root, follow_symlinks) if is_folder else [root]:
         if path.suffix.lower() not in suffixes:
             continue
-        key, shown = path.relative_to(root).as_posix(), str(path)
+        key, shown = path.relative_to(root).as_posix() if is_folder else path.name, str(path)
         try:
             problem = _link_problem(path, inside)
             if not is_utf8(key):

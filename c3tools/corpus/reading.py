@@ -78,7 +78,11 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
-    media = {root: _find_media(corpus, root, chosen, kind == "folder") for root, kind in kinds.items()}
+    media: dict[Path, list[ImageItem]] = {root: [] for root in kinds}
+    for root in filter(lambda root: not is_url(root), kinds):
+        media[root], skipped = find_images(root, follow_symlinks=chosen.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
+        for each in skipped:
+            corpus.skip(*each)
     several = list(kinds.values()).count("folder") > 1
     given = None
     if chosen.captions is not None and any(media.values()):  # one captions file for all paths
@@ -93,7 +97,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
             _add_images(corpus, media[root], captions, base, f"{root.name}/" if several and kind == "folder" else "")
         elif kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
-        else:
+        elif is_url(root) or root.suffix.lower() not in _MEDIA_SUFFIXES:  # else it was skipped above
             try:
                 read = _container_reader(root, chosen)
             except CorpusError as error:
@@ -113,20 +117,6 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         require_decoder()
     _check(corpus, chosen.captions)
     return corpus
-
-
-def _find_media(corpus: Corpus, root: Path, options: ReadOptions, is_folder: bool) -> list[ImageItem]:
-    """Return the images and videos of a folder, or the one that a path is."""
-    if is_url(root):
-        return []
-    if not is_folder:
-        status = root.stat()
-        image = ImageItem(root.name, str(root), None, status.st_size, mtime=status.st_mtime_ns)
-        return [image] if root.suffix.lower() in _MEDIA_SUFFIXES else []
-    images, skipped = find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
-    for each in skipped:
-        corpus.skip(*each)
-    return images
 
 
 def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSources, base: Path, prefix: str) -> None:
@@ -206,8 +196,7 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
         names = retrying(lambda: files.find(root.path), str(root))  # type: ignore[attr-defined]
         paths = [location(files.unstrip_protocol(name)) for name in sorted(names)]
     else:
-        options_of_search: Any = {"follow_symlinks": options.follow_symlinks, "suffixes": _CONTAINER_SUFFIXES}
-        found, skipped = find_images(root, **options_of_search)
+        found, skipped = find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_CONTAINER_SUFFIXES)
         paths = [Path(file.path) for file in found]
         for each in skipped:
             corpus.skip(*each)

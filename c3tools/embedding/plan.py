@@ -312,31 +312,28 @@ class Sources:
         """
         if before is None or is_url(before):
             return False
-        where = _absolute(before)
-        files = set(_possible_files(where))
+        files = _possible_files(before)
         own = _absolute(getattr(image.source, "file", image.path)) in files
         moved = bool(files & self._containers) and not files & self._unusable
         return not own and not moved and any(Path(file).is_file() for file in files)
 
+    def has_below(self, path: str) -> bool:
+        """Return whether a file is one of the given paths, or below one."""
+        absolute = _absolute(path)
+        return any(absolute == root or absolute.startswith((f"{root}/", f"{root}#")) for root in self._roots)
+
     def _was_below(self, path: str | None) -> bool:
-        absolute = _absolute(path or "")
-        below = any(absolute == root or absolute.startswith((f"{root}/", f"{root}#")) for root in self._roots)
-        return path is not None and below and not is_within(absolute, self._unusable)
+        return path is not None and self.has_below(path) and self._unusable.isdisjoint(_possible_files(path))
 
 
 def _absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links are not followed
 
 
-def _possible_files(path: str) -> Iterator[str]:
-    """Yield the path of an input, and each file that may be meant if it is ``file#…``, of a tar, table or list."""
-    yield path
-    yield from (path[:i] for i, letter in enumerate(path) if letter == "#")
-
-
-def is_within(path: str, files: set[str]) -> bool:
-    """Return whether the path of an input is one of these files, or is in a tar, table or list among them."""
-    return any(file in files for file in _possible_files(path))
+def _possible_files(path: str) -> set[str]:
+    """Return the path of an input, and each file that may be meant if it is ``file#…``, of a tar, table or list."""
+    absolute = _absolute(path)
+    return {absolute, *(absolute[:i] for i, letter in enumerate(absolute) if letter == "#")}
 
 
 def _files_of_lines(keys: Any) -> Any:

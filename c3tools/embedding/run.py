@@ -22,7 +22,7 @@ from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import Manifest
 from ..store.metadata import INFO_FILE, digest_of
 from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
-from .plan import Plan, ShardTasks, Sources, is_within, plan_corpus, write_times
+from .plan import Plan, ShardTasks, Sources, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, rewritten_shard
 from .summary import EmbedSummary, ModalitySummary
 
@@ -224,7 +224,10 @@ def embed_corpus(
                     writer.replace_shard(name, part, *rewritten_shard(opened, name, part, set(gone[part])))
                 summary.removed = len(summary.gone) if prune else 0
             made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
-            present = writer.finish(_listed_failures(opened, corpus, prune=prune), forget=made_up_for).shards
+            sources = Sources(corpus)
+            listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
+            listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
+            present = writer.finish(listed, forget=made_up_for).shards
             if update:  # after their shards were rewritten
                 write_times(folder, [plan.changed for plan in plans.values()])
     except UnreachableError:  # has a remedy of its own
@@ -310,14 +313,3 @@ def _kept(store: Path) -> str:
     opened = _opened(store)
     rows = ", ".join(f"{name} {opened.count(name):,}" for name in opened.modalities)
     return f"Rows kept in {store}: {rows or 'none'}; run the same command again to continue."
-
-
-def _listed_failures(store: Store, corpus: Corpus, *, prune: bool) -> list[Failure]:
-    """Return the inputs that were refused before encoding: in this run, and in those before if they still are."""
-    before = [failure for failure in store.recorded_failures() if failure.stage == "list"]
-    if before:
-        sources, read_now = Sources(corpus), set(corpus.containers)
-        present = {path for items in (corpus.images, corpus.videos) for path in items.table["path"].to_pylist()}
-        before = [f for f in before if f.path not in present and not is_within(f.path, read_now)]
-        before = [f for f in before if not (prune and sources.has_lost_failure(f))]
-    return [*before, *(Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped)]
