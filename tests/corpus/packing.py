@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HF_IMAGE = {"info": {"features": {"image": {"_type": "Image"}}}}
+from c3tools.corpus import Corpus, ImageReader
+
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -27,6 +28,12 @@ class Photo(NamedTuple):
     @property
     def key(self) -> str:
         return self.name.rpartition(".")[0]
+
+
+def contents(corpus: Corpus) -> dict[str, bytes]:
+    """The bytes of the images of a corpus by key."""
+    with ImageReader() as reader:
+        return {item.key: reader.read(item) for item in corpus.images}
 
 
 def photos_of(folder: Path, captions: Path | None = None) -> list[Photo]:
@@ -65,14 +72,9 @@ def write_hf_parquet(path: Path, photos: Sequence[Photo], *, rows_per_group: int
     """A table as `datasets` writes it: a struct of bytes and file name, captions, split."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [{"bytes": photo.content, "path": photo.name} for photo in photos]
-    table = pa.table(
-        {
-            "image": pa.array(cells, type=IMAGE_STRUCT),
-            "captions": [photo.captions for photo in photos],
-            "split": [photo.split for photo in photos],
-            **columns,
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps(HF_IMAGE)})
+    images = pa.array(cells, type=IMAGE_STRUCT)
+    texts, splits = [photo.captions for photo in photos], [photo.split for photo in photos]
+    table = pa.table({"image": images, "captions": texts, "split": splits, **columns})
     pq.write_table(table, path, row_group_size=rows_per_group)
     return path
 

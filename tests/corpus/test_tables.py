@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus import Corpus, ImageReader, read_corpus
+from c3tools.corpus import ImageReader, read_corpus
 from c3tools.errors import CorpusError
-from tests.corpus.packing import IMAGE_STRUCT, damage_column, photos_of, write_hf_parquet
-
-
-def contents(corpus: Corpus) -> dict[str, bytes]:
-    with ImageReader() as reader:
-        return {item.key: reader.read(item) for item in corpus.images}
+from tests.corpus.packing import IMAGE_STRUCT, contents, damage_column, photos_of, write_hf_parquet
 
 
 def write(path: Path, **columns: object) -> Path:
@@ -47,37 +41,20 @@ def test_no_row_has_the_image_of_another_after_a_damaged_page(tmp_path: Path, mo
     whole = path.read_bytes()
     start = whole.index(images[50])
     path.write_bytes(whole[: start - 4] + b"\xff\xff\xff\x7f" + whole[start:])  # its length
-    read, errors = 0, set()
+    read = 0
     with ImageReader() as reader:
         for number, item in enumerate(read_corpus([path]).images):
             try:
                 assert reader.read(item) == images[number]
                 read += 1
-            except (OSError, ValueError) as error:
-                errors.add(str(error))
+            except (OSError, ValueError):
+                assert number >= read
     assert 0 < read <= 50
-    assert errors
     pq.write_table(pa.table({"jpg": images[:3], "key": names[:3]}), path)
     item = read_corpus([path]).images[2]
     pq.write_table(pa.table({"jpg": images[:2], "key": names[:2]}), path)
     with ImageReader() as reader, pytest.raises(OSError, match="no longer in the table"):
         reader.read(item)
-
-
-def test_the_parquet_files_of_img2dataset(tmp_path: Path) -> None:
-    write(
-        tmp_path / "00000.parquet",
-        url=["u1", "u2", "u3"],
-        key=["000000000", "000000001", "000000002"],
-        status=["success", "failed_to_download", "success"],
-        caption=["one", "two", None],
-        jpg=[b"1", None, b"3"],
-    )
-    corpus = read_corpus([tmp_path])
-    assert [item.key for item in corpus.images] == ["000000000", "000000001", "000000002"]
-    assert [(t.key, t.caption) for t in corpus.texts] == [("000000000#0", "one"), ("000000001#0", "two")]
-    with ImageReader() as reader, pytest.raises(ValueError, match="'jpg' is null in this row"):
-        reader.read(corpus.images[1])
 
 
 @pytest.mark.parametrize(
@@ -112,26 +89,22 @@ def test_images_of_one_file_name_are_not_merged(tmp_path: Path, kind: str) -> No
     corpus = read_corpus([path])
     keys = ["001", *(f"001-{hashlib.sha256(content).hexdigest()[:12]}" for content in (b"dog", b"bird"))]
     assert contents(corpus) == dict(zip(keys, (b"cat", b"dog", b"bird"), strict=True))
-    assert [(text.image_key, text.caption) for text in corpus.texts] == [
-        *((keys[0], caption) for caption in ("a cat", "the cat")),
-        *((keys[1], caption) for caption in ("a dog", "the dog")),
-        (keys[2], "a bird"),
-    ]
+    owner = dict(zip((b"cat", b"dog", b"bird"), keys, strict=True))
+    assert {text.caption: text.image_key for text in corpus.texts} == {c: owner[i] for c, i in images.items()}
     (note,) = corpus.notes
-    assert note.startswith(f"{path}: 2 images have the file name of another image.")
-    assert keys[1] in note
+    assert str(path) in note and "2 images" in note and keys[1] in note
     assert [item.key for item in read_corpus([path], key_column="text").images] == list(images)
 
 
-def test_several_captions_in_columns_lists_and_rows(tmp_path: Path) -> None:
+def test_captions_in_columns_lists_and_rows_and_a_row_without_image(tmp_path: Path) -> None:
     columns = write(tmp_path / "a.parquet", image=[b"1"], key=["a"], caption_0=["x"], caption_1=["y"], caption_2=[None])
     lists = write(tmp_path / "b.parquet", image=[b"1"], key=["b"], text=[["x", "y"]])
-    rows = write(tmp_path / "c.parquet", image=[b"1", b"1"], key=["c", "c"], text=["x", "y"])
+    rows = write(tmp_path / "c.parquet", image=[b"1", b"1", None], key=["c", "c", "d"], text=["x", "y", None])
     corpus = read_corpus([columns, lists, rows])
-    assert [item.key for item in corpus.images] == ["a", "b", "c"]
-    assert [(t.key, t.caption) for t in corpus.texts] == [
-        (f"{key}#{number}", caption) for key in "abc" for number, caption in enumerate("xy")
-    ]
+    assert [item.key for item in corpus.images] == ["a", "b", "c", "d"]
+    assert [(t.key, t.caption) for t in corpus.texts] == [(f"{k}#{n}", c) for k in "abc" for n, c in enumerate("xy")]
+    with ImageReader() as reader, pytest.raises(ValueError, match="'image' is null in this row"):
+        reader.read(corpus.images[3])
 
 
 def test_paths_in_cells_stay_in_the_folder(photos: Path, tmp_path: Path) -> None:
@@ -144,98 +117,80 @@ def test_paths_in_cells_stay_in_the_folder(photos: Path, tmp_path: Path) -> None
     corpus = read_corpus([path])
     with ImageReader() as reader:
         assert reader.read(corpus.images[0]) == photo.content
-        for row in (1, 2, 3):
-            with pytest.raises(OSError, match=r"leads out of .*--images-root"):
+        for row, said in ((1, "--images-root"), (2, "--images-root"), (3, "--images-root"), (4, "--download")):
+            with pytest.raises(PermissionError, match=said):
                 reader.read(corpus.images[row])
-        with pytest.raises(OSError, match="--download"):
-            reader.read(corpus.images[4])
         with pytest.raises(ValueError, match="null in this row"):
             reader.read(corpus.images[5])
         followed = read_corpus([path], follow_symlinks=True)
         assert [reader.read(followed.images[row]) for row in (1, 2, 3)] == [b"secret"] * 3
-        moved = read_corpus([path], images_root=tmp_path)
-        assert reader.read(moved.images[3]) == b"secret"
+        assert reader.read(read_corpus([path], images_root=tmp_path).images[3]) == b"secret"
 
 
-class TestErrors:
-    def test_no_image_column_names_those_there_are(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "x.parquet", picture=["a"], words=["b"])
-        for arguments, options in (([path], {}), ([path], {"image_column": "img"}), ([tmp_path], {})):
-            with pytest.raises(CorpusError, match=r"(?s)picture, words.*--image-column"):
-                read_corpus(arguments, **options)
-
-    def test_one_table_of_many_without_images_stops_nobody(self, tmp_path: Path) -> None:
-        write(tmp_path / "a.parquet", image=[b"1"], key=["a"])
-        write(tmp_path / "b.parquet", picture=["a"], words=["b"])
-        (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-        corpus = read_corpus([tmp_path])
-        assert [item.key for item in corpus.images] == ["a"]
-        assert [(s.key, s.error) for s in corpus.skipped] == [
-            ("c.parquet", "UnreadableContainer"),
-            ("b.parquet", "UnreadableContainer"),
-        ]
-        assert "picture, words" in corpus.skipped[1].message
-        assert "Copy it again" in corpus.skipped[0].message
-        with pytest.raises(CorpusError, match="not a readable Parquet file"):
-            read_corpus([tmp_path / "c.parquet"])
-
-    def test_a_damaged_row_group_leaves_the_others(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.parquet"
-        table = pa.table({"image": [b"1"] * 6, "key": list("abcdef"), "text": [f"caption {n}" for n in range(6)]})
-        pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
-        damage_column(path, 1, 2)
-        corpus = read_corpus([path])
-        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
-        assert "row group 1 (2 rows)" in corpus.skipped[0].message
-        assert [t.caption for t in corpus.texts] == [f"caption {n}" for n in (0, 1, 4, 5)]
-        assert [item.key for item in corpus.images] == ["a", "b", "e", "f"]
-        assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 1, 4, 5)]
+def test_tables_that_cannot_be_used_stop_nobody(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", image=[b"1"], key=["a"])
+    path = write(tmp_path / "b.parquet", picture=["a"], words=["b"])
+    (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    corpus = read_corpus([tmp_path])
+    assert [item.key for item in corpus.images] == ["a"]
+    skipped = {s.key: (s.error, s.message) for s in corpus.skipped}
+    assert {error for error, _ in skipped.values()} == {"UnreadableContainer"}
+    assert "picture, words" in skipped["b.parquet"][1] and "Copy it again" in skipped["c.parquet"][1]
+    with pytest.raises(CorpusError, match="not a readable Parquet file"):
+        read_corpus([tmp_path / "c.parquet"])
+    for options in ({}, {"image_column": "img"}):
+        with pytest.raises(CorpusError, match=r"(?s)picture, words.*--(image|text)-column"):
+            read_corpus([path], **options)
 
 
-class TestArrow:
-    @pytest.fixture
-    def saved(self, photos: Path, tmp_path: Path) -> Path:
-        """What `DatasetDict.save_to_disk` writes, two splits."""
-        folder = tmp_path / "saved"
-        chosen = photos_of(photos)
-        for split, part in (("train", chosen[:3]), ("validation", chosen[3:])):
-            (folder / split).mkdir(parents=True)
-            cells = pa.array([{"bytes": p.content, "path": p.name} for p in part], type=IMAGE_STRUCT)
-            table = pa.table({"image": cells, "captions": [p.captions for p in part]})
-            with pa.ipc.new_stream(str(folder / split / "data-00000-of-00001.arrow"), table.schema) as writer:
-                writer.write_table(table, max_chunksize=2)
-            state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_data_files": None}
-            (folder / split / "state.json").write_text(json.dumps(state))
-            (folder / split / "cache-123.arrow").write_bytes(b"")
-        (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
-        return folder
+def test_a_damaged_row_group_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"image": [b"1"] * 6, "key": list("abcdef"), "text": [f"caption {n}" for n in range(6)]})
+    pq.write_table(table, path, row_group_size=2, compression="zstd", use_dictionary=False)
+    damage_column(path, 1, 2)
+    corpus = read_corpus([path])
+    assert [s.error for s in corpus.skipped] == ["DamagedTable"]
+    assert "row group 1 (2 rows)" in corpus.skipped[0].message
+    assert [t.caption for t in corpus.texts] == [f"caption {n}" for n in (0, 1, 4, 5)]
+    assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 1, 4, 5)]
 
-    def test_a_saved_dataset_is_what_its_folder_is(self, photos: Path, saved: Path) -> None:
-        folder, table = read_corpus([photos]), read_corpus([saved])
-        assert contents(table) == contents(folder)
-        assert {i.key: i.split for i in table.images} == {
-            i.key: "validation" if i.split == "val" else "train" for i in folder.images
-        }
-        assert [(t.key, t.caption) for t in table.texts] == [(t.key, t.caption) for t in folder.texts]
 
-    def test_a_cut_file_gives_what_is_before_the_cut(self, saved: Path) -> None:
-        path = saved / "train" / "data-00000-of-00001.arrow"
-        keys = [item.key for item in read_corpus([path]).images]
-        path.write_bytes(path.read_bytes()[:-2000])
-        corpus = read_corpus([path])
-        assert list(contents(corpus)) == keys[:2]
-        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
-        path.write_bytes(b"no arrow at all")
-        with pytest.raises(CorpusError, match="Arrow"):
-            read_corpus([path])
+def test_a_dataset_that_was_saved_to_disk(photos: Path, tmp_path: Path) -> None:
+    """What `DatasetDict.save_to_disk` writes, two splits."""
+    saved, chosen = tmp_path / "saved", photos_of(photos)
+    for split, part in (("train", chosen[:3]), ("validation", chosen[3:])):
+        (saved / split).mkdir(parents=True)
+        cells = pa.array([{"bytes": p.content, "path": p.name} for p in part], type=IMAGE_STRUCT)
+        table = pa.table({"image": cells, "captions": [p.captions for p in part]})
+        with pa.ipc.new_stream(str(saved / split / "data-00000-of-00001.arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        (saved / split / "cache-123.arrow").write_bytes(b"")
+    (saved / "dataset_dict.json").write_text("{}")
+    folder, read = read_corpus([photos]), read_corpus([saved])
+    assert contents(read) == contents(folder)
+    validation = {i.key for i in folder.images if i.split == "val"}
+    assert {i.key: i.split for i in read.images} == {
+        i.key: "validation" if i.key in validation else "train" for i in folder.images
+    }
+    assert [(t.key, t.caption) for t in read.texts] == [(t.key, t.caption) for t in folder.texts]
+    path = saved / "train" / "data-00000-of-00001.arrow"
+    keys = [item.key for item in read_corpus([path]).images]
+    path.write_bytes(path.read_bytes()[:-2000])  # what is before the cut is used
+    corpus = read_corpus([path])
+    assert list(contents(corpus)) == keys[:2]
+    assert [s.error for s in corpus.skipped] == ["DamagedTable"]
+    path.write_bytes(b"no arrow at all")
+    with pytest.raises(CorpusError, match="Arrow"):
+        read_corpus([path])
 
-    def test_damaged_lengths_are_noticed(self, tmp_path: Path) -> None:
-        offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**9, 2)))
-        cells = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"12")])
-        path = tmp_path / "x.arrow"
-        with pa.ipc.new_stream(str(path), pa.schema([("image", pa.binary())])) as writer:
-            writer.write_batch(pa.record_batch([pa.array([b"1"], pa.binary())], ["image"]))
-            writer.write_batch(pa.RecordBatch.from_arrays([cells], ["image"]))
-        corpus = read_corpus([path])
-        assert list(contents(corpus).values()) == [b"1"]
-        assert [s.error for s in corpus.skipped] == ["DamagedTable"]
+
+def test_damaged_lengths_of_an_arrow_file_are_noticed(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**9, 2)))
+    cells = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"12")])
+    path = tmp_path / "x.arrow"
+    with pa.ipc.new_stream(str(path), pa.schema([("image", pa.binary())])) as writer:
+        writer.write_batch(pa.record_batch([pa.array([b"1"], pa.binary())], ["image"]))
+        writer.write_batch(pa.RecordBatch.from_arrays([cells], ["image"]))
+    corpus = read_corpus([path])
+    assert list(contents(corpus).values()) == [b"1"]
+    assert [s.error for s in corpus.skipped] == ["DamagedTable"]

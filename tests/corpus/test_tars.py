@@ -11,17 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus import Corpus, ImageReader, read_corpus, tars
+from c3tools.corpus import Corpus, read_corpus, tars
 from c3tools.corpus.items import ReadOptions
 from c3tools.corpus.reading import _add_containers
 from c3tools.corpus.tars import read_tar, scan
 from c3tools.errors import CorpusError
-from tests.corpus.packing import photos_of, webdataset, write_tar
-
-
-def contents(corpus: Corpus) -> dict[str, bytes]:
-    with ImageReader() as reader:
-        return {item.key: reader.read(item) for item in corpus.images}
+from tests.corpus.packing import contents, photos_of, webdataset, write_tar
 
 
 def errors(corpus: Corpus) -> dict[str, str]:

@@ -8,19 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus import Corpus, ImageReader, images, read_corpus
+from c3tools.corpus import ImageReader, images, read_corpus
 from c3tools.errors import C3Error, CorpusError
 from c3tools.io import locations
 from c3tools.io.locations import expand, location, open_binary, retrying
-from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
+from tests.corpus.packing import contents, photos_of, webdataset, write_hf_parquet, write_tar
 from tests.servers import Faults, web_server
 
 pytest.importorskip("upath", reason="the extra url is not installed")
-
-
-def contents(corpus: Corpus) -> dict[str, bytes]:
-    with ImageReader() as reader:
-        return {item.key: reader.read(item) for item in corpus.images}
 
 
 @pytest.fixture
