@@ -26,10 +26,8 @@ def generator(seed: int, *scope: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_hash(seed, *scope).digest(), "little")))
 
 
-def keyed_normal(
-    seed: int, epoch: int, keys: Sequence[str], dim: int, dtype: npt.DTypeLike = np.float32
-) -> npt.NDArray[np.float32]:
-    """Draw standard normal noise (len(keys), dim), each row from (seed, epoch, its key).
+def keyed_normal(seed: int, epoch: int, keys: Sequence[str], dim: int) -> npt.NDArray[np.float32]:
+    """Draw standard normal noise, float32 (len(keys), dim), each row from (seed, epoch, its key).
 
     A hash of the three starts a stream of 64-bit words (`_words`). They are cut into codes of 16 bits, each code looks
     up one of 65,536 quantiles of the normal distribution, and four values at a time are rotated by the 4 x 4 Hadamard
@@ -55,7 +53,7 @@ def keyed_normal(
         for i, half in enumerate((sums, differences)):  # rows of the Hadamard matrix
             np.add(half[0], half[1], out=noise[start : start + len(block), 2 * i])
             np.subtract(half[0], half[1], out=noise[start : start + len(block), 2 * i + 1])
-    return noise.reshape(len(keys), 4 * quarter)[:, :dim].astype(dtype, order="C", copy=False)
+    return np.ascontiguousarray(noise.reshape(len(keys), 4 * quarter)[:, :dim])
 
 
 def stable_fraction(key: str, salt: str = "") -> float:

@@ -152,16 +152,6 @@ def upload(source: Path, target: Path) -> None:
         ) from error
 
 
-def download(source: Path, target: Path) -> None:
-    """Copy a file or object to this machine in bounded memory.
-
-    Raises:
-        OSError: if it cannot be read or written.
-    """
-    with open_binary(source) as file, target.open("wb") as copy:
-        shutil.copyfileobj(file, copy, BLOCK)
-
-
 @contextmanager
 def on_this_machine(path: Path) -> Iterator[Path]:
     """Yield a file on this machine: the file itself, or a copy of one at a URL, so that it is downloaded once."""
@@ -170,7 +160,8 @@ def on_this_machine(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        download(path, copy)
+        with open_binary(path) as file, copy.open("wb") as target:
+            shutil.copyfileobj(file, target, BLOCK)
         yield copy
 
 

@@ -175,14 +175,3 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
             f"cut short or damaged after {count:,} record batches ({error}); copy it again, then run the same command "
             "again",
         ) from error
-
-
-@contextmanager
-def open_checked(path: Path, block: int | None = None) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of this package, to read and compare its checksums; for ``block`` see `open_binary`.
-
-    Raises:
-        OSError, ValueError, pyarrow.ArrowException: if it is not a Parquet file.
-    """
-    with name_or_file(path, block) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-        yield file
