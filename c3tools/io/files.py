@@ -16,10 +16,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .limits import LARGEST_JSON, TooLargeError, check_json
+from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError
 from .locations import open_binary, read_all, write_object
 
 _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
+# bytes of JSON per value, on average over a file of more than LARGEST_TEXT
+_SMALLEST_VALUE = 8
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 # errors raised by invalid JSON or an unexpected structure
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -41,7 +43,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among all machines
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # some writers make files that only their owner may read
+        mask = os.umask(0o022)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # some writers make files that only their owner may read
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -91,16 +95,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_limited(path: Path) -> bytes:
-    """Return the content of a JSON file that Python can take in memory, see `check_json`.
+    """Return the content of a JSON file that Python can take in memory: a list that takes 3 bytes here takes 64 there.
 
     Raises:
         OSError: if it cannot be read.
         TooLargeError: if it is too long, or holds too many values.
     """
-    if isinstance(path, Path) and path.stat().st_size > LARGEST_JSON:
+    if (isinstance(path, Path) and path.stat().st_size > LARGEST_JSON) or (
+        len(content := read_all(path, LARGEST_JSON + 1)) > LARGEST_JSON
+    ):
         raise TooLargeError(f"it has more than {LARGEST_JSON:,} bytes")
-    content = read_all(path, LARGEST_JSON + 1)
-    check_json(content)
+    values = sum(content.count(mark) for mark in (b",", b"[", b"{")) if len(content) > LARGEST_TEXT else 0
+    if values * _SMALLEST_VALUE > len(content):
+        raise TooLargeError(f"it has {values:,} values in {len(content):,} bytes")
     return content
 
 
@@ -111,10 +118,9 @@ def recorded_file(folder: Path, name: object) -> Path:
         ValueError: if the name leads out of the folder, or no file can have it.
     """
     posix, windows = PurePosixPath(str(name)), PureWindowsPath(str(name))
-    if not isinstance(name, str) or not posix.parts or ".." in windows.parts or posix.anchor or windows.anchor:
+    leads_out = not posix.parts or ".." in windows.parts or posix.anchor or windows.anchor
+    if not isinstance(name, str) or leads_out or len(os.fsencode(name)) > _LONGEST_NAME:
         raise ValueError(f"it names the file {str(name)[:200]!r}, which is not in its folder")
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        raise ValueError(f"it names the file {name[:200]!r}…, and a name has at most {_LONGEST_NAME} bytes")
     return folder / name
 
 
@@ -141,12 +147,6 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def sync_tree(folder: Path) -> None:

@@ -16,8 +16,6 @@ LARGEST_TEXT = 1 << 24  # bytes of a line, of a text in a tar, of a text in a ta
 LARGEST_JSON = 1 << 29  # bytes of a file of JSON, which is read as a whole
 _ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any packed file may unpack to, and times its own size
 _MOST_REPEATED = 1000  # times the size of a table that its values may come to: dictionaries repeat values
-# bytes of JSON per value, on average over a file of more than LARGEST_TEXT; in memory a value takes 64 and more
-_SMALLEST_VALUE = 8
 
 
 class TooLargeError(ValueError):
@@ -46,20 +44,6 @@ def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
         if len(line) > LARGEST_TEXT:
             raise TooLargeError(f"line {number:,} has more than {LARGEST_TEXT:,} bytes")
         yield line
-
-
-def check_json(content: bytes) -> None:
-    """Refuse JSON that is too long, or dense: Python takes 64 bytes for a list that takes 3 in the file.
-
-    Raises:
-        TooLargeError: with the number of values.
-    """
-    if len(content) > LARGEST_JSON:
-        raise TooLargeError(f"it has more than {LARGEST_JSON:,} bytes")
-    if len(content) > LARGEST_TEXT:
-        values = sum(content.count(mark) for mark in (b",", b"[", b"{"))
-        if values * _SMALLEST_VALUE > len(content):
-            raise TooLargeError(f"it has {values:,} values in {len(content):,} bytes")
 
 
 class LimitedFile:

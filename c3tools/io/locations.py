@@ -56,15 +56,14 @@ def location(text: str | Path) -> Path:
         return Path(text) if isinstance(text, str) else text
     scheme = text.split("://", 1)[0].lower()
     try:
-        from fsspec import available_protocols
         from upath import UPath
 
-        if scheme not in available_protocols():
-            raise CorpusError(f"{text} has an unknown scheme.", remedy="Use s3://, gs://, hf://, http:// or https://.")
         path = UPath(text)
         path.fs  # noqa: B018 - imports the package that the scheme needs
     except ValueError as error:
-        raise CorpusError(f"{text} is not a URL ({error}).", remedy="Check the server name.") from error
+        raise CorpusError(
+            f"{text} is not a URL that can be read ({error}).", remedy="Use s3://, gs://, hf://, http:// or https://."
+        ) from error
     except ImportError as error:
         extra, purpose = _EXTRAS.get(scheme, "url"), f"Reading {scheme}:// locations"
         raise MissingExtraError(error.name or scheme, extra=extra, purpose=purpose) from error

@@ -40,16 +40,11 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..", "C:\\x", "a\\..\\..\\x", "C:x", 7, None, ["x"]]
+    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..", "C:\\x", "a\\..\\..\\x", "C:x", "ü" * 200, 7, None, ["x"]]
 )
 def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path, name: object) -> None:
     with pytest.raises(ValueError, match="not in its folder"):
         recorded_file(tmp_path, name)
-
-
-def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at most 255 bytes"):
-        recorded_file(tmp_path, "ü" * 200)
 
 
 @pytest.mark.parametrize("name", ["x", "image/part-00000.parquet", "..x", "ü 1.json"])

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus.tars import scan
+from c3tools.io import files as io_files
 from c3tools.io import limits
 from c3tools.io.files import read_json
-from c3tools.io.limits import LARGEST_JSON, TooLargeError, check_json, limited_lines
+from c3tools.io.limits import LARGEST_JSON, TooLargeError, limited_lines
 from tests import bombs as files
 
 
@@ -36,20 +37,16 @@ def test_a_line_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
         next(lines)
 
 
-def test_dense_json_is_refused_only_where_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    lists = b"[" + b"[]," * 400 + b"[]]"
-    captions = json.dumps([{"image_id": n, "caption": "a dog runs"} for n in range(40)]).encode()
-    check_json(lists)
-    monkeypatch.setattr(limits, "LARGEST_TEXT", 1000)
-    check_json(captions)
-    with pytest.raises(TooLargeError, match="802 values in 1,204 bytes"):
-        check_json(lists)
-
-
-def test_json_of_any_size_is_not_read(tmp_path: Path) -> None:
+def test_json_that_is_large_or_dense_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
-    path.write_text('{"a": [1]}')
-    assert read_json(path) == {"a": [1]}
+    lists = b"[" + b"[]," * 400 + b"[]]"
+    path.write_bytes(lists)
+    assert len(read_json(path)) == 401
+    monkeypatch.setattr(io_files, "LARGEST_TEXT", 1000)
+    with pytest.raises(TooLargeError, match="802 values in 1,204 bytes"):
+        read_json(path)
+    path.write_text(json.dumps([{"image_id": n, "caption": "a dog runs"} for n in range(40)]))
+    assert len(read_json(path)) == 40
     files.sparse(path, LARGEST_JSON + 1, b"{")
     with pytest.raises(TooLargeError, match="more than 536,870,912 bytes"):
         read_json(path)
