@@ -96,6 +96,11 @@ def evaluate(
         shared = {name: options[name] for name in ("store", "split", "device", "backend", "precision")}
         result = c3tools.evaluate_images(images, **shared, encoder=encoder, download=download, reporter=reporter())
         print_table(result.table())
+        if result.nearest:
+            copied = "" if result.copied is None else f"; {result.copied:.1%} are nearer than 99 % of real photos"
+            rows = [[near["file"], near["photo"], f"{near['cosine']:.3f}"] for near in result.nearest[:3]]
+            title = f"Images nearest to a training photo{copied}"
+            print_table(Table(["image", "photo", "cosine"], rows, title=title, left=["photo"]))
     for note in result.notes:
         message(note)
     return result.to_dict()

@@ -20,6 +20,7 @@ from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import MetricError
 from ..identity import ModelIdentity
 from ..metrics.images import (
+    Nearest,
     disjoint_halves,
     frechet_distance,
     frechet_influence,
@@ -28,6 +29,7 @@ from ..metrics.images import (
     kernel_distance,
     kernel_features,
     kernel_influence,
+    nearest_photos,
     photo_values,
 )
 from ..metrics.retrieval import ranks
@@ -35,13 +37,14 @@ from ..metrics.significance import Ends, crossed_interval, share_interval
 from ..moments import Moments
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
-from ..store import Store
+from ..store import Rows, Store
 from ..tables import Table
 from .generation import GeneratedImages
 from .photos import Photos, read_photos
 
 RECALL_KS = (1, 10)
 _LOGIT_SCALE = 100.0
+_NAMED = 12  # of the images that are nearest to a training photo
 # a score, and the influence on it of each generated image (n,) and of each real photo (m,)
 Measured = tuple[float, Array, Array]
 
@@ -56,6 +59,9 @@ class ImageEvaluation:
         real: the same scores of real photos: what a perfect generator would get.
         real_n: how many real photos these are from.
         reference: how many real photos the images are compared with.
+        nearest: of the images that are nearest to a photo that was learned from: file, key of the photo, cosine, and
+            whether it is nearer than real photos are.
+        copied: share of the images that are so near, or None if it is not known.
         notes: what a reader should know.
         intervals: by metric, the 95 % interval over photos: where the score would be with other photos and texts of the
             same kinds, as many of them; without scores that do not vary, and with fewer than 3 photos.
@@ -66,6 +72,8 @@ class ImageEvaluation:
     real: dict[str, float]
     real_n: int
     reference: int
+    nearest: list[dict[str, Any]] = field(default_factory=list)
+    copied: float | None = None
     notes: list[str] = field(default_factory=list)
     intervals: dict[str, Ends] = field(default_factory=dict)
 
@@ -101,7 +109,7 @@ def evaluate_images(
     """Score the images of a folder, compared with the real photos of a store.
 
     The scores are KID and FD with the features of each encoder, IS by its zero-shot classification into COCO's
-    categories, and recall of an image among all by its text. Real photos are scored too,
+    categories, recall of an image among all by its text, and the nearest training photo. Real photos are scored too,
     because a perfect generator would have their scores.
 
     Args:
@@ -138,12 +146,20 @@ def evaluate_images(
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
+    training = store.load("image", "train")
+    near, named = scorer.nearest(opened, training), []
+    for row in [] if near is None else np.argsort(-near.cosines)[:_NAMED].tolist():
+        assert near is not None
+        found = {"photo": training.keys[near.rows[row]], "cosine": round(float(near.cosines[row]), 4)}
+        named.append({"file": made.images[row].file, **found, "copied": bool(near.copied[row])})
     return ImageEvaluation(
         len(opened),
         scores,
         real,
         count,
         len(reference),
+        named,
+        None if near is None or near.threshold is None else float(near.copied.mean()),
         [*filter(None, [reference.unread]), *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
@@ -288,6 +304,18 @@ class ImageScorer:
             if texts is not None and len(own) == len(texts):
                 measured |= self._recall(which, reference[own], texts)
         return {name: score for name, (score, _, _) in measured.items()}, count
+
+    def nearest(self, images: Sequence[Image.Image], training: Rows) -> Nearest | None:
+        """Return the nearest of the training photos to each image, by the conditioning encoder; None if it is unknown.
+
+        Args:
+            images: generated images.
+            training: photos that were learned from, with embeddings of ``conditioning``.
+        """
+        for encoder, (reference, _) in zip(self.encoders, self._real, strict=True):
+            if encoder.identity.same_as(self.conditioning) and len(training):
+                return nearest_photos(encoder.encode_images(list(images)), training.embeddings, reference)
+        return None
 
     def notes(self) -> list[str]:
         """Return what a reader of the scores should know."""

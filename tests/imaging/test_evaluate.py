@@ -53,6 +53,7 @@ def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tm
     assert result.scores["recall@1-c3-mini"] == pytest.approx(100 * hit, abs=1e-3)
     assert 1 <= result.scores["IS-c3-mini-coco80"] <= 80
     assert "c3-mini also encoded the texts" in result.notes[0]
+    assert len(result.nearest) == 9
     assert result.table().columns == ["score", "generated", "95 % interval", "6 real photos"]
     for name, (low, high) in result.intervals.items():
         assert low < result.scores[name] < high
@@ -105,6 +106,18 @@ def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> Non
     assert scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[20:35], NOISE[:20]), rel=1e-3)
 
 
+def test_copies_of_training_photos_are_found(store: Store, encoder: Encoder) -> None:
+    training, (reference, _) = store.load("image", "train"), real_photos(store, 8, "test", 2)
+    scorer = ImageScorer(reference, None, [encoder], conditioning=encoder.identity)
+    copies = [Image.open(path).convert("RGB") for path in training.column("path")]
+    found = scorer.nearest([*copies, Image.fromarray(NOISE[0])], training)
+    assert found is not None
+    assert found.rows[:-1].tolist() == list(range(len(training)))
+    assert found.copied[:-1].all()
+    assert not found.copied[-1]
+    assert scorer.nearest([], training.select(np.arange(0))) is None
+
+
 def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     single = write_made(tmp_path / "single", NOISE[:1])
@@ -133,6 +146,7 @@ def test_photos_that_are_gone_are_named_beside_the_scores(c3: C3, encoder: Encod
     result = c3("evaluate", "--images", "made", "--json", "scores.json")
     assert result.exit_code == 0, result.stderr
     assert "FD-c3-mini" in result.stdout
+    assert "Images nearest" in result.stdout
     content = json.loads((tmp_path / "scores.json").read_text())
     assert set(content["real"]) <= set(content["scores"])
     assert (content["n"], content["reference"]) == (6, 11)
