@@ -20,8 +20,7 @@ from ..captioning import training_config as chosen_training
 from ..captioning.baselines.esper import ESPER_TRAINING
 from ..captioning.config import UNCONDITIONAL
 from ..captioning.evaluate import require_captions, store_references, with_references
-from ..captioning.train import captions_of_images, training_captions
-from ..captioning.training import fit_esper
+from ..captioning.train import captions_of_images, fit_esper, training_captions
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from .baselines.clipre import nearest, nearest_captions
-from .baselines.magic import TextEncoder
+from .baselines.steering import TextEncoder
 from .caption import Captions, caption_images
 from .captioner import Captioner
 from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
 from .evaluate import Evaluation, evaluate_captions
 from .generation import GenerationConfig, generate
-from .model import CaptionDecoder, Decoder
+from .language_model import Decoder
+from .model import CaptionDecoder
 from .tokenizer import CaptionTokenizer
-from .train import train_captioner
-from .training import CaptionTask, fit_captioner
+from .train import CaptionTask, fit_captioner, fit_esper, train_captioner
 
 __all__ = [
     "SIZES",
@@ -32,6 +32,7 @@ __all__ = [
     "caption_images",
     "evaluate_captions",
     "fit_captioner",
+    "fit_esper",
     "generate",
     "load_size",
     "nearest",

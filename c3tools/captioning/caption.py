@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import devices
 from ..arrays import Matrix
 from ..corpus.folders import assign_keys, find_images
@@ -21,10 +19,10 @@ from ..io.locations import is_url, location
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows
 from ..store.import_embeddings import read_rows
-from .baselines.steering import describe_cost
+from ..store.rows import positions
 from .caption_files import CaptionWriter
 from .captioner import BUNDLED, Captioner, find_decoder
-from .generation import GenerationConfig
+from .generation import GENERATION_OPTIONS, GenerationConfig
 
 _ROWS = 256  # embeddings captioned at a time; steered ones take seconds each
 Failures = list[tuple[Path, str]]
@@ -62,7 +60,6 @@ def caption_images(
     key: str | None = None,
     decoder: Captioner | str | Path | None = None,
     json: str | Path | None = None,
-    csv: str | Path | None = None,
     txt: bool = False,
     xmp: bool = False,
     html: str | Path | None = None,
@@ -96,11 +93,10 @@ def caption_images(
         decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model. By
             default c3-decoder if that folder exists, otherwise c3-mini.
         json: A file for rows of key, path, caption and captioner, written one after another.
-        csv: Also write the captions to a CSV file.
         txt: Write each caption to photo.txt beside photo.jpg, the layout of training sets.
         xmp: Write each caption to photo.xmp beside photo.jpg, for photo managers.
         html: Also write an HTML page with the photos and their captions.
-        overwrite: Replace existing captions: the files beside photos and the rows of ``json`` and ``csv``.
+        overwrite: Replace existing captions: the files beside photos and the rows of ``json``.
         follow_symlinks: Also read symbolic links that lead out of the given folders.
         beams: Number of beams in beam search; 1 is greedy decoding.
         length_penalty: Beams are ranked by log-probability / length ** PENALTY.
@@ -127,17 +123,21 @@ def caption_images(
         OutputError: if a file has captions by another captioner or of other photos, or another run is writing to it.
     """
     generation = GenerationConfig.from_options(
-        beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
+        **{name: value for name, value in locals().items() if name in GENERATION_OPTIONS}
     )
-    for path in (json, csv):
-        if path is not None and is_url(path):
-            raise OutputError(f"{path} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
+    if json is not None and is_url(json):
+        raise OutputError(f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
     rows: Rows | None = None
     result = Captions()
     if embeddings is None:
         photos, result.failures = images_by_key([Path(path) for path in paths], follow_symlinks)
+    elif paths or txt or xmp or html is not None or model is not None or random_init is not None:
+        raise DecoderError(
+            "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model and --random-init "
+            "cannot be used with them.",
+            remedy="Leave these out; write the captions with --json.",
+        )
     else:
-        _check_options(paths, txt or xmp or html is not None, model is not None or random_init is not None)
         rows, identity = read_rows(embeddings, modality, key)
         photos = {row: location(embeddings) for row in rows.keys}
     if not isinstance(decoder, Captioner):
@@ -152,7 +152,6 @@ def caption_images(
         photos,
         _description(decoder, generation, modality, None if rows is None or identity else rows.embeddings),
         json=None if json is None else Path(json),
-        csv=None if csv is None else Path(csv),
         txt=txt,
         xmp=xmp,
         html=None if html is None else location(html),
@@ -161,11 +160,10 @@ def caption_images(
 
     def what_is_kept() -> str:
         if not writer.files:
-            return "No output of this run was kept; --csv, --json and --txt write captions as they are made."
+            return "No output of this run was kept; --json and --txt write captions as they are made."
         kept = counted(len(writer.captions), "caption is", "captions are")
-        return (
-            f"{kept} kept in {writer.files}; run the same command again to {'start over' if overwrite else 'continue'}."
-        )
+        again = "start over" if overwrite else "continue"
+        return f"{kept} kept in {writer.files}; run the same command again to {again}."
 
     with telling_what_is_kept(what_is_kept), writer:
         result.kept, result.files = len(photos) - len(writer.pending), writer.files
@@ -182,17 +180,10 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
-            if steer:
-                reporter.message(f"{steer}: {describe_cost(generation, encoder, len(writer.pending))}")
         with reporter.progress("Captioning", len(writer.pending)) as progress:
-            if rows is not None:
-                batches = _of_rows(rows, writer.pending, 1 if steer else _ROWS)
-            else:
-                batches = _of_photos(photos, writer.pending, encoder)
-            for keys, vectors, failures in batches:
-                for name, caption in zip(
-                    keys, decoder.write(vectors, modality, keys, encoder, generation), strict=True
-                ):
+            for keys, vectors, failures in _batches(photos, rows, writer.pending, encoder, 1 if steer else _ROWS):
+                captions = decoder.write(vectors, modality, keys, encoder, generation)
+                for name, caption in zip(keys, captions, strict=True):
                     writer.write(name, caption)
                 result.failures += failures
                 progress.advance(len(keys) + len(failures))
@@ -200,23 +191,19 @@ def caption_images(
     return result
 
 
-Batches = Iterator[tuple[list[str], Matrix, Failures]]  # keys, embeddings (n, d), files that cannot be read
-
-
-def _of_rows(rows: Rows, pending: Sequence[str], size: int) -> Batches:
-    """Yield batches of the rows that are pending."""
-    missing = set(pending)
-    chosen = np.array([row for row, key in enumerate(rows.keys) if key in missing], dtype=np.int64)
-    for start in range(0, len(chosen), size):
-        batch = chosen[start : start + size]
-        yield [rows.keys[row] for row in batch], rows.embeddings[batch], []
-
-
-def _of_photos(photos: Mapping[str, Path], pending: Sequence[str], encoder: Encoder | None) -> Batches:
-    """Yield batches of the photos that are pending; there is no encoder if none is."""
-    files = {key: photos[key] for key in pending}
-    for keys, embeddings, failed in encode_files(files, encoder) if encoder is not None else ():
-        yield keys, embeddings, [(files[fail.key], f"{fail.error}: {fail.message}") for fail in failed]
+def _batches(
+    photos: Mapping[str, Path], rows: Rows | None, pending: Sequence[str], encoder: Encoder | None, size: int
+) -> Iterator[tuple[Sequence[str], Matrix, Failures]]:
+    """Yield keys and embeddings (n, d) of what is pending, with the photos that cannot be read."""
+    if rows is not None:
+        place = positions(rows.keys)
+        for start in range(0, len(pending), size):
+            keys = pending[start : start + size]
+            yield keys, rows.embeddings[[place[key] for key in keys]], []
+    elif encoder is not None:  # there is none if nothing is pending
+        files = {key: photos[key] for key in pending}
+        for keys, embeddings, failed in encode_files(files, encoder):
+            yield keys, embeddings, [(files[fail.key], f"{fail.error}: {fail.message}") for fail in failed]
 
 
 def _description(decoder: Captioner, generation: GenerationConfig, modality: str, vectors: Matrix | None) -> str:
@@ -231,22 +218,6 @@ def _description(decoder: Captioner, generation: GenerationConfig, modality: str
     data = [] if vectors is None else [vectors]
     digest = digest_of([decoder.fingerprint(), generation, modality], *data)
     return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest[:12]})"
-
-
-def _check_options(paths: Sequence[str | Path], beside: bool, encoder: bool) -> None:
-    """Refuse options that are not valid for embeddings."""
-    if paths:
-        raise CorpusError("Both images and --embeddings were given.", remedy="Leave out one of them.")
-    if beside:
-        raise CorpusError(
-            "--txt, --xmp and --html need photos, but --embeddings has none.",
-            remedy="Write the captions with --json or --csv.",
-        )
-    if encoder:
-        raise DecoderError(
-            "--model and --random-init cannot be used with --embeddings, which need no encoder.",
-            remedy="Leave out --model and --random-init.",
-        )
 
 
 def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], Failures]:
@@ -279,17 +250,12 @@ def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple
             keys = assign_keys([image.key for image in inside])
             prefix = f"{root.name}/" if folders > 1 else ""
             named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
-        elif not root.exists():
+        elif not root.exists() or root.suffix.lower() not in IMAGE_SUFFIXES or not is_utf8(str(root)):
             raise CorpusError(
-                f"{root} does not exist.", remedy="Check the path. A relative path starts from the current folder."
+                f"{str(root)!r} does not exist, or does not have the name of an image file in UTF-8.",
+                remedy="Check the path. A relative path starts from the current folder. Names of images end in "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}.",
             )
-        elif root.suffix.lower() not in IMAGE_SUFFIXES:
-            suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-            raise CorpusError(
-                f"{root} does not have the name of an image file.", remedy=f"Names of images end in {suffixes}."
-            )
-        elif not is_utf8(str(root)):
-            raise CorpusError(f"The name of {str(root)!r} is not UTF-8.", remedy="Rename the file.")
         else:
             named = {root.stem: root}
         for key, path in named.items():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from PIL import Image
 from safetensors.torch import load_model, save_model
 
@@ -33,15 +33,17 @@ from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, writ
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
-from .baselines.steering import generate_steered
+from .baselines.magic import write_magic
+from .baselines.steering import load_text_encoder
+from .baselines.zerocap import write_zerocap
 from .config import DecoderConfig, LanguageModelConfig
 from .curves import save_curves
-from .generation import STEERED, GenerationConfig, generate
-from .language_model import LanguageModelDecoder
-from .model import CaptionDecoder, Decoder
+from .generation import GENERATION_OPTIONS, STEERED, GenerationConfig, generate
+from .language_model import Decoder, LanguageModelDecoder
+from .model import CaptionDecoder
 from .tokenizer import CaptionTokenizer
 
-BUILT_IN, LANGUAGE_MODEL = "built-in", "language-model"
+_BUILT_IN = "built-in"
 DECODER = Kind(
     "decoder",
     "decoder.json",
@@ -50,12 +52,11 @@ DECODER = Kind(
     "--decoder",
     ("preset", "sigma", "size", "seed", "best_val_loss"),
 )
-WEIGHTS_FILE, TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
-DTYPES = ("float32", "float16")
+_WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
 BUNDLED = {"c3-mini": C3_MINI_CAPTIONER}
-OWN = Path("c3-decoder")  # where c3 train-decoder writes to
+_OWN = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01
-_NAMED = 3
+_STEERED_ROWS = 16
 # The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08 of its length, its
 # texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25. Near the origin a mean tells nothing.
 _FAR, _SHORTEST_MEAN = 0.5, 0.3
@@ -84,7 +85,7 @@ class Captioner(HubRepository):
         self,
         images: Sequence[str | Path | Image.Image] | None = None,
         *,
-        embeddings: npt.NDArray[np.float32] | None = None,
+        embeddings: Matrix | None = None,
         modality: str = "image",
         keys: Sequence[str] | None = None,
         encoder: Encoder | None = None,
@@ -120,11 +121,10 @@ class Captioner(HubRepository):
                 encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
+        settings = {name: value for name, value in locals().items() if name in GENERATION_OPTIONS}
         if (images is None) == (embeddings is None):
             raise DecoderError("Captions need either images or embeddings.", remedy="Pass one of them.")
-        generation = generation or GenerationConfig.from_options(
-            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
-        )
+        generation = generation or GenerationConfig.from_options(**settings)
         if images is not None:
             encoder = encoder or resolve_encoder(recorded=self.model)
             self.check_model(encoder.identity, encoder.dim)
@@ -136,7 +136,7 @@ class Captioner(HubRepository):
 
     def write(
         self,
-        embeddings: npt.NDArray[np.float32],
+        embeddings: Matrix,
         modality: str,
         keys: Sequence[str] | None,
         encoder: Encoder | None,
@@ -149,9 +149,13 @@ class Captioner(HubRepository):
             embeddings = embeddings.astype(np.float16).astype(np.float32)
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method in STEERED:
-            if encoder is None and self.model:
-                encoder = resolve_encoder(recorded=self.model)
-            captions = generate_steered(self.decoder, self.tokenizer, inputs, embeddings, generation, encoder)
+            encoder = encoder or load_text_encoder(self.model, generation.method)
+            steered, images = write_magic if generation.method == "magic" else write_zerocap, unit_rows(embeddings)
+            captions = []
+            for start in range(0, len(inputs), _STEERED_ROWS):
+                batch = torch.from_numpy(inputs[start : start + _STEERED_ROWS]).to(self.decoder.device)
+                own = images[start : start + _STEERED_ROWS]
+                captions += steered(self.decoder, self.tokenizer, batch, own, generation, encoder)
         elif self.is_language_model:
             raise DecoderError(
                 "The decoder is a language model: it reads no embedding, and its captions say nothing about an image.",
@@ -202,7 +206,7 @@ class Captioner(HubRepository):
 
     def check_embeddings(
         self,
-        embeddings: npt.NDArray[np.float32],
+        embeddings: Matrix,
         modality: str = "image",
         keys: Sequence[str] | None = None,
         reporter: Reporter = SILENT,
@@ -224,29 +228,25 @@ class Captioner(HubRepository):
         names = keys if keys is not None else [str(row) for row in range(len(embeddings))]
 
         def named(chosen: Mask) -> str:
-            first = [names[row] for row in np.flatnonzero(chosen)[:_NAMED]]
-            more = ", …" if chosen.sum() > _NAMED else ""
-            return f"{chosen.sum():,} of {counted(len(chosen), 'embedding')} ({', '.join(first)}{more})"
+            first = names[int(np.flatnonzero(chosen)[0])]
+            return f"{chosen.sum():,} of {counted(len(chosen), 'embedding')} (the first is {first})"
 
-        for bad, what in (
-            (~np.array(np.isfinite(embeddings).all(axis=1)), "contain NaN or infinity"),
-            (~np.array(embeddings.any(axis=1)), "are zero vectors, which have no direction"),
-        ):
-            if bad.any():
-                raise DecoderError(f"{named(bad)} {what}.", remedy="Leave them out, or embed them again.")
         norms = np.linalg.norm(embeddings, axis=1)
-        off = np.abs(norms - 1) > _UNIT_TOLERANCE
-        if off.any():
-            low, high = (f"{norm:.3g}" for norm in (norms[off].min(), norms[off].max()))
-            span = f"norm {low}" if low == high else f"norms from {low} to {high}"
-            reporter.message(f"{named(off)} have {span}, but those of {self.model.name} have norm 1.")
+        if (bad := ~np.isfinite(norms) | (norms == 0)).any():
+            raise DecoderError(
+                f"{named(bad)} contain NaN or infinity, or are zero vectors, which have no direction.",
+                remedy="Leave them out, or embed them again.",
+            )
+        if (off := np.abs(norms - 1) > _UNIT_TOLERANCE).any():
+            reporter.message(
+                f"{named(off)} have another norm than 1, up to {norms[off].max():.3g}, but those of {self.model.name} "
+                "have norm 1."
+            )
         means = _subtracted_means(self.pipeline)
         if modality not in means or not len(embeddings):
             return
-        unit = unit_rows(embeddings)
-        shares = {name: unit @ mean / (mean @ mean) for name, mean in means.items()}
-        far = shares[modality] < _FAR
-        if not far.any():
+        shares = {name: unit_rows(embeddings) @ mean / (mean @ mean) for name, mean in means.items()}
+        if not (far := shares[modality] < _FAR).any():
             return
         near = next((name for name, share in shares.items() if np.median(share[far]) >= _FAR), None)
         message = f"{named(far)} are far from the mean of {modality} embeddings of {self.model.name}"
@@ -296,24 +296,19 @@ class Captioner(HubRepository):
             folder: the folder.
             dtype: of the weights in the file: ``float32``, or ``float16``, which is half as large and is read as
                 float32.
-
-        Raises:
-            DecoderError: if there is no such dtype.
         """
-        if dtype not in DTYPES:
-            raise DecoderError(f"Weights cannot be saved as {dtype!r}.", remedy=f"Choose from {', '.join(DTYPES)}.")
         config = self.decoder.config
 
         def save_files(new: Path) -> None:
             decoder = self.decoder if dtype == "float32" else copy.deepcopy(self.decoder).half()
-            save_model(decoder, str(new / WEIGHTS_FILE))  # tied weights are written once
-            (new / TOKENIZER_FILE).write_text(self.tokenizer.to_json(), encoding="utf-8")
+            save_model(decoder, str(new / _WEIGHTS_FILE))  # tied weights are written once
+            (new / _TOKENIZER_FILE).write_text(self.tokenizer.to_json(), encoding="utf-8")
             self.pipeline.save(new)
             if self.record.get("history"):
                 save_curves(self.record, new)
 
         content = {
-            "kind": BUILT_IN if isinstance(config, DecoderConfig) else LANGUAGE_MODEL,
+            "kind": _BUILT_IN if isinstance(config, DecoderConfig) else "language-model",
             "config": asdict(config),
             "record": self.record,
         }
@@ -333,12 +328,12 @@ class Captioner(HubRepository):
         """
         with reading(find_decoder(folder), DECODER) as (found, content):
             config = content["config"]
-            if content["kind"] == BUILT_IN:
+            if content["kind"] == _BUILT_IN:
                 decoder: Decoder = CaptionDecoder(DecoderConfig(**config))
             else:
                 decoder = LanguageModelDecoder(LanguageModelConfig(**config))
-            load_model(decoder, found / WEIGHTS_FILE)
-            tokenizer = CaptionTokenizer.load(found / TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
+            load_model(decoder, found / _WEIGHTS_FILE)
+            tokenizer = CaptionTokenizer.load(found / _TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
             return cls(decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"]))
 
 
@@ -351,8 +346,8 @@ def find_decoder(folder: str | Path | None = None) -> Path:
     folder comes before a bundled decoder of the same name.
     """
     if folder is None:
-        there = OWN.exists() or not all(map(Path.exists, BUNDLED.values()))
-        return OWN if there else next(iter(BUNDLED.values()))
+        there = _OWN.exists() or not all(map(Path.exists, BUNDLED.values()))
+        return _OWN if there else next(iter(BUNDLED.values()))
     own = local_folder(folder)
     return own if own.exists() else BUNDLED.get(str(folder), own)
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+from torch.optim import AdamW
+
 from ..errors import DecoderError
+from ..training.loop import Plan, Start, adamw
 from ..training.sizes import load_named_size, require_valid
 
-DECAYS = ("cosine", "linear")
-MAPPERS = ("mlp", "transformer", "linear")
 _MIN_STEPS = 600
 _MOST_LAYERS = 1000  # so that a damaged record cannot ask for more than fits into memory
 _MAX_STRETCHED_EPOCHS = 60
@@ -69,14 +71,13 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Architecture of a language model behind a mapper.
+    """Architecture of a language model behind a two-layer MLP, the mapper.
 
     Attributes:
         dim: dimension d of the embeddings it reads.
         vocab_size: number V of tokens that the model scores.
         end_id: its end-of-text token.
         architecture: the model's own configuration, as transformers writes it.
-        mapper: from an embedding to the prefix: one of `MAPPERS`.
         prefix_length: number P of positions that the embedding is mapped to; 0 for none, and no mapper.
         max_tokens: longest caption in tokens, the end-of-text token included.
         frozen: whether the mapper alone is trained.
@@ -86,19 +87,13 @@ class LanguageModelConfig:
     vocab_size: int
     end_id: int
     architecture: dict[str, Any]
-    mapper: str = "mlp"
     prefix_length: int = 10
     max_tokens: int = 40
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        if self.mapper not in MAPPERS:
-            raise DecoderError(f"There is no mapper {self.mapper!r}.", remedy=f"Choose from {', '.join(MAPPERS)}.")
         if self.frozen and not self.prefix_length:
             raise DecoderError("A frozen language model without a prefix has nothing to train.", remedy="Unfreeze it.")
-
-
-Shape = DecoderConfig | LanguageModelConfig
 
 
 @dataclass(frozen=True)
@@ -143,8 +138,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
-            raise DecoderError(f"There is no decay {self.decay!r}.", remedy=f"Choose from {', '.join(DECAYS)}.")
+        if self.decay not in ("cosine", "linear"):
+            raise DecoderError(f"There is no decay {self.decay!r}.", remedy="Choose cosine or linear.")
         require_valid(
             self,
             positive=("epochs", "batch_size", "learning_rate"),
@@ -154,27 +149,41 @@ class TrainingConfig:
             error=DecoderError,
         )
 
+    def plan(self, per_epoch: int, rise: float, start: Start = "skip") -> Plan:
+        """Return the plan of a run of so many steps per epoch, ``rise`` of them for the warm-up."""
+        return Plan(
+            steps=self.epochs * per_epoch,
+            learning_rate=self.learning_rate,
+            validate_every=per_epoch,
+            rise=max(1, round(rise)),
+            decay=self.decay,
+            clip_norm=self.clip_norm,
+            ema=self.ema,
+            patience=self.patience,
+            start=start,
+            steps_per_epoch=per_epoch,
+        )
 
-@dataclass(frozen=True)
-class Size:
-    """A size of the built-in decoder (see `DecoderConfig`), with training settings that suit it."""
+    def optimizer(self, module: nn.Module, *, fused: bool | None = None) -> AdamW:
+        """Return the optimiser of a module."""
+        decay, betas = self.weight_decay, (0.9, self.beta2)
+        return adamw(
+            module.parameters(), learning_rate=self.learning_rate, weight_decay=decay, betas=betas, fused=fused
+        )
 
-    width: int
-    layers: int
-    heads: int
-    prefix_length: int
-    vocab_size: int
+
+@dataclass(frozen=True, kw_only=True)
+class Size(DecoderConfig):
+    """A size of the built-in decoder, with training settings that suit it."""
+
     training: TrainingConfig
+    dim: int = 1
     dropout: float = 0.0
-    max_tokens: int = 40
-
-    def __post_init__(self) -> None:
-        self.config(1, self.vocab_size)  # refuses what cannot be built
 
     def config(self, dim: int, vocab_size: int) -> DecoderConfig:
         """Return the architecture for embeddings of ``dim`` dimensions and a tokenizer of ``vocab_size`` tokens."""
-        own = {name: getattr(self, name) for name in ("width", "layers", "heads", "prefix_length", "max_tokens")}
-        return DecoderConfig(dim=dim, vocab_size=vocab_size, dropout=self.dropout, **own)
+        own = {field.name: getattr(self, field.name) for field in fields(DecoderConfig)}
+        return DecoderConfig(**{**own, "dim": dim, "vocab_size": vocab_size})
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,6 @@ class LanguageModelSize:
     Attributes:
         model: a folder that ``save_pretrained`` wrote, or a name on the Hugging Face hub.
         training: see `TrainingConfig`.
-        mapper: from an embedding to the prefix: one of `MAPPERS`.
         prefix_length: prefix positions.
         frozen: train the mapper alone.
         max_tokens: longest caption.
@@ -192,7 +200,6 @@ class LanguageModelSize:
 
     model: str
     training: TrainingConfig
-    mapper: str = "mlp"
     prefix_length: int = 10
     frozen: bool = False
     max_tokens: int = 40
@@ -221,11 +228,16 @@ PAPER = LanguageModelSize(
     ),
 )
 
+
+def _size(epochs: int, learning_rate: float, **architecture: Any) -> Size:
+    return Size(training=TrainingConfig(epochs, 64, learning_rate, word_dropout=0.1), **architecture)
+
+
 SIZES: Mapping[str, AnySize] = MappingProxyType(
     {
-        "tiny": Size(192, 2, 3, 2, 2048, TrainingConfig(8, 64, 2e-3, word_dropout=0.1)),
-        "small": Size(256, 3, 4, 4, 4096, TrainingConfig(6, 64, 1.5e-3, word_dropout=0.1)),
-        "base": Size(512, 6, 8, 10, 8192, TrainingConfig(10, 64, 6e-4, word_dropout=0.1), dropout=0.1),
+        "tiny": _size(8, 2e-3, width=192, layers=2, heads=3, prefix_length=2, vocab_size=2048),
+        "small": _size(6, 1.5e-3, width=256, layers=3, heads=4, prefix_length=4, vocab_size=4096),
+        "base": _size(10, 6e-4, width=512, layers=6, heads=8, prefix_length=10, vocab_size=8192, dropout=0.1),
         "paper": PAPER,
     }
 )
@@ -244,26 +256,20 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> AnySize:
     return load_named_size(SIZES, name, overrides, _settings, kind="decoder", error=DecoderError)
 
 
-def training_config(size: AnySize, *, seed: int = 0, epochs: int | None = None, **changes: Any) -> TrainingConfig:
-    """Return the training settings of a size with other values for some; epochs None keeps those of the size."""
-    config = replace(size.training, seed=seed, **changes)
-    return config if epochs is None else replace(config, epochs=epochs)
-
-
-def plan_training(
+def training_config(
     size: AnySize,
-    captions: int,
+    captions: int | None = None,
     set: Sequence[str] = (),
     *,
     epochs: int | None = None,
     patience: int | None = None,
     seed: int = 0,
 ) -> TrainingConfig:
-    """Return the training settings for a number of captions: few get more epochs, and stop early.
+    """Return the training settings of a size for a number of captions: few get more epochs, and stop early.
 
     Args:
         size: of the decoder.
-        captions: how many there are to learn from.
+        captions: how many there are to learn from; None for the epochs of the size, however few.
         set: changed settings of the size, as `load_size` takes them; epochs and patience among them are kept.
         epochs: None for those of the size, or as many as give 600 steps (at most 60).
         patience: None for that of the size, or 5 where epochs were added.
@@ -271,21 +277,19 @@ def plan_training(
     """
     own = size.training
     changed = [override.partition("=")[0].strip() for override in set]
-    epochs = own.epochs if epochs is None and "epochs" in changed else epochs
-    patience = own.patience if patience is None and "patience" in changed else patience
-    stretched = epochs
-    if epochs is None and isinstance(size, Size):
-        steps = math.ceil(max(captions, 1) / own.batch_size)
-        stretched = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
-        if patience is None and stretched > own.epochs:
+    if captions and epochs is None and isinstance(size, Size) and "epochs" not in changed:
+        steps = math.ceil(captions / own.batch_size)
+        epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+        if patience is None and epochs > own.epochs and "patience" not in changed:
             patience = _PATIENCE
-    return training_config(size, seed=seed, epochs=stretched, patience=own.patience if patience is None else patience)
+    epochs = own.epochs if epochs is None else epochs
+    return replace(own, seed=seed, epochs=epochs, patience=own.patience if patience is None else patience)
 
 
 def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
     """Return the size of a decoder that training continues from, with a lower learning rate."""
-    chosen = load_size(name, overrides)
-    if replace(chosen, training=load_size(name).training) != load_size(name):
+    own, chosen = load_size(name), load_size(name, overrides)
+    if replace(chosen, training=own.training) != own:
         raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
     if any(override.startswith("learning_rate=") for override in overrides):
         return chosen
@@ -294,4 +298,4 @@ def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
 
 
 def _settings(part: AnySize | TrainingConfig) -> list[str]:
-    return [field.name for field in fields(part) if field.name not in ("training", "seed")]
+    return [field.name for field in fields(part) if field.name not in ("training", "seed", "dim")]

@@ -23,22 +23,13 @@ def training_curves(record: Mapping[str, Any]) -> Figure:
     """Draw the losses of a captioner's record (``history``, ``trace``, ``best_val_loss``, ``monitor``)."""
     figure, axes = new_figure(6.4, 3.4)
     trace, history, best, start = (record[name] for name in ("trace", "history", "best_val_loss", "start_val_loss"))
+    per_epoch = trace[-1][0] / len(history)
+    points = [(epoch["epoch"] * per_epoch, epoch["val_loss"]) for epoch in history]
+    points = points if start is None else [(0, start), *points]
+    kept = next(point for point in points if point[1] == best)
     axes.plot(*zip(*trace, strict=True), color=palette.FIRST, linewidth=1.0, label="training")
-    ends = [trace[-1][0] * epoch["epoch"] / len(history) for epoch in history]
-    losses = [epoch["val_loss"] for epoch in history]
-    if start is not None:
-        ends, losses = [0, *ends], [start, *losses]
-    axes.plot(ends, losses, "o-", color=palette.SECOND, markersize=4, label=_MONITORS[record["monitor"]])
-    kept = ends[losses.index(best)]
-    axes.plot(kept, best, "o", color=palette.SECOND, markersize=8)
-    axes.annotate(
-        f"kept: {best:.3f}",
-        (kept, best),
-        xytext=(-2 if kept else 6, 9),
-        textcoords="offset points",
-        ha="right" if kept else "left",
-        color=palette.SECOND,
-    )
+    axes.plot(*zip(*points, strict=True), "o-", color=palette.SECOND, markersize=4, label=_MONITORS[record["monitor"]])
+    axes.plot(*kept, "o", color=palette.SECOND, markersize=8, label=f"kept: {best:.3f}")
     axes.set_title(f"{record['preset']}, sigma {record.get('sigma', 0):.3g}")
     axes.set_xlabel("step")
     axes.set_ylabel("1 - cosine with the image" if record["monitor"] == "reward" else "loss, nats per token")

@@ -20,12 +20,10 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..store.rows import positions
 from ..tables import Table
-from .baselines.steering import describe_cost
 from .captioner import Captioner
-from .generation import GenerationConfig
+from .generation import GENERATION_OPTIONS, GenerationConfig
 
 Texts = Mapping[str, Sequence[str]]
-_NAMED_KEYS = 5
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,6 @@ class Evaluation:
             rows.append(row + [""] * (len(columns) - len(row)))
         return Table(columns, rows, title=counted(len(self.captions), "caption"))
 
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
-
 
 def evaluate_captions(
     store: Store | str | Path = "c3-store",
@@ -107,7 +102,7 @@ def evaluate_captions(
 
     Args:
         store: The store of embeddings: a folder or a URL (s3://, gs://).
-        captions: Score the captions in this file (of c3 caption --json or --csv, or COCO's JSON) instead of new ones.
+        captions: Score the captions in this file (of c3 caption --json, CSV, or COCO's JSON) instead of new ones.
         references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of those of the store.
         against: A second file of captions of the same images; tests whether the difference is significant.
         decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model. By
@@ -135,27 +130,42 @@ def evaluate_captions(
         MetricError: if there is nothing to score, or references are missing (their keys are listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
+    generation = GenerationConfig.from_options(
+        **{name: value for name, value in locals().items() if name in GENERATION_OPTIONS}
+    )
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
+    if isinstance(references, str | Path):
+        references = read_references(Path(references))
     if captions is None or references is None or clip_score:
         store = Store.open(store, reporter=reporter)
-    if references is None:
-        assert isinstance(store, Store)
-        require_captions(store)
-        known: Texts = store_references(store)
-    else:
-        known = references if isinstance(references, Mapping) else read_references(Path(references))
+        if references is None:
+            require_captions(store)
+    known: Texts = references if references is not None else store_references(store)  # type: ignore[arg-type]
     encoder: Encoder | None = None
     left_out: list[str] = []
-    if captions is None:
+
+    def load_encoder() -> Encoder:
         assert isinstance(store, Store)
-        generation = GenerationConfig.from_options(
-            beams=beams, length_penalty=length_penalty, top_p=top_p, temperature=temperature, steer=steer, seed=seed
+        identity = store.info.model
+        return resolve_encoder(
+            recorded=identity, device=device, backend=backend, precision=precision, reporter=reporter
         )
+
+    if captions is not None:
+        own = _captions(captions)
+    else:
+        assert isinstance(store, Store)
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
-        if steer:
-            encoder = _encoder_of(store, device, backend, precision, reporter)
-        images = _images_of(store, decoder, split)
+        encoder = load_encoder() if steer else None
+        decoder.check_model(store.info.model, store.info.dim)
+        images = store.load("image", split=split)
+        if not len(images):
+            raise MetricError(
+                f"The store {store.path} has no images in the split {split!r}. Its splits are "
+                f"{store.list_splits('image')}.",
+                remedy="Choose another with --split, or use `--split all`.",
+            )
         # captions in the store name their image exactly
         images, left_out = with_references(images, known if references is None else align_keys(images.keys, known))
         if not len(images):
@@ -165,28 +175,21 @@ def evaluate_captions(
                 f"is {left_out[0]!r}; {first}.",
                 remedy="Choose another split with --split, or references that name the images as the store does.",
             )
-        if steer and encoder is not None:
-            reporter.message(f"{steer}: {describe_cost(generation, encoder, len(images))}")
         if store.split_note and split in STANDARD:
             reporter.message(store.split_note)
         texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
         own = dict(zip(images.keys, texts, strict=True))
-    else:
-        own = _captions(captions)
     details = score_captions(own, align_keys(own, known), java=java)
     names = details.corpus if resamples else ()
     intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in names}
     result = Evaluation(own, dict(details.corpus), intervals, details, notes=list(details.notes), left_out=left_out)
     if left_out:
-        named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
         without = "no reference captions and"
         said = counted(len(left_out), f"image has {without} is", f"images have {without} are")
-        result.notes.append(f"{said} left out: {named}.")
+        result.notes.append(f"{said} left out; the first is {left_out[0]}.")
     if clip_score:
         assert isinstance(store, Store)
-        result.scores.update(
-            _clip_scores(store, encoder or _encoder_of(store, device, backend, precision, reporter), own, known)
-        )
+        result.scores.update(_clip_scores(store, encoder or load_encoder(), own, known))
     if against is not None:
         others = _captions(against)
         other = score_captions(others, align_keys(others, known), java=java)
@@ -230,24 +233,6 @@ def _captions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
     return dict(captions) if isinstance(captions, Mapping) else read_predictions(Path(captions))
 
 
-def _encoder_of(store: Store, device: str | None, backend: str, precision: str, reporter: Reporter) -> Encoder:
-    return resolve_encoder(
-        recorded=store.info.model, device=device, backend=backend, precision=precision, reporter=reporter
-    )
-
-
-def _images_of(store: Store, captioner: Captioner, split: str) -> Rows:
-    captioner.check_model(store.info.model, store.info.dim)
-    images = store.load("image", split=split)
-    if not len(images):
-        raise MetricError(
-            f"The store {store.path} has no images in the split {split!r}. Its splits are "
-            f"{store.list_splits('image')}.",
-            remedy="Choose another with --split, or use `--split all`.",
-        )
-    return images
-
-
 def with_references(images: Rows, references: Texts) -> tuple[Rows, list[str]]:
     """Return the images with a reference caption, and the keys of the others."""
     has = np.array([any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool)
@@ -264,12 +249,11 @@ def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], re
         raise MetricError(
             f"CLIPScore needs the images, but {len(missing)} are not in the store, for example {missing[0]}."
         )
-    keys = list(captions)
-    aligned = align_keys(keys, references)
-    embeddings = images.embeddings[[rows[key] for key in keys]]
-    candidates = encoder.encode_texts([PROMPT + captions[key] for key in keys])
-    item_index = np.array([row for row, key in enumerate(keys) for _ in aligned[key]], dtype=np.int64)
-    described = encoder.encode_texts([PROMPT + text for key in keys for text in aligned[key]])
+    aligned = align_keys(captions, references)
+    embeddings = images.embeddings[[rows[key] for key in captions]]
+    candidates = encoder.encode_texts([PROMPT + caption for caption in captions.values()])
+    item_index = np.repeat(np.arange(len(captions)), [len(aligned[key]) for key in captions])
+    described = encoder.encode_texts([PROMPT + text for key in captions for text in aligned[key]])
     return {
         "CLIPScore": float(clip_score(embeddings, candidates).mean()),
         "RefCLIPScore": float(ref_clip_score(embeddings, candidates, described, item_index).mean()),

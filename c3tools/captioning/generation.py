@@ -20,10 +20,12 @@ from torch import Tensor
 from ..errors import DecoderError
 from ..seeds import generator
 from ..training.sizes import require_valid
-from .model import Decoder, allowed
+from .language_model import Decoder
+from .model import allowed
 
 Method = Literal["greedy", "beam", "nucleus", "magic", "zerocap"]
 STEERED = ("magic", "zerocap")
+GENERATION_OPTIONS = ("beams", "length_penalty", "top_p", "temperature", "steer", "seed")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class GenerationConfig:
         step_size: of each; gradients are divided by their norm ** 0.9.
         fluency: weight of ``zerocap``'s divergence from the decoder as it was.
         fusion: ``zerocap`` multiplies its probabilities ** this by those of the decoder as it was ** (1 - this).
-        max_tokens: longest caption, end-of-text included; None for what the decoder was built for.
         batch_size: embeddings per batch.
         seed: of ``nucleus``.
     """
@@ -63,7 +64,6 @@ class GenerationConfig:
     step_size: float = 0.3
     fluency: float = 0.2
     fusion: float = 0.99
-    max_tokens: int | None = None
     batch_size: int = 250
     seed: int = 0
 
@@ -73,11 +73,7 @@ class GenerationConfig:
                 f"There is no generation method {self.method!r}.", remedy=f"Choose from {', '.join(get_args(Method))}."
             )
         positive = ("beams", "batch_size", "temperature", "top_p", "candidates")
-        require_valid(self, positive=positive, error=DecoderError)
-        if self.top_p > 1:
-            raise DecoderError(f"top_p is a probability and must be at most 1, not {self.top_p}.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise DecoderError(f"max_tokens must be at least 1, not {self.max_tokens}.")
+        require_valid(self, positive=positive, shares=("top_p",), error=DecoderError)
 
     @classmethod
     def from_options(
@@ -105,17 +101,13 @@ class GenerationConfig:
             return cls("nucleus", top_p=top_p, temperature=temperature, seed=seed)
         return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()
 
-    def limit(self, model: Decoder) -> int:
-        """Return the longest caption of a decoder in tokens, end-of-text included."""
-        return min(self.max_tokens or model.config.max_tokens, model.config.max_tokens)
-
 
 @torch.inference_mode()
 def generate(
     model: Decoder,
     inputs: npt.NDArray[np.float32],
     config: GenerationConfig | None = None,
-    keys: Sequence[str] | None = None,
+    keys: Sequence[str] = (),
 ) -> list[list[int]]:
     """Generate the token ids of one caption per input, without the end-of-text token.
 
@@ -124,28 +116,16 @@ def generate(
         inputs: float32 (n, d), transformed as the decoder's pipeline says.
         config: method and its settings; greedy by default.
         keys: one per input; needed by ``nucleus``, which draws from (seed, key).
-
-    Raises:
-        DecoderError: if the inputs have another dimension than the decoder, or keys are missing.
     """
     config = config or GenerationConfig()
-    if inputs.ndim != 2 or inputs.shape[1] != model.config.dim:
-        raise DecoderError(
-            f"The decoder needs embeddings of {model.config.dim} dimensions, but the input has shape {inputs.shape}.",
-            remedy="Use embeddings of the model that the decoder was trained on.",
-        )
-    if config.method == "nucleus" and (keys is None or len(keys) != len(inputs)):
-        raise DecoderError(
-            f"Sampling depends on the keys of the inputs: pass keys=, one for each of the {len(inputs)} inputs."
-        )
-    limit = config.limit(model)
+    limit = model.config.max_tokens
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):
         part = slice(start, start + config.batch_size)
         batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         if config.method == "beam":
             captions += _beam(model, batch, config, limit)
-        elif config.method == "nucleus" and keys is not None:
+        elif config.method == "nucleus":
             draws = np.array([generator(config.seed, "nucleus", key).random(limit) for key in keys[part]])
             captions += _stepwise(model, batch, limit, _nucleus(config, torch.from_numpy(draws).to(model.device)))
         else:

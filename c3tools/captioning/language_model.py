@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,44 +22,12 @@ from torch import Tensor, nn
 
 from ..errors import DecoderError, MissingExtraError
 from .config import LanguageModelConfig, LanguageModelSize
-from .model import Cache, Decoder, start_at
+from .model import CaptionDecoder, DecoderBase, start_at
 from .tokenizer import CaptionTokenizer
 
 
-class TransformerMapper(nn.Module):
-    """ClipCap's mapper: P learned positions that a Transformer fills from P positions made of the embedding."""
-
-    def __init__(self, dim: int, width: int, length: int, layers: int = 8, heads: int = 8) -> None:
-        super().__init__()
-        self.length = length
-        self.spread = nn.Linear(dim, length * width)
-        self.queries = nn.Parameter(torch.randn(length, width) / math.sqrt(width))
-        heads = math.gcd(heads, width)
-        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Map (B, d) to (B, P * W)."""
-        read = self.spread(embeddings).view(len(embeddings), self.length, -1)  # (B, P, W)
-        x = torch.cat([read, self.queries.expand(len(embeddings), -1, -1)], dim=1)  # (B, 2P, W)
-        prefix: Tensor = self.encoder(x)[:, self.length :].flatten(1)  # (B, P * W)
-        return prefix
-
-
-def make_mapper(kind: str, dim: int, width: int, length: int) -> nn.Module:
-    """Return a mapper from embeddings (B, d) to (B, P * W), one of `MAPPERS`."""
-    if kind == "transformer":
-        return TransformerMapper(dim, width, length)
-    if kind == "linear":
-        return nn.Linear(dim, length * width)
-    hidden = length * width // 2
-    return nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, length * width))
-
-
-class LanguageModelDecoder(Decoder):
-    """A language model behind a mapper; see the module's docstring."""
-
-    config: LanguageModelConfig
+class LanguageModelDecoder(DecoderBase):
+    """A language model behind a mapper; see the module's docstring. Methods are those of `CaptionDecoder`."""
 
     def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
         super().__init__()
@@ -69,7 +36,8 @@ class LanguageModelDecoder(Decoder):
         self.language_model = language_model if language_model is not None else _from_config(config.architecture)
         width = self.language_model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
         if config.prefix_length:
-            self.mapper = make_mapper(config.mapper, config.dim, width, config.prefix_length)
+            filled = config.prefix_length * width
+            self.mapper = nn.Sequential(nn.Linear(config.dim, filled // 2), nn.Tanh(), nn.Linear(filled // 2, filled))
         if config.frozen:
             self.language_model.requires_grad_(False)
         # its name changed with the version of transformers
@@ -97,13 +65,13 @@ class LanguageModelDecoder(Decoder):
         return embedded
 
     def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Compute the scores of all tokens at once, without keeping hidden states; see `Decoder.forward`."""
+        """Compute the scores of all tokens at once, without keeping hidden states."""
         x, start = self._sequence(embeddings, tokens if seen is None else seen)
         logits: Tensor = self.language_model(inputs_embeds=x, use_cache=False).logits  # (B, P + T - 1, V)
         return logits[:, start:]  # (B, T, V)
 
     def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the scores and the hidden states of all tokens at once; see `Decoder.score`."""
+        """Compute the scores and the hidden states of all tokens at once."""
         x, start = self._sequence(embeddings, tokens if seen is None else seen)
         out = self.language_model(inputs_embeds=x, use_cache=False, output_hidden_states=True)
         return out.logits[:, start:], out.hidden_states[-1][:, start:]  # (B, T, V), (B, T, W)
@@ -113,26 +81,25 @@ class LanguageModelDecoder(Decoder):
         prefix = self.embed_prefix(embeddings)  # (B, P, W)
         return torch.cat([prefix, self.embed_tokens(shown[:, :-1])], dim=1), prefix.shape[1] - 1
 
-    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Run the prefix; see `Decoder.prefill`."""
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Run the prefix."""
         cache = _Cache()
         logits, hidden = self._step(self.embed_prefix(embeddings), cache)
         return logits, hidden, cache
 
-    def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """Run one more token; see `Decoder.decode_step`."""
-        assert isinstance(cache, _Cache)
+    def decode_step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """Run one more token."""
         return self._step(self.embed_tokens(tokens[:, None]), cache)
 
     def behind_prefix(self, length: int) -> LanguageModelDecoder:
-        """Return a copy of a language model behind a new mapper; see `Decoder.behind_prefix`."""
+        """Return a copy of a language model behind a new mapper."""
         config = replace(self.config, prefix_length=length, frozen=True)
         decoder = LanguageModelDecoder(config, copy.deepcopy(self.language_model))
         start_at(decoder.mapper, self.embed_tokens(torch.tensor([self.end_id], device=self.device))[0].detach())
         return decoder
 
-    def cache_of(self, tensors: list[Tensor]) -> Cache:
-        """Return a cache of given keys and values; see `Decoder.cache_of`."""
+    def cache_of(self, tensors: list[Tensor]) -> Any:
+        """Return a cache of given keys and values."""
         cache = _Cache()
         for layer, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
             cache.past.update(keys, values, layer)
@@ -142,6 +109,9 @@ class LanguageModelDecoder(Decoder):
         past = {self._cache_argument: cache.past}
         out = self.language_model(inputs_embeds=x, use_cache=True, output_hidden_states=True, **past)
         return out.logits[:, -1], out.hidden_states[-1][:, -1]  # (B, V), (B, W)
+
+
+Decoder = CaptionDecoder | LanguageModelDecoder
 
 
 class _Cache:
@@ -187,7 +157,6 @@ def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder,
         vocab_size=vocab_size,
         end_id=int(end_id),
         architecture=model.config.to_dict(),
-        mapper=size.mapper,
         prefix_length=size.prefix_length,
         max_tokens=size.max_tokens,
         frozen=size.frozen,

@@ -14,38 +14,26 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import DecoderConfig, Shape
+from .config import DecoderConfig
 from .tokenizer import END_ID, PAD_ID
 
 _START_SPREAD = 0.1  # of a new mapper's output around what a language model begins with
 
 
-class Cache(Protocol):
-    """State of the positions that a decoder has computed."""
-
-    def select(self, rows: Tensor) -> None:
-        """Keep, repeat or reorder rows of the batch: int64 (any number,)."""
-
-    def tensors(self) -> list[Tensor]:
-        """Return the keys and the values of each layer in turn, (B, H, positions so far, W / H) each."""
-
-
-class Decoder(nn.Module):
-    """Base of the built-in decoder and of language models behind a mapper.
+class DecoderBase(nn.Module):
+    """What the built-in decoder and language models behind a mapper share.
 
     Attributes:
-        config: the architecture.
         pad_id: fills captions on the right, and stands for words that training hides; never generated.
         end_id: the end-of-text token.
     """
 
-    config: Shape
     pad_id: int
     end_id: int
 
@@ -53,46 +41,6 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.parameters()).device
-
-    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Compute the scores that predict each token (teacher forcing).
-
-        Args:
-            embeddings: (B, d), transformed as the decoder's pipeline says.
-            tokens: int64 (B, T), right-padded, each caption ending in the end-of-text token.
-            seen: the tokens that the decoder reads, ``tokens`` by default; training hides some.
-
-        Returns:
-            (B, T, V): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
-        """
-        return self.score(embeddings, tokens, seen)[0]
-
-    def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the scores (B, T, V) as `forward` does, and the hidden states (B, T, W) that they are made from."""
-        raise NotImplementedError
-
-    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Run the prefix of embeddings (B, d).
-
-        Returns:
-            Scores of the first token (B, V), the hidden state (B, W), and the cache.
-        """
-        raise NotImplementedError
-
-    def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states (B, W)."""
-        raise NotImplementedError
-
-    def behind_prefix(self, length: int) -> Decoder:
-        """Return a copy of a language model behind a new mapper to so many positions, which alone is to be trained.
-
-        The mapper starts near what the language model begins with, the end-of-text token, at every position.
-        """
-        raise NotImplementedError
-
-    def cache_of(self, tensors: list[Tensor]) -> Cache:
-        """Return a cache of given keys and values, as `Cache.tensors` lists them; gradients pass through it."""
-        raise NotImplementedError
 
     def count_parameters(self) -> int:
         """Return the number of weights; tied ones are counted once."""
@@ -107,7 +55,7 @@ class Decoder(nn.Module):
         return found.hexdigest()
 
 
-def allowed(model: Decoder, logits: Tensor) -> Tensor:
+def allowed(model: DecoderBase, logits: Tensor) -> Tensor:
     """Return the scores (B, V) in float32 with padding ruled out: it is never trained, so its score means nothing."""
     scores = logits.float()
     if model.pad_id < scores.shape[1]:
@@ -198,10 +146,9 @@ class Block(nn.Module):
         return x + y
 
 
-class CaptionDecoder(Decoder):
+class CaptionDecoder(DecoderBase):
     """Built-in decoder; see the module's docstring."""
 
-    config: DecoderConfig
     pad_id, end_id = PAD_ID, END_ID
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -255,32 +202,47 @@ class CaptionDecoder(Decoder):
         """Compute the scores of the next token by the tied token embeddings: (..., W) to (..., V)."""
         return F.linear(hidden, self.tokens.weight)
 
+    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Compute the scores that predict each token (teacher forcing).
+
+        Args:
+            embeddings: (B, d), transformed as the decoder's pipeline says.
+            tokens: int64 (B, T), right-padded, each caption ending in the end-of-text token.
+            seen: the tokens that the decoder reads, ``tokens`` by default; training hides some.
+
+        Returns:
+            (B, T, V): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
+        """
+        return self.score(embeddings, tokens, seen)[0]
+
     def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the scores of all tokens at once; see `Decoder.score`."""
+        """Compute the scores (B, T, V) as `forward` does, and the hidden states (B, T, W) that they are made from."""
         shown = tokens if seen is None else seen
         prefix = self.embed_prefix(embeddings)  # (B, P, W)
         x = torch.cat([prefix, self.tokens(shown[:, :-1])], dim=1)  # (B, P + T - 1, W)
         hidden = self.run(x)[:, prefix.shape[1] - 1 :]  # (B, T, W)
         return self.logits(hidden), hidden
 
-    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """Run the prefix; see `Decoder.prefill`."""
+    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Run the prefix of embeddings (B, d): scores of the first token (B, V), the hidden state (B, W), the cache."""
         cache = KeyValueCache(self.config, len(embeddings), embeddings.dtype, embeddings.device)
         hidden = self.run(self.embed_prefix(embeddings), cache)[:, -1]  # (B, W)
         return self.logits(hidden), hidden, cache
 
-    def decode_step(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """Run one more token; see `Decoder.decode_step`."""
-        assert isinstance(cache, KeyValueCache)
+    def decode_step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states (B, W)."""
         hidden = self.run(self.tokens(tokens[:, None]), cache)[:, 0]  # (B, W)
         return self.logits(hidden), hidden
 
-    def cache_of(self, tensors: list[Tensor]) -> Cache:
-        """Return a cache of given keys and values; see `Decoder.cache_of`."""
+    def cache_of(self, tensors: list[Tensor]) -> Any:
+        """Return a cache of given keys and values, as its ``tensors()`` lists them; gradients pass through it."""
         return DifferentiableCache(tensors)
 
     def behind_prefix(self, length: int) -> CaptionDecoder:
-        """Return a copy of a language model behind a new mapper; see `Decoder.behind_prefix`."""
+        """Return a copy of a language model behind a new mapper to so many positions, which alone is to be trained.
+
+        The mapper starts near what the language model begins with, the end-of-text token, at every position.
+        """
         decoder = CaptionDecoder(replace(self.config, prefix_length=length))
         decoder.load_state_dict({**decoder.state_dict(), **self.state_dict()} | {"positions": decoder.positions})
         # the last position of the prefix is where the language model begins
@@ -291,9 +253,9 @@ class CaptionDecoder(Decoder):
         return decoder
 
 
-def start_at(mapper: nn.Module, start: Tensor) -> None:
-    """Have every position that a mapper fills start near one vector (W,), if its last layer is linear."""
-    last = mapper[-1] if isinstance(mapper, nn.Sequential) else mapper
-    if isinstance(last, nn.Linear):
-        last.weight.data *= _START_SPREAD
-        last.bias.data = start.repeat(last.out_features // len(start)).to(last.bias.device)
+def start_at(mapper: nn.Sequential, start: Tensor) -> None:
+    """Have every position that a mapper fills start near one vector (W,)."""
+    last = mapper[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.data *= _START_SPREAD
+    last.bias.data = start.repeat(last.out_features // len(start)).to(last.bias.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,11 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..arrays import Indices
-from ..errors import DecoderError
 from ..seeds import generator
 from ..store.rows import Rows
 
 PAD, END = "<pad>", "<end>"
 PAD_ID, END_ID = 0, 1
-_NAMED_KEYS = 5
 _BATCHES_PER_BUCKET = 32
 _ENCODED = 8192  # captions at a time
 _SPACE = re.compile(r"\s+")
@@ -53,9 +51,8 @@ def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
     if kept.all():
         return rows, None
     left_out = rows.select(~kept).keys
-    named = ", ".join(left_out[:_NAMED_KEYS]) + (", …" if len(left_out) > _NAMED_KEYS else "")
-    note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out: {named}."
-    return rows.select(kept), note
+    note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out"
+    return rows.select(kept), f"{note}; the first is {left_out[0]}."
 
 
 class CaptionTokenizer:
@@ -67,26 +64,21 @@ class CaptionTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, pad_id: int = PAD_ID, end_id: int = END_ID) -> None:
-        if pad_id == PAD_ID and (tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)) != (PAD_ID, END_ID):
-            raise DecoderError(
-                f"The tokenizer does not reserve {PAD} as id {PAD_ID} and {END} as id {END_ID}.",
-                remedy="Use a tokenizer.json that c3 train-decoder wrote.",
-            )
         self._tokenizer = tokenizer
         self.pad_id, self.end_id = pad_id, end_id
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int = 4096, *, lowercase: bool = True) -> CaptionTokenizer:
+    def train(cls, captions: Iterable[str], vocab_size: int = 4096) -> CaptionTokenizer:
         """Learn a vocabulary of at most ``vocab_size`` tokens; the same captions give the same vocabulary.
+
+        Case is folded, as caption corpora are scored.
 
         Args:
             captions: the training captions.
             vocab_size: upper limit; at least 258 are needed for the 256 bytes and the two special tokens.
-            lowercase: fold case, as caption corpora are scored; kept in tokenizer.json.
         """
         tokenizer = Tokenizer(models.BPE())
-        steps: list[normalizers.Normalizer] = [normalizers.NFC()]
-        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Lowercase()] if lowercase else steps)
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -101,19 +93,8 @@ class CaptionTokenizer:
 
     @classmethod
     def load(cls, path: Path, pad_id: int = PAD_ID, end_id: int = END_ID) -> CaptionTokenizer:
-        """Read a tokenizer.json.
-
-        Raises:
-            DecoderError: if the file is missing or damaged.
-        """
-        try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), pad_id, end_id)
-        except FileNotFoundError:
-            raise DecoderError(f"The tokenizer {path} does not exist.") from None
-        except DecoderError:
-            raise
-        except Exception as error:  # the library raises bare Exception for a damaged file
-            raise DecoderError(f"{path} is not a readable tokenizer ({error}).") from error
+        """Read a tokenizer.json."""
+        return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), pad_id, end_id)
 
     def to_json(self) -> str:
         """Return the content of tokenizer.json."""
@@ -133,12 +114,7 @@ class CaptionTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the caption of token ids, up to the first end-of-text token."""
-        kept: list[int] = []
-        for token in ids:
-            if token == self.end_id:
-                break
-            if token != self.pad_id:
-                kept.append(token)
+        kept = [token for token in takewhile(lambda token: token != self.end_id, ids) if token != self.pad_id]
         return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
 
 

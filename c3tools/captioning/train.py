@@ -1,37 +1,54 @@
-"""Training a captioner: from the captions, the pairs or the images of a store to a decoder folder."""
+"""Training a captioner: from the captions, the pairs or the images of a store to a decoder folder.
+
+It follows the method as published, which the released code of the paper does not always do: noise is drawn again in
+every epoch, for training inputs only, from (seed, epoch, key); the validation loss that chooses the checkpoint has no
+noise; an end-of-text token is learned; the loss ignores padding and nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from .. import devices
+from ..arrays import Indices
+from ..devices import Compute
 from ..errors import DecoderError, StoreError
-from ..io.artifact import claimed
+from ..io.artifact import Target, claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
+from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
 from ..training.checkpoints import CheckpointDir
+from ..training.loop import Task
+from ..training.loop import train as run_training
 from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma
-from .baselines.esper import ESPER_TRAINING
-from .baselines.steering import load_text_encoder
+from .baselines.esper import ESPER_TRAINING, EsperTask
+from .baselines.steering import TextEncoder, load_text_encoder
 from .captioner import DECODER, Captioner
-from .config import UNCONDITIONAL, fine_tuned_size, load_size, plan_training
+from .config import UNCONDITIONAL, Size, TrainingConfig, fine_tuned_size, load_size, training_config
 from .evaluate import require_captions
-from .tokenizer import drop_empty
-from .training import fit_captioner, fit_esper
+from .language_model import Decoder, pretrained
+from .model import CaptionDecoder
+from .tokenizer import CaptionTokenizer, TokenRows, drop_empty, length_bucketed
 
-DEFAULT_PRESET = "c3"
-LANGUAGE_MODEL_PRESET = "c1"  # its inputs are not read; images and texts are compared as the encoder gives them
-MONITORS = ("text", "cross-modal")
+_MONITORS = ("text", "cross-modal")
 _NO_SETTINGS = ("store", "pipeline", "output", "tensorboard", "device", "overwrite", "reporter")
+_VALIDATION_BATCH = 512
 
 
 def train_captioner(
@@ -112,51 +129,49 @@ def train_captioner(
     own_pipeline = start is not None and preset is None and pipeline is None  # that of the decoder to start from
     _check_options(settings, pipeline, own_pipeline)
     if unconditional:
-        preset, set = LANGUAGE_MODEL_PRESET, (*UNCONDITIONAL, *set)
-    if pipeline is None and not own_pipeline:
-        preset = preset or DEFAULT_PRESET
+        # its inputs are not read; images and texts are compared as the encoder gives them
+        preset, set = "c1", (*UNCONDITIONAL, *set)
+    if pipeline is not None:
+        preset, sigma = pipeline.name, pipeline.sigma or 0.0
+    elif not own_pipeline:
+        preset = preset or "c3"
         sigma = chosen_sigma(preset, sigma, AUTO if pairs is None else 0.0)
     compute, output = devices.pick(device, precision), Path(output)
     settings |= {"preset": preset, "sigma": sigma, "set": set, "precision": compute.precision}
-    if pipeline is not None:
-        settings |= {"preset": pipeline.name, "sigma": pipeline.sigma or 0.0}
     checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
     claim = claimed(output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter)
     with claim as target, record_scalars(tensorboard, reporter) as recorder:
         store = Store.open(store, reporter=reporter)
-        previous = None if start is None else Captioner.load(start)
-        if previous is not None:
+        record: dict[str, Any] = {"model": dict(store.info.model)}
+        options: dict[str, Any] = {"compute": compute, "record": record, "checkpoints": checkpoints, "target": target}
+        options["reporter"] = recorder
+        previous = None
+        if start is not None:
+            previous, record["from"] = Captioner.load(start), str(start)
             previous.check_model(store.info.model, store.info.dim)
             size = str(previous.record.get("size", size))
-        if previous is not None and previous.is_language_model:
-            _check_language_model(start, own_pipeline and pairs is None and monitor == "text")
-            set = (*UNCONDITIONAL[1:], *set)
-        record: dict[str, Any] = {"model": dict(store.info.model)}
-        record |= {"from": str(start)} if start is not None else {}
-        options: dict[str, Any] = {
-            "compute": compute,
-            "record": record,
-            "checkpoints": checkpoints,
-            "target": target,
-            "reporter": recorder,
-        }
+            if previous.is_language_model:
+                if not (own_pipeline and pairs is None and monitor == "text"):
+                    raise DecoderError(
+                        f"The decoder at {start} is a language model: it reads no embedding.",
+                        remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
+                    )
+                set = (*UNCONDITIONAL[1:], *set)
         if esper and previous is not None:
-            captioner = _train_esper(store, previous, train_split, epochs, seed, options)
+            images = _training_images(store, train_split, record, reporter)
+            encoder = load_text_encoder(store.info.model, "ESPER", device=compute.device, reporter=reporter)
+            training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
+            captioner = fit_esper(*images, previous, encoder, training=training, **options)
         else:
             train, val, notes = _rows_to_learn(store, train_split, train_fraction, pairs, monitor, seed)
-            for note in notes:
+            given = previous.pipeline if previous is not None and own_pipeline else pipeline
+            pipeline, more = _fitted(given, preset, sigma, store, train_split)
+            record |= {"sigma": float(pipeline.sigma or 0), "notes": [*notes, *more]}
+            record |= {} if pairs is None else {"pairs": pairs}
+            for note in record["notes"]:
                 reporter.message(note)
-            if previous is not None and own_pipeline:
-                pipeline, record["sigma"] = previous.pipeline, float(previous.record.get("sigma", 0.0))
-            else:
-                pipeline = _fitted_pipeline(pipeline, preset, sigma, store, train_split, reporter)
-                record["sigma"] = float(pipeline.sigma or 0)
-            if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
-                notes.append(note_on_moments(pipeline.name, "text", "image", train_split))
-                reporter.message(notes[-1])
-            record |= {"notes": notes} | ({} if pairs is None else {"pairs": pairs})
             chosen = load_size(size, set) if previous is None else fine_tuned_size(size, set)
-            training = plan_training(chosen, len(train), set, epochs=epochs, patience=patience, seed=seed)
+            training = training_config(chosen, len(train), set, epochs=epochs, patience=patience, seed=seed)
             label = "Training a language model" if unconditional else f"Training {pipeline.name}"
             options |= {"size": size, "set": set, "start": previous, "label": label}
             captioner = fit_captioner(train, val, pipeline, training=training, **options)
@@ -168,9 +183,9 @@ def train_captioner(
 def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipeline: bool) -> None:
     """Refuse arguments of `train_captioner` that contradict each other, or that are out of range."""
     preset, sigma, start, pairs, monitor = (asked[name] for name in ("preset", "sigma", "start", "pairs", "monitor"))
-    fraction = asked["train_fraction"]
-    of_texts = pairs is None and monitor == "text"
-    own_training = asked["set"] or asked["unconditional"] or asked["patience"] is not None or fraction != 1
+    fraction, language_model = asked["train_fraction"], asked["unconditional"]
+    of_texts, no_pipeline = pairs is None and monitor == "text", preset is None and sigma is None
+    own_training = asked["set"] or language_model or asked["patience"] is not None or fraction != 1
     refused = [
         (
             own_pipeline and sigma is not None,
@@ -178,13 +193,13 @@ def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipelin
             "Leave out --sigma, or give a --preset for it, which takes the place of the decoder's pipeline.",
         ),
         (
-            pipeline is not None and not (preset is None and sigma is None),
+            pipeline is not None and not no_pipeline,
             "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
             "Leave out preset and sigma.",
         ),
         (not 0 < fraction <= 1, f"--train-fraction must be above 0 and at most 1, not {fraction}.", None),
         (pairs is not None and not 0 < pairs <= 1, f"--pairs must be above 0 and at most 1, not {pairs}.", None),
-        (monitor not in MONITORS, f"There is no --monitor {monitor!r}.", f"Choose from {', '.join(MONITORS)}."),
+        (monitor not in _MONITORS, f"There is no --monitor {monitor!r}.", f"Choose from {', '.join(_MONITORS)}."),
         (
             asked["esper"] and start is None,
             "ESPER starts from a language model.",
@@ -196,14 +211,9 @@ def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipelin
             "Of the settings of training, give --epochs, --train-split and --seed alone.",
         ),
         (
-            asked["unconditional"] and not (preset is None and sigma is None and pipeline is None and of_texts),
+            language_model and not (no_pipeline and pipeline is None and of_texts and start is None),
             "A language model reads no embedding, so nothing about embeddings can be set.",
-            "Leave out --preset, --sigma, --pairs and --monitor, or --unconditional.",
-        ),
-        (
-            asked["unconditional"] and start is not None,
-            "The architecture is that of the decoder to continue from.",
-            "Leave out --unconditional or --from.",
+            "Leave out --preset, --sigma, --pairs, --monitor and --from, or --unconditional.",
         ),
     ]
     for wrong, message, remedy in refused:
@@ -211,26 +221,21 @@ def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipelin
             raise DecoderError(message, remedy=remedy)
 
 
-def _check_language_model(start: object, reads_nothing: bool) -> None:
-    if not reads_nothing:
-        raise DecoderError(
-            f"The decoder at {start} is a language model: it reads no embedding.",
-            remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
-        )
-
-
-def _train_esper(
-    store: Store, language_model: Captioner, split: str, epochs: int | None, seed: int, options: dict[str, Any]
-) -> Captioner:
-    """Train ESPER's mapper on the images of a store; the options are those of `fit_esper`."""
-    train, val, notes = training_images(store, split)
-    for note in notes:
-        options["reporter"].message(note)
-    options["record"]["notes"] = notes
-    device, reporter = options["compute"].device, options["reporter"]
-    encoder = load_text_encoder(store.info.model, "ESPER", device=device, reporter=reporter)
-    training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
-    return fit_esper(train, val, language_model, encoder, training=training, **options)
+def _fitted(
+    pipeline: Pipeline | None, preset: str | None, sigma: float | str | None, store: Store, split: str
+) -> tuple[Pipeline, list[str]]:
+    """Return the given pipeline or a preset, fitted on the store, with what the user should know about it."""
+    notes = []
+    if pipeline is None:
+        pipeline = named_pipeline(preset or "c3", sigma=sigma or 0.0).fit(store, split=split)
+        if isinstance(sigma, str):
+            notes = [f"{pipeline.provenance['sigma']}. Choose another with --sigma."]
+    elif not pipeline.fitted:
+        pipeline.fit(store, split=split)
+    pipeline.check_model(store.info.model)
+    if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
+        notes.append(note_on_moments(pipeline.name, "text", "image", split))
+    return pipeline, notes
 
 
 def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, list[str]]:
@@ -241,7 +246,7 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
 
     Raises:
         StoreError: if the store has no texts, or they have no captions.
-        DecoderError: if the split has no captions, or too few to hold some out.
+        DecoderError: if the split has no captions.
     """
     require_captions(store)
     train, val, why = training_split(store, "text", split, called="captions", error=DecoderError)
@@ -250,33 +255,24 @@ def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, l
         held = f"{counted(len(val), 'caption')} of {counted(val.item_count, 'image is', 'images are')}"
         notes.append(f"{why}, so {held} held out.")
     (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
-    notes += [note for note in (train_note, val_note) if note]
-    if not len(train) or not len(val):
-        raise DecoderError(
-            f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}. "
-            f"{' '.join(notes)}".rstrip(),
-            remedy="Embed a corpus with more captions, or check that they are not empty.",
-        )
-    return train, val, notes
+    return train, val, notes + [note for note in (train_note, val_note) if note]
 
 
-def training_images(store: Store, split: str = "train") -> tuple[Rows, Rows, list[str]]:
-    """Read the images to learn from and others to choose the checkpoint on, with what the user should know about them.
+def _training_images(store: Store, split: str, record: dict[str, Any], reporter: Reporter) -> tuple[Rows, Rows]:
+    """Read the images to learn from and others to choose the checkpoint on; the record gets notes on them.
 
     Raises:
         StoreError: if the store has no images.
         DecoderError: if the split has none.
     """
     if "image" not in store.modalities:
-        there = ", ".join(store.modalities) or "no rows"
-        raise StoreError(
-            f"The store {store.path} has no images; it has {there}.", remedy="Embed images: c3 embed PATH."
-        )
+        raise StoreError(f"The store {store.path} has no images.", remedy="Embed images: c3 embed PATH.")
     train, val, why = training_split(store, "image", split, called="images", error=DecoderError)
-    notes = [store.split_note] if store.split_note else []
-    if why:
-        notes.append(f"{why}, so {counted(len(val), 'image is', 'images are')} held out.")
-    return train, val, notes
+    held = f"{why}, so {counted(len(val), 'image is', 'images are')} held out." if why else None
+    record["notes"] = [note for note in (store.split_note, held) if note]
+    for note in record["notes"]:
+        reporter.message(note)
+    return train, val
 
 
 def captions_of_images(images: Rows, texts: Rows) -> Rows:
@@ -317,20 +313,266 @@ def _rows_to_learn(
     return train, val, [*notes, f"Training on pairs: {counted(len(train), 'caption')} of {of_images}; {chosen_on}"]
 
 
-def _fitted_pipeline(
-    pipeline: Pipeline | None,
-    preset: str | None,
-    sigma: float | str | None,
-    store: Store,
-    split: str,
-    reporter: Reporter,
-) -> Pipeline:
-    """Return the given pipeline or a preset, fitted on the store."""
-    if pipeline is not None:
-        pipeline = pipeline if pipeline.fitted else pipeline.fit(store, split=split)
-        pipeline.check_model(store.info.model)
-        return pipeline
-    fitted = named_pipeline(preset or DEFAULT_PRESET, sigma=sigma or 0.0).fit(store, split=split)
-    if isinstance(sigma, str):
-        reporter.message(f"{fitted.provenance['sigma']}. Choose another with --sigma.")
-    return fitted
+def fit_captioner(
+    train: Rows,
+    val: Rows,
+    pipeline: Pipeline,
+    *,
+    size: str = "small",
+    set: Sequence[str] = (),
+    training: TrainingConfig | None = None,
+    compute: Compute | None = None,
+    start: Captioner | None = None,
+    **options: Any,
+) -> Captioner:
+    """Train a captioner on rows; it sees no image when both are rows of texts.
+
+    Args:
+        train: rows with the column ``caption`` to learn from.
+        val: rows that the checkpoint is chosen on; no noise is added to these.
+        pipeline: fitted; its noise goes to the training inputs.
+        size: a key of `SIZES`; not used where training starts from a captioner.
+        set: settings of the size that are changed, ``name=value`` (see `load_size`).
+        training: settings; those of the size when None.
+        compute: device and precision; the fastest available when None.
+        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
+        options: ``record`` (kept in the captioner's record, beside what is known here), ``checkpoints`` (where the run
+            is saved, to be continued after it was interrupted), ``target`` (where the captioner is going to be written;
+            the one that is there is returned if it is the same), ``label`` of the progress, ``reporter``.
+
+    Raises:
+        DecoderError: if there is no caption to learn from or to validate on, or the loss is not finite.
+    """
+    if not len(train) or not len(val):
+        raise DecoderError(
+            f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}.",
+            remedy="Embed a corpus with more captions, or check that they are not empty.",
+        )
+    chosen, compute, dim = load_size(size, set), compute or devices.pick(), train.embeddings.shape[1]
+    training = training or training_config(chosen)
+    model: Decoder
+    if start is not None:
+        start.check_dim(dim)
+        model, tokenizer = copy.deepcopy(start.decoder), start.tokenizer
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
+            if isinstance(chosen, Size):
+                tokenizer = CaptionTokenizer.train(train.captions, chosen.vocab_size)
+                model = CaptionDecoder(chosen.config(dim, tokenizer.vocab_size))
+            else:
+                model, tokenizer = pretrained(chosen, dim)
+    content = {
+        "modality": train.modality,
+        "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
+        "size": size if start is None else start.record.get("size"),
+        "changes": list(set),
+        "training": {**asdict(training), "precision": compute.precision},
+    }
+    task = CaptionTask(model, tokenizer, train, val, pipeline, training, compute, keep_start=start is not None)
+    return _trained(task, tokenizer, pipeline, content, **options)
+
+
+def fit_esper(
+    train: Rows,
+    val: Rows,
+    language_model: Captioner,
+    encoder: TextEncoder,
+    *,
+    training: TrainingConfig = ESPER_TRAINING,
+    compute: Compute | None = None,
+    **options: Any,
+) -> Captioner:
+    """Train a mapper in front of a language model on images; no caption of them is used. See `baselines.esper`.
+
+    Args:
+        train: images to learn from.
+        val: other images, the first 500 of which choose the checkpoint: by the mean cosine with their captions.
+        language_model: a captioner without a prefix; it is not changed.
+        encoder: of the model that the embeddings are of.
+        training: settings.
+        compute: the device is used; computed in fp32.
+        options: as `fit_captioner` takes them.
+
+    Raises:
+        DecoderError: if the decoder reads embeddings, or there are no images to learn from or to choose by.
+    """
+    if not language_model.is_language_model:
+        raise DecoderError(
+            "ESPER starts from a language model, and this decoder reads embeddings.",
+            remedy="Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm.",
+        )
+    if not len(train) or not len(val):
+        raise DecoderError(
+            f"ESPER learns from images, and chooses the checkpoint on others; there are {len(train)} and {len(val)}.",
+            remedy="Embed images of the train and the val split.",
+        )
+    device = (compute or devices.pick(precision="fp32")).device
+    decoder, tokenizer, pipeline = language_model.decoder, language_model.tokenizer, language_model.pipeline
+    task = EsperTask(train, val, decoder, tokenizer, pipeline, encoder, training, device)
+    content = {
+        "sigma": 0.0,
+        "modality": "image",
+        "monitor": "reward",
+        "size": language_model.record.get("size"),
+        "training": {**asdict(training), "precision": "fp32"},
+    }
+    return _trained(task, tokenizer, pipeline, content, **options)
+
+
+def _trained(
+    task: CaptionTask | EsperTask,
+    tokenizer: CaptionTokenizer,
+    pipeline: Pipeline,
+    content: Mapping[str, Any],
+    *,
+    record: Mapping[str, Any] | None = None,
+    checkpoints: CheckpointDir | None = None,
+    target: Target | None = None,
+    label: str = "Training",
+    reporter: Reporter = SILENT,
+) -> Captioner:
+    """Run a training, unless its result is at the target; ``content`` and its losses are in the captioner's record."""
+    if target is not None and (there := target.finished(task.identity, partial(Captioner.load, target.folder))):
+        return there
+    run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
+    history = [
+        {key: getattr(epoch, key) for key in ("train_loss", "val_loss", "seconds")}
+        | {"epoch": number, "tokens": epoch.count}
+        for number, epoch in enumerate(run.history, 1)
+    ]
+    facts = {
+        "preset": pipeline.name,
+        "seed": task.config.seed,
+        "dim": task.train.embeddings.shape[1],
+        "captions": {"train": len(task.train), "val": len(task.val)},
+        "history": history,
+        "trace": [list(point) for point in run.trace],
+        "start_val_loss": None if run.start is None else run.start.val_loss,
+        "best_val_loss": None if run.kept is None else run.kept.val_loss,
+        **({} if target is None else {"made_from": target.made_from(task.identity)}),
+    }
+    return Captioner(task.model, tokenizer, pipeline, {**content, **(record or {}), **facts})
+
+
+@dataclass(eq=False)
+class CaptionTask(Task):
+    """The training of one decoder.
+
+    Attributes:
+        model: the decoder to train.
+        tokenizer: its tokenizer.
+        train: rows with the column ``caption``; the decoder learns to write each caption from its embedding.
+        val: rows that the checkpoint is chosen on; their embeddings get no noise.
+        pipeline: fitted; applied to the embeddings during training.
+        config: settings of the training.
+        compute: device and precision.
+        keep_start: keep the initial weights if no epoch improves on them.
+    """
+
+    model: Decoder
+    tokenizer: CaptionTokenizer
+    train: Rows
+    val: Rows
+    pipeline: Pipeline
+    config: TrainingConfig
+    compute: Compute
+    keep_start: bool = False
+
+    unit, error = "tokens", DecoderError
+    remedy = "Lower the learning rate, or train with --precision fp32."
+
+    def __post_init__(self) -> None:
+        config, pipeline, val, model = self.config, self.pipeline, self.val, self.model.to(self.compute.device)
+        self.module, longest = model, model.config.max_tokens
+        self.train_tokens = TokenRows(self.tokenizer, self.train.captions, longest)
+        self.val_tokens = TokenRows(self.tokenizer, val.captions, longest)
+        self._batches: tuple[int, list[Indices]] = (0, self._batches_of(0))
+        self.steps_per_epoch = len(self._batches[1])
+        total = config.epochs * self.steps_per_epoch
+        rise = min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
+        self.plan = config.plan(self.steps_per_epoch, rise, "keep" if self.keep_start else "skip")
+        self.optimizer = config.optimizer(model, fused=True)
+        self._val_inputs = pipeline.transform(val.embeddings, modality=val.modality, training=False)
+        settings = [model.config, config, pipeline.config(), model.digest(), self.compute.precision]
+        data = [part for rows in (self.train, val) for part in (rows.keys, rows.captions, rows.embeddings)]
+        self.identity = digest_of(settings, pipeline.record()["tensors"], *data)
+
+    def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
+        """Learn from one batch of captions."""
+        config, pad, device = self.config, self.model.pad_id, self.compute.device
+        epoch, place = divmod(number, self.steps_per_epoch)
+        if self._batches[0] != epoch:
+            self._batches = epoch, self._batches_of(epoch)
+        rows = self._batches[1][place]
+        rng = generator(config.seed, "step", epoch, place)
+        torch.manual_seed(int(rng.integers(2**62)))
+        inputs = self.pipeline.transform(
+            self.train.embeddings[rows],
+            modality=self.train.modality,
+            training=True,
+            keys=[self.train.keys[row] for row in rows],
+            items=[self.train.items[row] for row in rows],
+            seed=config.seed,
+            epoch=epoch,
+        )
+        tokens = torch.from_numpy(self.train_tokens.batch(rows, pad))  # (B, T)
+        seen = tokens
+        if config.word_dropout:
+            hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
+            seen = tokens.masked_fill(hidden, pad)
+        tokens = tokens.to(device)
+        read = (torch.from_numpy(inputs).to(device), tokens, seen.to(device))
+        count = int((tokens != pad).sum())
+        with self._autocast():
+            # the hidden states of a language model are kept for the contrastive loss alone
+            logits, states = self.model.score(*read) if config.contrastive_margin else (self.model(*read), None)
+        loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
+        if states is None:
+            return update(loss), count
+        update(loss + _contrastive_loss(states, tokens != pad, config.contrastive_margin))
+        return float(loss.detach()), count
+
+    def validate(self) -> tuple[float, dict[str, Any]]:
+        """Return the mean loss per token over the validation captions, without noise or dropout."""
+        total, count, pad = 0.0, 0, self.model.pad_id
+        order = np.argsort(self.val_tokens.lengths, kind="stable")
+        for start in range(0, len(order), _VALIDATION_BATCH):
+            rows = order[start : start + _VALIDATION_BATCH]
+            tokens = torch.from_numpy(self.val_tokens.batch(rows, pad)).to(self.compute.device)
+            inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
+            with self._autocast():
+                logits = self.model(inputs, tokens)
+            total += float(self._loss(logits, tokens, reduction="sum"))
+            count += int((tokens != pad).sum())
+        return total / count, {}
+
+    def _loss(self, logits: Tensor, tokens: Tensor, **options: Any) -> Tensor:
+        """Return the cross-entropy of scores (B, T, V) and tokens (B, T), in nats; padding is left out."""
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), tokens.flatten(), ignore_index=self.model.pad_id, **options
+        )
+
+    def _batches_of(self, epoch: int) -> list[Indices]:
+        return length_bucketed(self.train_tokens.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch)
+
+    def _autocast(self) -> torch.autocast:
+        compute = self.compute
+        return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
+
+
+def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
+    """Return the contrastive loss of SimCTG (Su et al., 2022), which keeps the hidden states of a caption apart.
+
+        1 / (T (T - 1)) sum_i sum_(j != i) max(0, margin - 1 + cos(h_i, h_j)), mean over the captions
+
+    Args:
+        hidden: hidden states (B, T, W).
+        real: bool (B, T), False for padding.
+        margin: 0.5 in MAGIC.
+    """
+    unit = F.normalize(hidden.float(), dim=-1)
+    excess = (margin - 1 + unit @ unit.transpose(1, 2)).clamp(min=0)  # (B, T, T)
+    other = ~torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+    pairs = real[:, :, None] & real[:, None, :] & other  # (B, T, T)
+    return ((excess * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)).mean()

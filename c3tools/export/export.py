@@ -64,7 +64,7 @@ from ..store.shards import (
     write_rows,
 )
 from ..transforms import Normalize, Pipeline, open_pipeline
-from ..transforms.recipe import JSON_NAME, TENSORS_NAME
+from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 
 FORMATS = ("parquet", "npy", "safetensors", "hf")
 CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}

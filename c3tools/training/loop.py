@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from .checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 
 SAVE_SECONDS = 30.0
 TRACE_STEPS = 25
+Start = Literal["skip", "report", "keep"]
 FINISHED, EARLY, DIVERGED = "finished", "stopped early", "diverged"
 
 
@@ -53,7 +55,7 @@ class Plan:
     clip_norm: float = 0.0
     ema: float = 0.0
     patience: int = 0
-    start: Literal["skip", "report", "keep"] = "skip"
+    start: Start = "skip"
     steps_per_epoch: int = 0
 
 
@@ -106,14 +108,6 @@ class Run:
     count: int = 0
     traced: tuple[float, int] = (0.0, 0)
 
-    @classmethod
-    def restore(cls, position: Mapping[str, Any]) -> Run:
-        """Make a state again from its JSON values."""
-        start, kept = (None if position[name] is None else Validation(**position[name]) for name in ("start", "kept"))
-        history = [Validation(**entry) for entry in position["history"]]
-        trace = [(step, loss) for step, loss in position["trace"]]
-        return cls(**{**position, "start": start, "kept": kept, "history": history, "trace": trace})
-
 
 class Task(ABC):
     """A training to run: one step, one validation, and the settings of both. A subclass sets the attributes.
@@ -123,7 +117,7 @@ class Task(ABC):
         optimizer: over these parameters; see `adamw`.
         plan: see `Plan`.
         identity: a digest of all that the run depends on: settings, data, initial weights.
-        counters: JSON values that the task changes in its steps; they are saved with the run.
+        counters: JSON values that the task changes in its steps, if it has any; they are saved with the run.
         unit: what a step counts, for the rate: ``tokens``.
         error: raised if the loss is not finite before any weights could be kept.
         remedy: of this error.
@@ -224,7 +218,7 @@ class _Loop:
     def __init__(self, task: Task, checkpoints: CheckpointDir | None, reporter: Reporter, main: bool) -> None:
         self.task, self.plan, self.reporter, self.main = task, task.plan, reporter, main
         self.checkpoints = checkpoints
-        self.run = Run(counters=task.counters)
+        self.run = Run(counters=getattr(task, "counters", {}))
         self.weights = {name: value for name, value in task.module.named_parameters() if value.requires_grad}
         self.best: dict[str, Tensor] = {}  # on the CPU
         self.average: dict[str, Tensor] = {}
@@ -370,9 +364,10 @@ class _Loop:
         if not found or self.checkpoints is None:
             return
         position, groups = found
-        self.run = Run.restore(position)
-        self.task.counters.update(self.run.counters)
-        self.run.counters = self.task.counters
+        self.run = msgspec.convert(position, Run)
+        if self.run.counters:
+            self.task.counters.update(self.run.counters)
+            self.run.counters = self.task.counters
         self.set_weights(groups["now"])
         self.best = groups.get("best", {})
         average = groups.get("average", {})

@@ -6,22 +6,22 @@ fitted pipeline as a step of its own.
 
 from __future__ import annotations
 
-from .memory import MemoryProjection, Retrieval
-from .pipeline import OrderWarning, Pipeline
+from .pipeline import Pipeline
 from .presets import PRESETS, open_pipeline, preset
 from .sigma import PUBLISHED_SIGMA
 from .steps import (
     AdaptiveNoise,
     Collapse,
     CovarianceNoise,
-    FewPairsWarning,
     GapShift,
     GaussianNoise,
     MatchMoments,
+    MemoryProjection,
     Normalize,
     Procrustes,
     ProjectOutGap,
     ReAlign,
+    Retrieval,
     RidgeMap,
     SpanNoise,
     Standardize,
@@ -35,13 +35,11 @@ __all__ = [
     "AdaptiveNoise",
     "Collapse",
     "CovarianceNoise",
-    "FewPairsWarning",
     "GapShift",
     "GaussianNoise",
     "MatchMoments",
     "MemoryProjection",
     "Normalize",
-    "OrderWarning",
     "Pipeline",
     "Procrustes",
     "ProjectOutGap",

@@ -5,24 +5,26 @@ Only numpy is imported here; using a store imports pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import Array, Matrix
+from ..arrays import Array, Mask, Matrix
 from ..errors import TransformError
 from ..moments import Moments
 from ..reporter import counted
 from . import operations as ops
-from .operations import Affine, Operation, Unit
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
+Known = TypeVar("Known")
 
 
 @dataclass(eq=False)
@@ -40,7 +42,6 @@ class FitData:
     moments: dict[str, Moments]
     rows: dict[str, Matrix]
     items: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    gap_from: dict[str, Moments] = field(init=False)
 
     def __post_init__(self) -> None:
         self.gap_from = dict(self.moments)
@@ -66,25 +67,20 @@ class FitData:
                 item where others of its modality have one.
         """
         known = {name: value for name, value in moments.items() if value.n}
-        given = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
-        given = {name: values for name, values in given.items() if len(values)}
+        arrays = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
+        given = {name: values for name, values in arrays.items() if len(values)}
         dims = {f"moments of {name}": value.dim for name, value in known.items()}
         dims |= {f"rows of {name}": value.shape[1] for name, value in given.items()}
         if len(set(dims.values())) > 1:
-            listing = ", ".join(f"{name}: {dim}" for name, dim in dims.items())
             raise TransformError(
-                f"A pipeline needs embeddings of the same dimension, but these differ ({listing}).",
+                f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
                 remedy="Fit on embeddings of the same model.",
             )
         for name, value in known.items():
-            if not (np.isfinite(value.mean).all() and np.isfinite(value.scatter).all()):
+            if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (unit(name) and not value.of_unit_rows):
                 raise TransformError(
-                    f"The moments of {name} contain NaN or infinity.", remedy="Embed the corpus again."
-                )
-            if unit(name) and not value.of_unit_rows:
-                raise TransformError(
-                    f"The moments of {name} are not of rows of norm 1: the mean squared norm of the rows is "
-                    f"{value.mean_squared_norm:.4g}, but the pipeline first scales every row to norm 1.",
+                    f"The moments of {name} are not those of rows of norm 1: the mean squared norm of the rows is "
+                    f"{value.mean_squared_norm:.4g}.",
                     remedy=f"Pass the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
                     "Check a store with `c3 verify`; remove loaded moments with `c3 means --unload`.",
                 )
@@ -107,16 +103,11 @@ class FitData:
 
     def moments_of(self, modality: str, step: str) -> Moments:
         """Return the moments of one modality, or raise a TransformError that says what the step lacks."""
-        return _moments_in(self.moments, modality, step)
+        return _needed(self.moments, modality, step, "moments")
 
     def rows_of(self, modality: str, step: str) -> Matrix:
         """Return the rows of one modality, or raise a TransformError that says what the step lacks."""
-        if modality not in self.rows:
-            raise TransformError(
-                f"The step {step} needs {modality} rows to be fitted, but only moments were given.",
-                remedy=f"Pass rows={{{modality!r}: array}} to fit(), or fit on a store.",
-            )
-        return self.rows[modality]
+        return _needed(self.rows, modality, step, "rows")
 
     def pairs_of(self, first: str, second: str, step: str) -> tuple[Matrix, Matrix]:
         """Return the paired rows of two modalities, or raise a TransformError that says what the step lacks."""
@@ -131,22 +122,22 @@ class FitData:
 
     def unit_gap(self, first: str, second: str, step: str) -> tuple[Array, float]:
         """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline."""
-        gap = _moments_in(self.gap_from, first, step).mean - _moments_in(self.gap_from, second, step).mean
-        length = float(np.linalg.norm(gap))
+        x, y = (_needed(self.gap_from, name, step, "moments").mean for name in (first, second))
+        length = float(np.linalg.norm(x - y))
         if length < 1e-9:
             raise TransformError(
                 f"The step {step} needs a modality gap, but the means of {first} and {second} are the same.",
                 remedy="Fit on embeddings that are not yet centred.",
             )
-        return gap / length, length
+        return (x - y) / length, length
 
-    def advance(self, modality: str, operation: Operation, *, first_step: bool) -> None:
+    def advance(self, modality: str, operation: ops.Operation, *, first_step: bool) -> None:
         """Apply one operation to the rows and the moments of one modality."""
         if modality in self.rows:
             self.rows[modality] = ops.apply(operation, self.rows[modality])
-        if isinstance(operation, Affine) and modality in self.moments:
+        if isinstance(operation, ops.Affine) and modality in self.moments:
             self.moments[modality] = operation.moments_after(self.moments[modality])
-        elif isinstance(operation, Unit) and first_step:
+        elif isinstance(operation, ops.Unit) and first_step:
             return  # moments are those of normalised vectors already
         elif modality in self.rows:
             self.moments[modality] = Moments.from_rows(self.rows[modality])
@@ -156,17 +147,17 @@ class FitData:
 
 def unit_moments(rows: Matrix) -> Moments:
     """Return the moments of the L2-normalised rows (n, d), which are left as they are."""
-    return Moments.from_rows(ops.apply(Unit(), rows.copy()))
+    return Moments.from_rows(ops.apply(ops.Unit(), rows.copy()))
 
 
 def read_store(
-    store: Store, split: str, unit: Callable[[str], bool], *, rows: bool, pairs: bool, max_rows: int = MAX_FIT_ROWS
+    store: Store, split: str, unit: Callable[[str], bool], *, rows: bool, pairs: bool
 ) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
     """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
 
     The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
-    Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each of the first ``max_rows`` texts
-    whose image is among the first ``max_rows`` images.
+    Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each of the first `MAX_FIT_ROWS` texts
+    whose image is among as many first images.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -181,7 +172,7 @@ def read_store(
             moments[modality] = store.moments(modality, split)
     read: dict[str, Rows] = {}
     if pairs:
-        found = first_pairs(store, split, max_rows)
+        found = first_pairs(store, split, MAX_FIT_ROWS)
         if not len(found):
             raise TransformError(
                 f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
@@ -189,7 +180,7 @@ def read_store(
             )
         read = {"image": found.captions_of_first(), "text": found.second.select(found.rows)}
     elif rows:
-        read = {modality: first_rows(store, modality, split, max_rows) for modality in store.modalities}
+        read = {modality: first_rows(store, modality, split, MAX_FIT_ROWS) for modality in store.modalities}
     origin: dict[str, Any] = {"model": store.info.model, "split": split}
     if store.split_note:
         origin["split_rule"] = store.split_note
@@ -200,48 +191,44 @@ def read_store(
     return moments, read, origin
 
 
-def first_rows(
-    store: Store,
-    modality: str,
-    split: str | None,
-    max_rows: int,
-    items: Collection[str] | None = None,
-    without: str | None = None,
-) -> Rows:
-    """Return the first ``max_rows`` rows of one split, or ``without`` one, of some ``items`` alone if given."""
+Choose = Callable[["pa.RecordBatch"], Mask]
+
+
+def first_rows(store: Store, modality: str, split: str | None, most: int, choose: Choose | None = None) -> Rows:
+    """Return the first rows of one split, ``most`` at the most, of those that ``choose`` marks."""
     import pyarrow as pa
 
-    from ..store import Rows, embedding_matrix, split_mask
-    from ..store.rows import item_keys
+    from ..store import Rows, embedding_matrix
 
     batches: list[pa.RecordBatch] = []
-    missing = max_rows
+    missing = most
     for batch in store.batches(modality, split=split):
-        wanted = np.array([items is None or item in items for item in item_keys(batch).to_pylist()], dtype=bool)
-        if without is not None:
-            wanted &= ~split_mask(batch, without, store.kept_splits)
-        batches.append(batch.filter(pa.array(wanted, pa.bool_())).slice(0, missing))
+        chosen = batch if choose is None else batch.filter(pa.array(choose(batch), pa.bool_()))
+        batches.append(chosen.slice(0, missing))
         missing -= len(batches[-1])
         if missing == 0:
             break
-    if missing == max_rows:
+    if missing == most:
         return Rows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
     return Rows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 
-def first_pairs(
-    store: Store,
-    split: str | None,
-    max_rows: int,
-    items: Collection[str] | None = None,
-    without: str | None = None,
-) -> Pairs:
-    """Return the first ``max_rows`` images, as `first_rows` takes them, and as many of their first texts."""
+def first_pairs(store: Store, split: str | None, most: int, choose: Choose | None = None) -> Pairs:
+    """Return the first images, as `first_rows` takes them, and as many of their first texts."""
     from ..store import Pairs
+    from ..store.rows import item_keys
 
-    images = first_rows(store, "image", split, max_rows, items, without)
-    return Pairs.match(images, first_rows(store, "text", split, max_rows, items=set(images.keys)))
+    images = first_rows(store, "image", split, most, choose)
+    known = set(images.keys)
+    texts = first_rows(
+        store,
+        "text",
+        split,
+        most,
+        lambda batch: np.array([item in known for item in item_keys(batch).to_pylist()], bool),
+    )
+    return Pairs.match(images, texts)
 
 
 def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> str:
@@ -253,11 +240,12 @@ def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> 
     )
 
 
-def _moments_in(moments: Mapping[str, Moments], modality: str, step: str) -> Moments:
-    if modality in moments:
-        return moments[modality]
-    known = ", ".join(sorted(moments)) or "nothing"
-    raise TransformError(
-        f"The step {step} needs the moments of {modality!r}, but only those of {known} were given.",
-        remedy=f"Fit on a store with {modality} rows in its train split, or load their moments with `c3 means --load`.",
-    )
+def _needed(known: Mapping[str, Known], modality: str, step: str, what: str) -> Known:
+    if modality not in known:
+        raise TransformError(
+            f"The step {step} needs the {what} of {modality!r}, but only those of {', '.join(sorted(known)) or 'none'} "
+            "were given.",
+            remedy=f"Pass rows={{{modality!r}: array}} to fit(), fit on a store with {modality} rows in its train "
+            "split, or load their moments with `c3 means --load`.",
+        )
+    return known[modality]

@@ -7,7 +7,6 @@ no row depends on another, so a block may be cut anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,6 @@ from ..arrays import Array, Indices, Matrix
 from ..errors import TransformError
 from ..moments import Moments
 
-Search = Callable[[Matrix, int], tuple[Matrix, Indices]]  # queries (n, d), k -> scores and row numbers, both (n, k)
 _SCORE_CELLS = 1 << 24
 _LEAST_NORM = np.float32(1e-30)
 
@@ -77,43 +75,26 @@ class MixNoise:
 
 @dataclass(frozen=True, eq=False)
 class MemoryAttention:
-    """Mean of the memory rows m_i, weighted by softmax(x . m_i / tau); tau = 0 takes the nearest one.
-
-    Attributes:
-        memory: float32 (m, d), unit rows.
-        tau: temperature.
-        neighbours: weigh only this many nearest rows; None weighs all.
-        search: finds them; None compares with every row.
-    """
-
-    memory: Matrix
-    tau: float
-    neighbours: int | None = None
-    search: Search | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class MixMemory:
-    """x + weight m / |m|, m the mean of the nearest memory rows m_i, weighted by softmax(x . m_i / tau).
+    """The mean m of the memory rows m_i, weighted by softmax(x . m_i / tau); with a weight x + weight m / |m|.
 
     Rows of the memory that are of x's own item are left out; if there are no others, x stays as it is.
 
     Attributes:
         memory: float32 (m, d), unit rows.
         tau: temperature; 0 takes the nearest row.
-        neighbours: how many of the nearest rows are weighed.
-        weight: length of what is added.
+        neighbours: weigh only this many nearest rows; None weighs all.
+        weight: length of what is added to x; None replaces x.
         items: int64 (m,), a hash of each memory row's item; None if these are not known.
     """
 
     memory: Matrix
     tau: float
-    neighbours: int
-    weight: float
+    neighbours: int | None = None
+    weight: float | None = None
     items: Indices | None = None
 
 
-Operation = Unit | Affine | Noise | MixNoise | MemoryAttention | MixMemory
+Operation = Unit | Affine | Noise | MixNoise | MemoryAttention
 
 
 def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Indices | None = None) -> Matrix:
@@ -123,7 +104,7 @@ def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Ind
         operation: what to do.
         x: float32 (n, d), owned by the caller; the result may be the same array.
         noise: float32 (n, d) standard normal, for the two noise operations; may be overwritten.
-        own: int64 (n,), a hash of each row's item, for `MixMemory`; None leaves out no rows of the memory.
+        own: int64 (n,), a hash of each row's item; None leaves out no rows of a memory.
 
     Raises:
         TransformError: if a row of norm 0 is to be normalised.
@@ -131,23 +112,30 @@ def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Ind
     match operation:
         case Unit():
             return _unit(x)
-        case Affine():
-            return _affine(operation, x)
+        case Affine(centre, scale, matrix, offset):
+            if centre is not None:
+                x -= centre.astype(np.float32)
+            if scale is not None:
+                x *= np.asarray(scale, dtype=np.float32)
+            if matrix is not None:
+                x = x @ matrix.astype(np.float32)
+            if offset is not None:
+                x += offset.astype(np.float32)
         case Noise() if noise is not None:
             noise *= np.float32(operation.scale)
             x += noise if operation.matrix is None else noise @ operation.matrix.astype(np.float32)
-            return x
         case MixNoise() if noise is not None:
             noise *= (operation.mix * row_norms(x) / row_norms(noise))[:, None]
             x *= np.float32(1 - operation.mix)
             x += noise
-            return x
-        case MemoryAttention():
-            return _attend(operation, x)
-        case MixMemory():
-            return _mix(operation, x, own)
+        case MemoryAttention(memory):
+            step = max(1, _SCORE_CELLS // len(memory))
+            for start in range(0, len(x), step):  # scores with all rows of the memory take room
+                rows = slice(start, start + step)
+                _attend(operation, x[rows], None if own is None else own[rows])
         case _:
             raise ValueError(f"{type(operation).__name__} needs noise")
+    return x
 
 
 def row_norms(x: Matrix) -> Matrix:
@@ -171,65 +159,30 @@ def _unit(x: Matrix) -> Matrix:
     return x
 
 
-def _affine(operation: Affine, x: Matrix) -> Matrix:
-    if operation.centre is not None:
-        x -= operation.centre.astype(np.float32)
-    if operation.scale is not None:
-        x *= np.asarray(operation.scale, dtype=np.float32)
-    if operation.matrix is not None:
-        x = x @ operation.matrix.astype(np.float32)
-    if operation.offset is not None:
-        x += operation.offset.astype(np.float32)
-    return x
-
-
-def _attend(operation: MemoryAttention, x: Matrix) -> Matrix:
-    memory = operation.memory
-    if operation.search is not None:
-        count = 1 if operation.tau == 0 else min(operation.neighbours or 1, len(memory))
-        scores, nearest = operation.search(x, count)
-        return _weighted_mean(scores, memory[nearest], operation.tau) if operation.tau else memory[nearest[:, 0]]
-    for rows in _blocks(len(x), len(memory)):
-        x[rows] = _mean_of_nearest(x[rows] @ memory.T, memory, operation.tau, operation.neighbours)
-    return x
-
-
-def _mix(operation: MixMemory, x: Matrix, own: Indices | None) -> Matrix:
-    memory = operation.memory
-    for rows in _blocks(len(x), len(memory)):
-        scores = x[rows] @ memory.T  # (b, m)
-        alone = np.zeros(len(scores), bool)  # whose own rows are the whole memory
-        if own is not None:
-            left_out = own[rows, None] == operation.items
-            alone = left_out.all(axis=1)
-            scores[left_out] = -np.inf
-            scores[alone] = 0
-        mean = _mean_of_nearest(scores, memory, operation.tau, operation.neighbours)
-        mean[alone] = 0
-        mean *= (operation.weight / np.maximum(row_norms(mean), _LEAST_NORM))[:, None]
-        x[rows] += mean
-    return x
-
-
-def _blocks(n: int, m: int) -> list[slice]:
-    """Return slices of n rows whose scores with m rows of a memory take little room."""
-    step = max(1, _SCORE_CELLS // m)
-    return [slice(start, start + step) for start in range(0, n, step)]
-
-
-def _mean_of_nearest(scores: Matrix, memory: Matrix, tau: float, neighbours: int | None) -> Matrix:
-    """Return the mean (b, d) of the memory rows with the highest ``scores`` (b, m), which may be overwritten."""
+def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
+    """Change the rows x (b, d) in place, whose items are ``own`` (b,)."""
+    memory, tau, count, weight = operation.memory, operation.tau, operation.neighbours, operation.weight
+    scores = x @ memory.T  # (b, m)
+    alone = np.zeros(len(x), bool)  # whose own rows are the whole memory
+    if own is not None:
+        left_out = own[:, None] == operation.items
+        alone = left_out.all(axis=1)
+        scores[left_out] = -np.inf
+        scores[alone] = 0
     if tau == 0:
-        return np.asarray(memory[scores.argmax(axis=1)])
-    if neighbours is None or neighbours >= len(memory):
-        return np.asarray(_softmax(scores, tau) @ memory)
-    nearest = np.argpartition(scores, -neighbours, axis=1)[:, -neighbours:]
-    return _weighted_mean(np.take_along_axis(scores, nearest, axis=1), memory[nearest], tau)
-
-
-def _weighted_mean(scores: Matrix, rows: Matrix, tau: float) -> Matrix:
-    """Return the mean (b, d) of ``rows`` (b, k, d), weighted by the softmax of ``scores`` (b, k) over tau."""
-    return np.asarray(np.einsum("bk,bkd->bd", _softmax(scores, tau), rows))
+        mean = memory[scores.argmax(axis=1)]
+    elif count is None or count >= len(memory):
+        mean = _softmax(scores, tau) @ memory
+    else:
+        nearest = np.argpartition(scores, -count, axis=1)[:, -count:]
+        weights = _softmax(np.take_along_axis(scores, nearest, axis=1), tau)
+        mean = np.einsum("bk,bkd->bd", weights, memory[nearest])
+    if weight is None:
+        x[:] = mean
+        return
+    mean[alone] = 0
+    mean *= (weight / np.maximum(row_norms(mean), _LEAST_NORM))[:, None]
+    x += mean
 
 
 def _softmax(scores: Matrix, tau: float) -> Matrix:

@@ -9,32 +9,40 @@ Only numpy and safetensors are imported here.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
-from ..errors import TransformError
+from ..errors import MissingExtraError, TransformError
 from ..identity import ModelIdentity
 from ..io.artifact import Card, HubRepository, local_folder
+from ..io.files import read_limited, write_atomically
 from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
-from .fitting import MAX_FIT_ROWS, FitData, read_store
-from .recipe import make_recipe, parse_config, read_recipe, write_recipe
+from . import steps
+from .fitting import FitData, read_store
 from .sigma import sigma_by_rule, sigma_of_arrays
-from .steps import Normalize, Role, Step, order_findings
+from .steps import Normalize, Role, Step
 
 if TYPE_CHECKING:
     from ..store import Store
 
-
-class OrderWarning(UserWarning):
-    """Warns of an order, or of a split to fit on, that no published method has, in a pipeline that is not strict."""
+JSON_NAME, TENSORS_NAME = "transform.json", "transform.safetensors"
 
 
 class Pipeline(HubRepository):
@@ -43,7 +51,7 @@ class Pipeline(HubRepository):
     Args:
         steps: in the order they are applied.
         name: used in messages and in the saved pipeline.
-        strict: refuse an order of steps that no published method uses; False only warns (`OrderWarning`).
+        strict: refuse an order of steps that no published method uses; False only warns.
 
     Attributes:
         dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs fitting.
@@ -59,32 +67,18 @@ class Pipeline(HubRepository):
         self.strict = strict
         self.dim: int | None = None
         self.provenance: dict[str, Any] = {}
-        findings = order_findings(self.steps)
-        if findings:
-            text = f"The steps of the pipeline {name!r} are in a wrong order: " + " ".join(findings)
-            if strict:
-                raise TransformError(
-                    text, remedy="Change the order, or set strict: false to turn this error into a warning."
-                )
-            warnings.warn(text, OrderWarning, stacklevel=2)
+        if findings := _order_findings(self.steps):
+            self._object(f"{name!r} has its steps in a wrong order: {' '.join(findings)}")
+
+    def _object(self, finding: str) -> None:
+        """Refuse what no published method does; a pipeline that is not strict only warns of it."""
+        text = f"The pipeline {finding}"
+        if self.strict:
+            raise TransformError(text, remedy="Change it, or set strict: false to turn this error into a warning.")
+        warnings.warn(text, stacklevel=3)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}: {' > '.join(step.kind for step in self.steps)})"
-
-    def _repr_html_(self) -> str:
-        """Return a table of the steps, with what they were fitted on, for notebooks."""
-        from ..tables import Table
-
-        sizes = ", ".join(f"{n:,} {modality} rows" for modality, n in self.provenance.get("n", {}).items())
-        origin = f"fitted on {sizes} of {ModelIdentity(self.provenance.get('model') or {})}" if sizes else "not fitted"
-        return Table(("step", "settings"), self._listing(), f"{self.name}: {origin}")._repr_html_()
-
-    def _listing(self) -> list[list[str]]:
-        """Return a row for each step: its kind, and its settings in words."""
-        return [
-            [step.kind, ", ".join(f"{name} {value}" for name, value in step.settings.items() if value is not None)]
-            for step in self.steps
-        ]
 
     @property
     def fitted(self) -> bool:
@@ -126,12 +120,11 @@ class Pipeline(HubRepository):
 
     def fit(
         self,
-        data: Store | Mapping[str, Moments] | Mapping[str, npt.ArrayLike] | None = None,
+        data: Store | str | Path | Mapping[str, Moments] | Mapping[str, npt.ArrayLike] | None = None,
         rows: Mapping[str, npt.ArrayLike] | None = None,
         *,
         items: Mapping[str, Sequence[str]] | None = None,
         split: str = "train",
-        max_rows: int = MAX_FIT_ROWS,
         provenance: Mapping[str, Any] | None = None,
     ) -> Pipeline:
         """Fit the steps in order, each on the output of the steps before it, and return the pipeline.
@@ -143,15 +136,15 @@ class Pipeline(HubRepository):
         belong to one image if their image rows are equal.
 
         Args:
-            data: a store; or, by modality, embeddings (n, d), of any norm, which are the same as ``rows``; or, by
-                modality, `Moments` over the train split, of embeddings at unit length if the first step normalises.
+            data: a store, or its folder; or, by modality, embeddings (n, d), of any norm, which are the same as
+                ``rows``; or, by modality, `Moments` over the train split, of embeddings at unit length if the first
+                step normalises.
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
                 row i of one modality belongs to row i of the other. Moments that are not given are computed from them.
                 Not needed for a store.
             items: by modality, the item of each row of an array, for steps that leave out rows of the same item in
                 training. A store has them.
             split: of a store: the rows to fit on.
-            max_rows: of a store: the largest number of rows or pairs that are read for steps that need them.
             provenance: saved with the pipeline: ``model`` (its identity, as in a store), ``split``, ....
 
         Raises:
@@ -160,35 +153,40 @@ class Pipeline(HubRepository):
             StoreError: if the store cannot be read.
         """
         origin: dict[str, Any] = {}
-        if data is None or isinstance(data, Mapping):
-            self._check_split((provenance or {}).get("split"))
-            moments = {name: value for name, value in (data or {}).items() if isinstance(value, Moments)}
-            arrays = {
-                **(rows or {}),
-                **{n: value for n, value in (data or {}).items() if not isinstance(value, Moments)},
-            }
-        elif hasattr(data, "external_moments"):
-            self._check_split(split)
+        settle = self._settle_sigma
+        if isinstance(data, Mapping | None):
+            split = (provenance or {}).get("split") or "train"
+        if split in ("test", "val", "validation", "dev"):
+            self._object(f"{self.name!r} is fitted on the {split} split: its means contain rows that are scored.")
+        if isinstance(data, Mapping | None):
+            given: Mapping[str, Any] = data or {}
+            moments = {name: value for name, value in given.items() if isinstance(value, Moments)}
+            arrays = {**(rows or {}), **{name: given[name] for name in given.keys() - moments.keys()}}
+        else:
+            from ..store import Store
+
+            if not isinstance(data, Store | str | Path):
+                raise TransformError(
+                    "A pipeline is fitted on a store, or on moments or arrays by modality, not on "
+                    f"{type(data).__name__}.",
+                    remedy='For example fit({"image": array, "text": array}).',
+                )
+            store = Store.open(data)
             moments, read, origin = read_store(
-                data, split, self._takes_unit_rows, rows=self.needs_rows, pairs=self.needs_pairs, max_rows=max_rows
+                store, split, self._takes_unit_rows, rows=self.needs_rows, pairs=self.needs_pairs
             )
             if any(step.fits for step in self.steps) and not any(known.n for known in moments.values()):
                 raise TransformError(
-                    f"The store {data.path} has no rows in the split {split!r} to fit {self.name} on. Its splits are "
-                    f"{data.list_splits()}.",
+                    f"The store {store.path} has no rows in the split {split!r} to fit {self.name} on. Its splits are "
+                    f"{store.list_splits()}.",
                     remedy="Fit on another split, load moments with `c3 means --load`, or make new splits with `c3 "
                     "split`.",
                 )
             arrays = {name: own.embeddings for name, own in read.items()}
             items = {name: own.items for name, own in read.items()}
-            origin |= self._settle_sigma(lambda rule: sigma_by_rule(rule, data, split, max_rows=max_rows))
-        else:
-            raise TransformError(
-                f"A pipeline is fitted on a store, or on moments or arrays by modality, not on {type(data).__name__}.",
-                remedy='For example fit({"image": array, "text": array}).',
-            )
+            origin |= settle(lambda rule: sigma_by_rule(rule, store, split))
         fit_data = FitData.of(moments, arrays, items or {}, self._takes_unit_rows)
-        origin |= self._settle_sigma(lambda rule: sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments))
+        origin |= settle(lambda rule: sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments))
         self.dim = fit_data.dim
         sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
         last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
@@ -345,7 +343,7 @@ class Pipeline(HubRepository):
             "encoder": model,
             "dimensions": self.dim,
             **{f"fitted on {name} rows": n for name, n in self.provenance.get("n", {}).items()},
-            **{f"step {place}": " ".join(row).strip() for place, row in enumerate(self._listing(), start=1)},
+            **{f"step {place}": repr(step) for place, step in enumerate(self.steps, start=1)},
         }
         return Card(
             f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy applies it.",
@@ -356,13 +354,18 @@ class Pipeline(HubRepository):
         )
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL; returns it.
+        """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL, and return it.
+
+        The second has the fitted tensors in the dtype they are used in, so that a loaded pipeline gives the same bits.
+        The json is written last: a folder without it contains no pipeline.
 
         Raises:
             TransformError: if the pipeline is not fitted.
         """
-        directory = location(directory)
-        write_recipe(directory, *self._recipe())
+        directory, payload = location(directory), self._tensors()
+        text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(directory / TENSORS_NAME, lambda path: path.write_bytes(payload))
+        write_atomically(directory / JSON_NAME, lambda path: path.write_bytes(text.encode()))
         return directory
 
     @classmethod
@@ -372,8 +375,32 @@ class Pipeline(HubRepository):
         Raises:
             TransformError: if a file is missing, damaged, or changed by hand.
         """
-        record, steps = read_recipe(local_folder(directory))
-        pipeline = cls(steps, name=record.name, strict=record.strict)
+        folder = local_folder(directory)
+        folder = folder.parent if folder.name == JSON_NAME else folder
+        path = folder / JSON_NAME
+        try:
+            content = read_limited(path)
+            record = msgspec.json.decode(content, type=_Record)
+            if record.checksum != _checksum(json.loads(content)):
+                raise ValueError("its checksum does not match its content")
+            path = folder / TENSORS_NAME
+            payload = path.read_bytes()
+            if hashlib.sha256(payload).hexdigest() != record.tensors:
+                raise ValueError("its checksum does not match the one in the recipe")
+            pipeline = cls(_make_steps(record.steps, str(path)), name=record.name, strict=record.strict)
+            for key, value in load_tensors(payload).items():
+                position, _, name = key.partition("/")
+                pipeline.steps[int(position)].state[name] = value
+        except FileNotFoundError as error:
+            raise TransformError(
+                f"There is no saved pipeline at {folder} ({path.name} is missing).",
+                remedy="Save one with Pipeline.save(folder), or with `c3 export`.",
+            ) from error
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+            raise TransformError(
+                f"{path} is not a valid saved pipeline: {error}.",
+                remedy="Save the pipeline again. To change steps by hand, write a pipeline in YAML or JSON instead.",
+            ) from error
         pipeline.dim, pipeline.provenance = record.dim, record.provenance
         return pipeline
 
@@ -381,34 +408,132 @@ class Pipeline(HubRepository):
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
         """Return an unfitted pipeline from a mapping, or from a YAML or JSON file.
 
-        The mapping has ``steps`` (a list of ``{"step": kind, ...settings}``), and may have ``name`` and ``strict``.
+        The mapping has ``steps`` (a list of kinds, or of ``{"step": kind, ...settings}``), and may have ``name`` and
+        ``strict``.
 
         Raises:
             TransformError: if the file, a step or a setting is unknown, or the order is refused.
             MissingExtraError: if the file is YAML and pyyaml is not installed.
         """
-        return cls(**parse_config(source))
+        place = "the pipeline" if isinstance(source, Mapping) else str(source)
+        try:
+            content = source if isinstance(source, Mapping) else _read_config(Path(source))
+            config = msgspec.convert(content, _Config)
+        except (OSError, ValueError, RecursionError) as error:
+            raise TransformError(
+                f"{place} cannot be read as a pipeline: {error}.",
+                remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
+            ) from error
+        return cls(_make_steps(config.steps, place), name=config.name, strict=config.strict)
 
     def config(self) -> dict[str, Any]:
         """Return name and steps with their settings, in the form of `from_config`."""
-        steps = [{"step": step.kind, **step.settings} for step in self.steps]
-        return {"name": self.name, "strict": self.strict, "steps": steps}
+        described = [{"step": step.kind, **step.settings} for step in self.steps]
+        return {"name": self.name, "strict": self.strict, "steps": described}
 
     def record(self) -> dict[str, Any]:
-        """Return what `save` writes to transform.json: settings, provenance, checksums.
+        """Return what `save` writes to transform.json: settings, provenance, checksums of the tensors and of itself.
 
         Raises:
             TransformError: if the pipeline is not fitted.
         """
-        return self._recipe()[0]
+        digest = hashlib.sha256(self._tensors()).hexdigest()
+        content = {**self.config(), "dim": self.dim, "provenance": self.provenance, "tensors": digest}
+        record = json.loads(json.dumps(content))  # as a reader of the JSON sees it: tuples are lists there
+        return {**record, "checksum": _checksum(record)}
 
-    def _recipe(self) -> tuple[dict[str, Any], bytes]:
+    def _tensors(self) -> bytes:
         self.check_fitted()
-        return make_recipe(self.config(), self.steps, self.dim, self.provenance)
+        payload: bytes = save_tensors(
+            {
+                f"{position}/{key}": np.ascontiguousarray(value).reshape(value.shape)
+                for position, step in enumerate(self.steps)
+                for key, value in step.state.items()
+            }
+        )
+        return payload
 
-    def _check_split(self, split: object) -> None:
-        if split in ("test", "val", "validation", "dev"):
-            text = f"The pipeline {self.name!r} is fitted on the {split} split: its means contain rows that are scored."
-            if self.strict:
-                raise TransformError(text, remedy="Fit on the train split.")
-            warnings.warn(text, OrderWarning, stacklevel=3)
+
+def _order_findings(order: Sequence[Step]) -> list[str]:
+    """Return what is wrong with the order of steps, one sentence each.
+
+    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
+    (C3, Zhang et al., ICLR 2024): noise before the means, means subtracted twice, no re-normalisation.
+    """
+    findings = []
+    for role in ("training", "inference"):
+        noise = centred = ""
+        unit, path = False, [step for step in order if step.role in ("both", role)]
+        for step in path:
+            if step.needs_unit and not unit:
+                findings.append(f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right before it.")
+            if step.centres and noise:
+                findings.append(f"{noise} comes before {step.kind}, but noise is added to centred vectors.")
+            if step.centres and centred:
+                findings.append(f"{step.kind} comes after {centred}, so the mean would be subtracted twice.")
+            noise = step.kind if step.noisy else noise
+            centred = step.kind if step.centres else centred
+            unit = isinstance(step, Normalize)
+        if path and not unit:
+            findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
+    return list(dict.fromkeys(findings))
+
+
+class _Config(msgspec.Struct, forbid_unknown_fields=True):
+    """An unfitted pipeline, as users write it: each step is its kind, or ``{"step": kind, ...settings}``."""
+
+    steps: list[Any]
+    name: str = "custom"
+    strict: bool = True
+
+
+class _Record(_Config, kw_only=True):
+    """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
+
+    dim: Annotated[int, msgspec.Meta(gt=0)] | None
+    provenance: dict[str, Any]
+    tensors: str
+    checksum: str
+
+
+def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
+    """Make the unfitted steps of a description, each a kind, or ``{"step": kind, ...settings}``."""
+    kinds = {kind.kind: kind for kind in vars(steps).values() if isinstance(kind, type) and issubclass(kind, Step)}
+    made = []
+    for entry in entries:
+        given: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"step": entry}
+        name = given.pop("step", None)
+        if not isinstance(name, str) or not name or name not in kinds:
+            # shortened: a few lines of YAML can stand for billions of entries
+            named = ", ".join(filter(None, kinds))
+            raise TransformError(f"{place} has an unknown step {reprlib.repr(entry)}.", remedy=f"Steps: {named}.")
+        try:
+            kinds[name](**given)  # refuses unknown settings, which msgspec ignores
+            made.append(msgspec.convert(given, kinds[name]))
+        except (TypeError, msgspec.ValidationError) as error:
+            raise TransformError(
+                f"{place} has a wrong setting for the step {name}: {error}.",
+                remedy=f"Its settings are {', '.join(setting.name for setting in fields(kinds[name]))}.",
+            ) from error
+    return made
+
+
+def _read_config(path: Path) -> object:
+    text = read_limited(path).decode("utf-8")
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return json.loads(text)
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("pyyaml", extra="yaml", purpose="Reading a pipeline from YAML") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not valid YAML ({error})") from error
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record without its ``checksum``."""
+    body = {key: value for key, value in record.items() if key != "checksum"}
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..errors import TransformError
 from ..io.artifact import local_folder
-from .memory import MemoryProjection, Retrieval
 from .pipeline import Pipeline
 from .sigma import PAIRS, PUBLISHED_SIGMA, parse_sigma
 from .steps import (
@@ -19,10 +18,12 @@ from .steps import (
     GapShift,
     GaussianNoise,
     MatchMoments,
+    MemoryProjection,
     Normalize,
     Procrustes,
     ProjectOutGap,
     ReAlign,
+    Retrieval,
     RidgeMap,
     SpanNoise,
     Standardize,

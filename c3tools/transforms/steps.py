@@ -1,4 +1,4 @@
-"""The steps of pipelines: normalise, centre, rescale, move along the gap, map to another modality, add noise.
+"""The steps of pipelines: normalise, centre, rescale, move along the gap, map to another modality, retrieve, add noise.
 
 A step is a small dataclass: its fields are its settings (saved in the recipe), `state` contains what it fitted (saved
 as tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
@@ -15,18 +15,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import Array, Indices
+from ..arrays import Array, Indices, Matrix
 from ..errors import TransformError
+from ..io.float16 import to_float16, to_float32
 from ..moments import Moments, unit_rows
+from ..seeds import generator, stable_hashes
 from .fitting import FitData
-from .operations import Affine, MixNoise, Noise, Operation, Unit
+from .operations import Affine, MemoryAttention, MixNoise, Noise, Operation, Unit
 from .sigma import PUBLISHED_SIGMA, RULES, parse_sigma
 
 Role = Literal["training", "inference", "both"]
-
-
-class FewPairsWarning(UserWarning):
-    """A map was fitted on fewer pairs than it takes to determine all of it."""
 
 
 @dataclass(eq=False)
@@ -90,8 +88,7 @@ class Step:
 
     def knows(self, modality: str) -> bool:
         """Return whether the step, if it is fitted per modality, was fitted for this one."""
-        fitted_for = self.fitted_for
-        return not fitted_for or modality in fitted_for
+        return modality in (self.fitted_for or {modality})
 
     def own_items(self, items: Sequence[str] | None, n: int) -> Indices | None:
         """Return hashes of the items of n training inputs, int64 (n,), if the step needs them.
@@ -136,17 +133,16 @@ class AffineStep(Step):
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Return the map of the modality, or raise a TransformError that names those that were fitted."""
-        known = {key.partition("/")[2] for key in self.state if "/" in key}
-        own = "" if "" in known else modality
-        if own not in known:
-            raise TransformError(
-                f"The step {self.kind} is not fitted for the modality {modality!r}, only for "
-                f"{', '.join(sorted(known))}.",
-                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load` and fit again.",
-            )
+        own = modality if self.fitted_for else ""
         parts: dict[str, Any] = {
             key.partition("/")[0]: value for key, value in self.state.items() if key.endswith(f"/{own}")
         }
+        if not parts:
+            raise TransformError(
+                f"The step {self.kind} is not fitted for the modality {modality!r}, only for "
+                f"{', '.join(sorted(self.fitted_for))}.",
+                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load` and fit again.",
+            )
         return (Affine(**parts),)
 
 
@@ -205,7 +201,7 @@ class Whiten(ModalityStep):
     """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
 
     Attributes:
-        shrinkage: a, from 0 (the covariance C as it is) to 1 (a multiple of the identity).
+        shrinkage: a, from above 0 (about the covariance C as it is) to 1 (a multiple of the identity).
     """
 
     shrinkage: float = 0.1
@@ -214,20 +210,14 @@ class Whiten(ModalityStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.shrinkage <= 1:
-            raise TransformError(f"shrinkage must be between 0 and 1, not {self.shrinkage}.")
+        if not 0 < self.shrinkage <= 1:
+            raise TransformError(f"shrinkage must be above 0 and at most 1, not {self.shrinkage}.")
 
     def map_of(self, modality: str, moments: Moments) -> Affine:
         """Centre and apply the inverse square root of the covariance."""
         covariance, dim = moments.covariance, moments.dim
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
         values, vectors = np.linalg.eigh(shrunk)
-        if values[0] <= values[-1] * dim * np.finfo(np.float64).eps:
-            raise TransformError(
-                f"The covariance of {modality} is singular ({moments.n} rows, {dim} dimensions, shrinkage "
-                f"{self.shrinkage}), so it cannot be whitened.",
-                remedy="Set shrinkage above 0 (0.1 is the default), or fit on more rows.",
-            )
         return Affine(centre=moments.mean, matrix=(vectors / np.sqrt(values)) @ vectors.T)
 
 
@@ -334,10 +324,8 @@ class ReAlign(MapStep):
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Match mean and trace."""
         x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
-        spread = float(np.trace(y.covariance))
-        if spread <= 0:
-            raise TransformError(f"All {self.source} rows that realign is fitted on are equal.")
-        return {self.source: Affine(y.mean, np.sqrt(np.trace(x.covariance) / spread), None, x.mean)}
+        scale = np.sqrt(np.trace(x.covariance) / np.trace(y.covariance))
+        return {self.source: Affine(y.mean, scale, None, x.mean)}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Match mean and trace, normalise, match the centroid."""
@@ -376,15 +364,14 @@ class RidgeMap(PairedMap):
 
     kind = "ridge-map"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.penalty > 0:
+            raise TransformError(f"penalty must be above 0, not {self.penalty}.")
+
     def matrix(self, x: Array, y: Array) -> Array:
         """Solve the normal equations."""
         gram = x.T @ x + self.penalty * len(x) * np.eye(x.shape[1])
-        spectrum = np.linalg.eigvalsh(gram)
-        if spectrum[0] <= spectrum[-1] * len(gram) * np.finfo(np.float64).eps:
-            raise TransformError(
-                f"The covariance of the {len(x)} {self.source} rows is singular, so no map can be fitted.",
-                remedy="Set a penalty above 0 (0.001 is the default), or fit on more pairs.",
-            )
         return np.asarray(np.linalg.solve(gram, x.T @ y), dtype=np.float64)
 
 
@@ -407,7 +394,6 @@ class Procrustes(PairedMap):
             warnings.warn(
                 f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} dimensions; in the "
                 "others the map nearest to the identity is used. More pairs than dimensions determine all of it.",
-                FewPairsWarning,
                 stacklevel=2,
             )
         open_left, open_right = left[:, rank:], right[rank:]  # (d, d - rank) and (d - rank, d), any basis of the rest
@@ -417,7 +403,128 @@ class Procrustes(PairedMap):
 
 
 @dataclass(eq=False)
-class GaussianNoise(Step):
+class MemoryStep(Step):
+    """A step that compares rows with a memory.
+
+    Attributes:
+        memory: the modality whose train rows are the memory.
+        tau: temperature; 0 takes the nearest row.
+        neighbours: weigh only this many nearest rows; None weighs the whole memory.
+        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
+    """
+
+    memory: str = "text"
+    tau: float = 0.01
+    neighbours: int | None = None
+    limit: int = 500_000
+
+    needs_unit = True
+    needs_rows = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tau >= 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
+            raise TransformError(
+                f"{self.kind} cannot use tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
+                remedy="tau must be at least 0, and the other two at least 1.",
+            )
+
+    def draw(self, data: FitData) -> tuple[Matrix, Indices]:
+        """Return a copy of the rows to keep, because later steps overwrite those they are fitted on; their numbers."""
+        rows = data.rows_of(self.memory, self.kind)
+        kept = np.arange(len(rows))
+        if len(rows) > self.limit:
+            kept = np.sort(generator(0, "memory", self.memory).choice(len(rows), self.limit, replace=False))
+        return rows[kept], kept
+
+
+@dataclass(eq=False)
+class MemoryProjection(MemoryStep):
+    """softmax(cos(e, M) / tau)-weighted mean of a memory M of the other modality (DeCap, Li et al., ICLR 2023).
+
+    With tau 0 it takes the nearest row, which is CLIPRe (Su et al., 2022).
+
+    Attributes:
+        source: the modality that is projected.
+    """
+
+    source: str = "image"
+
+    kind = "memory-projection"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.modalities = (self.source,)
+
+    def fit(self, data: FitData) -> None:
+        """Keep the memory's rows."""
+        self.state = {"memory": self.draw(data)[0]}
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Attend over the memory."""
+        return (MemoryAttention(self.state["memory"], self.tau, self.neighbours),)
+
+
+@dataclass(eq=False)
+class Retrieval(MemoryStep):
+    """e + weight m / |m|, m the softmax(cos(e, M) / tau)-weighted mean of the rows of a memory M that are nearest to e.
+
+    The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training captions, with a mix in
+    place of its cross-attention. The memory contains the training captions themselves, so in training those of the
+    input's own item are left out; an input without any others stays as it is. The memory is kept in float16, because it
+    is most of what a decoder with this step takes on the disk.
+
+    Attributes:
+        weight: length of the mean that is added to vectors of length 1.
+    """
+
+    tau: float = 0.05
+    neighbours: int = 10
+    weight: float = 1.0
+
+    kind = "retrieval"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._rows: tuple[object, Matrix] | None = None  # the memory, and as float32
+
+    def fit(self, data: FitData) -> None:
+        """Keep the memory's rows, and hashes of their items where these are known."""
+        rows, kept = self.draw(data)
+        self.state = {"memory": to_float16(rows)}
+        if self.memory in data.items:
+            self.state["items"] = stable_hashes([data.items[self.memory][row] for row in kept])
+
+    def own_items(self, items: Sequence[str] | None, n: int) -> Indices:
+        """See `Step.own_items`."""
+        if "items" not in self.state or items is None or len(items) != n:
+            raise TransformError(
+                f"The step retrieval needs the item of each of the {len(self.state['memory']):,} {self.memory} rows "
+                f"that it was fitted on, and of each of the {n} training inputs, or these would retrieve themselves.",
+                remedy=f"Fit on a store, or with fit(..., items={{{self.memory!r}: [...]}}), and pass items=, one for "
+                "each row; or training=False for inputs that are not in the memory.",
+            )
+        return stable_hashes(items)
+
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Add the mean of the nearest rows."""
+        kept, items = self.state["memory"], self.state.get("items")
+        if self._rows is None or self._rows[0] is not kept:
+            self._rows = kept, to_float32(kept)
+        return (MemoryAttention(self._rows[1], self.tau, self.neighbours, self.weight, items),)
+
+
+@dataclass(eq=False)
+class NoiseStep(Step):
+    """A step that adds noise to training inputs."""
+
+    role: Role = field(default="training", kw_only=True)
+
+    noisy = True
+
+
+@dataclass(eq=False)
+class GaussianNoise(NoiseStep):
     """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with variance sigma^2).
 
     Attributes:
@@ -426,10 +533,8 @@ class GaussianNoise(Step):
     """
 
     sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
-    role: Role = field(default="training", kw_only=True)
 
     kind = "gaussian-noise"
-    noisy = True
     fits = False
 
     def __post_init__(self) -> None:
@@ -462,7 +567,7 @@ class SpanNoise(GaussianNoise):
 
 
 @dataclass(eq=False)
-class CovarianceNoise(Step):
+class CovarianceNoise(NoiseStep):
     """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i over pairs.
 
     The alignment noise of real encoders is not isotropic; this draws from what was measured.
@@ -476,10 +581,8 @@ class CovarianceNoise(Step):
     first: str = "image"
     second: str = "text"
     sigma: float | None = None
-    role: Role = field(default="training", kw_only=True)
 
     kind = "covariance-noise"
-    noisy = True
     needs_rows = True
     needs_pairs = True
 
@@ -494,14 +597,8 @@ class CovarianceNoise(Step):
         residuals = x.astype(np.float64) - y
         residuals -= residuals.mean(axis=0)
         covariance = residuals.T @ residuals / len(residuals)
-        power = np.trace(covariance) / len(covariance)
-        if power == 0:
-            raise TransformError(
-                f"All {len(x)} pairs differ by the same vector, so there is no alignment noise to imitate.",
-                remedy="Fit on more pairs.",
-            )
         if self.sigma is not None:
-            covariance *= self.sigma**2 / power
+            covariance *= self.sigma**2 / (np.trace(covariance) / len(covariance))
         values, vectors = np.linalg.eigh(covariance)
         self.state = {"matrix": (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T}
 
@@ -511,7 +608,7 @@ class CovarianceNoise(Step):
 
 
 @dataclass(eq=False)
-class AdaptiveNoise(Step):
+class AdaptiveNoise(NoiseStep):
     """(1 - l) e + l |e| z / |z| (LAFITE_G, Zhou et al., CVPR 2022): noise in proportion to the vector.
 
     Attributes:
@@ -519,10 +616,8 @@ class AdaptiveNoise(Step):
     """
 
     mix: float = 0.75
-    role: Role = field(default="training", kw_only=True)
 
     kind = "adaptive-noise"
-    noisy = True
     fits = False
 
     def __post_init__(self) -> None:
@@ -538,28 +633,3 @@ class AdaptiveNoise(Step):
 def _complement(unit: Array) -> Array:
     """Return the projection (d, d) onto the complement of the unit vector (d,)."""
     return np.asarray(np.eye(len(unit)) - np.outer(unit, unit))
-
-
-def order_findings(steps: Sequence[Step]) -> list[str]:
-    """Return what is wrong with the order of ``steps``, one sentence each.
-
-    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
-    (C3, Zhang et al., ICLR 2024): noise before the means, means subtracted twice, no re-normalisation.
-    """
-    findings = []
-    for role in ("training", "inference"):
-        noise = centred = ""
-        unit, path = False, [step for step in steps if step.role in ("both", role)]
-        for step in path:
-            if step.needs_unit and not unit:
-                findings.append(f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right before it.")
-            if step.centres and noise:
-                findings.append(f"{noise} comes before {step.kind}, but noise is added to centred vectors.")
-            if step.centres and centred:
-                findings.append(f"{step.kind} comes after {centred}, so the mean would be subtracted twice.")
-            noise = step.kind if step.noisy else noise
-            centred = step.kind if step.centres else centred
-            unit = isinstance(step, Normalize)
-        if path and not unit:
-            findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
-    return list(dict.fromkeys(findings))

@@ -1,4 +1,4 @@
-"""Pipelines inside torch: a module for use in a model, and a data set of transformed embeddings.
+"""Pipelines inside torch: a module for use in a model.
 
 The only file of this package that imports torch; import it by its own name.
 """
@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from ..store import Rows
-from .operations import Affine, MemoryAttention, MixMemory, MixNoise, Noise, Operation, Unit
+from .operations import Affine, MemoryAttention, MixNoise, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
 
@@ -108,84 +106,23 @@ def _run(operation: Operation, fitted: Any, x: Tensor, noise: Tensor | None, own
         case MixNoise(mix) if noise is not None:
             size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
             x = (1 - mix) * x + mix * size * noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
-        case MemoryAttention():
-            x = _mean_of_nearest(x @ fitted.memory.T, fitted)
-        case MixMemory():
+        case MemoryAttention(_, tau, count, weight):
             scores = x @ fitted.memory.T  # (n, m)
             alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
             if own is not None:
                 left_out = own[:, None] == fitted.items
                 alone = left_out.all(dim=1, keepdim=True)
                 scores = scores.masked_fill(left_out & ~alone, float("-inf"))
-            mean = _mean_of_nearest(scores, fitted)
+            memory = fitted.memory
+            if tau == 0:
+                mean = memory[scores.argmax(dim=1)]
+            elif count is None or count >= len(memory):
+                mean = (scores / tau).softmax(dim=1) @ memory
+            else:
+                best = scores.topk(count, dim=1)
+                mean = torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
             norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp_min(_LEAST_NORM)
-            x = x + (fitted.weight * mean / norm).masked_fill(alone, 0)
+            x = mean if weight is None else x + (weight * mean / norm).masked_fill(alone, 0)
         case _:
             raise TypeError(f"{operation!r} cannot be applied")
     return x
-
-
-def _mean_of_nearest(scores: Tensor, fitted: Any) -> Tensor:
-    """Return the mean (n, d) of the memory rows with the highest ``scores`` (n, m)."""
-    memory: Tensor = fitted.memory
-    tau: float = fitted.tau
-    if tau == 0:
-        return memory[scores.argmax(dim=1)]
-    if fitted.neighbours is not None and fitted.neighbours < len(memory):
-        best = scores.topk(fitted.neighbours, dim=1)
-        return torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
-    weights = (scores / tau).softmax(dim=1)
-    return weights @ memory
-
-
-class EmbeddingDataset(Dataset[dict[str, Any]]):
-    """Transformed embeddings with their keys and captions, for a DataLoader.
-
-    Noise is drawn from (seed, epoch, key): the batches are the same with any number of workers. Call `set_epoch`
-    before each epoch; workers that persist see it.
-
-    Args:
-        rows: n rows of one modality, as `c3tools.Store.load` and `Rows.of` give them.
-        pipeline: fitted.
-        training: whether they are training inputs, the only ones that get noise.
-        seed: of the noise.
-    """
-
-    def __init__(self, rows: Rows, pipeline: Pipeline, *, training: bool = False, seed: int = 0) -> None:
-        self.rows = rows
-        self.pipeline = pipeline
-        self.training = training
-        self.seed = seed
-        self._captions = rows.captions if "caption" in rows.table.column_names else None
-        self._epoch: Tensor = torch.zeros(1, dtype=torch.int64)
-        self._epoch.share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the noise of this epoch from now on."""
-        self._epoch[0] = epoch
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return ``key``, ``embedding`` (float32 tensor (d,)), and ``caption`` if there are captions."""
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
-        """Return several rows at once, which DataLoader asks for."""
-        keys = [self.rows.keys[number] for number in numbers]
-        transformed = self.pipeline.transform(
-            self.rows.embeddings[numbers],
-            modality=self.rows.modality,
-            training=self.training,
-            keys=keys,
-            items=[self.rows.items[number] for number in numbers],
-            seed=self.seed,
-            epoch=int(self._epoch[0]),
-        )
-        items = [{"key": key, "embedding": torch.from_numpy(row)} for key, row in zip(keys, transformed, strict=True)]
-        if self._captions is not None:
-            for item, number in zip(items, numbers, strict=True):
-                item["caption"] = self._captions[number]
-        return items

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,20 +31,21 @@ from ...io.artifact import digest_of
 from ...moments import unit_rows
 from ...seeds import generator
 from ...store import Rows
-from ...training.loop import Plan, Task, Validation, adamw
+from ...training.loop import Task, Validation
 from ...transforms import Pipeline
 from ..config import TrainingConfig
 from ..generation import generate
-from ..model import Decoder, allowed
+from ..language_model import Decoder
+from ..model import allowed
 from ..tokenizer import CaptionTokenizer
-from .magic import TextEncoder
+from .steering import TextEncoder, encode_once
 
 ESPER_TRAINING = TrainingConfig(epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95)
-PREFIX_LENGTH = 10
-REWARD_SCALE, REWARD_OFFSET = 50.0, -10.0
-DIVERGENCE = 0.15  # weight of log p / p_lm per token
-PASSES = 4  # over each batch of captions
-VALIDATION_IMAGES = 500
+_PREFIX_LENGTH = 10
+_REWARD_SCALE, _REWARD_OFFSET = 50.0, -10.0
+_DIVERGENCE = 0.15  # weight of log p / p_lm per token
+_PASSES = 4  # over each batch of captions
+_VALIDATION_IMAGES = 500
 _VALUE_WEIGHT = 0.5
 
 
@@ -64,13 +66,14 @@ class Policy(nn.Module):
         return token_log_probabilities(self.model, logits, tokens), values
 
 
+@dataclass(eq=False)
 class EsperTask(Task):
     """The training of a mapper; computed in fp32.
 
-    Args:
+    Attributes:
         train: images to learn from.
         val: other images, the first 500 of which choose the checkpoint: by the mean cosine with their captions.
-        language_model: a decoder without a prefix; it is not changed.
+        language_model: a decoder without a prefix; a copy is kept.
         tokenizer: its tokenizer.
         pipeline: of its inputs.
         encoder: of the model that the embeddings are of.
@@ -79,49 +82,34 @@ class EsperTask(Task):
         device: to train on.
     """
 
+    train: Rows
+    val: Rows
+    language_model: Decoder
+    tokenizer: CaptionTokenizer
+    pipeline: Pipeline
+    encoder: TextEncoder
+    config: TrainingConfig
+    device: str
+
     unit, error = "images", DecoderError
 
-    def __init__(
-        self,
-        train: Rows,
-        val: Rows,
-        language_model: Decoder,
-        tokenizer: CaptionTokenizer,
-        pipeline: Pipeline,
-        encoder: TextEncoder,
-        config: TrainingConfig,
-        device: str,
-    ) -> None:
-        self.train, self.val = train, val.select(np.arange(min(len(val), VALIDATION_IMAGES)))
-        self.tokenizer, self.encoder, self.config, self.device = tokenizer, encoder, config, device
-        self.language_model = copy.deepcopy(language_model).to(device).eval()
+    def __post_init__(self) -> None:
+        config = self.config
+        self.val = self.val.select(np.arange(min(len(self.val), _VALIDATION_IMAGES)))
+        self.language_model = copy.deepcopy(self.language_model).to(self.device).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
-            model = self.language_model.behind_prefix(PREFIX_LENGTH)
-        width = self.language_model.prefill(torch.zeros(1, model.config.dim, device=device))[1].shape[1]
-        self.module = self.policy = Policy(model, width).to(device)
+            self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
+        width = self.language_model.prefill(torch.zeros(1, self.model.config.dim, device=self.device))[1].shape[1]
+        self.module = self.policy = Policy(self.model, width).to(self.device)
         self.inputs, self.val_inputs = (
-            pipeline.transform(rows.embeddings, modality="image", training=False) for rows in (train, self.val)
+            self.pipeline.transform(rows.embeddings, modality="image") for rows in (self.train, self.val)
         )
-        self.optimizer = adamw(
-            self.policy.parameters(),
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=(0.9, config.beta2),
-        )
-        self.per_epoch = math.ceil(len(train) / config.batch_size)
-        self.plan = Plan(
-            config.epochs * self.per_epoch,
-            config.learning_rate,
-            validate_every=self.per_epoch,
-            rise=max(1, round(config.warmup * self.per_epoch)),
-            decay=config.decay,
-            clip_norm=config.clip_norm,
-            steps_per_epoch=self.per_epoch,
-        )
-        self.counters = {}
-        settings = [config, model.digest(), PREFIX_LENGTH, DIVERGENCE, PASSES, REWARD_SCALE]
-        data = [part for rows in (train, self.val) for part in (rows.keys, rows.embeddings)]
+        self.optimizer = config.optimizer(self.policy)
+        self.per_epoch = math.ceil(len(self.train) / config.batch_size)
+        self.plan = config.plan(self.per_epoch, config.warmup * self.per_epoch)
+        settings = [config, self.model.digest(), _PREFIX_LENGTH, _DIVERGENCE, _PASSES, _REWARD_SCALE]
+        data = [part for rows in (self.train, self.val) for part in (rows.keys, rows.embeddings)]
         self.identity = digest_of(settings, *data)
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
@@ -144,7 +132,7 @@ class EsperTask(Task):
             targets = advantages + values * real
             own = advantages[real]
             advantages = (advantages - own.mean()) / (own.std() + 1e-6)
-        for _ in range(PASSES):
+        for _ in range(_PASSES):
             log_p, values = policy(inputs, tokens)
             value_loss = ((values - targets) ** 2)[real].mean()
             update(clipped_policy_loss(log_p, before, advantages, real) + _VALUE_WEIGHT * value_loss)
@@ -160,10 +148,8 @@ class EsperTask(Task):
         return f"val cosine {1 - latest.val_loss:.3f}"
 
     def _cosines(self, captions: list[list[int]], images: Matrix) -> Matrix:
-        """Return the cosine (B,) of each caption with the embedding of its image; each text is encoded once."""
-        texts = [self.tokenizer.decode(ids) for ids in captions]
-        different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        embeddings = self.encoder.encode_texts(list(different))[[different[text] for text in texts]]
+        """Return the cosine (B,) of each caption with the embedding of its image."""
+        embeddings = encode_once(self.encoder, [self.tokenizer.decode(ids) for ids in captions])
         cosines: Matrix = (embeddings * unit_rows(images)).sum(axis=1).astype(np.float32)
         return cosines
 
@@ -203,9 +189,9 @@ def token_rewards(cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, real: Tensor
         log_p_lm: by the language model.
         real: bool (B, T), False for padding.
     """
-    rewards = -DIVERGENCE * (log_p - log_p_lm) * real
+    rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
     last = real.sum(1) - 1
-    rewards[torch.arange(len(rewards)), last] += REWARD_SCALE * cosines + REWARD_OFFSET
+    rewards[torch.arange(len(rewards)), last] += _REWARD_SCALE * cosines + _REWARD_OFFSET
     return rewards
 
 

@@ -13,25 +13,17 @@ Shapes: B captions, K candidates, W width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...arrays import Matrix
 from ..generation import GenerationConfig
-from ..model import Decoder, allowed
+from ..language_model import Decoder
+from ..model import allowed
 from ..tokenizer import CaptionTokenizer
-
-
-class TextEncoder(Protocol):
-    """An encoder of texts, as steering needs one."""
-
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return L2-normalised embeddings, float32 (n, d)."""
+from .steering import TextEncoder, encode_once
 
 
 @torch.inference_mode()
@@ -39,12 +31,12 @@ def write_magic(
     model: Decoder,
     tokenizer: CaptionTokenizer,
     batch: Tensor,
-    images: npt.NDArray[np.float32],
+    images: Matrix,
     config: GenerationConfig,
     encoder: TextEncoder,
 ) -> list[list[int]]:
     """Write captions of a batch of embeddings (B, d) and of their images, unit vectors (B, d); see the module."""
-    limit = config.limit(model)
+    limit = model.config.max_tokens
     captions: list[list[int]] = [[] for _ in range(len(batch))]
     rows = list(range(len(batch)))  # those that are not finished
     logits, hidden, cache = model.prefill(batch)
@@ -58,7 +50,8 @@ def write_magic(
             for row, line in zip(rows, tokens.tolist(), strict=True)
             for token in line
         ]
-        similar = similarity(encoder, texts, images[rows]).to(likely.device)  # (B, K)
+        encoded = encode_once(encoder, texts).reshape(B, K, -1)
+        similar = torch.from_numpy(np.einsum("bd,bkd->bk", images[rows], encoded)).to(likely.device)  # (B, K)
         # every candidate is run one position further: its hidden state is needed, and its scores if it is taken
         cache.select(torch.arange(B, device=batch.device).repeat_interleave(K))
         logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
@@ -69,10 +62,9 @@ def write_magic(
         best = score.argmax(-1)  # (B,)
         chosen = tokens.gather(1, best[:, None])[:, 0]  # (B,)
         going = chosen != model.end_id
-        for row, token, goes in zip(rows, chosen.tolist(), going.tolist(), strict=True):
-            if goes:
-                captions[row].append(token)
         kept = going.nonzero()[:, 0]
+        for i in kept.tolist():
+            captions[rows[i]].append(int(chosen[i]))
         if step + 1 == limit or not len(kept):
             break
         taken = (torch.arange(B, device=batch.device) * K + best)[kept]
@@ -81,11 +73,3 @@ def write_magic(
         earlier = torch.cat([earlier, states[torch.arange(B), best][:, None]], dim=1)[kept]
         rows = [rows[i] for i in kept.tolist()]
     return captions
-
-
-def similarity(encoder: TextEncoder, texts: list[str], images: npt.NDArray[np.float32]) -> Tensor:
-    """Return the cosines (B, K) of each image, a unit vector, with its K texts; each different text is encoded once."""
-    different = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    embeddings = encoder.encode_texts(list(different))
-    numbers = np.array([different[text] for text in texts]).reshape(len(images), -1)  # (B, K)
-    return torch.from_numpy(np.einsum("bd,bkd->bk", images, embeddings[numbers]))

@@ -16,17 +16,16 @@ Shapes: B open beams, K candidates, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...arrays import Matrix
 from ..generation import GenerationConfig
-from ..model import Cache, Decoder
+from ..language_model import Decoder
 from ..tokenizer import CaptionTokenizer
-from .magic import TextEncoder
+from .steering import TextEncoder
 
 _NORM_POWER = 0.9
 _RULED_OUT = -1e9  # finite: infinity has no gradient
@@ -45,7 +44,7 @@ def write_zerocap(
     model: Decoder,
     tokenizer: CaptionTokenizer,
     batch: Tensor,
-    images: npt.NDArray[np.float32],
+    images: Matrix,
     config: GenerationConfig,
     encoder: TextEncoder,
 ) -> list[list[int]]:
@@ -54,7 +53,7 @@ def write_zerocap(
     return [_write(model, row[None], own, config) for row, own in zip(batch, similar, strict=True)]
 
 
-def _similarity(encoder: TextEncoder, tokenizer: CaptionTokenizer, image: npt.NDArray[np.float32]) -> Similar:
+def _similarity(encoder: TextEncoder, tokenizer: CaptionTokenizer, image: Matrix) -> Similar:
     """Return a function from B texts and the tokens (B, K) that continue them to cosines (B, K) with an image."""
     known: dict[str, float] = {}  # each different text is encoded once
 
@@ -75,7 +74,7 @@ def _write(model: Decoder, prefix: Tensor, similar: Similar, config: GenerationC
         logits, _, cache = model.prefill(prefix)
     log_p = _log_probabilities(model, logits)  # (1, V)
     beams = [_Beam([], 0.0, False)]
-    for step in range(config.limit(model)):
+    for step in range(model.config.max_tokens):
         going = [beam for beam in beams if not beam.ended]
         if step:
             log_p = _shifted(model, cache, [beam.tokens for beam in going], similar, config)  # the cache is one longer
@@ -98,7 +97,7 @@ def _write(model: Decoder, prefix: Tensor, similar: Similar, config: GenerationC
 
 
 def _shifted(
-    model: Decoder, cache: Cache, written: Sequence[list[int]], similar: Similar, config: GenerationConfig
+    model: Decoder, cache: Any, written: Sequence[list[int]], similar: Similar, config: GenerationConfig
 ) -> Tensor:
     """Return the log-probabilities (B, V) of the words after ``written``, and extend the cache by the last of these.
 
