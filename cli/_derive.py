@@ -56,7 +56,7 @@ _FLAGS: dict[str, list[str]] = {
 }
 _PARSERS = {
     **dict.fromkeys(("output", "decoder", "folder"), local_path),
-    **dict.fromkeys(("csv", "html", "save", "figure"), output_file),
+    **dict.fromkeys(("html", "save", "figure"), output_file),
     "json": json_destination,
     "figures": location,
     "export output": None,

@@ -530,7 +530,7 @@ class CaptionTask(Task):
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
         if states is None:
             return update(loss), count
-        update(loss + _contrastive_loss(states, tokens != pad, config.contrastive_margin))
+        update(loss + contrastive_loss(states, tokens != pad, config.contrastive_margin))
         return float(loss.detach()), count
 
     def validate(self) -> tuple[float, dict[str, Any]]:
@@ -561,7 +561,7 @@ class CaptionTask(Task):
         return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
-def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
+def contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
     """Return the contrastive loss of SimCTG (Su et al., 2022), which keeps the hidden states of a caption apart.
 
         1 / (T (T - 1)) sum_i sum_(j != i) max(0, margin - 1 + cos(h_i, h_j)), mean over the captions

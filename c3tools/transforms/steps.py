@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from ..arrays import Array, Indices, Matrix
 from ..errors import TransformError
-from ..io.float16 import to_float16, to_float32
 from ..moments import Moments, unit_rows
 from ..seeds import generator, stable_hashes
 from .fitting import FitData
@@ -491,7 +490,7 @@ class Retrieval(MemoryStep):
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows, and hashes of their items where these are known."""
         rows, kept = self.draw(data)
-        self.state = {"memory": to_float16(rows)}
+        self.state = {"memory": rows.astype(np.float16)}
         if self.memory in data.items:
             self.state["items"] = stable_hashes([data.items[self.memory][row] for row in kept])
 
@@ -510,7 +509,7 @@ class Retrieval(MemoryStep):
         """Add the mean of the nearest rows."""
         kept, items = self.state["memory"], self.state.get("items")
         if self._rows is None or self._rows[0] is not kept:
-            self._rows = kept, to_float32(kept)
+            self._rows = kept, kept.astype(np.float32)
         return (MemoryAttention(self._rows[1], self.tau, self.neighbours, self.weight, items),)
 
 

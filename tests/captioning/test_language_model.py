@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from c3tools.captioning import SIZES, Captioner, GenerationConfig, LanguageModelSize, fit_captioner, generate, load_size
-from c3tools.captioning.config import MAPPERS
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 
 from .conftest import CPU, DIM, make_world
 
 pytest.importorskip("transformers")
-from c3tools.captioning.language_model import LanguageModelDecoder, make_mapper, pretrained
+from c3tools.captioning.config import LanguageModelConfig
+from c3tools.captioning.language_model import LanguageModelDecoder, pretrained
 
 from .language_models import save_tiny_gpt2
 
@@ -45,20 +45,19 @@ def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
 def test_the_papers_settings() -> None:
     paper = SIZES["paper"]
     assert isinstance(paper, LanguageModelSize)
-    assert (paper.model, paper.mapper, paper.prefix_length, paper.frozen) == ("gpt2", "mlp", 10, False)
+    assert (paper.model, paper.prefix_length, paper.frozen) == ("gpt2", 10, False)
     training = paper.training
     assert (training.learning_rate, training.batch_size, training.epochs) == (2e-5, 40, 10)
     assert (training.warmup_steps, training.decay) == (5000, "linear")
-    mapper = make_mapper("mlp", 512, 768, 10)
-    assert isinstance(mapper, nn.Sequential)
+    architecture = {"model_type": "gpt2", "n_embd": 768, "n_layer": 1, "vocab_size": 50, "n_positions": 60}
+    mapper = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture)).mapper
     first, between, last = mapper
     assert isinstance(between, nn.Tanh)
     assert [first.in_features, first.out_features, last.in_features, last.out_features] == [512, 3840, 3840, 7680]
 
 
-@pytest.mark.parametrize("mapper", MAPPERS)
-def test_greedy_equals_the_computation_without_cache(gpt2: Path, mapper: str) -> None:
-    decoder = decoder_of(gpt2, mapper=mapper, prefix_length=3)
+def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
+    decoder = decoder_of(gpt2, prefix_length=3, max_tokens=12)
     language_model: Any = decoder.language_model
     language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)  # scores that depend on what was written
     x = np.random.default_rng(0).normal(size=(6, DIM)).astype(np.float32)
@@ -73,8 +72,8 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path, mapper: str) ->
                 break
             written.append(token)
         expected.append(written)
-    assert generate(decoder, x, GenerationConfig(max_tokens=12)) == expected
-    assert generate(decoder, x, GenerationConfig("beam", beams=1, max_tokens=12)) == expected
+    assert generate(decoder, x) == expected
+    assert generate(decoder, x, GenerationConfig("beam", beams=1)) == expected
     assert len({tuple(caption) for caption in expected}) > 1
 
 
@@ -122,7 +121,6 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(tmp_path: Path, gp
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, gpt2: Path, tmp_path: Path) -> None:
     for change, named in (
         (f"model={tmp_path / 'nowhere'}", "nowhere"),
-        ("mapper=conv", "'conv'"),
         ("max_tokens=0", "0"),
     ):
         with pytest.raises(DecoderError, match=named):

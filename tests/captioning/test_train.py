@@ -20,7 +20,7 @@ from c3tools.captioning import (
     load_size,
     train_captioner,
 )
-from c3tools.captioning.config import plan_training
+from c3tools.captioning.config import training_config
 from c3tools.captioning.curves import training_curves
 from c3tools.captioning.train import training_captions
 from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
@@ -178,10 +178,10 @@ def test_without_a_val_split_of_its_own_whole_images_are_held_out(
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
     tiny, changes = load_size("tiny"), ["epochs=3", "patience=20"]
     plans = [
-        plan_training(tiny, 30_000),
-        plan_training(tiny, 640),  # 10 steps an epoch
-        plan_training(tiny, 640, epochs=7, patience=2),
-        plan_training(load_size("tiny", changes), 640, changes),
+        training_config(tiny, 30_000),
+        training_config(tiny, 640),  # 10 steps an epoch
+        training_config(tiny, 640, epochs=7, patience=2),
+        training_config(load_size("tiny", changes), 640, changes),
     ]
     assert [(plan.epochs, plan.patience) for plan in plans] == [(8, 0), (60, 5), (7, 2), (3, 20)]
 
@@ -317,9 +317,9 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
     assert (changed.dropout, changed.prefix_length, changed.width) == (0.2, 6, 192)
     assert (changed.training.word_dropout, changed.training.epochs, changed.training.ema) == (0.15, 9, 0.99)
     assert changed.training.learning_rate == SIZES["tiny"].training.learning_rate
-    paper = load_size("paper", ["model=./mine", "frozen=true", "mapper=transformer"])
+    paper = load_size("paper", ["model=./mine", "frozen=true"])
     assert isinstance(paper, LanguageModelSize)
-    assert (paper.model, paper.frozen, paper.mapper) == ("./mine", True, "transformer")
+    assert (paper.model, paper.frozen) == ("./mine", True)
     both = load_size("tiny", ["width=256", "heads=4"])  # neither goes with the other's value of the size
     assert isinstance(both, Size)
     assert (both.width, both.heads) == (256, 4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from c3tools.errors import MissingExtraError, TransformError
+from c3tools.errors import TransformError
 from c3tools.seeds import stable_hashes
 from c3tools.transforms import Collapse, MemoryProjection, Normalize, Pipeline, Retrieval, Step, operations, preset
 
@@ -121,7 +119,7 @@ def test_training_needs_items_on_both_sides(pairs: Pairs) -> None:
     options: dict[str, Any] = {"modality": "text", "training": True}
     for pipeline, items, words in (
         (known, None, "items="),
-        (known, pairs.items[:3], "120 .* 3"),
+        (known, pairs.items[:3], "120 training inputs"),
         (unknown, pairs.items, r"items=\{'text': \[\.\.\.\]\}"),
     ):
         with pytest.raises(TransformError, match=words):
@@ -131,7 +129,7 @@ def test_training_needs_items_on_both_sides(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tau": -0.1}, {"tau": float("nan")}, {"neighbours": 0}, {"limit": 0}, {"weight": -1.0}, {"weight": float("inf")}],
+    [{"tau": -0.1}, {"tau": float("nan")}, {"neighbours": 0}, {"limit": 0}],
 )
 def test_impossible_settings(changes: dict[str, Any]) -> None:
     ((name, value),) = changes.items()
@@ -141,9 +139,9 @@ def test_impossible_settings(changes: dict[str, Any]) -> None:
 
 def test_fitting_does_not_retrieve_for_steps_that_are_not_fitted(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """For half a million captions that would be as many products of each with all."""
-    monkeypatch.delattr(operations, "_mix")
+    monkeypatch.delattr(operations, "_attend")
     assert pairs.fit(preset("c3-retrieval")).fitted
-    with pytest.raises(NameError, match="_mix"):
+    with pytest.raises(NameError, match="_attend"):
         pairs.fit(Pipeline([Normalize(), Retrieval(), Normalize(), Collapse(), Normalize()]))
 
 
@@ -154,26 +152,3 @@ def test_neighbours_approach_the_whole_memory(pairs: Pairs) -> None:
     assert (project(neighbours=120) == project()).all()
     np.testing.assert_allclose(project(neighbours=60), project(), atol=1e-4)
     np.testing.assert_allclose(project(neighbours=1), project(tau=0.0), atol=1e-6)
-
-
-@pytest.mark.parametrize("index", ["Flat", "IVF2,Flat"])
-def test_a_memory_with_an_index_agrees_with_the_exact_search(pairs: Pairs, index: str, tmp_path: Path) -> None:
-    pytest.importorskip("faiss", reason="faiss is an extra")
-    for options in ({"neighbours": 9}, {"tau": 0.0}, {"neighbours": 500}):
-        exact, found = projecting(pairs, **options), projecting(pairs, **options, index=index)
-        for each in (found, Pipeline.load(found.save(tmp_path))):
-            got, expected = (pipeline.transform(pairs.x, modality="image") for pipeline in (each, exact))
-            same = np.isclose(got, expected, atol=1e-5).all(axis=1)
-            assert same.mean() > (0.5 if "IVF" in index else 0.99)  # half of two cells are visited
-
-
-def test_an_index_that_cannot_be_made(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss", reason="faiss is an extra")
-    with pytest.raises(TransformError, match="neighbours"):
-        MemoryProjection(index="Flat")
-    for index in ("Nonsense", "IVF4000,Flat"):
-        with pytest.raises(TransformError, match=f"'{index}' of a memory of 120 rows"):
-            projecting(pairs, neighbours=3, index=index).transform(pairs.x, modality="image")
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingExtraError, match=r"c3tools\[cpu\]"):
-        projecting(pairs, neighbours=3, index="Flat").transform(pairs.x, modality="image")

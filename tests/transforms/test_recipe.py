@@ -65,14 +65,6 @@ def test_damage_is_found(saved: Path, case: str) -> None:
         Pipeline.load(saved)
 
 
-@pytest.mark.parametrize("items", [np.arange(119), np.arange(120.0)])
-def test_items_that_are_not_those_of_the_memory(pairs: Pairs, tmp_path: Path, items: np.ndarray) -> None:
-    pipeline = pairs.fit(preset("c3-retrieval"))
-    pipeline.steps[4].state["items"] = items
-    with pytest.raises(TransformError, match=r"items|item for each row"):
-        Pipeline.load(pipeline.save(tmp_path))
-
-
 YAML = """
 name: mine
 steps:

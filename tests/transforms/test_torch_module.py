@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from c3tools.errors import TransformError
-from c3tools.store import Rows, Store
 from c3tools.transforms import MemoryProjection, Normalize, Pipeline, Retrieval, preset
-from c3tools.transforms.torch_module import EmbeddingDataset, TransformModule
-from tests.stores import gap_store
+from c3tools.transforms.torch_module import TransformModule
 
 from .conftest import Pairs
 
@@ -81,61 +77,3 @@ def test_module_refusals(pairs: Pairs) -> None:
         module(torch.zeros(2, 3))
     with pytest.raises(TransformError, match="1 keys for 2 rows"):
         module(torch.ones(2, 24), keys=["a"])
-
-
-@pytest.fixture
-def dataset(pairs: Pairs) -> EmbeddingDataset:
-    pipeline = preset("c3").fit(pairs.moments)
-    rows = Rows.of("text", pairs.keys, pairs.y, caption=[f"caption {i}" for i in range(120)])
-    return EmbeddingDataset(rows, pipeline, training=True, seed=3)
-
-
-def collected(loader: DataLoader[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    return {key: row for batch in loader for key, row in zip(batch["key"], batch["embedding"], strict=True)}
-
-
-def test_loader_gives_the_pipelines_rows(dataset: EmbeddingDataset, pairs: Pairs) -> None:
-    dataset.set_epoch(7)
-    batch = next(iter(DataLoader(dataset, batch_size=5)))
-    assert batch["caption"] == [f"caption {i}" for i in range(5)]
-    expected = dataset.pipeline.transform(
-        pairs.y[:5].astype(np.float32), modality="text", training=True, keys=pairs.keys[:5], seed=3, epoch=7
-    )
-    assert torch.equal(batch["embedding"], torch.from_numpy(expected))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_same_rows_with_any_number_of_workers(dataset: EmbeddingDataset) -> None:
-    alone = DataLoader(dataset, batch_size=16, shuffle=True)
-    workers = DataLoader(dataset, batch_size=7, num_workers=2, persistent_workers=True)
-    epochs = []
-    for epoch in (1, 2):
-        dataset.set_epoch(epoch)
-        first, second = collected(alone), collected(workers)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
-        epochs.append(first)
-    assert not torch.allclose(epochs[0]["row 0"], epochs[1]["row 0"], atol=1e-3)
-
-
-def test_validation_sets_have_no_noise(pairs: Pairs) -> None:
-    pipeline = preset("c3").fit(pairs.moments)
-    rows = EmbeddingDataset(Rows.of("text", pairs.keys, pairs.y), pipeline)
-    before = rows[3]["embedding"]
-    rows.set_epoch(1)
-    assert torch.equal(before, rows[3]["embedding"])
-    assert "caption" not in rows[3]
-
-
-@pytest.mark.parametrize("name", ["c3", "c3-retrieval"])
-def test_rows_of_a_store(name: str, tmp_path: Path) -> None:
-    store = Store.open(gap_store(tmp_path / "store"))
-    pipeline = preset(name).fit(store)
-    train = EmbeddingDataset(store.load("text", "train"), pipeline, training=True)
-    assert len(train) == 120
-    keys, items, expected = train.rows.keys[5:8], train.rows.items[5:8], train.rows.embeddings[5:8]
-    noised = pipeline.transform(expected, modality="text", training=True, keys=keys, items=items)
-    rounding = 1e-6 if name == "c3-retrieval" else 0  # of a product of one row in place of three
-    for i in range(3):
-        np.testing.assert_allclose(train[5 + i]["embedding"].numpy(), noised[i], rtol=0, atol=rounding)
-    assert train[5]["caption"] == train.rows.captions[5]
