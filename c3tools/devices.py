@@ -10,14 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from .errors import C3Error
 
 if TYPE_CHECKING:
     import torch
 
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
 _THREADS_VARIABLE = "OMP_NUM_THREADS"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
@@ -65,24 +64,27 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     Raises:
         C3Error: for an unknown precision, a missing device, or a precision that the device does not support.
     """
-    if precision not in get_args(PrecisionName):
+    if precision not in ("auto", *_DTYPES):
         raise C3Error(f"There is no precision {precision!r}.", remedy="Use auto, fp32, bf16, fp16 or int8.")
     if precision == "int8" and not encoder:
         raise C3Error("int8 is for encoders only.", remedy="Use auto, fp32, bf16 or fp16.")
     compute = Compute(_device(device), precision)
-    on_cpu = compute.device_type == "cpu"
-    if on_cpu:
+    kind = compute.device_type
+    if kind == "cpu":
         keep_freed_memory()
-    if precision == "auto":
-        return Compute(compute.device, "bf16" if _bf16_is_faster(compute.device_type) else "fp32")
-    if precision == "fp16" and on_cpu:
+    if precision == "fp16" and kind == "cpu":
         raise C3Error("CPUs do not compute in fp16.", remedy="Use --precision bf16 or fp32 here.")
-    if precision == "int8" and not (on_cpu and has_int8()):
-        raise C3Error(
-            f"int8 needs a CPU with avx512_vnni; {compute.device} {'does not have it' if on_cpu else 'is not a CPU'}.",
-            remedy="Use --precision auto.",
-        )
-    return compute
+    if precision == "int8" and not (kind == "cpu" and has_int8()):
+        raise C3Error(f"int8 needs a CPU with avx512_vnni, not {compute.device}.", remedy="Use --precision auto.")
+    if precision != "auto":
+        return compute
+    if kind == "cuda":
+        import torch
+
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = kind == "cpu" and cpu_has_fast_bf16()
+    return Compute(compute.device, "bf16" if fast else "fp32")
 
 
 def pick_devices(devices: str | None = None) -> list[str]:
@@ -124,7 +126,9 @@ def keep_freed_memory() -> bool:
 
 def has_int8() -> bool:
     """Return whether the CPU multiplies 8-bit integers natively (avx512_vnni)."""
-    return _cpu_flag("_is_vnni_supported")
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 
 def threads() -> int:
@@ -196,14 +200,6 @@ def _may_have_gpu() -> bool:
     return Path("/dev/kfd").exists()
 
 
-def _bf16_is_faster(device_type: str) -> bool:
-    if device_type == "cuda":
-        import torch
-
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device_type == "cpu" and cpu_has_fast_bf16()
-
-
 @cache
 def cpu_has_fast_bf16() -> bool:
     """Return whether this CPU computes faster in bf16 than in fp32, by what Linux says of it.
@@ -217,10 +213,3 @@ def cpu_has_fast_bf16() -> bool:
         return False
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     return "amx_bf16" in flags or ("avx512_bf16" in flags and "avx512_fp16" not in flags)
-
-
-def _cpu_flag(name: str) -> bool:
-    import torch
-
-    probe = getattr(torch.cpu, name, None)
-    return bool(probe()) if probe is not None else False

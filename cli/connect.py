@@ -24,7 +24,7 @@ def heads(*, other: Sequence[str] = (), modalities: str | None = None, **options
     """
     features = _read_features(other, modalities, options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
-    return _print(connected.to_dict(), options["output"], f"c3 connect apply {options['output']} …")
+    return _print(connected.record, options["output"], f"c3 connect apply {options['output']} …")
 
 
 def apply(heads: str = "c3-heads", *, other: Sequence[str] = (), modalities: str | None = None, **options: Any) -> Any:
@@ -65,7 +65,7 @@ def full(paths: list[str], **options: Any) -> Any:
 
 def _connect_towers(paths: list[str], mode: Any, options: dict[str, Any]) -> Any:
     connected = c3tools.connect_towers(paths, mode=mode, **options, reporter=reporter())
-    return _print(connected.to_dict(), options["output"], f"c3 embed --model local-dir:{options['output']} …")
+    return _print(connected.record, options["output"], f"c3 embed --model local-dir:{options['output']} …")
 
 
 def _read_features(other: Sequence[str], modalities: str | None, options: dict[str, Any]) -> Any:

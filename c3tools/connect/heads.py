@@ -173,13 +173,8 @@ class ConnectedHeads:
             nn.ModuleList(heads).load_state_dict(tensors, assign=True)
             return cls(names, heads, shape, content["record"])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record of the training as JSON values."""
-        return self.record
-
     def _repr_html_(self) -> str:
-        title = f"Heads of {' and '.join(self.names)}, {self.shape.dim} dimensions"
-        return score_table(self.record, title)._repr_html_()
+        return score_table(self.record)._repr_html_()
 
 
 def connect_heads(
@@ -261,16 +256,13 @@ def connect_heads(
             for side, rows in enumerate(sides)
         ]
         dims = {rows.modality: rows.embeddings.shape[1] for rows in sides}
-        kind = f"a perceptron with {hidden} hidden units" if hidden else "a linear map"
-        taken = " and ".join(f"{count} features of {name}" for name, count in dims.items())
         models = {name: dict(model) for name, model in features.models.items() if model}
         towers = TwoTowers(heads[0], heads[1], compute)
         return connect(
             target,
             PairTask(towers, train, val, settings, names, asdict(shape), reporter),
             pairs,
-            {"modalities": list(names), "features": dims, "models": models},
-            facts={"heads": f"{kind} on {taken}, to {dim} dimensions", "cone at the start": f"{cone:g}"},
+            {"modalities": list(names), "features": dims, **asdict(shape), "models": models},
             usage=_USAGE,
             save=lambda folder: ConnectedHeads(names, heads, shape, {}).save(folder),
             load=ConnectedHeads.load,

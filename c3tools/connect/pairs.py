@@ -33,7 +33,7 @@ from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..io.locations import is_url
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
 from ..store.importers import read_files
@@ -152,8 +152,8 @@ class PairInputs:
     inputs: tuple[Inputs, Inputs]
     rows: Indices
     ids: Indices
-    items: Sequence[str]
-    splits: Sequence[str]
+    items: npt.NDArray[np.object_]
+    splits: npt.NDArray[np.object_]
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -164,17 +164,16 @@ class PairInputs:
         """Rows of the first side that are in a pair, ascending."""
         return np.unique(self.rows[0])
 
-    def select(self, pairs: npt.ArrayLike) -> PairInputs:
+    def select(self, pairs: Mask) -> PairInputs:
         """Return the pairs for which a mask (p,) is true."""
-        chosen = np.flatnonzero(pairs)
-        items, splits = ([values[pair] for pair in chosen.tolist()] for values in (self.items, self.splits))
-        return replace(self, rows=self.rows[:, chosen], ids=self.ids[:, chosen], items=items, splits=splits)
+        rows, ids = self.rows[:, pairs], self.ids[:, pairs]
+        return replace(self, rows=rows, ids=ids, items=self.items[pairs], splits=self.splits[pairs])
 
     def where(self, split: str) -> PairInputs:
         """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
         kept = kept_splits(self.splits) if split in STANDARD else None
         named = zip(self.splits, self.items, strict=True)
-        return self.select([split_of(own, item, kept) == split.lower() for own, item in named])
+        return self.select(np.array([split_of(own, item, kept) == split.lower() for own, item in named], dtype=bool))
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -186,10 +185,9 @@ class PairInputs:
         """
         train, val = self.where(train_split), self.where("val")
         if not len(train):
-            counts = ", ".join(f"{split}: {self.splits.count(split):,}" for split in sorted(set(self.splits)))
             raise ConnectError(
-                f"There are no pairs of {names[0]} and {names[1]} in the split {train_split!r}. Pairs by split: "
-                f"{counts or 'none'}.",
+                f"There are no pairs of {' and '.join(names)} in the split {train_split!r}, but in these: "
+                f"{', '.join(sorted(set(self.splits))) or 'none'}.",
                 remedy="Check that the keys of the two modalities match, or choose another split with --train-split.",
             )
         rule = describe_rule(self.splits)
@@ -197,10 +195,9 @@ class PairInputs:
             reporter.message(rule)
         # where rows are split by hash, those of a split that the corpus names are in val too
         if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
-            held = held_out(train.items)
+            held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)
-            held_out_pairs = counted(len(val), "pair is", "pairs are")
-            reporter.message(f"There is no val split, so {held_out_pairs} held out from the split {train_split!r}.")
+            reporter.message(f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out.")
         return train, val
 
     def batches(self, size: int, seed: int, epoch: int) -> Indices:
@@ -280,13 +277,12 @@ class PairedFeatures(Pairs):
         captions: list[Any] = second.column("caption") if "caption" in second.table.column_names else [None]
         # a sentence is the same content even where its features differ by rounding
         ids = number_texts(captions) if all(captions) else number_rows(second.embeddings)
-        splits = row_splits(second.table)
         return PairInputs(
             inputs=(ArrayInputs(first.embeddings), ArrayInputs(second.embeddings)),
             rows=np.stack([own, rows]),
             ids=np.stack([number_rows(first.embeddings)[own], ids[rows]]),
-            items=[first.keys[row] for row in own.tolist()],
-            splits=[splits[row] for row in rows.tolist()],
+            items=np.array(first.keys, dtype=object)[own],
+            splits=np.array(row_splits(second.table), dtype=object)[rows],
         )
 
 

@@ -54,12 +54,8 @@ class ConnectedTowers:
         """The name by which every command and `c3tools.load_encoder` load the model."""
         return f"local-dir:{self.folder}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record of the training as JSON values."""
-        return self.record
-
     def _repr_html_(self) -> str:
-        return score_table(self.record, self.name)._repr_html_()
+        return score_table(self.record)._repr_html_()
 
 
 def connect_towers(
@@ -171,17 +167,11 @@ def connect_towers(
                 parts[place] = replace(part, inputs=(features, part.inputs[1]), ids=both)
             towers = TwoTowers(nn.Identity(), text, compute)
         task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from, reporter)
-        weights = "its weights" if random_init is None else f"random weights, seed {random_init}"
         return connect(
             target,
             task,
             parts[0],
             {**chosen, "start": network.identity, "photos": len(photos), "unreadable": unreadable},
-            facts={
-                "start": f"{network.identity['name']}, {weights}",
-                "trained": f"{'the text tower' if lit else 'both towers'}{', on random crops' if augment else ''}",
-                "photos": f"{len(photos):,}, and {unreadable:,} that could not be decoded",
-            },
             usage=f"`c3 embed PATH --model local-dir:{output.name}`, or "
             f'`open_clip.create_model_and_transforms("local-dir:{output.name}")`.',
             save=lambda folder: save_open_clip(network, task.loss, folder),
@@ -272,6 +262,6 @@ def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, 
         inputs=(PhotoInputs(photos, network.preprocess, seed), ArrayInputs(tokens)),
         rows=rows,
         ids=np.stack([rows[0], number_texts(captions)]),
-        items=items,
-        splits=splits_of(items, [text.split for text in texts]),
+        items=np.array(items, dtype=object),
+        splits=np.array(splits_of(items, [text.split for text in texts]), dtype=object),
     )

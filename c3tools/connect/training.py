@@ -27,7 +27,7 @@ from ..pages.figures import save_figure
 from ..reporter import SILENT, Reporter
 from ..tables import Table
 from ..training.checkpoints import CheckpointDir
-from ..training.loop import DIVERGED, EARLY, Plan, Run, Task, Validation, adamw, train
+from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
 from .losses import KINDS, ContrastiveLoss, TwoTowers, contrastive_backward, parse_scale, same_items
@@ -191,7 +191,6 @@ def connect(
     pairs: PairInputs,
     record: Mapping[str, Any],
     *,
-    facts: Mapping[str, str],
     usage: str,
     save: Callable[[Path], Mapping[str, Any]],
     load: Callable[[Path], T],
@@ -204,7 +203,6 @@ def connect(
         task: the training.
         pairs: all pairs, of which those of val and test are scored.
         record: about model and data, as JSON values.
-        facts: about them, for the card.
         usage: the last paragraph of the card.
         save: writes the towers into a folder; returns what else its record has to contain.
         load: reads the result, and raises a `C3Error` if it is damaged.
@@ -222,13 +220,10 @@ def connect(
         task.close()
     settings, kept, log = task.settings, run.kept, task.log(run)
     assert kept is not None
-    if run.outcome == DIVERGED:
+    if run.outcome != FINISHED:
         reporter.message(
-            f"The loss diverged at step {run.step:,}; the weights of step {kept.step:,} are kept. A lower "
-            "--learning-rate or a longer --warmup may help."
+            f"The training {run.outcome} at step {run.step:,}; the weights of step {kept.step:,} are kept."
         )
-    elif run.outcome == EARLY:
-        reporter.message(f"Stopped at step {run.step:,}: {settings.patience} epochs without a better recall@1.")
     if -kept.val_loss <= 3 / len(task.val.item_rows):
         reporter.message(
             "Retrieval among the validation pairs is near chance. Check that the rows of a pair belong together, and "
@@ -260,14 +255,14 @@ def connect(
         whole.update(save(folder))
         write_json_atomically(folder / LOG_FILE, {"kept_step": kept.step, "points": log})
         save_figure(geometry_figure(log, task.names, kept.step), folder / "geometry.svg")
-        write_text_atomically(folder / CARD_FILE, _card(target.folder.name, facts, content, usage))
+        write_text_atomically(folder / CARD_FILE, _card(target.folder.name, content, usage))
 
     target.write(lambda folder: write_result(folder, target.kind, whole, save_all, keep=target.there))
     checkpoints.clear()
     return load(target.folder)
 
 
-def score_table(record: Mapping[str, Any], title: str = "") -> Table:
+def score_table(record: Mapping[str, Any]) -> Table:
     """Return the scores of a record as a table, recalls in percent."""
     rows = []
     for split, score in record["scores"].items():
@@ -275,18 +270,16 @@ def score_table(record: Mapping[str, Any], title: str = "") -> Table:
         for direction, recall in score["recall"].items():
             cells = [f"{100 * value:.1f} %" for value in recall.values()]
             rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
-    return Table(_SCORES, rows, title, left=_SCORES[:2])
+    return Table(_SCORES, rows, left=_SCORES[:2])
 
 
-def _card(title: str, facts: Mapping[str, str], record: dict[str, Any], usage: str) -> str:
-    """Return a card in Markdown: facts about the model, its training, its scores, and how it is used."""
-    told = ("pairs", "settings", "outcome", "steps", "kept_step", "logit_scale", "seconds")
-    rows = {**facts, **{name: _shown(record[name]) for name in told}}
-    scores = [_SCORES, ["---"] * len(_SCORES), *score_table(record).rows]
-    tables = ([("", ""), ("---", "---"), *rows.items()], scores)
+def _card(title: str, record: Mapping[str, Any], usage: str) -> str:
+    """Return a card in Markdown: the record, the scores as a table, and how the model is used."""
+    facts = []
+    for name, value in record.items():
+        if name not in ("scores", "made_from"):
+            shown = ", ".join(f"{n} {v}" for n, v in value.items()) if isinstance(value, Mapping) else value
+            facts.append((name, str(shown)))
+    tables = [("", ""), ("---", "---"), *facts], [_SCORES, ["---"] * len(_SCORES), *score_table(record).rows]
     lines = ["\n".join(f"| {' | '.join(row)} |" for row in table) for table in tables]
     return "\n\n".join([f"# {title}", *lines, usage, ""])
-
-
-def _shown(value: object) -> str:
-    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, Mapping) else str(value)

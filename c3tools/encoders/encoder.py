@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,9 @@ from .preprocessing import ImagePreprocessor
 Modality = Literal["image", "text"]
 Tokens = npt.NDArray[np.int64]
 
-ON_CPU = {"image": 32, "text": 128}  # inputs at a time: with few the activations stay in the cache of a CPU
-# a batch is full up to these sizes, and proportionally smaller for larger inputs
+# inputs at a time: with few the activations stay in the cache of a CPU, and a GPU gains nothing from more
+ON_CPU, _ON_GPU = {"image": 32, "text": 128}, {"image": 256, "text": 1024}
+# a batch is full up to these sizes, and smaller for larger inputs
 _USUAL_PIXELS = 224 * 224
 _USUAL_TEXT_LENGTH = 16  # tokens
 
@@ -35,7 +35,7 @@ class Pending(Protocol):
         """Wait for the unit vectors, float32 (n, d)."""
 
 
-class Backend(ABC):
+class Backend(Protocol):
     """A way to run the two towers of a model.
 
     Attributes:
@@ -46,25 +46,10 @@ class Backend(ABC):
 
     name: str
     compute: Compute
-    ahead: int = 0
+    ahead: int
 
-    @abstractmethod
     def submit(self, modality: Modality, batch: Any) -> Pending:
         """Start a batch: pixels, uint8 (n, height, width, 3), or tokens, int64 (n, length); arrays or torch tensors."""
-
-    def batch_size(self, modality: Modality, pixels: int) -> int:
-        """Return how many images of so many pixels, or texts, are run at a time.
-
-        It decides the last bits of the result, so it follows from the model and the device alone, never from a clock.
-        """
-        most = ON_CPU[modality]
-        return largest_batch(pixels, most * _USUAL_PIXELS, most) if modality == "image" else most
-
-
-def largest_batch(per_input: int, available: int, largest: int) -> int:
-    """Return the largest power of two, at least 1 and at most ``largest``, whose inputs fit into ``available``."""
-    fit = max(1, min(largest, available // per_input))
-    return 1 << (fit.bit_length() - 1)
 
 
 class Encoder:
@@ -100,7 +85,6 @@ class Encoder:
         self.trims_texts = trims_texts
         self._tokenizer = tokenizer
         self._end_token = end_token
-        self._batch_sizes: dict[str, int] = {}
         self.dim = dim
 
     @property
@@ -109,14 +93,14 @@ class Encoder:
         return self.backend.compute
 
     def batch_size(self, modality: Modality) -> int:
-        """Return how many images or texts are run at a time: by the memory of a GPU, fixed on other devices.
+        """Return how many images or texts are run at a time, a power of two.
 
         The same on every machine with the same device: what is batched together decides the last bits of the result.
         """
-        if modality not in self._batch_sizes:
-            height, width = self.preprocess.size
-            self._batch_sizes[modality] = self.backend.batch_size(modality, height * width)
-        return self._batch_sizes[modality]
+        most = (_ON_GPU if self.compute.device_type == "cuda" else ON_CPU)[modality]
+        height, width = self.preprocess.size
+        fit = most * _USUAL_PIXELS // (height * width) if modality == "image" else most
+        return 1 << max(1, min(fit, most)).bit_length() - 1
 
     def encode_images(
         self,

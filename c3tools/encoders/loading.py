@@ -126,12 +126,11 @@ def load_encoder(
     assert network is not None
     from .towers import TorchBackend
 
-    plain, longest = network.model, network.tokenizer(["word " * 500])
-
     def by_torch(number: str) -> Encoder:
-        own = copy.deepcopy(plain) if precision == "auto" and compute.precision != "fp32" else plain
+        compared = precision == "auto" and compute.precision != "fp32"
+        own = copy.deepcopy(network.model) if compared else network.model
         place = Compute(compute.device, number)
-        return Encoder(TorchBackend(own, network.preprocess, place, facts["trims_texts"], longest), **facts)
+        return Encoder(TorchBackend(own, network.preprocess, place, facts["trims_texts"]), **facts)
 
     return _in_precision(by_torch, compute.precision, precision)
 
@@ -183,7 +182,7 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     network.eval().requires_grad_(False)
     identity = {
         "name": name.name,
-        "architecture": name.name if name.has_schema or model == DEFAULT_MODEL else name.architecture,
+        "architecture": name.name if ":" in name.architecture else name.architecture,
         "pretrained": name.pretrained,
         "random_init": random_init,
     }

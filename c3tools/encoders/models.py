@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,23 +57,16 @@ class ModelName:
         architecture, _, pretrained = name.partition("/")
         return cls(name, architecture, pretrained or None)
 
-    @property
-    def has_schema(self) -> bool:
-        """True if config and weights come from a folder or a hub rather than from open_clip's own lists."""
-        return self.architecture.startswith((_LOCAL, HUB))
-
     def require_known(self) -> None:
         """Refuse an architecture that open_clip does not have.
 
         Raises:
             EncoderError: with the names that are close.
         """
-        if self.has_schema:
-            return
         import open_clip  # takes seconds
 
         known = open_clip.list_models()
-        if self.architecture not in known:
+        if not self.architecture.startswith((_LOCAL, HUB)) and self.architecture not in known:
             close = difflib.get_close_matches(self.architecture, [*known, DEFAULT_MODEL], n=3)
             hint = f"Did you mean {' or '.join(close)}? " if close else ""
             raise EncoderError(
@@ -89,51 +82,37 @@ def require_weights(name: ModelName) -> None:
     Raises:
         EncoderError: for an unknown name, or weights that are not on this machine while their server does not answer.
     """
+    import open_clip
+    from huggingface_hub import constants
+
     if name.architecture.startswith(_LOCAL):
         return
     if name.architecture.startswith(HUB):
         weights = {"hf_hub": f"{name.architecture.removeprefix(HUB).partition('@')[0]}/"}
     else:
         name.require_known()
-        weights = _listed_weights(name)
-    if weights and not is_local(weights) and not answers(server := _server(weights)):
+        tags = open_clip.list_pretrained_tags_by_model(name.architecture)
+        if name.pretrained not in tags:
+            if Path(name.pretrained or "").is_file():
+                return
+            close = difflib.get_close_matches(name.pretrained or "", tags, n=_TAGS_SHOWN, cutoff=0.4)
+            shown = [*close, *(tag for tag in tags if tag not in close)][:_TAGS_SHOWN]
+            lines = ["Add pretrained weights, or use random weights with --random-init SEED:"]
+            lines += [f"  {name.architecture}/{tag}" for tag in shown]
+            if len(tags) > len(shown):
+                lines.append(f"and {len(tags) - len(shown)} more; list them with: c3 models {name.architecture}/")
+            raise EncoderError(
+                f"{name.name!r} names no pretrained weights of {name.architecture}, and no such file.",
+                remedy="\n".join(lines),
+            )
+        weights = open_clip.get_pretrained_cfg(name.architecture, name.pretrained)
+    server = str(constants.ENDPOINT if weights.get("hf_hub") else weights["url"])
+    if not is_local(weights) and not answers(server):
         raise EncoderError(
             f"The weights of {name.name} are not on this machine, and they cannot be downloaded: {server} does not "
             "answer.",
             remedy=OFFLINE_REMEDY,
         )
-
-
-def _listed_weights(name: ModelName) -> dict[str, Any]:
-    """Return the place of the weights that open_clip lists (``url``, ``hf_hub``); nothing for a file of weights."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name.architecture)
-    if name.pretrained is None:
-        raise EncoderError(
-            f"{name.name!r} is an architecture without weights.",
-            remedy=f"Add pretrained weights ({', '.join(f'{name.architecture}/{tag}' for tag in tags[:4]) or 'a file'}"
-            f"{', …' if len(tags) > 4 else ''}), or use random weights with --random-init SEED.",
-        )
-    if name.pretrained not in tags:
-        if Path(name.pretrained).is_file():
-            return {}
-        close = difflib.get_close_matches(name.pretrained, tags, n=_TAGS_SHOWN, cutoff=0.4)
-        shown = [*close, *(tag for tag in tags if tag not in close)][:_TAGS_SHOWN]
-        lines = ["Available:" if tags else "open_clip has none.", *(f"  {name.architecture}/{tag}" for tag in shown)]
-        if len(tags) > len(shown):
-            lines.append(f"and {len(tags) - len(shown)} more; list them with: c3 models {name.architecture}/")
-        raise EncoderError(
-            f"{name.architecture} has no pretrained weights {name.pretrained!r}, and there is no such file.",
-            remedy="\n".join(lines),
-        )
-    return dict(open_clip.get_pretrained_cfg(name.architecture, name.pretrained))
-
-
-def _server(weights: Mapping[str, Any]) -> str:
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT if weights.get("hf_hub") else weights["url"])
 
 
 @dataclass(frozen=True)
@@ -167,7 +146,22 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
     Raises:
         EncoderError: if there is no such model.
     """
-    models = [model for model in _all() if containing.lower() in model.name.lower() and (model.here or not here)]
+    import open_clip  # takes seconds
+
+    def listed(name: str, config: dict[str, Any], source: str, on_machine: bool) -> ListedModel:
+        size = config["vision_cfg"].get("image_size", 224)
+        side = size if isinstance(size, int) else max(size)
+        length = config["text_cfg"].get("context_length", 77)
+        return ListedModel(name, config["embed_dim"], side, length, source, on_machine)
+
+    config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    models = [listed(DEFAULT_MODEL, config, "bundled", True)]
+    for architecture, tag in open_clip.list_pretrained():
+        weights, config = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
+        if weights and config is not None:
+            source = str(weights.get("hf_hub") or weights.get("url") or "").rstrip("/")
+            models.append(listed(f"{architecture}/{tag}", config, source, is_local(weights)))
+    models = [model for model in models if containing.lower() in model.name.lower() and (model.here or not here)]
     if not models:
         where = " with weights on this machine" if here else ""
         raise EncoderError(
@@ -178,26 +172,6 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
     return models
 
 
-def _all() -> Iterator[ListedModel]:
-    import open_clip  # takes seconds
-
-    config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    yield _listed(DEFAULT_MODEL, config, "bundled", here=True)
-    for architecture, tag in open_clip.list_pretrained():
-        weights = open_clip.get_pretrained_cfg(architecture, tag)
-        config = open_clip.get_model_config(architecture)
-        if not weights or config is None:
-            continue
-        source = str(weights.get("hf_hub") or weights.get("url") or "")
-        yield _listed(f"{architecture}/{tag}", config, source.rstrip("/"), here=is_local(weights))
-
-
-def _listed(name: str, config: dict[str, Any], source: str, *, here: bool) -> ListedModel:
-    size = config["vision_cfg"].get("image_size", 224)
-    side = size if isinstance(size, int) else max(size)
-    return ListedModel(name, config["embed_dim"], side, config["text_cfg"].get("context_length", 77), source, here)
-
-
 def is_local(weights: Mapping[str, Any]) -> bool:
     """Return whether weights, as open_clip describes them (``url``, ``hf_hub``), are on this machine."""
     from huggingface_hub import try_to_load_from_cache
@@ -206,7 +180,5 @@ def is_local(weights: Mapping[str, Any]) -> bool:
     if address and (_DOWNLOADS.expanduser() / address.rsplit("/", 1)[-1]).is_file():
         return True
     repository, _, file = str(weights.get("hf_hub") or "").rpartition("/")
-    if not repository:
-        return False
-    files = (file,) if file else _HUB_FILES
+    files = ((file,) if file else _HUB_FILES) if repository else ()
     return any(isinstance(try_to_load_from_cache(repository, name), str) for name in files)

@@ -26,7 +26,7 @@ from ..arrays import Matrix
 from ..assets.paths import PHOTOS
 from ..devices import Compute, threads
 from ..errors import EncoderError, MissingExtraError
-from .encoder import Backend, Encoder, Modality
+from .encoder import Encoder, Modality
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _IN_FLOAT = ("Divide", "Maximum", "ReduceL2")
 
 
-class OpenVINOBackend(Backend):
+class OpenVINOBackend:
     """Towers as OpenVINO models; each thread has a stream of its own.
 
     Args:

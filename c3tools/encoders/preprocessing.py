@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..arrays import Pixels
@@ -54,10 +56,14 @@ def open_image(
         MissingExtraError: if it is HEIC, and the package that reads it is not installed.
         SyntaxError, ValueError: for some kinds of damaged file.
     """
+    with Path(source).open("rb") if isinstance(source, str | Path) else nullcontext(source) as stream:
+        content = stream.read(LARGEST_IMAGE_FILE + 1)
+    if len(content) > LARGEST_IMAGE_FILE:
+        raise TooLargeError(f"an image file may have {LARGEST_IMAGE_FILE:,} bytes")
     with warnings.catch_warnings():
         # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no reason to stop
         warnings.simplefilter("ignore")
-        with _open(_content_of(source)) as file:
+        with _open(content) as file:
             width, height = file.size
             if target_size is not None and file.format == "JPEG":
                 needed = SCALED_DECODING_MARGIN * max(target_size)
@@ -68,37 +74,25 @@ def open_image(
             if orientation != 1:
                 _check_memory(file, (width, height), copies=2)
                 ImageOps.exif_transpose(file, in_place=True)
-            image = _to_rgb(file)
+            image: Image.Image = file
+            if image.mode.startswith(("I", "F")):
+                image = _to_bytes(image)
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            if image.mode != "RGB":
+                image = image.convert("RGB")
     return image, *((height, width) if orientation >= 5 else (width, height))
 
 
-def _content_of(source: str | Path | BinaryIO) -> bytes:
-    if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
-            return _content_of(file)
-    content = source.read(LARGEST_IMAGE_FILE + 1)
-    if len(content) > LARGEST_IMAGE_FILE:
-        raise TooLargeError(f"an image file may have {LARGEST_IMAGE_FILE:,} bytes")
-    return content
-
-
 def _open(content: bytes) -> Image.Image:
-    """Open an image file; the error does not contain the object that was read, as Pillow's does."""
-    try:
-        return _open_any(content)
-    except UnidentifiedImageError:
-        raise UnidentifiedImageError("not an image in a format that Pillow can read") from None
-
-
-def _open_any(content: bytes) -> Image.Image:
     """Open an image file of any format that this installation reads without starting another program."""
     Image.init()
-    formats = [name for name in Image.ID if name != _NOT_OPENED]
     try:
-        return Image.open(io.BytesIO(content), formats=formats)
+        return Image.open(io.BytesIO(content), formats=[name for name in Image.ID if name != _NOT_OPENED])
     except UnidentifiedImageError:
         if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
-            raise
+            # Pillow's own message contains the object that was read
+            raise UnidentifiedImageError("not an image in a format that Pillow can read") from None
     try:
         import pillow_heif
     except ImportError:
@@ -178,38 +172,29 @@ class Squash:
         return image.resize(self.size[::-1], Image.Resampling.BICUBIC)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = _to_bytes(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at 255."""
-    bands = [
-        (0, top, image.width, min(top + _ROWS_AT_A_TIME, image.height))
-        for top in range(0, image.height, _ROWS_AT_A_TIME)
-    ]
+    pixels = np.empty((image.height, image.width), np.uint8)
+
+    def bands() -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+        for top in range(0, image.height, _ROWS_AT_A_TIME):
+            bottom = min(top + _ROWS_AT_A_TIME, image.height)
+            yield slice(top, bottom), np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
+
     highest = 65535.0
     if image.mode.startswith("F"):
-        every = (np.asarray(image.crop(band), dtype=np.float64) for band in bands)
-        highest = max(float(np.max(values, where=np.isfinite(values), initial=1e-12)) for values in every)
-    pixels = np.empty((image.height, image.width), np.uint8)
-    for band in bands:
-        values = np.asarray(image.crop(band), dtype=np.float64)
-        pixels[band[1] : band[3]] = np.clip(np.nan_to_num(values / highest * 255.0), 0, 255)
+        highest = max(float(np.max(values, where=np.isfinite(values), initial=1e-12)) for _, values in bands())
+    for rows, values in bands():
+        pixels[rows] = np.clip(np.nan_to_num(values / highest * 255.0), 0, 255)
     return Image.fromarray(pixels)
 
 
 def _crop_extreme(image: Image.Image) -> Image.Image:
     width, height = image.size
     limit = MAX_ASPECT_RATIO * min(width, height)
-    if max(width, height) <= limit:
-        return image
-    if width > height:
-        left = (width - limit) // 2
-        return image.crop((left, 0, left + limit, height))
-    top = (height - limit) // 2
-    return image.crop((0, top, width, top + limit))
+    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
+    return (
+        image.crop((left, top, left + min(width, limit), top + min(height, limit)))
+        if max(width, height) > limit
+        else image
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +9,9 @@ from torch import Tensor, nn
 
 from ..arrays import Matrix
 from ..devices import Compute
-from .encoder import Backend, Modality, Pending, largest_batch
+from .encoder import Modality, Pending
 from .preprocessing import ImagePreprocessor
 
-_LARGEST = {"image": 256, "text": 1024}  # beyond these a GPU gains nothing, and images in flight cost memory
-_SHARE_OF_MEMORY = 0.5
-_PROBES = (4, 8)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 _PROBE = ("a dog", "two people ride bicycles along a river in the evening sun", "snow on a hill")
@@ -59,7 +55,7 @@ class TextTower(nn.Module):
         return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
 
 
-class TorchBackend(Backend):
+class TorchBackend:
     """The towers as torch modules: any model, on any device, in any precision.
 
     Args:
@@ -67,22 +63,17 @@ class TorchBackend(Backend):
         preprocess: knows size, mean and standard deviation of the pixels.
         compute: device and precision.
         trims: whether texts come without their padding.
-        longest_text: tokens of the longest text, int64 (1, length), for measuring memory.
     """
 
     name = "torch"
 
-    def __init__(
-        self, model: nn.Module, preprocess: ImagePreprocessor, compute: Compute, trims: bool, longest_text: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, preprocess: ImagePreprocessor, compute: Compute, trims: bool) -> None:
         self.compute = compute
         self.ahead = 0 if compute.device_type == "cpu" else 1
         model = model.to(compute.device, compute.dtype)
         if compute.device_type in ("cpu", "cuda"):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pixels = torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8)
-        self._probes = {"image": pixels, "text": torch.as_tensor(longest_text)}
-        self._forward: dict[str, Callable[[Tensor], Tensor]] = {
+        self._forward: dict[str, nn.Module] = {
             "image": ImageTower(model, preprocess, compute.dtype),
             "text": TextTower(model, trims=trims),
         }
@@ -91,24 +82,6 @@ class TorchBackend(Backend):
     def submit(self, modality: Modality, batch: Any) -> Pending:
         """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is run in halves."""
         return _Features(self._features(modality, torch.as_tensor(batch)))
-
-    def batch_size(self, modality: Modality, pixels: int) -> int:
-        """Return a constant, but on a CUDA GPU the largest power of two whose activations take half of the memory."""
-        if self.compute.device_type != "cuda":
-            return super().batch_size(modality, pixels)
-        device, peaks = self.compute.device, []
-        for n in _PROBES:
-            torch.cuda.reset_peak_memory_stats(device)
-            self.run_probe(modality, n)
-            torch.cuda.synchronize(device)
-            peaks.append(torch.cuda.max_memory_allocated(device))
-        per_input = max(1, (peaks[1] - peaks[0]) // (_PROBES[1] - _PROBES[0]))
-        memory = torch.cuda.get_device_properties(device).total_memory
-        return largest_batch(per_input, int(_SHARE_OF_MEMORY * memory), _LARGEST[modality])
-
-    def run_probe(self, modality: Modality, n: int) -> None:
-        """Run n inputs of the largest size."""
-        self._features(modality, torch.cat([self._probes[modality]] * n))
 
     def _features(self, modality: Modality, batch: Tensor) -> Tensor:
         """Return unit vectors, float32 (n, d), on the device.
@@ -142,49 +115,31 @@ class _Features:
 
 
 class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` of a sequence with itself, in operations that can be converted.
-
-    Args:
-        attention: one that `is_plain`.
-    """
+    """`nn.MultiheadAttention` of a sequence with itself, in operations that can be converted."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.heads = attention.num_heads
-        self.project_in = _linear(attention.in_proj_weight, attention.in_proj_bias)
-        self.project_out = _linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.attention = attention
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """Compute as `nn.MultiheadAttention` with ``batch_first``; key and value are the query, (n, length, width)."""
-        n, length, width = query.shape
-        heads = self.project_in(query).view(n, length, 3, self.heads, width // self.heads)
+        own, (n, length, width) = self.attention, query.shape
+        heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias)
+        heads = heads.view(n, length, 3, own.num_heads, width // own.num_heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # (n, heads, length, width / heads) each
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return self.project_out(mixed.transpose(1, 2).reshape(n, length, width)), None
-
-
-def is_plain(attention: nn.MultiheadAttention) -> bool:
-    """Return whether `SelfAttention` can take the place of an attention."""
-    return attention.batch_first and attention.in_proj_weight is not None and attention.bias_k is None
+        return own.out_proj(mixed.transpose(1, 2).reshape(n, length, width)), None
 
 
 def use_plain_attention(module: nn.Module) -> None:
     """Replace the attentions below ``module`` by `SelfAttention`, in place: tracing fixes sizes in those of torch."""
     for name, child in module.named_children():
-        if isinstance(child, nn.MultiheadAttention) and is_plain(child):
-            setattr(module, name, SelfAttention(child))
-        else:
+        if not isinstance(child, nn.MultiheadAttention):
             use_plain_attention(child)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
+        elif child.batch_first and child.in_proj_weight is not None and child.bias_k is None:
+            setattr(module, name, SelfAttention(child))
 
 
 def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:

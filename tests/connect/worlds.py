@@ -30,8 +30,8 @@ def some_pairs(first: Matrix, second: Matrix, item_index: Indices, rows: Indices
         inputs=(ArrayInputs(first), ArrayInputs(second)),
         rows=np.stack([item_index[rows], rows]),
         ids=np.stack([item_index[rows], rows]),
-        items=[str(item) for item in item_index[rows]],
-        splits=["train"] * len(rows),
+        items=item_index[rows].astype(str).astype(object),
+        splits=np.full(len(rows), "train", object),
     )
 
 
