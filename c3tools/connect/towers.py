@@ -13,16 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..arrays import Indices
-from ..corpus import Corpus, ImageItem, read_corpus
+from ..corpus import Corpus, read_corpus
 from ..devices import pick
-from ..encoders import DEFAULT_MODEL, ImagePreprocessor, ModelName, Network, load_network
+from ..encoders import DEFAULT_MODEL, ModelName, Network, load_network
 from ..encoders.loading import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
 from ..io.artifact import Kind, claimed, reading
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
-from ..store.rows import positions, splits_of
+from ..store.rows import splits_of
 from .losses import ContrastiveLoss, TwoTowers
 from .pairs import ArrayInputs, PairInputs, PhotoInputs, number_rows, number_texts
 from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect, score_table
@@ -146,25 +146,27 @@ def connect_towers(
         network = load_network(name, random_init=random_init)
         made_from = [mode, augment, weights_sha256(network.model)]
         corpus = read_corpus([paths] if isinstance(paths, str | Path) else paths, captions=captions)
-        photos, unreadable = decodable_photos(corpus, network.preprocess, reporter)
-        pairs = _photo_pairs(corpus, photos, network, seed if augment else None)
+        pairs, unreadable = _photo_pairs(corpus, network, seed if augment else None, reporter)
         parts = [pairs, *pairs.train_and_val(train_split, _NAMES, reporter)]
         network.model.requires_grad_(True)
         network.model.visual.requires_grad_(not lit)
         text = _TextFeatures(network.model, trims=can_trim(network.model, network.tokenizer))
         towers = TwoTowers(ImageTower(network.model, network.preprocess), text, compute)
+        photos = pairs.item_rows
         if lit:  # the photos are encoded once
             blocks = []
             with reporter.progress("Encoding photos with the frozen tower", len(photos)) as progress:
-                for block in _blocks(len(photos)):
+                for block in _blocks(photos):
                     with torch.inference_mode():
                         blocks.append(towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy())
                     progress.advance(len(block))
             features = ArrayInputs(np.concatenate(blocks))
             ids = number_rows(features.values)
             for place, part in enumerate(parts):
-                both = np.stack([ids[part.rows[0]], part.ids[1]])
-                parts[place] = replace(part, inputs=(features, part.inputs[1]), ids=both)
+                own = np.searchsorted(photos, part.rows[0])
+                inputs = features, part.inputs[1]
+                rows, both = np.stack([own, part.rows[1]]), np.stack([ids[own], part.ids[1]])
+                parts[place] = replace(part, inputs=inputs, rows=rows, ids=both)
             towers = TwoTowers(nn.Identity(), text, compute)
         task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from, reporter)
         return connect(
@@ -174,7 +176,7 @@ def connect_towers(
             {**chosen, "start": network.identity, "photos": len(photos), "unreadable": unreadable},
             usage=f"`c3 embed PATH --model local-dir:{output.name}`, or "
             f'`open_clip.create_model_and_transforms("local-dir:{output.name}")`.',
-            save=lambda folder: save_open_clip(network, task.loss, folder),
+            save=lambda folder: _save_open_clip(network, task.loss, folder),
             load=_load,
             reporter=reporter,
         )
@@ -196,7 +198,7 @@ class _TextFeatures(TextTower):
 
 
 @torch.no_grad()
-def save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> dict[str, Any]:
+def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> dict[str, Any]:
     """Write a trained model that open_clip, and every command, loads as ``local-dir:FOLDER``.
 
     Its logit scale and bias are those of the loss.
@@ -222,46 +224,37 @@ def save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> dic
     return {}
 
 
-def decodable_photos(
-    corpus: Corpus, preprocess: ImagePreprocessor, reporter: Reporter = SILENT
-) -> tuple[list[ImageItem], int]:
-    """Return the photos that have captions and can be decoded, and the number of those that cannot.
+def _photo_pairs(
+    corpus: Corpus, network: Network, seed: int | None, reporter: Reporter = SILENT
+) -> tuple[PairInputs, int]:
+    """Pair photos with their captions; with a seed, photos are augmented. Return how many cannot be decoded, too.
 
     Every photo is decoded once, so that no training ends at a broken one after hours.
     """
     captioned = {text.image_key for text in corpus.texts}
     photos = [image for image in corpus.images if image.key in captioned]
-    inputs = PhotoInputs(photos, preprocess)
-    good: list[bool] = []
+    inputs, row_of = PhotoInputs(photos, network.preprocess, seed), {}
     with reporter.progress("Decoding", len(photos)) as progress:
-        for block in _blocks(len(photos)):
-            good += [pixels is not None for pixels in inputs.decode(block)]
+        for block in _blocks(np.arange(len(photos))):
+            decoded = zip(block.tolist(), inputs.decode(block), strict=True)
+            row_of.update({photos[row].key: row for row, pixels in decoded if pixels is not None})
             progress.advance(len(block))
-    kept, bad = ([photo for photo, g in zip(photos, good, strict=True) if g == which] for which in (True, False))
-    if bad:
-        reporter.message(
-            f"{len(bad):,} of {len(photos):,} photos cannot be decoded and are left out, for example {bad[0].path}."
-        )
-    return kept, len(bad)
-
-
-def _blocks(n: int) -> list[Indices]:
-    """Return the numbers below n, some at a time."""
-    return np.array_split(np.arange(n), range(_ENCODED, n, _ENCODED)) if n else []
-
-
-def _photo_pairs(corpus: Corpus, photos: Sequence[ImageItem], network: Network, seed: int | None) -> PairInputs:
-    """Pair the photos with their captions; with a seed, photos are augmented."""
-    row_of = positions([photo.key for photo in photos])
+    if len(row_of) < len(photos):
+        example = next(photo.path for photo in photos if photo.key not in row_of)
+        bad = f"{len(photos) - len(row_of):,} of {len(photos):,} photos cannot be decoded"
+        reporter.message(f"{bad} and are left out, for example {example}.")
     texts = [text for text in corpus.texts if text.image_key in row_of]
-    items = [str(text.image_key) for text in texts]
-    captions = [text.caption for text in texts]
-    tokens = np.asarray(network.tokenizer(captions), dtype=np.int32)
+    items, captions = [str(text.image_key) for text in texts], [text.caption for text in texts]
     rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
-    return PairInputs(
-        inputs=(PhotoInputs(photos, network.preprocess, seed), ArrayInputs(tokens)),
+    pairs = PairInputs(
+        inputs=(inputs, ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))),
         rows=rows,
         ids=np.stack([rows[0], number_texts(captions)]),
         items=np.array(items, dtype=object),
         splits=np.array(splits_of(items, [text.split for text in texts]), dtype=object),
     )
+    return pairs, len(photos) - len(row_of)
+
+
+def _blocks(numbers: Indices) -> list[Indices]:
+    return [numbers[start : start + _ENCODED] for start in range(0, len(numbers), _ENCODED)]
