@@ -66,7 +66,6 @@ _METAVARS = {
     "store": "PATH",
     "figures": "FOLDER",
     "other": "NAME=FILE",
-    "scores": "NAME=FILE",
     "set": "NAME=VALUE",
     "address": "HOST:PORT",
     "fractions": "TRAIN,VAL,TEST",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,6 @@ def push(
     *,
     private: bool = False,
     license: str | None = None,
-    data: Sequence[str] = (),
-    scores: Sequence[str] = (),
     revision: str | None = None,
 ) -> Any:
     """Upload a decoder, a generator, a pipeline or a store to the Hugging Face hub, with a card.
@@ -40,8 +36,6 @@ def push(
         repository: The repository; made if it is not there.
         private: Make a new repository private.
         license: For the card: mit, cc-by-4.0, ...
-        data: For the card: data it was made from.
-        scores: For the card: scores on the data set NAME, from c3 evaluate --json.
         revision: The branch. By default main.
     """
     name = next((name for file, (name, _) in _KINDS.items() if (folder / file).is_file()), None)
@@ -50,22 +44,9 @@ def push(
             f"{folder} holds nothing that can be pushed: none of {', '.join(_KINDS)} is there.",
             remedy="Name the folder of a decoder, a generator, a fitted pipeline or a store.",
         )
-    measured = {}
-    for option in scores:
-        dataset, _, file = option.partition("=")
-        try:
-            found = json.loads(Path(file).read_text(encoding="utf-8"))["scores"]
-            measured[dataset] = {metric: float(value) for metric, value in found.items() if value is not None}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise C3Error(
-                f"--scores {option}: there are no scores to read ({error!r}).",
-                remedy='For example: c3 evaluate --json scores.json, then --scores "Flickr8k test=scores.json"',
-            ) from error
     kind = getattr(c3tools, name)
     result = (kind.open if name == "Store" else kind.load)(folder)
-    address = result.push_to_hub(
-        repository, private=private or None, revision=revision, license=license, data=list(data), scores=measured
-    )
+    address = result.push_to_hub(repository, private=private or None, revision=revision, license=license)
     message(f"Pushed the {name} in {folder}: {address}")
     return {"class": name, "repository": repository, "commit": address}
 

@@ -27,7 +27,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -55,13 +54,11 @@ FORMAT_VERSION = 1
 HUB = "hf-hub:"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 T = TypeVar("T")
-Scores = Mapping[str, Mapping[str, float]]  # by data set and metric
 RepositoryType = Literal["model", "dataset"]
 _NAMED = 3
 _DATA = (".json", ".safetensors")  # figures and cards may be removed
 _PATIENCE = 5.0  # seconds for a server to answer
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -300,24 +297,19 @@ class Target:
 
     def _compare(self) -> None:
         """Read the record of the result that is there, and refuse to replace it if it has other settings."""
-        path, description = self.folder / self.kind.record, []
         try:
-            record = dict(read_json(path)["record"])
-            values = {name: record[name] for name in self.kind.facts if record.get(name) is not None}
-            description = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                           for name, value in values.items()]  # fmt: skip
-            finished = datetime.fromtimestamp(path.stat().st_mtime)
-            description.append(f"finished {finished:%Y-%m-%d %H:%M}")
+            record = dict(read_json(self.folder / self.kind.record)["record"])
+            former = record.get("made_from", {}).get("settings", {})
         except (OSError, *MALFORMED):
-            record, description = {}, [f"it is damaged, or it was not made by {self.kind.command}"]
-        self._description = ", ".join(description)
-        self.former, former = record, record.get("made_from", {}).get("settings", {})
-        changed = [name for name in self.settings if name not in former or former[name] != self.settings[name]]
+            record, former = {}, {}
+        facts = [f"{name} {_shown(record[name])}" for name in self.kind.facts if record.get(name) is not None]
+        self._description = ", ".join(facts) or f"it is damaged, or it was not made by {self.kind.command}"
+        changed = [name for name, value in self.settings.items() if name not in former or former[name] != value]
+        self.former = None if changed else record
         if changed:
             known = [name for name in changed if name in former]
             named = [f"{name} {_shown(former[name])}, not {_shown(self.settings[name])}" for name in known]
             self._refuse(f"It was made with {'; '.join(named)}." if named else "")
-            self.former = None
 
     def _refuse(self, why: str) -> None:
         if not self.overwrite:
@@ -372,7 +364,7 @@ def claimed(
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -397,6 +389,23 @@ class Card:
     loss: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def text(self, name: str, license: str | None) -> str:
+        """Return the card of the repository ``name``: its header, and the part for people."""
+        from huggingface_hub import CardData
+
+        shared: dict[str, Any] = {"license": license, "library_name": "c3tools", "pipeline_tag": self.task}
+        header = CardData(**shared, tags=["c3tools", *self.tags], **self.metadata).to_yaml().strip()
+        lines = ["---", header, "---", "", f"# {name}", "", self.summary, ""]
+        lines += ["```python", self.code.format(name=name), "```", "", "| | |", "|---|---|"]
+        for key, value in {**self.facts, "validation loss": self.loss, "licence": license or "not stated"}.items():
+            text = (
+                f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+            )
+            text = text.replace("|", r"\|").replace("\n", " ")
+            lines += [f"| {key} | {text} |"] if value is not None else []
+        fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
+        return "\n".join([*lines, "", f"Made with c3tools (Connect, Collapse, Corrupt).{fetch}", ""])
+
 
 class HubRepository:
     """A class whose objects are repositories of the hub; a subclass has ``save(folder)``, ``load(folder)``, a card."""
@@ -418,13 +427,7 @@ class HubRepository:
         return loaded
 
     def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        license: str | None = None,
-        data: Sequence[str] = (),
-        scores: Scores | None = None,
+        self, save_directory: str | Path, *, repo_id: str | None = None, license: str | None = None
     ) -> None:
         """Write a folder that is a repository of the Hugging Face hub: the files, ``config.json`` and a card.
 
@@ -432,8 +435,6 @@ class HubRepository:
             save_directory: the folder.
             repo_id: ``ORG/NAME``, for the card; by default the name of the folder.
             license: the hub's name of the licence, such as ``mit`` or ``cc-by-4.0``.
-            data: names of the data it was made from; those of data sets on the hub become links.
-            scores: by data set, then by metric: ``{"flickr8k test": {"CIDEr": 49.6}}``.
 
         Raises:
             C3Error: if the folder cannot be written.
@@ -444,9 +445,7 @@ class HubRepository:
         self.save_repository(folder)
         config = {"class": type(self).__name__, "library_name": "c3tools", "version": __version__}
         write_json_atomically(folder / CONFIG_FILE, config)
-        name = repo_id or folder.name
-        text = _card_text(self.card(), self.repository_type, name, license, data, scores or {})
-        write_text_atomically(folder / CARD_FILE, text)
+        write_text_atomically(folder / CARD_FILE, self.card().text(repo_id or folder.name, license))
 
     def push_to_hub(
         self,
@@ -455,11 +454,7 @@ class HubRepository:
         private: bool | None = None,
         token: str | None = None,
         revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
         license: str | None = None,
-        data: Sequence[str] = (),
-        scores: Scores | None = None,
     ) -> str:
         """Upload it to the Hugging Face hub in one commit; the repository is made if it is not there.
 
@@ -468,9 +463,7 @@ class HubRepository:
             private: make a new repository private; None for the organisation's default.
             token: with the right to write; by default that of `hf auth login` or of the variable HF_TOKEN.
             revision: the branch; by default ``main``.
-            create_pr: open a pull request instead.
-            commit_message: of the commit.
-            license, data, scores: see `save_pretrained`.
+            license: see `save_pretrained`.
 
         Returns:
             The address of the commit.
@@ -478,9 +471,9 @@ class HubRepository:
         Raises:
             UnreachableError: if the hub does not answer, or refuses.
         """
-        with tempfile.TemporaryDirectory() as temporary, _explained(repo_id):
+        with tempfile.TemporaryDirectory() as temporary, _explained(repo_id, reading=False):
             folder = Path(temporary) / "repository"
-            self.save_pretrained(folder, repo_id=repo_id, license=license, data=data, scores=scores)
+            self.save_pretrained(folder, repo_id=repo_id, license=license)
             from huggingface_hub import HfApi
 
             api, kind = HfApi(token=token, library_name="c3tools"), self.repository_type
@@ -490,9 +483,8 @@ class HubRepository:
                 repo_type=kind,
                 folder_path=folder,
                 revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or f"Upload a {type(self).__name__} with c3tools",
-                delete_patterns=["data/*", "moments/*"] if kind == "dataset" else None,  # of a larger store before
+                commit_message=f"Upload a {type(self).__name__} with c3tools",
+                delete_patterns=["*.parquet"],  # of a larger store before
             )
         return str(getattr(commit, "commit_url", commit))
 
@@ -503,8 +495,6 @@ class HubRepository:
         *,
         revision: str | None = None,
         token: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
         **options: Any,
     ) -> Self:
         """Load it from a repository of the Hugging Face hub, or from a folder that `save_pretrained` wrote.
@@ -513,28 +503,19 @@ class HubRepository:
             pretrained_model_name_or_path: ``ORG/NAME``, or a folder, which comes first.
             revision: a branch, a tag or a commit; by default ``main``.
             token: for private repositories; by default that of `hf auth login` or of the variable HF_TOKEN.
-            cache_dir: where files are kept; by default the hub's cache.
-            local_files_only: use nothing but what is there.
             options: of the class, as for loading from a folder.
 
         Raises:
             UnreachableError: if the hub does not answer, or has no such repository.
             C3Error: if it holds something else, or is damaged.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder, name = Path(pretrained_model_name_or_path), str(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = download_repository(
-                str(pretrained_model_name_or_path),
-                cls.repository_type,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
+            folder = download_repository(name, cls.repository_type, revision=revision, token=token)
         found = class_of(folder)
         if found not in (None, cls.__name__):
             raise C3Error(
-                f"{pretrained_model_name_or_path} holds a {found}, not a {cls.__name__}.",
+                f"{name} holds a {found}, not a {cls.__name__}.",
                 remedy=f"Load it with c3tools.{found}.from_pretrained.",
             )
         return cls.load_repository(folder, **options)
@@ -563,13 +544,7 @@ def local_folder(folder: str | Path) -> Path:
 
 
 def download_repository(
-    repo_id: str,
-    repository_type: RepositoryType = "model",
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
+    repo_id: str, repository_type: RepositoryType = "model", *, revision: str | None = None, token: str | None = None
 ) -> Path:
     """Fetch a repository to the hub's cache and return its folder; only files that c3tools reads are fetched.
 
@@ -578,7 +553,7 @@ def download_repository(
         C3Error: if it is of another program.
     """
     folder = Path()
-    for patterns in ([CONFIG_FILE], ["*.json", "*.safetensors", "data/*.parquet", CARD_FILE]):
+    for patterns in ([CONFIG_FILE], ["*.json", "*.safetensors", "*.parquet", CARD_FILE]):
         with _explained(repo_id, reading=True):
             from huggingface_hub import constants, snapshot_download
 
@@ -587,8 +562,7 @@ def download_repository(
                 repo_type=repository_type,
                 revision=revision,
                 token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only or not answers(constants.ENDPOINT),  # it would try for a minute
+                local_files_only=not answers(constants.ENDPOINT),  # it would try for a minute
                 allow_patterns=patterns,
                 library_name="c3tools",
             )
@@ -619,7 +593,7 @@ def answers(address: str) -> bool:
 
 
 @contextmanager
-def _explained(repo_id: str, reading: bool = False) -> Iterator[None]:
+def _explained(repo_id: str, *, reading: bool) -> Iterator[None]:
     """Turn errors of the hub's client, and of the layers below it, into one error with a remedy."""
     if not _NAME.fullmatch(repo_id):
         raise C3Error(
@@ -628,73 +602,18 @@ def _explained(repo_id: str, reading: bool = False) -> Iterator[None]:
         )
     from huggingface_hub import constants
 
-    server = constants.ENDPOINT
     try:
-        if not reading and not answers(server):
-            raise ConnectionError
+        if not reading and not answers(constants.ENDPOINT):
+            raise ConnectionError("it does not answer")
         yield
     except C3Error:
         raise
     except Exception as error:  # the client raises whatever its layers raise, and they differ by version
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403, 404) and reading:
-            text = f"{server} has no repository {repo_id} of this kind or revision, or it is private."
-            remedy = "Check the name; for a private one log in with `hf auth login`, or set HF_TOKEN."
-        elif status in (401, 403):
-            text = f"{server} does not let you write to {repo_id} ({status})."
-            remedy = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there."
-        elif status is None and not answers(server):
-            text = f"{repo_id} is not on this machine, and {server} does not answer."
-            text, remedy = text if reading else f"{server} does not answer.", "Try again when it can be reached."
-        else:
-            reason = " ".join(str(error).split())[:300]
-            text, remedy = f"{repo_id} on {server}: {type(error).__name__}: {reason}", "Try again later."
+        reason = " ".join(str(error).split())[:300]
+        text, remedy = f"{repo_id} on {constants.ENDPOINT}: {reason}", "Try again when the server can be reached."
+        if status in (401, 403, 404):
+            may = "that you may read, of this kind and revision" if reading else "that you may write to"
+            text = f"{constants.ENDPOINT} has no repository {repo_id} {may} ({status})."
+            remedy = "Check the name; log in with `hf auth login`, or set HF_TOKEN."
         raise UnreachableError(text, remedy=remedy) from error
-
-
-def _card_text(
-    card: Card, kind: RepositoryType, name: str, license: str | None, data: Sequence[str], scores: Scores
-) -> str:
-    """Return the text of a card: its header, and the part for people."""
-    from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
-
-    shared: dict[str, Any] = {"license": license, "tags": ["c3tools", *card.tags], **card.metadata}
-    links = [entry for entry in data if _DATASET_NAME.fullmatch(entry)] or None
-    if kind == "dataset":
-        header: Any = DatasetCardData(source_datasets=links, **shared)
-    else:
-        measured = {**({"validation": {"loss": card.loss}} if card.loss is not None else {}), **scores}
-        results = [
-            EvalResult(
-                task_type=card.task or "other",
-                dataset_type=re.sub(r"\W+", "-", dataset.lower()).strip("-"),
-                dataset_name=dataset,
-                metric_type=re.sub(r"\W+", "-", metric.lower()).strip("-"),
-                metric_name=metric,
-                metric_value=round(float(value), 4),
-            )
-            for dataset, metrics in measured.items()
-            for metric, value in metrics.items()
-        ]
-        header = ModelCardData(
-            model_name=name,
-            library_name="c3tools",
-            pipeline_tag=card.task,
-            datasets=links,
-            eval_results=results or None,
-            **shared,
-        )
-    facts = {**card.facts, "data": ", ".join(data) or None, "licence": license or "not stated"}
-    lines = ["---", header.to_yaml().strip(), "---", "", f"# {name}", "", card.summary, "", "```python"]
-    lines += [card.code.format(name=name), "```", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {_cell(value)} |" for key, value in facts.items() if value is not None]
-    for dataset, metrics in scores.items():
-        lines += ["", f"| {_cell(dataset)} | |", "|---|---|"]
-        lines += [f"| {_cell(metric)} | {value:.4g} |" for metric, value in metrics.items()]
-    fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
-    return "\n".join([*lines, "", f"Made with c3tools (Connect, Collapse, Corrupt).{fetch}", ""])
-
-
-def _cell(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", r"\|").replace("\n", " ")

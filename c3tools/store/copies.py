@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_of, split_order
+from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_order
 from ..errors import StoreError
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import stable_fraction
 from ..tables import Table
 from .importers import ColumnNames, key_and_split, read_table
 from .manifest import finish_store, new_store
-from .metadata import StoreInfo
+from .metadata import Failure, StoreInfo
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, one_array, own_items
 from .shard_indexes import has_indexes, keep_indexes
@@ -31,30 +31,19 @@ _MUST_AGREE = ("dim", "dtype", "normalised", "preprocessing")
 
 
 @dataclass
-class MergeReport:
-    """Summary of a merge: the new store, its rows by modality, and how many were dropped.
+class CopyReport:
+    """Summary of a merge or a split.
 
-    Dropped are the rows whose key an earlier store had.
-    """
-
-    store: Path
-    rows: dict[str, int] = field(default_factory=dict)
-    dropped: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return {**asdict(self), "store": str(self.store)}
-
-
-@dataclass
-class SplitReport:
-    """Summary of a split: the new store, and its rows by modality and split.
-
-    ``unnamed`` is the number of rows that the file says nothing about; they keep what they had.
+    Attributes:
+        store: the new store.
+        rows: by modality and split.
+        dropped: rows that a merge left out, because an earlier store had their key.
+        unnamed: rows whose split the file does not name; they keep the one they had.
     """
 
     store: Path
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    dropped: int = 0
     unnamed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +64,7 @@ def merge_stores(
     keep: Literal["first"] | None = None,
     prefix: bool = False,
     reporter: Reporter = SILENT,
-) -> MergeReport:
+) -> CopyReport:
     """Join stores of the same model into a new store.
 
     Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that several stores have
@@ -105,7 +94,7 @@ def merge_stores(
         )
     first = {} if prefix else _first_rows(sources, keep)
     shared = None if prefix else _splits_of_shared_items(sources)
-    report, done = MergeReport(Path(destination)), Counter[str]()
+    report, done = CopyReport(Path(destination)), Counter[str]()
 
     def change(store: Store, modality: str, table: pa.Table) -> pa.Table:
         count = len(table)
@@ -113,19 +102,21 @@ def merge_stores(
             for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
                 own: Any = table.column(name)
                 named = pc.binary_join_element_wise(prefixes[store], own, "")
-                table = _with_column(table, name, pc.if_else(pc.equal(own, pa.scalar("")), own, named))
+                table = with_column(table, name, pc.if_else(pc.equal(own, pa.scalar("")), own, named))
         else:
             places = pc.index_in(own_items(table), value_set=one_array(shared.column("item")))
             splits = one_array(shared.column("split")).take(places)
-            table = _with_column(table, "split", pc.if_else(pc.is_valid(places), splits, table.column("split")))
+            table = with_column(table, "split", pc.if_else(pc.is_valid(places), splits, table.column("split")))
             table = table.filter(first[modality].slice(done[modality], count))
             done[modality] += count
             report.dropped += count - len(table)
-        report.rows[modality] = report.rows.get(modality, 0) + len(table)
         return table
 
+    def renamed(store: Store, failure: Failure) -> Failure:
+        return replace(failure, key=prefixes[store] + failure.key)
+
     info = next((store for store in sources if store.modalities), sources[0]).info
-    _write_copy(destination, info, prefixes, change, "Merging shards", reporter)
+    report.rows = write_copy(destination, info, sources, change, renamed, "Merging shards", reporter)
     return report
 
 
@@ -139,7 +130,7 @@ def split_store(
     key_column: str | None = None,
     split_column: str | None = None,
     reporter: Reporter = SILENT,
-) -> SplitReport:
+) -> CopyReport:
     """Copy a store with new splits; texts are in the split of their image.
 
     Without ``file``, rows are split by a stable hash of the key, which is the same on every machine.
@@ -158,7 +149,7 @@ def split_store(
         StoreError: if there is no store, options contradict each other, the file names none of the keys, or
             ``destination`` exists or is a URL.
     """
-    report, source = SplitReport(Path(destination)), Store.open(store, reporter=reporter)
+    report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
     if file is not None and fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     columns = ColumnNames(key=key_column, split=split_column)
@@ -178,32 +169,38 @@ def split_store(
         ]
         report.unnamed += chosen.count(None)
         splits = [new or old for new, old in zip(chosen, table.column("split").to_pylist(), strict=True)]
-        counts = Counter(report.rows.get(modality, {}))
-        counts.update(map(split_of, splits, items))
-        report.rows[modality] = dict(counts)
-        return _with_column(table, "split", pa.array(splits, pa.string()))
+        return with_column(table, "split", pa.array(splits, pa.string()))
 
-    _write_copy(destination, source.info, {source: ""}, change, "Splitting shards", reporter)
+    same = lambda _, failure: failure  # noqa: E731
+    report.rows = write_copy(destination, source.info, [source], change, same, "Splitting shards", reporter)
     return report
 
 
-def _write_copy(
+def write_copy(
     destination: str | Path,
     info: StoreInfo,
-    sources: Mapping[Store, str],
+    sources: Sequence[Store],
     change: Callable[[Store, str, pa.Table], pa.Table],
+    rename: Callable[[Store, Failure], Failure],
     label: str,
     reporter: Reporter,
-) -> None:
+    *,
+    split_bytes: bool = True,
+) -> dict[str, dict[str, int]]:
     """Write a new store of the shards of others, changed one by one; it appears when it is complete.
 
     Args:
         destination: its folder.
         info: of the new store.
-        sources: the stores, and what the keys of their failures begin with now.
+        sources: the stores; if one has FAISS indexes, so has the new one.
         change: from a store, a modality and the rows of a shard to the new rows.
+        rename: from a store and a failure to the new one.
         label: of the progress.
         reporter: shows it.
+        split_bytes: see `parquet_writer`.
+
+    Returns:
+        The rows of the new store by modality and split.
 
     Raises:
         StoreError: if there is something at ``destination``, or a shard cannot be read.
@@ -211,23 +208,28 @@ def _write_copy(
     numbers = Counter[str]()  # of the next shard, by modality
     total = sum(len(store.shards) for store in sources)
     with new_store(destination, info) as building, reporter.progress(label, total) as progress:
-        for store, prefix in sources.items():
+        for store in sources:
             for modality, part in store.shards:
                 batches = list(store.batches(modality, parts=[part]))
                 table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
-                failed = [replace(f, key=prefix + f.key) for f in store.shard_failures(modality, part)]
+                failed = [rename(store, failure) for failure in store.shard_failures(modality, part)]
                 path = building / part_name(modality, numbers[modality])
-                write_rows(path, info, change(store, modality, table), failed)
+                write_rows(path, info, change(store, modality, table), failed, split_bytes=split_bytes)
                 numbers[modality] += 1
                 progress.advance()
         # of several failures of one input the last is listed: that of the first store
-        found = [(prefix, f) for store, prefix in reversed([*sources.items()]) for f in store.recorded_failures()]
-        finish_store(building, [replace(f, key=prefix + f.key) for prefix, f in found if f.stage == "list"])
+        listed = [
+            rename(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"
+        ]
+        finish_store(building, listed)
         if any(map(has_indexes, sources)):
             keep_indexes(building, reporter=reporter)
+        opened = Store.open(building)
+        return {modality: dict(opened.split_counts(modality)) for modality in opened.modalities}
 
 
-def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return a table with other values in one column."""
     place = table.schema.get_field_index(name)
     return table.set_column(place, table.schema.field(place), values)
 

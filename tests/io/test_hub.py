@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 
 from c3tools import Captioner, Pipeline, Store, preset, verify_store
 from c3tools.captioning import CaptionDecoder, CaptionTokenizer, DecoderConfig
-from c3tools.errors import C3Error, DecoderError, OutputError, StoreError, UnreachableError
+from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
 from c3tools.io.artifact import class_of
-from c3tools.store import Failure, Rows, Shard, dataset, finish_store, write_shard
-from tests.conftest import C3, MODEL, build_store, make_store, unit_rows
+from c3tools.store import Failure, Rows, Shard, finish_store, write_shard
+from tests.conftest import C3, MODEL, build_store, unit_rows
 from tests.servers import Hub
 from tests.stores import two_texts_per_image
 
@@ -74,23 +73,13 @@ def test_a_pipeline_comes_back_bit_for_bit(hub: Hub, pipeline: Pipeline) -> None
         )
 
 
-def test_a_captioner_comes_back_with_a_card_of_its_scores(hub: Hub, captioner: Captioner) -> None:
-    captioner.push_to_hub(
-        "me/captions",
-        license="cc-by-4.0",
-        data=["nlphuji/flickr30k", "captions of our own"],
-        scores={"Flickr8k test": {"CIDEr": 49.61}},
-    )
+def test_a_captioner_comes_back_with_a_card(hub: Hub, captioner: Captioner) -> None:
+    captioner.push_to_hub("me/captions", license="cc-by-4.0")
     files = hub.last("models/me/captions")
     card = huggingface_hub.ModelCard(files["README.md"].decode())  # type: ignore[no-untyped-call]
     data: Any = card.data
-    assert [(r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results] == [
-        ("validation", "loss", 1.9869),
-        ("Flickr8k test", "cider", 49.61),
-    ]
     assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "c3tools", "image-to-text")
-    assert data.datasets == ["nlphuji/flickr30k"]  # the other one is no name on the hub
-    assert "captions of our own" in card.text and "It learned from" in card.text
+    assert "| validation loss | 1.987 |" in card.text and "It learned from" in card.text
     for loaded in (Captioner.load("hf-hub:me/captions"), Captioner.from_pretrained("me/captions")):
         assert loaded.fingerprint() == captioner.fingerprint()
     files["weights.safetensors"] = files["weights.safetensors"][:-1] + b"\0"
@@ -100,92 +89,59 @@ def test_a_captioner_comes_back_with_a_card_of_its_scores(hub: Hub, captioner: C
         Captioner.from_pretrained("me/changed")
 
 
-def test_a_store_is_a_data_set_and_a_store_again(
-    hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dataset, "_FILE_BYTES", 3 * DIM * 2)  # three rows of float16
+def test_a_store_is_a_data_set_and_a_store_again(hub: Hub, store: Store, tmp_path: Path) -> None:
+    failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
+    unnamed = Failure("'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8")
+    write_shard(store.path, store.info, Shard("audio", 0, np.empty((0, DIM)), {"key": []}, [failure]))
+    finish_store(store.path, [unnamed])
+    store = Store.open(store.path)
     store.push_to_hub("me/rows", license="cc0-1.0")
     files = hub.last("datasets/me/rows")
-    assert sorted(name.removeprefix("data/image/") for name in files if name.startswith("data/image/")) == [
-        "extra_b-00000-of-00001.parquet",
-        "train-00000-of-00002.parquet",
-        "train-00001-of-00002.parquet",
-        "val-00000-of-00001.parquet",
-    ]
     assert not any(b"/home/me" in content for content in files.values())
     assert configs(hub) == ["image", "text"]
+    for fact in ("test-model", "normalised | yes", "dimensions | 8", "train 5, val 2, extra-b 2"):
+        assert fact in files["README.md"].decode()
+
     again = fetched(tmp_path / "again")
     for modality in ("image", "text"):
         before, after = store.load(modality), again.load(modality)
-        order = [after.keys.index(key) for key in before.keys]
-        assert len(after) == len(before)
-        np.testing.assert_array_equal(after.embeddings[order], before.embeddings)
-        assert [after.splits[row] for row in order] == before.splits
-        np.testing.assert_allclose(again.moments(modality).mean, store.moments(modality).mean, atol=1e-7)
-    assert len(again.pairs()) == len(store.pairs())
+        np.testing.assert_array_equal(after.embeddings, before.embeddings)
+        assert (after.keys, after.splits) == (before.keys, before.splits)
+    assert again.load("image").column("path")[0] == "image0.jpg" and len(again.pairs()) == len(store.pairs())
+    assert [(f.path, f.message) for f in again.recorded_failures()] == [("lost.jpg", ""), (r"\udce9.jpg", "")]
 
 
-def test_failures_are_in_the_data_set_and_modalities_without_rows_are_not(hub: Hub, tmp_path: Path) -> None:
-    rows = Rows.of("text", ["lost#0", "own"], unit_rows(2, DIM), image_key=["lost", None])
-    store = build_store(tmp_path / "store", rows)
-    failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
-    write_shard(store.path, store.info, Shard("image", 0, np.empty((0, DIM)), {"key": []}, [failure]))
-    finish_store(store.path)
-    Store.open(store.path).push_to_hub("me/rows")
-    assert not any(b"/home/me" in content for content in hub.last("datasets/me/rows").values())
-    assert configs(hub) == ["text"]
-    again = fetched(tmp_path / "again")
-    assert again.recorded_failures() == [replace(failure, path="lost.jpg", message="")]
-    with pytest.raises(StoreError, match="no rows"):
-        build_store(tmp_path / "none", rows.select(np.arange(0))).save_pretrained(tmp_path / "rows")
-    assert not (tmp_path / "rows").exists()
-
-
-def test_datasets_reads_what_a_store_saves(store: Store, tmp_path: Path) -> None:
+def test_datasets_reads_what_a_store_saves(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     store.save_pretrained(tmp_path / "data set")
-    read = datasets.load_dataset(str(tmp_path / "data set"), "text", cache_dir=str(tmp_path / "cache"))
-    assert {split: len(rows) for split, rows in read.items()} == {"train": 10, "val": 4, "extra_b": 4}
-    wanted = dict(zip(store.load("text").keys, store.load("text").embeddings, strict=True))
-    for row in read["val"]:
-        np.testing.assert_array_equal(np.asarray(row["embedding"], np.float32), wanted[row["key"]])
+    rows = datasets.load_dataset(str(tmp_path / "data set"), "text", split="train", cache_dir=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(np.asarray(rows["embedding"], np.float32), store.load("text").embeddings)
 
 
 def test_a_smaller_store_leaves_nothing_of_a_larger_one(hub: Hub, tmp_path: Path) -> None:
-    make_store(tmp_path / "large", unit_rows(9, DIM), unit_rows(9, DIM), split="val").push_to_hub("me/rows")
-    make_store(tmp_path / "small", unit_rows(3, DIM), unit_rows(3, DIM)).push_to_hub("me/rows")
-    assert sorted(name for name in hub.last("datasets/me/rows") if name.startswith("data/")) == [
-        "data/image/train-00000-of-00001.parquet",
-        "data/text/train-00000-of-00001.parquet",
-    ]
+    build_store(tmp_path / "large", Rows.of("image", list("abc"), unit_rows(3, DIM)), part_rows=1).push_to_hub(
+        "me/rows"
+    )
+    build_store(tmp_path / "small", Rows.of("image", list("abc"), unit_rows(3, DIM))).push_to_hub("me/rows")
+    files = hub.last("datasets/me/rows")
+    assert [name for name in files if "part" in name] == ["image/part-00000.parquet"]
 
 
-def test_a_data_set_that_lost_rows_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_data_set_that_is_damaged_or_in_the_way_is_refused(store: Store, tmp_path: Path) -> None:
     store.save_pretrained(tmp_path / "rows")
-    file = tmp_path / "rows/data/text/val-00000-of-00001.parquet"
-    content = file.with_name("train-00000-of-00001.parquet").read_bytes()
-    for damage, named in ((content, "24 text rows, not"), (content[:-200], file.name), (None, "14 text rows, not")):
-        file.write_bytes(damage) if damage else file.unlink()
-        with pytest.raises(StoreError, match=named):
+    for there in (store.path, tmp_path / "rows"):
+        with pytest.raises(StoreError, match="already exists"):
+            store.save_pretrained(there)
+    file = tmp_path / "rows" / "text" / "part-00001.parquet"
+    content = file.read_bytes()
+    for damaged in (file.with_name("part-00000.parquet").read_bytes(), content[:-200], None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"part-00001.parquet"):
             Store.from_pretrained(tmp_path / "rows", output=tmp_path / "again")
-    assert not (tmp_path / "again").exists()
-
-
-@pytest.mark.parametrize("name", [None, "notes.txt", ".git/HEAD", "data/README.md", "data/train.csv"])
-def test_a_store_is_saved_over_nothing_but_a_data_set(store: Store, tmp_path: Path, name: str | None) -> None:
-    folder = tmp_path / "project"
-    if not str(name).startswith("data"):
-        store.save_pretrained(folder)
-    if name is None:
-        store.save_pretrained(folder)  # again
-        with pytest.raises(StoreError, match=str(store.path)):
-            Store.from_pretrained(folder, output=store.path)
-        return
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("kept")
-    with pytest.raises(OutputError, match="project is there"):
-        store.save_pretrained(folder)
-    assert (folder / name).read_text() == "kept"
+    with pytest.raises(StoreError, match="has no rows to share"):
+        build_store(tmp_path / "none", Rows.of("image", [], np.empty((0, DIM)))).save_pretrained(tmp_path / "r")
+    assert not (tmp_path / "again").exists() and not (tmp_path / "r").exists()
 
 
 def test_errors_say_what_would_help(
@@ -208,11 +164,11 @@ def test_errors_say_what_would_help(
     with pytest.raises(DecoderError, match="decoder"):
         Captioner.load("hf-hub:me/c3")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    with pytest.raises(UnreachableError, match=r"(?s)me/c3 \(401\).*token"):
+    with pytest.raises(UnreachableError, match=r"(?s)me/c3 .*\(401\).*TOKEN"):
         pipeline.push_to_hub("me/c3")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     for call in (lambda: Pipeline.from_pretrained("me/other"), lambda: pipeline.push_to_hub("me/c3")):
-        with pytest.raises(UnreachableError, match=r"http://127.* does not answer"):
+        with pytest.raises(UnreachableError, match=r"http://127"):
             call()
 
 
@@ -237,12 +193,9 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, captioner: Captioner, tmp
 
     captioner.pipeline.save(tmp_path / "pipe")
     captioner.save(tmp_path / "decoder")
-    scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps({"scores": {"CIDEr": 50.25, "SPICE": None}}))
     assert json.loads(c3("push", "store", "me/rows", "--license", "cc0-1.0", "--json").stdout)["class"] == "Store"
-    run("push", "decoder", "me/captions", "--private", "--data", "COCO", "--scores", f"COCO val={scores}")
+    run("push", "decoder", "me/captions", "--private")
     assert hub.private == {"datasets/me/rows": False, "models/me/captions": True}
-    assert "CIDEr | 50.25" in hub.last("models/me/captions")["README.md"].decode()
     run("push", "pipe", "me/c3")
     for name, folder in (("me/rows", "c3-store"), ("me/captions", "c3-decoder"), ("me/c3", "c3-pipeline")):
         assert f"to {folder}." in run("pull", name)
@@ -250,7 +203,6 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, captioner: Captioner, tmp
     assert Captioner.load("c3-decoder").fingerprint() == captioner.fingerprint()
     assert Pipeline.load("c3-pipeline").record() == captioner.pipeline.record()
     assert "c3-pipeline" in run("pull", "me/c3", code=1)  # is there already
-    assert "scores" in run("push", "pipe", "me/c3", "--scores", "COCO=none.json", code=1)
     hub.files["models/me/rows"] = [{"config.json": b'{"model_type": "bert"}'}]
     run("pull", "me/rows", "-o", "two")  # the store, since the model is of another program
     captioner.pipeline.push_to_hub("me/rows")

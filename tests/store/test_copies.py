@@ -48,7 +48,8 @@ def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) ->
     one = whole_store(tmp_path / "a" / "one").path
     two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6))).path
     report = merge_stores(tmp_path / "m", [one, two], keep="first")
-    assert (report.rows, report.dropped) == ({"image": 30, "text": 60}, 3)
+    assert {name: sum(n.values()) for name, n in report.rows.items()} == {"image": 30, "text": 60}
+    assert report.dropped == 3
     merged = Store.open(tmp_path / "m")
     for part in (0, 1, 2):  # what does not change is written with the same bytes
         assert merged.file("text", part).read_bytes() == Store.open(one).file("text", part).read_bytes()
