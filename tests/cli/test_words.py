@@ -25,7 +25,7 @@ ROOT = FOLDER.parents[1]
 ANSWERS, REFUSALS = (sorted((FOLDER / name).glob("*.txt")) for name in ("answers", "refusals"))
 # numbers with a decimal point, times and rates depend on the machine, and so does the advice on speed
 VARIES = re.compile(
-    r"-?\d+\.\d+(e[+-]?\d+)?|\d+:\d+(:\d+)?|[\d,]+ *$|\d{4}-\d\d-\d\d|^.* took \d+% of the time(?s:.*?)\.$",
+    r"-?[\d,]*\d\.\d+(e[+-]?\d+)?|\d+:\d+(:\d+)?|[\d,]+ *$|\d{4}-\d\d-\d\d|^.* took \d+% of the time(?s:.*?)\.$",
     re.MULTILINE,
 )
 
