@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -43,16 +44,16 @@ def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(pattern))])
+    table: Any = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(pattern))])
     return table.column("key").to_pylist(), np.stack(table.column("embedding").to_pylist()).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", ["c3-store", "parquet", "hf", "npy"])
 def test_folders_are_read_as_they_are(tmp_path: Path, export: Callable[..., Path], name: str) -> None:
-    import duckdb
-    import pandas
     import polars
     import pyarrow.dataset as ds
+
+    duckdb, pandas = (importlib.import_module(package) for package in ("duckdb", "pandas"))
 
     folder = tmp_path / "c3-store" if name == "c3-store" else export("--format", name)
     folder = folder / "text" / ("metadata" if name == "npy" else "")

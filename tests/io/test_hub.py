@@ -49,7 +49,7 @@ def captioner(pipeline: Pipeline) -> Captioner:
 
 
 def configs(hub: Hub) -> list[str]:
-    card = huggingface_hub.RepoCard(hub.last("datasets/me/rows")["README.md"].decode())  # type: ignore[no-untyped-call]
+    card: Any = huggingface_hub.RepoCard(hub.last("datasets/me/rows")["README.md"].decode())
     return [config["config_name"] for config in card.data.to_dict()["configs"]]
 
 
@@ -76,7 +76,7 @@ def test_a_pipeline_comes_back_bit_for_bit(hub: Hub, pipeline: Pipeline) -> None
 def test_a_captioner_comes_back_with_a_card(hub: Hub, captioner: Captioner) -> None:
     captioner.push_to_hub("me/captions", license="cc-by-4.0")
     files = hub.last("models/me/captions")
-    card = huggingface_hub.ModelCard(files["README.md"].decode())  # type: ignore[no-untyped-call]
+    card: Any = huggingface_hub.ModelCard(files["README.md"].decode())
     data: Any = card.data
     assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "c3tools", "image-to-text")
     assert "| validation loss | 1.987 |" in card.text and "It learned from" in card.text
