@@ -40,8 +40,8 @@ _SMALLEST: dict[str, float] = {
     **dict.fromkeys("beams epochs steps seeds jobs processes shard_size shard_rows k n".split(), 1),
     **dict.fromkeys("batch_size nprobe sampling_steps width layers every".split(), 1),
     **dict.fromkeys("workers image_timeout resamples patience recall".split(), 0),
-    **dict.fromkeys(("pairs", "dim", "batch"), 2),
-    **{"limit": 3, "rows": 3, "export workers": 1, "demo sigma": 0, "demo captions": 2, "train-decoder pairs": 0},
+    **dict.fromkeys(("pairs", "dim"), 2),
+    **{"rows": 3, "export workers": 1, "demo sigma": 0, "demo captions": 2, "train-decoder pairs": 0},
 }
 _LARGEST = {"recall": 1}
 _FLAGS: dict[str, list[str]] = {
