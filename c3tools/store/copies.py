@@ -297,9 +297,8 @@ def _named_in_file(store: Store, file: Path, columns: ColumnNames) -> dict[str, 
     keys, splits = key_and_split(read_table(file), columns, file)
     named = {key: split for key, split in reversed([*zip(keys, splits, strict=True)]) if split is not None}
     for modality in store.modalities:
-        names = ["key", "image_key"] if modality == "text" else ["key"]
-        for batch in store.batches(modality, names):
-            if any(key in named for name in names for key in batch.column(name).to_pylist()):
+        for batch in store.batches(modality, ["key", *ITEM_COLUMNS]):
+            if not {*keys_of(batch), *own_items(batch).to_pylist()}.isdisjoint(named):
                 return named
     raise StoreError(
         f"{file} contains none of the keys of {store.path}.",

@@ -359,20 +359,16 @@ class StoreWriter:
     def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded now."""
         kept = [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else list(listed)
-        found: dict[str, list[Failure]] = {}
-        for modality, part in present:
-            found.setdefault(modality, []).extend(read_header(self.path / part_name(modality, part)).failures)
-        embedded: dict[str, set[Any]] = {}
-        for modality, own in found.items():
-            failing = pa.array({failure.key for failure in (*own, *kept)}, pa.string())
-            embedded[modality] = set()
-            for part in (part for name, part in present if name == modality and len(failing)):
-                for batch in read_batches(self.path / part_name(modality, part), modality, self.info, ["key"]):
-                    keys = batch.column("key")
-                    embedded[modality].update(keys.filter(pc.is_in(keys, value_set=failing)).to_pylist())
-        anywhere = set().union(*embedded.values())
-        still = (f for modality, own in found.items() for f in own if f.key not in embedded[modality])
-        return [*(failure for failure in kept if failure.key not in anywhere), *still]
+        found = [(name, f) for name, part in present for f in read_header(self.path / part_name(name, part)).failures]
+        failing = pa.array({failure.key for failure in (*kept, *(failure for _, failure in found))}, pa.string())
+        embedded: dict[Any, set[str]] = {}  # the modalities where a key that failed has a row
+        for modality, part in present if len(failing) else ():
+            for batch in read_batches(self.path / part_name(modality, part), modality, self.info, ["key"]):
+                keys = batch.column("key")
+                for key in keys.filter(pc.is_in(keys, value_set=failing)).to_pylist():
+                    embedded.setdefault(key, set()).add(modality)
+        still = [failure for modality, failure in found if modality not in embedded.get(failure.key, ())]
+        return [*(failure for failure in kept if failure.key not in embedded), *still]
 
 
 def finish_store(store: Path, listed: Iterable[Failure] | None = None) -> Manifest:

@@ -46,14 +46,6 @@ class MeanRow:
     standard_error: float | None
     source: str
 
-    @classmethod
-    def of(cls, modality: str, split: str, moments: Moments, source: str = "store") -> MeanRow:
-        """Compute the line for the moments of some rows."""
-        n, error = moments.n, None
-        if n > 1:
-            error = float(np.sqrt(np.trace(moments.scatter) / (n - 1) / n))
-        return cls(modality, split, n, float(np.linalg.norm(moments.mean)), error, source)
-
 
 @dataclass(frozen=True)
 class Means:
@@ -93,15 +85,24 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
         StoreError: if there is no store, or moments cannot be read.
     """
     store = Store.open(store)
-    rows, means = [], []
+    rows: list[MeanRow] = []
+
+    def add(modality: str, split: str, moments: Moments, source: str = "store") -> None:
+        n, error = moments.n, None
+        if n > 1:
+            error = float(np.sqrt(np.trace(moments.scatter) / (n - 1) / n))
+        rows.append(MeanRow(modality, split, n, float(np.linalg.norm(moments.mean)), error, source))
+
+    means = []
     for modality in (name for name in store.modalities if store.count(name)):
         groups, total = store.moments_by_split(modality), store.moments(modality)
-        rows += [MeanRow.of(modality, split, groups[split]) for split in sorted(groups, key=split_order)]
-        rows.append(MeanRow.of(modality, "all", total))
+        for split in sorted(groups, key=split_order):
+            add(modality, split, groups[split])
+        add(modality, "all", total)
         means.append(total.mean)
     external, header = store.external_moments()
-    split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
-    rows += [MeanRow.of(modality, split, moments, source) for modality, moments in external.items()]
+    for modality, moments in external.items():
+        add(modality, str(header.get("split", "train")), moments, str(header.get("source", "loaded")))
     return Means(store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None)
 
 

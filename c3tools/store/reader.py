@@ -20,7 +20,6 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
-from ..tables import Table
 from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest
 from .metadata import INFO_FILE, Failure, StoreInfo, read_failures
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
@@ -49,14 +48,6 @@ class Store(HubRepository):
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
         return f"Store({str(self.path)!r}, model={self.info.model.name!r}, dim={self.info.dim}, {self.info.dtype})"
-
-    def _repr_html_(self) -> str:
-        """Return a table of the rows by modality and split, as notebooks show the store."""
-        counts = {modality: self.split_counts(modality) for modality in self.modalities}
-        splits = sorted(self._split_names(), key=split_order)
-        rows = [[name, *(f"{n.get(split, 0):,}" for split in splits), f"{n.total():,}"] for name, n in counts.items()]
-        title = f"{self.path}: embeddings of {self.info.model}, {self.info.dim} dimensions, {self.info.dtype}"
-        return Table(["modality", *splits, "all"], rows, title)._repr_html_()
 
     @classmethod
     def open(cls, path: Store | str | Path, *, incomplete: bool = False, reporter: Reporter = SILENT) -> Store:

@@ -58,7 +58,7 @@ def save_index(index: Any, path: Path) -> None:
     write_atomically(path, write)
 
 
-def last_line(error: RuntimeError) -> str:
+def last_line(error: Exception) -> str:
     """Return what an error of FAISS says, without the place in its source."""
     return re.sub(r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?", "", str(error).strip().splitlines()[-1])
 
@@ -94,28 +94,21 @@ def read_index(store: Store, modality: str, part: int) -> Any:
     """Read the index of one shard.
 
     Raises:
-        StoreError: if it is damaged, or has another number of vectors than the shard has rows.
+        StoreError: if it is damaged.
         MissingExtraError: if faiss is not installed.
     """
-    faiss, path, rows = load_faiss(), store.path / index_name(modality, part), store.shard_rows(modality, part)
-    remedy = f"Make it anew: c3 verify {store.path} --repair"
+    faiss, path = load_faiss(), store.path / index_name(modality, part)
     try:
         content = read_all(path)
         if store.manifest is not None and sha256(content).hexdigest() != store.manifest.shards[modality, part].faiss:
             raise RuntimeError("its sha256 is not the one in the manifest")
-        index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
     except UnreachableError:
         raise
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise StoreError(f"{path} cannot be read ({reason}).", remedy=remedy) from error
-    if (index.ntotal, index.d) != (rows, store.info.dim):
         raise StoreError(
-            f"{path} has {index.ntotal:,} vectors of {index.d} dimensions, but its shard has {rows:,} rows of "
-            f"{store.info.dim}.",
-            remedy=remedy,
-        )
-    return index
+            f"{path} cannot be read ({last_line(error)}).", remedy=f"Make it anew: c3 verify {store.path} --repair"
+        ) from error
 
 
 def indexed_shards(store: Store) -> tuple[list[ShardName], list[ShardName]]:

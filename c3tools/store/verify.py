@@ -62,8 +62,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        level = "warning" if self.warning else "defect"
-        return {"level": level, "check": self.check, "where": self.where, "what": self.what, "remedy": self.remedy}
+        texts = {name: getattr(self, name) for name in ("check", "where", "what", "remedy")}
+        return {"level": "warning" if self.warning else "defect", **texts}
 
 
 @dataclass
@@ -236,9 +236,7 @@ def _check_shard(
     listed = manifest.shards.get(shard) if manifest else None
 
     def defect(check: str, what: str) -> None:
-        drop = "Remove this shard with `c3 verify --repair`"
-        remedy = f"{drop}, then run the `{info.command}` command that made it again: it makes only the removed shards."
-        result.findings.append(Finding(check, name, what, remedy, shard))
+        result.findings.append(Finding(check, name, what, _redo_remedy(info), shard))
 
     blocks = [pa.table({name: pa.array([], pa.string()) for name in ("key", "item")})]
     invalid, off, own = 0, 0.0, dict[str, Moments]()
@@ -296,15 +294,12 @@ def _check_keys(
     for modality, table in tables.items():
         keys: Any = one_array(table.column("key"))
         first = pc.index_in(keys, value_set=keys)
-        bad = {
-            "it has rows without a key": pc.fill_null(pc.equal(keys, pa.scalar("")), True),
-            "it repeats keys": pc.not_equal(first, pa.array(np.arange(len(keys)), first.type)),
-        }
-        for what, mask in bad.items():
-            for part, count, key in _by_part(table.filter(mask), "key"):
-                remedy = f"Remove this shard with `c3 verify --repair`, then run the `{info.command}` command again."
-                said = f"{what} ({count:,}, for example {key!r})"
-                result.findings.append(Finding("keys", part_name(modality, part), said, remedy, (modality, part)))
+        again = pc.not_equal(first, pa.array(np.arange(len(keys)), first.type))
+        bad = table.filter(pc.fill_null(pc.or_(again, pc.equal(keys, pa.scalar(""))), True))
+        for row in bad.slice(0, 1).to_pylist():
+            what = f"{len(bad):,} keys are missing or come again, the first of them here ({row['key']!r})"
+            shard = modality, int(row["part"])
+            result.findings.append(Finding("keys", part_name(*shard), what, _redo_remedy(info), shard))
         homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
         present = [one_array(tables[name].column("key")) for name in homes if name in tables]
         if present and lost.isdisjoint(homes):
@@ -313,18 +308,17 @@ def _check_keys(
             named = pc.fill_null(pc.not_equal(item, pa.scalar("")), False)
             absent = table.filter(pc.and_(named, pc.invert(pc.is_in(item, value_set=known))))
             imported = "imported" in info.extra
-            remedy = "Import the images too if you need them."
-            if not imported:
-                remedy = f"Run the `{info.command}` command that made the store again: it makes the missing rows."
-            for part, count, key in _by_part(absent, "item"):
-                what = f"{count:,} of its rows belong to items that are neither there nor failed, for example {key!r}"
-                result.findings.append(Finding("pairing", part_name(modality, part), what, remedy, warning=imported))
+            remedy = f"Run the `{info.command}` command that made the store again: it makes the missing rows."
+            remedy = "Import the images too if you need them." if imported else remedy
+            for row in absent.slice(0, 1).to_pylist():
+                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {row['item']!r}"
+                name = part_name(modality, row["part"])
+                result.findings.append(Finding("pairing", name, what, remedy, warning=imported))
 
 
-def _by_part(rows: pa.Table, column: str) -> list[tuple[int, int, str]]:
-    """Return by shard number how many rows there are, and the value of the column in the first one."""
-    found = rows.group_by("part", use_threads=False).aggregate([("part", "count"), (column, "first")])
-    return [(row["part"], row["part_count"], row[f"{column}_first"]) for row in found.to_pylist()]
+def _redo_remedy(info: StoreInfo) -> str:
+    drop = "Remove this shard with `c3 verify --repair`"
+    return f"{drop}, then run the `{info.command}` command that made it again: it makes only the removed shards."
 
 
 def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str) -> None:
@@ -340,54 +334,47 @@ def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Mo
             remedy = f"{again} `c3 verify --forget` gives their rows up."
             result.findings.append(Finding("files", gone[0], what, remedy))
     for name, digest in manifest.files.items():
-        check = what = ""
-        if name in missing:
-            check, what = "files", "it is listed, but missing"
-        elif sha256_of(path / name) != digest:
-            check, what = "checksum", f"its sha256 is not the one in {MANIFEST_FILE}"
-        elif name == MOMENTS_FILE and moments is not None:
-            difference = _difference(load_moments(path / name)[0], moments)
-            check, what = "moments" if difference else "", f"they do not match the rows ({difference})"
         remedy = f"{again} `c3 verify --repair` writes it again."
         if name == EXTERNAL_FILE:
             remedy = "Load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
-        if check:
-            result.findings.append(Finding(check, name, what, remedy))
+        if name in missing:
+            result.findings.append(Finding("files", name, "it is listed, but missing", remedy))
+        elif sha256_of(path / name) != digest:
+            result.findings.append(Finding("checksum", name, f"its sha256 is not the one in {MANIFEST_FILE}", remedy))
+        elif name == MOMENTS_FILE and moments is not None:
+            kept = load_moments(path / name)[0]
+            wrong = [group for group in sorted({**kept, **moments}) if not _agree(kept.get(group), moments.get(group))]
+            if wrong:
+                what = f"they do not match the rows of {', '.join(wrong)}"
+                result.findings.append(Finding("moments", name, what, remedy))
 
 
-def _difference(expected: dict[str, Moments], seen: dict[str, Moments]) -> str | None:
-    """Return how the moments of the file differ from those of the rows, or None."""
-    for split in sorted({**expected, **seen}):
-        file, rows = expected.get(split), seen.get(split)
-        if file is None or rows is None or file.n != rows.n:
-            return f"{file.n if file else 0:,} {split} rows instead of {rows.n if rows else 0:,}"
-        scale = max(1.0, float(np.abs(rows.mean).max()), float(np.abs(rows.scatter).max()))
-        error = max(float(np.abs(file.mean - rows.mean).max()), float(np.abs(file.scatter - rows.scatter).max()))
-        if not error <= _MOMENTS_TOLERANCE * scale:
-            return f"those of {split} are off by {error:.2g}"
-    return None
+def _agree(first: Moments | None, second: Moments | None) -> bool:
+    if first is None or second is None or first.n != second.n:
+        return False
+    scale = max(1.0, float(np.abs(second.mean).max()), float(np.abs(second.scatter).max()))
+    pairs = ((first.mean, second.mean), (first.scatter, second.scatter))
+    return all(bool((np.abs(one - other) <= _MOMENTS_TOLERANCE * scale).all()) for one, other in pairs)
 
 
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
-    path, said = result.store, result.repaired
-    wrong = {finding.where for finding in result.defects}
-    damaged = dict.fromkeys(finding.shard for finding in result.defects if finding.shard and finding.check in _OF_ROWS)
+    path, said, defects = result.store, result.repaired, result.defects
+    wrong = {finding.where for finding in defects}
+    damaged = dict.fromkeys(finding.shard for finding in defects if finding.shard and finding.check in _OF_ROWS)
     if repair:
-        if any(finding.check == "manifest" for finding in result.defects):
+        if any(finding.check == "manifest" for finding in defects):
             remove(path / MANIFEST_FILE)
-        copies = list(_copies(path)) if INFO_FILE in wrong else []
+        copies = {digest_of(copy): copy for copy in _copies(path)} if INFO_FILE in wrong else {}
         if copies:  # the one that the manifest lists, else the first
             manifest = Manifest.load(path)
             listed = manifest.files.get(INFO_FILE) if manifest else None
-            write_json_atomically(path / INFO_FILE, next((c for c in copies if digest_of(c) == listed), copies[0]))
+            write_json_atomically(path / INFO_FILE, copies.get(str(listed)) or next(iter(copies.values())))
             record_files(path, changed=[INFO_FILE])
             said.append(f"{INFO_FILE} was written again from a shard")
-        for shard in damaged:
-            remove(path / part_name(*shard))
-            said.append(f"{shard[0]} shard {shard[1]} was removed and has to be made again")
-        for name in {MOMENTS_FILE, FAILURES_FILE} & wrong:
+        for name in (*(part_name(*shard) for shard in damaged), *({MOMENTS_FILE, FAILURES_FILE} & wrong)):
             remove(path / name)
+        said += [f"{shard[0]} shard {shard[1]} was removed and has to be made again" for shard in damaged]
     writer = StoreWriter(path)
     if writer.before is None and damaged and repair:
         said.append(f"{MANIFEST_FILE} was not written, because the removed shards have to be made again first")
@@ -395,12 +382,10 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
     lost = dict(writer.lost) if forget else {}
     if repair or lost:
         writer.finish(forget=lost)
-    for shard, record in lost.items():
-        rows = counted(record.rows, "row")
-        said.append(f"{shard[0]} shard {shard[1]} was taken out of {MANIFEST_FILE}; its {rows} are lost")
+    said += [f"{part_name(*shard)} was given up; its {counted(lost[shard].rows, 'row')} are lost" for shard in lost]
     if repair:
         said += [f"{name} was written again" for name in _DERIVED if name in wrong]
-        broken = [finding.shard for finding in result.defects if finding.check == "faiss" and finding.shard]
+        broken = [finding.shard for finding in defects if finding.check == "faiss" and finding.shard]
         if broken:
             record_files(path, faiss=dict.fromkeys(broken))
             keep_indexes(path, reporter=reporter)

@@ -151,4 +151,3 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_store_shows_itself(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s")
     assert repr(store) == f"Store({str(store.path)!r}, model='test-model', dim=12, float16)"
-    assert "<td" in store._repr_html_() and "24" in store._repr_html_()

@@ -100,10 +100,10 @@ NEW = unit_rows(1, DIM, 9)
         (lambda p: _rows(p, 3, ["zero", "nan", "good"], BAD), ("values", "image/part-00003.parquet"), "2 rows"),
         (lambda p: _rows(p, 3, ["long"], LONG), ("norms", "image/part-00003.parquet"), "2.5"),
         (lambda p: _rows(p, 3, ["img004"], NEW), ("keys", "image/part-00003.parquet"), "img004"),
-        (lambda p: _rows(p, 3, [""], NEW), ("keys", "image/part-00003.parquet"), "without a key"),
+        (lambda p: _rows(p, 3, [""], NEW), ("keys", "image/part-00003.parquet"), "come again"),
         (lambda p: _rows(p, 0, ["other"], NEW), ("pairing", "text/part-00000.parquet"), "img000"),
         (lambda p: _rewrite_moments(p, _shifted), ("moments", "moments.safetensors"), "image/train"),
-        (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), ("moments", "moments.safetensors"), "0 text/val"),  # type: ignore[arg-type]
+        (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), ("moments", "moments.safetensors"), "text/val"),  # type: ignore[arg-type]
         (lambda p: (p / "manifest.json").unlink(), ("unfinished", "manifest.json"), "c3 embed"),
         (lambda p: (p / "text/part-00001.parquet").unlink(), ("files", "text/part-00001.parquet"), "20 rows"),
         (
