@@ -186,60 +186,55 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urllib.parse.unquote(self.path.partition("?")[0])
-        if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(/revision/(.+)|/tree/.+)?", path):
-            name = f"{found[1]}/{found[2]}"
-            if name not in self.hub.files:
-                self._refuse(404, "RepoNotFound")
-            elif "/tree/" in path:
-                entries = self.hub.last(name).items()
-                self._answer([{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in entries])
-            elif found[4] not in (None, "main", _sha(self.hub.files[name])):
-                self._refuse(404, "RevisionNotFound")
-            else:
-                siblings = [{"rfilename": file} for file in self.hub.last(name)]
-                self._answer({"id": found[2], "sha": _sha(self.hub.files[name]), "siblings": siblings})
-        elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            name = f"{found[1] or 'models/'}{found[2]}"
-            content = self.hub.last(name).get(found[3])
+        api = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)(/tree|/revision)?(?:/(.+))?", path)
+        file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+        name = api[1] if api else f"{file[1] or 'models/'}{file[2]}" if file else ""
+        commits = self.hub.files.get(name)
+        if commits is None:
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif file:
+            content = commits[-1].get(file[3])
             if content is None:
-                self._refuse(404, "EntryNotFound")
+                self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             else:
-                headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": _sha(self.hub.files[name])}
-                self._send(200, content, headers)
+                self._send(200, content, {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": _sha(commits)})
+        elif api and api[2] == "/tree":
+            entries = commits[-1].items()
+            self._answer([{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in entries])
+        elif api and api[3] not in (None, "main", _sha(commits)):
+            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
-            self._refuse(404, "")
+            siblings = [{"rfilename": file} for file in commits[-1]]
+            self._answer({"id": name.partition("/")[2], "sha": _sha(commits), "siblings": siblings})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self._chunks()
         path = urllib.parse.unquote(self.path.partition("?")[0])
+        found = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/(preupload|commit)/.+", path)
         if self.headers.get("Authorization") != f"Bearer {self.hub.token}" and path != "/api/validate-yaml":
-            self._refuse(401, "")
-        elif path == "/api/validate-yaml":
-            self._answer({"errors": [], "warnings": []})
-        elif path == "/api/repos/create":
-            asked = json.loads(body)
-            kind = f"{asked.get('type') or 'model'}s"
-            repository = f"{kind}/{asked['organization']}/{asked['name']}"
-            self.hub.private.setdefault(repository, asked.get("visibility") == "private" or bool(asked.get("private")))
-            self.hub.files.setdefault(repository, [{}])
-            self._answer({"url": f"{self.hub.endpoint}/{repository.removeprefix('models/')}"})
-        elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/.+", path):
+            self._send(401, b"{}", {})
+        elif found and found[2] == "preupload":
             files = [file["path"] for file in json.loads(body)["files"]]
             self._answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
-        elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/commit/.+", path):
-            name = f"{found[1]}/{found[2]}"
-            content = dict(self.hub.last(name))
+        elif found:
+            content = dict(self.hub.last(found[1]))
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     content[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "deletedFile":
                     del content[line["value"]["path"]]
-            self.hub.files[name].append(content)
-            oid = _sha(self.hub.files[name])
-            address = f"{self.hub.endpoint}/{name.removeprefix('models/')}/commit/{oid}"
+            self.hub.files[found[1]].append(content)
+            oid = _sha(self.hub.files[found[1]])
+            address = f"{self.hub.endpoint}/{found[1].removeprefix('models/')}/commit/{oid}"
             self._answer({"success": True, "commitOid": oid, "commitUrl": address, "hookOutput": ""})
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            repository = f"{asked.get('type') or 'model'}s/{asked['organization']}/{asked['name']}"
+            self.hub.private.setdefault(repository, asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.hub.files.setdefault(repository, [{}])
+            self._answer({"url": f"{self.hub.endpoint}/{repository.removeprefix('models/')}"})
         else:
-            self._refuse(404, "")
+            self._answer({"errors": [], "warnings": []})
 
     def _chunks(self) -> bytes:
         """Read a body that comes in chunks."""
@@ -251,9 +246,6 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _refuse(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code} if code else {})
 
     def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
