@@ -41,11 +41,11 @@ COMMANDS = {  # the module of this folder with the function, the verbs whose par
     "demo": "captions run_demo",
     "models": "machine list_models",
     "info": "machine",
-    "simulate init-gap": "geometry simulate_init_gap",
-    "simulate depth": "geometry simulate_depth",
-    "simulate gap-after-training": "geometry simulate_gap_after_training",
-    "simulate stable-region": "geometry simulate_stable_region",
-    "simulate temperature": "geometry simulate_temperature",
+    "simulate init-gap": "geometry _run simulate_init_gap",
+    "simulate depth": "geometry _run simulate_depth",
+    "simulate gap-after-training": "geometry _run simulate_gap_after_training",
+    "simulate stable-region": "geometry _run simulate_stable_region",
+    "simulate temperature": "geometry _run simulate_temperature",
 }
 _GROUPS = {
     "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",

@@ -78,10 +78,6 @@ _METAVARS = {
     "verify path": "[STORE]",
     "source": "[SOURCE]",
 }
-_WORDS = {
-    "json": "Print the result as JSON, or write it to PATH.json if a path follows.",
-    "figure": "File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none with --json.",
-}
 _OF_THE_ENVIRONMENT = {"store": True, "verify path": True, "verify store": False, "search store": False}
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
@@ -116,7 +112,7 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
         group: The application, or a group of commands in it.
         name: The words after `c3`, such as "connect heads".
         module: The module of this folder that has a function of this name.
-        verbs: Names in c3tools whose parameters are the options; ``-name`` leaves one out.
+        verbs: Names in c3tools, or ``_name`` in the module, whose parameters are the options; ``-name`` leaves one out.
     """
     own = _own(name, module)
     found: dict[str, _Parameter] = {}
@@ -124,12 +120,14 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
         if verb.startswith("-"):
             del found[verb[1:]]
             continue
-        options = {n: p._replace(is_argument=False) for n, p in _parameters(_verb(verb)).items()}
+        definition = _definition(_file(module), verb) if verb.startswith("_") else _verb(verb)
+        options = {n: p._replace(is_argument=False) for n, p in _parameters(definition).items()}
         found = {**options, **found}
     for n, parameter in _parameters(own).items():
         found[n] = parameter._replace(words=parameter.words or (found[n].words if n in found else ""))
     takes_json = "json" in found
-    found["json"] = _Parameter("str | None", None, "", False)
+    words = "Print the result as JSON, or write it to PATH.json if a path follows."
+    found["json"] = _Parameter("str | None", None, words, False)
 
     def run(**values: Any) -> None:
         json = values["json"] if takes_json else values.pop("json")
@@ -170,7 +168,7 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
     if annotation.startswith(("list", "Sequence")) and not is_argument:
         words += " May be repeated."
     settings = {
-        "help": _entry(_WORDS, command, name) or words,
+        "help": words,
         "metavar": _entry(_METAVARS, command, name) or ("PATH" if "Path" in annotation else None),
         "parser": _entry(_PARSERS, command, name),
         "show_default": default not in (None, False, "", [], inspect.Parameter.empty),
@@ -241,7 +239,11 @@ def _verb(name: str) -> ast.FunctionDef:
 def _own(name: str, module: str) -> ast.FunctionDef:
     """Return the definition of the function of this folder that is a command."""
     function = name.rsplit(maxsplit=1)[-1].replace("-", "_")
-    return _definition(Path(__file__).with_name(f"{module}.py"), f"{function}{'_' * keyword.iskeyword(function)}")
+    return _definition(_file(module), f"{function}{'_' * keyword.iskeyword(function)}")
+
+
+def _file(module: str) -> Path:
+    return Path(__file__).with_name(f"{module}.py")
 
 
 def _definition(path: Path, *names: str) -> ast.FunctionDef:

@@ -48,33 +48,37 @@ def gap_report(
     return report.to_dict()
 
 
-def init_gap(paths: Sequence[str] = (), *, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+def init_gap(paths: Sequence[str] = (), **options: Any) -> Any:
     """Measure the gap of encoders with random weights, on real images and texts."""
-    return _run(c3tools.simulate_init_gap, {"paths": paths, **options}, figure, json)
+    return _run(c3tools.simulate_init_gap, paths=paths, **options)
 
 
-def depth(*, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+def depth(**options: Any) -> Any:
     """Measure the effective dimension by layer of a deep random ReLU network."""
-    return _run(c3tools.simulate_depth, options, figure, json)
+    return _run(c3tools.simulate_depth, **options)
 
 
-def gap_after_training(*, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+def gap_after_training(**options: Any) -> Any:
     """Repeat the paper's optimisation: the loss falls, and the gap stays. Takes about ten minutes on two cores."""
-    return _run(c3tools.simulate_gap_after_training, options, figure, json)
+    return _run(c3tools.simulate_gap_after_training, **options)
 
 
-def stable_region(*, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+def stable_region(**options: Any) -> Any:
     """Train points at several temperatures; measure the lead of the pairs and the alignment noise that is left."""
-    return _run(c3tools.simulate_stable_region, options, figure, json)
+    return _run(c3tools.simulate_stable_region, **options)
 
 
-def temperature(*, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+def temperature(**options: Any) -> Any:
     """Measure the gap that survives training, as a function of the logit scale."""
-    return _run(c3tools.simulate_temperature, options, figure, json)
+    return _run(c3tools.simulate_temperature, **options)
 
 
-def _run(simulate: Callable[..., Any], options: dict[str, Any], figure: Path | None, json: str | None) -> Any:
-    """Run a simulation and print its result. The figure is named after the function unless ``figure`` is given."""
+def _run(simulate: Callable[..., Any], *, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+    """Run a simulation and print its result. The figure is named after the function unless ``figure`` is given.
+
+    Args:
+        figure: File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none with --json.
+    """
     name = simulate.__name__.removeprefix("simulate_").replace("_", "-")
     drawing = extra_output(figure, f"simulate-{name}.svg", json)
     result = simulate(**options, reporter=reporter())
