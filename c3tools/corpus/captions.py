@@ -170,7 +170,9 @@ def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
     """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
     try:
         value = read_json(path)
-        images, captions = value["images"], {}
+        images = value["images"]
+        captions: dict[Any, list[str]] = {}
+        rows: list[tuple[str, list[str], str | None]]
         for annotation in value.get("annotations", ()):
             captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
         if "annotations" in value:

@@ -166,7 +166,7 @@ class CaptionSources:
                 )
             places = (normpath(start / row.file_name) for start in (folder, folder / _IMAGES_FOLDER))
             path = next((place for place in places if place in self._found), None)
-            same = self._by_name.get(PurePosixPath(row.file_name).name, ())
+            same = self._by_name.get(PurePosixPath(row.file_name).name, [])
             if path is None and len(same) != 1:
                 unmatched.append(row.file_name)
             else:

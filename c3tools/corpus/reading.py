@@ -264,8 +264,8 @@ def _add_containers(corpus: Corpus, containers: dict[Path, _Reader], options: Re
                 corpus.add_image(image, captions)
         except (CorpusError, OSError) as error:
             if alone:
-                message = getattr(error, "strerror", None) or error
-                raise CorpusError(f"{container} cannot be read ({message}).") from error
+                reason = getattr(error, "strerror", None) or error
+                raise CorpusError(f"{container} cannot be read ({reason}).") from error
             corpus.skip(*_unreadable(container, error))
     corpus.captions_without_image += sorted((given or {}).keys() - captioned)
 

@@ -75,9 +75,9 @@ def read_table(path: Path, options: ReadOptions) -> Iterator[Entry]:
     if rows is not None:
         yield from rows.images.values()
         if rows.renamed:
-            count = counted(len(rows.renamed), "image has", "images have")
+            several = counted(len(rows.renamed), "image has", "images have")
             yield (
-                f"{path}: {count} the file name of another image. Digits of a checksum are added to their keys, "
+                f"{path}: {several} the file name of another image. Digits of a checksum are added to their keys, "
                 f"for example {rows.renamed[0]}. To use other keys, choose a column with --key-column."
             )
 
@@ -108,7 +108,7 @@ class _Rows:
         self._texts = pick_text_columns(list(kinds), options.text_column, path)
         known = (name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *_ID_COLUMNS) if name in kinds)
         usable = (name for name in known if _is_text(kinds[name]) or pa.types.is_integer(kinds[name]))
-        self._key = require_column(list(kinds), options.key_column, "--key-column", path) or next(usable, None)
+        self._key = require_column(list(kinds), options.key_column, "--key-column", path) or next(usable, "")
         self._names = [name for name in kinds if name in {*self._texts, self._key, SPLIT_COLUMN}]
         kind = schema.field(image).type
         has_path = pa.types.is_struct(kind) and any(f.name == "path" and _is_text(f.type) for f in kind)
@@ -118,7 +118,7 @@ class _Rows:
         self._stem = f"{split}/{path.stem}" if split else path.stem
         self._split = split or split_in_name(path.stem)
         place = str(options.images_root or path.parent), options.follow_symlinks, options.download
-        self._cell = lambda group, row: ImageSource(str(path), group, row, image, *place)
+        self._cell = ImageSource(str(path), 0, 0, image, *place)
         self._digests = lru_cache(2)(_digests)
         self._group = self._first = -1  # number of the group, and of its first row
         self.images: dict[str, tuple[ImageItem, list[str]]] = {}
@@ -129,7 +129,8 @@ class _Rows:
         """Add rows of a group; yield why captions or keys of them cannot be used."""
         if group != self._group:
             self._group, self._first = group, self.count
-        paths = batch.column(self._image).field("path").to_pylist() if self._image else [None] * len(batch)
+        cells: Any = batch.column(self._image) if self._image else None
+        paths = [None] * len(batch) if cells is None else cells.field("path").to_pylist()
         for record, image_path in zip(batch.select(self._names).to_pylist(), paths, strict=True):
             number, self.count = self.count, self.count + 1
             name, where = f"{self._path.name}#{number}", f"{self._path}#{number}"
@@ -146,7 +147,7 @@ class _Rows:
             if not is_utf8(key):
                 yield Skipped(name, where, "UnicodeError", "the key is not UTF-8")
                 continue
-            cell = self._cell(group, number - self._first)
+            cell = self._cell._replace(start=group, place=number - self._first)
             if not named and key in self.images and self._digest(self.images[key][0].source) != self._digest(cell):
                 key = f"{key}-{self._digest(cell)[:_DIGITS]}"
                 if key not in self.images:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from ..errors import CorpusError
 from ..io.files import MALFORMED, write_atomically
 from ..io.limits import LARGEST_TEXT, LimitedFile
-from ..io.locations import kind_of, name_or_file, open_binary, version_of
-from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, read_captions
+from ..io.locations import name_or_file, open_binary, version_of
+from .captions import SPLIT_COLUMN, captions_of, pick_text_columns
 from .items import IMAGE_SUFFIXES, Entry, ImageItem, ImageSource, ReadOptions, Skipped, as_storable
 from .splits import split_in_name
 
@@ -65,8 +65,7 @@ class _Sample:
 def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
     """Yield the images of a tar in the order of the samples' first members, and what is not used of it.
 
-    Captions are the lines of ``.txt``, else the text column of ``.json``, else the row of the Parquet table beside the
-    tar that has the same key (as img2dataset writes it).
+    Captions are the lines of ``.txt``, else the text column of ``.json``.
 
     Raises:
         CorpusError: if ``text_column`` is in none of the samples' ``.json``.
@@ -79,14 +78,9 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
         problem = _add_member(member, samples)
         if problem is not None:
             yield Skipped(f"{path.name}#{member.name}", f"{path}#{member.name}", *problem)
-    beside: dict[str, list[str]] = {}
-    table, column = path.with_suffix(".parquet"), options.text_column
-    if any(sample.image and not sample.lines for sample in samples.values()) and kind_of(table) == "file":
-        with suppress(CorpusError):  # some other table may happen to lie there
-            for row in read_captions(table, options):
-                beside.setdefault(row.key or "", []).extend(row.captions)
+    column = options.text_column
     names = sorted({name for sample in samples.values() for name in sample.record})
-    if column is not None and samples and not beside and column not in names:
+    if column is not None and samples and column not in names:
         raise CorpusError(
             f"No .json member of {path} has {column!r}. Their fields: "
             f"{', '.join(names) or 'none, there is no .json member'}.",
@@ -103,7 +97,7 @@ def read_tar(path: Path, options: ReadOptions) -> Iterator[Entry]:
             wanted = column if column in sample.record else None
             texts = pick_text_columns(list(sample.record), wanted, path) if wanted or column is None else ()
             try:
-                captions = captions_of(sample.record, texts, where[1]) or beside.get(key, [])
+                captions = captions_of(sample.record, texts, where[1])
             except CorpusError as error:
                 yield Skipped(f"{where[0]}.json", f"{where[1]}.json", "CaptionError", error.message)
                 captions = []

@@ -287,7 +287,7 @@ class Sources:
             return np.array([self._was_below(path) for path in rows["path"].to_pylist()], bool)
         images = _text(rows["image_key"])
         known = [self.gone_images, self._captioned, *(self._media if self._detected else [])]
-        lost = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
+        lost: _Mask = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
         lost &= ~_true(pc.is_in(images, self.foreign))
         if images.null_count:
             lost |= _true(pc.is_in(_files_of_lines(rows["key"]), self._text_files)) & _true(pc.is_null(images))

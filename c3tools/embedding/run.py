@@ -15,6 +15,7 @@ from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, open_executor
+from ..identity import ModelIdentity
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
@@ -130,7 +131,9 @@ def embed(
         reporter.message(note)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
     if dry_run:
-        planned = Store(folder, StoreInfo({"name": model or "c3-mini"}, 1)) if recorded is None else _opened(folder)
+        planned = (
+            Store(folder, StoreInfo(ModelIdentity(name=model or "c3-mini"), 1)) if recorded is None else _opened(folder)
+        )
         plans = plan_corpus(planned, corpus, shard_size, retry_failed=retry_failed, update=update)
         for plan in plans.values():
             plan.summary.to_embed = len(plan.shards.positions)

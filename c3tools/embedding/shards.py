@@ -121,11 +121,11 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         for shard, summary in embed(self._encoder, tasks, report):
             made = time.perf_counter()
             try:
-                if shard.index in self.dropped:
-                    drop = self.dropped[shard.index]
-                    rows, failures = rewritten_shard(self.store, self.modality, shard.index, drop, shard)
+                drop = self.dropped.get(shard.index)
+                if drop is not None:
+                    changed = rewritten_shard(self.store, self.modality, shard.index, drop, shard)
                     path = self.store.path / REWRITING / part_name(self.modality, shard.index)
-                    write_rows(path, self.store.info, rows, failures)
+                    write_rows(path, self.store.info, *changed)
                 elif self._writer is not None:
                     self._writer.write_shard(shard)
                 else:
@@ -187,7 +187,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
     def _video(self, item: ImageItem, encoder: Encoder, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
         """Return the mean of the embeddings of a video's frames, at unit length (1, d), and its other columns."""
         frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
-        total, row = np.zeros(encoder.dim), {"key": item.key, "path": item.path, "size": item.size, "frames": 0}
+        total = np.zeros(encoder.dim)
+        row: dict[str, Any] = {"key": item.key, "path": item.path, "size": item.size, "frames": 0}
         while True:
             start = time.perf_counter()
             pixels = []
@@ -534,11 +535,11 @@ def pixel_batches(
                 return
             if isinstance(ahead[0][-1].exception(), BrokenProcessPool):
                 pool.end()
-                for number, (*job, at, waiting) in enumerate(ahead):
+                for number, (own, ends, images, at, waiting) in enumerate(ahead):
                     if waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool):
                         done: Future[_Decoded] = Future()
-                        done.set_result(pool.decode_one_by_one(job[2], at))
-                        ahead[number] = (*job, at, done)
+                        done.set_result(pool.decode_one_by_one(images, at))
+                        ahead[number] = own, ends, images, at, done
             shard, last, _, _, future = ahead.popleft()
             yield batch(shard, last, pool.pixels[place].copy(), future.result())
     finally:

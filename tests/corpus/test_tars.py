@@ -56,27 +56,24 @@ def test_patterns(tmp_path: Path) -> None:
         read_corpus([f"{tmp_path}/z*.tar"])
 
 
-def test_captions_from_json_txt_and_the_table_of_img2dataset(tmp_path: Path) -> None:
+def test_captions_from_json_and_txt(tmp_path: Path) -> None:
     members = [
         ("a.jpg", b"1"),
         ("a.json", json.dumps({"caption": "from json", "alt": "other", "split": "val"}).encode()),
         ("b.jpg", b"2"),
         ("b.txt", b"from txt\nsecond\n"),
         ("b.json", json.dumps({"caption": "not this", "alt": "other b"}).encode()),
-        ("c.jpg", b"3"),
     ]
     write_tar(tmp_path / "00000.tar", members)
-    table = {"key": ["a", "c", "d"], "caption": ["x", "from table", None], "url": ["u"] * 3}
-    pq.write_table(pa.table(table), tmp_path / "00000.parquet")
+    pq.write_table(pa.table({"key": ["a"], "caption": ["of img2dataset"]}), tmp_path / "00000.parquet")
     (tmp_path / "00000_stats.json").write_text("{}")
     corpus = read_corpus([tmp_path])
     assert [(t.key, t.caption) for t in corpus.texts] == [
         ("a#0", "from json"),
         ("b#0", "from txt"),
         ("b#1", "second"),
-        ("c#0", "from table"),
     ]
-    assert [i.split for i in corpus.images] == ["val", None, None]
+    assert [i.split for i in corpus.images] == ["val", None]
     other = read_corpus([tmp_path / "00000.tar"], text_column="alt")
     assert [(t.key, t.caption) for t in other.texts] == [("a#0", "other"), ("b#0", "other b")]
     with pytest.raises(CorpusError, match=r"has 'title'\. Their fields: alt, caption, split"):
