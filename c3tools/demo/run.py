@@ -52,7 +52,6 @@ _PHOTO_SIDE = 360
 _FIGURES = {
     "projection": "Photos and captions in two dimensions, pairs joined, before and after Collapse.",
     "spectra": "How many dimensions each modality uses.",
-    "recall": "Retrieval before and after.",
 }
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short

@@ -62,14 +62,12 @@ class Sample:
         first: (m, d), one row per item; float64 if the store has few rows, else float32.
         second: (k, d).
         item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
-        numbers: int64 (k,), the places of the rows of ``second`` among the measured rows.
         complete: whether it has every paired row, or every row where nothing is paired.
     """
 
     first: Floats
     second: Floats
     item_index: Indices
-    numbers: Indices
     complete: bool
 
     @property
@@ -130,7 +128,7 @@ class Sample:
             return self
         rows = np.flatnonzero(np.isin(self.item_index, items))
         index = np.searchsorted(items, self.item_index[rows])
-        return Sample(self.first[items], self.second[rows], index, self.numbers[rows], complete=False)
+        return Sample(self.first[items], self.second[rows], index, complete=False)
 
 
 @dataclass
@@ -138,15 +136,12 @@ class Collected:
     """Data of two modalities, ready to be measured.
 
     Attributes:
-        store: where it comes from.
-        split: the split that is measured; None or ``all`` for every row.
         first: name of the modality with one row per item.
         second: name of the other.
         moments: per modality, over the rows of the split, L2-normalised.
         independent: per modality, the number of items these rows belong to, paired or not.
         fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
-        fit_share: share of the measured rows that are among them.
         items: number of items that have pairs, in the store.
         pairs: number of pairs in the store.
         sample: rows in memory, for means over pairs.
@@ -154,15 +149,12 @@ class Collected:
         notes: what the reader should know.
     """
 
-    store: Store
-    split: str | None
     first: str
     second: str
     moments: dict[str, Moments]
     independent: dict[str, int]
     fit_moments: dict[str, Moments]
     fitted_on: str
-    fit_share: float
     items: int
     pairs: int
     sample: Sample
@@ -260,19 +252,16 @@ def collect(
 
         x, y = pool.map(read, (first, second))
     index = np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
-    sample = Sample(x, y, index, wanted[second], complete)
+    sample = Sample(x, y, index, complete)
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
-    fit_moments, fit_share, fitted_on = _fitting_moments(store, moments, split)
+    fit_moments, fitted_on = _fitting_moments(store, moments, split)
     return Collected(
-        store=store,
-        split=split,
         first=first,
         second=second,
         moments=moments,
         independent={name: independent[name] for name in (first, second)},
         fit_moments=fit_moments,
         fitted_on=fitted_on,
-        fit_share=fit_share,
         items=len(items),
         pairs=len(paired),
         sample=sample,
@@ -292,53 +281,25 @@ def collect_single(store: Store, modality: str, *, split: str | None = None) -> 
     return store.unit_moments(modality, split), _distinct(rows.item_index)
 
 
-def extreme_pairs(collected: Collected, count: int) -> dict[str, list[tuple[str, str, float]]]:
-    """Return item, text (or key) and cosine of the pairs with the highest and lowest cosines.
-
-    Args:
-        collected: two modalities.
-        count: pairs of each kind, ``closest`` and ``furthest``.
-    """
-    working, found = collected.working, {}
-    if working.paired:
-        cosine = working.sums.cosine
-        order = np.argsort(cosine, kind="stable")
-        count = min(count, len(order) // 2)
-        keys = _read_keys(collected.store, collected.second, collected.split, "caption")
-        for side, rows in (("closest", order[::-1][:count]), ("furthest", order[:count])):
-            chosen = keys.select(working.numbers[rows])
-            texts = [row.get("caption") or row["key"] for row in chosen.table.to_pylist()]
-            found[side] = list(zip(chosen.items, texts, cosine[rows].tolist(), strict=True))
-    return found
-
-
-def _fitting_moments(
-    store: Store, measured: dict[str, Moments], split: str | None
-) -> tuple[dict[str, Moments], float, str]:
-    """Return the moments to fit on, the share of the measured rows that are among them, and which rows they are."""
-    every, none = split in (None, ALL), Moments.empty(store.info.dim)
-    train = {
-        name: store.moments_by_split(name).get("train", none)
-        if store.info.normalised
-        else store.unit_moments(name, "train")
-        for name in measured
-    }
+def _fitting_moments(store: Store, measured: dict[str, Moments], split: str | None) -> tuple[dict[str, Moments], str]:
+    """Return the moments to fit on, those of the train split if it is large enough, and which rows they are."""
+    train, none = {}, Moments.empty(store.info.dim)
+    for name in measured:
+        known = store.moments_by_split(name).get("train", none) if store.info.normalised else None
+        train[name] = known or store.unit_moments(name, "train")
     enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
     chosen = train if enough else measured
     listed = ", ".join(f"{own.n:,} {name}" for name, own in chosen.items()) + " rows"
     if enough:
-        first = next(iter(measured))
-        share = train[first].n / measured[first].n if every else float(split == "train")
-        return train, share, f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
-    which = "all rows" if every else f"the {split} split"
-    why = f"because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
-    return measured, 1.0, f"{which} ({listed}), {why}"
+        return train, f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
+    which = "all rows" if split in (None, ALL) else f"the {split} split"
+    return measured, f"{which} ({listed}), because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
 
 
-def _read_keys(store: Store, modality: str, split: str | None, *columns: str) -> Rows:
+def _read_keys(store: Store, modality: str, split: str | None) -> Rows:
     """Read the columns that pairing needs; the embeddings of these rows are empty."""
-    wanted = ["key", "image_key", "pair_key", "split", *columns]
-    batches = list(store.batches(modality, wanted, split=split, batch_rows=65536))
+    columns = ["key", "image_key", "pair_key", "split"]
+    batches = list(store.batches(modality, columns, split=split, batch_rows=65536))
     if (count := sum(batch.num_rows for batch in batches)) < MIN_ROWS:
         every = split in (None, ALL)
         which = "" if every else f" in the split {split!r}"

@@ -13,26 +13,27 @@ from ..arrays import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from .measures import EDGES, row_cosines
-from .spaces import COLLAPSE, RAW, SpaceMeasures
+from .spaces import COLLAPSE, RAW
 from .spectrum import ModalityMeasures
 from .verdict import Measured
 
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _COLOURS = (palette.FIRST, palette.SECOND)
-_WIDE = ("spectrum", "spectra", "projection", "recall")
-_CAPTIONS = {
-    "projection": "The two main axes of both modalities together. Before Collapse, the first axis is mostly the gap. "
-    "After it, both modalities occupy the same region, and the remaining lines are alignment noise.",
-    "recall": "Recall@1 in both directions, with 95 % intervals.",
-}
+_WIDE = ("spectra", "projection")
+_PROJECTION = (
+    "The two main axes of both modalities together. Before Collapse, the first axis is mostly the gap. After it, both "
+    "modalities occupy the same region, and the remaining lines are alignment noise."
+)
 
 
 def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBlock]:
     """Return the figures of a report as blocks of a page; ``prefix`` keeps their ids apart from others on the page."""
     return {
         name: FigureBlock(
-            figure_svg(figure, name=f"{prefix}-{name}", label=label), _CAPTIONS.get(name, ""), wide=name in _WIDE
+            figure_svg(figure, name=f"{prefix}-{name}", label=label),
+            _PROJECTION if name == "projection" else "",
+            wide=name in _WIDE,
         )
         for name, (figure, label) in all_figures(report).items()
     }
@@ -46,7 +47,7 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     """
     data, noise, pairs = report.collected, report.noise, report.pairs
     if data is None or report.gap is None:
-        return {"spectrum": (_spectra(report.modalities), "Covariance spectrum")}
+        return {"spectra": (_spectra(report.modalities), "Covariance spectrum")}
     names, figures = f"{data.first} and {data.second}", dict[str, tuple[Figure, str]]()
     if data.sample.paired and len(data.sample.sums.groups) > 1:
         groups, size = data.sample.sums.groups, data.sample.sums.group_pairs
@@ -74,8 +75,6 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
         figures["noise-direction"] = figure, "Histogram of cosines between residuals"
     figures["spectra"] = _spectra(report.modalities), f"Covariance spectra of {names}"
     figures["projection"] = _projection(report), f"{names} in two dimensions, before and after Collapse"
-    if pairs:
-        figures["recall"] = _recall(report.spaces), "Recall@1 under each preset"
     return figures
 
 
@@ -162,24 +161,4 @@ def _projection(report: Measured) -> Figure:
         axes.set_aspect("equal", adjustable="datalim")
         close_up(axes, ticks=False)
     panels[0][0].legend(loc="upper left", markerscale=1.6)
-    return figure
-
-
-def _recall(spaces: Mapping[str, SpaceMeasures]) -> Figure:
-    """Draw recall@1 in both directions under each preset, with 95 % intervals."""
-    figure, axes = new_figure(9.4, 0.75 + 0.36 * len(spaces))
-    positions = np.arange(len(spaces))[::-1]
-    ways = next(iter(spaces.values())).recall
-    for way, colour, offset in zip(ways, _COLOURS, (0.13, -0.13), strict=True):
-        found = [space.recall[way]["recall@1"] for space in spaces.values()]
-        for position, one in zip(positions, found, strict=True):
-            ends = [100 * end for end in one.interval or ()]
-            axes.plot(ends, [position + offset] * len(ends), color=colour, linewidth=1.1)
-        values, label = [100 * one.value for one in found], way.replace("_", " ")
-        axes.plot(values, positions + offset, "o", color=colour, markersize=5, label=label)
-    axes.set_yticks(positions, list(spaces))
-    axes.tick_params(axis="y", labelcolor=palette.INK)
-    axes.set(xlabel="recall@1, %", xlim=(0, None), ylim=(-0.6, len(spaces) - 0.4))
-    close_up(axes, grid="x")
-    axes.legend(loc="best", ncols=1)
     return figure

@@ -29,7 +29,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class GapMeasures:
-    """Measures of the modality gap; all but the lengths and ``variance_along`` need pairs.
+    """Measures of the modality gap; all but the lengths need pairs.
 
     Attributes:
         length: norm of the difference of the means (L2M). Its square is too large by what the means of so few items
@@ -39,7 +39,6 @@ class GapMeasures:
         rmg: relative modality gap (Schrodi et al., 2024).
         direction: mean cosine between the mean difference of a group of pairs and the next one's.
         group_length: mean and standard deviation of the groups' lengths.
-        variance_along: per modality, the share of its variance along the gap.
     """
 
     length: Estimate
@@ -48,7 +47,6 @@ class GapMeasures:
     rmg: Estimate | None
     direction: float | None
     group_length: tuple[float, float] | None
-    variance_along: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
             within = num * (1 - value) / value
             added = within * (1 - sums.cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
             rmg = _linearised(collected, value, added / (num + within) ** 2, seed)
-    variance_along = {}
-    for name, moments in collected.moments.items():
-        total = float(np.trace(moments.scatter)) * norm**2
-        variance_along[name] = float(gap @ moments.scatter @ gap) / total if total > 0 else 0.0
-    return GapMeasures(length, debiased, distance, rmg, direction, group_length, variance_along)
+    return GapMeasures(length, debiased, distance, rmg, direction, group_length)
 
 
 def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:

@@ -26,6 +26,9 @@ from .spectrum import ModalityMeasures, gaps_between_modalities, measure_modalit
 from .verdict import Measured
 
 SCHEMA = 1
+BIASED_ITEMS, FEW_ITEMS = 300, 100
+"""With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
+docs/results/geometry.md for their coverage."""
 TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
@@ -46,8 +49,10 @@ class GapReport(Measured):
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 gap-report --json` prints."""
         spaces = to_json(self.spaces)
-        taken = [{name: space.pop(key) for name, space in spaces.items()} for key in ("recall", "recall_interval")]
-        recall, intervals = ({name: found for name, found in each.items() if found} for each in taken)
+        recall, intervals = (
+            {name: found for name, space in spaces.items() if (found := space.pop(key))}
+            for key in ("recall", "recall_interval")
+        )
         values = {
             "schema": SCHEMA,
             "modalities": self.modalities,
@@ -88,10 +93,8 @@ class GapReport(Measured):
             TEMPLATE,
             title=f"The geometry of {names}",
             verdict=self.summary(),
-            tiles=tables.tiles(self),
             notes=self.notes,
-            sections=[*tables.report_sections(self, figure_blocks(self)), *tables.extreme_sections(self)],
-            facts=tables.facts(self),
+            sections=tables.report_sections(self, figure_blocks(self)),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -243,8 +246,8 @@ def _limits(data: Collected) -> list[str]:
             "cannot be measured. The gap, the spectra and the modality bias can."
         ]
     notes = []
-    if data.items < tables.BIASED_ITEMS:
-        also = " The intervals of recall and separability are approximate too." if data.items < tables.FEW_ITEMS else ""
+    if data.items < BIASED_ITEMS:
+        also = " The intervals of recall and separability are approximate too." if data.items < FEW_ITEMS else ""
         notes.append(
             f"With only {data.items} {first} rows, the length of the gap and the residual rms are biased and their "
             f"intervals are approximate; use the debiased values.{also}"

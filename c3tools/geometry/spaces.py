@@ -1,4 +1,4 @@
-"""Measures that compare all rows with all others: recall, hubs, uniformity, separability, modality bias.
+"""Measures that compare all rows with all others: recall, uniformity, separability, modality bias.
 
 They are taken on the working set, as it is and as each noise-free preset leaves it.
 """
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
-from ..metrics.hubness import Hubness, pair_hubness
 from ..metrics.retrieval import DEFAULT_KS, pair_ranks
 from ..metrics.significance import Estimate, mean_interval, share_interval, student_quantile
 from ..moments import unit_rows
@@ -42,21 +41,16 @@ class SpaceMeasures:
     Attributes:
         recall: direction (``image_to_text``) → ``{"recall@1": ...}``, fractions; empty without pairs.
         gap: distance of the two means of the working set after it.
-        gap_by_chance: root mean square distance that is left of a true gap of zero, since the means that the preset
-            was fitted on and those of the working set differ by chance; None without pairs.
-        hubness: direction → hubs of the gallery, and recall by CSLS; empty without pairs.
         separability: held-out accuracy of the probe; None where not computed, or with a single row to hold out.
-        modality_bias: per modality, share of own-modality neighbours; None where not computed.
-        uniformity: per modality; None where not computed.
+        modality_bias: per modality, share of own-modality neighbours; empty where not computed.
+        uniformity: per modality; empty where not computed.
     """
 
     recall: dict[str, dict[str, Estimate]]
     gap: float
-    gap_by_chance: float | None = None
-    hubness: dict[str, Hubness] = field(default_factory=dict, metadata={"json": "hubness@10"})
     separability: Estimate | None = None
-    modality_bias: dict[str, Estimate] | None = field(default=None, metadata={"json": "modality_bias@10"})
-    uniformity: dict[str, Estimate] | None = None
+    modality_bias: dict[str, Estimate] = field(default_factory=dict, metadata={"json": "modality_bias@10"})
+    uniformity: dict[str, Estimate] = field(default_factory=dict)
 
 
 def measure_space(name: str, collected: Collected, *, seed: int = 0) -> tuple[SpaceMeasures, Floats, Floats]:
@@ -85,22 +79,12 @@ def measure_space(name: str, collected: Collected, *, seed: int = 0) -> tuple[Sp
     found = SpaceMeasures({}, gap)
     if working.paired:
         ways = f"{first}_to_{second}", f"{second}_to_{first}"
-        found.hubness = dict(zip(ways, pair_hubness(x, y, working.item_index), strict=True))
         queries = None, working.item_index
         for way, ranks, owner in zip(ways, pair_ranks(x, y, working.item_index), queries, strict=True):
             hits = {f"recall@{k}": ranks.hits(k) for k in DEFAULT_KS}
             found.recall[way] = {
                 key: Estimate(float(own.mean()), share_interval(own, owner), len(own)) for key, own in hits.items()
             }
-    if working.paired and len(x) > 1:
-        # sqrt(tr(S) (1 / n + 1 / f - 2 s / f)) for n items measured and f fitted on, a share s being both, with S the
-        # covariance of the items' differences; a preset that is not fitted has tr(S) / n alone
-        means = np.zeros(x.shape)
-        np.add.at(means, working.item_index, y)
-        differences = x - means / working.rows_per_item[:, None]
-        shared = 0.0 if name == RAW else (1 - 2 * collected.fit_share) / collected.fit_moments[first].n
-        total = differences.var(axis=0, ddof=1).sum()
-        found.gap_by_chance = float(np.sqrt(max(1 / len(x) + shared, 0.0) * total))
     if name in (RAW, COLLAPSE):
         items = working.items
         if min(len(x), len(y)) > 1:

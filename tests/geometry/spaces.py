@@ -106,9 +106,15 @@ def hostile_store(path: Path) -> Store:
     """Thirty images with two captions each, whose names and texts would be elements of a page if not escaped."""
     image, text, owner = paper_model(30, 8, captions=2)
     keys = [f"photo{i}" for i in range(29)] + [EVIL]
-    captions = [f"{EVIL}<img src='http://example.invalid/x.png'>"] * 60
+    captions = [EVIL] * 60
     images = Rows.of("image", keys, unit(image), path=keys)
     names = [f"t{i}" for i in range(60)]
     texts = Rows.of("text", names, unit(text), image_key=[keys[o] for o in owner], caption=captions)
-    build_store(path, images, texts, model=ModelIdentity(name="model [bold]&<i>"), dtype="float32")
+    build_store(
+        path,
+        images,
+        texts,
+        model=ModelIdentity(name=f"{EVIL}<img src='http://example.invalid/x.png'> [bold]&"),
+        dtype="float32",
+    )
     return Store.open(path)

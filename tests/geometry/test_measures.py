@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from c3tools.geometry.collect import Collected, collect
 from c3tools.geometry.measures import measure_gap, measure_pairs
-from c3tools.geometry.report import gap_report
 from c3tools.geometry.spectrum import (
     effective_dimension,
     effective_rank,
@@ -23,7 +22,7 @@ from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
 from c3tools.store import Store
 from tests.conftest import make_store, unit_rows
-from tests.geometry.spaces import columns_store, paper_model, unit
+from tests.geometry.spaces import paper_model, unit
 
 
 def collected(path: Path, image: Any, text: Any, owner: Any) -> Collected:
@@ -126,18 +125,3 @@ def test_gap_and_residuals_are_debiased_by_what_chance_adds(tmp_path: Path, capt
     assert abs(np.mean(debiased) - true**2) < 3 * error
     assert np.mean(plain) - true**2 > 3 * error
     assert np.mean(held) >= 0.9
-
-
-def test_the_gap_left_by_chance_is_what_stores_without_a_gap_have(tmp_path: Path) -> None:
-    """Fitted on the train split of 100, measured on the 60 of the test split."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        content = rng.normal(size=(160, 12))
-        image, text = (unit(content + rng.normal(size=(160, 12)) + 0.5) for _ in range(2))
-        store = columns_store(tmp_path / str(seed), image, text, split=["train"] * 100 + ["test"] * 60)
-        for name, space in gap_report(store, split="test", presets=("gap-shift",)).spaces.items():
-            found.setdefault(name, []).append((space.gap, space.gap_by_chance or 0))
-    for name, pairs in found.items():
-        left, chance = np.sqrt(np.mean(np.array(pairs) ** 2, axis=0))
-        assert left == pytest.approx(chance, rel=0.2), name

@@ -37,7 +37,7 @@ def usual() -> Measured:
         {"image": modality, "text": modality},
         {},
         [],
-        gap=GapMeasures(Estimate(0.8), Estimate(0.8), None, None, None, None, {}),
+        gap=GapMeasures(Estimate(0.8), Estimate(0.8), None, None, None, None),
         pairs=PairMeasures(500, 500, *cosines, one, one, Estimate(1.2)),
         spaces={"raw": space, "c2-collapse": replace(space, gap=0.03, separability=Estimate(0.5))},
         assumptions={name: Answer("?", "no" if name == "isotropic" else "yes", "") for name in names},

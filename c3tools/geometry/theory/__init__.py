@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ...metrics.significance import to_json
-from ...pages import Table, figure_svg, new_figure, palette, save_figure, styled
+from ...pages import Table, new_figure, palette, save_figure, styled
 
 Run = Mapping[str, Any]
 """The measures of one run, or of one point of it, by name."""
@@ -24,9 +23,7 @@ class Simulation:
     """Result of a simulation: runs, or points of one, each with the same measures.
 
     Attributes:
-        name: of the simulation, as `c3 simulate` has it.
         runs: the results.
-        columns: of the table: heading → the cell, with the measures of a run: ``{loss:.3f}``.
         x: the measure on the horizontal axis of the figure, and its label.
         panels: of the figure: title → label of a curve → the measure that it shows.
         found: the result in words.
@@ -34,9 +31,7 @@ class Simulation:
         settings: what the runs share, for the JSON object.
     """
 
-    name: str
     runs: Sequence[Run]
-    columns: Mapping[str, str]
     x: tuple[str, str]
     panels: Mapping[str, Mapping[str, str]]
     found: str
@@ -45,9 +40,9 @@ class Simulation:
 
     @property
     def table(self) -> Table:
-        """The runs in numbers; a measure that a run has not is a dash."""
-        rows = [[cell.format(**run).replace("None", "–") for cell in self.columns.values()] for run in self.runs]
-        return Table(list(self.columns), rows)
+        """The runs in numbers, with five digits."""
+        cells = [["–" if value is None else f"{value:,.5g}" for value in run.values()] for run in self.runs]
+        return Table([name.replace("_", " ") for name in self.runs[0]], cells)
 
     @property
     @styled
@@ -72,8 +67,3 @@ class Simulation:
     def save_figure(self, path: Path) -> None:
         """Write the figure as SVG, PNG or PDF, by the ending of ``path``."""
         save_figure(self.figure, path)
-
-    def _repr_html_(self) -> str:
-        figure = figure_svg(self.figure, name=self.name, label=self.found)
-        words = Markup("<p>{}</p><p>The paper: {}</p>").format(self.found, self.paper)
-        return f"{self.table._repr_html_()}{words}{figure}"

@@ -88,15 +88,7 @@ def simulate_gap_after_training(
     if seed == SELECTED_SEED:
         found += " This seed was selected among 3,000 to match the paper's run; most start at a gap of 1.226 ± 0.024."
     return Simulation(
-        name="gap-after-training",
         runs=trace,
-        columns={
-            "step": "{step:,}",
-            "loss": "{loss:.3f}",
-            "gap": "{gap:.4f}",
-            "paper's loss": "{paper_loss}",
-            "paper's gap": "{paper_gap}",
-        },
         x=("step", "step of gradient descent"),
         panels={name.capitalize(): {"here": name, "in the paper": f"paper_{name}"} for name in ("loss", "gap")},
         found=found,
@@ -131,18 +123,7 @@ def simulate_stable_region(
     if None in held.values():
         said += f" To compare temperatures, choose two that differ by more than a factor of {PROPORTIONAL:g}."
     return Simulation(
-        name="stable-region",
         runs=runs,
-        columns={
-            "tau": "{tau:g}",
-            "steps": "{steps:,}",
-            "lead before": "{start_lead:.3f}",
-            "lead": "{lead:.3f}",
-            "lead / tau": "{over_tau:.1f}",
-            "sufficient": "{sufficient_lead:.3f}",
-            "noise left": "{noise:.4f}",
-            "lead later": "{later_lead:.3f}",
-        },
         x=("tau", "temperature"),
         panels={
             "Lead of the positives": {
@@ -189,15 +170,7 @@ def simulate_temperature(
     results = gap_by_scale(first, second, scales=sorted(scale or SCALES), steps=steps, seed=seed, reporter=reporter)
     low, high = results[0], results[-1]
     return Simulation(
-        name="temperature",
         runs=results,
-        columns={
-            "logit scale": "{logit_scale:g}",
-            "gap before": "{start_gap:.3f}",
-            "gap after": "{gap:.3f}",
-            "last loss": "{loss:.3f}",
-            "recall@1": "{recall:.1%}",
-        },
         x=("logit_scale", "logit scale (1 / temperature)"),
         panels={"The gap that remains after training": {"before training": "start_gap", "after training": "gap"}},
         found=f"The gap is {low['start_gap']:.2f} before training. After it, {low['gap']:.2f} is left at a logit scale "

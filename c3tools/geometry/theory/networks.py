@@ -7,16 +7,14 @@ so that the outputs of two encoders with random weights are in two separate cone
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ...arrays import Matrix
 from ...assets.paths import PHOTOS
-from ...corpus import ImageReader, read_corpus
+from ...corpus import read_corpus
 from ...errors import C3Error
 from ...moments import Moments, unit_rows
 from ...reporter import SILENT, Reporter, counted
@@ -60,14 +58,7 @@ def simulate_depth(
             progress.advance()
     first, last = spans[0], spans[-1]
     return Simulation(
-        name="depth",
         runs=spans,
-        columns={
-            "layer": "{layer}",
-            "eff. dim": f"{{effective_dimension}} of {width}",
-            "eff. rank": "{effective_rank:.1f}",
-            "mean cosine": "{cosine:.3f}",
-        },
         x=("layer", "layer"),
         panels={
             "Dimensions": {"effective dimension (99 %)": "effective_dimension", "effective rank": "effective_rank"},
@@ -103,68 +94,50 @@ def simulate_init_gap(
     """
     corpus = read_corpus(list(paths) or [PHOTOS])
     captioned = {text.image_key for text in corpus.texts}
-    chosen = [image for image in corpus.images if image.key in captioned][:500]
-    if len(chosen) < 3:
+    images = [image for image in corpus.images if image.key in captioned and not image.source][:500]
+    if len(images) < 3:
         raise C3Error(
-            f"{counted(len(chosen), 'image has', 'images have')} a caption; the gap needs at least 3.",
+            f"{counted(len(images), 'image has', 'images have')} a caption; the gap needs at least 3.",
             remedy="Give a folder of images with captions, or none to use the bundled photos.",
         )
-    from ...encoders import load_encoder, open_image
+    from ...encoders import load_encoder
 
-    with ImageReader() as reader:
-        images: list[str | Image.Image] = [
-            open_image(io.BytesIO(reader.read(image)))[0] if image.source else image.path for image in chosen
-        ]
-    numbers = {image.key: number for number, image in enumerate(chosen)}
+    numbers = {image.key: number for number, image in enumerate(images)}
     texts = [text for text in corpus.texts if text.image_key in numbers]
-    captions, item_index = [text.caption for text in texts], [numbers[str(text.image_key)] for text in texts]
+    # n rows span at most n - 1 dimensions: equally many of each are compared too, one text per image
+    equal = np.unique([numbers[str(text.image_key)] for text in texts], return_index=True)
     results: list[Run] = []
     with reporter.progress("Random encoders", seeds) as progress:
         for seed in range(seeds):
             # converting a model for one pass would take longer than the pass
             encoder = load_encoder(model, random_init=seed, device=device, backend="torch", precision="fp32")
-            sides = {"image": encoder.encode_images(images), "text": encoder.encode_texts(captions)}
-            result, means = dict[str, float](seed=seed), []
-            # n rows span at most n - 1 dimensions: matched are equally many of each, one text per image
-            for (name, rows), own in zip(sides.items(), np.unique(item_index, return_index=True), strict=True):
-                x = unit_rows(rows.astype(np.float64))
-                found = measure_modality(Moments.from_rows(x))
-                result[f"effective_{name}"], result[f"mean_norm_{name}"] = found.effective_dimension, found.mean_norm
-                result[f"matched_{name}"] = measure_modality(Moments.from_rows(x[own])).effective_dimension
-                means.append(x.mean(axis=0))
-            results.append({**result, "length": float(np.linalg.norm(means[0] - means[1]))})
+            sides = {
+                "image": encoder.encode_images([image.path for image in images]),
+                "text": encoder.encode_texts([text.caption for text in texts]),
+            }
+            units = {name: unit_rows(rows.astype(np.float64)) for name, rows in sides.items()}
+            run = {"seed": seed, "gap": float(np.linalg.norm(units["image"].mean(axis=0) - units["text"].mean(axis=0)))}
+            for (name, x), own in zip(units.items(), equal, strict=True):
+                found, matched = (measure_modality(Moments.from_rows(rows)) for rows in (x, x[own]))
+                run[f"dimension_{name}"] = found.effective_dimension
+                run[f"on_equal_rows_{name}"] = matched.effective_dimension
+                run[f"mean_norm_{name}"] = found.mean_norm
+            results.append(run)
             progress.advance()
-    counts, dim = {"image": len(images), "text": len(texts)}, encoder.dim
-
-    def mean(key: str) -> str:
-        return f"{np.mean([result[key] for result in results]):.0f}"
-
-    limits = "".join(f" {n} {name} rows span at most {n - 1} dimensions." for name, n in counts.items() if n - 1 < dim)
+    means = {name: float(np.mean([run[name] for run in results])) for name in results[0]}
     return Simulation(
-        name="init-gap",
         runs=results,
-        columns={
-            "seed": "{seed}",
-            "gap": "{length:.3f}",
-            "eff. dim image": f"{{effective_image}} of {dim}",
-            "eff. dim text": f"{{effective_text}} of {dim}",
-            "on equal rows": "{matched_image} / {matched_text}",
-            "|mean| image": "{mean_norm_image:.3f}",
-            "|mean| text": "{mean_norm_text:.3f}",
-        },
         x=("seed", "seed of the weights"),
         panels={
-            "Distance of the means": {"": "length"},
-            "Effective dimension": {"image": "effective_image", "text": "effective_text"},
+            "Distance of the means": {"": "gap"},
+            "Effective dimension": {"image": "dimension_image", "text": "dimension_text"},
         },
-        found=f"Without any training, the means of the modalities are {np.mean([r['length'] for r in results]):.2f} "
-        f"apart, and the modalities vary in {mean('effective_image')} (image, {counts['image']} rows) and "
-        f"{mean('effective_text')} (text, {counts['text']} rows) of {dim} dimensions.{limits} On "
-        f"{min(counts.values())} rows of each, the dimensions are {mean('matched_image')} (image) and "
-        f"{mean('matched_text')} (text).",
+        found=f"Without any training, the means of the modalities are {means['gap']:.2f} apart, and the modalities "
+        f"vary in {means['dimension_image']:.0f} (image, {len(images)} rows) and {means['dimension_text']:.0f} (text, "
+        f"{len(texts)} rows) of {encoder.dim} dimensions; n rows span at most n - 1.",
         paper="The gap exists before any training, and each modality spans few dimensions: the paper's figure shows "
         "effective dimensions of 25 (image) and 230 (text) of 512 for a random CLIP on 500 COCO pairs.",
-        settings={"model": model, "rows": counts, "dim": dim},
+        settings={"model": model, "images": len(images), "texts": len(texts), "dim": encoder.dim},
     )
 
 
