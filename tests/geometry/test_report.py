@@ -256,7 +256,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(page: str) -> None:
     for name, value in (pair for element in elements for pair in element.attributes.items()):
         assert not name.lower().startswith("on")
         assert name.lower() not in addresses or str(value).startswith(("#", "data:"))
-    assert str(tree.text()).count("<script>alert(1)</script>") >= 2
+    assert "<script>alert(1)</script>" in str(tree.text())
     assert not re.findall(r"url\((?!#)[^)]*\)", page)
     ids = re.findall(r' id="([^"]+)"', page)
     assert (page.count("<svg"), len(ids)) == (8, len(set(ids)))
