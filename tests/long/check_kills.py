@@ -91,7 +91,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "train-decoder": (captions, f"train-decoder {QUICK}"),
     "train-generator": (embedded, "train-generator --steps 6 --set pixels=8 --sigma 0.05 --precision fp32"),
     "connect": (captions, "connect heads --dim 16 --epochs 60 --precision fp32"),
-    "caption": (photos, "caption images --csv a.csv --txt --precision fp32"),
+    "caption": (photos, "caption images --json a.json --txt --precision fp32"),
 }
 
 
