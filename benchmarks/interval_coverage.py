@@ -36,14 +36,12 @@ from c3tools.geometry.report import GapReport, gap_report
 from c3tools.geometry.spaces import COLLAPSE
 from c3tools.metrics.images import (
     frechet_distance,
-    frechet_influence,
     kernel_distance,
     kernel_features,
-    kernel_influence,
     photo_values,
 )
 from c3tools.metrics.significance import Estimate, crossed_interval
-from c3tools.moments import Moments, unit_rows
+from c3tools.moments import unit_rows
 from c3tools.seeds import generator
 from c3tools.store import Shard, Store, create_store, write_shard
 
@@ -176,11 +174,9 @@ def simulated(methods: tuple[tuple[float, float], ...], seeds: int, photos: int,
             away = max(apart + over_seeds * rng.normal(), 0)
             own = rng.normal(size=(photos, 64)) * spread
             made = unit_rows(np.eye(64)[0] + 0.8 * shown + (0.6 - 0.3 * away) * own + away * spread)
-            kernels = kernel_features(made), kernel_features(real)
-            distance = frechet_distance(Moments.from_rows(made), Moments.from_rows(real))
-            for name, score, influences in (
-                ("FD", distance, frechet_influence(made, real)),
-                ("KID", kernel_distance(*kernels), kernel_influence(*kernels)),
+            for name, (score, *influences) in (
+                ("FD", frechet_distance(made, real)),
+                ("KID", kernel_distance(kernel_features(made), kernel_features(real))),
             ):
                 parts = [(influence, range(photos)) for influence in influences]
                 found[name].append(photo_values(score, parts, photos))

@@ -20,21 +20,18 @@ from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import MetricError
 from ..identity import ModelIdentity
 from ..metrics.images import (
+    Measured,
     Nearest,
     disjoint_halves,
     frechet_distance,
-    frechet_influence,
-    inception_influence,
     inception_score,
     kernel_distance,
     kernel_features,
-    kernel_influence,
     nearest_photos,
     photo_values,
 )
 from ..metrics.retrieval import ranks
 from ..metrics.significance import Ends, crossed_interval, share_interval
-from ..moments import Moments
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
@@ -45,8 +42,6 @@ from .photos import Photos, read_photos
 RECALL_KS = (1, 10)
 _LOGIT_SCALE = 100.0
 _NAMED = 12  # of the images that are nearest to a training photo
-# a score, and the influence on it of each generated image (n,) and of each real photo (m,)
-Measured = tuple[float, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -333,18 +328,15 @@ class ImageScorer:
         self, which: int, features: Matrix, reference: Matrix, texts: Sequence[str] | None = None
     ) -> dict[str, Measured]:
         name = self.encoders[which].identity.name
-        kernels = kernel_features(features), kernel_features(reference)
-        of_images, of_photos = kernel_influence(*kernels)
-        moments = Moments.from_rows(features), Moments.from_rows(reference)
+        kernel = kernel_distance(kernel_features(features), kernel_features(reference))
         # the probabilities (n, 80) of COCO's categories, by the encoder without further training
         logits = _LOGIT_SCALE * (features @ self._categories[which].T)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = np.asarray(shares / shares.sum(axis=1, keepdims=True), dtype=np.float32)
-        nothing = np.zeros(len(reference))
         return {
-            f"KID-{name}": (100 * kernel_distance(*kernels), 100 * of_images, 100 * of_photos),
-            f"FD-{name}": (frechet_distance(*moments), *frechet_influence(features, reference)),
-            f"IS-{name}-coco80": (inception_score(probabilities), inception_influence(probabilities), nothing),
+            f"KID-{name}": (100 * kernel[0], 100 * kernel[1], 100 * kernel[2]),
+            f"FD-{name}": frechet_distance(features, reference),
+            f"IS-{name}-coco80": (*inception_score(probabilities), np.zeros(len(reference))),
             **({} if texts is None else self._recall(which, features, texts)),
         }
 

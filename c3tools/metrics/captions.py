@@ -62,7 +62,7 @@ class CaptionScores:
         images.
         """
         if metric in BLEU:
-            return float(corpus_bleu(self.bleu_counts[rows].sum(axis=0))[BLEU.index(metric)])
+            return float(_corpus_bleu(self.bleu_counts[rows].sum(axis=0))[BLEU.index(metric)])
         values = self.per_image[metric]
         return float(self.corpus[metric] + (values[rows].mean() - values.mean()))
 
@@ -75,7 +75,7 @@ class CaptionScores:
         if metric not in BLEU:
             values = self.per_image[metric]
         else:
-            without = corpus_bleu(self.bleu_counts.sum(axis=0) - self.bleu_counts)
+            without = _corpus_bleu(self.bleu_counts.sum(axis=0) - self.bleu_counts)
             values = -(len(self.keys) - 1) * without[:, BLEU.index(metric)]
         return np.asarray(self.corpus[metric] + (values - values.mean()))
 
@@ -117,7 +117,7 @@ def score_captions(
         # CiderScorer's scale is already 10 times a cosine, and papers print it times 100
         "CIDEr": _pure_python("cider.cider", "Cider")().compute_score(targets, hypotheses)[1] * 100,
     }
-    corpus = dict(zip(BLEU, corpus_bleu(counts.sum(axis=0)).tolist(), strict=True))
+    corpus = dict(zip(BLEU, _corpus_bleu(counts.sum(axis=0)).tolist(), strict=True))
     corpus |= {name: float(values.mean()) for name, values in per_image.items()}
     notes = []
     for name in java:
@@ -131,7 +131,7 @@ def score_captions(
     return CaptionScores(keys, corpus, per_image, counts, notes)
 
 
-def corpus_bleu(counts: Array) -> Array:
+def _corpus_bleu(counts: Array) -> Array:
     """Return BLEU-1 to 4 (Papineni, 2002) in percent (..., 4) from summed counts (..., 10), see `CaptionScores`."""
     length, reference_length = counts[..., 0], counts[..., 1]
     matches, ngrams = counts[..., 2::2], counts[..., 3::2]

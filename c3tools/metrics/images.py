@@ -21,70 +21,62 @@ import numpy.typing as npt
 from ..arrays import Array, Floats, Indices
 from ..errors import MetricError
 from ..moments import Moments, unit_rows
+from .retrieval import nearest
 
 _BLOCK = 1024
 _ROUNDING = 1e-10  # of the largest eigenvalue; smaller ones are 0
 COPY_QUANTILE = 0.99
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
+# a score, and the influence on it of each row of the first set (n,) and of the second (m,), each with the mean 0
+Measured = tuple[float, Array, Array]
+
+
+def frechet_distance(first: Floats, second: Floats) -> Measured:
     """Return ``|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))`` of two Gaussians (Heusel et al., 2017).
 
     The covariances are those of samples (n - 1). The distance of two samples of one distribution is above 0, and the
     more so the fewer there are: compare it with that of real images at the same n.
 
-    Raises:
-        MetricError: if the dimensions differ, or one has fewer than two rows.
-    """
-    _require_comparable("Fréchet", (first.n, first.dim), (second.n, second.dim))
-    one, two = (m.scatter / (m.n - 1) for m in (first, second))
-    # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
-    root = _power(*np.linalg.eigh(one), 0.5)
-    cross = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(min=0)).sum()
-    gap = float(np.sum((first.mean - second.mean) ** 2))
-    return gap + float(np.trace(one) + np.trace(two) - 2 * cross)
-
-
-def frechet_influence(first: Floats, second: Floats) -> tuple[Array, Array]:
-    """Return the influence of each row on `frechet_distance`, float64 (n,) and (m,), each with the mean 0.
-
-    The derivative by a covariance is ``I - T``, with T the optimal transport from one Gaussian to the other; of
-    singular covariances (n <= d) it is that within the span of the rows. Two decompositions of a (d, d) matrix are
-    needed: seconds with 2,048 dimensions.
-
-    In simulations of pairs of Gaussian samples (16 to 256 dimensions, 100 to 1,000 rows, fewer rows than dimensions
-    included) the standard error was 0.97 to 1.4 times the spread over samples where the distributions differ, and 1.0
-    to 1.6 times it where they do not: there the derivative of the distance is 0. Leaving out 20 groups of rows in turn
-    gave 0.9 to 1.6 times the spread, with 19 degrees of freedom, for 20 times the cost.
+    In the influences, the derivative by a covariance is ``I - T``, with T the optimal transport from one Gaussian to
+    the other; of singular covariances (n <= d) it is that within the span of the rows. In simulations of pairs of
+    Gaussian samples (16 to 256 dimensions, 100 to 1,000 rows, fewer rows than dimensions included) the standard error
+    was 0.97 to 1.4 times the spread over samples where the distributions differ, and 1.0 to 1.6 times it where they do
+    not: there the derivative of the distance is 0.
 
     Args:
         first: features (n, d).
         second: features (m, d).
 
     Raises:
-        MetricError: as `frechet_distance` does.
+        MetricError: if the dimensions differ, or one has fewer than two rows.
     """
-    _require_comparable("Fréchet", first.shape, second.shape)
+    _require_comparable("Fréchet", first, second)
     moments = [Moments.from_rows(rows) for rows in (first, second)]
     one, two = (m.scatter / (m.n - 1) for m in moments)
-    off = [np.asarray(rows, dtype=np.float64) - m.mean for rows, m in zip((first, second), moments, strict=True)]
     gap = moments[0].mean - moments[1].mean
+    # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
     own = np.linalg.eigh(one)
     root, back = _power(*own, 0.5), _power(*own, -0.5)
     crossed = np.linalg.eigh(root @ two @ root)
+    distance = float(gap @ gap + np.trace(one) + np.trace(two) - 2 * np.sqrt(crossed[0].clip(min=0)).sum())
     # x^T T x is the squared length of x under the root of T
     maps = back @ _power(*crossed, 0.25), root @ _power(*crossed, -0.25)
     found = []
-    for x, to, side in zip(off, maps, (1, -1), strict=True):
+    for rows, m, to, side in zip((first, second), moments, maps, (1, -1), strict=True):
+        x = np.asarray(rows, dtype=np.float64) - m.mean
         squares = (np.sum(x**2, axis=1) - np.sum((x @ to) ** 2, axis=1)) * len(x) / (len(x) - 1)
         found.append(2 * side * (x @ gap) + squares - squares.mean())
-    return found[0], found[1]
+    return distance, found[0], found[1]
 
 
-def kernel_distance(first: Floats, second: Floats) -> float:
+def kernel_distance(first: Floats, second: Floats) -> Measured:
     """Return the squared maximum mean discrepancy with the kernel ``(x.y / d + 1)^3``, unbiased (KID, 2018).
 
-    It is computed from all pairs of rows, not from subsets. Its mean does not depend on n, and it may be negative.
+    It is computed from all pairs of rows, not from subsets. Its mean does not depend on n, and it may be negative. The
+    influences are the projections of the U-statistic (Hoeffding, 1948): twice the mean kernel with the other rows of
+    its set, minus that with the rows of the other set. In the simulations of `frechet_distance` the standard error was
+    1.0 to 1.3 times the spread where the distributions differ, and 1.3 to 1.9 times it where they do not.
 
     Args:
         first: features (n, d).
@@ -93,31 +85,15 @@ def kernel_distance(first: Floats, second: Floats) -> float:
     Raises:
         MetricError: if the dimensions differ, or one has fewer than two rows.
     """
-    _require_comparable("kernel", first.shape, second.shape)
-    within = [float(_kernel_means_of_others(x).mean()) for x in (first, second)]
-    return within[0] + within[1] - 2 * float(_kernel_sums(first, second).sum()) / (len(first) * len(second))
-
-
-def kernel_influence(first: Floats, second: Floats) -> tuple[Array, Array]:
-    """Return the influence of each row on `kernel_distance`, float64 (n,) and (m,), each with the mean 0.
-
-    They are the projections of the U-statistic (Hoeffding, 1948): twice the mean kernel with the other rows of its set,
-    minus that with the rows of the other set. In the simulations of `frechet_influence` the standard error was 1.0 to
-    1.3 times the spread where the distributions differ, and 1.3 to 1.9 times it where they do not.
-
-    Args:
-        first: features (n, d).
-        second: features (m, d).
-
-    Raises:
-        MetricError: as `kernel_distance` does.
-    """
-    _require_comparable("kernel", first.shape, second.shape)
-    found = []
+    _require_comparable("kernel", first, second)
+    means, influences = [], []
     for x, y in ((first, second), (second, first)):
-        values = 2 * (_kernel_means_of_others(x) - _kernel_sums(x, y) / len(y))
-        found.append(values - values.mean())
-    return found[0], found[1]
+        own = (np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1] + 1) ** 3
+        of_others = (_kernel_sums(x, x) - own) / (len(x) - 1)
+        across = _kernel_sums(x, y) / len(y)
+        means.append(float((of_others - across).mean()))
+        influences.append(2 * (of_others - across - means[-1]))
+    return sum(means), influences[0], influences[1]
 
 
 def kernel_features(embeddings: Floats) -> Array:
@@ -125,8 +101,8 @@ def kernel_features(embeddings: Floats) -> Array:
     return unit_rows(np.asarray(embeddings, dtype=np.float64)) * math.sqrt(embeddings.shape[1])
 
 
-def inception_score(probabilities: Floats) -> float:
-    """Return ``exp(mean KL(p(y|x) || p(y)))`` over all images (Salimans et al., 2016).
+def inception_score(probabilities: Floats) -> tuple[float, Array]:
+    """Return ``exp(mean KL(p(y|x) || p(y)))`` over all images (Salimans et al., 2016), and the influence of each (n,).
 
     Args:
         probabilities: (n, classes), rows that sum to 1.
@@ -136,17 +112,12 @@ def inception_score(probabilities: Floats) -> float:
     """
     if not len(probabilities):
         raise MetricError("The inception score needs at least one image.")
-    return float(np.exp(_divergences(probabilities).mean()))
-
-
-def inception_influence(probabilities: Floats) -> Array:
-    """Return the influence of each image on `inception_score`, float64 (n,), with the mean 0.
-
-    Args:
-        probabilities: (n, classes), rows that sum to 1.
-    """
-    divergences = _divergences(probabilities)
-    return np.asarray(np.exp(divergences.mean()) * (divergences - divergences.mean()))
+    p = np.asarray(probabilities, dtype=np.float64)
+    marginal = p.mean(axis=0)
+    terms = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(marginal, 1e-300))), 0)
+    divergences = np.asarray(terms.sum(axis=1))
+    score = float(np.exp(divergences.mean()))
+    return score, score * (divergences - divergences.mean())
 
 
 def photo_values(score: float, parts: Sequence[tuple[Array, Sequence[int]]], photos: int) -> Array:
@@ -191,10 +162,16 @@ def nearest_photos(generated: Floats, training: Floats, real: Floats | None = No
         training: features (m, d) of the photos that were learned from.
         real: features (k, d) of other real images, to say what is near.
     """
-    rows, cosines = _nearest(generated, training)
+    gallery = unit_rows(np.asarray(training, dtype=np.float64))
+
+    def nearest_of(features: Floats) -> tuple[Indices, Array]:
+        rows, cosines = nearest(unit_rows(np.asarray(features, dtype=np.float64)), gallery, 1)
+        return rows[:, 0], cosines
+
+    rows, cosines = nearest_of(generated)
     if real is None or not len(real):
         return Nearest(rows, cosines, np.zeros(len(rows), dtype=bool), None)
-    threshold = float(np.quantile(_nearest(real, training)[1], COPY_QUANTILE))
+    threshold = float(np.quantile(nearest_of(real)[1], COPY_QUANTILE))
     return Nearest(rows, cosines, cosines > threshold, threshold)
 
 
@@ -204,13 +181,14 @@ def disjoint_halves(n: int, seed: int = 0) -> tuple[Indices, Indices]:
     return order[: n // 2], order[n // 2 : 2 * (n // 2)]
 
 
-def _require_comparable(distance: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
-    """Refuse features of these shapes if their dimensions differ, or one has fewer than two rows."""
-    if first[1] != second[1]:
-        raise MetricError(f"Features of {first[1]} and {second[1]} dimensions cannot be compared.")
-    if min(first[0], second[0]) < 2:
+def _require_comparable(distance: str, first: Floats, second: Floats) -> None:
+    """Refuse features if their dimensions differ, or one has fewer than two rows."""
+    if first.shape[1] != second.shape[1]:
+        raise MetricError(f"Features of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared.")
+    if min(len(first), len(second)) < 2:
         raise MetricError(
-            f"The {distance} distance needs at least two images of each kind, but there are {first[0]} and {second[0]}."
+            f"The {distance} distance needs at least two images of each kind, but there are {len(first)} and "
+            f"{len(second)}."
         )
 
 
@@ -228,28 +206,3 @@ def _kernel_sums(x: Floats, y: Floats) -> Array:
     blocks = range(0, len(x), _BLOCK)
     sums = [((x[i : i + _BLOCK].astype(np.float64) @ y.T / x.shape[1] + 1) ** 3).sum(axis=1) for i in blocks]
     return np.concatenate(sums)
-
-
-def _kernel_means_of_others(x: Floats) -> Array:
-    """Return the mean (n,) of the kernels of each row of ``x`` (n, d) with the others."""
-    own = (np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1] + 1) ** 3
-    return np.asarray((_kernel_sums(x, x) - own) / (len(x) - 1))
-
-
-def _divergences(probabilities: Floats) -> Array:
-    """Return ``KL(p(y|x) || p(y))`` of each image (n,)."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    marginal = p.mean(axis=0)
-    terms = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(marginal, 1e-300))), 0)
-    return np.asarray(terms.sum(axis=1))
-
-
-def _nearest(queries: Floats, gallery: Floats) -> tuple[Indices, Array]:
-    unit_q, unit_g = (unit_rows(np.asarray(rows, dtype=np.float64)) for rows in (queries, gallery))
-    found = np.empty(len(queries), dtype=np.int64)
-    cosines = np.empty(len(queries))
-    for start in range(0, len(queries), _BLOCK):
-        scores = unit_q[start : start + _BLOCK] @ unit_g.T
-        rows = scores.argmax(axis=1)
-        found[start : start + _BLOCK], cosines[start : start + _BLOCK] = rows, scores[np.arange(len(rows)), rows]
-    return found, cosines

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import Array, Floats
+from ..arrays import Array, Floats, Indices
 from ..errors import MetricError
 
 DEFAULT_KS = (1, 5, 10)
@@ -35,9 +34,9 @@ class Ranks:
         gallery: number of gallery rows.
     """
 
-    better: npt.NDArray[np.int64]
-    tied_negatives: npt.NDArray[np.int64]
-    tied_positives: npt.NDArray[np.int64]
+    better: Indices
+    tied_negatives: Indices
+    tied_positives: Indices
     gallery: int
 
     def hits(self, k: int) -> Array:
@@ -51,9 +50,7 @@ class Ranks:
         return hits
 
 
-def ranks(
-    queries: Floats, gallery: Floats, query_items: npt.NDArray[np.int64], gallery_items: npt.NDArray[np.int64]
-) -> Ranks:
+def ranks(queries: Floats, gallery: Floats, query_items: Indices, gallery_items: Indices) -> Ranks:
     """Rank the best positive of every query.
 
     Args:
@@ -108,7 +105,7 @@ def recall_at(found: Ranks, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
     return {f"recall@{k}": float(found.hits(k).mean()) for k in ks}
 
 
-def pair_ranks(first: Floats, second: Floats, item_index: npt.NDArray[np.int64]) -> tuple[Ranks, Ranks]:
+def pair_ranks(first: Floats, second: Floats, item_index: Indices) -> tuple[Ranks, Ranks]:
     """Rank in both directions between items and the rows that belong to them.
 
     Args:
@@ -126,16 +123,14 @@ def pair_ranks(first: Floats, second: Floats, item_index: npt.NDArray[np.int64])
 
 
 def pair_recall(
-    first: Floats, second: Floats, item_index: npt.NDArray[np.int64], ks: Sequence[int] = DEFAULT_KS
+    first: Floats, second: Floats, item_index: Indices, ks: Sequence[int] = DEFAULT_KS
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return recall@k in both directions, as `recall_at` gives it, from the arguments of `pair_ranks`."""
     forward, backward = pair_ranks(first, second, item_index)
     return recall_at(forward, ks), recall_at(backward, ks)
 
 
-def _positives(
-    query_items: npt.NDArray[np.int64], gallery_items: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _positives(query_items: Indices, gallery_items: Indices) -> tuple[Indices, Indices]:
     """Return the gallery rows that match each query, one query after another, and their n + 1 bounds."""
     order = np.argsort(gallery_items, kind="stable")
     first = np.searchsorted(gallery_items[order], query_items, side="left")
@@ -143,3 +138,19 @@ def _positives(
     bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], counts)
     return order[np.repeat(first, counts) + within], bounds
+
+
+def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
+    """Return the ``k`` nearest gallery rows of each query in any order, int64 (n, k), and their mean cosine, (n,).
+
+    Among equal ones any are taken. Where the gallery has fewer rows, all are taken.
+    """
+    k = min(k, len(gallery))
+    found, means = np.empty((len(queries), k), np.int64), np.empty(len(queries))
+    block = max(1, _BLOCK_BYTES // max(1, len(gallery) * queries.dtype.itemsize))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ gallery.T  # (block, m)
+        near = np.argpartition(scores, len(gallery) - k, axis=1)[:, len(gallery) - k :]
+        found[start : start + block] = near
+        means[start : start + block] = np.take_along_axis(scores, near, axis=1).mean(axis=1, dtype=np.float64)
+    return found, means
