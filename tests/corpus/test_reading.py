@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -30,40 +31,48 @@ def pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
     return [(text.caption, text.image_key) for text in corpus.texts]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "TIF", "jp2"])
-def test_every_suffix_is_found_in_any_case_and_depth(tmp_path: Path, suffix: str) -> None:
-    image(tmp_path / "a" / "b" / f"x.{suffix}")
-    assert [item.key for item in read_corpus([tmp_path]).images] == ["a/b/x"]
+@pytest.mark.parametrize(
+    ("files", "keys"),
+    [
+        (["a/b/x.jpg", "a/b/y.JPEG", "TIF.TIF", "z.jp2"], ["TIF", "a/b/x", "a/b/y", "z"]),
+        (["x.jpg", "x.png", "y.png"], ["x.jpg", "x.png", "y"]),  # two files with one stem
+        (["сон 夢.png", "two\nlines.png"], ["two\nlines", "сон 夢"]),
+        (["x.jpg/inside.png", ".hidden.png"], ["x.jpg/inside"]),
+    ],
+)
+def test_images_of_a_folder_and_their_keys(tmp_path: Path, files: list[str], keys: list[str]) -> None:
+    for name in files:
+        image(tmp_path / name)
+    assert [item.key for item in read_corpus([tmp_path]).images] == keys
 
 
-def test_captions_beside_an_images_folder(tmp_path: Path) -> None:
-    image(tmp_path / "images" / "one.png")
-    jsonl(tmp_path / "captions.jsonl", {"image": "one.png", "captions": ["a", "b"], "split": "test"})
-    corpus = read_corpus([tmp_path])
+def test_several_folders_do_not_mix_up_their_keys(tmp_path: Path) -> None:
+    image(tmp_path / "a" / "x.png")
+    image(tmp_path / "b" / "x.png")
+    assert [item.key for item in read_corpus([tmp_path / "a", tmp_path / "b"]).images] == ["a/x", "b/x"]
+
+
+def test_captions_of_images_in_a_folder_and_in_text_files(tmp_path: Path) -> None:
+    image(tmp_path / "a" / "images" / "one.png")
+    jsonl(tmp_path / "a" / "captions.jsonl", {"image": "one.png", "captions": ["a", "b"], "split": "test"})
+    corpus = read_corpus([tmp_path / "a"])
     assert [(i.key, i.split) for i in corpus.images] == [("one", "test")]
-    assert [t.key for t in corpus.texts] == ["one#0", "one#1"]
-    assert pairs(corpus) == [("a", "one"), ("b", "one")]
+    assert [(t.key, t.caption) for t in corpus.texts] == [("one#0", "a"), ("one#1", "b")]
+    image(tmp_path / "b" / "train" / "one.png")
+    image(tmp_path / "b" / "two.png")
+    (tmp_path / "b" / "metadata.csv").write_text("file_name,text\ntrain/one.png,first\ntwo.png,second\n")
+    assert pairs(read_corpus([tmp_path / "b"])) == [("first", "train/one"), ("second", "two")]
+    image(tmp_path / "c" / "one.png")
+    (tmp_path / "c" / "one.txt").write_text("first\n\nsecond\n", encoding="utf-8")
+    image(tmp_path / "c" / "two.png")
+    for path in (tmp_path / "c", tmp_path / "c" / "one.png"):
+        assert pairs(read_corpus([path])) == [("first", "one"), ("second", "one")]
+    assert read_corpus([tmp_path / "c"]).images_without_caption == ["two"]
 
 
-def test_metadata_of_the_image_folder_convention(tmp_path: Path) -> None:
-    image(tmp_path / "train" / "one.png")
-    image(tmp_path / "two.png")
-    (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/one.png,first\ntwo.png,second\n")
-    assert pairs(read_corpus([tmp_path])) == [("first", "train/one"), ("second", "two")]
-
-
-def test_text_files_with_the_stem_of_the_image(tmp_path: Path) -> None:
-    image(tmp_path / "one.png")
-    image(tmp_path / "two.png")
-    (tmp_path / "one.txt").write_text("first\n\nsecond\n", encoding="utf-8")
-    corpus = read_corpus([tmp_path])
-    assert pairs(corpus) == [("first", "one"), ("second", "one")]
-    assert corpus.images_without_caption == ["two"]
-
-
-def test_coco_captions_are_given_by_an_option(tmp_path: Path) -> None:
+def test_coco_and_karpathy_files_are_given_by_an_option(tmp_path: Path) -> None:
     image(tmp_path / "photos" / "000001.jpg")
-    value = {
+    value: dict[str, Any] = {
         "images": [{"id": 7, "file_name": "000001.jpg"}, {"id": 8, "file_name": "missing.jpg"}],
         "annotations": [{"image_id": 7, "caption": "first"}, {"image_id": 7, "caption": "second"}],
     }
@@ -72,17 +81,10 @@ def test_coco_captions_are_given_by_an_option(tmp_path: Path) -> None:
     corpus = read_corpus([tmp_path / "photos"], captions=captions)
     assert pairs(corpus) == [("first", "000001"), ("second", "000001")]
     assert corpus.captions_without_image == ["missing.jpg"]
-
-
-def test_karpathy_file(tmp_path: Path) -> None:
-    image(tmp_path / "p" / "a.jpg")
-    rows = [{"filename": "a.jpg", "split": "restval", "sentences": [{"raw": "first"}]}]
-    (tmp_path / "dataset.json").write_text(json.dumps({"images": rows}))
-    corpus = read_corpus([tmp_path / "p"], captions=tmp_path / "dataset.json")
-    assert corpus.images[0].split == "restval"
-    assert pairs(corpus) == [("first", "a")]
-    (tmp_path / "dataset.json").write_text(json.dumps({"images": [{**rows[0], "split": ["train"]}]}))
-    assert read_corpus([tmp_path / "p"], captions=tmp_path / "dataset.json").images[0].split == "['train']"
+    row = {"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "first"}]}
+    captions.write_text(json.dumps({"images": [row]}))
+    corpus = read_corpus([tmp_path / "photos"], captions=captions)
+    assert (pairs(corpus), corpus.images[0].split) == ([("first", "000001")], "restval")
 
 
 @pytest.mark.parametrize("place", [".", "below"])
@@ -103,26 +105,6 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
         read_corpus([tmp_path / "p"])
 
 
-def test_two_files_with_one_stem_keep_their_suffix(tmp_path: Path) -> None:
-    image(tmp_path / "x.jpg")
-    image(tmp_path / "x.png")
-    image(tmp_path / "y.png")
-    assert [item.key for item in read_corpus([tmp_path]).images] == ["x.jpg", "x.png", "y"]
-
-
-def test_names_in_other_scripts_and_with_newlines(tmp_path: Path) -> None:
-    image(tmp_path / "сон 夢.png")
-    image(tmp_path / "two\nlines.png")
-    assert {item.key for item in read_corpus([tmp_path]).images} == {"сон 夢", "two\nlines"}
-
-
-def test_a_folder_named_like_an_image_and_hidden_files(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").mkdir()
-    image(tmp_path / "x.jpg" / "inside.png")
-    image(tmp_path / ".hidden.png")
-    assert [item.key for item in read_corpus([tmp_path]).images] == ["x.jpg/inside"]
-
-
 def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
     image(tmp_path / "corpus" / "in.png")
     image(tmp_path / "secret.png")
@@ -134,27 +116,28 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
     assert {(s.key, s.error) for s in corpus.skipped} == {("out.png", "SymlinkOutside"), ("gone.png", "BrokenLink")}
     followed = read_corpus([tmp_path / "corpus"], follow_symlinks=True)
     assert {item.key for item in followed.images} == {"in", "out"}
+    assert len(read_corpus([tmp_path / "corpus" / "out.png"]).images) == 1  # named by the user
 
 
-@pytest.mark.parametrize("name", ["captions.jsonl", "metadata.csv", "in.txt"])
-def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.jsonl", '{"image": "in.png", "captions": ["secret"]}\n'),
+        ("metadata.csv", "file_name,text\nin.png,secret\n"),
+        ("in.txt", "secret\n"),
+        ("karpathy.json", '{"images": [{"filename": "in.png", "sentences": [{"raw": "secret"}]}]}'),
+    ],
+)
+def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str, content: str) -> None:
     folder = tmp_path / "corpus"
     image(folder / "in.png")
-    content = {
-        "captions.jsonl": '{"image": "in.png", "captions": ["secret"]}\n',
-        "metadata.csv": "file_name,text\nin.png,secret\n",
-        "in.txt": "secret\n",
-    }
     (tmp_path / "secret").mkdir()
-    (tmp_path / "secret" / name).write_text(content[name])
-    link = folder / name
-    link.symlink_to(tmp_path / "secret" / name)
+    (tmp_path / "secret" / name).write_text(content)
+    (folder / name).symlink_to(tmp_path / "secret" / name)
     corpus = read_corpus([folder])
     assert not corpus.texts
-    assert [(s.path, s.error) for s in corpus.skipped] == [(str(link), "SymlinkOutside")]
-    assert len(read_corpus([folder], follow_symlinks=True).images) == 1
-    if name == "in.txt":
-        assert [text.caption for text in read_corpus([folder], follow_symlinks=True).texts] == ["secret"]
+    assert {s.error for s in corpus.skipped} <= {"SymlinkOutside"}
+    assert [text.caption for text in read_corpus([folder], follow_symlinks=True).texts] == ["secret"]
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.csv", "t.tsv", "t.parquet"])
@@ -168,14 +151,11 @@ def test_texts_alone(tmp_path: Path, name: str) -> None:
     elif name == "t.parquet":
         pq.write_table(pa.table({"text": texts}), path)
     else:
-        import csv
-
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="\t" if name == "t.tsv" else ",")
             writer.writerows([["text"], *([text] for text in texts)])
     corpus = read_corpus([path])
-    assert [text.caption for text in corpus.texts] == texts
-    assert all(text.image_key is None for text in corpus.texts)
+    assert pairs(corpus) == [(text, None) for text in texts]
     assert len({text.key for text in corpus.texts}) == 3
 
 
@@ -199,28 +179,11 @@ def test_captions_files_with_a_row_for_each_caption(tmp_path: Path, name: str) -
     expected = {"a#0": "A dog .", "a#1": "A cat .", "b#0": "Snow, white ."}
     alone = read_corpus([file])
     assert {text.key: text.caption for text in alone.texts} == expected
-    assert alone.notes == [
-        f"{file} names 2 images, but only its texts are used. With --image-column it is read as a list of images."
-    ]
+    (note,) = alone.notes
+    assert f"{file} names 2 images" in note and "--image-column" in note
     for key in "ab":
         image(tmp_path / f"{key}.png")
     assert {text.key: text.caption for text in read_corpus([tmp_path], captions=file).texts} == expected
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        "text,image\nA dog, running,a.png",
-        "text,image\na.png,A dog, running",
-        'image,text\na.png,"A\ndog",0.9, 1',
-        "caption_0,caption_1\nA dog, running,A cat",
-    ],
-)
-def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path, row: str) -> None:
-    path = tmp_path / "c.csv"
-    path.write_text(row, encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"c\.csv, line \d .*\nPut double quotes"):
-        read_corpus([path])
 
 
 @pytest.mark.parametrize("name", [".", "..", "./", "/"])
@@ -240,25 +203,17 @@ def test_a_name_without_a_file_is_a_key_as_it_is(tmp_path: Path, name: str) -> N
 def test_a_text_column_in_upper_case(tmp_path: Path, row: dict[str, str], caption: str) -> None:
     path = tmp_path / "laion.parquet"
     pq.write_table(pa.table({name: [value] for name, value in row.items()}), path)
-    assert [text.caption for text in read_corpus([path]).texts] == [caption]
-    assert [text.caption for text in read_corpus([jsonl(tmp_path / "c.jsonl", row)]).texts] == [caption]
+    for file in (path, jsonl(tmp_path / "c.jsonl", row)):
+        assert pairs(read_corpus([file])) == [(caption, None)]
 
 
 def test_empty_and_undecodable_captions_are_skipped_and_said(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"good\n\xff\xfe bad\nlast\n")
     corpus = read_corpus([tmp_path / "t.txt"])
-    assert [t.caption for t in corpus.texts] == ["good", "last"]
+    assert pairs(corpus) == [("good", None), ("last", None)]
     assert [(s.error, s.key) for s in corpus.skipped] == [("UnicodeError", "t:2")]
-    path = jsonl(tmp_path / "c.jsonl", {"text": ["", "  ", "x"]})
-    corpus = read_corpus([path])
-    assert len(corpus.texts) == 1
-    assert len(corpus.skipped) == 2
-
-
-def test_several_folders_do_not_mix_up_their_keys(tmp_path: Path) -> None:
-    image(tmp_path / "a" / "x.png")
-    image(tmp_path / "b" / "x.png")
-    assert [item.key for item in read_corpus([tmp_path / "a", tmp_path / "b"]).images] == ["a/x", "b/x"]
+    corpus = read_corpus([jsonl(tmp_path / "c.jsonl", {"text": ["", "  ", "x"]})])
+    assert (len(corpus.texts), [s.error for s in corpus.skipped]) == (1, ["EmptyCaption"] * 2)
 
 
 COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id": 7}]}
@@ -272,6 +227,9 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
         ("gone.txt", None, {}, "gone.txt does not exist"),
         ("c.jsonl", '{"text": "a", "n": 3}', {"text_column": "alt"}, "no column 'alt'; its columns are: text, n"),
         ("c.jsonl", '{"text": "a", "n": 3}', {"text_column": "n"}, "contains int"),
+        ("c.jsonl", '{"text": "a"}\n[1]\n', {}, "line 2 is not JSON"),
+        ("c.csv", "text,image\nA dog, running,a.png", {}, r"line 2 .*\nPut double quotes"),
+        ("c.csv", 'image,text\na.png,"A\ndog",0.9, 1', {}, r"line 3 .*\nPut double quotes"),
         ("metadata.csv", "file_name,words\nx.png,hello\n", {}, "--text-column"),
         ("captions.jsonl", '{"image": "x.png", "text": "a"}\n{oops\n', {}, "line 2 is not JSON"),
         ("c.json", "[]", {"captions": "c.json"}, "not a COCO captions file"),
