@@ -32,7 +32,7 @@ from ._files import json_destination, local_path, output_file
 _EXPERT_PANEL = "Options for experts and clusters"
 _EXPERT = (
     "executor address processes random_init image_timeout shard_size workers batch_size dtype backend "
-    "precision follow_symlinks set monitor tensorboard chunk "
+    "precision follow_symlinks set monitor chunk "
     "cone shard_rows nprobe role train_on epoch resamples"
 ).split()
 # what an option has beside its name, default and words: each table is by option, or by command and option

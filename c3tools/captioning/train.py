@@ -31,7 +31,6 @@ from ..store.reader import training_split
 from ..training.checkpoints import CheckpointDir
 from ..training.loop import Task
 from ..training.loop import train as run_training
-from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
@@ -47,7 +46,7 @@ from .model import CaptionDecoder
 from .tokenizer import CaptionTokenizer, TokenRows, drop_empty, length_bucketed
 
 _MONITORS = ("text", "cross-modal")
-_NO_SETTINGS = ("store", "pipeline", "output", "tensorboard", "device", "overwrite", "reporter")
+_NO_SETTINGS = ("store", "pipeline", "output", "device", "overwrite", "reporter")
 _VALIDATION_BATCH = 512
 
 
@@ -70,7 +69,6 @@ def train_captioner(
     pairs: float | None = None,
     esper: bool = False,
     seed: int = 0,
-    tensorboard: str | Path | None = None,
     device: str | None = None,
     precision: str = "auto",
     overwrite: bool = False,
@@ -107,7 +105,6 @@ def train_captioner(
         pairs: Train on pairs: the images and captions of this fraction of the images.
         esper: Put a mapper before the language model of ``start``; train it on images alone.
         seed: Seed for all random numbers.
-        tensorboard: Also write the losses to this folder, for TensorBoard.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
@@ -140,11 +137,11 @@ def train_captioner(
     settings |= {"preset": preset, "sigma": sigma, "set": set, "precision": compute.precision}
     checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
     claim = claimed(output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter)
-    with claim as target, record_scalars(tensorboard, reporter) as recorder:
+    with claim as target:
         store = Store.open(store, reporter=reporter)
         record: dict[str, Any] = {"model": dict(store.info.model)}
         options: dict[str, Any] = {"compute": compute, "record": record, "checkpoints": checkpoints, "target": target}
-        options["reporter"] = recorder
+        options["reporter"] = reporter
         previous = None
         if start is not None:
             previous, record["from"] = Captioner.load(start), str(start)

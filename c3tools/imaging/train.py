@@ -34,7 +34,6 @@ from ..store.reader import training_split
 from ..training.checkpoints import CheckpointDir
 from ..training.loop import Plan, Task, adamw
 from ..training.loop import train as run_training
-from ..training.tensorboard import tensorboard as record_scalars
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
@@ -47,7 +46,7 @@ from .photos import Photos, read_photos
 _MAX_VALIDATED = 512
 _VALIDATION_BATCH = 64
 _FEW_POSITIONS = 64
-_NOT_SETTINGS = ("store", "pipeline", "output", "download", "tensorboard", "device", "overwrite", "reporter")
+_NOT_SETTINGS = ("store", "pipeline", "output", "download", "device", "overwrite", "reporter")
 
 
 class GeneratorTask(Task):
@@ -72,7 +71,6 @@ class GeneratorTask(Task):
         self.module = self.network = network.to(compute.device)
         self.train, self.val, self.pipeline = train, val, pipeline
         self.config, self.compute = config, compute
-        self.counters = {}
         self.batch_size = min(config.batch_size, len(train))
         self.plan = Plan(
             config.steps,
@@ -219,7 +217,6 @@ def train_generator(
     train_split: str = "train",
     download: bool = False,
     seed: int = 0,
-    tensorboard: str | Path | None = None,
     device: str | None = None,
     precision: str = "auto",
     overwrite: bool = False,
@@ -246,7 +243,6 @@ def train_generator(
         train_split: The split to train on.
         download: Download photos that are given by URL.
         seed: Seed for all random numbers.
-        tensorboard: Also write the losses to this folder, for TensorBoard.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
@@ -279,7 +275,7 @@ def train_generator(
     output, compute = Path(output), devices.pick(device, precision)
     settings |= {"preset": preset, "sigma": sigma, "steps": chosen.training.steps, "precision": compute.precision}
     claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)
-    with claim as target, record_scalars(tensorboard, reporter) as recorder:
+    with claim as target:
         store = Store.open(store, reporter=reporter)
         train, val, notes = training_photos(store, chosen.pixels, train_split, download=download, reporter=reporter)
         if pipeline is None:
@@ -307,7 +303,7 @@ def train_generator(
                 "notes": notes,
             }
             record["made_from"] = target.made_from(task.identity)
-            made = task.fit(record, checkpoints, label=f"Training {pipeline.name}", reporter=recorder)
+            made = task.fit(record, checkpoints, label=f"Training {pipeline.name}", reporter=reporter)
         target.write(made.save)
         checkpoints.clear()
     return made

@@ -11,7 +11,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -90,8 +89,7 @@ class Run:
         history: all later validations.
         kept: the validation whose weights are kept.
         trace: (step, mean training loss since the last entry), every `TRACE_STEPS` steps.
-        outcome: `FINISHED`, `EARLY`, `DIVERGED` or what `Task.verdict` said; empty while it runs.
-        counters: what the task counts; see `Task`.
+        outcome: `FINISHED`, `EARLY` or `DIVERGED`; empty while it runs.
         seconds, loss_sum, count: of the steps since the last validation.
         traced: sum of losses and of their counts since the last entry of ``trace``.
     """
@@ -102,7 +100,6 @@ class Run:
     kept: Validation | None = None
     trace: list[tuple[int, float]] = field(default_factory=list)
     outcome: str = ""
-    counters: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     loss_sum: float = 0.0
     count: int = 0
@@ -117,7 +114,6 @@ class Task(ABC):
         optimizer: over these parameters; see `adamw`.
         plan: see `Plan`.
         identity: a digest of all that the run depends on: settings, data, initial weights.
-        counters: JSON values that the task changes in its steps, if it has any; they are saved with the run.
         unit: what a step counts, for the rate: ``tokens``.
         error: raised if the loss is not finite before any weights could be kept.
         remedy: of this error.
@@ -127,7 +123,6 @@ class Task(ABC):
     optimizer: torch.optim.Optimizer
     plan: Plan
     identity: str
-    counters: dict[str, Any]
     unit: str = "items"
     error: type[C3Error] = C3Error
     remedy: str = "Lower the learning rate, or use --precision fp32."
@@ -152,10 +147,6 @@ class Task(ABC):
         It is in evaluation mode, and nothing needs a gradient. A loss that is not finite ends the run.
         """
 
-    def verdict(self, run: Run) -> str:
-        """Return why the run has to end after its last validation, or an empty string."""
-        return ""
-
     def note(self, latest: Validation) -> str:
         """Return the last validation in words, for the progress."""
         return f"val {latest.val_loss:.3f}"
@@ -167,8 +158,6 @@ def train(
     checkpoints: CheckpointDir | None = None,
     label: str = "Training",
     reporter: Reporter = SILENT,
-    alone: bool = True,
-    main: bool = True,
 ) -> Run:
     """Train to the end, or until patience runs out, and leave the best weights in ``task.module``.
 
@@ -178,30 +167,24 @@ def train(
             with the same identity is continued.
         label: what the progress is called.
         reporter: shows the progress, and records losses, learning rate and rate.
-        alone: whether no other process trains with this one; several would have to stop at the same step, so they do
-            not wait for the end of a step when they are interrupted.
-        main: whether this process saves the run.
 
     Raises:
         C3Error: ``task.error``, if the loss is not finite before any weights could be kept.
         OutputError: if a run of other settings is saved there that is not to be dropped.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step at hand is done and the run is saved.
     """
-    loop = _Loop(task, checkpoints, reporter, main)
+    loop = _Loop(task, checkpoints, reporter)
     loop.resume()
-    kept = NOTHING_KEPT
 
     def what_is_kept() -> str:
-        if not main:
-            return "The main process prints what was kept."
-        return kept if checkpoints is None else checkpoints.after_interrupt(task.plan.steps)
+        return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(task.plan.steps)
 
     devices = {parameter.device for parameter in task.module.parameters() if parameter.is_cuda}
     with (
         telling_what_is_kept(what_is_kept),
         reporter.progress(label, task.plan.steps) as progress,
         torch.random.fork_rng(devices=list(devices)),
-        interrupts_held() if alone else nullcontext(lambda: False) as interrupted,
+        interrupts_held() as interrupted,
     ):
         progress.resume(loop.run.step)
         loop.go(progress, interrupted)
@@ -215,10 +198,10 @@ class _DivergedError(Exception):
 
 
 class _Loop:
-    def __init__(self, task: Task, checkpoints: CheckpointDir | None, reporter: Reporter, main: bool) -> None:
-        self.task, self.plan, self.reporter, self.main = task, task.plan, reporter, main
+    def __init__(self, task: Task, checkpoints: CheckpointDir | None, reporter: Reporter) -> None:
+        self.task, self.plan, self.reporter = task, task.plan, reporter
         self.checkpoints = checkpoints
-        self.run = Run(counters=getattr(task, "counters", {}))
+        self.run = Run()
         self.weights = {name: value for name, value in task.module.named_parameters() if value.requires_grad}
         self.best: dict[str, Tensor] = {}  # on the CPU
         self.average: dict[str, Tensor] = {}
@@ -313,10 +296,9 @@ class _Loop:
         run.seconds, run.loss_sum, run.count = 0.0, 0.0, 0
         self.reporter.scalar("loss/validation", found.val_loss, run.step)
         best = min(range(len(run.history)), key=lambda i: run.history[i].val_loss)
-        run.outcome = self.task.verdict(run)
-        if not run.outcome and run.step == self.plan.steps:
+        if run.step == self.plan.steps:
             run.outcome = FINISHED
-        elif not run.outcome and patience and len(run.history) - 1 - best >= patience:
+        elif patience and len(run.history) - 1 - best >= patience:
             run.outcome = EARLY
 
     def diverged(self, where: str) -> None:
@@ -354,7 +336,7 @@ class _Loop:
             self.weights[name].copy_(value)
 
     def save(self) -> None:
-        if self.checkpoints is None or not self.main:
+        if self.checkpoints is None:
             return
         tensors: dict[str, Mapping[str, Tensor]] = {"now": self.weights, "best": self.best, "average": self.average}
         self.checkpoints.save(self.run.step, self.task.identity, asdict(self.run), tensors, self.task.optimizer)
@@ -365,9 +347,6 @@ class _Loop:
             return
         position, groups = found
         self.run = msgspec.convert(position, Run)
-        if self.run.counters:
-            self.task.counters.update(self.run.counters)
-            self.run.counters = self.task.counters
         self.set_weights(groups["now"])
         self.best = groups.get("best", {})
         average = groups.get("average", {})

@@ -52,7 +52,8 @@ class FitData:
         moments: Mapping[str, Moments],
         rows: Mapping[str, npt.ArrayLike],
         items: Mapping[str, Sequence[str]],
-        unit: Callable[[str], bool],
+        *,
+        unit: bool,
     ) -> FitData:
         """Check moments and rows (n, d) by modality; rows also give the moments where these are not given.
 
@@ -60,7 +61,7 @@ class FitData:
             moments: of each modality.
             rows: of each modality.
             items: of the rows of each modality, where they are known.
-            unit: whether the moments of a modality are to be those of rows at unit length.
+            unit: whether the moments have to be those of rows at unit length.
 
         Raises:
             TransformError: if dimensions differ, something is not finite, moments are not of unit rows, or a row has no
@@ -77,7 +78,7 @@ class FitData:
                 remedy="Fit on embeddings of the same model.",
             )
         for name, value in known.items():
-            if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (unit(name) and not value.of_unit_rows):
+            if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (unit and not value.of_unit_rows):
                 raise TransformError(
                     f"The moments of {name} are not those of rows of norm 1: the mean squared norm of the rows is "
                     f"{value.mean_squared_norm:.4g}.",
@@ -93,7 +94,7 @@ class FitData:
         for name, values in given.items():
             ops.check_finite(values)
             if name not in known:
-                known[name] = unit_moments(values) if unit(name) else Moments.from_rows(values)
+                known[name] = unit_moments(values)
         return cls(known, given, items)
 
     @property
@@ -151,11 +152,11 @@ def unit_moments(rows: Matrix) -> Moments:
 
 
 def read_store(
-    store: Store, split: str, unit: Callable[[str], bool], *, rows: bool, pairs: bool
+    store: Store, split: str, *, rows: bool, pairs: bool
 ) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
     """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
 
-    The moments are of rows at unit length for the modalities for which ``unit`` says so, else of the rows as they are.
+    The moments are of rows at unit length, those that were loaded by `c3 means --load` before those of the store.
     Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each of the first `MAX_FIT_ROWS` texts
     whose image is among as many first images.
 
@@ -164,12 +165,7 @@ def read_store(
         TransformError: if pairs are requested, but there are none.
     """
     external, _ = store.external_moments()
-    moments = {}
-    for modality in dict.fromkeys([*store.modalities, *external]):
-        if unit(modality) or modality in external:
-            moments[modality] = store.fitting_moments(modality, split)
-        elif store.count(modality, split):
-            moments[modality] = store.moments(modality, split)
+    moments = {name: store.fitting_moments(name, split) for name in dict.fromkeys([*store.modalities, *external])}
     read: dict[str, Rows] = {}
     if pairs:
         found = first_pairs(store, split, MAX_FIT_ROWS)

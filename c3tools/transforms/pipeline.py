@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -51,31 +50,22 @@ class Pipeline(HubRepository):
     Args:
         steps: in the order they are applied.
         name: used in messages and in the saved pipeline.
-        strict: refuse an order of steps that no published method uses; False only warns.
 
     Attributes:
         dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs fitting.
         provenance: the origin of the pipeline: model, split, number of rows per modality.
 
     Raises:
-        TransformError: if the order check finds something and ``strict`` is true.
+        TransformError: if no published method has the steps in this order.
     """
 
-    def __init__(self, steps: Sequence[Step], *, name: str = "custom", strict: bool = True) -> None:
+    def __init__(self, steps: Sequence[Step], *, name: str = "custom") -> None:
         self.steps = tuple(steps)
         self.name = name
-        self.strict = strict
         self.dim: int | None = None
         self.provenance: dict[str, Any] = {}
         if findings := _order_findings(self.steps):
-            self._object(f"{name!r} has its steps in a wrong order: {' '.join(findings)}")
-
-    def _object(self, finding: str) -> None:
-        """Refuse what no published method does; a pipeline that is not strict only warns of it."""
-        text = f"The pipeline {finding}"
-        if self.strict:
-            raise TransformError(text, remedy="Change it, or set strict: false to turn this error into a warning.")
-        warnings.warn(text, stacklevel=3)
+            raise TransformError(f"The pipeline {name!r} has its steps in a wrong order: {' '.join(findings)}")
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}: {' > '.join(step.kind for step in self.steps)})"
@@ -105,11 +95,6 @@ class Pipeline(HubRepository):
         """Return the noise per dimension, the rule before it is computed, None if there is no Gaussian noise."""
         return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
 
-    def _takes_unit_rows(self, modality: str) -> bool:
-        """Return whether the steps are fitted on rows that the first step has scaled to unit length."""
-        first = self.steps[0] if any(step.fits for step in self.steps) else None
-        return isinstance(first, Normalize) and first.applies(modality, training=False)
-
     def _settle_sigma(self, found: Callable[[str], tuple[float, str]]) -> dict[str, str]:
         """Replace the word of a rule by the number that is ``found``; return what it rests on, for the provenance."""
         origin = {}
@@ -137,8 +122,7 @@ class Pipeline(HubRepository):
 
         Args:
             data: a store, or its folder; or, by modality, embeddings (n, d), of any norm, which are the same as
-                ``rows``; or, by modality, `Moments` over the train split, of embeddings at unit length if the first
-                step normalises.
+                ``rows``; or, by modality, `Moments` over the train split, of embeddings at unit length.
             rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
                 row i of one modality belongs to row i of the other. Moments that are not given are computed from them.
                 Not needed for a store.
@@ -153,15 +137,18 @@ class Pipeline(HubRepository):
             StoreError: if the store cannot be read.
         """
         origin: dict[str, Any] = {}
-        settle = self._settle_sigma
+        settle, fits = self._settle_sigma, any(step.fits for step in self.steps)
         if isinstance(data, Mapping | None):
             split = (provenance or {}).get("split") or "train"
         if split in ("test", "val", "validation", "dev"):
-            self._object(f"{self.name!r} is fitted on the {split} split: its means contain rows that are scored.")
+            raise TransformError(
+                f"The pipeline {self.name!r} is fitted on the {split} split: its means contain rows that are scored.",
+                remedy="Fit on the train split.",
+            )
         if isinstance(data, Mapping | None):
             given: Mapping[str, Any] = data or {}
             moments = {name: value for name, value in given.items() if isinstance(value, Moments)}
-            arrays = {**(rows or {}), **{name: given[name] for name in given.keys() - moments.keys()}}
+            arrays = {**(rows or {}), **{name: value for name, value in given.items() if name not in moments}}
         else:
             from ..store import Store
 
@@ -172,10 +159,8 @@ class Pipeline(HubRepository):
                     remedy='For example fit({"image": array, "text": array}).',
                 )
             store = Store.open(data)
-            moments, read, origin = read_store(
-                store, split, self._takes_unit_rows, rows=self.needs_rows, pairs=self.needs_pairs
-            )
-            if any(step.fits for step in self.steps) and not any(known.n for known in moments.values()):
+            moments, read, origin = read_store(store, split, rows=self.needs_rows, pairs=self.needs_pairs)
+            if fits and not any(known.n for known in moments.values()):
                 raise TransformError(
                     f"The store {store.path} has no rows in the split {split!r} to fit {self.name} on. Its splits are "
                     f"{store.list_splits()}.",
@@ -185,7 +170,7 @@ class Pipeline(HubRepository):
             arrays = {name: own.embeddings for name, own in read.items()}
             items = {name: own.items for name, own in read.items()}
             origin |= settle(lambda rule: sigma_by_rule(rule, store, split))
-        fit_data = FitData.of(moments, arrays, items or {}, self._takes_unit_rows)
+        fit_data = FitData.of(moments, arrays, items or {}, unit=fits)
         origin |= settle(lambda rule: sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments))
         self.dim = fit_data.dim
         sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
@@ -387,7 +372,7 @@ class Pipeline(HubRepository):
             payload = path.read_bytes()
             if hashlib.sha256(payload).hexdigest() != record.tensors:
                 raise ValueError("its checksum does not match the one in the recipe")
-            pipeline = cls(_make_steps(record.steps, str(path)), name=record.name, strict=record.strict)
+            pipeline = cls(_make_steps(record.steps, str(path)), name=record.name)
             for key, value in load_tensors(payload).items():
                 position, _, name = key.partition("/")
                 pipeline.steps[int(position)].state[name] = value
@@ -408,8 +393,7 @@ class Pipeline(HubRepository):
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
         """Return an unfitted pipeline from a mapping, or from a YAML or JSON file.
 
-        The mapping has ``steps`` (a list of kinds, or of ``{"step": kind, ...settings}``), and may have ``name`` and
-        ``strict``.
+        The mapping has ``steps`` (a list of kinds, or of ``{"step": kind, ...settings}``), and may have a ``name``.
 
         Raises:
             TransformError: if the file, a step or a setting is unknown, or the order is refused.
@@ -424,12 +408,12 @@ class Pipeline(HubRepository):
                 f"{place} cannot be read as a pipeline: {error}.",
                 remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
             ) from error
-        return cls(_make_steps(config.steps, place), name=config.name, strict=config.strict)
+        return cls(_make_steps(config.steps, place), name=config.name)
 
     def config(self) -> dict[str, Any]:
         """Return name and steps with their settings, in the form of `from_config`."""
         described = [{"step": step.kind, **step.settings} for step in self.steps]
-        return {"name": self.name, "strict": self.strict, "steps": described}
+        return {"name": self.name, "steps": described}
 
     def record(self) -> dict[str, Any]:
         """Return what `save` writes to transform.json: settings, provenance, checksums of the tensors and of itself.
@@ -484,7 +468,6 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
 
     steps: list[Any]
     name: str = "custom"
-    strict: bool = True
 
 
 class _Record(_Config, kw_only=True):

@@ -34,7 +34,7 @@ class Line(Task):
         self.module[0].bias.requires_grad_(False)
         self.plan = Plan(**{"steps": STEPS, "learning_rate": 0.02, "validate_every": 4, "rise": 2} | plan)
         self.optimizer = adamw(self.module.parameters(), learning_rate=1.0, weight_decay=0.1, betas=(0.9, 0.98))
-        self.counters, self.identity = {"seen": 0}, identity
+        self.identity = identity
         self.losses, self.reported = losses, list[tuple[float, int]]()
         self.raw, self.validated = list[Tensor](), list[Tensor]()
 
@@ -48,7 +48,6 @@ class Line(Task):
             loss = loss * math.nan
         self.reported.append((update(loss), n))
         self.raw.append(self.weight.detach().clone())
-        self.counters["seen"] += n
         return self.reported[-1]
 
     def validate(self) -> tuple[float, dict[str, Any]]:
@@ -65,7 +64,7 @@ class Line(Task):
 
     def digest(self, run: Run) -> tuple[Any, ...]:
         history = [(point.step, point.train_loss, point.val_loss, point.count) for point in run.history]
-        return *(p.tolist() for p in self.module.parameters()), history, run.trace, run.counters, run.outcome
+        return *(p.tolist() for p in self.module.parameters()), history, run.trace, run.outcome
 
 
 class KilledError(Exception):
@@ -195,7 +194,6 @@ def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypat
     assert watcher.scalars["learning rate"][-1][1] == pytest.approx(0.02 * warmup(11, STEPS, 2))
     first = task.reported[:4]
     assert run.history[0].train_loss == pytest.approx(sum(loss * n for loss, n in first) / sum(n for _, n in first))
-    assert run.counters["seen"] == sum(n for _, n in task.reported)
 
 
 def test_only_weights_that_require_a_gradient_move() -> None:

@@ -15,7 +15,7 @@ import torch
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store
-from c3tools.transforms import Collapse, Normalize, Pipeline, fitting, preset
+from c3tools.transforms import Pipeline, fitting, preset
 from c3tools.transforms.fitting import first_pairs, first_rows
 from c3tools.transforms.sigma import PUBLISHED_SIGMA, caption_spread, pair_cosine, sigma_by_rule
 from tests.conftest import build_store
@@ -106,15 +106,6 @@ def test_steps_that_fit_nothing_take_any_moments(pairs: Pairs) -> None:
         assert preset(name).fit({"text": Moments.from_rows(pairs.y * 10)}).provenance["n"] == {"text": 120}
 
 
-def test_a_pipeline_that_keeps_norms_is_fitted_on_the_rows_as_they_are(raw_store: Store) -> None:
-    rows = {name: raw_store.load(name, "train").embeddings for name in raw_store.modalities}
-    for data in (raw_store, rows, {name: Moments.from_rows(values) for name, values in rows.items()}):
-        with pytest.warns(UserWarning):
-            pipeline = Pipeline([Collapse(), Normalize()], strict=False)
-        mean = pipeline.fit(data).steps[0].state["centre/text"]
-        np.testing.assert_allclose(mean, rows["text"].astype(np.float64).mean(axis=0), atol=1e-7)
-
-
 def refusals(p: Pairs) -> dict[str, tuple[str, dict[str, Any], str]]:
     """Preset, what it is fitted on, and what the error names."""
     moments = p.moments
@@ -161,9 +152,6 @@ def test_what_a_pipeline_cannot_be_fitted_on_of_a_store(store: Store, pairs: Pai
     save_moments(other.external_path, {"image": Moments.from_rows(7 * unit(pairs.x[:, :16]))}, {"split": "train"})
     with pytest.raises(TransformError, match=r"image.* 49[\s\S]*c3 means --unload"):
         preset("c3").fit(other)
-    lax = Pipeline(preset("c3").steps, strict=False)
-    with pytest.warns(UserWarning, match="scored"):
-        lax.fit(pairs.moments, provenance={"split": "test"})
 
 
 class TestSigma:

@@ -184,8 +184,6 @@ def test_orders_that_cost_accuracy_are_refused(case: str) -> None:
     steps, words = ORDERS[case]
     with pytest.raises(TransformError, match=words):
         Pipeline(steps)
-    with pytest.warns(UserWarning, match=words):
-        Pipeline(steps, strict=False)
 
 
 def test_noise_is_for_training_inputs_alone() -> None:
