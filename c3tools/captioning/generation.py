@@ -173,58 +173,43 @@ def _nucleus(config: GenerationConfig, draws: Tensor) -> Choose:
 
 def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
     """Search with K beams; a caption is done when no open beam can beat its best finished one."""
-    B, K = len(batch), config.beams
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
+    K, penalty = config.beams, config.length_penalty
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in batch]
     logits, _, cache = model.prefill(batch)
-    # all candidates of the first step come from the one prefix
-    beams: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(B)]  # of the captions that are open
-    rows = list(range(B))
+    # beams of the captions that are open; all candidates of the first step come from the one prefix
+    beams: dict[int, list[tuple[float, list[int]]]] = {row: [(0.0, [])] for row in range(len(batch))}
     for step in range(limit):
-        width = len(beams[0])
-        totals = torch.tensor([[total for total, _ in line] for line in beams], device=batch.device)
-        likely = allowed(model, logits).log_softmax(-1).view(len(rows), width, -1)  # (B, K, V)
+        width = len(next(iter(beams.values())))
+        totals = torch.tensor([[total for total, _ in line] for line in beams.values()], device=batch.device)
+        likely = allowed(model, logits).log_softmax(-1).view(len(beams), width, -1)  # (B, K, V)
         V = likely.shape[2]
         scores, flat = (likely + totals[:, :, None]).flatten(1).topk(min(2 * K, width * V), dim=-1)  # (B, 2K)
-        kept: list[int] = []
-        following, tokens, selected = [], [], []
-        for i, row in enumerate(rows):
-            line: list[tuple[float, list[int]]] = []
+        going: dict[int, list[tuple[float, list[int]]]] = {}
+        selected: list[int] = []
+        for i, (row, line) in enumerate(beams.items()):
+            grown: list[tuple[float, list[int]]] = []
             parents: list[int] = []
             for score, place in zip(scores[i].tolist(), flat[i].tolist(), strict=True):
                 parent, token = divmod(place, V)
-                if score == -np.inf or len(line) == K:  # an end counts only while it is among the K best
-                    continue
-                ids = beams[i][parent][1]
+                if score == -np.inf or len(grown) == K:  # an end counts only while it is among the K best
+                    break
+                ids = line[parent][1] if token == model.end_id else [*line[parent][1], token]
                 if token == model.end_id or step + 1 == limit:
-                    ids = ids if token == model.end_id else [*ids, token]
-                    finished[row].append((score / (step + 1) ** config.length_penalty, ids))
+                    finished[row].append((score / (step + 1) ** penalty, ids))
                 if token != model.end_id:
-                    line.append((score, [*ids, token]))
+                    grown.append((score, ids))
                     parents.append(parent)
-            if step + 1 < limit and _can_improve(line, finished[row], config, step, limit):
-                missing = K - len(line)
-                kept.append(row)
-                following.append(line + [(-np.inf, [model.end_id])] * missing)
-                tokens += [ids[-1] for _, ids in following[-1]]
+            # whether an open beam could still end above the best finished caption: scores fall, lengths grow
+            longest = limit if penalty > 0 else step + 2
+            best = max((score for score, _ in finished[row]), default=-np.inf)
+            if step + 1 < limit and grown and grown[0][0] / longest**penalty > best:
+                missing = K - len(grown)
+                going[row] = grown + [(-np.inf, [model.end_id])] * missing
                 selected += [i * width + parent for parent in parents + [0] * missing]
-        if not kept:
+        if not going:
             break
-        rows, beams = kept, following
+        beams = going
         cache.select(torch.tensor(selected, device=batch.device))
-        logits, _ = model.decode_step(torch.tensor(tokens, device=batch.device), cache)  # (B * K, V)
+        last = [ids[-1] for line in beams.values() for _, ids in line]
+        logits, _ = model.decode_step(torch.tensor(last, device=batch.device), cache)  # (B * K, V)
     return [max(options, key=lambda option: option[0])[1] for options in finished]
-
-
-def _can_improve(
-    line: list[tuple[float, list[int]]],
-    finished: list[tuple[float, list[int]]],
-    config: GenerationConfig,
-    step: int,
-    limit: int,
-) -> bool:
-    """Return whether an open beam could still end above the best finished caption: scores fall, lengths grow."""
-    if not line or not finished:
-        return bool(line)
-    longest = limit if config.length_penalty > 0 else step + 2
-    best = max(score for score, _ in finished)
-    return bool(line[0][0] / longest**config.length_penalty > best)

@@ -111,11 +111,6 @@ def test_magic_follows_its_formula(tiny_model: CaptionDecoder, settings: dict[st
     assert len({len(caption) for caption in expected}) > 1
 
 
-def test_magic_without_its_terms_is_greedy(tiny_model: CaptionDecoder) -> None:
-    greedy = generate(tiny_model, given_inputs(20)[0])
-    assert steered(tiny_model, 20, "magic", alpha=0.0, beta=0.0) == greedy != steered(tiny_model, 20, "magic")
-
-
 def zerocap_by_definition(
     model: CaptionDecoder, x: np.ndarray, image: np.ndarray, config: GenerationConfig
 ) -> list[int]:
@@ -286,20 +281,6 @@ def test_esper_learns_what_images_show_from_images_alone(language_model: Caption
     assert language_model.decoder.digest() == before
     own, whole = language_model.decoder.state_dict(), captioner.decoder.state_dict()
     assert all(torch.equal(whole[name], value) for name, value in own.items() if name != "positions")
-
-
-def test_esper_does_not_depend_on_norms_and_refuses_what_it_cannot_use(
-    language_model: Captioner, captioner: Captioner
-) -> None:
-    train, val = pictures(20, 0), pictures(8, 1)
-    options: dict[str, Any] = {"training": TrainingConfig(epochs=1, batch_size=10), "compute": CPU}
-    unit = fit_esper(train, val, language_model, Animals(), **options)
-    longer = [Rows.of("image", rows.keys, 8 * rows.embeddings) for rows in (train, val)]
-    scaled = fit_esper(longer[0], longer[1], language_model, Animals(), **options)
-    assert scaled.record["best_val_loss"] == pytest.approx(unit.record["best_val_loss"], abs=1e-6)
-    for start, images in ((captioner, val), (language_model, val.select(np.arange(0)))):
-        with pytest.raises(DecoderError):
-            fit_esper(train, images, start, Animals(), **options)
 
 
 def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_mapper(tmp_path: Path) -> None:

@@ -99,15 +99,6 @@ def test_a_run_that_is_killed_anywhere_is_continued_to_the_same_bytes(
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_an_interrupted_run_keeps_what_it_has_written(photos: dict[str, Path], tmp_path: Path) -> None:
-    path = tmp_path / "c.json"
-    with pytest.raises(KeyboardInterrupt), CaptionWriter(photos, BY, json=path) as writer:
-        writer.write("x", "a boat")
-        raise KeyboardInterrupt
-    with CaptionWriter(photos, BY, json=path) as writer:
-        assert (writer.captions, len(writer.pending)) == ({"x": "a boat"}, 4)
-
-
 def test_files_beside_photos_are_kept_unless_overwritten(photos: dict[str, Path], tmp_path: Path) -> None:
     own = photos["x"].with_suffix(".txt")
     own.write_text("my own words")

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from c3tools.captioning import Captioner, GenerationConfig, nearest, nearest_captions
+from c3tools.captioning import Captioner, nearest_captions
 from c3tools.errors import DecoderError
 from c3tools.store import Rows
 from c3tools.transforms import preset
@@ -116,26 +114,6 @@ def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: P
         path.write_text(text)
         with pytest.raises(DecoderError):
             Captioner.load(tmp_path)
-
-
-def test_settings_of_generation_are_taken_all_at_once(captioner: Captioner) -> None:
-    images = make_world().images.embeddings[:5]
-    config = GenerationConfig("beam", beams=3)
-    assert captioner.caption(embeddings=images, beams=3) == captioner.caption(embeddings=images, generation=config)
-    with pytest.raises(DecoderError):
-        captioner.caption()
-
-
-@given(n=st.integers(1, 600), m=st.integers(1, 30), seed=st.integers(0, 100))
-@settings(max_examples=15)
-def test_nearest_rows_are_those_with_the_highest_cosine(n: int, m: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    queries, memory = rng.normal(size=(n, 4)), rng.normal(size=(m, 4)) * rng.uniform(0.5, 9, size=(m, 1))
-    count = min(3, m)
-    cosines = (queries @ memory.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(memory, axis=1)
-    found = nearest(queries.astype(np.float32), memory.astype(np.float32), count)
-    picked = np.take_along_axis(cosines, found, axis=1)
-    np.testing.assert_allclose(picked, -np.sort(-cosines, axis=1)[:, :count], atol=1e-5)
 
 
 def test_the_caption_of_the_nearest_text_is_given() -> None:

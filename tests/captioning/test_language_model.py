@@ -77,16 +77,6 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
     assert len({tuple(caption) for caption in expected}) > 1
 
 
-def test_padding_is_no_token_of_the_model_and_token_0_counts(gpt2: Path) -> None:
-    decoder = decoder_of(gpt2)
-    assert decoder.pad_id == decoder.config.vocab_size
-    tokens = torch.tensor([[0, 5, decoder.end_id]])
-    padded = torch.tensor([[0, 5, decoder.end_id, decoder.pad_id, decoder.pad_id]])
-    x = torch.randn(1, DIM)
-    torch.testing.assert_close(decoder(x, padded)[:, :3], decoder(x, tokens))
-    assert decoder(x, tokens).shape == (1, 3, decoder.config.vocab_size)
-
-
 def test_a_frozen_model_stays_as_it_was(gpt2: Path) -> None:
     before = decoder_of(gpt2).language_model.state_dict()
     captioner = train(gpt2, "frozen=true", "epochs=1")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,23 +8,6 @@ from hypothesis import strategies as st
 from c3tools.captioning import CaptionDecoder, DecoderConfig, load_size
 from c3tools.captioning.model import KeyValueCache
 from c3tools.errors import DecoderError
-
-
-def test_later_tokens_do_not_change_earlier_scores(tiny_model: CaptionDecoder) -> None:
-    x = torch.randn(2, 6)
-    tokens = torch.tensor([[2, 3, 4, 5, 1], [2, 3, 4, 5, 1]])
-    changed = tokens.clone()
-    changed[:, 3] = 6
-    before, after = tiny_model(x, tokens), tiny_model(x, changed)
-    torch.testing.assert_close(before[:, :4], after[:, :4])
-    assert not torch.allclose(before[:, 4], after[:, 4])
-
-
-def test_padding_does_not_change_real_positions(tiny_model: CaptionDecoder) -> None:
-    x = torch.randn(1, 6)
-    short = torch.tensor([[2, 3, 1]])
-    padded = torch.tensor([[2, 3, 1, 0, 0, 0]])
-    torch.testing.assert_close(tiny_model(x, short), tiny_model(x, padded)[:, :3])
 
 
 @given(rows=st.integers(1, 4), seed=st.integers(0, 1000))
@@ -51,17 +32,6 @@ def test_parameters_are_counted_by_hand() -> None:
     block = (w * 3 * w + 3 * w) + (w * w + w) + (w * 4 * w + 4 * w) + (4 * w * w + w) + 4 * w
     expected = prefix + 50 * w + (4 + 20) * w + 3 * block + 2 * w  # tied: the output layer adds nothing
     assert sum(p.numel() for p in CaptionDecoder(c).parameters()) == expected
-
-
-def test_an_untrained_model_is_nearly_undecided() -> None:
-    torch.manual_seed(0)
-    config = DecoderConfig(dim=16, vocab_size=500, width=64, layers=2, heads=4)
-    tokens = torch.randint(2, 500, (64, 12))
-    embeddings = torch.nn.functional.normalize(torch.randn(64, 16), dim=-1)
-    logits = CaptionDecoder(config).eval()(embeddings, tokens)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-    # scores of unit variance add half a nat to the log of the vocabulary
-    assert loss.item() == pytest.approx(math.log(500) + 0.5, abs=0.25)
 
 
 def test_what_cannot_be_built_is_refused() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 
@@ -73,19 +72,6 @@ def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_
             assert not interrupted()
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def test_in_another_thread_nothing_is_held() -> None:
-    found: list[bool] = []
-
-    def work() -> None:
-        with interrupts_held() as interrupted:
-            found.append(interrupted())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [False]
 
 
 def test_what_is_kept_is_told_as_it_is(tmp_path: Path) -> None:

@@ -59,13 +59,6 @@ def test_loaded_moments_come_first(tmp_path: Path) -> None:
     assert "loaded moments (image)" in pipeline.provenance["source"]
 
 
-def test_a_store_that_keeps_norms_gives_moments_of_unit_rows(raw_store: Store) -> None:
-    expected = unit(make_vectors()[1].astype(np.float64))[np.arange(180) // 2 % 3 > 0]
-    moments = raw_store.fitting_moments("text")
-    assert moments.n == 120
-    np.testing.assert_allclose(moments.mean, expected.mean(axis=0), atol=1e-7)
-
-
 @pytest.mark.parametrize("max_rows", [7, 60, 100, 1000])
 def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, max_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts = (store.load(name, "train") for name in ("image", "text"))
@@ -99,11 +92,6 @@ def test_arrays_of_any_norm_and_kind_are_moments_and_rows(pairs: Pairs) -> None:
         got = preset("c3", sigma=0).fit({"image": make(pairs.x)}).transform(make(pairs.x))
         np.testing.assert_allclose(got, expected, atol=2e-2 if kind == "bfloat16" else 2e-3)
         assert got.dtype == np.float32
-
-
-def test_steps_that_fit_nothing_take_any_moments(pairs: Pairs) -> None:
-    for name in ("c1", "c2-corrupt", "lafite"):
-        assert preset(name).fit({"text": Moments.from_rows(pairs.y * 10)}).provenance["n"] == {"text": 120}
 
 
 def refusals(p: Pairs) -> dict[str, tuple[str, dict[str, Any], str]]:
@@ -201,13 +189,6 @@ class TestSigma:
         assert pipeline.sigma == pytest.approx(expected)
         assert re.search(of, pipeline.provenance["sigma"])
         assert sigma_by_rule("pairs", store, noised="image")[0] != pipeline.sigma
-
-    def test_loaded_means_are_used(self, tmp_path: Path) -> None:
-        store = pairs_store(tmp_path / "store", ["val"] * 20, alone=30)
-        before = sigma_by_rule("pairs", store)[0]
-        other = Moments.from_rows(unit(store.load("image").embeddings.astype(np.float64) + 0.1))
-        save_moments(store.external_path, {"image": other}, {"split": "train"})
-        assert sigma_by_rule("pairs", store)[0] > 1.01 * before
 
     def test_pairs_that_say_nothing_are_refused(self, tmp_path: Path) -> None:
         texts = build_store(tmp_path / "texts", Rows.of("text", ["a"], np.ones((1, 4)) / 2, caption=["a"]))

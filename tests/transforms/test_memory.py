@@ -85,15 +85,6 @@ def test_items_that_have_the_whole_memory_or_nothing_of_it(pairs: Pairs) -> None
     np.testing.assert_array_equal(new, pipeline.transform(pairs.x, modality="image"))
 
 
-def test_blocks_of_any_size_give_the_same_rows(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = retrieving(pairs.y, pairs.items)
-    options: dict[str, Any] = {"modality": "text", "training": True, "items": pairs.items}
-    whole = pipeline.transform(pairs.y, **options)
-    for cells in (1, 1000):
-        monkeypatch.setattr(operations, "_SCORE_CELLS", cells)
-        np.testing.assert_allclose(pipeline.transform(pairs.y, **options), whole, atol=1e-6)
-
-
 def test_a_limited_memory_is_drawn_from_all_rows_with_their_items(pairs: Pairs) -> None:
     """Rows of a train split are sorted by their source, so its first rows would be of one source."""
     drawn, again, whole = (retrieving(pairs.y, pairs.items, limit=n) for n in (30, 30, 500))
@@ -143,12 +134,3 @@ def test_fitting_does_not_retrieve_for_steps_that_are_not_fitted(pairs: Pairs, m
     assert pairs.fit(preset("c3-retrieval")).fitted
     with pytest.raises(NameError, match="_attend"):
         pairs.fit(Pipeline([Normalize(), Retrieval(), Normalize(), Collapse(), Normalize()]))
-
-
-def test_neighbours_approach_the_whole_memory(pairs: Pairs) -> None:
-    def project(**options: Any) -> Array:
-        return projecting(pairs, **options).transform(pairs.x, modality="image")  # type: ignore[return-value]
-
-    assert (project(neighbours=120) == project()).all()
-    np.testing.assert_allclose(project(neighbours=60), project(), atol=1e-4)
-    np.testing.assert_allclose(project(neighbours=1), project(tau=0.0), atol=1e-6)

@@ -44,20 +44,6 @@ def test_output_norms_are_one(shape: tuple[int, int, int], name: str) -> None:
             np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
 
 
-@given(shapes, st.lists(st.integers(0, 40), max_size=5))
-@settings(max_examples=30, deadline=None)
-def test_moments_merge_to_the_same_fit(shape: tuple[int, int, int], cuts: list[int]) -> None:
-    n, dim, seed = shape
-    pairs = make_pairs(n, dim, seed)
-    pieces = np.split(np.random.default_rng(seed).permutation(pairs.y), sorted({min(cut, n) for cut in cuts}))
-    merged = Moments.merge_all((Moments.from_rows(piece) for piece in pieces if len(piece)), dim)
-    for name in ("c3", "standardize", "whiten", "gap-shift"):
-        first, second = (preset(name).fit({**pairs.moments, "text": own}) for own in (pairs.moments["text"], merged))
-        for a, b in zip(first.steps, second.steps, strict=True):
-            for key, value in a.state.items():
-                np.testing.assert_allclose(b.state[key], value, rtol=1e-6, atol=1e-9)
-
-
 def test_noise_depends_on_seed_epoch_and_key_alone(pairs: Pairs) -> None:
     pipeline = preset("c3").fit(pairs.moments)
 

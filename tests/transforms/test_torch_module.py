@@ -7,17 +7,10 @@ import pytest
 import torch
 
 from c3tools.errors import TransformError
-from c3tools.transforms import MemoryProjection, Normalize, Pipeline, Retrieval, preset
+from c3tools.transforms import Normalize, Pipeline, Retrieval, preset
 from c3tools.transforms.torch_module import TransformModule
 
 from .conftest import Pairs
-
-
-def test_memory_of_neighbours_agrees_with_numpy(pairs: Pairs) -> None:
-    steps = [Normalize(), MemoryProjection(neighbours=9, role="inference"), Normalize()]
-    pipeline = Pipeline(steps).fit(pairs.moments, pairs.rows)
-    got = TransformModule(pipeline, "image")(torch.from_numpy(pairs.x))
-    np.testing.assert_allclose(got.numpy(), pipeline.transform(pairs.x, modality="image"), atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tau": 0.0}, {"neighbours": 500, "weight": 0.3}])
@@ -55,12 +48,6 @@ def test_state_dict_holds_the_fit_and_gradients_flow(pairs: Pairs) -> None:
     # outputs have unit norm whatever x is, so their squared norm has no gradient
     assert x.grad is not None and x.grad.abs().max() < 1e-5
     assert torch.isfinite(x.grad).all()
-
-
-def test_the_fit_moves_with_the_module(pairs: Pairs) -> None:
-    module = TransformModule(preset("c3").fit(pairs.moments), "text").to("meta")
-    assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
-    assert module(torch.zeros(2, 24, device="meta")).device.type == "meta"
 
 
 def test_module_refusals(pairs: Pairs) -> None:
