@@ -102,7 +102,7 @@ def colour_encoder() -> Encoder:
     tokenise = lambda texts: [list(text.encode()[:64].ljust(64, bytes(1))) for text in texts]  # noqa: E731
     identity = {"name": "colours", "weights_sha256": "0" * 64}
     return Encoder(
-        _Colours(),  # type: ignore[arg-type]
+        _Colours(),
         tokenise,
         preprocess,
         identity=identity,
