@@ -1,6 +1,6 @@
 """Measure how much of the gap is left after contrastive training, by logit scale and by the weight of `--close-gap`.
 
-    python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy, meta.jsonl, texts.jsonl
+    python examples/c3_mini/features.py CORPUS FEATURES      # or any image.npy, text.npy and meta.jsonl
     python benchmarks/connect_temperature.py FEATURES --stores STORES
     python benchmarks/connect_temperature.py FEATURES --scales 100,100+0.1,100+0.3,100+1    # --close-gap 0.1 to 1
 
@@ -72,8 +72,7 @@ def main() -> None:
     parser.add_argument("--stores", type=Path)
     arguments = parser.parse_args()
     folder = arguments.features
-    tables = {"meta": folder / "meta.jsonl", "text_meta": folder / "texts.jsonl"}
-    features = read_features(image=folder / "image.npy", text=folder / "text.npy", **tables)
+    features = read_features(image=folder / "image.npy", text=folder / "text.npy", meta=folder / "meta.jsonl")
     lines = [f"| trained at | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for scale in arguments.scales.split(","):
         name = scale.replace(":", "-")

@@ -41,15 +41,12 @@ def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "image.npy", first)
     np.save(folder / "text.npy", second)
-    splits = ["train" if item < 0.7 * items else "val" if item < 0.85 * items else "test" for item in range(items)]
-    names = [f"photo{item:03d}.jpg" for item in range(items)]
-    tables = {
-        "meta": [{"image": name, "split": split} for name, split in zip(names, splits, strict=True)],
-        "text_meta": [{"image_key": names[item], "caption": f"caption {row}"} for row, item in enumerate(item_index)],
-    }
-    for name, rows in tables.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return {
-        **{name: folder / f"{name}.npy" for name in ("image", "text")},
-        **{name: folder / f"{name}.jsonl" for name in tables},
-    }
+    lines = []
+    for item in range(items):
+        rows = np.flatnonzero(item_index == item).tolist()
+        split = "train" if item < 0.7 * items else "val" if item < 0.85 * items else "test"
+        captions = [f"caption {row}" for row in rows]
+        row = {"image": f"photo{item:03d}.jpg", "captions": captions, "text_rows": rows, "split": split}
+        lines.append(json.dumps(row))
+    (folder / "meta.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return {"image": folder / "image.npy", "text": folder / "text.npy", "meta": folder / "meta.jsonl"}

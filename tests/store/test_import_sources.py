@@ -93,6 +93,20 @@ def test_published_pickles(here: Path, protocol: int) -> None:
         import_embeddings("other.pkl", "s")
 
 
+def test_rows_of_texts_that_images_list(here: Path) -> None:
+    np.save("t.npy", make_vectors(5)[1])
+    rows = [
+        {"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": [9 - 2 * i, 8 - 2 * i]} for i in range(5)
+    ]
+    import_embeddings(image="i.npy", text="t.npy", meta=lines("m.jsonl", rows))
+    assert loaded("text").column("image_key")[:4] == ["a/4", "a/4", "a/3", "a/3"]
+    assert list(loaded("text").captions)[:4] == ["4b", "4a", "3b", "3a"]
+    for last in ([0, 10], [-1, 4], [0, 9]):
+        rows[4]["text_rows"] = last
+        with pytest.raises(StoreError, match=r"text_rows .* 10 texts"):
+            import_embeddings(store="s", image="i.npy", text="t.npy", meta=lines("m.jsonl", rows))
+
+
 def test_rows_that_cannot_be_kept_are_listed(here: Path) -> None:
     images, texts = make_vectors(8)
     images[2, 5], images[4], texts[5] = np.nan, 0, 0

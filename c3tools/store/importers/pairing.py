@@ -21,7 +21,7 @@ from ...corpus.captions import TEXT_COLUMNS, first_column
 from ...corpus.items import IMAGE_SUFFIXES
 from ...errors import StoreError
 from ...reporter import counted
-from ..rows import Rows, positions
+from ..rows import Rows, one_array, positions
 from .files import VectorFile, read_table, read_vectors
 
 _FILE_NAMES = ("image", "file_name", "image_path", "filename", "image_name")
@@ -85,8 +85,9 @@ def pair(
 ) -> tuple[list[Rows], list[str]]:
     """Give every row a key, and every text its image.
 
-    Texts find their image by a column (``image_key``, ``image_id``, ...), or by their own ids where these are those of
-    images. Only where texts or images have no ids are they paired by order.
+    Texts find their image by a column (``image_key``, ``image_id``, ...), by the column ``text_rows`` of the table of
+    images, or by their own ids where these are those of images. Only where texts or images have no ids are they paired
+    by order.
 
     Args:
         files: vectors of images, texts, and other modalities, which are paired with images or texts in the same way.
@@ -103,6 +104,8 @@ def pair(
     present = {name for table in (*tables.values(), *(f.table for f in files.values())) for name in table.column_names}
     if unknown := next((name for name in names if name and name not in present), None):
         raise StoreError(f"There is no column {unknown!r}. The columns are {', '.join(sorted(present)) or 'none'}.")
+    if "text" in files and "text" not in tables and "text_rows" in tables.get("image", pa.table({})).column_names:
+        tables = {**tables, "text": _listed_texts(tables["image"], names, len(files["text"].vectors))}
     notes: list[str] = []
     sides: list[_Side] = []
     for name, file in files.items():
@@ -302,6 +305,23 @@ def _find_items(side: _Side, known: Sequence[_Side], notes: list[str]) -> None:
     side.items = [*same.own_items]
     if side.name == "text" and _find(side.table, None, _CAPTIONS) is None:
         side.table = _merged(same.table, side.table)  # a caption for each image
+
+
+def _listed_texts(images: pa.Table, names: ColumnNames, n: int) -> pa.Table:
+    """Return the table of n texts, from one of images with a list of the rows of its texts for each."""
+    images = images.filter(pc.greater(pc.list_value_length(images.column("text_rows")), 0))
+    listed, key = one_array(images.column("text_rows")), _find(images, names.key, _KEYS)
+    rows: Any = pc.list_flatten(listed)
+    if key is None or len({*rows.to_pylist()} & {*range(n)}) < len(rows):
+        raise StoreError(
+            f"The column text_rows names one of the {n:,} texts twice, or one that is not there.",
+            remedy="Each image needs an id and the rows of its own texts, from 0.",
+        )
+    columns: dict[str, Any] = {"image_key": one_array(images.column(key)).take(pc.list_parent_indices(listed))}
+    if (captions := _find(images, names.caption, _CAPTIONS)) and pa.types.is_list(images.schema.field(captions).type):
+        columns["caption"] = pc.list_flatten(one_array(images.column(captions)))
+    places = pc.index_in(pa.array(range(n), rows.type), value_set=rows)
+    return pa.table({name: column.take(places) for name, column in columns.items() if len(column) == len(rows)})
 
 
 def _merged(first: pa.Table, second: pa.Table) -> pa.Table:
