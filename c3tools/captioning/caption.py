@@ -130,7 +130,7 @@ def caption_images(
     rows: Rows | None = None
     result = Captions()
     if embeddings is None:
-        photos, result.failures = images_by_key([Path(path) for path in paths], follow_symlinks)
+        photos, result.failures = _images_by_key([Path(path) for path in paths], follow_symlinks)
     elif paths or txt or xmp or html is not None or model is not None or random_init is not None:
         raise DecoderError(
             "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model and --random-init "
@@ -220,7 +220,7 @@ def _description(decoder: Captioner, generation: GenerationConfig, modality: str
     return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest[:12]})"
 
 
-def images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], Failures]:
+def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], Failures]:
     """Find image files; their keys are paths relative to the folder without the suffix, as in a store.
 
     Returns:

@@ -63,7 +63,7 @@ def allowed(model: DecoderBase, logits: Tensor) -> Tensor:
     return scores
 
 
-class KeyValueCache:
+class _KeyValueCache:
     """Keys and values of the positions computed so far, one pair of buffers per block."""
 
     def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -90,7 +90,7 @@ class KeyValueCache:
         return [part[:, :, : self.length] for pair in pairs for part in pair]
 
 
-class DifferentiableCache(KeyValueCache):
+class _DifferentiableCache(_KeyValueCache):
     """A cache of given keys and values that is read, and not written to, so that gradients pass through it."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -102,7 +102,7 @@ class DifferentiableCache(KeyValueCache):
         return torch.cat([self.keys[layer], key], dim=2), torch.cat([self.values[layer], value], dim=2)
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Causal multi-head self-attention, with or without a cache."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: _KeyValueCache | None, layer: int) -> Tensor:
         """Map (B, S, W) to (B, S, W)."""
         B, S, W = x.shape
         qkv = self.qkv(x).view(B, S, 3, self.heads, W // self.heads)  # (B, S, 3, H, W / H)
@@ -127,19 +127,19 @@ class Attention(nn.Module):
         return joined
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """One pre-norm Transformer block."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width)
-        self.attention = Attention(config)
+        self.attention = _Attention(config)
         self.norm2 = nn.LayerNorm(config.width)
         self.up = nn.Linear(config.width, 4 * config.width)
         self.down = nn.Linear(4 * config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: _KeyValueCache | None, layer: int) -> Tensor:
         """Map (B, S, W) to (B, S, W)."""
         x = x + self.dropout(self.attention(self.norm1(x), cache, layer))  # (B, S, W)
         y: Tensor = self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))  # (B, S, W)
@@ -162,7 +162,7 @@ class CaptionDecoder(DecoderBase):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.positions, config.width))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self._initialise()
 
@@ -187,7 +187,7 @@ class CaptionDecoder(DecoderBase):
         x: Tensor = self.prefix(embeddings * math.sqrt(self.config.dim))  # (B, P * W)
         return x.view(len(embeddings), self.config.prefix_length, self.config.width)  # (B, P, W)
 
-    def run(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def run(self, x: Tensor, cache: _KeyValueCache | None = None) -> Tensor:
         """Run blocks and final norm: inputs (B, S, W) to hidden states (B, S, W); extends the cache."""
         start = 0 if cache is None else cache.length
         x = self.dropout(x + self.positions[start : start + x.shape[1]])  # (B, S, W)
@@ -225,7 +225,7 @@ class CaptionDecoder(DecoderBase):
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prefix of embeddings (B, d): scores of the first token (B, V), the hidden state (B, W), the cache."""
-        cache = KeyValueCache(self.config, len(embeddings), embeddings.dtype, embeddings.device)
+        cache = _KeyValueCache(self.config, len(embeddings), embeddings.dtype, embeddings.device)
         hidden = self.run(self.embed_prefix(embeddings), cache)[:, -1]  # (B, W)
         return self.logits(hidden), hidden, cache
 
@@ -236,7 +236,7 @@ class CaptionDecoder(DecoderBase):
 
     def cache_of(self, tensors: list[Tensor]) -> Any:
         """Return a cache of given keys and values, as its ``tensors()`` lists them; gradients pass through it."""
-        return DifferentiableCache(tensors)
+        return _DifferentiableCache(tensors)
 
     def behind_prefix(self, length: int) -> CaptionDecoder:
         """Return a copy of a language model behind a new mapper to so many positions, which alone is to be trained.

@@ -40,14 +40,14 @@ def clean_caption(caption: str) -> str:
     return line.rstrip(". ") if not line.endswith("...") else line
 
 
-def has_words(caption: str) -> bool:
+def _has_words(caption: str) -> bool:
     """Return whether a caption contains a letter or a digit of any script."""
     return any(unicodedata.category(character)[0] in "LN" for character in caption)
 
 
 def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
-    """Leave out the rows without words (see `has_words`); the note lists them, and is None if there are none."""
-    kept = np.fromiter((has_words(caption) for caption in rows.captions), dtype=bool, count=len(rows))
+    """Leave out the rows without words (see `_has_words`); the note lists them, and is None if there are none."""
+    kept = np.fromiter((_has_words(caption) for caption in rows.captions), dtype=bool, count=len(rows))
     if kept.all():
         return rows, None
     left_out = rows.select(~kept).keys

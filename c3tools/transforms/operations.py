@@ -125,7 +125,7 @@ def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Ind
             noise *= np.float32(operation.scale)
             x += noise if operation.matrix is None else noise @ operation.matrix.astype(np.float32)
         case MixNoise() if noise is not None:
-            noise *= (operation.mix * row_norms(x) / row_norms(noise))[:, None]
+            noise *= (operation.mix * _row_norms(x) / _row_norms(noise))[:, None]
             x *= np.float32(1 - operation.mix)
             x += noise
         case MemoryAttention(memory):
@@ -138,13 +138,13 @@ def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Ind
     return x
 
 
-def row_norms(x: Matrix) -> Matrix:
+def _row_norms(x: Matrix) -> Matrix:
     """Return the Euclidean norms (n,) of the rows of ``x`` (n, d)."""
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", x, x)))
 
 
 def _unit(x: Matrix) -> Matrix:
-    norms = row_norms(x)
+    norms = _row_norms(x)
     # Squares of numbers below 1e-19 are lost in float32: measure such rows again after scaling them.
     for row in np.flatnonzero((norms < 1e-15) | ~np.isfinite(norms)):
         peak = np.abs(x[row]).max()
@@ -154,7 +154,7 @@ def _unit(x: Matrix) -> Matrix:
                 remedy="Leave out zero vectors, or fit the means on more rows.",
             )
         x[row] /= peak
-        norms[row] = row_norms(x[row : row + 1])[0]
+        norms[row] = _row_norms(x[row : row + 1])[0]
     x /= norms[:, None]
     return x
 
@@ -181,7 +181,7 @@ def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
         x[:] = mean
         return
     mean[alone] = 0
-    mean *= (weight / np.maximum(row_norms(mean), _LEAST_NORM))[:, None]
+    mean *= (weight / np.maximum(_row_norms(mean), _LEAST_NORM))[:, None]
     x += mean
 
 

@@ -148,7 +148,7 @@ def scaled_spread(spread: SigmaRule) -> SigmaRule:
     return SigmaRule("scaled_spread", sigma, rests_on, spread.missing, spread.images)
 
 
-def photo_spread(images: Floats, mean: Array) -> SigmaRule:
+def _photo_spread(images: Floats, mean: Array) -> SigmaRule:
     """Measure how far photos are from the nearest other photo among `NEIGHBOURS`, for Corrupt on the image side.
 
     A caption does not tell photos apart that look alike, so a generator of images must not depend on what does. The
@@ -280,7 +280,7 @@ def sigma_by_rule(rule: str, store: Store, split: str = "train", *, noised: Side
         return _settled(rule, lambda: spread_of_captions(store, split), lambda: _pairs_of_store(store, split, noised))
     photos = store.load("image", split)
     chosen = photos.hash_order("photo spread")[:NEIGHBOURS]
-    near = photo_spread(unit_rows(photos.embeddings[chosen]), store.fitting_moments("image", split).mean)
+    near = _photo_spread(unit_rows(photos.embeddings[chosen]), store.fitting_moments("image", split).mean)
     if near.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {near.missing}"
     sigma = PHOTO_SPREADS * near.sigma

@@ -114,7 +114,7 @@ class Normalize(Step):
         return (Unit(),)
 
 
-class AffineStep(Step):
+class _AffineStep(Step):
     """A step that, once it is fitted, is an affine map of each modality; `state` contains the maps."""
 
     def maps(self, data: FitData) -> dict[str, Affine]:
@@ -146,7 +146,7 @@ class AffineStep(Step):
 
 
 @dataclass(eq=False)
-class ModalityStep(AffineStep):
+class _ModalityStep(_AffineStep):
     """A step that is fitted on each modality by itself: those it applies to, if they have moments."""
 
     needs_unit = True
@@ -164,7 +164,7 @@ class ModalityStep(AffineStep):
 
 
 @dataclass(eq=False)
-class Collapse(ModalityStep):
+class Collapse(_ModalityStep):
     """e - mu of its own modality (C3, Zhang et al., ICLR 2024): removes the modality gap.
 
     mu is the mean over the train split of L2-normalised vectors, and is not normalised itself.
@@ -178,7 +178,7 @@ class Collapse(ModalityStep):
 
 
 @dataclass(eq=False)
-class Standardize(ModalityStep):
+class Standardize(_ModalityStep):
     """(e - mu) / s per dimension, s the population standard deviation of the modality.
 
     Attributes:
@@ -196,7 +196,7 @@ class Standardize(ModalityStep):
 
 
 @dataclass(eq=False)
-class Whiten(ModalityStep):
+class Whiten(_ModalityStep):
     """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
 
     Attributes:
@@ -221,7 +221,7 @@ class Whiten(ModalityStep):
 
 
 @dataclass(eq=False)
-class GapShift(AffineStep):
+class GapShift(_AffineStep):
     """x - delta/2 u, y + delta/2 u along the unit gap u (Mind the Gap, Liang et al., NeurIPS 2022).
 
     Attributes:
@@ -246,7 +246,7 @@ class GapShift(AffineStep):
 
 
 @dataclass(eq=False)
-class ProjectOutGap(AffineStep):
+class ProjectOutGap(_AffineStep):
     """e - (e . u) u: removes the coordinate along the unit gap u.
 
     Attributes:
@@ -266,7 +266,7 @@ class ProjectOutGap(AffineStep):
 
 
 @dataclass(eq=False)
-class MapStep(AffineStep):
+class _MapStep(_AffineStep):
     """A step that moves the rows of one modality to another, and leaves those of others as they are.
 
     Attributes:
@@ -285,7 +285,7 @@ class MapStep(AffineStep):
 
 
 @dataclass(eq=False)
-class MatchMoments(MapStep):
+class MatchMoments(_MapStep):
     """(e - mu_y) s_x / s_y + mu_x per dimension, s the population standard deviation (TOMCap, 2026).
 
     Moves the modality y (``source``) so that mean and variance of every dimension are those of x (``target``); a
@@ -303,7 +303,7 @@ class MatchMoments(MapStep):
 
 
 @dataclass(eq=False)
-class ReAlign(MapStep):
+class ReAlign(_MapStep):
     """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
 
     Moves the modality y (``source``) into the distribution of x (``target``) with unpaired statistics alone: anchor
@@ -332,7 +332,7 @@ class ReAlign(MapStep):
 
 
 @dataclass(eq=False)
-class PairedMap(MapStep):
+class _PairedMap(_MapStep):
     """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
 
     needs_rows = True
@@ -350,7 +350,7 @@ class PairedMap(MapStep):
 
 
 @dataclass(eq=False)
-class RidgeMap(PairedMap):
+class RidgeMap(_PairedMap):
     """Linear map from source to target with least squared error, penalised (ridge regression).
 
     M = (X^T X + penalty n I)^(-1) X^T Y.
@@ -375,7 +375,7 @@ class RidgeMap(PairedMap):
 
 
 @dataclass(eq=False)
-class Procrustes(PairedMap):
+class Procrustes(_PairedMap):
     """Orthogonal map of centred source rows that comes nearest to the target rows (Schönemann, 1966).
 
     M = U V^T from the singular vectors of X^T Y. With fewer pairs than dimensions these leave directions open, in which
@@ -402,7 +402,7 @@ class Procrustes(PairedMap):
 
 
 @dataclass(eq=False)
-class MemoryStep(Step):
+class _MemoryStep(Step):
     """A step that compares rows with a memory.
 
     Attributes:
@@ -438,7 +438,7 @@ class MemoryStep(Step):
 
 
 @dataclass(eq=False)
-class MemoryProjection(MemoryStep):
+class MemoryProjection(_MemoryStep):
     """softmax(cos(e, M) / tau)-weighted mean of a memory M of the other modality (DeCap, Li et al., ICLR 2023).
 
     With tau 0 it takes the nearest row, which is CLIPRe (Su et al., 2022).
@@ -465,7 +465,7 @@ class MemoryProjection(MemoryStep):
 
 
 @dataclass(eq=False)
-class Retrieval(MemoryStep):
+class Retrieval(_MemoryStep):
     """e + weight m / |m|, m the softmax(cos(e, M) / tau)-weighted mean of the rows of a memory M that are nearest to e.
 
     The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training captions, with a mix in
@@ -514,7 +514,7 @@ class Retrieval(MemoryStep):
 
 
 @dataclass(eq=False)
-class NoiseStep(Step):
+class _NoiseStep(Step):
     """A step that adds noise to training inputs."""
 
     role: Role = field(default="training", kw_only=True)
@@ -523,7 +523,7 @@ class NoiseStep(Step):
 
 
 @dataclass(eq=False)
-class GaussianNoise(NoiseStep):
+class GaussianNoise(_NoiseStep):
     """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with variance sigma^2).
 
     Attributes:
@@ -566,7 +566,7 @@ class SpanNoise(GaussianNoise):
 
 
 @dataclass(eq=False)
-class CovarianceNoise(NoiseStep):
+class CovarianceNoise(_NoiseStep):
     """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i over pairs.
 
     The alignment noise of real encoders is not isotropic; this draws from what was measured.
@@ -607,7 +607,7 @@ class CovarianceNoise(NoiseStep):
 
 
 @dataclass(eq=False)
-class AdaptiveNoise(NoiseStep):
+class AdaptiveNoise(_NoiseStep):
     """(1 - l) e + l |e| z / |z| (LAFITE_G, Zhou et al., CVPR 2022): noise in proportion to the vector.
 
     Attributes:

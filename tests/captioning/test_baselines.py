@@ -24,7 +24,6 @@ from c3tools.captioning.baselines.esper import (
 from c3tools.captioning.baselines.magic import write_magic
 from c3tools.captioning.baselines.zerocap import write_zerocap
 from c3tools.captioning.language_model import Decoder
-from c3tools.captioning.model import KeyValueCache
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.captioning.train import contrastive_loss, fit_esper
 from c3tools.errors import DecoderError
@@ -128,7 +127,6 @@ def zerocap_by_definition(
     def following(written: list[int]) -> torch.Tensor:
         with torch.no_grad():
             _, _, cache = model.prefill(torch.from_numpy(x[None]))
-            assert isinstance(cache, KeyValueCache)
             for token in written[:-1]:
                 model.decode_step(torch.tensor([token]), cache)
             keys, values = (

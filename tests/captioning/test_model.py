@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.captioning import CaptionDecoder, DecoderConfig, load_size
-from c3tools.captioning.model import KeyValueCache
 from c3tools.errors import DecoderError
 
 
@@ -19,9 +18,8 @@ def test_cached_and_whole_computation_agree(rows: int, seed: int) -> None:
     x, tokens = torch.randn(rows, 5), torch.randint(1, 9, (rows, 7))
     with torch.no_grad():
         whole = model(x, tokens)
-        cache = KeyValueCache(config, rows, torch.float32, torch.device("cpu"))
-        steps = [model.logits(model.run(model.embed_prefix(x), cache)[:, -1])]
-        steps += [model.logits(model.run(model.tokens(tokens[:, t : t + 1]), cache)[:, 0]) for t in range(6)]
+        first, _, cache = model.prefill(x)
+        steps = [first, *(model.decode_step(tokens[:, t], cache)[0] for t in range(6))]
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 

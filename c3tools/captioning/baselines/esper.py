@@ -49,7 +49,7 @@ _VALIDATION_IMAGES = 500
 _VALUE_WEIGHT = 0.5
 
 
-class Policy(nn.Module):
+class _Policy(nn.Module):
     """A decoder with its mapper, and the value of each state."""
 
     def __init__(self, model: Decoder, width: int) -> None:
@@ -101,7 +101,7 @@ class EsperTask(Task):
             torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
             self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
         width = self.language_model.prefill(torch.zeros(1, self.model.config.dim, device=self.device))[1].shape[1]
-        self.module = self.policy = Policy(self.model, width).to(self.device)
+        self.module = self.policy = _Policy(self.model, width).to(self.device)
         self.inputs, self.val_inputs = (
             self.pipeline.transform(rows.embeddings, modality="image") for rows in (self.train, self.val)
         )
