@@ -184,13 +184,13 @@ def export_store(
         _make_room(output, digest, made_from, overwrite)
         present = {shard for shard in made_from if _files_of(output, *shard)}
         todo = [shard for shard in made_from if shard[0] in modalities and shard not in present]
-        chosen.save(output)
-        writer = None
+        writer = None  # the record first: it says whose folder this is if the run is killed
         if format == "parquet":
             create_store(output, info)
             writer = StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter)
         else:
             write_json_atomically(output / MANIFEST_FILE, {"made_from": digest, "provenance": provenance, "files": {}})
+        chosen.save(output)
         with (
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
             reporter.progress(f"Exporting {chosen.name}", sum(store.shard_rows(*shard) for shard in todo)) as progress,

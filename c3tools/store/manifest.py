@@ -61,7 +61,7 @@ MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
 REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
-_MOST_KEPT = 2**28  # bytes of the moments of shards that are kept until the run ends
+_MOST_KEPT = 2**29  # bytes of the moments of shards that are kept until the run ends
 
 
 class ShardRecord(NamedTuple):

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from c3tools import export_store, import_embeddings, train_captioner
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, OutputError, StoreError
@@ -30,10 +31,11 @@ from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
 from c3tools.store.metadata import digest_of
 from c3tools.store.verify import verify_store
+from tests.captioning.conftest import make_captions_store
 from tests.conftest import Messages, put_store, unit_rows
 from tests.crashes import fail_at, kill_at, operations
 from tests.servers import Faults
-from tests.stores import DIM, colour_corpus, colour_encoder, whole_store
+from tests.stores import DIM, colour_corpus, colour_encoder, make_vectors, whole_store
 
 from .test_store import contents
 
@@ -60,6 +62,18 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
     """Make what a command needs anew, and return the command."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    if command == "import":
+        for name, rows in zip(("image", "text"), make_vectors(6), strict=True):
+            np.save(folder / f"{name}.npy", rows[:6])
+        files = {name: folder / f"{name}.npy" for name in ("image", "text")}
+        return lambda: import_embeddings(**files, store=folder / "s")
+    if command == "train-decoder":
+        store, _ = make_captions_store(folder / "s")
+        settings: dict[str, Any] = {"sigma": 0.1, "size": "tiny", "epochs": 1, "device": "cpu", "precision": "fp32"}
+        return lambda: train_captioner(store.path, output=folder / "d", **settings)
+    if command == "export":
+        store = whole_store(folder / "s", images=6, part_rows=4)
+        return lambda: export_store(store.path, folder / "e", preset="c2-collapse", workers=1)
     colour_corpus(folder / "c", COLOURS)
     if command == "embed":
         return lambda: embed(folder)
@@ -75,8 +89,9 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    names = [name for name in ("s", "m") if (folder / name).exists()]
-    return {f"{name}/{file}": content for name in names for file, content in contents(folder / name).items()}
+    names = [name for name in ("s", "m", "e", "d") if (folder / name).exists()]
+    found = {f"{name}/{file}": content for name in names for file, content in contents(folder / name).items()}
+    return {name: content for name, content in found.items() if not name.startswith("d/") or "safetensors" in name}
 
 
 @pytest.mark.parametrize(("command", "kills"), [("embed", 5), ("update", 7), ("merge", 3), ("repair", 3)])
@@ -94,12 +109,12 @@ def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, command: st
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-@pytest.mark.parametrize("command", ["embed", "update"])
+@pytest.mark.parametrize("command", ["embed", "update", "import", "export"])
 def test_a_fault_is_one_clear_error_and_nothing_is_lost(tmp_path: Path, command: str, number: int) -> None:
     folder = tmp_path / "work"
     count = len(operations(folder, prepare(folder, command)))
     expected, run = everything(folder), prepare(folder, command)
-    for operation in random.Random(number).sample(range(count), 4):
+    for operation in random.Random(number).sample(range(count), 3):
         with suppress(C3Error):  # the command ends with one clear error, or was through before
             fail_at(folder, operation, number, run)
     run()
