@@ -249,15 +249,16 @@ def read_times(store: Path) -> pa.Table:
         return _INPUTS.empty_table()
 
 
-def write_times(store: Path, tasks: Collection[ShardTasks]) -> None:
-    """Record the times of the inputs of shards in inputs.parquet."""
+def write_times(store: Path, tasks: Collection[ShardTasks], *, replace: bool = True) -> None:
+    """Record the times of the inputs of shards in inputs.parquet; without ``replace``, only those of new inputs."""
     tables = (task.items.rows(task.positions) for task in tasks)
     found = [table.select(["key", "mtime"]) for table in tables if "mtime" in table.column_names]
     new = pa.concat_tables([_INPUTS.empty_table(), *found]).drop_null()
     if len(new):
         before = read_times(store)
-        kept = before.filter(pc.invert(pc.is_in(before["key"], new["key"])))
-        write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, new]), path))
+        one, other = (before, new) if replace else (new, before)
+        kept = one.filter(pc.invert(pc.is_in(one["key"], other["key"])))
+        write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, other]), path))
 
 
 class Sources:

@@ -212,7 +212,8 @@ def embed_corpus(
             if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
                 encoder = _loaded_for(folder, encoder, options.dtype)
                 work = {name: EmbedWork(opened, name, encoder, options, writer) for name in plans}
-            write_times(folder, [plan.shards for plan in plans.values()])  # before the first shard
+            shards = [plan.shards for plan in plans.values()]
+            write_times(folder, shards, replace=False)  # before the first shard; of what is tried again, after it
             for name, plan in plans.items():
                 plan.summary.add(_embed_shards(plan.shards, work.get(name), executor, reporter))
             for name, plan in plans.items():
@@ -230,6 +231,7 @@ def embed_corpus(
             sources = Sources(corpus)
             listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
             listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
+            write_times(folder, shards)
             present = writer.finish(listed, forget=made_up_for).shards
             if update:  # after their shards were rewritten
                 write_times(folder, [plan.changed for plan in plans.values()])
