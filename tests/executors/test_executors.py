@@ -25,7 +25,6 @@ from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
 from tests.executors.works import Squares
 
-OPTIONS: dict[str, Any] = {"shard_size": 3, "workers": 1, "batch_size": 2}
 SQUARES = [0, 1, 4, 9, 16, 25]
 
 
@@ -81,18 +80,17 @@ def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(cluster: RayExecutor,
 def test_ray_makes_the_same_bytes_and_goes_on_where_another_was_interrupted(
     cluster: RayExecutor, encoder: Encoder, tmp_path: Path
 ) -> None:
-    folder = copy_photos(tmp_path / "photos", 7)
+    folder = copy_photos(tmp_path / "photos", 4)
     (folder / "broken.jpg").write_text("no image")
-    corpus = read_corpus([folder])
+    corpus, options = read_corpus([folder]), {"shard_size": 3, "workers": 1, "batch_size": 2}
     for name, executor in (("here", None), ("there", cluster)):
-        summary = embed_corpus(corpus, tmp_path / name, encoder, **OPTIONS, executor=executor)
-        counts = {name: (m.embedded, m.failed) for name, m in summary.modalities.items()}
-        assert counts == {"image": (7, 1), "text": (35, 0)}
+        summary = embed_corpus(corpus, tmp_path / name, encoder, executor=executor, **options)
+        assert [(m.embedded, m.failed) for m in summary.modalities.values()] == [(4, 1), (20, 0)]
     whole = files(tmp_path / "here")
     assert files(tmp_path / "there") == whole
     for name in ("manifest.json", "image/part-00001.parquet", "text/part-00002.parquet"):
         (tmp_path / "there" / name).unlink()
-    embed_corpus(corpus, tmp_path / "there", encoder, **OPTIONS, executor=cluster)
+    embed_corpus(corpus, tmp_path / "there", encoder, executor=cluster, **options)
     assert files(tmp_path / "there") == whole
 
 
@@ -142,24 +140,23 @@ def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.Monk
         pass
 
 
-def machine(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
+def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
     return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
 
 
 @pytest.mark.parametrize(
-    ("nodes", "processes", "cores", "gpu", "expected"),
+    ("nodes", "wanted", "expected"),
     [
-        ([machine(8), machine(4)], None, None, False, (3, 4)),
-        ([machine(8), machine(4)], None, 1, False, (12, 1)),
-        ([machine(8), machine(4, alive=False)], 2, None, False, (2, 4)),
-        ([machine(2)], 4, None, False, (4, 0.5)),
-        ([machine(2)], 5, None, False, (5, 0.3333)),
-        ([machine(6), machine(2)], 2, None, False, (2, 3)),
-        ([machine(96, 8), machine(32, 4), machine(64)], None, None, True, (12, 8)),
-        ([machine(96, 8)], 2, None, True, (2, 12)),
+        ([(8, 0), (4, 0)], (None, None, False), (3, 4)),
+        ([(8, 0), (4, 0)], (None, 1, False), (12, 1)),
+        ([(8, 0), (4, 0, False)], (2, None, False), (2, 4)),
+        ([(2, 0)], (4, None, False), (4, 0.5)),
+        ([(2, 0)], (5, None, False), (5, 0.3333)),
+        ([(6, 0), (2, 0)], (2, None, False), (2, 3)),
+        ([(96, 8), (32, 4), (64, 0)], (None, None, True), (12, 8)),
+        ([(96, 8)], (2, None, True), (2, 12)),
     ],
 )
-def test_workers_that_fit(
-    nodes: list[dict[str, Any]], processes: int | None, cores: int | None, gpu: bool, expected: tuple[int, float]
-) -> None:
-    assert allocate(nodes, processes, cores, gpu=gpu) == expected
+def test_workers_that_fit(nodes: list[tuple[Any, ...]], wanted: tuple[Any, ...], expected: tuple[int, float]) -> None:
+    processes, cores, gpu = wanted
+    assert allocate([machine(*node) for node in nodes], processes, cores, gpu=gpu) == expected
