@@ -30,7 +30,7 @@ from ..store.import_embeddings import ImportReport, write_modalities
 from ..training.sizes import require_valid
 from .losses import TwoTowers
 from .pairs import PairedFeatures
-from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect, score_table
+from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect
 
 _WEIGHTS_FILE = "heads.safetensors"
 _FACTS = ("outcome", "recall@1")
@@ -172,9 +172,6 @@ class ConnectedHeads:
                 heads = [Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(names))]
             nn.ModuleList(heads).load_state_dict(tensors, assign=True)
             return cls(names, heads, shape, content["record"])
-
-    def _repr_html_(self) -> str:
-        return score_table(self.record)._repr_html_()
 
 
 def connect_heads(

@@ -25,7 +25,7 @@ from ..reporter import SILENT, Reporter
 from ..store.rows import splits_of
 from .losses import ContrastiveLoss, TwoTowers
 from .pairs import ArrayInputs, PairInputs, PhotoInputs, number_rows, number_texts
-from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect, score_table
+from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect
 
 _LIT, _FULL = "lit", "full"
 _EPOCHS = {_LIT: 20, _FULL: 10}
@@ -53,9 +53,6 @@ class ConnectedTowers:
     def name(self) -> str:
         """The name by which every command and `c3tools.load_encoder` load the model."""
         return f"local-dir:{self.folder}"
-
-    def _repr_html_(self) -> str:
-        return score_table(self.record)._repr_html_()
 
 
 def connect_towers(

@@ -6,6 +6,7 @@ checkpoint is the epoch with the highest recall@1 (mean of both directions) amon
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -274,12 +275,8 @@ def score_table(record: Mapping[str, Any]) -> Table:
 
 
 def _card(title: str, record: Mapping[str, Any], usage: str) -> str:
-    """Return a card in Markdown: the record, the scores as a table, and how the model is used."""
-    facts = []
-    for name, value in record.items():
-        if name not in ("scores", "made_from"):
-            shown = ", ".join(f"{n} {v}" for n, v in value.items()) if isinstance(value, Mapping) else value
-            facts.append((name, str(shown)))
-    tables = [("", ""), ("---", "---"), *facts], [_SCORES, ["---"] * len(_SCORES), *score_table(record).rows]
-    lines = ["\n".join(f"| {' | '.join(row)} |" for row in table) for table in tables]
-    return "\n\n".join([f"# {title}", *lines, usage, ""])
+    """Return a card in Markdown: the scores, how the model is used, and data and settings as JSON."""
+    lines = [_SCORES, ["---"] * len(_SCORES), *score_table(record).rows]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    facts = {name: value for name, value in record.items() if name not in ("scores", "made_from")}
+    return f"# {title}\n\n{table}\n\n{usage}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .encoder import Encoder
-from .loading import Network, load_encoder, load_network, resolve_encoder
-from .models import DEFAULT_MODEL, ModelName
+from .loading import DEFAULT_MODEL, ModelName, Network, load_encoder, load_network, resolve_encoder
 from .preprocessing import ImagePreprocessor, open_image
 
 __all__ = [

@@ -84,7 +84,7 @@ def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(t
     np.testing.assert_array_equal(loaded.embed("text", rows), again.embed("text", rows))
     files = {"README.md", "connect.json", "heads.safetensors", "geometry.json", "geometry.svg"}
     assert {path.name for path in trained.iterdir()} == files
-    assert "image → text" in loaded._repr_html_()
+    assert "| test | image → text |" in (trained / "README.md").read_text(encoding="utf-8")
     said = Messages()
     connect_heads(features, tmp_path / "0", **QUICK, reporter=said)
     assert "nothing to do" in said.texts[-1]

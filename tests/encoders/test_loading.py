@@ -16,7 +16,7 @@ import open_clip
 import pytest
 import torch
 
-from c3tools.encoders import ModelName, load_encoder, models, resolve_encoder
+from c3tools.encoders import ModelName, load_encoder, loading, resolve_encoder
 from c3tools.encoders.loading import weights_sha256
 from c3tools.errors import EncoderError
 from c3tools.io import artifact
@@ -106,11 +106,11 @@ def test_weights_that_cannot_be_loaded_are_an_error_with_the_bundled_model_as_a_
 
 
 def test_weights_on_this_machine_need_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(models, "answers", pytest.fail)
-    monkeypatch.setattr(models, "is_local", lambda weights: True)
+    monkeypatch.setattr(loading, "answers", pytest.fail)
+    monkeypatch.setattr(loading, "is_local", lambda weights: True)
     (tmp_path / "weights.pt").touch()
     for name in ("ViT-B-32/openai", f"ViT-B-32/{tmp_path / 'weights.pt'}", "c3-mini"):
-        models.require_weights(ModelName.parse(name))
+        loading.require_weights(ModelName.parse(name))
     assert ModelName.parse("ViT-B-32/a/file.pt") == ModelName("ViT-B-32/a/file.pt", "ViT-B-32", "a/file.pt")
 
 
