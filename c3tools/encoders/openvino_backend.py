@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from .preprocessing import ImagePreprocessor
 
+_CALIBRATION_INPUTS = 64  # of each modality
 _INT8_AGREEMENT = 0.99
 # int8 is in the model itself; the hint is for what is not in 8 bits
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -180,9 +181,10 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
     if not importlib.util.find_spec("nncf"):
         raise MissingExtraError("nncf", extra="int8", purpose="--precision int8")
     lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["captions"][0] for line in lines]
+    texts = [caption for line in lines for caption in json.loads(line)["captions"]][:_CALIBRATION_INPUTS]
+    photos = sorted((PHOTOS / "images").iterdir())[:_CALIBRATION_INPUTS]
     inputs: dict[Modality, list[Any]] = {  # each a batch of its own
-        "image": [exact.pixels(photo)[None] for photo in sorted((PHOTOS / "images").iterdir())],
+        "image": [exact.pixels(photo)[None] for photo in photos],
         "text": [batch for _, batch in exact.token_batches(exact.tokenise(texts), 1)],
     }
     plain: Any = exact.backend
