@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +43,6 @@ _NOT_COLUMNS = ("width", "height", "size")
 _CROP_AREA = 0.5, 1.0
 _CROP_RATIO = 3 / 4, 4 / 3
 _READERS = 4
-
-
-class Inputs(Protocol):
-    """Rows of one side, as its tower takes them."""
-
-    def rows(self, numbers: Indices, epoch: int | None = None) -> Tensor:
-        """Return the inputs of the tower for these rows; with an epoch, as they are augmented in it."""
 
 
 class ArrayInputs:
@@ -116,6 +109,9 @@ class PhotoInputs:
         if epoch is None or self._seed is None:
             return self._preprocess(image)
         return augment(image, size, generator(self._seed, "augment", epoch, photo.key))
+
+
+Inputs = ArrayInputs | PhotoInputs  # the rows of one side, as its tower takes them
 
 
 def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:

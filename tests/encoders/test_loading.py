@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,9 @@ from c3tools.encoders import ModelName, load_encoder, loading, resolve_encoder
 from c3tools.encoders.loading import weights_sha256
 from c3tools.errors import EncoderError
 from c3tools.io import artifact
-from c3tools.reporter import Reporter
+from tests.conftest import Messages
 
 PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-
-
-class Listener(Reporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def local_model(folder: Path, **text_changes: object) -> str:
@@ -138,14 +128,8 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
     ended.set()
 
 
-def test_importing_the_rooms_of_the_encoder_imports_no_open_clip() -> None:
-    code = "import sys, c3tools.embedding, c3tools.captioning, c3tools.index; print('open_clip' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
-    name, listener = local_model(tmp_path / "m"), Listener()
+    name, listener = local_model(tmp_path / "m"), Messages()
     recorded = load_encoder(name, random_init=1, backend="torch").identity
     options: dict[str, Any] = {"recorded": recorded, "backend": "torch", "reporter": listener}
     assert resolve_encoder(name, **options).identity["random_init"] is None
@@ -153,9 +137,9 @@ def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_
     assert resolve_encoder(**options, recorded_precision="bf16").compute.precision == "bf16"
     assert resolve_encoder(**options, recorded_precision="bf16", precision="fp32").compute.precision == "fp32"
     assert resolve_encoder(recorded=recorded, recorded_backend="torch").backend.name == "torch"
-    assert not listener.said
+    assert not listener.texts
     assert resolve_encoder(reporter=listener).identity.name == "c3-mini"
-    assert "c3-mini" in listener.said[0]
+    assert "c3-mini" in listener.texts[0]
 
 
 def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> None:
