@@ -236,6 +236,7 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
         ("c.json", json.dumps(COCO), {"captions": "c.json"}, "not a COCO captions file"),
         ("c.jsonl", '{"image": "y.png", "text": "a"}', {"captions": "c.jsonl"}, "has no caption for any"),
         ("c.jsonl", '{"text": "a"}', {"captions": "c.jsonl"}, "the image is missing"),
+        ("l.csv", "image,text\nx,a", {"image_column": "img"}, "no column 'img'; its columns are: image, text"),
         ("t.parquet", "PAR1 not really", {}, "not a readable Parquet"),
         ("t.txt", "\n\n", {}, "There is nothing to embed"),
     ],

@@ -82,19 +82,6 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     assert f"<td>{len(rows)}</td>" in summary._repr_html_()
 
 
-def test_failures_are_tried_again_when_asked(tmp_path: Path) -> None:
-    folder = colour_corpus(tmp_path / "p", {"good": "red", "broken": None})
-    (folder / "link.png").symlink_to(folder / "later.png")
-    assert run(colour_encoder(), folder, tmp_path / "s").failures_in_store == 2
-    for name in ("broken", "later"):
-        shutil.copyfile(folder / "good.png", folder / f"{name}.png")
-    left = run(colour_encoder(), folder, tmp_path / "s")
-    assert (left.modalities["image"].failed_before, left.failures_in_store) == (1, 1)
-    retried = run(colour_encoder(), folder, tmp_path / "s", retry_failed=True)
-    assert (retried.modalities["image"].embedded, retried.failures_in_store) == (1, 0)
-    assert {"broken", "link", "later"} <= set(Store.open(tmp_path / "s").load("image").keys)
-
-
 def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
     folders = [colour_corpus(tmp_path / name, {"x": "red"}, texts=0) for name in ("a", "b")]
     for folder in folders:
@@ -109,6 +96,10 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
         links = {("list", str(folder / "gone.jpg")) for folder in folders}
         assert failures == {("decode", str(tmp_path / "0001.jpg")), *links}
     assert verify_store(tmp_path / "s").findings == []
+    shutil.copyfile(folders[0] / "x.png", tmp_path / "nowhere.jpg")
+    mended = read_corpus(folders, follow_symlinks=True)
+    assert embed_corpus(mended, tmp_path / "s", colour_encoder(), workers=0).modalities["image"].embedded == 2
+    assert [f.stage for f in Store.open(tmp_path / "s").recorded_failures()] == ["decode"]
 
 
 def test_captions_of_every_kind(encoder: Encoder, tmp_path: Path) -> None:
