@@ -33,7 +33,7 @@ _EXPERT_PANEL = "Options for experts and clusters"
 _EXPERT = (
     "executor address processes random_init image_timeout shard_size workers batch_size dtype backend "
     "precision follow_symlinks set monitor chunk "
-    "cone shard_rows nprobe role train_on epoch resamples"
+    "cone shard_rows nprobe role train_on resamples"
 ).split()
 # what an option has beside its name, default and words: each table is by option, or by command and option
 _SMALLEST: dict[str, float] = {

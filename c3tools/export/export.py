@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -113,7 +113,6 @@ def export_store(
     train_on: str = "text",
     dtype: str = "float16",
     seed: int = 0,
-    epoch: int = 0,
     workers: int = 2,
     overwrite: bool = False,
     executor: str | Executor = "local",
@@ -139,7 +138,6 @@ def export_store(
         train_on: Modality of the training inputs.
         dtype: Number format of the embeddings on disk: float16 or float32.
         seed: Seed for all random numbers.
-        epoch: Number of the epoch. Each epoch has different noise.
         workers: Number of files written at the same time.
         overwrite: Replace an existing export in ``output``.
         executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
@@ -154,7 +152,7 @@ def export_store(
         StoreError: if the store cannot be read.
     """
     store = Store.open(store, reporter=reporter)
-    settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed, "epoch": epoch}
+    settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed}
     if wrong := next((name for name, choices in CHOICES.items() if settings[name] not in choices), None):
         index = "; faiss makes an index: c3 export -f faiss, or c3tools.build_index" if wrong == "format" else ""
         raise TransformError(
@@ -182,7 +180,7 @@ def export_store(
     }
     with locked(output), telling_what_is_kept(lambda: _kept(output)):
         _make_room(output, digest, made_from, overwrite)
-        present = {shard for shard in made_from if _files_of(output, *shard)}
+        present = _parts(output).keys() & made_from.keys()
         todo = [shard for shard in made_from if shard[0] in modalities and shard not in present]
         writer = None  # the record first: it says whose folder this is if the run is killed
         if format == "parquet":
@@ -198,15 +196,14 @@ def export_store(
             here = writer if isinstance(where, LocalExecutor) else None
             work = ExportWork(store, chosen, settings, output, info, made_from, here)
             where.run(work, todo, lambda count, _: progress.advance(count))
-        everything = {shard: names for shard in made_from if (names := _files_of(output, *shard))}
-        there = {name for name, _ in everything}
-        rows = {name: _count_roles(store, name, settings) for name in store.modalities if name in there}
+        parts = _parts(output)
+        rows = {name: _count_roles(store, name, settings) for name in store.modalities if name in {m for m, _ in parts}}
         if writer is not None:
             writer.finish()
         else:
             content = {"made_from": digest, "provenance": provenance, "rows": rows}
-            _finish(output, format, content, [*chain(*everything.values())])
-    mine = chain(*(names for shard, names in everything.items() if shard[0] in modalities))
+            _finish(output, format, content, [*chain(*parts.values())])
+    mine = chain(*(names for shard, names in parts.items() if shard[0] in modalities))
     size = sum(size_of(output / name) or 0 for name in mine)
     finished = sum(shard[0] in modalities for shard in present)
     return ExportReport(output, chosen, {name: rows[name] for name in modalities}, len(todo), finished, size)
@@ -219,7 +216,7 @@ class ExportWork(Work[ShardName, None]):
     Attributes:
         store: where the embeddings are.
         pipeline: fitted.
-        settings: ``format``, ``dtype``, ``role``, ``train_on``, ``seed`` and ``epoch``, as in `export_store`.
+        settings: ``format``, ``dtype``, ``role``, ``train_on`` and ``seed``, as in `export_store`.
         output: the folder, or the URL, of the export; prepared already.
         info: of the exported store.
         made_from: a digest for each part.
@@ -260,7 +257,6 @@ class ExportWork(Work[ShardName, None]):
             training = np.array([split == "train" for split in splits])
         x = embedding_matrix(batch, self.store.info.dtype)
         keys, items = (keys_of(batch), own_items(batch).to_pylist()) if training.any() else ([], [])
-        noise = {name: self.settings[name] for name in ("seed", "epoch")}
         y = np.empty(x.shape, self.settings["dtype"])
         for start in range(0, len(x), _CACHED_ROWS):
             block = np.arange(start, min(start + _CACHED_ROWS, len(x)))
@@ -271,8 +267,8 @@ class ExportWork(Work[ShardName, None]):
                 chosen = slice(start, start + _CACHED_ROWS) if len(rows) == len(block) else rows
                 own = rows if is_training else rows[:0]
                 names: dict[str, Any] = {"keys": [keys[row] for row in own], "items": [items[row] for row in own]}
-                made = self.pipeline.transform(x[chosen], modality=modality, training=is_training, **names, **noise)
-                y[chosen] = made
+                options: dict[str, Any] = {"modality": modality, "training": is_training, "seed": self.settings["seed"]}
+                y[chosen] = self.pipeline.transform(x[chosen], **options, **names)
         schema = shard_schema(modality, self.info)
         columns = {
             **{name: batch.column(name) for name in batch.schema.names},
@@ -337,8 +333,8 @@ def _make_room(output: Path, digest: str, made_from: dict[ShardName, str], overw
     """
     if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE), overwrite=overwrite):
         return
-    folders = names_in(output)[0]
-    found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
+    record = _read(output / MANIFEST_FILE)
+    found = _read(output / INFO_FILE).get("extra", {}).get("exported") or record
     if "made_from" not in found:
         raise OutputError(f"{output} is a store, not a former export.", remedy="Choose a new or empty folder.")
     same = found["made_from"] == digest
@@ -348,49 +344,46 @@ def _make_room(output: Path, digest: str, made_from: dict[ShardName, str], overw
             "different pipeline, store or settings.",
             remedy="Choose another folder with --output, or replace it with --overwrite.",
         )
-    listed = _read(output / MANIFEST_FILE).get("shards", {})
-    stale: list[str] = []
-    for modality in folders:
-        subfolders = [modality, *(f"{modality}/{name}" for name in names_in(output / modality)[0])]
-        for folder in subfolders:
-            remove_leftovers(output / folder)
-        names = [f"{folder}/{name}" for folder in subfolders for name in names_in(output / folder)[1]]
-        parts = {int(match[1]) for name in names if (match := _PART.fullmatch(name.rpartition("/")[2]))}
-        for part in parts:
-            of_part = [name for name in names if f"part-{part:05d}." in name]
-            wanted = made_from.get((modality, part)) if same else None
-            if wanted is None or not _is_whole(output, of_part, wanted, set(listed)):
-                stale += of_part
+    listed = record.get("shards", {})
+    parts = _parts(output, clean=True)
+    whole = {part for part, names in parts.items() if same and _is_whole(output, names, made_from.get(part), listed)}
+    stale = [name for part, names in parts.items() if part not in whole for name in names]
     if stale or not same:  # the record first: what it lists is the export
-        beside = (MANIFEST_FILE, INFO_FILE, MOMENTS_FILE, FAILURES_FILE, "README.md")
-        for name in (*(beside if not same else beside[:1]), *stale):
+        beside = (MANIFEST_FILE, *(() if same else (INFO_FILE, MOMENTS_FILE, FAILURES_FILE, "README.md")))
+        for name in (*beside, *stale):
             remove(output / name)
 
 
-def _is_whole(output: Path, names: Sequence[str], made_from: str, listed: set[str]) -> bool:
+def _parts(output: Path, *, clean: bool = False) -> dict[ShardName, list[str]]:
+    """Return the names of the files of each part; ``clean`` removes what killed runs left between them."""
+    parts: dict[ShardName, list[str]] = {}
+    for modality in names_in(output)[0]:
+        for folder in (modality, *(f"{modality}/{name}" for name in names_in(output / modality)[0])):
+            if clean:
+                remove_leftovers(output / folder)
+            for name in names_in(output / folder)[1]:
+                if match := _PART.fullmatch(name):
+                    parts.setdefault((modality, int(match[1])), []).append(f"{folder}/{name}")
+    return parts
+
+
+def _is_whole(output: Path, names: Sequence[str], made_from: str | None, listed: Collection[str]) -> bool:
     """Return whether the files of a part are all there, and made from what they are to be made from."""
-    for name in (name for name in names if name.endswith(".parquet")):
+    tables = [name for name in names if name.endswith(".parquet")]
+    for name in tables:
         try:
             with name_or_file(output / name, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
                 metadata = file.schema_arrow.metadata or {}
-            if metadata.get(MADE_FROM_KEY) != made_from.encode() or not {
-                *json.loads(metadata.get(_FILES_KEY, b"[]"))
-            } <= {*names}:
+            files = json.loads(metadata.get(_FILES_KEY, b"[]"))
+            if metadata[MADE_FROM_KEY].decode() != made_from or not {*files} <= {*names}:
                 return False
-            if name not in listed and _FILES_KEY not in metadata:  # nothing else says that its pages are whole
+            if name not in listed and not files:  # nothing else says that its pages are whole
                 info = StoreInfo.from_dict(json.loads(metadata[METADATA_KEY]), output / name)
                 for _ in read_batches(output / name, name.partition("/")[0], info):
                     pass
         except (C3Error, OSError, *MALFORMED, pa.ArrowException):
             return False
-    return any(name.endswith(".parquet") for name in names)
-
-
-def _files_of(output: Path, modality: str, part: int) -> list[str]:
-    """Return the names of the files of a part."""
-    folders = [modality, *(f"{modality}/{name}" for name in names_in(output / modality)[0])]
-    names = (f"{folder}/{name}" for folder in folders for name in names_in(output / folder)[1])
-    return [name for name in names if (match := _PART.fullmatch(name.rpartition("/")[2])) and int(match[1]) == part]
+    return bool(tables)
 
 
 def _finish(output: Path, format: str, content: dict[str, Any], files: Sequence[str]) -> None:
@@ -413,7 +406,7 @@ def _count_roles(store: Store, modality: str, settings: dict[str, Any]) -> dict[
 
 def _kept(output: Path) -> str:
     """Return a sentence that says what is kept if the export is interrupted now."""
-    if any(names_in(output / folder) != ([], []) for folder in names_in(output)[0]):
+    if _parts(output):
         return f"Finished files are kept in {output}; run the same command again to write the others."
     return "No file was finished; run the same command again to restart."
 
