@@ -22,13 +22,12 @@ from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
 from .measures import measure_gap, measure_pairs, orthogonality, residuals
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
-from .spectrum import ModalityMeasures, gaps_between_modalities, measure_modality
+from .spectrum import ModalityMeasures, measure_modality
 from .verdict import Measured
 
 SCHEMA = 1
-BIASED_ITEMS, FEW_ITEMS = 300, 100
-"""With fewer items the plain length and residual, or recall and separability too, have approximate intervals: see
-docs/results/geometry.md for their coverage."""
+BIASED_ITEMS = 300
+"""With fewer items the plain length and residual have approximate intervals: see docs/results/geometry.md."""
 TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
@@ -70,7 +69,6 @@ class GapReport(Measured):
                 "value": self.recommended[0].sigma,
                 "why": self.recommended[1],
             },
-            "modality_gaps": self.modality_gaps,
             "provenance": self.provenance,
             "notes": self.notes,
             "verdict": {name: {"name": name, **vars(answer)} for name, answer in self.verdict.items()},
@@ -221,7 +219,6 @@ def gap_report(
         noise=noise,
         sigmas=sigmas,
         recommended=sigma_rules.recommend(sigmas),
-        modality_gaps=gaps_between_modalities(store, split=split) if others else [],
         collected=data,
         orthogonal={name: orthogonality(rows, items, data.gap, seed=seed) for name, rows, items in sides},
         transformed=transformed,
@@ -247,10 +244,9 @@ def _limits(data: Collected) -> list[str]:
         ]
     notes = []
     if data.items < BIASED_ITEMS:
-        also = " The intervals of recall and separability are approximate too." if data.items < FEW_ITEMS else ""
         notes.append(
             f"With only {data.items} {first} rows, the length of the gap and the residual rms are biased and their "
-            f"intervals are approximate; use the debiased values.{also}"
+            "intervals are approximate; use the debiased values."
         )
     if not working.complete:
         notes.append(

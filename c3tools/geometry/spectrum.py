@@ -1,16 +1,13 @@
-"""Measures that need moments alone: dimensions, means and their errors, gaps between modalities. No row is read."""
+"""Measures that need moments alone: dimensions, means and their errors, the gap. No row is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
 from ..moments import Moments
-from ..store import Store
 
 _EXPLAINED = 0.99
 
@@ -134,21 +131,3 @@ def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float
     num = (1 - paired_cosine) / 2
     den = num + ((1 - within[0]) / 2 + (1 - within[1]) / 2) / 2
     return num / den if den > 0 else None
-
-
-def gaps_between_modalities(store: Store, *, split: str | None = None) -> list[dict[str, Any]]:
-    """Return the gap of each pair of modalities that have rows: ``{"first", "second", "length", "cosine_of_means"}``.
-
-    Args:
-        store: the store.
-        split: the rows of this split only.
-    """
-    known = {name: store.unit_moments(name, split).mean for name in store.modalities if store.count(name, split)}
-    rows = []
-    for (first, x), (second, y) in combinations(known.items(), 2):
-        norms = float(np.linalg.norm(x) * np.linalg.norm(y))
-        cosine = float(x @ y) / norms if norms else None
-        rows.append(
-            {"first": first, "second": second, "length": float(np.linalg.norm(x - y)), "cosine_of_means": cosine}
-        )
-    return rows

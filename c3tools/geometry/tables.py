@@ -90,18 +90,10 @@ def _modalities(report: Measured) -> list[Table]:
         "Collapse subtracts the mean, which is accurate enough if its direction is known to about one degree. The "
         "errors count independent rows only: all captions of an image count as one."
     )
-    tables = [
+    return [
         Table(["modality", "rows", "eff. dimension", "eff. rank", "participation ratio"], spans, "Dimensions"),
         Table(["modality", "length", "±", "direction ±, °", "independent", "rows for 1°"], means, "Means", note=note),
     ]
-    if report.modality_gaps:
-        gaps = [
-            [f"{gap['first']} and {gap['second']}", number(gap["length"], 4), number(gap["cosine_of_means"])]
-            for gap in report.modality_gaps
-        ]
-        title = "Every pair of modalities in the store, from moments; --modalities A,B reports on another pair"
-        tables.append(Table(["modalities", "gap length", "cosine of means"], gaps, title))
-    return tables
 
 
 def _measures(report: Measured) -> Table:

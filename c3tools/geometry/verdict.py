@@ -63,7 +63,6 @@ class Measured:
         noise: the alignment noise; None without pairs.
         sigmas: what each rule gives for sigma.
         recommended: one of these rules, and why.
-        modality_gaps: the gap of every pair of modalities, if there are more than two.
         collected: the rows that were read.
         orthogonal: modality → cosines of its differences with the gap.
         transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
@@ -79,7 +78,6 @@ class Measured:
     noise: Residuals | None = None
     sigmas: list[SigmaRule] = field(default_factory=list)
     recommended: tuple[SigmaRule, str] | None = None
-    modality_gaps: list[dict[str, Any]] = field(default_factory=list)
     collected: Collected | None = None
     orthogonal: dict[str, Array] = field(default_factory=dict)
     transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)

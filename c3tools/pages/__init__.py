@@ -28,12 +28,12 @@ Making a page::
 - ``inline_image(image, side)``: a photo as a ``data:`` URL.
 - ``save_figure(figure, path)``: the same figure as a PNG, SVG or PDF file of its own.
 - ``render_page(template, **context)``: fill a template; it starts with ``{% extends "base.html" %}`` and fills the
-  blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``percent(digits)``,
-  ``count``, ``signed(digits)``, ``interval(digits)``.
+  blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``count``,
+  ``interval(digits)``.
 - ``Table``, ``Section``, ``FigureBlock``: a report as data, which pages, the terminal and notebooks show alike.
-- Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.tile(value, name,
-  meaning, unit)``, ``parts.table(table)``, ``parts.section(section)``.
-- Classes of the style sheet: ``tiles``, ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a definition
+- Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.table(table)``,
+  ``parts.section(section)``.
+- Classes of the style sheet: ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a definition
   list), ``scroll`` (around a wide table), ``broad`` (a table that scrolls rather than folds on a narrow screen),
   ``num`` (a column of numbers), ``best``, ``muted``.
 """

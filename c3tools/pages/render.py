@@ -54,7 +54,7 @@ def render_page(template: Path, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, count=count, signed=signed, interval=interval)
+    environment.filters.update(number=number, count=count, interval=interval)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     return environment.get_template(template.name).render(
         style=Markup(style),
@@ -72,11 +72,6 @@ def number(value: float | None, digits: int = 3) -> str:
 def signed(value: float | None, digits: int = 2) -> str:
     """Return a number that always carries its sign."""
     return _MISSING if value is None else f"{value:+,.{digits}f}".replace("-", "−")
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """Return a fraction as a percentage."""
-    return _MISSING if value is None else f"{100 * value:.{digits}f} %".replace("-", "−")
 
 
 def count(value: int | None) -> str:

@@ -127,7 +127,7 @@ def test_verify_has_an_exit_code_for_damage(c3: C3, tmp_path: Path) -> None:
 
 
 def test_nothing_is_drawn_beside_json(c3: C3, tmp_path: Path) -> None:
-    simulation = ("simulate", "stable-region", "--tau", 0.1)
+    simulation = ("simulate", "stable-region", "--tau", 0.04, "--tau", 0.1)
     assert isinstance(as_json(c3(*simulation, "--json")), dict)
     assert list(tmp_path.iterdir()) == []
     done(c3(*simulation))

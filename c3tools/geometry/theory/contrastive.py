@@ -110,18 +110,18 @@ def simulate_stable_region(
         reporter: Shows the progress over the temperatures.
 
     Raises:
-        C3Error: if a temperature or delta is not positive, or a training does not reach the loss.
+        C3Error: if a temperature or delta is not positive, temperatures differ by at most a factor of 2, or a training
+            does not reach the loss.
     """
     taus, runs = sorted(set(tau or TAUS)), []
+    if taus[-1] <= PROPORTIONAL * taus[0]:
+        raise C3Error(f"Give temperatures that differ by more than a factor of {PROPORTIONAL:g}, to compare them.")
     with reporter.progress("Temperatures", len(taus)) as progress:
         for value in taus:
             runs.append(train_to_loss(value, delta=delta, seed=seed))
             progress.advance(note=f"tau {value:g}")
     held = predictions(runs)
-    words = {True: "yes", False: "no", None: "unknown"}
-    said = "; ".join(f"{name}: {words[value]}" for name, value in held.items()) + "."
-    if None in held.values():
-        said += f" To compare temperatures, choose two that differ by more than a factor of {PROPORTIONAL:g}."
+    said = "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in held.items())
     return Simulation(
         runs=runs,
         x=("tau", "temperature"),
@@ -133,7 +133,7 @@ def simulate_stable_region(
             },
             "Alignment noise left, per dimension": {"": "noise"},
         },
-        found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}",
+        found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}.",
         paper="Once every positive leads by r, the loss is small and the optimisation stops. The differences between "
         "pairs at that point are alignment noise, and a lower temperature leaves more of it.",
         settings={"delta": delta, "seed": seed, "predictions": held},
@@ -326,17 +326,15 @@ def train_to_loss(
     }
 
 
-def predictions(runs: Sequence[Run]) -> dict[str, bool | None]:
+def predictions(runs: Sequence[Run]) -> dict[str, bool]:
     """Return whether the paper's three predictions hold for runs in ascending order of tau.
 
-    The two about the dependence on tau are None unless tau differs by more than `PROPORTIONAL`: a constant lead would
-    pass too.
+    Tau has to differ by more than `PROPORTIONAL`: else a constant lead would pass too.
     """
     over_tau = [run["over_tau"] for run in runs]
-    compared = runs[-1]["tau"] > PROPORTIONAL * runs[0]["tau"]
     return {
-        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau) if compared else None,
-        "a lower tau leaves more noise": all(a["noise"] > b["noise"] for a, b in pairwise(runs)) if compared else None,
+        "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau),
+        "a lower tau leaves more noise": all(a["noise"] > b["noise"] for a, b in pairwise(runs)),
         "the optimisation stops (nine times as many further steps gain less than half as much lead)": all(
             run["later_lead"] - run["lead"] < 0.5 * (run["lead"] - run["start_lead"]) for run in runs
         ),

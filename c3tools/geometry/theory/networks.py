@@ -34,15 +34,10 @@ def simulate_depth(
     Args:
         width: Width of every layer.
         layers: Number of layers.
-        rows: Number of inputs.
+        rows: Number of inputs, at least 3.
         seed: Seed for all random numbers.
         reporter: Shows the progress over the layers.
-
-    Raises:
-        C3Error: if a number is below 1, or there are fewer than 3 rows.
     """
-    if min(width, layers) < 1 or rows < 3:
-        raise C3Error("Width and layers must be at least 1, and rows at least 3.")
     rng = generator(seed, "depth")
     x = rng.standard_normal((rows, width), dtype=np.float32)  # (n, d)
     spans = [_measure_layer(0, x)]
