@@ -217,6 +217,8 @@ class Whiten(_ModalityStep):
         covariance, dim = moments.covariance, moments.dim
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
         values, vectors = np.linalg.eigh(shrunk)
+        if values[0] <= 0:
+            raise TransformError(f"All {modality} rows are equal, so they cannot be whitened.")
         return Affine(centre=moments.mean, matrix=(vectors / np.sqrt(values)) @ vectors.T)
 
 
