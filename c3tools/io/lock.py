@@ -57,7 +57,7 @@ def locked(folder: Path, output: Path | None = None) -> Iterator[None]:
                     folder.rmdir()  # unless something was written
 
 
-def lock_path(path: Path) -> Path:
+def _lock_path(path: Path) -> Path:
     """Return the lock file of a file or folder: beside it, or in a folder that nothing can be written beside."""
     place = path.resolve()
     beside = os.access(place.parent, os.W_OK) or not place.is_dir()
@@ -67,7 +67,7 @@ def lock_path(path: Path) -> Path:
 @contextmanager
 def locked_file(result: Path, shown: Path | None = None) -> Iterator[None]:
     """Keep other writers off a file of this machine while the block runs; see `locked`."""
-    path, shown = lock_path(result), shown or result
+    path, shown = _lock_path(result), shown or result
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
     try:
         lock.acquire()

@@ -59,7 +59,7 @@ def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
 
 
 @contextmanager
-def open_parquet(path: Path) -> Iterator[ParquetReader]:
+def open_parquet(path: Path) -> Iterator[_Reader]:
     """Open a Parquet file, on this machine or at a URL.
 
     Raises:
@@ -69,7 +69,7 @@ def open_parquet(path: Path) -> Iterator[ParquetReader]:
         size = content.seek(0, 2)
         content.seek(size - _TAIL)
         content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
-        yield ParquetReader(file, _column_chunks(content.read()), size)
+        yield _Reader(file, _column_chunks(content.read()), size)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -85,7 +85,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return pa.Table.from_batches(batches, batches[0].schema if batches else pa.schema(chosen, file.schema.metadata))  # type: ignore[arg-type]
 
 
-class ParquetReader:
+class _Reader:
     """An open Parquet file, read in batches whose size does not depend on what the file declares.
 
     Attributes:

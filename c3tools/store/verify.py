@@ -45,7 +45,7 @@ class Finding:
 
     Attributes:
         check: which check found it: description, manifest, files, checksum, schema, values, norms, moments, faiss,
-            keys, pairing, unfinished, empty.
+            keys, pairing, failures, unfinished.
         where: the file, relative to the store.
         what: what is wrong with it.
         remedy: what to do.
@@ -170,9 +170,6 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         for modality in dict.fromkeys(name for name, part in present if (name, part) not in listed):
             what = "shards are not listed, so a run did not finish"
             found.append(Finding("unfinished", modality, what, f"{again} to finish it."))
-    if not any(result.rows.values()) and not result.defects:
-        what = "it has no rows: every input failed" if present else "it has no shards"
-        found.append(Finding("empty", INFO_FILE, what, f"{FAILURES_FILE} has the reasons, if there are any. {again}."))
     result.open = len(result.defects)
     return result
 
