@@ -82,6 +82,10 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(OutputError, match="is a file, but a folder is needed"), locked(path):
             pass
+    (tmp_path / ".out.lock").symlink_to(tmp_path / "file")
+    with pytest.raises(OutputError, match=r"\.out\.lock"), locked(tmp_path / "out"):
+        pass
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_processes_that_take_and_leave_the_same_lock_are_never_in_it_together(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from c3tools.store import Rows, Store
 from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, build_store, unit_rows
+from tests.conftest import build_store, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
@@ -193,12 +192,3 @@ def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
     for paths in ([files[0], files[0]], [files[0], tmp_path / "all.safetensors"]):
         with pytest.raises(StoreError, match="twice"):
             merge_means(paths, tmp_path / "all.safetensors")
-
-
-def test_the_commands(c3: C3, tmp_path: Path) -> None:
-    for name, keys in (("one", "ab"), ("two", "cd")):
-        build_store(tmp_path / name, images(keys))
-    assert "4 image rows" in c3("merge", tmp_path / "m", tmp_path / "one", tmp_path / "two").stderr
-    assert c3("split", tmp_path / "n", "--store", tmp_path / "m", "--fractions", "0,0,1").exit_code == 0
-    found = json.loads(c3("means", "--store", tmp_path / "n", "--json", "-").stdout)
-    assert [(row["split"], row["n"]) for row in found["means"]] == [("test", 4), ("all", 4)]

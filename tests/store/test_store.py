@@ -110,14 +110,6 @@ def test_a_changed_file_is_refused(tmp_path: Path, name: str) -> None:
         opened.external_moments()
 
 
-@pytest.mark.parametrize("name", ["image/part-00001.parquet", "moments.safetensors", "failures.parquet"])
-def test_a_listed_file_that_is_missing_is_refused(tmp_path: Path, put: Put, name: str) -> None:
-    path = whole_store(tmp_path / "s").path
-    (path / name).unlink()
-    with pytest.raises(IncompleteStoreError, match=name):
-        Store.open(put(path))
-
-
 def test_an_unfinished_store_is_read_as_far_as_it_is_listed(tmp_path: Path) -> None:
     store, said = whole_store(tmp_path / "s"), Messages()
     info = store.info

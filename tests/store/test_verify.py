@@ -14,16 +14,14 @@ import pytest
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
-from c3tools.errors import C3Error, OutputError, StoreError
+from c3tools.errors import C3Error, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.io.locations import location, remove
-from c3tools.io.lock import locked
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
 from c3tools.store.manifest import Manifest, record_files
 from c3tools.store.verify import Verification, verify_store
 from tests.conftest import C3, build_store, store_files, unit_rows
-from tests.crashes import fail_at
 from tests.stores import DIM, colour_corpus, colour_encoder, corruptions, one_byte_changed, whole_store
 
 from .test_store import Put, contents
@@ -182,13 +180,6 @@ def test_texts_alone_failures_alone_and_nothing(tmp_path: Path) -> None:
     assert verify_store(tmp_path / "n").findings == []
 
 
-def test_repair_keeps_off_a_store_that_is_being_written(tmp_path: Path) -> None:
-    path = whole_store(tmp_path / "s").path
-    (path / "moments.safetensors").unlink()
-    with locked(path), pytest.raises(OutputError, match="Another run"):
-        verify_store(path, repair=True)
-
-
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
 def test_what_cannot_be_read_at_the_moment_is_not_damage(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
@@ -204,20 +195,6 @@ def test_what_cannot_be_read_at_the_moment_is_not_damage(
         with pytest.raises(C3Error, match="cannot be read"):
             verify_store(path, repair=True)
     assert contents(path) == before
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-def test_a_fault_at_any_operation_of_a_repair_is_one_clear_error(tmp_path: Path, number: int) -> None:
-    path = whole_store(tmp_path / "s", images=6, part_rows=4).path
-    (path / "moments.safetensors").unlink()
-    for operation in range(12):
-        with contextlib.suppress(C3Error, OSError):
-            fail_at(path, operation, number, lambda: verify_store(path, repair=True))
-        assert {name for name in contents(path) if "part" in name} >= {
-            "image/part-00000.parquet",
-            "text/part-00000.parquet",
-        }
-    assert verify_store(path, repair=True).whole
 
 
 def test_the_command(c3: C3, tmp_path: Path) -> None:

@@ -7,9 +7,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +22,6 @@ from c3tools import export_store, import_embeddings, train_captioner
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, OutputError, StoreError
-from c3tools.io.lock import locked
 from c3tools.store import Failure, Shard, Store, StoreWriter, create_store, finish_store, write_shard
 from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
@@ -111,7 +107,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, command: st
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-@pytest.mark.parametrize("command", ["embed", "update", "import", "export"])
+@pytest.mark.parametrize("command", ["embed", "update", "import", "export", "repair"])
 def test_a_fault_is_one_clear_error_and_nothing_is_lost(tmp_path: Path, command: str, number: int) -> None:
     folder = tmp_path / "work"
     count = len(operations(folder, prepare(folder, command)))
@@ -211,57 +207,6 @@ def test_at_a_url_the_last_writer_reports_a_change(tmp_path: Path, s3: Faults) -
     assert ("image", 4) not in Manifest.load(place).shards  # type: ignore[union-attr]
     finish_store(place)
     assert verify_store(place).whole
-
-
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from typing import Any
-from c3tools.io.lock import locked
-with locked(Path(sys.argv[1])):
-    if sys.argv[2] == "fork":
-        child = os.fork()
-        if child == 0:
-            print(os.getpid(), flush=True)
-            time.sleep(600)
-        time.sleep(600)
-    print(os.getpid(), flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("kind", ["alone", "fork"])
-def test_the_second_writer_is_told_of_the_first_whose_lock_ends_with_it(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "new" / "s"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path), kind], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        running = int(first.stdout.readline())
-        try:
-            with (
-                pytest.raises(OutputError, match=rf"process {first.pid} on .*, since \d{{4}}-") as refused,
-                locked(path),
-            ):
-                pass
-            assert str(path) in refused.value.message
-            first.kill()
-            first.wait()
-            with locked(path):  # at once, though what it has forked is still there
-                pass
-        finally:
-            if running != first.pid:
-                os.kill(running, signal.SIGKILL)
-    assert not list(tmp_path.rglob(".*lock"))
-
-
-def test_what_cannot_be_locked(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="is a file"), locked(tmp_path / "file"):
-        pass
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / ".s.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(OutputError, match=r"\.s\.lock"), locked(tmp_path / "s"):
-        pass
-    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_readers_beside_a_writer_never_see_half_a_shard(tmp_path: Path) -> None:
