@@ -206,7 +206,7 @@ class CaptionSources:
 
 
 def _absolute(path: str) -> str:
-    return normpath(Path(path).absolute())
+    return os.path.abspath(path)  # noqa: PTH100 - links are not followed
 
 
 def _any(captions: _Captions) -> bool:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,18 +105,14 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: at a row that cannot be read.
     """
-    for batch in _batches_of_group(cell):
-        for scalar in batch.column(str(cell.column)):
+    column = str(cell.column)
+    with ExitStack() as stack:
+        batches = islice(record_batches(Path(cell.file)), cell.start, cell.start + 1)
+        if not cell.file.lower().endswith(".arrow"):
+            batches = stack.enter_context(open_parquet(location(cell.file))).batches([column], group=cell.start)
+        for scalar in (scalar for batch in batches for scalar in batch.column(column)):
             value = scalar.as_py()
             yield (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
-
-
-def _batches_of_group(cell: ImageSource) -> Iterator[Any]:
-    if cell.file.lower().endswith(".arrow"):
-        yield from islice(record_batches(Path(cell.file)), cell.start, cell.start + 1)
-    else:
-        with open_parquet(location(cell.file)) as table:
-            yield from table.batches([str(cell.column)], group=cell.start)
 
 
 def not_asked_for(url: str) -> OSError:
