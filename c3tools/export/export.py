@@ -1,7 +1,7 @@
 """Write transformed embeddings of a store for other programs, with the fitted pipeline.
 
-One shard of the store becomes one part of the export; a part that is finished is not made again. The bytes of a part
-depend on the shard, the pipeline and the settings alone, not on the number of workers.
+One shard of the store becomes one part of the export; an interrupted export is continued with the parts that are
+missing. The bytes of a part depend on the shard, the pipeline and the settings alone, not on the number of workers.
 
     c3-export/
       transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from ..errors import C3Error, OutputError, StoreError, TransformError, telling_what_is_kept
+from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, Report, Work, open_executor
 from ..io.artifact import holds_result
 from ..io.files import (
@@ -59,7 +59,6 @@ from ..store.shards import (
     ShardName,
     parquet_writer,
     part_name,
-    read_batches,
     shard_schema,
     write_rows,
 )
@@ -67,8 +66,9 @@ from ..transforms import Normalize, Pipeline, open_pipeline
 from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
 
 FORMATS = ("parquet", "npy", "safetensors", "hf")
-CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}
-ROLE_COLUMN = "role"
+_CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}
+_BESIDE = ("output", "pipeline")
+_CARD = "README.md"
 _FILES_KEY = b"c3.files"
 _PART = re.compile(r"_?part-(\d{5,9})\.(parquet|npy|safetensors|faiss)")
 _CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
@@ -96,8 +96,10 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, without the pipeline."""
-        counts = {"rows": self.rows, "parts": self.parts, "kept": self.kept, "bytes": self.bytes}
-        return {"output": str(self.output), **counts}
+        return {
+            "output": str(self.output),
+            **{name: value for name, value in vars(self).items() if name not in _BESIDE},
+        }
 
 
 def export_store(
@@ -153,11 +155,11 @@ def export_store(
     """
     store = Store.open(store, reporter=reporter)
     settings = {"format": format, "dtype": dtype, "role": role, "train_on": train_on, "seed": seed}
-    if wrong := next((name for name, choices in CHOICES.items() if settings[name] not in choices), None):
+    if wrong := next((name for name, choices in _CHOICES.items() if settings[name] not in choices), None):
         index = "; faiss makes an index: c3 export -f faiss, or c3tools.build_index" if wrong == "format" else ""
         raise TransformError(
             f"There is no export {wrong} {settings[wrong]!r}.",
-            remedy=f"Choose from {', '.join(CHOICES[wrong])}{index}.",
+            remedy=f"Choose from {', '.join(_CHOICES[wrong])}{index}.",
         )
     chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
     output = location(output)
@@ -169,44 +171,50 @@ def export_store(
         reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
     chosen.check_dim(store.info.dim)
-    kept_splits = {} if store.kept_splits is None else {"kept_splits": sorted(store.kept_splits)}
-    provenance = {"store": store.info.to_dict(), "transform": chosen.record(), "settings": settings, **kept_splits}
-    digest = digest_of(provenance)
-    exported = {"exported": {"made_from": digest, **provenance}}
-    unit = all(step.role == "both" and isinstance(step, Normalize) for step in chosen.steps[-1:])
-    info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
-    made_from = {
-        shard: digest_of([digest, store.shard_digest(*shard)]) for shard in store.shards if store.shard_rows(*shard)
+    shards = [shard for shard in store.shards if store.shard_rows(*shard)]
+    provenance = {
+        "store": store.info.to_dict(),
+        "shards": digest_of([[*shard, store.shard_digest(*shard)] for shard in shards]),
+        "transform": chosen.record(),
+        "settings": settings,
+        **({} if store.kept_splits is None else {"kept_splits": sorted(store.kept_splits)}),
     }
-    with locked(output), telling_what_is_kept(lambda: _kept(output)):
-        _make_room(output, digest, made_from, overwrite)
-        present = _parts(output).keys() & made_from.keys()
-        todo = [shard for shard in made_from if shard[0] in modalities and shard not in present]
+    digest = digest_of(provenance)
+    unit = all(step.role == "both" and isinstance(step, Normalize) for step in chosen.steps[-1:])
+    exported = {"exported": {"made_from": digest, **provenance}}
+    info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
+    kept = f"Finished files are kept in {output}; run the same command again to write the others."
+    with locked(output), telling_what_is_kept(lambda: kept):
+        _make_room(output, digest, overwrite)
         writer = None  # the record first: it says whose folder this is if the run is killed
         if format == "parquet":
             create_store(output, info)
             writer = StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter)
+            writer.adopt(digest)
         else:
             write_json_atomically(output / MANIFEST_FILE, {"made_from": digest, "provenance": provenance, "files": {}})
         chosen.save(output)
+        present = _parts(output)
+        todo = [shard for shard in shards if shard[0] in modalities and shard not in present]
         with (
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
             reporter.progress(f"Exporting {chosen.name}", sum(store.shard_rows(*shard) for shard in todo)) as progress,
         ):
             here = writer if isinstance(where, LocalExecutor) else None
-            work = ExportWork(store, chosen, settings, output, info, made_from, here)
+            work = ExportWork(store, chosen, settings, output, info, digest, here)
             where.run(work, todo, lambda count, _: progress.advance(count))
         parts = _parts(output)
-        rows = {name: _count_roles(store, name, settings) for name in store.modalities if name in {m for m, _ in parts}}
+        rows = {name: _count_roles(store, name, settings) for name in dict.fromkeys(modality for modality, _ in parts)}
         if writer is not None:
             writer.finish()
         else:
-            content = {"made_from": digest, "provenance": provenance, "rows": rows}
-            _finish(output, format, content, [*chain(*parts.values())])
-    mine = chain(*(names for shard, names in parts.items() if shard[0] in modalities))
-    size = sum(size_of(output / name) or 0 for name in mine)
-    finished = sum(shard[0] in modalities for shard in present)
-    return ExportReport(output, chosen, {name: rows[name] for name in modalities}, len(todo), finished, size)
+            _finish(
+                output, format, {"made_from": digest, "provenance": provenance, "rows": rows}, chain(*parts.values())
+            )
+    mine = [names for shard, names in parts.items() if shard[0] in modalities]
+    size = sum(size_of(output / name) or 0 for name in chain(*mine))
+    counts = {name: rows[name] for name in modalities}
+    return ExportReport(output, chosen, counts, len(todo), len(mine) - len(todo), size)
 
 
 @dataclass
@@ -219,7 +227,7 @@ class ExportWork(Work[ShardName, None]):
         settings: ``format``, ``dtype``, ``role``, ``train_on`` and ``seed``, as in `export_store`.
         output: the folder, or the URL, of the export; prepared already.
         info: of the exported store.
-        made_from: a digest for each part.
+        made_from: digest of what the export is made from.
         writer: of the exported store, in its own process.
     """
 
@@ -228,7 +236,7 @@ class ExportWork(Work[ShardName, None]):
     settings: dict[str, Any]
     output: Path
     info: StoreInfo
-    made_from: dict[ShardName, str]
+    made_from: str
     writer: StoreWriter | None
 
     def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
@@ -258,31 +266,31 @@ class ExportWork(Work[ShardName, None]):
         x = embedding_matrix(batch, self.store.info.dtype)
         keys, items = (keys_of(batch), own_items(batch).to_pylist()) if training.any() else ([], [])
         y = np.empty(x.shape, self.settings["dtype"])
-        for start in range(0, len(x), _CACHED_ROWS):
-            block = np.arange(start, min(start + _CACHED_ROWS, len(x)))
-            for is_training in (True, False):
-                rows = block[training[block] == is_training]
-                if not len(rows):
-                    continue
-                chosen = slice(start, start + _CACHED_ROWS) if len(rows) == len(block) else rows
-                own = rows if is_training else rows[:0]
-                names: dict[str, Any] = {"keys": [keys[row] for row in own], "items": [items[row] for row in own]}
-                options: dict[str, Any] = {"modality": modality, "training": is_training, "seed": self.settings["seed"]}
-                y[chosen] = self.pipeline.transform(x[chosen], **options, **names)
-        schema = shard_schema(modality, self.info)
+        for is_training in (True, False):
+            rows = np.flatnonzero(training == is_training)
+            for own in (rows[start : start + _CACHED_ROWS] for start in range(0, len(rows), _CACHED_ROWS)):
+                named = own.tolist() if is_training else []
+                y[own] = self.pipeline.transform(
+                    x[own],
+                    modality=modality,
+                    training=is_training,
+                    seed=self.settings["seed"],
+                    keys=[keys[row] for row in named],
+                    items=[items[row] for row in named],
+                )
+        schema = shard_schema(modality, self.info).append(pa.field("role", pa.string()))
         columns = {
             **{name: batch.column(name) for name in batch.schema.names},
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(y.reshape(-1)), self.info.dim),
             "split": pa.array(splits, pa.string()),
-            ROLE_COLUMN: pa.array(np.where(training, "training", "inference"), pa.string()),
+            "role": pa.array(np.where(training, "training", "inference"), pa.string()),
         }
-        schema = schema.append(pa.field(ROLE_COLUMN, pa.string()))
         report(len(batch), 0)
         return pa.RecordBatch.from_arrays([columns[field.name] for field in schema], schema=schema)
 
     def _write(self, modality: str, part: int, table: pa.Table) -> None:
         """Write the files of a part; the last one says that it is whole."""
-        made_from, format = self.made_from[modality, part], self.settings["format"]
+        made_from, format = self.made_from, self.settings["format"]
         if format == "parquet":
             if self.writer is not None:
                 self.writer.write_rows(modality, part, table, (), made_from, split_bytes=False)
@@ -325,16 +333,15 @@ class ExportWork(Work[ShardName, None]):
             save_file({"embedding": matrix}, path, {"c3": json.dumps(self.info.to_dict(), sort_keys=True)})
 
 
-def _make_room(output: Path, digest: str, made_from: dict[ShardName, str], overwrite: bool) -> None:
-    """Refuse or remove what is not of this export: another one, and parts of shards that the store no longer has so.
+def _make_room(output: Path, digest: str, overwrite: bool) -> None:
+    """Refuse or remove another export, and remove the parts of this one that are not whole.
 
     Raises:
         OutputError: if there is another export that is not to be replaced, or something else.
     """
     if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE), overwrite=overwrite):
         return
-    record = _read(output / MANIFEST_FILE)
-    found = _read(output / INFO_FILE).get("extra", {}).get("exported") or record
+    found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
     if "made_from" not in found:
         raise OutputError(f"{output} is a store, not a former export.", remedy="Choose a new or empty folder.")
     same = found["made_from"] == digest
@@ -344,52 +351,44 @@ def _make_room(output: Path, digest: str, made_from: dict[ShardName, str], overw
             "different pipeline, store or settings.",
             remedy="Choose another folder with --output, or replace it with --overwrite.",
         )
-    listed = record.get("shards", {})
-    parts = _parts(output, clean=True)
-    whole = {part for part, names in parts.items() if same and _is_whole(output, names, made_from.get(part), listed)}
-    stale = [name for part, names in parts.items() if part not in whole for name in names]
+    stale = [*chain(*(names for names in _parts(output).values() if not same or not _is_whole(output, names, digest)))]
+    beside = (MANIFEST_FILE, INFO_FILE, MOMENTS_FILE, FAILURES_FILE, _CARD)
     if stale or not same:  # the record first: what it lists is the export
-        beside = (MANIFEST_FILE, *(() if same else (INFO_FILE, MOMENTS_FILE, FAILURES_FILE, "README.md")))
-        for name in (*beside, *stale):
+        for name in (*(beside[:1] if same else beside), *stale):
             remove(output / name)
 
 
-def _parts(output: Path, *, clean: bool = False) -> dict[ShardName, list[str]]:
-    """Return the names of the files of each part; ``clean`` removes what killed runs left between them."""
-    parts: dict[ShardName, list[str]] = {}
+def _parts(output: Path) -> dict[ShardName, list[str]]:
+    """Return the names of the files of each part; what killed writers left beside them is removed."""
+    found: dict[ShardName, list[str]] = {}
     for modality in names_in(output)[0]:
         for folder in (modality, *(f"{modality}/{name}" for name in names_in(output / modality)[0])):
-            if clean:
-                remove_leftovers(output / folder)
+            remove_leftovers(output / folder)
             for name in names_in(output / folder)[1]:
                 if match := _PART.fullmatch(name):
-                    parts.setdefault((modality, int(match[1])), []).append(f"{folder}/{name}")
-    return parts
+                    found.setdefault((modality, int(match[1])), []).append(f"{folder}/{name}")
+    return found
 
 
-def _is_whole(output: Path, names: Sequence[str], made_from: str | None, listed: Collection[str]) -> bool:
+def _is_whole(output: Path, names: Sequence[str], made_from: str) -> bool:
     """Return whether the files of a part are all there, and made from what they are to be made from."""
     tables = [name for name in names if name.endswith(".parquet")]
-    for name in tables:
-        try:
+    try:
+        for name in tables:
             with name_or_file(output / name, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
-                metadata = file.schema_arrow.metadata or {}
-            files = json.loads(metadata.get(_FILES_KEY, b"[]"))
-            if metadata[MADE_FROM_KEY].decode() != made_from or not {*files} <= {*names}:
+                metadata = file.schema_arrow.metadata
+            files = {*json.loads(metadata.get(_FILES_KEY, b"[]"))}
+            if metadata[MADE_FROM_KEY] != made_from.encode() or not files <= {*names}:
                 return False
-            if name not in listed and not files:  # nothing else says that its pages are whole
-                info = StoreInfo.from_dict(json.loads(metadata[METADATA_KEY]), output / name)
-                for _ in read_batches(output / name, name.partition("/")[0], info):
-                    pass
-        except (C3Error, OSError, *MALFORMED, pa.ArrowException):
-            return False
+    except (OSError, *MALFORMED, pa.ArrowException):
+        return False
     return bool(tables)
 
 
-def _finish(output: Path, format: str, content: dict[str, Any], files: Sequence[str]) -> None:
+def _finish(output: Path, format: str, content: dict[str, Any], files: Iterable[str]) -> None:
     """Write the manifest of an export that is no store."""
     if format == "hf":
-        write_text_atomically(output / "README.md", _dataset_card(output, content["provenance"], list(content["rows"])))
+        write_text_atomically(output / _CARD, _dataset_card(output, content["provenance"], list(content["rows"])))
     beside = [name for name in names_in(output)[1] if name != MANIFEST_FILE and not name.startswith(".")]
     digests = {name: sha256_of(output / name) for name in (*beside, *files)}
     write_json_atomically(output / MANIFEST_FILE, {**content, "files": digests})
@@ -402,13 +401,6 @@ def _count_roles(store: Store, modality: str, settings: dict[str, Any]) -> dict[
     elif settings["role"] == "auto" and modality == settings["train_on"]:
         training = store.count(modality, "train")
     return {"training": training, "inference": n - training}
-
-
-def _kept(output: Path) -> str:
-    """Return a sentence that says what is kept if the export is interrupted now."""
-    if _parts(output):
-        return f"Finished files are kept in {output}; run the same command again to write the others."
-    return "No file was finished; run the same command again to restart."
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,18 +30,7 @@ from ...io.parquet import read_parquet
 
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", *_TABLES)
-_USUAL = (
-    "embedding",
-    "embeddings",
-    "clip_embedding",
-    "vector",
-    "vectors",
-    "emb",
-    "features",
-    "arr_0",
-    "image_embedding",
-    "text_embedding",
-)
+_USUAL = "embedding embeddings clip_embedding vector vectors emb features arr_0 image_embedding text_embedding".split()
 _NUMBERED = re.compile(r"(emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE)
 
 

@@ -24,17 +24,16 @@ from ...reporter import counted
 from ..rows import Rows, one_array, positions
 from .files import VectorFile, read_table, read_vectors
 
-_FILE_NAMES = ("image", "file_name", "image_path", "filename", "image_name")
-_STEMS = (*_FILE_NAMES, "path", "image_key")  # columns whose values lose the suffix of an image
-_ITEMS = ("image_key", "image_keys", "image_id", "image_ids", "img_id", "img_ids", *_FILE_NAMES)
+_FILE_NAMES = "image file_name image_path filename image_name".split()
+_STEMS = [*_FILE_NAMES, "path", "image_key"]  # columns whose values lose the suffix of an image
+_ITEMS = ["pair_key", *"image_key image_keys image_id image_ids img_id img_ids".split(), *_FILE_NAMES]
 _KEYS = (
-    *("key", "keys", "image_key", "id", "ids", "image_id", "image_ids", "img_id"),
-    *("image", "file_name", "filename", "image_name", "path", "image_path", "url", "names"),
-)
-_NEVER_ITEMS = ("text_key", "caption_id")  # ids of texts, even where some of them equal ids of images
-_TEXT_KEYS = ("key", "keys", *_NEVER_ITEMS, "id", "ids", "names")
-_CAPTIONS = ("caption", "text", *TEXT_COLUMNS)
-_PATHS = ("path", "image_path", "file_name", "filename", "image_name", "image", "url")
+    "key keys image_key id ids image_id image_ids img_id image file_name filename image_name path image_path url names"
+).split()
+_NEVER_ITEMS = ["text_key", "caption_id"]  # ids of texts, even where some of them equal ids of images
+_TEXT_KEYS = ["key", "keys", *_NEVER_ITEMS, "id", "ids", "names"]
+_CAPTIONS = ["caption", "text", *TEXT_COLUMNS]
+_PATHS = ["path", "image_path", "file_name", "filename", "image_name", "image", "url"]
 _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 _Ids = list[str | None]
 
