@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,8 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     groups, header = load_moments(bundled or location(load))
     if bundled:
         header["source"] = str(load)
-    _require_same_model({"model": store.info.model}, header, f"The store {store.path}", f"the moments file {load}")
+    own, theirs = f"The store {store.path}", f"the moments file {load}"
+    store.info.require_same_model(header.get("model") or {}, own=own, theirs=theirs)
     for name, moments in groups.items():
         if moments.dim != store.info.dim or not moments.of_unit_rows:
             raise StoreError(
@@ -197,7 +198,14 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     headers = [header for _, header in found]
     total: dict[str, Moments] = {}
     for path, (groups, header) in zip(paths, found, strict=True):
-        _require_same_model(headers[0], header, f"The moments file {paths[0]}", str(path))
+        one, other = (ModelIdentity(own.get("model") or {}) for own in (headers[0], header))
+        one.require_same(
+            other,
+            own=f"The moments file {paths[0]}",
+            theirs=str(path),
+            error=StoreError,
+            remedy="Merge files of one model.",
+        )
         for name, moments in groups.items():
             if (dim := total.get(name, moments).dim) != moments.dim:
                 raise StoreError(f"{path} is of {moments.dim} dimensions, but the files before it of {dim}.")
@@ -206,8 +214,3 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}
     write_atomically(target, lambda temporary: save_moments(temporary, total, merged))
     return total
-
-
-def _require_same_model(first: Mapping[str, Any], second: Mapping[str, Any], own: str, theirs: str) -> None:
-    one, other = (ModelIdentity(header.get("model") or {}) for header in (first, second))
-    one.require_same(other, own=own, theirs=theirs, error=StoreError, remedy="Use moments of the same model.")

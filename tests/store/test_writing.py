@@ -63,7 +63,7 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
     if command == "import":
         for name, rows in zip(("image", "text"), make_vectors(6), strict=True):
             np.save(folder / f"{name}.npy", rows[:6])
-        files = {name: folder / f"{name}.npy" for name in ("image", "text")}
+        files: dict[str, Any] = {name: folder / f"{name}.npy" for name in ("image", "text")}
         return lambda: import_embeddings(**files, store=folder / "s")
     if command == "train-decoder":
         store, _ = make_captions_store(folder / "s")
@@ -137,7 +137,9 @@ def test_a_killed_update_tries_a_mended_input_again(tmp_path: Path) -> None:
         prepare(folder, "embed")()
         Image.new("RGB", (3, 3), "red").save(folder / "c" / "b.png")
 
-    update = lambda: embed(folder, update=True)  # noqa: E731
+    def update() -> None:
+        embed(folder, update=True)
+
     mend()
     first = next(number for number, name in enumerate(operations(folder, update)) if "part-" in name)
     mend()
