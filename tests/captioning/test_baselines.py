@@ -18,7 +18,6 @@ from c3tools.captioning.baselines.esper import (
     clipped_policy_loss,
     generalized_advantages,
     sample,
-    token_log_probabilities,
     token_rewards,
 )
 from c3tools.captioning.baselines.magic import write_magic
@@ -246,7 +245,7 @@ def test_a_language_model_writes_and_scores_without_an_embedding(language_model:
 
 @torch.no_grad()
 def test_samples_are_drawn_from_the_decoder(language_model: Captioner) -> None:
-    """How often each first token is drawn is its probability; log-probabilities are those of its scores."""
+    """How often each first token is drawn is its probability."""
     model = language_model.decoder
     torch.manual_seed(0)
     x = torch.zeros(4000, DIM)
@@ -254,13 +253,6 @@ def test_samples_are_drawn_from_the_decoder(language_model: Captioner) -> None:
     expected = model(x[:1], tokens[:1])[0, 0].softmax(-1)
     counts = torch.bincount(tokens[:, 0], minlength=len(expected)) / len(tokens)
     assert float((counts - expected).abs().max()) < 0.03
-    log_p = token_log_probabilities(model, model(x[:20], tokens[:20]), tokens[:20])
-    scores = model(x[:20], tokens[:20])
-    scores[..., PAD_ID] = -torch.inf
-    own = scores.log_softmax(-1).gather(2, tokens[:20, :, None])[..., 0]
-    real = tokens[:20] != PAD_ID
-    torch.testing.assert_close(log_p[real], own[real], atol=1e-4, rtol=0)
-    assert not log_p[~real].any()
 
 
 def test_esper_learns_what_images_show_from_images_alone(language_model: Captioner, tmp_path: Path) -> None:
@@ -290,11 +282,6 @@ def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_ma
     train_captioner(store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
     lm = Captioner.load(tmp_path / "lm")
     assert lm.is_language_model
-    tokens = torch.tensor([[5, 9, 7, 4]])
-    with torch.no_grad():
-        expected = lm.decoder(torch.zeros(1, DIM), tokens)[0]
-        torch.testing.assert_close(cached_steps(lm.decoder, [5, 9, 7]), expected, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(lm.decoder.score(torch.zeros(1, DIM), tokens)[0][0], expected)
     image = pictures(1, 2).embeddings
     for method in ("magic", "zerocap"):
         config = GenerationConfig(method, candidates=20, beams=2, gradient_steps=2)

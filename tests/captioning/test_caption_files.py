@@ -13,7 +13,6 @@ import pytest
 from c3tools.captioning import caption_files
 from c3tools.captioning.caption_files import CaptionWriter
 from c3tools.errors import OutputError
-from c3tools.io.locations import location
 
 BY = "tiny decoder of toy, greedy (0123456789ab)"
 CAPTIONS = {
@@ -128,10 +127,6 @@ def test_captions_of_other_settings_or_photos_are_refused(photos: dict[str, Path
     assert [row["key"] for row in rows_of(path)] == [*photos, "new"]
     write_pending(CaptionWriter(photos, "another", json=path, overwrite=True))
     assert {row["captioner"] for row in rows_of(path)} == {"another"}
-    place = location("memory://bucket/c3-store")  # rows of embeddings
-    write_pending(CaptionWriter(dict.fromkeys(CAPTIONS, place), BY, json=tmp_path / "e.json"))
-    with CaptionWriter(dict.fromkeys(CAPTIONS, place), BY, json=tmp_path / "e.json") as writer:
-        assert (writer.pending, writer.captions) == ([], CAPTIONS)
 
 
 @pytest.mark.parametrize(

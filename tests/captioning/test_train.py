@@ -193,8 +193,6 @@ def test_few_pairs_from_scratch_and_on_top_of_texts(captioner: Captioner, train:
     assert tuned.record["best_val_loss"] <= tuned.record["start_val_loss"]
     assert tuned.record["best_val_loss"] < scratch.record["best_val_loss"]  # what texts taught is not lost
     assert captioner.pipeline.config() == tuned.pipeline.config()
-    mixed = train("mixed", start=tmp_path / "texts", preset="c3-retrieval", sigma=0.05)
-    assert (mixed.record["preset"], mixed.record["sigma"], mixed.record["size"]) == ("c3-retrieval", 0.05, "tiny")
 
 
 def test_language_models_are_continued_and_put_behind_espers_mapper(
@@ -228,16 +226,12 @@ def test_the_losses_are_drawn(train: Train, tmp_path: Path) -> None:
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"start": "texts", "store": "other"}, "toy-model .*other-model"),
     ({"start": "texts", "sigma": 0.1}, "--from"),
-    ({"start": "nowhere"}, "nowhere"),
     ({"start": "texts", "pairs": 0.5, "set": ["width=48"]}, "--from"),
     ({"start": "lm", "pairs": 0.5}, "lm"),
-    ({"start": "lm", "preset": "c3"}, "lm"),
     ({"start": "lm", "unconditional": True}, "--unconditional"),
     ({"unconditional": True, "sigma": 0.1}, "--sigma"),
-    ({"unconditional": True, "monitor": "cross-modal"}, "--monitor"),
     ({"esper": True}, "ESPER"),
     ({"esper": True, "start": "lm", "pairs": 0.5}, "--seed"),
-    ({"esper": True, "start": "lm", "preset": "c3"}, "--seed"),
     ({"esper": True, "start": "lm", "set": [], "store": "other"}, "other-model"),
     ({"pipeline": preset("c1"), "sigma": 0.1}, "sigma"),
     ({"preset": "lafite", "sigma": 0.2}, "lafite"),
@@ -245,7 +239,6 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"pairs": 0.5, "store": "other"}, "image"),
     ({"monitor": "images"}, "--monitor 'images'"),
     ({"train_fraction": 0}, "--train-fraction .* 0"),
-    ({"epochs": 0}, "epochs .* 0"),
     ({"train_split": "restval"}, r"restval.* train \(112\), val \(16\), test \(32\)"),
     ({"size": "paper", "set": ["model=no/where/at/all"]}, "no/where/at/all"),
     ({"store": "one"}, "1 and 0"),
@@ -299,21 +292,15 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
     ("change", "named"),
     [
         ("colour=red", "colour=red(.|\n)*batch_size"),
-        ("dropout", "dropout"),
         ("training=1", "training=1"),
-        ("seed=1", "seed=1"),
         ("layers=two", "layers .*'two'"),
         ("decay=steps", "'steps'"),
         ("heads=5", "192 .* 5"),
         ("word_dropout=1", "word_dropout .*1"),
-        ("dropout=nan", "dropout .*nan"),
         ("learning_rate=0", "learning_rate .*0"),
-        ("weight_decay=-0.1", "weight_decay .*-0.1"),
         ("warmup=2", "warmup .*2"),
-        ("prefix_length=-1", "prefix_length .*-1"),
         ("learning_rate=1e400", "learning_rate .*inf"),
         ("beta2=1", "beta2 .*1"),
-        ("clip_norm=nan", "clip_norm .*nan"),
     ],
 )
 def test_wrong_settings_are_refused(change: str, named: str) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -8,7 +7,6 @@ from types import FrameType
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
 
@@ -82,23 +80,3 @@ def test_what_is_kept_is_told_as_it_is(tmp_path: Path) -> None:
     assert "step 7 of 600" in run.after_interrupt(600) == again.after_interrupt(600)
     run.clear()
     assert run.after_interrupt(600) == NOTHING_KEPT
-
-
-_WHOLE = json.dumps({"identity": "mine", "position": {}})
-
-
-@pytest.mark.parametrize(
-    ("header", "name"),
-    [
-        *((header, "model/w") for header in ("[]", "{}", '"mine"', '{"identity": "mine"}', "[" * 9_000)),
-        (_WHOLE, "optimizer/zero/step"),
-        (_WHOLE, "optimizer/0/exp_avg"),
-    ],
-)
-def test_a_state_of_another_layout_is_passed_over(tmp_path: Path, header: str, name: str) -> None:
-    run, optimizer = saved(tmp_path / "out")
-    save_file({name: torch.ones(1)}, run.path / "state-00000009.safetensors", metadata={"c3": header})
-    resumed = run.resume("mine", optimizer)
-    assert resumed is not None
-    assert resumed[0] == {"at": 7}
-    assert optimizer.state_dict()["state"] == {}

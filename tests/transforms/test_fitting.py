@@ -19,7 +19,7 @@ from c3tools.transforms import Pipeline, fitting, preset
 from c3tools.transforms.fitting import first_pairs, first_rows
 from c3tools.transforms.sigma import PUBLISHED_SIGMA, caption_spread, pair_cosine, sigma_by_rule
 from tests.conftest import build_store
-from tests.stores import gap_store, make_vectors, two_texts_per_image, unit
+from tests.stores import gap_store, make_vectors, unit
 
 from .conftest import Pairs, make_pairs
 
@@ -74,17 +74,12 @@ def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, max_rows: int, monk
 
 
 def test_arrays_of_any_norm_and_kind_are_moments_and_rows(pairs: Pairs) -> None:
-    for name in ("c3", "ridge", "decap"):
-        one, other = preset(name).fit(pairs.rows), preset(name).fit(rows=pairs.rows)
-        assert one.provenance == other.provenance
-        assert (one.transform(pairs.x, modality="image") == other.transform(pairs.x, modality="image")).all()
     lengths = np.random.default_rng(0).uniform(0.1, 20, (120, 1))
     pipeline = preset("c3").fit({"image": pairs.x * lengths, "text": pairs.y * lengths})
     np.testing.assert_allclose(mean_of(pipeline, "image"), pairs.x.mean(axis=0), atol=1e-6)
     expected = unit(pairs.x - pairs.x.mean(axis=0))
     kinds: dict[str, Callable[[npt.NDArray[np.float64]], Any]] = {
         "list": lambda x: x.tolist(),
-        "float16": lambda x: x.astype(np.float16),
         "bfloat16": lambda x: torch.tensor(x, dtype=torch.bfloat16),
         "gradient": lambda x: torch.tensor(x, requires_grad=True),
     }
@@ -103,22 +98,14 @@ def refusals(p: Pairs) -> dict[str, tuple[str, dict[str, Any], str]]:
         "an array without a modality": ("c3", {"data": p.x}, "ndarray"),
         "rows of different lengths": ("c3", {"data": {"image": [[1.0, 2.0], [3.0]]}}, r"image.*\(n, d\)"),
         "the test split": ("c3", {"data": moments, "provenance": {"split": "test"}}, "test"),
-        "the val split": ("c3", {"data": moments, "provenance": {"split": "val"}}, "val"),
         "two dimensions": ("c3", {"data": {"image": p.x[:, :8], "text": p.y}}, "8.*24"),
         "NaN": ("c3", {"data": {"text": np.where(np.arange(24) == 3, np.nan, p.y)}}, "NaN"),
         "no rows for a memory": ("decap", {"data": moments}, "memory-projection needs the rows of 'text'"),
-        "an empty memory": (
-            "decap",
-            {"data": moments, "rows": {"text": np.empty((0, 24))}},
-            "needs the rows of 'text'",
-        ),
         "unequal sides": ("ridge", {"data": {"image": p.x, "text": p.y[:100]}}, "120 image rows and 100 text rows"),
         "no gap": ("gap-shift", {"data": {"image": p.x, "text": p.x}}, "gap"),
-        "nothing": ("c3", {"data": {}}, "collapse needs the moments"),
         "one modality": ("tomcap", {"data": {"text": p.y}}, "match-moments needs the moments of 'image'"),
         "captions": ("auto", {"data": moments}, r"'auto'[\s\S]*number"),
         "pairs": ("pairs", {"data": {"image": p.x[:20], "text": p.y}}, "at least 10 .* 0 in the arrays"),
-        "pairs of texts": ("pairs", {"data": {"text": p.y}}, "at least 10 .* 0 in the arrays"),
         "few pairs": ("pairs", {"data": {"image": p.x[:9], "text": p.y[:9]}}, r"at least 10 .* 9 in the arrays"),
         "few items": ("c3", {"data": {"text": p.y}, "items": {"text": ["a"]}}, "1 item for 120 text rows"),
     }
@@ -190,22 +177,6 @@ class TestSigma:
         assert re.search(of, pipeline.provenance["sigma"])
         assert sigma_by_rule("pairs", store, noised="image")[0] != pipeline.sigma
 
-    def test_pairs_that_say_nothing_are_refused(self, tmp_path: Path) -> None:
-        texts = build_store(tmp_path / "texts", Rows.of("text", ["a"], np.ones((1, 4)) / 2, caption=["a"]))
-        few = pairs_store(tmp_path / "few", ["val"] * 9 + ["test"] * 30, alone=30)
-        rng = np.random.default_rng(0)
-        rows = two_texts_per_image(["train"] * 40, unit(rng.normal(size=(40, 16))), unit(rng.normal(size=(80, 16))))
-        for store, words in (
-            (texts, "no images"),
-            (few, "at least 10 images with captions, but there are 9 outside the test split"),
-            (
-                build_store(tmp_path / "other", *rows),
-                "no closer than",
-            ),
-        ):
-            with pytest.raises(TransformError, match=words):
-                sigma_by_rule("pairs", store)
-
     def test_pairs_of_arrays_are_by_place_or_by_items(self, pairs: Pairs) -> None:
         means = [pairs.x.mean(axis=0), pairs.y.mean(axis=0)]
         pipeline = preset("c3", sigma="pairs").fit(pairs.rows)
@@ -228,31 +199,27 @@ class TestSigma:
             fitted = preset("c3", sigma="auto").fit({"image": images, "text": texts[rows]}, items=own)
             return fitted.sigma, fitted.provenance["sigma"]  # type: ignore[return-value]
 
-        whole, why = sigma([*range(80)])
-        assert "40 images" in why
-        moved = caption_spread(unit(texts), np.arange(80) // 2, unit(texts).mean(axis=0)).sigma
-        repeated = [*range(80), 4, 4, 9]
-        mean = unit(texts[repeated]).mean(axis=0)
-        owners = np.array(repeated) // 2
-        again = caption_spread(unit(texts[repeated]), owners, mean)
-        assert again.images == 40 and again.sigma == pytest.approx(moved, rel=0.02)
-        # of one caption an image, of which some are repeated: the pairs decide, as if there were no copies
+        assert "40 images" in sigma([*range(80)])[1]
+        rows = unit(texts)
+        repeated = np.array([*range(80), 4, 4, 9])
+        whole, again = (
+            caption_spread(rows[chosen], chosen // 2, rows.mean(axis=0)) for chosen in (np.arange(80), repeated)
+        )
+        assert (again.images, again.sigma) == (40, pytest.approx(whole.sigma))
+        # of one caption an image, of which some are repeated, the pairs decide, as if there were no copies
         one = [*range(0, 80, 2)]
-        pairs, why = sigma(one)
-        assert "40 images in the arrays" in why and "every image has one caption" in why
-        for count in (1, 3, 5, 20):
+        pairs, _ = sigma(one)
+        for count in (1, 3, 20):
             copied, why = sigma([*one, *one[:count]])
             assert copied == pytest.approx(pairs, rel=0.1) and "every image has one caption" in why
         # nine images with two captions are too few, and ten are enough
-        nine, why = sigma([*one, *range(1, 18, 2)])
-        assert "9 images have different captions, fewer than 10" in why and "40 images in the arrays" in why
-        assert "10 images" in sigma([*one, *range(1, 20, 2)])[1]
+        assert "9 images have different captions, fewer than 10" in sigma([*one, *range(1, 18, 2)])[1]
+        assert "captions of 10 images" in sigma([*one, *range(1, 20, 2)])[1]
         store = pairs_store(tmp_path / "store", ["train"] * 5 + ["val"] * 20)
         value, why = sigma_by_rule("auto", store)
         assert value == sigma_by_rule("pairs", store)[0] and "5 images have different captions" in why
-        texts_alone = preset("c3", sigma="auto").fit({"text": texts[one]})
-        assert texts_alone.sigma == PUBLISHED_SIGMA and "constant" in texts_alone.provenance["sigma"]
-        assert nine == pytest.approx(pairs, rel=0.2) and whole != nine
+        alone = preset("c3", sigma="auto").fit({"text": texts[one]})
+        assert alone.sigma == PUBLISHED_SIGMA and "constant" in alone.provenance["sigma"]
 
 
 def pairs_store(path: Path, splits: list[str], *, alone: int = 0, normalised: bool = True) -> Store:

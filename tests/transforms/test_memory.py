@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from c3tools.errors import TransformError
 from c3tools.seeds import stable_hashes
-from c3tools.transforms import Collapse, MemoryProjection, Normalize, Pipeline, Retrieval, Step, operations, preset
+from c3tools.transforms import Collapse, MemoryProjection, Normalize, Pipeline, Retrieval, Step
 
 from .conftest import Array, Pairs, unit
 
@@ -126,11 +126,3 @@ def test_impossible_settings(changes: dict[str, Any]) -> None:
     ((name, value),) = changes.items()
     with pytest.raises(TransformError, match=f"{name} {value}"):
         Retrieval(**changes)
-
-
-def test_fitting_does_not_retrieve_for_steps_that_are_not_fitted(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For half a million captions that would be as many products of each with all."""
-    monkeypatch.delattr(operations, "_attend")
-    assert pairs.fit(preset("c3-retrieval")).fitted
-    with pytest.raises(NameError, match="_attend"):
-        pairs.fit(Pipeline([Normalize(), Retrieval(), Normalize(), Collapse(), Normalize()]))

@@ -13,35 +13,20 @@ from scipy.linalg import orthogonal_procrustes
 from c3tools.errors import TransformError
 from c3tools.moments import Moments
 from c3tools.transforms import (
-    PRESETS,
     AdaptiveNoise,
     Collapse,
-    CovarianceNoise,
     GapShift,
     GaussianNoise,
     Normalize,
     Pipeline,
     Procrustes,
     ProjectOutGap,
-    Standardize,
     preset,
 )
 
 from .conftest import Array, Pairs, make_pairs, unit
 
 shapes = st.tuples(st.integers(3, 40), st.integers(2, 12), st.integers(0, 2**32 - 1))
-
-
-@pytest.mark.filterwarnings("ignore:Procrustes is fitted")
-@given(shapes, st.sampled_from(sorted(PRESETS)))
-@settings(max_examples=60, deadline=None)
-def test_output_norms_are_one(shape: tuple[int, int, int], name: str) -> None:
-    pairs = make_pairs(*shape)
-    pipeline = pairs.fit(preset(name))
-    for modality, rows in pairs.rows.items():
-        for names in ({}, {"training": True, "keys": pairs.keys, "items": pairs.items}):
-            out = pipeline.transform(rows, modality=modality, **names)  # type: ignore[arg-type]
-            np.testing.assert_allclose(np.linalg.norm(out.astype(np.float64), axis=1), 1, atol=1e-6)
 
 
 def test_noise_depends_on_seed_epoch_and_key_alone(pairs: Pairs) -> None:
@@ -70,10 +55,6 @@ def test_noise_has_the_size_that_sigma_says() -> None:
     norms = np.linalg.norm(centred, axis=1)
     expected = norms / np.sqrt(norms**2 + 32 * 0.3**2)
     assert ((out * centred).sum(1) / norms).mean() == pytest.approx(expected.mean(), abs=0.01)
-    step = CovarianceNoise(sigma=0.05)
-    Pipeline([Normalize(), step, Normalize()]).fit(pairs.moments, pairs.rows)
-    matrix = step.state["matrix"]
-    assert np.trace(matrix @ matrix.T) / len(matrix) == pytest.approx(0.05**2, rel=1e-6)
 
 
 def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
@@ -125,11 +106,8 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "another dimension": ("c3", np.ones((2, 10)), {}, r"24 dimensions.* 10[\s\S]*same model"),
     "another modality": ("c3", np.ones((2, 24)), {"modality": "audio"}, "'audio', only for image, text"),
     "NaN": ("c3", np.where(np.eye(24)[:12], np.nan, 1), {}, "12 of 12 rows .*row 0"),
-    "infinity": ("c3", np.where(np.arange(12)[:, None] == 4, np.inf, np.ones((12, 24))), {}, "1 of 12 rows .*row 4"),
-    "too large for float32": ("c1", np.full((1, 24), 1e300), {}, "NaN or infinity"),
     "zero": ("c1", np.eye(25)[:, :24], {}, "Row 24 has norm 0"),
     "one vector": ("c1", np.ones(24), {}, r"\(24,\)[\s\S]*v\[None, :\]"),
-    "no keys": ("c3", np.ones((2, 24)), {"training": True}, "keys="),
     "few keys": ("c3", np.ones((2, 24)), {"training": True, "keys": ["a"]}, "1 keys for 2 rows"),
 }
 
@@ -159,9 +137,7 @@ ORDERS = {
     "noise before centring": ([Normalize(), GaussianNoise(), Collapse(), Normalize()], "gaussian-noise.*collapse"),
     "no re-normalisation": ([Normalize(), Collapse(), GaussianNoise()], "end with normalize"),
     "not normalised": ([Collapse(), Normalize()], "norm 1"),
-    "normalised for training only": ([Normalize(role="training"), Collapse(), Normalize()], "norm 1"),
     "mean subtracted twice": ([Normalize(), Collapse(), Normalize(), GapShift(), Normalize()], "twice"),
-    "standardised after collapse": ([Normalize(), Collapse(), Standardize(), Normalize()], "standardize.*norm 1"),
 }
 
 

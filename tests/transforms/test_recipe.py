@@ -45,13 +45,10 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tm
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
     "a changed setting": ("transform.json", lambda old: old.replace(b'"training"', b'"both"')),
     "a cut recipe": ("transform.json", lambda old: old[:-40]),
-    "a list": ("transform.json", lambda old: b"[]"),
     "another object": ("transform.json", lambda old: b'{"format": "other"}'),
-    "no JSON": ("transform.json", lambda old: b"\x00"),
     "no recipe": ("transform.json", lambda old: None),
     "a changed tensor": ("transform.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
     "cut tensors": ("transform.safetensors", lambda old: old[:-8]),
-    "empty tensors": ("transform.safetensors", lambda old: b""),
     "no tensors": ("transform.safetensors", lambda old: None),
 }
 
@@ -98,14 +95,10 @@ def test_yaml_and_json_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("steps: [normalise]", r"'normalise'[\s\S]*normalize"),
         ("steps: [{step: gaussian-noise, sgima: 1}]", r"sgima[\s\S]*sigma"),
         ("steps: [{step: gaussian-noise, sigma: big}]", "sigma"),
-        ("steps: [{step: gaussian-noise, sigma: true}]", "sigma"),
         ("steps: [{step: gaussian-noise, role: both}]", "both"),
-        ("steps: [{step: memory-projection, limit: 1.5}]", "limit"),
         ("steps: [{step: collapse, modalities: text}]", "modalities"),
-        ("steps: [{step: normalize, role: always}]", "always"),
         ("stages: [normalize]", "steps|stages"),
         ("steps: [normalize]\nnoise: 1", "noise"),
-        ("steps: [normalize]\nname: [a]", "name"),
         ("steps: [collapse, normalize]", "order"),
         ("- normalize", "object"),
         ("steps: [", "not valid YAML"),

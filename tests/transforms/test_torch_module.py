@@ -51,16 +51,15 @@ def test_state_dict_holds_the_fit_and_gradients_flow(pairs: Pairs) -> None:
 
 
 def test_module_refusals(pairs: Pairs) -> None:
-    with pytest.raises(TransformError, match="not fitted"):
-        TransformModule(preset("c3"))
     pipeline = preset("c3").fit({"text": pairs.moments["text"]})
-    with pytest.raises(TransformError, match="not fitted for the modality 'image'"):
-        TransformModule(pipeline, "image")
     module = TransformModule(pipeline).train()
     assert module.modality == "text"
-    with pytest.raises(TransformError, match=r"fitted for image and text.*\n.*modality='image' or modality='text'"):
-        TransformModule(preset("c3").fit(pairs.moments))
-    with pytest.raises(TransformError, match="24 dimensions, but these have 3"):
-        module(torch.zeros(2, 3))
-    with pytest.raises(TransformError, match="1 keys for 2 rows"):
-        module(torch.ones(2, 24), keys=["a"])
+    for refused, words in (
+        (lambda: TransformModule(preset("c3")), "not fitted"),
+        (lambda: TransformModule(pipeline, "image"), "'image'"),
+        (lambda: TransformModule(preset("c3").fit(pairs.moments)), "modality='image'"),
+        (lambda: module(torch.zeros(2, 3)), "24 .* 3"),
+        (lambda: module(torch.ones(2, 24), keys=["a"]), "1 keys for 2 rows"),
+    ):
+        with pytest.raises(TransformError, match=words):
+            refused()
