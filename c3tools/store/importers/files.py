@@ -9,6 +9,7 @@ Row i of the three files of one number belong together. No reader runs code from
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ def reading(path: Path) -> Iterator[None]:
             f"The file {path} does not exist.", remedy="Check the path. A relative path starts from the current folder."
         ) from None
     except Exception as error:  # of a damaged file, nearly any
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
         remedy = "It may be cut short; make it again."
         if re.search(r"pickle|Python objects|weights_only", str(error), re.IGNORECASE):
             reason += "; it contains objects that are not arrays, and unpickling them could run code"
@@ -152,10 +153,6 @@ def read_clip_retrieval(folder: Path) -> tuple[dict[str, VectorFile], pa.Table]:
         }
         tables = [read_table(path) for path in files("metadata", ".parquet")]
         table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-    sizes = {len(file.vectors) for file in vectors.values()} | ({table.num_rows} if tables else set())
-    if len(sizes) > 1:
-        listing = " and ".join(f"{size:,}" for size in sorted(sizes))
-        raise StoreError(f"The files in {folder} have different numbers of rows: {listing}.")
     return vectors, table
 
 
@@ -165,15 +162,9 @@ def _read_arrays(path: Path, suffix: str) -> dict[str, Any]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return dict(file)
     import torch
+    from safetensors.torch import load_file  # numpy has no bfloat16, torch has
 
-    entries: Any
-    if suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:  # numpy has no bfloat16, torch has
-            entries = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    else:
-        entries = torch.load(path, map_location="cpu", weights_only=True)
+    entries: Any = load_file(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     arrays: dict[str, Any] = {}
     for key, value in (entries if isinstance(entries, Mapping) else {"tensor": entries}).items():
         if isinstance(value, torch.Tensor):
@@ -190,7 +181,7 @@ def _choose(path: Path, name: str | None, candidates: Sequence[str], present: It
     if len(chosen) != 1 or chosen[0] not in candidates:
         raise StoreError(
             f"{path} has {f'no vectors called {name!r}' if name else f'{len(candidates)} arrays of vectors'}. "
-            f"Those with vectors: {', '.join(candidates) or 'none'}. All: {', '.join(present) or 'none'}.",
+            f"Those with vectors: {', '.join(map(repr, candidates)) or 'none'}. All: {', '.join(map(repr, present))}.",
             remedy="Choose one with --image-array or --text-array in c3 import, and with --key in other commands.",
         )
     return chosen[0]
@@ -244,7 +235,10 @@ def _matrix(path: Path, name: str, column: pa.ChunkedArray[Any]) -> npt.NDArray[
         why = f"their lengths are {min(sizes)} to {max(sizes)}" if sizes else "it is empty"
     except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
         why = str(error)
-    raise StoreError(f"The column {name!r} of {path} does not hold vectors of one length ({why}).")
+    raise StoreError(
+        f"The column {name!r} of {path} does not hold vectors of one length ({why}).",
+        remedy="Use a list of numbers in each row (in CSV a JSON list: [0.1, 0.2]), or one column per dimension.",
+    )
 
 
 def _json_column(values: list[Any]) -> pa.Array[Any]:
@@ -259,8 +253,9 @@ def _json_column(values: list[Any]) -> pa.Array[Any]:
 def _read_csv(path: Path) -> pa.Table:
     """Read a table; columns with numbers as names are numbers, all others stay text (007 is an id, not 7)."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        parse = pa.csv.ParseOptions(delimiter=delimiter_of(file.readline(), path.suffix), newlines_in_values=True)
-    with pa.csv.open_csv(path, parse_options=parse) as reader:
-        names = reader.schema.names
+        header = file.readline()
+    delimiter = delimiter_of(header, path.suffix)
+    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    names = next(csv.reader([header.removeprefix("\ufeff")], delimiter=delimiter), [])
     texts = {name: pa.string() for name in names if not _NUMBERED.fullmatch(name)}
     return pa.csv.read_csv(path, parse_options=parse, convert_options=pa.csv.ConvertOptions(column_types=texts))

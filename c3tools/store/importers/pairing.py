@@ -102,7 +102,9 @@ def pair(
     """
     present = {name for table in (*tables.values(), *(f.table for f in files.values())) for name in table.column_names}
     if unknown := next((name for name in names if name and name not in present), None):
-        raise StoreError(f"There is no column {unknown!r}. The columns are {', '.join(sorted(present)) or 'none'}.")
+        raise StoreError(
+            f"There is no column {unknown!r}. The columns are {', '.join(map(repr, sorted(present))) or 'none'}."
+        )
     if "text" in files and "text" not in tables and "text_rows" in tables.get("image", pa.table({})).column_names:
         tables = {**tables, "text": _listed_texts(tables["image"], names, len(files["text"].vectors))}
     notes: list[str] = []
@@ -159,7 +161,7 @@ def key_and_split(table: pa.Table, names: ColumnNames, source: object) -> tuple[
     if not {key, split} <= {*table.column_names}:
         raise StoreError(
             f"{source} needs a column of keys ({key or 'none found'}) and one of splits ({split or 'none found'}); its "
-            f"columns are {', '.join(table.column_names) or 'none'}.",
+            f"columns are {', '.join(map(repr, table.column_names)) or 'none'}.",
             remedy="Give the names of the columns with --key-column and --split-column.",
         )
     return [value or "" for value in _ids_of(table, str(key))], _texts(table, split, (), len(table))
