@@ -256,7 +256,9 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     because = f", because {' and '.join(missing)}" if missing else ""
     for rule in known.values():
         if rule.sigma:
-            return rule, rule.rests_on + because
+            uncounted = rule.name == "pair_cosine" and not rule.images
+            why = "the cosine of the pairs instead of the spread of captions" if uncounted else rule.rests_on
+            return rule, why + because
     return published(), f"the published constant, which may be far off{because}"
 
 
@@ -398,7 +400,7 @@ def _paired(
         return SigmaRule("pair_cosine", None, "", missing)
     few = "" if count >= RECOMMENDED_IMAGES else f" ({RECOMMENDED_IMAGES} images are recommended)"
     rests_on = f"the cosine of {count:,} images {of} with their {captions}{few}"
-    return replace(pair_cosine(images, texts, item_index, means, noised), rests_on=rests_on)
+    return replace(pair_cosine(images, texts, item_index, means, noised), rests_on=rests_on, images=count)
 
 
 def _by_cosine(
