@@ -1,4 +1,4 @@
-"""What was measured, and what it amounts to in four sentences.
+"""Keep what was measured, and judge it in four sentences.
 
 They answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual. Each follows from numbers of
 the report by the thresholds below; docs/reference/geometry.md has them as a table.

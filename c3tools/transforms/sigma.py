@@ -290,14 +290,14 @@ def sigma_by_rule(rule: str, store: Store, split: str = "train", *, noised: Side
     return sigma, f"Sigma {sigma:.4g}: {why}"
 
 
-def spread_of_captions(store: Store, split: str = "train") -> SigmaRule:
-    """Return the `caption_spread` of the texts of a split of a store; errors as in `sigma_by_rule`."""
+def spread_of_captions(store: Store, split: str = "train", most: int = fitting.MAX_FIT_ROWS) -> SigmaRule:
+    """Return the `caption_spread` of the first texts of a split of a store; errors as in `sigma_by_rule`."""
     if "text" not in store.modalities:
         raise TransformError(
             f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
             remedy="Set sigma to a number, or fit on a store with captions.",
         )
-    texts = fitting.first_rows(store, "text", split, fitting.MAX_FIT_ROWS)
+    texts = fitting.first_rows(store, "text", split, most)
     mean = store.fitting_moments("text", split).mean
     return caption_spread(texts.embeddings, texts.item_index, mean, normalise=not store.info.normalised)
 
