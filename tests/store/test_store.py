@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from c3tools.errors import IncompleteStoreError, StoreError
 from c3tools.moments import Moments
-from c3tools.store import Rows, Shard, Store, create_store, finish_store, write_shard
+from c3tools.store import Rows, Shard, Store, finish_store, write_shard
 from tests.conftest import Messages, build_store, store_files, unit_rows
 from tests.stores import DIM, FAILURE, one_byte_changed, whole_store
 
@@ -62,20 +62,6 @@ def test_moments_are_those_of_the_stored_rows(
         np.testing.assert_allclose(moments.mean, stored.astype(float).mean(axis=0), atol=1e-12)
         np.testing.assert_allclose(moments.scatter, Moments.from_rows(stored).scatter, atol=1e-12)
     assert store.moments("image").n == n
-
-
-def test_the_same_rows_give_the_same_bytes_however_they_were_added(tmp_path: Path) -> None:
-    first = contents(whole_store(tmp_path / "a" / "s").path)
-    assert contents(whole_store(tmp_path / "b" / "s").path) == first
-    late = tmp_path / "c" / "s"
-    create_store(late, Store.open(tmp_path / "a" / "s").info)
-    for name in sorted(name for name in first if "part-" in name):
-        (late / name).parent.mkdir(exist_ok=True)
-        (late / name).write_bytes(first[name])
-        finish_store(late)  # after every shard
-    found = contents(late)
-    assert found["moments.safetensors"] == first["moments.safetensors"]
-    assert found["failures.parquet"] == first["failures.parquet"]
 
 
 def test_a_shard_explains_itself_and_has_checksums(tmp_path: Path) -> None:
