@@ -106,7 +106,6 @@ def test_wrong_settings_are_refused() -> None:
     ("options", "expected"),
     [
         ({}, GenerationConfig("greedy")),
-        ({"beams": 3, "length_penalty": 1.0}, GenerationConfig("beam", beams=3, length_penalty=1.0)),
         (
             {"top_p": 0.5, "temperature": 2.0, "seed": 4},
             GenerationConfig("nucleus", top_p=0.5, temperature=2.0, seed=4),
@@ -115,8 +114,6 @@ def test_wrong_settings_are_refused() -> None:
         ({"steer": "zerocap"}, GenerationConfig("zerocap", candidates=512)),
         ({"steer": "clip"}, None),
         ({"beams": 2, "steer": "magic"}, None),
-        ({"beams": 2, "top_p": 0.5}, None),
-        ({"top_p": 0.5, "steer": "magic"}, None),
     ],
 )
 def test_the_options_of_the_commands_mean_one_method(

@@ -101,11 +101,6 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(tmp_path: Path, gp
     finally:
         shutil.move(moved, gpt2)
     assert loaded.caption(embeddings=images) == written
-    # GPT-2 ties its output layer to its token embeddings: they stay tied, and are written once
-    model: Any = loaded.decoder.language_model
-    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
-    size_on_disk = (tmp_path / "decoder" / "weights.safetensors").stat().st_size
-    assert size_on_disk < 4 * sum(p.numel() for p in loaded.decoder.parameters()) + 20_000
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, gpt2: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_loaded_moments_come_first(tmp_path: Path) -> None:
     assert "loaded moments (image)" in pipeline.provenance["source"]
 
 
-@pytest.mark.parametrize("max_rows", [7, 60, 100, 1000])
+@pytest.mark.parametrize("max_rows", [7, 100, 1000])
 def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, max_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts = (store.load(name, "train") for name in ("image", "text"))
     read = first_rows(store, "image", "train", max_rows)
@@ -142,8 +142,6 @@ class TestSigma:
         by_image = preset("c3", sigma="auto").fit({"image": images, "text": texts})
         by_item = preset("c3", sigma="auto").fit({"text": texts}, items={"text": store.load("text", "train").items})
         assert by_image.sigma == pytest.approx(by_item.sigma) == pytest.approx(expected, rel=1e-3)
-        alone = preset("c3", sigma="auto").fit({"text": texts})
-        assert alone.sigma == PUBLISHED_SIGMA and "one caption" in alone.provenance["sigma"]
         assert preset("c3", sigma=0.3).fit(store).sigma == 0.3
 
     def test_norms_make_no_difference(self, tmp_path: Path) -> None:
