@@ -56,10 +56,10 @@ _FIGURES = {
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short
 _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
-References = Mapping[str, Sequence[str]]
+_References = Mapping[str, Sequence[str]]
 
 
-class Captioned(NamedTuple):
+class _Captioned(NamedTuple):
     """Captions of all photos by one decoder: its name on the page, what it is, captions and their scores by key."""
 
     name: str
@@ -68,7 +68,7 @@ class Captioned(NamedTuple):
     scores: Mapping[str, float]
 
     @classmethod
-    def score(cls, name: str, summary: str, captions: Mapping[str, str], references: References) -> Captioned:
+    def score(cls, name: str, summary: str, captions: Mapping[str, str], references: _References) -> _Captioned:
         """Score the captions, each with the captions that people wrote of its photo."""
         found = score_captions(captions, references)
         return cls(name, summary, captions, dict(zip(found.keys, found.per_image[CHOOSE_BY].tolist(), strict=True)))
@@ -103,7 +103,7 @@ class DemoResult:
     sigma: float
     photos: Store
     facts: Mapping[str, str]
-    bundled: Captioned
+    bundled: _Captioned
     page: Path
     images: Ablation | None = None
 
@@ -122,7 +122,7 @@ class DemoResult:
         return self.ablation.to_dict()
 
 
-def write_page(path: Path, bundled: Captioned, references: References, result: DemoResult | None = None) -> None:
+def _write_page(path: Path, bundled: _Captioned, references: _References, result: DemoResult | None = None) -> None:
     """Write one self-contained page of photos with the captions of the bundled captioner.
 
     With ``result``, the page has the captions of all decoders, the table, and the geometry of the photos too.
@@ -133,7 +133,7 @@ def write_page(path: Path, bundled: Captioned, references: References, result: D
         runs, rows = result.ablation.runs, result.ablation.rows
         first = [run for run in runs if run.seed == runs[0].seed]
         summaries = {name: method.summary for name, method in METHODS.items()}
-        trained = [Captioned.score(run.method, summaries[run.method], run.outputs, references) for run in first]
+        trained = [_Captioned.score(run.method, summaries[run.method], run.outputs, references) for run in first]
         decoders = [*trained, bundled]
         judged = next((decoder for decoder in trained if decoder.name == "C3"), trained[-1])
         title = "Captions from a decoder that never saw an image"
@@ -219,8 +219,8 @@ def run_demo(
         summary = (
             f"learned from {count(captioner.record['captions']['train'])} captions, and searches with {_BEAMS} beams"
         )
-        bundled = Captioned.score("bundled", summary, dict(zip(scored.keys, written, strict=True)), references)
-        write_page(first_page, bundled, references)
+        bundled = _Captioned.score("bundled", summary, dict(zip(scored.keys, written, strict=True)), references)
+        _write_page(first_page, bundled, references)
         order = bundled.best_first()
         best, worst = (f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})" for key in (order[0], order[-1]))
         reporter.message(
@@ -256,7 +256,7 @@ def run_demo(
         }
         table = task.table(runs, methods=ABLATION)
         result = DemoResult(table, len(train), sigma, photos, facts, bundled, out / "demo.html")
-        write_page(result.page, bundled, references, result)
+        _write_page(result.page, bundled, references, result)
         if not images:
             return result
         reporter.message("5  The other direction: generators trained on photos alone, given captions")

@@ -191,7 +191,7 @@ def autocast(compute: Compute) -> torch.autocast:
     return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
-def sampling_batch(compute: Compute) -> int:
+def _sampling_batch(compute: Compute) -> int:
     """Return how many images are sampled at a time on a device.
 
     It is fixed, and a last batch is filled up: the last bits of a convolution depend on the size of its batch, so that
@@ -221,7 +221,7 @@ def sample(
         guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
     """
     scheduler = diffusers_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
-    size, copies = sampling_batch(compute), 1 if guidance == 1 else 2  # with the embedding, and without it
+    size, copies = _sampling_batch(compute), 1 if guidance == 1 else 2  # with the embedding, and without it
     withhold = torch.arange(copies * size, device=compute.device) >= size
     for start in range(0, len(embeddings), size):
         rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)

@@ -74,7 +74,7 @@ def read_photos(
         if isinstance(content, Exception):
             return content
         try:
-            return np.asarray(to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels))
+            return np.asarray(_to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels))
         except _UNREADABLE as error:
             return error
 
@@ -113,7 +113,7 @@ def read_photos(
     return Photos(rows.select(kept), squares[kept], f"Could not read: {listed}")
 
 
-def to_square(image: Image.Image, pixels: int) -> Image.Image:
+def _to_square(image: Image.Image, pixels: int) -> Image.Image:
     """Return an RGB image resized to its shorter side and cut to ``pixels`` x ``pixels`` about its middle."""
     width, height = image.size
     side = min(width, height)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from c3tools.errors import GeneratorError
-from c3tools.imaging.photos import read_photos, to_square
+from c3tools.imaging.photos import read_photos
 from tests.conftest import build_store
 
 from .worlds import TOY, image_rows, photo_store, write_photos
@@ -21,10 +21,16 @@ def test_photos_become_squares_in_the_order_of_their_rows(tmp_path: Path) -> Non
     for path, square in zip(photos.rows.column("path"), photos.pixels, strict=True):
         with Image.open(path) as image:
             assert np.array_equal(square, np.asarray(image.resize((6, 6), Image.Resampling.LANCZOS)))
-    wide = np.zeros((4, 12, 3), np.uint8)  # a square is cut about the middle
+
+
+def test_a_square_is_cut_about_the_middle(tmp_path: Path) -> None:
+    wide = np.zeros((4, 12, 3), np.uint8)
     wide[:, 4:8] = 200
-    for pixels in (wide, wide.transpose(1, 0, 2)):
-        assert np.asarray(to_square(Image.fromarray(pixels), 4)).min() == 200
+    for number, pixels in enumerate((wide, wide.transpose(1, 0, 2))):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    rows = image_rows([tmp_path / "0.png", tmp_path / "1.png"])
+    store = build_store(tmp_path / "c3-store", rows, model=TOY, dtype="float32")
+    assert read_photos(store, rows, 4).pixels.min() == 200
 
 
 def test_photos_that_are_gone_are_named_and_odd_ones_converted(tmp_path: Path) -> None:
