@@ -271,7 +271,9 @@ def train_generator(
     else:
         preset, sigma = pipeline.name, pipeline.sigma or 0.0
     chosen = load_size(size, set)
-    chosen = replace(chosen, training=replace(chosen.training, seed=seed, steps=steps or chosen.training.steps))
+    chosen = replace(
+        chosen, training=replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
+    )
     output, compute = Path(output), devices.pick(device, precision)
     settings |= {"preset": preset, "sigma": sigma, "steps": chosen.training.steps, "precision": compute.precision}
     claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)
