@@ -7,17 +7,18 @@ generated images first, so that the resolution is not what is measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..arrays import Array, Matrix
+from ..arrays import Array, Matrix, Pixels
 from ..assets.paths import COCO_CATEGORIES
 from ..encoders import Encoder, load_encoder, resolve_encoder
-from ..errors import MetricError
+from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
 from ..metrics.images import (
     Measured,
@@ -34,7 +35,7 @@ from ..metrics.retrieval import ranks
 from ..metrics.significance import Ends, crossed_interval, share_interval
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
-from ..store import Rows, Store
+from ..store import Store
 from ..tables import Table
 from .generation import GeneratedImages
 from .photos import Photos, read_photos
@@ -42,6 +43,7 @@ from .photos import Photos, read_photos
 RECALL_KS = (1, 10)
 _LOGIT_SCALE = 100.0
 _NAMED = 12  # of the images that are nearest to a training photo
+_THUMBNAIL = 16  # pixels a side that are compared with those of training photos
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,14 @@ def evaluate_images(
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
-    training = store.load("image", "train")
-    near, named = scorer.nearest(opened, training), []
-    for row in [] if near is None else np.argsort(-near.cosines)[:_NAMED].tolist():
+    near, named, learned = None, [], store.load("image", "train")
+    if len(learned):
+        with suppress(GeneratorError):  # none of these photos is there any more
+            training = read_photos(store, learned, side, download=download, reporter=reporter)
+            near = scorer.nearest(opened, training)
+    for row in [] if near is None else np.lexsort([-near.cosines, ~near.copied])[:_NAMED].tolist():
         assert near is not None
-        found = {"photo": training.keys[near.rows[row]], "cosine": round(float(near.cosines[row]), 4)}
+        found = {"photo": training.rows.keys[near.rows[row]], "cosine": round(float(near.cosines[row]), 4)}
         named.append({"file": made.images[row].file, **found, "copied": bool(near.copied[row])})
     return ImageEvaluation(
         len(opened),
@@ -300,17 +305,26 @@ class ImageScorer:
                 measured |= self._recall(which, reference[own], texts)
         return {name: score for name, (score, _, _) in measured.items()}, count
 
-    def nearest(self, images: Sequence[Image.Image], training: Rows) -> Nearest | None:
-        """Return the nearest of the training photos to each image, by the conditioning encoder; None if it is unknown.
+    def nearest(self, images: Sequence[Image.Image], training: Photos) -> Nearest | None:
+        """Return the nearest of the training photos to each image; None if the conditioning encoder is unknown.
+
+        All are of one size. The features of the encoder find what looks alike; pixels, mirrored ones too, find copies
+        that noise hides from the encoder.
 
         Args:
             images: generated images.
-            training: photos that were learned from, with embeddings of ``conditioning``.
+            training: photos that were learned from, at the size of the images.
         """
-        for encoder, (reference, _) in zip(self.encoders, self._real, strict=True):
-            if encoder.identity.same_as(self.conditioning) and len(training):
-                return nearest_photos(encoder.encode_images(list(images)), training.embeddings, reference)
-        return None
+        which = next((n for n, each in enumerate(self.encoders) if each.identity.same_as(self.conditioning)), None)
+        if which is None:
+            return None
+        encode = self.encoders[which].encode_images
+        found = nearest_photos(encode(list(images)), encode(training.pixels), self._real[which][0])
+        mirrored = np.concatenate([training.pixels, training.pixels[:, :, ::-1]])
+        made = np.stack([np.asarray(image) for image in images])
+        same = nearest_photos(*map(_thumbnails, (made, mirrored, self.reference.pixels)))
+        rows = np.where(same.copied, same.rows % len(training), found.rows)
+        return replace(found, rows=rows, copied=found.copied | same.copied)
 
     def notes(self) -> list[str]:
         """Return what a reader of the scores should know."""
@@ -349,3 +363,9 @@ class ImageScorer:
             share, nothing = float(hits.mean()), np.zeros(len(self.reference))
             measured[f"recall@{k}-{encoder.identity.name}"] = share, hits - share, nothing
         return measured
+
+
+def _thumbnails(pixels: Pixels) -> Matrix:
+    """Return pixels (n, side, side, 3) as rows of about 16 x 16 x 3 numbers, from -1 to 1."""
+    step = max(1, pixels.shape[1] // _THUMBNAIL)
+    return pixels[:, ::step, ::step].reshape(len(pixels), -1).astype(np.float32) / 127.5 - 1

@@ -105,16 +105,20 @@ def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> Non
     assert scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[20:35], NOISE[:20]), rel=1e-3)
 
 
-def test_copies_of_training_photos_are_found(store: Store, encoder: Encoder) -> None:
-    training, (reference, _) = store.load("image", "train"), real_photos(store, 8, "test", 2)
-    scorer = ImageScorer(reference, None, [encoder], conditioning=encoder.identity)
-    copies = [Image.open(path).convert("RGB") for path in training.column("path")]
-    found = scorer.nearest([*copies, Image.fromarray(NOISE[0])], training)
+@pytest.mark.parametrize("change", ["exact", "noisy", "mirrored"])
+def test_copies_of_training_photos_are_found(encoder: Encoder, change: str) -> None:
+    everything = Photos(image_rows([f"{i}.png" for i in range(40)]), NOISE)
+    training, reference = everything.select(np.arange(20)), everything.select(np.arange(20, 40))
+    made = NOISE[:10].astype(np.int64)
+    if change == "noisy":
+        made = (made + np.random.default_rng(1).integers(-25, 26, made.shape)).clip(0, 255)
+    made = made[:, :, ::-1] if change == "mirrored" else made
+    new = np.random.default_rng(2).integers(0, 256, (1, 8, 8, 3))
+    images = [Image.fromarray(each.astype(np.uint8)) for each in (*made, *new)]
+    found = ImageScorer(reference, None, [encoder], conditioning=encoder.identity).nearest(images, training)
     assert found is not None
-    assert found.rows[:-1].tolist() == list(range(len(training)))
-    assert found.copied[:-1].all()
-    assert not found.copied[-1]
-    assert scorer.nearest([], training.select(np.arange(0))) is None
+    assert found.rows[:-1].tolist() == list(range(10))
+    assert found.copied.tolist() == [True] * 10 + [False]
 
 
 def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:
