@@ -193,8 +193,9 @@ def generate(
             "Give either texts, or one of --captions, --embeddings and --image; and -n of at least 1.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
-    folder, compute = Path(output), devices.pick(device, precision)
+    folder, compute, name = Path(output), devices.pick(device, precision), "a generator"
     if isinstance(generator, str | Path):
+        name = str(generator)
         pretrained = str(generator).startswith(PREFIX)
         generator = (
             PretrainedGenerator(str(generator), store, compute) if pretrained else Generator.load(generator, compute)
@@ -212,7 +213,7 @@ def generate(
         )
         vectors = generator.encode(**given, encoder=encoder)
     settings = {
-        "generator": str(generator),
+        "generator": name,
         "model": dict(generator.model),
         "seed": seed,
         "sampling_steps": sampling_steps,
