@@ -233,10 +233,10 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
 
 
 def test_too_few_captions_are_refused(tmp_path: Path) -> None:
-    rows = np.eye(1, 4, dtype=np.float32)
-    images = Rows.of("image", ["a"], rows, split=["train"])
-    texts = Rows.of("text", ["a#0"], rows, caption=["a dog"], image_key=["a"], split=["train"])
-    store = build_store(tmp_path / "c3-store", images, texts)
+    rows, splits = np.eye(2, 4, dtype=np.float32), ["train", "test"]
+    images = Rows.of("image", ["a", "b"], rows, split=splits)
+    own = {"caption": ["a dog", "a cat"], "image_key": ["a", "b"], "split": splits}
+    store = build_store(tmp_path / "c3-store", images, Rows.of("text", ["a#0", "b#0"], rows, **own))
     with pytest.raises(DecoderError):
         ablate(store, output=tmp_path / "table", **QUICK)
     with pytest.raises(MetricError):
