@@ -174,7 +174,7 @@ def test_arrays_tables_and_columns_of_many_kinds(here: Path) -> None:
     lists = pa.array([[1, 2, 3], [4, 5, 6, 7, 8]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": [1, 2], "embedding": lists}), "v.parquet")
     lines("w.jsonl", [{"id": 1, "text": ["a dog"]}])
-    for name, words in (("v.parquet", "3 to 5"), ("w.jsonl", "id, text"), ("none.npy", "none.npy")):
+    for name, words in (("v.parquet", "3 to 5"), ("w.jsonl", "'id', 'text'"), ("none.npy", "none.npy")):
         with pytest.raises(StoreError, match=words):
             read_rows(name, "image")
     Path("spaces.csv").write_text('id,vector \n1,"0.5 1 2"\n')

@@ -310,7 +310,7 @@ def _find_items(side: _Side, known: Sequence[_Side], notes: list[str]) -> None:
 
 def _listed_texts(images: pa.Table, names: ColumnNames, n: int) -> pa.Table:
     """Return the table of n texts, from one of images with a list of the rows of its texts for each."""
-    images = images.filter(pc.greater(pc.list_value_length(images.column("text_rows")), 0))
+    images = images.filter(pc.greater(pc.list_value_length(images.column("text_rows")), pa.scalar(0)))
     listed, key = one_array(images.column("text_rows")), _find(images, names.key, _KEYS)
     rows: Any = pc.list_flatten(listed)
     if key is None or len({*rows.to_pylist()} & {*range(n)}) < len(rows):
