@@ -66,7 +66,7 @@ def test_the_selected_draw_starts_where_the_papers_did() -> None:
     result = simulate_gap_after_training(steps=1, seed=SELECTED_SEED)
     start, (loss, gap) = result.to_dict()["runs"][0], PAPER_TRACE[0]
     assert (start["loss"], start["gap"]) == pytest.approx((loss, gap), rel=1e-3)
-    assert [row[-2:] for row in result.table.rows] == [["6.267", "1.2478"], ["–", "–"]]
+    assert [row[-2:] for row in result.table.rows] == [["6.2670", "1.2478"], ["–", "–"]]
     assert "selected among 3,000" in result.found
 
 

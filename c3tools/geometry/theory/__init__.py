@@ -40,9 +40,14 @@ class Simulation:
 
     @property
     def table(self) -> Table:
-        """The runs in numbers, with five digits."""
-        cells = [["–" if value is None else f"{value:,.5g}" for value in run.values()] for run in self.runs]
-        return Table([name.replace("_", " ") for name in self.runs[0]], cells)
+        """The runs in numbers."""
+
+        def cell(value: Any) -> str:
+            return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+        return Table(
+            [name.replace("_", " ") for name in self.runs[0]], [[*map(cell, run.values())] for run in self.runs]
+        )
 
     @property
     @styled
