@@ -17,7 +17,6 @@ from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
 from c3tools.index.build import choose_factory
-from c3tools.io import artifact
 from c3tools.store import Rows
 from c3tools.store.manifest import finish_store
 from c3tools.store.means import load_means, save_means, unload_means
@@ -267,24 +266,6 @@ def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
     messages = Messages()
     assert build_index(store.path, tmp_path / "index", reporter=messages).rows.num_rows == 60
     assert "Rebuilding" in messages.texts[0]
-
-
-def test_a_kill_while_rows_are_added_leaves_the_old_index(
-    own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_index(own, tmp_path / "index")
-    grow(own, 0, 12, 3)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(artifact, "write_json_atomically", killed)
-        with pytest.raises(KeyboardInterrupt) as interrupt:
-            build_index(own.path, tmp_path / "index")
-    assert "was kept" in interrupt.value.__notes__[0]
-    assert Index.open(tmp_path / "index").rows.num_rows == 270
-    assert build_index(own.path, tmp_path / "index").record["added"] == 24
 
 
 def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path) -> None:

@@ -100,15 +100,6 @@ def bring(
 FORMATS = [".csv", ".parquet", ".npz", ".safetensors", ".pt", ".npy"]
 
 
-@pytest.mark.parametrize("formats", list(zip(FORMATS, FORMATS[1:] + FORMATS[:1], strict=True)))
-def test_the_same_ids_in_another_order(tmp_path: Path, formats: tuple[str, str]) -> None:
-    ids = [int(i) for i in np.random.default_rng(0).permutation(50)]
-    report = bring(tmp_path, {"id": range(50)}, {"id": ids}, formats, key_column="id")
-    assert stored(tmp_path / "s") == joined(range(50), ids)
-    assert (report.pairs, report.rows) == (50, {"image": 50, "text": 50})
-    assert "50 of 50 texts and 50 of 50 images are paired" in report.notes[0]
-
-
 @pytest.mark.parametrize(("suffix", "column"), [*zip(FORMATS, ["image_key", "image_id"] * 3, strict=True)])
 def test_many_texts_to_one_image(tmp_path: Path, suffix: str, column: str) -> None:
     named = [int(i) for i in np.random.default_rng(1).integers(100, 110, 40)]
@@ -203,26 +194,6 @@ def test_image_column_that_fits_is_found(tmp_path: Path) -> None:
     images: dict[str, Ids] = {"id": [0, 1, 2], "image_id": [2, 0, 1], "file_name": ["x.jpg", "y.jpg", "z.jpg"]}
     bring(tmp_path, images, {"image_id": [1, 0, 2]})
     assert stored(tmp_path / "s") == joined(images["image_id"], [1, 0, 2])
-    (tmp_path / "named").mkdir()
-    bring(tmp_path / "named", images, {"image": ["z.jpg", "x.jpg"]})
-    assert stored(tmp_path / "named" / "s") == joined(images["file_name"], ["z.jpg", "x.jpg"])
-    assert Store.open(tmp_path / "named" / "s").load("text").column("image_key") == ["2", "0"]
-
-
-def test_pickle_with_ids_of_two_kinds(tmp_path: Path) -> None:
-    images, texts = vectors(3), vectors(4, 1)
-    named = ["3", 1, "2", "9"]
-    value = {
-        "images": {key: {"embed": row, "img_path": ""} for key, row in zip([1, 2, 3], images, strict=True)},
-        "captions": {
-            key: {"embed": row, "caption": "a", "img_id": image}
-            for key, row, image in zip(range(4), texts, named, strict=True)
-        },
-    }
-    (tmp_path / "x_train.pkl").write_bytes(pickle.dumps(value))
-    report = import_embeddings(tmp_path / "x_train.pkl", tmp_path / "s", dtype="float32")
-    assert stored(tmp_path / "s") == joined([1, 2, 3], named)
-    assert report.pairs == 3
 
 
 class TestTableOfVectorsWithIds:
@@ -291,12 +262,6 @@ class TestOtherModalities:
                 store=tmp_path / "s", image=image, text=text, other={"audio": audio} if audio else None
             )
         assert report.pairs == pairs
-
-    def test_ids_of_no_other_row(self, tmp_path: Path) -> None:
-        image = write(tmp_path / "i.csv", vectors(2), {"id": [0, 1]})
-        audio = write(tmp_path / "a.csv", vectors(2), {"id": [5, 6]})
-        report = import_embeddings(store=tmp_path / "s", image=image, other={"audio": audio})
-        assert report.pairs == 0 and "No rows are paired: the ids of the audio rows" in report.notes[0]
 
 
 def test_column_that_no_file_has(tmp_path: Path) -> None:
