@@ -19,13 +19,13 @@ from ..errors import StoreError
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import stable_fraction
 from ..tables import Table
+from .dataset import copy_shards, with_column
 from .importers import ColumnNames, key_and_split, read_table
-from .manifest import finish_store, new_store
+from .manifest import new_store
 from .metadata import Failure, StoreInfo
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, one_array, own_items
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import part_name, shard_schema, write_rows
 
 _MUST_AGREE = ("dim", "dtype", "normalised", "preprocessing")
 
@@ -116,7 +116,7 @@ def merge_stores(
         return replace(failure, key=prefixes[store] + failure.key)
 
     info = next((store for store in sources if store.modalities), sources[0]).info
-    report.rows = write_copy(destination, info, sources, change, renamed, "Merging shards", reporter)
+    report.rows = _write_copy(destination, info, sources, change, renamed, "Merging shards", reporter)
     return report
 
 
@@ -172,11 +172,11 @@ def split_store(
         return with_column(table, "split", pa.array(splits, pa.string()))
 
     same = lambda _, failure: failure  # noqa: E731
-    report.rows = write_copy(destination, source.info, [source], change, same, "Splitting shards", reporter)
+    report.rows = _write_copy(destination, source.info, [source], change, same, "Splitting shards", reporter)
     return report
 
 
-def write_copy(
+def _write_copy(
     destination: str | Path,
     info: StoreInfo,
     sources: Sequence[Store],
@@ -184,54 +184,18 @@ def write_copy(
     rename: Callable[[Store, Failure], Failure],
     label: str,
     reporter: Reporter,
-    *,
-    split_bytes: bool = True,
 ) -> dict[str, dict[str, int]]:
-    """Write a new store of the shards of others, changed one by one; it appears when it is complete.
-
-    Args:
-        destination: its folder.
-        info: of the new store.
-        sources: the stores; if one has FAISS indexes, so has the new one.
-        change: from a store, a modality and the rows of a shard to the new rows.
-        rename: from a store and a failure to the new one.
-        label: of the progress.
-        reporter: shows it.
-        split_bytes: see `parquet_writer`.
-
-    Returns:
-        The rows of the new store by modality and split.
+    """Write a new store by `copy_shards`, with FAISS indexes if a source has them; return rows by modality and split.
 
     Raises:
         StoreError: if there is something at ``destination``, or a shard cannot be read.
     """
-    numbers = Counter[str]()  # of the next shard, by modality
-    total = sum(len(store.shards) for store in sources)
-    with new_store(destination, info) as building, reporter.progress(label, total) as progress:
-        for store in sources:
-            for modality, part in store.shards:
-                batches = list(store.batches(modality, parts=[part]))
-                table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
-                failed = [rename(store, failure) for failure in store.shard_failures(modality, part)]
-                path = building / part_name(modality, numbers[modality])
-                write_rows(path, info, change(store, modality, table), failed, split_bytes=split_bytes)
-                numbers[modality] += 1
-                progress.advance()
-        # of several failures of one input the last is listed: that of the first store
-        listed = [
-            rename(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"
-        ]
-        finish_store(building, listed)
+    with new_store(destination, info) as building:
+        copy_shards(building, info, sources, change, rename, label, reporter)
         if any(map(has_indexes, sources)):
             keep_indexes(building, reporter=reporter)
         opened = Store.open(building)
         return {modality: dict(opened.split_counts(modality)) for modality in opened.modalities}
-
-
-def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
-    """Return a table with other values in one column."""
-    place = table.schema.get_field_index(name)
-    return table.set_column(place, table.schema.field(place), values)
 
 
 def _require_mergeable(stores: Sequence[Store]) -> None:

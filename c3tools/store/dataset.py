@@ -7,8 +7,11 @@ image that is absolute is cut to the name of the file, and failures have no mess
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,15 +20,13 @@ from ..errors import StoreError
 from ..io.artifact import Card
 from ..io.files import sha256_of
 from ..io.parquet import read_parquet
-from ..reporter import SILENT
-from .copies import with_column, write_copy
+from ..reporter import SILENT, Reporter
 from .manifest import finish_store, new_store
-from .metadata import Failure
-from .reader import Store
-from .shards import check_schema, part_name, read_header, write_rows
+from .metadata import Failure, StoreInfo
+from .shards import check_schema, part_name, read_header, shard_schema, write_rows
 
 
-def card_of(store: Store) -> Card:
+def card_of(store: Any) -> Card:
     """Return the facts of the card of a store."""
     info, names = store.info, [name for name in store.modalities if store.count(name)]
     counts = {name: sorted(store.split_counts(name).items(), key=lambda item: split_order(item[0])) for name in names}
@@ -48,7 +49,7 @@ def card_of(store: Store) -> Card:
     )
 
 
-def save_data_set(store: Store, folder: Path) -> None:
+def save_data_set(store: Any, folder: Path) -> None:
     """Write the data set of a store to a new folder, whole or not at all.
 
     Raises:
@@ -57,25 +58,25 @@ def save_data_set(store: Store, folder: Path) -> None:
     if not any(map(store.count, store.modalities)):
         raise StoreError(f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first.")
 
-    def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
+    def change(_: Any, modality: str, table: pa.Table) -> pa.Table:
         if "path" not in table.column_names:
             return table
         paths = [path and _without_folder(path) for path in table.column("path").to_pylist()]
         return with_column(table, "path", pa.array(paths, pa.string()))
 
-    def shared(_: Store, failure: Failure) -> Failure:
+    def shared(_: Any, failure: Failure) -> Failure:
         return replace(failure, path=_without_folder(failure.path), message="")
 
-    write_copy(folder, store.info, [store], change, shared, "Copying shards", SILENT, split_bytes=False)
+    with new_store(folder, store.info) as new:
+        copy_shards(new, store.info, [store], change, shared, "Copying shards", SILENT, split_bytes=False)
 
 
-def load_data_set(folder: Path, output: str | Path = "c3-store") -> Path:
-    """Make a store of a data set that `save_data_set` wrote, and return its path.
+def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
+    """Make a store of a data set that `save_data_set` wrote, opened as one, and return its path.
 
     Raises:
         StoreError: if there is something at ``output``, or the data set is not of c3tools, or damaged.
     """
-    source = Store.open(folder)
     with new_store(output, source.info) as new:
         for modality, part in source.shards:
             path = source.file(modality, part)
@@ -89,6 +90,53 @@ def load_data_set(folder: Path, output: str | Path = "c3-store") -> Path:
             write_rows(new / part_name(modality, part), source.info, table, read_header(path).failures)
         finish_store(new, [failure for failure in source.recorded_failures() if failure.stage == "list"])
     return Path(output)
+
+
+def copy_shards(
+    building: Path,
+    info: StoreInfo,
+    sources: Sequence[Any],
+    change: Callable[[Any, str, pa.Table], pa.Table],
+    rename: Callable[[Any, Failure], Failure],
+    label: str,
+    reporter: Reporter,
+    *,
+    split_bytes: bool = True,
+) -> None:
+    """Fill a new store with the shards of others, changed one by one.
+
+    Args:
+        building: its folder.
+        info: of the new store.
+        sources: the stores.
+        change: from a store, a modality and the rows of a shard to the new rows.
+        rename: from a store and a failure to the new one.
+        label: of the progress.
+        reporter: shows it.
+        split_bytes: see `parquet_writer`.
+    """
+    numbers = Counter[str]()  # of the next shard, by modality
+    with reporter.progress(label, sum(len(store.shards) for store in sources)) as progress:
+        for store in sources:
+            for modality, part in store.shards:
+                batches = list(store.batches(modality, parts=[part]))
+                table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
+                failed = [rename(store, failure) for failure in store.shard_failures(modality, part)]
+                path = building / part_name(modality, numbers[modality])
+                write_rows(path, info, change(store, modality, table), failed, split_bytes=split_bytes)
+                numbers[modality] += 1
+                progress.advance()
+        # of several failures of one input the last is listed: that of the first store
+        listed = [
+            rename(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"
+        ]
+        finish_store(building, listed)
+
+
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return a table with other values in one column."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), values)
 
 
 def _without_folder(path: str) -> str:

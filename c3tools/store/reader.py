@@ -132,7 +132,7 @@ class Store(HubRepository):
         """Make a store at ``output`` of a data set; see `c3tools.store.dataset.load_data_set`."""
         from .dataset import load_data_set
 
-        return cls.open(load_data_set(folder, **options))
+        return cls.open(load_data_set(cls.open(folder), **options))
 
     @property
     def modalities(self) -> list[str]:
