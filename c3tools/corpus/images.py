@@ -107,7 +107,7 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
     """
     column = str(cell.column)
     with ExitStack() as stack:
-        batches = islice(record_batches(Path(cell.file)), cell.start, cell.start + 1)
+        batches: Iterator[Any] = islice(record_batches(Path(cell.file)), cell.start, cell.start + 1)
         if not cell.file.lower().endswith(".arrow"):
             batches = stack.enter_context(open_parquet(location(cell.file))).batches([column], group=cell.start)
         for scalar in (scalar for batch in batches for scalar in batch.column(column)):

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,7 +113,7 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
     # the two zero blocks that end the members, and the padding of the last record
     with tarfile.open(whole) as archive:
         end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
-    sources = {i.key: i.source for i in read_corpus([whole]).images}
+    sources: dict[str, Any] = {i.key: i.source for i in read_corpus([whole]).images}
     for cut in [0, 1, 511, 513, 2000, *range(4000, end + 1, 40_009), end - 1, end, end + 100]:
         whole.write_bytes(content[:cut])
         corpus = read_corpus([tmp_path / "t"])

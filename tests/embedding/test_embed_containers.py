@@ -116,7 +116,8 @@ def test_two_processes_write_the_same_bytes_as_one(
     encoder: Encoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "broken.jpg").write_text("no image")
-    corpus, options = read_corpus([photos]), {"shard_size": 3, "workers": 0}
+    corpus = read_corpus([photos])
+    options: dict[str, Any] = {"shard_size": 3, "workers": 0}
     executor = LocalExecutor(["cpu", "cpu"])
     embed_corpus(corpus, tmp_path / "one", encoder, **options)
     summary = embed_corpus(corpus, tmp_path / "two", encoder, executor=executor, reporter=Messages(), **options)

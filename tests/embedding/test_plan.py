@@ -258,7 +258,9 @@ def test_the_plan_is_that_of_plain_dicts(
     plan = plan_corpus(Store.open(folder), Corpus(texts=texts), shard_size=size)["text"]
     changed = [text for text in texts if text.key in before and text.caption != before[text.key]]
     part_of = {key: number // 3 for number, key in enumerate(keys)}
-    found = [(number, text) for number, part in plan.changed for text in part]
+    found = [
+        (number, text) for number, part in map(plan.changed.__getitem__, range(len(plan.changed))) for text in part
+    ]
     assert sorted(found) == sorted((part_of[text.key], text._replace(split="val")) for text in changed)
     assert sorted(plan.summary.changed) == sorted(text.key for text in changed)
     gone = [key for key in before if key.endswith("#1") and key.partition("#")[0] in given_now]
@@ -266,6 +268,6 @@ def test_the_plan_is_that_of_plain_dicts(
     assert plan.gone == {part: sorted(k for k in gone if part_of[k] == part) for part in {part_of[k] for k in gone}}
     pending = [text for text in texts if text.key not in before and text.key not in failed]
     expected = [pending[start : start + size] for start in range(0, len(pending), size)]
-    assert list(plan.shards) == list(enumerate(expected, start=-(-len(keys) // 3)))
+    assert [plan.shards[n] for n in range(len(plan.shards))] == list(enumerate(expected, start=-(-len(keys) // 3)))
     assert plan.summary.already == sum(text.key in before for text in texts)
     assert plan.summary.failed_before == len(failures)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path) -> N
             write_video(photos / "clips" / f"{name}.mp4", [colour])
             file.write(json.dumps({"image": f"clips/{name}.mp4", "captions": [f"a {name} wall", name]}) + "\n")
 
-    def run(**options: bool) -> Store:
+    def run(**options: Any) -> Store:
         return embed(photos, tmp_path / "store", encoder=encoder, workers=0, **options)
 
     store = run()

@@ -82,7 +82,8 @@ def test_ray_makes_the_same_bytes_and_goes_on_where_another_was_interrupted(
 ) -> None:
     folder = copy_photos(tmp_path / "photos", 4)
     (folder / "broken.jpg").write_text("no image")
-    corpus, options = read_corpus([folder]), {"shard_size": 3, "workers": 1, "batch_size": 2}
+    corpus = read_corpus([folder])
+    options: dict[str, Any] = {"shard_size": 3, "workers": 1, "batch_size": 2}
     for name, executor in (("here", None), ("there", cluster)):
         summary = embed_corpus(corpus, tmp_path / name, encoder, executor=executor, **options)
         assert [(m.embedded, m.failed) for m in summary.modalities.values()] == [(4, 1), (20, 0)]
