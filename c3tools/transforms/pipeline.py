@@ -470,7 +470,7 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True):
     name: str = "custom"
 
 
-class _Record(_Config, kw_only=True):
+class _Record(_Config, kw_only=True, forbid_unknown_fields=False):
     """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
 
     dim: Annotated[int, msgspec.Meta(gt=0)] | None
