@@ -325,6 +325,8 @@ class ReAlign(_MapStep):
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Match mean and trace."""
         x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        if not np.trace(y.covariance) > 0:
+            raise TransformError(f"All {self.source} rows are equal, so their spread cannot be matched.")
         scale = np.sqrt(np.trace(x.covariance) / np.trace(y.covariance))
         return {self.source: Affine(y.mean, scale, None, x.mean)}
 

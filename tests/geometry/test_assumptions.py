@@ -9,10 +9,7 @@ import pytest
 
 from c3tools.geometry.assumptions import along_gap, between_groups, cluster, mixture
 from c3tools.geometry.measures import EDGES, orthogonality, residuals
-from c3tools.geometry.report import gap_report
 from c3tools.moments import Moments
-from tests.conftest import make_store
-from tests.geometry.spaces import unit
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BREAKS = {
@@ -35,17 +32,6 @@ def test_each_broken_assumption_gets_its_no(question: str, name: str, monkeypatc
     monkeypatch.syspath_prepend(BENCHMARKS)
     power = importlib.import_module("assumption_power")
     assert [found[question] for found in power.answers(getattr(power, name), 150, 5, 1)] == ["no"]
-
-
-def test_a_gap_that_turns_is_not_constant(tmp_path: Path) -> None:
-    x = np.tile([0.0, 0.0, 1.0, 0.0], (1000, 1)) + np.random.default_rng(0).normal(size=(1000, 4)) * 0.02
-    y, angle = x.copy(), np.linspace(0, np.pi, 1000)
-    y[:, 0], y[:, 1] = np.cos(angle), np.sin(angle)
-    found = gap_report(make_store(tmp_path / "s", unit(x), unit(y)), presets=("raw",)).assumptions["constant"]
-    # differences (-cos t, -sin t) / sqrt 2 and 1 - 1 / sqrt 2 further, over a half turn, averaged over tenths of it
-    along, tenth, mean = (1 - np.sqrt(0.5)) ** 2, np.sin(np.pi / 20) / (np.pi / 20), 2 / np.pi
-    expected = np.sqrt(0.5 * (tenth**2 - mean**2) / (0.5 * mean**2 + along))
-    assert (found.answer, found.measures["order"]) == ("no", pytest.approx(expected, rel=0.02))
 
 
 @pytest.mark.parametrize(("items", "captions", "dim"), [(2000, 1, 20), (60, 1, 100), (100, 5, 128), (30, 5, 64)])
