@@ -27,7 +27,7 @@ _START_SPREAD = 0.1  # of a new mapper's output around what a language model beg
 
 
 class DecoderBase(nn.Module):
-    """What the built-in decoder and language models behind a mapper share.
+    """The part that the built-in decoder and language models behind a mapper share.
 
     Attributes:
         pad_id: fills captions on the right, and stands for words that training hides; never generated.

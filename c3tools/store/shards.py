@@ -63,7 +63,7 @@ class Shard:
 
 
 class ShardHeader(NamedTuple):
-    """What the metadata of a shard say: number of rows, copy of store.json, failed inputs, digest of the settings."""
+    """The metadata of a shard: number of rows, copy of store.json, failed inputs, digest of the settings."""
 
     rows: int
     info: dict[str, Any]
