@@ -7,7 +7,6 @@ generated images first, so that the resolution is not what is measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,11 +142,14 @@ def evaluate_images(
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
-    near, named, learned = None, [], store.load("image", "train")
-    if len(learned):
-        with suppress(GeneratorError):  # none of these photos is there any more
+    near, named, unread = None, [], [reference.unread]
+    if len(learned := store.load("image", "train")):
+        try:
             training = read_photos(store, learned, side, download=download, reporter=reporter)
             near = scorer.nearest(opened, training)
+            unread.append(training.unread)
+        except GeneratorError as error:
+            unread.append(f"Copies of training photos were not looked for. {error.message}")
     for row in [] if near is None else np.lexsort([-near.cosines, ~near.copied])[:_NAMED].tolist():
         assert near is not None
         found = {"photo": training.rows.keys[near.rows[row]], "cosine": round(float(near.cosines[row]), 4)}
@@ -160,7 +162,7 @@ def evaluate_images(
         len(reference),
         named,
         None if near is None or near.threshold is None else float(near.copied.mean()),
-        [*filter(None, [reference.unread]), *scorer.notes()],
+        [*filter(None, unread), *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -89,7 +89,6 @@ class GeneratorTask(Task):
         )
         rows = val.rows
         self.val_inputs = torch.from_numpy(pipeline.transform(rows.embeddings, modality=rows.modality, training=False))
-        self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
         data = (part for of in (train, val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))
         made_from = [network.config, config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
         self.identity = digest_of(made_from, *data)
@@ -129,9 +128,7 @@ class GeneratorTask(Task):
     def batch(self, number: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the rows of its batch: each epoch has every photo once, but for a rest."""
         epoch, place = divmod(number, len(self.train) // self.batch_size)
-        if self._order[0] != epoch:
-            self._order = epoch, generator(self.config.seed, "order", epoch).permutation(len(self.train))
-        return epoch, self._order[1][place * self.batch_size :][: self.batch_size]
+        return epoch, _order(self.config.seed, epoch, len(self.train))[place * self.batch_size :][: self.batch_size]
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of photos."""
@@ -193,6 +190,11 @@ class GeneratorTask(Task):
         positions = (config.pixels // config.patch // 2**level) ** 2
         few = (compute.device_type, compute.precision) == ("cpu", "bf16") and positions <= _FEW_POSITIONS
         return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, n: int) -> Indices:
+    return generator(seed, "order", epoch).permutation(n)
 
 
 def to_network(pixels: Pixels) -> Tensor:

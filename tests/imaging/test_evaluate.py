@@ -154,3 +154,8 @@ def test_photos_that_are_gone_are_named_beside_the_scores(c3: C3, encoder: Encod
     assert set(content["real"]) <= set(content["scores"])
     assert (content["n"], content["reference"]) == (6, 11)
     assert str(gone) in content["notes"][0]
+    for path in store.load("image", "train").column("path"):
+        Path(path).unlink()
+    unknown = evaluate_images(tmp_path / "made", store, precision="fp32")
+    assert (unknown.nearest, unknown.copied) == ([], None)
+    assert "Copies of training photos were not looked for" in unknown.notes[1]
