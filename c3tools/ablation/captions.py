@@ -151,15 +151,15 @@ class CaptionTask:
         """
         if learns_from in ("text", "captions"):
             return self.train, self.val
-        images = self.images.select(np.zeros(0, np.int64)) if self.train_images is None else self.train_images
-        held_out = np.isin(images.keys, self.val.items)
-        own, others = images.select(~held_out), images.select(held_out)
-        if not len(own) or not len(others):
+        images = self.train_images
+        held_out = np.isin([] if images is None else images.keys, self.val.items)
+        if images is None or held_out.all() or not held_out.any():
             raise DecoderError(
-                "This method needs images for training and for validation, but there are "
-                f"{len(own)} and {len(others)}.",
+                f"This method needs images for training and for validation, but there are {int((~held_out).sum())} and "
+                f"{int(held_out.sum())}.",
                 remedy="Embed images of the train split, or leave out paired, ESPER and WS-ClipCap.",
             )
+        own, others = images.select(~held_out), images.select(held_out)
         if learns_from == "images":
             return own, others
         if learns_from == "pairs":
