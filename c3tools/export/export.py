@@ -14,7 +14,7 @@ missing. The bytes of a part depend on the shard, the pipeline and the settings 
     safetensors   text/part-00000.safetensors (tensor "embedding") + text/metadata/part-00000.parquet
     hf            text/train/part-00000.parquet, one folder per split, for datasets.load_dataset
 
-Each part has a Parquet file, written last, whose metadata say what the part was made from and which files it has.
+Each part has Parquet files, written last, whose metadata say what the part was made from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
@@ -45,7 +44,7 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.locations import SMALL_BLOCK, location, name_or_file, names_in, remove, size_of
+from ..io.locations import location, names_in, remove, size_of
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from ..store import Store, StoreInfo, embedding_matrix
@@ -53,12 +52,10 @@ from ..store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_st
 from ..store.metadata import FAILURES_FILE, INFO_FILE, digest_of
 from ..store.rows import keys_of, own_items, row_splits
 from ..store.shards import (
-    MADE_FROM_KEY,
-    METADATA_KEY,
     ROW_GROUP_ROWS,
     ShardName,
-    parquet_writer,
     part_name,
+    read_header,
     shard_schema,
     write_rows,
 )
@@ -69,7 +66,6 @@ FORMATS = ("parquet", "npy", "safetensors", "hf")
 _CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}
 _BESIDE = ("output", "pipeline")
 _CARD = "README.md"
-_FILES_KEY = b"c3.files"
 _PART = re.compile(r"_?part-(\d{5,9})\.(parquet|npy|safetensors|faiss)")
 _CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
 
@@ -171,7 +167,7 @@ def export_store(
         reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
     chosen.check_dim(store.info.dim)
-    shards = [shard for shard in store.shards if store.shard_rows(*shard)]
+    shards = {shard: rows for shard in store.shards if (rows := store.shard_rows(*shard))}
     provenance = {
         "store": store.info.to_dict(),
         "shards": digest_of([[*shard, store.shard_digest(*shard)] for shard in shards]),
@@ -185,7 +181,7 @@ def export_store(
     info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), telling_what_is_kept(lambda: kept):
-        _make_room(output, digest, overwrite)
+        _make_room(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
         writer = None  # the record first: it says whose folder this is if the run is killed
         if format == "parquet":
             create_store(output, info)
@@ -289,7 +285,7 @@ class ExportWork(Work[ShardName, None]):
         return pa.RecordBatch.from_arrays([columns[field.name] for field in schema], schema=schema)
 
     def _write(self, modality: str, part: int, table: pa.Table) -> None:
-        """Write the files of a part; the last one says that it is whole."""
+        """Write the files of a part, an array before its table."""
         made_from, format = self.made_from, self.settings["format"]
         if format == "parquet":
             if self.writer is not None:
@@ -299,7 +295,6 @@ class ExportWork(Work[ShardName, None]):
             return
         stem = f"part-{part:05d}"
         tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}
-        arrays: list[str] = []
         if format == "hf":
             tables = {}
             for split in table.column("split").unique().to_pylist():
@@ -308,22 +303,10 @@ class ExportWork(Work[ShardName, None]):
                 tables[f"{modality}/{folder}/{stem}.parquet"] = rows
         else:
             folder = f"{modality}/embeddings" if format == "npy" else modality
-            arrays = [f"{folder}/{stem}.{format}"]
             matrix = embedding_matrix(table, self.settings["dtype"])
-            write_atomically(self.output / arrays[0], lambda path: self._save_array(path, matrix))
-        metadata = {
-            METADATA_KEY: json.dumps(self.info.to_dict(), sort_keys=True),
-            MADE_FROM_KEY: made_from,
-            _FILES_KEY: json.dumps([*arrays, *tables]),
-        }
+            write_atomically(self.output / f"{folder}/{stem}.{format}", lambda path: self._save_array(path, matrix))
         for name, rows in tables.items():
-            schema = rows.schema.with_metadata(metadata)
-
-            def write_table(path: Path, rows: pa.Table = rows, schema: pa.Schema = schema) -> None:
-                with parquet_writer(path, schema, split_bytes=False) as writer:
-                    writer.write_table(rows.cast(schema), row_group_size=ROW_GROUP_ROWS)
-
-            write_atomically(self.output / name, write_table)
+            write_rows(self.output / name, self.info, rows, (), made_from, split_bytes=False)
 
     def _save_array(self, path: Path, matrix: np.ndarray[Any, Any]) -> None:
         if self.settings["format"] == "npy":
@@ -333,7 +316,7 @@ class ExportWork(Work[ShardName, None]):
             save_file({"embedding": matrix}, path, {"c3": json.dumps(self.info.to_dict(), sort_keys=True)})
 
 
-def _make_room(output: Path, digest: str, overwrite: bool) -> None:
+def _make_room(output: Path, digest: str, rows: dict[ShardName, int], overwrite: bool, *, has_arrays: bool) -> None:
     """Refuse or remove another export, and remove the parts of this one that are not whole.
 
     Raises:
@@ -351,7 +334,12 @@ def _make_room(output: Path, digest: str, overwrite: bool) -> None:
             "different pipeline, store or settings.",
             remedy="Choose another folder with --output, or replace it with --overwrite.",
         )
-    stale = [*chain(*(names for names in _parts(output).values() if not same or not _is_whole(output, names, digest)))]
+    whole = {
+        shard
+        for shard, names in _parts(output).items()
+        if same and _is_whole(output, names, digest, rows.get(shard), has_array=has_arrays)
+    }
+    stale = [name for shard, names in _parts(output).items() if shard not in whole for name in names]
     beside = (MANIFEST_FILE, INFO_FILE, MOMENTS_FILE, FAILURES_FILE, _CARD)
     if stale or not same:  # the record first: what it lists is the export
         for name in (*(beside[:1] if same else beside), *stale):
@@ -370,19 +358,14 @@ def _parts(output: Path) -> dict[ShardName, list[str]]:
     return found
 
 
-def _is_whole(output: Path, names: Sequence[str], made_from: str) -> bool:
+def _is_whole(output: Path, names: Sequence[str], made_from: str, rows: int | None, *, has_array: bool) -> bool:
     """Return whether the files of a part are all there, and made from what they are to be made from."""
-    tables = [name for name in names if name.endswith(".parquet")]
     try:
-        for name in tables:
-            with name_or_file(output / name, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
-                metadata = file.schema_arrow.metadata
-            files = {*json.loads(metadata.get(_FILES_KEY, b"[]"))}
-            if metadata[MADE_FROM_KEY] != made_from.encode() or not files <= {*names}:
-                return False
-    except (OSError, *MALFORMED, pa.ArrowException):
+        headers = [read_header(output / name) for name in names if name.endswith(".parquet")]
+    except StoreError:
         return False
-    return bool(tables)
+    there = sum(header.rows for header in headers) == rows and len(names) == len(headers) + has_array
+    return there and all(header.made_from == made_from for header in headers)
 
 
 def _finish(output: Path, format: str, content: dict[str, Any], files: Iterable[str]) -> None:
