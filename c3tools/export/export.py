@@ -167,7 +167,7 @@ def export_store(
         reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
     chosen.check_dim(store.info.dim)
-    shards = {shard: rows for shard in store.shards if (rows := store.shard_rows(*shard))}
+    shards = {shard: n for shard in store.shards if (n := store.shard_rows(*shard))}
     provenance = {
         "store": store.info.to_dict(),
         "shards": digest_of([[*shard, store.shard_digest(*shard)] for shard in shards]),

@@ -258,7 +258,7 @@ def _count_pairs(store: Store, imported: Sequence[str]) -> int:
         pa.chunked_array([item_keys(batch) for batch in store.batches(name, ["key", *ITEM_COLUMNS])], pa.string())
         for name in (first, "text" if "text" in others else others[0])
     )
-    return int(pc.sum(pc.is_in(items.drop_null(), value_set=theirs.drop_null())).as_py() or 0)
+    return pc.is_in(items.drop_null(), value_set=theirs.drop_null()).to_pylist().count(True)
 
 
 def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:
