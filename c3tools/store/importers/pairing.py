@@ -225,7 +225,7 @@ def _join_table(name: str, file: VectorFile, table: pa.Table | None, names: Colu
     own, listed = (_find(columns, names.key, usual) for columns in (file.table, table))
     wanted, known = (_ids_of(t, column) if column else [] for t, column in ((file.table, own), (table, listed)))
     if own and listed and wanted != known:
-        rows = match_ids(wanted, known)
+        rows = _match_ids(wanted, known)
         lost = rows.count(None)
         if lost == n or len({*known}) < len(known):
             raise StoreError(
@@ -273,7 +273,7 @@ def _find_items(side: _Side, known: Sequence[_Side], notes: list[str]) -> None:
         for other, column in ((other, column) for other in partners for column in by):
             wanted = _ids_of(side.table, column)
             for target, ids in other.ids(column):
-                rows = match_ids(wanted, ids)
+                rows = _match_ids(wanted, ids)
                 taken = {ids[row] for row in rows if row is not None}
                 if not taken:
                     continue
@@ -353,7 +353,7 @@ def _ids_of(table: pa.Table, column: str) -> _Ids:
     return [value and _stem(value) for value in values] if column.lower() in _STEMS else values
 
 
-def match_ids(wanted: Sequence[str | None], keys: Sequence[str | None]) -> list[int | None]:
+def _match_ids(wanted: Sequence[str | None], keys: Sequence[str | None]) -> list[int | None]:
     """Return for each wanted id the row that has it: exactly, else as the same number, or without an image's suffix.
 
     An id that could be several, as 7 could be 07 and 007, is none of them.
