@@ -16,7 +16,7 @@ from ._files import comma_separated, named_files
 def heads(*, other: Sequence[str] = (), modalities: str | None = None, **options: Any) -> Any:
     """Train two small heads on frozen features: two modalities of a store, two stores, or two files of vectors.
 
-    The output folder contains the heads, a log of the geometry by step (geometry.json, geometry.svg) and a model card.
+    The output folder contains the heads and a log of the geometry by step (geometry.json, geometry.svg).
     Run the same command again to continue an interrupted training. `c3 connect apply` makes a store with the heads.
 
     Args:
@@ -48,7 +48,7 @@ def lit(paths: list[str], **options: Any) -> Any:
     """Train the text tower of an open_clip model on photos with captions; the image tower stays frozen.
 
     The photos are encoded once. The output folder is a model for every command (--model local-dir:c3-model), with a
-    model card and a log of the geometry. Run the same command again to continue an interrupted training.
+    log of the geometry. Run the same command again to continue an interrupted training.
     """
     return _connect_towers(paths, "lit", options)
 
@@ -57,7 +57,7 @@ def full(paths: list[str], **options: Any) -> Any:
     """Train both towers of an open_clip model on photos with captions.
 
     Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching). The output folder is
-    a model for every command (--model local-dir:c3-model), with a model card and a log of the geometry. Run the same
+    a model for every command (--model local-dir:c3-model), with a log of the geometry. Run the same
     command again to continue an interrupted training.
     """
     return _connect_towers(paths, "full", options)

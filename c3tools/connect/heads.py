@@ -37,9 +37,6 @@ _FACTS = ("outcome", "recall@1")
 _KIND = Kind("pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", _FACTS, (_WEIGHTS_FILE, LOG_FILE))
 _BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
-_USAGE = """\
-`c3 connect apply` turns features of the same towers into a store that every command takes. In Python:
-`ConnectedHeads.load(folder).embed("text", features)`."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +135,19 @@ class ConnectedHeads:
         Raises:
             ConnectError: if there is no head for the modality, or it needs another number of features.
         """
-        if modality not in self.names:
-            raise ConnectError(f"There is no head for {modality!r}. There are heads for {' and '.join(self.names)}.")
-        head: Any = self.heads[self.names.index(modality)]
-        if features.shape[1] != len(head.mean):
+        heads: dict[str, Any] = dict(zip(self.names, self.heads, strict=True))
+        if modality not in heads or features.shape[1] != len(heads[modality].mean):
+            taken = " and ".join(f"{len(head.mean)} features of {name}" for name, head in heads.items())
             raise ConnectError(
-                f"The {modality} head needs {len(head.mean)} features per row, not {features.shape[1]}.",
-                remedy="Use features of the tower that the heads were trained on.",
+                f"The heads take {taken}, not {features.shape[1]} of {modality}.",
+                remedy="Use features of the towers that the heads were trained on.",
             )
-        out = np.zeros((len(features), self.shape.dim), np.float32)
-        for start in range(0, len(features), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            out[block] = nn.functional.normalize(head(torch.from_numpy(features[block].astype(np.float32))), dim=1)
-        return out
+        head = heads[modality]
+        parts = []
+        for start in range(0, max(1, len(features)), _BLOCK_ROWS):
+            block = torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32))
+            parts.append(nn.functional.normalize(head(block), dim=1).numpy())
+        return np.concatenate(parts)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the weights into a folder; return what its record says of them."""
@@ -182,7 +179,6 @@ def connect_heads(
     hidden: int = 512,
     dropout: float = 0.0,
     cone: float = 0.0,
-    loss: str = "infonce",
     logit_scale: str = "learned",
     close_gap: float = 0.0,
     batch_size: int = 512,
@@ -198,7 +194,7 @@ def connect_heads(
 ) -> ConnectedHeads:
     """Train two heads on paired features and write them to the folder ``output``.
 
-    The folder contains the weights, the record, the log of the geometry as a table and as a figure, and a model card.
+    The folder contains the weights, the record, the log of the geometry as a table and as a figure.
     The same call continues an interrupted run, and returns the heads of a finished run.
 
     Args:
@@ -208,7 +204,6 @@ def connect_heads(
         hidden: Width of the hidden layer; 0: linear heads.
         dropout: Dropout of the hidden units in training.
         cone: Start each modality in its own narrow cone, as a large random CLIP does; 1.33 gives a gap of 1.1.
-        loss: The contrastive loss: infonce or sigmoid.
         logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most 100), or
             learned:20 (starts at 20).
         close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids
@@ -230,7 +225,6 @@ def connect_heads(
     """
     shape = HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(
-        loss,
         logit_scale,
         close_gap,
         batch_size,
@@ -241,7 +235,7 @@ def connect_heads(
         train_split,
         seed,
     )
-    output, names, compute = Path(output), features.names, pick(device, precision)
+    output, names, compute = Path(output), (features.first.modality, features.second.modality), pick(device, precision)
     asked = {**asdict(settings), **asdict(shape), "precision": compute.precision}
     with claimed(output, _KIND, asked, overwrite=overwrite, reporter=reporter) as target:
         for note in features.notes:
@@ -257,10 +251,9 @@ def connect_heads(
         towers = TwoTowers(heads[0], heads[1], compute)
         return connect(
             target,
-            PairTask(towers, train, val, settings, names, asdict(shape), reporter),
+            PairTask(towers, train, val, settings, names, asdict(shape)),
             pairs,
             {"modalities": list(names), "features": dims, **asdict(shape), "models": models},
-            usage=_USAGE,
             save=lambda folder: ConnectedHeads(names, heads, shape, {}).save(folder),
             load=ConnectedHeads.load,
             reporter=reporter,

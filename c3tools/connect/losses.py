@@ -1,18 +1,15 @@
-"""The two contrastive losses, the terms that close the gap, and their gradient over a batch of any size.
+"""The contrastive loss, the terms that close the gap, and their gradient over a batch of any size.
 
-With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature):
-
-    infonce    mean over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged (Radford et al., 2021)
-    sigmoid    -1/n sum_ij log sigmoid(y_ij (z_ij + bias)), y_ij = 1 for pairs and -1 for others (Zhai et al., 2023)
-
-Besides, ``close_gap`` times (Grassucci et al., ICLR 2026)
+With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature), the loss is the mean
+over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged (Radford et al., 2021). Besides, ``close_gap``
+times (Grassucci et al., ICLR 2026)
 
     mean over i of |a_i - b_i|^2 + log mean over i != j of exp(-2 |c_i - c_j|^2)
 
 draws pairs together, and spreads their centroids c_i, the unit vectors along a_i + b_i.
 
 Entries of one item that are not its own pair (a second caption of an image, the same sentence under two images) are
-false negatives: they are left out of both sums.
+false negatives: they are left out of both.
 """
 
 from __future__ import annotations
@@ -30,10 +27,8 @@ from ..errors import ConnectError
 from ..seeds import generator
 from .pairs import Inputs
 
-KINDS = ("infonce", "sigmoid")
 _MAX_LOGIT_SCALE = 100.0  # of a learned scale, as in CLIP
 _LEARNED_FROM = 1 / 0.07
-_SIGMOID_BIAS = -10.0
 _EMBED_ROWS = 128
 
 
@@ -58,28 +53,20 @@ def parse_scale(text: str) -> tuple[float, bool]:
 
 
 class ContrastiveLoss(nn.Module):
-    """Either loss, with its logit scale (kept as a logarithm) and, for the sigmoid loss, its bias.
+    """The loss, with its logit scale (kept as a logarithm).
 
     Args:
-        kind: one of `KINDS`.
         scale: see `parse_scale`.
         close_gap: weight of the terms that close the gap.
     """
 
     log_scale: Tensor
-    bias: Tensor | None
 
-    def __init__(self, kind: str, scale: str, close_gap: float = 0.0) -> None:
+    def __init__(self, scale: str, close_gap: float = 0.0) -> None:
         super().__init__()
-        self.kind, self.close_gap = kind, close_gap
         value, learned = parse_scale(scale)
-        log_scale = torch.tensor(math.log(value))
-        self.limit = math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
-        if learned:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-        self.bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS)) if kind == "sigmoid" else None
+        self.close_gap, self.limit = close_gap, math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learned)
 
     @property
     def logit_scale(self) -> float:
@@ -90,11 +77,7 @@ class ContrastiveLoss(nn.Module):
         """Return the loss of pairs of unit rows (n, d), of which ``same`` (n, n) tells those of one item."""
         logits = self.log_scale.exp() * (first @ second.T)  # (n, n)
         own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        false = same & ~own
-        if self.bias is not None:
-            signed = torch.where(own, 1.0, -1.0) * (logits + self.bias)
-            return -F.logsigmoid(signed).masked_fill(false, 0.0).sum() / len(logits)
-        logits = logits.masked_fill(false, -torch.inf)
+        logits = logits.masked_fill(same & ~own, -torch.inf)
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

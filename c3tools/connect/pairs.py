@@ -6,7 +6,6 @@ continues exactly.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 import weakref
@@ -211,18 +210,10 @@ class PairInputs:
         return embed(self.inputs[0], 0, self.item_rows), embed(self.inputs[1], 1, self.rows[1]), items
 
 
-def number_rows(rows: npt.NDArray[Any]) -> Indices:
-    """Return a number per row of (n, e), int64 (n,), the same for rows of the same bytes."""
-    return _numbers([hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16).digest() for row in rows])
-
-
 def number_texts(texts: Sequence[str]) -> Indices:
     """Return a number per text, int64 (n,), the same for texts that differ by case or outer spaces alone."""
-    return _numbers([text.strip().lower() for text in texts])
-
-
-def _numbers(values: list[Any]) -> Indices:
-    return np.asarray(pa.array(values).dictionary_encode().indices.to_numpy(), dtype=np.int64)
+    plain = pa.array([text.strip().lower() for text in texts], pa.string())
+    return np.asarray(plain.dictionary_encode().indices, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -261,24 +252,17 @@ class PairedFeatures(Pairs):
         index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
         return cls(first, second, index, found, models or {})
 
-    @property
-    def names(self) -> tuple[str, str]:
-        """Names of the two modalities."""
-        return self.first.modality, self.second.modality
-
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
-        first, second, rows = self.first, self.second, self.rows
-        own = self.item_index[rows]
+        second, rows = self.second, np.stack([self.item_index[self.rows], self.rows])
         captions: list[Any] = second.column("caption") if "caption" in second.table.column_names else [None]
-        # a sentence is the same content even where its features differ by rounding
-        ids = number_texts(captions) if all(captions) else number_rows(second.embeddings)
+        texts = number_texts(captions)[rows[1]] if all(captions) else rows[1]
         return PairInputs(
-            inputs=(ArrayInputs(first.embeddings), ArrayInputs(second.embeddings)),
-            rows=np.stack([own, rows]),
-            ids=np.stack([number_rows(first.embeddings)[own], ids[rows]]),
-            items=np.array(first.keys, dtype=object)[own],
-            splits=np.array(row_splits(second.table), dtype=object)[rows],
+            inputs=(ArrayInputs(self.first.embeddings), ArrayInputs(second.embeddings)),
+            rows=rows,
+            ids=np.stack([rows[0], texts]),
+            items=np.array(self.first.keys, dtype=object)[rows[0]],
+            splits=np.array(row_splits(second.table), dtype=object)[rows[1]],
         )
 
 

@@ -24,7 +24,7 @@ from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import splits_of
 from .losses import ContrastiveLoss, TwoTowers
-from .pairs import ArrayInputs, PairInputs, PhotoInputs, number_rows, number_texts
+from .pairs import ArrayInputs, PairInputs, PhotoInputs, number_texts
 from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect
 
 _LIT, _FULL = "lit", "full"
@@ -64,7 +64,6 @@ def connect_towers(
     model: str | None = None,
     random_init: int | None = None,
     augment: bool = True,
-    loss: str = "infonce",
     logit_scale: str = "learned",
     close_gap: float = 0.0,
     batch_size: int = 256,
@@ -81,8 +80,8 @@ def connect_towers(
 ) -> ConnectedTowers:
     """Train the text tower, or both towers, of an open_clip model on photos and write it as a ``local-dir:`` model.
 
-    The folder ``output`` contains the model, the log of the geometry as a table and as a figure, the record and a model
-    card. The same call continues an interrupted run, and returns the model of a finished run.
+    The folder ``output`` contains the model, the log of the geometry as a table and as a figure, and the record.
+    The same call continues an interrupted run, and returns the model of a finished run.
 
     Args:
         paths: Photos with captions, as for c3 embed.
@@ -93,7 +92,6 @@ def connect_towers(
             hf-hub:ORG/NAME.
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
         augment: Train on random crops of the photos, half of them mirrored.
-        loss: The contrastive loss: infonce or sigmoid.
         logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most 100), or
             learned:20 (starts at 20).
         close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids
@@ -120,7 +118,6 @@ def connect_towers(
     if mode not in (_LIT, _FULL):
         raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Use {_LIT} or {_FULL}.")
     settings = TrainingSettings(
-        loss,
         logit_scale,
         close_gap,
         batch_size,
@@ -158,21 +155,16 @@ def connect_towers(
                         blocks.append(towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy())
                     progress.advance(len(block))
             features = ArrayInputs(np.concatenate(blocks))
-            ids = number_rows(features.values)
             for place, part in enumerate(parts):
                 own = np.searchsorted(photos, part.rows[0])
-                inputs = features, part.inputs[1]
-                rows, both = np.stack([own, part.rows[1]]), np.stack([ids[own], part.ids[1]])
-                parts[place] = replace(part, inputs=inputs, rows=rows, ids=both)
+                parts[place] = replace(part, inputs=(features, part.inputs[1]), rows=np.stack([own, part.rows[1]]))
             towers = TwoTowers(nn.Identity(), text, compute)
-        task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from, reporter)
+        task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from)
         return connect(
             target,
             task,
             parts[0],
             {**chosen, "start": network.identity, "photos": len(photos), "unreadable": unreadable},
-            usage=f"`c3 embed PATH --model local-dir:{output.name}`, or "
-            f'`open_clip.create_model_and_transforms("local-dir:{output.name}")`.',
             save=lambda folder: _save_open_clip(network, task.loss, folder),
             load=_load,
             reporter=reporter,
@@ -198,14 +190,12 @@ class _TextFeatures(TextTower):
 def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> dict[str, Any]:
     """Write a trained model that open_clip, and every command, loads as ``local-dir:FOLDER``.
 
-    Its logit scale and bias are those of the loss.
+    Its logit scale is that of the loss.
     """
     import open_clip  # takes seconds
 
     model = network.model
     nn.init.constant_(model.get_parameter("logit_scale"), float(loss.log_scale))
-    if getattr(model, "logit_bias", None) is not None and loss.bias is not None:
-        nn.init.constant_(model.get_parameter("logit_bias"), float(loss.bias))
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(network.tokenizer, "save_pretrained"):  # one of transformers; CLIP's own comes with open_clip
         network.tokenizer.save_pretrained(folder)

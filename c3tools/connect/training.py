@@ -6,12 +6,10 @@ checkpoint is the epoch with the highest recall@1 (mean of both directions) amon
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,16 +20,16 @@ from torch import Tensor, nn
 from ..arrays import Indices
 from ..corpus.splits import STANDARD, describe_rule
 from ..errors import ConnectError
-from ..io.artifact import CARD_FILE, Target, digest_of, write_result
-from ..io.files import write_json_atomically, write_text_atomically
+from ..io.artifact import Target, digest_of, write_result
+from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
-from ..reporter import SILENT, Reporter
+from ..reporter import Reporter
 from ..tables import Table
 from ..training.checkpoints import CheckpointDir
 from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
-from .losses import KINDS, ContrastiveLoss, TwoTowers, contrastive_backward, parse_scale, same_items
+from .losses import ContrastiveLoss, TwoTowers, contrastive_backward, parse_scale, same_items
 from .pairs import PairInputs
 
 RECORD_FILE, LOG_FILE = "connect.json", "geometry.json"
@@ -46,7 +44,6 @@ T = TypeVar("T")
 class TrainingSettings:
     """Settings of the training of any two towers; see the options of `connect_heads`."""
 
-    loss: str = "infonce"
     logit_scale: str = "learned"
     close_gap: float = 0.0
     batch_size: int = 512
@@ -58,8 +55,6 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss not in KINDS:
-            raise ConnectError(f"There is no loss {self.loss!r}.", remedy=f"Choose from {', '.join(KINDS)}.")
         if self.batch_size < 2:
             raise ConnectError(f"A batch of {self.batch_size} contains no negatives.", remedy="Use at least 2 pairs.")
         if self.chunk is not None and self.chunk < 1:
@@ -79,7 +74,6 @@ class PairTask(Task):
         settings: of the training.
         names: of the two modalities.
         made_from: JSON values that the run depends on beside these.
-        reporter: gets messages.
 
     Attributes:
         settings: with the batch size that is used.
@@ -100,24 +94,17 @@ class PairTask(Task):
         settings: TrainingSettings,
         names: tuple[str, str] = ("image", "text"),
         made_from: object = None,
-        reporter: Reporter = SILENT,
     ) -> None:
-        for purpose, pairs in (("training", train_pairs), ("validation", val_pairs)):
-            if (distinct := min(len(np.unique(ids)) for ids in pairs.ids)) < 2:
-                raise ConnectError(
-                    f"There are {len(pairs):,} {purpose} pairs of {distinct} different items; at least 2 are needed.",
-                    remedy="Add more pairs, and check that the keys of the two modalities match.",
-                )
-        if len(train_pairs) < settings.batch_size:
-            reporter.message(
-                f"There are {len(train_pairs):,} training pairs, fewer than a batch of {settings.batch_size:,}, so "
-                "every batch contains all of them."
+        if min(len(np.unique(ids)) for pairs in (train_pairs, val_pairs) for ids in pairs.ids) < 2:
+            raise ConnectError(
+                f"There are {len(train_pairs):,} training and {len(val_pairs):,} validation pairs; at least 2 of "
+                "different items are needed of each.",
+                remedy="Add more pairs, and check that the keys of the two modalities match.",
             )
-            settings = replace(settings, batch_size=len(train_pairs))
-        self.towers, self.loss = towers, ContrastiveLoss(settings.loss, settings.logit_scale, settings.close_gap)
+        settings = replace(settings, batch_size=min(settings.batch_size, len(train_pairs)))
+        self.towers, self.loss = towers, ContrastiveLoss(settings.logit_scale, settings.close_gap)
         self.module = nn.ModuleDict({"towers": towers, "loss": self.loss.to(towers.compute.device)})
         self.train, self.val, self.settings, self.names = train_pairs, val_pairs, settings, names
-        self.counters = {}
         self.steps_per_epoch = len(train_pairs) // settings.batch_size
         steps = settings.epochs * self.steps_per_epoch
         rise, patience = max(1, round(_WARMUP * steps)), settings.patience
@@ -169,17 +156,8 @@ class PairTask(Task):
     def log(self, run: Run) -> list[dict[str, Any]]:
         """Return the log of the geometry, from the initial weights on, as JSON values."""
         points = [run.start, *run.history] if run.start else run.history
-        seconds = accumulate(point.seconds for point in points)
-        return [
-            {
-                "step": point.step,
-                "epoch": point.step // self.steps_per_epoch,
-                "loss": None if math.isnan(point.train_loss) else point.train_loss,
-                "seconds": round(so_far, 1),
-                **point.facts,
-            }
-            for point, so_far in zip(points, seconds, strict=True)
-        ]
+        losses = (None if math.isnan(point.train_loss) else point.train_loss for point in points)
+        return [{"step": one.step, "loss": loss, **one.facts} for one, loss in zip(points, losses, strict=True)]
 
     def close(self) -> None:
         """End the thread that reads batches."""
@@ -192,7 +170,6 @@ def connect(
     pairs: PairInputs,
     record: Mapping[str, Any],
     *,
-    usage: str,
     save: Callable[[Path], Mapping[str, Any]],
     load: Callable[[Path], T],
     reporter: Reporter,
@@ -204,7 +181,6 @@ def connect(
         task: the training.
         pairs: all pairs, of which those of val and test are scored.
         record: about model and data, as JSON values.
-        usage: the last paragraph of the card.
         save: writes the towers into a folder; returns what else its record has to contain.
         load: reads the result, and raises a `C3Error` if it is damaged.
         reporter: gets messages and progress.
@@ -243,7 +219,7 @@ def connect(
         "kept_step": kept.step,
         "recall@1": -kept.val_loss,
         "logit_scale": kept.facts["logit_scale"],
-        "seconds": log[-1]["seconds"],
+        "seconds": round(sum(one.seconds for one in run.history), 1),
         "scores": {
             split: measure(*part.embed(task.towers.embed_rows), task.names)
             for split, part in scored.items()
@@ -256,7 +232,6 @@ def connect(
         whole.update(save(folder))
         write_json_atomically(folder / LOG_FILE, {"kept_step": kept.step, "points": log})
         save_figure(geometry_figure(log, task.names, kept.step), folder / "geometry.svg")
-        write_text_atomically(folder / CARD_FILE, _card(target.folder.name, content, usage))
 
     target.write(lambda folder: write_result(folder, target.kind, whole, save_all, keep=target.there))
     checkpoints.clear()
@@ -272,11 +247,3 @@ def score_table(record: Mapping[str, Any]) -> Table:
             cells = [f"{100 * value:.1f} %" for value in recall.values()]
             rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
     return Table(_SCORES, rows, left=_SCORES[:2])
-
-
-def _card(title: str, record: Mapping[str, Any], usage: str) -> str:
-    """Return a card in Markdown: the scores, how the model is used, and data and settings as JSON."""
-    lines = [_SCORES, ["---"] * len(_SCORES), *score_table(record).rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    facts = {name: value for name, value in record.items() if name not in ("scores", "made_from")}
-    return f"# {title}\n\n{table}\n\n{usage}\n\n```json\n{json.dumps(facts, indent=1)}\n```\n"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from c3tools.connect import read_features
-from c3tools.connect.pairs import ArrayInputs, PhotoInputs, augment, number_rows, number_texts
+from c3tools.connect.pairs import ArrayInputs, PhotoInputs, augment, number_texts
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.encoders import load_network
 from c3tools.errors import ConnectError
@@ -38,12 +38,13 @@ def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
     one = make_store(tmp_path / "one", image, text, owners=index.tolist())
     make_store(tmp_path / "two", -image, text, owners=index.tolist())
     features = read_features(store=one, modalities=("text", "image"))
-    assert (features.names, len(features)) == (("image", "text"), 60)
+    assert ((features.first.modality, features.second.modality), len(features)) == (("image", "text"), 60)
     assert "width" not in features.first.table.column_names
     twice = read_features(store=one, second_store=tmp_path / "two", modalities=("image", "image"))
-    assert twice.names == ("image", "image_2")
+    assert (twice.first.modality, twice.second.modality) == ("image", "image_2")
     np.testing.assert_array_equal(twice.second.embeddings, -twice.first.embeddings)
-    assert read_features(store=one, second_store=tmp_path / "two").names == ("image", "text")
+    both = read_features(store=one, second_store=tmp_path / "two")
+    assert (both.first.modality, both.second.modality) == ("image", "text")
     lonely = make_store(tmp_path / "lonely", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None])
     assert "1 of 5 text rows" in read_features(store=lonely).notes[0]
 
@@ -53,7 +54,7 @@ def test_other_modalities_are_paired_by_order_and_two_are_needed(tmp_path: Path)
     np.save(tmp_path / "sounds.npy", first)
     np.save(tmp_path / "words.npy", second)
     features = read_features(text=tmp_path / "words.npy", other={"audio": tmp_path / "sounds.npy"})
-    assert (features.names, len(features)) == (("text", "audio"), 120)
+    assert ((features.first.modality, features.second.modality), len(features)) == (("text", "audio"), 120)
     with pytest.raises(ConnectError, match="image"):
         read_features(image=tmp_path / "sounds.npy")
     with pytest.raises(ConnectError, match="--modalities"):
@@ -74,7 +75,6 @@ def test_without_a_val_split_a_tenth_of_the_items_is_held_out(tmp_path: Path) ->
 
 def test_equal_contents_have_equal_ids() -> None:
     rows = np.array([[1, 2], [3, 4], [1, 2]], dtype=np.float16)
-    assert number_rows(rows).tolist() == [0, 1, 0]
     assert number_texts(["a", "b", "B ", "c"]).tolist() == [0, 1, 1, 2]
     assert ArrayInputs(rows).rows(np.array([0, 2])).dtype == torch.float32
 

@@ -43,7 +43,7 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     record = connected.record
     assert (record["photos"], record["unreadable"], record["pairs"]["train"]) == (47, 1, 62)
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"README.md", "connect.json", "geometry.json", "geometry.svg", "open_clip_config.json"} < files
+    assert {"connect.json", "geometry.json", "geometry.svg", "open_clip_config.json"} < files
     before, after = (load_network(name).model.state_dict() for name in (tiny, connected.name))
     changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
     assert ("visual" in changed) == (mode == "full")

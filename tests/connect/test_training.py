@@ -20,10 +20,8 @@ from c3tools.connect.losses import ContrastiveLoss, TwoTowers, contrastive_backw
 from c3tools.connect.training import PairTask, TrainingSettings
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
-from c3tools.reporter import SILENT, Reporter
 from c3tools.training.checkpoints import CheckpointDir
 from c3tools.training.loop import DIVERGED, EARLY, FINISHED, train
-from tests.conftest import Messages
 
 from ..conftest import unit_rows
 from .worlds import some_pairs, views
@@ -49,16 +47,15 @@ def gradients(*modules: nn.Module) -> list[npt.NDArray[np.float32]]:
     return [p.grad.numpy().copy() for module in modules for p in module.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
 @pytest.mark.parametrize("chunk", [None, 12, 5, 1])
 @pytest.mark.parametrize("close_gap", [0.0, 0.7])
-def test_chunks_have_the_gradient_of_the_whole_batch(kind: str, chunk: int | None, close_gap: float) -> None:
+def test_chunks_have_the_gradient_of_the_whole_batch(chunk: int | None, close_gap: float) -> None:
     inputs, same = batch()
-    plain, plain_loss = towers(), ContrastiveLoss(kind, "learned:20", close_gap)
+    plain, plain_loss = towers(), ContrastiveLoss("learned:20", close_gap)
     rows = [plain.embed(x, side) for side, x in enumerate(inputs)]
     value = plain_loss(rows[0], rows[1], same)
     (value + plain_loss.gap_terms(rows[0], rows[1], same)).backward()
-    cached, loss = towers(), ContrastiveLoss(kind, "learned:20", close_gap)
+    cached, loss = towers(), ContrastiveLoss("learned:20", close_gap)
     found = contrastive_backward(cached, loss, inputs, same, chunk=chunk)
     assert found == pytest.approx(float(value.detach()), rel=1e-6)
     for expected, got in zip(gradients(plain, plain_loss), gradients(cached, loss), strict=True):
@@ -67,7 +64,7 @@ def test_chunks_have_the_gradient_of_the_whole_batch(kind: str, chunk: int | Non
 
 def test_dropout_is_the_same_in_both_passes() -> None:
     inputs, same = batch()
-    trained, runs, loss = towers(dropout=0.5).train(), [], ContrastiveLoss("infonce", "learned")
+    trained, runs, loss = towers(dropout=0.5).train(), [], ContrastiveLoss("learned")
     for _ in range(2):
         trained.zero_grad()
         torch.manual_seed(torch.seed())  # what was drawn before must not matter
@@ -88,7 +85,7 @@ def test_a_frozen_tower_gets_no_gradient_and_batch_normalisation_stays_as_it_is(
     inputs, same = batch()
     trained = towers()
     trained.sides[0].requires_grad_(False)
-    contrastive_backward(trained, ContrastiveLoss("infonce", "20"), inputs, same, chunk=5)
+    contrastive_backward(trained, ContrastiveLoss("20"), inputs, same, chunk=5)
     assert [p.grad is None for p in trained.parameters()] == [True] * 4 + [False] * 4
     normalised = TwoTowers(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), nn.Linear(5, 8), CPU).train()
     assert normalised.sides[1].training
@@ -108,9 +105,7 @@ def test_the_log_has_the_measures_of_a_report() -> None:
     assert geometry["recall"]["image_to_text"]["recall@1"] == pytest.approx(best)
 
 
-def pair_task(
-    settings: TrainingSettings = QUICK, *, cone: float = 0.0, reporter: Reporter = SILENT, pairs: int = 160
-) -> PairTask:
+def pair_task(settings: TrainingSettings = QUICK, *, cone: float = 0.0, pairs: int = 160) -> PairTask:
     first, second, index = views(100, 2)
     training, val = (some_pairs(first, second, index, rows) for rows in (np.arange(pairs), np.arange(160, 200)))
     shape = HeadShape(dim=16, hidden=32, dropout=0.1, cone=cone)
@@ -118,7 +113,7 @@ def pair_task(
         Head.fitted(rows, np.unique(training.rows[side]), shape, settings.seed, side)
         for side, rows in enumerate((first, second))
     ]
-    return PairTask(TwoTowers(heads[0], heads[1], CPU), training, val, settings, reporter=reporter)
+    return PairTask(TwoTowers(heads[0], heads[1], CPU), training, val, settings)
 
 
 def weights(of: PairTask) -> list[npt.NDArray[np.float32]]:
@@ -148,7 +143,7 @@ class KilledError(Exception):
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    settings = replace(QUICK, logit_scale="learned:20", loss="sigmoid", epochs=4)
+    settings = replace(QUICK, logit_scale="learned:20", epochs=4)
     whole, first, second = (pair_task(settings, cone=1.0) for _ in range(3))
     expected = train(whole)
 
@@ -164,8 +159,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     found = train(second, checkpoints=folder)
     for one, other in zip(weights(whole), weights(second), strict=True):
         np.testing.assert_array_equal(one, other)
-    plain = [[{**p, "seconds": 0} for p in task.log(run)] for task, run in ((whole, expected), (second, found))]
-    assert plain[0] == plain[1]
+    assert whole.log(expected) == second.log(found)
     assert pair_task(replace(settings, seed=1), cone=1.0).identity != whole.identity == first.identity
 
 
@@ -193,18 +187,15 @@ def test_it_stops_early_and_a_learned_scale_has_a_limit() -> None:
 
 
 def test_too_few_pairs_make_one_batch_or_are_refused() -> None:
-    said = Messages()
-    task = pair_task(replace(QUICK, batch_size=512), reporter=said)
+    task = pair_task(replace(QUICK, batch_size=512))
     assert (task.steps_per_epoch, task.settings.batch_size) == (1, 160)
-    assert "160" in said.texts[0]
-    with pytest.raises(ConnectError, match="1 training pairs of 1 different"):
+    with pytest.raises(ConnectError, match="1 training"):
         pair_task(pairs=1)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"loss": "triplet"},
         {"logit_scale": "warm"},
         {"batch_size": 1},
         {"epochs": 0},
