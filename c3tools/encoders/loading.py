@@ -185,15 +185,41 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
         require_weights(name)
     else:
         name.require_known()
-    network, transform, tokenizer = _create(name, random_init)
+    import open_clip  # takes seconds
+    import torch
+
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
+            network, _, transform = open_clip.create_model_and_transforms(
+                name.architecture,
+                pretrained=name.pretrained if random_init is None else None,
+                load_weights=random_init is None,
+                pretrained_image=False,
+                pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
+                precision="fp32",
+                device="cpu",
+            )
+            tokenizer = open_clip.get_tokenizer(name.architecture)
+    except Exception as error:
+        # open_clip and the hubs raise whatever their layers raise: no common base class, so all are turned into one
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(
+            f"The model {name.name} could not be loaded: {type(error).__name__}: {reason}", remedy=_OFFLINE_REMEDY
+        ) from error
     network.eval().requires_grad_(False)
+    config: dict[str, Any] = dict(network.visual.preprocess_cfg)
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
+    preprocess = ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
     identity = {
         "name": name.name,
         "architecture": name.name if ":" in name.architecture else name.architecture,
         "pretrained": name.pretrained,
         "random_init": random_init,
     }
-    return Network(network, tokenizer, _preprocessor(network, transform), identity)
+    return Network(network, tokenizer, preprocess, identity)
 
 
 def read_bundled(folder: Path = C3_MINI) -> dict[str, Any] | None:
@@ -280,40 +306,6 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
     return digest.hexdigest()
-
-
-def _create(name: ModelName, random_init: int | None) -> tuple[nn.Module, Any, Any]:
-    import open_clip  # takes seconds
-    import torch
-
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
-            network, _, transform = open_clip.create_model_and_transforms(
-                name.architecture,
-                pretrained=name.pretrained if random_init is None else None,
-                load_weights=random_init is None,
-                pretrained_image=False,
-                pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
-                precision="fp32",
-                device="cpu",
-            )
-            tokenizer = open_clip.get_tokenizer(name.architecture)
-    except Exception as error:
-        # open_clip and the hubs raise whatever their layers raise: no common base class, so all are turned into one
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"The model {name.name} could not be loaded: {type(error).__name__}: {reason}", remedy=_OFFLINE_REMEDY
-        ) from error
-    return network, transform, tokenizer
-
-
-def _preprocessor(network: nn.Module, transform: Any) -> ImagePreprocessor:
-    config = dict(network.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-    steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
-    return ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
 
 
 @contextmanager
