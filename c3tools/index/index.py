@@ -86,7 +86,7 @@ class Index:
             try:
                 shards = [faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]]
                 rows = pq.read_table(folder / ROWS_FILE, columns=_ROW_SCHEMA.names)
-            except (FileNotFoundError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException) as error:
                 raise ValueError(error) from error
             if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
                 raise ValueError(f"it has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}")

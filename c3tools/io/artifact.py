@@ -56,7 +56,7 @@ CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 T = TypeVar("T")
 RepositoryType = Literal["model", "dataset"]
 _NAMED = 3
-_DATA = (".json", ".safetensors")  # figures and cards may be removed
+_DATA = (".json", ".parquet", ".safetensors")  # figures and cards may be removed
 _PATIENCE = 5.0  # seconds for a server to answer
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

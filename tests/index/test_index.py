@@ -222,6 +222,11 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, mon
         (lambda: grow(own, 100, 200, 7), {}, "more than twice"),
         (lambda: (path / "index.json").write_text('{"shards": 3}'), {}, "damaged"),
         (lambda: (path / "part-00000.faiss").write_bytes(b"x"), {}, "damaged"),
+        (
+            lambda: (path / "rows.parquet").write_bytes((path / "rows.parquet").read_bytes()[:-1] + b"x"),
+            {},
+            "rows.parquet",
+        ),
         ((path / "transform.json").unlink, {}, "transform.json"),
     ]
     for change, options, words in steps:
