@@ -203,7 +203,7 @@ class TestSigma:
         whole, again = (
             caption_spread(rows[chosen], chosen // 2, rows.mean(axis=0)) for chosen in (np.arange(80), repeated)
         )
-        assert (again.images, again.sigma) == (40, pytest.approx(whole.sigma))
+        assert again.images == 40 and again.sigma == pytest.approx(whole.sigma)
         # of one caption an image, of which some are repeated, the pairs decide, as if there were no copies
         one = [*range(0, 80, 2)]
         pairs, _ = sigma(one)
