@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Open the index in the folder ``path``.
+        """Open the index in the folder ``path``; it is searched on GPUs where faiss finds any.
 
         A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of its embeddings as
         they are: nothing is centred, so each modality is best ranked by itself.
@@ -235,7 +236,24 @@ class Index:
                 f"The index {self.path} has no {within} rows. Its modalities are {', '.join(self._groups())}.",
                 remedy=f"Choose one of them with --in, or {_ANY} for one ranking of all rows.",
             )
-        return search_shards(self.shards, queries, k, nprobe or self.record.get("nprobe"), chosen)
+        return search_shards(self._searched, queries, k, nprobe or self.record.get("nprobe"), chosen)
+
+    @cached_property
+    def _searched(self) -> list[Any]:
+        """Return the indexes on all GPUs that faiss sees; some kinds exist on CPUs only."""
+        faiss = load_faiss()
+        if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+            return self.shards
+        moved = []
+        for shard in self.shards:
+            inverted = faiss.try_extract_index_ivf(shard)
+            if inverted and self.record.get("nprobe"):
+                inverted.nprobe = self.record["nprobe"]
+            try:
+                moved.append(faiss.index_cpu_to_all_gpus(shard))
+            except RuntimeError:
+                moved.append(shard)
+        return moved
 
     def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
         recorded = ModelIdentity(self.record["model"])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 from c3tools.cli._app import COMMANDS, app
+from c3tools.cli._console import err, out
 
 from tests.conftest import C3, copy_photos
 
@@ -62,7 +63,8 @@ def error_of(text: str) -> str:
 
 @pytest.mark.parametrize("file", ANSWERS, ids=lambda file: file.stem)
 def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "110")
+    for console in (out, err):
+        monkeypatch.setattr(console, "width", 110)
     copy_photos(workplace / "photos", 8)
     save_tiny_clip(workplace / "tiny")
     compare(file, answers(c3, file, {0}, lines_of))
