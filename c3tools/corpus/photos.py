@@ -24,11 +24,12 @@ class PhotoFinder:
 
     Args:
         index_folder: where the indexes of tars are kept; None keeps none.
+        beside: a store: relative paths that lead nowhere from the current folder start from the folder it is in.
         download: images at URLs may be fetched.
     """
 
-    def __init__(self, index_folder: Path | None = None, *, download: bool = False) -> None:
-        self._index_folder, self._download = index_folder, download
+    def __init__(self, index_folder: Path | None = None, *, beside: Path | None = None, download: bool = False) -> None:
+        self._index_folder, self._beside, self._download = index_folder, beside, download
         self._containers: dict[str, Callable[[str], ImageSource]] = {}
 
     def find(self, key: str, path: str | None) -> ImageItem:
@@ -42,6 +43,10 @@ class PhotoFinder:
             raise ValueError("the row has no path to its photo")
         source = None
         inside = None if not is_url(path) and Path(path).is_file() else _INSIDE.fullmatch(path)
+        if isinstance(self._beside, Path) and not is_url(path):
+            file = inside["file"] if inside else path
+            if not Path(file).exists() and (self._beside.parent / file).exists():
+                return self.find(key, str(self._beside.parent.absolute() / path))
         if inside is not None:
             file = inside["file"]
             try:

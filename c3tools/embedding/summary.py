@@ -11,6 +11,7 @@ from ..reporter import counted
 from ..tables import Table
 
 _NAMES_SHOWN = 5
+_ENOUGH_TO_ADVISE = 500  # inputs; with fewer, start-up is most of the time
 _STAGES = {  # in words, and what would help
     "waiting": ("Reading and decoding", "more --workers, smaller image files or a faster disk would help."),
     "encoding": ("Encoding", "a GPU, a lower --precision if the hardware supports it, or a smaller model would help."),
@@ -127,7 +128,8 @@ class EmbedSummary:
             how = [self.model["name"], "dry run: nothing was written"]
         rows = []
         for name, m in self.modalities.items():
-            done = [f"{n:,}" for n in (m.embedded, m.already, m.failed + m.failed_before)]
+            counts = (m.embedded + m.updated, m.already - m.updated, m.failed + m.failed_before)
+            done = [f"{n:,}" for n in counts]
             planned = [f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before)]
             rows.append([name, *(planned if self.dry_run else [*done, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"])])
         return Table(["modality", *columns], rows, f"{self.store}   {', '.join(filter(None, how))}")
@@ -153,7 +155,7 @@ class EmbedSummary:
                 "Embed the inputs that they were made from too. If no inputs are missing, delete manifest.json and run "
                 f"`c3 verify {self.store} --repair`: it records the shards that exist."
             )
-        if stages:
+        if sum(m.embedded for m in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
             name, stage = max(stages, key=lambda key: stages[key])
             share, (words, advice) = stages[name, stage] / max(sum(stages.values()), 1e-9), _STAGES[stage]
             notes.append(f"{words} {name}s took {share:.0%} of the time: {advice}")

@@ -65,7 +65,7 @@ def read_photos(
     """
     paths = list(rows.column("path")) if "path" in rows.table.column_names else [None] * len(rows)
     folder = store.path / _INDEX_FOLDER
-    finder = PhotoFinder(folder if folder.is_dir() else None, download=download)
+    finder = PhotoFinder(folder if folder.is_dir() else None, beside=store.path, download=download)
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     gone: dict[int, str] = {}
 

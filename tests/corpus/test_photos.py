@@ -49,6 +49,18 @@ def test_images_are_found_again_by_their_paths(tmp_path: Path, name: str) -> Non
     assert sorted(found) == sorted(png(number) for number in range(8))
 
 
+@pytest.mark.parametrize("name", ["a.tar", "d"])
+def test_relative_paths_may_start_beside_the_store(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    images = read_corpus(name).images
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    finder = PhotoFinder(beside=tmp_path / "c3-store")
+    with ImageReader() as reader:
+        assert [reader.read(finder.find(image.key, image.path)) for image in images] == [png(n) for n in range(8)]
+
+
 def test_what_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", 2)
     write(tmp_path / "b.parquet", 4)

@@ -14,6 +14,7 @@ from PIL import Image
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.embedding import EmbedSummary, embed, embed_corpus
 from c3tools.embedding import run as run_module
+from c3tools.embedding.summary import ModalitySummary
 from c3tools.encoders import Encoder
 from c3tools.errors import OutputError, StoreError
 from c3tools.io.lock import locked
@@ -50,7 +51,6 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
             assert list(image.size) == size
     assert set(texts.column("image_key")) == set(images.keys)
     assert store.moments("image", "val").n == 1
-    assert any("of the time" in note for note in summary.notes())
     assert json.loads(json.dumps(summary.to_dict()))["modalities"]["image"]["rate"] > 0
     before = files(tmp_path / "s")
     again = run(encoder, photos, tmp_path / "s")
@@ -157,3 +157,16 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
     texts.write_text("a dog\na cat\n")
     summary = embed(texts, store).summary
     assert (summary.backend, summary.precision, summary.modalities["text"].embedded) == ("torch", "bf16", 1)
+
+
+@pytest.mark.parametrize(("inputs", "advised"), [(1, False), (499, False), (500, True)])
+def test_advice_on_speed_needs_many_inputs(inputs: int, advised: bool) -> None:
+    image = ModalitySummary(embedded=inputs, seconds={"waiting": 1.0, "encoding": 8.0, "writing": 1.0})
+    summary = EmbedSummary("s", {"name": "m"}, "fp32", "torch", {"image": image}, (), (), 0, 0)
+    assert any("80% of the time" in note for note in summary.notes()) == advised
+
+
+def test_inputs_that_were_embedded_again_are_counted_once() -> None:
+    image = ModalitySummary(already=3, changed=["a"], updated=1)
+    summary = EmbedSummary("s", {"name": "m"}, "fp32", "torch", {"image": image}, (), (), 0, 0)
+    assert list(summary.table().rows[0][:4]) == ["image", "1", "2", "0"]
