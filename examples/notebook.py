@@ -29,7 +29,7 @@ c3tools.copy_photos(photos)  # 124 openly licensed photos, each with five captio
 # %% [markdown]
 # ## Connect
 #
-# `embed` finds the images and their captions, encodes both and writes a store. A store shows itself.
+# `embed` finds the images and their captions, encodes both and writes a store.
 
 # %%
 store = c3tools.embed(photos, folder / "c3-store", precision="fp32")

@@ -21,8 +21,6 @@ def test_the_notebook_runs_and_results_show_themselves(tmp_path: Path) -> None:
         for output in cell.get("outputs", [])
         if "text/html" in output.get("data", {})
     ]
-    store, report, pipeline, found = shown
-    assert "<td>image</td>" in store and "124" in store
+    report, found = shown
     assert "gap length" in report and "recall" in report.lower()
-    assert "gaussian-noise" in pipeline
     assert "grass" in found
