@@ -15,7 +15,7 @@ import inspect
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..imaging.model import load_size
 from ..io.artifact import digest_of, holds_result
 from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter, counted
+from ..reporter import SILENT, Progress, Reporter, counted
 from ..store import Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms.sigma import PAIRS, parse_sigma, sigma_by_rule
@@ -214,7 +214,8 @@ def run_cells(
         count, device = min(jobs, len(ahead)), str(task.compute.device)
         names = devices.pick_devices() if device == "cuda" else [device]
         executor = LocalExecutor([names[number % len(names)] for number in range(count)])
-        with reporter.progress(f"{counted(len(ahead), 'training')}, {count} at a time", len(ahead)) as progress:
+        label = f"Percent of {counted(len(ahead), 'training')}, {count} at a time"
+        with reporter.progress(label, 100 * len(ahead)) as progress:
             executor.run(_Trainings(task.learner(), folder), ahead, lambda done, _: progress.advance(done))
     for cell in cells:
         if cell in finished:
@@ -243,6 +244,28 @@ def _model(task: Any, training: Training, folder: Path, reporter: Reporter) -> A
     return model
 
 
+class _Percent(Reporter, Progress):
+    """A reporter of one training that tells another process of each percent that is done."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._told, self._steps, self._total = report, 0, 0, 0
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        self._total = total or 0
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self._steps += count
+        if self._total:
+            self.tell(min(100, 100 * self._steps // self._total))
+
+    def tell(self, percent: int) -> None:
+        if percent > self._told:
+            self._report(percent - self._told, 0)
+            self._told = percent
+
+
 class _Trainings(Work[Training, None]):
     """Trainings in other processes, the results of which are in the folder."""
 
@@ -257,8 +280,9 @@ class _Trainings(Work[Training, None]):
     def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
         """Do trainings one after the other."""
         for training in tasks:
-            _model(self._task, training, self._folder, SILENT)
-            report(1, 0)
+            told = _Percent(report)
+            _model(self._task, training, self._folder, told)
+            told.tell(100)
             yield None
 
     def name(self, task: Training) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from c3tools.captioning import SIZES, load_size
 from c3tools.captioning.baselines.esper import ESPER_TRAINING
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.metrics.captions import score_captions
-from c3tools.reporter import SILENT, Reporter
+from c3tools.reporter import SILENT, Progress, Reporter
 from c3tools.store import Rows, Store
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store
@@ -148,7 +149,19 @@ def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, m
     methods = "C1,C3,CapDec,CLIPRe"
     one, _ = table(methods=methods)
     monkeypatch.setattr("c3tools.ablation.captions.fit_captioner", None)  # all are trained in the other processes
+    told: dict[str, list[int]] = {}
+
+    class Told(Progress):
+        def __init__(self, label: str) -> None:
+            self.counts = told.setdefault(label, [])
+
+        def advance(self, count: int = 1, note: str | None = None) -> None:
+            self.counts.append(count)
+
+    monkeypatch.setattr(Messages, "progress", lambda self, label, total=None: nullcontext(Told(label)))
     two, _ = table(methods=methods, jobs=2, output=tmp_path / "two")
+    shares = told["Percent of 3 trainings, 2 at a time"]
+    assert sum(shares) == 300 and len(shares) > 3
     assert [run.method for run in two.runs] == methods.split(",")
     losses = [[run.best_val_loss for run in made.runs if run.best_val_loss is not None] for made in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
