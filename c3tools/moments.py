@@ -151,16 +151,6 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
     return groups, header
 
 
-def load_counts(path: Path) -> dict[str, int]:
-    """Read only the number of rows of each of the named moments in a file of `save_moments`.
-
-    Raises:
-        StoreError: if the file is missing, damaged, or not a moments file.
-    """
-    with _open_moments(path) as (_, header):
-        return {name: int(n) for name, n in header["groups"].items()}
-
-
 @contextmanager
 def _open_moments(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Open a moments file and its header; one at a URL is downloaded first."""
