@@ -9,8 +9,9 @@ from typing import Any
 
 from .. import devices
 from ..arrays import Matrix
-from ..corpus.folders import assign_keys, find_images
+from ..corpus import Corpus
 from ..corpus.items import IMAGE_SUFFIXES, is_utf8
+from ..corpus.reading import assign_keys, find_images
 from ..embedding.shards import encode_files
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError, OutputError, telling_what_is_kept
@@ -239,10 +240,11 @@ def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tupl
     folders = sum(path.is_dir() for path in paths)
     for root in paths:
         if root.is_dir():
-            inside, skipped = find_images(root, follow_symlinks=follow_symlinks)
-            failures += [(Path(item.path), item.message) for item in skipped]
+            listed = Corpus()
+            inside = find_images(listed, root, follow_symlinks)
+            failures += [(Path(item.path), item.message) for item in listed.skipped]
             if not inside:
-                reason = f" ({failures[-1][0]}: {failures[-1][1]})" if skipped else ""
+                reason = f" ({failures[-1][0]}: {failures[-1][1]})" if listed.skipped else ""
                 raise CorpusError(
                     f"There are no images in {root} or its subfolders{reason}.",
                     remedy="Give a folder that contains images.",

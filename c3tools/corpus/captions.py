@@ -7,14 +7,16 @@ import csv
 import json
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from ..errors import CorpusError
-from ..io.files import delimiter_of, read_csv, read_json
+from ..io.files import MALFORMED, delimiter_of, read_csv, read_json
 from ..io.limits import TooLargeError, limited_lines
 from ..io.locations import kind_of, open_binary, open_text
 from ..io.parquet import open_parquet
@@ -53,7 +55,7 @@ class _Columns(NamedTuple):
 
     texts: tuple[str, ...]
     image: str | None
-    key: str | None
+    key: str | None = None
 
 
 _Pick = Callable[[Iterable[str]], _Columns]
@@ -107,18 +109,15 @@ def _read_jsonl(path: Path, pick: _Pick) -> Iterator[_Record]:
     columns: _Columns | None = None
     with open_binary(path) as file:
         for line, raw in enumerate(limited_lines(file), start=1):
-            if not raw.strip():
-                continue
-            try:
-                record = json.loads(raw)
-                if not isinstance(record, dict):
-                    raise ValueError(f"it is a {type(record).__name__}")
-            except (ValueError, RecursionError) as error:
-                raise CorpusError(
-                    f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
-                ) from error
-            columns = columns or pick(record)
-            yield line, record, columns
+            if raw.strip():
+                try:
+                    record = dict(json.loads(raw).items())
+                except MALFORMED as error:
+                    raise CorpusError(
+                        f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
+                    ) from error
+                columns = columns or pick(record)
+                yield line, record, columns
 
 
 def _read_separated(path: Path, pick: _Pick) -> Iterator[_Record]:
@@ -141,15 +140,11 @@ def _read_separated(path: Path, pick: _Pick) -> Iterator[_Record]:
 
 def _unlisted(cell: str | None) -> Any:
     """Return the strings in a cell that contains a list of them, as Hugging Face and pandas write it; else the cell."""
-    if cell is None or not _LIST.fullmatch(cell):
-        return cell
-    for read in (json.loads, ast.literal_eval):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of escapes that Python does not know
-                return read(cell)
-        except (ValueError, SyntaxError):
-            pass
+    if cell and _LIST.fullmatch(cell):
+        with suppress(ValueError):
+            return json.loads(cell)
+        with suppress(ValueError, SyntaxError), warnings.catch_warnings(action="ignore"):  # unknown escapes
+            return ast.literal_eval(cell)
     return cell
 
 
@@ -168,45 +163,38 @@ def _read_parquet(path: Path, pick: _Pick) -> Iterator[_Record]:
 
 def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
     """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
+    captions: dict[Any, list[str]] = defaultdict(list)
     try:
         value = read_json(path)
-        images = value["images"]
-        captions: dict[Any, list[str]] = {}
-        rows: list[tuple[str, list[str], str | None]]
         for annotation in value.get("annotations", ()):
-            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
+            captions[annotation["image_id"]].append(str(annotation["caption"]))
         if "annotations" in value:
-            rows = [(image["file_name"], captions.get(image["id"], []), None) for image in images]
+            rows = [(image["file_name"], captions[image["id"]], None) for image in value["images"]]
         else:  # Karpathy's splits
-            found = ((i["filename"], [str(each["raw"]) for each in i["sentences"]], i.get("split")) for i in images)
-            rows = [(name, texts, None if split is None else str(split)) for name, texts, split in found]
+            rows = [(i["filename"], [str(s["raw"]) for s in i["sentences"]], i.get("split")) for i in value["images"]]
     except TooLargeError:
         raise
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise CorpusError(
             f"{path} is not a COCO captions file: it is not JSON, or something is missing ({error!r}).",
             remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
         ) from error
-    columns = _Columns(("captions",), "file_name", None)
     for line, (name, texts, split) in enumerate(rows, start=1):
-        yield line, {"file_name": str(name), "captions": texts, "split": split}, columns
+        yield line, {"file_name": str(name), "captions": texts, "split": split}, _Columns(("captions",), "file_name")
 
 
 def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
     """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
-    columns = _Columns(("text",), "image", None)
     with open_text(path, errors="surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
             names = {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
-            if not names.isdisjoint(IMAGE_COLUMNS) and not names.isdisjoint(TEXT_COLUMNS):
-                break  # the header of captions.txt, of Flickr8k on Kaggle
-            if match := _TOKENS.fullmatch(text.strip()):
-                yield line, {"image": match[1], "text": match[2].strip()}, columns
-            elif text.strip():
-                yield line, {"text": text.strip()}, columns
-        else:
-            return
-    yield from _read_separated(path, pick)
+            if names.intersection(IMAGE_COLUMNS) and names.intersection(TEXT_COLUMNS):
+                yield from _read_separated(path, pick)  # captions.txt, of Flickr8k on Kaggle
+                return
+            match = _TOKENS.fullmatch(text.strip())
+            image, caption = match.groups() if match else (None, text)
+            if caption.strip():
+                yield line, {"image": image, "text": caption.strip()}, _Columns(("text",), "image")
 
 
 _READERS: dict[str, Callable[[Path, _Pick], Iterator[_Record]]] = {

@@ -1,19 +1,22 @@
-"""Read the bytes of images: of files, members of tars, cells of tables, and URLs."""
+"""Read the bytes of images (of files, members of tars, cells of tables, and URLs), and the frames of videos."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import RefusedError, UnreachableError
+from PIL import Image
+
+from ..errors import MissingExtraError, RefusedError, UnreachableError
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
 from ..io.parquet import open_parquet, record_batches
@@ -31,9 +34,8 @@ class ImageReader:
 
     def __init__(self) -> None:
         self._tar: tuple[str, BinaryIO] | None = None
-        self._group: tuple[str, str, int] | None = None  # of a table: file, column, number
+        self._next: ImageSource | None = None  # the cell of a table that is read next
         self._cells: Iterator[Any] = iter(())
-        self._row = 0  # the next one of the group
 
     def read(self, image: ImageItem) -> bytes:
         """Return the bytes of an image.
@@ -47,7 +49,7 @@ class ImageReader:
         if source is None:
             return _read_file(location(image.path))
         if source.column is not None:
-            return self._read_cell(source, source.column)
+            return self._read_cell(source)
         if source.download:
             return download(source.file)
         _check_size(source.place)
@@ -61,17 +63,17 @@ class ImageReader:
             raise OSError(0, f"only {len(content):,} of {source.place:,} bytes could be read; the file became shorter")
         return content
 
-    def _read_cell(self, cell: ImageSource, column: str) -> bytes:
-        group = (cell.file, column, cell.start)
-        if self._group != group or self._row > cell.place:
-            self._group, self._cells, self._row = group, cells_of_group(cell), 0
-        value = missing = OSError(0, "the row is no longer in the table, or is behind a damaged one")
-        while self._row <= cell.place:  # the rows end after an error, too
-            value, self._row = next(self._cells, missing), self._row + 1
+    def _read_cell(self, cell: ImageSource) -> bytes:
+        start = self._next
+        if start is None or start.place > cell.place or start._replace(place=cell.place) != cell:
+            start, self._cells = cell._replace(place=0), cells_of_group(cell)
+        missing = OSError(0, "the row is no longer in the table, or is behind a damaged one")
+        self._next = cell._replace(place=cell.place + 1)
+        value = next(islice(self._cells, cell.place - start.place, None), missing)  # rows end after an error, too
         if value is missing:
             raise missing
         if value is None:
-            raise ValueError(f"the column {column!r} is null in this row")
+            raise ValueError(f"the column {cell.column!r} is null in this row")
         if isinstance(value, bytes):
             _check_size(len(value))
             return value
@@ -96,7 +98,7 @@ class ImageReader:
         """Close the open file."""
         if self._tar is not None:
             self._tar[1].close()
-        self._tar = self._group = None
+        self._tar = self._next = None
 
 
 def cells_of_group(cell: ImageSource) -> Iterator[Any]:
@@ -140,31 +142,23 @@ def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def resolve_inside(folder: Path, name: str, *, anywhere: bool, real: Callable[[str], str] = os.path.realpath) -> Path:
-    """Return the file that a path in a list or table means.
-
-    Args:
-        folder: relative paths start here.
-        anywhere: the path may lead out of the folder.
-        real: `os.path.realpath`, or one that remembers folders, for a list of many paths.
+def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
+    """Return the file that a path in a list or table means; relative ones start from ``folder``.
 
     Raises:
-        PermissionError: if it leads out of the folder, by itself or through a link, and may not.
+        PermissionError: if it leads out of the folder, by itself or through a link, and may not go ``anywhere``.
     """
     if not isinstance(folder, Path):  # behind a URL there are no links, and nothing but what is below it is meant
         if name.startswith("/") or ".." in name.split("/"):
             raise PermissionError(0, f"the path {name[:200]} leads out of {folder}")
         return location(f"{str(folder).rstrip('/')}/{name}")
     path = folder / name
-    if not anywhere:
-        linked = path.name == ".." or path.is_symlink()
-        target = Path(os.path.realpath(path)) if linked else Path(real(str(path.parent))) / path.name
-        if not target.is_relative_to(real(str(folder))):
-            raise PermissionError(
-                0,
-                f"the path {name[:200]} leads out of {folder}; choose the folder to start from with --images-root, "
-                "or read it anyway with --follow-symlinks",
-            )
+    if not anywhere and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise PermissionError(
+            0,
+            f"the path {name[:200]} leads out of {folder}; choose the folder to start from with --images-root, or read "
+            "it anyway with --follow-symlinks",
+        )
     return path
 
 
@@ -204,3 +198,53 @@ def _fetch(url: str) -> bytes:
             if time.monotonic() > end:  # not an OSError, which would be tried again
                 raise ValueError(f"{url[:200]} sent {len(content):,} bytes and did not finish in time")
     return bytes(content)
+
+
+def require_decoder() -> None:
+    """Refuse to go on without PyAV.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise MissingExtraError("av", extra="video", purpose="Embedding videos")
+
+
+def read_frames(path: str | Path, fps: float, time_limit: float | None = None) -> Iterator[tuple[float, Image.Image]]:
+    """Yield frames of a video and their times in seconds: the first one, and the first at or after each 1 / ``fps``.
+
+    Frames are RGB images, turned as the video says. Sound and subtitles are not decoded.
+
+    Args:
+        path: a file.
+        fps: frames per second; a video of fewer gives all that it has.
+        time_limit: seconds that decoding may take until a frame is yielded.
+
+    Raises:
+        TimeoutError: if it takes longer.
+        OSError, ValueError: if it is not a video, or damaged.
+        MissingExtraError: if PyAV is not installed.
+    """
+    require_decoder()
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("there are no pictures in it")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        first: float | None = None
+        wanted, began = 0, time.monotonic()
+        for number, frame in enumerate(container.decode(stream)):
+            if time_limit is not None and time.monotonic() - began > time_limit:
+                raise TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
+            at = frame.time if frame.time is not None else number / float(stream.average_rate or 1)
+            first = at if first is None else first
+            if (at - first) * fps >= wanted - 1e-6:
+                wanted = int((at - first) * fps + 1e-6) + 1
+                image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+                turned = getattr(frame, "rotation", 0)
+                yield at - first, image.rotate(turned, expand=True) if turned else image
+                began = time.monotonic()
+        if first is None:
+            raise ValueError("no frame of it can be decoded")

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -87,8 +86,6 @@ class Skipped(NamedTuple):
     message: str
 
 
-# an image of a tar, a table or a list with its captions, an entry that cannot be used, or a note about the others
-Entry = tuple[ImageItem, list[str]] | Skipped | str
 Item = TypeVar("Item", ImageItem, TextItem)
 _SOURCE_TYPES: dict[str, Any] = {
     "start": pa.int64(),
@@ -110,43 +107,40 @@ class ItemTable(Sequence[Item]):
 
     def __init__(self, kind: type[Item], items: Iterable[Item] = ()) -> None:
         self._kind: Any = kind
-        self._schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
-        self._batches: list[pa.RecordBatch] = []
-        self._recent: list[Item] = []  # not in a batch yet
-        self._added = 0  # items in the batches
-        for item in items:
-            self.append(item)
+        schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
+        self._blocks = [schema.empty_table()]
+        self._recent: list[Item] = list(items)  # not in a block yet
 
     def append(self, item: Item) -> None:
         """Add an item at the end."""
         self._recent.append(item)
         if len(self._recent) >= _BLOCK:
-            self._flush()
+            self._add_block()
+
+    def _add_block(self) -> None:
+        rows = [item._asdict() for item in self._recent]
+        for row in rows:
+            if row.get("source"):
+                row["source"] = row["source"]._asdict()
+        self._blocks.append(pa.Table.from_pylist(rows, self._blocks[0].schema))
+        self._recent = []
 
     @property
     def table(self) -> pa.Table:
-        """All items, a column for each of their fields."""
-        self._flush()
-        return pa.Table.from_batches(self._batches, self._schema)
-
-    def rows(self, positions: Any) -> pa.Table:
-        """Return the rows at these positions, an array of integers; pyarrow would copy whole columns for it."""
-        self._flush()
-        places = np.asarray(positions, np.int64)
-        starts = np.cumsum([0, *map(len, self._batches)])
-        numbers: Any = np.searchsorted(starts, places, side="right") - 1
-        runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(numbers)) + 1) if len(places) else []
-        found = [self._batches[numbers[run[0]]].take(pa.array(places[run] - starts[numbers[run[0]]])) for run in runs]
-        return pa.Table.from_batches(found, self._schema)
+        """All items, a column for each of their fields, in one piece: taking rows of several pieces copies them all."""
+        if self._recent:
+            self._add_block()
+        if len(self._blocks) > 1:
+            self._blocks = [pa.concat_tables(self._blocks).combine_chunks()]
+        return self._blocks[0]
 
     def take(self, positions: Any) -> list[Item]:
         """Return the items at these positions, an array of integers."""
-        return [item for batch in self.rows(positions).to_batches() for item in self._items(batch)]
+        return self._items(self.table.take(pa.array(positions, pa.int64())))
 
     def sort(self) -> None:
-        """Sort by the keys, as UTF-8; items with one key stay in their order."""
-        table = self.table
-        self._batches = table.take(pc.sort_indices(table, sort_keys=[("key", "ascending")])).to_batches()
+        """Sort by the keys, as UTF-8."""
+        self._blocks = [self.table.sort_by("key")]
 
     def repeated_key(self) -> str | None:
         """Return a key that several items have."""
@@ -156,30 +150,20 @@ class ItemTable(Sequence[Item]):
         counts = keys.value_counts()
         return str(counts.filter(pc.greater(pc.struct_field(counts, "counts"), pa.scalar(1)))[0]["values"])
 
-    def _flush(self) -> None:
-        if self._recent:
-            columns = dict(zip(self._schema.names, zip(*self._recent, strict=True), strict=True))
-            if "source" in columns:
-                columns["source"] = tuple(source and source._asdict() for source in columns["source"])
-            arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
-            self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-            self._added += len(self._recent)
-            self._recent = []
-
-    def _items(self, rows: pa.RecordBatch) -> Iterator[Item]:
-        for row in rows.to_pylist():
-            if row.get("source") is not None:
+    def _items(self, rows: pa.Table | pa.RecordBatch) -> list[Item]:
+        found = rows.to_pylist()
+        for row in found:
+            if row.get("source"):
                 row["source"] = ImageSource(**row["source"])
-            yield self._kind(**row)
+        return [self._kind(**row) for row in found]
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return self._added + len(self._recent)
+        return sum(map(len, self._blocks)) + len(self._recent)
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the items in order."""
-        self._flush()
-        for batch in self._batches:
+        for batch in self.table.to_batches(max_chunksize=_BLOCK):
             yield from self._items(batch)
 
     def __getitem__(self, index: Any) -> Any:
@@ -226,7 +210,7 @@ class Corpus:
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
         """Add an image, or a video, with its captions; what cannot be used is skipped, and reported."""
         if not is_utf8(f"{image.key}{image.path}{image.split}"):
-            self.skip(repr(image.key), repr(image.path), "UnicodeError", "the key, path or split is not UTF-8")
+            self.skip(image.key, image.path, "UnicodeError", "the key, path or split is not UTF-8")
             return
         is_video = image.source is None and Path(image.path).suffix.lower() in VIDEO_SUFFIXES
         (self.videos if is_video else self.images).append(image)
@@ -242,8 +226,8 @@ class Corpus:
         caption = text.caption.strip()
         if not caption:
             self.skip(text.key, path, "EmptyCaption", "the caption is empty")
-        elif not is_utf8(caption):
-            self.skip(text.key, path, "UnicodeError", "the caption is not UTF-8")
+        elif not is_utf8(f"{text.key}{caption}{text.image_key}{text.split}"):
+            self.skip(text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8")
         else:
             self.texts.append(text._replace(caption=caption))
             return True
@@ -261,7 +245,6 @@ class ReadOptions(NamedTuple):
         images_root: the folder that paths in lists and tables start from, instead of that of the list.
         follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
         download: fetch images that are given by URL.
-        index_folder: keep the indexes of tars there from one run to the next; None keeps none.
     """
 
     captions: Path | None = None
@@ -271,7 +254,6 @@ class ReadOptions(NamedTuple):
     images_root: Path | None = None
     follow_symlinks: bool = False
     download: bool = False
-    index_folder: Path | None = None
 
 
 def without_suffix(name: str) -> str:

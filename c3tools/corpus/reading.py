@@ -1,11 +1,20 @@
-"""Read the paths that a user gives as a corpus: images and videos, their captions, and texts without an image."""
+"""Read the paths that a user gives as a corpus: images and videos, their captions, and texts without an image.
+
+Captions of a folder are looked for in captions files, of two folders in the deeper one's first, in one folder in
+captions.jsonl, metadata.jsonl, metadata.csv, then COCO and Karpathy files (.json) by their names; then in the .txt file
+with the stem of the image. Each image takes those of the first source that has some. A source that names an image by
+its path comes before one that has only its file name. Links that lead out of the folder are refused.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from os.path import normpath
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 
@@ -13,43 +22,41 @@ from ..errors import CorpusError
 from ..io.locations import expand, is_url, kind_of, location, name_or_file, retrying
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
-from .captions import read_captions
-from .folders import CaptionSources, assign_keys, captions_of_folder, find_images, keys_start
+from .captions import CaptionRow, read_captions
+from .containers import Captioned, image_column, read_list, read_table, read_tar
+from .images import require_decoder
 from .items import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Corpus,
-    Entry,
     ImageItem,
     ReadOptions,
-    Skipped,
     TextItem,
     as_storable,
     is_utf8,
     key_of_name,
     without_suffix,
 )
-from .tables import image_column, read_list, read_table
-from .tars import read_tar
-from .videos import require_decoder
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
+_CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
+_IMAGES_FOLDER = "images"
+_SNIFFED = 2**16  # bytes at either end of a .json file that tell whether it contains captions of images
 
-_Reader = Callable[[Path, ReadOptions], Iterator[Entry]]
+_Reader = Callable[[Path, ReadOptions, Corpus], Iterator[Captioned]]
 
 
 def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
     """Find images, videos, captions and texts.
 
-    A folder is searched recursively for images and videos; their captions come from ``captions`` alone, else one by one
-    from the first source that has some: captions files in the folder, .txt files with the stems of the images (see
-    `c3tools.corpus.folders`). A folder without images is searched for tars and tables. A file is an image, a video, a
-    WebDataset tar, a Parquet or Arrow table of images, a list of images (with ``image_column``), or a text file (.txt,
-    .jsonl, .csv, .tsv, .parquet, COCO .json).
+    A folder is searched recursively for images and videos; their captions come from ``captions`` alone, else from what
+    is in the folder. A folder without images is searched for tars and tables. A file is an image, a video, a WebDataset
+    tar, a Parquet or Arrow table of images, a list of images (with ``image_column``), or a text file (.txt, .jsonl,
+    .csv, .tsv, .parquet, COCO .json).
 
     Args:
         paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are expanded.
@@ -63,11 +70,8 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
-    places = {
-        name: location(options[name]) for name in ("captions", "images_root", "index_folder") if options.get(name)
-    }
-    chosen = ReadOptions(**options | places)
-    corpus = Corpus()
+    places = {name: location(options[name]) for name in ("captions", "images_root") if options.get(name)}
+    chosen, corpus = ReadOptions(**options | places), Corpus()
     roots = [root for path in ([paths] if isinstance(paths, str | Path) else paths) for root in expand(path)]
     kinds = {root: kind_of(root) for root in roots}
     corpus.sources = [str(root) for root in kinds]
@@ -78,37 +82,26 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
-    media: dict[Path, list[ImageItem]] = {root: [] for root in kinds}
-    for root in filter(lambda root: not is_url(root), kinds):
-        media[root], skipped = find_images(root, follow_symlinks=chosen.follow_symlinks, suffixes=_MEDIA_SUFFIXES)
-        for each in skipped:
-            corpus.skip(*each)
+    follow = chosen.follow_symlinks
+    media = {root: [] if is_url(root) else find_images(corpus, root, follow, _MEDIA_SUFFIXES) for root in kinds}
     several = list(kinds.values()).count("folder") > 1
     given = None
     if chosen.captions is not None and any(media.values()):  # one captions file for all paths
-        given = CaptionSources(image for images in media.values() for image in images)
+        given = _CaptionSources(chain(*media.values()))
         given.add(str(chosen.captions), chosen.captions, chosen)
         corpus.captions_without_image += given.unmatched
     containers: dict[Path, _Reader] = {}
     for root, kind in kinds.items():
         if media[root]:
-            captions, files = captions_of_folder(corpus, root, media[root], chosen) if given is None else (given, [])
-            base = keys_start(root, files if chosen.captions is None else [chosen.captions])
-            _add_images(corpus, media[root], captions, base, f"{root.name}/" if several and kind == "folder" else "")
+            prefix = f"{root.name}/" if several and kind == "folder" else ""
+            _add_images(corpus, root, prefix, media[root], given, chosen)
         elif kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
         elif is_url(root) or root.suffix.lower() not in _MEDIA_SUFFIXES:  # else it was skipped above
-            try:
-                read = _container_reader(root, chosen)
-            except CorpusError as error:
-                if len(kinds) == 1:
-                    raise
-                corpus.skip(*_unreadable(root, error))
-                continue
-            if read is None:
-                _add_texts(corpus, root, chosen)
-            else:
+            if read := _container_reader(root, chosen):
                 containers[root] = read
+            else:
+                _add_texts(corpus, root, chosen)
     corpus.images.sort()
     corpus.videos.sort()
     if containers:
@@ -119,32 +112,281 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     return corpus
 
 
-def _add_images(corpus: Corpus, images: Sequence[ImageItem], sources: CaptionSources, base: Path, prefix: str) -> None:
-    """Add the images of a folder with their captions; keys are relative to ``base``, if they are below it."""
+def find_images(
+    corpus: Corpus, root: Path, follow_symlinks: bool = False, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> list[ImageItem]:
+    """Find the image files below ``root``, or ``root`` itself, by their ``suffixes`` in any case; no hidden files.
+
+    Links to folders are not entered (a loop would not end), and the corpus is told of links to files outside ``root``,
+    unless ``follow_symlinks``. The key of an image is its path relative to ``root`` until `assign_keys`.
+    """
+    found: list[ImageItem] = []
+    is_folder = root.is_dir()
+    inside = root.resolve() if is_folder and not follow_symlinks else None
+    for path in _walk(root, follow_symlinks) if is_folder else [root]:
+        if path.suffix.lower() not in suffixes:
+            continue
+        key = path.relative_to(root).as_posix() if is_folder else path.name
+        try:
+            problem = _problem_of(path, inside)
+            if problem is None:
+                status = path.stat()
+                found.append(ImageItem(key, str(path), None, status.st_size, mtime=status.st_mtime_ns))
+        except OSError as error:
+            problem = type(error).__name__, error.strerror or str(error)
+        if problem is not None:
+            corpus.skip(key, str(path), *problem)
+    return found
+
+
+def assign_keys(names: list[str]) -> list[str]:
+    """Return unique keys for relative file names: without the suffix, or with it if that would not be unique."""
+    stems = Counter(map(without_suffix, names))
+    whole = set(names)
+    return [
+        stem if stems[stem] == 1 and (stem == name or stem not in whole) else name
+        for name, stem in ((name, without_suffix(name)) for name in names)
+    ]
+
+
+def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
+    """Yield the files below ``root``, folder by folder; hidden ones are left out.
+
+    Raises:
+        CorpusError: if a folder cannot be listed: its files are not to be taken for removed.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise CorpusError(
+            f"The folder {error.filename} cannot be listed ({error.strerror}).",
+            remedy="Make it readable, or give the paths of the other folders.",
+        ) from error
+
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=follow_symlinks):
+        real = os.path.realpath(folder) if follow_symlinks else folder
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
+
+
+def _problem_of(path: Path, inside: Path | None) -> tuple[str, str] | None:
+    """Return why a file is not read (error, message), or None; a link may not lead out of the folder ``inside``."""
+    if not is_utf8(str(path)):
+        return "UnicodeError", "the file name is not UTF-8"
+    if path.is_symlink():
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # missing, or a loop
+            return "BrokenLink", "a symbolic link whose target does not exist"
+        if inside is not None and not target.is_relative_to(inside):
+            return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks reads it"
+    # opening a pipe would wait for somebody to write into it
+    return None if path.is_file() else ("NotAFile", "not a regular file")
+
+
+class _CaptionSources:
+    """The captions and splits of images, from sources that are added in the order in which these count.
+
+    Args:
+        images: all that a source may name.
+
+    Attributes:
+        unmatched: names in captions files for which there is no image.
+    """
+
+    def __init__(self, images: Iterable[ImageItem]) -> None:
+        self.unmatched: list[str] = []
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._paths = [_absolute(image.path) for image in images]
+        for path in self._paths:
+            self._by_name[Path(path).name].append(path)
+        # of each source its rows by image: those that name it by its path, then those that have its file name alone
+        self._rows: tuple[list[tuple[str, dict[str, list[CaptionRow]]]], ...] = ([], [])
+
+    def of(self, path: str) -> tuple[str, list[str], str | None]:
+        """Return the source and the captions of an image, and its split: that of the first source that names one."""
+        found = [(source, *_join_rows(rows[path])) for source, rows in chain(*self._rows) if path in rows]
+        source, captions, _ = next((each for each in found if _any(each[1])), found[0] if found else ("", [], None))
+        return source, captions, next((split for *_, split in found if split), None)
+
+    def add(self, source: str, file: Path, options: ReadOptions) -> int:
+        """Add a captions file; return how many of its rows name an image.
+
+        A row without an image at its path is matched by its file name, if one image and one path in the rows have it.
+        If other rows are matched by path, a row that names a folder is not: it is of an image that is not here.
+
+        Args:
+            source: as messages name the file.
+            file: file names in it are relative to its folder, or to images/ there.
+            options: of the corpus.
+
+        Raises:
+            CorpusError: if it cannot be read, or a row names no image; nothing is added.
+        """
+        by_path: dict[str, list[CaptionRow]] = defaultdict(list)
+        by_name: dict[str, list[CaptionRow]] = defaultdict(list)
+        unmatched: list[str] = []
+        folder, known = Path(_absolute(str(file.parent))), set(self._paths)
+        for row in read_captions(file, options):
+            if not row.file_name:
+                raise _no_image(file, row)
+            same = self._by_name.get(PurePosixPath(row.file_name).name, [])
+            places = (normpath(start / row.file_name) for start in (folder, folder / _IMAGES_FOLDER))
+            if path := next((place for place in places if place in known), None):
+                by_path[path].append(row)
+            elif len(same) == 1:
+                by_name[same[0]].append(row)
+            else:
+                unmatched.append(row.file_name)
+        for path, rows in list(by_name.items()):
+            names = {normpath(str(row.file_name)) for row in rows}
+            if path in by_path or len(names) > 1 or (by_path and "/" in min(names)):
+                unmatched += [str(row.file_name) for row in by_name.pop(path)]
+        for found, own in zip(self._rows, (by_path, by_name), strict=True):
+            found.append((source, own))
+        matched = sum(map(len, chain(by_path.values(), by_name.values())))
+        if matched or not source.endswith(".json"):  # COCO files are often of another part of the same data set
+            self.unmatched += unmatched
+        return matched
+
+    def add_texts(self, corpus: Corpus, texts: set[str], inside: Path | None) -> None:
+        """Add the .txt files with the stems of the images, one caption a line, where no other source has captions."""
+        own = {}
+        for path in self._paths:
+            text = Path(path).with_suffix(".txt")
+            if str(text) in texts and not _any(self.of(path)[1]) and _may_be_read(corpus, text, inside):
+                own[path] = list(read_captions(text))
+        self._rows[1].append((".txt files", own))
+
+    def note(self, root: Path) -> list[str]:
+        """Return one line on what was taken from where."""
+        taken: Counter[str] = Counter()
+        for source, captions, _ in map(self.of, self._paths):
+            taken[source] += len(captions)
+        parts = " and ".join(f"{count:,} from {source}" for source, count in taken.most_common() if count)
+        return [f"{root}: {counted(taken.total(), 'caption')}: {parts}."] if parts else []
+
+
+def _join_rows(rows: Sequence[CaptionRow]) -> tuple[list[str], str | None]:
+    """Return the captions of the rows of an image, and its split: the last that they name."""
+    captions = [text for row in rows for text in row.captions]
+    return captions, next((row.split for row in reversed(rows) if row.split), None)
+
+
+def _no_image(file: Path, row: CaptionRow) -> CorpusError:
+    return CorpusError(
+        f"{file}, line {row.line}: the image is missing.",
+        remedy="Captions of images need a column file_name, image or key. To embed texts only, give the file as PATH.",
+    )
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - links are not followed
+
+
+def _any(captions: Iterable[str]) -> bool:
+    return any(map(str.strip, captions))
+
+
+def _add_images(
+    corpus: Corpus,
+    root: Path,
+    prefix: str,
+    images: Sequence[ImageItem],
+    given: _CaptionSources | None,
+    options: ReadOptions,
+) -> None:
+    """Add the images below ``root``, or one image ``root``, with captions: those ``given``, else detected ones."""
+    sources, files = (given, [options.captions]) if given else _detect_captions(corpus, root, images, options)
+    # keys are relative to the folder; beside a captions file, to its images/
+    beside = any(isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files)
+    base = root / _IMAGES_FOLDER if beside and (root / _IMAGES_FOLDER).is_dir() else root
     paths = [Path(image.path) for image in images]
     names = [
         path.relative_to(base).as_posix() if path.is_relative_to(base) and path != base else image.key
         for path, image in zip(paths, images, strict=True)
     ]
     for key, image in sorted(zip(assign_keys(names), images, strict=True), key=lambda pair: pair[0]):
-        captions, split = sources[image]
+        _, captions, split = sources.of(_absolute(image.path))
         corpus.add_image(image._replace(key=prefix + key, split=split), captions)
+
+
+def _detect_captions(
+    corpus: Corpus, root: Path, images: Sequence[ImageItem], options: ReadOptions
+) -> tuple[_CaptionSources, list[Path]]:
+    """Return the captions of images that are found beside them, and the captions files, but for COCO's.
+
+    Raises:
+        CorpusError: if the first captions file of a folder cannot be used; later ones become notes.
+    """
+    sources = _CaptionSources(images)
+    folder = root if root.is_dir() else root.parent
+    inside = None if options.follow_symlinks else folder.resolve()
+    stems = {without_suffix(image.path) for image in images}
+    texts: set[str] = set()
+    files: list[tuple[int, int, Path]] = []
+    beside = [text for text in [root.with_suffix(".txt")] if text.exists()]
+    for path in _walk(root, options.follow_symlinks) if folder == root else beside:
+        if path.suffix == ".txt":
+            texts.add(_absolute(str(path)))
+        elif path.name in _CAPTIONS_NAMES:
+            files.append((-len(path.parts), _CAPTIONS_NAMES.index(path.name), path))
+        elif path.suffix == ".json" and without_suffix(str(path)) not in stems and _is_coco(path, inside):
+            files.append((-len(path.parts), len(_CAPTIONS_NAMES), path))
+    used = [path for *_, path in sorted(files) if _may_be_read(corpus, path, inside)]
+    for number, path in enumerate(used):
+        name, why = path.relative_to(folder).as_posix(), ""
+        try:
+            if not sources.add(name, path, options) and path.suffix == ".json":
+                why = "it names none of the images."
+        except CorpusError as error:
+            if path.suffix != ".json" and (number == 0 or used[number - 1].parent != path.parent):
+                raise
+            why = error.message
+        if why:
+            corpus.notes.append(f"{root}: {name} is not used: {why}")
+    sources.add_texts(corpus, texts, inside)
+    corpus.notes += sources.note(root)
+    corpus.captions_without_image += sources.unmatched
+    return sources, [path for path in used if path.suffix != ".json"]
+
+
+def _is_coco(path: Path, inside: Path | None) -> bool:
+    """Return whether a .json file is a captions file of COCO or Karpathy, judged by its start and its end."""
+    try:
+        if _problem_of(path, inside) is not None:
+            return False
+        with path.open("rb") as file:
+            content = file.read(_SNIFFED)
+            file.seek(max(file.tell(), path.stat().st_size - _SNIFFED))
+            content += file.read()
+    except OSError:
+        return False
+    has_images = b'"images"' in content or b'"annotations"' in content
+    return has_images and (b'"caption"' in content or b'"sentences"' in content)
+
+
+def _may_be_read(corpus: Corpus, file: Path, inside: Path | None) -> bool:
+    """Return whether a detected captions file may be read; a link out of the corpus becomes a skipped input."""
+    problem = _problem_of(file, inside)
+    if problem is not None:
+        corpus.skip(file.name, str(file), *problem)
+    return problem is None
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     texts_of_image: Counter[str] = Counter()
     for row in read_captions(file, options):
-        image_key = without_suffix(PurePosixPath(row.file_name).as_posix()) if row.file_name else None
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
-        if not is_utf8(f"{image_key}{start}{row.split}"):
-            message = "the file name, key or split is not UTF-8"
-            corpus.skip(f"{file.stem}:{row.line}", str(file), "UnicodeError", message)
-            continue
+        image_key = without_suffix(PurePosixPath(row.file_name).as_posix()) if row.file_name else None
         for number, caption in enumerate(row.captions):
+            key = f"{start}#{number}" if len(row.captions) > 1 else start
             if image_key:
                 key = f"{image_key}#{texts_of_image[image_key] + number}"
-            else:
-                key = f"{start}#{number}" if len(row.captions) > 1 else start
             corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
         if image_key:
             texts_of_image[image_key] += len(row.captions)
@@ -156,31 +398,28 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
 
 
 def _container_reader(path: Path, options: ReadOptions) -> _Reader | None:
-    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format.
-
-    Raises:
-        CorpusError: if the file cannot be read, or is a tar that has to be unpacked first.
-    """
+    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format."""
     suffix = path.suffix.lower()
     if path.name.lower().endswith(_COMPRESSED):
-        raise CorpusError(
-            f"{path} is compressed, so its images cannot be read one by one.",
-            remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d). The images in it are already compressed.",
-        )
+        return _refuse_compressed
     if suffix == ".parquet":
         try:
             with name_or_file(path) as source:
                 has_images = image_column(pq.read_schema(source), options.image_column, path) is not None
-        except UNREADABLE as error:
-            raise CorpusError(
-                f"{path} is not a readable Parquet file ({error}).",
-                remedy="The file may be cut short: the end of a Parquet file says where its rows are. Copy it again.",
-            ) from error
+        except (*UNREADABLE, CorpusError):  # its reader says why
+            has_images = True
         if has_images:
             return read_table
     if suffix in (".tar", ".arrow"):
         return read_tar if suffix == ".tar" else read_table
     return read_list if suffix in _LISTS and options.image_column is not None else None
+
+
+def _refuse_compressed(path: Path, _: ReadOptions, __: Corpus) -> NoReturn:
+    raise CorpusError(
+        f"{path} is compressed, so its images cannot be read one by one.",
+        remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d). The images in it are already compressed.",
+    )
 
 
 def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> dict[Path, _Reader]:
@@ -196,34 +435,30 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
         names = retrying(lambda: files.find(root.path), str(root))  # type: ignore[attr-defined]
         paths = [location(files.unstrip_protocol(name)) for name in sorted(names)]
     else:
-        found, skipped = find_images(root, follow_symlinks=options.follow_symlinks, suffixes=_CONTAINER_SUFFIXES)
+        found = find_images(corpus, root, options.follow_symlinks, _CONTAINER_SUFFIXES)
         paths = [Path(file.path) for file in found]
-        for each in skipped:
-            corpus.skip(*each)
     present, containers = set(map(str, paths)), {}
     for path in paths:
         is_table_of_tar = path.suffix == ".parquet" and str(path.with_suffix(".tar")) in present
         is_cache = path.suffix == ".arrow" and (is_url(path) or path.name.startswith(_CACHED))
         if path.suffix.lower() in _CONTAINER_SUFFIXES and not is_table_of_tar and not is_cache:
-            try:
-                # without a column of images, its reader says which columns there are
-                containers[path] = _container_reader(path, options) or read_table
-            except CorpusError as error:
-                corpus.skip(*_unreadable(path, error))
+            # without a column of images, its reader says which columns there are
+            containers[path] = _container_reader(path, options) or read_table
     if not containers:
         suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
-        why = f". {corpus.skipped[-1].path}: {corpus.skipped[-1].message}" if corpus.skipped else "."
         raise CorpusError(
             f"There are no images in {root} or its subfolders (looked for {suffixes}, and tar, parquet and arrow files "
-            f"with images){why}",
+            f"with images).{_first_reason(corpus)}",
             remedy="To embed texts, give the files: c3 embed captions.txt",
         )
     return containers
 
 
-def _unreadable(path: Path, error: Exception) -> Skipped:
-    message = str(getattr(error, "strerror", None) or error)
-    return Skipped(path.name, str(path), "UnreadableContainer", message.replace("\n", " "))
+def _first_reason(corpus: Corpus) -> str:
+    if not corpus.skipped:
+        return ""
+    first = corpus.skipped[0]
+    return f" The first of {counted(len(corpus.skipped), 'reason')}: {first.path}: {first.message}"
 
 
 def _add_containers(corpus: Corpus, containers: dict[Path, _Reader], options: ReadOptions) -> None:
@@ -232,22 +467,18 @@ def _add_containers(corpus: Corpus, containers: dict[Path, _Reader], options: Re
     Raises:
         CorpusError: if a container cannot be read and is the only input.
     """
-    media = (corpus.images, corpus.videos)
-    alone = len(containers) == 1 and not any(media) and not corpus.texts
-    owners = {image.key: image.path for items in media for image in items}  # path of the image with a key
-    given = _captions_by_key(options)
-    captioned: set[str] = set()
+    alone = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
+    owners = {image.key: image.path for image in chain(corpus.images, corpus.videos)}  # path of the image with a key
+    given: dict[str, list[CaptionRow]] = defaultdict(list)  # captions by the key of the image
+    for row in read_captions(options.captions, options) if options.captions else ():
+        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
+        if key is None:
+            raise _no_image(Path(str(options.captions)), row)
+        given[as_storable(key)].append(row)
     for container, read in sorted(containers.items(), key=lambda item: str(item[0])):
         corpus.containers.append(str(container))
         try:
-            for entry in read(container, options):
-                if isinstance(entry, str):
-                    corpus.notes.append(entry)
-                    continue
-                if isinstance(entry, Skipped):
-                    corpus.skip(*entry)
-                    continue
-                image, captions = entry
+            for image, captions in read(container, options, corpus):
                 if image.key in owners:
                     message = (
                         f"{owners[image.key]} has the same key {image.key}, and only the first one is embedded; embed "
@@ -257,44 +488,20 @@ def _add_containers(corpus: Corpus, containers: dict[Path, _Reader], options: Re
                     corpus.skip(place, image.path, "DuplicateKey", message)
                     continue
                 owners[image.key] = image.path if image.source is None else image.source.file
-                if given is not None:
-                    captions, split = given.get(image.key, ([], None))
-                    image = image._replace(split=split or image.split)
-                    captioned.add(image.key)
-                corpus.add_image(image, captions)
+                own, split = (captions, None) if options.captions is None else _join_rows(given.pop(image.key, []))
+                corpus.add_image(image._replace(split=split or image.split), own)
         except (CorpusError, OSError) as error:
+            reason = str(getattr(error, "strerror", None) or error)
             if alone:
-                reason = getattr(error, "strerror", None) or error
-                raise CorpusError(f"{container} cannot be read ({reason}).") from error
-            corpus.skip(*_unreadable(container, error))
-    corpus.captions_without_image += sorted((given or {}).keys() - captioned)
-
-
-def _captions_by_key(options: ReadOptions) -> dict[str, tuple[list[str], str | None]] | None:
-    """Return captions and split by the key of the image, from the captions file that was given; None without one."""
-    if options.captions is None:
-        return None
-    rows: dict[str, tuple[list[str], str | None]] = {}
-    for row in read_captions(options.captions, options):
-        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
-        if key is None:
-            raise CorpusError(
-                f"{options.captions}, line {row.line}: the image is missing.",
-                remedy="Captions of images need a column file_name, image or key. To embed texts only, give the file "
-                "as PATH.",
-            )
-        captions, split = rows.get(as_storable(key), ([], None))
-        rows[as_storable(key)] = [*captions, *row.captions], row.split or split
-    return rows
+                raise error if isinstance(error, CorpusError) else CorpusError(f"{container}: {reason}.") from error
+            corpus.skip(container.name, str(container), "UnreadableContainer", reason.replace("\n", " "))
+    corpus.captions_without_image += sorted(given)
 
 
 def _check(corpus: Corpus, given: Path | None) -> None:
-    if not corpus.images and not corpus.videos and not corpus.texts:
+    if not any((corpus.images, corpus.videos, corpus.texts)):
         places = ", ".join(corpus.sources)
-        reason = ""
-        if corpus.skipped:
-            reason = f" The first of {counted(len(corpus.skipped), 'reason')}: {corpus.skipped[0].message}"
-        raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{reason}")
+        raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{_first_reason(corpus)}")
     media = {name: len(items) for name, items in (("images", corpus.images), ("videos", corpus.videos)) if items}
     if given is not None and media and len(corpus.images_without_caption) == sum(media.values()):
         raise CorpusError(

@@ -128,7 +128,7 @@ def plan_corpus(
             compared.modified = _true(pc.not_equal(table["mtime"], known))
         for part, rows, at in _join(store, modality, table):
             _compare(part, rows, at, items, compared, sources)
-        changed_keys = _texts(items.rows(ShardTasks(items, compared.changed).positions)["key"])
+        changed_keys = _texts(items.table.take(ShardTasks(items, compared.changed).positions)["key"])
         summary = ModalitySummary(already=int(compared.known.sum()), changed=changed_keys)
         summary.gone = gone = [*chain(*compared.gone.values())]
         if modality == "text" and len(sources.foreign):
@@ -186,7 +186,7 @@ def _compare(
     found = np.flatnonzero(at >= 0)
     positions = at[found]
     compared.known[positions] = True
-    theirs, own = rows.take(found), items.rows(positions)
+    theirs, own = rows.take(found), items.table.take(positions)
     if "caption" in rows.column_names:
         differs = _true(pc.not_equal(_text(theirs["caption"]), own["caption"]))
         foreign = _true(pc.is_in(own["image_key"], sources.foreign))
@@ -251,7 +251,7 @@ def read_times(store: Path) -> pa.Table:
 
 def write_times(store: Path, tasks: Collection[ShardTasks], *, replace: bool = True) -> None:
     """Record the times of the inputs of shards in inputs.parquet; without ``replace``, only those of new inputs."""
-    tables = (task.items.rows(task.positions) for task in tasks)
+    tables = (task.items.table.take(task.positions) for task in tasks)
     found = [table.select(["key", "mtime"]) for table in tables if "mtime" in table.column_names]
     new = pa.concat_tables([_INPUTS.empty_table(), *found]).drop_null()
     if len(new):

@@ -27,8 +27,6 @@ from .plan import Plan, ShardTasks, Sources, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, rewritten_shard
 from .summary import EmbedSummary, ModalitySummary
 
-_INDEX_FOLDER = ".inputs"  # in the store: the indexes of tars
-
 
 def embed(
     paths: str | Path | Sequence[str | Path],
@@ -124,7 +122,7 @@ def embed(
         load_faiss()  # or the error comes before the work
     folder = location(store)
     reading = {name: given[name] for name in ReadOptions._fields if name in given}
-    corpus = read_corpus(paths, **reading, index_folder=None if dry_run else folder / _INDEX_FOLDER)
+    corpus = read_corpus(paths, **reading)
     videos = f", {counted(len(corpus.videos), 'video')}" if corpus.videos else ""
     reporter.message(f"Found {counted(len(corpus.images), 'image')}{videos} and {counted(len(corpus.texts), 'text')}.")
     for note in corpus.notes:

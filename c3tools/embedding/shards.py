@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from ..arrays import Matrix, Pixels
 from ..corpus import ImageItem, ImageReader, TextItem
-from ..corpus.videos import read_frames
+from ..corpus.images import read_frames
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
 from ..encoders.encoder import Pending

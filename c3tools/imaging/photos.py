@@ -12,14 +12,13 @@ from PIL import Image
 
 from ..arrays import Indices, Mask, Pixels
 from ..corpus import ImageReader
-from ..corpus.photos import PhotoFinder
+from ..corpus.containers import PhotoFinder
 from ..encoders import open_image
 from ..errors import GeneratorError
 from ..executors import cores
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
 
-_INDEX_FOLDER = ".inputs"  # of the store: where `c3 embed` keeps the indexes of tars
 _NAMED = 3
 _CHUNK = 256
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -64,8 +63,7 @@ def read_photos(
         GeneratorError: if none of the photos can be read; the first are named.
     """
     paths = list(rows.column("path")) if "path" in rows.table.column_names else [None] * len(rows)
-    folder = store.path / _INDEX_FOLDER
-    finder = PhotoFinder(folder if folder.is_dir() else None, beside=store.path, download=download)
+    finder = PhotoFinder(store.path, download=download)
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     gone: dict[int, str] = {}
 

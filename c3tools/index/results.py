@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus import ImageReader
-from ..corpus.photos import PhotoFinder
+from ..corpus.containers import PhotoFinder
 from ..io.locations import is_url
 from ..reporter import counted
 from ..tables import Table

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus import ImageReader, read_corpus
-from c3tools.corpus.photos import PhotoFinder
+from c3tools.corpus.containers import PhotoFinder
 from tests.corpus.packing import write_tar
 
 
@@ -41,7 +41,7 @@ def write(path: Path, count: int = 8) -> Path:
 def test_images_are_found_again_by_their_paths(tmp_path: Path, name: str) -> None:
     images = read_corpus(write(tmp_path / name)).images
     assert len(images) == 8
-    finder = PhotoFinder(tmp_path / "index")
+    finder = PhotoFinder()
     with ImageReader() as reader:
         found = [reader.read(finder.find(image.key, image.path)) for image in images]
         expected = [reader.read(image) for image in images]

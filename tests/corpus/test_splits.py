@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.corpus.folders import assign_keys
+from c3tools.corpus.reading import assign_keys
 from c3tools.corpus.splits import describe_rule, hashed_split, kept_splits, split_of
 
 

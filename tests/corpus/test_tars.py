@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus import Corpus, read_corpus, tars
-from c3tools.corpus.tars import scan
+from c3tools.corpus import Corpus, read_corpus
 from c3tools.errors import CorpusError
 from tests.corpus.packing import contents, photos_of, webdataset, write_tar
 
@@ -146,29 +145,3 @@ def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, d
     path.write_bytes(bytes(content))
     corpus = read_corpus([tmp_path])
     assert {key: len(content) for key, content in contents(corpus).items()} == {i.key: i.size for i in corpus.images}
-
-
-def test_the_index_of_a_tar_is_made_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_tar(tmp_path / "x.tar", [*webdataset(photos_of(photos)), ("../up.jpg", b"x")])
-    scans: list[Path] = []
-
-    def counting(path: Path) -> tars.TarIndex:
-        scans.append(path)
-        return scan(path)
-
-    def read(index: str = "i") -> tuple[object, ...]:
-        corpus = read_corpus([path], index_folder=tmp_path / index)
-        return list(corpus.images), list(corpus.texts), corpus.skipped
-
-    monkeypatch.setattr(tars, "scan", counting)
-    first = read()
-    (kept,) = (tmp_path / "i").iterdir()
-    assert read() == read() == first
-    assert len(scans) == 1
-    kept.write_bytes(kept.read_bytes()[:-50])  # damaged: made anew
-    assert read() == first
-    assert len(scans) == 2
-    (tmp_path / "file").write_text("in the way")
-    assert read("file") == first
-    write_tar(path, webdataset(photos_of(photos)[:1]))  # another file at the same place
-    assert len(read()[0]) == 1  # type: ignore[arg-type]

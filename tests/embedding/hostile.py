@@ -74,5 +74,5 @@ def _bad(folder: Path, photo: Path) -> dict[str, tuple[str, str]]:
         "dangling.jpg": ("list", "BrokenLink"),
         "outside.jpg": ("list", "SymlinkOutside"),
         "pipe.jpg": ("list", "NotAFile"),
-        "'not-utf8-\\udcff.jpg'": ("list", "UnicodeError"),
+        "not-utf8-\\udcff.jpg": ("list", "UnicodeError"),
     }
