@@ -29,7 +29,7 @@ from c3tools.geometry.measures import residuals
 from c3tools.identity import ModelIdentity
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator
-from c3tools.store import Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import Store, StoreInfo, create_store, part_name, shard_table, write_rows
 
 Floats = npt.NDArray[np.float64]
 Drawn = tuple[Floats, Floats]  # images (n, d), texts (n k, d)
@@ -159,9 +159,9 @@ def verdicts(image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> dict[
         path, keys = Path(folder) / "store", [f"i{number}" for number in range(len(image))]
         info = StoreInfo(ModelIdentity(name="drawn"), image.shape[1], dtype="float32")
         create_store(path, info)
-        write_shard(path, info, Shard("image", 0, image.astype(np.float32), {"key": keys}))
         columns = {"key": [f"t{number}" for number in range(len(text))], "image_key": [keys[item] for item in owner]}
-        write_shard(path, info, Shard("text", 0, text.astype(np.float32), columns))
+        for modality, vectors, own in (("image", image, {"key": keys}), ("text", text, columns)):
+            write_rows(path / part_name(modality, 0), info, shard_table(info, modality, vectors, own))
         collected = collect(Store.open(path), "image", "text")
         working = collected.working
         noise = residuals(working.first[working.item_index] - working.second, working.item_index)

@@ -43,7 +43,7 @@ TASKS = ("moments", "read", "report")
 def write_store(folder: Path, pairs: int) -> None:
     """Two sets of shards of ``pairs`` rows each, unless they are there."""
     from c3tools.identity import ModelIdentity
-    from c3tools.store import Shard, StoreInfo, create_store, finish_store, write_shard
+    from c3tools.store import StoreInfo, StoreWriter, create_store, part_name, shard_table, write_rows
 
     parts = math.ceil(pairs / PART_ROWS)
     if (folder / "manifest.json").exists():
@@ -65,8 +65,9 @@ def write_store(folder: Path, pairs: int) -> None:
             rows[:, 0] += sign * 0.4
             rows[:, 1] += 0.6
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            write_shard(folder, info, Shard(modality, part, rows, columns[modality]))
-    finish_store(folder)
+            table = shard_table(info, modality, rows, columns[modality])
+            write_rows(folder / part_name(modality, part), info, table)
+    StoreWriter(folder).finish()
 
 
 def run_moments(folder: Path) -> object:

@@ -43,7 +43,7 @@ from c3tools.metrics.images import (
 from c3tools.metrics.significance import Estimate, crossed_interval
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator
-from c3tools.store import Shard, Store, create_store, write_shard
+from c3tools.store import Store, create_store, part_name, shard_table, write_rows
 
 SIZES = (30, 79, 200, 500)
 
@@ -65,12 +65,13 @@ def report(images: np.ndarray, texts: np.ndarray, info: Any) -> dict[str, tuple[
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store"
         create_store(path, info)
-        write_shard(path, info, Shard("image", 0, images, {"key": keys}))
         columns = {
             "key": [f"{key}#{number}" for key in keys for number in range(texts.shape[1])],
             "image_key": [key for key in keys for _ in range(texts.shape[1])],
         }
-        write_shard(path, info, Shard("text", 0, texts.reshape(-1, texts.shape[2]), columns))
+        flat = texts.reshape(-1, texts.shape[2])
+        for modality, vectors, own in (("image", images, {"key": keys}), ("text", flat, columns)):
+            write_rows(path / part_name(modality, 0), info, shard_table(info, modality, vectors, own))
         return numbers(gap_report(path, presets=()))
 
 

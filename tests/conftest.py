@@ -26,7 +26,7 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations
 from c3tools.reporter import Reporter
-from c3tools.store import Failure, Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
+from c3tools.store import Failure, Rows, Store, StoreInfo, StoreWriter, create_store, part_name, shard_table, write_rows
 from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
 if TYPE_CHECKING:
@@ -224,9 +224,24 @@ def build_store(
             chosen = rows.select(np.arange(start, min(start + size, len(rows))))
             columns = {name: chosen.column(name) for name in chosen.table.column_names}
             failed = [failure for number, failure in failures if (rows.modality, part) == ("image", number)]
-            write_shard(path, info, Shard(rows.modality, part, chosen.embeddings, columns, failed))
-    finish_store(path)
+            add_shard(path, info, rows.modality, part, chosen.embeddings, columns, failed)
+    StoreWriter(path).finish()
     return Store.open(path)
+
+
+def add_shard(
+    path: Path,
+    info: StoreInfo,
+    modality: str,
+    part: int,
+    embeddings: npt.NDArray[Any],
+    columns: Mapping[str, Sequence[Any]],
+    failures: Sequence[Failure] = (),
+    made_from: str | None = None,
+) -> None:
+    """Write a shard to a store, which does not list it yet."""
+    table = shard_table(info, modality, embeddings, columns)
+    write_rows(path / part_name(modality, part), info, table, failures, made_from)
 
 
 def make_store(

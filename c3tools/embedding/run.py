@@ -209,7 +209,7 @@ def embed_corpus(
             work: dict[str, EmbedWork] = {}
             if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
                 encoder = _loaded_for(folder, encoder, options.dtype)
-                work = {name: EmbedWork(opened, name, encoder, options, writer) for name in plans}
+                work = {name: EmbedWork(opened, name, encoder, options) for name in plans}
             shards = [plan.shards for plan in plans.values()]
             write_times(folder, shards, replace=False)  # before the first shard; of what is tried again, after it
             for name, plan in plans.items():

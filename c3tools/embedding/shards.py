@@ -37,7 +37,7 @@ from ..encoders.encoder import Pending
 from ..errors import C3Error, StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores, end_with_parent
 from ..io.limits import LARGEST_DECODED
-from ..store import Failure, Shard, Store, StoreWriter, write_shard
+from ..store import Failure, Store
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_schema, shard_table, write_rows
@@ -49,7 +49,8 @@ _FEW = 4  # images that are decoded before a worker process has started
 _BATCHES_AHEAD = 3  # of each worker
 _SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
 
-_Made = Iterator[tuple[Shard, ModalitySummary]]
+# numbers, rows and failures of shards
+_Made = Iterator[tuple[int, pa.Table, list[Failure], ModalitySummary]]
 
 
 class EmbedOptions(NamedTuple):
@@ -74,24 +75,21 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         modality: ``image``, ``video`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
         options: see there.
-        writer: keeps records and moments of the shards that are written in this process.
 
     Attributes:
         dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
     """
 
-    def __init__(
-        self, store: Store, modality: str, encoder: Encoder, options: EmbedOptions, writer: StoreWriter | None = None
-    ) -> None:
+    def __init__(self, store: Store, modality: str, encoder: Encoder, options: EmbedOptions) -> None:
         self.modality, self.store = modality, store
         self.dropped: dict[int, frozenset[str]] = {}
-        self._writer, self._options, self._cores = writer, options, cores()
+        self._options, self._cores = options, cores()
         self._encoder: Encoder | None = encoder
         self._model = json.dumps(encoder.identity), encoder.backend.name, encoder.compute.precision
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the encoder and the writer."""
-        return {**self.__dict__, "_encoder": None, "_writer": None}
+        """Return everything but the encoder."""
+        return {**self.__dict__, "_encoder": None}
 
     def load(self, resources: WorkerResources) -> None:
         """Load the encoder in a worker process, and note how many cores it may use.
@@ -118,30 +116,26 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         assert self._encoder is not None, "load comes first"
         embed = {"image": self._images, "video": self._videos, "text": self._texts}[self.modality]
         start = time.perf_counter()
-        for shard, summary in embed(self._encoder, tasks, report):
+        for number, rows, failures, summary in embed(self._encoder, tasks, report):
             made = time.perf_counter()
+            summary.embedded, summary.failed = len(rows), len(failures)
+            drop, path, content = self.dropped.get(number), self.store.path, (rows, failures)
             try:
-                drop = self.dropped.get(shard.index)
                 if drop is not None:
-                    changed = rewritten_shard(self.store, self.modality, shard.index, drop, shard)
-                    path = self.store.path / REWRITING / part_name(self.modality, shard.index)
-                    write_rows(path, self.store.info, *changed)
-                elif self._writer is not None:
-                    self._writer.write_shard(shard)
-                else:
-                    write_shard(self.store.path, self.store.info, shard)
+                    path /= REWRITING
+                    content = rewritten_shard(self.store, self.modality, number, drop, *content)
+                write_rows(path / part_name(self.modality, number), self.store.info, *content)
             except UnreachableError:
                 raise
             except OSError as error:
                 raise StoreError(
-                    f"The {shard.modality} shard {shard.index} could not be written to {self.store.path} "
+                    f"The {self.modality} shard {number} could not be written to {self.store.path} "
                     f"({error.strerror or error}).",
                     remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
                 ) from error
             summary.seconds["encoding"] = made - start - summary.seconds["waiting"]
             start = time.perf_counter()
             summary.seconds["writing"] = start - made
-            summary.embedded, summary.failed = len(shard.embeddings), len(shard.failures)
             yield summary
 
     def _images(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
@@ -164,7 +158,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             summary.seconds["waiting"] += waited
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if batch.last:
-                yield _shard("image", batch.shard, rows, embeddings, failures), summary
+                yield batch.shard, self._table(rows, embeddings), failures, summary
                 rows, embeddings, failures, summary = [], [], [], ModalitySummary()
 
     def _videos(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
@@ -182,7 +176,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 except Exception as error:  # a decoder may raise anything on a damaged file, as for images
                     failures.append(_failure_of(item, "decode", error))
                     report(1, 1)
-            yield _shard("video", number, rows, means, failures), summary
+            yield number, self._table(rows, means), failures, summary
 
     def _video(self, item: ImageItem, encoder: Encoder, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
         """Return the mean of the embeddings of a video's frames, at unit length (1, d), and its other columns."""
@@ -215,19 +209,21 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 report(len(rows), 0)
             columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
             summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))
-            yield Shard("text", number, embeddings, columns), summary
+            yield number, shard_table(self.store.info, "text", embeddings, columns), [], summary
 
-
-def _shard(
-    modality: str, number: int, rows: list[dict[str, Any]], embeddings: list[Matrix], failures: list[Failure]
-) -> Shard:
-    """Return a shard of rows, each with the same columns."""
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-    return Shard(modality, number, np.concatenate(embeddings), columns, failures)
+    def _table(self, rows: list[dict[str, Any]], embeddings: list[Matrix]) -> pa.Table:
+        """Return rows, each with the same columns, as those of a shard."""
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
+        return shard_table(self.store.info, self.modality, np.concatenate(embeddings), columns)
 
 
 def rewritten_shard(
-    store: Store, modality: str, part: int, drop: Collection[str], new: Shard | None = None
+    store: Store,
+    modality: str,
+    part: int,
+    drop: Collection[str],
+    new: pa.Table | None = None,
+    failed: Sequence[Failure] = (),
 ) -> tuple[pa.Table, list[Failure]]:
     """Return the rows and failures of a shard without some of them, and with others in their places.
 
@@ -236,7 +232,8 @@ def rewritten_shard(
         modality: of the shard.
         part: its number.
         drop: keys of the rows, and of the failures, to leave out.
-        new: rows that take the places of those with their keys. Those it lists as failed stay as they were.
+        new: rows that take the places of those with their keys.
+        failed: inputs whose rows stay as they were.
 
     Raises:
         StoreError: if the shard cannot be read.
@@ -245,13 +242,12 @@ def rewritten_shard(
     rows = pa.Table.from_batches(list(store.batches(modality, parts=[part])), schema)
     keys = keys_of(rows)
     chosen = [row for row, key in enumerate(keys) if key not in drop]
-    failures = store.shard_failures(modality, part)
+    failures = [*store.shard_failures(modality, part), *failed]
     left = {keys[row] for row in chosen}
     if new is not None:
-        places = {key: len(keys) + row for row, key in enumerate(new.columns["key"])}
+        places = {key: len(keys) + row for row, key in enumerate(keys_of(new))}
         chosen = [places.get(keys[row], row) for row in chosen]
-        rows = pa.concat_tables([rows, shard_table(store.info, new).cast(schema)])
-        failures += new.failures
+        rows = pa.concat_tables([rows, new])
     failures = [failure for failure in failures if failure.key not in drop and failure.key not in left]
     return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
 

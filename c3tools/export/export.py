@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 from safetensors.numpy import save_file
 
 from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
-from ..executors import Executor, LocalExecutor, Report, Work, open_executor
+from ..executors import Executor, Report, Work, open_executor
 from ..io.artifact import holds_result
 from ..io.files import (
     MALFORMED,
@@ -196,8 +196,7 @@ def export_store(
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
             reporter.progress(f"Exporting {chosen.name}", sum(store.shard_rows(*shard) for shard in todo)) as progress,
         ):
-            here = writer if isinstance(where, LocalExecutor) else None
-            work = ExportWork(store, chosen, settings, output, info, digest, here)
+            work = ExportWork(store, chosen, settings, output, info, digest)
             where.run(work, todo, lambda count, _: progress.advance(count))
         parts = _parts(output)
         rows = {name: _count_roles(store, name, settings) for name in dict.fromkeys(modality for modality, _ in parts)}
@@ -224,7 +223,6 @@ class ExportWork(Work[ShardName, None]):
         output: the folder, or the URL, of the export; prepared already.
         info: of the exported store.
         made_from: digest of what the export is made from.
-        writer: of the exported store, in its own process.
     """
 
     store: Store
@@ -233,7 +231,6 @@ class ExportWork(Work[ShardName, None]):
     output: Path
     info: StoreInfo
     made_from: str
-    writer: StoreWriter | None
 
     def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
         """Write parts."""
@@ -288,10 +285,7 @@ class ExportWork(Work[ShardName, None]):
         """Write the files of a part, an array before its table."""
         made_from, format = self.made_from, self.settings["format"]
         if format == "parquet":
-            if self.writer is not None:
-                self.writer.write_rows(modality, part, table, (), made_from, split_bytes=False)
-            else:
-                write_rows(self.output / part_name(modality, part), self.info, table, (), made_from, split_bytes=False)
+            write_rows(self.output / part_name(modality, part), self.info, table, (), made_from, split_bytes=False)
             return
         stem = f"part-{part:05d}"
         tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from .manifest import StoreWriter, create_store, finish_store
-from .metadata import Failure, StoreInfo, write_failures
+from .manifest import StoreWriter, create_store
+from .metadata import Failure, StoreInfo
 from .reader import Store
 from .rows import Pairs, Rows, embedding_matrix, split_mask
-from .shards import Shard, write_shard
+from .shards import part_name, shard_table, write_rows
 
 __all__ = [
     "Failure",
     "Pairs",
     "Rows",
-    "Shard",
     "Store",
     "StoreInfo",
     "StoreWriter",
     "create_store",
     "embedding_matrix",
-    "finish_store",
+    "part_name",
+    "shard_table",
     "split_mask",
-    "write_failures",
-    "write_shard",
+    "write_rows",
 ]

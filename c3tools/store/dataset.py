@@ -21,7 +21,7 @@ from ..io.artifact import Card
 from ..io.files import sha256_of
 from ..io.parquet import read_parquet
 from ..reporter import SILENT, Reporter
-from .manifest import finish_store, new_store
+from .manifest import StoreWriter, new_store
 from .metadata import Failure, StoreInfo
 from .shards import check_schema, part_name, read_header, shard_schema, write_rows
 
@@ -88,7 +88,7 @@ def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
             except (OSError, ValueError, KeyError, pa.ArrowException) as error:
                 raise StoreError(f"{path} cannot be read ({error}).", remedy="Fetch the data set again.") from error
             write_rows(new / part_name(modality, part), source.info, table, read_header(path).failures)
-        finish_store(new, [failure for failure in source.recorded_failures() if failure.stage == "list"])
+        StoreWriter(new).finish([failure for failure in source.recorded_failures() if failure.stage == "list"])
     return Path(output)
 
 
@@ -113,7 +113,7 @@ def copy_shards(
         rename: from a store and a failure to the new one.
         label: of the progress.
         reporter: shows it.
-        split_bytes: see `parquet_writer`.
+        split_bytes: see `write_rows`.
     """
     numbers = Counter[str]()  # of the next shard, by modality
     with reporter.progress(label, sum(len(store.shards) for store in sources)) as progress:
@@ -130,7 +130,7 @@ def copy_shards(
         listed = [
             rename(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"
         ]
-        finish_store(building, listed)
+        StoreWriter(building).finish(listed)
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

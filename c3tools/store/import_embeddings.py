@@ -32,7 +32,7 @@ from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys
 from .shard_indexes import has_indexes, keep_indexes
-from .shards import Shard, read_header
+from .shards import part_name, read_header, shard_table, write_rows
 
 SHARD_ROWS = 32_768
 UNKNOWN_MODEL = "unknown"
@@ -198,13 +198,13 @@ def write_modalities(
         off_unit = dict.fromkeys((rows.modality for rows in modalities), 0)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for rows, part in blocks:
-                shard, off = _make_shard(info, rows, part)
-                failures += shard.failures
-                written[rows.modality] = written.get(rows.modality, 0) + len(shard.embeddings)
+                table, bad, off = _make_shard(info, rows, part)
+                failures += bad
+                written[rows.modality] = written.get(rows.modality, 0) + len(table)
                 off_unit[rows.modality] += off
                 if (rows.modality, part) not in store.shards:
-                    writer.write_shard(shard)
-                progress.advance(len(shard.embeddings) + len(shard.failures))
+                    write_rows(path / part_name(rows.modality, part), info, table, bad)
+                progress.advance(len(table) + len(bad))
         treated = "divided by their norms" if info.normalised else "kept as they are"
         for rows in modalities:
             if off := off_unit[rows.modality]:
@@ -222,8 +222,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": digest_of([[str(file.relative_to(path)), sha256_of(file)] for file in files])}
 
 
-def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[Shard, int]:
-    """Return a shard of some rows, those that cannot be stored as failures, and how many rows have another norm than 1.
+def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[Failure], int]:
+    """Return the rows of a shard, those that cannot be stored as failures, and how many have another norm than 1.
 
     Only the vectors of these rows are read.
     """
@@ -244,8 +244,8 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[Shard, int]:
         for row in np.flatnonzero(~good).tolist()
     ]
     kept = vectors[good] / norms[good][:, None] if info.normalised else vectors[good]
-    shard = Shard(rows.modality, part, kept, table.filter(pa.array(good)).to_pydict(), bad)
-    return shard, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
+    stored = shard_table(info, rows.modality, kept, table.filter(pa.array(good)).to_pydict())
+    return stored, bad, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..errors import OutputError, StoreError, UnreachableError
 from ..io.artifact import replacing
@@ -38,12 +37,11 @@ from ..io.files import (
 )
 from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove, unread_is_not_damaged
 from ..io.lock import locked_file
-from ..moments import Moments, load_moments, save_moments
+from ..moments import load_moments, save_moments
 from ..reporter import SILENT, Reporter
 from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures, write_failures
+from .rows import keys_of
 from .shards import (
-    ROW_GROUP_ROWS,
-    Shard,
     ShardName,
     SplitMoments,
     add_moments,
@@ -51,7 +49,6 @@ from .shards import (
     part_name,
     read_batches,
     read_header,
-    shard_table,
     shards_in,
     write_rows,
 )
@@ -61,7 +58,6 @@ MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
 REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
-_MOST_KEPT = 2**29  # bytes of the moments of shards that are kept until the run ends
 
 
 class ShardRecord(NamedTuple):
@@ -180,29 +176,19 @@ class StoreWriter:
 
     def __init__(self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT) -> None:
         self.path, self.info, self._files = path, StoreInfo.load(path), files
-        self._remove_leftovers()
-        self._begin(Manifest.load(path))
+        self.before = Manifest.load(path)
+        self.lost: dict[ShardName, ShardRecord] = {}
+        self._removed: set[ShardName] = set()
         if kind_of(path / REWRITING_LIST) == "file":
             self.finish()
         _remove_folder(path / REWRITING)
-        missing = self.before.missing(path) if self.before else []
-        if missing and self.before:
+        if self.before and (missing := self.before.missing(path)):
             shards = self.before.shards.items()
-            self.lost |= {shard: record for shard, record in shards if part_name(*shard) in missing}
+            self.lost = {shard: record for shard, record in shards if part_name(*shard) in missing}
             reporter.message(
                 f"{len(missing):,} files that {path} should contain are missing, for example {missing[0]}; their "
                 "inputs are embedded again."
             )
-
-    def _begin(self, manifest: Manifest | None) -> None:
-        self.before = manifest
-        self.lost: dict[ShardName, ShardRecord] = {}
-        self._removed: set[ShardName] = set()
-        self._rewritten: set[ShardName] = set()
-        # of shards that were written in this process
-        self._records: dict[ShardName, ShardRecord] = {}
-        self._moments: dict[ShardName, SplitMoments] = {}
-        self._room = _MOST_KEPT
 
     def adopt(self, made_from: str) -> None:
         """Keep the whole shards of an interrupted run of the same settings; remove those that are damaged.
@@ -226,42 +212,14 @@ class StoreWriter:
                     "`c3 verify --repair`.",
                 )
 
-    def write_shard(self, shard: Shard, made_from: str | None = None) -> None:
-        """Write a shard as `write_shard` does, and keep its record and moments for `finish`; in this process only."""
-        self.write_rows(shard.modality, shard.index, shard_table(self.info, shard), shard.failures, made_from)
-
-    def write_rows(
-        self,
-        modality: str,
-        part: int,
-        rows: pa.Table,
-        failures: Sequence[Failure] = (),
-        made_from: str | None = None,
-        *,
-        split_bytes: bool = True,
-    ) -> None:
-        """Write a table of rows as a shard, and keep its record and moments for `finish`; in this process only."""
-        path = self.path / part_name(modality, part)
-        digest = write_rows(path, self.info, rows, failures, made_from, split_bytes=split_bytes)
-        self._records[modality, part] = ShardRecord(len(rows), digest)
-        if self._room > 0:  # beyond that they are read again
-            own: SplitMoments = {}
-            for batch in rows.combine_chunks().to_batches(ROW_GROUP_ROWS):
-                add_moments(own, batch)
-            self._moments[modality, part] = own
-            self._room -= sum(moments.scatter.nbytes for moments in own.values())
-
-    def replace_shard(
-        self, modality: str, part: int, rows: pa.Table, failures: Iterable[Failure], made_from: str | None = None
-    ) -> None:
+    def replace_shard(self, modality: str, part: int, rows: pa.Table, failures: Sequence[Failure]) -> None:
         """Prepare other content for a shard; without rows and failures it is to be removed. `finish` puts it in place.
 
         Raises:
             OSError: if it cannot be written.
         """
-        failures = list(failures)
         if len(rows) or failures:
-            write_rows(self.path / REWRITING / part_name(modality, part), self.info, rows, failures, made_from)
+            write_rows(self.path / REWRITING / part_name(modality, part), self.info, rows, failures)
         else:
             self._removed.add((modality, part))
 
@@ -279,26 +237,27 @@ class StoreWriter:
             StoreError: if a shard cannot be read.
             OSError: if a file cannot be written.
         """
-        self._remove_leftovers()  # of workers that were lost
-        self._put_in_place()
-        before, present = self.before or Manifest({}, {}), shards_in(self.path)
-        records = {s: record for s, record in before.shards.items() if s not in {*forget, *self._removed}}
-        new = {s for s in present if s not in records or s in self.lost or s in self._rewritten}
+        for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
+            remove_leftovers(folder)  # of runs that were killed, and of workers that were lost
+        replaced, before, present = self._put_in_place(), self.before or Manifest({}, {}), shards_in(self.path)
+        gone = {*forget, *(shard for shard, digest in replaced.items() if digest is None)}
+        records = {shard: record for shard, record in before.shards.items() if shard not in gone}
+        new = {shard for shard in present if shard not in records or shard in self.lost or shard in replaced}
         # the moments are a left fold over all shards in their order, so that history leaves no trace in the bits
-        groups: dict[str, Moments] = {}
         appended = len(records) == len(before.shards) and self._are_appended(before, new)
-        if appended:
-            groups = load_moments(self.path / MOMENTS_FILE)[0]
+        groups = load_moments(self.path / MOMENTS_FILE)[0] if appended else {}
         for shard in present:
-            record, moments = self._records.get(shard), self._moments.get(shard)
             if appended and shard not in new:
                 continue
-            if moments is None or (record is None and shard in new):
-                record, moments = self._read(shard)
-            if record is not None and shard in new:
-                records[shard] = record
-            for split, own in moments.items():
-                fold(groups, f"{shard[0]}/{split}", own)
+            own, rows = SplitMoments(), 0
+            with on_this_machine(self.path / part_name(*shard)) as file:
+                for batch in read_batches(file, shard[0], self.info):
+                    add_moments(own, batch)
+                    rows += len(batch)
+                if shard in new:
+                    records[shard] = ShardRecord(rows, sha256_of(file))
+            for split, moments in own.items():
+                fold(groups, f"{shard[0]}/{split}", moments)
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
@@ -309,11 +268,10 @@ class StoreWriter:
         write_failures(self.path, failures)
         written = {FAILURES_FILE, MOMENTS_FILE, *self._files, *({INFO_FILE, EXTERNAL_FILE} - before.files.keys())}
         digests = {name: sha256_of(self.path / name) for name in written.intersection(names_in(self.path)[1])}
-        manifest = Manifest(records, {**before.files, **digests})
-        manifest.write(self.path)
+        self.before = Manifest(records, {**before.files, **digests})
+        self.before.write(self.path)
         _remove_folder(self.path / REWRITING)
-        self._begin(manifest)
-        return manifest
+        return self.before
 
     def _are_appended(self, before: Manifest, new: Collection[ShardName]) -> bool:
         """Return whether all new shards come after the listed ones, and the moments of these are there."""
@@ -325,76 +283,57 @@ class StoreWriter:
             and sha256_of(path) == before.files.get(MOMENTS_FILE)
         )
 
-    def _remove_leftovers(self) -> None:
-        for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
-            remove_leftovers(folder)
+    def _put_in_place(self) -> dict[ShardName, str | None]:
+        """List the shards that are to be put in place, so that they are even if this run is killed, and do it.
 
-    def _put_in_place(self) -> None:
-        """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""
+        Returns:
+            the SHA-256 of each replaced shard; None for those that were removed.
+        """
         path, folder = self.path / REWRITING_LIST, self.path / REWRITING
         if kind_of(path) is None:
             staged = {shard: sha256_of(folder / part_name(*shard)) for shard in shards_in(folder)}
             # captions before their images: a crash could otherwise restore captions without their image
             chosen = sorted({*staged, *self._removed}, key=lambda shard: (shard[0] != "text", shard))
             if not chosen:
-                return
+                return {}
             write_json_atomically(path, [[*shard, staged.get(shard)] for shard in chosen])
+        replaced: dict[ShardName, str | None] = {}
         for modality, part, digest in read_json(path):
             source, target = folder / part_name(modality, part), self.path / part_name(modality, part)
             if digest is None:
                 remove(target)
             elif kind_of(source) == "file":
                 move(source, target)
-            (self._removed if digest is None else self._rewritten).add((modality, part))
+            replaced[modality, part] = digest
             sync_folder(target.parent)
-
-    def _read(self, shard: ShardName) -> tuple[ShardRecord, SplitMoments]:
-        rows, own = 0, SplitMoments()
-        with on_this_machine(self.path / part_name(*shard)) as file:
-            for batch in read_batches(file, shard[0], self.info):
-                add_moments(own, batch)
-                rows += len(batch)
-            return ShardRecord(rows, sha256_of(file)), own
+        return replaced
 
     def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded now."""
         kept = [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else list(listed)
         found = [(name, f) for name, part in present for f in read_header(self.path / part_name(name, part)).failures]
-        failing = pa.array({failure.key for failure in (*kept, *(failure for _, failure in found))}, pa.string())
-        embedded: dict[Any, set[str]] = {}  # the modalities where a key that failed has a row
-        for modality, part in present if len(failing) else ():
+        failing = {failure.key for failure in (*kept, *(failure for _, failure in found))}
+        embedded: set[tuple[str, str]] = set()  # modality and key of rows whose input failed before
+        for modality, part in present if failing else ():
             for batch in read_batches(self.path / part_name(modality, part), modality, self.info, ["key"]):
-                keys = batch.column("key")
-                for key in keys.filter(pc.is_in(keys, value_set=failing)).to_pylist():
-                    embedded.setdefault(key, set()).add(modality)
-        still = [failure for modality, failure in found if modality not in embedded.get(failure.key, ())]
-        return [*(failure for failure in kept if failure.key not in embedded), *still]
+                embedded |= {(modality, key) for key in failing.intersection(keys_of(batch))}
+        keys = {key for _, key in embedded}
+        still = [failure for modality, failure in found if (modality, failure.key) not in embedded]
+        return [*(failure for failure in kept if failure.key not in keys), *still]
 
 
-def finish_store(store: Path, listed: Iterable[Failure] | None = None) -> Manifest:
-    """Finish a store whose shards are written: see `StoreWriter.finish`."""
-    return StoreWriter(store).finish(listed)
-
-
-def record_files(
-    store: Path,
-    *,
-    changed: Collection[str] = (),
-    removed: Collection[str] = (),
-    faiss: Mapping[ShardName, str | None] | None = None,
-) -> None:
+def record_files(store: Path, names: Collection[str] = (), faiss: Mapping[ShardName, str | None] | None = None) -> None:
     """List files of a store again that were changed; a store without a manifest stays without one.
 
     Args:
         store: the folder or URL.
-        changed: files beside the shards that were written.
-        removed: those that were removed on purpose.
+        names: of files beside the shards that were written, or removed on purpose.
         faiss: SHA-256 of FAISS indexes by their shards; None for shards that have none any more.
     """
     before = Manifest.load(store)
     if before is not None:
-        files = {name: digest for name, digest in before.files.items() if name not in removed}
-        files |= {name: sha256_of(store / name) for name in changed}
+        files = {name: digest for name, digest in before.files.items() if name not in names}
+        files |= {name: sha256_of(store / name) for name in names if kind_of(store / name)}
         own = faiss or {}
         shards = {s: record._replace(faiss=own.get(s, record.faiss)) for s, record in before.shards.items()}
         Manifest(shards, files).write(store)

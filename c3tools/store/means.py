@@ -162,7 +162,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
             )
     with locked(store.path):
         write_atomically(store.external_path, lambda temporary: save_moments(temporary, groups, header))
-        record_files(store.path, changed=[EXTERNAL_FILE])
+        record_files(store.path, [EXTERNAL_FILE])
     return groups
 
 
@@ -171,7 +171,7 @@ def unload_means(store: Store | str | Path) -> None:
     store = Store.open(store, incomplete=True)
     with locked(store.path):
         remove(store.external_path)
-        record_files(store.path, removed=[EXTERNAL_FILE])
+        record_files(store.path, [EXTERNAL_FILE])
 
 
 def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:

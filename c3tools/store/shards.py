@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
-from ..io.files import MALFORMED, sha256_of, write_atomically
+from ..io.files import MALFORMED, write_atomically
 from ..io.locations import SMALL_BLOCK, name_or_file, names_in, unread_is_not_damaged
 from ..moments import Moments
 from .metadata import Failure, StoreInfo, digest_of
@@ -41,25 +41,6 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "video": {**_FILE, "frames": pa.int32(), "duration": pa.float32()},
     "text": {"caption": pa.string(), "image_key": pa.string()},
 }
-
-
-@dataclass
-class Shard:
-    """The rows of one shard, ready to be written.
-
-    Attributes:
-        modality: ``image``, ``text``, or another name.
-        index: the number in the file name.
-        embeddings: (n, d), any float dtype.
-        columns: ``key`` and the columns of the modality, n values each; a missing column is null.
-        failures: the inputs of this shard that were not embedded.
-    """
-
-    modality: str
-    index: int
-    embeddings: npt.NDArray[np.floating[Any]]
-    columns: Mapping[str, Sequence[Any]]
-    failures: Sequence[Failure] = ()
 
 
 class ShardHeader(NamedTuple):
@@ -95,7 +76,7 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
         pa.field("embedding", pa.list_(pa.field("element", value_type), info.dim), nullable=False),
         *(pa.field(name, kind) for name, kind in columns.items()),
     ]
-    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True)})
+    return pa.schema(fields)
 
 
 def check_schema(schema: pa.Schema, modality: str, info: StoreInfo) -> None:
@@ -107,30 +88,26 @@ def check_schema(schema: pa.Schema, modality: str, info: StoreInfo) -> None:
             raise ValueError(f"its column {field.name!r} is {found}, but that of the store is {field.type}")
 
 
-def parquet_writer(path: Path, schema: pa.Schema, *, split_bytes: bool = True) -> pq.ParquetWriter:
-    """Open a writer of shards: zstd, byte-stream split on the embedding, dictionary on the key only.
+def shard_table(
+    info: StoreInfo, modality: str, embeddings: npt.NDArray[np.floating[Any]], columns: Mapping[str, Sequence[Any]]
+) -> pa.Table:
+    """Return the rows of a shard with the columns of its modality.
 
-    Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any. DuckDB does not read
-    it for float16: ``split_bytes=False`` writes plain values, for files that other programs are to read.
+    Args:
+        info: of the store; embeddings are cast to its dtype.
+        modality: ``image``, ``text``, or another name.
+        embeddings: (n, d), of any float dtype.
+        columns: ``key`` and the columns of the modality, n values each; a missing column is null.
     """
-    compression: Any = dict.fromkeys(schema.names, "zstd")
-    # plain values hardly get smaller, and are written and read in half the time as they are
-    compression["embedding.list.element"] = "zstd" if split_bytes else "none"
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression=compression,
-        use_dictionary=["key"],  # type: ignore[arg-type]
-        use_byte_stream_split=["embedding.list.element"] if split_bytes else False,
-        write_statistics=[name for name in schema.names if name != "embedding"],
-        write_page_checksum=True,
-    )
-
-
-def write_shard(store: Path, info: StoreInfo, shard: Shard, made_from: str | None = None) -> str:
-    """Write a shard; embeddings are cast to the dtype of the store. See `write_rows`."""
-    path = store / part_name(shard.modality, shard.index)
-    return write_rows(path, info, shard_table(info, shard), shard.failures, made_from)
+    n, schema = len(columns["key"]), shard_schema(modality, info)
+    flat = np.asarray(embeddings).reshape(n, info.dim).astype(info.dtype).reshape(-1)
+    arrays = [
+        pa.FixedSizeListArray.from_arrays(pa.array(flat), type=column.type)
+        if column.name == "embedding"
+        else pa.array(columns.get(column.name, [None] * n), type=column.type)
+        for column in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def write_rows(
@@ -141,8 +118,10 @@ def write_rows(
     made_from: str | None = None,
     *,
     split_bytes: bool = True,
-) -> str:
-    """Write the file of a shard, complete or not at all, and return its SHA-256.
+) -> None:
+    """Write the file of a shard, complete or not at all: zstd, byte-stream split on the embedding, dictionary on keys.
+
+    Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any.
 
     Args:
         path: of the file, on this machine or at a URL.
@@ -150,7 +129,7 @@ def write_rows(
         rows: with the columns of `shard_schema`, and others if there are any.
         failures: the inputs of this shard that were not embedded.
         made_from: digest of the settings; None for that of ``info``.
-        split_bytes: see `parquet_writer`.
+        split_bytes: False for files that other programs are to read: DuckDB reads no byte-stream split of float16.
 
     Raises:
         OSError: if it cannot be written.
@@ -160,29 +139,18 @@ def write_rows(
         FAILURES_KEY: json.dumps([asdict(failure) for failure in failures]),
         MADE_FROM_KEY: made_from or digest_of(info.to_dict()),
     }
-    schema = rows.schema.with_metadata(metadata)
-    digests: list[str] = []
-
-    def write(temporary: Path) -> None:
-        with parquet_writer(temporary, schema, split_bytes=split_bytes) as writer:
-            writer.write_table(rows.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP_ROWS)
-        digests.append(sha256_of(temporary))
-
-    write_atomically(path, write)
-    return digests[0]
-
-
-def shard_table(info: StoreInfo, shard: Shard) -> pa.Table:
-    """Return the rows of a shard with the columns of its modality; embeddings are cast to the dtype of the store."""
-    n, schema = len(shard.columns["key"]), shard_schema(shard.modality, info)
-    flat = np.asarray(shard.embeddings).reshape(n, info.dim).astype(info.dtype).reshape(-1)
-    arrays = [
-        pa.FixedSizeListArray.from_arrays(pa.array(flat), type=column.type)
-        if column.name == "embedding"
-        else pa.array(shard.columns.get(column.name, [None] * n), type=column.type)
-        for column in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    names, values = rows.column_names, "embedding.list.element"
+    # plain values hardly get smaller, and are written and read in half the time as they are
+    compression: Any = {**dict.fromkeys(names, "zstd"), values: "zstd" if split_bytes else "none"}
+    options: Any = {
+        "row_group_size": ROW_GROUP_ROWS,
+        "compression": compression,
+        "use_dictionary": ["key"],
+        "use_byte_stream_split": [values] if split_bytes else False,
+        "write_statistics": [name for name in names if name != "embedding"],
+        "write_page_checksum": True,
+    }
+    write_atomically(path, lambda file: pq.write_table(rows.replace_schema_metadata(metadata), file, **options))
 
 
 @contextmanager

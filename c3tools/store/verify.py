@@ -367,7 +367,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
             manifest = Manifest.load(path)
             listed = manifest.files.get(INFO_FILE) if manifest else None
             write_json_atomically(path / INFO_FILE, copies.get(str(listed)) or next(iter(copies.values())))
-            record_files(path, changed=[INFO_FILE])
+            record_files(path, [INFO_FILE])
             said.append(f"{INFO_FILE} was written again from a shard")
         for name in (*(part_name(*shard) for shard in damaged), *({MOMENTS_FILE, FAILURES_FILE} & wrong)):
             remove(path / name)

@@ -18,9 +18,9 @@ from PIL import Image
 from c3tools.corpus import Corpus, TextItem, read_corpus
 from c3tools.embedding import EmbedSummary, embed, embed_corpus
 from c3tools.embedding.plan import plan_corpus
-from c3tools.store import Failure, Shard, Store, StoreInfo, create_store, write_shard
+from c3tools.store import Failure, Store, StoreInfo, create_store
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, MODEL, put_store, unit_rows
+from tests.conftest import C3, MODEL, add_shard, put_store, unit_rows
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
 from tests.servers import Faults
@@ -254,7 +254,7 @@ def test_the_plan_is_that_of_plain_dicts(
             "image_key": [key.partition("#")[0] for key in own],
             "split": ["val"] * len(own),
         }
-        write_shard(folder, info, Shard("text", part, vectors[start : start + 3], columns, [] if part else failures))
+        add_shard(folder, info, "text", part, vectors[start : start + 3], columns, [] if part else failures)
     plan = plan_corpus(Store.open(folder), Corpus(texts=texts), shard_size=size)["text"]
     changed = [text for text in texts if text.key in before and text.caption != before[text.key]]
     part_of = {key: number // 3 for number, key in enumerate(keys)}

@@ -18,10 +18,9 @@ from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
 from c3tools.index.build import choose_factory
 from c3tools.store import Rows
-from c3tools.store.manifest import finish_store
+from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
-from c3tools.store.shards import Shard, write_shard
-from tests.conftest import Messages, build_store
+from tests.conftest import Messages, add_shard, build_store
 from tests.corpus.packing import write_tar
 from tests.stores import gap_store, make_vectors, unit
 
@@ -56,12 +55,12 @@ def grow(store: Store, first: int, count: int, part: int, seed: int = 5) -> Stor
     images, texts = make_vectors(count, seed)
     keys = [f"new{number:03d}" for number in range(first, first + count)]
     splits, paths = ["train"] * count, [f"{key}.jpg" for key in keys]
-    write_shard(store.path, store.info, Shard("image", part, images, {"key": keys, "path": paths, "split": splits}))
+    add_shard(store.path, store.info, "image", part, images, {"key": keys, "path": paths, "split": splits})
     columns = {"key": [f"{key}#0" for key in keys], "caption": keys, "image_key": keys, "split": splits}
-    write_shard(store.path, store.info, Shard("text", part, texts[::2], columns))
+    add_shard(store.path, store.info, "text", part, texts[::2], columns)
     if part < 3:  # in the place of others
         (store.path / "manifest.json").unlink()
-    finish_store(store.path)
+    StoreWriter(store.path).finish()
     return Store.open(store.path)
 
 
@@ -266,8 +265,8 @@ def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
     keys, splits = [f"{n}" for n in range(30)], ["train"] * 30
     store = build_store(tmp_path / "s", Rows.of("image", keys, images, split=splits))
     build_index(store, tmp_path / "index")
-    write_shard(store.path, store.info, Shard("text", 0, texts[::2], {"key": keys, "split": splits, "caption": keys}))
-    finish_store(store.path)
+    add_shard(store.path, store.info, "text", 0, texts[::2], {"key": keys, "split": splits, "caption": keys})
+    StoreWriter(store.path).finish()
     messages = Messages()
     assert build_index(store.path, tmp_path / "index", reporter=messages).rows.num_rows == 60
     assert "Rebuilding" in messages.texts[0]

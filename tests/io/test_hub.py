@@ -16,8 +16,8 @@ from c3tools import Captioner, Pipeline, Store, preset, verify_store
 from c3tools.captioning import CaptionDecoder, CaptionTokenizer, DecoderConfig
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
 from c3tools.io.artifact import class_of
-from c3tools.store import Failure, Rows, Shard, finish_store, write_shard
-from tests.conftest import C3, MODEL, build_store, unit_rows
+from c3tools.store import Failure, Rows, StoreWriter
+from tests.conftest import C3, MODEL, add_shard, build_store, unit_rows
 from tests.servers import Hub
 from tests.stores import two_texts_per_image
 
@@ -92,8 +92,8 @@ def test_a_captioner_comes_back_with_a_card(hub: Hub, captioner: Captioner) -> N
 def test_a_store_is_a_data_set_and_a_store_again(hub: Hub, store: Store, tmp_path: Path) -> None:
     failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
     unnamed = Failure("'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8")
-    write_shard(store.path, store.info, Shard("audio", 0, np.empty((0, DIM)), {"key": []}, [failure]))
-    finish_store(store.path, [unnamed])
+    add_shard(store.path, store.info, "audio", 0, np.empty((0, DIM)), {"key": []}, [failure])
+    StoreWriter(store.path).finish([unnamed])
     store = Store.open(store.path)
     store.push_to_hub("me/rows", license="cc0-1.0")
     files = hub.last("datasets/me/rows")

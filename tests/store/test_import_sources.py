@@ -17,7 +17,6 @@ from c3tools.errors import StoreError
 from c3tools.store import Rows, Store
 from c3tools.store import import_embeddings as importing
 from c3tools.store.import_embeddings import import_embeddings, read_rows
-from c3tools.store.manifest import StoreWriter
 from c3tools.store.verify import verify_store
 from tests.conftest import store_files
 from tests.stores import make_vectors
@@ -130,7 +129,7 @@ def test_rows_that_cannot_be_kept_are_listed(here: Path) -> None:
 def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "SHARD_ROWS", 2)
     import_embeddings(image="i.npy", text="t.npy", store="whole")
-    real, calls = StoreWriter.write_shard, []
+    real, calls = importing.write_rows, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -139,7 +138,7 @@ def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.Monk
         return real(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
-        patch.setattr(StoreWriter, "write_shard", interrupted)
+        patch.setattr(importing, "write_rows", interrupted)
         import_embeddings(image="i.npy", text="t.npy")
     assert "are kept" in interrupt.value.__notes__[0]
     import_embeddings(image="i.npy", text="t.npy")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from c3tools.errors import IncompleteStoreError, StoreError
 from c3tools.moments import Moments
-from c3tools.store import Rows, Shard, Store, finish_store, write_shard
-from tests.conftest import Messages, build_store, store_files, unit_rows
+from c3tools.store import Rows, Store, StoreWriter
+from tests.conftest import Messages, add_shard, build_store, store_files, unit_rows
 from tests.stores import DIM, FAILURE, one_byte_changed, whole_store
 
 Put = Callable[[Path], Path]
@@ -99,14 +99,14 @@ def test_a_changed_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_an_unfinished_store_is_read_as_far_as_it_is_listed(tmp_path: Path) -> None:
     store, said = whole_store(tmp_path / "s"), Messages()
     info = store.info
-    write_shard(store.path, info, Shard("image", 3, unit_rows(1, DIM), {"key": ["new"], "split": ["train"]}))
+    add_shard(store.path, info, "image", 3, unit_rows(1, DIM), {"key": ["new"], "split": ["train"]})
     assert Store.open(store.path, reporter=said).count("image") == 30 and "c3 embed" in said.texts[0]
     (store.path / "manifest.json").unlink()
     opened = Store.open(store.path, reporter=said)
     assert "manifest.json" in said.texts[1]
     assert (opened.count("image"), opened.moments("image").n, opened.count("image", "train")) == (31, 31, 25)
     (store.path / ".rewriting").mkdir()
-    finish_store(store.path)  # discards what was only staged
+    StoreWriter(store.path).finish()  # discards what was only staged
     (store.path / ".rewriting").mkdir()
     (store.path / ".rewriting" / "list.json").write_text("[]")
     with pytest.raises(IncompleteStoreError, match="rewrit"):

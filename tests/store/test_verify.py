@@ -18,10 +18,10 @@ from c3tools.errors import C3Error, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.io.locations import location, remove
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Rows, Shard, Store, StoreInfo, create_store, finish_store, write_shard
+from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import Manifest, record_files
 from c3tools.store.verify import Verification, verify_store
-from tests.conftest import C3, build_store, store_files, unit_rows
+from tests.conftest import C3, add_shard, build_store, store_files, unit_rows
 from tests.stores import DIM, colour_corpus, colour_encoder, corruptions, one_byte_changed, whole_store
 
 from .test_store import Put, contents
@@ -68,18 +68,16 @@ def test_every_missing_file_and_random_subsets_are_found(tmp_path: Path) -> None
 
 def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **columns: list[Any]) -> None:
     store = Store.open(path)
-    write_shard(
-        path, store.info, Shard("image", part, embeddings, {"key": keys, "split": ["train"] * len(keys), **columns})
-    )
+    add_shard(path, store.info, "image", part, embeddings, {"key": keys, "split": ["train"] * len(keys), **columns})
     (path / "manifest.json").unlink()
-    finish_store(path)
+    StoreWriter(path).finish()
 
 
 def _rewrite_moments(path: Path, change: Callable[[dict[str, Moments]], None]) -> None:
     groups = {f"{m}/{s}": found for m in ("image", "text") for s, found in Store.open(path).moments_by_split(m).items()}
     change(groups)
     save_moments(path / "moments.safetensors", groups, {})
-    record_files(path, changed=["moments.safetensors"])
+    record_files(path, ["moments.safetensors"])
 
 
 def _shifted(groups: dict[str, Moments]) -> None:
@@ -110,7 +108,7 @@ NEW = unit_rows(1, DIM, 9)
             "sha256",
         ),
         (
-            lambda p: write_shard(p, Store.open(p).info, Shard("image", 7, NEW, {"key": ["n"]})),
+            lambda p: add_shard(p, Store.open(p).info, "image", 7, NEW, {"key": ["n"]}),
             ("unfinished", "image"),
             "not listed",
         ),
@@ -176,7 +174,7 @@ def test_texts_alone_failures_alone_and_nothing(tmp_path: Path) -> None:
     embed_corpus(read_corpus(folder), tmp_path / "f", colour_encoder(), workers=0)
     assert verify_store(tmp_path / "f").findings == []
     create_store(tmp_path / "n", StoreInfo(ModelIdentity(name="m"), 4))
-    finish_store(tmp_path / "n")
+    StoreWriter(tmp_path / "n").finish()
     assert verify_store(tmp_path / "n").findings == []
 
 

@@ -22,13 +22,13 @@ from c3tools import export_store, import_embeddings, train_captioner
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, OutputError, StoreError
-from c3tools.store import Failure, Shard, Store, StoreWriter, create_store, finish_store, write_shard
+from c3tools.store import Failure, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
 from c3tools.store.metadata import digest_of
 from c3tools.store.verify import verify_store
 from tests.captioning.conftest import make_captions_store
-from tests.conftest import Messages, put_store, unit_rows
+from tests.conftest import Messages, add_shard, put_store, unit_rows
 from tests.crashes import fail_at, kill_at, operations
 from tests.servers import Faults
 from tests.stores import DIM, colour_corpus, colour_encoder, make_vectors, whole_store
@@ -148,22 +148,22 @@ def test_a_killed_update_tries_a_mended_input_again(tmp_path: Path) -> None:
     assert Store.open(folder / "s").count("image") == 6
 
 
-def shard(part: int, **changes: object) -> Shard:
+def add(path: Path, info: StoreInfo, part: int, made_from: str | None = None) -> None:
     columns = {"key": [f"k{part}"], "split": ["train"]}
-    return Shard("image", part, unit_rows(1, DIM, part), columns, **changes)  # type: ignore[arg-type]
+    add_shard(path, info, "image", part, unit_rows(1, DIM, part), columns, made_from=made_from)
 
 
 def test_whole_shards_of_the_same_settings_are_adopted(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s")
     made_from = digest_of(store.info.to_dict())
-    write_shard(store.path, store.info, shard(3))
-    write_shard(store.path, store.info, shard(4))
+    add(store.path, store.info, 3)
+    add(store.path, store.info, 4)
     damaged = store.path / "image" / "part-00004.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     writer = StoreWriter(store.path)
     writer.adopt(made_from)
     assert writer.finish().shards["image", 3].rows == 1 and not damaged.exists()
-    write_shard(store.path, store.info, shard(5), made_from="other settings")
+    add(store.path, store.info, 5, "other settings")
     with pytest.raises(StoreError, match="part-00005"):
         StoreWriter(store.path).adopt(made_from)
     assert Store.open(store.path).count("image") == 31
@@ -171,16 +171,16 @@ def test_whole_shards_of_the_same_settings_are_adopted(tmp_path: Path) -> None:
 
 def test_history_leaves_no_trace_in_the_bytes(tmp_path: Path) -> None:
     info, found = whole_store(tmp_path / "s").info, {}
-    for name, order in (("read", range(4)), ("kept", range(4)), ("mixed", [3, 1, 0, 2]), ("one by one", range(4))):
+    for name, order in (("in order", range(4)), ("mixed", [3, 1, 0, 2]), ("one by one", range(4))):
         create_store(tmp_path / name, info)
         writer = StoreWriter(tmp_path / name)
         for part in order:
-            write_shard(tmp_path / name, info, shard(part)) if name == "read" else writer.write_shard(shard(part))
+            add(tmp_path / name, info, part)
             if name == "one by one":
                 writer.finish()
         writer.finish()
         found[name] = contents(tmp_path / name)
-    assert found["read"] == found["kept"] == found["mixed"] == found["one by one"]
+    assert found["in order"] == found["mixed"] == found["one by one"]
 
 
 def test_lost_shards_stay_listed_and_replaced_ones_are_put_in_place(tmp_path: Path) -> None:
@@ -204,13 +204,13 @@ def test_lost_shards_stay_listed_and_replaced_ones_are_put_in_place(tmp_path: Pa
 def test_at_a_url_the_last_writer_reports_a_change(tmp_path: Path, s3: Faults) -> None:
     place = put_store(whole_store(tmp_path / "s").path, "s3://bucket/s")
     first, second = StoreWriter(place), StoreWriter(place)
-    write_shard(place, first.info, shard(3))
+    add(place, first.info, 3)
     first.finish()
-    write_shard(place, first.info, shard(4))
+    add(place, first.info, 4)
     with pytest.raises(OutputError, match="Another run"):
         second.finish()
     assert ("image", 4) not in Manifest.load(place).shards  # type: ignore[union-attr]
-    finish_store(place)
+    StoreWriter(place).finish()
     assert verify_store(place).whole
 
 
@@ -219,8 +219,8 @@ def test_readers_beside_a_writer_never_see_half_a_shard(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         for part in range(3, 40):
-            write_shard(tmp_path / "s", info, shard(part))
-            finish_store(tmp_path / "s")
+            add(tmp_path / "s", info, part)
+            StoreWriter(tmp_path / "s").finish()
         os._exit(0)
     counts = set()
     while os.waitpid(child, os.WNOHANG)[0] == 0:
