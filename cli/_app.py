@@ -41,21 +41,17 @@ COMMANDS = {  # the module of this folder with the function, the verbs whose par
     "demo": "captions run_demo",
     "models": "machine list_models",
     "info": "machine",
-    "simulate init-gap": "geometry _run simulate_init_gap",
-    "simulate depth": "geometry _run simulate_depth",
-    "simulate gap-after-training": "geometry _run simulate_gap_after_training",
-    "simulate stable-region": "geometry _run simulate_stable_region",
-    "simulate temperature": "geometry _run simulate_temperature",
+    "simulate init-gap": "geometry simulate_init_gap",
+    "simulate depth": "geometry simulate_depth",
+    "simulate gap-after-training": "geometry simulate_gap_after_training",
+    "simulate stable-region": "geometry simulate_stable_region",
+    "simulate temperature": "geometry simulate_temperature",
 }
 _GROUPS = {
     "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",
     "simulate": "Simulate the theory of the modality gap.",
 }
 _PANELS = {"simulate": "Theory"}
-
-
-class _TerminatedError(KeyboardInterrupt):
-    """Raised on SIGTERM, which ends a command in the same way as Ctrl-C."""
 
 
 @cache
@@ -110,9 +106,8 @@ class _Group(TyperGroup):
             _fail(ctx, error, "There is not enough memory for this.", remedy)
         except KeyboardInterrupt as interrupt:
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
-            terminated = isinstance(interrupt, _TerminatedError)
-            message(" ".join(["Terminated." if terminated else "Interrupted.", *kept]))
-            raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
+            message(" ".join([*(interrupt.args or ["Interrupted."]), *kept]))
+            raise typer.Exit(128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)) from None
 
 
 def _fail(ctx: Any, error: BaseException, text: str, remedy: str | None) -> NoReturn:
@@ -150,7 +145,7 @@ def _root(
 
 
 def _terminate(*_: object) -> None:
-    raise _TerminatedError
+    raise KeyboardInterrupt("Terminated.")
 
 
 def _leave_termination_to_the_system() -> None:

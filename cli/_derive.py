@@ -2,8 +2,10 @@
 
 A command is a function of this folder. Its positional parameters are the command's arguments. Its keyword parameters
 are options that only the shell has, or words or defaults that differ there; ``**options`` stands for all other options
-of the verbs. What it returns is what `--json` writes, with the exit code behind it if that is not 0. Sources are
-parsed, not imported, so that `c3 X --help` and a wrong option load neither torch nor pyarrow.
+of the verbs. What it returns is what `--json` writes, with the exit code behind it if that is not 0. A group may have
+one function, which is given the verb; then arguments and help are the verb's. An entry "See `verb`." in a docstring
+stands for the words of that verb. Sources are parsed, not imported, so that `c3 X --help` and a wrong option load
+neither torch nor pyarrow.
 """
 
 from __future__ import annotations
@@ -13,21 +15,72 @@ import importlib
 import inspect
 import keyword
 import math
+import os
 import re
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_origin
 
 import typer
 from typer.core import TyperCommand
 
 import c3tools
 from c3tools.errors import C3Error
-from c3tools.io.locations import location
+from c3tools.io.locations import is_url, location
 
 from ._console import out, write_json
-from ._files import json_destination, local_path, output_file
+
+
+def output_file(text: str | Path) -> Path:
+    """Parse the path or URL of a file to write, before any work is done.
+
+    Raises:
+        C3Error: if its folder on this machine is missing or cannot be written to, or if the path is a folder.
+    """
+    path = location(text)
+    if isinstance(path, Path):
+        folder, reason = path.parent, ""
+        if not folder.is_dir():
+            reason = f"{folder} is a file" if folder.exists() else f"the folder {folder} does not exist"
+        elif path.is_dir():
+            reason = "it is a folder"
+        elif not os.access(path if path.exists() else folder, os.W_OK):
+            reason = "permission denied"
+        if reason:
+            raise C3Error(f"{path} cannot be written: {reason}.", remedy="Give a file in a folder that can be written.")
+    return path
+
+
+def _json_destination(text: str) -> str:
+    if text != "-":
+        output_file(text)
+    return text
+
+
+def _local_path(text: str | Path) -> Path:
+    if is_url(text):
+        raise C3Error(
+            f"{text} is a URL, but a path on this machine is needed here.",
+            remedy="Use a local folder, and copy it to the URL afterwards.",
+        )
+    return Path(text)
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not name.isidentifier() or not path:
+        raise C3Error(f"--other {text} is not of the form NAME=FILE.", remedy="For example: --other audio=a.npy")
+    return name, Path(path)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
 
 _EXPERT_PANEL = "Options for experts and clusters"
 _EXPERT = (
@@ -55,9 +108,12 @@ _FLAGS: dict[str, list[str]] = {
     "generate images": ["--image"],
 }
 _PARSERS = {
-    **dict.fromkeys(("output", "decoder", "folder"), local_path),
+    **dict.fromkeys(("output", "decoder", "folder"), _local_path),
     **dict.fromkeys(("html", "save", "figure"), output_file),
-    "json": json_destination,
+    **dict.fromkeys(("modalities", "presets"), _names),
+    "fractions": _numbers,
+    "other": _named_file,
+    "json": _json_destination,
     "figures": location,
     "export output": None,
 }
@@ -81,6 +137,7 @@ _METAVARS = {
 _OF_THE_ENVIRONMENT = {"store": True, "verify path": True, "verify store": False, "search store": False}
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
+_REFERENCE = re.compile(r"See `(\w+)`\.")
 _SECTION = re.compile(r"\n\n(?:Args|Returns|Raises|Yields):\n")
 
 
@@ -112,17 +169,17 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
         group: The application, or a group of commands in it.
         name: The words after `c3`, such as "connect heads".
         module: The module of this folder that has a function of this name.
-        verbs: Names in c3tools, or ``_name`` in the module, whose parameters are the options; ``-name`` leaves one out.
+        verbs: Names in c3tools, whose parameters are the options; ``-name`` leaves one out.
     """
     own = _own(name, module)
+    shared = own.name == name.partition(" ")[0] != name  # by the commands of a group
     found: dict[str, _Parameter] = {}
     for verb in verbs:
         if verb.startswith("-"):
             del found[verb[1:]]
             continue
-        definition = _definition(_file(module), verb) if verb.startswith("_") else _verb(verb)
-        options = {n: p._replace(is_argument=False) for n, p in _parameters(definition).items()}
-        found = {**options, **found}
+        options = _parameters(_verb(verb))
+        found = {**{n: p._replace(is_argument=p.is_argument and shared) for n, p in options.items()}, **found}
     for n, parameter in _parameters(own).items():
         found[n] = parameter._replace(words=parameter.words or (found[n].words if n in found else ""))
     takes_json = "json" in found
@@ -135,7 +192,10 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
         for n, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise C3Error(f"{_flags(name, n, found)[0]} must be a finite number, not {value}.")
-        result = getattr(importlib.import_module(f".{module}", __package__), own.name)(**values)
+            if n == "other":
+                values[n] = dict(value or ())
+        command = getattr(importlib.import_module(f".{module}", __package__), own.name)
+        result = (partial(command, getattr(c3tools, verbs[0])) if shared else command)(**values)
         value, code = result if isinstance(result, tuple) else (result, 0)
         if value is not None:
             write_json(value, json)
@@ -150,7 +210,7 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
     ]
     run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
-    paragraphs = _SECTION.split(ast.get_docstring(own) or "")[0].split("\n\n")
+    paragraphs = _SECTION.split(ast.get_docstring(_verb(verbs[0]) if shared else own) or "")[0].split("\n\n")
     run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name.rsplit(maxsplit=1)[-1], cls=_JsonCommand)(run)
 
@@ -163,14 +223,16 @@ def summary(name: str, module: str) -> str:
 def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
     """Return the type of an option, with what typer has to know about it."""
     annotation, default, words, is_argument = found[name]
-    kind = _type(annotation)
+    kind, parser = _type(annotation), _entry(_PARSERS, command, name)
+    if parser in (_names, _numbers, _named_file):  # the first two take one text for all
+        kind = list[str] if parser is _named_file else str
     words = re.sub(r"``(\w+)``", lambda match: _flags(command, match[1], found)[0], words).replace("``", "")
-    if annotation.startswith(("list", "Sequence")) and not is_argument:
+    if get_origin(kind) is list and not is_argument:
         words += " May be repeated."
     settings = {
         "help": words,
         "metavar": _entry(_METAVARS, command, name) or ("PATH" if "Path" in annotation else None),
-        "parser": _entry(_PARSERS, command, name),
+        "parser": parser,
         "show_default": default not in (None, False, "", [], inspect.Parameter.empty),
     }
     if kind in (int, float):
@@ -202,8 +264,6 @@ def _flags(command: str, name: str, found: dict[str, _Parameter]) -> list[str]:
 def _type(annotation: str) -> Any:
     """Return the type that typer reads for an annotation; None if no text stands for such a value."""
     words = re.findall(r"\w+", annotation)
-    if words[:1] == ["tuple"]:
-        return tuple[tuple(_type(word) for word in words[1:])]  # type: ignore[misc]
     kind = next((kind for names, kind in _KINDS if names & set(words)), None)
     return list[kind] if kind and words[0] in ("list", "Sequence") else kind  # type: ignore[valid-type]
 
@@ -222,10 +282,11 @@ def _parameters(function: ast.FunctionDef) -> dict[str, _Parameter]:
         if argument.arg == "self" or not _type(annotation):
             continue
         default = empty if value is None else ast.literal_eval(value)
-        if isinstance(default, tuple) and not annotation.startswith("tuple"):
-            default = ",".join(map(str, default)) if _type(annotation) is str else list(default)
-        is_argument = argument in arguments.args
-        found[argument.arg] = _Parameter(annotation, default, words.get(argument.arg, ""), is_argument)
+        said = words.get(argument.arg, "")
+        if elsewhere := _REFERENCE.fullmatch(said):
+            said = _parameters(_verb(elsewhere[1]))[argument.arg].words
+        default = list(default) if isinstance(default, tuple) else default
+        found[argument.arg] = _Parameter(annotation, default, said, argument in arguments.args)
     return found
 
 
@@ -237,9 +298,10 @@ def _verb(name: str) -> ast.FunctionDef:
 
 
 def _own(name: str, module: str) -> ast.FunctionDef:
-    """Return the definition of the function of this folder that is a command."""
-    function = name.rsplit(maxsplit=1)[-1].replace("-", "_")
-    return _definition(_file(module), f"{function}{'_' * keyword.iskeyword(function)}")
+    """Return the definition of the function of this folder that is a command, or that of its group."""
+    there = {node.name: node for node in _parse(_file(module)).body if isinstance(node, ast.FunctionDef)}
+    words = [word.replace("-", "_") for word in reversed(name.split())]
+    return next(there[word] for word in (f"{word}{'_' * keyword.iskeyword(word)}" for word in words) if word in there)
 
 
 def _file(module: str) -> Path:

@@ -108,7 +108,6 @@ def evaluate(
 
 def ablate(
     *,
-    sigma: Sequence[str] = ("0.1",),
     list_all: bool = False,
     **options: Any,
 ) -> Any:
@@ -135,7 +134,7 @@ def ablate(
         columns = ["task", "method", "learns from", "noise", "description"]
         print_table(Table(columns, rows, left=columns))
         return [dict(zip(columns, row, strict=True)) for row in rows]
-    result = c3tools.ablate(**options, sigma=sigma, reporter=reporter())
+    result = c3tools.ablate(**options, reporter=reporter())
     for table in result.tables():
         print_table(table)
     for note in [*result.notes, *result.remarks, "", "This command makes the table:"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import c3tools
@@ -10,32 +9,25 @@ from c3tools.errors import C3Error
 from c3tools.reporter import counted
 
 from ._console import message, print_table, reporter
-from ._files import comma_separated, named_files
 
 
-def heads(*, other: Sequence[str] = (), modalities: str | None = None, **options: Any) -> Any:
+def heads(**options: Any) -> Any:
     """Train two small heads on frozen features: two modalities of a store, two stores, or two files of vectors.
 
     The output folder contains the heads and a log of the geometry by step (geometry.json, geometry.svg).
     Run the same command again to continue an interrupted training. `c3 connect apply` makes a store with the heads.
-
-    Args:
-        other: A file of vectors of another modality, for example audio=audio.npy.
     """
-    features = _read_features(other, modalities, options)
+    features = _read_features(options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
     return _print(connected.record, options["output"], f"c3 connect apply {options['output']} …")
 
 
-def apply(heads: str = "c3-heads", *, other: Sequence[str] = (), modalities: str | None = None, **options: Any) -> Any:
+def apply(heads: str = "c3-heads", **options: Any) -> Any:
     """Apply trained heads to features of the same towers, and write the result to a new store.
 
     Keys, splits and captions are copied.
-
-    Args:
-        other: A file of vectors of another modality, for example audio=audio.npy.
     """
-    report = c3tools.apply_heads(heads, _read_features(other, modalities, options), **options, reporter=reporter())
+    report = c3tools.apply_heads(heads, _read_features(options), **options, reporter=reporter())
     for note in report.notes:
         message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
@@ -68,17 +60,17 @@ def _connect_towers(paths: list[str], mode: Any, options: dict[str, Any]) -> Any
     return _print(connected.record, options["output"], f"c3 embed --model local-dir:{options['output']} …")
 
 
-def _read_features(other: Sequence[str], modalities: str | None, options: dict[str, Any]) -> Any:
+def _read_features(options: dict[str, Any]) -> Any:
     """Read the two modalities, and take what names them out of ``options``."""
-    of_files = ("meta", "text_meta", "image_array", "text_array")
-    chosen = {name: options.pop(name) for name in ("image", "text", "store", "second_store", *of_files)}
-    names, from_files = comma_separated(modalities), bool(chosen["image"] or chosen["text"] or other)
-    if (names or chosen["second_store"]) if from_files else any(chosen[name] for name in of_files):
+    files, of_files = ("image", "text", "other"), ("meta", "text_meta", "image_array", "text_array")
+    of_stores = ("modalities", "second_store")
+    chosen = {name: options.pop(name) for name in ("store", *files, *of_files, *of_stores)}
+    if any(chosen[name] for name in (of_stores if any(chosen[name] for name in files) else of_files)):
         raise C3Error(
             "Options of a store and of files of vectors were given together.",
             remedy="Give files with --image, --text or --other, or one or two stores with --store and --second-store.",
         )
-    return c3tools.read_features(**chosen, other=named_files(other), modalities=names, reporter=reporter())
+    return c3tools.read_features(**chosen, reporter=reporter())
 
 
 def _print(record: dict[str, Any], output: str, following: str) -> Any:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import c3tools
 
 from ._console import message, out, print_sections, print_table, reporter
-from ._files import comma_separated, extra_output
+from ._derive import output_file
 
 
 def gap_report(
     path: str | Path | None = None,
     *,
     store: str | Path = "c3-store",
-    modalities: str | None = None,
-    presets: str | None = None,
     full: bool = False,
     html: Path | None = None,
     figures: Path | None = None,
@@ -30,13 +28,11 @@ def gap_report(
 
     Args:
         path: The store, instead of ``store``: a folder or a URL (s3://, gs://).
-        modalities: The two modalities to compare, for example image,text, or one.
         full: Print every table, not only the verdict.
         html: Path or URL of the HTML page. By default gap-report.html, none with ``json``.
         figures: Also write every figure to this folder, as PNG and SVG.
     """
-    page = extra_output(html, "gap-report.html", json)
-    options |= {"modalities": comma_separated(modalities), "presets": comma_separated(presets)}
+    page = _extra_output(html, "gap-report.html", json)
     report = c3tools.gap_report(path or store, **options, reporter=reporter())
     out.print(report.heading, style="bold")
     print_sections(report.sections() if full else report.summary(), report.notes)
@@ -48,40 +44,14 @@ def gap_report(
     return report.to_dict()
 
 
-def init_gap(paths: Sequence[str] = (), **options: Any) -> Any:
-    """Measure the gap of encoders with random weights, on real images and texts."""
-    return _run(c3tools.simulate_init_gap, paths=paths, **options)
-
-
-def depth(**options: Any) -> Any:
-    """Measure the effective dimension by layer of a deep random ReLU network."""
-    return _run(c3tools.simulate_depth, **options)
-
-
-def gap_after_training(**options: Any) -> Any:
-    """Repeat the paper's optimisation: the loss falls, and the gap stays. Takes about ten minutes on two cores."""
-    return _run(c3tools.simulate_gap_after_training, **options)
-
-
-def stable_region(**options: Any) -> Any:
-    """Train points at several temperatures; measure the lead of the pairs and the alignment noise that is left."""
-    return _run(c3tools.simulate_stable_region, **options)
-
-
-def temperature(**options: Any) -> Any:
-    """Measure the gap that survives training, as a function of the logit scale."""
-    return _run(c3tools.simulate_temperature, **options)
-
-
-def _run(simulate: Callable[..., Any], *, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
+def simulate(verb: Callable[..., Any], *, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
     """Run a simulation and print its result. The figure is named after the function unless ``figure`` is given.
 
     Args:
         figure: File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none with --json.
     """
-    name = simulate.__name__.removeprefix("simulate_").replace("_", "-")
-    drawing = extra_output(figure, f"simulate-{name}.svg", json)
-    result = simulate(**options, reporter=reporter())
+    drawing = _extra_output(figure, f"{verb.__name__.replace('_', '-')}.svg", json)
+    result = verb(**options, reporter=reporter())
     print_table(result.table)
     out.print(result.found)
     out.print(f"The paper: {result.paper}", style="dim")
@@ -89,3 +59,8 @@ def _run(simulate: Callable[..., Any], *, figure: Path | None = None, json: str 
         result.save_figure(drawing)
         message(f"Wrote {drawing}")
     return result.to_dict()
+
+
+def _extra_output(given: Path | None, default: str, json: str | None) -> Path | None:
+    """Return the file to write in addition to printing: ``given``, else ``default``, or None if `--json` is used."""
+    return given if given is not None or json else output_file(default)

@@ -11,7 +11,6 @@ from c3tools.errors import C3Error
 from c3tools.reporter import counted
 
 from ._console import err, message, out, print_table, reporter
-from ._files import named_files
 
 NOT_WHOLE = 3  # the exit code of `c3 verify`
 
@@ -33,13 +32,9 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     return summary.to_dict(), int(strict and summary.failures_in_store > 0)
 
 
-def import_(source: Path | None = None, *, other: Sequence[str] = (), **options: Any) -> Any:
-    """Make a store from embeddings of another program. Rows without ids are paired by their order.
-
-    Args:
-        other: A file of vectors of another modality, for example audio=audio.npy.
-    """
-    report = c3tools.import_embeddings(source, **options, other=named_files(other), reporter=reporter())
+def import_(source: Path | None = None, **options: Any) -> Any:
+    """Make a store from embeddings of another program. Rows without ids are paired by their order."""
+    report = c3tools.import_embeddings(source, **options, reporter=reporter())
     for note in report.notes:
         message(note)
     if report.failures:
@@ -133,22 +128,13 @@ def merge(destination: str, stores: list[Path], **options: Any) -> Any:
     return report.to_dict()
 
 
-def split(destination: str, *, fractions: str | None = None, **options: Any) -> Any:
+def split(destination: str, **options: Any) -> Any:
     """Copy the store with new splits: by a stable hash of the key, or from a file.
 
     Texts are in the split of their image. The moments are computed for the new splits, so that Collapse is fitted on
     the new train split. The old store is not changed.
     """
-    numbers = None
-    if fractions is not None:
-        try:
-            train, val, test = map(float, fractions.split(","))
-        except ValueError:
-            raise C3Error(
-                f"--fractions {fractions} is not three numbers.", remedy="For example: --fractions 0.8,0.1,0.1"
-            ) from None
-        numbers = (train, val, test)
-    report = c3tools.split_store(destination, **options, fractions=numbers, reporter=reporter())
+    report = c3tools.split_store(destination, **options, reporter=reporter())
     print_table(report.table())
     if report.unnamed:
         message(f"The table does not name {counted(report.unnamed, 'row')}; these stay in the split they were in.")

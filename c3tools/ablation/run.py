@@ -50,7 +50,7 @@ def ablate(
     task: str = "captions",
     methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
     seeds: int = 3,
-    sigma: float | str | Sequence[float | str] = (0.1,),
+    sigma: Sequence[float | str] | float | str = (0.1,),
     output: str | Path = "c3-ablation",
     split: str = "test",
     test_store: Store | str | Path | None = None,
@@ -75,7 +75,7 @@ def ablate(
     methods, seeds, sigmas or other decoding options (such as ``beams``).
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         task: captions (train decoders) or images (train generators).
         methods: Methods to compare, comma-separated, or all.
         seeds: Number of seeds per method: 0, 1, 2, ...
@@ -87,14 +87,14 @@ def ablate(
         test_store: Caption and score the images of this store, to test in another domain.
         size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf). Of the generator: tiny,
             small or base. By default small; for images tiny.
-        set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
-        epochs: Passes over the captions. The default depends on ``size``.
+        set: See `train_captioner`.
+        epochs: See `train_captioner`.
         steps: Training steps of a generator. The default depends on ``size``.
-        beams: Number of beams in beam search; 1 is greedy decoding.
+        beams: See `caption_images`.
         encoder: For images: also score with the features of this model.
         jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        device: See `connect_heads`.
+        precision: See `embed`.
         reporter: Shows messages and progress.
 
     Raises:

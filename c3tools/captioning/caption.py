@@ -106,12 +106,11 @@ def caption_images(
         steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders of train-decoder
             --unconditional. Slow.
         seed: Seed for all random numbers.
-        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
-            hf-hub:ORG/NAME.
-        random_init: Use random weights, drawn with this seed, instead of the trained ones.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        model: See `embed`.
+        random_init: See `embed`.
+        device: See `connect_heads`.
+        backend: See `embed`.
+        precision: See `embed`.
         encoder: A loaded encoder, instead of ``model``.
         reporter: Shows messages and progress.
 

@@ -86,7 +86,7 @@ def train_captioner(
     rewarded by the encoder (`c3tools.captioning.baselines.esper`).
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
         output: The folder to write the decoder to.
         preset: The preset: c3, c1, c2-collapse, c2-corrupt, capdec, ... By default c3.
@@ -105,9 +105,9 @@ def train_captioner(
         pairs: Train on pairs: the images and captions of this fraction of the images.
         esper: Put a mapper before the language model of ``start``; train it on images alone.
         seed: Seed for all random numbers.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
-        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        device: See `connect_heads`.
+        precision: See `embed`.
+        overwrite: See `connect_heads`.
         reporter: Shows messages and progress.
 
     Returns:

@@ -215,7 +215,7 @@ def connect_heads(
         train_split: The split to train on.
         seed: Seed for all random numbers.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        precision: See `embed`.
         overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
         reporter: Shows messages and progress.
 
@@ -274,7 +274,7 @@ def apply_heads(
         heads: The folder of the heads.
         features: See `read_features`.
         output: The folder of the new store.
-        dtype: Number format of the embeddings on disk: float16 or float32.
+        dtype: See `embed`.
         reporter: Shows messages and progress.
 
     Raises:

@@ -285,13 +285,13 @@ def read_features(
     Args:
         image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
         text: A file of text vectors, in one of the same formats.
-        other: Files of vectors of other modalities by name, for example audio=audio.npy.
+        other: A file of vectors of another modality by its name, for example audio=audio.npy.
         meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per text, without
             images).
         text_meta: A table like ``meta`` with one row per text; its column image_key names the image.
         image_array: The array, tensor or column of the file ``image`` to read.
         text_array: The array, tensor or column of the file ``text`` to read.
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         second_store: Take the second modality from this store: a folder or a URL.
         modalities: The two modalities of the store to use, for example image,text.
         reporter: Gets a message if a store is unfinished.

@@ -88,24 +88,21 @@ def connect_towers(
         output: The folder to write the trained model to.
         mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022), ``full`` trains both.
         captions: A file of captions, instead of those that are detected.
-        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
-            hf-hub:ORG/NAME.
-        random_init: Use random weights, drawn with this seed, instead of the trained ones.
+        model: See `embed`.
+        random_init: See `embed`.
         augment: Train on random crops of the photos, half of them mirrored.
-        logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most 100), or
-            learned:20 (starts at 20).
-        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids
-            apart.
+        logit_scale: See `connect_heads`.
+        close_gap: See `connect_heads`.
         batch_size: Number of pairs per step.
         chunk: Number of pairs embedded at a time (gradient caching).
         epochs: Largest number of passes over the pairs. By default 20 for lit, 10 for full.
         learning_rate: Peak learning rate of AdamW. By default 0.0005 for lit, 0.0001 for full.
-        patience: Stop after this many epochs without a better recall@1; 0: never.
+        patience: See `connect_heads`.
         train_split: The split to train on.
         seed: Seed for all random numbers.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
-        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        device: See `connect_heads`.
+        precision: See `embed`.
+        overwrite: See `connect_heads`.
         reporter: Shows messages and progress.
 
     Raises:

@@ -121,7 +121,7 @@ def export_store(
     """Write the transformed embeddings of a store to a folder or a URL.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         output: The folder, or the URL, to write to.
         preset: The preset: c1, c2-collapse, c2-corrupt, c3, ...
         pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or hf-hub:ORG/NAME) of a
@@ -134,14 +134,13 @@ def export_store(
         role: The training inputs; only these get noise. auto: the train split of ``train_on``; training: all rows;
             inference: none.
         train_on: Modality of the training inputs.
-        dtype: Number format of the embeddings on disk: float16 or float32.
+        dtype: See `embed`.
         seed: Seed for all random numbers.
         workers: Number of files written at the same time.
         overwrite: Replace an existing export in ``output``.
-        executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
-        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
-            here.
-        processes: Number of worker processes on the cluster. By default as many as fit.
+        executor: See `embed`.
+        address: See `embed`.
+        processes: See `embed`.
         reporter: Shows the progress.
 
     Raises:

@@ -129,8 +129,8 @@ def gap_report(
     """Measure the geometry of two modalities of a store, or of one.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
-        modalities: The two to compare, or one to measure alone; by default image and text, or the first two.
+        store: See `embed`.
+        modalities: The two modalities to compare, or one to measure alone; by default image and text, or the first two.
         split: Use only the rows of this split: train, val, test or all.
         presets: Measure recall for raw, c2-collapse and these presets, for example gap-shift,whiten.
         seed: Seed for all random numbers.

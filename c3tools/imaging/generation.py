@@ -165,19 +165,19 @@ def generate(
         captions: A file of captions. One caption of each image is drawn with the seed; from a .txt file every line is
             used.
         split: Use only this split of ``captions``.
-        embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl, parquet) or a store.
+        embeddings: See `caption_images`.
         modality: Modality of ``embeddings``: image or text.
         images: Make variations of these photos.
         generator: The folder of a trained generator, hf-hub:ORG/NAME, or unclip:PATH|ID.
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         output: The folder to write the images to.
         n: Number of images per text.
         seed: Seed for all random numbers.
         sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper images.
         guidance: Weight of the text; 1 is the weight in training. The default depends on the generator.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        device: See `connect_heads`.
+        backend: See `embed`.
+        precision: See `embed`.
         encoder: Of the generator's model; by default it is loaded.
         reporter: Shows messages and progress.
 

@@ -232,8 +232,8 @@ def train_generator(
     interrupted run, and returns the generator of a finished run.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
-        pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
+        store: See `embed`.
+        pipeline: See `train_captioner`.
         output: The folder to write the generator to.
         preset: The preset: c3, c1, c2-collapse, c2-corrupt, lafite, ... By default c3.
         sigma: Standard deviation of the noise, per dimension. auto: derived from the distance of photos to their
@@ -245,9 +245,9 @@ def train_generator(
         train_split: The split to train on.
         download: Download photos that are given by URL.
         seed: Seed for all random numbers.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
-        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        device: See `connect_heads`.
+        precision: See `embed`.
+        overwrite: See `connect_heads`.
         reporter: Shows messages and progress.
 
     Returns:

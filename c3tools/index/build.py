@@ -61,11 +61,11 @@ def build_index(
     ``record["added"]`` is their number. Otherwise the index is rebuilt, and a message gives the reason.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         output: The folder to write to.
         factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS index string.
         modality: Index only these modalities. By default all, in one index.
-        split: Use only the rows of this split: train, val, test or all.
+        split: See `gap_report`.
         preset: The preset that transforms vectors and queries; c1 leaves them unchanged.
         pipeline: Your own pipeline instead of a preset.
         shard_rows: Number of vectors per file.

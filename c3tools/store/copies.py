@@ -137,7 +137,7 @@ def split_store(
 
     Args:
         destination: The folder of the new store.
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
         seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
         file: A table of keys and splits: jsonl, csv, tsv or parquet.

@@ -86,21 +86,20 @@ def import_embeddings(
 
     Args:
         source: A clip-retrieval folder, or a published pickle file (read without running its code).
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
-        image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
-        text: A file of text vectors, in one of the same formats.
-        other: Files of vectors of other modalities by name, for example audio=audio.npy.
-        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per text, without
-            images).
-        text_meta: A table like ``meta`` with one row per text; its column image_key names the image.
-        image_array: The array, tensor or column of the file ``image`` to read.
-        text_array: The array, tensor or column of the file ``text`` to read.
+        store: See `embed`.
+        image: See `read_features`.
+        text: See `read_features`.
+        other: See `read_features`.
+        meta: See `read_features`.
+        text_meta: See `read_features`.
+        image_array: See `read_features`.
+        text_array: See `read_features`.
         key_column: Column of the ids.
         image_key_column: Column that names the image of a text.
         caption_column: Column of the captions.
         split_column: Column of the splits.
         model: Name of the model that made the embeddings.
-        dtype: Number format of the embeddings on disk: float16 or float32.
+        dtype: See `embed`.
         normalise: Divide each vector by its norm.
         reporter: Shows the progress.
 

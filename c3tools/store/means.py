@@ -79,7 +79,7 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
     """Return the means of every modality and split that has rows, from the moments of the store.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
 
     Raises:
         StoreError: if there is no store, or moments cannot be read.
@@ -110,7 +110,7 @@ def save_means(store: Store | str | Path, save: str | Path, *, split: str = "tra
     """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they belong to.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         save: Write the moments of ``split`` to this file or URL.
         split: The split whose moments ``save`` writes: train, val, test or all.
 
@@ -136,7 +136,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     """Load the moments of another corpus into a store, so that Collapse is fitted on them.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         load: Use the moments in this file or URL for Collapse (c3-mini: those of its training data).
 
     Returns:

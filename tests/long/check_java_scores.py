@@ -10,7 +10,7 @@ import pytest
 
 from c3tools.assets.paths import CAPTIONS
 from c3tools.metrics.captions import score_captions
-from c3tools.metrics.tokenizer import tokenize, tokenize_all
+from c3tools.metrics.tokenizer import tokenize
 
 from .conftest import Budget
 
@@ -34,8 +34,8 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
     predictions = {str(i): group[0] for i, group in enumerate(groups[:20])}
     references = {str(i): group[1:] for i, group in enumerate(groups[:20])}
     scorer = meteor.Meteor()
-    written = {key: tokenize_all([text]) for key, text in predictions.items()}
-    corpus, each = scorer.compute_score({key: tokenize_all(texts) for key, texts in references.items()}, written)
+    written = {key: [tokenize(text)] for key, text in predictions.items()}
+    corpus, each = scorer.compute_score({key: [*map(tokenize, texts)] for key, texts in references.items()}, written)
     scorer.meteor_p.kill()
     scorer.meteor_p.communicate()  # closes its pipes
     scores = score_captions(predictions, references, java=["METEOR"])

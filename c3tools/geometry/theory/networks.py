@@ -81,7 +81,7 @@ def simulate_init_gap(
         paths: Folders of images with captions, of which the first 500 are used. By default the bundled photos.
         model: An open_clip architecture, or another model name.
         seeds: Number of encoders with random weights.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
+        device: See `connect_heads`.
         reporter: Shows the progress over the encoders.
 
     Raises:
