@@ -21,7 +21,7 @@ from measuring import print_table
 
 from c3tools.corpus import read_corpus
 from c3tools.encoders import load_encoder
-from c3tools.metrics.retrieval import pair_ranks, recall_at
+from c3tools.metrics.retrieval import pair_hits
 
 
 def main() -> None:
@@ -48,9 +48,7 @@ def main() -> None:
         exact = exact or (x, y)
         both = [(a * b).sum(axis=1) for a, b in zip((x, y), exact, strict=True)]
         cosines = [f"{cosine.min():.5f}, {cosine.mean():.5f}" for cosine in both]
-        recalls = [
-            " / ".join(f"{value:.3f}" for value in recall_at(found).values()) for found in pair_ranks(x, y, owners)
-        ]
+        recalls = [" / ".join(f"{own.mean():.3f}" for own in found.values()) for found in pair_hits(x, y, owners)]
         rows.append((precision, *cosines, *recalls))
     print(f"{len(images):,} images, {len(texts):,} texts, {arguments.model}")
     print_table(

@@ -71,7 +71,7 @@ def theirs(written: dict[str, str], references: dict[str, list[str]]) -> tuple[d
     found = {(name, "pycocoevalcap"): 100 * float(value) for name, value in scores.items()}
     pairs = [(text, tokens) for key in targets for text, tokens in zip(references[key], targets[key], strict=True)]
     pairs += [(written[key], results[key][0]) for key in targets]
-    different = [text for text, tokens in pairs if tokenize(text) != tokens.split()]
+    different = [text for text, tokens in pairs if tokenize(text) != tokens]
     most = max(len(texts) for texts in targets.values())
     # sacrebleu takes None where a caption has fewer references, though its annotations do not say so
     columns = [[texts[i] if i < len(texts) else None for texts in targets.values()] for i in range(most)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
 from ..metrics.captions import PROMPT, CaptionScores, clip_score, ref_clip_score, score_captions
 from ..metrics.files import align_keys, read_predictions, read_references
-from ..metrics.significance import Comparison, Interval, bootstrap_interval, compare
+from ..metrics.significance import Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..store.rows import positions
@@ -42,9 +42,9 @@ class Evaluation:
 
     captions: dict[str, str]
     scores: dict[str, float]
-    intervals: dict[str, Interval]
+    intervals: dict[str, Ends]
     details: CaptionScores
-    differences: dict[str, Comparison] = field(default_factory=dict)
+    differences: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -53,13 +53,13 @@ class Evaluation:
         content = {
             "n": len(self.captions),
             "scores": self.scores,
-            "intervals": {name: [interval.low, interval.high] for name, interval in self.intervals.items()},
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "notes": self.notes,
             "left_out": self.left_out,
             "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
         }
         if self.differences:
-            content["differences"] = {name: asdict(change) for name, change in self.differences.items()}
+            content["differences"] = self.differences
         return content
 
     def table(self) -> Table:
@@ -68,9 +68,10 @@ class Evaluation:
         rows = []
         for name, value in self.scores.items():
             interval, change = self.intervals.get(name), self.differences.get(name)
-            row = [name, f"{value:.1f}", f"{interval.low:.1f} – {interval.high:.1f}" if interval else ""]
+            row = [name, f"{value:.1f}", "{:.1f} – {:.1f}".format(*interval) if interval else ""]
             if change:
-                row += [f"{change.difference:+.1f} ({change.low:+.1f} – {change.high:+.1f})", f"{change.p_value:.3f}"]
+                row.append("{difference:+.1f} ({low:+.1f} – {high:+.1f})".format_map(change))
+                row.append(f"{change['p_value']:.3f}")
             rows.append(row + [""] * (len(columns) - len(row)))
         return Table(columns, rows, title=counted(len(self.captions), "caption"))
 
@@ -101,27 +102,25 @@ def evaluate_captions(
     """Caption the images of a store from their embeddings and score the captions, or score given captions.
 
     Args:
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         captions: Score the captions in this file (of c3 caption --json, CSV, or COCO's JSON) instead of new ones.
         references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of those of the store.
         against: A second file of captions of the same images; tests whether the difference is significant.
-        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model. By
-            default c3-decoder if that folder exists, otherwise c3-mini.
+        decoder: See `caption_images`.
         split: The split to score: train, val, test or all.
-        beams: Number of beams in beam search; 1 is greedy decoding.
-        length_penalty: Beams are ranked by log-probability / length ** PENALTY.
-        top_p: Sample each word from the most likely ones that together have this probability.
+        beams: See `caption_images`.
+        length_penalty: See `caption_images`.
+        top_p: See `caption_images`.
         temperature: Sampling temperature.
-        steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders of train-decoder
-            --unconditional. Slow.
+        steer: See `caption_images`.
         seed: Seed for all random numbers.
         meteor: Add METEOR (needs Java).
         spice: Add SPICE (needs Java and the Stanford models).
         clip_score: Add CLIPScore and RefCLIPScore, computed with the encoder of the store.
         resamples: Number of bootstrap resamples for the intervals; 0: no intervals.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        device: See `connect_heads`.
+        backend: See `embed`.
+        precision: See `embed`.
         reporter: Shows messages and progress.
 
     Raises:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..arrays import Indices, Matrix
 from ..geometry.spectrum import effective_dimension, eigenvalues, gap_vector, relative_gap
-from ..metrics.retrieval import pair_recall
+from ..metrics.retrieval import pair_hits
 from ..moments import Moments
 from ..pages import new_figure, palette, styled
 
@@ -36,13 +36,17 @@ def measure(first: Matrix, second: Matrix, item_index: Indices, names: tuple[str
     total = float((moments[0].n * moments[0].mean) @ (moments[1].n * moments[1].mean))
     rest = len(first) * len(second) - len(second)
     directions = "_to_".join(names), "_to_".join(names[::-1])
+    found = pair_hits(first, second, item_index)
     return {
         "gap": float(np.linalg.norm(gap_vector(*moments))),
         "effective_dimension": dict(zip(names, dimensions, strict=True)),
         "paired_cosine": paired,
         "unpaired_cosine": (total - paired * len(second)) / rest if rest else paired,
         "rmg": relative_gap(paired, *moments),
-        "recall": dict(zip(directions, pair_recall(first, second, item_index), strict=True)),
+        "recall": {
+            way: {name: float(own.mean()) for name, own in hits.items()}
+            for way, hits in zip(directions, found, strict=True)
+        },
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
-from ..metrics.retrieval import DEFAULT_KS, pair_ranks
+from ..metrics.retrieval import pair_hits
 from ..metrics.significance import Estimate, mean_interval, share_interval, student_quantile
 from ..moments import unit_rows
 from ..seeds import generator
@@ -80,8 +80,7 @@ def measure_space(name: str, collected: Collected, *, seed: int = 0) -> tuple[Sp
     if working.paired:
         ways = f"{first}_to_{second}", f"{second}_to_{first}"
         queries = None, working.item_index
-        for way, ranks, owner in zip(ways, pair_ranks(x, y, working.item_index), queries, strict=True):
-            hits = {f"recall@{k}": ranks.hits(k) for k in DEFAULT_KS}
+        for way, hits, owner in zip(ways, pair_hits(x, y, working.item_index), queries, strict=True):
             found.recall[way] = {
                 key: Estimate(float(own.mean()), share_interval(own, owner), len(own)) for key, own in hits.items()
             }

@@ -7,22 +7,20 @@ generated images first, so that the resolution is not what is measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..arrays import Array, Matrix, Pixels
+from ..arrays import Array, Indices, Mask, Matrix, Pixels
 from ..assets.paths import COCO_CATEGORIES
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
 from ..metrics.images import (
     Measured,
-    Nearest,
-    disjoint_halves,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -30,7 +28,7 @@ from ..metrics.images import (
     nearest_photos,
     photo_values,
 )
-from ..metrics.retrieval import ranks
+from ..metrics.retrieval import hits
 from ..metrics.significance import Ends, crossed_interval, share_interval
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
@@ -110,13 +108,13 @@ def evaluate_images(
 
     Args:
         images: The folder of images to score, made by ``c3 generate``.
-        store: The store of embeddings: a folder or a URL (s3://, gs://).
+        store: See `embed`.
         split: The split of the photos to compare with: train, val, test or all.
         encoder: Also score with the features of these models.
         download: Download photos that are given by URL.
-        device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        device: See `connect_heads`.
+        backend: See `embed`.
+        precision: See `embed`.
         reporter: Shows messages and progress.
 
     Raises:
@@ -150,10 +148,11 @@ def evaluate_images(
             unread.append(training.unread)
         except GeneratorError as error:
             unread.append(f"Copies of training photos were not looked for. {error.message}")
-    for row in [] if near is None else np.lexsort([-near.cosines, ~near.copied])[:_NAMED].tolist():
-        assert near is not None
-        found = {"photo": training.rows.keys[near.rows[row]], "cosine": round(float(near.cosines[row]), 4)}
-        named.append({"file": made.images[row].file, **found, "copied": bool(near.copied[row])})
+    if near is not None:
+        photos, cosines, copies = near
+        for row in np.lexsort([-cosines, ~copies])[:_NAMED].tolist():
+            found = {"photo": training.rows.keys[photos[row]], "cosine": round(float(cosines[row]), 4)}
+            named.append({"file": made.images[row].file, **found, "copied": bool(copies[row])})
     return ImageEvaluation(
         len(opened),
         scores,
@@ -161,7 +160,7 @@ def evaluate_images(
         count,
         len(reference),
         named,
-        None if near is None or near.threshold is None else float(near.copied.mean()),
+        None if near is None else float(near[2].mean()),
         [*filter(None, unread), *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
@@ -294,21 +293,22 @@ class ImageScorer:
         that of the very photos that the texts are of.
         """
         measured: dict[str, Measured] = {}
-        halves, count = disjoint_halves(len(self.reference)), 0
+        order, count = np.random.default_rng(0).permutation(len(self.reference)), 0
+        half = len(order) // 2
         numbers = {key: row for row, key in enumerate(self.reference.rows.keys)}
         own = [numbers[key] for key in keys if key in numbers]
         for which, (reference, others) in enumerate(self._real):
             count = min(n, len(others))
             compared = others[:count], reference
-            if count < min(n, len(halves[0])):
-                count, compared = len(halves[0]), (reference[halves[0]], reference[halves[1]])
+            if count < min(n, half):
+                count, compared = half, (reference[order[:half]], reference[order[half : 2 * half]])
             measured |= self._measure(which, *compared)
             if texts is not None and len(own) == len(texts):
                 measured |= self._recall(which, reference[own], texts)
         return {name: score for name, (score, _, _) in measured.items()}, count
 
-    def nearest(self, images: Sequence[Image.Image], training: Photos) -> Nearest | None:
-        """Return the nearest of the training photos to each image; None if the conditioning encoder is unknown.
+    def nearest(self, images: Sequence[Image.Image], training: Photos) -> tuple[Indices, Array, Mask] | None:
+        """Return `nearest_photos` of the images; None if the conditioning encoder is unknown.
 
         All are of one size. The features of the encoder find what looks alike; pixels, mirrored ones too, find copies
         that noise hides from the encoder.
@@ -321,12 +321,11 @@ class ImageScorer:
         if which is None:
             return None
         encode = self.encoders[which].encode_images
-        found = nearest_photos(encode(list(images)), encode(training.pixels), self._real[which][0])
+        rows, cosines, copied = nearest_photos(encode(list(images)), encode(training.pixels), self._real[which][0])
         mirrored = np.concatenate([training.pixels, training.pixels[:, :, ::-1]])
         made = np.stack([np.asarray(image) for image in images])
-        same = nearest_photos(*map(_thumbnails, (made, mirrored, self.reference.pixels)))
-        rows = np.where(same.copied, same.rows % len(training), found.rows)
-        return replace(found, rows=rows, copied=found.copied | same.copied)
+        alike, _, same = nearest_photos(*map(_thumbnails, (made, mirrored, self.reference.pixels)))
+        return np.where(same, alike % len(training), rows), cosines, copied | same
 
     def notes(self) -> list[str]:
         """Return what a reader of the scores should know."""
@@ -359,11 +358,10 @@ class ImageScorer:
     def _recall(self, which: int, features: Matrix, texts: Sequence[str]) -> dict[str, Measured]:
         encoder, measured = self.encoders[which], {}
         items = np.unique(texts, return_inverse=True)[1]  # images of one text are all right for it
-        found = ranks(encoder.encode_texts(list(texts)), features, items, items)
-        for k in [k for k in RECALL_KS if k < len(texts)] or [1]:
-            hits = 100.0 * found.hits(k)
-            share, nothing = float(hits.mean()), np.zeros(len(self.reference))
-            measured[f"recall@{k}-{encoder.identity.name}"] = share, hits - share, nothing
+        ks = [k for k in RECALL_KS if k < len(texts)] or [1]
+        for name, found in hits(encoder.encode_texts(list(texts)), features, items, items, ks).items():
+            share, nothing = float((100.0 * found).mean()), np.zeros(len(self.reference))
+            measured[f"{name}-{encoder.identity.name}"] = share, 100.0 * found - share, nothing
         return measured
 
 

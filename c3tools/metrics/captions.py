@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import Array
+from ..arrays import Array, Floats, Indices
 from ..errors import MetricError, MissingExtraError
 from ..moments import unit_rows
-from .tokenizer import tokenize_all
+from .tokenizer import tokenize
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRICS = (*BLEU, "ROUGE-L", "CIDEr")
@@ -55,7 +54,7 @@ class CaptionScores:
     bleu_counts: Array
     notes: list[str]
 
-    def resampled(self, metric: str, rows: npt.NDArray[np.int64]) -> float:
+    def resampled(self, metric: str, rows: Indices) -> float:
         """Return the corpus score of ``metric`` over ``rows``, counting repeated rows repeatedly.
 
         METEOR pools its statistics over the corpus, so its corpus score is shifted by the change of its mean over
@@ -109,8 +108,8 @@ def score_captions(
     if not predictions:
         raise MetricError("There are no captions to score.", remedy="Caption some images first: `c3 caption PATH`.")
     keys = list(predictions)
-    hypotheses = {key: tokenize_all([predictions[key]]) for key in keys}
-    targets = {key: tokenize_all([text for text in references[key] if text.strip()]) for key in keys}
+    hypotheses = {key: [tokenize(predictions[key])] for key in keys}
+    targets = {key: [tokenize(text) for text in references[key] if text.strip()] for key in keys}
     counts = _bleu_counts(hypotheses, targets)
     per_image = {
         "ROUGE-L": _pure_python("rouge.rouge", "Rouge")().compute_score(targets, hypotheses)[1] * 100,
@@ -159,24 +158,16 @@ def missing_for(name: str) -> str | None:
     return None
 
 
-def clip_score(images: npt.NDArray[np.floating], captions: npt.NDArray[np.floating]) -> Array:
-    """Return ``100 * 2.5 * max(cos, 0)`` (n,) of image embeddings (n, d) and those of ``PROMPT + caption`` (n, d).
-
-    Raises:
-        MetricError: if the shapes differ.
-    """
-    if images.shape != captions.shape:
-        raise MetricError(
-            f"The embeddings of images and captions have different shapes: {images.shape} and {captions.shape}."
-        )
+def clip_score(images: Floats, captions: Floats) -> Array:
+    """Return ``100 * 2.5 * max(cos, 0)`` (n,) of image embeddings (n, d) and those of ``PROMPT + caption`` (n, d)."""
     return np.asarray(100 * _CLIP_SCALE * np.maximum(_cosines(images, captions), 0))
 
 
 def ref_clip_score(
-    images: npt.NDArray[np.floating],
-    captions: npt.NDArray[np.floating],
-    references: npt.NDArray[np.floating],
-    item_index: npt.NDArray[np.int64],
+    images: Floats,
+    captions: Floats,
+    references: Floats,
+    item_index: Indices,
 ) -> Array:
     """Return the harmonic mean (n,), in percent, of CLIPScore and the best cosine of the caption with a reference.
 
@@ -193,7 +184,7 @@ def ref_clip_score(
     return np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
 
 
-def _cosines(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Array:
+def _cosines(first: Floats, second: Floats) -> Array:
     """Return the cosine (n,) of each row of ``first`` (n, d) with the same row of ``second``."""
     return np.asarray(np.sum(unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64)), axis=1))
 
@@ -223,30 +214,19 @@ def _java_score(
 ) -> tuple[float, Array]:
     """Return the corpus score and the scores per image (n,) of METEOR or SPICE, in percent."""
     try:
-        corpus, values = _meteor(targets, hypotheses) if name == "METEOR" else _spice(targets, hypotheses)
+        scorer = getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name.capitalize())()
+        try:
+            corpus, values = scorer.compute_score(targets, hypotheses)
+        finally:
+            if name == "METEOR":
+                with scorer.meteor_p as process:  # closes its pipes, and waits for its end
+                    process.kill()
+        if name == "SPICE":
+            by_key = dict(zip(sorted(targets), values, strict=True))  # it sorts the keys
+            values = [by_key[key]["All"]["f"] for key in targets]
     except Exception as error:  # the Java process can fail in many ways
         raise MetricError(
             f"{name} could not be computed: pycocoevalcap's Java program failed ({type(error).__name__}: {error}).",
             remedy="Check that `java -version` works, or leave this score out.",
         ) from error
     return 100 * float(corpus), 100 * np.asarray(values, dtype=np.float64)
-
-
-def _meteor(targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> tuple[float, Any]:
-    scorer = importlib.import_module("pycocoevalcap.meteor.meteor").Meteor()
-    try:
-        corpus, values = scorer.compute_score(targets, hypotheses)
-    finally:
-        process = scorer.meteor_p
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            stream.close()
-    return corpus, values
-
-
-def _spice(targets: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> tuple[float, Any]:
-    scorer = importlib.import_module("pycocoevalcap.spice.spice").Spice()
-    corpus, values = scorer.compute_score(targets, hypotheses)
-    by_key = dict(zip(sorted(targets), values, strict=True))  # it sorts the keys
-    return corpus, [by_key[key]["All"]["f"] for key in targets]

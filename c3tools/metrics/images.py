@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import Array, Floats, Indices
+from ..arrays import Array, Floats, Indices, Mask
 from ..errors import MetricError
 from ..moments import Moments, unit_rows
 from .retrieval import nearest
@@ -49,9 +47,9 @@ def frechet_distance(first: Floats, second: Floats) -> Measured:
         second: features (m, d).
 
     Raises:
-        MetricError: if the dimensions differ, or one has fewer than two rows.
+        MetricError: if one has fewer than two rows.
     """
-    _require_comparable("Fréchet", first, second)
+    _require_two("Fréchet", first, second)
     moments = [Moments.from_rows(rows) for rows in (first, second)]
     one, two = (m.scatter / (m.n - 1) for m in moments)
     gap = moments[0].mean - moments[1].mean
@@ -83,9 +81,9 @@ def kernel_distance(first: Floats, second: Floats) -> Measured:
         second: features (m, d).
 
     Raises:
-        MetricError: if the dimensions differ, or one has fewer than two rows.
+        MetricError: if one has fewer than two rows.
     """
-    _require_comparable("kernel", first, second)
+    _require_two("kernel", first, second)
     means, influences = [], []
     for x, y in ((first, second), (second, first)):
         own = (np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1] + 1) ** 3
@@ -106,12 +104,7 @@ def inception_score(probabilities: Floats) -> tuple[float, Array]:
 
     Args:
         probabilities: (n, classes), rows that sum to 1.
-
-    Raises:
-        MetricError: if there is no image.
     """
-    if not len(probabilities):
-        raise MetricError("The inception score needs at least one image.")
     p = np.asarray(probabilities, dtype=np.float64)
     marginal = p.mean(axis=0)
     terms = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(marginal, 1e-300))), 0)
@@ -136,55 +129,25 @@ def photo_values(score: float, parts: Sequence[tuple[Array, Sequence[int]]], pho
     return values
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """The training photo that is nearest to each generated image, by the cosine of their features.
-
-    Attributes:
-        rows: int64 (n,), the number of the photo.
-        cosines: float64 (n,).
-        copied: bool (n,), whether it is nearer than 99 % of real images that were not trained on are to theirs; none
-            if there are no such images.
-        threshold: that cosine; None if there are none.
-    """
-
-    rows: Indices
-    cosines: Array
-    copied: npt.NDArray[np.bool_]
-    threshold: float | None
-
-
-def nearest_photos(generated: Floats, training: Floats, real: Floats | None = None) -> Nearest:
-    """Find the nearest training photo of each generated image.
+def nearest_photos(generated: Floats, training: Floats, real: Floats) -> tuple[Indices, Array, Mask]:
+    """Find the nearest training photo of each generated image, by the cosine of their features.
 
     Args:
         generated: features (n, d).
         training: features (m, d) of the photos that were learned from.
         real: features (k, d) of other real images, to say what is near.
+
+    Returns:
+        The number of the photo, int64 (n,); the cosine, float64 (n,); and, bool (n,), whether the image is nearer than
+        99 % of the real images are to theirs.
     """
-    gallery = unit_rows(np.asarray(training, dtype=np.float64))
-
-    def nearest_of(features: Floats) -> tuple[Indices, Array]:
-        rows, cosines = nearest(unit_rows(np.asarray(features, dtype=np.float64)), gallery, 1)
-        return rows[:, 0], cosines
-
-    rows, cosines = nearest_of(generated)
-    if real is None or not len(real):
-        return Nearest(rows, cosines, np.zeros(len(rows), dtype=bool), None)
-    threshold = float(np.quantile(nearest_of(real)[1], COPY_QUANTILE))
-    return Nearest(rows, cosines, cosines > threshold, threshold)
+    units = (unit_rows(np.asarray(features, dtype=np.float64)) for features in (training, generated, real))
+    gallery, *asked = units
+    (rows, cosines), (_, usual) = (nearest(features, gallery, 1) for features in asked)
+    return rows[:, 0], cosines, cosines > np.quantile(usual, COPY_QUANTILE)
 
 
-def disjoint_halves(n: int, seed: int = 0) -> tuple[Indices, Indices]:
-    """Return the rows of two halves of n, drawn by the seed; of an odd n one row is left out."""
-    order = np.random.default_rng(seed).permutation(n)
-    return order[: n // 2], order[n // 2 : 2 * (n // 2)]
-
-
-def _require_comparable(distance: str, first: Floats, second: Floats) -> None:
-    """Refuse features if their dimensions differ, or one has fewer than two rows."""
-    if first.shape[1] != second.shape[1]:
-        raise MetricError(f"Features of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared.")
+def _require_two(distance: str, first: Floats, second: Floats) -> None:
     if min(len(first), len(second)) < 2:
         raise MetricError(
             f"The {distance} distance needs at least two images of each kind, but there are {len(first)} and "

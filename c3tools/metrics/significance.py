@@ -14,9 +14,8 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..errors import MetricError
 from ..seeds import generator
 from .captions import CaptionScores
@@ -77,45 +76,12 @@ def _part(value: Any, name: str) -> Any:
     return to_json(getattr(value, name, None))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A caption score with its bootstrap interval, in percent."""
-
-    score: float
-    low: float
-    high: float
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of n values and their sample standard deviation (n - 1), None for one value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs on the same images.
-
-    Attributes:
-        difference: score of the second minus score of the first, in percent.
-        low: lower end of the difference's interval.
-        high: upper end of the difference's interval.
-        p_value: two-sided, from the share of resamples in which the sign turns.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-
-
-def mean_and_std(values: Sequence[float] | npt.NDArray[np.floating]) -> tuple[float, float | None]:
-    """Return the mean of n values and their sample standard deviation (n - 1), None for fewer than two values.
-
-    Raises:
-        ValueError: if there is no value.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        raise ValueError("the mean of no values")
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
-
-
-def mean_interval(values: Array, items: npt.NDArray[np.int64] | None = None, *, seed: int = 0) -> Ends | None:
+def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Ends | None:
     """Return the 95 % interval of the mean of ``values`` by the expanded percentile bootstrap over items.
 
     The percentiles lie further out than 2.5 and 97.5: as far as Student's distribution and the n / (n - 1) of the
@@ -131,8 +97,8 @@ def mean_interval(values: Array, items: npt.NDArray[np.int64] | None = None, *, 
     Returns:
         Lower and upper end, or None for fewer than 3 items.
     """
-    numbers = np.arange(len(values)) if items is None else np.unique(items, return_inverse=True)[1]
-    count = int(numbers.max()) + 1 if len(numbers) else 0
+    numbers = np.unique(np.arange(len(values)) if items is None else items, return_inverse=True)[1]
+    count = len(np.bincount(numbers))
     if count < 3:
         return None
     if count > _MAX_BLOCKS:
@@ -146,7 +112,7 @@ def mean_interval(values: Array, items: npt.NDArray[np.int64] | None = None, *, 
     return _quantiles((draws @ sums) / (draws @ sizes), expanded)
 
 
-def share_interval(values: Array, items: npt.NDArray[np.int64] | None = None) -> Ends | None:
+def share_interval(values: Array, items: Indices | None = None) -> Ends | None:
     """Return the 95 % interval of a share of successes, by Wilson's score (1927) for their effective number.
 
     Unlike a bootstrap's it is no point where every value is 1. The number of independent values is that at which their
@@ -159,7 +125,7 @@ def share_interval(values: Array, items: npt.NDArray[np.int64] | None = None) ->
     Returns:
         Lower and upper end, or None for fewer than 3 items.
     """
-    numbers = np.arange(len(values)) if items is None else np.unique(items, return_inverse=True)[1]
+    numbers = np.unique(np.arange(len(values)) if items is None else items, return_inverse=True)[1]
     sizes = np.bincount(numbers).astype(np.float64)
     count = len(sizes)
     if count < 3:
@@ -210,40 +176,34 @@ def crossed_interval(values: Array) -> Ends | None:
 
 
 @lru_cache(maxsize=256)
-def student_quantile(freedom: float, level: float = LEVEL) -> float:
-    """Return the quantile of Student's t that encloses ``level`` on both sides, to 1e-5 of itself.
+def student_quantile(freedom: float) -> float:
+    """Return the quantile of Student's t that encloses 95 % on both sides, to 1e-5 of itself.
 
     The density of the angle whose tangent is t / sqrt(freedom) is a power of its cosine, and is integrated.
 
     Args:
         freedom: degrees of freedom, at least 1; not necessarily whole.
-        level: from 0 to 0.99.
     """
     # points are denser towards the end, where the tangent is steep and, with few degrees of freedom, so is the density
     angles = min(pi / 2, 10 / sqrt(freedom)) * (1 - np.linspace(1, 0, 4001) ** 2)
     density = np.cos(angles) ** (freedom - 1)
     enclosed = np.append(0, np.cumsum((density[1:] + density[:-1]) * np.diff(angles)))
-    return float(np.tan(np.interp(level * enclosed[-1], enclosed, angles)) * sqrt(freedom))
+    return float(np.tan(np.interp(LEVEL * enclosed[-1], enclosed, angles)) * sqrt(freedom))
 
 
-def bootstrap_interval(
-    scores: CaptionScores, metric: str, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> Interval:
-    """Return a corpus score with its percentile interval over images."""
-    draws = np.array([scores.resampled(metric, rows) for rows in _resamples(len(scores.keys), resamples, seed)])
-    return Interval(scores.corpus[metric], *_quantiles(draws, level))
+def bootstrap_interval(scores: CaptionScores, metric: str, *, resamples: int = RESAMPLES) -> Ends:
+    """Return the percentile interval of a corpus score over images."""
+    return _quantiles([scores.resampled(metric, rows) for rows in _resamples(len(scores.keys), resamples)])
 
 
 def compare(
-    first: CaptionScores,
-    second: CaptionScores,
-    metric: str,
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Comparison:
+    first: CaptionScores, second: CaptionScores, metric: str, *, resamples: int = RESAMPLES
+) -> dict[str, float]:
     """Compare two runs by the paired bootstrap of ``second - first``: both are resampled alike.
+
+    Returns:
+        The ``difference`` in percent, ``low`` and ``high`` of its interval, and ``p_value``: two-sided, from the share
+        of resamples in which the sign turns.
 
     Raises:
         MetricError: if the runs are not on the same images in the same order.
@@ -253,12 +213,13 @@ def compare(
             f"The two runs have different images ({len(first.keys)} and {len(second.keys)} keys).",
             remedy="Score both on the keys they share.",
         )
-    samples = _resamples(len(first.keys), resamples, seed)
+    samples = _resamples(len(first.keys), resamples)
     draws = np.array([second.resampled(metric, rows) - first.resampled(metric, rows) for rows in samples])
     # add-one, so that a finite number of resamples never claims certainty
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum())) + 1
+    low, high = _quantiles(draws)
     difference = second.corpus[metric] - first.corpus[metric]
-    return Comparison(difference, *_quantiles(draws, level), min(1.0, 2 * tail / (resamples + 1)))
+    return {"difference": difference, "low": low, "high": high, "p_value": min(1.0, 2 * tail / (resamples + 1))}
 
 
 @lru_cache(maxsize=8)
@@ -269,10 +230,10 @@ def _draw_counts(seed: int, count: int) -> Array:
     return np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count).astype(np.float64)
 
 
-def _resamples(n: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    return generator(seed, "bootstrap", n).integers(0, n, size=(count, n))
+def _resamples(n: int, count: int) -> Indices:
+    return generator(0, "bootstrap", n).integers(0, n, size=(count, n))
 
 
-def _quantiles(draws: Array, level: float) -> Ends:
+def _quantiles(draws: Sequence[float] | Array, level: float = LEVEL) -> Ends:
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
-# what pycocoevalcap removes after tokenising; brackets are not in it once they are lower-cased
-_PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+# what pycocoevalcap removes after tokenising, and quotes; brackets are not in it once they are lower-cased
+_PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _PLAIN = str.maketrans(
     {"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - ", "…": "...", "\u00a0": " "}
@@ -73,13 +72,11 @@ _TOKEN = re.compile(
 )
 
 
-def tokenize(caption: str) -> list[str]:
-    """Return the lower-case tokens of a caption, punctuation dropped, clitics split (``does n't``, ``man 's``)."""
+def tokenize(caption: str) -> str:
+    """Return the lower-case tokens of a caption, joined by spaces as the scorers read them.
+
+    Punctuation is dropped, clitics are split (``does n't``, ``man 's``).
+    """
     line = _INITIAL_AT_END.sub(r"\1 .", _DROPPED.sub(" ", caption).translate(_PLAIN)).lower()
     tokens = [_BRACKETS.get(token, token) for token in _TOKEN.findall(line)]
-    return [token for token in tokens if token not in _PUNCTUATION and token != '"']
-
-
-def tokenize_all(captions: Iterable[str]) -> list[str]:
-    """Return each caption as its tokens joined by single spaces, the form the scorers read."""
-    return [" ".join(tokenize(caption)) for caption in captions]
+    return " ".join(token for token in tokens if token not in _PUNCTUATION)

@@ -141,8 +141,8 @@ def score_lines(scores: dict[str, Evaluation]) -> list[str]:
     """Return one line of a table for each score: CIDEr with its 95 % interval over images, BLEU-4."""
     lines = ["| photos | CIDEr | 95 % interval | BLEU-4 |", "|---|---|---|---|"]
     for name, found in scores.items():
-        cider, interval, bleu = found.scores["CIDEr"], found.intervals["CIDEr"], found.scores["BLEU-4"]
-        ends = f"{interval.low:.1f} to {interval.high:.1f}"
+        cider, bleu = found.scores["CIDEr"], found.scores["BLEU-4"]
+        ends = "{:.1f} to {:.1f}".format(*found.intervals["CIDEr"])
         lines.append(f"| {name} ({len(found.captions):,}) | {cider:.1f} | {ends} | {bleu:.1f} |")
     return lines
 

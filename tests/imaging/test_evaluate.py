@@ -117,8 +117,9 @@ def test_copies_of_training_photos_are_found(encoder: Encoder, change: str) -> N
     images = [Image.fromarray(each.astype(np.uint8)) for each in (*made, *new)]
     found = ImageScorer(reference, None, [encoder], conditioning=encoder.identity).nearest(images, training)
     assert found is not None
-    assert found.rows[:-1].tolist() == list(range(10))
-    assert found.copied.tolist() == [True] * 10 + [False]
+    rows, _, copied = found
+    assert rows[:-1].tolist() == list(range(10))
+    assert copied.tolist() == [True] * 10 + [False]
 
 
 def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:

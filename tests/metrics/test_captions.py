@@ -14,7 +14,7 @@ import pytest
 from c3tools.errors import MetricError, MissingExtraError
 from c3tools.metrics import captions as captions_module
 from c3tools.metrics.captions import METRICS, clip_score, ref_clip_score, score_captions
-from c3tools.metrics.tokenizer import tokenize_all
+from c3tools.metrics.tokenizer import tokenize
 
 pytest.importorskip("pycocoevalcap")
 
@@ -30,7 +30,7 @@ PREDICTIONS = {
     "c": "a red train is at a station",
     "d": "a bowl of soup on a plate",
 }
-TARGETS = {key: tokenize_all(texts) for key, texts in REFERENCES.items()}
+TARGETS = {key: [*map(tokenize, texts)] for key, texts in REFERENCES.items()}
 
 
 def test_scores_equal_those_of_pycocoevalcap_and_sacrebleu() -> None:
@@ -38,7 +38,7 @@ def test_scores_equal_those_of_pycocoevalcap_and_sacrebleu() -> None:
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    written = {key: tokenize_all([text]) for key, text in PREDICTIONS.items()}
+    written = {key: [tokenize(text)] for key, text in PREDICTIONS.items()}
     expected = dict(zip(METRICS, Bleu(4).compute_score(TARGETS, written, verbose=0)[0], strict=False))
     expected["ROUGE-L"] = Rouge().compute_score(TARGETS, written)[0]
     expected["CIDEr"] = Cider().compute_score(TARGETS, written)[0]
@@ -156,5 +156,3 @@ def test_clip_scores_by_hand() -> None:
     # best cosines with the captions: max(24/25, 3/5), 1, 1
     expected = [200 * 1.5 * 0.96 / (1.5 + 0.96), 200 * 2.5 / 3.5, 0]
     np.testing.assert_allclose(ref_clip_score(images, captions, references, np.array([0, 0, 1, 2])), expected)
-    with pytest.raises(MetricError, match=r"\(3, 2\) and \(1, 2\)"):
-        clip_score(images, captions[:1])

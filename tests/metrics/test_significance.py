@@ -39,8 +39,7 @@ def test_bootstrap_intervals_are_those_of_the_standard_error() -> None:
     values = np.random.default_rng(0).normal(50, 10, size=2000)
     interval = bootstrap_interval(made_up(values), "CIDEr", resamples=2000)
     width = stats.norm.ppf(0.975) * values.std() / np.sqrt(len(values))
-    assert interval.score == pytest.approx(values.mean())
-    assert (interval.low, interval.high) == pytest.approx((values.mean() - width, values.mean() + width), abs=0.06)
+    assert interval == pytest.approx((values.mean() - width, values.mean() + width), abs=0.06)
     assert half(mean_interval(values)) == pytest.approx(width, rel=0.1)
     items = np.repeat(np.arange(300), 5)  # the captions of an image are drawn together
     assert half(mean_interval(values[:300][items], items)) == pytest.approx(19.6 / np.sqrt(300), rel=0.12)
@@ -52,12 +51,13 @@ def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
     first = rng.normal(50, 20, size=400)
     second = first + 0.2 + rng.normal(0, 2, 400)
     found = compare(made_up(first), made_up(second), "CIDEr", resamples=5000)
-    assert found.difference == pytest.approx(second.mean() - first.mean())
-    assert found.p_value == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
+    assert found["difference"] == pytest.approx(second.mean() - first.mean())
+    assert found["p_value"] == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
     other = compare(made_up(second), made_up(first), "CIDEr", resamples=5000)
-    assert (other.difference, other.low, other.high) == pytest.approx((-found.difference, -found.high, -found.low))
+    ends = {"difference": -found["difference"], "low": -found["high"], "high": -found["low"]}
+    assert other == pytest.approx(ends | {"p_value": found["p_value"]})
     same = compare(made_up(first), made_up(first), "CIDEr", resamples=100)
-    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    assert same == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
     with pytest.raises(MetricError, match="2 and 2"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
 
@@ -65,13 +65,11 @@ def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
 def test_mean_and_std_is_the_sample_standard_deviation() -> None:
     assert mean_and_std([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
     assert mean_and_std([3.0]) == (3.0, None)
-    with pytest.raises(ValueError, match="no values"):
-        mean_and_std([])
 
 
-@given(st.floats(1, 3000), st.floats(0.5, 0.99))
-def test_the_quantile_is_students(freedom: float, level: float) -> None:
-    assert student_quantile(freedom, level) == pytest.approx(float(stats.t.ppf((1 + level) / 2, freedom)), rel=2e-5)
+@given(st.floats(1, 3000))
+def test_the_quantile_is_students(freedom: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), rel=2e-5)
 
 
 def test_the_bootstrap_of_few_values_covers_their_mean() -> None:
