@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
 from ..devices import pick
-from ..errors import ConnectError, StoreError
+from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, claimed, digest_of, reading
 from ..reporter import SILENT, Reporter
@@ -282,8 +282,6 @@ def apply_heads(
         StoreError: if the store has rows of these modalities already, or the dtype is unknown.
         OutputError: if another run is writing to it.
     """
-    if dtype not in ("float16", "float32"):
-        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
     modalities, digests = [], {}
     for rows in (features.first, features.second):

@@ -35,7 +35,7 @@ from ..io.locations import is_url
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
-from ..store.importers import read_files
+from ..store.pairing import read_files
 from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
 
 _NOT_COLUMNS = ("width", "height", "size")

@@ -20,9 +20,9 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import stable_fraction
 from ..tables import Table
 from .dataset import copy_shards, with_column
-from .importers import ColumnNames, key_and_split, read_table
 from .manifest import new_store
 from .metadata import Failure, StoreInfo
+from .pairing import splits_of_file
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, one_array, own_items
 from .shard_indexes import has_indexes, keep_indexes
@@ -152,8 +152,7 @@ def split_store(
     report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
     if file is not None and fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
-    columns = ColumnNames(key=key_column, split=split_column)
-    named = {} if file is None else _named_in_file(source, Path(file), columns)
+    named = {} if file is None else _named_in_file(source, Path(file), key_column, split_column)
     by_hash = None if file is not None else _by_hash(fractions, seed)
     images: dict[str, str] = {}  # by file: their splits, which their texts share
     for modality in ("image", "video") if by_hash is None else ():
@@ -257,9 +256,8 @@ def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], st
     return lambda key: names[min(bisect(edges, stable_fraction(key, salt=salt)), len(names) - 1)]
 
 
-def _named_in_file(store: Store, file: Path, columns: ColumnNames) -> dict[str, str]:
-    keys, splits = key_and_split(read_table(file), columns, file)
-    named = {key: split for key, split in reversed([*zip(keys, splits, strict=True)]) if split is not None}
+def _named_in_file(store: Store, file: Path, key_column: str | None, split_column: str | None) -> dict[str, str]:
+    named = splits_of_file(file, key_column, split_column)
     for modality in store.modalities:
         for batch in store.batches(modality, ["key", *ITEM_COLUMNS]):
             if not {*keys_of(batch), *own_items(batch).to_pylist()}.isdisjoint(named):

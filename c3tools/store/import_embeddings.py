@@ -17,22 +17,14 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
-from .importers import (
-    ColumnNames,
-    pair,
-    read_clip_retrieval,
-    read_files,
-    read_pickle,
-    read_vectors,
-    share_splits,
-    usual_keys,
-)
 from .manifest import StoreWriter, create_store
 from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
+from .pairing import read_files, share_splits, usual_ids
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys
 from .shard_indexes import has_indexes, keep_indexes
 from .shards import part_name, read_header, shard_table, write_rows
+from .vector_files import read_vectors
 
 SHARD_ROWS = 32_768
 UNKNOWN_MODEL = "unknown"
@@ -85,7 +77,7 @@ def import_embeddings(
     """Write embeddings from files into a new store; rows are joined by id, or by order if there are no ids.
 
     Args:
-        source: A clip-retrieval folder, or a published pickle file (read without running its code).
+        source: A published pickle file (read without running its code), in place of the other files.
         store: See `embed`.
         image: See `read_features`.
         text: See `read_features`.
@@ -108,33 +100,23 @@ def import_embeddings(
             has rows of these modalities already.
         OutputError: if another run is writing to it.
     """
-    if dtype not in ("float16", "float32"):
-        raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
-    names = ColumnNames(key_column, image_key_column, caption_column, split_column)
-    files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
-    paths = {name: Path(file) for name, file in sorted(files.items()) if file is not None}
-    if source is None and not (image or text or other):
+    if (source is None) == (not (image or text or other)):
         raise StoreError(
-            "Nothing to import: no files were given.", remedy="For example: c3 import --image FILE --text FILE"
+            "Either files of vectors or a published pickle can be imported.",
+            remedy="For example: c3 import --image FILE --text FILE",
         )
-    if source is None:
-        found, notes = read_files(
-            image=image,
-            text=text,
-            other=other,
-            meta=meta,
-            text_meta=text_meta,
-            image_array=image_array,
-            text_array=text_array,
-            names=names,
-        )
-    elif image or text or other:
-        raise StoreError("Give either a folder or pickle, or single files, but not both.")
-    elif paths["source"].suffix.lower() in (".pkl", ".pickle"):
-        found, notes = pair(read_pickle(paths["source"]), {}, names)
-    else:
-        vectors, table = read_clip_retrieval(paths["source"])
-        found, notes = pair(vectors, {next(iter(vectors)): table}, names)
+    names = {"key": key_column, "image_key": image_key_column, "caption": caption_column, "split": split_column}
+    found, notes = read_files(
+        source,
+        image=image,
+        text=text,
+        other=other,
+        meta=meta,
+        text_meta=text_meta,
+        image_array=image_array,
+        text_array=text_array,
+        columns=names,
+    )
     dims = {rows.modality: rows.embeddings.shape[1] for rows in found}
     if len({*dims.values()}) > 1:
         raise StoreError(
@@ -144,11 +126,13 @@ def import_embeddings(
         )
     if empty := [rows.modality for rows in found if not len(rows)]:
         raise StoreError(f"There are no {empty[0]} rows to import.")
+    files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
+    paths = {name: Path(file) for name, file in files.items() if file is not None}
     origin = {
         "rows": {rows.modality: len(rows) for rows in found},
-        "files": {name: _fingerprint(path) for name, path in paths.items()},
+        "files": {name: {"name": path.name, "sha256": sha256_of(path)} for name, path in paths.items()},
         "arrays": [image_array, text_array],
-        "columns": names._asdict(),
+        "columns": names,
     }
     identity = ModelIdentity(name=model or UNKNOWN_MODEL)
     info = StoreInfo(identity, next(iter(dims.values())), dtype, normalise, extra={"imported": origin})
@@ -169,56 +153,51 @@ def write_modalities(
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store contains rows of one of them from elsewhere.
+        StoreError: if the store contains rows of one of them from elsewhere, or its dtype is unknown.
         OutputError: if another run is writing to it.
     """
+    if info.dtype not in ("float16", "float32"):
+        raise StoreError(f"There is no dtype {info.dtype!r}.", remedy="Use float16 or float32.")
     failures: list[Failure] = []
     notes: list[str] = []
     written: dict[str, int] = {}
+    digest = digest_of(info.to_dict())
     kept = "Finished shards are kept; run the same command again to write the others."
     with locked(path), telling_what_is_kept(lambda: kept):
-        digest = digest_of(info.to_dict())
-        if kind_of(path / INFO_FILE) is not None:
-            store = Store.open(path, incomplete=True)
-            shards = [shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}]
-            if taken := sorted({name for name, n in shards if read_header(store.file(name, n)).made_from != digest}):
-                raise StoreError(
-                    f"The store {path} already has {' and '.join(taken)} rows.",
-                    remedy="Import into another store with --store NAME.",
-                )
         create_store(path, info)
         writer = StoreWriter(path, reporter=reporter)
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
+        own = [shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}]
+        if taken := sorted({name for name, n in own if read_header(store.file(name, n)).made_from != digest}):
+            raise StoreError(
+                f"The store {path} already has {' and '.join(taken)} rows.",
+                remedy="Import into another store with --store NAME.",
+            )
         if store.shards:
             known = store.item_splits().to_pydict()
             modalities = share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)))
-        blocks = [(rows, part) for rows in modalities for part in range(-(-len(rows) // SHARD_ROWS))]
-        off_unit = dict.fromkeys((rows.modality for rows in modalities), 0)
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
-            for rows, part in blocks:
-                table, bad, off = _make_shard(info, rows, part)
-                failures += bad
-                written[rows.modality] = written.get(rows.modality, 0) + len(table)
-                off_unit[rows.modality] += off
-                if (rows.modality, part) not in store.shards:
-                    write_rows(path / part_name(rows.modality, part), info, table, bad)
-                progress.advance(len(table) + len(bad))
-        treated = "divided by their norms" if info.normalised else "kept as they are"
-        for rows in modalities:
-            if off := off_unit[rows.modality]:
-                notes.append(f"{off:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they were {treated}.")
+            for rows in modalities:
+                off = written[rows.modality] = 0
+                for part in range(-(-len(rows) // SHARD_ROWS)):
+                    table, bad, off_unit = _make_shard(info, rows, part)
+                    failures += bad
+                    written[rows.modality] += len(table)
+                    off += off_unit
+                    if (rows.modality, part) not in store.shards:
+                        write_rows(path / part_name(rows.modality, part), info, table, bad)
+                    progress.advance(len(table) + len(bad))
+                if off:
+                    treated = "divided by their norms" if info.normalised else "kept as they are"
+                    notes.append(
+                        f"{off:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they were {treated}."
+                    )
         writer.finish()
         store = Store.open(path)
         if has_indexes(store):
             keep_indexes(path, reporter=reporter)
     return ImportReport(path, written, _count_pairs(store, [*written]), failures, notes)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    """Return name and hash of an imported file or folder: if it changed, an interrupted import is not continued."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {"name": path.name, "sha256": digest_of([[str(file.relative_to(path)), sha256_of(file)] for file in files])}
 
 
 def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[Failure], int]:
@@ -285,9 +264,10 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
             f"There is no store at {path}, and files of vectors can only be read from this machine.",
             remedy="Copy the file to this machine, or give the URL of a store.",
         )
-    file = read_vectors(path, name, single=True)
-    embeddings = np.array(file.vectors[:], np.float32)
+    vectors, texts = read_vectors(path, name, single=True)
+    embeddings = np.array(vectors[:], np.float32)
     if not len(embeddings):
         raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
-    keys = usual_keys(file, modality) or [str(row) for row in range(len(embeddings))]
+    ids = [value for value in usual_ids(texts, modality) if value]
+    keys = ids if len({*ids}) == len(embeddings) else [str(row) for row in range(len(embeddings))]
     return Rows.of(modality, keys, embeddings), ModelIdentity()

@@ -43,10 +43,10 @@ def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, 
     np.save(folder / "text.npy", second)
     lines = []
     for item in range(items):
-        rows = np.flatnonzero(item_index == item).tolist()
         split = "train" if item < 0.7 * items else "val" if item < 0.85 * items else "test"
-        captions = [f"caption {row}" for row in rows]
-        row = {"image": f"photo{item:03d}.jpg", "captions": captions, "text_rows": rows, "split": split}
-        lines.append(json.dumps(row))
+        lines.append(json.dumps({"image": f"photo{item:03d}.jpg", "split": split}))
     (folder / "meta.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return {"image": folder / "image.npy", "text": folder / "text.npy", "meta": folder / "meta.jsonl"}
+    texts = [{"image": f"photo{item:03d}.jpg", "caption": f"caption {row}"} for row, item in enumerate(item_index)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    arrays = {"image": folder / "image.npy", "text": folder / "text.npy"}
+    return {**arrays, "meta": folder / "meta.jsonl", "text_meta": folder / "texts.jsonl"}

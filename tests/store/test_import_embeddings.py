@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from c3tools import Store, gap_report
 from c3tools.errors import StoreError
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
-from c3tools.store.importers import VectorFile, pair, read_vectors
+from c3tools.store.pairing import read_files
 
 Ids = Sequence[Any]
 
@@ -47,8 +47,8 @@ def stored(store: Path | str) -> Counter[tuple[int, int]]:
     return Counter(zip(row_of(images), row_of(texts), strict=True))
 
 
-def paired(images: VectorFile, texts: VectorFile) -> Counter[tuple[int, int]]:
-    (image, text), _ = pair({"image": images, "text": texts}, {})
+def paired(images: Path, texts: Path) -> Counter[tuple[int, int]]:
+    (image, text), _ = read_files(image=images, text=texts)
     places = {key: row for row, key in enumerate(image.keys)}
     found = [(places.get(key), row) for row, key in enumerate(text.column("image_key"))]
     return Counter((image, row) for image, row in found if image is not None)
@@ -129,7 +129,7 @@ def test_partly_overlapping_ids_are_counted(tmp_path: Path) -> None:
     report = bring(tmp_path, {"id": range(30)}, {"id": range(20, 60)})
     assert stored(tmp_path / "s") == joined(range(30), range(20, 60))
     assert report.pairs == 10
-    assert "10 of 40 texts and 10 of 30 images are paired" in report.notes[0]
+    assert "10 of 40 text rows and 10 of 30 image rows are paired" in report.notes[0]
     assert gap_report(Store.open(tmp_path / "s")).to_dict()["pairs"]["n"] == 10
 
 
@@ -145,17 +145,17 @@ def test_row_order_only_where_one_side_has_no_ids(tmp_path: Path) -> None:
     np.save(tmp_path / "i.npy", vectors(4))
     text = write(tmp_path / "t.csv", vectors(4, 1), {"id": [3, 2, 1, 0]})
     report = import_embeddings(store=tmp_path / "a", image=tmp_path / "i.npy", text=text, dtype="float32")
-    assert "The images have no ids: row i was paired with row i (4 pairs)" in report.notes[0]
+    assert "The image rows have no ids: row i was paired with row i (4 pairs)" in report.notes[0]
     assert stored(tmp_path / "a") == joined(range(4), range(4))
     report = import_embeddings(store=tmp_path / "b", image=text, text=tmp_path / "i.npy", dtype="float32")
-    assert "The texts have no ids" in report.notes[0]
+    assert "The text rows have no ids" in report.notes[0]
     assert Store.open(tmp_path / "b").load("text").column("image_key") == ["3", "2", "1", "0"]
 
 
 def test_texts_that_name_images_without_ids(tmp_path: Path) -> None:
     np.save(tmp_path / "i.npy", vectors(4))
     named = write(tmp_path / "t.csv", vectors(4, 1), {"image_id": [7, 5, 8, 9]})
-    with pytest.raises(StoreError, match="'image_id', but the images have no ids"):
+    with pytest.raises(StoreError, match=r"image rows without ids .* 'image_id'"):
         import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", text=named)
 
 
@@ -172,10 +172,10 @@ def test_texts_that_name_images_without_ids(tmp_path: Path) -> None:
         (["1", "2"], [None, 2.0], {(1, 1)}),
     ],
 )
-def test_ids_as_text_and_as_numbers(images: Ids, texts: Ids, pairs: set[tuple[int, int]]) -> None:
-    keys = pa.table({"key": [f"t{i}" for i in range(len(texts))], "image_id": [*texts]})
-    image, text = VectorFile(vectors(len(images)), pa.table({"id": [*images]})), VectorFile(vectors(len(texts)), keys)
-    assert set(paired(image, text)) == pairs
+def test_ids_as_text_and_as_numbers(tmp_path: Path, images: Ids, texts: Ids, pairs: set[tuple[int, int]]) -> None:
+    keys = {"key": [f"t{i}" for i in range(len(texts))], "image_id": texts}
+    image = write(tmp_path / "i.parquet", vectors(len(images)), {"id": images})
+    assert set(paired(image, write(tmp_path / "t.parquet", vectors(len(texts)), keys))) == pairs
 
 
 def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_images_that_share_an_id_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="Keys of image rows must be unique: 'a' occurs 2 times"):
+    with pytest.raises(StoreError, match="Keys of image rows must be unique, but 'a' occurs 2 times"):
         bring(tmp_path, {"id": ["a", "b", "a"]}, {"id": ["a", "b", "c"]})
 
 
@@ -238,7 +238,7 @@ class TestOtherModalities:
         report = import_embeddings(store=tmp_path / "s", image=image, other={"audio": audio}, dtype="float32")
         first, second = Store.open(tmp_path / "s").pairs("image", "audio").arrays()
         assert Counter(zip(row_of(first), row_of(second), strict=True)) == joined([0, 1, 2, 3], [3, 9, 1, 0])
-        assert report.pairs == 3 and "3 of 4 audio rows and 3 of 4 images are paired" in report.notes[0]
+        assert report.pairs == 3 and "3 of 4 audio rows and 3 of 4 image rows are paired" in report.notes[0]
         assert Store.open(tmp_path / "s").load("audio").column("split") == ["x", None, "val", "train"]
 
     @pytest.mark.parametrize("ids", [True, False])
@@ -289,7 +289,7 @@ words = st.text("abcxyz_", min_size=1, max_size=3)
 def test_pairs_are_the_join(images: list[str], texts: list[str], formats: tuple[str, str], column: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         image, text = (
-            read_vectors(write(Path(folder) / f"{name}{suffix}", vectors(len(ids)), {own: ids}))
+            write(Path(folder) / f"{name}{suffix}", vectors(len(ids)), {own: ids})
             for name, suffix, own, ids in (("i", formats[0], "id", images), ("t", formats[1], column, texts))
         )
         assert paired(image, text) == joined(images, texts)

@@ -1,4 +1,4 @@
-"""What is imported beside plain files: clip-retrieval, published pickles, lists of rows; and rows left out."""
+"""What is imported beside plain files: published pickles, arrays of many kinds; and rows left out."""
 
 from __future__ import annotations
 
@@ -41,33 +41,6 @@ def lines(path: str, rows: list[dict[str, Any]]) -> str:
     return path
 
 
-def clip_retrieval(folder: Path, images: np.ndarray, texts: np.ndarray, caption: str = "caption") -> None:
-    for number, rows in enumerate(np.split(np.arange(len(images)), [2, 13])):
-        for kind, array in (("img", images), ("text", texts)):
-            (folder / f"{kind}_emb").mkdir(parents=True, exist_ok=True)
-            np.save(folder / f"{kind}_emb" / f"{kind}_emb_{number}.npy", array[rows].astype(np.float16))
-        (folder / "metadata").mkdir(exist_ok=True)
-        table = pa.table({"image_path": [f"x/{i}.jpg" for i in rows], "caption": [f"{caption} {i}" for i in rows]})
-        pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
-
-
-def test_a_clip_retrieval_folder(here: Path) -> None:
-    images, texts = make_vectors(23)
-    clip_retrieval(here / "cr", images, texts[::2])
-    assert import_embeddings("cr").rows == {"image": 23, "text": 23}
-    text = loaded("text")
-    np.testing.assert_allclose(loaded("image").embeddings, images, atol=2e-3)
-    assert (text.captions[14], text.column("image_key")[14]) == ("caption 14", "x/14")
-    import_embeddings("cr")  # the same once more
-    for changed in ((images[::-1], texts[::2], "caption"), (images, texts[1::2], "caption"), (images, texts[::2], "x")):
-        clip_retrieval(here / "cr", *changed)
-        with pytest.raises(StoreError, match="already has image and text rows"):
-            import_embeddings("cr")
-    (here / "cr" / "img_emb" / "img_emb_2.npy").unlink()
-    with pytest.raises(StoreError, match=r"13 images.* 23 rows"):
-        import_embeddings("cr", "other")
-
-
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_published_pickles(here: Path, protocol: int) -> None:
     images, texts = make_vectors(4)
@@ -90,20 +63,6 @@ def test_published_pickles(here: Path, protocol: int) -> None:
     Path("other.pkl").write_bytes(pickle.dumps([1, 2], protocol))
     with pytest.raises(StoreError, match=r"other\.pkl"):
         import_embeddings("other.pkl", "s")
-
-
-def test_rows_of_texts_that_images_list(here: Path) -> None:
-    np.save("t.npy", make_vectors(5)[1])
-    rows = [
-        {"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": [9 - 2 * i, 8 - 2 * i]} for i in range(5)
-    ]
-    import_embeddings(image="i.npy", text="t.npy", meta=lines("m.jsonl", rows))
-    assert loaded("text").column("image_key")[:4] == ["a/4", "a/4", "a/3", "a/3"]
-    assert list(loaded("text").captions)[:4] == ["4b", "4a", "3b", "3a"]
-    for last in ([0, 10], [-1, 4], [0, 9]):
-        rows[4]["text_rows"] = last
-        with pytest.raises(StoreError, match=r"text_rows .* 10 texts"):
-            import_embeddings(store="s", image="i.npy", text="t.npy", meta=lines("m.jsonl", rows))
 
 
 def test_rows_that_cannot_be_kept_are_listed(here: Path) -> None:
@@ -173,7 +132,7 @@ def test_arrays_tables_and_columns_of_many_kinds(here: Path) -> None:
     lists = pa.array([[1, 2, 3], [4, 5, 6, 7, 8]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": [1, 2], "embedding": lists}), "v.parquet")
     lines("w.jsonl", [{"id": 1, "text": ["a dog"]}])
-    for name, words in (("v.parquet", "3 to 5"), ("w.jsonl", "'id', 'text'"), ("none.npy", "none.npy")):
+    for name, words in (("v.parquet", "3, 5"), ("w.jsonl", "'id', 'text'"), ("none.npy", "none.npy")):
         with pytest.raises(StoreError, match=words):
             read_rows(name, "image")
     Path("spaces.csv").write_text('id,vector \n1,"0.5 1 2"\n')
@@ -183,5 +142,5 @@ def test_arrays_tables_and_columns_of_many_kinds(here: Path) -> None:
         assert words in str(error.value)
     for last in ("[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"):
         Path("x.jsonl").write_text(f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n')
-        with pytest.raises(StoreError, match=r"'vector' of x\.jsonl"):
+        with pytest.raises(StoreError, match=r"x\.jsonl"):
             read_rows("x.jsonl", "image")
