@@ -109,7 +109,7 @@ measured as inference inputs. Values are mean ± standard deviation over the spl
 
 def page(lines: list[str], splits: int) -> str:
     """Return the page docs/reference/presets.md."""
-    listing = [f"| `{name}` | {entry.summary} | {entry.source} |" for name, entry in PRESETS.items()]
+    listing = [f"| `{name}` | {formula} | {source} |" for name, (formula, source) in PRESETS.items()]
     sections = [
         "# Presets",
         "Made by `python benchmarks/preset_table.py FOLDER --write`; change the script, not this page.",

@@ -33,7 +33,7 @@ from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
-from c3tools.transforms.sigma import caption_spread, pair_cosine, published, residual_rms, scaled_spread
+from c3tools.transforms.sigma import PUBLISHED, caption_spread, pair_cosine, residual_rms, scaled_spread
 
 NAMES = {
     "caption_spread": "spread of captions (texts alone)",
@@ -144,7 +144,7 @@ def store_rules(store: Store) -> dict[str, float]:
     spread = caption_spread(texts, owner, means[1])
     residual = images[owner].astype(np.float64) - texts
     rules = [spread, scaled_spread(spread), residual_rms(residual.var(axis=0))]
-    rules += [pair_cosine(images, texts, owner, means), published()]
+    rules += [pair_cosine(images, texts, owner, means), PUBLISHED]
     return {rule.name: rule.sigma for rule in rules if rule.sigma}
 
 

@@ -26,8 +26,8 @@ def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool =
 
     if list_all:
         columns = ["preset", "embedding", "source"]
-        print_table(Table(columns, [[n, p.summary, p.source] for n, p in PRESETS.items()], left=columns))
-        return [{"name": n, "summary": p.summary, "source": p.source} for n, p in PRESETS.items()]
+        print_table(Table(columns, [[name, *about] for name, about in PRESETS.items()], left=columns))
+        return [{"name": n, "summary": formula, "source": source} for n, (formula, source) in PRESETS.items()]
     if format == "faiss":
         chosen = {name: options[name] for name in ("store", "output", "modality", "seed")}
         pipeline = open_pipeline(

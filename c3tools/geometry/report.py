@@ -66,7 +66,10 @@ class GapReport(Measured):
             "noise": self.noise,
             "sigma": self.recommended
             and {
-                "candidates": {each.name: each.to_dict() for each in self.sigmas},
+                "candidates": {
+                    each.name: {"sigma": each.sigma, "rests_on": each.rests_on, "missing": each.missing or None}
+                    for each in self.sigmas
+                },
                 "recommended": self.recommended[0].name,
                 "value": self.recommended[0].sigma,
                 "why": self.recommended[1],
@@ -199,7 +202,7 @@ def gap_report(
         sigma_rules.scaled_spread(spread),
         sigma_rules.residual_rms(data.sample.sums.variance if data.sample.paired else None),
         sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
-        sigma_rules.published(),
+        sigma_rules.PUBLISHED,
     ]
     sides = zip((first, second), (working.first, working.second), working.items, strict=True)
     return GapReport(

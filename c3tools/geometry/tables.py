@@ -127,7 +127,7 @@ def _recall(report: Measured) -> Table:
         ]
         for name, space in report.spaces.items()
     ]
-    formulas = (f"{name}: {'norm(e)' if name == RAW else PRESETS[name].summary}" for name in report.spaces)
+    formulas = (f"{name}: {'norm(e)' if name == RAW else PRESETS[name][0]}" for name in report.spaces)
     note = f"How often one of the k nearest rows belongs to the same item. The presets: {'; '.join(formulas)}."
     heads = [f"to {way.split('_to_')[-1]} @{k}" for way in ways for k in DEFAULT_KS]
     return Table(["preset", *heads, "gap left"], rows, "Recall, %", note=note)

@@ -5,8 +5,6 @@ make_pipeline(EmbeddingTransformer("c2-collapse"), LogisticRegression()).fit(X, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -61,8 +59,3 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         if not hasattr(self, "pipeline_"):
             raise TransformError("This EmbeddingTransformer is not fitted.", remedy="Call fit first.")
         return self.pipeline_.transform(X, modality=self.modality)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]
-        return tags

@@ -6,8 +6,7 @@ Only numpy is imported here; using a store imports pyarrow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +23,16 @@ if TYPE_CHECKING:
     from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
-Known = TypeVar("Known")
 
 
-@dataclass(eq=False)
 class FitData:
     """Statistics and rows of the vectors that reach a step.
+
+    Args:
+        moments: of each modality; those that are not given are computed from the rows.
+        rows: of each modality, (n, d).
+        items: of the rows of each modality, where they are known.
+        unit: whether the moments have to be those of rows at unit length.
 
     Attributes:
         moments: of each modality; a modality is left out once a non-linear step made its moments unknown.
@@ -37,47 +40,32 @@ class FitData:
         items: the item of each row, of the modalities where it is known.
         gap_from: the moments that the modality gap is taken from: those of the vectors that enter the pipeline,
             since a step after Collapse would find no gap.
+
+    Raises:
+        TransformError: if dimensions differ, something is not finite, moments are not of unit rows, or a row has no
+            item where others of its modality have one.
     """
 
-    moments: dict[str, Moments]
-    rows: dict[str, Matrix]
-    items: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.gap_from = dict(self.moments)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         moments: Mapping[str, Moments],
         rows: Mapping[str, npt.ArrayLike],
         items: Mapping[str, Sequence[str]],
         *,
         unit: bool,
-    ) -> FitData:
-        """Check moments and rows (n, d) by modality; rows also give the moments where these are not given.
-
-        Args:
-            moments: of each modality.
-            rows: of each modality.
-            items: of the rows of each modality, where they are known.
-            unit: whether the moments have to be those of rows at unit length.
-
-        Raises:
-            TransformError: if dimensions differ, something is not finite, moments are not of unit rows, or a row has no
-                item where others of its modality have one.
-        """
-        known = {name: value for name, value in moments.items() if value.n}
+    ) -> None:
         arrays = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
-        given = {name: values for name, values in arrays.items() if len(values)}
-        dims = {f"moments of {name}": value.dim for name, value in known.items()}
-        dims |= {f"rows of {name}": value.shape[1] for name, value in given.items()}
+        self.rows = {name: values for name, values in arrays.items() if len(values)}
+        self.moments = {name: value for name, value in moments.items() if value.n}
+        self.items = items
+        dims = {f"moments of {name}": value.dim for name, value in self.moments.items()}
+        dims |= {f"rows of {name}": value.shape[1] for name, value in self.rows.items()}
         if len(set(dims.values())) > 1:
             raise TransformError(
                 f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
                 remedy="Fit on embeddings of the same model.",
             )
-        for name, value in known.items():
+        for name, value in self.moments.items():
             if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (unit and not value.of_unit_rows):
                 raise TransformError(
                     f"The moments of {name} are not those of rows of norm 1: the mean squared norm of the rows is "
@@ -86,51 +74,38 @@ class FitData:
                     "Check a store with `c3 verify`; remove loaded moments with `c3 means --unload`.",
                 )
         for name, own in items.items():
-            if len(own) != (n := len(given.get(name, ()))):
+            if len(own) != (n := len(self.rows.get(name, ()))):
                 raise TransformError(
                     f"There are {counted(len(own), 'item')} for {counted(n, f'{name} row')}.",
                     remedy="Pass one item per row.",
                 )
-        for name, values in given.items():
-            ops.check_finite(values)
-            if name not in known:
-                known[name] = unit_moments(values)
-        return cls(known, given, items)
+        for name, values in self.rows.items():
+            if name not in self.moments:
+                self.moments[name] = Moments.from_rows(ops.apply(ops.Unit(), values.copy()))
+        self.gap_from = dict(self.moments)
+        self.dim = next((value.dim for value in self.moments.values()), None)
 
-    @property
-    def dim(self) -> int | None:
-        """Return the dimension of the vectors; None without any."""
-        return next((moments.dim for moments in self.moments.values()), None)
-
-    def moments_of(self, modality: str, step: str) -> Moments:
-        """Return the moments of one modality, or raise a TransformError that says what the step lacks."""
-        return _needed(self.moments, modality, step, "moments")
-
-    def rows_of(self, modality: str, step: str) -> Matrix:
-        """Return the rows of one modality, or raise a TransformError that says what the step lacks."""
-        return _needed(self.rows, modality, step, "rows")
-
-    def pairs_of(self, first: str, second: str, step: str) -> tuple[Matrix, Matrix]:
-        """Return the paired rows of two modalities, or raise a TransformError that says what the step lacks."""
-        x, y = self.rows_of(first, step), self.rows_of(second, step)
+    def pairs_of(self, first: str, second: str) -> tuple[Matrix, Matrix]:
+        """Return the paired rows of two modalities, or raise a TransformError if these are no pairs."""
+        x, y = self.rows[first], self.rows[second]
         if len(x) != len(y):
-            there = f"{counted(len(x), f'{first} row')} and {counted(len(y), f'{second} row')}"
             raise TransformError(
-                f"The step {step} needs pairs, but there are {there}.",
+                f"Pairs are needed, but there are {counted(len(x), f'{first} row')} and "
+                f"{counted(len(y), f'{second} row')}.",
                 remedy="Pass rows where row i of one modality belongs to row i of the other.",
             )
         return x, y
 
-    def unit_gap(self, first: str, second: str, step: str) -> tuple[Array, float]:
+    def unit_gap(self, first: str, second: str) -> tuple[Array, float]:
         """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline."""
-        x, y = (_needed(self.gap_from, name, step, "moments").mean for name in (first, second))
-        length = float(np.linalg.norm(x - y))
+        gap = self.gap_from[first].mean - self.gap_from[second].mean
+        length = float(np.linalg.norm(gap))
         if length < 1e-9:
             raise TransformError(
-                f"The step {step} needs a modality gap, but the means of {first} and {second} are the same.",
+                f"There is no modality gap to use: the means of {first} and {second} are the same.",
                 remedy="Fit on embeddings that are not yet centred.",
             )
-        return (x - y) / length, length
+        return gap / length, length
 
     def advance(self, modality: str, operation: ops.Operation, *, first_step: bool) -> None:
         """Apply one operation to the rows and the moments of one modality."""
@@ -144,11 +119,6 @@ class FitData:
             self.moments[modality] = Moments.from_rows(self.rows[modality])
         else:
             self.moments.pop(modality, None)
-
-
-def unit_moments(rows: Matrix) -> Moments:
-    """Return the moments of the L2-normalised rows (n, d), which are left as they are."""
-    return Moments.from_rows(ops.apply(ops.Unit(), rows.copy()))
 
 
 def read_store(
@@ -234,14 +204,3 @@ def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> 
         f"what is trained cannot be used on {asked_with} embeddings. To change that, load the moments of such "
         "embeddings before training: c3 means --load FILE (those of c3-mini: c3 means --load c3-mini)."
     )
-
-
-def _needed(known: Mapping[str, Known], modality: str, step: str, what: str) -> Known:
-    if modality not in known:
-        raise TransformError(
-            f"The step {step} needs the {what} of {modality!r}, but only those of {', '.join(sorted(known)) or 'none'} "
-            "were given.",
-            remedy=f"Pass rows={{{modality!r}: array}} to fit(), fit on a store with {modality} rows in its train "
-            "split, or load their moments with `c3 means --load`.",
-        )
-    return known[modality]

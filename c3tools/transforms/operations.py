@@ -60,17 +60,17 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """x + z * scale @ matrix, z standard normal; ``matrix`` float64 (d, d) or None."""
+    """x + scale z @ matrix, z standard normal; if ``relative``, (1 - scale) x + scale |x| z / |z|.
+
+    Attributes:
+        scale: a number.
+        matrix: float64 (d, d), or None for the identity.
+        relative: mix with a random direction instead, in proportion to the vector.
+    """
 
     scale: float
     matrix: Array | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class MixNoise:
-    """(1 - mix) x + mix |x| z / |z|, z standard normal."""
-
-    mix: float
+    relative: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class MemoryAttention:
     items: Indices | None = None
 
 
-Operation = Unit | Affine | Noise | MixNoise | MemoryAttention
+Operation = Unit | Affine | Noise | MemoryAttention
 
 
 def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Indices | None = None) -> Matrix:
@@ -103,7 +103,7 @@ def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Ind
     Args:
         operation: what to do.
         x: float32 (n, d), owned by the caller; the result may be the same array.
-        noise: float32 (n, d) standard normal, for the two noise operations; may be overwritten.
+        noise: float32 (n, d) standard normal, for `Noise`; may be overwritten.
         own: int64 (n,), a hash of each row's item; None leaves out no rows of a memory.
 
     Raises:
@@ -121,13 +121,13 @@ def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Ind
                 x = x @ matrix.astype(np.float32)
             if offset is not None:
                 x += offset.astype(np.float32)
-        case Noise() if noise is not None:
-            noise *= np.float32(operation.scale)
-            x += noise if operation.matrix is None else noise @ operation.matrix.astype(np.float32)
-        case MixNoise() if noise is not None:
-            noise *= (operation.mix * _row_norms(x) / _row_norms(noise))[:, None]
-            x *= np.float32(1 - operation.mix)
-            x += noise
+        case Noise(scale, matrix, relative) if noise is not None:
+            if relative:
+                noise *= (scale * _row_norms(x) / _row_norms(noise))[:, None]
+                x *= np.float32(1 - scale)
+            else:
+                noise *= np.float32(scale)
+            x += noise if matrix is None else noise @ matrix.astype(np.float32)
         case MemoryAttention(memory):
             step = max(1, _SCORE_CELLS // len(memory))
             for start in range(0, len(x), step):  # scores with all rows of the memory take room
@@ -171,12 +171,16 @@ def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
         scores[alone] = 0
     if tau == 0:
         mean = memory[scores.argmax(axis=1)]
-    elif count is None or count >= len(memory):
-        mean = _softmax(scores, tau) @ memory
     else:
-        nearest = np.argpartition(scores, -count, axis=1)[:, -count:]
-        weights = _softmax(np.take_along_axis(scores, nearest, axis=1), tau)
-        mean = np.einsum("bk,bkd->bd", weights, memory[nearest])
+        nearest = None
+        if count is not None and count < len(memory):
+            nearest = np.argpartition(scores, -count, axis=1)[:, -count:]
+            scores = np.take_along_axis(scores, nearest, axis=1)
+        scores -= scores.max(axis=1, keepdims=True)
+        scores /= np.float32(tau)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=1, keepdims=True)
+        mean = scores @ memory if nearest is None else np.einsum("bk,bkd->bd", scores, memory[nearest])
     if weight is None:
         x[:] = mean
         return
@@ -185,37 +189,11 @@ def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
     x += mean
 
 
-def _softmax(scores: Matrix, tau: float) -> Matrix:
-    scores -= scores.max(axis=1, keepdims=True)
-    scores /= np.float32(tau)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=1, keepdims=True)
-    return scores
-
-
-def check_finite(x: Matrix) -> None:
-    """Refuse NaN and infinity, and name the first row that has one.
-
-    Raises:
-        TransformError: if any element is not finite.
-    """
-    # One pass without a temporary: a NaN or an infinity survives every sum.
-    with np.errstate(all="ignore"):
-        if np.isfinite(x.sum()):
-            return
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        raise TransformError(
-            f"{len(bad)} of {len(x)} rows contain NaN or infinity; the first is row {bad[0]}.",
-            remedy="Leave these rows out, or embed them again.",
-        )
-
-
 def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
     """Return a new float32 (n, d) array of ``x``: an array, a list of lists, or a torch tensor on any device.
 
     Raises:
-        TransformError: if ``x`` does not have two dimensions, or is not of numbers.
+        TransformError: if ``x`` does not have two dimensions, is not of numbers, or one of them is not finite.
     """
     if hasattr(x, "detach"):  # a tensor: it may need a gradient, or be of bfloat16, which numpy has not
         x = x.detach().cpu().float().numpy()
@@ -228,5 +206,14 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
             f"{name} must be numbers of shape (n, d), not {source.dtype} of shape {source.shape}.",
             remedy="Pass a single vector v as v[None, :].",
         )
-    with np.errstate(over="ignore"):  # what becomes infinite here is reported by check_finite
-        return np.array(source, np.float32, order="C")
+    with np.errstate(all="ignore"):
+        rows = np.array(source, np.float32, order="C")
+        if np.isfinite(rows.sum()):  # one pass without a temporary: a NaN or an infinity survives every sum
+            return rows
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise TransformError(
+            f"{len(bad)} of {len(rows)} rows contain NaN or infinity; the first is row {bad[0]}.",
+            remedy="Leave these rows out, or embed them again.",
+        )
+    return rows

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +28,7 @@ from ..arrays import Matrix
 from ..errors import MissingExtraError, TransformError
 from ..identity import ModelIdentity
 from ..io.artifact import Card, HubRepository, local_folder
-from ..io.files import read_limited, write_atomically
+from ..io.files import read_limited, write_atomically, write_text_atomically
 from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
@@ -86,22 +86,9 @@ class Pipeline(HubRepository):
         return any(step.needs_rows for step in self.steps)
 
     @property
-    def needs_pairs(self) -> bool:
-        """Return whether fitting needs rows of two modalities that are paired by position."""
-        return any(step.needs_pairs for step in self.steps)
-
-    @property
     def sigma(self) -> float | str | None:
         """Return the noise per dimension, the rule before it is computed, None if there is no Gaussian noise."""
-        return next((step.settings["sigma"] for step in self.steps if step.noisy and "sigma" in step.settings), None)
-
-    def _settle_sigma(self, found: Callable[[str], tuple[float, str]]) -> dict[str, str]:
-        """Replace the word of a rule by the number that is ``found``; return what it rests on, for the provenance."""
-        origin = {}
-        for step in self.steps:
-            if step.sigma_rule is not None:
-                step.sigma, origin["sigma"] = found(step.sigma_rule)  # type: ignore[attr-defined]
-        return origin
+        return next((vars(step)["sigma"] for step in self.steps if "sigma" in vars(step)), None)
 
     def fit(
         self,
@@ -136,8 +123,8 @@ class Pipeline(HubRepository):
                 for fitting, or if moments are not of unit rows.
             StoreError: if the store cannot be read.
         """
-        origin: dict[str, Any] = {}
-        settle, fits = self._settle_sigma, any(step.fits for step in self.steps)
+        store, origin = None, dict[str, Any]()
+        fits = any(step.fits for step in self.steps)
         if isinstance(data, Mapping | None):
             split = (provenance or {}).get("split") or "train"
         if split in ("test", "val", "validation", "dev"):
@@ -158,8 +145,8 @@ class Pipeline(HubRepository):
                     f"{type(data).__name__}.",
                     remedy='For example fit({"image": array, "text": array}).',
                 )
-            store = Store.open(data)
-            moments, read, origin = read_store(store, split, rows=self.needs_rows, pairs=self.needs_pairs)
+            store, pairs = Store.open(data), any(step.needs_pairs for step in self.steps)
+            moments, read, origin = read_store(store, split, rows=self.needs_rows, pairs=pairs)
             if fits and not any(known.n for known in moments.values()):
                 raise TransformError(
                     f"The store {store.path} has no rows in the split {split!r} to fit {self.name} on. Its splits are "
@@ -169,20 +156,33 @@ class Pipeline(HubRepository):
                 )
             arrays = {name: own.embeddings for name, own in read.items()}
             items = {name: own.items for name, own in read.items()}
-            origin |= settle(lambda rule: sigma_by_rule(rule, store, split))
-        fit_data = FitData.of(moments, arrays, items or {}, unit=fits)
-        origin |= settle(lambda rule: sigma_of_arrays(rule, fit_data.rows, fit_data.items, moments))
-        self.dim = fit_data.dim
-        sizes = {name: m.n for name, m in sorted(fit_data.moments.items())}
+        known = FitData(moments, arrays, items or {}, unit=fits)
+        for step in self.steps:
+            if rule := step.sigma_rule:
+                step.sigma, origin["sigma"] = (  # type: ignore[attr-defined]
+                    sigma_by_rule(rule, store, split)
+                    if store is not None
+                    else sigma_of_arrays(rule, known.rows, known.items, moments)
+                )
+        self.dim, sizes = known.dim, {name: own.n for name, own in sorted(known.moments.items())}
         last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
         for position, step in enumerate(self.steps[: last + 1]):
             if step.fits:
-                step.fit(fit_data)
+                try:
+                    step.fit(known)
+                except KeyError as error:
+                    what = "rows" if step.needs_rows else "moments"
+                    raise TransformError(
+                        f"The step {step.kind} needs the {what} of {error}, but only those of "
+                        f"{', '.join(sorted(vars(known)[what])) or 'none'} were given.",
+                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such rows in its train "
+                        "split, or load their moments with `c3 means --load`.",
+                    ) from error
             if not step.noisy and position < last:  # later steps are fitted on inference inputs as they reach them
-                for modality in sorted(fit_data.moments.keys() | fit_data.rows.keys()):
+                for modality in sorted(known.moments.keys() | known.rows.keys()):
                     if step.applies(modality, training=False) and step.knows(modality):
                         for operation in step.operations(modality):
-                            fit_data.advance(modality, operation, first_step=position == 0)
+                            known.advance(modality, operation, first_step=position == 0)
         self.provenance = {**origin, **(provenance or {}), "n": sizes}
         return self
 
@@ -232,7 +232,6 @@ class Pipeline(HubRepository):
         modality = self.choose_modality(modality, "training" if training else "inference")
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
-        ops.check_finite(rows)
         draws = 0
         for step in [step for step in self.steps if step.applies(modality, training)]:
             own = step.own_items(items, len(rows)) if training else None
@@ -350,7 +349,7 @@ class Pipeline(HubRepository):
         directory, payload = location(directory), self._tensors()
         text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
         write_atomically(directory / TENSORS_NAME, lambda path: path.write_bytes(payload))
-        write_atomically(directory / JSON_NAME, lambda path: path.write_bytes(text.encode()))
+        write_text_atomically(directory / JSON_NAME, text)
         return directory
 
     @classmethod
@@ -365,7 +364,7 @@ class Pipeline(HubRepository):
         path = folder / JSON_NAME
         try:
             content = read_limited(path)
-            record = msgspec.json.decode(content, type=_Record)
+            record = msgspec.json.decode(content, type=_Recipe)
             if record.checksum != _checksum(json.loads(content)):
                 raise ValueError("its checksum does not match its content")
             path = folder / TENSORS_NAME
@@ -402,18 +401,17 @@ class Pipeline(HubRepository):
         place = "the pipeline" if isinstance(source, Mapping) else str(source)
         try:
             content = source if isinstance(source, Mapping) else _read_config(Path(source))
-            config = msgspec.convert(content, _Config)
+            recipe = msgspec.convert(content, _Recipe)
         except (OSError, ValueError, RecursionError) as error:
             raise TransformError(
                 f"{place} cannot be read as a pipeline: {error}.",
                 remedy="Write for example: steps: [{step: normalize}, {step: collapse}, ...].",
             ) from error
-        return cls(_make_steps(config.steps, place), name=config.name)
+        return cls(_make_steps(recipe.steps, place), name=recipe.name)
 
     def config(self) -> dict[str, Any]:
         """Return name and steps with their settings, in the form of `from_config`."""
-        described = [{"step": step.kind, **step.settings} for step in self.steps]
-        return {"name": self.name, "steps": described}
+        return {"name": self.name, "steps": [{"step": step.kind, **asdict(step)} for step in self.steps]}
 
     def record(self) -> dict[str, Any]:
         """Return what `save` writes to transform.json: settings, provenance, checksums of the tensors and of itself.
@@ -428,13 +426,12 @@ class Pipeline(HubRepository):
 
     def _tensors(self) -> bytes:
         self.check_fitted()
-        payload: bytes = save_tensors(
-            {
-                f"{position}/{key}": np.ascontiguousarray(value).reshape(value.shape)
-                for position, step in enumerate(self.steps)
-                for key, value in step.state.items()
-            }
-        )
+        tensors = {
+            f"{position}/{key}": np.asarray(value, order="C")
+            for position, step in enumerate(self.steps)
+            for key, value in step.state.items()
+        }
+        payload: bytes = save_tensors(tensors)
         return payload
 
 
@@ -455,6 +452,8 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
                 findings.append(f"{noise} comes before {step.kind}, but noise is added to centred vectors.")
             if step.centres and centred:
                 findings.append(f"{step.kind} comes after {centred}, so the mean would be subtracted twice.")
+            if step.noisy and role == "inference":
+                findings.append(f"{step.kind} adds noise, which is for training inputs alone: its role is training.")
             noise = step.kind if step.noisy else noise
             centred = step.kind if step.centres else centred
             unit = isinstance(step, Normalize)
@@ -463,20 +462,18 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
     return list(dict.fromkeys(findings))
 
 
-class _Config(msgspec.Struct, forbid_unknown_fields=True):
-    """An unfitted pipeline, as users write it: each step is its kind, or ``{"step": kind, ...settings}``."""
+class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
+    """A pipeline as users write it, steps and a name, and with all that `Pipeline.save` adds.
+
+    Each step is its kind, or ``{"step": kind, ...settings}``; ``tensors`` is the SHA-256 of the other file.
+    """
 
     steps: list[Any]
     name: str = "custom"
-
-
-class _Record(_Config, kw_only=True, forbid_unknown_fields=False):
-    """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
-
-    dim: Annotated[int, msgspec.Meta(gt=0)] | None
-    provenance: dict[str, Any]
-    tensors: str
-    checksum: str
+    dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    provenance: dict[str, Any] = {}
+    tensors: str = ""
+    checksum: str = ""
 
 
 def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
@@ -518,5 +515,4 @@ def _read_config(path: Path) -> object:
 def _checksum(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a record without its ``checksum``."""
     body = {key: value for key, value in record.items() if key != "checksum"}
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

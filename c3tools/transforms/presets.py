@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,104 +30,95 @@ from .steps import (
 )
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named pipeline.
+def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]:
+    """Return, by name, the formula of a preset, where it was published, and its steps.
 
-    Attributes:
-        summary: one line: the formula.
-        source: where it was published.
-        build: returns the steps between the first and the last normalisation, given the sigma of Gaussian noise, the
-            modality of inference inputs (x, image for captioning), and that of training inputs (y, text).
+    The steps are those between the first and the last normalisation, given the sigma of Gaussian noise, the modality of
+    inference inputs (x, image for captioning), and that of training inputs (y, text).
     """
+    return {
+        "c1": ("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", []),
+        "c2-collapse": ("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", [Collapse()]),
+        "c2-corrupt": ("training: norm(e + sigma z)", "C3 ablation C2_2 (ICLR 2024)", [GaussianNoise(sigma)]),
+        "c3": (
+            "norm(e - mu), training: norm(e - mu + sigma z)",
+            "C3 (Zhang et al., ICLR 2024)",
+            [Collapse(), GaussianNoise(sigma)],
+        ),
+        "capdec": (
+            "training: norm(norm(e) + sqrt(v) z), v = sigma^2 = 0.016",
+            "CapDec (Nukrai et al., EMNLP Findings 2022)",
+            [GaussianNoise(sigma)],
+        ),
+        "lafite": (
+            "training: norm((1 - l) e + l unit(z)), l = 0.75",
+            "LAFITE_G (Zhou et al., CVPR 2022)",
+            [AdaptiveNoise()],
+        ),
+        "decap": (
+            "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
+            "DeCap (Li et al., ICLR 2023)",
+            [MemoryProjection(y, source=x, role="inference")],
+        ),
+        "clipre": (
+            "inference: the nearest training text",
+            "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
+            [MemoryProjection(y, tau=0.0, source=x, role="inference")],
+        ),
+        "realign": (
+            "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
+            "ReAlign (2026)",
+            [ReAlign(x, y, role="inference")],
+        ),
+        "tomcap": (
+            "texts: norm((e - mu_y) s_x / s_y + mu_x), training: + sigma z before the norm",
+            "TOMCap (2026), its moments without its retrieval",
+            [MatchMoments(y, x), GaussianNoise(sigma)],
+        ),
+        "gr-clip": (
+            "norm(e - mu of its role)",
+            "GR-CLIP (2025): one mean for each of query text, document text, document image",
+            [Collapse()],
+        ),
+        "gap-shift": (
+            "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
+            "Mind the Gap (Liang et al., NeurIPS 2022)",
+            [GapShift(x, y)],
+        ),
+        "project-out-gap": ("norm(e - (e . u) u), u the unit gap", "classical", [ProjectOutGap(x, y)]),
+        "standardize": ("norm((e - mu) / s) per dimension", "classical", [Standardize()]),
+        "whiten": ("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", [Whiten()]),
+        "ridge": (
+            "inference: norm((e - mu_x) W + mu_y), W from pairs",
+            "classical (ridge regression)",
+            [RidgeMap(x, y, role="inference")],
+        ),
+        "procrustes": (
+            "inference: norm((e - mu_x) Q + mu_y), Q a rotation from pairs",
+            "classical (Schönemann, 1966)",
+            [Procrustes(x, y, role="inference")],
+        ),
+        "c3-span": (
+            "norm(e - mu), training: noise without its part along the gap",
+            "variant of C3",
+            [Collapse(), SpanNoise(sigma, x, y)],
+        ),
+        "c3-covariance": (
+            "norm(e - mu), training: noise with the covariance of measured pairs",
+            "variant of C3",
+            [Collapse(), CovarianceNoise(first=x, second=y)],
+        ),
+        "c3-retrieval": (
+            "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted by "
+            "softmax(cos / 0.05)",
+            "after IFCap (Lee et al., EMNLP 2024)",
+            [Collapse(), GaussianNoise(sigma), Normalize(), Retrieval(y)],
+        ),
+    }
 
-    summary: str
-    source: str
-    build: Callable[[Any, str, str], list[Step]]
 
-
-PRESETS: dict[str, Preset] = {
-    "c1": Preset("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", lambda sigma, x, y: []),
-    "c2-collapse": Preset("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", lambda sigma, x, y: [Collapse()]),
-    "c2-corrupt": Preset(
-        "training: norm(e + sigma z)", "C3 ablation C2_2 (ICLR 2024)", lambda sigma, x, y: [GaussianNoise(sigma)]
-    ),
-    "c3": Preset(
-        "norm(e - mu), training: norm(e - mu + sigma z)",
-        "C3 (Zhang et al., ICLR 2024)",
-        lambda sigma, x, y: [Collapse(), GaussianNoise(sigma)],
-    ),
-    "capdec": Preset(
-        "training: norm(norm(e) + sqrt(v) z), v = sigma^2 = 0.016",
-        "CapDec (Nukrai et al., EMNLP Findings 2022)",
-        lambda sigma, x, y: [GaussianNoise(sigma)],
-    ),
-    "lafite": Preset(
-        "training: norm((1 - l) e + l unit(z)), l = 0.75",
-        "LAFITE_G (Zhou et al., CVPR 2022)",
-        lambda sigma, x, y: [AdaptiveNoise()],
-    ),
-    "decap": Preset(
-        "inference: norm(softmax(cos(e, M) / 0.01) M), M the training texts",
-        "DeCap (Li et al., ICLR 2023)",
-        lambda sigma, x, y: [MemoryProjection(y, source=x, role="inference")],
-    ),
-    "clipre": Preset(
-        "inference: the nearest training text",
-        "CLIPRe (Su et al., 2022); the tau = 0 limit of DeCap",
-        lambda sigma, x, y: [MemoryProjection(y, tau=0.0, source=x, role="inference")],
-    ),
-    "realign": Preset(
-        "inference: norm(mu_x + sqrt(tr_x / tr_y) (e - mu_y)), re-centred on mu_x, norm",
-        "ReAlign (2026)",
-        lambda sigma, x, y: [ReAlign(x, y, role="inference")],
-    ),
-    "tomcap": Preset(
-        "texts: norm((e - mu_y) s_x / s_y + mu_x), training: + sigma z before the norm",
-        "TOMCap (2026), its moments without its retrieval",
-        lambda sigma, x, y: [MatchMoments(y, x), GaussianNoise(sigma)],
-    ),
-    "gr-clip": Preset(
-        "norm(e - mu of its role)",
-        "GR-CLIP (2025): one mean for each of query text, document text, document image",
-        lambda sigma, x, y: [Collapse()],
-    ),
-    "gap-shift": Preset(
-        "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
-        "Mind the Gap (Liang et al., NeurIPS 2022)",
-        lambda sigma, x, y: [GapShift(x, y)],
-    ),
-    "project-out-gap": Preset(
-        "norm(e - (e . u) u), u the unit gap", "classical", lambda sigma, x, y: [ProjectOutGap(x, y)]
-    ),
-    "standardize": Preset("norm((e - mu) / s) per dimension", "classical", lambda sigma, x, y: [Standardize()]),
-    "whiten": Preset("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", lambda sigma, x, y: [Whiten()]),
-    "ridge": Preset(
-        "inference: norm((e - mu_x) W + mu_y), W from pairs",
-        "classical (ridge regression)",
-        lambda sigma, x, y: [RidgeMap(x, y, role="inference")],
-    ),
-    "procrustes": Preset(
-        "inference: norm((e - mu_x) Q + mu_y), Q a rotation from pairs",
-        "classical (Schönemann, 1966)",
-        lambda sigma, x, y: [Procrustes(x, y, role="inference")],
-    ),
-    "c3-span": Preset(
-        "norm(e - mu), training: noise without its part along the gap",
-        "variant of C3",
-        lambda sigma, x, y: [Collapse(), SpanNoise(sigma, x, y)],
-    ),
-    "c3-covariance": Preset(
-        "norm(e - mu), training: noise with the covariance of measured pairs",
-        "variant of C3",
-        lambda sigma, x, y: [Collapse(), CovarianceNoise(x, y)],
-    ),
-    "c3-retrieval": Preset(
-        "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted by softmax(cos / 0.05)",
-        "after IFCap (Lee et al., EMNLP 2024)",
-        lambda sigma, x, y: [Collapse(), GaussianNoise(sigma), Normalize(), Retrieval(y)],
-    ),
-}
+PRESETS = {name: (formula, source) for name, (formula, source, _) in _table(PUBLISHED_SIGMA, "image", "text").items()}
+"""Name → the formula of the pipeline, and where it was published."""
 
 
 def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text", infer_on: str = "image") -> Pipeline:
@@ -155,7 +144,7 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
             f"A preset with sigma 'pairs' adds its noise to texts, but this one trains on {train_on}.",
             remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a number.",
         )
-    inner = PRESETS[name].build(strength, infer_on, train_on)
+    inner = _table(strength, infer_on, train_on)[name][2]
     return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
 
 

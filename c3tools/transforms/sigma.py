@@ -32,25 +32,26 @@ MAX_PAIRS = 20_000  # the cosine of so many is exact enough
 MIN_IMAGES, RECOMMENDED_IMAGES = 10, 20  # images with captions: see docs/results/sigma.md
 SPREADS = 3.0  # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 PHOTO_SPREADS = 2.0  # the same for a caption and two similar photos; not compared with other factors
-_BLOCK_ITEMS = 2048
 MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5  # so that SPREADS times the noise leaves the other
 
 
-def parse_sigma(value: float | str, also: Sequence[str] = RULES) -> float | str:
-    """Return ``value`` as a standard deviation of noise, or as one of the words ``also`` that stand for a rule.
+def parse_sigma(value: float | str) -> float | str:
+    """Return ``value`` as a standard deviation of noise, or as one of the words that stand for a rule.
 
     Raises:
         TransformError: if it is neither a finite number of at least 0 nor one of the words.
     """
-    if isinstance(value, str) and value in also:
+    if isinstance(value, str) and value in RULES:
         return value
     try:
         sigma = float(value)
     except (TypeError, ValueError, OverflowError):
         sigma = math.nan
-    if not (math.isfinite(sigma) and sigma >= 0):
-        allowed = " or ".join(["a number of at least 0", *map(repr, also)])
-        raise TransformError(f"sigma must be {allowed}, not {value!r}.", remedy="For example --sigma 0.1.")
+    if not 0 <= sigma < math.inf:
+        raise TransformError(
+            f"sigma must be a number of at least 0, 'auto' or 'pairs', not {value!r}.",
+            remedy="For example --sigma 0.1.",
+        )
     return sigma
 
 
@@ -72,28 +73,10 @@ class SigmaRule:
     missing: str = ""
     images: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the rule as the JSON of the gap report has it."""
-        return {"sigma": self.sigma, "rests_on": self.rests_on, "missing": self.missing or None}
 
-
-def sigma_for_cosine(cosine: float, norm: float, dim: int) -> float | None:
-    """Return the sigma at which a noised vector has the given cosine with the clean one.
-
-    ``sigma = |e| sqrt((1 / c^2 - 1) / d)``: noise of d dimensions has norm ``sigma sqrt(d)`` and is orthogonal to e,
-    so ``c = |e| / sqrt(|e|^2 + sigma^2 d)``.
-
-    Args:
-        cosine: c, in (0, 1].
-        norm: |e|, the norm of the vectors the noise is added to.
-        dim: d.
-
-    Returns:
-        None if the cosine is not positive: no amount of noise gives it.
-    """
-    if not 0 < cosine <= 1:
-        return None
-    return norm * float(np.sqrt((1 / cosine**2 - 1) / dim))
+PUBLISHED = SigmaRule(
+    "published", PUBLISHED_SIGMA, "a constant, tuned for captioning with OpenAI CLIP ViT-B/32 and GPT-2"
+)
 
 
 def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise: bool = False) -> SigmaRule:
@@ -111,27 +94,21 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise
     name, rests_on = "caption_spread", "texts alone: the mean cosine of two captions of one image, centred"
     order = np.argsort(item_index, kind="stable")
     order = order[item_index[order] >= 0]  # the texts of one image together
-    firsts = np.flatnonzero(np.diff(item_index[order], prepend=-1))
-    cosines, length, count = [np.empty(0)], 0.0, 0
-    for block in np.split(order, firsts[_BLOCK_ITEMS::_BLOCK_ITEMS]) if len(order) else ():
-        seen = {(item, row.tobytes()): at for at, item, row in zip(block, item_index[block], texts[block], strict=True)}
-        own = block if len(seen) == len(block) else np.fromiter(seen.values(), np.int64)
-        rows = ((unit_rows(texts[own]) if normalise else texts[own]) - mean).astype(np.float64)
+    cosines, lengths = [], [np.empty(0)]
+    for own in np.split(order, np.flatnonzero(np.diff(item_index[order])) + 1) if len(order) else ():
+        different = np.stack(list({row.tobytes(): row for row in texts[own]}.values()))
+        rows = ((unit_rows(different) if normalise else different) - mean).astype(np.float64)
         norms = np.linalg.norm(rows, axis=1)
-        starts = np.flatnonzero(np.diff(item_index[own], prepend=-1))
-        sums = np.add.reduceat(rows / np.where(norms > 0, norms, 1)[:, None], starts)
-        m = np.add.reduceat((norms > 0).astype(np.int64), starts)
-        several = m >= 2
-        squared, m = np.einsum("ij,ij->i", sums, sums)[several], m[several]
-        cosines.append((squared - m) / (m * (m - 1)))  # the mean cosine of the pairs of different texts of an image
-        length, count = length + float(norms.sum()), count + len(own)
-    known = np.concatenate(cosines)
-    if len(known) < MIN_IMAGES:
-        there = counted(len(known), "image has different captions", "images have different captions")
-        missing = f"{there}, fewer than {MIN_IMAGES}" if len(known) else "every image has one caption"
-        return SigmaRule(name, None, rests_on, missing, len(known))
-    cosine = float(known.mean())
-    return _by_cosine(name, cosine, length / count, len(mean), rests_on, MIN_SIBLING_COSINE, len(known))
+        lengths.append(norms)
+        if (m := np.count_nonzero(norms)) >= 2:
+            total = (rows[norms > 0] / norms[norms > 0, None]).sum(axis=0)
+            cosines.append((total @ total - m) / (m * (m - 1)))  # the mean cosine of the pairs
+    if len(cosines) < MIN_IMAGES:
+        there = counted(len(cosines), "image has different captions", "images have different captions")
+        missing = f"{there}, fewer than {MIN_IMAGES}" if cosines else "every image has one caption"
+        return SigmaRule(name, None, rests_on, missing, len(cosines))
+    found = _by_cosine(name, float(np.mean(cosines)), np.concatenate(lengths), len(mean), rests_on, MIN_SIBLING_COSINE)
+    return replace(found, images=len(cosines))
 
 
 def scaled_spread(spread: SigmaRule) -> SigmaRule:
@@ -148,27 +125,6 @@ def scaled_spread(spread: SigmaRule) -> SigmaRule:
     return SigmaRule("scaled_spread", sigma, rests_on, spread.missing, spread.images)
 
 
-def _photo_spread(images: Floats, mean: Array) -> SigmaRule:
-    """Measure how far photos are from the nearest other photo among `NEIGHBOURS`, for Corrupt on the image side.
-
-    A caption does not tell photos apart that look alike, so a generator of images must not depend on what does. The
-    number of photos is fixed, as the nearest of more is nearer.
-
-    Args:
-        images: (n, d) L2-normalised embeddings of photos in any fixed order; the first `NEIGHBOURS` count.
-        mean: float64 (d,), mean of the image modality.
-    """
-    rests_on = f"images alone: the mean cosine of a photo with the nearest of {NEIGHBOURS} others, centred"
-    rows = np.asarray(images[:NEIGHBOURS], dtype=np.float64) - mean
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if len(rows) < NEIGHBOURS or not norms.all():
-        return SigmaRule("photo_spread", None, rests_on, f"there are fewer than {NEIGHBOURS} photos")
-    cosines = (rows / norms) @ (rows / norms).T
-    np.fill_diagonal(cosines, -1)
-    nearest = float(np.minimum(cosines.max(axis=1), 1).mean())
-    return _by_cosine("photo_spread", nearest, float(norms.mean()), rows.shape[1], rests_on)
-
-
 def residual_rms(variance: Array | None) -> SigmaRule:
     """Measure the root mean square, over dimensions, of the alignment noise ``(x - y) - mean``.
 
@@ -176,9 +132,8 @@ def residual_rms(variance: Array | None) -> SigmaRule:
         variance: float64 (d,) of the pair differences per dimension, or None without pairs.
     """
     rests_on = "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean"
-    if variance is None:
-        return SigmaRule("residual_rms", None, rests_on, "there are no pairs")
-    return SigmaRule("residual_rms", float(np.sqrt(variance.mean())), rests_on)
+    sigma, missing = (None, "there are no pairs") if variance is None else (float(np.sqrt(variance.mean())), "")
+    return SigmaRule("residual_rms", sigma, rests_on, missing)
 
 
 def pair_cosine(
@@ -204,24 +159,20 @@ def pair_cosine(
         means: of the two modalities, float64 (d,) each.
         noised: the side that gets the noise; with ``image`` an image gets the cosine of its text.
     """
-    name, rests_on = (
-        "pair_cosine",
-        "pairs, preferably not seen in training of the encoder: their mean cosine, both centred",
-    )
+    name, side = "pair_cosine", ["image", "text"].index(noised)
+    rests_on = "pairs, preferably not seen in training of the encoder: their mean cosine, both centred"
     if not len(item_index):
         return SigmaRule(name, None, rests_on, "there are no pairs")
     x, y = first - means[0], second - means[1]
     items, numbers = np.unique(item_index, return_inverse=True)
-    norms = np.linalg.norm(y if noised == "text" else x[items], axis=1)
     own, right = _row_cosines(x[item_index], y)
     if not right.any():
         return SigmaRule(name, None, rests_on, "the centred vectors are zero")
-    cosine, norm = float(own[right].mean()), float(norms.mean())
+    cosine = float(own[right].mean())
     other, apart = _row_cosines(x[np.roll(items, 1)[numbers]], y)  # each text with the image of the item before its own
     good = right & apart
-    nearer = np.bincount(numbers[good], own[good] - other[good], len(items)) / np.maximum(
-        np.bincount(numbers[good], minlength=len(items)), 1
-    )
+    sizes = np.maximum(np.bincount(numbers[good], minlength=len(items)), 1)
+    nearer = np.bincount(numbers[good], own[good] - other[good], len(items)) / sizes
     if len(items) > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(len(items))):
         strangers = float(other[apart].mean()) if apart.any() else 0.0
         missing = (
@@ -229,7 +180,7 @@ def pair_cosine(
             f"{strangers:.3f}"
         )
         return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
-    return _by_cosine(name, cosine, norm, y.shape[1], rests_on)
+    return _by_cosine(name, cosine, np.linalg.norm((x[items], y)[side], axis=1), y.shape[1], rests_on)
 
 
 def _row_cosines(left: Floats, right: Floats) -> tuple[Array, Mask]:
@@ -237,12 +188,6 @@ def _row_cosines(left: Floats, right: Floats) -> tuple[Array, Mask]:
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = np.einsum("ij,ij->i", left, right).astype(np.float64)
     return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0), lengths > 0
-
-
-def published() -> SigmaRule:
-    """Return the constant of the paper and of CapDec, ``sqrt(0.016)``, chosen for OpenAI's CLIP and GPT-2."""
-    rests_on = "a constant, tuned for captioning with OpenAI CLIP ViT-B/32 and GPT-2"
-    return SigmaRule("published", PUBLISHED_SIGMA, rests_on)
 
 
 def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
@@ -259,7 +204,7 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
             uncounted = rule.name == "pair_cosine" and not rule.images
             why = "the cosine of the pairs instead of the spread of captions" if uncounted else rule.rests_on
             return rule, why + because
-    return published(), f"the published constant, which may be far off{because}"
+    return PUBLISHED, f"the published constant, which may be far off{because}"
 
 
 def sigma_by_rule(rule: str, store: Store, split: str = "train", *, noised: Side = "text") -> tuple[float, str]:
@@ -280,9 +225,17 @@ def sigma_by_rule(rule: str, store: Store, split: str = "train", *, noised: Side
     """
     if noised == "text" or rule == PAIRS:
         return _settled(rule, lambda: spread_of_captions(store, split), lambda: _pairs_of_store(store, split, noised))
+    # How far photos are from the nearest other one: a caption does not tell photos apart that look alike, so a
+    # generator must not depend on what does. Their number is fixed, as the nearest of more is nearer.
     photos = store.load("image", split)
-    chosen = photos.hash_order("photo spread")[:NEIGHBOURS]
-    near = _photo_spread(unit_rows(photos.embeddings[chosen]), store.fitting_moments("image", split).mean)
+    rows = unit_rows(photos.embeddings[photos.hash_order("photo spread")[:NEIGHBOURS]]).astype(np.float64)
+    rows -= store.fitting_moments("image", split).mean
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    near = SigmaRule("photo_spread", None, "images alone", f"there are fewer than {NEIGHBOURS} photos")
+    if len(rows) == NEIGHBOURS and norms.all():
+        cosines = (rows / norms) @ (rows / norms).T
+        np.fill_diagonal(cosines, -1)
+        near = _by_cosine(near.name, float(cosines.max(axis=1).mean()), norms, rows.shape[1], near.rests_on)
     if near.sigma is None:
         return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {near.missing}"
     sigma = PHOTO_SPREADS * near.sigma
@@ -358,7 +311,7 @@ def sigma_of_arrays(
         owner = numbers.reshape(-1)
         image = first[owner]
     if "text" in items:
-        owner = np.unique(list(items["text"]), return_inverse=True)[1].reshape(-1)
+        owner = np.unique(list(items["text"]), return_inverse=True)[1]
         if "image" in items:
             places = {item: place for place, item in reversed([*enumerate(items["image"])])}
             image = np.array([places.get(item, -1) for item in items["text"]], dtype=np.int64)
@@ -404,8 +357,23 @@ def _paired(
 
 
 def _by_cosine(
-    name: str, cosine: float, norm: float, dim: int, rests_on: str, least: float = MIN_COSINE, images: int = 0
+    name: str, cosine: float, norms: Floats, dim: int, rests_on: str, least: float = MIN_COSINE
 ) -> SigmaRule:
-    sigma = sigma_for_cosine(cosine, norm, dim) if cosine >= least else None
-    missing = "" if sigma is not None else f"the cosine is {cosine:.3f}; below {least:.2g} the noise hides everything"
-    return SigmaRule(name, sigma, f"{rests_on} ({cosine:.3f})", missing, images)
+    """Return the sigma at which a noised vector has the cosine c with the clean one: ``|e| sqrt((1 / c^2 - 1) / d)``.
+
+    Noise of d dimensions has norm ``sigma sqrt(d)`` and is orthogonal to e, so ``c = |e| / sqrt(|e|^2 + sigma^2 d)``.
+
+    Args:
+        name: of the rule.
+        cosine: c.
+        norms: of the vectors the noise is added to; |e| is their mean.
+        dim: d.
+        rests_on: what the cosine is that of.
+        least: there is no sigma below this cosine.
+    """
+    rests_on = f"{rests_on} ({cosine:.3f})"
+    if cosine < least:
+        return SigmaRule(
+            name, None, rests_on, f"the cosine is {cosine:.3f}; below {least:.2g} the noise hides everything"
+        )
+    return SigmaRule(name, float(norms.mean()) * float(np.sqrt(max(1 / cosine**2 - 1, 0) / dim)), rests_on)

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from ..arrays import Array, Indices, Matrix
 from ..errors import TransformError
 from ..moments import Moments, unit_rows
 from ..seeds import generator, stable_hashes
 from .fitting import FitData
-from .operations import Affine, MemoryAttention, MixNoise, Noise, Operation, Unit
-from .sigma import PUBLISHED_SIGMA, RULES, parse_sigma
+from .operations import Affine, MemoryAttention, Noise, Operation, Unit
+from .sigma import PUBLISHED_SIGMA, parse_sigma
 
 Role = Literal["training", "inference", "both"]
 
 
 @dataclass(eq=False)
 class Step:
-    """One step of a pipeline.
+    """One step of a pipeline: once it is fitted, an affine map of each modality, unless it has operations of its own.
+
+    A step with a ``source`` applies to this modality alone.
 
     Attributes:
         role: which inputs it applies to: ``training``, ``inference`` or ``both``.
@@ -48,23 +51,16 @@ class Step:
 
     def __post_init__(self) -> None:
         self.state: dict[str, npt.NDArray[Any]] = {}
-        if self.modalities is not None:
+        if source := getattr(self, "source", None):
+            self.modalities = (source,)
+        elif self.modalities is not None:
             self.modalities = tuple(self.modalities)
-        allowed = ("training",) if self.noisy else ("training", "inference", "both")
-        if self.role not in allowed:
-            raise TransformError(
-                f"The step {self.kind} cannot have the role {self.role!r}.", remedy=f"Use {' or '.join(allowed)}."
-            )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the fields, as saved in the recipe."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def sigma_rule(self) -> str | None:
-        """The rule that sigma is still to be computed by (see `Pipeline.settle_sigma`), ``auto`` or ``pairs``."""
-        return next((rule for rule in RULES if rule == getattr(self, "sigma", None)), None)
+        """The rule that sigma is still to be computed by, ``auto`` or ``pairs``."""
+        sigma = getattr(self, "sigma", None)
+        return sigma if isinstance(sigma, str) else None
 
     @property
     def fitted(self) -> bool:
@@ -78,7 +74,23 @@ class Step:
         )
 
     def fit(self, data: FitData) -> None:
-        """Fill ``state`` from ``data``."""
+        """Keep in ``state`` what the maps consist of, such as ``centre/image``."""
+        self.state = {
+            f"{name}/{modality}": np.asarray(value)
+            for modality, found in self.maps(data).items()
+            for name, value in vars(found).items()
+            if value is not None
+        }
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Return the map of each modality that it applies to, if there are moments; one of "" is for all of them."""
+        names = sorted(data.moments) if self.modalities is None else self.modalities
+        present = [name for name in names if name in data.moments] or [(*names, "text")[0]]
+        return {name: self.map_of(data.moments[name]) for name in present}
+
+    def map_of(self, moments: Moments) -> Affine:
+        """Return the map of a modality, from its moments alone."""
+        raise NotImplementedError
 
     @property
     def fitted_for(self) -> set[str]:
@@ -98,40 +110,11 @@ class Step:
         return None
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Return what the fitted step does to rows of ``modality``."""
-        raise NotImplementedError
+        """Return what the fitted step does to rows of ``modality``.
 
-
-@dataclass(eq=False)
-class Normalize(Step):
-    """e / |e|."""
-
-    kind = "normalize"
-    fits = False
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Divide by the norm."""
-        return (Unit(),)
-
-
-class _AffineStep(Step):
-    """A step that, once it is fitted, is an affine map of each modality; `state` contains the maps."""
-
-    def maps(self, data: FitData) -> dict[str, Affine]:
-        """Return the map of each modality; one of the modality "" is for all of them."""
-        raise NotImplementedError
-
-    def fit(self, data: FitData) -> None:
-        """Keep what the maps consist of, such as ``centre/image``."""
-        self.state = {
-            f"{name}/{modality}": np.asarray(value)
-            for modality, found in self.maps(data).items()
-            for name, value in vars(found).items()
-            if value is not None
-        }
-
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Return the map of the modality, or raise a TransformError that names those that were fitted."""
+        Raises:
+            TransformError: with the modalities that it was fitted for, if this is not one of them.
+        """
         own = modality if self.fitted_for else ""
         parts: dict[str, Any] = {
             key.partition("/")[0]: value for key, value in self.state.items() if key.endswith(f"/{own}")
@@ -146,39 +129,35 @@ class _AffineStep(Step):
 
 
 @dataclass(eq=False)
-class _ModalityStep(_AffineStep):
-    """A step that is fitted on each modality by itself: those it applies to, if they have moments."""
+class Normalize(Step):
+    """e / |e|."""
 
-    needs_unit = True
-    centres = True
+    kind = "normalize"
+    fits = False
 
-    def maps(self, data: FitData) -> dict[str, Affine]:
-        """Return the map of each modality."""
-        names = self.modalities if self.modalities is not None else tuple(sorted(data.moments))
-        present = [name for name in names if name in data.moments] or [(*names, "text")[0]]
-        return {name: self.map_of(name, data.moments_of(name, self.kind)) for name in present}
-
-    def map_of(self, modality: str, moments: Moments) -> Affine:
-        """Return the map of one modality, from its moments."""
-        raise NotImplementedError
+    def operations(self, modality: str) -> tuple[Operation, ...]:
+        """Divide by the norm."""
+        return (Unit(),)
 
 
 @dataclass(eq=False)
-class Collapse(_ModalityStep):
+class Collapse(Step):
     """e - mu of its own modality (C3, Zhang et al., ICLR 2024): removes the modality gap.
 
     mu is the mean over the train split of L2-normalised vectors, and is not normalised itself.
     """
 
     kind = "collapse"
+    needs_unit = True
+    centres = True
 
-    def map_of(self, modality: str, moments: Moments) -> Affine:
+    def map_of(self, moments: Moments) -> Affine:
         """Subtract the modality's mean."""
         return Affine(centre=moments.mean)
 
 
 @dataclass(eq=False)
-class Standardize(_ModalityStep):
+class Standardize(Step):
     """(e - mu) / s per dimension, s the population standard deviation of the modality.
 
     Attributes:
@@ -188,42 +167,41 @@ class Standardize(_ModalityStep):
     epsilon: float = 1e-8
 
     kind = "standardize"
+    needs_unit = True
+    centres = True
 
-    def map_of(self, modality: str, moments: Moments) -> Affine:
+    def map_of(self, moments: Moments) -> Affine:
         """Centre and scale."""
         deviation = np.sqrt(np.diag(moments.covariance))
         return Affine(centre=moments.mean, scale=1 / np.where(deviation < self.epsilon, 1.0, deviation))
 
 
 @dataclass(eq=False)
-class Whiten(_ModalityStep):
+class Whiten(Step):
     """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
 
     Attributes:
         shrinkage: a, from above 0 (about the covariance C as it is) to 1 (a multiple of the identity).
     """
 
-    shrinkage: float = 0.1
+    shrinkage: Annotated[float, Meta(gt=0, le=1)] = 0.1
 
     kind = "whiten"
+    needs_unit = True
+    centres = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.shrinkage <= 1:
-            raise TransformError(f"shrinkage must be above 0 and at most 1, not {self.shrinkage}.")
-
-    def map_of(self, modality: str, moments: Moments) -> Affine:
+    def map_of(self, moments: Moments) -> Affine:
         """Centre and apply the inverse square root of the covariance."""
         covariance, dim = moments.covariance, moments.dim
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
         values, vectors = np.linalg.eigh(shrunk)
         if values[0] <= 0:
-            raise TransformError(f"All {modality} rows are equal, so they cannot be whitened.")
+            raise TransformError("All rows of a modality are equal, so they cannot be whitened.")
         return Affine(centre=moments.mean, matrix=(vectors / np.sqrt(values)) @ vectors.T)
 
 
 @dataclass(eq=False)
-class GapShift(_AffineStep):
+class GapShift(Step):
     """x - delta/2 u, y + delta/2 u along the unit gap u (Mind the Gap, Liang et al., NeurIPS 2022).
 
     Attributes:
@@ -242,13 +220,13 @@ class GapShift(_AffineStep):
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Move each modality half the way."""
-        unit, length = data.unit_gap(self.first, self.second, self.kind)
+        unit, length = data.unit_gap(self.first, self.second)
         half = unit * ((length if self.delta is None else self.delta) / 2)
         return {self.first: Affine(centre=half), self.second: Affine(centre=-half)}
 
 
 @dataclass(eq=False)
-class ProjectOutGap(_AffineStep):
+class ProjectOutGap(Step):
     """e - (e . u) u: removes the coordinate along the unit gap u.
 
     Attributes:
@@ -264,67 +242,57 @@ class ProjectOutGap(_AffineStep):
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Project every modality onto the complement of the gap."""
-        return {"": Affine(matrix=_complement(data.unit_gap(self.first, self.second, self.kind)[0]))}
+        unit, _ = data.unit_gap(self.first, self.second)
+        return {"": Affine(matrix=np.eye(len(unit)) - np.outer(unit, unit))}
 
 
 @dataclass(eq=False)
-class _MapStep(_AffineStep):
-    """A step that moves the rows of one modality to another, and leaves those of others as they are.
-
-    Attributes:
-        source: the modality that is moved.
-        target: the modality that it is moved to.
-    """
-
-    source: str = "image"
-    target: str = "text"
-
-    needs_unit = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.modalities = (self.source,)
-
-
-@dataclass(eq=False)
-class MatchMoments(_MapStep):
+class MatchMoments(Step):
     """(e - mu_y) s_x / s_y + mu_x per dimension, s the population standard deviation (TOMCap, 2026).
 
     Moves the modality y (``source``) so that mean and variance of every dimension are those of x (``target``); a
     dimension in which y does not vary takes the mean of x.
     """
 
+    source: str = "image"
+    target: str = "text"
+
     kind = "match-moments"
+    needs_unit = True
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Centre, scale by the ratio of the deviations, and move to the other mean."""
-        x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        x, y = data.moments[self.target], data.moments[self.source]
         to, of = (np.sqrt(np.diag(moments.covariance)) for moments in (x, y))
         constant = of < np.finfo(np.float64).tiny
         return {self.source: Affine(y.mean, np.where(constant, 0.0, to / np.where(constant, 1.0, of)), None, x.mean)}
 
 
 @dataclass(eq=False)
-class ReAlign(_MapStep):
+class ReAlign(Step):
     """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
 
     Moves the modality y (``source``) into the distribution of x (``target``) with unpaired statistics alone: anchor
     (means), trace (variances), and centroid, the last because normalising moves the mean again.
     """
 
+    source: str = "image"
+    target: str = "text"
+
     kind = "realign"
+    needs_unit = True
     needs_rows = True
 
     def fit(self, data: FitData) -> None:
         """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
         super().fit(data)
         x, y, scale = (self.state[f"{name}/{self.source}"] for name in ("offset", "centre", "scale"))
-        moved = unit_rows((data.rows_of(self.source, self.kind) - y) * scale + x)
+        moved = unit_rows((data.rows[self.source] - y) * scale + x)
         self.state["drift"] = moved.mean(axis=0) - x
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Match mean and trace."""
-        x, y = data.moments_of(self.target, self.kind), data.moments_of(self.source, self.kind)
+        x, y = data.moments[self.target], data.moments[self.source]
         if not np.trace(y.covariance) > 0:
             raise TransformError(f"All {self.source} rows are equal, so their spread cannot be matched.")
         scale = np.sqrt(np.trace(x.covariance) / np.trace(y.covariance))
@@ -336,15 +304,19 @@ class ReAlign(_MapStep):
 
 
 @dataclass(eq=False)
-class _PairedMap(_MapStep):
+class _PairedMap(Step):
     """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
 
+    source: str = "image"
+    target: str = "text"
+
+    needs_unit = True
     needs_rows = True
     needs_pairs = True
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Centre the pairs in float64, and fit the matrix on them."""
-        x, y = (rows.astype(np.float64) for rows in data.pairs_of(self.source, self.target, self.kind))
+        x, y = (rows.astype(np.float64) for rows in data.pairs_of(self.source, self.target))
         source, target = x.mean(axis=0), y.mean(axis=0)
         return {self.source: Affine(source, None, self.matrix(x - source, y - target), target)}
 
@@ -363,14 +335,9 @@ class RidgeMap(_PairedMap):
         penalty: strength of the ridge, per row.
     """
 
-    penalty: float = 1e-3
+    penalty: Annotated[float, Meta(gt=0)] = 1e-3
 
     kind = "ridge-map"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.penalty > 0:
-            raise TransformError(f"penalty must be above 0, not {self.penalty}.")
 
     def matrix(self, x: Array, y: Array) -> Array:
         """Solve the normal equations."""
@@ -417,24 +384,16 @@ class _MemoryStep(Step):
     """
 
     memory: str = "text"
-    tau: float = 0.01
-    neighbours: int | None = None
-    limit: int = 500_000
+    tau: Annotated[float, Meta(ge=0)] = 0.01
+    neighbours: Annotated[int, Meta(gt=0)] | None = None
+    limit: Annotated[int, Meta(gt=0)] = 500_000
 
     needs_unit = True
     needs_rows = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.tau >= 0 or self.limit < 1 or (self.neighbours is not None and self.neighbours < 1):
-            raise TransformError(
-                f"{self.kind} cannot use tau {self.tau}, neighbours {self.neighbours} and limit {self.limit}.",
-                remedy="tau must be at least 0, and the other two at least 1.",
-            )
-
     def draw(self, data: FitData) -> tuple[Matrix, Indices]:
         """Return a copy of the rows to keep, because later steps overwrite those they are fitted on; their numbers."""
-        rows = data.rows_of(self.memory, self.kind)
+        rows = data.rows[self.memory]
         kept = np.arange(len(rows))
         if len(rows) > self.limit:
             kept = np.sort(generator(0, "memory", self.memory).choice(len(rows), self.limit, replace=False))
@@ -454,10 +413,6 @@ class MemoryProjection(_MemoryStep):
     source: str = "image"
 
     kind = "memory-projection"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.modalities = (self.source,)
 
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows."""
@@ -481,8 +436,8 @@ class Retrieval(_MemoryStep):
         weight: length of the mean that is added to vectors of length 1.
     """
 
-    tau: float = 0.05
-    neighbours: int = 10
+    tau: Annotated[float, Meta(ge=0)] = 0.05
+    neighbours: Annotated[int, Meta(gt=0)] = 10
     weight: float = 1.0
 
     kind = "retrieval"
@@ -518,16 +473,7 @@ class Retrieval(_MemoryStep):
 
 
 @dataclass(eq=False)
-class _NoiseStep(Step):
-    """A step that adds noise to training inputs."""
-
-    role: Role = field(default="training", kw_only=True)
-
-    noisy = True
-
-
-@dataclass(eq=False)
-class GaussianNoise(_NoiseStep):
+class GaussianNoise(Step):
     """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with variance sigma^2).
 
     Attributes:
@@ -535,18 +481,21 @@ class GaussianNoise(_NoiseStep):
             ``pairs`` on some with their images, by the rules of `c3tools.transforms.sigma`.
     """
 
+    role: Literal["training"] = field(default="training", kw_only=True)
     sigma: float | Literal["auto", "pairs"] = PUBLISHED_SIGMA
 
     kind = "gaussian-noise"
+    noisy = True
     fits = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_sigma(self.sigma)
+        if self.sigma is not None:
+            parse_sigma(self.sigma)
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Add noise, of the shape that was fitted if one was."""
-        return (Noise(float(self.sigma), self.state.get("matrix")),)
+        return (Noise(1.0 if self.sigma is None else float(self.sigma), self.state.get("matrix")),)
 
 
 @dataclass(eq=False)
@@ -566,11 +515,12 @@ class SpanNoise(GaussianNoise):
 
     def fit(self, data: FitData) -> None:
         """Keep the projection onto the complement of the gap."""
-        self.state = {"matrix": _complement(data.unit_gap(self.first, self.second, self.kind)[0])}
+        unit, _ = data.unit_gap(self.first, self.second)
+        self.state = {"matrix": np.eye(len(unit)) - np.outer(unit, unit)}
 
 
 @dataclass(eq=False)
-class CovarianceNoise(_NoiseStep):
+class CovarianceNoise(SpanNoise):
     """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i over pairs.
 
     The alignment noise of real encoders is not isotropic; this draws from what was measured.
@@ -581,58 +531,39 @@ class CovarianceNoise(_NoiseStep):
         sigma: rescale so that the root mean square per dimension is sigma; None keeps the measured size.
     """
 
-    first: str = "image"
-    second: str = "text"
-    sigma: float | None = None
+    sigma: float | None = None  # type: ignore[assignment]
 
     kind = "covariance-noise"
     needs_rows = True
     needs_pairs = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sigma is not None:
-            parse_sigma(self.sigma, also=())
-
     def fit(self, data: FitData) -> None:
-        """Keep the symmetric square root of the residuals' covariance."""
-        x, y = data.pairs_of(self.first, self.second, self.kind)
+        """Keep the symmetric square root of the residuals' covariance, of root mean square 1 if sigma is given."""
+        x, y = data.pairs_of(self.first, self.second)
         residuals = x.astype(np.float64) - y
         residuals -= residuals.mean(axis=0)
         covariance = residuals.T @ residuals / len(residuals)
         if self.sigma is not None:
-            covariance *= self.sigma**2 / (np.trace(covariance) / len(covariance))
+            covariance /= np.trace(covariance) / len(covariance)
         values, vectors = np.linalg.eigh(covariance)
         self.state = {"matrix": (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T}
 
-    def operations(self, modality: str) -> tuple[Operation, ...]:
-        """Add correlated noise."""
-        return (Noise(1.0, self.state["matrix"]),)
-
 
 @dataclass(eq=False)
-class AdaptiveNoise(_NoiseStep):
+class AdaptiveNoise(Step):
     """(1 - l) e + l |e| z / |z| (LAFITE_G, Zhou et al., CVPR 2022): noise in proportion to the vector.
 
     Attributes:
         mix: l, from 0 (no noise) to 1 (nothing but noise); the published value is 0.75.
     """
 
-    mix: float = 0.75
+    role: Literal["training"] = field(default="training", kw_only=True)
+    mix: Annotated[float, Meta(ge=0, le=1)] = 0.75
 
     kind = "adaptive-noise"
+    noisy = True
     fits = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.mix <= 1:
-            raise TransformError(f"mix must be between 0 and 1, not {self.mix}.")
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Mix with a random direction."""
-        return (MixNoise(self.mix),)
-
-
-def _complement(unit: Array) -> Array:
-    """Return the projection (d, d) onto the complement of the unit vector (d,)."""
-    return np.asarray(np.eye(len(unit)) - np.outer(unit, unit))
+        return (Noise(self.mix, relative=True),)

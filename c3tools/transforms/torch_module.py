@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .operations import Affine, MemoryAttention, MixNoise, Noise, Operation, Unit
+from .operations import Affine, MemoryAttention, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
 
@@ -68,61 +68,49 @@ class TransformModule(nn.Module):
             TransformError: if the dimension is another, or items are missing.
         """
         self.pipeline.check_dim(x.shape[-1])
-        x = x.float()
-        draws = 0
+        x, draws = x.float(), 0
         for number, (operation, step) in enumerate(self._operations):
             if not step.applies(self.modality, self.training):
                 continue
-            hashes = step.own_items(items, len(x)) if self.training else None
-            own = None if hashes is None else torch.from_numpy(hashes).to(x.device)
-            noise = None
-            if isinstance(operation, Noise | MixNoise):
-                if keys is None:
-                    noise = torch.randn_like(x)
-                else:
-                    drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
-                    noise = torch.from_numpy(drawn).to(x.device)
-                draws += 1
-            own_buffers = {
-                name: self._buffers.get(f"{name}_{number}", value) for name, value in vars(operation).items()
-            }
-            x = _run(operation, SimpleNamespace(**own_buffers), x, noise, own)
+            own = step.own_items(items, len(x)) if self.training else None
+            fitted: Any = SimpleNamespace(
+                **{name: self._buffers.get(f"{name}_{number}", value) for name, value in vars(operation).items()}
+            )
+            match operation:  # as `operations.apply` does it, but with tensors, and never in place
+                case Unit():
+                    x = x / _norms(x)
+                case Affine():
+                    x = x if fitted.centre is None else x - fitted.centre
+                    x = x if fitted.scale is None else x * fitted.scale
+                    x = x if fitted.matrix is None else x @ fitted.matrix
+                    x = x if fitted.offset is None else x + fitted.offset
+                case Noise(scale, _, relative):
+                    if keys is None:
+                        noise = torch.randn_like(x)
+                    else:
+                        drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
+                        noise = torch.from_numpy(drawn).to(x.device)
+                    draws += 1
+                    noise = noise if fitted.matrix is None else noise @ fitted.matrix
+                    x = (1 - scale) * x + _norms(x) / _norms(noise) * scale * noise if relative else x + scale * noise
+                case MemoryAttention(_, tau, count, weight):
+                    memory, scores = fitted.memory, x @ fitted.memory.T  # (m, d), (n, m)
+                    alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
+                    if own is not None:
+                        left_out = torch.from_numpy(own).to(x.device)[:, None] == fitted.items
+                        alone = left_out.all(dim=1, keepdim=True)
+                        scores = scores.masked_fill(left_out & ~alone, float("-inf"))
+                    if tau == 0:
+                        mean = memory[scores.argmax(dim=1)]
+                    elif count is None or count >= len(memory):
+                        mean = (scores / tau).softmax(dim=1) @ memory
+                    else:
+                        best = scores.topk(count, dim=1)
+                        mean = torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
+                    added = (mean / _norms(mean).clamp_min(_LEAST_NORM)).masked_fill(alone, 0)
+                    x = mean if weight is None else x + weight * added
         return x
 
 
-def _run(operation: Operation, fitted: Any, x: Tensor, noise: Tensor | None, own: Tensor | None) -> Tensor:
-    """Apply an operation, whose values are ``fitted``, arrays as tensors, to rows (n, d); see `operations.apply`."""
-    match operation:
-        case Unit():
-            x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        case Affine():
-            x = x if fitted.centre is None else x - fitted.centre
-            x = x if fitted.scale is None else x * fitted.scale
-            x = x if fitted.matrix is None else x @ fitted.matrix
-            x = x if fitted.offset is None else x + fitted.offset
-        case Noise() if noise is not None:
-            noise = noise * fitted.scale
-            x = x + (noise if fitted.matrix is None else noise @ fitted.matrix)
-        case MixNoise(mix) if noise is not None:
-            size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-            x = (1 - mix) * x + mix * size * noise / torch.linalg.vector_norm(noise, dim=1, keepdim=True)
-        case MemoryAttention(_, tau, count, weight):
-            scores = x @ fitted.memory.T  # (n, m)
-            alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
-            if own is not None:
-                left_out = own[:, None] == fitted.items
-                alone = left_out.all(dim=1, keepdim=True)
-                scores = scores.masked_fill(left_out & ~alone, float("-inf"))
-            memory = fitted.memory
-            if tau == 0:
-                mean = memory[scores.argmax(dim=1)]
-            elif count is None or count >= len(memory):
-                mean = (scores / tau).softmax(dim=1) @ memory
-            else:
-                best = scores.topk(count, dim=1)
-                mean = torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
-            norm = torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp_min(_LEAST_NORM)
-            x = mean if weight is None else x + (weight * mean / norm).masked_fill(alone, 0)
-        case _:
-            raise TypeError(f"{operation!r} cannot be applied")
-    return x
+def _norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True)

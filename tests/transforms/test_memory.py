@@ -116,13 +116,3 @@ def test_training_needs_items_on_both_sides(pairs: Pairs) -> None:
         with pytest.raises(TransformError, match=words):
             pipeline.transform(pairs.y, items=items, **options)
     np.testing.assert_array_equal(unknown.transform(pairs.y), known.transform(pairs.y))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"tau": -0.1}, {"tau": float("nan")}, {"neighbours": 0}, {"limit": 0}],
-)
-def test_impossible_settings(changes: dict[str, Any]) -> None:
-    ((name, value),) = changes.items()
-    with pytest.raises(TransformError, match=f"{name} {value}"):
-        Retrieval(**changes)
