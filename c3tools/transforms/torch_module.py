@@ -113,4 +113,5 @@ class TransformModule(nn.Module):
 
 
 def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return norms
