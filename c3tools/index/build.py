@@ -102,23 +102,26 @@ def build_index(
         "seed": seed,
     }
     shards = shards_of(store, modalities)
+    local = isinstance(store.path, Path)  # relative, since both may move together
+    source = {"store": os.path.relpath(store.path, folder) if local else str(store.path), "store_shards": shards}
     kept = "The former index was kept; run the same command again to make the new one."
     with (
         claimed(folder, KIND, settings, overwrite=True, reporter=reporter) as target,
         telling_what_is_kept(lambda: kept),
     ):
+        settings = dict(target.settings)
         if target.there and not rebuild:
             try:
                 before = Index.open(folder)
-                reason = _reason_to_rebuild(before.record, store, target.settings, shards)
+                reason = _reason_to_rebuild(before.record, store, settings, shards)
                 if reason is None:
-                    return _add_rows(before, store, shards, reporter)
+                    return _add_rows(before, store, source, reporter)
             except C3Error as error:
                 reason = error.message
             except RuntimeError as error:  # some kinds of FAISS index are filled once
                 reason = f"FAISS cannot add rows to this index ({last_line(error)})"
             reporter.message(f"Rebuilding {folder}: {reason}.")
-        return _build(store, folder, chosen, target.settings, shards, reporter)
+        return _build(store, folder, chosen, settings, source, reporter)
 
 
 def _reason_to_rebuild(
@@ -143,24 +146,24 @@ def _build(
     folder: Path,
     chosen: Pipeline,
     settings: Mapping[str, Any],
-    shards: Mapping[str, Mapping[str, str]],
+    source: Mapping[str, Any],
     reporter: Reporter,
 ) -> Index:
-    """Build the index as a whole, of these shards by modality; ``settings`` are those of `build_index`."""
+    """Build the index as a whole, with the settings of `build_index`; ``source`` names the store and its shards."""
     faiss, split, dim = load_faiss(), settings["split"], store.info.dim
     if not chosen.fitted:
         chosen.fit(store)
         reporter.message(chosen.describe_fit(store))
     chosen.check_model(store.info.model)
-    parts = {name: store.parts(name) for name in shards}
+    parts = {name: store.parts(name) for name in source["store_shards"]}
     rows = row_table(store, parts, split)
     n = rows.num_rows
     if n == 0:
         raise StoreError(
             f"The store {store.path} has no rows in the split {split!r} to index. Its splits are {store.list_splits()}."
         )
-    queries = _sample_queries(store, chosen, list(shards), split)
-    x, bounds = _vectors(store, chosen, parts, split, n, reporter)
+    queries = _sample_queries(store, chosen, list(parts), split)
+    x, blocks = _vectors(store, chosen, parts, split, n, reporter)
     factory = choose_factory(n, dim) if settings["factory"] == "auto" else settings["factory"]
     try:
         empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
@@ -168,85 +171,71 @@ def _build(
             wanted = min(n, max(_cells(empty) * _TRAINING_ROWS_PER_CELL, 65_536))
             sample = generator(settings["seed"], "index training").choice(n, size=wanted, replace=False)
             empty.train(x[np.sort(sample)])
-        filled = _fill(empty, x, bounds, settings["shard_rows"])
+        filled = _fill(empty, blocks, settings["shard_rows"])
     except RuntimeError as error:
         raise StoreError(
             f"FAISS cannot make the index {factory!r} from {counted(n, 'row')} of {dim} dimensions "
             f"({last_line(error)}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
-    measured = _measure_recall(filled, queries, x, settings["recall"])
-    made = {"model": store.info.model, "factory": factory, "dim": dim, "metric": "cosine", "built_from": n, **measured}
+    made = {"model": store.info.model, "factory": factory, "dim": dim, "metric": "cosine", "built_from": n}
+    record = {**made, **_measure_recall(filled, queries, x, settings["recall"]), "settings": settings, **source}
+    index = Index(folder, record, filled, rows, chosen)
     with replacing(folder, keep=False) as new:
-        index = _write(new, Index(folder, made, filled, rows, chosen), 0, settings, store, shards)
-    if len(shards) == 2:
-        samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in shards}
+        _write(new, index, 0)
+    if len(parts) == 2:
+        samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in parts}
         index.bias = {}
         for label, pipeline in (("before", preset_named("c1")), ("after", chosen)):
             x, y = (pipeline.transform(rows, modality=name) for name, rows in samples.items())
             shares = modality_bias(x, y, seed=settings["seed"])
-            index.bias[label] = {name: round(share.value, 4) for name, share in zip(shards, shares, strict=True)}
+            index.bias[label] = {name: round(share.value, 4) for name, share in zip(parts, shares, strict=True)}
     index.record["added"] = n
     return index
 
 
-def _add_rows(index: Index, store: Store, shards: Mapping[str, Mapping[str, str]], reporter: Reporter) -> Index:
+def _add_rows(index: Index, store: Store, source: Mapping[str, Any], reporter: Reporter) -> Index:
     """Add the rows of the shards that an index lacks, as parts of their own.
 
     Raises:
         RuntimeError: if FAISS cannot add rows to an index of this kind.
     """
     settings, known, before = index.record["settings"], index.record["store_shards"], index.rows.num_rows
-    parts = {name: sorted(int(part) for part in own.keys() - known[name].keys()) for name, own in shards.items()}
+    parts = {n: sorted(map(int, own.keys() - known[n].keys())) for n, own in source["store_shards"].items()}
     index.rows = row_table(store, parts, settings["split"], index.rows)
-    added, kept = index.rows.num_rows - before, len(index.shards)
+    added, kept = index.rows.num_rows - before, index.record["shards"]
     empty = load_faiss().clone_index(index.shards[-1])
     empty.reset()
-    x, bounds = _vectors(store, index.pipeline, parts, settings["split"], added, reporter)
-    index.shards += _fill(empty, x, bounds, settings["shard_rows"])
+    _, blocks = _vectors(store, index.pipeline, parts, settings["split"], added, reporter)
+    index.shards += _fill(empty, blocks, settings["shard_rows"])
+    index.record |= source
     with replacing(index.path, keep=False) as new:
-        for name in index.record["shards"]:
+        for name in kept:
             try:
                 os.link(index.path / name, new / name)
             except OSError:  # not every file system has hard links
                 shutil.copyfile(index.path / name, new / name)
-        grown = _write(new, index, kept, settings, store, shards)
-    grown.record["added"] = added
-    return grown
+        _write(new, index, len(kept))
+    index.record["added"] = added
+    return index
 
 
-def _write(
-    new: Path,
-    index: Index,
-    kept: int,
-    settings: Mapping[str, Any],
-    store: Store,
-    shards: Mapping[str, Mapping[str, str]],
-) -> Index:
+def _write(new: Path, index: Index, kept: int) -> None:
     """Write the files of an index to the folder ``new``; the first ``kept`` parts are there."""
     names = [f"part-{part:05d}.faiss" for part in range(len(index.shards))]
     for name, part in [*zip(names, index.shards, strict=True)][kept:]:
         save_index(part, new / name)
     pq.write_table(index.rows, new / ROWS_FILE, compression="zstd")
     index.pipeline.save(new)
-    local = isinstance(store.path, Path)  # relative, since both may move together
-    index.record = {
-        **{name: value for name, value in index.record.items() if name not in ("files", "format_version")},
-        "rows": index.rows.num_rows,
-        "shards": names,
-        "settings": settings,
-        "store": os.path.relpath(store.path, index.path) if local else str(store.path),
-        "store_shards": shards,
-    }
+    index.record |= {"rows": index.rows.num_rows, "shards": names}
     write_record(new, KIND, index.record)
-    return index
 
 
 def _vectors(
     store: Store, pipeline: Pipeline, parts: Mapping[str, Sequence[int]], split: str, n: int, reporter: Reporter
-) -> tuple[Matrix, list[tuple[int, int]]]:
-    """Return the n transformed rows of these shards (n, d), and the first row and the end of each modality."""
-    x, bounds, end = np.empty((n, store.info.dim), np.float32), [], 0
+) -> tuple[Matrix, list[Matrix]]:
+    """Return the n transformed rows of these shards (n, d), and the blocks of them that are of one modality."""
+    x, blocks, end = np.empty((n, store.info.dim), np.float32), [], 0
     with reporter.progress("Indexing", n) as progress:
         for name, numbers in parts.items():
             first = end
@@ -254,17 +243,17 @@ def _vectors(
                 end += len(batch)
                 x[end - len(batch) : end] = pipeline.transform(embedding_matrix(batch), modality=name)
                 progress.advance(len(batch))
-            bounds.append((first, end))
-    return x, bounds
+            blocks.append(x[first:end])
+    return x, blocks
 
 
-def _fill(empty: Any, x: Matrix, bounds: Sequence[tuple[int, int]], shard_rows: int) -> list[Any]:
+def _fill(empty: Any, blocks: Sequence[Matrix], shard_rows: int) -> list[Any]:
     """Return copies of the trained index ``empty`` with up to ``shard_rows`` vectors of one modality each."""
     filled = []
-    for first, end in bounds:
-        for start in range(first, end, shard_rows):
+    for block in blocks:
+        for start in range(0, len(block), shard_rows):
             filled.append(load_faiss().clone_index(empty))
-            filled[-1].add(x[start : min(start + shard_rows, end)])
+            filled[-1].add(block[start : start + shard_rows])
     return filled
 
 

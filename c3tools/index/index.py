@@ -1,4 +1,4 @@
-"""An index of a store on disk: open it, search it by text, image, vector or key.
+"""An index of a store on disk: open it, search it by text, image, vector or key; the hits, and a page of thumbnails.
 
 c3-index/
 index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, settings
@@ -9,8 +9,10 @@ transform.json, .safetensors  the pipeline that rows and queries are transformed
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Indices, Matrix
+from ..corpus import ImageReader
+from ..corpus.containers import PhotoFinder
 from ..errors import C3Error, StoreError
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, reading
@@ -34,39 +38,91 @@ from ..store.metadata import INFO_FILE
 from ..store.rows import keys_of, one_array
 from ..store.shard_indexes import has_indexes, indexed_shards, load_faiss, read_index
 from ..store.shards import shard_schema
+from ..tables import Table
 from ..transforms import Pipeline, preset
-from .results import Hit, SearchResult
 
 KIND = Kind("index", "index.json", StoreError, "c3 index", "--index", others=("part-00000.faiss",), again="--rebuild")
 ROWS_FILE = "rows.parquet"
 _ANY = "any"  # a modality to search in: all of them, in one ranking
 _OWN = Path("c3-index")  # where c3 index writes to
 _ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key")])
+_TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
+_THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point
 _PROVENANCE = ("format_version", "files", "model", "store", "store_shards", "settings")
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A row that was found.
+
+    Attributes:
+        score: cosine with the query after the transform.
+        key: of the row.
+        modality: of the row.
+        caption: of a text.
+        path: of an image, or of the image that a text belongs to, if the index has it.
+        image_key: of the image that a text belongs to.
+    """
+
+    score: float
+    key: str
+    modality: str
+    caption: str | None = None
+    path: str | None = None
+    image_key: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the hit as JSON values, without what it lacks."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The rows found for one query.
+
+    Attributes:
+        query: the text, the path, the key, or the number of the vector.
+        hits: the rows: the best of each modality that was searched, one modality after the other.
+    """
+
+    query: str
+    hits: list[Hit]
+
+    @property
+    def groups(self) -> dict[str, list[Hit]]:
+        """The hits by modality, in their order."""
+        return {name: [hit for hit in self.hits if hit.modality == name] for name in {h.modality: 0 for h in self.hits}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {"query": self.query, "hits": [hit.to_dict() for hit in self.hits]}
+
+    def _repr_html_(self) -> str:
+        """Return a table of the hits, for notebooks."""
+        rows = [(f"{hit.score:.3f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
+        return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
+
+
+@dataclass(repr=False)
 class Index:
     """An index that is open for searching, with the pipeline that transformed its rows.
 
     Attributes:
         path: its folder.
         record: the content of index.json.
+        shards: the FAISS indexes, each of rows of one modality.
         rows: the table of keys, one row per vector.
         pipeline: the fitted pipeline; it transforms queries too.
-        shards: the FAISS indexes, each of rows of one modality.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the transform, in a
             balanced sample (0.5 without bias); None for one modality, and for an index that was opened or extended.
     """
 
-    def __init__(
-        self, path: Path, record: dict[str, Any], shards: list[Any], rows: pa.Table, pipeline: Pipeline
-    ) -> None:
-        self.path = path
-        self.record = record
-        self.rows = rows
-        self.pipeline = pipeline
-        self.bias: dict[str, dict[str, float]] | None = None
-        self.shards = shards
+    path: Path
+    record: dict[str, Any]
+    shards: list[Any]
+    rows: pa.Table
+    pipeline: Pipeline
+    bias: dict[str, dict[str, float]] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
@@ -102,7 +158,7 @@ class Index:
                 f"{len(lacking):,} of {counted(len(lacking) + len(having), 'shard')} of the store {store.path} have no "
                 "FAISS index of their present rows.",
                 remedy=f"Make those that are missing: c3 verify {store.path} --repair"
-                if has_indexes(store)
+                if having
                 else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
             )
         rows = row_table(store, {name: [part for own, part in having if own == name] for name in store.modalities})
@@ -230,13 +286,16 @@ class Index:
             )
         starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)])[:-1]
         owners = self.rows.column("modality").take(starts).to_pylist()
-        chosen = [within in (None, _ANY, owner) for owner in owners]
-        if not any(chosen):
+        own = zip(starts, self._searched, owners, strict=True)
+        chosen = [(start, shard) for start, shard, owner in own if within in (None, _ANY, owner)]
+        if not chosen:
             raise StoreError(
                 f"The index {self.path} has no {within} rows. Its modalities are {', '.join(self._groups())}.",
                 remedy=f"Choose one of them with --in, or {_ANY} for one ranking of all rows.",
             )
-        return search_shards(self._searched, queries, k, nprobe or self.record.get("nprobe"), chosen)
+        scores, found = search_shards([shard for _, shard in chosen], queries, k, nprobe or self.record.get("nprobe"))
+        numbers = np.concatenate([start + np.arange(shard.ntotal) for start, shard in chosen])
+        return scores, np.where(found < 0, -1, numbers[found])
 
     @cached_property
     def _searched(self) -> list[Any]:
@@ -280,9 +339,7 @@ class Index:
             reporter.message(text)
 
 
-def search_shards(
-    shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None, chosen: Sequence[bool] | None = None
-) -> tuple[Matrix, Indices]:
+def search_shards(shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None) -> tuple[Matrix, Indices]:
     """Return the best scores and row numbers over FAISS indexes, both (q, k), best first.
 
     Where there are fewer than ``k`` rows, the row number is -1 and the score -inf.
@@ -292,23 +349,16 @@ def search_shards(
         queries: (q, d), unit rows.
         k: number of rows.
         nprobe: number of inverted lists to search, in indexes that have them.
-        chosen: which indexes to search; None for all.
     """
-    faiss, queries, start = load_faiss(), np.ascontiguousarray(queries, dtype=np.float32), 0
-    scores = [np.full((len(queries), k), -np.inf, np.float32)]
-    rows = [np.full((len(queries), k), -1, np.int64)]
-    for shard, wanted in zip(shards, chosen or [True] * len(shards), strict=True):
-        if wanted:
-            inverted = faiss.try_extract_index_ivf(shard)
-            if inverted and nprobe:
-                inverted.nprobe = nprobe
-            found_scores, found = shard.search(queries, k)
-            scores.append(np.where(found < 0, -np.inf, found_scores))
-            rows.append(np.where(found < 0, -1, found + start))
-        start += shard.ntotal
-    all_scores, all_rows = np.hstack(scores), np.hstack(rows)
-    best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_rows, best, 1)
+    faiss = load_faiss()
+    joined = faiss.IndexShards(queries.shape[1], False, True)  # one after the other, rows numbered through
+    for shard in shards:
+        inverted = faiss.try_extract_index_ivf(shard)
+        if inverted and nprobe:
+            inverted.nprobe = nprobe
+        joined.add_shard(shard)
+    scores, rows = joined.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+    return np.where(rows < 0, -np.inf, scores), rows
 
 
 def row_table(
@@ -361,3 +411,37 @@ def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
                 blocks = [embedding_matrix(batch) for batch in store.batches(name, ["embedding"], parts=[part])]
                 return np.concatenate(blocks)[keys.index(key)][None], name
     raise StoreError(f"The store {store.path} has no row with the key {key!r}.")
+
+
+def contact_sheet(results: Sequence[SearchResult]) -> str:
+    """Return a self-contained page of the results: images as thumbnails, texts beside the image they belong to.
+
+    An image that cannot be read from here is shown as its key and the reason.
+    """
+    from ..pages import render_page
+
+    pictures: dict[str, dict[str, str]] = {}
+    finder = PhotoFinder()
+    with ImageReader() as reader:
+        for result in results:
+            for path in [result.query, *(hit.path for hit in result.hits)]:
+                if path and path not in pictures:
+                    pictures[path] = _picture(reader, path, finder)
+    title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
+    return render_page(_TEMPLATE, title=title, results=results, pictures=pictures)
+
+
+def _picture(reader: ImageReader, path: str, finder: PhotoFinder) -> dict[str, str]:
+    """Return the thumbnail of an image as a ``data:`` URL, or why there is none."""
+    from PIL import Image
+
+    from ..encoders import open_image
+    from ..pages import inline_image
+
+    try:
+        if is_url(path):
+            return {"problem": "not fetched"}
+        image, _, _ = open_image(io.BytesIO(reader.read(finder.find(path, path))))
+        return {"source": inline_image(image, _THUMBNAIL)}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return {"problem": getattr(error, "strerror", None) or str(error) or type(error).__name__}

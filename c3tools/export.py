@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -32,10 +33,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import save_file
 
-from ..errors import OutputError, StoreError, TransformError, telling_what_is_kept
-from ..executors import Executor, Report, Work, open_executor
-from ..io.artifact import holds_result
-from ..io.files import (
+from .errors import OutputError, StoreError, TransformError, telling_what_is_kept
+from .executors import Executor, Report, Work, open_executor
+from .io.artifact import holds_result
+from .io.files import (
     MALFORMED,
     read_json,
     remove_leftovers,
@@ -44,14 +45,14 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.locations import location, names_in, remove, size_of
-from ..io.lock import locked
-from ..reporter import SILENT, Reporter
-from ..store import Store, StoreInfo, embedding_matrix
-from ..store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_store
-from ..store.metadata import FAILURES_FILE, INFO_FILE, digest_of
-from ..store.rows import keys_of, own_items, row_splits
-from ..store.shards import (
+from .io.locations import location, names_in, remove, size_of
+from .io.lock import locked
+from .reporter import SILENT, Reporter
+from .store import Store, StoreInfo, embedding_matrix
+from .store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_store
+from .store.metadata import FAILURES_FILE, INFO_FILE, digest_of
+from .store.rows import keys_of, own_items, row_splits
+from .store.shards import (
     ROW_GROUP_ROWS,
     ShardName,
     part_name,
@@ -59,8 +60,8 @@ from ..store.shards import (
     shard_schema,
     write_rows,
 )
-from ..transforms import Normalize, Pipeline, open_pipeline
-from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
+from .transforms import Normalize, Pipeline, open_pipeline
+from .transforms.pipeline import JSON_NAME, TENSORS_NAME
 
 FORMATS = ("parquet", "npy", "safetensors", "hf")
 _CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}
@@ -180,7 +181,7 @@ def export_store(
     info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), telling_what_is_kept(lambda: kept):
-        _make_room(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
+        present = _make_room(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
         writer = None  # the record first: it says whose folder this is if the run is killed
         if format == "parquet":
             create_store(output, info)
@@ -189,26 +190,24 @@ def export_store(
         else:
             write_json_atomically(output / MANIFEST_FILE, {"made_from": digest, "provenance": provenance, "files": {}})
         chosen.save(output)
-        present = _parts(output)
         todo = [shard for shard in shards if shard[0] in modalities and shard not in present]
         with (
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
             reporter.progress(f"Exporting {chosen.name}", sum(store.shard_rows(*shard) for shard in todo)) as progress,
         ):
-            work = ExportWork(store, chosen, settings, output, info, digest)
+            work = ExportWork(store, chosen, output, info)
             where.run(work, todo, lambda count, _: progress.advance(count))
         parts = _parts(output)
         rows = {name: _count_roles(store, name, settings) for name in dict.fromkeys(modality for modality, _ in parts)}
         if writer is not None:
             writer.finish()
         else:
-            _finish(
-                output, format, {"made_from": digest, "provenance": provenance, "rows": rows}, chain(*parts.values())
-            )
+            _finish(output, info, rows, chain(*parts.values()))
     mine = [names for shard, names in parts.items() if shard[0] in modalities]
     size = sum(size_of(output / name) or 0 for name in chain(*mine))
-    counts = {name: rows[name] for name in modalities}
-    return ExportReport(output, chosen, counts, len(todo), len(mine) - len(todo), size)
+    return ExportReport(
+        output, chosen, {name: rows[name] for name in modalities}, len(todo), len(mine) - len(todo), size
+    )
 
 
 @dataclass
@@ -218,18 +217,14 @@ class ExportWork(Work[ShardName, None]):
     Attributes:
         store: where the embeddings are.
         pipeline: fitted.
-        settings: ``format``, ``dtype``, ``role``, ``train_on`` and ``seed``, as in `export_store`.
         output: the folder, or the URL, of the export; prepared already.
-        info: of the exported store.
-        made_from: digest of what the export is made from.
+        info: of the exported store, with the settings.
     """
 
     store: Store
     pipeline: Pipeline
-    settings: dict[str, Any]
     output: Path
     info: StoreInfo
-    made_from: str
 
     def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
         """Write parts."""
@@ -251,24 +246,23 @@ class ExportWork(Work[ShardName, None]):
 
     def _transform(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.RecordBatch:
         """Return the transformed rows of a batch, with the columns that are written."""
-        role, splits = self.settings["role"], row_splits(batch, self.store.kept_splits)
+        settings = self.info.extra["exported"]["settings"]
+        role, splits = settings["role"], row_splits(batch, self.store.kept_splits)
         training = np.full(len(batch), role == "training")
-        if role == "auto" and modality == self.settings["train_on"]:
+        if role == "auto" and modality == settings["train_on"]:
             training = np.array([split == "train" for split in splits])
-        x = embedding_matrix(batch, self.store.info.dtype)
-        keys, items = (keys_of(batch), own_items(batch).to_pylist()) if training.any() else ([], [])
-        y = np.empty(x.shape, self.settings["dtype"])
+        x, keys, items = embedding_matrix(batch, self.store.info.dtype), keys_of(batch), own_items(batch).to_pylist()
+        y = np.empty(x.shape, self.info.dtype)
         for is_training in (True, False):
             rows = np.flatnonzero(training == is_training)
             for own in (rows[start : start + _CACHED_ROWS] for start in range(0, len(rows), _CACHED_ROWS)):
-                named = own.tolist() if is_training else []
                 y[own] = self.pipeline.transform(
                     x[own],
                     modality=modality,
                     training=is_training,
-                    seed=self.settings["seed"],
-                    keys=[keys[row] for row in named],
-                    items=[items[row] for row in named],
+                    seed=settings["seed"],
+                    keys=[keys[row] for row in own],
+                    items=[items[row] for row in own],
                 )
         schema = shard_schema(modality, self.info).append(pa.field("role", pa.string()))
         columns = {
@@ -282,61 +276,65 @@ class ExportWork(Work[ShardName, None]):
 
     def _write(self, modality: str, part: int, table: pa.Table) -> None:
         """Write the files of a part, an array before its table."""
-        made_from, format = self.made_from, self.settings["format"]
-        if format == "parquet":
-            write_rows(self.output / part_name(modality, part), self.info, table, (), made_from, split_bytes=False)
-            return
-        stem = f"part-{part:05d}"
-        tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}
+        exported, stem = self.info.extra["exported"], f"part-{part:05d}"
+        format = exported["settings"]["format"]
+        tables = {part_name(modality, part): table}
         if format == "hf":
             tables = {}
             for split in table.column("split").unique().to_pylist():
                 folder = re.sub(r"[^\w-]", "_", str(split))
                 rows = table.filter(pc.equal(table.column("split"), pa.scalar(split, pa.string())))
                 tables[f"{modality}/{folder}/{stem}.parquet"] = rows
-        else:
+        elif format != "parquet":
+            tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}
+            matrix = embedding_matrix(table, self.info.dtype)
+
+            def save(path: Path) -> None:
+                if format == "npy":
+                    with path.open("wb") as file:
+                        np.save(file, matrix)
+                else:
+                    save_file({"embedding": matrix}, path, {"c3": json.dumps(self.info.to_dict(), sort_keys=True)})
+
             folder = f"{modality}/embeddings" if format == "npy" else modality
-            matrix = embedding_matrix(table, self.settings["dtype"])
-            write_atomically(self.output / f"{folder}/{stem}.{format}", lambda path: self._save_array(path, matrix))
+            write_atomically(self.output / f"{folder}/{stem}.{format}", save)
         for name, rows in tables.items():
-            write_rows(self.output / name, self.info, rows, (), made_from, split_bytes=False)
-
-    def _save_array(self, path: Path, matrix: np.ndarray[Any, Any]) -> None:
-        if self.settings["format"] == "npy":
-            with path.open("wb") as file:
-                np.save(file, matrix)
-        else:
-            save_file({"embedding": matrix}, path, {"c3": json.dumps(self.info.to_dict(), sort_keys=True)})
+            write_rows(self.output / name, self.info, rows, (), exported["made_from"], split_bytes=False)
 
 
-def _make_room(output: Path, digest: str, rows: dict[ShardName, int], overwrite: bool, *, has_arrays: bool) -> None:
-    """Refuse or remove another export, and remove the parts of this one that are not whole.
+def _make_room(
+    output: Path, digest: str, rows: Mapping[ShardName, int], overwrite: bool, *, has_arrays: bool
+) -> set[ShardName]:
+    """Refuse or remove another export, remove the parts of this one that are not whole, and return the others.
 
     Raises:
         OutputError: if there is another export that is not to be replaced, or something else.
     """
     if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE), overwrite=overwrite):
-        return
+        return set()
     found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
     if "made_from" not in found:
         raise OutputError(f"{output} is a store, not a former export.", remedy="Choose a new or empty folder.")
-    same = found["made_from"] == digest
+    same, parts = found["made_from"] == digest, _parts(output)
     if not (same or overwrite):
         raise OutputError(
             f"{output} contains another export ({_read(output / JSON_NAME).get('name', 'unfinished')}), with a "
             "different pipeline, store or settings.",
             remedy="Choose another folder with --output, or replace it with --overwrite.",
         )
-    whole = {
-        shard
-        for shard, names in _parts(output).items()
-        if same and _is_whole(output, names, digest, rows.get(shard), has_array=has_arrays)
-    }
-    stale = [name for shard, names in _parts(output).items() if shard not in whole for name in names]
-    beside = (MANIFEST_FILE, INFO_FILE, MOMENTS_FILE, FAILURES_FILE, _CARD)
+    whole = set()
+    for shard, names in parts.items() if same else ():
+        with suppress(StoreError):
+            headers = [read_header(output / name) for name in names if name.endswith(".parquet")]
+            complete = len(names) == len(headers) + has_arrays and sum(h.rows for h in headers) == rows.get(shard)
+            if complete and all(header.made_from == digest for header in headers):
+                whole.add(shard)
+    stale = [name for shard in parts.keys() - whole for name in parts[shard]]
     if stale or not same:  # the record first: what it lists is the export
-        for name in (*(beside[:1] if same else beside), *stale):
+        beside = () if same else (INFO_FILE, MOMENTS_FILE, FAILURES_FILE, _CARD)
+        for name in (MANIFEST_FILE, *beside, *stale):
             remove(output / name)
+    return whole
 
 
 def _parts(output: Path) -> dict[ShardName, list[str]]:
@@ -351,30 +349,32 @@ def _parts(output: Path) -> dict[ShardName, list[str]]:
     return found
 
 
-def _is_whole(output: Path, names: Sequence[str], made_from: str, rows: int | None, *, has_array: bool) -> bool:
-    """Return whether the files of a part are all there, and made from what they are to be made from."""
-    try:
-        headers = [read_header(output / name) for name in names if name.endswith(".parquet")]
-    except StoreError:
-        return False
-    there = sum(header.rows for header in headers) == rows and len(names) == len(headers) + has_array
-    return there and all(header.made_from == made_from for header in headers)
-
-
-def _finish(output: Path, format: str, content: dict[str, Any], files: Iterable[str]) -> None:
-    """Write the manifest of an export that is no store."""
-    if format == "hf":
-        write_text_atomically(output / _CARD, _dataset_card(output, content["provenance"], list(content["rows"])))
+def _finish(output: Path, info: StoreInfo, rows: dict[str, dict[str, int]], files: Iterable[str]) -> None:
+    """Write the manifest of an export that is no store, and for Hugging Face datasets which files are which split."""
+    provenance = dict(info.extra["exported"])
+    digest = provenance.pop("made_from")
+    if provenance["settings"]["format"] == "hf":
+        lines = ["---", "configs:"]
+        for modality in rows:
+            lines += [f"- config_name: {modality}", "  data_files:"]
+            for folder in names_in(output / modality)[0]:
+                lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
+        text = (
+            f"Embeddings of {info.model.get('name')}, transformed by the pipeline {provenance['transform']['name']}. "
+            f"The fitted pipeline is in {JSON_NAME} and {TENSORS_NAME} "
+            f'(`c3tools.Pipeline.load(".")`), the provenance in {MANIFEST_FILE}.'
+        )
+        write_text_atomically(output / _CARD, "\n".join([*lines, "---", "", text, ""]))
     beside = [name for name in names_in(output)[1] if name != MANIFEST_FILE and not name.startswith(".")]
     digests = {name: sha256_of(output / name) for name in (*beside, *files)}
-    write_json_atomically(output / MANIFEST_FILE, {**content, "files": digests})
+    content = {"made_from": digest, "provenance": provenance, "rows": rows, "files": digests}
+    write_json_atomically(output / MANIFEST_FILE, content)
 
 
-def _count_roles(store: Store, modality: str, settings: dict[str, Any]) -> dict[str, int]:
-    n, training = store.count(modality), 0
-    if settings["role"] == "training":
-        training = n
-    elif settings["role"] == "auto" and modality == settings["train_on"]:
+def _count_roles(store: Store, modality: str, settings: Mapping[str, Any]) -> dict[str, int]:
+    n, role = store.count(modality), settings["role"]
+    training = n if role == "training" else 0
+    if role == "auto" and modality == settings["train_on"]:
         training = store.count(modality, "train")
     return {"training": training, "inference": n - training}
 
@@ -386,18 +386,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, *MALFORMED):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _dataset_card(output: Path, provenance: dict[str, Any], modalities: Sequence[str]) -> str:
-    """Return the README that tells Hugging Face datasets which files are which split."""
-    lines = ["---", "configs:"]
-    for modality in modalities:
-        lines += [f"- config_name: {modality}", "  data_files:"]
-        for folder in names_in(output / modality)[0]:
-            lines += [f"  - split: {folder}", f"    path: {modality}/{folder}/*.parquet"]
-    text = (
-        f"Embeddings of {provenance['store']['model'].get('name')}, transformed by the pipeline "
-        f"{provenance['transform']['name']}. The fitted pipeline is in {JSON_NAME} and {TENSORS_NAME} "
-        f'(`c3tools.Pipeline.load(".")`), the provenance in {MANIFEST_FILE}.'
-    )
-    return "\n".join([*lines, "---", "", text, ""])
