@@ -22,8 +22,6 @@ def train_decoder(**options: Any) -> Any:
     If you have a few pairs, train on texts first, then run it again with --from c3-decoder --pairs 0.01 -o tuned. Run
     the same command again to continue an interrupted training. --overwrite replaces a decoder of other settings.
     """
-    from c3tools.captioning.curves import CURVES_FILE
-
     record = c3tools.train_captioner(**options, reporter=reporter()).to_dict()
     best, start, rows = record["best_val_loss"], record["start_val_loss"], []
     if start is not None:
@@ -34,7 +32,7 @@ def train_decoder(**options: Any) -> Any:
         rows.append([str(epoch["epoch"]), f"{epoch['train_loss']:.3f}", val, f"{rate:,.0f}"])
     print_table(Table(["epoch", "training loss", "validation loss", "tokens/s"], rows))
     folder = options["output"]
-    message(f"Wrote the decoder and {CURVES_FILE} to {folder}/. Next: c3 caption PATH, or c3 evaluate.")
+    message(f"Wrote the decoder to {folder}/. Next: c3 caption PATH, or c3 evaluate.")
     return record
 
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..arrays import Matrix
-from ..captioning import Captioner, GenerationConfig, fit_captioner, load_size, nearest, nearest_captions
+from ..captioning import Captioner, DecoderTask, GenerationConfig, fit, load_size, nearest, nearest_captions
 from ..captioning import training_config as chosen_training
-from ..captioning.baselines.esper import ESPER_TRAINING
+from ..captioning.baselines.esper import ESPER_TRAINING, EsperTask
 from ..captioning.config import UNCONDITIONAL
 from ..captioning.evaluate import require_captions, store_references, with_references
-from ..captioning.train import captions_of_images, fit_esper, training_captions
+from ..captioning.train import captions_of_images, training_rows
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
@@ -95,7 +95,7 @@ class CaptionTask:
             DecoderError: if there are too few captions.
             MetricError: if the split has no images with captions.
         """
-        train, val, notes = training_captions(store)
+        train, val, notes = training_rows(store)
         moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
         scored = test_store or store
         if test_store is not None:
@@ -205,24 +205,17 @@ class CaptionTask:
     ) -> Captioner:
         """Train a decoder; ``start`` is the language model of ESPER."""
         train, val = self.learned_from(training.learns_from)
-        options: dict[str, Any] = {"checkpoints": checkpoints, "compute": self.compute, "label": training.label}
-        options["reporter"] = reporter
+        options: dict[str, Any] = {"checkpoints": checkpoints, "label": training.label, "reporter": reporter}
         if start is not None:
             assert self.encoder is not None
             record = {"language_model_seconds": _training_seconds(start)}
             own = replace(ESPER_TRAINING, seed=training.seed)
-            return fit_esper(train, val, start, self.encoder, training=own, record=record, **options)
+            return fit(EsperTask(train, val, start, self.encoder, own, self.compute.device), record=record, **options)
         changes = (*UNCONDITIONAL, *self.set) if training.learns_from == "captions" else self.set
-        return fit_captioner(
-            train,
-            val,
-            self.fit(training.preset, training.sigma, train.modality),
-            size=self.size,
-            set=changes,
-            training=chosen_training(load_size(self.size, changes), epochs=self.epochs, seed=training.seed),
-            record={"sigma": training.sigma},
-            **options,
-        )
+        config = chosen_training(load_size(self.size, changes), epochs=self.epochs, seed=training.seed)
+        pipeline = self.fit(training.preset, training.sigma, train.modality)
+        task = DecoderTask(train, val, pipeline, self.size, changes, config, self.compute)
+        return fit(task, record={"sigma": training.sigma}, **options)
 
     def run(self, cell: Cell, captioner: Captioner | None, reporter: Reporter) -> Run:
         """Caption the images, and score the captions."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import devices
 from ..arrays import Matrix
+from ..assets.paths import C3_MINI_CAPTIONER
 from ..corpus import Corpus
 from ..corpus.items import IMAGE_SUFFIXES, is_utf8
 from ..corpus.reading import assign_keys, find_images
@@ -22,8 +23,8 @@ from ..store import Rows
 from ..store.import_embeddings import read_rows
 from ..store.rows import positions
 from .caption_files import CaptionWriter
-from .captioner import BUNDLED, Captioner, find_decoder
-from .generation import GENERATION_OPTIONS, GenerationConfig
+from .captioner import Captioner, find_decoder
+from .generation import GenerationConfig
 
 _ROWS = 256  # embeddings captioned at a time; steered ones take seconds each
 Failures = list[tuple[Path, str]]
@@ -122,9 +123,7 @@ def caption_images(
         EncoderError: if the encoder cannot be loaded.
         OutputError: if a file has captions by another captioner or of other photos, or another run is writing to it.
     """
-    generation = GenerationConfig.from_options(
-        **{name: value for name, value in locals().items() if name in GENERATION_OPTIONS}
-    )
+    generation = GenerationConfig.from_options(beams, length_penalty, top_p, temperature, steer, seed)
     if json is not None and is_url(json):
         raise OutputError(f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
     rows: Rows | None = None
@@ -142,7 +141,7 @@ def caption_images(
         photos = {row: location(embeddings) for row in rows.keys}
     if not isinstance(decoder, Captioner):
         folder = find_decoder(decoder)
-        if decoder is None and folder in BUNDLED.values():
+        if decoder is None and folder == C3_MINI_CAPTIONER:
             reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
     if rows is not None:

@@ -7,7 +7,6 @@ Saved as a folder, without any pickle:
       weights.safetensors     the weights with the best validation loss, float32 or float16
       tokenizer.json          the BPE tokenizer
       transform.json, transform.safetensors   the fitted pipeline
-      curves.png              its losses
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors.torch import load_model, save_model
 
@@ -33,14 +31,11 @@ from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, writ
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
-from .baselines.magic import write_magic
-from .baselines.steering import load_text_encoder
-from .baselines.zerocap import write_zerocap
+from .baselines.steering import load_text_encoder, write_steered
 from .config import DecoderConfig, LanguageModelConfig
-from .curves import save_curves
-from .generation import GENERATION_OPTIONS, STEERED, GenerationConfig, generate
-from .language_model import Decoder, LanguageModelDecoder
-from .model import CaptionDecoder
+from .generation import STEERED, GenerationConfig, generate
+from .language_model import LanguageModelDecoder
+from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer
 
 _BUILT_IN = "built-in"
@@ -53,10 +48,8 @@ DECODER = Kind(
     ("preset", "sigma", "size", "seed", "best_val_loss"),
 )
 _WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
-BUNDLED = {"c3-mini": C3_MINI_CAPTIONER}
 _OWN = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01
-_STEERED_ROWS = 16
 # The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08 of its length, its
 # texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25. Near the origin a mean tells nothing.
 _FAR, _SHORTEST_MEAN = 0.5, 0.3
@@ -79,7 +72,7 @@ class Captioner(HubRepository):
     record: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Captioner({self.model}, {self.pipeline!r}, size {self.record.get('size')})"
+        return f"Captioner({self.model}, {self.pipeline!r}, size {self.size})"
 
     def caption(
         self,
@@ -121,16 +114,16 @@ class Captioner(HubRepository):
                 encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
-        settings = {name: value for name, value in locals().items() if name in GENERATION_OPTIONS}
         if (images is None) == (embeddings is None):
             raise DecoderError("Captions need either images or embeddings.", remedy="Pass one of them.")
-        generation = generation or GenerationConfig.from_options(**settings)
+        if generation is None:
+            generation = GenerationConfig.from_options(beams, length_penalty, top_p, temperature, steer, seed)
         if images is not None:
             encoder = encoder or resolve_encoder(recorded=self.model)
             self.check_model(encoder.identity, encoder.dim)
             embeddings = encoder.encode_images(images)
         else:
-            embeddings = np.asarray(embeddings, dtype=np.float32)
+            embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
             self.check_embeddings(embeddings, modality, keys, reporter)
         return self.write(embeddings, modality, keys, encoder, generation)
 
@@ -150,12 +143,8 @@ class Captioner(HubRepository):
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         if generation.method in STEERED:
             encoder = encoder or load_text_encoder(self.model, generation.method)
-            steered, images = write_magic if generation.method == "magic" else write_zerocap, unit_rows(embeddings)
-            captions = []
-            for start in range(0, len(inputs), _STEERED_ROWS):
-                batch = torch.from_numpy(inputs[start : start + _STEERED_ROWS]).to(self.decoder.device)
-                own = images[start : start + _STEERED_ROWS]
-                captions += steered(self.decoder, self.tokenizer, batch, own, generation, encoder)
+            unit = unit_rows(embeddings)
+            captions = write_steered(self.decoder, self.tokenizer, inputs, unit, generation, encoder)
         elif self.is_language_model:
             raise DecoderError(
                 "The decoder is a language model: it reads no embedding, and its captions say nothing about an image.",
@@ -170,6 +159,11 @@ class Captioner(HubRepository):
     def is_language_model(self) -> bool:
         """True where the decoder reads no embedding: a language model of captions."""
         return self.decoder.config.prefix_length == 0
+
+    @property
+    def size(self) -> str | None:
+        """The size of the decoder, a key of `c3tools.captioning.config.SIZES`."""
+        return self.record.get("size")
 
     @property
     def model(self) -> ModelIdentity:
@@ -220,10 +214,6 @@ class Captioner(HubRepository):
         Raises:
             DecoderError: if they have another dimension or come from another space.
         """
-        if embeddings.ndim != 2:
-            raise DecoderError(
-                f"Embeddings must have the shape (n, {self.decoder.config.dim}), not {embeddings.shape}."
-            )
         self.check_dim(embeddings.shape[1])
         names = keys if keys is not None else [str(row) for row in range(len(embeddings))]
 
@@ -242,11 +232,13 @@ class Captioner(HubRepository):
                 f"{named(off)} have another norm than 1, up to {norms[off].max():.3g}, but those of {self.model.name} "
                 "have norm 1."
             )
-        means = _subtracted_means(self.pipeline)
-        if modality not in means or not len(embeddings):
-            return
-        shares = {name: unit_rows(embeddings) @ mean / (mean @ mean) for name, mean in means.items()}
-        if not (far := shares[modality] < _FAR).any():
+        shares = {}  # of the mean that the pipeline subtracts from unit rows, by modality
+        first = next((step for step in self.pipeline.steps if step.kind != "normalize"), None)
+        for name, array in (first.state if first else {}).items():
+            mean = np.asarray(array, dtype=np.float32)
+            if name.startswith("centre/") and np.linalg.norm(mean) >= _SHORTEST_MEAN:
+                shares[name.removeprefix("centre/")] = unit_rows(embeddings) @ mean / (mean @ mean)
+        if modality not in shares or not (far := shares[modality] < _FAR).any():
             return
         near = next((name for name, share in shares.items() if np.median(share[far]) >= _FAR), None)
         message = f"{named(far)} are far from the mean of {modality} embeddings of {self.model.name}"
@@ -304,8 +296,6 @@ class Captioner(HubRepository):
             save_model(decoder, str(new / _WEIGHTS_FILE))  # tied weights are written once
             (new / _TOKENIZER_FILE).write_text(self.tokenizer.to_json(), encoding="utf-8")
             self.pipeline.save(new)
-            if self.record.get("history"):
-                save_curves(self.record, new)
 
         content = {
             "kind": _BUILT_IN if isinstance(config, DecoderConfig) else "language-model",
@@ -346,20 +336,6 @@ def find_decoder(folder: str | Path | None = None) -> Path:
     folder comes before a bundled decoder of the same name.
     """
     if folder is None:
-        there = _OWN.exists() or not all(map(Path.exists, BUNDLED.values()))
-        return _OWN if there else next(iter(BUNDLED.values()))
+        return _OWN if _OWN.exists() else C3_MINI_CAPTIONER
     own = local_folder(folder)
-    return own if own.exists() else BUNDLED.get(str(folder), own)
-
-
-def _subtracted_means(pipeline: Pipeline) -> dict[str, Matrix]:
-    """Return the means that a pipeline subtracts from unit rows first, by modality, without those near 0."""
-    for step in pipeline.steps:
-        means = {
-            key.removeprefix("centre/"): np.asarray(mean, dtype=np.float32)
-            for key, mean in step.state.items()
-            if key.startswith("centre/")
-        }
-        if means or step.kind != "normalize":
-            return {name: mean for name, mean in means.items() if np.linalg.norm(mean) >= _SHORTEST_MEAN}
-    return {}
+    return own if str(folder) != "c3-mini" or own.exists() else C3_MINI_CAPTIONER

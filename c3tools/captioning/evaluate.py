@@ -21,7 +21,7 @@ from ..store import Rows, Store
 from ..store.rows import positions
 from ..tables import Table
 from .captioner import Captioner
-from .generation import GENERATION_OPTIONS, GenerationConfig
+from .generation import GenerationConfig
 
 Texts = Mapping[str, Sequence[str]]
 
@@ -129,9 +129,7 @@ def evaluate_captions(
         MetricError: if there is nothing to score, or references are missing (their keys are listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
-    generation = GenerationConfig.from_options(
-        **{name: value for name, value in locals().items() if name in GENERATION_OPTIONS}
-    )
+    generation = GenerationConfig.from_options(beams, length_penalty, top_p, temperature, steer, seed)
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if isinstance(references, str | Path):
         references = read_references(Path(references))

@@ -8,7 +8,7 @@ Shapes: B captions, K beams, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,12 +20,10 @@ from torch import Tensor
 from ..errors import DecoderError
 from ..seeds import generator
 from ..training.sizes import require_valid
-from .language_model import Decoder
-from .model import allowed
+from .model import Decoder
 
 Method = Literal["greedy", "beam", "nucleus", "magic", "zerocap"]
 STEERED = ("magic", "zerocap")
-GENERATION_OPTIONS = ("beams", "length_penalty", "top_p", "temperature", "steer", "seed")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ class GenerationConfig:
     @classmethod
     def from_options(
         cls,
-        *,
         beams: int = 1,
         length_penalty: float = 0.7,
         top_p: float | None = None,
@@ -125,24 +122,25 @@ def generate(
         batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         if config.method == "beam":
             captions += _beam(model, batch, config, limit)
-        elif config.method == "nucleus":
-            draws = np.array([generator(config.seed, "nucleus", key).random(limit) for key in keys[part]])
-            captions += _stepwise(model, batch, limit, _nucleus(config, torch.from_numpy(draws).to(model.device)))
-        else:
-            captions += _stepwise(model, batch, limit, lambda scores, rows, step: scores.argmax(-1))
+            continue
+        draws = None
+        if config.method == "nucleus":
+            numbers = [generator(config.seed, "nucleus", key).random(limit) for key in keys[part]]
+            draws = torch.from_numpy(np.array(numbers)).to(model.device)  # (B, T)
+        captions += _stepwise(model, batch, config, limit, draws)
     return captions
 
 
-Choose = Callable[[Tensor, Tensor, int], Tensor]  # from scores (B, V), rows of the batch (B,) and a step to tokens (B,)
-
-
-def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: Choose) -> list[list[int]]:
-    """Write one token of each caption after the other."""
+def _stepwise(
+    model: Decoder, batch: Tensor, config: GenerationConfig, limit: int, draws: Tensor | None
+) -> list[list[int]]:
+    """Write one token of each caption after the other: the likeliest, or by one number in [0, 1) per (row, step)."""
     captions: list[list[int]] = [[] for _ in range(len(batch))]
     rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
     logits, _, cache = model.prefill(batch)
     for step in range(limit):
-        tokens = choose(allowed(model, logits), rows, step)  # (B,)
+        scores = model.allowed(logits)  # (B, V)
+        tokens = scores.argmax(-1) if draws is None else _from_nucleus(scores, config, draws[rows, step])  # (B,)
         going = tokens != model.end_id
         for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
             captions[row].append(token)
@@ -151,24 +149,20 @@ def _stepwise(model: Decoder, batch: Tensor, limit: int, choose: Choose) -> list
         if not going.all():
             kept = going.nonzero()[:, 0]
             rows, tokens = rows[kept], tokens[kept]
-            cache.select(kept)
+            cache.batch_select_indices(kept)
         logits, _ = model.decode_step(tokens, cache)
     return captions
 
 
-def _nucleus(config: GenerationConfig, draws: Tensor) -> Choose:
-    """Sample from the nucleus (Holtzman et al., 2020), by inverse transform of one number in [0, 1) per (row, step)."""
-
-    def choose(scores: Tensor, rows: Tensor, step: int) -> Tensor:
-        probabilities, order = (scores.double() / config.temperature).softmax(-1).sort(-1, descending=True)
-        cumulative = probabilities.cumsum(-1)  # (B, V)
-        kept = cumulative - probabilities < config.top_p  # the first token is always kept
-        target = draws[rows, step] * (probabilities * kept).sum(-1)  # (B,)
-        choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
-        choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
-        return order.gather(1, choice)[:, 0]
-
-    return choose
+def _from_nucleus(scores: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
+    """Sample tokens (B,) from the nucleus (Holtzman et al., 2020), by inverse transform of numbers in [0, 1), (B,)."""
+    probabilities, order = (scores.double() / config.temperature).softmax(-1).sort(-1, descending=True)
+    cumulative = probabilities.cumsum(-1)  # (B, V)
+    kept = cumulative - probabilities < config.top_p  # the first token is always kept
+    target = draws * (probabilities * kept).sum(-1)  # (B,)
+    choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
+    choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
+    return order.gather(1, choice)[:, 0]
 
 
 def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
@@ -181,7 +175,7 @@ def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -
     for step in range(limit):
         width = len(next(iter(beams.values())))
         totals = torch.tensor([[total for total, _ in line] for line in beams.values()], device=batch.device)
-        likely = allowed(model, logits).log_softmax(-1).view(len(beams), width, -1)  # (B, K, V)
+        likely = model.allowed(logits).log_softmax(-1).view(len(beams), width, -1)  # (B, K, V)
         V = likely.shape[2]
         scores, flat = (likely + totals[:, :, None]).flatten(1).topk(min(2 * K, width * V), dim=-1)  # (B, 2K)
         going: dict[int, list[tuple[float, list[int]]]] = {}
@@ -209,7 +203,7 @@ def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -
         if not going:
             break
         beams = going
-        cache.select(torch.tensor(selected, device=batch.device))
+        cache.batch_select_indices(torch.tensor(selected, device=batch.device))
         last = [ids[-1] for line in beams.values() for _, ids in line]
         logits, _ = model.decode_step(torch.tensor(last, device=batch.device), cache)  # (B * K, V)
     return [max(options, key=lambda option: option[0])[1] for options in finished]

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from ..errors import DecoderError, MissingExtraError
 from .config import LanguageModelConfig, LanguageModelSize
-from .model import CaptionDecoder, DecoderBase, start_at
+from .model import Decoder
 from .tokenizer import CaptionTokenizer
 
 
-class LanguageModelDecoder(DecoderBase):
-    """A language model behind a mapper; see the module's docstring. Methods are those of `CaptionDecoder`."""
+class LanguageModelDecoder(Decoder):
+    """A language model behind a mapper; see the module's docstring."""
 
     def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
         super().__init__()
@@ -64,67 +64,21 @@ class LanguageModelDecoder(DecoderBase):
         embedded: Tensor = self.language_model.get_input_embeddings()(known)  # type: ignore[operator]
         return embedded
 
-    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Compute the scores of all tokens at once, without keeping hidden states."""
-        x, start = self._sequence(embeddings, tokens if seen is None else seen)
-        logits: Tensor = self.language_model(inputs_embeds=x, use_cache=False).logits  # (B, P + T - 1, V)
-        return logits[:, start:]  # (B, T, V)
+    def predict(self, x: Tensor, first: int, cache: Any = None) -> tuple[Tensor, Tensor]:
+        """Run the language model on inputs (B, S, W)."""
+        past = {"use_cache": cache is not None, self._cache_argument: cache}
+        out = self.language_model(inputs_embeds=x, output_hidden_states=True, **past)
+        return out.logits[:, first:], out.hidden_states[-1][:, first:]  # (B, S', V), (B, S', W)
 
-    def score(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the scores and the hidden states of all tokens at once."""
-        x, start = self._sequence(embeddings, tokens if seen is None else seen)
-        out = self.language_model(inputs_embeds=x, use_cache=False, output_hidden_states=True)
-        return out.logits[:, start:], out.hidden_states[-1][:, start:]  # (B, T, V), (B, T, W)
+    def new_cache(self) -> Any:
+        """Return an empty cache of transformers."""
+        return _transformers().DynamicCache()
 
-    def _sequence(self, embeddings: Tensor, shown: Tensor) -> tuple[Tensor, int]:
-        """Return prefix and tokens (B, P + T - 1, W), and the position that predicts the first token."""
-        prefix = self.embed_prefix(embeddings)  # (B, P, W)
-        return torch.cat([prefix, self.embed_tokens(shown[:, :-1])], dim=1), prefix.shape[1] - 1
-
-    def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Run the prefix."""
-        cache = _Cache()
-        logits, hidden = self._step(self.embed_prefix(embeddings), cache)
-        return logits, hidden, cache
-
-    def decode_step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """Run one more token."""
-        return self._step(self.embed_tokens(tokens[:, None]), cache)
-
-    def behind_prefix(self, length: int) -> LanguageModelDecoder:
-        """Return a copy of a language model behind a new mapper."""
+    def copy_behind_mapper(self, length: int) -> tuple[LanguageModelDecoder, nn.Sequential]:
+        """Return a copy behind a new mapper; see `Decoder.behind_prefix`."""
         config = replace(self.config, prefix_length=length, frozen=True)
         decoder = LanguageModelDecoder(config, copy.deepcopy(self.language_model))
-        start_at(decoder.mapper, self.embed_tokens(torch.tensor([self.end_id], device=self.device))[0].detach())
-        return decoder
-
-    def cache_of(self, tensors: list[Tensor]) -> Any:
-        """Return a cache of given keys and values."""
-        cache = _Cache()
-        for layer, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
-            cache.past.update(keys, values, layer)
-        return cache
-
-    def _step(self, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
-        past = {self._cache_argument: cache.past}
-        out = self.language_model(inputs_embeds=x, use_cache=True, output_hidden_states=True, **past)
-        return out.logits[:, -1], out.hidden_states[-1][:, -1]  # (B, V), (B, W)
-
-
-Decoder = CaptionDecoder | LanguageModelDecoder
-
-
-class _Cache:
-    """The cache of the language model, which extends it in place."""
-
-    def __init__(self) -> None:
-        self.past = _transformers().DynamicCache()
-
-    def select(self, rows: Tensor) -> None:
-        self.past.batch_select_indices(rows)
-
-    def tensors(self) -> list[Tensor]:
-        return [part for layer in self.past for part in layer[:2]]  # keys, values, and more in some versions
+        return decoder, decoder.mapper
 
 
 def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:

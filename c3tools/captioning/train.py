@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .. import devices
 from ..arrays import Indices
 from ..devices import Compute
-from ..errors import DecoderError, StoreError
+from ..errors import DecoderError
 from ..io.artifact import Target, claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
@@ -36,13 +36,13 @@ from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma
-from .baselines.esper import ESPER_TRAINING, EsperTask
-from .baselines.steering import TextEncoder, load_text_encoder
+from .baselines.esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
+from .baselines.steering import load_text_encoder
 from .captioner import DECODER, Captioner
 from .config import UNCONDITIONAL, Size, TrainingConfig, fine_tuned_size, load_size, training_config
 from .evaluate import require_captions
-from .language_model import Decoder, pretrained
-from .model import CaptionDecoder
+from .language_model import pretrained
+from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer, TokenRows, drop_empty, length_bucketed
 
 _MONITORS = ("text", "cross-modal")
@@ -140,13 +140,10 @@ def train_captioner(
     with claim as target:
         store = Store.open(store, reporter=reporter)
         record: dict[str, Any] = {"model": dict(store.info.model)}
-        options: dict[str, Any] = {"compute": compute, "record": record, "checkpoints": checkpoints, "target": target}
-        options["reporter"] = reporter
         previous = None
         if start is not None:
             previous, record["from"] = Captioner.load(start), str(start)
             previous.check_model(store.info.model, store.info.dim)
-            size = str(previous.record.get("size", size))
             if previous.is_language_model:
                 if not (own_pipeline and pairs is None and monitor == "text"):
                     raise DecoderError(
@@ -154,24 +151,26 @@ def train_captioner(
                         remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
                     )
                 set = (*UNCONDITIONAL[1:], *set)
+        task: DecoderTask | EsperTask
         if esper and previous is not None:
-            images = _training_images(store, train_split, record, reporter)
+            train, val, notes = training_rows(store, train_split, "image")
             encoder = load_text_encoder(store.info.model, "ESPER", device=compute.device, reporter=reporter)
             training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
-            captioner = fit_esper(*images, previous, encoder, training=training, **options)
+            task = EsperTask(train, val, previous, encoder, training, compute.device)
         else:
             train, val, notes = _rows_to_learn(store, train_split, train_fraction, pairs, monitor, seed)
             given = previous.pipeline if previous is not None and own_pipeline else pipeline
             pipeline, more = _fitted(given, preset, sigma, store, train_split)
-            record |= {"sigma": float(pipeline.sigma or 0), "notes": [*notes, *more]}
-            record |= {} if pairs is None else {"pairs": pairs}
-            for note in record["notes"]:
-                reporter.message(note)
-            chosen = load_size(size, set) if previous is None else fine_tuned_size(size, set)
+            notes += more
+            record |= {"sigma": float(pipeline.sigma or 0)} | ({} if pairs is None else {"pairs": pairs})
+            chosen = load_size(size, set) if previous is None else fine_tuned_size(previous.size or size, set)
             training = training_config(chosen, len(train), set, epochs=epochs, patience=patience, seed=seed)
-            label = "Training a language model" if unconditional else f"Training {pipeline.name}"
-            options |= {"size": size, "set": set, "start": previous, "label": label}
-            captioner = fit_captioner(train, val, pipeline, training=training, **options)
+            task = DecoderTask(train, val, pipeline, size, set, training, compute, previous)
+        for note in notes:
+            reporter.message(note)
+        record["notes"] = notes
+        label = "Training a language model" if unconditional else f"Training {task.pipeline.name}"
+        captioner = fit(task, record=record, checkpoints=checkpoints, target=target, label=label, reporter=reporter)
         target.write(captioner.save)
         checkpoints.clear()
     return captioner
@@ -198,14 +197,9 @@ def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipelin
         (pairs is not None and not 0 < pairs <= 1, f"--pairs must be above 0 and at most 1, not {pairs}.", None),
         (monitor not in _MONITORS, f"There is no --monitor {monitor!r}.", f"Choose from {', '.join(_MONITORS)}."),
         (
-            asked["esper"] and start is None,
-            "ESPER starts from a language model.",
-            "Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm.",
-        ),
-        (
-            asked["esper"] and (own_training or not (of_texts and own_pipeline)),
-            "ESPER learns from all images by its own settings.",
-            "Of the settings of training, give --epochs, --train-split and --seed alone.",
+            asked["esper"] and (start is None or own_training or not (of_texts and own_pipeline)),
+            "ESPER starts from a language model, and learns from all images by its own settings.",
+            f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, --train-split and --seed alone.",
         ),
         (
             language_model and not (no_pipeline and pipeline is None and of_texts and start is None),
@@ -235,41 +229,29 @@ def _fitted(
     return pipeline, notes
 
 
-def training_captions(store: Store, split: str = "train") -> tuple[Rows, Rows, list[str]]:
-    """Read the captions to learn from and others to validate on, with what the user should know about them.
+def training_rows(store: Store, split: str = "train", modality: str = "text") -> tuple[Rows, Rows, list[str]]:
+    """Read the captions, or images, to learn from and others to validate on, with what the user should know about them.
 
     Captions without a letter of any script are left out. Where the store has no ``val`` split, a tenth of the
     training images (by a stable hash of their keys) is held out with all their captions.
 
     Raises:
-        StoreError: if the store has no texts, or they have no captions.
-        DecoderError: if the split has no captions.
-    """
-    require_captions(store)
-    train, val, why = training_split(store, "text", split, called="captions", error=DecoderError)
-    notes = [store.split_note] if store.split_note else []
-    if why:
-        held = f"{counted(len(val), 'caption')} of {counted(val.item_count, 'image is', 'images are')}"
-        notes.append(f"{why}, so {held} held out.")
-    (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
-    return train, val, notes + [note for note in (train_note, val_note) if note]
-
-
-def _training_images(store: Store, split: str, record: dict[str, Any], reporter: Reporter) -> tuple[Rows, Rows]:
-    """Read the images to learn from and others to choose the checkpoint on; the record gets notes on them.
-
-    Raises:
-        StoreError: if the store has no images.
+        StoreError: if the store has no such rows, or no captions.
         DecoderError: if the split has none.
     """
-    if "image" not in store.modalities:
-        raise StoreError(f"The store {store.path} has no images.", remedy="Embed images: c3 embed PATH.")
-    train, val, why = training_split(store, "image", split, called="images", error=DecoderError)
-    held = f"{why}, so {counted(len(val), 'image is', 'images are')} held out." if why else None
-    record["notes"] = [note for note in (store.split_note, held) if note]
-    for note in record["notes"]:
-        reporter.message(note)
-    return train, val
+    of_texts = modality == "text"
+    if of_texts:
+        require_captions(store)
+    called = "captions" if of_texts else "images"
+    train, val, why = training_split(store, modality, split, called=called, error=DecoderError)
+    notes = [store.split_note] if store.split_note else []
+    if why:
+        captions = f"{counted(len(val), 'caption')} of " if of_texts else ""
+        notes.append(f"{why}, so {captions}{counted(val.item_count, 'image is', 'images are')} held out.")
+    if not of_texts:
+        return train, val, notes
+    (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
+    return train, val, notes + [note for note in (train_note, val_note) if note]
 
 
 def captions_of_images(images: Rows, texts: Rows) -> Rows:
@@ -291,7 +273,7 @@ def _rows_to_learn(
     store: Store, split: str, fraction: float, pairs: float | None, monitor: str, seed: int
 ) -> tuple[Rows, Rows, list[str]]:
     """Return the rows to learn from and to validate on: texts, or captions with the embeddings of their images."""
-    train, val, notes = training_captions(store, split)
+    train, val, notes = training_rows(store, split)
     if fraction < 1:
         train = train.sample(fraction)
         notes.append(f"Using {len(train):,} captions of {fraction:.0%} of the images.")
@@ -310,118 +292,8 @@ def _rows_to_learn(
     return train, val, [*notes, f"Training on pairs: {counted(len(train), 'caption')} of {of_images}; {chosen_on}"]
 
 
-def fit_captioner(
-    train: Rows,
-    val: Rows,
-    pipeline: Pipeline,
-    *,
-    size: str = "small",
-    set: Sequence[str] = (),
-    training: TrainingConfig | None = None,
-    compute: Compute | None = None,
-    start: Captioner | None = None,
-    **options: Any,
-) -> Captioner:
-    """Train a captioner on rows; it sees no image when both are rows of texts.
-
-    Args:
-        train: rows with the column ``caption`` to learn from.
-        val: rows that the checkpoint is chosen on; no noise is added to these.
-        pipeline: fitted; its noise goes to the training inputs.
-        size: a key of `SIZES`; not used where training starts from a captioner.
-        set: settings of the size that are changed, ``name=value`` (see `load_size`).
-        training: settings; those of the size when None.
-        compute: device and precision; the fastest available when None.
-        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
-        options: ``record`` (kept in the captioner's record, beside what is known here), ``checkpoints`` (where the run
-            is saved, to be continued after it was interrupted), ``target`` (where the captioner is going to be written;
-            the one that is there is returned if it is the same), ``label`` of the progress, ``reporter``.
-
-    Raises:
-        DecoderError: if there is no caption to learn from or to validate on, or the loss is not finite.
-    """
-    if not len(train) or not len(val):
-        raise DecoderError(
-            f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}.",
-            remedy="Embed a corpus with more captions, or check that they are not empty.",
-        )
-    chosen, compute, dim = load_size(size, set), compute or devices.pick(), train.embeddings.shape[1]
-    training = training or training_config(chosen)
-    model: Decoder
-    if start is not None:
-        start.check_dim(dim)
-        model, tokenizer = copy.deepcopy(start.decoder), start.tokenizer
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator(training.seed, "initialise").integers(2**62)))
-            if isinstance(chosen, Size):
-                tokenizer = CaptionTokenizer.train(train.captions, chosen.vocab_size)
-                model = CaptionDecoder(chosen.config(dim, tokenizer.vocab_size))
-            else:
-                model, tokenizer = pretrained(chosen, dim)
-    content = {
-        "modality": train.modality,
-        "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
-        "size": size if start is None else start.record.get("size"),
-        "changes": list(set),
-        "training": {**asdict(training), "precision": compute.precision},
-    }
-    task = CaptionTask(model, tokenizer, train, val, pipeline, training, compute, keep_start=start is not None)
-    return _trained(task, tokenizer, pipeline, content, **options)
-
-
-def fit_esper(
-    train: Rows,
-    val: Rows,
-    language_model: Captioner,
-    encoder: TextEncoder,
-    *,
-    training: TrainingConfig = ESPER_TRAINING,
-    compute: Compute | None = None,
-    **options: Any,
-) -> Captioner:
-    """Train a mapper in front of a language model on images; no caption of them is used. See `baselines.esper`.
-
-    Args:
-        train: images to learn from.
-        val: other images, the first 500 of which choose the checkpoint: by the mean cosine with their captions.
-        language_model: a captioner without a prefix; it is not changed.
-        encoder: of the model that the embeddings are of.
-        training: settings.
-        compute: the device is used; computed in fp32.
-        options: as `fit_captioner` takes them.
-
-    Raises:
-        DecoderError: if the decoder reads embeddings, or there are no images to learn from or to choose by.
-    """
-    if not language_model.is_language_model:
-        raise DecoderError(
-            "ESPER starts from a language model, and this decoder reads embeddings.",
-            remedy="Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm.",
-        )
-    if not len(train) or not len(val):
-        raise DecoderError(
-            f"ESPER learns from images, and chooses the checkpoint on others; there are {len(train)} and {len(val)}.",
-            remedy="Embed images of the train and the val split.",
-        )
-    device = (compute or devices.pick(precision="fp32")).device
-    decoder, tokenizer, pipeline = language_model.decoder, language_model.tokenizer, language_model.pipeline
-    task = EsperTask(train, val, decoder, tokenizer, pipeline, encoder, training, device)
-    content = {
-        "sigma": 0.0,
-        "modality": "image",
-        "monitor": "reward",
-        "size": language_model.record.get("size"),
-        "training": {**asdict(training), "precision": "fp32"},
-    }
-    return _trained(task, tokenizer, pipeline, content, **options)
-
-
-def _trained(
-    task: CaptionTask | EsperTask,
-    tokenizer: CaptionTokenizer,
-    pipeline: Pipeline,
-    content: Mapping[str, Any],
+def fit(
+    task: DecoderTask | EsperTask,
     *,
     record: Mapping[str, Any] | None = None,
     checkpoints: CheckpointDir | None = None,
@@ -429,71 +301,115 @@ def _trained(
     label: str = "Training",
     reporter: Reporter = SILENT,
 ) -> Captioner:
-    """Run a training, unless its result is at the target; ``content`` and its losses are in the captioner's record."""
+    """Train a captioner; what is known of the training is in its record.
+
+    Args:
+        task: the training.
+        record: kept in the captioner's record too.
+        checkpoints: where the run is saved, to be continued after it was interrupted.
+        target: where the captioner is going to be written; the one that is there is returned if it is the same.
+        label: of the progress.
+        reporter: shows messages and progress.
+
+    Raises:
+        DecoderError: if the loss is not finite.
+    """
     if target is not None and (there := target.finished(task.identity, partial(Captioner.load, target.folder))):
         return there
     run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
-    history = [
-        {key: getattr(epoch, key) for key in ("train_loss", "val_loss", "seconds")}
-        | {"epoch": number, "tokens": epoch.count}
-        for number, epoch in enumerate(run.history, 1)
-    ]
     facts = {
-        "preset": pipeline.name,
+        "preset": task.pipeline.name,
         "seed": task.config.seed,
         "dim": task.train.embeddings.shape[1],
         "captions": {"train": len(task.train), "val": len(task.val)},
-        "history": history,
+        "history": [
+            {"train_loss": one.train_loss, "val_loss": one.val_loss, "seconds": one.seconds}
+            | {"epoch": number, "tokens": one.count}
+            for number, one in enumerate(run.history, 1)
+        ],
         "trace": [list(point) for point in run.trace],
         "start_val_loss": None if run.start is None else run.start.val_loss,
         "best_val_loss": None if run.kept is None else run.kept.val_loss,
-        **({} if target is None else {"made_from": target.made_from(task.identity)}),
     }
-    return Captioner(task.model, tokenizer, pipeline, {**content, **(record or {}), **facts})
+    if target is not None:
+        facts["made_from"] = target.made_from(task.identity)
+    return Captioner(task.model, task.tokenizer, task.pipeline, {**task.facts, **(record or {}), **facts})
 
 
-@dataclass(eq=False)
-class CaptionTask(Task):
-    """The training of one decoder.
+class DecoderTask(Task):
+    """The training of one decoder; it sees no image when both ``train`` and ``val`` are rows of texts.
 
-    Attributes:
-        model: the decoder to train.
-        tokenizer: its tokenizer.
+    Args:
         train: rows with the column ``caption``; the decoder learns to write each caption from its embedding.
         val: rows that the checkpoint is chosen on; their embeddings get no noise.
         pipeline: fitted; applied to the embeddings during training.
-        config: settings of the training.
-        compute: device and precision.
-        keep_start: keep the initial weights if no epoch improves on them.
-    """
+        size: a key of `SIZES`; not used where training starts from a captioner.
+        set: settings of the size that are changed, ``name=value`` (see `load_size`).
+        training: settings; those of the size when None.
+        compute: device and precision; the fastest available when None.
+        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
 
-    model: Decoder
-    tokenizer: CaptionTokenizer
-    train: Rows
-    val: Rows
-    pipeline: Pipeline
-    config: TrainingConfig
-    compute: Compute
-    keep_start: bool = False
+    Raises:
+        DecoderError: if there is no caption to learn from or to validate on.
+    """
 
     unit, error = "tokens", DecoderError
     remedy = "Lower the learning rate, or train with --precision fp32."
 
-    def __post_init__(self) -> None:
-        config, pipeline, val, model = self.config, self.pipeline, self.val, self.model.to(self.compute.device)
-        self.module, longest = model, model.config.max_tokens
-        self.train_tokens = TokenRows(self.tokenizer, self.train.captions, longest)
-        self.val_tokens = TokenRows(self.tokenizer, val.captions, longest)
+    def __init__(
+        self,
+        train: Rows,
+        val: Rows,
+        pipeline: Pipeline,
+        size: str = "small",
+        set: Sequence[str] = (),
+        training: TrainingConfig | None = None,
+        compute: Compute | None = None,
+        start: Captioner | None = None,
+    ) -> None:
+        if not len(train) or not len(val):
+            raise DecoderError(
+                f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}.",
+                remedy="Embed a corpus with more captions, or check that they are not empty.",
+            )
+        chosen, dim = load_size(size, set), train.embeddings.shape[1]
+        self.train, self.val, self.pipeline = train, val, pipeline
+        self.config = config = training or training_config(chosen)
+        self.compute = compute = compute or devices.pick()
+        model: Decoder
+        if start is not None:
+            start.check_dim(dim)
+            model, self.tokenizer = copy.deepcopy(start.decoder), start.tokenizer
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
+                if isinstance(chosen, Size):
+                    self.tokenizer = CaptionTokenizer.train(train.captions, chosen.vocab_size)
+                    model = CaptionDecoder(chosen.config(dim, self.tokenizer.vocab_size))
+                else:
+                    model, self.tokenizer = pretrained(chosen, dim)
+        self.module = self.model = model.to(compute.device)
+        longest = model.config.max_tokens
+        self.train_tokens, self.val_tokens = (
+            TokenRows(self.tokenizer, rows.captions, longest) for rows in (train, val)
+        )
         self._batches: tuple[int, list[Indices]] = (0, self._batches_of(0))
         self.steps_per_epoch = len(self._batches[1])
         total = config.epochs * self.steps_per_epoch
         rise = min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
-        self.plan = config.plan(self.steps_per_epoch, rise, "keep" if self.keep_start else "skip")
+        self.plan = config.plan(self.steps_per_epoch, rise, "skip" if start is None else "keep")
         self.optimizer = config.optimizer(model, fused=True)
         self._val_inputs = pipeline.transform(val.embeddings, modality=val.modality, training=False)
-        settings = [model.config, config, pipeline.config(), model.digest(), self.compute.precision]
-        data = [part for rows in (self.train, val) for part in (rows.keys, rows.captions, rows.embeddings)]
+        settings = [model.config, config, pipeline.config(), model.digest(), compute.precision]
+        data = [part for rows in (train, val) for part in (rows.keys, rows.captions, rows.embeddings)]
         self.identity = digest_of(settings, pipeline.record()["tensors"], *data)
+        self.facts = {
+            "modality": train.modality,
+            "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
+            "size": size if start is None else start.size,
+            "changes": list(set),
+            "training": {**asdict(config), "precision": compute.precision},
+        }
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of captions."""
@@ -519,16 +435,13 @@ class CaptionTask(Task):
             hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
             seen = tokens.masked_fill(hidden, pad)
         tokens = tokens.to(device)
-        read = (torch.from_numpy(inputs).to(device), tokens, seen.to(device))
-        count = int((tokens != pad).sum())
         with self._autocast():
-            # the hidden states of a language model are kept for the contrastive loss alone
-            logits, states = self.model.score(*read) if config.contrastive_margin else (self.model(*read), None)
+            logits, states = self.model(torch.from_numpy(inputs).to(device), tokens, seen.to(device))
+        real = tokens != pad
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
-        if states is None:
-            return update(loss), count
-        update(loss + contrastive_loss(states, tokens != pad, config.contrastive_margin))
-        return float(loss.detach()), count
+        margin = config.contrastive_margin
+        update(loss + _contrastive_loss(states, real, margin) if margin else loss)
+        return float(loss.detach()), int(real.sum())
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return the mean loss per token over the validation captions, without noise or dropout."""
@@ -539,7 +452,7 @@ class CaptionTask(Task):
             tokens = torch.from_numpy(self.val_tokens.batch(rows, pad)).to(self.compute.device)
             inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
             with self._autocast():
-                logits = self.model(inputs, tokens)
+                logits, _ = self.model(inputs, tokens)
             total += float(self._loss(logits, tokens, reduction="sum"))
             count += int((tokens != pad).sum())
         return total / count, {}
@@ -558,7 +471,7 @@ class CaptionTask(Task):
         return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
-def contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
+def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
     """Return the contrastive loss of SimCTG (Su et al., 2022), which keeps the hidden states of a caption apart.
 
         1 / (T (T - 1)) sum_i sum_(j != i) max(0, margin - 1 + cos(h_i, h_j)), mean over the captions

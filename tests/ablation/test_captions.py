@@ -148,7 +148,7 @@ def test_cells_and_decoders_are_kept_and_damaged_ones_made_again(table: Table, t
 def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = "C1,C3,CapDec,CLIPRe"
     one, _ = table(methods=methods)
-    monkeypatch.setattr("c3tools.ablation.captions.fit_captioner", None)  # all are trained in the other processes
+    monkeypatch.setattr("c3tools.ablation.captions.fit", None)  # all are trained in the other processes
     told: dict[str, list[int]] = {}
 
     class Told(Progress):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from c3tools import devices
-from c3tools.captioning import CaptionDecoder, Captioner, DecoderConfig, TrainingConfig, fit_captioner
+from c3tools.captioning import CaptionDecoder, Captioner, DecoderConfig, DecoderTask, TrainingConfig, fit
 from c3tools.captioning.config import UNCONDITIONAL
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
@@ -97,14 +97,10 @@ def make_captions_store(path: Path, *, splits: bool = True, noise: float = 0.02)
 def trained_captioner() -> Captioner:
     """A captioner of the toy world, trained once for all tests that need one; a test that changes it takes a copy."""
     world = make_world()
-    return fit_captioner(
-        *world.split(held_out=20),
-        preset("c3", sigma=0.02).fit(world.moments),
-        size="tiny",
-        training=TrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3),
-        compute=CPU,
-        record={"model": TOY, "sigma": 0.02},
-    )
+    training = TrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3)
+    pipeline = preset("c3", sigma=0.02).fit(world.moments)
+    task = DecoderTask(*world.split(held_out=20), pipeline, "tiny", training=training, compute=CPU)
+    return fit(task, record={"model": TOY, "sigma": 0.02})
 
 
 @pytest.fixture(scope="session")
@@ -116,15 +112,10 @@ def captioner() -> Captioner:
 def language_model() -> Captioner:
     """A language model of the toy world's captions, trained once."""
     world = make_world()
-    return fit_captioner(
-        *world.split(held_out=20),
-        preset("c1").fit(world.moments),
-        size="tiny",
-        set=UNCONDITIONAL,
-        training=TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, contrastive_margin=0.5),
-        compute=CPU,
-        record={"model": TOY},
-    )
+    training = TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, contrastive_margin=0.5)
+    pipeline = preset("c1").fit(world.moments)
+    task = DecoderTask(*world.split(held_out=20), pipeline, "tiny", UNCONDITIONAL, training, CPU)
+    return fit(task, record={"model": TOY})
 
 
 @pytest.fixture(scope="session")

@@ -13,22 +13,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.captioning import CaptionDecoder, Captioner, GenerationConfig, TrainingConfig, generate, train_captioner
-from c3tools.captioning.baselines.esper import (
-    clipped_policy_loss,
-    generalized_advantages,
-    sample,
-    token_rewards,
+from c3tools.captioning import (
+    CaptionDecoder,
+    Captioner,
+    Decoder,
+    GenerationConfig,
+    TrainingConfig,
+    fit,
+    generate,
+    train_captioner,
 )
-from c3tools.captioning.baselines.magic import write_magic
-from c3tools.captioning.baselines.zerocap import write_zerocap
-from c3tools.captioning.language_model import Decoder
+from c3tools.captioning.baselines.esper import EsperTask, clipped_policy_loss, sample, token_advantages
+from c3tools.captioning.baselines.steering import write_steered
+from c3tools.captioning.model import KeyValueCache
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
-from c3tools.captioning.train import contrastive_loss, fit_esper
 from c3tools.errors import DecoderError
 from c3tools.store import Rows
 
-from .conftest import ANIMALS, CPU, DIM, make_captions_store
+from .conftest import ANIMALS, DIM, make_captions_store
 from .language_models import save_tiny_gpt2
 
 LIMIT = 6
@@ -57,24 +59,22 @@ def given_inputs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def steered(model: CaptionDecoder, n: int, method: Any, **settings: float) -> list[list[int]]:
     config = GenerationConfig(method, **settings)  # type: ignore[arg-type]
-    write, (x, images) = write_magic if method == "magic" else write_zerocap, given_inputs(n)
+    x, images = given_inputs(n)
     unit = images / np.linalg.norm(images, axis=1, keepdims=True)
-    written: list[list[int]] = write(model, Letters(), torch.from_numpy(x), unit, config, Counting())  # type: ignore[arg-type]
-    return written
+    return write_steered(model, Letters(), x, unit, config, Counting())  # type: ignore[arg-type]
 
 
 def logits_after(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))
+        logits: torch.Tensor = model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))[0]
     return logits[0, len(written)]
 
 
 def hidden_states(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
     """Those of the last prefix position and of every token."""
     with torch.no_grad():
-        prefix = model.embed_prefix(torch.from_numpy(x[None]))
-        tokens = model.tokens(torch.tensor([written], dtype=torch.long))
-        return model.run(torch.cat([prefix, tokens], dim=1))[0, model.config.prefix_length - 1 :]
+        hidden: torch.Tensor = model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))[1]
+    return hidden[0]
 
 
 def magic_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarray, config: GenerationConfig) -> list[int]:
@@ -116,7 +116,7 @@ def zerocap_by_definition(
     unit = torch.from_numpy(image / np.linalg.norm(image))
 
     def after(written: list[int], keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
-        cache = model.cache_of([part[None] for pair in zip(keys, values, strict=True) for part in pair])
+        cache = KeyValueCache(zip(keys, values, strict=True))
         logits, _ = model.decode_step(torch.tensor(written[-1:]), cache)
         return logits[0, 1:].log_softmax(-1)  # without padding
 
@@ -128,9 +128,7 @@ def zerocap_by_definition(
             _, _, cache = model.prefill(torch.from_numpy(x[None]))
             for token in written[:-1]:
                 model.decode_step(torch.tensor([token]), cache)
-            keys, values = (
-                [part[layer, 0, :, : cache.length] for layer in range(2)] for part in (cache.keys, cache.values)
-            )
+            keys, values = ([layer[part] for layer in cache] for part in (0, 1))
             p_0 = after(written, keys, values)
         for _ in range(config.gradient_steps):
             keys, values = ([part.detach().requires_grad_() for part in parts] for parts in (keys, values))
@@ -172,12 +170,11 @@ def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], sm
     log_p, log_p_lm, values = (rng.normal(size=(B, T)) * real for _ in range(3))
     cosines = rng.uniform(-1, 1, B)
     as_torch = [torch.from_numpy(array) for array in (cosines, log_p, log_p_lm, real, values)]
-    rewards = token_rewards(*as_torch[:4])
-    advantages = generalized_advantages(rewards, as_torch[4], as_torch[3], smoothing)
+    cosine, p, p_lm, is_real, value = as_torch
+    advantages = token_advantages(cosine, p, p_lm, value, is_real, smoothing)
     for row, length in enumerate(lengths):
         r = -0.15 * (log_p[row] - log_p_lm[row])
         r[length - 1] += 50 * cosines[row] - 10
-        np.testing.assert_allclose(rewards[row, :length], r[:length], atol=1e-9)
         V = [*values[row, :length], 0.0]
         delta = [r[t] + V[t + 1] - V[t] for t in range(length)]
         expected = [sum(smoothing**k * delta[t + k] for k in range(length - t)) for t in range(length)]
@@ -186,16 +183,7 @@ def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], sm
     ratio = np.exp(log_p - log_p_lm)[real]
     own = advantages.numpy()[real]
     terms = [-min(a * b, np.clip(a, 0.8, 1.2) * b) for a, b in zip(ratio, own, strict=True)]
-    loss = clipped_policy_loss(as_torch[1], as_torch[2], advantages, as_torch[3])
-    assert float(loss) == pytest.approx(np.mean(terms), abs=1e-9)
-    hidden, margin = torch.from_numpy(rng.normal(size=(B, T, 3))), 0.5 + smoothing
-    pairs = [[(i, j) for i in range(n) for j in range(n) if i != j] for n in lengths]
-    apart = [
-        [max(0.0, margin - 1 + float(torch.cosine_similarity(row[i], row[j], dim=0))) for i, j in own_pairs]
-        for row, own_pairs in zip(hidden, pairs, strict=True)
-    ]
-    means = [sum(part) / max(len(part), 1) for part in apart]
-    assert float(contrastive_loss(hidden, as_torch[3], margin)) == pytest.approx(np.mean(means), abs=1e-5)
+    assert float(clipped_policy_loss(p, p_lm, advantages, is_real)) == pytest.approx(np.mean(terms), abs=1e-9)
 
 
 class Animals:
@@ -221,7 +209,10 @@ def cached_steps(model: Decoder, tokens: list[int]) -> torch.Tensor:
     logits, _, cache = model.prefill(torch.zeros(1, DIM))
     rows = [logits]
     for token in tokens:
-        rows.append(model.decode_step(torch.tensor([token]), model.cache_of(cache.tensors()))[0])
+        rebuilt = model.new_cache()
+        for number, layer in enumerate(cache):
+            rebuilt.update(*layer[:2], number)
+        rows.append(model.decode_step(torch.tensor([token]), rebuilt)[0])
         model.decode_step(torch.tensor([token]), cache)
     return torch.cat(rows)
 
@@ -232,9 +223,9 @@ def test_a_language_model_writes_and_scores_without_an_embedding(language_model:
     assert isinstance(model, CaptionDecoder)
     assert language_model.is_language_model
     x, tokens = torch.zeros(1, DIM), torch.tensor([[5, 9, 7, END_ID]])
-    logits = model(x, tokens)[0]
+    logits = model(x, tokens)[0][0]
     shown = torch.cat([torch.tensor([END_ID]), tokens[0, :-1]])
-    torch.testing.assert_close(logits, model.logits(model.run(model.tokens(shown)[None]))[0])
+    torch.testing.assert_close(logits, model.predict(model.embed_tokens(shown[None]), 0)[0][0])
     torch.testing.assert_close(cached_steps(model, [5, 9, 7]), logits, atol=1e-5, rtol=1e-4)
     written = generate(model, np.random.default_rng(0).normal(size=(3, DIM)).astype(np.float32))
     assert written[0] == written[1] == written[2]
@@ -250,7 +241,7 @@ def test_samples_are_drawn_from_the_decoder(language_model: Captioner) -> None:
     torch.manual_seed(0)
     x = torch.zeros(4000, DIM)
     tokens = sample(model, x)
-    expected = model(x[:1], tokens[:1])[0, 0].softmax(-1)
+    expected = model(x[:1], tokens[:1])[0][0, 0].softmax(-1)
     counts = torch.bincount(tokens[:, 0], minlength=len(expected)) / len(tokens)
     assert float((counts - expected).abs().max()) < 0.03
 
@@ -259,7 +250,7 @@ def test_esper_learns_what_images_show_from_images_alone(language_model: Caption
     before = language_model.decoder.digest()
     train, val = pictures(128, 0), pictures(32, 1)
     training = TrainingConfig(epochs=12, batch_size=32, learning_rate=3e-3, weight_decay=0.0)
-    captioner = fit_esper(train, val, language_model, Animals(), training=training, compute=CPU)
+    captioner = fit(EsperTask(train, val, language_model, Animals(), training, "cpu"))  # type: ignore[arg-type]
     best = captioner.record["best_val_loss"]
     assert best == min(epoch["val_loss"] for epoch in captioner.record["history"])
     captioner.save(tmp_path / "esper")
@@ -287,6 +278,6 @@ def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_ma
         config = GenerationConfig(method, candidates=20, beams=2, gradient_steps=2)
         assert lm.caption(embeddings=image, generation=config, encoder=Animals())  # type: ignore[arg-type]
     training = TrainingConfig(epochs=1, batch_size=10)
-    captioner = fit_esper(pictures(20, 0), pictures(8, 1), lm, Animals(), training=training, compute=CPU)
+    captioner = fit(EsperTask(pictures(20, 0), pictures(8, 1), lm, Animals(), training, "cpu"))  # type: ignore[arg-type]
     captioner.save(tmp_path / "esper")
     assert Captioner.load(tmp_path / "esper").caption(embeddings=image) == captioner.caption(embeddings=image)

@@ -25,7 +25,7 @@ def greedy_without_cache(model: CaptionDecoder, x: np.ndarray) -> list[int]:
     for _ in range(LIMIT):
         tokens = torch.tensor([[*written, PAD_ID]])
         with torch.no_grad():
-            scores = model(torch.from_numpy(x[None]), tokens)[0, len(written)]
+            scores = model(torch.from_numpy(x[None]), tokens)[0][0, len(written)]
         scores[PAD_ID] = -torch.inf
         token = int(scores.argmax())
         if token == END_ID:
@@ -61,7 +61,7 @@ def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> 
 
 def score_without_padding(model: CaptionDecoder, x: np.ndarray, ids: list[int]) -> float:
     with torch.no_grad():
-        scores = model(torch.from_numpy(x[None]), torch.tensor([ids]))[0]
+        scores = model(torch.from_numpy(x[None]), torch.tensor([ids]))[0][0]
     scores[:, PAD_ID] = -torch.inf
     return float(scores.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum())
 
@@ -80,7 +80,7 @@ def test_samples_follow_the_probabilities(tiny_model: CaptionDecoder) -> None:
     tiny_model.config = replace(tiny_model.config, max_tokens=1)
     found = generate(tiny_model, x, GenerationConfig("nucleus", top_p=1.0, batch_size=20_000), keys)
     with torch.no_grad():
-        scores = tiny_model(torch.from_numpy(x[:1]), torch.tensor([[2]]))[0, 0]
+        scores = tiny_model(torch.from_numpy(x[:1]), torch.tensor([[2]]))[0][0, 0]
     scores[PAD_ID] = -torch.inf
     expected = scores.softmax(-1).numpy()
     counts = np.bincount([ids[0] if ids else END_ID for ids in found], minlength=7) / len(x)

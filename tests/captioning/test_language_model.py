@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from c3tools.captioning import SIZES, Captioner, GenerationConfig, LanguageModelSize, fit_captioner, generate, load_size
+from c3tools.captioning import (
+    SIZES,
+    Captioner,
+    DecoderTask,
+    GenerationConfig,
+    LanguageModelSize,
+    fit,
+    generate,
+    load_size,
+)
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 
@@ -32,7 +41,7 @@ def train(gpt2: Path, *changes: str) -> Captioner:
     world = make_world()
     settings = (f"model={gpt2}", "warmup_steps=2", "learning_rate=1e-2", "batch_size=8", *changes)
     pipeline = preset("c3", sigma=0.02).fit(world.moments)
-    return fit_captioner(*world.split(held_out=20), pipeline, size="paper", set=settings, compute=CPU)
+    return fit(DecoderTask(*world.split(held_out=20), pipeline, "paper", settings, compute=CPU))
 
 
 def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
@@ -67,7 +76,7 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
         for _ in range(12):
             tokens = torch.tensor([[*written, decoder.pad_id]])
             with torch.no_grad():
-                token = int(decoder(row[None], tokens)[0, len(written)].argmax())
+                token = int(decoder(row[None], tokens)[0][0, len(written)].argmax())
             if token == decoder.end_id:
                 break
             written.append(token)

@@ -17,7 +17,7 @@ def test_cached_and_whole_computation_agree(rows: int, seed: int) -> None:
     model = CaptionDecoder(config).eval()
     x, tokens = torch.randn(rows, 5), torch.randint(1, 9, (rows, 7))
     with torch.no_grad():
-        whole = model(x, tokens)
+        whole, _ = model(x, tokens)
         first, _, cache = model.prefill(x)
         steps = [first, *(model.decode_step(tokens[:, t], cache)[0] for t in range(6))]
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=1e-5)

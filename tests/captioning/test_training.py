@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from c3tools import devices
-from c3tools.captioning import SIZES, CaptionDecoder, CaptionTask, DecoderConfig, TrainingConfig, fit_captioner
+from c3tools.captioning import SIZES, CaptionDecoder, Captioner, DecoderConfig, DecoderTask, TrainingConfig, fit
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.store import Rows
 from c3tools.training.loop import Plan, train
@@ -63,10 +63,11 @@ def caption_rows(n: int = 20, modality: str = "text") -> Rows:
     return Rows.of(modality, [f"k{i}" for i in range(n)], rng.normal(size=(n, 4)), caption=captions, image_key=images)
 
 
-def make_task(config: TrainingConfig, transform: Any = None, **changes: Any) -> CaptionTask:
+def make_task(config: TrainingConfig, transform: Any = None) -> DecoderTask:
     torch.manual_seed(0)
-    model = CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **(SMALL | changes)))
-    return CaptionTask(model, Digits(), caption_rows(), caption_rows(8), transform or Spy(), config, FP32)  # type: ignore[arg-type]
+    spy = transform or Spy()
+    start = Captioner(CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **SMALL)), Digits(), spy)  # type: ignore[arg-type]
+    return DecoderTask(caption_rows(), caption_rows(8), spy, training=config, compute=FP32, start=start)
 
 
 def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch() -> None:
@@ -85,7 +86,8 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     task = make_task(TrainingConfig(epochs=1, batch_size=20))
     tokens = torch.from_numpy(task.train_tokens.batch(np.arange(20), PAD_ID))
     real = tokens != PAD_ID
-    log_p = task.model(torch.from_numpy(task.train.embeddings), tokens).log_softmax(-1)
+    logits, hidden = task.model(torch.from_numpy(task.train.embeddings), tokens)
+    log_p = logits.log_softmax(-1)
     expected = -log_p.gather(2, tokens[:, :, None])[:, :, 0][real].mean()
     moved: list[float] = []
 
@@ -99,12 +101,19 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else() -> None:
     # the contrastive loss moves the weights, and is not reported
     task = make_task(TrainingConfig(epochs=1, batch_size=20, contrastive_margin=1.5))
     assert task.step(0, update)[0] == pytest.approx(loss, rel=1e-6)
-    assert moved[1] > loss
+    apart = []  # of the hidden states of each caption: mean of max(0, 1.5 - 1 + cos) over the pairs of different ones
+    for states, length in zip(hidden.detach(), task.train_tokens.lengths, strict=True):
+        pairs = [(i, j) for i in range(length) for j in range(length) if i != j]
+        cosines = [float(torch.cosine_similarity(states[i], states[j], dim=0)) for i, j in pairs]
+        apart.append(sum(max(0.0, 0.5 + cosine) for cosine in cosines) / len(pairs))
+    assert moved[1] - loss == pytest.approx(np.mean(apart), rel=1e-5)
 
 
 def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly() -> None:
     settings = replace(SIZES["paper"].training, batch_size=4)
-    assert make_task(settings).plan == Plan(50, 2e-5, 5, 25, "linear", steps_per_epoch=5)  # half of a small corpus
+    assert make_task(settings).plan == Plan(
+        50, 2e-5, 5, 25, "linear", start="keep", steps_per_epoch=5
+    )  # half of a small corpus
     assert make_task(replace(settings, warmup_steps=7)).plan.rise == 7
 
 
@@ -113,7 +122,7 @@ def test_hidden_words_are_drawn_at_the_asked_rate(monkeypatch: pytest.MonkeyPatc
     seen: list[torch.Tensor] = []
     forward = task.model.forward
 
-    def spy(embeddings: torch.Tensor, tokens: torch.Tensor, shown: torch.Tensor | None = None) -> torch.Tensor:
+    def spy(embeddings: torch.Tensor, tokens: torch.Tensor, shown: torch.Tensor | None = None) -> Any:
         assert shown is not None
         seen.append((shown == PAD_ID)[tokens != PAD_ID])
         return forward(embeddings, tokens, shown)
@@ -130,5 +139,6 @@ def test_the_seed_decides_everything() -> None:
     digests = []
     for seed in (4, 4, 5):
         config = TrainingConfig(epochs=1, batch_size=16, word_dropout=0.2, seed=seed)
-        digests.append(fit_captioner(rows, val, pipeline, size="tiny", training=config, compute=FP32).fingerprint())
+        task = DecoderTask(rows, val, pipeline, "tiny", training=config, compute=FP32)
+        digests.append(fit(task).fingerprint())
     assert digests[0] == digests[1] != digests[2]

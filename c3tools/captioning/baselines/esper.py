@@ -18,29 +18,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ... import devices
 from ...arrays import Matrix
+from ...encoders import Encoder
 from ...errors import DecoderError
 from ...io.artifact import digest_of
 from ...moments import unit_rows
 from ...seeds import generator
 from ...store import Rows
 from ...training.loop import Task, Validation
-from ...transforms import Pipeline
+from ..captioner import Captioner
 from ..config import TrainingConfig
 from ..generation import generate
-from ..language_model import Decoder
-from ..model import allowed
-from ..tokenizer import CaptionTokenizer
-from .steering import TextEncoder, encode_once
+from ..model import Decoder
+from .steering import encode_once
 
 ESPER_TRAINING = TrainingConfig(epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95)
+LANGUAGE_MODEL_REMEDY = "Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm."
 _PREFIX_LENGTH = 10
 _REWARD_SCALE, _REWARD_OFFSET = 50.0, -10.0
 _DIVERGENCE = 0.15  # weight of log p / p_lm per token
@@ -49,103 +50,110 @@ _VALIDATION_IMAGES = 500
 _VALUE_WEIGHT = 0.5
 
 
-class _Policy(nn.Module):
-    """A decoder with its mapper, and the value of each state."""
-
-    def __init__(self, model: Decoder, width: int) -> None:
-        super().__init__()
-        self.model = model
-        self.value = nn.Linear(width, 1)
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
-
-    def forward(self, inputs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-probability and the value (B, T) of each token of captions (B, T)."""
-        logits, hidden = self.model.score(inputs, tokens)
-        values: Tensor = self.value(hidden.detach())[..., 0]
-        return token_log_probabilities(self.model, logits, tokens), values
-
-
-@dataclass(eq=False)
 class EsperTask(Task):
-    """The training of a mapper; computed in fp32.
+    """The training of a mapper in front of a language model on images; no caption of them is used. In fp32.
 
-    Attributes:
+    Args:
         train: images to learn from.
         val: other images, the first 500 of which choose the checkpoint: by the mean cosine with their captions.
-        language_model: a decoder without a prefix; a copy is kept.
-        tokenizer: its tokenizer.
-        pipeline: of its inputs.
+        start: a captioner without a prefix; it is not changed.
         encoder: of the model that the embeddings are of.
         config: ``epochs`` (over the images), ``batch_size``, ``learning_rate``, ``warmup``, ``decay``, ``clip_norm``
             and ``seed`` are used.
-        device: to train on.
-    """
+        device: to train on; the fastest available when None.
 
-    train: Rows
-    val: Rows
-    language_model: Decoder
-    tokenizer: CaptionTokenizer
-    pipeline: Pipeline
-    encoder: TextEncoder
-    config: TrainingConfig
-    device: str
+    Raises:
+        DecoderError: if the decoder reads embeddings, or there are no images to learn from or to choose by.
+    """
 
     unit, error = "images", DecoderError
 
-    def __post_init__(self) -> None:
-        config = self.config
-        self.val = self.val.select(np.arange(min(len(self.val), _VALIDATION_IMAGES)))
-        self.language_model = copy.deepcopy(self.language_model).to(self.device).eval()
+    def __init__(
+        self,
+        train: Rows,
+        val: Rows,
+        start: Captioner,
+        encoder: Encoder,
+        config: TrainingConfig = ESPER_TRAINING,
+        device: str | None = None,
+    ) -> None:
+        if not start.is_language_model:
+            raise DecoderError(
+                "ESPER starts from a language model, and this decoder reads embeddings.", remedy=LANGUAGE_MODEL_REMEDY
+            )
+        if not len(train) or not len(val):
+            raise DecoderError(
+                f"ESPER learns from images, and chooses the checkpoint on others; there are {len(train)} and "
+                f"{len(val)}.",
+                remedy="Embed images of the train and the val split.",
+            )
+        self.train, self.val = train, val.select(np.arange(min(len(val), _VALIDATION_IMAGES)))
+        self.tokenizer, self.pipeline, self.encoder, self.config = start.tokenizer, start.pipeline, encoder, config
+        self.device = device or devices.pick(precision="fp32").device
+        self.language_model = copy.deepcopy(start.decoder).to(self.device).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
             self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
         width = self.language_model.prefill(torch.zeros(1, self.model.config.dim, device=self.device))[1].shape[1]
-        self.module = self.policy = _Policy(self.model, width).to(self.device)
+        self.value = nn.Linear(width, 1)  # of each state
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+        self.module = nn.ModuleDict({"model": self.model, "value": self.value}).to(self.device)
         self.inputs, self.val_inputs = (
-            self.pipeline.transform(rows.embeddings, modality="image") for rows in (self.train, self.val)
+            self.pipeline.transform(rows.embeddings, modality="image") for rows in (train, self.val)
         )
-        self.optimizer = config.optimizer(self.policy)
-        self.per_epoch = math.ceil(len(self.train) / config.batch_size)
+        self.optimizer = config.optimizer(self.module)
+        self.per_epoch = math.ceil(len(train) / config.batch_size)
         self.plan = config.plan(self.per_epoch, config.warmup * self.per_epoch)
         settings = [config, self.model.digest(), _PREFIX_LENGTH, _DIVERGENCE, _PASSES, _REWARD_SCALE]
-        data = [part for rows in (self.train, self.val) for part in (rows.keys, rows.embeddings)]
+        data = [part for rows in (train, self.val) for part in (rows.keys, rows.embeddings)]
         self.identity = digest_of(settings, *data)
+        self.facts = {
+            "sigma": 0.0,
+            "modality": "image",
+            "monitor": "reward",
+            "size": start.size,
+            "training": {**asdict(config), "precision": "fp32"},
+        }
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Write captions of some images, and train towards those that are closer to their images."""
-        config, policy, pad = self.config, self.policy.eval(), self.policy.model.pad_id  # without dropout
+        config, model, language_model = self.config, self.model, self.language_model
+        self.module.eval()  # without dropout
         epoch, place = divmod(number, self.per_epoch)
         order = generator(config.seed, "esper", epoch).permutation(len(self.train))
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         torch.manual_seed(int(generator(config.seed, "update", number).integers(2**62)))
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
-        tokens = sample(policy.model, inputs)  # (B, T)
-        real = tokens != pad
+        tokens = sample(model, inputs)  # (B, T)
+        real = tokens != model.pad_id
         cosines = torch.from_numpy(self._cosines(tokens.tolist(), self.train.embeddings[rows])).to(self.device)  # (B,)
         with torch.no_grad():
-            before, values = policy(inputs, tokens)
-            unprefixed = self.language_model.score(inputs, tokens)[0]
-            log_p_lm = token_log_probabilities(self.language_model, unprefixed, tokens)
-            rewards = token_rewards(cosines, before, log_p_lm, real)
-            advantages = generalized_advantages(rewards, values * real, real)
+            before, values = self._policy(inputs, tokens)
+            log_p_lm, _ = _token_log_probabilities(language_model, inputs, tokens)
+            advantages = token_advantages(cosines, before, log_p_lm, values * real, real)
             targets = advantages + values * real
             own = advantages[real]
             advantages = (advantages - own.mean()) / (own.std() + 1e-6)
         for _ in range(_PASSES):
-            log_p, values = policy(inputs, tokens)
+            log_p, values = self._policy(inputs, tokens)
             value_loss = ((values - targets) ** 2)[real].mean()
             update(clipped_policy_loss(log_p, before, advantages, real) + _VALUE_WEIGHT * value_loss)
         return 1 - float(cosines.mean()), len(rows)
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return 1 minus the mean cosine of the validation images with their greedy captions."""
-        captions = generate(self.policy.model, self.val_inputs)
+        captions = generate(self.model, self.val_inputs)
         return 1 - float(self._cosines(captions, self.val.embeddings).mean()), {}
 
     def note(self, latest: Validation) -> str:
         """Return the mean cosine of the last validation in words."""
         return f"val cosine {1 - latest.val_loss:.3f}"
+
+    def _policy(self, inputs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability and the value (B, T) of each token of captions (B, T)."""
+        log_p, hidden = _token_log_probabilities(self.model, inputs, tokens)
+        return log_p, self.value(hidden.detach())[..., 0]
 
     def _cosines(self, captions: list[list[int]], images: Matrix) -> Matrix:
         """Return the cosine (B,) of each caption with the embedding of its image."""
@@ -163,49 +171,40 @@ def sample(model: Decoder, inputs: Tensor) -> Tensor:
     while len(columns) < model.config.max_tokens and going.any():
         if columns:
             logits, _ = model.decode_step(columns[-1].masked_fill(~going, model.end_id), cache)
-        drawn = allowed(model, logits).softmax(-1).multinomial(1)[:, 0]  # (B,)
+        drawn = model.allowed(logits).softmax(-1).multinomial(1)[:, 0]  # (B,)
         columns.append(drawn.masked_fill(~going, model.pad_id))
         going = going & (drawn != model.end_id)
     return torch.stack(columns, dim=1)
 
 
-def token_log_probabilities(model: Decoder, logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the log-probability (B, T) of each token of captions (B, T), given scores (B, T, V); of padding 0."""
-    B, T, V = logits.shape
+def _token_log_probabilities(model: Decoder, inputs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each token (B, T), of padding 0, and the hidden states (B, T, W)."""
+    logits, hidden = model(inputs, tokens)
     real = tokens != model.pad_id
-    log_p = allowed(model, logits.reshape(B * T, V)).log_softmax(-1).view(B, T, V)
     known = tokens.masked_fill(~real, model.end_id)
-    return log_p.gather(2, known[..., None])[..., 0] * real
+    return model.allowed(logits).log_softmax(-1).gather(2, known[..., None])[..., 0] * real, hidden
 
 
-def token_rewards(cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, real: Tensor) -> Tensor:
-    """Return the reward of each token (B, T): for leaving the language model, and at the last one for the caption.
+def token_advantages(
+    cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, values: Tensor, real: Tensor, smoothing: float = 0.95
+) -> Tensor:
+    """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016); of padding 0.
 
+        A_t = sum_k smoothing^k (r_(t+k) + V_(t+k+1) - V_(t+k)),  V = 0 after the last token
         r_t = -0.15 (log p(t) - log p_lm(t)) + [t is the last] (50 cos(image, caption) - 10)
+
+    The reward is for leaving the language model, and at the last token for the caption.
 
     Args:
         cosines: of each caption with its image, (B,).
         log_p: log-probability of each token by the decoder, (B, T).
         log_p_lm: by the language model.
-        real: bool (B, T), False for padding.
-    """
-    rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
-    last = real.sum(1) - 1
-    rewards[torch.arange(len(rewards)), last] += _REWARD_SCALE * cosines + _REWARD_OFFSET
-    return rewards
-
-
-def generalized_advantages(rewards: Tensor, values: Tensor, real: Tensor, smoothing: float = 0.95) -> Tensor:
-    """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016); of padding 0.
-
-        A_t = sum_k smoothing^k (r_(t+k) + V_(t+k+1) - V_(t+k)),  V = 0 after the last token
-
-    Args:
-        rewards: of each token (B, T).
         values: expected sum of the rewards from each token on, (B, T).
         real: bool (B, T), False for padding.
         smoothing: lambda.
     """
+    rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
+    rewards[torch.arange(len(rewards)), real.sum(1) - 1] += _REWARD_SCALE * cosines + _REWARD_OFFSET
     advantages = torch.zeros_like(rewards)
     after = torch.zeros_like(rewards[:, 0])
     following = torch.zeros_like(after)
