@@ -29,6 +29,8 @@ from .tokenizer import CaptionTokenizer
 class LanguageModelDecoder(Decoder):
     """A language model behind a mapper; see the module's docstring."""
 
+    config: LanguageModelConfig
+
     def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config

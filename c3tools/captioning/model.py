@@ -195,6 +195,7 @@ class _Block(nn.Module):
 class CaptionDecoder(Decoder):
     """Built-in decoder; see the module's docstring."""
 
+    config: DecoderConfig
     pad_id, end_id = PAD_ID, END_ID
 
     def __init__(self, config: DecoderConfig) -> None:

@@ -65,7 +65,7 @@ def caption_rows(n: int = 20, modality: str = "text") -> Rows:
 
 def make_task(config: TrainingConfig, transform: Any = None) -> DecoderTask:
     torch.manual_seed(0)
-    spy = transform or Spy()
+    spy: Any = transform or Spy()
     start = Captioner(CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **SMALL)), Digits(), spy)  # type: ignore[arg-type]
     return DecoderTask(caption_rows(), caption_rows(8), spy, training=config, compute=FP32, start=start)
 
