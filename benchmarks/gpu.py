@@ -82,7 +82,7 @@ def rate(encoder: Encoder, modality: Literal["image", "text"], inputs: np.ndarra
 
     def work() -> int:
         for _ in range(batches):
-            encoder.backend.submit(modality, inputs).result()
+            encoder.backend.submit(modality, inputs)()
         return batches * len(inputs)
 
     work()  # warms up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import c3tools
@@ -15,11 +14,12 @@ def models(containing: str = "", *, here: bool = False) -> Any:
     """List the model names that --model takes: the bundled model and those of open_clip."""
     found = c3tools.list_models(containing, here=here)
     rows = [
-        [m.name, str(m.dim), f"{m.image_size} px", f"{m.context_length} tokens", "yes" if m.here else ""] for m in found
+        [m["name"], str(m["dim"]), f"{m['image_size']} px", f"{m['context_length']} tokens", "yes" if m["here"] else ""]
+        for m in found
     ]
     print_table(Table(["model", "d", "image", "text", "here"], rows))
     message("Also: local-dir:PATH (a folder with open_clip_config.json), hf-hub:ORG/NAME.")
-    return [asdict(model) for model in found]
+    return found
 
 
 def info() -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from c3tools.arrays import Matrix
 from c3tools.devices import Compute
 from c3tools.encoders import Encoder
-from c3tools.encoders.preprocessing import ImagePreprocessor, Squash
+from c3tools.encoders.preprocessing import ImagePreprocessor
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
 
@@ -67,25 +67,15 @@ def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str
     return Store.open(path)
 
 
-@dataclass(frozen=True)
-class _Done:
-    vectors: Matrix
-
-    def result(self) -> Matrix:
-        return self.vectors
-
-
 class _Colours:
     name, compute, ahead = "torch", Compute("cpu", "fp32"), 0
 
-    def submit(self, modality: str, batch: Any) -> _Done:
+    def submit(self, modality: str, batch: Any) -> Callable[[], Matrix]:
         names = [
             bytes(row[0, 0] if modality == "image" else row[row > 0].astype(np.uint8)) for row in np.asarray(batch)
         ]
-        return _Done(np.stack([colour_row(name) for name in names]))
-
-    def batch_size(self, modality: str, pixels: int) -> int:
-        return 2
+        vectors = np.stack([colour_row(name) for name in names])
+        return lambda: vectors
 
 
 def colour_row(content: bytes) -> Matrix:
@@ -98,8 +88,8 @@ def colour_row(content: bytes) -> Matrix:
 def colour_encoder() -> Encoder:
     """A double that embeds images of one colour, and texts, without a model."""
     size = (2, 2)
-    preprocess = ImagePreprocessor((Squash(size),), size, (0.5,) * 3, (0.5,) * 3, {"size": 2})
-    tokenise = lambda texts: [list(text.encode()[:64].ljust(64, bytes(1))) for text in texts]  # noqa: E731
+    preprocess = ImagePreprocessor((partial(Image.Image.resize, size=size),), size, (0.5,) * 3, (0.5,) * 3, {"size": 2})
+    tokenise = lambda texts, n=64: [list(text.encode()[:n].ljust(n, bytes(1))) for text in texts]  # noqa: E731
     identity = {"name": "colours", "weights_sha256": "0" * 64}
     return Encoder(
         _Colours(),

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -33,7 +33,6 @@ from ..corpus import ImageItem, ImageReader, TextItem
 from ..corpus.images import read_frames
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
-from ..encoders.encoder import Pending
 from ..errors import C3Error, StoreError, UnreachableError
 from ..executors import Report, Work, WorkerResources, cores, end_with_parent
 from ..io.limits import LARGEST_DECODED
@@ -192,7 +191,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             seconds["waiting"] += time.perf_counter() - start
             if not pixels:
                 break
-            total += encoder.start_pixels(np.stack(pixels)).result().sum(axis=0, dtype=np.float64)
+            total += encoder.backend.submit("image", np.stack(pixels))().sum(axis=0, dtype=np.float64)
             row["frames"] += len(pixels)
         norm = np.linalg.norm(total)
         if not norm > 0:
@@ -281,17 +280,17 @@ def _encode_ahead(batches: Iterator[PixelBatch], encoder: Encoder) -> Iterator[t
 
     The next batches are already computed while the caller uses one.
     """
-    running: deque[tuple[PixelBatch, Pending | None, float]] = deque()
+    running: deque[tuple[PixelBatch, Callable[[], Matrix] | None, float]] = deque()
     more = True
     while more or running:
         start = time.perf_counter()
         batch = next(batches, None)
         waited, more = time.perf_counter() - start, batch is not None
         if batch is not None:
-            running.append((batch, encoder.start_pixels(batch.pixels) if batch.rows else None, waited))
+            running.append((batch, encoder.backend.submit("image", batch.pixels) if batch.rows else None, waited))
         if running and (not more or len(running) > encoder.backend.ahead):
             done, features, waited = running.popleft()
-            yield done, np.zeros((0, encoder.dim), np.float32) if features is None else features.result(), waited
+            yield done, np.zeros((0, encoder.dim), np.float32) if features is None else features(), waited
 
 
 def encode_files(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -28,13 +28,6 @@ _USUAL_PIXELS = 224 * 224
 _USUAL_TEXT_LENGTH = 16  # tokens
 
 
-class Pending(Protocol):
-    """A batch that is being computed."""
-
-    def result(self) -> Matrix:
-        """Wait for the unit vectors, float32 (n, d)."""
-
-
 class Backend(Protocol):
     """A way to run the two towers of a model.
 
@@ -48,8 +41,13 @@ class Backend(Protocol):
     compute: Compute
     ahead: int
 
-    def submit(self, modality: Modality, batch: Any) -> Pending:
-        """Start a batch: pixels, uint8 (n, height, width, 3), or tokens, int64 (n, length); arrays or torch tensors."""
+    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
+        """Start a batch, and return a function that waits for its unit vectors, float32 (n, d).
+
+        Args:
+            modality: of the batch.
+            batch: pixels, uint8 (n, height, width, 3), or tokens, int64 (n, length); an array or a torch tensor.
+        """
 
 
 class Encoder:
@@ -60,7 +58,7 @@ class Encoder:
 
     Args:
         backend: runs the model.
-        tokenizer: from texts to token ids, (n, context length).
+        tokenizer: from texts to token ids, (n, context length); takes another context length as second argument.
         preprocess: from an RGB image to the pixels that the model takes.
         identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
         trims_texts: whether texts are run without their padding (only if that is exact).
@@ -145,17 +143,11 @@ class Encoder:
 
     def truncated(self, texts: Sequence[str], tokens: Tokens) -> int:
         """Return how many of n texts, whose tokens are (n, context length), were cut to the context length."""
-        whole = getattr(self._tokenizer, "tokenizer", None)
-        if callable(whole):  # of transformers: it may pad with the end token, so rows do not tell
-            texts = [self._tokenizer.clean_fn(text) for text in texts]
-            long = [text for text in texts if len(text.encode()) >= tokens.shape[1] - 2]  # a byte is a token at most
-            return sum(len(ids) > tokens.shape[1] for ids in whole(long, verbose=False)["input_ids"]) if long else 0
-        full = np.flatnonzero(self._lengths(tokens) == tokens.shape[1]).tolist()
-        encode = getattr(self._tokenizer, "encode", None)
-        if encode is None:
-            return len(full)
-        longest = tokens.shape[1] - 2  # the start and the end token
-        return sum(len(encode(texts[row])) > longest for row in full)
+        length = tokens.shape[1]
+        full = np.flatnonzero(tokens[:, -1] != tokens[:, -2])  # others end with padding
+        longer = np.asarray(self._tokenizer(["", *(texts[row] for row in full.tolist())], length + 1))
+        padding, there = longer[0, -2], longer[1:, length - 1]  # a text that goes on has no end at this place
+        return int(((there != tokens[full, -1]) & (there != padding)).sum())
 
     def encode_token_batches(
         self, tokens: Tokens, *, batch_size: int | None = None
@@ -180,10 +172,6 @@ class Encoder:
             yield rows, tokens[rows, : int(lengths[rows].max())]
             start += len(rows)
 
-    def start_pixels(self, pixels: Any) -> Pending:
-        """Start to embed pixels, uint8 (n, height, width, 3), an array or a torch tensor, without waiting for them."""
-        return self.backend.submit("image", pixels)
-
     def pixels(self, image: str | Path | BinaryIO | Image.Image | Pixels) -> Pixels:
         """Return pixels, uint8 (height, width, 3), as the image tower takes them, of a file, an image or an array.
 
@@ -206,14 +194,14 @@ class Encoder:
 
     def _run(self, modality: Modality, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Matrix]]:
         """Yield the embeddings of labelled batches, in order; as many as are computed at a time are read ahead."""
-        running: deque[tuple[Any, Pending]] = deque()
+        running: deque[tuple[Any, Callable[[], Matrix]]] = deque()
         for label, batch in batches:
             running.append((label, self.backend.submit(modality, batch)))
             if len(running) > self.backend.ahead:
-                done, pending = running.popleft()
-                yield done, pending.result()
-        for done, pending in running:
-            yield done, pending.result()
+                done, result = running.popleft()
+                yield done, result()
+        for done, result in running:
+            yield done, result()
 
     def _lengths(self, tokens: Tokens) -> npt.NDArray[np.int64]:
         """Return the number of tokens (n,) of each row, up to the end-of-text token."""

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..assets.paths import C3_MINI, PHOTOS
 from ..devices import Compute, pick
@@ -22,9 +24,9 @@ from ..errors import C3Error, EncoderError, MissingExtraError
 from ..io.artifact import HUB, answers
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
-from .encoder import Encoder
-from .openvino_backend import OpenVINOBackend, convert, quantized
-from .preprocessing import ImagePreprocessor, Squash
+from .encoder import Backend, Encoder, Modality
+from .openvino_backend import PROBE_TEXTS, OpenVINOBackend, convert, quantized
+from .preprocessing import ImagePreprocessor
 from .tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ _TAGS_SHOWN = 8
 _OFFLINE_REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 AGREEMENT = 0.999
-_PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
 _PROBE_PHOTOS = 8
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 
@@ -106,14 +107,13 @@ def load_encoder(
     if backend not in ("auto", "torch", "openvino"):
         raise C3Error(f"There is no backend {backend!r}.", remedy="Use auto, torch or openvino.")
     compute = pick(device, precision, encoder=True)
-    required = backend == "openvino" or precision == "int8"
-    installed = OpenVINOBackend.is_installed()
-    possible = backend != "torch" and compute.device_type == "cpu" and installed
-    if possible and precision not in ("auto", "int8", *OpenVINOBackend.precisions()):
-        possible = False
-    if required and not possible:
-        if not installed and backend != "torch":
+    required, possible = backend == "openvino" or precision == "int8", False
+    if backend != "torch" and compute.device_type == "cpu":
+        installed = OpenVINOBackend.is_installed()
+        if required and not installed:
             raise MissingExtraError("openvino", extra="openvino", purpose="--backend openvino")
+        possible = installed and precision in ("auto", "int8", *OpenVINOBackend.precisions())
+    if required and not possible:
         raise EncoderError(
             f"The backend {backend} does not compute in {precision} on {compute.device}.",
             remedy="OpenVINO runs on CPUs, and int8 needs it: use --device cpu and --backend openvino, or --backend "
@@ -123,8 +123,13 @@ def load_encoder(
     network = None if bundled else load_network(model, random_init=random_init)
     facts = bundled or network.describe()  # type: ignore[union-attr]
     if possible:
+        towers: dict[Modality, Any] = {"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"}
         try:
-            return _with_openvino(network, facts, compute, precision)
+            if network is not None:
+                towers = convert(network.model, facts)
+            if precision == "int8":
+                return Encoder(quantized(Encoder(OpenVINOBackend(towers), **facts)), **facts)
+            return _in_precision(lambda one: OpenVINOBackend(towers, one), facts, compute.precision, precision)
         except EncoderError as error:
             if required:
                 raise
@@ -133,42 +138,24 @@ def load_encoder(
     assert network is not None
     from .towers import TorchBackend
 
-    def by_torch(number: str) -> Encoder:
-        compared = precision == "auto" and compute.precision != "fp32"
-        own = copy.deepcopy(network.model) if compared else network.model
-        place = Compute(compute.device, number)
-        return Encoder(TorchBackend(own, network.preprocess, place, facts["trims_texts"]), **facts)
+    def by_torch(number: str) -> TorchBackend:
+        own = network.model if number == "fp32" else copy.deepcopy(network.model)
+        return TorchBackend(own, network.preprocess, Compute(compute.device, number), facts["trims_texts"])
 
-    return _in_precision(by_torch, compute.precision, precision)
+    return _in_precision(by_torch, facts, compute.precision, precision)
 
 
-def _with_openvino(network: Network | None, facts: dict[str, Any], compute: Compute, precision: str) -> Encoder:
-    """Return an encoder run by OpenVINO; no network stands for the bundled model, which has graphs."""
-    towers: Mapping[Any, Any] = {"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"}
-    if network is not None:
-        tokens, end = np.asarray(network.tokenizer(list(_PROBE_TEXTS))), facts["end_token"]
-        lengths = np.argmax(tokens if end is None else tokens == end, axis=1) + 1
-        first, second = (
-            tokens[rows, : lengths[rows].max() if facts["trims_texts"] else None] for rows in (slice(2), slice(2, None))
-        )
-        name, trims = network.identity["name"], facts["trims_texts"]
-        towers = convert(name, network.model, network.preprocess, first, second, trims=trims).towers
-    if precision == "int8":
-        return Encoder(quantized(Encoder(OpenVINOBackend(towers), **facts)), **facts)
-    return _in_precision(lambda one: Encoder(OpenVINOBackend(towers, one), **facts), compute.precision, precision)
-
-
-def _in_precision(make: Callable[[str], Encoder], precision: str, asked: str) -> Encoder:
+def _in_precision(make: Callable[[str], Backend], facts: Mapping[str, Any], precision: str, asked: str) -> Encoder:
     """Return an encoder in a precision; with ``auto`` in fp32 where the embeddings of a few inputs differ too much.
 
     These are bundled photos because rounding changes the embeddings of random images by other amounts.
     """
-    rounded = make(precision)
+    rounded = Encoder(make(precision), **facts)
     if precision == "fp32" or asked != "auto":
         return rounded
-    exact, photos = make("fp32"), sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
+    exact, photos = Encoder(make("fp32"), **facts), sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
     a, b = (
-        np.concatenate([one.encode_images(photos, batch_size=len(photos)), one.encode_texts(_PROBE_TEXTS)])
+        np.concatenate([one.encode_images(photos, batch_size=len(photos)), one.encode_texts(PROBE_TEXTS)])
         for one in (exact, rounded)
     )
     return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact
@@ -180,11 +167,8 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     Raises:
         EncoderError: for an unknown name, or weights that cannot be loaded.
     """
-    name = ModelName.parse(model)
-    if random_init is None:
-        require_weights(name)
-    else:
-        name.require_known()
+    architecture, pretrained = parse_name(model)
+    _require_known(model, weights=random_init is None)
     import open_clip  # takes seconds
     import torch
 
@@ -192,20 +176,20 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
             network, _, transform = open_clip.create_model_and_transforms(
-                name.architecture,
-                pretrained=name.pretrained if random_init is None else None,
+                architecture,
+                pretrained=pretrained if random_init is None else None,
                 load_weights=random_init is None,
                 pretrained_image=False,
                 pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
                 precision="fp32",
                 device="cpu",
             )
-            tokenizer = open_clip.get_tokenizer(name.architecture)
+            tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:
         # open_clip and the hubs raise whatever their layers raise: no common base class, so all are turned into one
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(
-            f"The model {name.name} could not be loaded: {type(error).__name__}: {reason}", remedy=_OFFLINE_REMEDY
+            f"The model {model} could not be loaded: {type(error).__name__}: {reason}", remedy=_OFFLINE_REMEDY
         ) from error
     network.eval().requires_grad_(False)
     config: dict[str, Any] = dict(network.visual.preprocess_cfg)
@@ -214,9 +198,9 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
     preprocess = ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
     identity = {
-        "name": name.name,
-        "architecture": name.name if ":" in name.architecture else name.architecture,
-        "pretrained": name.pretrained,
+        "name": model,
+        "architecture": model if ":" in architecture else architecture,
+        "pretrained": pretrained,
         "random_init": random_init,
     }
     return Network(network, tokenizer, preprocess, identity)
@@ -238,10 +222,11 @@ def read_bundled(folder: Path = C3_MINI) -> dict[str, Any] | None:
             return None
         preprocessing = noted["preprocessing"]
         size = preprocessing["size"] = tuple(preprocessing["size"])
+        squash = partial(Image.Image.resize, size=size[::-1], resample=Image.Resampling.BICUBIC)
         mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
         return {
             "tokenizer": ClipTokenizer(config["model_cfg"]["text_cfg"]["context_length"]),
-            "preprocess": ImagePreprocessor((Squash(size),), size, mean, std, preprocessing),
+            "preprocess": ImagePreprocessor((squash,), size, mean, std, preprocessing),
             **{name: noted[name] for name in ("identity", "trims_texts", "end_token", "dim")},
         }
     except (OSError, ValueError, KeyError, TypeError):
@@ -321,147 +306,108 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-@dataclass(frozen=True)
-class ModelName:
-    """A parsed model name.
-
-    Attributes:
-        name: as the user wrote it.
-        architecture: the model's name in open_clip: an architecture, or a name with a schema.
-        pretrained: a pretrained tag or the path of a weights file, or None.
-    """
-
-    name: str
-    architecture: str
-    pretrained: str | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> ModelName:
-        """Parse a model name.
-
-        Raises:
-            EncoderError: for a name of none of the forms, or a ``local-dir:`` that is not a folder.
-        """
-        if name == DEFAULT_MODEL:
-            return cls(name, f"{_LOCAL}{C3_MINI}")
-        if name.startswith(_LOCAL):
-            folder = Path(name.removeprefix(_LOCAL)).expanduser()
-            if not (folder / "open_clip_config.json").is_file():
-                raise EncoderError(
-                    f"{folder} is not a local model: open_clip_config.json is missing.",
-                    remedy="A local-dir: model is a folder with open_clip_config.json and the weights.",
-                )
-            return cls(name, f"{_LOCAL}{folder}")
-        if name.startswith(HUB):
-            return cls(name, name)
-        architecture, _, pretrained = name.partition("/")
-        return cls(name, architecture, pretrained or None)
-
-    def require_known(self) -> None:
-        """Refuse an architecture that open_clip does not have.
-
-        Raises:
-            EncoderError: with the names that are close.
-        """
-        import open_clip  # takes seconds
-
-        known = open_clip.list_models()
-        if not self.architecture.startswith((_LOCAL, HUB)) and self.architecture not in known:
-            close = difflib.get_close_matches(self.architecture, [*known, DEFAULT_MODEL], n=3)
-            hint = f"Did you mean {' or '.join(close)}? " if close else ""
-            raise EncoderError(
-                f"There is no model {self.name!r}.",
-                remedy=f"{hint}A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
-                "hf-hub:ORG/NAME.",
-            )
-
-
-def require_weights(name: ModelName) -> None:
-    """Refuse a model whose weights cannot be loaded, within seconds: the hubs' own clients try for a minute.
+def parse_name(model: str) -> tuple[str, str | None]:
+    """Return what open_clip calls a model: an architecture or a name with a schema, and a tag or a file of weights.
 
     Raises:
-        EncoderError: for an unknown name, or weights that are not on this machine while their server does not answer.
+        EncoderError: for a ``local-dir:`` that is not a folder of a model.
     """
-    import open_clip
+    if model == DEFAULT_MODEL:
+        return f"{_LOCAL}{C3_MINI}", None
+    if model.startswith(_LOCAL):
+        folder = Path(model.removeprefix(_LOCAL)).expanduser()
+        if not (folder / "open_clip_config.json").is_file():
+            raise EncoderError(
+                f"{folder} is not a local model: open_clip_config.json is missing.",
+                remedy="A local-dir: model is a folder with open_clip_config.json and the weights.",
+            )
+        return f"{_LOCAL}{folder}", None
+    if model.startswith(HUB):
+        return model, None
+    architecture, _, pretrained = model.partition("/")
+    return architecture, pretrained or None
+
+
+def _require_known(model: str, *, weights: bool) -> None:
+    """Refuse a model that is unknown or whose weights cannot be loaded, within seconds: the hubs try for a minute.
+
+    Raises:
+        EncoderError: with the names that are close, or the server that does not answer.
+    """
+    import open_clip  # takes seconds
     from huggingface_hub import constants
 
-    if name.architecture.startswith(_LOCAL):
+    architecture, pretrained = parse_name(model)
+    if architecture.startswith(_LOCAL):
         return
-    if name.architecture.startswith(HUB):
-        weights = {"hf_hub": f"{name.architecture.removeprefix(HUB).partition('@')[0]}/"}
-    else:
-        name.require_known()
-        tags = open_clip.list_pretrained_tags_by_model(name.architecture)
-        if name.pretrained not in tags:
-            if Path(name.pretrained or "").is_file():
-                return
-            close = difflib.get_close_matches(name.pretrained or "", tags, n=_TAGS_SHOWN, cutoff=0.4)
-            shown = [*close, *(tag for tag in tags if tag not in close)][:_TAGS_SHOWN]
-            lines = ["Add pretrained weights, or use random weights with --random-init SEED:"]
-            lines += [f"  {name.architecture}/{tag}" for tag in shown]
-            if len(tags) > len(shown):
-                lines.append(f"and {len(tags) - len(shown)} more; list them with: c3 models {name.architecture}/")
-            raise EncoderError(
-                f"{name.name!r} names no pretrained weights of {name.architecture}, and no such file.",
-                remedy="\n".join(lines),
-            )
-        weights = open_clip.get_pretrained_cfg(name.architecture, name.pretrained)
-    server = str(constants.ENDPOINT if weights.get("hf_hub") else weights["url"])
-    if not is_local(weights) and not answers(server):
+    known: list[str] = [*open_clip.list_models(), DEFAULT_MODEL]
+    if architecture.startswith(HUB):
+        source = {"hf_hub": f"{architecture.removeprefix(HUB).partition('@')[0]}/"}
+    elif architecture not in known:
+        close = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise EncoderError(
-            f"The weights of {name.name} are not on this machine, and they cannot be downloaded: {server} does not "
-            "answer.",
+            f"There is no model {model!r}.",
+            remedy=f"{hint}A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
+            "hf-hub:ORG/NAME.",
+        )
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if weights and pretrained not in tags:
+            if Path(pretrained or "").is_file():
+                return
+            close = difflib.get_close_matches(pretrained or "", tags, n=_TAGS_SHOWN, cutoff=0.4)
+            shown = list(dict.fromkeys([*close, *tags]))[:_TAGS_SHOWN]
+            lines = ["Add pretrained weights, or use random weights with --random-init SEED:"]
+            lines += [f"  {architecture}/{tag}" for tag in shown]
+            raise EncoderError(
+                f"{model!r} names no pretrained weights of {architecture}, and no such file.",
+                remedy="\n".join([*lines, f"All are listed by: c3 models {architecture}/"]),
+            )
+        source = open_clip.get_pretrained_cfg(architecture, pretrained)
+    server = str(constants.ENDPOINT if source.get("hf_hub") else source.get("url"))
+    if weights and not _is_local(source) and not answers(server):
+        raise EncoderError(
+            f"The weights of {model} are not on this machine, and they cannot be downloaded: {server} does not answer.",
             remedy=_OFFLINE_REMEDY,
         )
 
 
-@dataclass(frozen=True)
-class ListedModel:
-    """A model that `load_encoder` takes by name.
-
-    Attributes:
-        name: ``c3-mini`` or ``ARCH/PRETRAINED``.
-        dim: dimension d of its embeddings.
-        image_size: side of its input images, in pixels.
-        context_length: longest text, in tokens.
-        source: ``bundled``, or where the weights come from: a hub repository or an address.
-        here: whether the weights are on this machine, so that it loads offline.
-    """
-
-    name: str
-    dim: int
-    image_size: int
-    context_length: int
-    source: str
-    here: bool
-
-
-def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel]:
+def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, Any]]:
     """List the models that can be loaded by name, the bundled one first.
 
     Args:
         containing: List only names that contain this text, for example ViT-B-32.
         here: List only models whose weights are on this machine.
 
+    Returns:
+        Of each model ``name``, ``dim`` (of its embeddings), ``image_size`` (pixels), ``context_length`` (tokens),
+        ``source`` (``bundled``, or where the weights come from) and ``here`` (whether they are on this machine).
+
     Raises:
         EncoderError: if there is no such model.
     """
     import open_clip  # takes seconds
 
-    def listed(name: str, config: dict[str, Any], source: str, on_machine: bool) -> ListedModel:
-        size = config["vision_cfg"].get("image_size", 224)
-        side = size if isinstance(size, int) else max(size)
-        length = config["text_cfg"].get("context_length", 77)
-        return ListedModel(name, config["embed_dim"], side, length, source, on_machine)
-
     config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    models = [listed(DEFAULT_MODEL, config, "bundled", True)]
+    found = [(DEFAULT_MODEL, config, "bundled", True)]
     for architecture, tag in open_clip.list_pretrained():
         weights, config = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
         if weights and config is not None:
             source = str(weights.get("hf_hub") or weights.get("url") or "").rstrip("/")
-            models.append(listed(f"{architecture}/{tag}", config, source, is_local(weights)))
-    models = [model for model in models if containing.lower() in model.name.lower() and (model.here or not here)]
+            found.append((f"{architecture}/{tag}", config, source, _is_local(weights)))
+    models = [
+        {
+            "name": name,
+            "dim": config["embed_dim"],
+            "image_size": int(np.max(config["vision_cfg"].get("image_size", 224))),
+            "context_length": config["text_cfg"].get("context_length", 77),
+            "source": source,
+            "here": on_machine,
+        }
+        for name, config, source, on_machine in found
+        if containing.lower() in name.lower() and (on_machine or not here)
+    ]
     if not models:
         where = " with weights on this machine" if here else ""
         raise EncoderError(
@@ -472,7 +418,7 @@ def list_models(containing: str = "", *, here: bool = False) -> list[ListedModel
     return models
 
 
-def is_local(weights: Mapping[str, Any]) -> bool:
+def _is_local(weights: Mapping[str, Any]) -> bool:
     """Return whether weights, as open_clip describes them (``url``, ``hf_hub``), are on this machine."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -14,8 +14,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,7 @@ from .encoder import Encoder, Modality
 if TYPE_CHECKING:
     from torch import nn
 
-    from .preprocessing import ImagePreprocessor
-
+PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
 _CALIBRATION_INPUTS = 64  # of each modality
 _INT8_AGREEMENT = 0.99
 # int8 is in the model itself; the hint is for what is not in 8 bits
@@ -72,9 +71,9 @@ class OpenVINOBackend:
         """Return fp32, and bf16 where the CPU has it."""
         return ("fp32", "bf16") if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ("fp32",)
 
-    def submit(self, modality: Modality, batch: Any) -> Future[Matrix]:
+    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Start a batch on a free thread."""
-        return self._pool.submit(self._compute, modality, self._compiled(modality), np.ascontiguousarray(batch))
+        return self._pool.submit(self._compute, modality, self._compiled(modality), np.ascontiguousarray(batch)).result
 
     def _compile(self, modality: Modality) -> Any:
         settings = {
@@ -110,17 +109,12 @@ def core() -> Any:
     return openvino.Core()
 
 
-def convert(
-    name: str, model: nn.Module, preprocess: ImagePreprocessor, first: Any, second: Any, *, trims: bool
-) -> OpenVINOBackend:
-    """Convert the towers of a model from torch, and compare the embeddings of a few inputs.
+def convert(model: nn.Module, facts: Mapping[str, Any]) -> dict[Modality, Any]:
+    """Return the towers of a model as models of OpenVINO, after comparing the embeddings of a few inputs with torch's.
 
     Args:
-        name: of the model.
         model: open_clip's module; its attentions are replaced.
-        preprocess: of the model.
-        first, second: tokens, int64 (n, length): to trace the model with, and to compare with.
-        trims: whether texts come without their padding.
+        facts: what an `Encoder` needs to know of it, see `c3tools.encoders.Network.describe`.
 
     Raises:
         EncoderError: if the model cannot be converted, or the results differ.
@@ -131,15 +125,21 @@ def convert(
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     from torch.nn.functional import normalize
 
-    from .towers import ImageTower, TextTower, use_plain_attention
+    from .towers import ImageTower, TextTower, end_positions, use_plain_attention
 
+    preprocess, trims = facts["preprocess"], facts["trims_texts"]
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (3, *preprocess.size, 3), dtype=torch.uint8, generator=random)
     # all sizes that may change have to change between tracing and comparing
-    images = torch.randint(256, (3, *preprocess.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    texts = [
+        tokens[:, : int(end_positions(model, tokens).max()) + 1 if trims else None]
+        for tokens in torch.as_tensor(facts["tokenizer"](list(PROBE_TEXTS))).split(2)
+    ]
     try:
         use_plain_attention(model)
         cases: dict[Modality, Any] = {
             "image": (ImageTower(model, preprocess).eval(), images[:2], images[2:], images.shape[1:]),
-            "text": (TextTower(model, trims=trims).eval(), torch.as_tensor(first), torch.as_tensor(second), (-1,)),
+            "text": (TextTower(model, trims=trims).eval(), *texts, (-1,)),
         }
         towers: dict[Modality, Any] = {}
         # what `openvino.convert_model` does, without the messages that it sends to its makers
@@ -154,15 +154,16 @@ def convert(
                 towers[modality].reshape({0: openvino.PartialShape([-1, *sizes])})
             backend = OpenVINOBackend(towers)
             for modality, (tower, _, others, _) in cases.items():
-                found = backend.submit(modality, others.numpy()).result()
+                found = backend.submit(modality, others.numpy())()
                 cosine = float((found * normalize(tower(others), dim=-1).numpy()).sum(axis=1).min())
                 if not cosine >= 0.999:
                     raise ValueError(f"the cosine of {modality} embeddings with those of torch falls to {cosine:.4f}")
     except Exception as error:  # converters raise whatever their layers raise
         raise EncoderError(
-            f"{name} cannot be converted to OpenVINO ({_reason(error)}).", remedy="Use --backend torch."
+            f"{facts['identity']['name']} cannot be converted to OpenVINO ({_reason(error)}).",
+            remedy="Use --backend torch.",
         ) from error
-    return backend
+    return towers
 
 
 def _reason(error: Exception) -> str:
@@ -188,23 +189,23 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
         "text": [batch for _, batch in exact.token_batches(exact.tokenise(texts), 1)],
     }
     plain: Any = exact.backend
+    name = exact.identity.name
     try:
-        towers = {modality: _quantize(plain.towers[modality], inputs[modality]) for modality in inputs}
+        rounded = OpenVINOBackend({one: _quantize(plain.towers[one], inputs[one]) for one in inputs}, "int8")
     except Exception as error:  # NNCF raises errors of many kinds
         raise EncoderError(
-            f"{exact.identity.name} cannot be converted to int8 ({_reason(error)}).", remedy="Use --precision auto."
+            f"{name} cannot be converted to int8 ({_reason(error)}).", remedy="Use --precision auto."
         ) from error
-    rounded = OpenVINOBackend(towers, "int8")
     for modality, batches in inputs.items():
         a, b = (
-            np.concatenate([one.result() for one in [backend.submit(modality, batch) for batch in batches]])
+            np.concatenate([result() for result in [backend.submit(modality, batch) for batch in batches]])
             for backend in (plain, rounded)
         )
         cosine = float((a * b).sum(axis=1).min())
         if not cosine >= _INT8_AGREEMENT:  # NaN is refused, too
             raise EncoderError(
-                f"int8 changes the embeddings of {exact.identity.name} too much: the cosine of {modality} embeddings "
-                f"with fp32 is {cosine:.4f} on the calibration inputs (limit: {_INT8_AGREEMENT}).",
+                f"int8 changes the embeddings of {name} too much: the cosine of {modality} embeddings with fp32 is "
+                f"{cosine:.4f} on the calibration inputs (limit: {_INT8_AGREEMENT}).",
                 remedy="Use --precision auto.",
             )
     return rounded

@@ -157,21 +157,6 @@ class ImagePreprocessor:
         return self(image), width, height
 
 
-@dataclass(frozen=True)
-class Squash:
-    """Resizing to a height and a width, whatever the shape of the image; one step of the geometry, without torchvision.
-
-    Attributes:
-        size: (height, width).
-    """
-
-    size: tuple[int, int]
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the image, resized by bicubic interpolation."""
-        return image.resize(self.size[::-1], Image.Resampling.BICUBIC)
-
-
 def _to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at 255."""
     pixels = np.empty((image.height, image.width), np.uint8)

@@ -31,12 +31,12 @@ class ClipTokenizer:
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
 
-    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> npt.NDArray[np.int64]:
         """Return token ids, int64 (n, context length): start, text, end, zeros."""
-        rows = np.zeros((len(texts), self.context_length), np.int64)
+        rows = np.zeros((len(texts), context_length or self.context_length), np.int64)
         start, end = self._specials.values()
         for row, text in zip(rows, texts, strict=True):
-            tokens = [start, *self.encode(text)[: self.context_length - 2], end]
+            tokens = [start, *self.encode(text)[: len(row) - 2], end]
             row[: len(tokens)] = tokens
         return rows
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arrays import Matrix
 from ..devices import Compute
-from .encoder import Modality, Pending
+from .encoder import Modality
 from .preprocessing import ImagePreprocessor
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -79,9 +81,10 @@ class TorchBackend:
         }
         self._limits: dict[str, int] = {}  # largest batch that fits into memory, once one did not
 
-    def submit(self, modality: Modality, batch: Any) -> Pending:
+    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is run in halves."""
-        return _Features(self._features(modality, torch.as_tensor(batch)))
+        features = self._features(modality, torch.as_tensor(batch))
+        return lambda: features.cpu().numpy()
 
     def _features(self, modality: Modality, batch: Tensor) -> Tensor:
         """Return unit vectors, float32 (n, d), on the device.
@@ -104,42 +107,33 @@ class TorchBackend:
         return self._features(modality, batch)
 
 
-class _Features:
-    """Unit vectors (n, d) on the device, which may still be computing them."""
-
-    def __init__(self, features: Tensor) -> None:
-        self._features = features
-
-    def result(self) -> Matrix:
-        return self._features.cpu().numpy()
-
-
-class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` of a sequence with itself, in operations that can be converted."""
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
-    ) -> tuple[Tensor, None]:
-        """Compute as `nn.MultiheadAttention` with ``batch_first``; key and value are the query, (n, length, width)."""
-        own, (n, length, width) = self.attention, query.shape
-        heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias)
-        heads = heads.view(n, length, 3, own.num_heads, width // own.num_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (n, heads, length, width / heads) each
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return own.out_proj(mixed.transpose(1, 2).reshape(n, length, width)), None
+def _plain_attention(
+    own: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    need_weights: bool = False,
+    attn_mask: Tensor | None = None,
+) -> tuple[Tensor, None]:
+    """Compute as `nn.MultiheadAttention` with ``batch_first``; key and value are the query, (n, length, width)."""
+    n, length, width = query.shape
+    heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias)
+    heads = heads.view(n, length, 3, own.num_heads, width // own.num_heads)
+    q, k, v = heads.permute(2, 0, 3, 1, 4)  # (n, heads, length, width / heads) each
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+    return own.out_proj(mixed.transpose(1, 2).reshape(n, length, width)), None
 
 
 def use_plain_attention(module: nn.Module) -> None:
-    """Replace the attentions below ``module`` by `SelfAttention`, in place: tracing fixes sizes in those of torch."""
-    for name, child in module.named_children():
-        if not isinstance(child, nn.MultiheadAttention):
-            use_plain_attention(child)
-        elif child.batch_first and child.in_proj_weight is not None and child.bias_k is None:
-            setattr(module, name, SelfAttention(child))
+    """Let the attentions in ``module`` compute in operations that can be converted: tracing fixes sizes in torch's."""
+    for part in module.modules():
+        if (
+            isinstance(part, nn.MultiheadAttention)
+            and part.batch_first
+            and part.in_proj_weight is not None
+            and part.bias_k is None
+        ):
+            part.forward = partial(_plain_attention, part)  # type: ignore[method-assign]
 
 
 def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_the_number_of_threads_and_what_ran_before_change_no_bit(name: str, monk
         backend = load_encoder(name, backend="openvino", precision="fp32").backend
         assert backend.ahead == threads
         started = [backend.submit("image", batch) for batch in batches[:: 2 - threads]]
-        results.append([one.result().tobytes() for one in started][:: 2 - threads])
+        results.append([one().tobytes() for one in started][:: 2 - threads])
     assert results[0] == results[1]
 
 
@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(error: Exception
         return
     for expected in ([7, 3, *[1] * 7], [1] * 7):  # the batches that follow, too
         ran.clear()
-        assert backend.submit("image", batch).result().tolist() == batch.tolist()
+        assert backend.submit("image", batch)().tolist() == batch.tolist()
         assert ran == expected
 
 
