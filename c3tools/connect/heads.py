@@ -8,7 +8,7 @@ its last layer, as the outputs of a large random CLIP tower have one. Two cones 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from ..seeds import generator
 from ..store import Rows, StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..training.sizes import require_valid
-from .losses import TwoTowers
 from .pairs import PairedFeatures
-from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect
+from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers, connect
 
 _WEIGHTS_FILE = "heads.safetensors"
 _FACTS = ("outcome", "recall@1")
@@ -149,11 +148,6 @@ class ConnectedHeads:
             parts.append(nn.functional.normalize(head(block), dim=1).numpy())
         return np.concatenate(parts)
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the weights into a folder; return what its record says of them."""
-        save_file(self.heads.state_dict(), folder / _WEIGHTS_FILE)
-        return {"modalities": self.names, "shape": asdict(self.shape)}
-
     @classmethod
     def load(cls, folder: str | Path) -> ConnectedHeads:
         """Load the heads that `c3 connect heads` wrote.
@@ -162,13 +156,17 @@ class ConnectedHeads:
             ConnectError: if there are no heads, or they are damaged.
         """
         with reading(folder, _KIND) as (path, content):
-            shape, names = HeadShape(**content["shape"]), content["modalities"]
+            record = content["record"]
+            names, shape = (
+                record["modalities"],
+                HeadShape(**{each.name: record[each.name] for each in fields(HeadShape)}),
+            )
             # copies, as these are views of the file, which may be written again while the heads are in use
             tensors = {name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()}
             with torch.device("meta"):  # a damaged record could request a larger network than the file holds
                 heads = [Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(names))]
             nn.ModuleList(heads).load_state_dict(tensors, assign=True)
-            return cls(names, heads, shape, content["record"])
+            return cls(names, heads, shape, record)
 
 
 def connect_heads(
@@ -225,15 +223,7 @@ def connect_heads(
     """
     shape = HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(
-        logit_scale,
-        close_gap,
-        batch_size,
-        None,
-        epochs,
-        learning_rate,
-        patience,
-        train_split,
-        seed,
+        logit_scale, close_gap, batch_size, None, epochs, learning_rate, patience, train_split, seed
     )
     output, names, compute = Path(output), (features.first.modality, features.second.modality), pick(device, precision)
     asked = {**asdict(settings), **asdict(shape), "precision": compute.precision}
@@ -254,7 +244,7 @@ def connect_heads(
             PairTask(towers, train, val, settings, names, asdict(shape)),
             pairs,
             {"modalities": list(names), "features": dims, **asdict(shape), "models": models},
-            save=lambda folder: ConnectedHeads(names, heads, shape, {}).save(folder),
+            save=lambda folder: save_file(towers.sides.state_dict(), folder / _WEIGHTS_FILE),
             load=ConnectedHeads.load,
             reporter=reporter,
         )

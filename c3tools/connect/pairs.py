@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,18 +25,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..arrays import Indices, Mask, Matrix, Pixels
+from ..arrays import Indices, Mask, Pixels
 from ..corpus import ImageItem, ImageReader
-from ..corpus.splits import STANDARD, describe_rule, kept_splits, split_of
+from ..corpus.splits import STANDARD, describe_rule, kept_splits
 from ..encoders import ImagePreprocessor, open_image
 from ..errors import ConnectError
 from ..identity import ModelIdentity
-from ..io.locations import is_url
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
 from ..store.pairing import read_files
-from ..store.rows import Pairs, Rows, held_out, match_items, own_items, row_splits
+from ..store.rows import Pairs, held_out, match_items, own_items, row_splits, splits_of
 
 _NOT_COLUMNS = ("width", "height", "size")
 _CROP_AREA = 0.5, 1.0
@@ -85,21 +84,16 @@ class PhotoInputs:
     def decode(self, numbers: Indices, epoch: int | None = None) -> list[Pixels | None]:
         """Return the pixels (height, width, 3) of photos, None for one that cannot be read or decoded."""
         order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
-        photos = [self._photos[row] for row in numbers[order].tolist()]
+        photos, files = [self._photos[row] for row in numbers[order].tolist()], list[BinaryIO]()
         with self._lock:
-            files = [self._file(photo) for photo in photos]
+            for photo in photos:
+                files.append(io.BytesIO())
+                with suppress(OSError, ValueError):
+                    files[-1] = io.BytesIO(self._reader.read(photo))
         pixels = list(self._pool.map(lambda photo, file: self._pixels(photo, file, epoch), photos, files))
         return [pixels[place] for place in np.argsort(order).tolist()]
 
-    def _file(self, photo: ImageItem) -> str | BinaryIO:
-        """Return the path of a file, which any thread can read, or the content of another photo."""
-        if photo.source is None and not is_url(photo.path):
-            return photo.path
-        with suppress(OSError, ValueError):
-            return io.BytesIO(self._reader.read(photo))
-        return io.BytesIO()
-
-    def _pixels(self, photo: ImageItem, file: str | BinaryIO, epoch: int | None) -> Pixels | None:
+    def _pixels(self, photo: ImageItem, file: BinaryIO, epoch: int | None) -> Pixels | None:
         size = self._preprocess.size
         try:
             image, _, _ = open_image(file, size)
@@ -107,13 +101,13 @@ class PhotoInputs:
             return None
         if epoch is None or self._seed is None:
             return self._preprocess(image)
-        return augment(image, size, generator(self._seed, "augment", epoch, photo.key))
+        return _augment(image, size, generator(self._seed, "augment", epoch, photo.key))
 
 
 Inputs = ArrayInputs | PhotoInputs  # the rows of one side, as its tower takes them
 
 
-def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
+def _augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
     """Return a random part of half the area or more, mirrored half the time: uint8 (height, width, 3).
 
     Args:
@@ -167,8 +161,7 @@ class PairInputs:
     def where(self, split: str) -> PairInputs:
         """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
         kept = kept_splits(self.splits) if split in STANDARD else None
-        named = zip(self.splits, self.items, strict=True)
-        return self.select(np.array([split_of(own, item, kept) == split.lower() for own, item in named], dtype=bool))
+        return self.select(np.array(splits_of(self.items, self.splits, kept), dtype=object) == split.lower())
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -195,20 +188,6 @@ class PairInputs:
             reporter.message(f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out.")
         return train, val
 
-    def batches(self, size: int, seed: int, epoch: int) -> Indices:
-        """Return numbers of pairs in full batches (b, size); what is left over of an epoch is not used in it."""
-        order = generator(seed, "pairs", epoch).permutation(len(self)).astype(np.int64)
-        return order[: len(order) // size * size].reshape(-1, size)
-
-    def embed(self, embed: Callable[[Inputs, int, Indices], Matrix]) -> tuple[Matrix, Matrix, Indices]:
-        """Embed all pairs, every item once.
-
-        Returns:
-            Embeddings of the items (n, d) and of the second side (p, d), and the item of each pair, int64 (p,).
-        """
-        items = np.searchsorted(self.item_rows, self.rows[0])
-        return embed(self.inputs[0], 0, self.item_rows), embed(self.inputs[1], 1, self.rows[1]), items
-
 
 def number_texts(texts: Sequence[str]) -> Indices:
     """Return a number per text, int64 (n,), the same for texts that differ by case or outer spaces alone."""
@@ -227,30 +206,6 @@ class PairedFeatures(Pairs):
 
     notes: Sequence[str] = field(default_factory=list)
     models: Mapping[str, ModelIdentity] = field(default_factory=dict)
-
-    @classmethod
-    def join(
-        cls, first: Rows, second: Rows, notes: Sequence[str] = (), models: Mapping[str, ModelIdentity] | None = None
-    ) -> PairedFeatures:
-        """Pair rows that have the same item; rows with NaN or infinity are in no pair.
-
-        The sides change places where only the first one has several rows of one item.
-        """
-        items = [own_items(side.table) for side in (first, second)]
-        if [pc.count_distinct(own).as_py() < len(own) for own in items] == [True, False]:
-            return cls.join(second, first, notes, models)
-        index, found = match_items(*items), list(notes)
-        bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in (first, second)]
-        left_out = (
-            (index < 0, second, f"have no {first.modality} row"),
-            (bad[0], first, "contain NaN or infinity"),
-            (bad[1], second, "contain NaN or infinity"),
-        )
-        for rows, side, why in left_out:
-            if count := np.count_nonzero(rows):
-                found.append(f"{count:,} of {len(side):,} {side.modality} rows {why} and are left out.")
-        index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
-        return cls(first, second, index, found, models or {})
 
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
@@ -281,6 +236,9 @@ def read_features(
     reporter: Reporter = SILENT,
 ) -> PairedFeatures:
     """Read features of two modalities, from files of vectors if any is given, else from one or two stores.
+
+    Rows of the same item are pairs; those with NaN or infinity are in none. The sides change places where only the
+    first has several rows of one item.
 
     Args:
         image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
@@ -330,4 +288,15 @@ def read_features(
             f"Two modalities are needed, not {len(names)} ({', '.join(names)}).",
             remedy="For example --modalities audio,text, --second-store, or --image FILE --text FILE.",
         )
-    return PairedFeatures.join(sides[0], sides[1], notes, models)
+    items = [own_items(side.table) for side in sides]
+    if [pc.count_distinct(own).as_py() < len(own) for own in items] == [True, False]:
+        sides, items = sides[::-1], items[::-1]
+    index = match_items(*items)
+    bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in sides]
+    left_out = [(index < 0, sides[1], f"have no {sides[0].modality} row")]
+    left_out += [(rows, side, "contain NaN or infinity") for rows, side in zip(bad, sides, strict=True)]
+    for rows, side, why in left_out:
+        if count := np.count_nonzero(rows):
+            notes.append(f"{count:,} of {len(side):,} {side.modality} rows {why} and are left out.")
+    index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
+    return PairedFeatures(sides[0], sides[1], index, notes, models)

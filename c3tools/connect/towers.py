@@ -23,9 +23,8 @@ from ..io.artifact import Kind, claimed, reading
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import splits_of
-from .losses import ContrastiveLoss, TwoTowers
 from .pairs import ArrayInputs, PairInputs, PhotoInputs, number_texts
-from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, connect
+from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers, connect
 
 _LIT, _FULL = "lit", "full"
 _EPOCHS = {_LIT: 20, _FULL: 10}
@@ -139,29 +138,27 @@ def connect_towers(
         corpus = read_corpus([paths] if isinstance(paths, str | Path) else paths, captions=captions)
         pairs, unreadable = _photo_pairs(corpus, network, seed if augment else None, reporter)
         parts = [pairs, *pairs.train_and_val(train_split, _NAMES, reporter)]
+        photos = len(pairs.item_rows)
         network.model.requires_grad_(True)
         network.model.visual.requires_grad_(not lit)
         text = _TextFeatures(network.model, trims=can_trim(network.model, network.tokenizer))
         towers = TwoTowers(ImageTower(network.model, network.preprocess), text, compute)
-        photos = pairs.item_rows
         if lit:  # the photos are encoded once
-            blocks = []
-            with reporter.progress("Encoding photos with the frozen tower", len(photos)) as progress:
+            rows = []
+            with reporter.progress("Encoding photos with the frozen tower", photos) as progress:
                 for block in _blocks(photos):
                     with torch.inference_mode():
-                        blocks.append(towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy())
+                        rows.append(towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy())
                     progress.advance(len(block))
-            features = ArrayInputs(np.concatenate(blocks))
-            for place, part in enumerate(parts):
-                own = np.searchsorted(photos, part.rows[0])
-                parts[place] = replace(part, inputs=(features, part.inputs[1]), rows=np.stack([own, part.rows[1]]))
+            features = ArrayInputs(np.concatenate(rows))
+            parts = [replace(part, inputs=(features, part.inputs[1])) for part in parts]
             towers = TwoTowers(nn.Identity(), text, compute)
         task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from)
         return connect(
             target,
             task,
             parts[0],
-            {**chosen, "start": network.identity, "photos": len(photos), "unreadable": unreadable},
+            {**chosen, "start": network.identity, "photos": photos, "unreadable": unreadable},
             save=lambda folder: _save_open_clip(network, task.loss, folder),
             load=_load,
             reporter=reporter,
@@ -184,7 +181,7 @@ class _TextFeatures(TextTower):
 
 
 @torch.no_grad()
-def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> dict[str, Any]:
+def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> None:
     """Write a trained model that open_clip, and every command, loads as ``local-dir:FOLDER``.
 
     Its logit scale is that of the loss.
@@ -193,7 +190,6 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> di
 
     model = network.model
     nn.init.constant_(model.get_parameter("logit_scale"), float(loss.log_scale))
-    folder.mkdir(parents=True, exist_ok=True)
     if hasattr(network.tokenizer, "save_pretrained"):  # one of transformers; CLIP's own comes with open_clip
         network.tokenizer.save_pretrained(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -205,7 +201,6 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> di
         if switch in config.get(part, {}):  # its weights are in the file
             config[part] = {**config[part], switch: False}
     write_json_atomically(folder / _CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess})
-    return {}
 
 
 def _photo_pairs(
@@ -217,28 +212,30 @@ def _photo_pairs(
     """
     captioned = {text.image_key for text in corpus.texts}
     photos = [image for image in corpus.images if image.key in captioned]
-    inputs, row_of = PhotoInputs(photos, network.preprocess, seed), {}
+    inputs, broken = PhotoInputs(photos, network.preprocess), set[int]()
     with reporter.progress("Decoding", len(photos)) as progress:
-        for block in _blocks(np.arange(len(photos))):
-            decoded = zip(block.tolist(), inputs.decode(block), strict=True)
-            row_of.update({photos[row].key: row for row, pixels in decoded if pixels is not None})
+        for block in _blocks(len(photos)):
+            pixels = inputs.decode(block)
+            broken.update(row for row, one in zip(block.tolist(), pixels, strict=True) if one is None)
             progress.advance(len(block))
-    if len(row_of) < len(photos):
-        example = next(photo.path for photo in photos if photo.key not in row_of)
-        bad = f"{len(photos) - len(row_of):,} of {len(photos):,} photos cannot be decoded"
-        reporter.message(f"{bad} and are left out, for example {example}.")
+    if broken:
+        bad = f"{len(broken):,} of {len(photos):,} photos cannot be decoded"
+        reporter.message(f"{bad} and are left out, for example {photos[min(broken)].path}.")
+    photos = [photo for row, photo in enumerate(photos) if row not in broken]
+    row_of = {photo.key: row for row, photo in enumerate(photos)}
     texts = [text for text in corpus.texts if text.image_key in row_of]
     items, captions = [str(text.image_key) for text in texts], [text.caption for text in texts]
+    tokens = ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))
     rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
     pairs = PairInputs(
-        inputs=(inputs, ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))),
+        inputs=(PhotoInputs(photos, network.preprocess, seed), tokens),
         rows=rows,
         ids=np.stack([rows[0], number_texts(captions)]),
         items=np.array(items, dtype=object),
         splits=np.array(splits_of(items, [text.split for text in texts]), dtype=object),
     )
-    return pairs, len(photos) - len(row_of)
+    return pairs, len(broken)
 
 
-def _blocks(numbers: Indices) -> list[Indices]:
-    return [numbers[start : start + _ENCODED] for start in range(0, len(numbers), _ENCODED)]
+def _blocks(n: int) -> list[Indices]:
+    return [np.arange(start, min(start + _ENCODED, n)) for start in range(0, n, _ENCODED)]

@@ -1,5 +1,16 @@
 """The contrastive training of two towers, the same for heads on features and for whole models.
 
+With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature), the loss is the mean
+over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged (Radford et al., 2021). Besides, ``close_gap``
+times (Grassucci et al., ICLR 2026)
+
+    mean over i of |a_i - b_i|^2 + log mean over i != j of exp(-2 |c_i - c_j|^2)
+
+draws pairs together, and spreads their centroids c_i, the unit vectors along a_i + b_i.
+
+Entries of one item that are not its own pair (a second caption of an image, the same sentence under two images) are
+false negatives: they are left out of both.
+
 Everything random in a step depends on (seed, step) alone, so that a run that was killed continues exactly. The
 checkpoint is the epoch with the highest recall@1 (mean of both directions) among the validation pairs.
 """
@@ -10,32 +21,38 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..arrays import Indices
+from ..arrays import Indices, Matrix
 from ..corpus.splits import STANDARD, describe_rule
+from ..devices import Compute
 from ..errors import ConnectError
 from ..io.artifact import Target, digest_of, write_result
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
 from ..reporter import Reporter
+from ..seeds import generator
 from ..tables import Table
 from ..training.checkpoints import CheckpointDir
 from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
-from .losses import ContrastiveLoss, TwoTowers, contrastive_backward, parse_scale, same_items
 from .pairs import PairInputs
 
 RECORD_FILE, LOG_FILE = "connect.json", "geometry.json"
 _BETAS, _WEIGHT_DECAY = (0.9, 0.98), 0.05
 _WARMUP = 0.05  # of the steps
 _SAMPLED_ROWS = 1024
+_EMBED_ROWS = 128
+_MAX_LOGIT_SCALE = 100.0  # of a learned scale, as in CLIP
+_LEARNED_FROM = 1 / 0.07
 _SCORES = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired")
 T = TypeVar("T")
 
@@ -59,9 +76,165 @@ class TrainingSettings:
             raise ConnectError(f"A batch of {self.batch_size} contains no negatives.", remedy="Use at least 2 pairs.")
         if self.chunk is not None and self.chunk < 1:
             raise ConnectError(f"chunk must be at least 1, not {self.chunk}.")
-        parse_scale(self.logit_scale)
+        _parse_scale(self.logit_scale)
         positive, not_negative = ("epochs", "learning_rate"), ("close_gap", "patience")
         require_valid(self, positive=positive, not_negative=not_negative, error=ConnectError)
+
+
+def _parse_scale(text: str) -> tuple[float, bool]:
+    """Return the value of a logit scale, and whether it is learned: ``100``, ``learned`` (from 14.3), ``learned:20``.
+
+    Raises:
+        ConnectError: for anything else.
+    """
+    head, _, tail = text.partition(":")
+    learned = head == "learned"
+    try:
+        value = float((tail or _LEARNED_FROM) if learned else text)
+        if 0 < value < (_MAX_LOGIT_SCALE if learned else math.inf):
+            return value, learned
+    except ValueError:
+        pass
+    raise ConnectError(
+        f"{text!r} is not a logit scale.",
+        remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
+    )
+
+
+class ContrastiveLoss(nn.Module):
+    """The loss, with its logit scale (kept as a logarithm).
+
+    Args:
+        scale: ``100``, ``learned`` (from 14.3) or ``learned:20``.
+        close_gap: weight of the terms that close the gap.
+
+    Raises:
+        ConnectError: for another scale.
+    """
+
+    log_scale: Tensor
+
+    def __init__(self, scale: str, close_gap: float = 0.0) -> None:
+        super().__init__()
+        value, learned = _parse_scale(scale)
+        self.close_gap, self.limit = close_gap, math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learned)
+
+    @property
+    def logit_scale(self) -> float:
+        """The present logit scale."""
+        return math.exp(float(self.log_scale.detach()))
+
+    def forward(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
+        """Return the loss of pairs of unit rows (n, d), of which ``same`` (n, n) tells those of one item."""
+        logits = self.log_scale.exp() * (first @ second.T)  # (n, n)
+        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(same & ~own, -torch.inf)
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def gap_terms(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
+        """Return ``close_gap`` times the two terms that close the gap; the arguments are those of `forward`."""
+        centroids = F.normalize(first + second, dim=1)
+        near = (-4 + 4 * (centroids @ centroids.T)).exp()  # exp(-2 |c_i - c_j|^2) of unit rows
+        others = ~(same | same.T)
+        others.fill_diagonal_(False)
+        spread = near[others].mean().log() if others.any() else near.new_zeros(())
+        return self.close_gap * ((first - second).square().sum(dim=1).mean() + spread)
+
+
+class TwoTowers(nn.Module):
+    """Two modules that map the inputs of two sides into one space.
+
+    Normalisation layers with running statistics stay as they are: a batch in chunks has no statistics of its own.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, compute: Compute) -> None:
+        super().__init__()
+        self.sides, self.compute = nn.ModuleList([first, second]), compute
+        self.to(compute.device)
+
+    def train(self, mode: bool = True) -> TwoTowers:
+        """Set training mode, except for batch normalisation."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def project(self, inputs: Tensor, side: int) -> Tensor:
+        """Return float32 rows (n, d), not normalised, for inputs of side 0 or 1."""
+        compute = self.compute
+        with torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
+            rows: Tensor = self.sides[side](inputs.to(compute.device))
+        return rows.float()
+
+    def embed(self, inputs: Tensor, side: int) -> Tensor:
+        """Return unit rows (n, d), normalised in float32 at any precision."""
+        return F.normalize(self.project(inputs, side), dim=1)
+
+    @torch.inference_mode()
+    def embed_pairs(self, pairs: PairInputs) -> tuple[Matrix, Matrix, Indices]:
+        """Embed all pairs by the present weights, every item once; leaves the towers in evaluation mode.
+
+        Returns:
+            Unit rows of the items (n, d) and of the second side (p, d), and the item of each pair, int64 (p,).
+        """
+        self.eval()
+
+        def rows(side: int, numbers: Indices) -> Matrix:
+            blocks = (numbers[start : start + _EMBED_ROWS] for start in range(0, len(numbers), _EMBED_ROWS))
+            return np.concatenate([self.embed(pairs.inputs[side].rows(block), side).cpu().numpy() for block in blocks])
+
+        items = np.searchsorted(pairs.item_rows, pairs.rows[0])
+        return rows(0, pairs.item_rows), rows(1, pairs.rows[1]), items
+
+    def backward(
+        self,
+        loss: ContrastiveLoss,
+        inputs: tuple[Tensor, Tensor],
+        ids: Tensor,
+        *,
+        chunk: int | None = None,
+        scope: tuple[int, ...] = (0,),
+    ) -> float:
+        """Add the gradient of the loss of one batch to the weights, and return the contrastive loss.
+
+        The loss joins every pair of the batch with every other, so its gradient cannot be added up from smaller
+        batches. It can be split in two (gradient caching; Gao et al., RepL4NLP 2021): embed the batch in chunks without
+        keeping activations, take the gradient of the loss with respect to the embeddings, then embed each chunk again
+        and pass its part of that gradient on to the weights. What is random in a forward pass is drawn from the chunk's
+        own seed, so that both passes agree.
+
+        Args:
+            loss: gets its gradient too.
+            inputs: of both sides, (n, ...) each, row by row a pair.
+            ids: int64 (2, n), equal on a side if the content is.
+            chunk: pairs embedded at a time with their activations; all by default.
+            scope: numbers that what is random depends on, such as (seed, step).
+        """
+        size = ids.shape[1]
+        parts = [slice(start, start + (chunk or size)) for start in range(0, size, chunk or size)]
+        whole = len(parts) == 1
+
+        def embed(side: int, place: int) -> Tensor:
+            with torch.random.fork_rng():
+                torch.manual_seed(int(generator(scope[0], "step", *scope[1:], 0, side, place).integers(2**62)))
+                return self.embed(inputs[side][parts[place]], side)
+
+        with torch.set_grad_enabled(whole):
+            kept = [[embed(side, place) for place in range(len(parts))] for side in range(2)]
+        first, second = leaves = [torch.cat(rows).detach().requires_grad_() for rows in kept]
+        same = (ids[:, :, None] == ids[:, None]).any(dim=0).to(first.device)
+        value = loss(first, second, same)
+        (value + loss.gap_terms(first, second, same) if loss.close_gap else value).backward()
+        for place, part in enumerate(parts):
+            for side, leaf in enumerate(leaves):
+                rows = kept[side][place] if whole else embed(side, place)
+                assert leaf.grad is not None
+                if rows.requires_grad:  # a frozen tower has no gradient to pass on
+                    rows.backward(leaf.grad[part])
+        return float(value.detach())
 
 
 class PairTask(Task):
@@ -116,33 +289,29 @@ class PairTask(Task):
             for rows, inputs in zip(pairs.rows, pairs.inputs, strict=True):
                 parts += [rows, inputs.rows(rows[:: max(1, len(rows) // _SAMPLED_ROWS)]).numpy()]
         self.identity = digest_of(*parts)
-        self._batches = -1, np.empty((0, 0), np.int64)
         self._loader = ThreadPoolExecutor(1)
         self._loading: Future[tuple[tuple[Tensor, Tensor], Tensor]] | None = None
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of pairs, while the next one is read."""
-        inputs, same = (self._loading or self._loader.submit(self._load, number)).result()
+        inputs, ids = (self._loading or self._loader.submit(self._load, number)).result()
         self._loading = self._loader.submit(self._load, number + 1) if number + 1 < self.plan.steps else None
         scope, chunk = (self.settings.seed, number), self.settings.chunk
-        value = update(contrastive_backward(self.towers, self.loss, inputs, same, chunk=chunk, scope=scope))
+        value = update(self.towers.backward(self.loss, inputs, ids, chunk=chunk, scope=scope))
         with torch.no_grad():
             self.loss.log_scale.clamp_(max=self.loss.limit)
         return value, self.settings.batch_size
 
     def _load(self, step: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return the inputs of a step, and `same_items` of them, bool (n, n)."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._batches[0] != epoch:
-            self._batches = epoch, self.train.batches(self.settings.batch_size, self.settings.seed, epoch)
-        batch: Indices = self._batches[1][place]
-        pairs = self.train
+        """Return the inputs of a step and their ids; what is left over of an epoch's full batches is not used in it."""
+        (epoch, place), size, pairs = divmod(step, self.steps_per_epoch), self.settings.batch_size, self.train
+        batch = _order(self.settings.seed, epoch, len(pairs))[place * size :][:size]
         inputs = pairs.inputs[0].rows(pairs.rows[0, batch], epoch), pairs.inputs[1].rows(pairs.rows[1, batch], epoch)
-        return inputs, same_items(torch.from_numpy(pairs.ids[:, batch]))
+        return inputs, torch.from_numpy(pairs.ids[:, batch])
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return the recall@1 of the validation pairs, negative, and their geometry; NaN if embeddings are."""
-        first, second, items = self.val.embed(self.towers.embed_rows)
+        first, second, items = self.towers.embed_pairs(self.val)
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             return math.nan, {}
         geometry = measure(first, second, items, self.names)
@@ -164,13 +333,18 @@ class PairTask(Task):
         self._loader.shutdown(cancel_futures=True)
 
 
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, n: int) -> Indices:
+    return generator(seed, "pairs", epoch).permutation(n).astype(np.int64)
+
+
 def connect(
     target: Target,
     task: PairTask,
     pairs: PairInputs,
     record: Mapping[str, Any],
     *,
-    save: Callable[[Path], Mapping[str, Any]],
+    save: Callable[[Path], None],
     load: Callable[[Path], T],
     reporter: Reporter,
 ) -> T:
@@ -181,7 +355,7 @@ def connect(
         task: the training.
         pairs: all pairs, of which those of val and test are scored.
         record: about model and data, as JSON values.
-        save: writes the towers into a folder; returns what else its record has to contain.
+        save: writes the towers into a folder.
         load: reads the result, and raises a `C3Error` if it is damaged.
         reporter: gets messages and progress.
     """
@@ -209,7 +383,7 @@ def connect(
     # rows that are split by hash are in val and test, even if another split is learned from
     apart = settings.train_split in STANDARD or describe_rule(pairs.splits) is None
     scored = {split: pairs.where(split) for split in ("val", "test") if apart}
-    content: dict[str, Any] = {
+    content = {
         **record,
         "made_from": target.made_from(task.identity),
         "pairs": {"train": len(task.train), "val": len(task.val)},
@@ -221,19 +395,18 @@ def connect(
         "logit_scale": kept.facts["logit_scale"],
         "seconds": round(sum(one.seconds for one in run.history), 1),
         "scores": {
-            split: measure(*part.embed(task.towers.embed_rows), task.names)
+            split: measure(*task.towers.embed_pairs(part), task.names)
             for split, part in scored.items()
             if len(part.item_rows) > 1
         },
     }
-    whole = {"record": content}
 
     def save_all(folder: Path) -> None:
-        whole.update(save(folder))
+        save(folder)
         write_json_atomically(folder / LOG_FILE, {"kept_step": kept.step, "points": log})
         save_figure(geometry_figure(log, task.names, kept.step), folder / "geometry.svg")
 
-    target.write(lambda folder: write_result(folder, target.kind, whole, save_all, keep=target.there))
+    target.write(lambda folder: write_result(folder, target.kind, {"record": content}, save_all, keep=target.there))
     checkpoints.clear()
     return load(target.folder)
 

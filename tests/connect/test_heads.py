@@ -93,16 +93,7 @@ def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(t
     assert ConnectedHeads.load(tmp_path / "0.previous").sha256 == again.sha256
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"files": None},
-        {"modalities": 3},
-        {"format_version": 99},
-        {"shape": {"dim": 16, "hidden": 2**40, "dropout": 0.0, "cone": 0.0}},  # 80 TB
-        {},
-    ],
-)
+@pytest.mark.parametrize("change", [{"files": None}, {"modalities": 3}, {"format_version": 99}, {"hidden": 2**40}, {}])
 def test_heads_that_are_damaged_or_missing_are_one_error(tmp_path: Path, trained: Path, change: dict[str, Any]) -> None:
     folder = tmp_path / "heads"
     with pytest.raises(ConnectError, match=r"(?s)heads.*c3 connect heads"):
@@ -110,10 +101,12 @@ def test_heads_that_are_damaged_or_missing_are_one_error(tmp_path: Path, trained
     shutil.copytree(trained, folder)
     record, weights = folder / "connect.json", folder / "heads.safetensors"
     if change:
-        record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+        content = json.loads(record.read_text())
+        record.write_text(json.dumps({**content, **change, "record": {**content["record"], **change}}))
     else:
-        content = weights.read_bytes()
-        weights.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        damaged = bytearray(weights.read_bytes())
+        damaged[-9] ^= 1
+        weights.write_bytes(damaged)
     with pytest.raises(ConnectError, match=str(folder)):
         ConnectedHeads.load(folder)
 
@@ -170,21 +163,15 @@ def test_wrong_settings_are_one_message(tmp_path: Path, options: dict[str, Any],
     assert not (tmp_path / "heads").exists()
 
 
-def test_unrelated_rows_are_reported(tmp_path: Path) -> None:
-    files, said = write_files(tmp_path / "features"), Messages()
-    np.save(files["text"], np.random.default_rng(0).normal(size=(240, 12)).astype(np.float32))
-    connect_heads(read_features(**files), tmp_path / "heads", **{**QUICK, "epochs": 1}, reporter=said)
-    assert any("near chance" in text for text in said.texts)
-
-
-def test_rows_with_nan_are_left_out_of_training_and_of_the_store(tmp_path: Path) -> None:
+def test_rows_with_nan_are_left_out_and_unrelated_ones_are_reported(tmp_path: Path) -> None:
     files = write_files(tmp_path / "features")
-    rows = np.load(files["image"])
+    rows = np.random.default_rng(0).normal(size=(120, 20)).astype(np.float32)
     rows[3, 5] = np.nan  # an image of the train split: its two captions go as well
     np.save(files["image"], rows)
     features, said = read_features(**files), Messages()
     record = connect_heads(features, tmp_path / "heads", **{**QUICK, "epochs": 1}, reporter=said).record
-    assert any("1 of 120 image rows" in text for text in said.texts)
+    for named in ("1 of 120 image rows", "near chance"):
+        assert any(named in text for text in said.texts)
     assert record["pairs"]["train"] == 166
     report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
     assert report.rows == {"image": 119, "text": 240}
