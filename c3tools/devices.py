@@ -51,6 +51,12 @@ class Compute:
         dtype: torch.dtype = getattr(torch, _DTYPES[self.precision])
         return dtype
 
+    def autocast(self) -> torch.autocast:
+        """Return the context in which a model with weights in float32 is run in this precision."""
+        import torch
+
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.precision != "fp32")
+
 
 def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = False) -> Compute:
     """Pick device and precision.

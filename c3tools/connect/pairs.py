@@ -101,13 +101,13 @@ class PhotoInputs:
             return None
         if epoch is None or self._seed is None:
             return self._preprocess(image)
-        return _augment(image, size, generator(self._seed, "augment", epoch, photo.key))
+        return augment(image, size, generator(self._seed, "augment", epoch, photo.key))
 
 
 Inputs = ArrayInputs | PhotoInputs  # the rows of one side, as its tower takes them
 
 
-def _augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
+def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
     """Return a random part of half the area or more, mirrored half the time: uint8 (height, width, 3).
 
     Args:
@@ -161,7 +161,8 @@ class PairInputs:
     def where(self, split: str) -> PairInputs:
         """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
         kept = kept_splits(self.splits) if split in STANDARD else None
-        return self.select(np.array(splits_of(self.items, self.splits, kept), dtype=object) == split.lower())
+        found = splits_of(self.items.tolist(), self.splits.tolist(), kept)
+        return self.select(np.array([one == split.lower() for one in found], dtype=bool))
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -294,9 +295,9 @@ def read_features(
     index = match_items(*items)
     bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in sides]
     left_out = [(index < 0, sides[1], f"have no {sides[0].modality} row")]
-    left_out += [(rows, side, "contain NaN or infinity") for rows, side in zip(bad, sides, strict=True)]
-    for rows, side, why in left_out:
-        if count := np.count_nonzero(rows):
+    left_out += [(wrong, side, "contain NaN or infinity") for wrong, side in zip(bad, sides, strict=True)]
+    for wrong, side, why in left_out:
+        if count := np.count_nonzero(wrong):
             notes.append(f"{count:,} of {len(side):,} {side.modality} rows {why} and are left out.")
     index = np.where(bad[1] | ((index >= 0) & bad[0][index]), -1, index)
     return PairedFeatures(sides[0], sides[1], index, notes, models)

@@ -164,9 +164,8 @@ class TwoTowers(nn.Module):
 
     def project(self, inputs: Tensor, side: int) -> Tensor:
         """Return float32 rows (n, d), not normalised, for inputs of side 0 or 1."""
-        compute = self.compute
-        with torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32"):
-            rows: Tensor = self.sides[side](inputs.to(compute.device))
+        with self.compute.autocast():
+            rows: Tensor = self.sides[side](inputs.to(self.compute.device))
         return rows.float()
 
     def embed(self, inputs: Tensor, side: int) -> Tensor:

@@ -27,7 +27,7 @@ from ..arrays import Matrix, Pixels
 from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import split_of
-from ..encoders import Encoder, resolve_encoder
+from ..encoders import Encoder
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.artifact import digest_of, holds_result
 from ..io.files import (
@@ -44,8 +44,7 @@ from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..store import Store
 from ..store.import_embeddings import read_rows
-from .generator import Generator, ImageGenerator
-from .pretrained import PREFIX, PretrainedGenerator
+from .generator import PREFIX, Generator, ImageGenerator, PretrainedGenerator
 
 LIST_FILE = "images.json"
 PAGE_FILE = "images.html"
@@ -206,12 +205,9 @@ def generate(
     else:
         modality = "image" if images else "text"
         prompts = [(str(asked), None) for asked in images or texts]
-        prompts = captions_to_show(Path(captions), split, seed) if captions is not None else prompts
+        prompts = _captions_to_show(Path(captions), split, seed) if captions is not None else prompts
         given: dict[str, Any] = {"images" if images else "texts": [asked for asked, _ in prompts]}
-        encoder = encoder or resolve_encoder(
-            recorded=generator.model, device=device, backend=backend, reporter=reporter
-        )
-        vectors = generator.encode(**given, encoder=encoder)
+        vectors = generator.encode(**given, encoder=encoder, device=device, backend=backend, reporter=reporter)
     settings = {
         "generator": name,
         "model": dict(generator.model),
@@ -255,7 +251,7 @@ def generate(
     return made
 
 
-def captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> list[tuple[str, str | None]]:
+def _captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> list[tuple[str, str | None]]:
     """Read a captions file: one caption of each image and its key, drawn by the seed; without images every caption.
 
     Raises:

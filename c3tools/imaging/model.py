@@ -186,20 +186,6 @@ class ImageNetwork(nn.Module):
         return F.pixel_shuffle(velocity, self.config.patch)
 
 
-def autocast(compute: Compute) -> torch.autocast:
-    """Return the context in which the network is run in the precision of ``compute``."""
-    return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
-
-
-def _sampling_batch(compute: Compute) -> int:
-    """Return how many images are sampled at a time on a device.
-
-    It is fixed, and a last batch is filled up: the last bits of a convolution depend on the size of its batch, so that
-    otherwise the same text would give another image in other company.
-    """
-    return 16 if compute.device_type == "cpu" else 64
-
-
 @torch.inference_mode()
 def sample(
     network: ImageNetwork,
@@ -212,6 +198,10 @@ def sample(
 ) -> Iterator[Pixels]:
     """Yield one image per embedding, uint8 (pixels, pixels, 3).
 
+    The number of images that are sampled at a time is fixed, and a last batch is filled up: the last bits of a
+    convolution depend on the size of its batch, so that otherwise the same text would give another image in other
+    company.
+
     Args:
         network: in evaluation mode, on the device of ``compute``.
         embeddings: what each image is to be of, float32 (n, d), transformed as in training.
@@ -221,7 +211,8 @@ def sample(
         guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
     """
     scheduler = diffusers_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
-    size, copies = _sampling_batch(compute), 1 if guidance == 1 else 2  # with the embedding, and without it
+    size = 16 if compute.device_type == "cpu" else 64
+    copies = 1 if guidance == 1 else 2  # with the embedding, and without it
     withhold = torch.arange(copies * size, device=compute.device) >= size
     for start in range(0, len(embeddings), size):
         rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
@@ -229,7 +220,7 @@ def sample(
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
         for time in scheduler.timesteps:
             times = (time / _TIMES).expand(len(told))
-            with autocast(compute):
+            with compute.autocast():
                 velocity = network(images.repeat(copies, 1, 1, 1), times, told, withhold).float()
             if copies == 2:
                 with_embedding, without = velocity.chunk(2)

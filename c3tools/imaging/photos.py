@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from PIL import Image
@@ -67,6 +69,14 @@ def read_photos(
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     gone: dict[int, str] = {}
 
+    def contents() -> Iterator[bytes | Exception]:
+        """Yield the content of each file, or why there is none."""
+        for key, path in zip(rows.keys, paths, strict=True):
+            try:
+                yield reader.read(finder.find(key, path))
+            except (OSError, ValueError) as error:
+                yield error
+
     def decode(content: bytes | Exception) -> Pixels | Exception:
         """Return pixels (pixels, pixels, 3), or why there are none."""
         if isinstance(content, Exception):
@@ -83,20 +93,15 @@ def read_photos(
         reporter.progress("Reading photos", len(rows)) as progress,
     ):
         warnings.simplefilter("ignore")
+        files = contents()
         for start in range(0, len(rows), _CHUNK):
-            contents: list[bytes | Exception] = []
-            for key, path in zip(rows.keys[start : start + _CHUNK], paths[start : start + _CHUNK], strict=True):
-                try:
-                    contents.append(reader.read(finder.find(key, path)))
-                except (OSError, ValueError) as error:
-                    contents.append(error)
-            for row, found in enumerate(pool.map(decode, contents), start):
+            for row, found in enumerate(pool.map(decode, islice(files, _CHUNK)), start):
                 if isinstance(found, Exception):
                     reason = str(getattr(found, "strerror", None) or found) or type(found).__name__
                     gone[row] = f"{paths[row] or rows.keys[row]} ({reason})"
                 else:
                     squares[row] = found
-            progress.advance(len(contents))
+                progress.advance()
     listed = "; ".join([*gone.values()][:_NAMED])
     listed += f"; and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else ""
     if len(gone) == len(rows):

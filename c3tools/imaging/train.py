@@ -40,7 +40,7 @@ from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
 from .generator import KIND, Generator
-from .model import ImageNetwork, Size, autocast, load_size
+from .model import ImageNetwork, Size, load_size
 from .photos import Photos, read_photos
 
 _MAX_VALIDATED = 512
@@ -136,7 +136,7 @@ class GeneratorTask(Task):
         rng, n, rows = generator(config.seed, "step", number), len(chosen), self.train.rows
         flips, shares, withhold = rng.random(n) < 0.5, rng.standard_normal(n), rng.random(n) < config.drop
         torch.manual_seed(int(rng.integers(2**62)))
-        images = to_network(self.train.pixels[chosen])
+        images = _to_network(self.train.pixels[chosen])
         images = torch.where(torch.from_numpy(flips)[:, None, None, None], images.flip(3), images)
         inputs = self.pipeline.transform(
             rows.embeddings[chosen],
@@ -159,7 +159,7 @@ class GeneratorTask(Task):
         rng = generator(self.config.seed, "validation")
         shares = np.array([NormalDist().inv_cdf(share) for share in (rng.permutation(n) + 0.5) / n])
         noise = torch.from_numpy(rng.standard_normal((n, 3, *self.val.pixels.shape[1:3]), np.float32))
-        images, withhold, total = to_network(self.val.pixels), torch.zeros(n, dtype=torch.bool), 0.0
+        images, withhold, total = _to_network(self.val.pixels), torch.zeros(n, dtype=torch.bool), 0.0
         for start in range(0, n, _VALIDATION_BATCH):
             rows = slice(start, start + _VALIDATION_BATCH)
             loss = self._loss(images[rows], noise[rows], shares[rows], self.val_inputs[rows], withhold[rows])
@@ -175,11 +175,11 @@ class GeneratorTask(Task):
         times = torch.tensor([1 / (1 + math.exp(-share)) for share in shares], dtype=torch.float32).to(device)
         images, noise = images.to(device), noise.to(device)
         t = times[:, None, None, None]
-        with autocast(self.compute), self.attention():
+        with self.compute.autocast(), self._attention():
             velocity = self.network((1 - t) * images + t * noise, times, inputs.to(device), withhold.to(device))
         return F.mse_loss(velocity.float(), noise - images)
 
-    def attention(self) -> AbstractContextManager[None]:
+    def _attention(self) -> AbstractContextManager[None]:
         """Return the context in which attention is computed.
 
         On a CPU in bf16, the backward pass of torch's fused attention is slow where there are few positions: without
@@ -197,7 +197,7 @@ def _order(seed: int, epoch: int, n: int) -> Indices:
     return generator(seed, "order", epoch).permutation(n)
 
 
-def to_network(pixels: Pixels) -> Tensor:
+def _to_network(pixels: Pixels) -> Tensor:
     """Return pixels (n, height, width, 3) as the network takes them: float32 (n, 3, height, width), -1 to 1.
 
     Contiguous: the layout of the pixels (channels last) would stay that of all layers, whose group norms take three

@@ -13,7 +13,7 @@ from PIL import Image
 
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, OutputError
-from c3tools.imaging.generation import GeneratedImages, captions_to_show, generate
+from c3tools.imaging.generation import GeneratedImages, generate
 from c3tools.imaging.generator import Generator
 from c3tools.io.files import write_atomically
 from tests.conftest import C3, Messages, unit_rows
@@ -122,22 +122,26 @@ def test_images_of_embeddings_and_of_photos(make: Make, untrained: Generator, en
     assert pixels(first.open()) == pixels(again.open()) != pixels(second.open())
 
 
-def test_one_caption_of_each_image_is_drawn_by_the_seed(tmp_path: Path) -> None:
-    path = tmp_path / "captions.jsonl"
+def test_one_caption_of_each_image_is_drawn_by_the_seed(make: Make, tmp_path: Path) -> None:
+    path, lines = tmp_path / "captions.jsonl", tmp_path / "texts.txt"
     rows = [
-        {"image": f"{i}.jpg", "captions": [f"{i} {j}" for j in range(5)], "split": "test" if i < 30 else "train"}
-        for i in range(40)
+        {"image": f"{i}.jpg", "captions": [f"{i} {j}" for j in range(3)], "split": "test" if i < 8 else "train"}
+        for i in range(10)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    drawn = captions_to_show(path, "test", seed=0)
-    assert [key for _, key in drawn] == [str(i) for i in range(30)]
-    assert drawn == captions_to_show(path, "test", seed=0) != captions_to_show(path, "test", seed=1)
-    assert {asked.split()[1] for asked, _ in drawn} == set("01234")
-    assert len(captions_to_show(path)) == 40
-    (tmp_path / "texts.txt").write_text("a dog\n\na cat\n")
-    assert [asked for asked, _ in captions_to_show(tmp_path / "texts.txt")] == ["a dog", "a cat"]
+    lines.write_text("a dog\n\na cat\n")
+
+    def asked(path: Path, **options: Any) -> list[tuple[str, str | None]]:
+        return [(image.asked, image.key) for image in make(captions=path, sampling_steps=1, **options).images]
+
+    drawn = asked(path, split="test")
+    assert [key for _, key in drawn] == [str(i) for i in range(8)]
+    assert {text.split()[1] for text, _ in drawn} == set("012")
+    assert drawn == asked(path, split="test") != asked(path, split="test", seed=1)
+    assert len(asked(path)) == 10
+    assert asked(lines) == [("a dog", None), ("a cat", None)]
     with pytest.raises(GeneratorError, match="no captions in the split 'val'"):
-        captions_to_show(path, "val")
+        asked(path, split="val")
 
 
 def test_what_cannot_be_asked_is_refused(make: Make, untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:

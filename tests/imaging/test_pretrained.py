@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError
 from c3tools.identity import ModelIdentity
-from c3tools.imaging.pretrained import PretrainedGenerator, check_identity
+from c3tools.imaging.generator import PretrainedGenerator
 from c3tools.moments import unit_rows
-from c3tools.store import Store
+from c3tools.store import Rows, Store
 from tests.conftest import C3, build_store
+from tests.conftest import unit_rows as random_rows
 
-from .worlds import FP32, text_rows
+from .worlds import FP32
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -110,23 +112,25 @@ def test_texts_come_to_where_images_are_in_the_generators_own_scale(
 @pytest.mark.parametrize(
     ("dim", "architecture", "weights", "accepted"),
     [
-        (768, "ViT-L-14", "openai", True),
         (768, "ViT-L-14-quickgelu", "openai", True),
         (768, "ViT-L-14", "laion2b_s32b_b82k", False),
         (512, "ViT-B-32", "openai", False),
     ],
 )
 def test_a_store_of_another_model_is_refused_with_both_named(
-    tmp_path: Path, dim: int, architecture: str, weights: str, accepted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int, architecture: str, weights: str, accepted: bool
 ) -> None:
+    normalizer = SimpleNamespace(config=SimpleNamespace(embedding_dim=768), mean=torch.zeros(768), std=torch.ones(768))
+    pipe = SimpleNamespace(image_normalizer=normalizer, set_progress_bar_config=dict, to=lambda *place: None)
+    monkeypatch.setattr("diffusers.StableUnCLIPImg2ImgPipeline", SimpleNamespace(from_pretrained=lambda name: pipe))
     identity = ModelIdentity(name=f"{architecture}/{weights}", architecture=architecture, pretrained=weights)
-    store = build_store(tmp_path / "store", text_rows(8), model=identity)
-    object.__setattr__(store.info, "dim", dim)
+    rows = [Rows.of(name, list("abcd"), random_rows(4, dim, 0)) for name in ("image", "text")]
+    store = build_store(tmp_path / "store", *rows, model=identity)
     if accepted:
-        check_identity("unclip:x", 768, store)
+        assert PretrainedGenerator("unclip:x", store).dim == 768
         return
     with pytest.raises(GeneratorError, match=f"ViT-L-14/openai, 768 dimensions.*{identity.name}, {dim} dimensions"):
-        check_identity("unclip:x", 768, store)
+        PretrainedGenerator("unclip:x", store)
 
 
 def test_weights_that_cannot_be_had_are_an_error(store: Store, tmp_path: Path) -> None:

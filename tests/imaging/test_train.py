@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from c3tools.arrays import Pixels
 from c3tools.errors import C3Error, GeneratorError, OutputError, StoreError, TransformError
 from c3tools.imaging.generator import Generator
 from c3tools.imaging.model import TrainingConfig
-from c3tools.imaging.train import GeneratorTask, to_network, train_generator
+from c3tools.imaging.train import GeneratorTask, train_generator
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
@@ -25,6 +26,11 @@ from .worlds import FP32, QUICK, TOY, image_rows, photo_store, photos_in_memory,
 TRAIN, VAL, MOMENTS = photos_in_memory()
 WHOLE = replace(QUICK, batch_size=64)  # more than there are photos: one batch is an epoch
 Call = tuple[torch.Tensor, ...]  # noisy images, times, inputs, withheld rows, velocity, loss
+
+
+def as_images(pixels: Pixels) -> torch.Tensor:
+    """Pixels as the network takes them: float32 (n, 3, height, width), -1 to 1."""
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
 
 
 def make_task(config: TrainingConfig = QUICK, sigma: float = 0.0) -> GeneratorTask:
@@ -57,8 +63,8 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPa
         epoch, rows = task.batch(number)
         assert sorted(rows) == list(range(len(TRAIN)))
         assert epoch == number
-        images = to_network(TRAIN.pixels[rows])  # of one colour each, so that a flip changes nothing
-        assert images.is_contiguous()
+        images = as_images(TRAIN.pixels[rows])  # of one colour each, so that a flip changes nothing
+        assert noisy.is_contiguous()
         expected = task.pipeline.transform(TRAIN.rows.embeddings[rows], modality="image")
         torch.testing.assert_close(inputs, torch.from_numpy(expected))
         t = times[:, None, None, None]
@@ -106,7 +112,7 @@ def test_the_validation_loss_is_the_same_each_time_and_that_of_the_velocity() ->
         loss, _ = task.validate()
         assert task.validate()[0] == loss
     # an untrained network answers 0: the loss is that of noise - image
-    assert loss == pytest.approx(1 + float((to_network(VAL.pixels) ** 2).mean()), rel=0.1)
+    assert loss == pytest.approx(1 + float((as_images(VAL.pixels) ** 2).mean()), rel=0.1)
 
 
 Train = Callable[..., tuple[Generator, list[str]]]
