@@ -102,7 +102,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
 
     def pixels(seed: int | None, epoch: int | None, key: str = "a") -> npt.NDArray[np.int64]:
         inputs = PhotoInputs([ImageItem(key, str(tmp_path / "ramp.png"), None, None)], preprocess, seed)
-        return inputs.rows(np.array([0]), epoch).numpy()[0].astype(int)
+        return np.asarray(inputs.rows(np.array([0]), epoch)[0], dtype=np.int64)
 
     np.testing.assert_array_equal(pixels(0, 1), pixels(0, 1))
     for other in (pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")):
