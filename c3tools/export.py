@@ -204,7 +204,7 @@ def export_store(
         else:
             _finish(output, info, rows, chain(*parts.values()))
     mine = [names for shard, names in parts.items() if shard[0] in modalities]
-    size = sum(size_of(output / name) or 0 for name in chain(*mine))
+    size = sum(size_of(output / name) for name in chain(*mine))
     return ExportReport(
         output, chosen, {name: rows[name] for name in modalities}, len(todo), len(mine) - len(todo), size
     )

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from c3tools.io.locations import location, write_all
+from c3tools.io.files import write_all
+from c3tools.io.locations import location
 
 if TYPE_CHECKING:
     from c3tools.pages import Section, Table

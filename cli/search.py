@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import c3tools
-from c3tools.io.locations import write_all
+from c3tools.io.files import write_all
 from c3tools.reporter import counted
 from c3tools.tables import Table
 

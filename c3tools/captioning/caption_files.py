@@ -25,7 +25,7 @@ from PIL import Image
 
 from ..encoders import open_image
 from ..errors import OutputError
-from ..io.files import MALFORMED, find_leftovers, read_limited, write_text_atomically
+from ..io.files import MALFORMED, read_limited, remove_leftovers, write_text_atomically
 from ..io.lock import locked_file
 from ..pages import inline_image, render_page
 from ..reporter import counted
@@ -122,8 +122,7 @@ class CaptionWriter:
             own += [path.with_suffix(suffix) for suffix in self._sidecars for path in self._photos.values()]
             names = {path.name for path in own}  # no other program uses their temporary names
             for folder in {path.parent for path in own}:
-                for leftover in find_leftovers(folder, names):
-                    stack.callback(leftover.unlink, missing_ok=True)
+                remove_leftovers(folder, names)
             for key, caption in list(self.captions.items()):
                 self.write(key, caption)  # to the files beside photos, if the run was killed between the two
             self.pending = [key for key in self._photos if key not in self.captions and not self._has_sidecars(key)]

@@ -39,14 +39,7 @@ from .model import CaptionDecoder, Decoder
 from .tokenizer import CaptionTokenizer
 
 _BUILT_IN = "built-in"
-DECODER = Kind(
-    "decoder",
-    "decoder.json",
-    DecoderError,
-    "c3 train-decoder",
-    "--decoder",
-    ("preset", "sigma", "size", "seed", "best_val_loss"),
-)
+DECODER = Kind("decoder", "decoder.json", DecoderError, "c3 train-decoder", "--decoder")
 _WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
 _OWN = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01

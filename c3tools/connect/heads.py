@@ -32,8 +32,7 @@ from .pairs import PairedFeatures
 from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers, connect
 
 _WEIGHTS_FILE = "heads.safetensors"
-_FACTS = ("outcome", "recall@1")
-_KIND = Kind("pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", _FACTS, (_WEIGHTS_FILE, LOG_FILE))
+_KIND = Kind("pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", (_WEIGHTS_FILE, LOG_FILE))
 _BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
 

@@ -31,8 +31,7 @@ _EPOCHS = {_LIT: 20, _FULL: 10}
 _LEARNING_RATE = {_LIT: 5e-4, _FULL: 1e-4}
 _CONFIG_FILE = "open_clip_config.json"
 _NAMES = ("image", "text")
-_FACTS = ("mode", "outcome", "recall@1")
-_KIND = Kind("model", RECORD_FILE, ConnectError, "c3 connect", "", _FACTS, (_CONFIG_FILE, LOG_FILE))
+_KIND = Kind("model", RECORD_FILE, ConnectError, "c3 connect", "", (_CONFIG_FILE, LOG_FILE))
 _ENCODED = 64
 
 

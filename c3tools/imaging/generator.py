@@ -40,14 +40,7 @@ from ..transforms import Pipeline, preset
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, NetworkConfig, diffusers_class, sample
 
 _FACTS = ("preset", "sigma", "size", "seed")
-KIND = Kind(
-    "generator",
-    "generator.json",
-    GeneratorError,
-    "c3 train-generator",
-    "--generator",
-    (*_FACTS, "best_val_loss"),
-)
+KIND = Kind("generator", "generator.json", GeneratorError, "c3 train-generator", "--generator")
 _WEIGHTS_FILE = "weights.safetensors"
 PREFIX = "unclip:"
 _PIPELINE = "StableUnCLIPImg2ImgPipeline"

@@ -71,7 +71,6 @@ class Kind:
         error: of the class that is raised for results of this kind.
         command: that makes one: ``c3 train-decoder``.
         option: that chooses one: ``--decoder``; empty if there is none.
-        facts: entries of the record that describe a result.
         others: further files that show that a folder holds a result of this kind.
         again: the option that makes a result again.
     """
@@ -81,7 +80,6 @@ class Kind:
     error: type[C3Error]
     command: str
     option: str = ""
-    facts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     again: str = "--overwrite"
 
@@ -256,7 +254,6 @@ class Target:
     reporter: Reporter
     there: bool = False
     former: Mapping[str, Any] | None = None
-    _description: str = ""
     _done: bool = False
 
     def made_from(self, digest: str) -> dict[str, Any]:
@@ -273,7 +270,7 @@ class Target:
         if self.former is None:
             return None
         if self.former.get("made_from", {}).get("digest") != digest:
-            self._refuse("It was made with the same settings, but from other data.")
+            self._refuse("it was made with the same settings, but from other data")
             return None
         try:
             found = load()
@@ -299,22 +296,20 @@ class Target:
         """Read the record of the result that is there, and refuse to replace it if it has other settings."""
         try:
             record = dict(read_json(self.folder / self.kind.record)["record"])
-            former = record.get("made_from", {}).get("settings", {})
+            former = dict(record.get("made_from", {}).get("settings", {}))
         except (OSError, *MALFORMED):
             record, former = {}, {}
-        facts = [f"{name} {_shown(record[name])}" for name in self.kind.facts if record.get(name) is not None]
-        self._description = ", ".join(facts) or f"it is damaged, or it was not made by {self.kind.command}"
         changed = [name for name, value in self.settings.items() if name not in former or former[name] != value]
         self.former = None if changed else record
         if changed:
-            known = [name for name in changed if name in former]
-            named = [f"{name} {_shown(former[name])}, not {_shown(self.settings[name])}" for name in known]
-            self._refuse(f"It was made with {'; '.join(named)}." if named else "")
+            named = [f"{name} {former[name]}, not {self.settings[name]}" for name in changed if name in former]
+            other = f"it is damaged, or it was not made by {self.kind.command}"
+            self._refuse(f"it was made with {'; '.join(named)}" if named else other)
 
     def _refuse(self, why: str) -> None:
         if not self.overwrite:
             raise OutputError(
-                f"{self.folder} already contains a finished {self.kind.name}: {self._description}. {why}".rstrip(),
+                f"{self.folder} already contains a finished {self.kind.name}: {why}.",
                 remedy="Choose another folder with --output, or replace it with --overwrite; it is then kept as "
                 f"{previous_folder(self.folder)}.",
             )
@@ -359,12 +354,6 @@ def claimed(
             if target.there:
                 target._compare()
         yield target
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from itertools import chain
@@ -17,12 +18,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError
-from .locations import open_binary, read_all, write_object
+from .locations import open_binary, read_all, upload
 
 _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
 # bytes of JSON per value, on average over a file of more than LARGEST_TEXT
 _SMALLEST_VALUE = 8
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 # errors raised by invalid JSON or an unexpected structure
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
@@ -37,7 +38,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: if it cannot be written, for example because the disk is full.
     """
     if not isinstance(path, Path):
-        write_object(path, write)
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / "object")
+            upload(Path(folder) / "object", path)
         return
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among all machines
@@ -55,6 +58,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             raise OSError(str(error)) from error
         raise
     sync_folder(path.parent)
+
+
+def write_all(path: Path, content: bytes) -> None:
+    """Write one object at a URL, or a file on this machine in its place, which may be a device such as /dev/stdout.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if isinstance(path, Path):
+        path.write_bytes(content)
+    else:
+        write_atomically(path, lambda local: local.write_bytes(content))
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -124,23 +139,16 @@ def recorded_file(folder: Path, name: object) -> Path:
     return folder / name
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed writer left in a folder on this machine, and no others."""
-    for leftover in find_leftovers(folder):
-        leftover.unlink(missing_ok=True)
-
-
-def find_leftovers(folder: Path, names: Container[str] | None = None) -> list[Path]:
-    """Return the temporary files that writers left in a folder on this machine, or have there just now.
+def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
+    """Remove the temporary files that a killed writer left in a folder on this machine, and no others.
 
     Args:
         folder: the folder; there are none at a URL.
         names: of the files that they were to become; None for all.
     """
-    if not isinstance(folder, Path):
-        return []
-    found = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
-    return [path for path in found if names is None or path.name[1:].rsplit(".", 2)[0] in names]
+    for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
+        if (match := _TEMPORARY.fullmatch(path.name)) and (names is None or match[1] in names):
+            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

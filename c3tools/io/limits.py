@@ -14,22 +14,10 @@ LARGEST_IMAGE_FILE = 1 << 28  # bytes of one image, in a file, a tar, a table or
 LARGEST_DECODED = 600 << 20  # bytes of an image's pixels and of what its decoder keeps beside them
 LARGEST_TEXT = 1 << 24  # bytes of a line, of a text in a tar, of a text in a table
 LARGEST_JSON = 1 << 29  # bytes of a file of JSON, which is read as a whole
-_ANY_SIZE, _MOST_PACKED = 1 << 26, 100  # bytes that any packed file may unpack to, and times its own size
-_MOST_REPEATED = 1000  # times the size of a table that its values may come to: dictionaries repeat values
 
 
 class TooLargeError(ValueError):
     """A file would take more memory than a file of its size may."""
-
-
-def most_unpacked(size: int) -> int:
-    """Return how many bytes a packed file of ``size`` bytes may unpack to: 64 MiB, or 100 times its size."""
-    return max(_ANY_SIZE, _MOST_PACKED * size)
-
-
-def most_repeated(size: int) -> int:
-    """Return how many bytes the values of a table of ``size`` bytes may come to: 64 MiB, or 1,000 times its size."""
-    return max(_ANY_SIZE, _MOST_REPEATED * size)
 
 
 def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:

@@ -164,31 +164,6 @@ def on_this_machine(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def write_all(path: Path, content: bytes) -> None:
-    """Write a file on this machine, making its folder if needed, or one object at a URL.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    else:
-        write_object(path, lambda local: local.write_bytes(content))
-
-
-def write_object(target: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file on this machine, then upload it to a URL as one object.
-
-    Raises:
-        UnreachableError: if it cannot be uploaded.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "object"
-        write(local)
-        upload(local, target)
-
-
 def remove(path: Path) -> None:
     """Remove a file if it exists."""
     with suppress(FileNotFoundError):
@@ -208,22 +183,9 @@ def move(source: Path, target: Path) -> None:
     remove(source)
 
 
-def size_of(path: Path) -> int | None:
-    """Return the size of a file in bytes; None if it does not exist."""
-    try:
-        return path.stat().st_size if isinstance(path, Path) else int(_request(path, "info")["size"])
-    except FileNotFoundError:
-        return None
-
-
-def version_of(path: Path) -> str | None:
-    """Return a text that changes with the file (size and time or tag); None if the server gives neither."""
-    if isinstance(path, Path):
-        status = path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
-    info = _request(path, "info")
-    mark = next((info[name] for name in ("ETag", "etag", "LastModified", "mtime", "updated") if info.get(name)), None)
-    return None if mark is None else f"{info['size']} {mark}"
+def size_of(path: Path) -> int:
+    """Return the size of a file in bytes."""
+    return path.stat().st_size if isinstance(path, Path) else int(_request(path, "info")["size"])
 
 
 def open_binary(path: Path, block: int | None = None) -> BinaryIO:

@@ -22,14 +22,13 @@ from .files import make_folder, remove_leftovers
 
 
 @contextmanager
-def locked(folder: Path, output: Path | None = None) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep other writers off a folder while the block runs.
 
     The folder is made if it does not exist, and removed again if nothing is written to it.
 
     Args:
         folder: a folder, or a URL, where nothing is locked.
-        output: what the user knows the result as, for messages; None for the folder itself.
 
     Raises:
         OutputError: if another run is writing, with its process, host and start; if the folder cannot be written, or a
@@ -38,16 +37,16 @@ def locked(folder: Path, output: Path | None = None) -> Iterator[None]:
     if not isinstance(folder, Path):
         yield
         return
-    shown, made = output or folder, not folder.exists()
+    made = not folder.exists()
     try:
         make_folder(folder)
     except (FileExistsError, NotADirectoryError):
-        raise OutputError(f"{shown} is a file, but a folder is needed.", remedy="Choose another folder.") from None
+        raise OutputError(f"{folder} is a file, but a folder is needed.", remedy="Choose another folder.") from None
     except OSError as error:
         raise OutputError(
-            f"{shown} cannot be made ({error.strerror or error}).", remedy="Choose a folder that can be written."
+            f"{folder} cannot be made ({error.strerror or error}).", remedy="Choose a folder that can be written."
         ) from error
-    with locked_file(folder, shown):
+    with locked_file(folder):
         try:
             remove_leftovers(folder)  # of a run that was killed: no other is writing now
             yield
@@ -65,15 +64,15 @@ def _lock_path(path: Path) -> Path:
 
 
 @contextmanager
-def locked_file(result: Path, shown: Path | None = None) -> Iterator[None]:
+def locked_file(result: Path) -> Iterator[None]:
     """Keep other writers off a file of this machine while the block runs; see `locked`."""
-    path, shown = _lock_path(result), shown or result
+    path = _lock_path(result)
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
     try:
         lock.acquire()
     except Timeout:
         raise OutputError(
-            f"Another run is writing to {shown}{_owner(path)}.",
+            f"Another run is writing to {result}{_owner(path)}.",
             remedy="Wait for it to finish, or write to another folder.",
         ) from None
     except OSError as error:

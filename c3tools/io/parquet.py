@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
-from .limits import LARGEST_IMAGE_FILE, TooLargeError, most_repeated, most_unpacked
+from .limits import LARGEST_IMAGE_FILE, TooLargeError
 from .locations import name_or_file, open_binary
 
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)  # for damaged and hostile tables
+# bytes that any file may come to, and times its size: of what is unpacked, and of values, which dictionaries repeat
+_ANY_SIZE, _MOST_PACKED, _MOST_REPEATED = 1 << 26, 100, 1000
 _BATCH_BYTES = 1 << 25
 _MOST_ROWS = 1 << 10  # of a batch: a text that is stored once may be that of every row
 _WIDTHS = {"INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
@@ -95,7 +97,7 @@ class _Reader:
 
     def __init__(self, file: pq.ParquetFile, chunks: Sequence[Sequence[_Chunk]], size: int) -> None:
         self._file, self._chunks, self._size = file, chunks, size
-        self._left = most_repeated(size)  # bytes that the values may still come to
+        self._most = self._left = max(_ANY_SIZE, _MOST_REPEATED * size)  # bytes that the values may come to
         self.schema = file.schema_arrow
         self.row_counts = [file.metadata.row_group(number).num_rows for number in range(len(chunks))]
 
@@ -124,17 +126,16 @@ class _Reader:
             for batch in self._file.iter_batches(batch_size=rows, row_groups=[number], columns=names):
                 self._left -= batch.nbytes
                 if self._left < 0:
-                    most = most_repeated(self._size)
-                    raise TooLargeError(f"its values need more than {most:,} bytes, but the file has {self._size:,}")
+                    raise TooLargeError(f"its values need over {self._most:,} bytes, but the file has {self._size:,}")
                 yield batch
 
     def _check(self, chunk: _Chunk) -> None:
         name, values, unpacked, kind, _ = chunk
-        if unpacked > most_unpacked(self._size):
+        if unpacked > max(_ANY_SIZE, _MOST_PACKED * self._size):
             raise TooLargeError(f"its column {name!r} unpacks to {unpacked:,} bytes, but the file has {self._size:,}")
         if unpacked // max(1, values) > LARGEST_IMAGE_FILE:
             raise TooLargeError(f"values of its column {name!r} have {unpacked // max(1, values):,} bytes")
-        if values * _WIDTHS.get(kind, 1) > most_repeated(self._size):
+        if values * _WIDTHS.get(kind, 1) > self._most:
             raise TooLargeError(f"its column {name!r} has {values:,} values, but the file has {self._size:,} bytes")
 
 

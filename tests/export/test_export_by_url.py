@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from c3tools.errors import OutputError
-from c3tools.export import export_store
-from c3tools.export import ExportWork
+from c3tools.export import ExportWork, export_store
 from c3tools.io import locations
 from c3tools.store import Store
 from tests.servers import Faults
