@@ -92,6 +92,7 @@ class LanguageModelConfig:
     frozen: bool = False
 
     def __post_init__(self) -> None:
+        require_valid(self, positive=("max_tokens",), not_negative=("prefix_length",), error=DecoderError)
         if self.frozen and not self.prefix_length:
             raise DecoderError("A frozen language model without a prefix has nothing to train.", remedy="Unfreeze it.")
 
@@ -166,10 +167,8 @@ class TrainingConfig:
 
     def optimizer(self, module: nn.Module, *, fused: bool | None = None) -> AdamW:
         """Return the optimiser of a module."""
-        decay, betas = self.weight_decay, (0.9, self.beta2)
-        return adamw(
-            module.parameters(), learning_rate=self.learning_rate, weight_decay=decay, betas=betas, fused=fused
-        )
+        betas = (0.9, self.beta2)
+        return adamw(module.parameters(), weight_decay=self.weight_decay, betas=betas, fused=fused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,29 +203,10 @@ class LanguageModelSize:
     frozen: bool = False
     max_tokens: int = 40
 
-    def __post_init__(self) -> None:
-        require_valid(self, positive=("max_tokens",), not_negative=("prefix_length",), error=DecoderError)
-
 
 AnySize = Size | LanguageModelSize
 # what turns a size into a language model of captions: no prefix, and the contrastive loss that MAGIC's is trained with
 UNCONDITIONAL = ("prefix_length=0", "contrastive_margin=0.5")
-
-# the paper's: GPT-2 fully fine-tuned behind an MLP 512 -> 3840 -> 7680, AdamW 2e-5, batch 40, 10 epochs, 5,000 steps
-# of warm-up, then linear decay
-PAPER = LanguageModelSize(
-    "gpt2",
-    TrainingConfig(
-        epochs=10,
-        batch_size=40,
-        learning_rate=2e-5,
-        warmup_steps=5000,
-        decay="linear",
-        weight_decay=0.0,
-        beta2=0.999,
-        clip_norm=0.0,
-    ),
-)
 
 
 def _size(epochs: int, learning_rate: float, **architecture: Any) -> Size:
@@ -238,7 +218,13 @@ SIZES: Mapping[str, AnySize] = MappingProxyType(
         "tiny": _size(8, 2e-3, width=192, layers=2, heads=3, prefix_length=2, vocab_size=2048),
         "small": _size(6, 1.5e-3, width=256, layers=3, heads=4, prefix_length=4, vocab_size=4096),
         "base": _size(10, 6e-4, width=512, layers=6, heads=8, prefix_length=10, vocab_size=8192, dropout=0.1),
-        "paper": PAPER,
+        # GPT-2 fully fine-tuned behind an MLP 512 -> 3840 -> 7680, AdamW; 5,000 steps of warm-up, then linear decay
+        "paper": LanguageModelSize(
+            "gpt2",
+            TrainingConfig(
+                10, 40, 2e-5, warmup_steps=5000, decay="linear", weight_decay=0.0, beta2=0.999, clip_norm=0.0
+            ),
+        ),
     }
 )
 
@@ -253,7 +239,7 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> AnySize:
     Raises:
         DecoderError: if there is no such size or setting, or a value is not of the setting's type.
     """
-    return load_named_size(SIZES, name, overrides, _settings, kind="decoder", error=DecoderError)
+    return load_named_size(SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError)
 
 
 def training_config(
@@ -282,8 +268,8 @@ def training_config(
         epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
         if patience is None and epochs > own.epochs and "patience" not in changed:
             patience = _PATIENCE
-    epochs = own.epochs if epochs is None else epochs
-    return replace(own, seed=seed, epochs=epochs, patience=own.patience if patience is None else patience)
+    given = {name: value for name, value in (("epochs", epochs), ("patience", patience)) if value is not None}
+    return replace(own, seed=seed, **given)
 
 
 def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
@@ -291,11 +277,7 @@ def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
     own, chosen = load_size(name), load_size(name, overrides)
     if replace(chosen, training=own.training) != own:
         raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
-    if any(override.startswith("learning_rate=") for override in overrides):
-        return chosen
-    rate = _FINE_TUNING * chosen.training.learning_rate
-    return replace(chosen, training=replace(chosen.training, learning_rate=rate))
-
-
-def _settings(part: AnySize | TrainingConfig) -> list[str]:
-    return [field.name for field in fields(part) if field.name not in ("training", "seed", "dim")]
+    if not any(override.startswith("learning_rate=") for override in overrides):
+        rate = _FINE_TUNING * chosen.training.learning_rate
+        chosen = replace(chosen, training=replace(chosen.training, learning_rate=rate))
+    return chosen

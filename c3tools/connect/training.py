@@ -282,7 +282,7 @@ class PairTask(Task):
         rise, patience = max(1, round(_WARMUP * steps)), settings.patience
         self.plan = Plan(steps, settings.learning_rate, self.steps_per_epoch, rise, patience=patience, start="report")
         trained = self.module.parameters()
-        self.optimizer = adamw(trained, learning_rate=settings.learning_rate, weight_decay=_WEIGHT_DECAY, betas=_BETAS)
+        self.optimizer = adamw(trained, weight_decay=_WEIGHT_DECAY, betas=_BETAS)
         parts: list[object] = [asdict(settings), towers.compute.precision, names, made_from]
         for pairs in (train_pairs, val_pairs):
             for rows, inputs in zip(pairs.rows, pairs.inputs, strict=True):

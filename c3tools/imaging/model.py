@@ -130,12 +130,8 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
     Raises:
         GeneratorError: if there is no such size or setting, or a value is not of the setting's type.
     """
-
-    def numbers(part: Size | TrainingConfig) -> list[str]:
-        fixed = ("seed", "steps", "dim", "channels", "attention", "training")
-        return [each.name for each in fields(part) if each.name not in fixed]
-
-    return load_named_size(SIZES, name, overrides, numbers, kind="generator", error=GeneratorError)
+    fixed = ("seed", "steps", "dim", "channels", "attention")
+    return load_named_size(SIZES, name, overrides, fixed, kind="generator", error=GeneratorError)
 
 
 class ImageNetwork(nn.Module):

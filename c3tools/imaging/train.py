@@ -80,13 +80,8 @@ class GeneratorTask(Task):
             clip_norm=config.clip_norm,
             ema=config.ema,
         )
-        self.optimizer = adamw(
-            network.parameters(),
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
+        weight_decay, betas = config.weight_decay, (0.9, 0.99)
+        self.optimizer = adamw(network.parameters(), weight_decay=weight_decay, betas=betas, fused=True)
         rows = val.rows
         self.val_inputs = torch.from_numpy(pipeline.transform(rows.embeddings, modality=rows.modality, training=False))
         data = (part for of in (train, val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))

@@ -27,7 +27,7 @@ from ..reporter import SILENT, Reporter
 
 NOTHING_KEPT = "No part of this training was kept; run the same command again to restart it."
 _KEPT = 2
-_OPTIMIZER = "optimizer"
+_OPTIMIZER = "optimizer/"
 
 
 class CheckpointDir:
@@ -51,7 +51,6 @@ class CheckpointDir:
 
     def save(
         self,
-        step: int,
         identity: str,
         position: Mapping[str, Any],
         tensors: Mapping[str, Mapping[str, Tensor]],
@@ -60,20 +59,21 @@ class CheckpointDir:
         """Write a state; the state before the last one is removed.
 
         Args:
-            step: optimiser steps done.
             identity: a digest of all that the run depends on.
-            position: what else a run needs to continue, as JSON values.
+            position: ``step``, and what else a run needs to continue, as JSON values.
             tensors: by group (such as ``model`` and ``best``) and name.
             optimizer: its moments are saved too.
         """
-        flat = {f"{group}/{name}": value for group, named in tensors.items() for name, value in named.items()}
-        for number, moments in optimizer.state_dict()["state"].items():
-            flat |= {f"{_OPTIMIZER}/{number}/{name}": value for name, value in moments.items()}
-        plain = {name: value.detach().cpu().contiguous().clone() for name, value in flat.items()}
+        moments = {f"{_OPTIMIZER}{number}": named for number, named in optimizer.state_dict()["state"].items()}
+        flat = {
+            f"{group}/{name}": value.detach().cpu().contiguous().clone()
+            for group, named in {**tensors, **moments}.items()
+            for name, value in named.items()
+        }
         header = json.dumps({"identity": identity, "position": position})
-        path = self.path / f"state-{step:08d}.safetensors"
-        write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"c3": header}))
-        self._saved_step = step
+        path = self.path / f"state-{position['step']:08d}.safetensors"
+        write_atomically(path, lambda temporary: save_file(flat, temporary, metadata={"c3": header}))
+        self._saved_step = position["step"]
         for old in self._states()[_KEPT:]:
             old.unlink()
 
@@ -88,34 +88,34 @@ class CheckpointDir:
         Raises:
             OutputError: if the run that is saved has other settings or data, and is not to be dropped.
         """
-        fresh = optimizer.state_dict()
         for path in self._states():
+            groups: dict[str, dict[str, Tensor]] = {}
             try:
                 with safe_open(path, framework="pt") as file:
                     header = json.loads((file.metadata() or {})["c3"])
                     own, position = header["identity"], header["position"]
-                    groups = _grouped({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
-                    moments = {int(n): named for n, named in _grouped(groups.pop(_OPTIMIZER, {})).items()}
-                if own == identity:
-                    optimizer.load_state_dict({**fresh, "state": moments})
+                    for key in file.keys():  # noqa: SIM118 - no mapping
+                        group, _, name = key.rpartition("/")
+                        groups.setdefault(group, {})[name] = file.get_tensor(key)
             except (SafetensorError, OSError, *MALFORMED) as error:
-                optimizer.load_state_dict(fresh)
                 reporter.message(f"The saved state {path} is cut short or damaged ({error}); the previous one is used.")
                 continue
-            step = int(path.stem.rpartition("-")[2])
-            if own != identity:
-                if not self._overwrite:
-                    raise OutputError(
-                        f"{self.path} contains a training that was interrupted at step {step:,} and has other "
-                        "settings or data.",
-                        remedy="Run its command again to continue it, choose another folder with --output, or discard "
-                        "it with --overwrite.",
-                    )
-                reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
-                self.clear()
-                return None
-            self._saved_step = step
-            return position, groups
+            if own == identity:
+                numbered = [group for group in groups if group.startswith(_OPTIMIZER)]
+                moments = {int(group.removeprefix(_OPTIMIZER)): groups.pop(group) for group in numbered}
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+                self._saved_step = position["step"]
+                return position, groups
+            if not self._overwrite:
+                raise OutputError(
+                    f"{self.path} contains a training that was interrupted at step {position['step']:,} and has other "
+                    "settings or data.",
+                    remedy="Run its command again to continue it, choose another folder with --output, or discard "
+                    "it with --overwrite.",
+                )
+            reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
+            self.clear()
+            break
         return None
 
     def clear(self) -> None:
@@ -126,7 +126,7 @@ class CheckpointDir:
         with suppress(OSError):  # something else is in it, or it is not there
             self.path.rmdir()
 
-    def after_interrupt(self, total: int) -> str:
+    def kept(self, total: int) -> str:
         """Return what is kept of a run of ``total`` steps that is interrupted now, in words."""
         if self._saved_step is None:
             return NOTHING_KEPT
@@ -138,15 +138,6 @@ class CheckpointDir:
         if self.path.is_dir():
             remove_leftovers(self.path)
         return sorted(self.path.glob("state-*.safetensors"), reverse=True)
-
-
-def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return tensors named ``group/name`` by group and name."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        group, _, name = key.partition("/")
-        groups.setdefault(group, {})[name] = value
-    return groups
 
 
 @contextmanager

@@ -57,6 +57,13 @@ class Plan:
     start: Start = "skip"
     steps_per_epoch: int = 0
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        if step < self.rise:
+            return self.learning_rate * ((step + 1) / self.rise)
+        done = (step - self.rise) / max(1, self.steps - self.rise)
+        return self.learning_rate * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -175,13 +182,9 @@ def train(
     """
     loop = _Loop(task, checkpoints, reporter)
     loop.resume()
-
-    def what_is_kept() -> str:
-        return NOTHING_KEPT if checkpoints is None else checkpoints.after_interrupt(task.plan.steps)
-
     devices = {parameter.device for parameter in task.module.parameters() if parameter.is_cuda}
     with (
-        telling_what_is_kept(what_is_kept),
+        telling_what_is_kept(lambda: NOTHING_KEPT if checkpoints is None else checkpoints.kept(task.plan.steps)),
         reporter.progress(label, task.plan.steps) as progress,
         torch.random.fork_rng(devices=list(devices)),
         interrupts_held() as interrupted,
@@ -191,10 +194,6 @@ def train(
     loop.set_weights(loop.best)
     task.module.eval()
     return loop.run
-
-
-class _DivergedError(Exception):
-    """The loss of a step is not finite."""
 
 
 class _Loop:
@@ -208,24 +207,38 @@ class _Loop:
 
     def go(self, progress: Progress, interrupted: Callable[[], bool]) -> None:
         """Train until there is an outcome, or until a signal has arrived; then the run is saved."""
-        run, plan, saved = self.run, self.plan, time.monotonic()
+        run, plan, task, saved = self.run, self.plan, self.task, time.monotonic()
         if plan.start != "skip" and not run.step and run.start is None:
             run.start = self.validate()
             if not math.isfinite(run.start.val_loss):
                 self.diverged(f"The validation loss is {run.start.val_loss} before the first step")
-        self.task.module.train()
+        task.module.train()
         while not run.outcome and not interrupted():
-            started = time.perf_counter()
+            started, rate = time.perf_counter(), plan.rate(run.step)
+            for group in task.optimizer.param_groups:
+                group["lr"] = rate
+            task.optimizer.zero_grad()
             try:
-                loss, count = self.step()
-            except _DivergedError as error:
+                loss, count = task.step(run.step, self.update)
+            except FloatingPointError as error:
                 self.diverged(f"The training loss became {error} in step {run.step + 1:,}")
                 break
+            if plan.ema:
+                self.move_average()
             run.step += 1
             run.seconds += time.perf_counter() - started
             run.loss_sum, run.count = run.loss_sum + loss * count, run.count + count
-            self.trace(loss, count)
-            progress.advance(1, note=self.note())
+            run.traced = run.traced[0] + loss * count, run.traced[1] + count
+            speed = run.count / max(run.seconds, 1e-9)
+            if run.step % TRACE_STEPS == 0 or run.step == plan.steps:
+                run.trace.append((run.step, run.traced[0] / run.traced[1]))
+                run.traced = (0.0, 0)
+                scalars = {"loss/training": run.trace[-1][1], "learning rate": rate, f"{task.unit} per second": speed}
+                for name, value in scalars.items():
+                    self.reporter.scalar(name, value, run.step)
+            epoch = f"epoch {(run.step - 1) // plan.steps_per_epoch + 1}, " if plan.steps_per_epoch else ""
+            val = f"{task.note(run.history[-1])}, " if run.history else ""
+            progress.advance(1, f"{epoch}loss {run.loss_sum / run.count:.3f}, {val}{speed:,.0f} {task.unit}/s")
             validates = run.step % plan.validate_every == 0 or run.step == plan.steps
             if validates:
                 self.end_interval()
@@ -233,22 +246,11 @@ class _Loop:
                 self.save()
                 saved = time.monotonic()
 
-    def step(self) -> tuple[float, int]:
-        run, plan = self.run, self.plan
-        rate = plan.learning_rate * warmup(run.step, plan.steps, plan.rise, plan.decay)
-        for group in self.task.optimizer.param_groups:
-            group["lr"] = rate
-        self.task.optimizer.zero_grad()
-        loss, count = self.task.step(run.step, self.update)
-        if plan.ema:
-            self.move_average()
-        return loss, count
-
     def update(self, loss: Tensor | float) -> float:
         """Move the weights by a loss, or by the gradients that are there; return its value."""
         value = float(loss.detach()) if isinstance(loss, Tensor) else loss
         if not math.isfinite(value):
-            raise _DivergedError(value)
+            raise FloatingPointError(value)
         if isinstance(loss, Tensor):
             self.task.optimizer.zero_grad()
             loss.backward()
@@ -277,8 +279,7 @@ class _Loop:
         loss, facts = self.task.validate()
         mean = run.loss_sum / run.count if run.count else math.nan
         found = Validation(run.step, loss, facts, mean, run.count, run.seconds)
-        first = run.kept is None or (self.plan.start == "report" and not run.history)
-        if first or (run.kept is not None and loss < run.kept.val_loss):
+        if run.kept is None or loss < run.kept.val_loss or (self.plan.start == "report" and not run.history):
             run.kept = found
             self.best = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
         if current:
@@ -310,26 +311,6 @@ class _Loop:
         self.reporter.message(f"{where}; training stops, and the weights of step {run.kept.step:,} are kept.")
         self.save()
 
-    def trace(self, loss: float, count: int) -> None:
-        run, report = self.run, self.reporter.scalar
-        total, items = run.traced[0] + loss * count, run.traced[1] + count
-        run.traced = total, items
-        if run.step % TRACE_STEPS and run.step != self.plan.steps:
-            return
-        run.trace.append((run.step, total / items))
-        run.traced = (0.0, 0)
-        report("loss/training", total / items, run.step)
-        report("learning rate", self.task.optimizer.param_groups[0]["lr"], run.step)
-        report(f"{self.task.unit} per second", run.count / max(run.seconds, 1e-9), run.step)
-
-    def note(self) -> str:
-        run, per_epoch = self.run, self.plan.steps_per_epoch
-        parts = [f"epoch {(run.step - 1) // per_epoch + 1}"] if per_epoch else []
-        parts.append(f"loss {run.loss_sum / run.count:.3f}")
-        parts += [self.task.note(run.history[-1])] if run.history else []
-        parts.append(f"{run.count / max(run.seconds, 1e-9):,.0f} {self.task.unit}/s")
-        return ", ".join(parts)
-
     @torch.no_grad()
     def set_weights(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
@@ -339,11 +320,13 @@ class _Loop:
         if self.checkpoints is None:
             return
         tensors: dict[str, Mapping[str, Tensor]] = {"now": self.weights, "best": self.best, "average": self.average}
-        self.checkpoints.save(self.run.step, self.task.identity, asdict(self.run), tensors, self.task.optimizer)
+        self.checkpoints.save(self.task.identity, asdict(self.run), tensors, self.task.optimizer)
 
     def resume(self) -> None:
-        found = self.checkpoints and self.checkpoints.resume(self.task.identity, self.task.optimizer, self.reporter)
-        if not found or self.checkpoints is None:
+        if self.checkpoints is None:
+            return
+        found = self.checkpoints.resume(self.task.identity, self.task.optimizer, self.reporter)
+        if found is None:
             return
         position, groups = found
         self.run = msgspec.convert(position, Run)
@@ -357,32 +340,15 @@ class _Loop:
 
 
 def adamw(
-    parameters: Iterable[Tensor],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    fused: bool | None = None,
+    parameters: Iterable[Tensor], *, weight_decay: float, betas: tuple[float, float], fused: bool | None = None
 ) -> torch.optim.AdamW:
-    """Return AdamW over the parameters that require a gradient; only matrices decay, not biases, gains or scales."""
+    """Return AdamW over the parameters that require a gradient; only matrices decay, not biases, gains or scales.
+
+    `train` sets its learning rate at every step.
+    """
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
-
-
-def warmup(step: int, total: int, rise: int, decay: str = "cosine") -> float:
-    """Return the share of the peak learning rate at a step: linear from 0 over ``rise`` steps, then down to 0.
-
-    Args:
-        step: counted from 0.
-        total: steps of the whole run.
-        rise: steps of the warm-up, at least 1.
-        decay: ``cosine`` or ``linear``.
-    """
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, total - rise)
-    return 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return torch.optim.AdamW(groups, betas=betas, fused=fused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ def load_named_size(
     sizes: Mapping[str, S],
     name: str,
     overrides: Sequence[str],
-    settings: Callable[[Any], list[str]],
+    fixed: Sequence[str],
     *,
     kind: str,
     error: type[C3Error],
@@ -27,7 +27,7 @@ def load_named_size(
         sizes: dataclasses by name; the field ``training`` of each contains the settings of its training.
         name: a key of ``sizes``.
         overrides: ``setting=value``, for fields of the size or of its training.
-        settings: returns the names of the fields, of a size or of its training, that may be changed.
+        fixed: fields that may not be changed.
         kind: of the model, as messages call it.
         error: what is raised.
 
@@ -38,17 +38,30 @@ def load_named_size(
     if name not in sizes:
         raise error(f"There is no {kind} size {name!r}.", remedy=f"Choose from {', '.join(sizes)}.")
     size = sizes[name]
-    own: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    known = {
+        field.name: part
+        for part in (size.training, size)
+        for field in fields(part)
+        if field.name not in (*fixed, "training")
+    }
+    changed: dict[str, Any] = {}
     for override in overrides:
         setting, equals, text = override.partition("=")
-        part, changed = (size, own) if setting in settings(size) else (size.training, training)
-        if not equals or setting not in settings(part):
-            known = ", ".join(sorted({*settings(size), *settings(size.training)}))
+        if not equals or setting not in known:
             raise error(
-                f"The size {name!r} has no setting {override!r}.", remedy=f"Use --set NAME=VALUE with one of: {known}."
+                f"The size {name!r} has no setting {override!r}.",
+                remedy=f"Use --set NAME=VALUE with one of: {', '.join(sorted(known))}.",
             )
-        changed[setting] = _parse(setting, text, getattr(part, setting), error)
+        current = getattr(known[setting], setting)
+        try:
+            truth = {"true": True, "false": False}
+            changed[setting] = truth[text.lower()] if isinstance(current, bool) else type(current)(text)
+        except (ValueError, KeyError):
+            raise error(
+                f"{setting} needs a value of type {type(current).__name__}, for example {current}, not {text!r}."
+            ) from None
+    own = {setting: value for setting, value in changed.items() if known[setting] is size}
+    training = {setting: value for setting, value in changed.items() if setting not in own}
     return replace(size, training=replace(size.training, **training), **own)  # at once: one may need the other
 
 
@@ -86,15 +99,3 @@ def require_valid(
             raise error(f"{field.name} must be between 0 and 1, not {value}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise error(f"{field.name} must be a finite number, not {value}.")
-
-
-def _parse(setting: str, text: str, current: object, error: type[C3Error]) -> Any:
-    """Return ``text`` as the type of the setting's current value."""
-    try:
-        if isinstance(current, bool):
-            return {"true": True, "false": False}[text.lower()]
-        return type(current)(text)  # type: ignore[call-arg]
-    except (ValueError, KeyError):
-        raise error(
-            f"{setting} needs a value of type {type(current).__name__}, for example {current}, not {text!r}."
-        ) from None

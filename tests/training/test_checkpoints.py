@@ -20,7 +20,7 @@ def handlers() -> list[object]:
 def saved(folder: Path, identity: str = "mine", **options: bool) -> tuple[CheckpointDir, torch.optim.Optimizer]:
     run = CheckpointDir.beside(folder, **options)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
-    run.save(7, identity, {"at": 7}, {"model": {"w": torch.ones(2)}}, optimizer)
+    run.save(identity, {"step": 7}, {"model": {"w": torch.ones(2)}}, optimizer)
     return run, optimizer
 
 
@@ -75,8 +75,8 @@ def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_
 def test_what_is_kept_is_told_as_it_is(tmp_path: Path) -> None:
     run, optimizer = saved(tmp_path / "out")
     again = CheckpointDir.beside(tmp_path / "out")
-    assert again.after_interrupt(600) == NOTHING_KEPT
+    assert again.kept(600) == NOTHING_KEPT
     again.resume("mine", optimizer)
-    assert "step 7 of 600" in run.after_interrupt(600) == again.after_interrupt(600)
+    assert "step 7 of 600" in run.kept(600) == again.kept(600)
     run.clear()
-    assert run.after_interrupt(600) == NOTHING_KEPT
+    assert run.kept(600) == NOTHING_KEPT

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from c3tools.reporter import Progress, Reporter
 from c3tools.seeds import generator
 from c3tools.training import loop
 from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir
-from c3tools.training.loop import DIVERGED, EARLY, FINISHED, Plan, Run, Task, adamw, train, warmup
+from c3tools.training.loop import DIVERGED, EARLY, FINISHED, Plan, Run, Task, adamw, train
 
 STEPS = 12
 
@@ -33,7 +34,7 @@ class Line(Task):
             self.module = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.2), nn.Linear(8, 1))
         self.module[0].bias.requires_grad_(False)
         self.plan = Plan(**{"steps": STEPS, "learning_rate": 0.02, "validate_every": 4, "rise": 2} | plan)
-        self.optimizer = adamw(self.module.parameters(), learning_rate=1.0, weight_decay=0.1, betas=(0.9, 0.98))
+        self.optimizer = adamw(self.module.parameters(), weight_decay=0.1, betas=(0.9, 0.98))
         self.identity = identity
         self.losses, self.reported = losses, list[tuple[float, int]]()
         self.raw, self.validated = list[Tensor](), list[Tensor]()
@@ -239,7 +240,7 @@ def test_an_interrupted_run_without_a_folder_says_that_nothing_is_kept() -> None
 
 
 def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
-    assert [warmup(step, 100, 10) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert warmup(55, 100, 10) == pytest.approx(0.5)
-    assert warmup(99, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
-    assert warmup(75, 100, 50, "linear") == pytest.approx(0.5)
+    plan = Plan(steps=100, learning_rate=2.0, validate_every=10, rise=10)
+    expected = [0.2, 1.0, 2.0, 1.0, 1 + math.cos(math.pi * 89 / 90)]
+    assert [plan.rate(step) for step in (0, 4, 9, 55, 99)] == pytest.approx(expected)
+    assert replace(plan, rise=50, decay="linear").rate(75) == pytest.approx(1.0)
