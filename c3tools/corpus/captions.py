@@ -79,7 +79,8 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
     if read is None:
         raise CorpusError(
             f"{path} is not a text file in a supported format.",
-            remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images.",
+            remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images. Decompress a "
+            "compressed tar first (gunzip, unxz, zstd -d).",
         )
     if kind_of(path) != "file":
         raise CorpusError(f"The file {path} does not exist.")

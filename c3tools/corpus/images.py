@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 import time
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..errors import MissingExtraError, RefusedError, UnreachableError
+from ..errors import RefusedError, UnreachableError
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
 from ..io.parquet import open_parquet, record_batches
@@ -200,16 +199,6 @@ def _fetch(url: str) -> bytes:
     return bytes(content)
 
 
-def require_decoder() -> None:
-    """Refuse to go on without PyAV.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
-    if importlib.util.find_spec("av") is None:
-        raise MissingExtraError("av", extra="video", purpose="Embedding videos")
-
-
 def read_frames(path: str | Path, fps: float, time_limit: float | None = None) -> Iterator[tuple[float, Image.Image]]:
     """Yield frames of a video and their times in seconds: the first one, and the first at or after each 1 / ``fps``.
 
@@ -223,9 +212,7 @@ def read_frames(path: str | Path, fps: float, time_limit: float | None = None) -
     Raises:
         TimeoutError: if it takes longer.
         OSError, ValueError: if it is not a video, or damaged.
-        MissingExtraError: if PyAV is not installed.
     """
-    require_decoder()
     import av
 
     with av.open(str(path)) as container:

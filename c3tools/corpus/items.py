@@ -87,14 +87,19 @@ class Skipped(NamedTuple):
 
 
 Item = TypeVar("Item", ImageItem, TextItem)
-_SOURCE_TYPES: dict[str, Any] = {
-    "start": pa.int64(),
-    "place": pa.int64(),
-    "anywhere": pa.bool_(),
-    "download": pa.bool_(),
-}
-_SOURCE = pa.struct([(name, _SOURCE_TYPES.get(name, _NAME)) for name in ImageSource._fields])
-_TYPES = {"size": pa.int64(), "mtime": pa.int64(), "source": _SOURCE, "split": _NAME}
+_NUMBER = pa.int64()
+_SOURCE = pa.struct(
+    {
+        "file": _NAME,
+        "start": _NUMBER,
+        "place": _NUMBER,
+        "column": _NAME,
+        "folder": _NAME,
+        "anywhere": pa.bool_(),
+        "download": pa.bool_(),
+    }
+)
+_TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _NAME}
 
 
 class ItemTable(Sequence[Item]):
@@ -134,6 +139,12 @@ class ItemTable(Sequence[Item]):
             self._blocks = [pa.concat_tables(self._blocks).combine_chunks()]
         return self._blocks[0]
 
+    def with_splits(self, splits: Any) -> ItemTable[Item]:
+        """Return the items with other splits, a column of Arrow."""
+        other, column = ItemTable(self._kind), self.table.column_names.index("split")
+        other._blocks.append(self.table.set_column(column, "split", splits.cast(pa.string()).dictionary_encode()))
+        return other
+
     def take(self, positions: Any) -> list[Item]:
         """Return the items at these positions, an array of integers."""
         return self._items(self.table.take(pa.array(positions, pa.int64())))
@@ -144,11 +155,9 @@ class ItemTable(Sequence[Item]):
 
     def repeated_key(self) -> str | None:
         """Return a key that several items have."""
-        keys = self.table["key"]
-        if pc.count_distinct(keys).as_py() == len(keys):
-            return None
-        counts = keys.value_counts()
-        return str(counts.filter(pc.greater(pc.struct_field(counts, "counts"), pa.scalar(1)))[0]["values"])
+        counts = self.table["key"].value_counts()
+        several = counts.filter(pc.greater(pc.struct_field(counts, "counts"), pa.scalar(1)))
+        return str(several[0]["values"]) if len(several) else None
 
     def _items(self, rows: pa.Table | pa.RecordBatch) -> list[Item]:
         found = rows.to_pylist()

@@ -1,13 +1,14 @@
 """Read the paths that a user gives as a corpus: images and videos, their captions, and texts without an image.
 
 Captions of a folder are looked for in captions files, of two folders in the deeper one's first, in one folder in
-captions.jsonl, metadata.jsonl, metadata.csv, then COCO and Karpathy files (.json) by their names; then in the .txt file
-with the stem of the image. Each image takes those of the first source that has some. A source that names an image by
-its path comes before one that has only its file name. Links that lead out of the folder are refused.
+captions.jsonl, metadata.jsonl, metadata.csv, then those of COCO and Karpathy (captions*.json, dataset*.json); then in
+the .txt file with the stem of the image. Each image takes those of the first source that has some. A source that names
+an image by its path comes before one that has only its file name. Links that lead out of the folder are refused.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,13 +19,12 @@ from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 
-from ..errors import CorpusError
+from ..errors import CorpusError, MissingExtraError
 from ..io.locations import expand, is_url, kind_of, location, name_or_file, retrying
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .captions import CaptionRow, read_captions
 from .containers import Captioned, image_column, read_list, read_table, read_tar
-from .images import require_decoder
 from .items import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -40,12 +40,12 @@ from .items import (
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
-_CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")
+# by precedence; the last are those of COCO and of Karpathy
+_CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions*.json", "dataset*.json")
+_COCO = 3
 _IMAGES_FOLDER = "images"
-_SNIFFED = 2**16  # bytes at either end of a .json file that tell whether it contains captions of images
 
 _Reader = Callable[[Path, ReadOptions, Corpus], Iterator[Captioned]]
 
@@ -106,8 +106,8 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     corpus.videos.sort()
     if containers:
         _add_containers(corpus, containers, chosen)
-    if corpus.videos:
-        require_decoder()
+    if corpus.videos and importlib.util.find_spec("av") is None:
+        raise MissingExtraError("av", extra="video", purpose="Embedding videos")
     _check(corpus, chosen.captions)
     return corpus
 
@@ -253,12 +253,12 @@ class _CaptionSources:
             self.unmatched += unmatched
         return matched
 
-    def add_texts(self, corpus: Corpus, texts: set[str], inside: Path | None) -> None:
+    def add_texts(self, corpus: Corpus, inside: Path | None) -> None:
         """Add the .txt files with the stems of the images, one caption a line, where no other source has captions."""
         own = {}
         for path in self._paths:
             text = Path(path).with_suffix(".txt")
-            if str(text) in texts and not _any(self.of(path)[1]) and _may_be_read(corpus, text, inside):
+            if not _any(self.of(path)[1]) and text.exists() and _may_be_read(corpus, text, inside):
                 own[path] = list(read_captions(text))
         self._rows[1].append((".txt files", own))
 
@@ -326,18 +326,13 @@ def _detect_captions(
     sources = _CaptionSources(images)
     folder = root if root.is_dir() else root.parent
     inside = None if options.follow_symlinks else folder.resolve()
-    stems = {without_suffix(image.path) for image in images}
-    texts: set[str] = set()
-    files: list[tuple[int, int, Path]] = []
-    beside = [text for text in [root.with_suffix(".txt")] if text.exists()]
-    for path in _walk(root, options.follow_symlinks) if folder == root else beside:
-        if path.suffix == ".txt":
-            texts.add(_absolute(str(path)))
-        elif path.name in _CAPTIONS_NAMES:
-            files.append((-len(path.parts), _CAPTIONS_NAMES.index(path.name), path))
-        elif path.suffix == ".json" and without_suffix(str(path)) not in stems and _is_coco(path, inside):
-            files.append((-len(path.parts), len(_CAPTIONS_NAMES), path))
-    used = [path for *_, path in sorted(files) if _may_be_read(corpus, path, inside)]
+    ranked = [
+        (-len(path.parts), min(rank, _COCO), path)
+        for path in (_walk(root, options.follow_symlinks) if folder == root else ())
+        for rank, name in enumerate(_CAPTIONS_NAMES)
+        if path.match(name)
+    ]
+    used = [path for *_, path in sorted(ranked) if _may_be_read(corpus, path, inside)]
     for number, path in enumerate(used):
         name, why = path.relative_to(folder).as_posix(), ""
         try:
@@ -349,25 +344,10 @@ def _detect_captions(
             why = error.message
         if why:
             corpus.notes.append(f"{root}: {name} is not used: {why}")
-    sources.add_texts(corpus, texts, inside)
+    sources.add_texts(corpus, inside)
     corpus.notes += sources.note(root)
     corpus.captions_without_image += sources.unmatched
     return sources, [path for path in used if path.suffix != ".json"]
-
-
-def _is_coco(path: Path, inside: Path | None) -> bool:
-    """Return whether a .json file is a captions file of COCO or Karpathy, judged by its start and its end."""
-    try:
-        if _problem_of(path, inside) is not None:
-            return False
-        with path.open("rb") as file:
-            content = file.read(_SNIFFED)
-            file.seek(max(file.tell(), path.stat().st_size - _SNIFFED))
-            content += file.read()
-    except OSError:
-        return False
-    has_images = b'"images"' in content or b'"annotations"' in content
-    return has_images and (b'"caption"' in content or b'"sentences"' in content)
 
 
 def _may_be_read(corpus: Corpus, file: Path, inside: Path | None) -> bool:
@@ -400,8 +380,6 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
 def _container_reader(path: Path, options: ReadOptions) -> _Reader | None:
     """Return the function that reads the images of a file; None for a file of texts, or of an unknown format."""
     suffix = path.suffix.lower()
-    if path.name.lower().endswith(_COMPRESSED):
-        return _refuse_compressed
     if suffix == ".parquet":
         try:
             with name_or_file(path) as source:
@@ -413,13 +391,6 @@ def _container_reader(path: Path, options: ReadOptions) -> _Reader | None:
     if suffix in (".tar", ".arrow"):
         return read_tar if suffix == ".tar" else read_table
     return read_list if suffix in _LISTS and options.image_column is not None else None
-
-
-def _refuse_compressed(path: Path, _: ReadOptions, __: Corpus) -> NoReturn:
-    raise CorpusError(
-        f"{path} is compressed, so its images cannot be read one by one.",
-        remedy="Decompress it to a .tar first (gunzip, unxz, zstd -d). The images in it are already compressed.",
-    )
 
 
 def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> dict[Path, _Reader]:

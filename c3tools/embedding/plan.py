@@ -11,11 +11,12 @@ removed.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..corpus import Corpus, ImageItem
 from ..corpus.items import ItemTable
 from ..io.files import write_atomically
 from ..io.locations import is_url, name_or_file
-from ..store import Failure, Store
+from ..store import Store
 from ..store.manifest import ShardRecord
 from ..store.rows import own_items
 from ..store.shards import ShardName
@@ -41,7 +42,6 @@ _COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "cap
 _LINE = r":\d+(#\d+)?$"  # in the key of a text without an image, after the stem of its file
 
 _Positions = npt.NDArray[np.int64]
-_Mask = npt.NDArray[np.bool_]
 ShardTask = tuple[int, list[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
 
 
@@ -51,11 +51,10 @@ class ShardTasks:
     Args:
         items: images or texts.
         shards: the number of each shard, and the positions of its inputs.
-        splits: of all items: that of the item in the store, or else of the corpus.
     """
 
-    def __init__(self, items: ItemTable[Any], shards: Sequence[tuple[int, _Positions]], splits: Any = None) -> None:
-        self.items, self.shards, self._splits = items, shards, splits
+    def __init__(self, items: ItemTable[Any], shards: Sequence[tuple[int, _Positions]]) -> None:
+        self.items, self.shards = items, shards
 
     def __len__(self) -> int:
         """Return the number of shards."""
@@ -64,16 +63,13 @@ class ShardTasks:
     def __getitem__(self, position: int) -> ShardTask:
         """Return number and inputs of a shard."""
         number, positions = self.shards[position]
-        inputs = self.items.take(positions)
-        if self._splits is None:
-            return number, inputs
-        splits = self._splits.take(pa.array(positions)).to_pylist()
-        return number, [item._replace(split=split or None) for item, split in zip(inputs, splits, strict=True)]
+        return number, self.items.take(positions)
 
     @property
-    def positions(self) -> _Positions:
-        """The positions of the inputs of all shards."""
-        return np.concatenate([np.zeros(0, np.int64), *(positions for _, positions in self.shards)])
+    def inputs(self) -> pa.Table:
+        """The inputs of all shards."""
+        positions = np.concatenate([np.zeros(0, np.int64), *(positions for _, positions in self.shards)])
+        return self.items.table.take(pa.array(positions))
 
 
 @dataclass
@@ -98,11 +94,10 @@ class Plan:
 def plan_corpus(
     store: Store,
     corpus: Corpus,
-    shard_size: int = 4096,
-    *,
+    shard_size: int,
     retry_failed: bool = False,
     update: bool = False,
-    lost: Mapping[ShardName, ShardRecord] | None = None,
+    lost: Mapping[ShardName, ShardRecord] = MappingProxyType({}),
 ) -> dict[str, Plan]:
     """Return the plan of each modality that the corpus or the store has.
 
@@ -116,110 +111,83 @@ def plan_corpus(
         update: plan what failed before and was modified since, too.
         lost: recorded shards that do not exist.
     """
-    sources, times = Sources(corpus), read_times(store.path)
+    sources, times = Sources(corpus), _read_times(store.path)
     plans: dict[str, Plan] = {}
     for modality, items in (("image", corpus.images), ("video", corpus.videos), ("text", corpus.texts)):
         parts, table = store.parts(modality), items.table
         if not items and not parts:
             continue
-        compared = _Compared(np.zeros(len(items), bool), np.zeros(len(items), bool))
-        if "mtime" in table.column_names:  # null where it is not recorded
-            known = times["mtime"].take(pc.index_in(table["key"], times["key"]))
-            compared.modified = _true(pc.not_equal(table["mtime"], known))
-        for part, rows, at in _join(store, modality, table):
-            _compare(part, rows, at, items, compared, sources)
-        changed_keys = _texts(items.table.take(ShardTasks(items, compared.changed).positions)["key"])
-        summary = ModalitySummary(already=int(compared.known.sum()), changed=changed_keys)
-        summary.gone = gone = [*chain(*compared.gone.values())]
-        if modality == "text" and len(sources.foreign):
-            skip = _true(pc.is_in(table["image_key"], sources.foreign))
-            compared.known |= skip
-            compared.foreign = _texts(table["key"].filter(pa.array(skip)))
-        summary.from_elsewhere = sorted(compared.foreign)
-        failures = {part: store.shard_failures(modality, part) for part in parts}
-        for part, failed in failures.items():
-            if lost_failures := [failure.key for failure in failed if sources.has_lost_failure(failure)]:
-                gone = [*gone, *lost_failures]
-                compared.gone[part] = sorted({*compared.gone.get(part, ()), *lost_failures})
+        rows = _stored_rows(store, modality)
+        at: _Positions = pc.index_in(rows["key"], table["key"]).fill_null(-1).to_numpy().astype(np.int64)
+        positions, other_rows = at[at >= 0], rows.filter(pa.array(at < 0))
+        rows, own = rows.filter(pa.array(at >= 0)), table.take(pa.array(positions))
+        known, modified = np.zeros(len(items), bool), np.zeros(len(items), bool)
+        known[positions] = True
+        summary = ModalitySummary(already=len(positions))
+        if modality == "text":
+            differs = pc.not_equal(rows["caption"], own["caption"])
+            of_others = _true(pc.is_in(table["image_key"], sources.foreign))
+            foreign, elsewhere, known = (
+                of_others[positions],
+                table["key"].filter(pa.array(of_others)),
+                known | of_others,
+            )
+        else:
+            recorded = times["mtime"].take(pc.index_in(table["key"], times["key"]))
+            modified = _true(pc.not_equal(table["mtime"], recorded))  # not where either is null
+            differs = pc.or_kleene(pc.not_equal(rows["size"], own["size"]), pa.array(modified[positions]))
+            foreign = ~_true(pc.equal(rows["path"], own["path"]))
+            befores, images = rows["path"].filter(pa.array(foreign)).to_pylist(), items.take(positions[foreign])
+            foreign[foreign] = [sources.is_other(*pair) for pair in zip(befores, images, strict=True)]
+            elsewhere = own["key"].filter(pa.array(foreign))
+        summary.from_elsewhere = sorted(elsewhere.to_pylist())
+        again, of_part = _true(differs) & ~foreign, rows["part"].to_numpy()
+        changes = [(int(part), np.sort(positions[again & (of_part == part)])) for part in np.unique(of_part[again])]
+        gone: dict[int, set[str]] = defaultdict(set)
+        for row in other_rows.filter(pa.array(sources.lost_rows(other_rows))).select(["part", "key"]).to_pylist():
+            gone[row["part"]].add(row["key"])
+        summary.gone = [key for keys in gone.values() for key in sorted(keys)]
+        failed = [(part, failure) for part in parts for failure in store.shard_failures(modality, part)]
+        failed_keys = _text_array(failure.key for _, failure in failed)
+        for (part, failure), is_there in zip(failed, _true(pc.is_in(failed_keys, sources.media)), strict=True):
+            if sources.was_below(failure.path) and not is_there:
+                gone[part].add(failure.key)
         if not retry_failed:
-            keys = _text_array(failure.key for failed in failures.values() for failure in failed)
-            failed_before = _true(pc.is_in(table["key"], keys)) & ~compared.known
-            failed_before &= ~compared.modified if update else True
-            compared.known |= failed_before
+            failed_before = _true(pc.is_in(table["key"], failed_keys)) & ~known & ~(modified & update)
+            known |= failed_before
             summary.failed_before = int(failed_before.sum())
-        pending = np.flatnonzero(~compared.known)
-        missing = {part: record.rows for (name, part), record in (lost or {}).items() if name == modality}
+        pending = np.flatnonzero(~known)
+        missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
         made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
         numbers = chain(made_up_for, (number for number in count() if number not in parts and number not in missing))
         new = [(next(numbers), pending[start : start + shard_size]) for start in range(0, len(pending), shard_size)]
-        splits = _joined_splits(store, table) if (new or compared.changed) and store.modalities else None
-        shards, changed = ShardTasks(items, new, splits), ShardTasks(items, compared.changed, splits)
-        plans[modality] = Plan(shards, changed, compared.gone, made_up_for, summary)
-        sources.foreign = _text_array([*sources.foreign.to_pylist(), *summary.from_elsewhere])
-        sources.gone_images = _text_array([*sources.gone_images.to_pylist(), *gone])
+        joined = items.with_splits(_joined_splits(store, table)) if (new or changes) and store.modalities else items
+        shards, changed = ShardTasks(joined, new), ShardTasks(joined, changes)
+        summary.changed = changed.inputs["key"].to_pylist()
+        plans[modality] = Plan(
+            shards, changed, {part: sorted(keys) for part, keys in gone.items()}, made_up_for, summary
+        )
+        sources.add(summary.from_elsewhere, chain(*gone.values()))
     return plans
 
 
-@dataclass
-class _Compared:
-    """The items of one modality as the rows of the store show them.
-
-    Attributes:
-        known: which have a row, or are left out.
-        modified: which are files whose time of modification is not the recorded one.
-        changed: shards with changed items, and the positions of these.
-        foreign: keys of items that the store has from other files.
-        gone: keys of rows whose source has gone, by shard.
-    """
-
-    known: _Mask
-    modified: _Mask
-    changed: list[tuple[int, _Positions]] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-    gone: dict[int, list[str]] = field(default_factory=dict)
-
-
-def _compare(
-    part: int, rows: pa.Table, at: _Positions, items: ItemTable[Any], compared: _Compared, sources: Sources
-) -> None:
-    """Compare the rows of one shard with the items of their keys, which are ``at`` these positions; -1: none."""
-    found = np.flatnonzero(at >= 0)
-    positions = at[found]
-    compared.known[positions] = True
-    theirs, own = rows.take(found), items.table.take(positions)
-    if "caption" in rows.column_names:
-        differs = _true(pc.not_equal(_text(theirs["caption"]), own["caption"]))
-        foreign = _true(pc.is_in(own["image_key"], sources.foreign))
-    else:
-        differs = _true(pc.not_equal(theirs["size"], own["size"])) | compared.modified[positions]
-        foreign = np.zeros(len(found), bool)
-        for row in np.flatnonzero(~_true(pc.equal(_text(theirs["path"]), own["path"]))):
-            foreign[row] = sources.is_other(theirs["path"][int(row)].as_py(), items[int(positions[row])])
-    compared.foreign += _texts(own["key"].filter(pa.array(foreign)))
-    if (differs & ~foreign).any():
-        compared.changed.append((part, np.sort(positions[differs & ~foreign])))
-    others = rows.filter(pa.array(at < 0))
-    if (lost := sources.lost_rows(others)).any():
-        compared.gone[part] = sorted(_texts(others["key"].filter(pa.array(lost))))
-
-
-def _join(store: Store, modality: str, items: pa.Table) -> Iterator[tuple[int, pa.Table, _Positions]]:
-    """Yield number and rows of each shard, and the position of the item with the key of each row, -1 without one."""
-    parts = store.parts(modality)
-    keys = [[_text(batch.column("key")) for batch in store.batches(modality, ["key"], parts=[part])] for part in parts]
-    found = pc.index_in(pa.chunked_array([*chain(*keys)], pa.large_string()), items["key"])
-    positions: _Positions = found.fill_null(-1).to_numpy().astype(np.int64)
-    ends = np.cumsum([sum(map(len, own)) for own in keys])
-    for part, own in zip(parts, np.split(positions, ends[:-1]) if parts else [], strict=True):
-        if len(own):
-            yield part, pa.Table.from_batches(list(store.batches(modality, _COLUMNS[modality], parts=[part]))), own
+def _stored_rows(store: Store, modality: str) -> pa.Table:
+    """Return what the rows of a modality say of their inputs, and the numbers of their shards as ``part``."""
+    kinds = {name: pa.int64() if name == "size" else pa.large_string() for name in _COLUMNS[modality]}
+    blocks = [pa.schema({**kinds, "part": pa.int64()}).empty_table()]
+    for part in store.parts(modality):
+        for batch in store.batches(modality, _COLUMNS[modality], parts=[part]):
+            rows = pa.Table.from_batches([batch]).select(_COLUMNS[modality]).cast(pa.schema(kinds))
+            blocks.append(rows.append_column("part", pa.repeat(pa.scalar(part, pa.int64()), len(rows))))
+    return pa.concat_tables(blocks)
 
 
 def _joined_splits(store: Store, items: pa.Table) -> Any:
     """Return the split of each item: that which its item has in the store, or else that of the corpus."""
     known = store.item_splits()
     found = pc.index_in(_text(own_items(items)), _text(known["item"]))
-    return pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items["split"])).combine_chunks()
+    splits = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items["split"]))
+    return pc.if_else(pc.equal(splits, ""), None, splits)
 
 
 def _text(column: Any) -> Any:
@@ -230,17 +198,12 @@ def _text_array(texts: Iterable[str]) -> Any:
     return pa.array(list(texts), pa.large_string())
 
 
-def _texts(keys: Any) -> list[str]:
-    found: list[str] = keys.to_pylist()
-    return found
-
-
-def _true(mask: Any) -> _Mask:
+def _true(mask: Any) -> npt.NDArray[np.bool_]:
     """Return a mask of Arrow, null as false."""
     return np.array(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
-def read_times(store: Path) -> pa.Table:
+def _read_times(store: Path) -> pa.Table:
     """Return keys and recorded times of a store's inputs; none without inputs.parquet, or if it is damaged."""
     try:
         with name_or_file(store / INPUTS_FILE) as source:
@@ -249,13 +212,12 @@ def read_times(store: Path) -> pa.Table:
         return _INPUTS.empty_table()
 
 
-def write_times(store: Path, tasks: Collection[ShardTasks], *, replace: bool = True) -> None:
+def write_times(store: Path, tasks: Iterable[ShardTasks], *, replace: bool = True) -> None:
     """Record the times of the inputs of shards in inputs.parquet; without ``replace``, only those of new inputs."""
-    tables = (task.items.table.take(task.positions) for task in tasks)
-    found = [table.select(["key", "mtime"]) for table in tables if "mtime" in table.column_names]
+    found = [task.inputs.select(["key", "mtime"]) for task in tasks if "mtime" in task.items.table.column_names]
     new = pa.concat_tables([_INPUTS.empty_table(), *found]).drop_null()
     if len(new):
-        before = read_times(store)
+        before = _read_times(store)
         one, other = (before, new) if replace else (new, before)
         kept = one.filter(pc.invert(pc.is_in(one["key"], other["key"])))
         write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, other]), path))
@@ -268,6 +230,7 @@ class Sources:
     other captions, or none while captions were detected. A text without an image was removed if its file has others.
 
     Attributes:
+        media: keys of the images and videos of the corpus.
         foreign: keys of images that the store has from files that are not of this corpus.
         gone_images: keys of images whose source no longer exists.
     """
@@ -276,34 +239,30 @@ class Sources:
         self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
         self._containers = set(map(_absolute, corpus.containers))
         self._unusable = {_absolute(skipped.path) for skipped in corpus.skipped}
-        self._media = [corpus.images.table["key"], corpus.videos.table["key"]]
+        self.media = pa.chunked_array(
+            [*corpus.images.table["key"].chunks, *corpus.videos.table["key"].chunks], pa.large_string()
+        )
         self._texts = corpus.texts.table
         self._captioned = self._texts["image_key"].drop_null()
         self._detected = corpus.captions is None and len(self._captioned) > 0
         self.foreign, self.gone_images = _text_array(()), _text_array(())
 
-    def lost_rows(self, rows: pa.Table) -> _Mask:
+    def add(self, foreign: Iterable[str], gone_images: Iterable[str]) -> None:
+        """Add keys of images, which decide about their captions."""
+        self.foreign = _text_array([*self.foreign.to_pylist(), *foreign])
+        self.gone_images = _text_array([*self.gone_images.to_pylist(), *gone_images])
+
+    def lost_rows(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
         """Return which rows, whose keys are not in the corpus, have a source that no longer exists: bool (n,)."""
         if "path" in rows.column_names:
-            return np.array([self._was_below(path) for path in rows["path"].to_pylist()], bool)
-        images = _text(rows["image_key"])
-        known = [self.gone_images, self._captioned, *(self._media if self._detected else [])]
-        lost: _Mask = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
+            return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
+        images = rows["image_key"]
+        known = [self.gone_images, self._captioned, *([self.media] if self._detected else [])]
+        lost = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
         lost &= ~_true(pc.is_in(images, self.foreign))
-        if images.null_count:
-            lost |= _true(pc.is_in(_files_of_lines(rows["key"]), self._text_files)) & _true(pc.is_null(images))
-        return lost
-
-    @cached_property
-    def _text_files(self) -> Any:
-        """The stems of the files of texts without an image."""
         alone = self._texts["key"].filter(pc.is_null(self._texts["image_key"]))
-        return _files_of_lines(alone).drop_null().unique()
-
-    def has_lost_failure(self, failure: Failure) -> bool:
-        """Return True if the source of an input that failed no longer exists."""
-        key = pa.scalar(failure.key, pa.large_string())
-        return self._was_below(failure.path) and all(pc.index(keys, key).as_py() < 0 for keys in self._media)
+        files = _files_of_lines(alone).drop_null().unique()
+        return lost | (_true(pc.is_in(_files_of_lines(rows["key"]), files)) & _true(pc.is_null(images)))
 
     def is_other(self, before: str | None, image: ImageItem) -> bool:
         """Return True if a row is of another file than the image of its key.
@@ -323,7 +282,8 @@ class Sources:
         absolute = _absolute(path)
         return any(absolute == root or absolute.startswith((f"{root}/", f"{root}#")) for root in self._roots)
 
-    def _was_below(self, path: str | None) -> bool:
+    def was_below(self, path: str | None) -> bool:
+        """Return whether a file was one of the given paths, or below one, and can be told to have gone."""
         return path is not None and self.has_below(path) and self._unusable.isdisjoint(_possible_files(path))
 
 
@@ -339,5 +299,5 @@ def _possible_files(path: str) -> set[str]:
 
 def _files_of_lines(keys: Any) -> Any:
     """Return the stem of the file of each text by its key, null if it is not a key of a line."""
-    stems = pc.replace_substring_regex(_text(keys), pattern=_LINE, replacement="")
-    return pc.if_else(pc.match_substring_regex(_text(keys), _LINE), stems, None)
+    stems = pc.replace_substring_regex(keys, pattern=_LINE, replacement="")
+    return pc.if_else(pc.match_substring_regex(keys, _LINE), stems, None)

@@ -13,7 +13,7 @@ from ..corpus import Corpus, read_corpus
 from ..corpus.items import ReadOptions
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
-from ..errors import CorpusError, StoreError, UnreachableError, telling_what_is_kept
+from ..errors import CorpusError, StoreError, telling_what_is_kept
 from ..executors import Executor, LocalExecutor, open_executor
 from ..identity import ModelIdentity
 from ..io.locations import kind_of, location
@@ -24,7 +24,7 @@ from ..store.manifest import Manifest
 from ..store.metadata import INFO_FILE, digest_of
 from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
 from .plan import Plan, ShardTasks, Sources, plan_corpus, write_times
-from .shards import EmbedOptions, EmbedWork, rewritten_shard
+from .shards import EmbedOptions, EmbedWork, rewritten_shard, writing_to
 from .summary import EmbedSummary, ModalitySummary
 
 
@@ -132,9 +132,9 @@ def embed(
         planned = (
             Store(folder, StoreInfo(ModelIdentity(name=model or "c3-mini"), 1)) if recorded is None else _opened(folder)
         )
-        plans = plan_corpus(planned, corpus, shard_size, retry_failed=retry_failed, update=update)
+        plans = plan_corpus(planned, corpus, shard_size, retry_failed, update)
         for plan in plans.values():
-            plan.summary.to_embed = len(plan.shards.positions)
+            plan.summary.to_embed = len(plan.shards.inputs)
             plan.summary.to_update = len(plan.summary.changed) if update else 0
             plan.summary.to_remove = len(plan.summary.gone) if prune else 0
         planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
@@ -195,51 +195,40 @@ def embed_corpus(
     """
     executor, folder, options = executor or LocalExecutor(), location(store), EmbedOptions(**settings)
     update, prune = options.update, options.prune
-    try:
-        with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
-            if isinstance(encoder, Encoder) or not _is_store(folder):
-                encoder = _loaded_for(folder, encoder, options.dtype)
-            else:
-                create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
-            writer = StoreWriter(folder, reporter=reporter)
-            writer.adopt(digest_of(writer.info.to_dict()))
-            opened, lost = _opened(folder), writer.lost
-            choices = {"retry_failed": options.retry_failed, "update": update}
-            plans = plan_corpus(opened, corpus, options.shard_size, lost=lost, **choices)
-            work: dict[str, EmbedWork] = {}
-            if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
-                encoder = _loaded_for(folder, encoder, options.dtype)
-                work = {name: EmbedWork(opened, name, encoder, options) for name in plans}
-            shards = [plan.shards for plan in plans.values()]
-            write_times(folder, shards, replace=False)  # before the first shard; of what is tried again, after it
-            for name, plan in plans.items():
-                plan.summary.add(_embed_shards(plan.shards, work.get(name), executor, reporter))
-            for name, plan in plans.items():
-                summary, gone = plan.summary, plan.gone if prune else {}
-                changed = {number for number, _ in plan.changed.shards} if update else set()
-                if changed:
-                    work[name].dropped = {part: frozenset(gone.get(part, ())) for part in changed}
-                    again = _embed_shards(plan.changed, work[name], executor, reporter)
-                    summary.updated, summary.not_updated = again.embedded, again.failed
-                    summary.add(replace(again, embedded=0, failed=0))
-                for part in sorted(gone.keys() - changed):
-                    writer.replace_shard(name, part, *rewritten_shard(opened, name, part, set(gone[part])))
-                summary.removed = len(summary.gone) if prune else 0
-            made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
-            sources = Sources(corpus)
-            listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
-            listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
-            write_times(folder, shards)
-            present = writer.finish(listed, forget=made_up_for).shards
-            if update:  # after their shards were rewritten
-                write_times(folder, [plan.changed for plan in plans.values()])
-    except UnreachableError:  # has a remedy of its own
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"The store {folder} cannot be written ({error.strerror or error}).",
-            remedy="Finished work is kept. Free some disk space, or check the disk, then run the same command again.",
-        ) from error
+    with writing_to(folder), locked(folder), telling_what_is_kept(lambda: _kept(folder)):
+        if isinstance(encoder, Encoder) or not _is_store(folder):
+            encoder = _loaded_for(folder, encoder, options.dtype)
+        else:
+            create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
+        writer = StoreWriter(folder, reporter=reporter)
+        writer.adopt(digest_of(writer.info.to_dict()))
+        opened, lost = _opened(folder), writer.lost
+        plans = plan_corpus(opened, corpus, options.shard_size, options.retry_failed, update, lost)
+        work: dict[str, EmbedWork] = {}
+        if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
+            encoder = _loaded_for(folder, encoder, options.dtype)
+            work = {name: EmbedWork(opened, name, encoder, options) for name in plans}
+        shards = [plan.shards for plan in plans.values()]
+        write_times(folder, shards, replace=False)  # before the first shard; of what is tried or made again, after it
+        for name, plan in plans.items():
+            plan.summary.add(_embed_shards(plan.shards, work.get(name), executor, reporter))
+        for name, plan in plans.items():
+            summary, gone = plan.summary, plan.gone if prune else {}
+            changed = {number for number, _ in plan.changed.shards} if update else set()
+            if changed:
+                work[name].dropped = {part: gone.get(part, ()) for part in changed}
+                again = _embed_shards(plan.changed, work[name], executor, reporter)
+                summary.updated, summary.not_updated = again.embedded, again.failed
+                summary.add(replace(again, embedded=0, failed=0))
+            for part in sorted(gone.keys() - changed):
+                writer.replace_shard(name, part, *rewritten_shard(opened, name, part, gone[part]))
+            summary.removed = len(summary.gone) if prune else 0
+        made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
+        sources = Sources(corpus)
+        listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
+        listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
+        present = writer.finish(listed, forget=made_up_for).shards
+        write_times(folder, shards + [plan.changed for plan in plans.values() if update])
     total = _summary(_opened(folder), corpus, plans)
     if isinstance(encoder, Encoder):
         total.precision, total.backend = encoder.compute.precision, encoder.backend.name
@@ -296,7 +285,7 @@ def _embed_shards(
     summary, failed, start = ModalitySummary(), 0, time.perf_counter()
     if work is None or not len(shards):
         return summary
-    with reporter.progress(f"{work.modality.capitalize()}s", len(shards.positions)) as progress:
+    with reporter.progress(f"{work.modality.capitalize()}s", len(shards.inputs)) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Matrix, Pixels
-from ..corpus import ImageItem, ImageReader, TextItem
+from ..corpus import ImageItem, ImageReader
 from ..corpus.images import read_frames
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
@@ -48,8 +48,8 @@ _FEW = 4  # images that are decoded before a worker process has started
 _BATCHES_AHEAD = 3  # of each worker
 _SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
 
-# numbers, rows and failures of shards
-_Made = Iterator[tuple[int, pa.Table, list[Failure], ModalitySummary]]
+# of a shard: its number, the columns of its rows but for embeddings, these in pieces (n, d), failures, counts and times
+_Made = tuple[int, list[dict[str, Any]], list[Matrix], list[Failure], ModalitySummary]
 
 
 class EmbedOptions(NamedTuple):
@@ -81,7 +81,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
 
     def __init__(self, store: Store, modality: str, encoder: Encoder, options: EmbedOptions) -> None:
         self.modality, self.store = modality, store
-        self.dropped: dict[int, frozenset[str]] = {}
+        self.dropped: dict[int, Collection[str]] = {}
         self._options, self._cores = options, cores()
         self._encoder: Encoder | None = encoder
         self._model = json.dumps(encoder.identity), encoder.backend.name, encoder.compute.precision
@@ -115,56 +115,44 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         assert self._encoder is not None, "load comes first"
         embed = {"image": self._images, "video": self._videos, "text": self._texts}[self.modality]
         start = time.perf_counter()
-        for number, rows, failures, summary in embed(self._encoder, tasks, report):
-            made = time.perf_counter()
-            summary.embedded, summary.failed = len(rows), len(failures)
-            drop, path, content = self.dropped.get(number), self.store.path, (rows, failures)
-            try:
-                if drop is not None:
+        for number, rows, embeddings, failures, summary in embed(self._encoder, tasks, report):
+            matrix = np.concatenate([np.zeros((0, self._encoder.dim), np.float32), *embeddings])
+            columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
+            table = shard_table(self.store.info, self.modality, matrix, columns)
+            made, path, content = time.perf_counter(), self.store.path, (table, failures)
+            with writing_to(path):
+                if number in self.dropped:
                     path /= REWRITING
-                    content = rewritten_shard(self.store, self.modality, number, drop, *content)
+                    content = rewritten_shard(self.store, self.modality, number, self.dropped[number], *content)
                 write_rows(path / part_name(self.modality, number), self.store.info, *content)
-            except UnreachableError:
-                raise
-            except OSError as error:
-                raise StoreError(
-                    f"The {self.modality} shard {number} could not be written to {self.store.path} "
-                    f"({error.strerror or error}).",
-                    remedy="Finished work is kept. Free some disk space, then run the same command again to continue.",
-                ) from error
             summary.seconds["encoding"] = made - start - summary.seconds["waiting"]
             start = time.perf_counter()
             summary.seconds["writing"] = start - made
+            summary.embedded, summary.failed = len(rows), len(failures)
             yield summary
 
-    def _images(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
-        batches = pixel_batches(
-            shards,
-            encoder.preprocess,
-            batch_size=self._options.batch_size or encoder.batch_size("image"),
-            workers=_decoding_processes(encoder, self._cores, self._options.workers),
-            pin_memory=encoder.compute.device_type == "cuda",
-            time_limit=self._options.image_timeout or None,
-        )
+    def _images(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> Iterator[_Made]:
         rows: list[dict[str, Any]] = []
         embeddings: list[Matrix] = []
         failures: list[Failure] = []
         summary = ModalitySummary()
-        for batch, features, waited in _encode_ahead(batches, encoder):
+        options = self._options
+        size, limit = options.batch_size or encoder.batch_size("image"), options.image_timeout or None
+        for batch, features, waited in _encoded_batches(encoder, shards, size, self._cores, options.workers, limit):
             embeddings.append(features)
             rows += batch.rows
             failures += batch.failures
             summary.seconds["waiting"] += waited
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if batch.last:
-                yield batch.shard, self._table(rows, embeddings), failures, summary
+                yield batch.shard, rows, embeddings, failures, summary
                 rows, embeddings, failures, summary = [], [], [], ModalitySummary()
 
-    def _videos(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
+    def _videos(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> Iterator[_Made]:
         for number, items in shards:
             summary = ModalitySummary()
             rows: list[dict[str, Any]] = []
-            means = [np.zeros((0, encoder.dim), np.float32)]
+            means: list[Matrix] = []
             failures: list[Failure] = []
             for item in items:
                 try:
@@ -175,7 +163,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 except Exception as error:  # a decoder may raise anything on a damaged file, as for images
                     failures.append(_failure_of(item, "decode", error))
                     report(1, 1)
-            yield number, self._table(rows, means), failures, summary
+            yield number, rows, means, failures, summary
 
     def _video(self, item: ImageItem, encoder: Encoder, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
         """Return the mean of the embeddings of a video's frames, at unit length (1, d), and its other columns."""
@@ -198,7 +186,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             raise ValueError("the embeddings of its frames cancel out")
         return (total / norm).astype(np.float32)[None], row
 
-    def _texts(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> _Made:
+    def _texts(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> Iterator[_Made]:
         for number, items in shards:
             captions = [item.caption for item in items]
             tokens = encoder.tokenise(captions)
@@ -206,14 +194,26 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             for rows, part in encoder.encode_token_batches(tokens, batch_size=self._options.batch_size):
                 embeddings[rows] = part
                 report(len(rows), 0)
-            columns = {name: [getattr(item, name) for item in items] for name in TextItem._fields}
             summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))
-            yield number, shard_table(self.store.info, "text", embeddings, columns), [], summary
+            yield number, [item._asdict() for item in items], [embeddings], [], summary
 
-    def _table(self, rows: list[dict[str, Any]], embeddings: list[Matrix]) -> pa.Table:
-        """Return rows, each with the same columns, as those of a shard."""
-        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-        return shard_table(self.store.info, self.modality, np.concatenate(embeddings), columns)
+
+@contextmanager
+def writing_to(store: Path) -> Iterator[None]:
+    """Turn an error of the operating system in the block into one that says what is kept, and what to do.
+
+    Raises:
+        StoreError: if the store cannot be written.
+    """
+    try:
+        yield
+    except UnreachableError:  # has a remedy of its own
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"The store {store} cannot be written ({error.strerror or error}).",
+            remedy="Finished work is kept. Free some disk space, or check the disk, then run the same command again.",
+        ) from error
 
 
 def rewritten_shard(
@@ -256,7 +256,7 @@ def _load_once(identity: str, backend: str, precision: str, device: str) -> Enco
     return resolve_encoder(recorded=json.loads(identity), device=device, backend=backend, precision=precision)
 
 
-class PixelBatch(NamedTuple):
+class _Batch(NamedTuple):
     """Part of a shard, decoded.
 
     Attributes:
@@ -275,12 +275,24 @@ class PixelBatch(NamedTuple):
     failures: list[Failure]
 
 
-def _encode_ahead(batches: Iterator[PixelBatch], encoder: Encoder) -> Iterator[tuple[PixelBatch, Matrix, float]]:
-    """Yield each batch with its features (n, d), and the seconds that it was waited for.
+def _encoded_batches(
+    encoder: Encoder, shards: Iterable[ShardTask], size: int, cores: int, workers: int | None, time_limit: float | None
+) -> Iterator[tuple[_Batch, Matrix, float]]:
+    """Yield batches of images with their features (n, d), and the seconds that each was waited for.
 
     The next batches are already computed while the caller uses one.
     """
-    running: deque[tuple[PixelBatch, Callable[[], Matrix] | None, float]] = deque()
+    if workers is None:  # on a CPU one core is left to the model
+        workers = max(1, cores - 1) if encoder.compute.device_type == "cpu" else min(cores, _MOST_WORKERS)
+    batches = pixel_batches(
+        shards,
+        encoder.preprocess,
+        batch_size=size,
+        workers=workers,
+        pin_memory=encoder.compute.device_type == "cuda",
+        time_limit=time_limit,
+    )
+    running: deque[tuple[_Batch, Callable[[], Matrix] | None, float]] = deque()
     more = True
     while more or running:
         start = time.perf_counter()
@@ -294,35 +306,22 @@ def _encode_ahead(batches: Iterator[PixelBatch], encoder: Encoder) -> Iterator[t
 
 
 def encode_files(
-    paths: Mapping[str, str | Path], encoder: Encoder, *, time_limit: float = 60.0
+    paths: Mapping[str, str | Path], encoder: Encoder
 ) -> Iterator[tuple[list[str], Matrix, list[Failure]]]:
     """Yield keys, embeddings (n, d) and failures of batches of image files, in order; decoded ahead as in an embedding.
 
     Args:
         paths: image files by key.
         encoder: the contrastive model.
-        time_limit: seconds that decoding one image may take, if there are so many that worker processes decode.
 
     Raises:
         C3Error: if no worker process can be started.
     """
     items = [ImageItem(key, str(path), None, None) for key, path in paths.items()]
-    batches = pixel_batches(
-        [(0, items)],
-        encoder.preprocess,
-        batch_size=encoder.batch_size("image"),
-        workers=_decoding_processes(encoder, cores(), None if len(items) > _FEW else 0),
-        pin_memory=encoder.compute.device_type == "cuda",
-        time_limit=time_limit,
-    )
-    for batch, embeddings, _ in _encode_ahead(batches, encoder):
+    size, limit = encoder.batch_size("image"), EmbedOptions().image_timeout
+    workers = None if len(items) > _FEW else 0
+    for batch, embeddings, _ in _encoded_batches(encoder, [(0, items)], size, cores(), workers, limit):
         yield [row["key"] for row in batch.rows], embeddings, batch.failures
-
-
-def _decoding_processes(encoder: Encoder, available: int, wanted: int | None) -> int:
-    """Return the number of decoding processes beside one encoder: on a CPU one core is left to the model."""
-    most = max(1, available - 1) if encoder.compute.device_type == "cpu" else min(available, _MOST_WORKERS)
-    return most if wanted is None else wanted
 
 
 _Decoded = tuple[list[dict[str, Any]], list[Failure]]  # rows and failures
@@ -377,17 +376,16 @@ def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
     return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
 
 
-_worker: tuple[ImageReader, ImagePreprocessor, float | None] | None = None  # of a worker process
-_places: Pixels | None = None  # what it shares with the process that started it
+# of a worker process: how it decodes, and the memory that it shares with the process that started it
+_worker: list[tuple[ImageReader, ImagePreprocessor, float | None, Pixels]] = []
 
 
 def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]) -> None:
-    global _worker, _places
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
-    _worker, _places = (ImageReader(), preprocess, time_limit), np.frombuffer(memory, np.uint8).reshape(shape)
+    _worker.append((ImageReader(), preprocess, time_limit, np.frombuffer(memory, np.uint8).reshape(shape)))
     with suppress(ImportError, OSError, ValueError, StopIteration):  # a limit of memory, where the system has one
         import resource
 
@@ -398,30 +396,20 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memor
 
 
 def _decode_in_worker(items: Sequence[ImageItem], place: int, start: int) -> _Decoded:
-    assert _worker is not None
-    assert _places is not None
-    return _decode(*_worker, items, _places[place, start:])
+    reader, preprocess, time_limit, pixels = _worker[0]
+    return _decode(reader, preprocess, time_limit, items, pixels[place, start:])
 
 
 class _Pool:
-    """Worker processes that decode, made when they are first needed, and anew after `end`.
+    """Worker processes that decode, made when they are first needed, and anew after `close`.
 
     Args:
         workers: their number.
-        preprocess, time_limit: see `pixel_batches`.
-        batch_size: images in a batch.
-
-    Attributes:
-        places: number of batches that fit into the memory that the workers share with this process.
-        pixels: uint8 (places, batch_size, height, width, 3), where they put what they decode.
+        arguments: of `_start_worker`.
     """
 
-    def __init__(self, workers: int, preprocess: ImagePreprocessor, time_limit: float | None, batch_size: int) -> None:
-        self.places = workers * _BATCHES_AHEAD
-        shape = (self.places, batch_size, *preprocess.size, 3)
-        memory = multiprocessing.RawArray("B", math.prod(shape))
-        self.pixels = np.frombuffer(memory, np.uint8).reshape(shape)
-        self._workers, self._time_limit, self._arguments = workers, time_limit, (preprocess, time_limit, memory, shape)
+    def __init__(self, workers: int, *arguments: Any) -> None:
+        self._workers, self._arguments = workers, arguments
         self._executor: ProcessPoolExecutor | None = None
         self._others: set[Any] = set()  # processes that are not of the pool
 
@@ -436,10 +424,9 @@ class _Pool:
                 self._others = set(multiprocessing.active_children())
                 self._executor = ProcessPoolExecutor(self._workers, initializer=_start_worker, initargs=self._arguments)
             return self._executor.submit(_decode_in_worker, items, place, start)
-        except BrokenProcessPool as error:
-            broken: Future[_Decoded] = Future()
-            broken.set_exception(error)
-            return broken
+        except BrokenProcessPool:  # since the last look
+            self.close()
+            return self.submit(items, place, start)
         except OSError as error:
             raise C3Error(
                 f"The {self._workers:,} processes for decoding images could not be started "
@@ -447,7 +434,7 @@ class _Pool:
                 remedy="Use fewer --workers.",
             ) from error
 
-    def decode_one_by_one(self, items: Sequence[ImageItem], place: int) -> _Decoded:
+    def decode_one_by_one(self, items: Sequence[ImageItem], place: int, time_limit: float | None) -> _Decoded:
         """Decode images each by itself; one that ends its process, or takes too long, is a failure."""
         rows: list[dict[str, Any]] = []
         failures: list[Failure] = []
@@ -456,23 +443,29 @@ class _Pool:
             try:
                 row, failure = self.submit([item], place, len(rows)).result()
             except BrokenProcessPool:
-                self.end()
+                self.close()
                 error: Exception = ValueError("the process that decodes it ends each time")
-                if self._time_limit and time.monotonic() - began >= self._time_limit:
-                    limit = f"{self._time_limit:g} s; raise the limit with --image-timeout"
-                    error = TimeoutError(f"decoding took longer than {limit}")
+                if time_limit and time.monotonic() - began >= time_limit:
+                    error = TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
                 row, failure = [], [_failure_of(item, "decode", error)]
             rows += row
             failures += failure
         return rows, failures
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the workers; they have nothing to tidy up, and may be in a decoder that does not come back."""
         if self._executor is not None:
             for worker in set(multiprocessing.active_children()) - self._others:
                 worker.kill()
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+
+
+def _was_ended(waiting: Future[_Decoded] | _Decoded) -> bool:
+    """Return whether the process that decodes has ended; waits for it."""
+    if not isinstance(waiting, Future):
+        return False
+    return waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool)
 
 
 def pixel_batches(
@@ -483,7 +476,7 @@ def pixel_batches(
     workers: int,
     pin_memory: bool = False,
     time_limit: float | None = None,
-) -> Generator[PixelBatch, None, None]:
+) -> Generator[_Batch, None, None]:
     """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on its shard alone.
 
     Args:
@@ -499,43 +492,37 @@ def pixel_batches(
         C3Error: if no worker process can be started.
         UnreachableError: if the server of the images does not answer, or refuses access.
     """
-
-    def batch(shard: int, last: bool, pixels: Pixels, decoded: _Decoded) -> PixelBatch:
-        pixels = pixels[: len(decoded[0])]
-        if pin_memory:
-            import torch
-
-            pixels = torch.from_numpy(pixels).pin_memory().numpy()  # copies to a GPU then run in the background
-        return PixelBatch(shard, last, pixels, *decoded)
-
     jobs = (
         (number, start + batch_size >= len(items), items[start : start + batch_size])
         for number, items in shards
         for start in range(0, len(items), batch_size)
     )
-    if not workers:
-        with ImageReader() as reader:
-            for shard, last, items in jobs:
-                pixels = np.empty((len(items), *preprocess.size, 3), np.uint8)
-                yield batch(shard, last, pixels, _decode(reader, preprocess, None, items, pixels))
-        return
-    pool = _Pool(workers, preprocess, time_limit, batch_size)
-    ahead: deque[tuple[int, bool, Sequence[ImageItem], int, Future[_Decoded]]] = deque()
-    try:
-        for place in cycle(range(pool.places)):
-            for job in islice(jobs, pool.places - len(ahead)):
-                free = (place + len(ahead)) % pool.places
-                ahead.append((*job, free, pool.submit(job[2], free)))
+    places = max(1, workers * _BATCHES_AHEAD)
+    shape = (places, batch_size, *preprocess.size, 3)  # memory that is shared with the workers
+    memory = multiprocessing.RawArray("B", math.prod(shape))
+    shared = np.frombuffer(memory, np.uint8).reshape(shape)
+    pool = _Pool(workers, preprocess, time_limit, memory, shape)
+    ahead: deque[tuple[int, bool, Sequence[ImageItem], int, Future[_Decoded] | _Decoded]] = deque()
+    with ImageReader() as reader, closing(pool):
+        for place in cycle(range(places)):
+            for shard, last, items in islice(jobs, places - len(ahead)):
+                free = (place + len(ahead)) % places
+                if workers:
+                    ahead.append((shard, last, items, free, pool.submit(items, free)))
+                else:
+                    ahead.append((shard, last, items, free, _decode(reader, preprocess, None, items, shared[free])))
             if not ahead:
                 return
-            if isinstance(ahead[0][-1].exception(), BrokenProcessPool):
-                pool.end()
-                for number, (own, ends, images, at, waiting) in enumerate(ahead):
-                    if waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool):
-                        done: Future[_Decoded] = Future()
-                        done.set_result(pool.decode_one_by_one(images, at))
-                        ahead[number] = own, ends, images, at, done
-            shard, last, _, _, future = ahead.popleft()
-            yield batch(shard, last, pool.pixels[place].copy(), future.result())
-    finally:
-        pool.end()
+            if _was_ended(ahead[0][-1]):
+                pool.close()
+                for number, (shard, last, items, at, waiting) in enumerate(ahead):
+                    if _was_ended(waiting):
+                        ahead[number] = shard, last, items, at, pool.decode_one_by_one(items, at, time_limit)
+            shard, last, _, _, decoded = ahead.popleft()
+            rows, failures = decoded.result() if isinstance(decoded, Future) else decoded
+            pixels = shared[place, : len(rows)].copy()
+            if pin_memory:
+                import torch
+
+                pixels = torch.from_numpy(pixels).pin_memory().numpy()  # copies to a GPU then run in the background
+            yield _Batch(shard, last, pixels, rows, failures)

@@ -125,7 +125,7 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
         ("captions.jsonl", '{"image": "in.png", "captions": ["secret"]}\n'),
         ("metadata.csv", "file_name,text\nin.png,secret\n"),
         ("in.txt", "secret\n"),
-        ("karpathy.json", '{"images": [{"filename": "in.png", "sentences": [{"raw": "secret"}]}]}'),
+        ("dataset_coco.json", '{"images": [{"filename": "in.png", "sentences": [{"raw": "secret"}]}]}'),
     ],
 )
 def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str, content: str) -> None:
