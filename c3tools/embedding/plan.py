@@ -114,7 +114,8 @@ def plan_corpus(
     sources, times = Sources(corpus), _read_times(store.path)
     plans: dict[str, Plan] = {}
     for modality, items in (("image", corpus.images), ("video", corpus.videos), ("text", corpus.texts)):
-        parts, table = store.parts(modality), items.table
+        table: Any = items.table
+        parts = store.parts(modality)
         if not items and not parts:
             continue
         rows = _stored_rows(store, modality)
@@ -137,8 +138,8 @@ def plan_corpus(
             modified = _true(pc.not_equal(table["mtime"], recorded))  # not where either is null
             differs = pc.or_kleene(pc.not_equal(rows["size"], own["size"]), pa.array(modified[positions]))
             foreign = ~_true(pc.equal(rows["path"], own["path"]))
-            befores, images = rows["path"].filter(pa.array(foreign)).to_pylist(), items.take(positions[foreign])
-            foreign[foreign] = [sources.is_other(*pair) for pair in zip(befores, images, strict=True)]
+            images: Any = items.take(positions[foreign])
+            foreign[foreign] = list(map(sources.is_other, rows["path"].filter(pa.array(foreign)).to_pylist(), images))
             elsewhere = own["key"].filter(pa.array(foreign))
         summary.from_elsewhere = sorted(elsewhere.to_pylist())
         again, of_part = _true(differs) & ~foreign, rows["part"].to_numpy()
@@ -163,7 +164,7 @@ def plan_corpus(
         new = [(next(numbers), pending[start : start + shard_size]) for start in range(0, len(pending), shard_size)]
         joined = items.with_splits(_joined_splits(store, table)) if (new or changes) and store.modalities else items
         shards, changed = ShardTasks(joined, new), ShardTasks(joined, changes)
-        summary.changed = changed.inputs["key"].to_pylist()
+        summary.changed = _text(changed.inputs["key"]).to_pylist()
         plans[modality] = Plan(
             shards, changed, {part: sorted(keys) for part, keys in gone.items()}, made_up_for, summary
         )
@@ -171,7 +172,7 @@ def plan_corpus(
     return plans
 
 
-def _stored_rows(store: Store, modality: str) -> pa.Table:
+def _stored_rows(store: Store, modality: str) -> Any:
     """Return what the rows of a modality say of their inputs, and the numbers of their shards as ``part``."""
     kinds = {name: pa.int64() if name == "size" else pa.large_string() for name in _COLUMNS[modality]}
     blocks = [pa.schema({**kinds, "part": pa.int64()}).empty_table()]
@@ -186,8 +187,8 @@ def _joined_splits(store: Store, items: pa.Table) -> Any:
     """Return the split of each item: that which its item has in the store, or else that of the corpus."""
     known = store.item_splits()
     found = pc.index_in(_text(own_items(items)), _text(known["item"]))
-    splits = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items["split"]))
-    return pc.if_else(pc.equal(splits, ""), None, splits)
+    splits: Any = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items["split"]))
+    return pc.if_else(pc.equal(splits, pa.scalar("", pa.large_string())), None, splits)
 
 
 def _text(column: Any) -> Any:
@@ -258,11 +259,12 @@ class Sources:
             return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
         images = rows["image_key"]
         known = [self.gone_images, self._captioned, *([self.media] if self._detected else [])]
-        lost = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
+        lost: npt.NDArray[np.bool_] = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
         lost &= ~_true(pc.is_in(images, self.foreign))
         alone = self._texts["key"].filter(pc.is_null(self._texts["image_key"]))
         files = _files_of_lines(alone).drop_null().unique()
-        return lost | (_true(pc.is_in(_files_of_lines(rows["key"]), files)) & _true(pc.is_null(images)))
+        lost |= _true(pc.is_in(_files_of_lines(rows["key"]), files)) & _true(pc.is_null(images))
+        return lost
 
     def is_other(self, before: str | None, image: ImageItem) -> bool:
         """Return True if a row is of another file than the image of its key.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -76,6 +77,19 @@ def write_hf_parquet(path: Path, photos: Sequence[Photo], *, rows_per_group: int
     texts, splits = [photo.captions for photo in photos], [photo.split for photo in photos]
     table = pa.table({"image": images, "captions": texts, "split": splits, **columns})
     pq.write_table(table, path, row_group_size=rows_per_group)
+    return path
+
+
+def write_list(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
     return path
 
 

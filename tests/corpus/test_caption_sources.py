@@ -48,20 +48,30 @@ def test_one_row_of_captions_beside_a_table_of_twenty(tmp_path: Path) -> None:
     assert corpus.notes[0] == f"{tmp_path}: 21 captions: 19 from metadata.csv and 2 from captions.jsonl."
 
 
-def test_a_coco_file_in_the_folder_is_used(tmp_path: Path) -> None:
+KARPATHY = {"images": [{"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "a"}, {"raw": "b"}]}]}
+
+
+@pytest.mark.parametrize("kind", ["coco", "karpathy"])
+def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: str) -> None:
     image(tmp_path / "val2017" / "000001.jpg")
-    (tmp_path / "annotations").mkdir()
-    write_source(tmp_path / "annotations", "captions_val.json", [("000001.jpg", ["a", "b"])])
-    write_source(tmp_path / "annotations", "captions_train.json", [("000002.jpg", ["c"])])
-    instances = {"images": [{"id": 1, "file_name": "000001.jpg"}], "annotations": [{"image_id": 1, "bbox": [0]}]}
-    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(instances))
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    if kind == "coco":
+        write_source(folder, "captions_val.json", [("000001.jpg", ["a", "b"])])
+    else:
+        (folder / "dataset_coco.json").write_text(json.dumps(KARPATHY))
+    write_source(folder, "captions_train.json", [("000002.jpg", ["c"])])
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("a", "val2017/000001"), ("b", "val2017/000001")]
     assert corpus.captions_without_image == []
+    name = "captions_val.json" if kind == "coco" else "dataset_coco.json"
     assert corpus.notes == [
         f"{tmp_path}: annotations/captions_train.json is not used: it names none of the images.",
-        f"{tmp_path}: 2 captions: 2 from annotations/captions_val.json.",
+        f"{tmp_path}: 2 captions: 2 from annotations/{name}.",
     ]
+    given_file = read_corpus([tmp_path / "val2017"], captions=folder / name)
+    assert [caption for caption, _ in pairs(given_file)] == ["a", "b"]
+    assert given_file.images[0].split == (None if kind == "coco" else "restval")
 
 
 def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
@@ -98,25 +108,16 @@ def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Pa
         read_corpus([tmp_path])
 
 
-def test_a_captions_file_that_is_given_counts_alone(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        image(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text("text")
-    given_file = jsonl(tmp_path / "captions.jsonl", {"image": "a.png", "captions": ["given"]})
-    (tmp_path / "metadata.csv").write_text("file_name,text\nb.png,table\n")
-    corpus = read_corpus([tmp_path], captions=given_file)
-    assert pairs(corpus) == [("given", "a")]
-    assert corpus.images_without_caption == ["b"]
-
-
-def test_a_captions_file_that_is_given_is_for_all_paths(tmp_path: Path) -> None:
-    for name in ("a", "b", "one/x", "one/y", "two/x"):
-        image(tmp_path / f"{name}.png")
+def test_a_captions_file_that_is_given_counts_alone_and_is_for_all_paths(tmp_path: Path) -> None:
+    for name in ("a", "b", "one/x", "one/y", "two/x", "two/z"):
+        image(tmp_path / f"{name}.png").with_suffix(".txt").write_text("text")
+    jsonl(tmp_path / "two" / "captions.jsonl", {"image": "z.png", "text": "detected"})
     names = ["a", "b", "c", "x", "one/x", "one/y", "two/x"]
     file = jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
     corpus = read_corpus([tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file)
     assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/y", "b", "two/x")]
     assert corpus.captions_without_image == ["c.png", "x.png"]
+    assert corpus.images_without_caption == ["two/z"]
 
 
 def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:

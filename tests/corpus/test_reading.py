@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from c3tools.corpus import Corpus, read_corpus
 from c3tools.errors import CorpusError
+from tests.corpus.packing import write_list
 
 
 def image(path: Path) -> Path:
@@ -41,15 +42,11 @@ def pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
     ],
 )
 def test_images_of_a_folder_and_their_keys(tmp_path: Path, files: list[str], keys: list[str]) -> None:
-    for name in files:
-        image(tmp_path / name)
-    assert [item.key for item in read_corpus([tmp_path]).images] == keys
-
-
-def test_several_folders_do_not_mix_up_their_keys(tmp_path: Path) -> None:
-    image(tmp_path / "a" / "x.png")
-    image(tmp_path / "b" / "x.png")
-    assert [item.key for item in read_corpus([tmp_path / "a", tmp_path / "b"]).images] == ["a/x", "b/x"]
+    for folder, name in product("pq", files):
+        image(tmp_path / folder / name)
+    assert [item.key for item in read_corpus([tmp_path / "p"]).images] == keys
+    both = read_corpus([tmp_path / "p", tmp_path / "q"])
+    assert [item.key for item in both.images] == [f"{folder}/{key}" for folder in "pq" for key in keys]
 
 
 def test_captions_of_images_in_a_folder_and_in_text_files(tmp_path: Path) -> None:
@@ -68,23 +65,6 @@ def test_captions_of_images_in_a_folder_and_in_text_files(tmp_path: Path) -> Non
     for path in (tmp_path / "c", tmp_path / "c" / "one.png"):
         assert pairs(read_corpus([path])) == [("first", "one"), ("second", "one")]
     assert read_corpus([tmp_path / "c"]).images_without_caption == ["two"]
-
-
-def test_coco_and_karpathy_files_are_given_by_an_option(tmp_path: Path) -> None:
-    image(tmp_path / "photos" / "000001.jpg")
-    value: dict[str, Any] = {
-        "images": [{"id": 7, "file_name": "000001.jpg"}, {"id": 8, "file_name": "missing.jpg"}],
-        "annotations": [{"image_id": 7, "caption": "first"}, {"image_id": 7, "caption": "second"}],
-    }
-    captions = tmp_path / "captions_val2017.json"
-    captions.write_text(json.dumps(value))
-    corpus = read_corpus([tmp_path / "photos"], captions=captions)
-    assert pairs(corpus) == [("first", "000001"), ("second", "000001")]
-    assert corpus.captions_without_image == ["missing.jpg"]
-    row = {"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "first"}]}
-    captions.write_text(json.dumps({"images": [row]}))
-    corpus = read_corpus([tmp_path / "photos"], captions=captions)
-    assert (pairs(corpus), corpus.images[0].split) == ([("first", "000001")], "restval")
 
 
 @pytest.mark.parametrize("place", [".", "below"])
@@ -146,14 +126,8 @@ def test_texts_alone(tmp_path: Path, name: str) -> None:
     texts = ["a dog, running", 'a "cat"', "ein Hündchen"]
     if name == "t.txt":
         path.write_text("\n".join(texts), encoding="utf-8")
-    elif name == "t.jsonl":
-        jsonl(path, *({"text": text} for text in texts))
-    elif name == "t.parquet":
-        pq.write_table(pa.table({"text": texts}), path)
     else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="\t" if name == "t.tsv" else ",")
-            writer.writerows([["text"], *([text] for text in texts)])
+        write_list(path, [{"text": text} for text in texts])
     corpus = read_corpus([path])
     assert pairs(corpus) == [(text, None) for text in texts]
     assert len({text.key for text in corpus.texts}) == 3
