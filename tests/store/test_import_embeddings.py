@@ -1,4 +1,4 @@
-"""The pairs of `import_embeddings`, compared with a join that is written out here."""
+"""`import_embeddings`: its pairs, compared with a join that is written out here; the files it reads; rows left out."""
 
 from __future__ import annotations
 
@@ -20,12 +20,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from c3tools import Store, gap_report
 from c3tools.errors import StoreError
+from c3tools.store import Rows, Store
+from c3tools.store import import_embeddings as importing
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
 from c3tools.store.pairing import read_files
+from c3tools.store.verify import verify_store
+from tests.conftest import store_files
+from tests.stores import make_vectors
 
 Ids = Sequence[Any]
+Pairs = Counter[tuple[int, int]]
+FORMATS = [".csv", ".parquet", ".npz", ".safetensors", ".pt", ".npy"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with five images in five.npy and their texts in texts.npy."""
+    monkeypatch.chdir(tmp_path)
+    images, texts = make_vectors(5)
+    np.save("five.npy", images * 2)
+    np.save("texts.npy", texts[::2])
+    return tmp_path
+
+
+def loaded(modality: str, store: str = "c3-store") -> Rows:
+    return Store.open(store).load(modality)
 
 
 def vectors(n: int, side: int = 0) -> np.ndarray:
@@ -37,25 +57,27 @@ def row_of(embeddings: np.ndarray) -> list[int]:
     return [round(float(value)) - 1 for value in embeddings[:, 1] / embeddings[:, 0]]
 
 
-def joined(images: Ids, texts: Ids) -> Counter[tuple[int, int]]:
+def joined(images: Ids, texts: Ids) -> Pairs:
     """Return the pairs of rows whose ids are written in the same way."""
     return Counter((i, j) for i, image in enumerate(images) for j, text in enumerate(texts) if str(image) == str(text))
 
 
-def stored(store: Path | str) -> Counter[tuple[int, int]]:
-    images, texts = Store.open(store).pairs().arrays()
-    return Counter(zip(row_of(images), row_of(texts), strict=True))
+def stored(first: str = "image", second: str = "text") -> Pairs:
+    pairs = Store.open("c3-store").pairs(first, second).arrays()
+    return Counter(zip(*map(row_of, pairs), strict=True))
 
 
-def paired(images: Path, texts: Path) -> Counter[tuple[int, int]]:
-    (image, text), _ = read_files(image=images, text=texts)
-    places = {key: row for row, key in enumerate(image.keys)}
-    found = [(places.get(key), row) for row, key in enumerate(text.column("image_key"))]
-    return Counter((image, row) for image, row in found if image is not None)
+def lines(path: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def write(path: Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
+def write(path: str | Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
     """Write vectors and their columns in the format that the name of the file says."""
+    path = Path(path)
+    tensors: dict[str, Any] = {
+        name: torch.tensor(values) for name, values in columns.items() if path.suffix in ".safetensors.pt"
+    }
     match path.suffix:
         case ".csv":
             with path.open("w", newline="") as file:
@@ -65,215 +87,161 @@ def write(path: Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
         case ".parquet":
             pq.write_table(pa.table({**columns, "embedding": pa.array(list(rows), pa.list_(pa.float32()))}), path)
         case ".npz":
-            arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
-            np.savez(path, embedding=rows, **arrays)
+            np.savez(path, embedding=rows, **{name: np.array(values) for name, values in columns.items()})
         case ".safetensors":
-            tensors = {name: torch.tensor(values) for name, values in columns.items()}
             save_file({"embedding": torch.from_numpy(rows), **tensors}, path)
         case ".pt":
-            tensors = {name: torch.tensor(values) for name, values in columns.items()}
             torch.save({"embedding": torch.from_numpy(rows), **tensors}, path)
         case ".npy":
             np.save(path, rows)
-            lines = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            values = zip(*columns.values(), strict=True)
+            lines(str(path.with_suffix(".jsonl")), [dict(zip(columns, row, strict=True)) for row in values])
     return path
 
 
 def bring(
-    folder: Path,
-    images: Mapping[str, Ids],
-    texts: Mapping[str, Ids],
-    formats: tuple[str, str] = (".parquet", ".parquet"),
-    **options: Any,
+    images: Mapping[str, Ids], texts: Mapping[str, Ids], suffix: str = ".parquet", **options: Any
 ) -> ImportReport:
     """Import images and texts with these columns; those of .npy files stand in tables of their own."""
-    sides = [("i", images, "image", "meta"), ("t", texts, "text", "text_meta")]
-    for number, ((stem, columns, name, table), suffix) in enumerate(zip(sides, formats, strict=True)):
+    for number, (name, columns, table) in enumerate([("image", images, "meta"), ("text", texts, "text_meta")]):
         n = len(next(iter(columns.values())))
-        options[name] = path = write(folder / f"{stem}{suffix}", vectors(n, number), columns)
+        options[name] = path = write(f"{name}{suffix}", vectors(n, number), columns)
         if suffix == ".npy":
             options[table] = path.with_suffix(".jsonl")
-    return import_embeddings(store=folder / "s", dtype="float32", **options)
-
-
-FORMATS = [".csv", ".parquet", ".npz", ".safetensors", ".pt", ".npy"]
+    return import_embeddings(dtype="float32", **options)
 
 
 @pytest.mark.parametrize(("suffix", "column"), [*zip(FORMATS, ["image_key", "image_id"] * 3, strict=True)])
-def test_many_texts_to_one_image(tmp_path: Path, suffix: str, column: str) -> None:
+def test_many_texts_to_one_image(suffix: str, column: str) -> None:
     named = [int(i) for i in np.random.default_rng(1).integers(100, 110, 40)]
     texts = {"id": range(100, 140), column: named}  # ids of texts, by chance alike
-    report = bring(tmp_path, {"id": range(109, 99, -1)}, texts, (suffix, suffix))
-    assert stored(tmp_path / "s") == joined(range(109, 99, -1), named)
+    report = bring({"id": range(109, 99, -1)}, texts, suffix)
+    assert stored() == joined(range(109, 99, -1), named)
     assert report.pairs == 40
-    text = Store.open(tmp_path / "s").load("text")
+    text = loaded("text")
     assert text.keys == [str(key) for key in range(100, 140)]
     assert text.column("image_key") == [str(key) for key in named]
 
 
-def test_several_texts_have_the_id_of_their_image(tmp_path: Path) -> None:
+def test_several_texts_have_the_id_of_their_image() -> None:
     ids = ["b", "a", "b", "x", "b"]
-    report = bring(tmp_path, {"id": ["a", "b", "c"], "split": ["val", "test", "train"]}, {"id": ids})
-    assert stored(tmp_path / "s") == joined(["a", "b", "c"], ids)
-    text = Store.open(tmp_path / "s").load("text")
+    report = bring({"id": ["a", "b", "c"], "split": ["val", "test", "train"]}, {"id": ids})
+    assert stored() == joined(["a", "b", "c"], ids)
+    text = loaded("text")
     assert text.keys == ["b#0", "a#0", "b#1", "x#0", "b#2"]
     assert text.column("image_key") == ["b", "a", "b", None, "b"]
-    assert [split for split, item in zip(text.column("split"), ids, strict=True) if item != "x"] == [
-        "test", "val", "test", "test",
-    ]  # fmt: skip
-    assert report.pairs == 4
+    splits = {"a": "val", "b": "test", "x": text.column("split")[3]}
+    assert text.column("split") == [splits[key] for key in ids]
+    assert report.pairs == 4 and "4 of 5 text rows and 2 of 3 image rows are paired" in report.notes[0]
 
 
-def test_partly_overlapping_ids_are_counted(tmp_path: Path) -> None:
-    report = bring(tmp_path, {"id": range(30)}, {"id": range(20, 60)})
-    assert stored(tmp_path / "s") == joined(range(30), range(20, 60))
-    assert report.pairs == 10
-    assert "10 of 40 text rows and 10 of 30 image rows are paired" in report.notes[0]
-    assert gap_report(Store.open(tmp_path / "s")).to_dict()["pairs"]["n"] == 10
-
-
-@pytest.mark.parametrize("texts", [{"id": ["x", "y", "z"]}, {"caption_id": [1, 2, 3]}, {"image_id": ["x", "y", "z"]}])
-def test_ids_without_one_in_common_pair_nothing(tmp_path: Path, texts: dict[str, Ids]) -> None:
-    report = bring(tmp_path, {"id": [1, 2, 3]}, texts)
-    assert (report.pairs, report.rows) == (0, {"image": 3, "text": 3})
-    assert report.notes[0].startswith("No rows are paired") and "--image-key-column" in report.notes[0]
-    assert not len(Store.open(tmp_path / "s").pairs())
-
-
-def test_row_order_only_where_one_side_has_no_ids(tmp_path: Path) -> None:
-    np.save(tmp_path / "i.npy", vectors(4))
-    text = write(tmp_path / "t.csv", vectors(4, 1), {"id": [3, 2, 1, 0]})
-    report = import_embeddings(store=tmp_path / "a", image=tmp_path / "i.npy", text=text, dtype="float32")
+def test_row_order_only_where_one_side_has_no_ids() -> None:
+    np.save("i.npy", vectors(4))
+    text = write("t.csv", vectors(4, 1), {"id": [3, 2, 1, 0]})
+    report = import_embeddings(image="i.npy", text=text, dtype="float32")
     assert "The image rows have no ids: row i was paired with row i (4 pairs)" in report.notes[0]
-    assert stored(tmp_path / "a") == joined(range(4), range(4))
-    report = import_embeddings(store=tmp_path / "b", image=text, text=tmp_path / "i.npy", dtype="float32")
+    assert stored() == joined(range(4), range(4))
+    report = import_embeddings(store="b", image=text, text="i.npy")
     assert "The text rows have no ids" in report.notes[0]
-    assert Store.open(tmp_path / "b").load("text").column("image_key") == ["3", "2", "1", "0"]
-
-
-def test_texts_that_name_images_without_ids(tmp_path: Path) -> None:
-    np.save(tmp_path / "i.npy", vectors(4))
-    named = write(tmp_path / "t.csv", vectors(4, 1), {"image_id": [7, 5, 8, 9]})
+    assert loaded("text", "b").column("image_key") == ["3", "2", "1", "0"]
+    named = write("t.csv", vectors(4, 1), {"image_id": [7, 5, 8, 9]})
     with pytest.raises(StoreError, match=r"image rows without ids .* 'image_id'"):
-        import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", text=named)
+        import_embeddings(store="s", image="i.npy", text=named)
 
 
 @pytest.mark.parametrize(
     ("images", "texts", "pairs"),
     [
-        ([7, 8, 9], ["9", "7", "7"], {(2, 0), (0, 1), (0, 2)}),
-        (["007", "008"], [8, 7], {(1, 0), (0, 1)}),
-        ([7.0, 8.0], ["8", "7"], {(1, 0), (0, 1)}),
-        (["007", "7", "8"], ["7", "07", "8"], {(1, 0), (2, 2)}),  # 07 could be either
-        (["000139.jpg", "a.b.png"], ["139", "a.b"], {(0, 0), (1, 1)}),
-        (["v1.5", "v1.6"], ["v1.6", "v1.5"], {(1, 0), (0, 1)}),
-        (["a", "b"], ["b", ""], {(1, 0)}),
-        (["1", "2"], [None, 2.0], {(1, 1)}),
+        ({"id": [7, 8, 9]}, {"image_id": ["9", "7", "7"]}, {(2, 0), (0, 1), (0, 2)}),
+        ({"id": ["007", "008"]}, {"image_id": [8, 7]}, {(1, 0), (0, 1)}),
+        ({"id": [7.0, 8.0]}, {"image_id": ["8", "7"]}, {(1, 0), (0, 1)}),
+        ({"id": ["007", "7", "8"]}, {"image_id": ["7", "07", "8"]}, {(1, 0), (2, 2)}),  # 07 could be either
+        ({"id": ["000139.jpg", "a.b.png"]}, {"image_id": ["139", "a.b"]}, {(0, 0), (1, 1)}),
+        ({"id": ["v1.5", "v1.6"]}, {"image_id": ["v1.6", "v1.5"]}, {(1, 0), (0, 1)}),
+        ({"id": ["a", "b"]}, {"image_id": ["b", ""]}, {(1, 0)}),
+        ({"id": ["1", "2"]}, {"image_id": [None, 2.0]}, {(1, 1)}),
+        ({"id": [0, 1], "image_id": [1, 0], "file_name": ["x.jpg", "y.jpg"]}, {"image_id": [1, 0]}, {(0, 0), (1, 1)}),
+        ({"id": [1, 2]}, {"id": ["x", "y"]}, set()),  # ids without one in common pair nothing
+        ({"id": [1, 2]}, {"caption_id": [1, 2]}, set()),
+        ({"id": [1, 2]}, {"image_id": ["x", "y"]}, set()),
     ],
 )
-def test_ids_as_text_and_as_numbers(tmp_path: Path, images: Ids, texts: Ids, pairs: set[tuple[int, int]]) -> None:
-    keys = {"key": [f"t{i}" for i in range(len(texts))], "image_id": texts}
-    image = write(tmp_path / "i.parquet", vectors(len(images)), {"id": images})
-    assert set(paired(image, write(tmp_path / "t.parquet", vectors(len(texts)), keys))) == pairs
+def test_pairs_by_ids(images: dict[str, Ids], texts: dict[str, Ids], pairs: set[tuple[int, int]]) -> None:
+    texts = texts if "id" in texts or not pairs else {"key": [f"t{i}" for i in range(len(texts["image_id"]))], **texts}
+    report = bring(images, texts)
+    assert set(stored()) == pairs and report.pairs == len(pairs)
+    if not pairs:
+        assert report.notes[0].startswith("No rows are paired") and "--image-key-column" in report.notes[0]
 
 
-def test_csv_ids_stay_as_they_are_written(tmp_path: Path) -> None:
+def test_csv_ids_stay_as_they_are_written() -> None:
     ids = ["007", "12345678901234567890", "12345678901234567891"]
-    report = bring(tmp_path, {"id": ids}, {"id": ids[::-1]}, (".csv", ".csv"))
-    assert report.pairs == 3
-    assert Store.open(tmp_path / "s").load("image").keys == ids
+    assert bring({"id": ids}, {"id": ids[::-1]}, ".csv").pairs == 3
+    assert loaded("image").keys == ids
 
 
-def test_images_that_share_an_id_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="Keys of image rows must be unique, but 'a' occurs 2 times"):
-        bring(tmp_path, {"id": ["a", "b", "a"]}, {"id": ["a", "b", "c"]})
-
-
-def test_image_column_that_fits_is_found(tmp_path: Path) -> None:
-    images: dict[str, Ids] = {"id": [0, 1, 2], "image_id": [2, 0, 1], "file_name": ["x.jpg", "y.jpg", "z.jpg"]}
-    bring(tmp_path, images, {"image_id": [1, 0, 2]})
-    assert stored(tmp_path / "s") == joined(images["image_id"], [1, 0, 2])
-
-
-class TestTableOfVectorsWithIds:
-    """The vectors have ids, and so has their table."""
-
-    def test_table_in_another_order(self, tmp_path: Path) -> None:
-        image = write(tmp_path / "i.csv", vectors(3), {"id": ["a", "b", "c"]})
-        rows = [{"id": "c", "split": "test"}, {"id": "x", "split": "val"}, {"id": "a", "split": "train"}]
-        (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        report = import_embeddings(store=tmp_path / "s", image=image, meta=tmp_path / "m.jsonl")
-        loaded = Store.open(tmp_path / "s").load("image")
-        assert (loaded.keys, loaded.column("split")) == (["a", "b", "c"], ["train", None, "test"])
-        assert report.notes[0] == "The table describes 2 of 3 image rows; 'b', for example, is missing."
-
-    @pytest.mark.parametrize(
-        ("listed", "keys"),
-        [
-            (["1", "2", "3"], ["1", "2", "3"]),
-            (["3", "1", "2"], ["1", "2", "3"]),
-            (["003", "2", "001"], ["001", "2", "003"]),
-        ],
+@pytest.mark.parametrize(
+    ("table", "options", "keys", "splits"),
+    [
+        ("id,split\nc,test\nx,val\na,train\n", {}, ["a", "b", "c"], ["train", None, "test"]),
+        ("photo,split\na,val\nb,val\nc,val\n", {"key_column": "photo"}, ["a", "b", "c"], ["val"] * 3),
+        ("photo,split\nc.jpg,x\na,y\nb,z\n", {"key_column": "photo"}, ["a", "b", "c.jpg"], ["y", "z", "x"]),
+        ("id,split\nx,test\ny,val\nz,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
+        ("id,split\na,test\na,val\nb,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
+        ("split\ntest\n", {}, "There are 3 image rows, but 1 row in their table", None),
+        ("id\na\n", {"key_column": "uid"}, r"There is no column 'uid'\. The columns are 'id'", None),
+    ],
+)
+def test_vectors_with_ids_and_their_table(
+    table: str, options: dict[str, str], keys: Any, splits: list[Any] | None
+) -> None:
+    image = write("i.csv", vectors(3), {"id": ["a", "b", "c"]})
+    Path("m.csv").write_text(table)
+    if splits is None:
+        with pytest.raises(StoreError, match=keys):
+            import_embeddings(image=image, meta="m.csv", **options)
+        return
+    report = import_embeddings(image=image, meta="m.csv", **options)
+    assert (loaded("image").keys, loaded("image").column("split")) == (keys, splits)
+    assert row_of(loaded("image").embeddings) == [0, 1, 2]
+    assert (report.notes[0] == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (
+        None in splits
     )
-    def test_key_column_of_the_table(self, tmp_path: Path, listed: list[str], keys: list[str]) -> None:
-        image = write(tmp_path / "i.parquet", vectors(3), {"id": ["1", "2", "3"]})
-        (tmp_path / "m.csv").write_text("photo,split\n" + "".join(f"{key},test\n" for key in listed))
-        import_embeddings(store=tmp_path / "s", image=image, meta=tmp_path / "m.csv", key_column="photo")
-        loaded = Store.open(tmp_path / "s").load("image")
-        assert (loaded.keys, row_of(loaded.embeddings)) == (keys, [0, 1, 2])
-        assert loaded.column("split") == ["test"] * 3
-
-    def test_table_of_other_ids_is_refused(self, tmp_path: Path) -> None:
-        image = write(tmp_path / "i.csv", vectors(3), {"id": ["a", "b", "c"]})
-        (tmp_path / "m.csv").write_text("id,split\nx,test\ny,val\nz,train\n")
-        with pytest.raises(StoreError, match=r"both have ids \('id'\), but the ids differ"):
-            import_embeddings(store=tmp_path / "s", image=image, meta=tmp_path / "m.csv")
 
 
-class TestOtherModalities:
-    def test_joined_with_images_by_id(self, tmp_path: Path) -> None:
-        image = write(tmp_path / "i.csv", vectors(4), {"id": [0, 1, 2, 3], "split": ["train", "val", "test", "x"]})
-        audio = write(tmp_path / "a.csv", vectors(4, 1), {"id": [3, 9, 1, 0]})
-        report = import_embeddings(store=tmp_path / "s", image=image, other={"audio": audio}, dtype="float32")
-        first, second = Store.open(tmp_path / "s").pairs("image", "audio").arrays()
-        assert Counter(zip(row_of(first), row_of(second), strict=True)) == joined([0, 1, 2, 3], [3, 9, 1, 0])
-        assert report.pairs == 3 and "3 of 4 audio rows and 3 of 4 image rows are paired" in report.notes[0]
-        assert Store.open(tmp_path / "s").load("audio").column("split") == ["x", None, "val", "train"]
-
-    @pytest.mark.parametrize("ids", [True, False])
-    def test_audio_and_its_captions(self, tmp_path: Path, ids: bool) -> None:
-        named = ["c", "a", "b", "a"] if ids else [0, 1, 2, 3]
-        text = write(tmp_path / "t.csv", vectors(4, 1), {"image_id": named} if ids else {"caption": list("wxyz")})
-        keys = ["a", "b", "c"] if ids else [0, 1, 2, 3]
-        audio = write(tmp_path / "a.csv", vectors(len(keys)), {"id": keys} if ids else {"note": keys})
-        report = import_embeddings(store=tmp_path / "s", text=text, other={"audio": audio}, dtype="float32")
-        first, second = Store.open(tmp_path / "s").pairs("audio", "text").arrays()
-        assert Counter(zip(row_of(first), row_of(second), strict=True)) == joined(keys, named)
-        assert report.pairs == (3 if ids else 4)  # audio rows whose texts are there
-
-    @pytest.mark.parametrize(("added", "pairs"), [("text", 3), ("image", 3), ("audio", 2)])
-    def test_pairs_with_rows_of_an_earlier_import(self, tmp_path: Path, added: str, pairs: int) -> None:
-        items = {"image": ["a", "b", "c"], "text": ["a", "a", "b", "x"], "audio": ["a", "c", "y"]}
-        files = {m: write(tmp_path / f"{m}.csv", vectors(len(ids)), {"image_key": ids}) for m, ids in items.items()}
-        for modalities in (files.keys() - {added}, {added}):
-            image, text, audio = (files[name] if name in modalities else None for name in items)
-            report = import_embeddings(
-                store=tmp_path / "s", image=image, text=text, other={"audio": audio} if audio else None
-            )
-        assert report.pairs == pairs
+def test_images_that_share_an_id_are_refused() -> None:
+    with pytest.raises(StoreError, match="Keys of image rows must be unique, but 'a' occurs 2 times"):
+        bring({"id": ["a", "b", "a"]}, {"id": ["a", "b", "c"]})
 
 
-def test_column_that_no_file_has(tmp_path: Path) -> None:
-    np.save(tmp_path / "i.npy", vectors(2))
-    with pytest.raises(StoreError, match=r"There is no column 'uid'\. The columns are none"):
-        import_embeddings(store=tmp_path / "s", image=tmp_path / "i.npy", key_column="uid")
+def test_other_modalities_are_joined_with_images_by_id() -> None:
+    image = write("i.csv", vectors(4), {"id": [0, 1, 2, 3], "split": ["train", "val", "test", "x"]})
+    audio = write("a.csv", vectors(4, 1), {"id": [3, 9, 1, 0]})
+    report = import_embeddings(image=image, other={"audio": audio}, dtype="float32")
+    assert stored("image", "audio") == joined([0, 1, 2, 3], [3, 9, 1, 0])
+    assert report.pairs == 3 and "3 of 4 audio rows and 3 of 4 image rows are paired" in report.notes[0]
+    assert loaded("audio").column("split") == ["x", None, "val", "train"]
 
 
-def test_half_a_character_in_an_id_of_a_file_of_vectors(tmp_path: Path) -> None:
-    (tmp_path / "v.jsonl").write_text('{"id": "a", "embedding": [1, 0]}\n{"id": "\\ud83d", "embedding": [0, 1]}\n')
-    with pytest.raises(StoreError, match=r"v\.jsonl cannot be read .*utf-8"):
-        read_rows(tmp_path / "v.jsonl", "image")
+@pytest.mark.parametrize("ids", [True, False])
+def test_audio_and_its_captions(ids: bool) -> None:
+    named = ["c", "a", "b", "a"] if ids else [0, 1, 2, 3]
+    text = write("t.csv", vectors(4, 1), {"image_id": named} if ids else {"caption": list("wxyz")})
+    keys = ["a", "b", "c"] if ids else [0, 1, 2, 3]
+    audio = write("a.csv", vectors(len(keys)), {"id": keys} if ids else {"note": keys})
+    report = import_embeddings(text=text, other={"audio": audio}, dtype="float32")
+    assert stored("audio", "text") == joined(keys, named)
+    assert report.pairs == (3 if ids else 4)  # audio rows whose texts are there
+
+
+@pytest.mark.parametrize(("added", "pairs"), [("text", 3), ("image", 3), ("audio", 2)])
+def test_pairs_with_rows_of_an_earlier_import(added: str, pairs: int) -> None:
+    items = {"image": ["a", "b", "c"], "text": ["a", "a", "b", "x"], "audio": ["a", "c", "y"]}
+    files = {m: write(f"{m}.csv", vectors(len(ids)), {"image_key": ids}) for m, ids in items.items()}
+    for modalities in (files.keys() - {added}, {added}):
+        image, text, audio = (files[name] if name in modalities else None for name in items)
+        report = import_embeddings(image=image, text=text, other={"audio": audio} if audio else None)
+    assert report.pairs == pairs
 
 
 words = st.text("abcxyz_", min_size=1, max_size=3)
@@ -283,39 +251,29 @@ words = st.text("abcxyz_", min_size=1, max_size=3)
 @given(
     images=st.lists(words | st.integers(0, 20).map(str), min_size=1, max_size=12, unique=True),
     texts=st.lists(words | st.integers(0, 20).map(str), min_size=1, max_size=12),
-    formats=st.tuples(st.sampled_from([".csv", ".parquet", ".npz"]), st.sampled_from([".csv", ".parquet", ".npz"])),
+    formats=st.tuples(*[st.sampled_from([".csv", ".parquet", ".npz"])] * 2),
     column=st.sampled_from(["id", "image_id"]),
 )
 def test_pairs_are_the_join(images: list[str], texts: list[str], formats: tuple[str, str], column: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        image, text = (
-            write(Path(folder) / f"{name}{suffix}", vectors(len(ids)), {own: ids})
-            for name, suffix, own, ids in (("i", formats[0], "id", images), ("t", formats[1], column, texts))
-        )
-        assert paired(image, text) == joined(images, texts)
-
-
-C3_PICKLE = {
-    "images": {i: {"embed": torch.ones(1, 3), "img_path": f"{i}.jpg"} for i in range(4)},
-    "captions": {9: {"embed": np.ones(3, np.float32), "caption": "a", "img_id": 2}},
-}
-
-
-def saved(folder: Path, suffix: str) -> Path:
-    if suffix == ".jsonl":
-        lines = [json.dumps({"id": i, "embedding": row.tolist()}) for i, row in enumerate(vectors(40))]
-        (folder / "x.jsonl").write_text("\n".join(lines))
-    elif suffix == ".pkl":
-        (folder / "x.pkl").write_bytes(pickle.dumps(C3_PICKLE))
-    else:
-        write(folder / f"x{suffix}", vectors(40), {"id": range(40)})
-    return folder / f"x{suffix}"
+        first = write(f"{folder}/i{formats[0]}", vectors(len(images)), {"id": images})
+        second = write(f"{folder}/t{formats[1]}", vectors(len(texts)), {column: texts})
+        (image, text), _ = read_files(image=first, text=second)
+    places = {key: row for row, key in enumerate(image.keys)}
+    found = [(places.get(key), row) for row, key in enumerate(text.column("image_key"))]
+    assert Counter((place, row) for place, row in found if place is not None) == joined(images, texts)
 
 
 @pytest.mark.parametrize("change", ["cut", "foreign", "empty", "gone"])
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors", ".parquet", ".csv", ".jsonl", ".pkl"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str, change: str) -> None:
-    path = saved(tmp_path, suffix)
+def test_a_file_that_cannot_be_read_is_named(suffix: str, change: str) -> None:
+    path = Path(f"x{suffix}")
+    if suffix == ".jsonl":
+        lines(path.name, [{"id": i, "embedding": row.tolist()} for i, row in enumerate(vectors(40))])
+    elif suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"clip_embedding": vectors(40), "captions": [{"caption": "a"}] * 40}))
+    else:
+        write(path, vectors(40), {"id": range(40)})
     whole = path.read_bytes()
     contents = {"cut": whole[: len(whole) // 2], "foreign": b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "empty": b""}
     path.unlink() if change == "gone" else path.write_bytes(contents[change])
@@ -323,5 +281,110 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str, change
         return  # a table with fewer rows is a table
     source, image = (path, None) if suffix == ".pkl" else (None, path)
     with pytest.raises(StoreError, match=rf"x\{suffix}"):
-        import_embeddings(source, tmp_path / "s", image=image)
-    assert not (tmp_path / "s").exists()
+        import_embeddings(source, image=image)
+    assert not Path("c3-store").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_published_pickles(protocol: int) -> None:
+    images, texts = make_vectors(4)
+    c3 = {
+        "images": {i: {"img_path": f"{i}.jpg", "embed": torch.from_numpy(row[None])} for i, row in enumerate(images)},
+        "captions": {
+            np.int64(1000 + j): {"caption": f"text {j}", "img_id": j // 2, "embed": row * np.float32(7)}
+            for j, row in enumerate(texts)
+        },
+    }
+    Path("oscar_split_ViT-B_32_train.pkl").write_bytes(pickle.dumps(c3, protocol))
+    assert import_embeddings("oscar_split_ViT-B_32_train.pkl").pairs == 8
+    text = loaded("text")
+    assert (text.keys[5], text.column("image_key")[5], text.column("split")[5]) == ("1005", "2", "train")
+    np.testing.assert_allclose(text.embeddings, texts, atol=1e-3)
+    captions = [{"caption": f"t{i}", "image_id": f"{i}", "clip_embedding": 7 - i} for i in range(8)]
+    Path("coco.pkl").write_bytes(
+        pickle.dumps({"clip_embedding": np.asfortranarray(texts), "captions": captions}, protocol)
+    )
+    import_embeddings("coco.pkl", "clipcap")
+    np.testing.assert_allclose(loaded("text", "clipcap").embeddings, texts[::-1], atol=1e-3)
+    Path("other.pkl").write_bytes(pickle.dumps([1, 2], protocol))
+    with pytest.raises(StoreError, match=r"other\.pkl"):
+        import_embeddings("other.pkl", "s")
+
+
+def test_rows_that_cannot_be_kept_are_listed() -> None:
+    images, texts = make_vectors(8)
+    images[2, 5], images[4], texts[5] = np.nan, 0, 0
+    images[1] *= 65_504 / np.abs(images[1]).max()
+    images[3] *= 65_536 / np.abs(images[3]).max()
+    np.save("i.npy", images)
+    np.save("t.npy", texts[:8])
+    report = import_embeddings(image="i.npy", text="t.npy", normalise=False)
+    assert (report.rows, report.pairs) == ({"image": 5, "text": 7}, 4)
+    assert any("kept as they are" in note for note in report.notes)
+    store = Store.open("c3-store")
+    assert not store.info.normalised and np.abs(store.load("image").embeddings).max() == 65_504
+    failures = {failure.key: failure.message for failure in store.shard_failures("image", 0)}
+    assert failures.keys() == {"00000002", "00000003", "00000004"} and "--dtype float32" in failures["00000003"]
+    assert store.recorded_failures() == sorted(report.failures, key=lambda failure: failure.key)
+    import_embeddings(image="i.npy", store="scaled")  # where the length does not matter
+    assert len(loaded("image", "scaled")) == 6
+    assert verify_store("c3-store").whole
+
+
+def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "SHARD_ROWS", 2)
+    import_embeddings(image="five.npy", text="texts.npy", store="whole")
+    real, calls = importing.write_rows, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
+        patch.setattr(importing, "write_rows", interrupted)
+        import_embeddings(image="five.npy", text="texts.npy")
+    assert "are kept" in interrupt.value.__notes__[0]
+    import_embeddings(image="five.npy", text="texts.npy")
+    found = [{p.relative_to(here / n): p.read_bytes() for p in store_files(here / n)} for n in ("c3-store", "whole")]
+    assert found[0] == found[1]
+    np.save("five.npy", make_vectors(5, 9)[0])
+    with pytest.raises(StoreError, match="already has image and text rows"):
+        import_embeddings(image="five.npy", text="texts.npy")
+
+
+def test_arrays_tables_and_columns_of_many_kinds() -> None:
+    images, texts = make_vectors(5)
+    np.savez("both.npz", a=images, b=texts[::2], ids=np.array([f"k{i}" for i in range(5)]))
+    with pytest.raises(StoreError, match="'a', 'b'"):
+        import_embeddings(image="both.npz")
+    import_embeddings(image="both.npz", text="both.npz", image_array="a", text_array="b")
+    assert loaded("image").keys == ["k0", "k1", "k2", "k3", "k4"]
+    np.testing.assert_allclose(loaded("text").embeddings, texts[::2], atol=1e-3)
+    torch.save({"features": torch.from_numpy(images).bfloat16(), "ids": [*"abcde"], "note": ["x"]}, "l.pt")
+    assert read_rows("l.pt", "image")[0].keys == [*"abcde"]
+    Path("m.csv").write_text("image_id;split\n" + "".join(f"{i};test\n" for i in range(5)))
+    Path("t.csv").write_text("IMAGE_ID;Caption\n" + "".join(f'{4 - i};"one; {i}"\n' for i in range(5)))
+    import_embeddings(store="s", image="five.npy", text="texts.npy", meta="m.csv", text_meta="t.csv")
+    text = loaded("text", "s")
+    assert (text.column("image_key"), text.captions[:2]) == ([*"43210"], ["one; 0", "one; 1"])
+    Path("spaces.csv").write_text('id,vector \n1,"0.5 1 2"\n')
+    lists = pa.array([[1, 2, 3], [4, 5, 6, 7, 8]], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": [1, 2], "embedding": lists}), "v.parquet")
+    lines("w.jsonl", [{"id": 1, "text": ["a dog"]}])
+    lines("half.jsonl", [{"id": "a", "embedding": [1, 0]}, {"id": "\ud83d", "embedding": [0, 1]}])
+    for name, column, said in (
+        ("v.parquet", None, "3, 5"),
+        ("w.jsonl", None, "'id', 'text'"),
+        ("none.npy", None, "none.npy"),
+        ("half.jsonl", None, "half.jsonl.*utf-8"),
+        ("spaces.csv", "vector ", "JSON list"),
+        ("spaces.csv", "vector", "'vector '"),
+    ):
+        with pytest.raises(StoreError, match=f"(?s){said}"):
+            read_rows(name, "image", column)
+    for last in ("[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"):
+        Path("x.jsonl").write_text(f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n')
+        with pytest.raises(StoreError, match=r"x\.jsonl"):
+            read_rows("x.jsonl", "image")
