@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..arrays import Indices, Matrix
-from ..geometry.spectrum import effective_dimension, eigenvalues, gap_vector, relative_gap
+from ..geometry.measures import effective_dimension, eigenvalues, relative_gap
 from ..metrics.retrieval import pair_hits
 from ..moments import Moments
 from ..pages import new_figure, palette, styled
@@ -38,7 +38,7 @@ def measure(first: Matrix, second: Matrix, item_index: Indices, names: tuple[str
     directions = "_to_".join(names), "_to_".join(names[::-1])
     found = pair_hits(first, second, item_index)
     return {
-        "gap": float(np.linalg.norm(gap_vector(*moments))),
+        "gap": float(np.linalg.norm(moments[0].mean - moments[1].mean)),
         "effective_dimension": dict(zip(names, dimensions, strict=True)),
         "paired_cosine": paired,
         "unpaired_cosine": (total - paired * len(second)) / rest if rest else paired,

@@ -21,8 +21,7 @@ from ..moments import Moments
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected
-from .measures import Residuals
-from .spectrum import effective_dimension
+from .measures import Residuals, effective_dimension
 
 QUESTIONS = {
     "constant": "Is the gap constant?",
@@ -42,6 +41,11 @@ _MIXED_DIRECTIONS = 5
 _NULL_DIRECTIONS = 2_000
 
 
+Word = Literal["yes", "partly", "no", "unknown"]
+Judgement = tuple[Word, str]
+"""The word of an answer, and what it rests on."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer to a question about the data.
@@ -55,7 +59,7 @@ class Answer:
     """
 
     question: str
-    answer: Literal["yes", "partly", "no", "unknown"]
+    answer: Word
     because: str
     number: float | None = None
     measures: dict[str, Any] = field(default_factory=dict)
@@ -92,11 +96,11 @@ def _is_constant(collected: Collected, seed: int) -> Answer:
     if length == 0:
         return _unknown("constant", "There is no gap beyond what so few items show by chance.")
     differences, groups = working.item_differences, min(_GROUPS, max(2, count // 10))
-    content = cluster(working.first + working.item_means, groups, seed=seed)
+    content = _cluster(working.first + working.item_means, groups, seed=seed)
     found = {
-        "order": between_groups(differences, np.arange(count) * groups // count, seed=seed) / length,
-        "content": between_groups(differences, content, seed=seed) / length,
-        "mixture": mixture(differences) / length,
+        "order": _between_groups(differences, np.arange(count) * groups // count, seed=seed) / length,
+        "content": _between_groups(differences, content, seed=seed) / length,
+        "mixture": _mixture(differences) / length,
     }
     because = (
         f"Beyond chance, the gap varies by {100 * found['order']:.0f} % of its length along the order of the store, by "
@@ -104,8 +108,13 @@ def _is_constant(collected: Collected, seed: int) -> Answer:
         f"{100 * found['mixture']:.0f} % in a test for two gaps mixed at random ({count} items)."
     )
     worst = max(found.values())
-    answer: Any = "yes" if worst <= SAME else "partly" if worst <= ALIKE else "no"
-    return Answer(QUESTIONS["constant"], answer, because, worst, {"groups": groups, "items": count, **found})
+    return Answer(
+        QUESTIONS["constant"],
+        _graded(worst <= SAME, worst <= ALIKE),
+        because,
+        worst,
+        {"groups": groups, "items": count, **found},
+    )
 
 
 def _is_orthogonal(collected: Collected, seed: int) -> Answer:
@@ -124,7 +133,7 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
         # their sample covariances is too large
         shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
         excess = shared**2 / (items * max(items - 1, 1))
-        found = along_gap(moments, collected.gap, collected.gap_covariance, excess=excess, seed=seed)
+        found = _along_gap(moments, collected.gap, collected.gap_covariance, excess=excess, seed=seed)
         known |= {name: found} if found else {}
     if not known:
         return _unknown("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
@@ -140,12 +149,11 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
         f"directions at the same angle to the mean give {ranges}. Share of the gap inside the 99 % span: "
         f"{listed('share_in_span')}; by chance {listed('share_by_chance')}."
     )
-    answer: Any = "yes" if all(below) else "partly" if any(below) and not any(above) else "no"
     worst = max(float(found["variance_ratio"]) for found in known.values())
-    return Answer(QUESTIONS["orthogonal"], answer, because, worst, known)
+    return Answer(QUESTIONS["orthogonal"], _graded(all(below), any(below) and not any(above)), because, worst, known)
 
 
-def along_gap(
+def _along_gap(
     moments: Moments, gap: Array, gap_covariance: Array, *, excess: float = 0.0, seed: int = 0
 ) -> dict[str, Any] | None:
     """Compare the variance of a modality along the gap with that along random directions.
@@ -211,8 +219,7 @@ def _is_gaussian(noise: Residuals) -> Answer:
         f"{distance:.3f} ({noise.items} items)."
     )
     measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": distance}
-    answer: Any = "yes" if close else "partly" if near else "no"
-    return Answer(QUESTIONS["gaussian"], answer, because, distance, measures)
+    return Answer(QUESTIONS["gaussian"], _graded(close, near), because, distance, measures)
 
 
 def _is_isotropic(noise: Residuals) -> Answer:
@@ -232,11 +239,16 @@ def _is_isotropic(noise: Residuals) -> Answer:
         f"{noise.items} items: {chance:.1f})."
     )
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
-    answer: Any = "yes" if share >= 0.9 and ratio <= 2 * chance else "partly" if share >= 0.6 else "no"
-    return Answer(QUESTIONS["isotropic"], answer, because, noise.isotropy, measures)
+    return Answer(
+        QUESTIONS["isotropic"],
+        _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6),
+        because,
+        noise.isotropy,
+        measures,
+    )
 
 
-def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
+def _between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
     """Return the root mean square distance of group means from the mean, beyond that of random groups.
 
     Args:
@@ -270,7 +282,7 @@ def between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> flo
     return sqrt(max(value - 1, 0.0) * spread * (len(np.unique(labels)) - 1) / (count - 1))
 
 
-def mixture(differences: Array) -> float:
+def _mixture(differences: Array) -> float:
     """Return the root mean square distance of two gaps, mixed at random in any shares, from their mean.
 
     Where two points have the share ``l`` of the variance along a direction and Gaussian noise the rest, skewness s and
@@ -295,7 +307,7 @@ def mixture(differences: Array) -> float:
     return sqrt(max(square, 0.0))
 
 
-def cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
+def _cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
     """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64 (n,)."""
     rng = generator(seed, "clusters")
     rows = rows - rows.mean(axis=0)
@@ -323,6 +335,10 @@ def _unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
     if count < 4:
         return kurtosis
     return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
+
+
+def _graded(yes: bool, partly: bool) -> Word:
+    return "yes" if yes else "partly" if partly else "no"
 
 
 def _unknown(name: str, because: str) -> Answer:

@@ -30,28 +30,6 @@ GROUP_PAIRS = 100
 NORM_TOLERANCE = 1e-3
 """Largest distance of a norm from 1 in a store of normalised rows: rounding to float16 explains half of it."""
 _NAMED_KEYS = 5
-_BLOCK = 8_200  # rows; a multiple of GROUP_PAIRS
-
-
-@dataclass(frozen=True)
-class PairSums:
-    """Means over the pairs of a sample; every difference is ``first - second``.
-
-    Attributes:
-        cosine: float64 (k,), ``x . y``.
-        distance: float64 (k,), ``|x - y|``.
-        mean: float64 (d,), mean difference.
-        variance: float64 (d,), variance of the difference per dimension.
-        groups: float64 (g, d), differences averaged over groups of ``group_pairs`` consecutive pairs.
-        group_pairs: pairs per group.
-    """
-
-    cosine: Array
-    distance: Array
-    mean: Array
-    variance: Array
-    groups: Array
-    group_pairs: int
 
 
 @dataclass(frozen=True)
@@ -100,27 +78,27 @@ class Sample:
         return np.asarray(differences - differences.mean(axis=0))
 
     @cached_property
-    def sums(self) -> PairSums:
-        """Cosines, distances and differences of the pairs, computed in blocks."""
-        count, dim = self.second.shape
-        size = GROUP_PAIRS if count >= 5 * GROUP_PAIRS else max(1, count // 5)
-        cosine, distance = np.empty(count), np.empty(count)
-        total, squares, groups = np.zeros(dim), np.zeros(dim), []
-        block = _BLOCK // size * size
-        for start in range(0, count, block):
-            rows = slice(start, start + block)
-            x, y = self.first[self.item_index[rows]], self.second[rows]
-            cosine[rows] = np.einsum("ij,ij->i", x, y)
-            difference = x - y
-            whole = difference[: len(difference) // size * size].reshape(-1, size, dim)
-            groups.append(whole.mean(axis=1, dtype=np.float64))
-            total += difference.sum(axis=0, dtype=np.float64)
-            difference *= difference
-            distance[rows] = np.sqrt(difference.sum(axis=1))
-            squares += difference.sum(axis=0, dtype=np.float64)
-        mean = total / count
-        variance = np.maximum(squares / count - mean**2, 0.0)
-        return PairSums(cosine, distance, mean, variance, np.concatenate(groups), size)
+    def sums(self) -> tuple[Array, Array, Array, Array]:
+        """Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``, float64 (d,)."""
+        x = self.first[self.item_index]
+        difference = x - self.second
+        cosine = np.einsum("ij,ij->i", x, self.second).astype(np.float64)
+        mean = difference.mean(axis=0, dtype=np.float64)
+        difference *= difference
+        distance = np.sqrt(difference.sum(axis=1)).astype(np.float64)
+        return cosine, distance, mean, np.maximum(difference.mean(axis=0, dtype=np.float64) - mean**2, 0.0)
+
+    @cached_property
+    def group_size(self) -> int:
+        """Consecutive pairs in one of the `groups`."""
+        return min(GROUP_PAIRS, max(1, len(self.second) // 5))
+
+    @cached_property
+    def groups(self) -> Array:
+        """``first - second``, averaged over groups of consecutive pairs: float64 (g, d)."""
+        whole = len(self.second) // self.group_size * self.group_size
+        difference = self.first[self.item_index[:whole]] - self.second[:whole]
+        return np.asarray(difference.reshape(-1, self.group_size, difference.shape[1]).mean(axis=1, dtype=np.float64))
 
     def part(self, items: Indices) -> Sample:
         """Return the rows of these items, ascending rows of ``first``; all of them need not be copied."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -12,10 +13,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from ..arrays import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
-from .measures import EDGES, row_cosines
+from .measures import EDGES, ModalityMeasures, row_cosines
 from .spaces import COLLAPSE, RAW
-from .spectrum import ModalityMeasures
-from .verdict import Measured
+
+if TYPE_CHECKING:
+    from .report import GapReport
 
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -27,7 +29,7 @@ _PROJECTION = (
 )
 
 
-def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBlock]:
+def figure_blocks(report: GapReport, prefix: str = "gap") -> dict[str, FigureBlock]:
     """Return the figures of a report as blocks of a page; ``prefix`` keeps their ids apart from others on the page."""
     return {
         name: FigureBlock(
@@ -40,7 +42,7 @@ def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBloc
 
 
 @styled
-def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
+def all_figures(report: GapReport) -> dict[str, tuple[Figure, str]]:
     """Draw every figure that the data allow: name → (figure, label for screen readers).
 
     The first six are those of the paper: length, direction and orthogonality of the gap, and the alignment noise.
@@ -49,8 +51,8 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     if data is None or report.gap is None:
         return {"spectra": (_spectra(report.modalities), "Covariance spectrum")}
     names, figures = f"{data.first} and {data.second}", dict[str, tuple[Figure, str]]()
-    if data.sample.paired and len(data.sample.sums.groups) > 1:
-        groups, size = data.sample.sums.groups, data.sample.sums.group_pairs
+    if data.sample.paired and len(data.sample.groups) > 1:
+        groups, size = data.sample.groups, data.sample.group_size
         lengths, line = np.linalg.norm(groups, axis=1), report.gap.length.value
         ends, label = (0.0, max(1.0, float(lengths.max()) * 1.1)), f"norm of the mean of {size} pairs"
         figure = _histogram("Gap length", label, {"": lengths}, ends, line=line)
@@ -132,7 +134,7 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     return figure
 
 
-def _projection(report: Measured) -> Figure:
+def _projection(report: GapReport) -> Figure:
     """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
     assert report.collected is not None
     working, rng = report.collected.working, generator(0, "projection")

@@ -1,4 +1,4 @@
-"""Measures of the gap, of the pairs and of the alignment noise, with their intervals.
+"""Measures of one modality, of the gap, of the pairs and of the alignment noise, with their intervals.
 
 Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over pairs are those of the
 sample, which has every pair if there are not too many.
@@ -16,15 +16,49 @@ import numpy as np
 
 from ..arrays import Array, Floats, Indices
 from ..metrics.significance import Estimate, mean_interval, student_quantile
+from ..moments import Moments
 from ..seeds import generator
 from .collect import Collected, Sample
-from .spectrum import relative_gap
 
 MAX_DIRECTIONS = 10_000
 EDGES = np.linspace(-5, 5, 61)
 """Bins of `Residuals.marginals`."""
 _FINE = 8  # bins of the comparison with a normal distribution, per bin shown
 _BLOCK = 1024
+_EXPLAINED = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityMeasures:
+    """Measures of one modality, as in the report's JSON, and its spectrum.
+
+    Attributes:
+        n: rows.
+        dim: d.
+        effective_dimension: see `effective_dimension`.
+        effective_rank: see `effective_rank`.
+        participation_ratio: ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 if there is no variance.
+        mean_norm: length of the mean of the rows, not the mean of their lengths.
+        mean_norm_error: standard error of that length; NaN for one row or a mean of zero.
+        mean_direction_error_degrees: standard error of the mean's direction; None likewise.
+        rows_for_one_degree: independent rows at which that error falls to one degree; None likewise.
+        independent_rows: rows that the errors count as independent (captions of one image are not).
+        limited_by_rows: whether n, not the encoder, bounds the dimensions (``n - 1 < d``).
+        spectrum: float64 (d,), eigenvalues of the covariance, descending.
+    """
+
+    n: int
+    dim: int
+    effective_dimension: int
+    effective_rank: float
+    participation_ratio: float
+    mean_norm: float
+    mean_norm_error: float
+    mean_direction_error_degrees: float | None
+    rows_for_one_degree: int | None
+    independent_rows: int
+    limited_by_rows: bool
+    spectrum: Array
 
 
 @dataclass(frozen=True)
@@ -109,6 +143,89 @@ class Residuals:
     marginals: Array
 
 
+def eigenvalues(covariance: Array) -> Array:
+    """Return the eigenvalues (d,) of a covariance (d, d), descending, negative rounding errors set to zero."""
+    return np.asarray(np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0))
+
+
+def effective_dimension(values: Array) -> int:
+    """Return the smallest k whose k largest singular values make up more than 99 % of their sum.
+
+    The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values of the
+    covariance of L2-normalised rows. 0 if there is no variance at all.
+
+    Args:
+        values: (d,) eigenvalues of the covariance, descending.
+    """
+    total = values.sum()
+    return int(np.argmax(np.cumsum(values) > _EXPLAINED * total)) + 1 if total > 0 else 0
+
+
+def effective_rank(values: Array) -> float:
+    """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 if there is no variance."""
+    if values.sum() <= 0:
+        return 0.0
+    p = values[values > 0] / values.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def measure_modality(moments: Moments, independent: int | None = None) -> ModalityMeasures:
+    """Measure one modality from its moments.
+
+    The errors of the mean treat ``independent`` rows as independent draws: the mean's length has the variance of
+    the rows along the mean over that number, its direction the variance across it.
+
+    Args:
+        moments: of the L2-normalised rows.
+        independent: how many rows count as independent; all of them by default. For captions, the images.
+    """
+    rows = moments.n if independent is None else min(independent, moments.n)
+    covariance, length = moments.covariance, float(np.linalg.norm(moments.mean))
+    values = eigenvalues(covariance)
+    length_error, direction_error, enough = float("nan"), None, None
+    if length > 0 and rows > 1:
+        unit = moments.mean / length
+        along = float(unit @ covariance @ unit)
+        across = max(float(np.trace(covariance)) - along, 0.0)
+        length_error = float(np.sqrt(max(along, 0.0) / (rows - 1)))
+        direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
+        enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
+    squares = float(values @ values)
+    return ModalityMeasures(
+        n=moments.n,
+        dim=moments.dim,
+        effective_dimension=effective_dimension(values),
+        effective_rank=effective_rank(values),
+        participation_ratio=float(values.sum()) ** 2 / squares if squares > 0 else 0.0,
+        mean_norm=length,
+        mean_norm_error=length_error,
+        mean_direction_error_degrees=direction_error,
+        rows_for_one_degree=enough,
+        independent_rows=rows,
+        limited_by_rows=moments.n - 1 < moments.dim,
+        spectrum=values,
+    )
+
+
+def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float | None:
+    """Return RMG (Schrodi et al., 2024): the distance of pairs over itself plus the distance within modalities.
+
+    ``D = (1 - cos) / 2``; num = mean D over pairs; den = num + (mean D within x + mean D within y) / 2, diagonals
+    excluded: the mean cosine of different rows is ``(n^2 |mu|^2 - sum |x|^2) / (n (n - 1))``. None for fewer than two
+    rows of a modality.
+    """
+    within = []
+    for moments in (first, second):
+        n, squared_mean = moments.n, float(moments.mean @ moments.mean)
+        if n < 2:
+            return None
+        squares = float(np.trace(moments.scatter)) + n * squared_mean
+        within.append((n * n * squared_mean - squares) / (n * (n - 1)))
+    num = (1 - paired_cosine) / 2
+    den = num + ((1 - within[0]) / 2 + (1 - within[1]) / 2) / 2
+    return num / den if den > 0 else None
+
+
 def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     """Measure the gap: its length with and without bias, distances of pairs, and how it varies along the store.
 
@@ -132,20 +249,20 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         debiased = replace(debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0))))
     distance = rmg = direction = group_length = None
     if sample.paired:
-        sums = sample.sums
-        distance = _mean(collected, sums.distance, seed)
-        lengths, directions = np.linalg.norm(sums.groups, axis=1), row_cosines(sums.groups[:-1], sums.groups[1:])
+        cosine, distances, *_ = sample.sums
+        distance = _estimate(collected, distances, seed)
+        lengths, directions = np.linalg.norm(sample.groups, axis=1), row_cosines(sample.groups[:-1], sample.groups[1:])
         direction = float(directions.mean()) if len(directions) else None
         group_length = float(lengths.mean()), float(lengths.std())
-        value, num = relative_gap(float(sums.cosine.mean()), first, second), float((1 - sums.cosine.mean()) / 2)
+        value, num = relative_gap(float(cosine.mean()), first, second), float((1 - cosine.mean()) / 2)
         rmg = None if value is None else Estimate(value)
         if value and num > 0 and value < 1:
             # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A pair adds
             # (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands on both sides of the pairs of
             # its modality; the derivatives are W / (N + W)^2 and -N / (N + W)^2
             within = num * (1 - value) / value
-            added = within * (1 - sums.cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
-            rmg = _linearised(collected, value, added / (num + within) ** 2, seed)
+            added = within * (1 - cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
+            rmg = _estimate(collected, added / (num + within) ** 2, seed, value)
     return GapMeasures(length, debiased, distance, rmg, direction, group_length)
 
 
@@ -154,35 +271,34 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     sample = collected.sample
     if not sample.paired:
         return None
-    sums, items, pairs = sample.sums, len(sample.first), len(sample.second)
+    (cosine, distance, mean, variance), items, pairs = sample.sums, len(sample.first), len(sample.second)
     # the mean over rows that do not match is (sum x . sum y - sum over pairs of x . y) / rest
     rest, unpaired = items * pairs - pairs, None
     if rest > 0:
         total = sample.first.sum(axis=0, dtype=np.float64) @ sample.second.sum(axis=0, dtype=np.float64)
-        value = float((total - sums.cosine.sum()) / rest)
         first, second = (collected.moments[name].mean for name in (collected.first, collected.second))
-        unpaired = _linearised(collected, value, _along(sample, second, first), seed)
-    rms = sqrt(sums.variance.mean())
+        unpaired = _estimate(collected, _along(sample, second, first), seed, float((total - cosine.sum()) / rest))
+    rms = sqrt(variance.mean())
     residual = Estimate(rms, None, pairs)
     if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
-        squares = sums.distance**2 - 2 * _along(sample, sums.mean, -sums.mean) + sums.mean @ sums.mean
-        residual = _linearised(collected, rms, squares / len(sums.mean) / (2 * rms), seed)
+        squares = distance**2 - 2 * _along(sample, mean, -mean) + mean @ mean
+        residual = _estimate(collected, squares / len(mean) / (2 * rms), seed, rms)
     # the mean square is too small by the variance of the mean over draws of items
     working, excess = collected.working, 0.0
     if (count := len(working.first)) > 1:
-        off = (working.item_means - working.first + sums.mean) * working.rows_per_item[:, None]  # (m, d)
+        off = (working.item_means - working.first + mean) * working.rows_per_item[:, None]  # (m, d)
         off /= len(working.item_index) / count
         excess = float(np.sum(off**2) / ((count - 1) * items * off.shape[1]))
-    debiased = sqrt(sums.variance.mean() + excess)
+    debiased = sqrt(variance.mean() + excess)
     ends = residual.interval and (residual.interval[0] * debiased / rms, residual.interval[1] * debiased / rms)
     return PairMeasures(
         n=collected.pairs,
         items=collected.items,
-        paired_cosine=_mean(collected, sums.cosine, seed),
+        paired_cosine=_estimate(collected, cosine, seed),
         unpaired_cosine=unpaired,
         residual_rms=residual,
         residual_rms_debiased=Estimate(debiased, ends, pairs),
-        alignment=_mean(collected, sums.distance**2, seed),
+        alignment=_estimate(collected, distance**2, seed),
     )
 
 
@@ -288,12 +404,8 @@ def _along(sample: Sample, a: Array, b: Array) -> Array:
     return np.asarray(x[sample.item_index].astype(np.float64) + y)
 
 
-def _mean(collected: Collected, values: Array, seed: int) -> Estimate:
-    return Estimate(float(values.mean()), mean_interval(values, collected.sample.item_index, seed=seed), len(values))
-
-
-def _linearised(collected: Collected, value: float, added: Array, seed: int) -> Estimate:
-    """Return ``value`` with the interval of the mean of what each pair adds to it (k,)."""
-    mean = _mean(collected, added, seed)
-    off = value - mean.value
-    return Estimate(value, mean.interval and (mean.interval[0] + off, mean.interval[1] + off), mean.rows)
+def _estimate(collected: Collected, added: Array, seed: int, value: float | None = None) -> Estimate:
+    """Return the mean of ``added`` (k,) with its interval, or ``value`` with that of what each pair adds to it."""
+    mean = float(added.mean())
+    ends, off = mean_interval(added, collected.sample.item_index, seed=seed), 0.0 if value is None else value - mean
+    return Estimate(mean if value is None else value, ends and (ends[0] + off, ends[1] + off), len(added))

@@ -1,4 +1,4 @@
-"""Keep what was measured, and judge it in four sentences.
+"""Judge what was measured in four sentences.
 
 They answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual. Each follows from numbers of
 the report by the thresholds below; docs/reference/geometry.md has them as a table.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..arrays import Array, Floats
 from ..reporter import counted
-from ..transforms.sigma import AUTO, PAIRS, SigmaRule
-from .assumptions import Answer
-from .collect import Collected
-from .measures import GapMeasures, PairMeasures, Residuals
-from .spaces import COLLAPSE, RAW, SpaceMeasures
-from .spectrum import ModalityMeasures
+from ..transforms.sigma import AUTO, PAIRS
+from .assumptions import Answer, Judgement
+from .spaces import COLLAPSE, RAW
+
+if TYPE_CHECKING:
+    from .report import GapReport
 
 CHANCE = 2.0
 """A gap of at most twice the length that sampling alone gives is none."""
@@ -48,62 +45,28 @@ UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
 
-@dataclass
-class Measured:
-    """Everything that is measured of two modalities, or of one: then ``gap`` is None, and what follows is empty.
-
-    Attributes:
-        modalities: measures of each modality.
-        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
-        notes: what the reader should know.
-        gap: measures of the gap.
-        pairs: measures of the pairs; None without pairs.
-        spaces: preset → measures of the space that it makes.
-        assumptions: question → answer.
-        noise: the alignment noise; None without pairs.
-        sigmas: what each rule gives for sigma.
-        recommended: one of these rules, and why.
-        collected: the rows that were read.
-        orthogonal: modality → cosines of its differences with the gap.
-        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
-    """
-
-    modalities: dict[str, ModalityMeasures]
-    provenance: dict[str, Any]
-    notes: list[str]
-    gap: GapMeasures | None = None
-    pairs: PairMeasures | None = None
-    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
-    assumptions: dict[str, Answer] = field(default_factory=dict)
-    noise: Residuals | None = None
-    sigmas: list[SigmaRule] = field(default_factory=list)
-    recommended: tuple[SigmaRule, str] | None = None
-    collected: Collected | None = None
-    orthogonal: dict[str, Array] = field(default_factory=dict)
-    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
-
-    @cached_property
-    def verdict(self) -> dict[str, Answer]:
-        """The answers to: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
-        found = list(_unusual(self))
-        because = " ".join(f"{text}." for text in found) or "All checks passed."
-        unusual = Answer("Is anything unusual?", "yes" if found else "no", because)
-        if self.gap is None:
-            return {"unusual": unusual}
-        gap = _judge_gap(self)
-        collapse, corrupt = _judge_collapse(self, gap), _judge_corrupt(self)
-        return {"gap": gap, "collapse": collapse, "corrupt": corrupt, "unusual": unusual}
+def judge(report: GapReport) -> dict[str, Answer]:
+    """Answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
+    found = list(_unusual(report))
+    because = " ".join(f"{text}." for text in found) or "All checks passed."
+    unusual = Answer("Is anything unusual?", "yes" if found else "no", because)
+    if report.gap is None:
+        return {"unusual": unusual}
+    gap = Answer("Is there a modality gap?", *_judge_gap(report))
+    collapse = Answer("Will Collapse help?", *_judge_collapse(report, gap))
+    corrupt = Answer("Will Corrupt help?", *_judge_corrupt(report))
+    return {"gap": gap, "collapse": collapse, "corrupt": corrupt, "unusual": unusual}
 
 
-def _judge_gap(report: Measured) -> Answer:
+def _judge_gap(report: GapReport) -> Judgement:
     """Judge whether there is a gap, by its share in the squared distance of a pair and by what sampling alone gives."""
     assert report.gap is not None
-    question, length = "Is there a modality gap?", report.gap.length.value
+    length = report.gap.length.value
     spread = _variances(report)
     chance = math.sqrt(sum(spread[name] / found.independent_rows for name, found in report.modalities.items()))
     if length <= CHANCE * chance:
         small = f"The means are {length:.2f} apart, but so few rows show {chance:.2f} without any gap."
-        return Answer(question, "no", small)
+        return "no", small
     first, second = report.modalities
     if report.pairs:
         share, between = length**2 / max(report.pairs.alignment.value, 1e-12), f"a {second} row and its own {first} row"
@@ -112,21 +75,20 @@ def _judge_gap(report: Measured) -> Answer:
     size = "hardly a gap" if share < NO_GAP else "small" if share < LARGE_GAP else "large"
     shown = f"{100 * share:.0f} % of the squared distance between {between}"
     because = f"The means are {length:.2f} apart, which is {size}: {shown}."
-    return Answer(question, "no" if share < NO_GAP else "partly" if share < LARGE_GAP else "yes", because)
+    return "no" if share < NO_GAP else "partly" if share < LARGE_GAP else "yes", because
 
 
-def _judge_collapse(report: Measured, gap: Answer) -> Answer:
+def _judge_collapse(report: GapReport, gap: Answer) -> Judgement:
     """Judge whether subtracting the means closes the gap without costing recall."""
-    question = "Will Collapse help?"
     raw, collapsed = report.spaces.get(RAW), report.spaces.get(COLLAPSE)
     if raw is None or collapsed is None:
-        return Answer(question, "unknown", "It cannot be applied to these embeddings.")
+        return "unknown", "It cannot be applied to these embeddings."
     if gap.answer == "no":
-        return Answer(question, "no", "There is no gap to close.")
+        return "no", "There is no gap to close."
     left = collapsed.gap / raw.gap if raw.gap > 0 else 1.0
     closes = f"It reduces the gap from {raw.gap:.2f} to {collapsed.gap:.2f}"
     if left > NOT_CLOSED:
-        return Answer(question, "no", f"{closes} only: the subtracted means are not those of these rows.")
+        return "no", f"{closes} only: the subtracted means are not those of these rows."
     probe, told = collapsed.separability, ""
     if probe is not None:
         told = f", and a linear probe recognises the modality of {100 * probe.value:.0f} % of the rows"
@@ -136,47 +98,47 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
         if before.value - after > LOST_RECALL and (before.interval is None or after < before.interval[0]):
             lost.append(f"{100 * before.value:.1f} to {100 * after:.1f} % {way.replace('_', ' ')}")
     if lost:
-        return Answer(question, "partly", f"{closes}{told}, but recall@1 falls: {', '.join(lost)}.")
+        return "partly", f"{closes}{told}, but recall@1 falls: {', '.join(lost)}."
     if left > CLOSED:
-        return Answer(question, "partly", f"{closes}{told}.")
+        return "partly", f"{closes}{told}."
     if _denied(report, "constant"):
         because = "but the gap is not the same across the store, so one mean per modality does not close it everywhere."
-        return Answer(question, "partly", f"{closes}, {because}")
+        return "partly", f"{closes}, {because}"
     if probe is not None and probe.value >= SEPARABLE:
-        return Answer(question, "partly", f"{closes}{told}: the modalities differ in more than their means.")
-    return Answer(question, "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}.")
+        return "partly", f"{closes}{told}: the modalities differ in more than their means."
+    return "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}."
 
 
-def _judge_corrupt(report: Measured) -> Answer:
+def _judge_corrupt(report: GapReport) -> Judgement:
     """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto`` fits that."""
     assert report.recommended is not None
-    question, pairs, (rule, why) = "Will Corrupt help?", report.pairs, report.recommended
+    pairs, (rule, why) = report.pairs, report.recommended
     option, sigma = PAIRS if rule.name == "pair_cosine" else AUTO, float(rule.sigma or 0.0)
     chosen = f"--sigma {option} gives {sigma:.3f}, {why}"
     if not pairs or pairs.items < 2:
         few = "The pairs of a single item are too few" if pairs else "There are no pairs"
-        return Answer(question, "unknown", f"{few} to measure the alignment noise; {chosen}.")
+        return "unknown", f"{few} to measure the alignment noise; {chosen}."
     dim = next(iter(report.modalities.values())).dim
     ratio = dim * pairs.residual_rms.value**2 / max(sum(_variances(report).values()), 1e-12)
     if ratio <= ALIKE:
         distance = f"their squared distance is {100 * ratio:.0f} % of that of unrelated rows"
-        return Answer(question, "no", f"Without the gap, pairs are almost equal: {distance}.")
+        return "no", f"Without the gap, pairs are almost equal: {distance}."
     if ratio >= STRANGERS:
         distance = f"as unrelated rows ({100 * ratio:.0f} % of their squared distance)"
         because = f"Without the gap, pairs are as far apart {distance}, and no noise makes up for that."
-        return Answer(question, "no", because)
+        return "no", because
     needed = next((each.sigma for each in report.sigmas if each.name == "pair_cosine"), None)
     differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
     if not needed or option == PAIRS:
-        return Answer(question, "yes", f"{differ}. {chosen}.")
+        return "yes", f"{differ}. {chosen}."
     other = f"the cosine of the pairs gives {needed:.3f} (--sigma pairs)"
     if 1 / SIGMA_FACTOR <= sigma / needed <= SIGMA_FACTOR:
-        return Answer(question, "yes", f"{differ}. {chosen}; {other}.")
+        return "yes", f"{differ}. {chosen}; {other}."
     compare = "Compare both with `c3 ablate --sigma auto --sigma pairs`."
-    return Answer(question, "partly", f"{differ}. {chosen}, but {other}. {compare}")
+    return "partly", f"{differ}. {chosen}, but {other}. {compare}"
 
 
-def _unusual(report: Measured) -> Iterator[str]:
+def _unusual(report: GapReport) -> Iterator[str]:
     """Yield what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
     pairs, raw = report.pairs, report.spaces.get(RAW)
     if pairs and pairs.unpaired_cosine:
@@ -206,10 +168,10 @@ def _unusual(report: Measured) -> Iterator[str]:
     yield from (text for name, text in said.items() if _denied(report, name))
 
 
-def _variances(report: Measured) -> dict[str, float]:
+def _variances(report: GapReport) -> dict[str, float]:
     """Return the mean squared distance of the rows of each modality, of unit length, from their mean."""
     return {name: max(1 - found.mean_norm**2, 0.0) for name, found in report.modalities.items()}
 
 
-def _denied(report: Measured, name: str) -> bool:
+def _denied(report: GapReport, name: str) -> bool:
     return name in report.assumptions and report.assumptions[name].answer == "no"

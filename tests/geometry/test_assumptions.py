@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import importlib
-from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from c3tools.geometry.assumptions import along_gap, between_groups, cluster, mixture
+from c3tools.geometry.assumptions import answer_questions
+from c3tools.geometry.collect import collect
 from c3tools.geometry.measures import EDGES, orthogonality, residuals
-from c3tools.moments import Moments
+from tests.conftest import make_store
+from tests.geometry.spaces import unit
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BREAKS = {
@@ -68,52 +69,39 @@ def test_orthogonality_of_a_gap_inside_the_span() -> None:
     assert len(orthogonality(rows, np.arange(200), np.zeros(3))) == 0
 
 
-def test_groups_of_one_gap_do_not_differ_and_groups_of_two_do() -> None:
-    labels, found = np.repeat(np.arange(5), 40), []
-    for seed in range(60):
-        rows = np.random.default_rng(seed).normal(size=(200, 16))
-        found.append(between_groups(rows - rows.mean(axis=0), labels, seed=seed))
-    assert np.mean(np.array(found) > 0) == pytest.approx(0.05, abs=0.06)
-    rows = np.random.default_rng(0).normal(size=(200, 16)) * 0.5
-    rows[:, 3] += np.where(np.arange(200) < 80, 1.5, -1.0)  # 0.4 * 1.5^2 + 0.6 = 1.5
-    assert between_groups(rows - rows.mean(axis=0), labels) == pytest.approx(np.sqrt(1.5), rel=0.05)
+def two_gaps(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of 400 pairs whose gap is one of two, told by the ``order`` of the store, the ``content``, or by chance."""
+    rng, half = np.random.default_rng(0), np.arange(400) < 160
+    other = half if kind == "order" else rng.permutation(half)
+    content = rng.normal(size=(400, 32)) * 0.1
+    if kind == "content":
+        content[:, 4] += np.where(other, 1.0, -1.0)
+    gap = np.eye(32)[0] + np.where(other[:, None], 0.25, -0.25) * np.eye(32)[1]
+    return unit(content + gap), unit(content - gap + 0.05 * rng.normal(size=(400, 32))), other
 
 
-def test_a_mixture_is_told_from_a_large_variance() -> None:
-    rng = np.random.default_rng(0)
-    wide, two = (rng.normal(size=(400, 32)) * 0.1 for _ in range(2))
-    wide[:, 0] *= 3
-    two[:, 5] += 0.7 * np.where(rng.permutation(400) % 2, 1.0, -1.0)
-    assert mixture(wide - wide.mean(axis=0)) == 0
-    assert mixture(two - two.mean(axis=0)) == pytest.approx(0.7, rel=0.05)
-    one_in_five = rng.normal(size=(400, 32)) * 0.1
-    one_in_five[:80, 3] += 1.4  # distances 1.12 and 0.28 from the mean
-    assert mixture(one_in_five - one_in_five.mean(axis=0)) == pytest.approx(
-        sqrt(0.2 * 1.12**2 + 0.8 * 0.28**2), rel=0.05
-    )
-    skewed = rng.exponential(size=(400, 8))
-    assert mixture(skewed - skewed.mean(axis=0)) == 0
+@pytest.mark.parametrize("kind", ["order", "content", "mixture"])
+def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path, kind: str) -> None:
+    x, y, other = two_gaps(kind)
+    data = collect(make_store(tmp_path / "s", x, y), "image", "text")
+    found = answer_questions(data, residuals(x - y, np.arange(400)))["constant"].measures
+    means = [(x - y)[side].mean(axis=0) for side in (other, ~other)]
+    expected = np.linalg.norm(means[0] - means[1]) * np.sqrt(0.4 * 0.6) / np.linalg.norm((x - y).mean(axis=0))
+    assert found[kind] == pytest.approx(expected, rel=0.1)
+    if kind == "mixture":  # neither the order nor the content tells it
+        assert found["order"] == 0 and found["content"] < 0.3 * expected
 
 
-def test_clusters_are_found() -> None:
-    rng = np.random.default_rng(0)
-    true = rng.integers(4, size=300)
-    labels = cluster(rng.normal(size=(300, 6)) * 0.1 + 5 * np.eye(6)[true], 4)
-    assert all(len(np.unique(true[labels == name])) == 1 for name in range(4))
-    assert set(cluster(np.ones((10, 3)), 4)) == {0}
-
-
-def test_variance_along_the_gap_against_random_directions() -> None:
-    sizes, none = np.r_[np.full(10, 2.0), np.full(20, 1.0), np.zeros(10)], np.zeros((40, 40))
-    moments = Moments.from_rows(np.random.default_rng(0).normal(size=(4000, 40)) * sizes)
-    inside, outside = (along_gap(moments, np.eye(40)[axis], none) or {} for axis in (0, 39))
-    # the variance of one of ten main axes over the mean variance, (10 * 4 + 20) / 40
-    assert inside["variance_ratio"] == pytest.approx(4 / 1.5, rel=0.05)
-    assert (outside["variance_ratio"], outside["share_in_span"]) == pytest.approx((0, 0), abs=1e-9)
-    assert (inside["share_in_span"], inside["share_by_chance"]) == pytest.approx((1, 0.75), abs=0.01)
-    gaps = np.random.default_rng(1).normal(size=(100, 40))
-    found = [along_gap(moments, gap, none) or {} for gap in gaps]
-    ratios, (low, high) = np.array([one["variance_ratio"] for one in found]), found[0]["random_directions"]
-    assert np.mean((ratios > low) & (ratios < high)) == pytest.approx(0.95, abs=0.05)
-    assert np.mean(ratios) == pytest.approx(1, abs=0.06)
-    assert along_gap(moments, np.zeros(40), none) is None
+def test_variance_along_the_gap_is_compared_with_that_along_random_directions(tmp_path: Path) -> None:
+    rng, sizes = np.random.default_rng(0), np.r_[np.full(10, 0.2), np.full(20, 0.1), np.zeros(10)]
+    for axis, inside in ((0, 1.0), (39, 0.0)):
+        content = rng.normal(size=(3000, 40)) * sizes
+        x, y = unit(content + 0.1 * np.eye(40)[axis] + np.eye(40)[38]), unit(content + np.eye(40)[38])
+        data = collect(make_store(tmp_path / str(axis), x, y), "image", "text")
+        found = answer_questions(data, None)["orthogonal"].measures["image"]
+        gap, covariance = x.mean(axis=0) - y.mean(axis=0), np.cov(x.T, bias=True)
+        ratio = gap @ covariance @ gap / (gap @ gap) / (np.trace(covariance) / 40)
+        assert found["variance_ratio"] == pytest.approx(ratio, rel=0.05, abs=0.02)
+        assert found["share_in_span"] == pytest.approx(inside, abs=0.1)
+        low, high = found["random_directions"]
+        assert low < 1 < high < 4 / 1.5

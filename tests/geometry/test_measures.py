@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.geometry.collect import Collected, collect
-from c3tools.geometry.measures import measure_gap, measure_pairs
-from c3tools.geometry.spectrum import (
+from c3tools.geometry.measures import (
     effective_dimension,
     effective_rank,
+    measure_gap,
     measure_modality,
+    measure_pairs,
     relative_gap,
 )
 from c3tools.metrics.significance import Estimate

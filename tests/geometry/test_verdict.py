@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from c3tools.geometry.assumptions import Answer
-from c3tools.geometry.measures import GapMeasures, PairMeasures
-from c3tools.geometry.report import gap_report
+from c3tools.geometry.measures import GapMeasures, ModalityMeasures, PairMeasures
+from c3tools.geometry.report import GapReport, gap_report
 from c3tools.geometry.spaces import SpaceMeasures
-from c3tools.geometry.spectrum import ModalityMeasures
-from c3tools.geometry.verdict import Measured
 from c3tools.metrics.significance import Estimate
 from c3tools.transforms.sigma import SigmaRule
 from tests.conftest import make_store
@@ -25,7 +23,7 @@ DIM = 64
 WAYS = ("image_to_text", "text_to_image")
 
 
-def usual() -> Measured:
+def usual() -> GapReport:
     """Numbers of a store like CLIP's on COCO: nothing is unusual, Collapse and Corrupt help."""
     modality = ModalityMeasures(500, DIM, 40, 20.0, 15.0, 0.7, 0.01, 1.5, 100, 500, False, np.ones(DIM))
     recall = {way: {"recall@1": Estimate(value, (0.45, 0.6))} for way, value in zip(WAYS, (0.55, 0.5), strict=True)}
@@ -33,7 +31,7 @@ def usual() -> Measured:
     one, cosines = Estimate(0.09), (Estimate(0.3), Estimate(0.16))
     rule, pairs = SigmaRule("scaled_spread", 0.06, "texts"), SigmaRule("pair_cosine", 0.07, "pairs")
     names = ("constant", "orthogonal", "gaussian", "isotropic")
-    found = Measured(
+    found = GapReport(
         {"image": modality, "text": modality},
         {},
         [],
@@ -49,7 +47,7 @@ def usual() -> Measured:
     return found
 
 
-def changed(path: str, value: Any) -> Measured:
+def changed(path: str, value: Any) -> GapReport:
     """The usual numbers with one changed: ``gap.length``, ``spaces.c2-collapse.gap``, …"""
 
     def change(whole: Any, parts: list[str]) -> Any:
@@ -59,7 +57,7 @@ def changed(path: str, value: Any) -> Measured:
             return {**whole, parts[0]: change(whole.get(parts[0]), parts[1:])}
         return replace(whole, **{parts[0]: change(getattr(whole, parts[0]), parts[1:])})
 
-    found: Measured = change(usual(), path.split("."))
+    found: GapReport = change(usual(), path.split("."))
     return found
 
 

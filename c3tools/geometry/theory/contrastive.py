@@ -31,7 +31,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ...arrays import Array, Floats
+from ...arrays import Array
 from ...errors import C3Error
 from ...reporter import SILENT, Reporter
 from ...seeds import generator
@@ -39,8 +39,9 @@ from ...store import Store
 from . import Run, Simulation
 
 LOGIT_SCALE = float(np.exp(2.6593))
-PAIRS, DIM, SPANS = 500, 512, (25, 230)
-"""The paper's settings: pairs, dimension, and the number of dimensions in which each modality varies."""
+PAIRS, DIM, VARYING, CONSTANT = 500, 512, 25, 255
+"""The paper's settings: pairs; dimensions. The first modality varies in those before the 25th, the second from there to
+the 255th; elsewhere each modality is constant."""
 PAPER_TRACE = {
     0: (6.267, 1.2478),
     20_000: (5.395, 1.2438),
@@ -57,6 +58,8 @@ PROPORTIONAL = 2.0
 _FAST_STEPS = 20
 _LATER = 10
 _HELD_OUT = 0.2
+STABLE_PAIRS, STABLE_DIM, STABLE_STEPS = 400, 64, 5_000
+_FEATURES, _SHARED = 128, 24  # dimensions of synthetic features, and of what the modalities share
 _BATCH, _HIDDEN, _OUT = 256, 256, 64  # pairs per step; width of the heads, and dimension of their joint space
 
 
@@ -74,8 +77,11 @@ def simulate_gap_after_training(
         seed: Seed of the starting points. 1179 starts where the run of the paper does.
         reporter: Shows the progress over the steps.
     """
-    start = draw_spans(PAIRS, DIM, SPANS, seed)
-    trace, _, _ = train_pairs(*start, steps=steps, every=every, fast=fast, reporter=reporter)
+    rng = generator(seed, "gap after training")
+    x, y = (np.tile(rng.standard_normal(DIM), (PAIRS, 1)) for _ in range(2))  # a constant of its own in each dimension
+    x[:, :VARYING] = rng.standard_normal((PAIRS, VARYING))
+    y[:, VARYING:CONSTANT] = rng.standard_normal((PAIRS, CONSTANT - VARYING))
+    trace = train_pairs(x, y, steps=steps, every=every, fast=fast, reporter=reporter)
     for point in trace:
         point["paper_loss"], point["paper_gap"] = PAPER_TRACE.get(point["step"], (None, None))
     first, last = trace[0], trace[-1]
@@ -115,12 +121,15 @@ def simulate_stable_region(
         C3Error: if a temperature or delta is not positive, temperatures differ by at most a factor of 2, or a training
             does not reach the loss.
     """
-    taus, runs = sorted(set(tau or TAUS)), []
+    taus = sorted(set(tau or TAUS))
+    if not (taus[0] > 0 and taus[-1] < np.inf and delta > 0):
+        raise C3Error("The stable region needs temperatures above 0 (and finite), and delta > 0.")
     if taus[-1] <= PROPORTIONAL * taus[0]:
         raise C3Error(f"Give temperatures that differ by more than a factor of {PROPORTIONAL:g}, to compare them.")
+    runs = []
     with reporter.progress("Temperatures", len(taus)) as progress:
         for value in taus:
-            runs.append(train_to_loss(value, delta=delta, seed=seed))
+            runs.append(_train_to_loss(value, delta, seed))
             progress.advance(note=f"tau {value:g}")
     held = predictions(runs)
     said = "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in held.items())
@@ -162,14 +171,52 @@ def simulate_temperature(
     Raises:
         C3Error: if the store has too few pairs, or a scale is not a finite number above 0.
     """
-    features, (first, second) = "synthetic", synthetic_features(seed=seed)
-    if store is not None:
+    scales = sorted(map(float, scale or SCALES))
+    if not all(0 < value < np.inf for value in scales):
+        raise C3Error("Logit scales must be finite numbers above 0.")
+    if store is None:
+        features, rng = "synthetic", generator(seed, "synthetic features")
+        latent, views = rng.standard_normal((2_000, _SHARED)), []
+        for _ in range(2):  # a shared latent through a random map each, plus noise
+            view = latent @ rng.standard_normal((_SHARED, _FEATURES)) / np.sqrt(_SHARED)
+            views.append((view + 0.5 * rng.standard_normal((2_000, _FEATURES))).astype(np.float32))
+    else:
         opened = Store.open(store, reporter=reporter)
         features, pairs = str(opened.path), opened.pairs("image", "text")
         # one pair per item, so that no item is its own negative
         items, rows = np.unique(pairs.item_index[pairs.rows], return_index=True)
-        first, second = pairs.first.embeddings[items], pairs.second.embeddings[pairs.rows[rows]]
-    results = gap_by_scale(first, second, scales=sorted(scale or SCALES), steps=steps, seed=seed, reporter=reporter)
+        views = [pairs.first.embeddings[items], pairs.second.embeddings[pairs.rows[rows]]]
+    count = len(views[0])
+    if count < 20:
+        raise C3Error(f"Training needs at least 20 pairs, but there are {count}.")
+    order, cut = generator(seed, "temperature split").permutation(count), int(count * _HELD_OUT)
+    held, train = [], []
+    for view in views:
+        x = view[order].astype(np.float64)
+        deviation = x[cut:].std(axis=0)
+        x = torch.from_numpy((x - x[cut:].mean(axis=0)) / np.where(deviation > 0, deviation, 1)).float()
+        held.append(x[:cut])
+        train.append(x[cut:])
+    results: list[Run] = []
+    own_seed = seed % 2**63  # torch takes no larger one
+    with reporter.progress("Steps", steps * len(scales)) as progress, torch.random.fork_rng(devices=[]):
+        for value in scales:
+            torch.manual_seed(own_seed)
+            heads = [nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _OUT)) for x in train]
+            start, _ = _measure_heads(heads, held)
+            optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=1e-3)
+            draw, loss = torch.Generator().manual_seed(own_seed), torch.zeros(())
+            for _ in range(steps):
+                # without replacement: a pair that is drawn twice would be its own negative
+                chosen = torch.randperm(len(train[0]), generator=draw)[:_BATCH]
+                loss = _pair_loss(heads[0](train[0][chosen]), heads[1](train[1][chosen]), value)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                progress.advance()
+            gap, recall = _measure_heads(heads, held)
+            measures = {"start_gap": start, "gap": gap, "loss": float(loss.detach()), "recall": recall}
+            results.append({"logit_scale": value, **measures})
     low, high = results[0], results[-1]
     return Simulation(
         runs=results,
@@ -179,25 +226,8 @@ def simulate_temperature(
         f"of {low['logit_scale']:g} and {high['gap']:.2f} at {high['logit_scale']:g}.",
         paper="Temperature decides how much of the gap remains: at CLIP's scale of 100 a small lead is enough for the "
         "loss to vanish, and the optimisation stops before the modalities meet.",
-        settings={"features": features, "pairs": len(first)},
+        settings={"features": features, "pairs": count},
     )
-
-
-def draw_spans(pairs: int, dim: int, spans: tuple[int, int], seed: int) -> tuple[Array, Array]:
-    """Draw the start of the paper's optimisation: standard normal where a modality varies, one constant each elsewhere.
-
-    The first modality varies in the first ``spans[0]`` dimensions, the second in the next ``spans[1]``.
-
-    Returns:
-        The points of both modalities, float64 (pairs, dim) each.
-    """
-    first, second = spans
-    rng = generator(seed, "gap after training")
-    x = np.tile(rng.standard_normal(dim), (pairs, 1))
-    y = np.tile(rng.standard_normal(dim), (pairs, 1))
-    x[:, :first] = rng.standard_normal((pairs, first))
-    y[:, first : first + second] = rng.standard_normal((pairs, second))
-    return x, y
 
 
 def train_pairs(
@@ -209,9 +239,8 @@ def train_pairs(
     learning_rate: float = 0.1,
     logit_scale: float = LOGIT_SCALE,
     fast: bool = False,
-    dtype: torch.dtype = torch.float32,
     reporter: Reporter = SILENT,
-) -> tuple[list[dict[str, Any]], Array, Array]:
+) -> list[dict[str, Any]]:
     """Run full-batch gradient descent on the symmetric cross-entropy of normalised pairs.
 
     The gradient never leaves the span of the initial points, 25 + 230 + 2 = 257 dimensions instead of 512 with the
@@ -227,46 +256,45 @@ def train_pairs(
         logit_scale: the inverse temperature, fixed.
         fast: take 20 steps at once by Heun's method: within 0.1 % of the plain loop at the paper's settings, and ten
             times as fast.
-        dtype: of the computation.
         reporter: shows the progress over the steps.
 
     Returns:
-        The trace, ``{"step", "loss", "gap"}`` each, and the points afterwards, in the coordinates given.
+        The trace, ``{"step", "loss", "gap"}`` each.
     """
     both = np.concatenate([x, y])
     values, vectors = np.linalg.eigh(both.T @ both)
     basis = vectors[:, values > values[-1] * 1e-10]  # (d, r), orthonormal, of the span of the points
-    a, b = (torch.from_numpy(rows @ basis).to(dtype) for rows in (x, y))
+    a, b = (torch.from_numpy(rows @ basis).float() for rows in (x, y))
     trace, step = [], 0
     with reporter.progress("Steps", steps) as progress:
         while True:
             if step % every == 0 or step == steps:
                 gap = float((normalize(a).mean(dim=0) - normalize(b).mean(dim=0)).norm())
-                trace.append({"step": step, "loss": float(pair_loss(a, b, logit_scale)), "gap": gap})
+                trace.append({"step": step, "loss": float(_pair_loss(a, b, logit_scale)), "gap": gap})
             if step == steps:
                 break
             count = min(_FAST_STEPS if fast else 1, steps - step, every - step % every)
             here = learning_rate * count
-            da, db = pair_gradients(a, b, logit_scale)
+            da, db = _pair_gradients(a, b, logit_scale)
             if fast:
-                ea, eb = pair_gradients(a - here * da, b - here * db, logit_scale)
+                ea, eb = _pair_gradients(a - here * da, b - here * db, logit_scale)
                 da, db = (da + ea) / 2, (db + eb) / 2
             a -= here * da
             b -= here * db
             step += count
             progress.advance(count)
-    return trace, a.double().numpy() @ basis.T, b.double().numpy() @ basis.T
+    return trace
 
 
-def pair_loss(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> torch.Tensor:
+def _pair_loss(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> torch.Tensor:
     """Return the symmetric cross-entropy of the pairs (a_i, b_i), rows (n, d) of any norm, normalised first."""
     logits = logit_scale * (normalize(a) @ normalize(b).T)  # (n, n)
     own = torch.arange(len(a))
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
-def pair_gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradient of `pair_loss` with respect to the points, written out: it costs a third of autograd's."""
+def _pair_gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradient of `_pair_loss` with respect to the points, written out: it costs a third of autograd's."""
     na, nb = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     ua, ub = a / na, b / nb
     logits = logit_scale * (ua @ ub.T)  # (n, n)
@@ -279,9 +307,7 @@ def pair_gradients(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> tupl
     return ga, gb
 
 
-def train_to_loss(
-    tau: float, *, delta: float = 0.1, pairs: int = 400, dim: int = 64, steps: int = 5_000, seed: int = 0
-) -> Run:
+def _train_to_loss(tau: float, delta: float, seed: int) -> Run:
     """Train two sets of unrelated random points by gradient descent until the mean loss of their pairs is delta.
 
     The step is ``n tau^2``: the curvature of the loss is at most of the order of its inverse.
@@ -290,42 +316,34 @@ def train_to_loss(
         ``steps`` until then and ``loss``; median leads of the positives over queries of both directions, ``start_lead``
         before training, ``lead`` then and ``later_lead`` after ten times as many steps; ``sufficient_lead``, which
         guarantees the loss; and ``noise``, the root mean square, per dimension, of the alignment noise of the pairs.
-
-    Raises:
-        C3Error: see `simulate_stable_region`.
     """
-    sufficient, rng = stable_lead(tau, pairs, delta), generator(seed, "stable region")
-    a, b = (normalize(torch.from_numpy(rng.standard_normal((pairs, dim)))) for _ in range(2))
-
-    def descend(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        da, db = pair_gradients(a, b, 1 / tau)
-        rate = pairs * tau**2
-        return normalize(a - rate * da), normalize(b - rate * db)
-
-    start, step, loss = _median_lead(a, b), 0, float(pair_loss(a, b, 1 / tau))
-    while loss > delta:
-        if step == steps:
-            raise C3Error(
-                f"At tau {tau:g} the loss of {pairs} pairs in {dim} dimensions is {loss:.3f} after {steps:,} steps, "
-                f"above delta {delta:g}.",
-                remedy="Use a larger --delta or a smaller --tau.",
-            )
-        a, b = descend(a, b)
-        step, loss = step + 1, float(pair_loss(a, b, 1 / tau))
-    difference, lead, reached = (a - b).numpy(), _median_lead(a, b), max(step, 1)
-    for _ in range(_LATER * reached - step):
-        a, b = descend(a, b)
-    return {
-        "tau": tau,
-        "steps": reached,
-        "loss": loss,
-        "start_lead": start,
-        "lead": lead,
-        "over_tau": lead / tau,
-        "sufficient_lead": sufficient,
-        "noise": float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2))),
-        "later_lead": _median_lead(a, b),
-    }
+    n, rng = STABLE_PAIRS, generator(seed, "stable region")
+    a, b = (normalize(torch.from_numpy(rng.standard_normal((n, STABLE_DIM)))) for _ in range(2))
+    start, step, reached, end = _median_lead(a, b), 0, 0, STABLE_STEPS
+    run: dict[str, Any] = {}
+    while step < end:
+        if not reached and (loss := float(_pair_loss(a, b, 1 / tau))) <= delta:
+            reached = max(step, 1)
+            end, lead, difference = _LATER * reached, _median_lead(a, b), (a - b).numpy()
+            run = {
+                "tau": tau,
+                "steps": reached,
+                "loss": loss,
+                "start_lead": start,
+                "lead": lead,
+                "over_tau": lead / tau,
+                "sufficient_lead": float(tau * np.log((n - 1) / np.expm1(delta))),
+                "noise": float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2))),
+            }
+        da, db = _pair_gradients(a, b, 1 / tau)
+        a, b = normalize(a - n * tau**2 * da), normalize(b - n * tau**2 * db)
+        step += 1
+    if not run:
+        raise C3Error(
+            f"At tau {tau:g} the loss of {n} pairs is {loss:.3f} after {step:,} steps, above delta {delta:g}.",
+            remedy="Use a larger --delta or a smaller --tau.",
+        )
+    return {**run, "later_lead": _median_lead(a, b)}
 
 
 def predictions(runs: Sequence[Run]) -> dict[str, bool]:
@@ -349,89 +367,6 @@ def _median_lead(a: torch.Tensor, b: torch.Tensor) -> float:
     own = np.diag(cosines).copy()
     np.fill_diagonal(cosines, -np.inf)
     return float(np.median([own - cosines.max(axis=1), own - cosines.max(axis=0)]))
-
-
-def stable_lead(tau: float, n: int, delta: float) -> float:
-    """Return the lead from which on the loss is at most ``delta``: ``tau log((n - 1) / (exp(delta) - 1))``.
-
-    Raises:
-        C3Error: if tau is not a finite number above 0, delta is not positive, or n is below 2.
-    """
-    if not (0 < tau < np.inf and delta > 0 and n >= 2):
-        raise C3Error("The stable region needs tau > 0 (and finite), delta > 0 and n of at least 2.")
-    return float(tau * np.log((n - 1) / np.expm1(delta)))
-
-
-def synthetic_features(n: int = 2_000, dim: int = 128, *, shared: int = 24, seed: int = 0) -> tuple[Floats, Floats]:
-    """Draw paired features float32 (n, d) of two modalities: a shared latent through two random maps, plus noise."""
-    rng = generator(seed, "synthetic features")
-    latent = rng.standard_normal((n, shared))
-    views = []
-    for _ in range(2):
-        view = latent @ rng.standard_normal((shared, dim)) / np.sqrt(shared) + 0.5 * rng.standard_normal((n, dim))
-        views.append(view.astype(np.float32))
-    return views[0], views[1]
-
-
-def gap_by_scale(
-    first: Floats,
-    second: Floats,
-    *,
-    scales: Sequence[float] = SCALES,
-    steps: int = 1_000,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
-) -> list[Run]:
-    """Train two heads once per logit scale, all from the same start, and measure the gap that is left.
-
-    Args:
-        first: (n, d), frozen features of the first modality.
-        second: (n, e), of the second; row i belongs to row i.
-        scales: logit scales (inverse temperatures).
-        steps: of AdamW per scale.
-        seed: of weights, batches and the held-out fifth.
-        reporter: shows the progress over the steps.
-
-    Returns:
-        Per scale, ``start_gap`` and ``gap`` of the held-out pairs before and after training, ``loss`` of the last
-        batch, and ``recall``, recall@1 from the first to the second modality among the held-out pairs, as a fraction.
-
-    Raises:
-        C3Error: if there are fewer than 20 pairs, or a scale is not a finite number above 0.
-    """
-    if len(first) < 20:
-        raise C3Error(f"Training needs at least 20 pairs, but there are {len(first)}.")
-    if not all(0 < scale < np.inf for scale in scales):
-        raise C3Error("Logit scales must be finite numbers above 0.")
-    order = generator(seed, "temperature split").permutation(len(first))
-    cut, held, train = int(len(first) * _HELD_OUT), [], []
-    for rows in (first, second):
-        x = rows[order].astype(np.float64)
-        deviation = x[cut:].std(axis=0)
-        x = (x - x[cut:].mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-        held.append(torch.from_numpy(x[:cut]).float())
-        train.append(torch.from_numpy(x[cut:]).float())
-    results: list[Run] = []
-    seed %= 2**63  # torch takes no larger one
-    with reporter.progress("Steps", steps * len(scales)) as progress, torch.random.fork_rng(devices=[]):
-        for scale in map(float, scales):
-            torch.manual_seed(seed)
-            heads = [nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _OUT)) for x in train]
-            start, _ = _measure_heads(heads, held)
-            optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=1e-3)
-            draw, loss = torch.Generator().manual_seed(seed), torch.zeros(())
-            for _ in range(steps):
-                # without replacement: a pair that is drawn twice would be its own negative
-                chosen = torch.randperm(len(train[0]), generator=draw)[:_BATCH]
-                loss = pair_loss(heads[0](train[0][chosen]), heads[1](train[1][chosen]), scale)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                progress.advance()
-            gap, recall = _measure_heads(heads, held)
-            measures = {"start_gap": start, "gap": gap, "loss": float(loss.detach()), "recall": recall}
-            results.append({"logit_scale": scale, **measures})
-    return results
 
 
 @torch.no_grad()

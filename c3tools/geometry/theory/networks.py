@@ -19,7 +19,7 @@ from ...errors import C3Error
 from ...moments import Moments, unit_rows
 from ...reporter import SILENT, Reporter, counted
 from ...seeds import generator
-from ..spectrum import effective_dimension, effective_rank, eigenvalues, measure_modality
+from ..measures import effective_dimension, effective_rank, eigenvalues, measure_modality
 from . import Run, Simulation
 
 
