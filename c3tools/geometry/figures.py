@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -15,9 +14,7 @@ from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styl
 from ..seeds import generator
 from .measures import EDGES, ModalityMeasures, row_cosines
 from .spaces import COLLAPSE, RAW
-
-if TYPE_CHECKING:
-    from .report import GapReport
+from .verdict import Measured
 
 MAX_POINTS = 160
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -29,7 +26,7 @@ _PROJECTION = (
 )
 
 
-def figure_blocks(report: GapReport, prefix: str = "gap") -> dict[str, FigureBlock]:
+def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBlock]:
     """Return the figures of a report as blocks of a page; ``prefix`` keeps their ids apart from others on the page."""
     return {
         name: FigureBlock(
@@ -42,7 +39,7 @@ def figure_blocks(report: GapReport, prefix: str = "gap") -> dict[str, FigureBlo
 
 
 @styled
-def all_figures(report: GapReport) -> dict[str, tuple[Figure, str]]:
+def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     """Draw every figure that the data allow: name → (figure, label for screen readers).
 
     The first six are those of the paper: length, direction and orthogonality of the gap, and the alignment noise.
@@ -134,7 +131,7 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     return figure
 
 
-def _projection(report: GapReport) -> Figure:
+def _projection(report: Measured) -> Figure:
     """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
     assert report.collected is not None
     working, rng = report.collected.working, generator(0, "projection")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..arrays import Array, Floats
 from ..errors import StoreError, TransformError
 from ..io.files import write_text_atomically
 from ..io.locations import location
@@ -22,14 +19,11 @@ from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms import PRESETS
 from ..transforms import sigma as sigma_rules
-from .assumptions import Answer, answer_questions
+from .assumptions import answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
 from .measures import (
-    GapMeasures,
     ModalityMeasures,
-    PairMeasures,
-    Residuals,
     measure_gap,
     measure_modality,
     measure_pairs,
@@ -37,7 +31,7 @@ from .measures import (
     residuals,
 )
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
-from .verdict import judge
+from .verdict import Measured
 
 SCHEMA = 1
 SPREAD_ROWS = 50_000
@@ -48,41 +42,11 @@ _PAPER_FIGURES = "gap-length", "gap-direction", "orthogonality", "noise-marginal
 TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
-@dataclass(repr=False)
-class GapReport:
-    """The geometry of two modalities of a store, or of one: then ``gap`` is None, and what follows is empty.
+class GapReport(Measured):
+    """The geometry of two modalities of a store, or of one, which terminal, JSON, page and figures read.
 
-    Terminal, JSON, page and figures read it; docs/reference/geometry.md defines the measures.
-
-    Attributes:
-        modalities: measures of each modality.
-        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
-        notes: what the reader should know.
-        gap: measures of the gap.
-        pairs: measures of the pairs; None without pairs.
-        spaces: preset → measures of the space that it makes.
-        assumptions: question → answer.
-        noise: the alignment noise; None without pairs.
-        sigmas: what each rule gives for sigma.
-        recommended: one of these rules, and why.
-        collected: the rows that were read.
-        orthogonal: modality → cosines of its differences with the gap.
-        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
+    docs/reference/geometry.md defines the measures.
     """
-
-    modalities: dict[str, ModalityMeasures]
-    provenance: dict[str, Any]
-    notes: list[str]
-    gap: GapMeasures | None = None
-    pairs: PairMeasures | None = None
-    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
-    assumptions: dict[str, Answer] = field(default_factory=dict)
-    noise: Residuals | None = None
-    sigmas: list[sigma_rules.SigmaRule] = field(default_factory=list)
-    recommended: tuple[sigma_rules.SigmaRule, str] | None = None
-    collected: Collected | None = None
-    orthogonal: dict[str, Array] = field(default_factory=dict)
-    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"GapReport({self.heading})"
@@ -91,11 +55,6 @@ class GapReport:
     def heading(self) -> str:
         """Store and model."""
         return f"{self.provenance['store']}  ·  {self.provenance['model']}"
-
-    @cached_property
-    def verdict(self) -> dict[str, Answer]:
-        """The answers to: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
-        return judge(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 gap-report --json` prints."""

@@ -1,4 +1,4 @@
-"""Judge what was measured in four sentences.
+"""Keep what was measured, and judge it in four sentences.
 
 They answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual. Each follows from numbers of
 the report by the thresholds below; docs/reference/geometry.md has them as a table.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+from ..arrays import Array, Floats
 from ..reporter import counted
-from ..transforms.sigma import AUTO, PAIRS
+from ..transforms.sigma import AUTO, PAIRS, SigmaRule
 from .assumptions import Answer, Judgement
-from .spaces import COLLAPSE, RAW
-
-if TYPE_CHECKING:
-    from .report import GapReport
+from .collect import Collected
+from .measures import GapMeasures, ModalityMeasures, PairMeasures, Residuals
+from .spaces import COLLAPSE, RAW, SpaceMeasures
 
 CHANCE = 2.0
 """A gap of at most twice the length that sampling alone gives is none."""
@@ -45,20 +47,59 @@ UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
 
-def judge(report: GapReport) -> dict[str, Answer]:
-    """Answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
-    found = list(_unusual(report))
-    because = " ".join(f"{text}." for text in found) or "All checks passed."
-    unusual = Answer("Is anything unusual?", "yes" if found else "no", because)
-    if report.gap is None:
-        return {"unusual": unusual}
-    gap = Answer("Is there a modality gap?", *_judge_gap(report))
-    collapse = Answer("Will Collapse help?", *_judge_collapse(report, gap))
-    corrupt = Answer("Will Corrupt help?", *_judge_corrupt(report))
-    return {"gap": gap, "collapse": collapse, "corrupt": corrupt, "unusual": unusual}
+@dataclass(repr=False)
+class Measured:
+    """Everything that is measured of two modalities, or of one: then ``gap`` is None, and what follows is empty.
+
+    Attributes:
+        modalities: measures of each modality.
+        provenance: where the numbers come from: store, model, numbers of rows, split and seed.
+        notes: what the reader should know.
+        gap: measures of the gap.
+        pairs: measures of the pairs; None without pairs.
+        spaces: preset → measures of the space that it makes.
+        assumptions: question → answer.
+        noise: the alignment noise; None without pairs.
+        sigmas: what each rule gives for sigma.
+        recommended: one of these rules, and why.
+        collected: the rows that were read.
+        orthogonal: modality → cosines of its differences with the gap.
+        transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
+    """
+
+    modalities: dict[str, ModalityMeasures]
+    provenance: dict[str, Any]
+    notes: list[str]
+    gap: GapMeasures | None = None
+    pairs: PairMeasures | None = None
+    spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
+    assumptions: dict[str, Answer] = field(default_factory=dict)
+    noise: Residuals | None = None
+    sigmas: list[SigmaRule] = field(default_factory=list)
+    recommended: tuple[SigmaRule, str] | None = None
+    collected: Collected | None = None
+    orthogonal: dict[str, Array] = field(default_factory=dict)
+    transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+
+    @cached_property
+    def verdict(self) -> dict[str, Answer]:
+        """The answers to: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
+        found = list(_unusual(self))
+        because = " ".join(f"{text}." for text in found) or "All checks passed."
+        unusual = {"unusual": Answer("Is anything unusual?", "yes" if found else "no", because)}
+        if self.gap is None:
+            return unusual
+        gap = Answer("Is there a modality gap?", *_judge_gap(self))
+        collapse = Answer("Will Collapse help?", *_judge_collapse(self, gap))
+        return {
+            "gap": gap,
+            "collapse": collapse,
+            "corrupt": Answer("Will Corrupt help?", *_judge_corrupt(self)),
+            **unusual,
+        }
 
 
-def _judge_gap(report: GapReport) -> Judgement:
+def _judge_gap(report: Measured) -> Judgement:
     """Judge whether there is a gap, by its share in the squared distance of a pair and by what sampling alone gives."""
     assert report.gap is not None
     length = report.gap.length.value
@@ -78,7 +119,7 @@ def _judge_gap(report: GapReport) -> Judgement:
     return "no" if share < NO_GAP else "partly" if share < LARGE_GAP else "yes", because
 
 
-def _judge_collapse(report: GapReport, gap: Answer) -> Judgement:
+def _judge_collapse(report: Measured, gap: Answer) -> Judgement:
     """Judge whether subtracting the means closes the gap without costing recall."""
     raw, collapsed = report.spaces.get(RAW), report.spaces.get(COLLAPSE)
     if raw is None or collapsed is None:
@@ -109,7 +150,7 @@ def _judge_collapse(report: GapReport, gap: Answer) -> Judgement:
     return "yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}."
 
 
-def _judge_corrupt(report: GapReport) -> Judgement:
+def _judge_corrupt(report: Measured) -> Judgement:
     """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto`` fits that."""
     assert report.recommended is not None
     pairs, (rule, why) = report.pairs, report.recommended
@@ -138,7 +179,7 @@ def _judge_corrupt(report: GapReport) -> Judgement:
     return "partly", f"{differ}. {chosen}, but {other}. {compare}"
 
 
-def _unusual(report: GapReport) -> Iterator[str]:
+def _unusual(report: Measured) -> Iterator[str]:
     """Yield what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
     pairs, raw = report.pairs, report.spaces.get(RAW)
     if pairs and pairs.unpaired_cosine:
@@ -168,10 +209,10 @@ def _unusual(report: GapReport) -> Iterator[str]:
     yield from (text for name, text in said.items() if _denied(report, name))
 
 
-def _variances(report: GapReport) -> dict[str, float]:
+def _variances(report: Measured) -> dict[str, float]:
     """Return the mean squared distance of the rows of each modality, of unit length, from their mean."""
     return {name: max(1 - found.mean_norm**2, 0.0) for name, found in report.modalities.items()}
 
 
-def _denied(report: GapReport, name: str) -> bool:
+def _denied(report: Measured, name: str) -> bool:
     return name in report.assumptions and report.assumptions[name].answer == "no"
