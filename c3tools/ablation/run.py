@@ -25,7 +25,7 @@ from .. import devices
 from ..captioning import GenerationConfig
 from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
-from ..executors import LocalExecutor, Report, Work, WorkerResources
+from ..executors import Executor, Report, Work
 from ..imaging.evaluate import load_encoders, score_text
 from ..imaging.model import load_size
 from ..io.artifact import digest_of, holds_result
@@ -213,7 +213,7 @@ def run_cells(
     if jobs > 1 and len(ahead) > 1:
         count, device = min(jobs, len(ahead)), str(task.compute.device)
         names = devices.pick_devices() if device == "cuda" else [device]
-        executor = LocalExecutor([names[number % len(names)] for number in range(count)])
+        executor = Executor([names[number % len(names)] for number in range(count)])
         label = f"Percent of {counted(len(ahead), 'training')}, {count} at a time"
         with reporter.progress(label, 100 * len(ahead)) as progress:
             executor.run(_Trainings(task.learner(), folder), ahead, lambda done, _: progress.advance(done))
@@ -272,10 +272,10 @@ class _Trainings(Work[Training, None]):
     def __init__(self, task: CaptionTask | ImageTask, folder: Path) -> None:
         self._task, self._folder = task, folder
 
-    def load(self, resources: WorkerResources) -> None:
+    def load(self, device: str, threads: int) -> None:
         """Use the device and the cores of this worker."""
-        devices.limit_threads(resources.threads)
-        self._task = replace(self._task, compute=devices.pick(resources.device, self._task.compute.precision))
+        devices.limit_threads(threads)
+        self._task = replace(self._task, compute=devices.pick(device, self._task.compute.precision))
 
     def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
         """Do trainings one after the other."""

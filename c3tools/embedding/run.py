@@ -14,7 +14,7 @@ from ..corpus.items import ReadOptions
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, telling_what_is_kept
-from ..executors import Executor, LocalExecutor, open_executor
+from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.locations import kind_of, location
 from ..io.lock import locked
@@ -22,7 +22,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import Manifest
 from ..store.metadata import INFO_FILE, digest_of
-from ..store.shard_indexes import has_indexes, keep_indexes, load_faiss
+from ..store.shard_indexes import keep_indexes, load_faiss
 from .plan import Plan, ShardTasks, Sources, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, rewritten_shard, writing_to
 from .summary import EmbedSummary, ModalitySummary
@@ -157,7 +157,7 @@ def embed(
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
     if encoder is None and (model, random_init) not in ((None, None), own):
         encoder = load()  # another model than the store's is refused even if there is nothing to embed
-    indexed = faiss or (recorded is not None and has_indexes(Store(folder, recorded, Manifest.load(folder))))
+    indexed = faiss or (recorded is not None and Store(folder, recorded, Manifest.load(folder)).indexed)
     gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
         summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **settings)
@@ -193,7 +193,7 @@ def embed_corpus(
         OutputError: if another run is writing to it.
         C3Error: if a worker process fails; finished shards are kept.
     """
-    executor, folder, options = executor or LocalExecutor(), location(store), EmbedOptions(**settings)
+    executor, folder, options = executor or Executor(), location(store), EmbedOptions(**settings)
     update, prune = options.update, options.prune
     with writing_to(folder), locked(folder), telling_what_is_kept(lambda: _kept(folder)):
         if isinstance(encoder, Encoder) or not _is_store(folder):

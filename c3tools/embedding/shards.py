@@ -34,7 +34,7 @@ from ..corpus.images import read_frames
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
 from ..errors import C3Error, StoreError, UnreachableError
-from ..executors import Report, Work, WorkerResources, cores, end_with_parent
+from ..executors import Report, Work, cores, end_with_parent
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure, Store
 from ..store.manifest import REWRITING
@@ -90,7 +90,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """Return everything but the encoder."""
         return {**self.__dict__, "_encoder": None}
 
-    def load(self, resources: WorkerResources) -> None:
+    def load(self, device: str, threads: int) -> None:
         """Load the encoder in a worker process, and note how many cores it may use.
 
         Raises:
@@ -98,9 +98,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             StoreError: if the store is not to be seen from here.
         """
         Store.open(self.store.path, incomplete=True)
-        limit_threads(resources.threads)
-        self._encoder = _load_once(*self._model, resources.device)
-        self._cores = resources.threads
+        limit_threads(threads)
+        self._encoder = _load_once(*self._model, device)
+        self._cores = threads
 
     def name(self, task: ShardTask) -> str:
         """Return a name such as ``text shard 3``."""

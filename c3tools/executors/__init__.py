@@ -11,20 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..errors import C3Error
-from .base import Executor, Report, Tasks, Work, WorkerResources, cores, end_with_parent
-from .local import LocalExecutor
+from .local import Executor, Report, Work, cores, end_with_parent
 
-__all__ = [
-    "Executor",
-    "LocalExecutor",
-    "Report",
-    "Tasks",
-    "Work",
-    "WorkerResources",
-    "cores",
-    "end_with_parent",
-    "open_executor",
-]
+__all__ = ["Executor", "Report", "Work", "cores", "end_with_parent", "open_executor"]
 
 
 def open_executor(
@@ -34,7 +23,7 @@ def open_executor(
 
     Args:
         name: ``local`` or ``ray``; an executor that is open already is used as it is.
-        devices, threads: of `LocalExecutor`.
+        devices, threads: of `Executor`.
         of_cluster: ``address``, ``processes``, ``cores`` and ``gpu`` of `RayExecutor`.
 
     Raises:
@@ -52,4 +41,4 @@ def open_executor(
         raise C3Error(f"There is no executor {name!r}.", remedy="Use local or ray.")
     if of_cluster.get("address") is not None or of_cluster.get("processes") is not None:
         raise C3Error("--address and --processes are for a cluster.", remedy="Add --executor ray.")
-    return nullcontext(LocalExecutor(devices, threads))
+    return nullcontext(Executor(devices, threads))

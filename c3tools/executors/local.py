@@ -1,23 +1,67 @@
-"""Work on this machine: in this process, in threads of it, or in a process for each device."""
+"""Work and where it is done: in this process, in threads of it, or in a process for each device."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import C3Error
-from .base import Report, Result, Task, Tasks, Work, WorkerResources, cores, end_with_parent
+
+Task = TypeVar("Task")
+Task_co = TypeVar("Task_co", covariant=True)
+Result = TypeVar("Result")
+# called with further inputs done, and how many of them the work counts apart, such as those that failed; may raise to
+# end a task
+Report = Callable[[int, int], None]
 
 
-class LocalExecutor:
-    """An executor on this machine.
+class Tasks(Protocol[Task_co]):
+    """Tasks by their position: a list, or an object that makes large tasks on demand; it can be pickled."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Task_co: ...
+
+
+class Work(ABC, Generic[Task, Result]):
+    """Work that is done with each task; it can be pickled, and so can tasks and results.
+
+    A task writes to storage that all workers share, and returns a few numbers. It may be run twice, even at the same
+    time: its files appear whole, and are the same each time.
+    """
+
+    def load(self, device: str, threads: int) -> None:
+        """Load what tasks need, in a worker process. It is called before each task, so it has to remember.
+
+        Args:
+            device: ``cpu``, ``cuda``, ``cuda:1``.
+            threads: number of cores reserved for the process.
+        """
+
+    @abstractmethod
+    def run(self, tasks: Iterable[Task], report: Report) -> Iterator[Result]:
+        """Do tasks one after another, and yield the result of each, in their order.
+
+        Raises:
+            C3Error: if one cannot be done anywhere.
+        """
+
+    @abstractmethod
+    def name(self, task: Task) -> str:
+        """Return a name of a task for error messages, such as ``text shard 3``."""
+
+
+class Executor:
+    """The place where tasks are done: this machine, or that of a class made of it.
 
     Args:
         devices: with two or more, each has a process, and tasks are dealt out in turn.
@@ -29,7 +73,16 @@ class LocalExecutor:
         self._threads = threads
 
     def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
-        """Do all tasks; see `Executor.run`."""
+        """Do all tasks, and return their results in their order.
+
+        Args:
+            work: the work that is done with each task.
+            tasks: the tasks; one is made when a worker is free for it, and again for another attempt.
+            report: is called in this process with the number of inputs done, and of those that failed.
+
+        Raises:
+            C3Error: if a task cannot be done; the others are ended, what was finished is kept.
+        """
         if len(self._devices) > 1 and len(tasks):
             return _in_processes(self._devices[: len(tasks)], work, tasks, report)
         if self._threads < 2:
@@ -45,6 +98,19 @@ class LocalExecutor:
         return [result for future in futures for result in future.result()]
 
 
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """End this process when the process that started it has ended; runs in a thread of its own."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     running: dict[Connection, str] = {}
@@ -53,9 +119,8 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
     try:
         for number, device in enumerate(devices):
             own, other = context.Pipe(duplex=False)
-            resources = WorkerResources(device, max(1, cores() // len(devices)))
-            positions = range(number, len(tasks), len(devices))
-            processes.append(context.Process(target=_serve, args=(resources, work, tasks, positions, other)))
+            positions, share = range(number, len(tasks), len(devices)), max(1, cores() // len(devices))
+            processes.append(context.Process(target=_serve, args=(device, share, work, tasks, positions, other)))
             processes[-1].start()
             other.close()
             running[own] = device
@@ -88,13 +153,13 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
 
 
 def _serve(
-    resources: WorkerResources, work: Work[Any, Any], tasks: Tasks[Any], positions: range, end: Connection
+    device: str, threads: int, work: Work[Any, Any], tasks: Tasks[Any], positions: range, end: Connection
 ) -> None:
     """Do the tasks at these positions in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        work.load(resources)
+        work.load(device, threads)
         results = work.run((tasks[at] for at in positions), lambda *counts: end.send(("progress", counts)))
         for at, result in zip(positions, results, strict=True):
             end.send(("result", (at, result)))

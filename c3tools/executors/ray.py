@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .base import Report, Result, Task, Tasks, Work, WorkerResources
+from .local import Executor, Report, Result, Task, Tasks, Work
 
 _ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
 _ANSWER_TIMEOUT = 5.0  # seconds for the machine of a cluster to answer
@@ -27,7 +27,7 @@ _QUIET = {
 _HOST_AND_PORT = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)/?")
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """Workers on a Ray cluster; a context manager that joins the cluster and leaves it.
 
     Inputs and outputs have to be where all its machines see them: in shared folders of the same path, or at URLs.
@@ -123,9 +123,9 @@ class RayExecutor:
         return [results[position] for position in range(len(tasks))]
 
     def _start_actor(self) -> Any:
-        resources = WorkerResources("cuda" if self._gpu else "cpu", max(1, int(self._cores)))
+        resources = "cuda" if self._gpu else "cpu", max(1, int(self._cores))
         options = {"num_cpus": self._cores, "num_gpus": int(self._gpu), "max_restarts": 0, "max_task_retries": 0}
-        return _ray().remote(_Worker).options(**options).remote(resources, __version__)
+        return _ray().remote(_Worker).options(**options).remote(__version__, *resources)
 
 
 def allocate(
@@ -160,8 +160,8 @@ def allocate(
 class _Worker:
     """The body of a worker process."""
 
-    def __init__(self, resources: WorkerResources, version: str) -> None:
-        self._resources, self._version = resources, version
+    def __init__(self, version: str, *resources: Any) -> None:
+        self._version, self._resources = version, resources
 
     def version(self) -> str:
         """Return the version of c3tools here."""
@@ -192,7 +192,7 @@ class _Worker:
                     remedy="Run c3 in a folder that all machines of the cluster share, because they share inputs and "
                     "outputs; or run it in / and use URLs.",
                 ) from error
-            work.load(self._resources)
+            work.load(*self._resources)
             (result,) = work.run([task], lambda *more: counts.append(more))
         except C3Error as error:
             refused = error.message, error.remedy

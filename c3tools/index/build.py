@@ -134,7 +134,7 @@ def _reason_to_rebuild(
     if [*known] != [*shards] or any(not own.items() <= shards[name].items() for name, own in known.items()):
         return "shards of the store changed or were removed"
     rows = sum(
-        store.shard_rows(name, int(part)) for name in shards for part in shards[name].keys() - known[name].keys()
+        store.shards[name, int(part)].rows for name in shards for part in shards[name].keys() - known[name].keys()
     )
     if record["rows"] + rows > _GROWTH * record["built_from"]:
         return f"the store has more than twice the {record['built_from']:,} rows it was built from"

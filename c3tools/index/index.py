@@ -36,7 +36,7 @@ from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
 from ..store.metadata import INFO_FILE
 from ..store.rows import keys_of, one_array
-from ..store.shard_indexes import has_indexes, indexed_shards, load_faiss, read_index
+from ..store.shard_indexes import load_faiss, read_index
 from ..store.shards import shard_schema
 from ..tables import Table
 from ..transforms import Pipeline, preset
@@ -152,11 +152,11 @@ class Index:
     @classmethod
     def _of_store(cls, store: Store) -> Index:
         """Return the indexes of the shards of a store as one."""
-        having, lacking = indexed_shards(store)
-        if lacking or not having:
+        having = store.indexed
+        if not 0 < len(having) == len(store.shards):
             raise StoreError(
-                f"{len(lacking):,} of {counted(len(lacking) + len(having), 'shard')} of the store {store.path} have no "
-                "FAISS index of their present rows.",
+                f"{len(store.shards) - len(having):,} of {counted(len(store.shards), 'shard')} of the store "
+                f"{store.path} have no FAISS index of their present rows.",
                 remedy=f"Make those that are missing: c3 verify {store.path} --repair"
                 if having
                 else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
@@ -393,7 +393,7 @@ def find_index(folder: str | Path | None = None) -> Path:
         return location(folder)
     if not _OWN.exists():
         place = location(os.environ.get("C3_STORE") or "c3-store")
-        if kind_of(place / INFO_FILE) == "file" and has_indexes(Store.open(place)):
+        if kind_of(place / INFO_FILE) == "file" and Store.open(place).indexed:
             return place
     return _OWN
 

@@ -1,33 +1,40 @@
-"""`c3 merge` and `c3 split`: new stores that are made of others, shard by shard."""
+"""Stores that are made of others, shard by shard: `c3 merge`, `c3 split`, and data sets on the Hugging Face hub.
+
+The data set of a store is a copy of it with a card, one configuration per modality, for `datasets.load_dataset`. Images
+are not in it. A path of an image that is absolute is cut to the name of the file, and failures have no messages, which
+may name folders too.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.splits import HASH_FRACTIONS, SALT, hashed_split, split_order
+from ..corpus.splits import HASH_FRACTIONS, SALT, split_order
 from ..errors import StoreError
+from ..io.artifact import Card
+from ..io.files import sha256_of
+from ..io.parquet import read_parquet
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import stable_fraction
 from ..tables import Table
-from .dataset import copy_shards, with_column
-from .manifest import new_store
+from .manifest import StoreWriter, new_store
 from .metadata import Failure, StoreInfo
 from .pairing import splits_of_file
 from .reader import Store
-from .rows import ITEM_COLUMNS, keys_of, one_array, own_items
-from .shard_indexes import has_indexes, keep_indexes
-
-_MUST_AGREE = ("dim", "dtype", "normalised", "preprocessing")
+from .rows import ITEM_COLUMNS, keys_of, own_items
+from .shard_indexes import keep_indexes
+from .shards import check_schema, part_name, shard_schema, write_rows
 
 
 @dataclass
@@ -85,38 +92,45 @@ def merge_stores(
     if keep and (prefix or keep != "first"):
         raise StoreError(f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix.")
     sources = [Store.open(store, reporter=reporter) for store in stores]
-    _require_mergeable(sources)
+    if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
+        raise StoreError("A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE")
+    for store in sources[1:]:
+        names = {"own": f"The store {sources[0].path}", "theirs": f"the store {store.path}"}
+        sources[0].info.require_same(store.info, "preprocessing", **names)
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len({*prefixes.values()}) < len(prefixes):
         raise StoreError(
             "Two of the stores have the same name, so --prefix would give their keys the same prefix.",
             remedy="Rename one of the folders.",
         )
-    first = {} if prefix else _first_rows(sources, keep)
-    shared = None if prefix else _splits_of_shared_items(sources)
-    report, done = CopyReport(Path(destination)), Counter[str]()
+    owners: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
+    splits: dict[str, str | None] = {}  # by item
+    report = CopyReport(Path(destination))
 
     def change(store: Store, modality: str, table: pa.Table) -> pa.Table:
-        count = len(table)
-        if shared is None:
-            for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
-                own: Any = table.column(name)
-                named = pc.binary_join_element_wise(prefixes[store], own, "")
-                table = with_column(table, name, pc.if_else(pc.equal(own, pa.scalar("")), own, named))
-        else:
-            places = pc.index_in(own_items(table), value_set=one_array(shared.column("item")))
-            splits = one_array(shared.column("split")).take(places)
-            table = with_column(table, "split", pc.if_else(pc.is_valid(places), splits, table.column("split")))
-            table = table.filter(first[modality].slice(done[modality], count))
-            done[modality] += count
-            report.dropped += count - len(table)
-        return table
+        for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
+            own: Any = table.column(name)
+            named = pc.binary_join_element_wise(prefixes[store], own, "")
+            table = _with_column(table, name, pc.if_else(pc.equal(own, pa.scalar("")), own, named))
+        own = zip(own_items(table).to_pylist(), table.column("split").to_pylist(), strict=True)
+        table = _with_column(table, "split", pa.array([splits.setdefault(*row) for row in own], pa.string()))
+        known = [(key, owners[modality].setdefault(key, store)) for key in keys_of(table)]
+        again = [(key, owner) for key, owner in known if owner is not store]
+        if again and keep is None:
+            raise StoreError(
+                f"{counted(len(again), 'key is', 'keys are')} in several stores, for example {again[0][0]!r} in "
+                f"{again[0][1].path} and {store.path}.",
+                remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys with the name "
+                "of their store.",
+            )
+        report.dropped += len(again)
+        return table.filter(pa.array([owner is store for _, owner in known]))
 
     def renamed(store: Store, failure: Failure) -> Failure:
         return replace(failure, key=prefixes[store] + failure.key)
 
     info = next((store for store in sources if store.modalities), sources[0]).info
-    report.rows = _write_copy(destination, info, sources, change, renamed, "Merging shards", reporter)
+    report.rows = _copy(destination, info, sources, change, renamed, "Merging shards", reporter)
     return report
 
 
@@ -150,100 +164,31 @@ def split_store(
             ``destination`` exists or is a URL.
     """
     report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
-    if file is not None and fractions is not None:
+    if file is None:
+        split_of, kept = _by_hash(fractions, seed), {}
+    elif fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
-    named = {} if file is None else _named_in_file(source, Path(file), key_column, split_column)
-    by_hash = None if file is not None else _by_hash(fractions, seed)
-    images: dict[str, str] = {}  # by file: their splits, which their texts share
-    for modality in ("image", "video") if by_hash is None else ():
-        for batch in source.batches(modality, ["key", "split"]) if source.parts(modality) else ():
-            for key, old in zip(keys_of(batch), batch.column("split").to_pylist(), strict=True):
-                images.setdefault(key, named.get(key) or old or hashed_split(key))
+    else:
+        chosen, items = splits_of_file(Path(file), key_column, split_column), source.item_splits()
+        split_of, kept = chosen.get, dict(zip(items["item"].to_pylist(), items["split"].to_pylist(), strict=True))
+        if chosen.keys().isdisjoint(kept):
+            raise StoreError(
+                f"{file} contains none of the keys of {source.path}.",
+                remedy="Keys are file names without their suffix. Choose the column of keys with --key-column.",
+            )
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
         items: list[Any] = own_items(table).to_pylist()
-        belongs = any(name in table.column_names for name in ITEM_COLUMNS)
-        chosen: list[str | None] = [
-            by_hash(item) if by_hash else (images.get(item) if belongs else None) or named.get(item) for item in items
-        ]
-        report.unnamed += chosen.count(None)
-        splits = [new or old for new, old in zip(chosen, table.column("split").to_pylist(), strict=True)]
-        return with_column(table, "split", pa.array(splits, pa.string()))
+        splits = [split_of(item) for item in items]
+        report.unnamed += splits.count(None)
+        splits = [split or kept[item] for split, item in zip(splits, items, strict=True)]
+        return _with_column(table, "split", pa.array(splits, pa.string()))
 
-    same = lambda _, failure: failure  # noqa: E731
-    report.rows = _write_copy(destination, source.info, [source], change, same, "Splitting shards", reporter)
+    report.rows = _copy(destination, source.info, [source], change, None, "Splitting shards", reporter)
     return report
 
 
-def _write_copy(
-    destination: str | Path,
-    info: StoreInfo,
-    sources: Sequence[Store],
-    change: Callable[[Store, str, pa.Table], pa.Table],
-    rename: Callable[[Store, Failure], Failure],
-    label: str,
-    reporter: Reporter,
-) -> dict[str, dict[str, int]]:
-    """Write a new store by `copy_shards`, with FAISS indexes if a source has them; return rows by modality and split.
-
-    Raises:
-        StoreError: if there is something at ``destination``, or a shard cannot be read.
-    """
-    with new_store(destination, info) as building:
-        copy_shards(building, info, sources, change, rename, label, reporter)
-        if any(map(has_indexes, sources)):
-            keep_indexes(building, reporter=reporter)
-        opened = Store.open(building)
-        return {modality: dict(opened.split_counts(modality)) for modality in opened.modalities}
-
-
-def _require_mergeable(stores: Sequence[Store]) -> None:
-    if len({store.path.resolve() for store in stores}) < max(2, len(stores)):
-        raise StoreError("A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE")
-    first = stores[0]
-    for store in stores[1:]:
-        first.info.require_same_model(store.info.model, own=f"The store {first.path}", theirs=f"the store {store.path}")
-        for name in _MUST_AGREE:
-            one, other = getattr(first.info, name), getattr(store.info, name)
-            if one != other:
-                raise StoreError(
-                    f"The stores {first.path} and {store.path} differ in {name}: {one} and {other}.",
-                    remedy="Embed them with the same options.",
-                )
-
-
-def _first_rows(stores: Sequence[Store], keep: str | None) -> dict[str, pa.Array[Any]]:
-    """Return by modality which rows are the first with their key, over all stores; without ``keep`` all have to be."""
-    found: dict[str, Any] = {}
-    for modality in dict.fromkeys(name for store in stores for name in store.modalities):
-        owners = [store for store in stores if store.parts(modality)]
-        blocks = [(store.path, batch.column(0)) for store in owners for batch in store.batches(modality, ["key"])]
-        keys = one_array(pa.chunked_array([block for _, block in blocks], pa.string()))
-        places = pc.index_in(keys, value_set=keys)
-        found[modality] = pc.equal(places, pa.array(np.arange(len(keys)), places.type))
-        again = pc.indices_nonzero(pc.invert(found[modality])).to_pylist()
-        if again and keep is None:
-            paths = np.repeat([str(path) for path, _ in blocks], [len(block) for _, block in blocks])
-            one, other = paths[places[again[0]].as_py()], paths[again[0]]
-            raise StoreError(
-                f"{counted(len(again), 'key is', 'keys are')} in several stores, for example "
-                f"{keys[again[0]].as_py()!r} in {one} and {other}.",
-                remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys with the name "
-                "of their store.",
-            )
-    return found
-
-
-def _splits_of_shared_items(stores: Sequence[Store]) -> pa.Table:
-    """Return item and split of the items that several stores have rows of, as the first of them has it."""
-    rows = pa.concat_tables([store.item_splits() for store in stores])
-    items: Any = one_array(rows.column("item"))
-    counts = items.value_counts()
-    shared = counts.field("values").filter(pc.greater(counts.field("counts"), pa.scalar(1)))
-    return rows.take(pc.index_in(shared, value_set=items)).combine_chunks()
-
-
-def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], str]:
+def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], str | None]:
     given = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
     if len(given) != len(HASH_FRACTIONS) or given.min() < 0 or not math.isclose(given.sum(), 1, abs_tol=1e-9):
         raise StoreError(
@@ -256,13 +201,130 @@ def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], st
     return lambda key: names[min(bisect(edges, stable_fraction(key, salt=salt)), len(names) - 1)]
 
 
-def _named_in_file(store: Store, file: Path, key_column: str | None, split_column: str | None) -> dict[str, str]:
-    named = splits_of_file(file, key_column, split_column)
-    for modality in store.modalities:
-        for batch in store.batches(modality, ["key", *ITEM_COLUMNS]):
-            if not {*keys_of(batch), *own_items(batch).to_pylist()}.isdisjoint(named):
-                return named
-    raise StoreError(
-        f"{file} contains none of the keys of {store.path}.",
-        remedy="Keys are file names without their suffix. Choose the column of keys with --key-column.",
+def card_of(store: Store) -> Card:
+    """Return the facts of the card of a store."""
+    info, names = store.info, [name for name in store.modalities if store.count(name)]
+    counts = {name: sorted(store.split_counts(name).items(), key=lambda item: split_order(item[0])) for name in names}
+    facts = {
+        "encoder": info.model,
+        "dimensions": info.dim,
+        "dtype": info.dtype,
+        "normalised": "yes: every embedding has length 1" if info.normalised else "no",
+        "preprocessing": json.dumps(info.preprocessing) if info.preprocessing else "unknown",
+        **{f"{name} rows": ", ".join(f"{split} {n:,}" for split, n in own) for name, own in counts.items()},
+    }
+    configs = [{"config_name": name, "data_files": f"{name}/part-*.parquet"} for name in names]
+    return Card(
+        f"Embeddings of `{info.model.name}` without the images themselves.",
+        f'import c3tools, datasets\n\nrows = datasets.load_dataset("{{name}}", "{names[0]}", split="train")  # all\n'
+        'store = c3tools.Store.from_pretrained("{name}", output="c3-store")',
+        facts,
+        tags=("embeddings", "CLIP", "modality-gap"),
+        metadata={"configs": configs},
     )
+
+
+def save_data_set(store: Store, folder: Path) -> None:
+    """Write the data set of a store to a new folder, whole or not at all.
+
+    Raises:
+        StoreError: if the folder is there, the store has no rows, or cannot be read.
+    """
+    if not any(map(store.count, store.modalities)):
+        raise StoreError(f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first.")
+
+    def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
+        if "path" not in table.column_names:
+            return table
+        paths = [path and _without_folder(path) for path in table.column("path").to_pylist()]
+        return _with_column(table, "path", pa.array(paths, pa.string()))
+
+    def shared(_: Store, failure: Failure) -> Failure:
+        return replace(failure, path=_without_folder(failure.path), message="")
+
+    _copy(folder, store.info, [store], change, shared, "Copying shards", SILENT, split_bytes=False)
+
+
+def load_data_set(source: Store, output: str | Path = "c3-store") -> Path:
+    """Make a store of a data set that `save_data_set` wrote, opened as one, and return its path.
+
+    Raises:
+        StoreError: if there is something at ``output``, or the data set is not of c3tools, or damaged.
+    """
+    for modality, part in source.shards:
+        path = source.file(modality, part)
+        try:
+            check_schema(read_parquet(path).schema, modality, source.info)  # declared sizes may be of a stranger
+            if sha256_of(path) != source.shard_digest(modality, part):
+                raise ValueError("its sha256 is another one")
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise StoreError(f"{path} cannot be read ({error}).", remedy="Fetch the data set again.") from error
+    _copy(output, source.info, [source], None, None, "Copying shards", SILENT)
+    return Path(output)
+
+
+def _copy(
+    destination: str | Path,
+    info: StoreInfo,
+    sources: Sequence[Store],
+    change: Callable[[Store, str, pa.Table], pa.Table] | None,
+    rename: Callable[[Store, Failure], Failure] | None,
+    label: str,
+    reporter: Reporter,
+    *,
+    split_bytes: bool = True,
+) -> dict[str, dict[str, int]]:
+    """Write a new store of the shards of others, with FAISS indexes if a source has them.
+
+    Args:
+        destination: its folder.
+        info: of the new store.
+        sources: the stores.
+        change: from a store, a modality and the rows of a shard to the new rows; None to keep them.
+        rename: from a store and a failure to the new one; None to keep them.
+        label: of the progress.
+        reporter: shows it.
+        split_bytes: see `write_rows`.
+
+    Returns:
+        the numbers of rows by modality and split.
+
+    Raises:
+        StoreError: if there is something at ``destination``, or a shard cannot be read.
+    """
+    numbers = Counter[str]()  # of the next shard, by modality
+    with new_store(destination, info) as building:
+        with reporter.progress(label, sum(len(store.shards) for store in sources)) as progress:
+            for store in sources:
+                for modality, part in store.shards:
+                    batches = list(store.batches(modality, parts=[part]))
+                    table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
+                    failed = store.shard_failures(modality, part)
+                    write_rows(
+                        building / part_name(modality, numbers[modality]),
+                        info,
+                        change(store, modality, table) if change else table,
+                        [rename(store, failure) for failure in failed] if rename else failed,
+                        split_bytes=split_bytes,
+                    )
+                    numbers[modality] += 1
+                    progress.advance()
+        # of several failures of one input the last is listed: that of the first store
+        listed = [(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"]
+        StoreWriter(building).finish([rename(*one) if rename else one[1] for one in listed])
+        if any(store.indexed for store in sources):
+            keep_indexes(building, reporter=reporter)
+        opened = Store.open(building)
+        return {modality: dict(opened.split_counts(modality)) for modality in opened.modalities}
+
+
+def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return a table with other values in one column."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), values)
+
+
+def _without_folder(path: str) -> str:
+    """Return a path, cut to the file name if it is absolute, because it reveals folders of the user."""
+    plain = PurePath(path.strip("'\""))  # a path that is not UTF-8 is recorded in quotes
+    return plain.name if plain.is_absolute() else path

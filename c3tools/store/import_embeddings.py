@@ -22,7 +22,7 @@ from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .pairing import read_files, share_splits, usual_ids
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys
-from .shard_indexes import has_indexes, keep_indexes
+from .shard_indexes import keep_indexes
 from .shards import part_name, read_header, shard_table, write_rows
 from .vector_files import read_vectors
 
@@ -195,7 +195,7 @@ def write_modalities(
                     )
         writer.finish()
         store = Store.open(path)
-        if has_indexes(store):
+        if store.indexed:
             keep_indexes(path, reporter=reporter)
     return ImportReport(path, written, _count_pairs(store, [*written]), failures, notes)
 

@@ -141,18 +141,12 @@ def create_store(path: Path, info: StoreInfo) -> None:
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
     present = StoreInfo.load(path)
-    present.require_same_model(info.model, own=f"The store {path}", theirs="the new embeddings")
+    present.require_same(info, own=f"The store {path}", theirs="the new embeddings")
     if present.extra.get("exported") != info.extra.get("exported"):
         raise StoreError(
             f"The rows of {path} went through a pipeline: it was written by `c3 export`.",
             remedy="Write to the store that was exported, then export it again.",
         )
-    for name in ("dim", "dtype", "normalised"):
-        if (there := getattr(present, name)) != (wanted := getattr(info, name)):
-            raise StoreError(
-                f"The store {path} has {name} = {there}, but {wanted} was requested.",
-                remedy="Use the same options as before, or choose another --store.",
-            )
 
 
 class StoreWriter:

@@ -161,7 +161,7 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
                 remedy="Write them with `c3 means --save`, which normalises the rows, for a store of the same model.",
             )
     with locked(store.path):
-        write_atomically(store.external_path, lambda temporary: save_moments(temporary, groups, header))
+        write_atomically(store.path / EXTERNAL_FILE, lambda temporary: save_moments(temporary, groups, header))
         record_files(store.path, [EXTERNAL_FILE])
     return groups
 
@@ -170,7 +170,7 @@ def unload_means(store: Store | str | Path) -> None:
     """Remove the moments that `load_means` loaded, so that Collapse is fitted on those of the store."""
     store = Store.open(store, incomplete=True)
     with locked(store.path):
-        remove(store.external_path)
+        remove(store.path / EXTERNAL_FILE)
         record_files(store.path, [EXTERNAL_FILE])
 
 

@@ -109,6 +109,20 @@ class StoreInfo:
         remedy = "Use the same --model, or choose another --store."
         self.model.require_same(ModelIdentity(model), own=own, theirs=theirs, error=StoreError, remedy=remedy)
 
+    def require_same(self, other: StoreInfo, *more: str, own: str, theirs: str) -> None:
+        """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more`` attributes.
+
+        Raises:
+            StoreError: if they differ.
+        """
+        self.require_same_model(other.model, own=own, theirs=theirs)
+        for name in ("dim", "dtype", "normalised", *more):
+            if (here := getattr(self, name)) != (there := getattr(other, name)):
+                raise StoreError(
+                    f"{own} has {name} = {here}, but {theirs} {there}.",
+                    remedy="Use the same options as before, or choose another --store.",
+                )
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -20,10 +20,10 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
-from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest
+from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
 from .metadata import INFO_FILE, Failure, StoreInfo, read_failures
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
-from .shards import SplitMoments, add_moments, part_name, read_batches, read_header, shards_in
+from .shards import ShardName, SplitMoments, add_moments, part_name, read_batches, read_header, shards_in
 
 _LOOKS, _PAUSE = 5, 0.05  # at a file that a writer may be replacing, and seconds between them
 
@@ -117,32 +117,39 @@ class Store(HubRepository):
 
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
-        from .dataset import card_of
+        from .copies import card_of
 
         return card_of(self)
 
     def save_repository(self, folder: Path) -> None:
-        """Write the data set of the hub to a folder; see `c3tools.store.dataset.save_data_set`."""
-        from .dataset import save_data_set
+        """Write the data set of the hub to a folder; see `c3tools.store.copies.save_data_set`."""
+        from .copies import save_data_set
 
         save_data_set(self, folder)
 
     @classmethod
     def load_repository(cls, folder: Path, **options: Any) -> Store:
-        """Make a store at ``output`` of a data set; see `c3tools.store.dataset.load_data_set`."""
-        from .dataset import load_data_set
+        """Make a store at ``output`` of a data set; see `c3tools.store.copies.load_data_set`."""
+        from .copies import load_data_set
 
         return cls.open(load_data_set(cls.open(folder), **options))
+
+    @cached_property
+    def shards(self) -> dict[ShardName, ShardRecord]:
+        """The record of every shard by modality and number, ascending; without a manifest it has no SHA-256."""
+        if self.manifest is not None:
+            return dict(sorted(self.manifest.shards.items()))
+        return {shard: ShardRecord(read_header(self.file(*shard)).rows, "") for shard in shards_in(self.path)}
+
+    @property
+    def indexed(self) -> list[ShardName]:
+        """The shards that have a FAISS index of their rows, as the manifest lists them."""
+        return [] if self.manifest is None else [shard for shard, record in self.shards.items() if record.faiss]
 
     @property
     def modalities(self) -> list[str]:
         """The names of the modalities that have shards, ``image`` and ``text`` first."""
         return sorted({modality for modality, _ in self.shards}, key=lambda name: (name not in ("image", "text"), name))
-
-    @property
-    def shards(self) -> list[tuple[str, int]]:
-        """Modality and number of every shard, ascending."""
-        return shards_in(self.path) if self.manifest is None else sorted(self.manifest.shards)
 
     def parts(self, modality: str) -> list[int]:
         """Return the numbers of the shards of ``modality``, ascending."""
@@ -152,19 +159,9 @@ class Store(HubRepository):
         """Return the path of a shard."""
         return self.path / part_name(modality, part)
 
-    def shard_rows(self, modality: str, part: int) -> int:
-        """Return the number of rows of a shard."""
-        if self.manifest is None:
-            return read_header(self.file(modality, part)).rows
-        return self.manifest.shards[modality, part].rows
-
     def shard_digest(self, modality: str, part: int) -> str:
         """Return the SHA-256 of a shard."""
-        return (
-            sha256_of(self.file(modality, part))
-            if self.manifest is None
-            else self.manifest.shards[modality, part].sha256
-        )
+        return self.shards[modality, part].sha256 or sha256_of(self.file(modality, part))
 
     def shard_failures(self, modality: str, part: int) -> list[Failure]:
         """Return the inputs of one shard that were not embedded when it was made."""
@@ -177,7 +174,7 @@ class Store(HubRepository):
     def count(self, modality: str, split: str | None = None) -> int:
         """Return the number of rows of ``modality`` (in ``split``)."""
         if split is None or split == ALL:
-            return sum(self.shard_rows(modality, part) for part in self.parts(modality))
+            return sum(record.rows for (name, _), record in self.shards.items() if name == modality)
         found = self._in_split(modality, split)
         return 0 if found is None else found.n
 
@@ -263,20 +260,16 @@ class Store(HubRepository):
             self._hashed[modality] = groups
         return dict(self._hashed[modality])
 
-    @property
-    def external_path(self) -> Path:
-        """The file of external moments: those of another corpus, loaded by `c3 means --load`."""
-        return self.path / EXTERNAL_FILE
-
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and their header.
 
         Both are empty if none were loaded.
         """
-        if kind_of(self.external_path) is None:
+        path = self.path / EXTERNAL_FILE
+        if kind_of(path) is None:
             return {}, {}
         self._require_listed(EXTERNAL_FILE)
-        return load_moments(self.external_path)
+        return load_moments(path)
 
     def fitting_moments(self, modality: str, split: str = "train") -> Moments:
         """Return the moments that transforms are fitted on: loaded ones if there are any, else those of ``split``.
@@ -331,7 +324,7 @@ class Store(HubRepository):
                     chosen = chosen.select([name for name in columns or () if name in chosen.schema.names])
                 if len(chosen):
                     yield chosen
-            if self.manifest is not None and rows != (listed := self.shard_rows(modality, part)):
+            if self.manifest is not None and rows != (listed := self.shards[modality, part].rows):
                 raise StoreError(
                     f"The shard {path} has {rows:,} rows, but {MANIFEST_FILE} lists {listed:,}.",
                     remedy="Run `c3 verify --repair`, then the command that made the store again.",
@@ -343,22 +336,17 @@ class Store(HubRepository):
         Raises:
             StoreError: if the store does not have the modality, or a shard cannot be read.
         """
-        blocks: list[pa.RecordBatch] = []
-        matrices = []
+        # memory of rows that are not in the split is never touched, so the system does not give it
+        embeddings, blocks, end = np.empty((self.count(modality), self.info.dim), np.float32), [], 0
         for batch in self.batches(modality):
             chosen = split_mask(batch, split, self.kept_splits)
             blocks.append(batch.drop_columns(["embedding"]).filter(pa.array(chosen)))
-            matrices.append(embedding_matrix(batch)[... if chosen.all() else chosen])
+            start, end = end, end + len(blocks[-1])
+            embeddings[start:end] = embedding_matrix(batch)[... if chosen.all() else chosen]
         if not blocks:
             raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
-        embeddings = np.empty((sum(map(len, matrices)), self.info.dim), np.float32)
-        end = len(embeddings)
-        while matrices:  # from the last one, so that each is given back as soon as it is copied
-            block = matrices.pop()
-            embeddings[end - len(block) : end] = block
-            end -= len(block)
         table = pa.Table.from_batches(blocks).combine_chunks().replace_schema_metadata(None)
-        return Rows(modality, embeddings, table, self.kept_splits)
+        return Rows(modality, embeddings[:end], table, self.kept_splits)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
         """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.

@@ -68,28 +68,6 @@ def index_name(modality: str, index: int) -> str:
     return f"{modality}/_part-{index:05d}.faiss"
 
 
-def write_index(store: Store, modality: str, part: int) -> str:
-    """Write the index of one shard, and return its SHA-256.
-
-    Raises:
-        StoreError: if the rows cannot be read.
-        MissingExtraError: if faiss is not installed.
-    """
-    faiss = load_faiss()
-    info = store.info
-    if info.normalised and info.dtype == "float16":
-        kind = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexScalarQuantizer(info.dim, kind, faiss.METRIC_INNER_PRODUCT)
-    else:
-        index = faiss.IndexFlatIP(info.dim)
-    for batch in store.batches(modality, ["embedding"], parts=[part]):
-        rows = embedding_matrix(batch)
-        index.add(np.ascontiguousarray(rows if info.normalised else unit_rows(rows), dtype=np.float32))
-    path = store.path / index_name(modality, part)
-    save_index(index, path)
-    return sha256_of(path)
-
-
 def read_index(store: Store, modality: str, part: int) -> Any:
     """Read the index of one shard.
 
@@ -100,7 +78,7 @@ def read_index(store: Store, modality: str, part: int) -> Any:
     faiss, path = load_faiss(), store.path / index_name(modality, part)
     try:
         content = read_all(path)
-        if store.manifest is not None and sha256(content).hexdigest() != store.manifest.shards[modality, part].faiss:
+        if sha256(content).hexdigest() != store.shards[modality, part].faiss:
             raise RuntimeError("its sha256 is not the one in the manifest")
         return faiss.deserialize_index(np.frombuffer(content, np.uint8))
     except UnreachableError:
@@ -109,18 +87,6 @@ def read_index(store: Store, modality: str, part: int) -> Any:
         raise StoreError(
             f"{path} cannot be read ({last_line(error)}).", remedy=f"Make it anew: c3 verify {store.path} --repair"
         ) from error
-
-
-def indexed_shards(store: Store) -> tuple[list[ShardName], list[ShardName]]:
-    """Return the shards that have an index of their rows, and those that have none, as the manifest lists them."""
-    shards = {} if store.manifest is None else store.manifest.shards
-    having = [shard for shard in store.shards if shard in shards and shards[shard].faiss]
-    return having, [shard for shard in store.shards if shard not in having]
-
-
-def has_indexes(store: Store) -> bool:
-    """Return whether any shard has an index."""
-    return bool(indexed_shards(store)[0])
 
 
 def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
@@ -136,11 +102,12 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
         StoreError: if rows cannot be read.
     """
     store = Store(path, StoreInfo.load(path), Manifest.load(path))
-    lacking = [shard for shard in indexed_shards(store)[1] if kind_of(store.file(*shard))]
+    info, lacking = store.info, [shard for shard in store.shards if shard not in store.indexed]
+    lacking = [shard for shard in lacking if kind_of(store.file(*shard))]
     if not lacking:
         return
     try:
-        load_faiss()
+        faiss = load_faiss()
     except MissingExtraError:
         reporter.message(
             "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` indexes the whole store."
@@ -148,7 +115,17 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
         return
     digests: dict[ShardName, str | None] = {}
     with reporter.progress("Writing FAISS shards", len(lacking)) as progress:
-        for shard in lacking:
-            digests[shard] = write_index(store, *shard)
+        for modality, part in lacking:
+            if info.normalised and info.dtype == "float16":
+                kind = faiss.ScalarQuantizer.QT_fp16
+                index = faiss.IndexScalarQuantizer(info.dim, kind, faiss.METRIC_INNER_PRODUCT)
+            else:
+                index = faiss.IndexFlatIP(info.dim)
+            for batch in store.batches(modality, ["embedding"], parts=[part]):
+                rows = embedding_matrix(batch)
+                index.add(rows if info.normalised else unit_rows(rows))
+            name = path / index_name(modality, part)
+            save_index(index, name)
+            digests[modality, part] = sha256_of(name)
             progress.advance()
     record_files(path, faiss=digests)

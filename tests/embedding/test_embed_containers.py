@@ -13,7 +13,7 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import EmbedSummary, embed_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, UnreachableError
-from c3tools.executors import LocalExecutor
+from c3tools.executors import Executor
 from c3tools.io import locations
 from c3tools.store import Store
 from tests.conftest import C3, Messages
@@ -118,7 +118,7 @@ def test_two_processes_write_the_same_bytes_as_one(
     (photos / "broken.jpg").write_text("no image")
     corpus = read_corpus([photos])
     options: dict[str, Any] = {"shard_size": 3, "workers": 0}
-    executor = LocalExecutor(["cpu", "cpu"])
+    executor = Executor(["cpu", "cpu"])
     embed_corpus(corpus, tmp_path / "one", encoder, **options)
     summary = embed_corpus(corpus, tmp_path / "two", encoder, executor=executor, reporter=Messages(), **options)
     assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -18,7 +18,7 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
-from c3tools.executors import Executor, LocalExecutor, open_executor
+from c3tools.executors import Executor, open_executor
 from c3tools.executors.ray import RayExecutor, allocate
 from c3tools.store import Store
 from tests.conftest import copy_photos
@@ -39,7 +39,7 @@ def cluster() -> Iterator[RayExecutor]:
 @pytest.fixture(params=["processes", "ray"])
 def executor(request: pytest.FixtureRequest) -> Executor:
     if request.param == "processes":
-        return LocalExecutor(["cpu", "cpu:1"])
+        return Executor(["cpu", "cpu:1"])
     found: Executor = request.getfixturevalue("cluster")
     return found
 

@@ -123,7 +123,7 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: st
     expected = {key: rules[kind](key[0]) for key in splits_of(store.path)}
     assert splits_of(tmp_path / "new") == expected
     assert verify_store(tmp_path / "new").whole and sum(report.rows["text"].values()) == 9
-    assert report.unnamed == (6 if kind == "file" else 0)
+    assert report.unnamed == (12 if kind == "file" else 0)
 
 
 def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:

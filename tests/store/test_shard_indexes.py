@@ -13,8 +13,7 @@ from c3tools.errors import StoreError
 from c3tools.index import Index
 from c3tools.store import Store
 from c3tools.store.copies import merge_stores, split_store
-from c3tools.store.manifest import Manifest
-from c3tools.store.shard_indexes import has_indexes, indexed_shards, keep_indexes, read_index
+from c3tools.store.shard_indexes import keep_indexes, read_index
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages
 from tests.stores import colour_corpus, colour_encoder, gap_store, whole_store
@@ -58,18 +57,16 @@ def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     keep_indexes(path)
     colour_corpus(folder, {"a": "gold", "b": "blue", "c": "lime"})
     embed_corpus(read_corpus(folder), path, colour_encoder(), shard_size=2, workers=0, update=True)
-    having, lacking = indexed_shards(Store.open(path))  # rewritten shards and new ones are listed without
-    assert ("image", 0) in lacking and ("text", 0) in having
+    indexed = Store.open(path).indexed  # rewritten shards and new ones are listed without
+    assert ("image", 0) not in indexed and ("text", 0) in indexed
     said = Messages()
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "faiss", None)
         keep_indexes(path, reporter=said)
     assert "faiss-cpu" in said.texts[0] and not verify_store(path).defects
     keep_indexes(path)
-    assert indexed_shards(Store.open(path))[1] == []
     split_store(tmp_path / "split", path)
     merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
-    for made in ("split", "merged"):
-        assert indexed_shards(Store.open(tmp_path / made))[1] == [] and verify_store(tmp_path / made).whole
-    manifest = Manifest.load(path)
-    assert manifest is not None and has_indexes(Store(path, Store.open(path).info, manifest))
+    for made in ("s", "split", "merged"):
+        store = Store.open(tmp_path / made)
+        assert store.indexed == [*store.shards] and verify_store(store.path).whole

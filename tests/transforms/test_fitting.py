@@ -15,6 +15,7 @@ import torch
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store
+from c3tools.store.manifest import EXTERNAL_FILE
 from c3tools.transforms import Pipeline, fitting, preset
 from c3tools.transforms.fitting import first_pairs, first_rows
 from c3tools.transforms.sigma import PUBLISHED_SIGMA, caption_spread, pair_cosine, sigma_by_rule
@@ -52,7 +53,7 @@ def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
 def test_loaded_moments_come_first(tmp_path: Path) -> None:
     store = Store.open(gap_store(tmp_path / "store"))
     other = Moments.from_rows(unit(np.random.default_rng(9).normal(size=(50, 16)) + 1))
-    save_moments(store.external_path, {"image": other}, {"split": "train"})
+    save_moments(store.path / EXTERNAL_FILE, {"image": other}, {"split": "train"})
     pipeline = preset("c3").fit(store)
     np.testing.assert_allclose(mean_of(pipeline, "image"), other.mean)
     np.testing.assert_allclose(mean_of(pipeline, "text"), store.moments("text", "train").mean)
@@ -124,7 +125,9 @@ def test_what_a_pipeline_cannot_be_fitted_on_of_a_store(store: Store, pairs: Pai
         with pytest.raises(TransformError, match=split):
             preset(name).fit(store, split=split)
     other = Store.open(gap_store(tmp_path / "store"))
-    save_moments(other.external_path, {"image": Moments.from_rows(7 * unit(pairs.x[:, :16]))}, {"split": "train"})
+    save_moments(
+        other.path / EXTERNAL_FILE, {"image": Moments.from_rows(7 * unit(pairs.x[:, :16]))}, {"split": "train"}
+    )
     with pytest.raises(TransformError, match=r"image.* 49[\s\S]*c3 means --unload"):
         preset("c3").fit(other)
 
