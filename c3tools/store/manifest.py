@@ -340,7 +340,8 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
     What a killed run left there is removed first.
 
     Raises:
-        StoreError: for a URL; if something is at ``destination``, or it cannot be written.
+        StoreError: for a URL; if something is at ``destination``.
+        OSError: if it cannot be written.
         OutputError: if another run is building it.
     """
     if is_url(destination):
@@ -352,18 +353,10 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
     path = Path(destination).absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise StoreError(f"{destination} already exists.", remedy="Choose a new folder for the store.")
-    try:
-        make_folder(path.parent)
-        with locked_file(path), replacing(path, keep=False) as building:
-            create_store(building, info)
-            yield building
-    except UnreachableError:  # the source cannot be read; nothing is wrong here
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"The store {path} cannot be written ({error.strerror or error}).",
-            remedy="Nothing was written. Free some disk space, or check the disk, then run the same command again.",
-        ) from error
+    make_folder(path.parent)
+    with locked_file(path), replacing(path, keep=False) as building:
+        create_store(building, info)
+        yield building
 
 
 def _remove_folder(folder: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,51 +26,33 @@ BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
 
 
 @dataclass(frozen=True)
-class MeanRow:
-    """One line of the table of means.
-
-    Attributes:
-        modality: its name.
-        split: ``train``, ``val``, ``test``, another of the corpus, or ``all``.
-        n: number of rows.
-        mean_norm: Euclidean norm of the mean.
-        standard_error: root of the summed squared standard errors of the mean's coordinates: how far the mean may be
-            from that of the whole population, as a length; None for fewer than two rows.
-        source: where the rows come from: the store, or a file that was loaded.
-    """
-
-    modality: str
-    split: str
-    n: int
-    mean_norm: float
-    standard_error: float | None
-    source: str
-
-
-@dataclass(frozen=True)
 class Means:
     """The means of a store.
 
     Attributes:
         store: the folder or URL.
-        rows: one line for each modality and split, and for external moments.
+        rows: one for each modality and split, and for external moments: ``modality``, ``split`` (train, val, test,
+            another of the corpus, or all), ``n``, ``mean_norm`` (Euclidean), ``standard_error`` (root of the summed
+            squared standard errors of the mean's coordinates: how far the mean may be from that of the whole
+            population, as a length; None for fewer than two rows) and ``source`` (store, or a file that was loaded).
         gap_length: distance of the two means over all rows; None unless two modalities have rows.
     """
 
     store: Path
-    rows: list[MeanRow]
+    rows: list[dict[str, Any]]
     gap_length: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return {"means": [asdict(row) for row in self.rows], "gap_length": self.gap_length}
+        return {"means": self.rows, "gap_length": self.gap_length}
 
     def table(self) -> Table:
         """Return the table that the terminal shows."""
-        cells = []
-        for row in self.rows:
-            error = "" if row.standard_error is None else f"{row.standard_error:.4f}"
-            cells.append([row.modality, row.split, f"{row.n:,}", f"{row.mean_norm:.4f}", error, row.source])
+        numbers = {"n": "{:,}", "mean_norm": "{:.4f}", "standard_error": "{:.4f}"}
+        cells = [
+            ["" if value is None else numbers.get(name, "{}").format(value) for name, value in row.items()]
+            for row in self.rows
+        ]
         columns = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
         return Table(columns, cells, f"Means of {self.store}", left=("split", "from"))
 
@@ -85,24 +67,29 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
         StoreError: if there is no store, or moments cannot be read.
     """
     store = Store.open(store)
-    rows: list[MeanRow] = []
-
-    def add(modality: str, split: str, moments: Moments, source: str = "store") -> None:
-        n, error = moments.n, None
-        if n > 1:
-            error = float(np.sqrt(np.trace(moments.scatter) / (n - 1) / n))
-        rows.append(MeanRow(modality, split, n, float(np.linalg.norm(moments.mean)), error, source))
-
+    found: list[tuple[str, str, Moments, str]] = []
     means = []
-    for modality in (name for name in store.modalities if store.count(name)):
-        groups, total = store.moments_by_split(modality), store.moments(modality)
-        for split in sorted(groups, key=split_order):
-            add(modality, split, groups[split])
-        add(modality, "all", total)
-        means.append(total.mean)
+    for modality in filter(store.count, store.modalities):
+        groups = store.moments_by_split(modality)
+        found += [(modality, split, groups[split], "store") for split in sorted(groups, key=split_order)]
+        found.append((modality, "all", store.moments(modality), "store"))
+        means.append(found[-1][2].mean)
     external, header = store.external_moments()
-    for modality, moments in external.items():
-        add(modality, str(header.get("split", "train")), moments, str(header.get("source", "loaded")))
+    split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
+    found += [(modality, split, moments, source) for modality, moments in external.items()]
+    rows = [
+        {
+            "modality": modality,
+            "split": split,
+            "n": moments.n,
+            "mean_norm": float(np.linalg.norm(moments.mean)),
+            "standard_error": float(np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n))
+            if moments.n > 1
+            else None,
+            "source": source,
+        }
+        for modality, split, moments, source in found
+    ]
     return Means(store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None)
 
 
@@ -185,8 +172,8 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
         The moments by modality.
 
     Raises:
-        StoreError: if a file is not readable, is given twice or as the result too, or two belong to different models
-            or dimensions.
+        StoreError: if a file is not readable, is given twice or as the result too, or two belong to different
+            models.
     """
     paths, target = [location(path) for path in merge], location(save)
     if len({*paths, target}) <= len(paths):
@@ -199,16 +186,9 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     total: dict[str, Moments] = {}
     for path, (groups, header) in zip(paths, found, strict=True):
         one, other = (ModelIdentity(own.get("model") or {}) for own in (headers[0], header))
-        one.require_same(
-            other,
-            own=f"The moments file {paths[0]}",
-            theirs=str(path),
-            error=StoreError,
-            remedy="Merge files of one model.",
-        )
+        own, remedy = f"The moments file {paths[0]}", "Merge files of one model."
+        one.require_same(other, own=own, theirs=str(path), error=StoreError, remedy=remedy)
         for name, moments in groups.items():
-            if (dim := total.get(name, moments).dim) != moments.dim:
-                raise StoreError(f"{path} is of {moments.dim} dimensions, but the files before it of {dim}.")
             fold(total, name, moments)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
     merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..arrays import Indices, Mask, Matrix
+from ..arrays import Array, Indices, Mask, Matrix
 from ..corpus.splits import ALL, STANDARD, Kept, split_of
 from ..errors import StoreError
 from ..reporter import counted
@@ -64,16 +64,13 @@ class Rows:
             columns: further columns of n values, such as ``image_key``, ``split`` and ``caption``; None leaves one out.
 
         Raises:
-            StoreError: if the lengths differ.
+            StoreError, pyarrow.ArrowInvalid: if the lengths differ.
         """
         arrays = {}
         for name, values in {"key": keys, **columns}.items():
-            if values is None:
-                continue
-            if len(values) != len(keys):
-                raise StoreError(f"There are {len(keys)} keys, but {len(values)} values of {name}.")
-            is_text = all(value is None or isinstance(value, str) for value in values)
-            arrays[name] = pa.array(list(values), pa.string() if is_text else None)
+            if values is not None:
+                is_text = all(value is None or isinstance(value, str) for value in values)
+                arrays[name] = pa.array(list(values), pa.string() if is_text else None)
         return cls(modality, np.asarray(embeddings, dtype=np.float32), pa.table(arrays))
 
     def __len__(self) -> int:
@@ -126,7 +123,7 @@ class Rows:
 
     def hash_order(self, salt: str) -> Indices:
         """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the order of the shards."""
-        return _hash_order(self.keys, salt)
+        return np.argsort(_hashes(self.keys, salt), kind="stable")
 
     def sample(self, fraction: float, salt: str = "train fraction") -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
@@ -230,9 +227,7 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
 
 def splits_of(items: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
     """Return the split of each row from the key of its item and what the corpus says, None if it has none."""
-    named: dict[str | None, str] = {name: split_of(name, "") for name in {*splits} if name and name.strip()}
-    named = {name: split for name, split in named.items() if kept is None or split in kept}
-    return [named.get(split) or split_of(split, item, kept) for split, item in zip(splits, items, strict=True)]
+    return [split_of(split, item, kept) for split, item in zip(splits, items, strict=True)]
 
 
 def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
@@ -268,7 +263,7 @@ def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np
             f"{counted(column.null_count, 'row has', 'rows have')} no embedding.",
             remedy="Check the store with `c3 verify`.",
         )
-    return _values(column.flatten()).reshape(-1, column.type.list_size).astype(dtype, copy=False)
+    return np.from_dlpack(column.flatten()).reshape(-1, column.type.list_size).astype(dtype, copy=False)
 
 
 def positions(keys: Sequence[str]) -> Mapping[str, int]:
@@ -278,16 +273,12 @@ def positions(keys: Sequence[str]) -> Mapping[str, int]:
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
     """Return the place of each row's item among all items by a stable hash of their keys, and the number of items."""
-    found: Any = pa.array(items, pa.string()).dictionary_encode()
-    order = _hash_order(found.dictionary.to_pylist(), salt)
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
-    return places[_numbers(found.indices)], len(order)
+    different, index = np.unique(_hashes(items, salt), return_inverse=True)
+    return index, len(different)
 
 
-def _hash_order(keys: Sequence[str], salt: str) -> Indices:
-    fractions = np.fromiter((stable_fraction(key, salt) for key in keys), np.float64, len(keys))
-    return np.argsort(fractions, kind="stable")
+def _hashes(keys: Sequence[str], salt: str) -> Array:
+    return np.array([stable_fraction(key, salt) for key in keys], np.float64)
 
 
 def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
@@ -295,12 +286,5 @@ def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
     return column if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else column.cast("string")
 
 
-def _values(array: pa.Array[Any]) -> npt.NDArray[Any]:
-    """Return an Arrow array of numbers without nulls; `Array.to_numpy` would import pandas if it is installed."""
-    kind: Any = array.type.to_pandas_dtype()
-    buffer: Any = array.buffers()[1]
-    return np.frombuffer(buffer, kind, array.offset + len(array))[array.offset :] if len(array) else np.empty(0, kind)
-
-
 def _numbers(array: pa.Array[Any]) -> Indices:
-    return _values(array).astype(np.int64)
+    return np.from_dlpack(array).astype(np.int64)

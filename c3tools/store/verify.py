@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import StoreError, UnreachableError, telling_what_is_kept
+from ..errors import StoreError, telling_what_is_kept
 from ..io.files import sha256_of, write_json_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked
@@ -28,11 +29,10 @@ from .manifest import (
     StoreWriter,
     record_files,
 )
-from .metadata import FAILURES_FILE, INFO_FILE, UPDATE, StoreInfo, digest_of, read_failures
+from .metadata import FAILURES_FILE, INFO_FILE, UPDATE, Failure, StoreInfo, digest_of, read_failures
 from .rows import ITEM_COLUMNS, embedding_matrix, item_keys, one_array
 from .shard_indexes import index_name, keep_indexes
 from .shards import (
-    ShardHeader,
     ShardName,
     SplitMoments,
     add_moments,
@@ -133,10 +133,11 @@ def verify_store(
     path = location(store)
     result = _check(path, reporter)
     kept = "Finished repairs are kept; run the same command again to repair the rest."
-    if result.defects and (repair or forget):
+    if repair or forget:
         with locked(path), telling_what_is_kept(lambda: kept):
-            _repair(result, repair=repair, forget=forget, reporter=reporter)
-            result.open = len(_check(path, reporter).defects)
+            if result.defects:
+                _repair(result, repair=repair, forget=forget, reporter=reporter)
+                result.open = len(_check(path, reporter).defects)
     return result
 
 
@@ -147,44 +148,55 @@ def _check(path: Path, reporter: Reporter) -> Verification:
     redo = f"Remove this shard with `c3 verify --repair`, then run the `{info.command}` command that made it again: it "
     redo += "makes only the removed shards."
     listed = manifest.shards if manifest else {}
-    lost, tables, moments = {*listed} - {*present}, dict[str, list[pa.Table]](), dict[str, Moments]()
-    failed: list[str] = []
+    lost, moments, failed = {*listed} - {*present}, dict[str, Moments](), list[str]()
+    tables: dict[str, pa.Table] = {}  # key, item and part of the rows
     with reporter.progress("Checking shards", len(present)) as progress:
         for shard in present:
             modality, name = shard[0], part_name(*shard)
             result.shards[modality] += 1
-            with on_this_machine(path / name) as file:
-                if shard in listed and sha256_of(file) != listed[shard].sha256:
-                    result.add("checksum", name, _OTHER, redo)
-                    lost.add(shard)
-                    continue
-                try:
-                    header, table, own, wrong = _read_shard(file, shard, info)
-                except UnreachableError:
-                    raise
-                except StoreError as error:
-                    result.add("schema", name, str(error.__cause__ or error.message), redo)
-                    lost.add(shard)
-                    continue
-            for check, what in wrong.items():
-                result.add(check, name, what, redo)
-            failed += [failure.key for failure in header.failures]
-            tables.setdefault(modality, []).append(table)
+            progress.advance()
+            try:
+                with on_this_machine(path / name) as file:
+                    if shard in listed and sha256_of(file) != listed[shard].sha256:
+                        raise ValueError("checksum", _OTHER)
+                    failures, table, own = _read_shard(file, shard, info)
+            except (StoreError, ValueError) as error:
+                damage = ("schema", error.__cause__ or error.message) if isinstance(error, StoreError) else error.args
+                result.add(damage[0], name, str(damage[1]), redo)
+                lost.add(shard)
+                continue
+            failed += [failure.key for failure in failures]
+            tables[modality] = pa.concat_tables([tables[modality], table] if modality in tables else [table])
             result.rows[modality] += len(table)
             for split, found in own.items() if shard in listed else ():
                 fold(moments, f"{modality}/{split}", found)
-            progress.advance()
     try:
         failed += [failure.key for failure in read_failures(path)]
-    except UnreachableError:
-        raise
     except StoreError as error:
         result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
-    rows = {name: pa.concat_tables(own) for name, own in tables.items()}
-    _check_keys(result, rows, failed, {name for name, _ in lost}, redo, again, imported="imported" in info.extra)
+    for modality, table in tables.items():
+        keys: Any = one_array(table.column("key"))
+        first = pc.index_in(keys, value_set=keys)
+        repeated = pc.not_equal(first, pa.array(np.arange(len(keys)), first.type))
+        bad = table.filter(pc.fill_null(pc.or_(repeated, pc.equal(keys, pa.scalar(""))), True))
+        for row in bad.slice(0, 1).to_pylist():
+            what = f"{len(bad):,} keys are missing or come again, the first of them here ({row['key']!r})"
+            result.add("keys", part_name(modality, row["part"]), what, redo)
+        # items are not looked for in modalities that have lost a shard, which is reported already
+        homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
+        there = [one_array(tables[name].column("key")) for name in homes if name in tables]
+        if there and {name for name, _ in lost}.isdisjoint(homes):
+            known = pa.concat_arrays([pa.array(failed, pa.string()), *there])
+            item: Any = table.column("item")
+            named = pc.fill_null(pc.not_equal(item, pa.scalar("")), False)
+            absent = table.filter(pc.and_(named, pc.invert(pc.is_in(item, value_set=known))))
+            imported = "imported" in info.extra
+            remedy = "Import the images too if you need them." if imported else f"{again}: it makes the missing rows."
+            for row in absent.slice(0, 1).to_pylist():
+                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {row['item']!r}"
+                result.add("pairing", part_name(modality, row["part"]), what, remedy, warning=imported)
     if manifest is not None:
-        unread = lost or any(finding.check == "values" for finding in result.findings)
-        _check_files(result, manifest, present, None if unread else moments, again)
+        _check_files(result, manifest, present, None if lost else moments, again)
     result.open = len(result.defects)
     return result
 
@@ -226,85 +238,42 @@ def _copies(path: Path) -> list[dict[str, Any]]:
     """Return the store.json that each readable shard repeats."""
     found = []
     for shard in shards_in(path):
-        try:
+        with suppress(StoreError):
             found.append(read_header(path / part_name(*shard)).info)
-        except UnreachableError:
-            raise
-        except StoreError:
-            continue
     return found
 
 
-def _read_shard(
-    path: Path, shard: ShardName, info: StoreInfo
-) -> tuple[ShardHeader, pa.Table, SplitMoments, dict[str, str]]:
-    """Return header, key, item (or null) and part of the rows, and moments of a shard, and what is wrong by check.
+def _read_shard(path: Path, shard: ShardName, info: StoreInfo) -> tuple[list[Failure], pa.Table, SplitMoments]:
+    """Return failures, the rows with their key, item (or null) and part, and the moments of a shard.
 
     Raises:
         StoreError: if it cannot be read, or is of another store.
+        ValueError: with check and damage, if its embeddings are not as the store says.
     """
     modality, part = shard
     header = read_header(path)
-    copy = StoreInfo.from_dict(header.info, path)
-    same = all(getattr(copy, key) == getattr(info, key) for key in ("dim", "dtype", "normalised"))
-    if not (same and info.model.same_as(copy.model)):
-        raise StoreError("its metadata describe another store")
+    StoreInfo.from_dict(header.info, path).require_same(info, own="The shard", theirs="the store")
     blocks = [pa.table({name: pa.array([], pa.string()) for name in ("key", "item")})]
     invalid, off, moments = 0, 0.0, SplitMoments()
     for batch in read_batches(path, modality, info):
         belongs = any(name in batch.schema.names for name in ITEM_COLUMNS)
         items = item_keys(batch) if belongs else pa.nulls(len(batch), pa.string())
         blocks.append(pa.table({"key": batch.column("key"), "item": items}))
-        matrix = embedding_matrix(batch)
+        matrix = embedding_matrix(batch, np.float64)
         with np.errstate(all="ignore"):
-            norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+            norms = np.linalg.norm(matrix, axis=1)
         finite = np.isfinite(norms) & (norms > 0)
         invalid += int(np.count_nonzero(~finite))
         off = max(off, float(np.abs(norms - 1)[finite].max(initial=0)))
         if not invalid:
             add_moments(moments, batch)
-    wrong = {}
     if invalid:
-        wrong["values"] = f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0"
-    elif info.normalised and off > _NORM_TOLERANCE[info.dtype]:
-        wrong["norms"] = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
+        raise ValueError("values", f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0")
+    if info.normalised and off > _NORM_TOLERANCE[info.dtype]:
+        what = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
+        raise ValueError("norms", what)
     rows = pa.concat_tables(blocks)
-    return header, rows.append_column("part", pa.array([part] * len(rows), pa.int64())), moments, wrong
-
-
-def _check_keys(
-    result: Verification,
-    tables: dict[str, pa.Table],
-    failed: Sequence[str],
-    lost: set[str],
-    redo: str,
-    again: str,
-    *,
-    imported: bool,
-) -> None:
-    """Check that no key is missing, none occurs twice in a modality, and the item of every row is there or failed.
-
-    Items are not looked for in modalities that have ``lost`` a shard, which is reported already.
-    """
-    for modality, table in tables.items():
-        keys: Any = one_array(table.column("key"))
-        first = pc.index_in(keys, value_set=keys)
-        again_there = pc.not_equal(first, pa.array(np.arange(len(keys)), first.type))
-        bad = table.filter(pc.fill_null(pc.or_(again_there, pc.equal(keys, pa.scalar(""))), True))
-        for row in bad.slice(0, 1).to_pylist():
-            what = f"{len(bad):,} keys are missing or come again, the first of them here ({row['key']!r})"
-            result.add("keys", part_name(modality, row["part"]), what, redo)
-        homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
-        present = [one_array(tables[name].column("key")) for name in homes if name in tables]
-        if present and lost.isdisjoint(homes):
-            known = pa.concat_arrays([pa.array(failed, pa.string()), *present])
-            item: Any = table.column("item")
-            named = pc.fill_null(pc.not_equal(item, pa.scalar("")), False)
-            absent = table.filter(pc.and_(named, pc.invert(pc.is_in(item, value_set=known))))
-            remedy = "Import the images too if you need them." if imported else f"{again}: it makes the missing rows."
-            for row in absent.slice(0, 1).to_pylist():
-                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {row['item']!r}"
-                result.add("pairing", part_name(modality, row["part"]), what, remedy, warning=imported)
+    return header.failures, rows.append_column("part", pa.array([part] * len(rows), pa.int64())), moments
 
 
 def _check_files(
@@ -316,15 +285,15 @@ def _check_files(
 ) -> None:
     """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all were read."""
     path, listed, copy = result.store, manifest.shards, f"Copy the store again, or: {again}."
-    for modality in dict.fromkeys(name for name, _ in listed):
+    for modality in dict.fromkeys(name for name, _ in (*listed, *present)):
         own = {shard: record.rows for shard, record in listed.items() if shard[0] == modality}
         if gone := sorted(own.keys() - {*present}):
             rows = counted(sum(own[shard] for shard in gone), "row")
             what = f"{len(gone):,} of {len(own):,} listed shards are missing ({rows}), first this one"
             result.add("files", part_name(*gone[0]), what, f"{copy} `c3 verify --forget` gives their rows up.")
-    for modality in dict.fromkeys(name for name, part in present if (name, part) not in listed):
-        what = "shards are not listed, so a run did not finish"
-        result.add("unfinished", modality, what, f"{again} to finish it.")
+        if any(shard[0] == modality and shard not in listed for shard in present):
+            what = "shards are not listed, so a run did not finish"
+            result.add("unfinished", modality, what, f"{again} to finish it.")
     for shard in present:
         name, digest = index_name(*shard), listed[shard].faiss if shard in listed else None
         if digest and (kind_of(path / name) is None or sha256_of(path / name) != digest):

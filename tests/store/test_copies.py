@@ -145,10 +145,10 @@ def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s", *rows, normalised=False, dtype="float32")
     saved = save_means(store, tmp_path / "m.safetensors")["image"]
     np.testing.assert_allclose(saved.mean, vectors[0][:20].astype(float).mean(axis=0), atol=1e-7)
-    table = {(row.modality, row.split): row for row in compute_means(store).rows}
+    table = {(row["modality"], row["split"]): row for row in compute_means(store).rows}
     mean = store.load("image").embeddings.astype(float).mean(axis=0)
-    assert (table["image", "all"].n, table["text", "val"].n) == (30, 20)
-    assert table["image", "all"].mean_norm == pytest.approx(np.linalg.norm(mean))
+    assert (table["image", "all"]["n"], table["text", "val"]["n"]) == (30, 20)
+    assert table["image", "all"]["mean_norm"] == pytest.approx(np.linalg.norm(mean))
     assert compute_means(store).gap_length == pytest.approx(
         np.linalg.norm(mean - store.load("text").embeddings.astype(float).mean(axis=0))
     )
@@ -165,7 +165,7 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
     load_means(store.path, tmp_path / "m.safetensors")
     opened = Store.open(store.path)
     np.testing.assert_array_equal(opened.fitting_moments("image").mean, other.moments("image", "train").mean)
-    assert {row.source for row in compute_means(opened).rows} == {"store", "o"} and verify_store(store.path).whole
+    assert {row["source"] for row in compute_means(opened).rows} == {"store", "o"} and verify_store(store.path).whole
     unload_means(store.path)
     assert Store.open(store.path).external_moments() == ({}, {}) and verify_store(store.path).whole
     with pytest.raises(StoreError, match="c3-mini"):

@@ -57,7 +57,7 @@ def test_every_reader_gives_the_same_rows(store: Store, naming: str, tmp_path: P
         assert store.moments(modality).n == len(everything)
     train = store.count("image", "train")
     assert gap_report(store, split="train").to_dict()["modalities"]["image"]["n"] == train
-    assert {(row.modality, row.split): row.n for row in compute_means(store).rows}["image", "train"] == train
+    assert {(row["modality"], row["split"]): row["n"] for row in compute_means(store).rows}["image", "train"] == train
     assert preset("c3").fit(store).provenance["split_rule"] == store.split_note
     assert export_store(store, tmp_path / "out").rows["text"]["training"] == 2 * train
     said = Messages()

@@ -56,7 +56,7 @@ def test_splits_of_rows() -> None:
 
 
 def test_lengths_that_differ_are_refused() -> None:
-    with pytest.raises(StoreError, match="2 keys, but 1 values of split"):
+    with pytest.raises(pa.ArrowInvalid, match="split expected length 2 but got length 1"):
         Rows.of("image", ["a", "b"], np.eye(2), split=["train"])
     with pytest.raises(StoreError, match="2 keys, 3 embeddings"):
         Rows.of("image", ["a", "b"], np.eye(3))
