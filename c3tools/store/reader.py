@@ -117,20 +117,20 @@ class Store(HubRepository):
 
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
-        from .copies import card_of
+        from .dataset import card_of
 
         return card_of(self)
 
     def save_repository(self, folder: Path) -> None:
-        """Write the data set of the hub to a folder; see `c3tools.store.copies.save_data_set`."""
-        from .copies import save_data_set
+        """Write the data set of the hub to a folder; see `c3tools.store.dataset.save_data_set`."""
+        from .dataset import save_data_set
 
         save_data_set(self, folder)
 
     @classmethod
     def load_repository(cls, folder: Path, **options: Any) -> Store:
-        """Make a store at ``output`` of a data set; see `c3tools.store.copies.load_data_set`."""
-        from .copies import load_data_set
+        """Make a store at ``output`` of a data set; see `c3tools.store.dataset.load_data_set`."""
+        from .dataset import load_data_set
 
         return cls.open(load_data_set(cls.open(folder), **options))
 

@@ -24,9 +24,8 @@ from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import Manifest, record_files
 from .metadata import StoreInfo
-from .reader import Store
 from .rows import embedding_matrix
-from .shards import ShardName
+from .shards import ShardName, part_name, read_batches
 
 
 def load_faiss() -> ModuleType:
@@ -68,7 +67,7 @@ def index_name(modality: str, index: int) -> str:
     return f"{modality}/_part-{index:05d}.faiss"
 
 
-def read_index(store: Store, modality: str, part: int) -> Any:
+def read_index(store: Any, modality: str, part: int) -> Any:
     """Read the index of one shard.
 
     Raises:
@@ -101,9 +100,9 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
     Raises:
         StoreError: if rows cannot be read.
     """
-    store = Store(path, StoreInfo.load(path), Manifest.load(path))
-    info, lacking = store.info, [shard for shard in store.shards if shard not in store.indexed]
-    lacking = [shard for shard in lacking if kind_of(store.file(*shard))]
+    info, manifest = StoreInfo.load(path), Manifest.load(path)
+    records = sorted(manifest.shards.items()) if manifest else []
+    lacking = [shard for shard, record in records if not record.faiss and kind_of(path / part_name(*shard))]
     if not lacking:
         return
     try:
@@ -121,7 +120,7 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
                 index = faiss.IndexScalarQuantizer(info.dim, kind, faiss.METRIC_INNER_PRODUCT)
             else:
                 index = faiss.IndexFlatIP(info.dim)
-            for batch in store.batches(modality, ["embedding"], parts=[part]):
+            for batch in read_batches(path / part_name(modality, part), modality, info, ["embedding"]):
                 rows = embedding_matrix(batch)
                 index.add(rows if info.normalised else unit_rows(rows))
             name = path / index_name(modality, part)
