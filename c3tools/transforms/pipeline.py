@@ -364,7 +364,7 @@ class Pipeline(HubRepository):
         path = folder / JSON_NAME
         try:
             content = read_limited(path)
-            record = msgspec.json.decode(content, type=_Recipe)
+            record = msgspec.json.decode(content, type=_Saved)
             if record.checksum != _checksum(json.loads(content)):
                 raise ValueError("its checksum does not match its content")
             path = folder / TENSORS_NAME
@@ -463,17 +463,19 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
 
 
 class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
-    """A pipeline as users write it, steps and a name, and with all that `Pipeline.save` adds.
-
-    Each step is its kind, or ``{"step": kind, ...settings}``; ``tensors`` is the SHA-256 of the other file.
-    """
+    """An unfitted pipeline, as users write it: each step is its kind, or ``{"step": kind, ...settings}``."""
 
     steps: list[Any]
     name: str = "custom"
-    dim: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    provenance: dict[str, Any] = {}
-    tensors: str = ""
-    checksum: str = ""
+
+
+class _Saved(_Recipe, kw_only=True, forbid_unknown_fields=False):
+    """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
+
+    dim: Annotated[int, msgspec.Meta(gt=0)] | None
+    provenance: dict[str, Any]
+    tensors: str
+    checksum: str
 
 
 def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
