@@ -74,23 +74,22 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
         raise C3Error(f"There is no precision {precision!r}.", remedy="Use auto, fp32, bf16, fp16 or int8.")
     if precision == "int8" and not encoder:
         raise C3Error("int8 is for encoders only.", remedy="Use auto, fp32, bf16 or fp16.")
-    compute = Compute(_device(device), precision)
-    kind = compute.device_type
+    name = _device(device)
+    kind = name.partition(":")[0]
     if kind == "cpu":
-        keep_freed_memory()
+        _keep_freed_memory()
     if precision == "fp16" and kind == "cpu":
         raise C3Error("CPUs do not compute in fp16.", remedy="Use --precision bf16 or fp32 here.")
     if precision == "int8" and not (kind == "cpu" and has_int8()):
-        raise C3Error(f"int8 needs a CPU with avx512_vnni, not {compute.device}.", remedy="Use --precision auto.")
-    if precision != "auto":
-        return compute
-    if kind == "cuda":
-        import torch
-
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
+        raise C3Error(f"int8 needs a CPU with avx512_vnni, not {name}.", remedy="Use --precision auto.")
+    if precision == "auto":
         fast = kind == "cpu" and cpu_has_fast_bf16()
-    return Compute(compute.device, "bf16" if fast else "fp32")
+        if kind == "cuda":
+            import torch
+
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if fast else "fp32"
+    return Compute(name, precision)
 
 
 def pick_devices(devices: str | None = None) -> list[str]:
@@ -102,29 +101,26 @@ def pick_devices(devices: str | None = None) -> list[str]:
     Raises:
         C3Error: if one is missing.
     """
-    if devices is not None:
-        names = [name.strip() for name in devices.split(",") if name.strip()]
-        return [_device(name) for name in names] or pick_devices()
+    if devices and (names := [name.strip() for name in devices.split(",") if name.strip()]):
+        return [_device(name) for name in names]
     if _may_have_gpu():
         import torch
 
         if torch.cuda.device_count() > 1:
             return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [_best_device()]
+    return [_device(None)]
 
 
 @cache
-def keep_freed_memory() -> bool:
+def _keep_freed_memory() -> bool:
     """Have glibc's malloc keep freed memory, up to 1 GiB, for the next allocation; return whether it does.
 
     By default it gives large blocks back to the kernel at once, which clears each page again when the next activations
     are allocated: a third of the time of a small model on a CPU. Other C libraries are left as they are.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
-    except (OSError, AttributeError, TypeError):  # TypeError: on Windows
-        return False
-    if mallopt is None:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library; TypeError: on Windows
         return False
     mapped = mallopt(_M_MMAP_THRESHOLD, _KEPT) or mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)
     return bool(mapped and mallopt(_M_TRIM_THRESHOLD, _KEPT))
@@ -163,12 +159,13 @@ def limit_threads(number: int) -> None:
 
 
 def _device(name: str | None) -> str:
-    if name == "cpu":
-        return name
-    if not name:
-        return _best_device()
+    """Return the name of a device that is there; for None the best one."""
+    if name == "cpu" or not (name or _may_have_gpu()):
+        return "cpu"
     import torch
 
+    if not name:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -178,17 +175,6 @@ def _device(name: str | None) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise C3Error(f"The device {device} is not available: this machine has {torch.cuda.device_count()} CUDA GPUs.")
     return str(device)
-
-
-def _best_device() -> str:
-    if _may_have_gpu():
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-        if torch.backends.mps.is_available():
-            return "mps"
-    return "cpu"
 
 
 @cache

@@ -13,19 +13,7 @@ import torch
 from . import __version__, devices
 from .metrics.captions import JAVA_METRICS, missing_for
 
-PACKAGES = (
-    "torch",
-    "open_clip_torch",
-    "openvino",
-    "nncf",
-    "numpy",
-    "pyarrow",
-    "safetensors",
-    "faiss-cpu",
-    "faiss-gpu",
-)
-_DISTRIBUTION = "c3tools"
-_TOOLING = "dev"  # the extra that contributors install
+_PACKAGES = "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()
 _EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']""")
 
 
@@ -38,28 +26,22 @@ def describe_machine() -> dict[str, Any]:
         ``auto``, the precision that ``--precision auto`` chooses; ``extras``: the missing packages of each extra;
         ``java``: for each score None, or what is missing.
     """
+    extras: dict[str, list[str]] = {}
+    for found in filter(None, map(_EXTRA.match, importlib.metadata.requires("c3tools") or ())):
+        if found["extra"] != "dev":  # that of contributors
+            missing = extras.setdefault(found["extra"], [])
+            missing += [found["package"]] if _version(found["package"]) is None else []
+    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    names += [*(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     return {
         "c3tools": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "devices": [_device(name) for name in _device_names()],
-        "extras": missing_by_extra(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": [_device(name) for name in names],
+        "extras": extras,
         "java": {name: missing_for(name) for name in JAVA_METRICS},
     }
-
-
-def missing_by_extra() -> dict[str, list[str]]:
-    """Return the packages of each extra that are not installed; a complete extra lacks none."""
-    missing: dict[str, list[str]] = {}
-    for line in importlib.metadata.requires(_DISTRIBUTION) or ():
-        found = _EXTRA.match(line)
-        if found is None or found["extra"] == _TOOLING:
-            continue
-        lacking = missing.setdefault(found["extra"], [])
-        if _version(found["package"]) is None:
-            lacking.append(found["package"])
-    return missing
 
 
 def _version(name: str) -> str | None:
@@ -67,11 +49,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _device_names() -> list[str]:
-    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def _device(name: str) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,14 +58,8 @@ class Moments:
 
     @classmethod
     def from_rows(cls, rows: npt.ArrayLike) -> Moments:
-        """Compute the moments of ``rows`` (n, d), of any float dtype, in blocks of bounded memory.
-
-        Raises:
-            ValueError: if ``rows`` does not have two dimensions.
-        """
+        """Compute the moments of ``rows`` (n, d), of any float dtype, in blocks of bounded memory."""
         x = np.asarray(rows)
-        if x.ndim != 2:
-            raise ValueError(f"rows must have two dimensions (n, d), got shape {x.shape}")
         total = cls.empty(x.shape[1])
         for start in range(0, len(x), _BLOCK_ROWS):
             block = x[start : start + _BLOCK_ROWS].astype(np.float64)
@@ -74,14 +69,9 @@ class Moments:
         return total
 
     @classmethod
-    def merge_all(cls, parts: Iterable[Moments], dim: int | None = None) -> Moments:
-        """Merge any number of moments; ``dim`` is needed only if there may be none."""
-        total = None if dim is None else cls.empty(dim)
-        for part in parts:
-            total = part if total is None else total.merge(part)
-        if total is None:
-            raise ValueError("there is nothing to merge, and no dimension was given")
-        return total
+    def merge_all(cls, parts: Iterable[Moments], dim: int) -> Moments:
+        """Merge any number of moments."""
+        return reduce(cls.merge, parts, cls.empty(dim))
 
     @property
     def dim(self) -> int:
@@ -127,10 +117,10 @@ def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[st
 
     Only the upper triangle of each scatter matrix is stored. ``metadata`` is kept as JSON in the header.
     """
-    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    tensors: dict[str, Array] = {}
     for name, moments in sorted(groups.items()):
         tensors[f"{name}/mean"] = np.ascontiguousarray(moments.mean)
-        tensors[f"{name}/scatter"] = np.ascontiguousarray(moments.scatter[np.triu_indices(moments.dim)])
+        tensors[f"{name}/scatter"] = moments.scatter[np.triu_indices(moments.dim)]
     header = {"groups": {name: m.n for name, m in sorted(groups.items())}, **metadata}
     save_file(tensors, path, metadata={"c3": json.dumps(header, sort_keys=True)})
 
@@ -141,27 +131,20 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
     Raises:
         StoreError: if the file is missing, damaged, or not a moments file.
     """
-    with _open_moments(path) as (file, header):
-        groups = {}
-        for name, n in header.pop("groups").items():
-            mean = file.get_tensor(f"{name}/mean").astype(np.float64)
-            upper = np.zeros((len(mean), len(mean)))
-            upper[np.triu_indices(len(mean))] = file.get_tensor(f"{name}/scatter")
-            groups[name] = Moments(int(n), mean, upper + np.triu(upper, 1).T)
-    return groups, header
-
-
-@contextmanager
-def _open_moments(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a moments file and its header; one at a URL is downloaded first."""
     try:
         with ExitStack() as stack:
             local = path
-            if not isinstance(path, Path):
+            if not isinstance(path, Path):  # at a URL
                 local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "moments.safetensors"
                 local.write_bytes(read_all(path))
             file = stack.enter_context(safe_open(local, framework="numpy"))
-            yield file, json.loads((file.metadata() or {})["c3"])
+            header, groups = json.loads((file.metadata() or {})["c3"]), {}
+            for name, n in header.pop("groups").items():
+                mean = file.get_tensor(f"{name}/mean").astype(np.float64)
+                upper = np.zeros((len(mean), len(mean)))
+                upper[np.triu_indices(len(mean))] = file.get_tensor(f"{name}/scatter")
+                groups[name] = Moments(int(n), mean, upper + np.triu(upper, 1).T)
+            return groups, header
     except FileNotFoundError:
         raise StoreError(f"The moments file {path} does not exist.") from None
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -135,7 +135,7 @@ def ablate(
     result = c3tools.ablate(**options, reporter=reporter())
     for table in result.tables():
         print_table(table)
-    for note in [*result.notes, *result.remarks, "", "This command makes the table:"]:
+    for note in [*result.notes, *result.facts, "", "This command makes the table:"]:
         out.print(note)
     out.print(result.command, style="dim", soft_wrap=True)
     message(f"Wrote {options['output']}/table.md and {options['output']}/table.html")

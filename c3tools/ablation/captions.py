@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import devices
 from ..arrays import Matrix
 from ..captioning import Captioner, DecoderTask, GenerationConfig, fit, load_size, nearest, nearest_captions
 from ..captioning import training_config as chosen_training
 from ..captioning.baselines.esper import ESPER_TRAINING, EsperTask
+from ..captioning.baselines.steering import load_text_encoder
 from ..captioning.config import UNCONDITIONAL
 from ..captioning.evaluate import require_captions, store_references, with_references
 from ..captioning.train import captions_of_images, training_rows
@@ -27,12 +29,12 @@ from ..errors import DecoderError, MetricError
 from ..io.artifact import digest_of
 from ..metrics.captions import score_captions
 from ..moments import Moments
-from ..reporter import Reporter, counted
+from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Rows, Store
 from ..training.checkpoints import CheckpointDir
 from ..transforms import Pipeline, preset
-from .methods import METHODS, Cell, Method, Training
+from .methods import METHODS, PUBLISHED, Cell, Method, Training
 from .table import Ablation, Run
 
 PSEUDO_CAPTIONS = 5
@@ -78,27 +80,38 @@ class CaptionTask:
 
     @classmethod
     def of(
-        cls, store: Store, split: str, reporter: Reporter, *, test_store: Store | None = None, **settings: Any
+        cls,
+        store: Store,
+        *,
+        split: str = "test",
+        test_store: Store | str | Path | None = None,
+        methods: Sequence[str] = (),
+        size: str | None = None,
+        set: Sequence[str] = (),
+        epochs: int | None = None,
+        beams: int = 1,
+        device: str | None = None,
+        precision: str = "auto",
+        reporter: Reporter = SILENT,
+        **_: Any,
     ) -> CaptionTask:
         """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
 
-        Args:
-            store: holds texts, and the images unless these are in ``test_store``.
-            split: the images that are captioned and scored; ``all`` for all.
-            reporter: is told what a user should know.
-            test_store: holds the images that are captioned and scored, with their captions: another domain, in which
-                the same key names another image.
-            settings: the other attributes.
+        The arguments are those of `c3tools.ablate`.
 
         Raises:
             StoreError: if texts or images are missing, or the stores are of different models.
             DecoderError: if there are too few captions.
             MetricError: if the split has no images with captions.
         """
+        compute, encoder = devices.pick(device, precision), None
+        if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
+            encoder = load_text_encoder(store.info.model, asking, device=device, precision=precision, reporter=reporter)
         train, val, notes = training_rows(store)
         moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
-        scored = test_store or store
-        if test_store is not None:
+        scored = store
+        if test_store is not None:  # another domain, in which the same key names another image
+            scored = Store.open(test_store, reporter=reporter)
             store.info.require_same_model(
                 scored.info.model, own=f"The store {store.path}", theirs=f"the store {scored.path}"
             )
@@ -117,21 +130,21 @@ class CaptionTask:
             notes.append(f"{len(left_out):,} images without reference captions are left out.")
         own = None
         if "image" in store.modalities:
-            learned = {*train.items, *val.items}
+            own, learned = store.load("image"), {*train.items, *val.items}
             seen = learned.intersection(images.keys) if scored.path.resolve() == store.path.resolve() else frozenset()
             if seen:
                 notes.append(
                     f"The captions of {len(seen):,} scored images are trained on, or checkpoints are chosen on them."
                 )
-            own = store.load("image")
-            wanted = learned - (seen - {*val.items})  # images that are scored are not learned from
-            own = own.select(np.isin(own.keys, [*wanted]))
+            # images that are scored are not learned from
+            own = own.select(np.isin(own.keys, [*(learned - (seen - {*val.items}))]))
         for note in notes:
             reporter.message(note)
         texts = scored.load("text")
         first = {item: row for row, item in reversed([*enumerate(texts.items)]) if texts.captions[row].strip()}
         described = texts.embeddings[[first[key] for key in images.keys]]
-        return cls(train, val, images, references, moments, train_images=own, described=described, **settings)
+        data = train, val, images, references, moments, compute, own, described
+        return cls(*data, size or "small", set, epochs, GenerationConfig.from_options(beams=beams), encoder)
 
     def fit(self, name: str, sigma: float, train_on: str = "text") -> Pipeline:
         """Return a preset fitted on the training captions and the moments."""
@@ -149,7 +162,7 @@ class CaptionTask:
         Raises:
             DecoderError: if images are needed and there are none.
         """
-        if learns_from in ("text", "captions"):
+        if learns_from in ("texts", "captions"):
             return self.train, self.val
         images = self.train_images
         held_out = np.isin([] if images is None else images.keys, self.val.items)
@@ -160,11 +173,11 @@ class CaptionTask:
                 remedy="Embed images of the train split, or leave out paired, ESPER and WS-ClipCap.",
             )
         own, others = images.select(~held_out), images.select(held_out)
-        if learns_from == "images":
-            return own, others
         if learns_from == "pairs":
             return captions_of_images(own, self.train), captions_of_images(others, self.val)
-        return _pseudo_pairs(own, self.train), _pseudo_pairs(others, self.train)
+        if learns_from == "pseudo pairs":
+            return _pseudo_pairs(own, self.train), _pseudo_pairs(others, self.train)
+        return own, others
 
     def learner(self) -> CaptionTask:
         """Return the task without what only captioning needs."""
@@ -173,28 +186,19 @@ class CaptionTask:
     @cached_property
     def learned(self) -> str:
         """A digest of everything that a trained decoder depends on, except its method, sigma and seed."""
-        chosen = load_size(self.size, self.set)
+        size = load_size(self.size, self.set)
         return digest_of(
-            asdict(replace(chosen, training=chosen_training(chosen, epochs=self.epochs))),
-            self.compute.precision,
-            [list(self.train.captions), list(self.val.captions)],
-            self.train.embeddings,
-            self.val.embeddings,
+            [asdict(replace(size, training=chosen_training(size, epochs=self.epochs))), self.compute.precision],
+            *(part for rows in (self.train, self.val) for part in (rows.captions, rows.embeddings)),
             () if self.train_images is None else self.train_images.embeddings,
             *(self.moments[name].mean for name in sorted(self.moments)),
         )
 
     @cached_property
-    def _scored(self) -> str:
-        return digest_of({key: list(self.references[key]) for key in self.images.keys}, self.images.embeddings)
-
-    def made_from(self, cell: Cell) -> list[object]:
-        """Return everything that a cell depends on, beside its method, sigma and seed."""
-        return [self.learned, self._scored, asdict(self._generation(cell.method))]
-
-    def _generation(self, method: str) -> GenerationConfig:
-        steer = METHODS[method].steer
-        return self.generation if steer is None else GenerationConfig.from_options(steer=steer)
+    def scored(self) -> str:
+        """A digest of everything else that captions and their scores depend on."""
+        references = [[*self.references[key]] for key in self.images.keys]
+        return digest_of(asdict(self.generation), self.images.keys, self.images.embeddings, references)
 
     def load(self, folder: Path) -> Captioner:
         """Load a decoder that was kept."""
@@ -204,17 +208,17 @@ class CaptionTask:
         self, training: Training, start: Captioner | None, checkpoints: CheckpointDir, reporter: Reporter
     ) -> Captioner:
         """Train a decoder; ``start`` is the language model of ESPER."""
-        train, val = self.learned_from(training.learns_from)
+        rows = self.learned_from(training.learns_from)
         options: dict[str, Any] = {"checkpoints": checkpoints, "label": training.label, "reporter": reporter}
         if start is not None:
             assert self.encoder is not None
             record = {"language_model_seconds": _training_seconds(start)}
             own = replace(ESPER_TRAINING, seed=training.seed)
-            return fit(EsperTask(train, val, start, self.encoder, own, self.compute.device), record=record, **options)
+            return fit(EsperTask(*rows, start, self.encoder, own, self.compute.device), record=record, **options)
         changes = (*UNCONDITIONAL, *self.set) if training.learns_from == "captions" else self.set
         config = chosen_training(load_size(self.size, changes), epochs=self.epochs, seed=training.seed)
-        pipeline = self.fit(training.preset, training.sigma, train.modality)
-        task = DecoderTask(train, val, pipeline, self.size, changes, config, self.compute)
+        pipeline = self.fit(training.preset, training.sigma, rows[0].modality)
+        task = DecoderTask(*rows, pipeline, self.size, changes, config, self.compute)
         return fit(task, record={"sigma": training.sigma}, **options)
 
     def run(self, cell: Cell, captioner: Captioner | None, reporter: Reporter) -> Run:
@@ -229,13 +233,17 @@ class CaptionTask:
             texts = nearest_captions(asked, self.train)
         else:
             captioner = replace(captioner, pipeline=self.fit(method.inference or str(method.training), cell.sigma))
-            options: dict[str, Any] = {"modality": method.asked_with, "generation": self._generation(cell.method)}
-            options["encoder"] = self.encoder
+            steered = None if method.steer is None else GenerationConfig.from_options(steer=method.steer)
+            block = _TOGETHER.get(method.steer or "", len(rows))
             with reporter.progress(f"{cell.label}: captions", len(rows)) as progress:
-                block = _TOGETHER.get(method.steer or "", len(rows))
                 for part in (slice(first, first + block) for first in range(0, len(rows), block)):
-                    own = keys[part] if method.steer is None else None
-                    texts += captioner.caption(embeddings=asked[part], keys=own, **options)
+                    texts += captioner.caption(
+                        embeddings=asked[part],
+                        modality=method.asked_with,
+                        keys=keys[part],
+                        encoder=self.encoder,
+                        generation=steered or self.generation,
+                    )
                     progress.advance(len(asked[part]))
         outputs = dict(zip(keys, texts, strict=True))
         scores = score_captions(outputs, self.references)
@@ -255,7 +263,7 @@ class CaptionTask:
         """Return the table of runs."""
         title = f"{counted(len(self.images), 'image')}, {counted(len(self.train), 'training caption')}"
         examples = {key: (key, self.references[key][0]) for key in self.images.keys[:_EXAMPLES]}
-        return Ablation(runs, title=title, examples=examples, **shown)
+        return Ablation(runs, title=title, examples=examples, facts=[PUBLISHED], **shown)
 
 
 def _pseudo_pairs(images: Rows, texts: Rows) -> Rows:

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import devices
 from ..devices import Compute
-from ..encoders import Encoder
 from ..errors import MetricError
-from ..imaging.evaluate import ImageScorer, real_photos
+from ..imaging.evaluate import ImageScorer, load_encoders, real_photos
 from ..imaging.generation import inline_png
 from ..imaging.generator import Generator
-from ..imaging.model import SAMPLING_STEPS, Size
+from ..imaging.model import SAMPLING_STEPS, Size, load_size
 from ..imaging.photos import Photos
 from ..imaging.train import GeneratorTask, training_photos
 from ..io.artifact import digest_of
@@ -55,24 +55,40 @@ class ImageTask:
     compute: Compute
     size: Size
     scorer: ImageScorer | None
-    notes: Sequence[str]
+    notes: list[str]
 
     methods: ClassVar[Mapping[str, Method]] = IMAGE_METHODS
     kept_in: ClassVar[str] = "generators"
 
     @classmethod
     def of(
-        cls, store: Store, split: str, reporter: Reporter, *, size: Size, compute: Compute, encoders: Sequence[Encoder]
+        cls,
+        store: Store,
+        *,
+        split: str,
+        size: str | None,
+        set: Sequence[str],
+        steps: int | None,
+        encoder: Sequence[str],
+        device: str | None,
+        precision: str,
+        reporter: Reporter,
+        **_: Any,
     ) -> ImageTask:
         """Read the photos of a table, and one text of each scored photo: the same for every method and seed.
+
+        The arguments are those of `c3tools.ablate`.
 
         Raises:
             GeneratorError: if photos are missing.
             MetricError: if fewer than two photos of the split have texts and can be read.
         """
-        train, val, notes = training_photos(store, size.pixels, reporter=reporter)
+        own, compute = load_size(size or "tiny", set), devices.pick(device, precision)
+        own = replace(own, training=replace(own.training, steps=steps or own.training.steps))
+        encoders = load_encoders(store, encoder, device=device, reporter=reporter)
+        train, val, notes = training_photos(store, own.pixels, reporter=reporter)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
-        reference, others = real_photos(store, size.pixels, split, len(pairs.first), reporter=reporter)
+        reference, others = real_photos(store, own.pixels, split, len(pairs.first), reporter=reporter)
         readable, texts_of = frozenset(reference.rows.keys), dict[int, list[int]]()
         for row in pairs.rows.tolist():
             photo = int(pairs.item_index[row])
@@ -91,7 +107,7 @@ class ImageTask:
         asked = {"image": pairs.first.select(np.array([*texts_of])), "text": pairs.second.select(np.array(drawn))}
         scorer = ImageScorer(reference, others, encoders, conditioning=store.info.model, reporter=reporter)
         notes = [*notes, *filter(None, [reference.unread]), *scorer.notes()]
-        return cls(store, (train, val), asked, compute, size, scorer, notes)
+        return cls(store, (train, val), asked, compute, own, scorer, notes)
 
     def learner(self) -> ImageTask:
         """Return the task without what only scoring needs."""
@@ -107,15 +123,12 @@ class ImageTask:
         )
 
     @cached_property
-    def _scored(self) -> str:
+    def scored(self) -> str:
+        """A digest of everything else that images and their scores depend on."""
         assert self.scorer is not None
         encoders, reference = self.scorer.encoders, self.scorer.reference
         rows = (each.embeddings for each in (*self.asked.values(), reference.rows))
         return digest_of(self.asked["text"].captions, [each.identity for each in encoders], *rows, reference.pixels)
-
-    def made_from(self, cell: Cell) -> list[object]:
-        """Return everything that a cell depends on, beside its method, sigma and seed."""
-        return [self.learned, self._scored]
 
     def load(self, folder: Path) -> Generator:
         """Load a generator that was kept."""

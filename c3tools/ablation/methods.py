@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 
@@ -17,12 +18,11 @@ class Method:
         summary: one line.
         published: its published CIDEr on MS-COCO in percent, of another encoder and decoder; a dash for none.
         inference: preset that the inputs go through afterwards; None for that of the training.
-        learns_from: ``text`` (each caption from its own embedding), ``pairs`` (from its image's embedding),
-            ``pseudo-pairs`` (each training image with the captions nearest to it), ``captions`` (a language model,
+        learns_from: ``texts`` (each caption from its own embedding), ``pairs`` (from its image's embedding),
+            ``pseudo pairs`` (each training image with the captions nearest to it), ``captions`` (a language model,
             which reads no embedding), ``images`` (a mapper before that language model, rewarded by the encoder), or
-            ``image`` (each photo from its own embedding).
+            ``photos`` (each from its own embedding).
         asked_with: modality of the embeddings that captions or images are made from.
-        chosen_on: what the checkpoint is chosen on; a dash for no training.
         steer: how the encoder steers the decoder, if it does (see `c3tools.captioning.GenerationConfig`).
         images: how many of the images are captioned, where a caption is costly; None for all.
     """
@@ -32,9 +32,8 @@ class Method:
     summary: str
     published: str = "–"
     inference: str | None = None
-    learns_from: str = "text"
+    learns_from: str = "texts"
     asked_with: str = "image"
-    chosen_on: str = "texts"
     steer: str | None = None
     images: int | None = None
 
@@ -42,6 +41,11 @@ class Method:
     def needs_encoder(self) -> bool:
         """True where the encoder is asked while it trains or writes."""
         return self.steer is not None or self.learns_from == "images"
+
+    @property
+    def chosen_on(self) -> str:
+        """What the checkpoint is chosen on; a dash for no training."""
+        return "–" if self.training is None else self.learns_from.replace("captions", "texts")
 
 
 METHODS: Mapping[str, Method] = {
@@ -73,32 +77,27 @@ METHODS: Mapping[str, Method] = {
         "a mapper in front of a language model, rewarded by the encoder (Yu et al., 2023)",
         "78.2",
         learns_from="images",
-        chosen_on="images",
     ),
     "CapDec": Method("c2-corrupt", True, "noise on training texts (Nukrai et al., 2022)", "91.8", "capdec"),
     "LAFITE": Method("lafite", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "TOMCap": Method("tomcap", True, "texts moved to the moments of images, noise (2026)", "97.8"),
     "DeCap": Method("c1", False, "images projected on a memory of texts (Li et al., 2023)", "50.6", "decap"),
-    "CLIPRe": Method(None, False, "the nearest training caption (Su et al., 2022)", "25.6", chosen_on="–"),
+    "CLIPRe": Method(None, False, "the nearest training caption (Su et al., 2022)", "25.6"),
     "WS-ClipCap": Method(
         "c1",
         False,
         "training images with their nearest captions",
         "33.7",
-        learns_from="pseudo-pairs",
-        chosen_on="pseudo pairs",
+        learns_from="pseudo pairs",
     ),
     "WS-ClipCap-Multi": Method(
         "c2-corrupt",
         True,
         "like WS-ClipCap, with noise",
         "74.6",
-        learns_from="pseudo-pairs",
-        chosen_on="pseudo pairs",
+        learns_from="pseudo pairs",
     ),
-    "paired": Method(
-        "c1", False, "trained on real pairs, for comparison", "108.3", learns_from="pairs", chosen_on="pairs"
-    ),
+    "paired": Method("c1", False, "trained on real pairs, for comparison", "108.3", learns_from="pairs"),
     "oracle": Method("c3", True, "C3, given a caption of the image in place of the image", asked_with="text"),
 }
 PUBLISHED = (
@@ -107,17 +106,16 @@ PUBLISHED = (
 )
 
 
-def _of_photos(training: str, noisy: bool, summary: str, asked_with: str = "text") -> Method:
-    return Method(training, noisy, summary, learns_from="image", asked_with=asked_with, chosen_on="photos")
-
-
+_of_photos = partial(Method, learns_from="photos", asked_with="text")
 IMAGE_METHODS: Mapping[str, Method] = {
     "C1": _of_photos("c1", False, "Connect alone"),
     "C2_1": _of_photos("c2-collapse", False, "Connect, Collapse"),
     "C2_2": _of_photos("c2-corrupt", True, "Connect, Corrupt"),
     "C3": _of_photos("c3", True, "Connect, Collapse, Corrupt"),
     "LAFITE": _of_photos("lafite", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
-    "oracle": _of_photos("c3", True, "the generator of C3, given the embeddings of the photos themselves", "image"),
+    "oracle": _of_photos(
+        "c3", True, "the generator of C3, given the embeddings of the photos themselves", asked_with="image"
+    ),
 }
 ABLATION = ("C1", "C2_1", "C2_2", "C3")
 # FID and IS on MS-COCO, as the paper prints them (Zhang et al., ICLR 2024): another generator and other data

@@ -22,12 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import devices
-from ..captioning import GenerationConfig
-from ..captioning.baselines.steering import load_text_encoder
 from ..errors import C3Error, telling_what_is_kept
 from ..executors import Executor, Report, Work
-from ..imaging.evaluate import load_encoders, score_text
-from ..imaging.model import load_size
+from ..imaging.evaluate import score_text
 from ..io.artifact import digest_of, holds_result
 from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
@@ -37,7 +34,7 @@ from ..training.checkpoints import CheckpointDir
 from ..transforms.sigma import PAIRS, parse_sigma, sigma_by_rule
 from .captions import CaptionTask
 from .images import ImageTask
-from .methods import IMAGE_METHODS, METHODS, Cell, Method, Training
+from .methods import Cell, Method, Training
 from .table import CHOOSE_BY, Ablation, Run
 
 _OTHER_TASK = {"captions": ("steps", "encoder"), "images": ("test_store", "epochs", "beams")}
@@ -108,12 +105,13 @@ def ablate(
     options = dict(locals())
     defaults = {name: each.default for name, each in inspect.signature(ablate).parameters.items()}
     asked = {name: value for name, value in options.items() if value not in (defaults[name], [])}
-    known: Mapping[str, Method] = {"captions": METHODS, "images": IMAGE_METHODS}.get(task, {})
+    kind: Any = {"captions": CaptionTask, "images": ImageTask}.get(task)
+    known: Mapping[str, Method] = kind.methods if kind else {}
     names = list(known) if methods == "all" else list(dict.fromkeys(_listed(methods)))
     sigmas = list(dict.fromkeys(map(parse_sigma, _listed(sigma))))
-    if (wrong := [name for name in names if name not in known]) or not names:
+    if kind is None or not names or not known.keys() >= {*names}:
         raise C3Error(
-            f"There is no method {', '.join(wrong)!r} for --task {task}.",
+            f"There is no method {', '.join(name for name in names if name not in known)!r} for --task {task}.",
             remedy=f"Choose from {', '.join(known)}." if known else "Use --task captions or --task images.",
         )
     if wrong := [f"--{name.replace('_', '-')}" for name in _OTHER_TASK[task] if name in asked]:
@@ -125,7 +123,7 @@ def ablate(
     with locked(folder), telling_what_is_kept(lambda: kept):
         holds_result(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
         store = Store.open(store, reporter=reporter)
-        made = _task(store, names, options)
+        made: CaptionTask | ImageTask = kind.of(**{**options, "store": store, "methods": names})
         runs: list[Run] = []
         for number, noise in enumerate(sigmas):
             if isinstance(noise, str):
@@ -145,7 +143,7 @@ def ablate(
             values = asked[name] if isinstance(asked[name], list | tuple) else [asked[name]]
             for value in values:
                 parts += [f"--{name.replace('_', '-')}", str(value.path if isinstance(value, Store) else value)]
-        table = made.table(runs, methods=names, command=shlex.join(parts))
+        table = made.table(runs, command=shlex.join(parts))
         table.save(folder)
     return table
 
@@ -158,28 +156,6 @@ def _listed(values: Any) -> list[Any]:
     if isinstance(values, str):
         return [part.strip() for part in values.split(",") if part.strip()]
     return [values] if isinstance(values, float | int) else list(values)
-
-
-def _task(store: Store, methods: Sequence[str], options: Mapping[str, Any]) -> CaptionTask | ImageTask:
-    """Read the data of a table, for the arguments of `ablate`; return what makes its cells."""
-    split, reporter, size = options["split"], options["reporter"], options["size"]
-    encoding = {name: options[name] for name in ("device", "reporter")}
-    compute = devices.pick(options["device"], options["precision"])
-    if options["task"] == "images":
-        chosen = load_size(size or "tiny", options["set"])
-        training = replace(chosen.training, steps=options["steps"] or chosen.training.steps)
-        encoders = load_encoders(store, options["encoder"], **encoding)
-        chosen = replace(chosen, training=training)
-        return ImageTask.of(store, split, reporter, size=chosen, compute=compute, encoders=encoders)
-    settings: dict[str, Any] = {name: options[name] for name in ("set", "epochs")}
-    if options["test_store"] is not None:
-        settings["test_store"] = Store.open(options["test_store"], reporter=reporter)
-    if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
-        encoding["precision"] = options["precision"]
-        settings["encoder"] = load_text_encoder(store.info.model, asking, **encoding)
-    generation = GenerationConfig.from_options(beams=options["beams"])
-    settings |= {"size": size or "small", "generation": generation, "compute": compute}
-    return CaptionTask.of(store, split, reporter, **settings)
 
 
 def run_cells(
@@ -198,7 +174,7 @@ def run_cells(
         C3Error: if a training fails; those that are finished are kept, and the others saved at their last step.
     """
     cells = [cell if task.methods[cell.method].noisy else cell._replace(sigma=0.0) for cell in cells]
-    paths = {cell: folder / "cells" / f"{digest_of(cell, task.made_from(cell))[:16]}.json" for cell in cells}
+    paths = {cell: folder / "cells" / f"{digest_of(cell, task.learned, task.scored)[:16]}.json" for cell in cells}
     finished: dict[Cell, Run] = {}
     for cell, path in paths.items():
         with suppress(OSError, *MALFORMED):
@@ -248,22 +224,20 @@ class _Percent(Reporter, Progress):
     """A reporter of one training that tells another process of each percent that is done."""
 
     def __init__(self, report: Report) -> None:
-        self._report, self._told, self._steps, self._total = report, 0, 0, 0
+        self._report, self._told, self._steps, self._total = report, 0, 0, 1
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        self._total = total or 0
+        self._total = total or 1
         yield self
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         self._steps += count
-        if self._total:
-            self.tell(min(100, 100 * self._steps // self._total))
+        self.tell(min(100, 100 * self._steps // self._total))
 
     def tell(self, percent: int) -> None:
-        if percent > self._told:
-            self._report(percent - self._told, 0)
-            self._told = percent
+        self._report(max(0, percent - self._told), 0)
+        self._told = max(self._told, percent)
 
 
 class _Trainings(Work[Training, None]):

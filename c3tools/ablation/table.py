@@ -17,7 +17,7 @@ from ..metrics.significance import crossed_interval, mean_and_std
 from ..pages import render_page
 from ..pages.render import interval, signed
 from ..tables import Table
-from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED, PUBLISHED_IMAGES, Method
+from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
 INTERVAL = "95 % interval"  # heading
 CHOOSE_BY = "CIDEr"
@@ -57,10 +57,6 @@ class Run:
     parameters: int = 0
     training_seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the values that `c3 ablate --json` writes, but those of its row."""
-        return {name: value for name, value in vars(self).items() if name not in ("outputs", "values")}
-
 
 @dataclass(frozen=True)
 class Ablation:
@@ -68,24 +64,22 @@ class Ablation:
 
     Attributes:
         runs: one per method, seed and sigma.
-        methods: in the order of the rows; that of the runs when empty.
         task: ``captions`` or ``images``.
         title: what was scored, in words.
         command: that makes the table; empty to leave it out.
         real: scores of real photos: what a perfect generator would get; empty for captions.
         examples: of the page: by image key, what stands before and behind the outputs of the methods: the key and a
             caption that a person wrote, or the caption that images were made from and the photo.
-        facts: what a reader should know about the data.
+        facts: what a reader should know about the data, and where published values are from.
     """
 
     runs: Sequence[Run]
-    methods: Sequence[str] = ()
     task: str = "captions"
     title: str = ""
     command: str = ""
     real: Mapping[str, float] = field(default_factory=dict)
     examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    facts: Sequence[str] = ()
+    facts: list[str] = field(default_factory=list)
 
     @property
     def _known(self) -> Mapping[str, Method]:
@@ -93,11 +87,12 @@ class Ablation:
 
     @cached_property
     def _groups(self) -> list[list[Run]]:
-        """The runs of each row, one per seed, in the order of the methods, whichever were finished first."""
+        """The runs of each row, one per seed, in the order of the methods."""
+        order = [run.method for run in self.runs]
         groups: dict[tuple[object, ...], list[Run]] = {}
         for run in self.runs:
             groups.setdefault((run.method, run.sigma, run.sigma_from), []).append(run)
-        return sorted(groups.values(), key=lambda runs: self.methods.index(runs[0].method) if self.methods else 0)
+        return sorted(groups.values(), key=lambda runs: order.index(runs[0].method))
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -112,10 +107,10 @@ class Ablation:
             for name in sorted(first.scores):  # one order for all rows, computed now or read
                 mean, std = mean_and_std([run.scores[name] for run in runs])
                 ends = score_interval(name, _stacked([run.values.get(name, ()) for run in runs]))
-                scores[name] = {"mean": mean, "std": std, "interval": None if ends is None else list(ends)}
+                scores[name] = {"mean": mean, "std": std, "interval": ends}
             row = {name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images")}
-            rows.append({**row, "seeds": len(runs), "published": known.published, "checkpoint": known.chosen_on})
-            rows[-1]["scores"] = scores
+            of_method = {"published": known.published, "checkpoint": known.chosen_on}
+            rows.append({**row, "seeds": len(runs), **of_method, "scores": scores})
         return rows
 
     def tables(self) -> list[Table]:
@@ -162,11 +157,6 @@ class Ablation:
             return "–"
         return f"{row['sigma']:.3g}" + ("" if row["sigma_from"] == "given" else f" ({row['sigma_from']})")
 
-    @property
-    def remarks(self) -> list[str]:
-        """Sentences on the data, and where published values are from."""
-        return [*self.facts, PUBLISHED] if self.task == "captions" else list(self.facts)
-
     @cached_property
     def notes(self) -> list[str]:
         """Sentences that compare each step of the method with what it follows, and other methods with C3.
@@ -188,7 +178,11 @@ class Ablation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores of real photos."""
-        runs = [run.to_dict() for runs in self._groups for run in runs]
+        runs = [
+            {name: value for name, value in vars(run).items() if name not in ("outputs", "values")}
+            for runs in self._groups
+            for run in runs
+        ]
         return {"rows": self.rows, "runs": runs, "real": dict(self.real)}
 
     def to_markdown(self) -> str:
@@ -198,7 +192,7 @@ class Ablation:
             lines += [f"{table.title}:", ""] if table.title else []
             lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
             lines += ["| " + " | ".join(row) + " |" for row in table.rows] + [""]
-        for note in [*self.notes, *self.remarks]:
+        for note in [*self.notes, *self.facts]:
             lines += [note, ""]
         if self.command:
             lines += ["This command makes the table:", "", f"    {self.command}"]

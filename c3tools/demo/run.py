@@ -130,16 +130,15 @@ def _write_page(path: Path, bundled: _Captioned, references: _References, result
     decoders, context = [bundled], dict[str, Any]()
     judged, title = bundled, "Captions from text alone"
     if result is not None:
-        runs, rows = result.ablation.runs, result.ablation.rows
-        first = [run for run in runs if run.seed == runs[0].seed]
-        summaries = {name: method.summary for name, method in METHODS.items()}
-        trained = [_Captioned.score(run.method, summaries[run.method], run.outputs, references) for run in first]
+        runs, context = result.ablation.runs, {"geometry": _geometry_of(result.photos)}
+        trained = [
+            _Captioned.score(run.method, METHODS[run.method].summary, run.outputs, references)
+            for run in runs
+            if run.seed == runs[0].seed
+        ]
         decoders = [*trained, bundled]
         judged = next((decoder for decoder in trained if decoder.name == "C3"), trained[-1])
         title = "Captions from a decoder that never saw an image"
-        best = {metric: max(rows, key=lambda row: row["scores"][metric]["mean"]) for metric in METRICS}
-        context = {"metrics": METRICS, "rows": rows, "summaries": summaries, "best": best}
-        context["geometry"] = _geometry_of(result.photos)
     photos = []
     lines = map(json.loads, (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines())
     attributions = {Path(line["image"]).stem: line for line in lines}
@@ -254,7 +253,7 @@ def run_demo(
             "Means": f"of {means_from}, not of these photos",
             "Sigma": f"{sigma:.4f} per dimension, {sigma_from}",
         }
-        table = task.table(runs, methods=ABLATION)
+        table = task.table(runs)
         result = DemoResult(table, len(train), sigma, photos, facts, bundled, out / "demo.html")
         _write_page(result.page, bundled, references, result)
         if not images:

@@ -12,72 +12,56 @@ from ..errors import MetricError
 from ..io.files import read_csv, read_json
 from ..io.limits import limited_lines
 
-_KEY_NAMES = ("key", "image_id", "image", "file_name", "image_key")
-_LAYOUTS = 'Use rows of {"key", "caption"} or {"image_id", "caption"} (COCO results), or {key: caption}.'
-_REFERENCE_LAYOUTS = (
-    'Use rows of {"image", "captions": [...]} or {"image", "caption"}, {"images", "annotations"} as COCO\'s, '
-    '{"images"} with "sentences" as Karpathy\'s, or {key: [captions]}.'
+_KEYS = ("key", "image_id", "image", "file_name", "image_key")
+_LAYOUTS = (
+    'Use rows of {"key", "caption"}, {"image_id", "caption"} (COCO results) or {"image", "captions": [...]}, '
+    '{key: caption or [captions]}, {"images", "annotations"} as COCO\'s, or {"images"} with "sentences" as Karpathy\'s.'
 )
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """Read one caption per key from a .json, .jsonl, .csv or .tsv file, keys as they are in the file.
+    """Read one caption per key from a file as `read_references` takes it, keys as they are in the file.
 
     Raises:
         MetricError: if the file is missing, of another layout, or has two captions for one key.
     """
-    value = _read(path)
-    if isinstance(value, dict) and isinstance(value.get("captions"), list | dict):
-        value = value["captions"]  # a result of c3 evaluate --json
-    pairs: Iterable[tuple[str, Any]]
-    try:
-        pairs = value.items() if isinstance(value, dict) else [(_key(row), row["caption"]) for row in value]
-        captions: dict[str, str] = {}
-        for key, caption in pairs:
-            if not isinstance(caption, str):
-                raise TypeError(f"the caption of {key} is {type(caption).__name__}")
-            if key in captions:
-                raise MetricError(f"{path} has two captions for {key}.", remedy="Keep one caption per image.")
-            captions[str(key)] = caption
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MetricError(f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS) from error
-    if not captions:
-        raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
-    return captions
+    found = read_references(path)
+    for key, captions in found.items():
+        if len(captions) != 1:
+            raise MetricError(f"{path} has {len(captions)} captions for {key}.", remedy="Keep one caption per image.")
+    return {key: captions[0] for key, captions in found.items()}
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Read reference captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO and Karpathy.
+    """Read captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO, Karpathy and `c3 evaluate --json`.
 
     Raises:
         MetricError: if the file is missing or of another layout.
     """
-    value = _read(path)
-    references: dict[str, list[str]] = {}
+    value, found = _read(path), dict[str, list[str]]()
     try:
+        rows: Iterable[tuple[Any, Any]]
+        if isinstance(value, dict) and isinstance(value.get("captions"), list | dict):
+            value = value["captions"]  # a result of c3 evaluate --json
         if isinstance(value, dict) and "annotations" in value:
-            names = {image["id"]: str(image.get("file_name", image["id"])) for image in value.get("images", [])}
-            for annotation in value["annotations"]:
-                image = annotation["image_id"]
-                references.setdefault(names.get(image, str(image)), []).append(str(annotation["caption"]))
+            names = {image["id"]: image.get("file_name", image["id"]) for image in value.get("images", [])}
+            rows = [(names.get(row["image_id"], row["image_id"]), row["caption"]) for row in value["annotations"]]
         elif isinstance(value, dict) and isinstance(value.get("images"), list):
-            for image in value["images"]:
-                own = references.setdefault(str(image["filename"]), [])
-                own += [str(sentence["raw"]) for sentence in image["sentences"]]
+            rows = [(image["filename"], [row["raw"] for row in image["sentences"]]) for image in value["images"]]
+        elif isinstance(value, dict):
+            rows = value.items()
         else:
-            rows = (
-                value.items()
-                if isinstance(value, dict)
-                else [(_key(r), r["captions" if "captions" in r else "caption"]) for r in value]
-            )
-            for key, texts in rows:
-                listed = [texts] if isinstance(texts, str) else [str(text) for text in texts]
-                references.setdefault(str(key), []).extend(listed)
+            rows = [(_key(row), row["captions" if "captions" in row else "caption"]) for row in value]
+        for key, texts in rows:
+            for text in [texts] if isinstance(texts, str) else texts:
+                if not isinstance(text, str):
+                    raise TypeError(f"a caption of {key} is {type(text).__name__}")
+                found.setdefault(str(key), []).append(text)
     except (KeyError, TypeError, AttributeError) as error:
-        raise MetricError(f"{path} is not a file of references ({error}).", remedy=_REFERENCE_LAYOUTS) from error
-    if not references:
-        raise MetricError(f"{path} contains no references.", remedy=_REFERENCE_LAYOUTS)
-    return references
+        raise MetricError(f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS) from error
+    if not found:
+        raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
+    return found
 
 
 def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
@@ -113,7 +97,7 @@ def _read(path: Path) -> Any:
         if suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as text:
                 rows = read_csv(limited_lines(text), suffix)
-                return [_whole(row, f"{path}, line {rows.line_num}") for row in rows]
+                return [_whole(row, rows.line_num) for row in rows]
         if suffix != ".jsonl":
             return read_json(path)
         with path.open("rb") as file:
@@ -127,20 +111,17 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _whole(row: dict[str, Any], where: str) -> dict[str, Any]:
-    if any(row.pop(None, ())):  # type: ignore[call-overload]  # the key of further cells
-        raise MetricError(
-            f"{where} has more cells than the header names columns.",
-            remedy="Put double quotes around captions that contain the delimiter.",
-        )
+def _whole(row: dict[Any, Any], line: int) -> dict[Any, Any]:
+    if any(row.pop(None, ())):  # the key of further cells
+        raise csv.Error(f"line {line} has more cells than the header; put captions with a delimiter in double quotes")
     return row
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    for name in _KEY_NAMES:
+def _key(row: Mapping[str, Any]) -> Any:
+    for name in _KEYS:
         if name in row:
-            return str(row[name])
-    raise KeyError(f"no {', '.join(_KEY_NAMES)} in a row")
+            return row[name]
+    raise KeyError(f"no {', '.join(_KEYS)} in a row")
 
 
 def _stem(key: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from c3tools import ablate, devices
+from c3tools import ablate
 from c3tools.ablation.captions import CaptionTask
 from c3tools.ablation.methods import METHODS, Cell
 from c3tools.ablation.run import run_cells
@@ -49,8 +49,8 @@ def task(toy_store: Store) -> CaptionTask:
 
 
 def task_of(store: Store, split: str = "test", told: Reporter = SILENT, **options: Any) -> CaptionTask:
-    options |= {"compute": devices.pick("cpu", "fp32"), "size": "tiny", "set": ["layers=1", "max_tokens=4"]}
-    return CaptionTask.of(store, split, told, epochs=1, **options)
+    options |= {"device": "cpu", "precision": "fp32", "size": "tiny", "set": ["layers=1", "max_tokens=4"]}
+    return CaptionTask.of(store, split=split, reporter=told, epochs=1, **options)
 
 
 def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
 
 
 def test_pseudo_pairs_are_training_images_with_their_nearest_training_captions(task: CaptionTask) -> None:
-    train, val = task.learned_from("pseudo-pairs")
+    train, val = task.learned_from("pseudo pairs")
     images, held_out = task.train_images, set(task.val.items)
     assert images is not None
     assert {key.split("#")[0] for key in val.keys} == held_out

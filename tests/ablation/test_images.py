@@ -49,7 +49,7 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     monkeypatch.setattr(GeneratorTask, "fit", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
-    assert trained == [f"{name}, from image, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")]
+    assert trained == [f"{name}, from photos, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")]
     assert finished(told) == 2
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
     assert every.runs[0].scores == first.runs[0].scores
@@ -87,7 +87,7 @@ def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encode
     first.unlink()
     table, _ = table_of(store, tmp_path / "out", methods="C1")
     assert table.runs[0].images == 11
-    assert any(str(first) in remark for remark in table.remarks)
+    assert any(str(first) in remark for remark in table.facts)
     for path in others:
         path.unlink()
     with pytest.raises(MetricError, match="'test', 1 can be read"):

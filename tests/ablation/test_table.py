@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,6 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
         assert f"{low:.1f} to {high:.1f}" in row
     assert shown.rows[1] == ["C1", "–", "30.0", ""]
     assert trainings.rows[1] == ["C1", "–", "1", "2", "13.0", "texts"]
-    assert "Zhang et al. (C3), ICLR 2024" in table.to_markdown()
     assert [run["scores"] for run in table.to_dict()["runs"]] == [run.scores for run in table.runs]
     (zero,) = Ablation([run_of("C3", (0.0, 0.0, 3.0))]).rows
     assert zero["scores"]["CIDEr"]["interval"][0] == 0  # no score is below it
@@ -67,9 +67,8 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
 def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names() -> None:
     read = Run("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2})
     computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3})
-    for runs in ([read, computed], [computed, read]):
-        shown = Ablation(runs, ABLATION).tables()[0]
-        assert [row[::2] for row in shown.rows] == [["C1", "11.1", "22.2"], ["C3", "33.3", "44.4"]]
+    shown = Ablation([read, computed, replace(read, seed=1)]).tables()[0]
+    assert [row[::2] for row in shown.rows] == [["C1", "11.1 ± 0.0", "22.2 ± 0.0"], ["C3", "33.3", "44.4"]]
 
 
 def test_the_tables_of_a_terminal_fit_it() -> None:

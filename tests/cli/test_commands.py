@@ -146,4 +146,4 @@ def test_models_and_the_machine_are_described(c3: C3) -> None:
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["numpy>=1.26", 'no-such-package>=1; extra == "cloud"', 'numpy>=1; extra == "yaml"', 'x; extra == "dev"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
-    assert machine.missing_by_extra() == {"cloud": ["no-such-package"], "yaml": []}
+    assert machine.describe_machine()["extras"] == {"cloud": ["no-such-package"], "yaml": []}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +68,28 @@ def test_layouts_of_references(tmp_path: Path, value: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "value", "name", "named"),
+    ("value", "name", "named"),
     [
-        (read_predictions, [{"key": "a", "text": "x"}], "file.json", "'caption'"),
-        (read_predictions, [{"key": "a", "caption": 3}], "file.json", "a is int"),
-        (read_predictions, [{"caption": "x"}], "file.json", "image_id"),
-        (read_predictions, [{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "file.json", "two .* a"),
-        (read_predictions, [], "file.json", "no captions"),
-        (read_predictions, 3, "file.json", "captions"),
-        (read_predictions, b"\xff\xfe", "file.csv", "CSV"),
-        (read_predictions, b"a,b\n1,2\n", "file.csv", "image_id"),
-        (read_predictions, b"", "file.csv", "no captions"),
-        (read_predictions, b"image,caption\n7.jpg,a dog, running\n", "file.csv", "line 2"),
-        (read_references, b"[{", "file.json", "JSON"),
-        (read_references, [{"image": "a"}], "file.json", "references"),
-        (read_references, {"annotations": []}, "file.json", "no references"),
+        ([{"key": "a", "text": "x"}], "file.json", "'caption'"),
+        ([{"key": "a", "caption": 3}], "file.json", "'int'"),
+        ([{"key": "a", "captions": [3]}], "file.json", "a is int"),
+        ([{"caption": "x"}], "file.json", "image_id"),
+        ([{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "file.json", "2 .* a"),
+        ([], "file.json", "no captions"),
+        (3, "file.json", "captions"),
+        ({"annotations": []}, "file.json", "no captions"),
+        (b"[{", "file.json", "JSON"),
+        (b"\xff\xfe", "file.csv", "CSV"),
+        (b"a,b\n1,2\n", "file.csv", "image_id"),
+        (b"", "file.csv", "no captions"),
+        (b"image,caption\n7.jpg,a dog, running\n", "file.csv", "line 2"),
     ],
 )
-def test_wrong_files_are_refused(
-    tmp_path: Path, read: Callable[[Path], Any], value: Any, name: str, named: str
-) -> None:
+def test_wrong_files_are_refused(tmp_path: Path, value: Any, name: str, named: str) -> None:
     with pytest.raises(MetricError, match=f"{name}.*{named}"):
-        read(write(tmp_path, value, name))
+        read_predictions(write(tmp_path, value, name))
     with pytest.raises(MetricError, match=r"none\.json"):
-        read(tmp_path / "none.json")
+        read_references(tmp_path / "none.json")
 
 
 def test_keys_match_themselves_first_then_stems_then_numbers() -> None:
