@@ -260,18 +260,17 @@ class Captioner(HubRepository):
         record = self.record
         chosen = {name: record.get(name) for name in ("preset", "sigma", "size", "seed")}
         captions = (record.get("captions") or {}).get("train")
+        chosen |= {"captions": captions, "parameters": self.decoder.count_parameters()}
         learned = "captions alone, without images"
         if record.get("modality") == "image":
             rewarded = record.get("monitor") == "reward"  # ESPER
             learned = "images alone, without captions of them" if rewarded else "images and their captions"
-        return Card(
+        return (
             f"A captioner of embeddings of `{self.model.name}`. It learned from {learned}.",
             'import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
             'captioner.caption(["photo.jpg"])',
-            {"encoder": self.model, **chosen, "captions": captions, "parameters": self.decoder.count_parameters()},
-            tags=("image-captioning", "CLIP", "modality-gap"),
-            task="image-to-text",
-            loss=record.get("best_val_loss"),
+            {"encoder": self.model, **chosen, "validation loss": record.get("best_val_loss")},
+            {"tags": ["c3tools", "image-captioning", "CLIP", "modality-gap"], "pipeline_tag": "image-to-text"},
         )
 
     def save(self, folder: str | Path, *, dtype: str = "float32") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import re
 import warnings
@@ -18,7 +19,7 @@ import pyarrow as pa
 from ..errors import CorpusError
 from ..io.files import MALFORMED, delimiter_of, read_csv, read_json
 from ..io.limits import TooLargeError, limited_lines
-from ..io.locations import kind_of, open_binary, open_text
+from ..io.locations import kind_of, open_binary
 from ..io.parquet import open_parquet
 from .items import ReadOptions
 
@@ -122,7 +123,7 @@ def _read_jsonl(path: Path, pick: _Pick) -> Iterator[_Record]:
 
 
 def _read_separated(path: Path, pick: _Pick) -> Iterator[_Record]:
-    with open_text(path, newline="") as file:
+    with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as file:
         try:
             reader = read_csv(limited_lines(file), path.suffix)
             columns = pick(filter(None, reader.fieldnames or []))
@@ -186,7 +187,7 @@ def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
 
 def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
     """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
-    with open_text(path, errors="surrogateescape") as file:
+    with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
             names = {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
             if names.intersection(IMAGE_COLUMNS) and names.intersection(TEXT_COLUMNS):

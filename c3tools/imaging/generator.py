@@ -240,15 +240,14 @@ class Generator(ImageGenerator, HubRepository):
     def card(self) -> Card:
         """Return the facts of its card on the hub."""
         chosen = {name: self.record.get(name) for name in _FACTS}
-        return Card(
+        photos = (self.record.get("photos") or {}).get("train")
+        return (
             f"A generator of small images from embeddings of `{self.model.name}`. It learned from photos and their "
             "image embeddings alone, without texts.",
             'import c3tools\n\ngenerator = c3tools.Generator.from_pretrained("{name}")\n'
             'generator.generate(["a dog on the beach"])',
-            {"encoder": self.model, **chosen, "photos": (self.record.get("photos") or {}).get("train")},
-            tags=("image-generation", "CLIP", "modality-gap"),
-            task="text-to-image",
-            loss=self.record.get("best_val_loss"),
+            {"encoder": self.model, **chosen, "photos": photos, "validation loss": self.record.get("best_val_loss")},
+            {"tags": ["c3tools", "image-generation", "CLIP", "modality-gap"], "pipeline_tag": "text-to-image"},
         )
 
     def save(self, folder: str | Path) -> None:

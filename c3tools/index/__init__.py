@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .build import build_index
-from .index import Hit, Index, SearchResult, contact_sheet, find_index
+from .index import Hit, Index, SearchResult, build_index, contact_sheet, find_index
 
 __all__ = ["Hit", "Index", "SearchResult", "build_index", "contact_sheet", "find_index"]

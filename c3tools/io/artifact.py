@@ -24,9 +24,9 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -43,7 +43,6 @@ from .files import (
     recorded_file,
     sha256_of,
     sync_folder,
-    sync_tree,
     write_json_atomically,
     write_text_atomically,
 )
@@ -55,6 +54,8 @@ HUB = "hf-hub:"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 T = TypeVar("T")
 RepositoryType = Literal["model", "dataset"]
+# a summary; Python that uses the result, with {name} for that of the repository; a table of facts; fields of the header
+Card = tuple[str, str, Mapping[str, object], Mapping[str, Any]]
 _NAMED = 3
 _DATA = (".json", ".parquet", ".safetensors")  # figures and cards may be removed
 _PATIENCE = 5.0  # seconds for a server to answer
@@ -94,7 +95,7 @@ def write_result(
         kind: of the result.
         content: JSON values of its record.
         save: writes all other files to the folder that it is given.
-        keep: keep a former result as `previous_folder`.
+        keep: keep a former result as `_previous`.
     """
     with replacing(Path(folder), keep=keep) as new:
         save(new)
@@ -119,7 +120,7 @@ def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, An
         UnreachableError: if it has to be fetched from the hub, and cannot be.
     """
     folder = local_folder(folder)
-    previous = previous_folder(folder)
+    previous = _previous(folder)
     remedy = f"Make one with `{kind.command}`" + (f", or choose another with {kind.option}." if kind.option else ".")
     again = f"Make it again: `{kind.command} {kind.again}`."
     if (previous / kind.record).is_file():
@@ -146,7 +147,7 @@ def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, An
         raise kind.error(f"The {kind.name} at {folder} is damaged ({error}).", remedy=again) from error
 
 
-def previous_folder(folder: Path) -> Path:
+def _previous(folder: Path) -> Path:
     """Return where the result that a new one replaced is kept."""
     return folder.with_name(f"{folder.name}.previous")
 
@@ -155,8 +156,8 @@ def previous_folder(folder: Path) -> Path:
 def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     """Yield a hidden folder to write to; when the block ends well it becomes ``folder``.
 
-    What was there becomes `previous_folder`. At every moment the old or the new result is whole in one of the two; a
-    run that is killed between the two renames leaves the old one as `previous_folder`.
+    What was there becomes `_previous`. At every moment the old or the new result is whole in one of the two; a
+    run that is killed between the two renames leaves the old one as `_previous`.
 
     Args:
         folder: the folder.
@@ -171,8 +172,12 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        sync_tree(new)  # or a power cut after the renames could leave files without content
-        former = previous_folder(folder) if keep else old
+        for parent, _, names in os.walk(new, topdown=False):  # a power cut could leave files without content
+            for name in names:
+                with (Path(parent) / name).open("rb+") as file:
+                    os.fsync(file.fileno())
+            sync_folder(Path(parent))
+        former = _previous(folder) if keep else old
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)
             folder.rename(former)
@@ -290,7 +295,7 @@ class Target:
         with telling_what_is_kept(lambda: kept):
             save(self.folder)
         if self.there:
-            self.reporter.message(f"The former {self.kind.name} was kept as {previous_folder(self.folder)}.")
+            self.reporter.message(f"The former {self.kind.name} was kept as {_previous(self.folder)}.")
 
     def _compare(self) -> None:
         """Read the record of the result that is there, and refuse to replace it if it has other settings."""
@@ -311,7 +316,7 @@ class Target:
             raise OutputError(
                 f"{self.folder} already contains a finished {self.kind.name}: {why}.",
                 remedy="Choose another folder with --output, or replace it with --overwrite; it is then kept as "
-                f"{previous_folder(self.folder)}.",
+                f"{_previous(self.folder)}.",
             )
 
 
@@ -339,7 +344,7 @@ def claimed(
         OutputError: if another run is writing there; if the folder contains another result that is not to be replaced,
             or anything else; or if it is ``start``, or the former result would be moved there.
     """
-    if start is not None and Path(start).resolve() in (folder.resolve(), previous_folder(folder).resolve()):
+    if start is not None and Path(start).resolve() in (folder.resolve(), _previous(folder).resolve()):
         raise OutputError(
             f"The training starts from {start}, but the new {kind.name} in {folder} would replace it.",
             remedy="Choose another folder with --output.",
@@ -356,44 +361,20 @@ def claimed(
         yield target
 
 
-@dataclass(frozen=True)
-class Card:
-    """The part of a card that follows from the result itself.
+def _card_text(card: Card, name: str, license: str | None) -> str:
+    """Return the card of the repository ``name``: its header, and the part for people."""
+    from huggingface_hub import CardData
 
-    Attributes:
-        summary: one paragraph.
-        code: Python that uses the result, with ``{name}`` for that of the repository.
-        facts: a table of names and values.
-        tags: of the repository, in addition to ``c3tools``.
-        task: the hub's name of the task, such as ``image-to-text``; None if it has none.
-        loss: the best validation loss; None without one.
-        metadata: further fields of the card's header.
-    """
-
-    summary: str
-    code: str
-    facts: Mapping[str, object]
-    tags: Sequence[str] = ()
-    task: str | None = None
-    loss: float | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def text(self, name: str, license: str | None) -> str:
-        """Return the card of the repository ``name``: its header, and the part for people."""
-        from huggingface_hub import CardData
-
-        shared: dict[str, Any] = {"license": license, "library_name": "c3tools", "pipeline_tag": self.task}
-        header = CardData(**shared, tags=["c3tools", *self.tags], **self.metadata).to_yaml().strip()
-        lines = ["---", header, "---", "", f"# {name}", "", self.summary, ""]
-        lines += ["```python", self.code.format(name=name), "```", "", "| | |", "|---|---|"]
-        for key, value in {**self.facts, "validation loss": self.loss, "licence": license or "not stated"}.items():
-            text = (
-                f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-            )
-            text = text.replace("|", r"\|").replace("\n", " ")
-            lines += [f"| {key} | {text} |"] if value is not None else []
-        fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
-        return "\n".join([*lines, "", f"Made with c3tools (Connect, Collapse, Corrupt).{fetch}", ""])
+    summary, code, facts, metadata = card
+    header = CardData(license=license, library_name="c3tools", **metadata).to_yaml().strip()
+    lines = ["---", header, "---", "", f"# {name}", "", summary, ""]
+    lines += ["```python", code.format(name=name), "```", "", "| | |", "|---|---|"]
+    for key, value in {**facts, "licence": license or "not stated"}.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        text = text.replace("|", r"\|").replace("\n", " ")
+        lines += [f"| {key} | {text} |"] if value is not None else []
+    fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
+    return "\n".join([*lines, "", f"Made with c3tools (Connect, Collapse, Corrupt).{fetch}", ""])
 
 
 class HubRepository:
@@ -402,7 +383,7 @@ class HubRepository:
     repository_type: ClassVar[RepositoryType] = "model"
 
     def card(self) -> Card:
-        """Return the facts of its card."""
+        """Return what its card says: a summary, Python that uses it, a table of facts, and fields of the header."""
         raise NotImplementedError
 
     def save_repository(self, folder: Path) -> None:
@@ -434,7 +415,7 @@ class HubRepository:
         self.save_repository(folder)
         config = {"class": type(self).__name__, "library_name": "c3tools", "version": __version__}
         write_json_atomically(folder / CONFIG_FILE, config)
-        write_text_atomically(folder / CARD_FILE, self.card().text(repo_id or folder.name, license))
+        write_text_atomically(folder / CARD_FILE, _card_text(self.card(), repo_id or folder.name, license))
 
     def push_to_hub(
         self,

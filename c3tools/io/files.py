@@ -157,15 +157,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def sync_tree(folder: Path) -> None:
-    """Tell the disk to keep the files below a folder, and their names."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            with (Path(parent) / name).open("rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where they are missing, and tell the disk to keep their names."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -237,13 +237,6 @@ def unread_is_not_damaged(path: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def open_text(path: Path, *, errors: str = "strict", newline: str | None = None) -> Iterator[io.TextIOWrapper]:
-    """Open a file as UTF-8 text, with or without a byte order mark."""
-    with open_binary(path) as file:
-        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors=errors, newline=newline)
-
-
 def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> T:
     """Return the result of ``call``; retry temporary errors (of the server, of the connection) with growing pauses.
 

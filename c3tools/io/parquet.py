@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +23,8 @@ _ANY_SIZE, _MOST_PACKED, _MOST_REPEATED = 1 << 26, 100, 1000
 _BATCH_BYTES = 1 << 25
 _MOST_ROWS = 1 << 10  # of a batch: a text that is stored once may be that of every row
 _WIDTHS = {"INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+# the values of a column in one row group: path (captions.list.element), values, bytes unpacked, kind, encodings
+_Chunk = tuple[str, int, int, str, list[str]]
 _TAIL = 8  # bytes after the footer: its length, and the mark of the format
 # pyarrow ends the process where it cannot make sense of what a footer says of a column, so another process looks at it
 _LOOK = """
@@ -37,16 +38,6 @@ json.dump([[[c.path_in_schema, c.num_values, c.total_uncompressed_size, c.physic
 """
 
 
-class _Chunk(NamedTuple):
-    """The values of a column in one row group, as a footer describes them."""
-
-    path: str  # with the names of its parts: captions.list.element
-    values: int
-    unpacked: int  # bytes
-    kind: str
-    encodings: list[str]
-
-
 @lru_cache(64)
 def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
     """Return what the footer of a Parquet file says of its columns, by row group.
@@ -57,7 +48,8 @@ def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
     done = subprocess.run([sys.executable, "-P", "-c", _LOOK], input=b"PAR1" + footer, capture_output=True, check=False)
     if done.returncode:
         raise pa.ArrowInvalid("its footer is damaged")
-    return [[_Chunk(*chunk) for chunk in group] for group in json.loads(done.stdout)]
+    groups: list[list[_Chunk]] = json.loads(done.stdout)
+    return groups
 
 
 @contextmanager
@@ -115,12 +107,12 @@ class _Reader:
         prefixes = tuple("." if columns is None else f".{name}." for name in columns or [""])
         for number in range(len(self.row_counts)) if group is None else [group]:
             count, of_row = self.row_counts[number], 1
-            for chunk in self._chunks[number]:
-                if f".{chunk.path}.".startswith(prefixes):
-                    self._check(chunk)
+            for path, values, unpacked, kind, encodings in self._chunks[number]:
+                if f".{path}.".startswith(prefixes):
+                    self._check(path, values, unpacked, kind)
                     # a difference may be to a text that has nearly the size of the whole column
-                    is_delta = any(encoding.startswith("DELTA_") for encoding in chunk.encodings)
-                    of_row += chunk.unpacked // (1 if is_delta and chunk.kind == "BYTE_ARRAY" else max(1, count))
+                    is_delta = any(encoding.startswith("DELTA_") for encoding in encodings)
+                    of_row += unpacked // (1 if is_delta and kind == "BYTE_ARRAY" else max(1, count))
             rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // of_row))
             names = None if columns is None else list(columns)
             for batch in self._file.iter_batches(batch_size=rows, row_groups=[number], columns=names):
@@ -129,8 +121,7 @@ class _Reader:
                     raise TooLargeError(f"its values need over {self._most:,} bytes, but the file has {self._size:,}")
                 yield batch
 
-    def _check(self, chunk: _Chunk) -> None:
-        name, values, unpacked, kind, _ = chunk
+    def _check(self, name: str, values: int, unpacked: int, kind: str) -> None:
         if unpacked > max(_ANY_SIZE, _MOST_PACKED * self._size):
             raise TooLargeError(f"its column {name!r} unpacks to {unpacked:,} bytes, but the file has {self._size:,}")
         if unpacked // max(1, values) > LARGEST_IMAGE_FILE:

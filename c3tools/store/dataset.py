@@ -41,13 +41,12 @@ def card_of(store: Any) -> Card:
         **{f"{name} rows": ", ".join(f"{split} {n:,}" for split, n in own) for name, own in counts.items()},
     }
     configs = [{"config_name": name, "data_files": f"{name}/part-*.parquet"} for name in names]
-    return Card(
+    return (
         f"Embeddings of `{info.model.name}` without the images themselves.",
         f'import c3tools, datasets\n\nrows = datasets.load_dataset("{{name}}", "{names[0]}", split="train")  # all\n'
         'store = c3tools.Store.from_pretrained("{name}", output="c3-store")',
         facts,
-        tags=("embeddings", "CLIP", "modality-gap"),
-        metadata={"configs": configs},
+        {"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"], "configs": configs},
     )
 
 

@@ -53,8 +53,8 @@ def read_files(
     """Read files of vectors and their tables, give every row a key, and pair the rows.
 
     Texts find their image by a column (``image_key``, ``image_id``, ...), or by their own ids where these are those of
-    images. Only where texts or images have no ids are they paired by order. Other modalities are paired with images or
-    texts in the same way.
+    images. Only where texts or images have no ids are they paired by order. Other modalities are paired with images in
+    the same way, or with texts where there are no images.
 
     Args:
         source: a published pickle in place of the files.
@@ -86,7 +86,7 @@ def read_files(
     sides: list[_Side] = []
     for name, (vectors, own) in files.items():
         side = _Side(name, vectors, _joined(name, len(vectors), own, tables.get(name, {}), names, notes), names)
-        side.find_items(sides, notes)
+        side.find_items(sides[0] if sides else None, notes)
         side.keys = side.keys or _numbered_keys(side.items if name == "text" else [None] * len(vectors))
         if name == "text" and not sides and len(files) > 1:  # without images, a text is an item to pair others with
             side.items = [*side.own_items]
@@ -176,56 +176,54 @@ class _Side:
             if values and len({*values}) == len(values):  # else they are not of these rows
                 yield str(column), values
 
-    def find_items(self, known: Sequence[_Side], notes: list[str]) -> None:
-        """Fill in the items of texts, or of another modality, from those of ``known`` rows."""
+    def find_items(self, first: _Side | None, notes: list[str]) -> None:
+        """Fill in the items of texts, or of another modality, from those of the ``first`` rows."""
         by = self.item_columns
         if self.name != "image" and by:
             self.items = _ids_of(self.texts, by[0])
-        if not known:
+        if first is None:
             return
-        partners = [other for other in known if other.has_ids]
-        if partners and self.has_ids:
-            self._join(partners, notes)
+        if first.has_ids and self.has_ids:
+            self._join(first, notes)
             return
-        same = None if by else next((other for other in known if len(other) == len(self)), None)
-        if same is None:
+        if by or len(first) != len(self):
             why = f"they name their items in the column {by[0]!r}" if by else "the numbers differ"
             raise StoreError(
-                f"{len(self):,} {self.name} rows cannot be paired with {len(known[0]):,} {known[0].name} rows without "
-                f"ids by their order, because {why}.",
+                f"{len(self):,} {self.name} rows cannot be paired with {len(first):,} {first.name} rows without ids by "
+                f"their order, because {why}.",
                 remedy="Give ids: --meta FILE with those of the images, --text-meta FILE with a column image_key.",
             )
-        lacking = " and the ".join(f"{one.name} rows" for one in (self, same) if not one.has_ids)
+        lacking = " and the ".join(f"{one.name} rows" for one in (self, first) if not one.has_ids)
         notes.append(f"The {lacking} have no ids: row i was paired with row i ({counted(len(self), 'pair')}).")
-        self.items = [*same.own_items]
+        self.items = [*first.own_items]
         if self.name == "text" and _find(self.texts, None, _CAPTIONS) is None:
-            self.texts = same.texts | self.texts  # a caption for each image
+            self.texts = first.texts | self.texts  # a caption for each image
 
-    def _join(self, partners: Sequence[_Side], notes: list[str]) -> None:
-        """Find the items by the first of the columns here that has an id in common with one of ``partners``."""
+    def _join(self, first: _Side, notes: list[str]) -> None:
+        """Find the items by the first of the columns here that has an id in common with the ``first`` rows."""
         by = self.item_columns
         if not by and self.key_column not in _NEVER_ITEMS:
             by = [str(self.key_column)]
             if len({*self.keys}) < len(self):
                 self.keys = _numbered_keys([key or None for key in self.keys])  # several texts have an image's id
-        for other, column in ((other, column) for other in partners for column in by):
+        for column in by:
             wanted = _ids_of(self.texts, column)
-            for target, ids in other.ids(column):
+            for target, ids in first.ids(column):
                 rows = _match_ids(wanted, ids)
                 taken = {*rows} - {None}
                 if taken:
                     notes.append(
-                        f"{self.name.capitalize()} rows were paired with {other.name} rows by their columns {column!r} "
+                        f"{self.name.capitalize()} rows were paired with {first.name} rows by their columns {column!r} "
                         f"and {target!r}: {len(self) - rows.count(None):,} of {len(self):,} {self.name} rows and "
-                        f"{len(taken):,} of {len(other):,} {other.name} rows are paired."
+                        f"{len(taken):,} of {len(first):,} {first.name} rows are paired."
                     )
-                    named, items = wanted if self.item_columns else self.items, other.own_items
+                    named, items = wanted if self.item_columns else self.items, first.own_items
                     self.items = [name if row is None else items[row] for name, row in zip(named, rows, strict=True)]
                     return
         notes.append(
             f"No rows are paired: the ids of the {self.name} rows ({(*by, self.key_column)[0]!r}) and of the "
-            f"{partners[0].name} rows ({partners[0].key_column!r}) have nothing in common. Use --image-key-column to "
-            f"name the column of the {self.name} rows that contains ids of the others."
+            f"{first.name} rows ({first.key_column!r}) have nothing in common. Use --image-key-column to name the "
+            f"column of the {self.name} rows that contains ids of the others."
         )
 
     def rows(self, names: _Names) -> Rows:

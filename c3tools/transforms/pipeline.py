@@ -329,12 +329,12 @@ class Pipeline(HubRepository):
             **{f"fitted on {name} rows": n for name, n in self.provenance.get("n", {}).items()},
             **{f"step {place}": repr(step) for place, step in enumerate(self.steps, start=1)},
         }
-        return Card(
+        return (
             f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy applies it.",
             'import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
             'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
             facts,
-            tags=("embeddings", "CLIP", "modality-gap"),
+            {"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"]},
         )
 
     def save(self, directory: str | Path) -> Path:

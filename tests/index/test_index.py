@@ -16,11 +16,10 @@ from PIL import Image
 from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
-from c3tools.index.build import choose_factory
-from c3tools.store import Rows
+from c3tools.index.index import choose_factory
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
-from tests.conftest import Messages, add_shard, build_store
+from tests.conftest import Messages, add_shard
 from tests.corpus.packing import write_tar
 from tests.stores import gap_store, make_vectors, unit
 
@@ -210,6 +209,11 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, mon
         assert index.to_dict()["added"] == index.rows.num_rows == Index.open(path).rows.num_rows
         return " ".join(messages.texts)
 
+    def add_audio() -> None:
+        columns = {"key": [f"{n}" for n in range(9)], "split": ["train"] * 9}
+        add_shard(own.path, own.info, "audio", 0, make_vectors(9)[0], columns)
+        StoreWriter(own.path).finish()
+
     assert "Rebuilding" not in rebuilt(rebuild=True)
     steps: list[tuple[Callable[[], object] | None, dict[str, Any], str]] = [
         (None, {"factory": "Flat"}, "factory was auto and is now Flat"),
@@ -219,6 +223,7 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, mon
         (None, {}, "modality was .*image.* and is now None"),
         (lambda: grow(own, 0, 12, 1), {}, "changed or were removed"),
         (lambda: grow(own, 100, 200, 7), {}, "more than twice"),
+        (add_audio, {}, "changed or were removed"),
         (lambda: (path / "index.json").write_text('{"shards": 3}'), {}, "damaged"),
         (lambda: (path / "part-00000.faiss").write_bytes(b"x"), {}, "damaged"),
         (
@@ -258,18 +263,6 @@ def test_loaded_moments_are_those_of_the_index(own: Store, tmp_path: Path) -> No
     np.testing.assert_allclose(image_mean(), other.moments("image", "train").mean, atol=1e-6)
     unload_means(own)
     np.testing.assert_allclose(image_mean(), own.moments("image", "train").mean, atol=1e-6)
-
-
-def test_a_modality_that_the_store_has_now(tmp_path: Path) -> None:
-    images, texts = make_vectors(30)
-    keys, splits = [f"{n}" for n in range(30)], ["train"] * 30
-    store = build_store(tmp_path / "s", Rows.of("image", keys, images, split=splits))
-    build_index(store, tmp_path / "index")
-    add_shard(store.path, store.info, "text", 0, texts[::2], {"key": keys, "split": splits, "caption": keys})
-    StoreWriter(store.path).finish()
-    messages = Messages()
-    assert build_index(store.path, tmp_path / "index", reporter=messages).rows.num_rows == 60
-    assert "Rebuilding" in messages.texts[0]
 
 
 def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path) -> None:

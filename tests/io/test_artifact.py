@@ -14,7 +14,6 @@ from c3tools.io.artifact import (
     claimed,
     digest_of,
     holds_result,
-    previous_folder,
     reading,
     replacing,
     write_result,
@@ -96,8 +95,8 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path:
         with pytest.raises(OutputError, match=f"(?s){named}.*out.previous"):
             make(folder, **changes)
     make(folder, overwrite=True, digest="y", reporter=told)
-    assert (previous_folder(folder) / "weights.safetensors").read_text() == "x"
-    assert str(previous_folder(folder)) in told.texts[1]
+    assert (tmp_path / "out.previous" / "weights.safetensors").read_text() == "x"
+    assert str(tmp_path / "out.previous") in told.texts[1]
     (folder / "weights.safetensors").write_text("damaged")
     with pytest.raises(DecoderError, match="weights"):
         make(folder, digest="y")
@@ -112,7 +111,7 @@ def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
     folder = fill(tmp_path / "out")
     (folder / "thing.json").write_text("{}")
     (tmp_path / "link").symlink_to(folder)
-    for start in (folder, tmp_path / "link", tmp_path / "x" / ".." / "out", previous_folder(folder)):
+    for start in (folder, tmp_path / "link", tmp_path / "x" / ".." / "out", tmp_path / "out.previous"):
         claim = claimed(folder, THING, SETTINGS, overwrite=True, start=start)
         with pytest.raises(OutputError, match=str(start)), claim:
             pass
@@ -131,14 +130,14 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: P
 
     for number in itertools.count():
         fill(folder)
-        fill(previous_folder(folder), "older")
+        fill(tmp_path / "out.previous", "older")
         killed = kill_at(tmp_path, number, replace)
         assert {"old", "new"} & {whole(path) for path in tmp_path.iterdir()}
         if not killed:
             break
         with pytest.raises(KeyboardInterrupt), replacing(folder, keep=keep):
             raise KeyboardInterrupt
-        assert {"old", "new"} & {whole(folder), whole(previous_folder(folder))}
+        assert {"old", "new"} & {whole(folder), whole(tmp_path / "out.previous")}
         replace()
         assert (whole(folder), {path.name for path in tmp_path.iterdir()}) == ("new", {"out", "out.previous"})
     assert number > 8

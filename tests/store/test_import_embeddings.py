@@ -25,6 +25,7 @@ from c3tools.store import Rows, Store
 from c3tools.store import import_embeddings as importing
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
 from c3tools.store.pairing import read_files
+from c3tools.store.shards import write_rows
 from c3tools.store.verify import verify_store
 from tests.conftest import store_files
 from tests.stores import make_vectors
@@ -75,9 +76,10 @@ def lines(path: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def write(path: str | Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
     """Write vectors and their columns in the format that the name of the file says."""
     path = Path(path)
-    tensors: dict[str, Any] = {
-        name: torch.tensor(values) for name, values in columns.items() if path.suffix in ".safetensors.pt"
-    }
+    as_array: Any = (
+        np.array if path.suffix == ".npz" else torch.tensor if path.suffix in (".pt", ".safetensors") else list
+    )
+    arrays: dict[str, Any] = {name: as_array(values) for name, values in columns.items()}
     match path.suffix:
         case ".csv":
             with path.open("w", newline="") as file:
@@ -87,11 +89,11 @@ def write(path: str | Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Pat
         case ".parquet":
             pq.write_table(pa.table({**columns, "embedding": pa.array(list(rows), pa.list_(pa.float32()))}), path)
         case ".npz":
-            np.savez(path, embedding=rows, **{name: np.array(values) for name, values in columns.items()})
+            np.savez(path, embedding=rows, **arrays)
         case ".safetensors":
-            save_file({"embedding": torch.from_numpy(rows), **tensors}, path)
+            save_file({"embedding": torch.from_numpy(rows), **arrays}, path)
         case ".pt":
-            torch.save({"embedding": torch.from_numpy(rows), **tensors}, path)
+            torch.save({"embedding": torch.from_numpy(rows), **arrays}, path)
         case ".npy":
             np.save(path, rows)
             values = zip(*columns.values(), strict=True)
@@ -193,7 +195,7 @@ def test_csv_ids_stay_as_they_are_written() -> None:
     ],
 )
 def test_vectors_with_ids_and_their_table(
-    table: str, options: dict[str, str], keys: Any, splits: list[Any] | None
+    table: str, options: dict[str, Any], keys: Any, splits: list[Any] | None
 ) -> None:
     image = write("i.csv", vectors(3), {"id": ["a", "b", "c"]})
     Path("m.csv").write_text(table)
@@ -334,7 +336,7 @@ def test_rows_that_cannot_be_kept_are_listed() -> None:
 def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "SHARD_ROWS", 2)
     import_embeddings(image="five.npy", text="texts.npy", store="whole")
-    real, calls = importing.write_rows, []
+    real, calls = write_rows, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
