@@ -188,6 +188,8 @@ def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
     Raises:
         CorpusError: if it is no such table, or a column is missing.
     """
+    folder = path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
+    stem, split = f"{folder}/{path.stem}" if folder else path.stem, folder or split_in_name(path.stem)
     images: dict[str, Captioned] = {}
     renamed: list[str] = []
     digests = lru_cache(2)(_digests)
@@ -197,14 +199,33 @@ def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
         known = digests(cell._replace(place=0))
         return known[cell.place] if cell.place < len(known) else sha256(repr(cell).encode()).hexdigest()
 
+    for number, cell, named, image_path, own_split, captions in _rows(path, options, corpus):
+        key = named or (key_of_name(image_path) if image_path else f"{stem}:{number}")
+        if not named and key in images and digest(images[key][0].source) != digest(cell):
+            key = f"{key}-{digest(cell)[:_DIGITS]}"
+            renamed += [key] if key not in images else []
+        own = own_split or split
+        item = ImageItem(key, f"{path}#{number}", str(own) if own else None, None, cell)
+        images.setdefault(key, (item, []))[1].extend(captions)
+    yield from images.values()
+    if renamed:
+        corpus.notes.append(
+            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of another image. Digits of a "
+            f"checksum are added to their keys, for example {renamed[0]}. To use other keys, choose a column with "
+            "--key-column."
+        )
+
+
+def _rows(
+    path: Path, options: ReadOptions, corpus: Corpus
+) -> Iterator[tuple[int, ImageSource, str, str | None, Any, list[str]]]:
+    """Yield the rows of a table: number, cell of the image, key ("": none), path in the cell, split, captions."""
     opened, first = False, 0
     try:
         with _open_table(path) as (schema, read):
             image, has_path, key_column, texts = _columns(path, schema, options)
             names = [name for name in schema.names if name in {key_column, SPLIT_COLUMN, *texts}]
-            folder = path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
-            stem, split = f"{folder}/{path.stem}" if folder else path.stem, folder or split_in_name(path.stem)
-            place_of_files = str(options.images_root or path.parent), options.follow_symlinks, options.download
+            files = str(options.images_root or path.parent), options.follow_symlinks, options.download
             opened = True
             for group, (count, batches) in enumerate(read([*names, *([f"{image}.path"] if has_path else [])])):
                 place = 0
@@ -213,21 +234,13 @@ def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
                         cells: Any = batch.column(image) if has_path else None
                         paths = cells.field("path").to_pylist() if has_path else [None] * len(batch)
                         for record, image_path in zip(batch.select(names).to_pylist(), paths, strict=True):
-                            number = first + place
-                            where = f"{path.name}#{number}", f"{path}#{number}"
-                            cell = ImageSource(str(path), group, place, image, *place_of_files)
+                            where = f"{path.name}#{first + place}", f"{path}#{first + place}"
+                            cell = ImageSource(str(path), group, place, image, *files)
+                            key = "" if record.get(key_column) is None else str(record[key_column])
+                            named = key_of_name(key) if key and key_column in IMAGE_COLUMNS else key
+                            captions = _captions(record, texts, where, corpus)
+                            yield first + place, cell, named, image_path, record.get(SPLIT_COLUMN), captions
                             place += 1
-                            value = record.get(key_column)
-                            named = "" if value is None else str(value)
-                            if named and key_column in IMAGE_COLUMNS:
-                                named = key_of_name(named)
-                            key = named or (key_of_name(image_path) if image_path else f"{stem}:{number}")
-                            if not named and key in images and digest(images[key][0].source) != digest(cell):
-                                key = f"{key}-{digest(cell)[:_DIGITS]}"
-                                renamed += [key] if key not in images else []
-                            own = record.get(SPLIT_COLUMN) or split
-                            item = ImageItem(key, where[1], str(own) if own else None, None, cell)
-                            images.setdefault(key, (item, []))[1].extend(_captions(record, texts, where, corpus))
                 except UNREADABLE as error:
                     damaged = f"row group {group} ({counted(count, 'row')}), from row {place} on"
                     message = f"{damaged} cannot be read ({error}); copy the file again"
@@ -241,13 +254,6 @@ def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
                 remedy="It may be cut short. Copy it again.",
             ) from error
         corpus.skip(path.name, str(path), "DamagedTable", reason)
-    yield from images.values()
-    if renamed:
-        corpus.notes.append(
-            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of another image. Digits of a "
-            f"checksum are added to their keys, for example {renamed[0]}. To use other keys, choose a column with "
-            "--key-column."
-        )
 
 
 _Groups = Iterable[tuple[int, Iterable[pa.RecordBatch]]]

@@ -39,7 +39,7 @@ INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
 _INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ignore[arg-type]
 _FILE_COLUMNS = ["key", "path", "size"]
 _COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
-_LINE = r":\d+(#\d+)?$"  # in the key of a text without an image, after the stem of its file
+_LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?$"  # the key of a text without an image: the stem of its file, its line
 
 _Positions = npt.NDArray[np.int64]
 ShardTask = tuple[int, list[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
@@ -122,17 +122,13 @@ def plan_corpus(
         at: _Positions = pc.index_in(rows["key"], table["key"]).fill_null(-1).to_numpy().astype(np.int64)
         positions, other_rows = at[at >= 0], rows.filter(pa.array(at < 0))
         rows, own = rows.filter(pa.array(at >= 0)), table.take(pa.array(positions))
-        known, modified = np.zeros(len(items), bool), np.zeros(len(items), bool)
-        known[positions] = True
+        known, modified = np.isin(np.arange(len(items)), positions), np.zeros(len(items), bool)
         summary = ModalitySummary(already=len(positions))
         if modality == "text":
             differs = pc.not_equal(rows["caption"], own["caption"])
-            of_others = _true(pc.is_in(table["image_key"], sources.foreign))
-            foreign, elsewhere, known = (
-                of_others[positions],
-                table["key"].filter(pa.array(of_others)),
-                known | of_others,
-            )
+            of_others = _is_in(table["image_key"], sources.foreign)
+            foreign, elsewhere = of_others[positions], table["key"].filter(pa.array(of_others))
+            known |= of_others
         else:
             recorded = times["mtime"].take(pc.index_in(table["key"], times["key"]))
             modified = _true(pc.not_equal(table["mtime"], recorded))  # not where either is null
@@ -149,27 +145,34 @@ def plan_corpus(
             gone[row["part"]].add(row["key"])
         summary.gone = [key for keys in gone.values() for key in sorted(keys)]
         failed = [(part, failure) for part in parts for failure in store.shard_failures(modality, part)]
-        failed_keys = _text_array(failure.key for _, failure in failed)
-        for (part, failure), is_there in zip(failed, _true(pc.is_in(failed_keys, sources.media)), strict=True):
-            if sources.was_below(failure.path) and not is_there:
+        has_failed = _is_in(table["key"], [failure.key for _, failure in failed])
+        listed = set(table["key"].filter(pa.array(has_failed)).to_pylist())
+        for part, failure in failed:
+            if failure.key not in listed and sources.was_below(failure.path):
                 gone[part].add(failure.key)
         if not retry_failed:
-            failed_before = _true(pc.is_in(table["key"], failed_keys)) & ~known & ~(modified & update)
+            failed_before = has_failed & ~known & ~(modified & update)
             known |= failed_before
             summary.failed_before = int(failed_before.sum())
-        pending = np.flatnonzero(~known)
         missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
-        made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
-        numbers = chain(made_up_for, (number for number in count() if number not in parts and number not in missing))
-        new = [(next(numbers), pending[start : start + shard_size]) for start in range(0, len(pending), shard_size)]
+        new, made_up_for = _new_shards(np.flatnonzero(~known), parts, missing, shard_size)
         joined = items.with_splits(_joined_splits(store, table)) if (new or changes) and store.modalities else items
-        shards, changed = ShardTasks(joined, new), ShardTasks(joined, changes)
+        changed = ShardTasks(joined, changes)
         summary.changed = _text(changed.inputs["key"]).to_pylist()
-        plans[modality] = Plan(
-            shards, changed, {part: sorted(keys) for part, keys in gone.items()}, made_up_for, summary
-        )
-        sources.add(summary.from_elsewhere, chain(*gone.values()))
+        all_gone = {part: sorted(keys) for part, keys in gone.items()}
+        plans[modality] = Plan(ShardTasks(joined, new), changed, all_gone, made_up_for, summary)
+        sources.foreign += summary.from_elsewhere
+        sources.gone_images += chain(*gone.values())
     return plans
+
+
+def _new_shards(
+    pending: _Positions, parts: Sequence[int], missing: Mapping[int, int], size: int
+) -> tuple[list[tuple[int, _Positions]], list[int]]:
+    """Return numbers and inputs of new shards, and the numbers of missing ones that they make up for."""
+    made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
+    numbers = chain(made_up_for, (number for number in count() if number not in parts and number not in missing))
+    return [(next(numbers), pending[start : start + size]) for start in range(0, len(pending), size)], made_up_for
 
 
 def _stored_rows(store: Store, modality: str) -> Any:
@@ -195,13 +198,14 @@ def _text(column: Any) -> Any:
     return column.cast(pa.large_string())
 
 
-def _text_array(texts: Iterable[str]) -> Any:
-    return pa.array(list(texts), pa.large_string())
-
-
 def _true(mask: Any) -> npt.NDArray[np.bool_]:
     """Return a mask of Arrow, null as false."""
     return np.array(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
+
+
+def _is_in(column: Any, keys: Any) -> npt.NDArray[np.bool_]:
+    """Return which texts of a column are among some keys."""
+    return _true(pc.is_in(column, pa.array(keys, pa.large_string()) if isinstance(keys, list) else keys))
 
 
 def _read_times(store: Path) -> pa.Table:
@@ -231,7 +235,6 @@ class Sources:
     other captions, or none while captions were detected. A text without an image was removed if its file has others.
 
     Attributes:
-        media: keys of the images and videos of the corpus.
         foreign: keys of images that the store has from files that are not of this corpus.
         gone_images: keys of images whose source no longer exists.
     """
@@ -240,30 +243,22 @@ class Sources:
         self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
         self._containers = set(map(_absolute, corpus.containers))
         self._unusable = {_absolute(skipped.path) for skipped in corpus.skipped}
-        self.media = pa.chunked_array(
-            [*corpus.images.table["key"].chunks, *corpus.videos.table["key"].chunks], pa.large_string()
-        )
         self._texts = corpus.texts.table
         self._captioned = self._texts["image_key"].drop_null()
-        self._detected = corpus.captions is None and len(self._captioned) > 0
-        self.foreign, self.gone_images = _text_array(()), _text_array(())
+        detected = corpus.captions is None and len(self._captioned) > 0
+        self._media = [corpus.images.table["key"], corpus.videos.table["key"]] if detected else []
+        self.foreign: list[str] = []
+        self.gone_images: list[str] = []
 
-    def add(self, foreign: Iterable[str], gone_images: Iterable[str]) -> None:
-        """Add keys of images, which decide about their captions."""
-        self.foreign = _text_array([*self.foreign.to_pylist(), *foreign])
-        self.gone_images = _text_array([*self.gone_images.to_pylist(), *gone_images])
-
-    def lost_rows(self, rows: pa.Table) -> npt.NDArray[np.bool_]:
+    def lost_rows(self, rows: Any) -> npt.NDArray[np.bool_]:
         """Return which rows, whose keys are not in the corpus, have a source that no longer exists: bool (n,)."""
         if "path" in rows.column_names:
             return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
         images = rows["image_key"]
-        known = [self.gone_images, self._captioned, *([self.media] if self._detected else [])]
-        lost: npt.NDArray[np.bool_] = np.any([_true(pc.is_in(images, keys)) for keys in known], axis=0)
-        lost &= ~_true(pc.is_in(images, self.foreign))
-        alone = self._texts["key"].filter(pc.is_null(self._texts["image_key"]))
-        files = _files_of_lines(alone).drop_null().unique()
-        lost |= _true(pc.is_in(_files_of_lines(rows["key"]), files)) & _true(pc.is_null(images))
+        known = [_is_in(images, keys) for keys in (self.gone_images, self._captioned, *self._media)]
+        files = _files_of_lines(self._texts["key"].filter(pc.is_null(self._texts["image_key"])))
+        of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(pc.is_null(images))
+        lost: npt.NDArray[np.bool_] = (np.any(known, axis=0) & ~_is_in(images, self.foreign)) | of_file
         return lost
 
     def is_other(self, before: str | None, image: ImageItem) -> bool:
@@ -275,8 +270,8 @@ class Sources:
         if before is None or is_url(before):
             return False
         files = _possible_files(before)
-        own = _absolute(getattr(image.source, "file", image.path)) in files
-        moved = bool(files & self._containers) and not files & self._unusable
+        own = _absolute(image.source.file if image.source else image.path) in files
+        moved = files & self._containers and not files & self._unusable
         return not own and not moved and any(Path(file).is_file() for file in files)
 
     def has_below(self, path: str) -> bool:
@@ -301,5 +296,4 @@ def _possible_files(path: str) -> set[str]:
 
 def _files_of_lines(keys: Any) -> Any:
     """Return the stem of the file of each text by its key, null if it is not a key of a line."""
-    stems = pc.replace_substring_regex(keys, pattern=_LINE, replacement="")
-    return pc.if_else(pc.match_substring_regex(keys, _LINE), stems, None)
+    return pc.struct_field(pc.extract_regex(keys, pattern=_LINE), "file")

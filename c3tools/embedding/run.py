@@ -204,23 +204,20 @@ def embed_corpus(
         writer.adopt(digest_of(writer.info.to_dict()))
         opened, lost = _opened(folder), writer.lost
         plans = plan_corpus(opened, corpus, options.shard_size, options.retry_failed, update, lost)
-        work: dict[str, EmbedWork] = {}
-        if any(len(plan.shards) or (update and len(plan.changed)) for plan in plans.values()):
-            encoder = _loaded_for(folder, encoder, options.dtype)
-            work = {name: EmbedWork(opened, name, encoder, options) for name in plans}
         shards = [plan.shards for plan in plans.values()]
         write_times(folder, shards, replace=False)  # before the first shard; of what is tried or made again, after it
         for name, plan in plans.items():
-            plan.summary.add(_embed_shards(plan.shards, work.get(name), executor, reporter))
-        for name, plan in plans.items():
             summary, gone = plan.summary, plan.gone if prune else {}
-            changed = {number for number, _ in plan.changed.shards} if update else set()
-            if changed:
-                work[name].dropped = {part: gone.get(part, ()) for part in changed}
-                again = _embed_shards(plan.changed, work[name], executor, reporter)
+            dropped = {part: gone.get(part, ()) for part, _ in plan.changed.shards if update}
+            if len(plan.shards) or dropped:
+                encoder = _loaded_for(folder, encoder, options.dtype)
+                work = EmbedWork(opened, name, encoder, options, dropped)
+                summary.add(_embed_shards(plan.shards, work, executor, reporter))
+            if dropped:
+                again = _embed_shards(plan.changed, work, executor, reporter)
                 summary.updated, summary.not_updated = again.embedded, again.failed
                 summary.add(replace(again, embedded=0, failed=0))
-            for part in sorted(gone.keys() - changed):
+            for part in sorted(gone.keys() - dropped):
                 writer.replace_shard(name, part, *rewritten_shard(opened, name, part, gone[part]))
             summary.removed = len(summary.gone) if prune else 0
         made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
@@ -278,12 +275,10 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     return encoder
 
 
-def _embed_shards(
-    shards: ShardTasks, work: EmbedWork | None, executor: Executor, reporter: Reporter
-) -> ModalitySummary:
+def _embed_shards(shards: ShardTasks, work: EmbedWork, executor: Executor, reporter: Reporter) -> ModalitySummary:
     """Make the shards of one modality."""
     summary, failed, start = ModalitySummary(), 0, time.perf_counter()
-    if work is None or not len(shards):
+    if not len(shards):
         return summary
     with reporter.progress(f"{work.modality.capitalize()}s", len(shards.inputs)) as progress:
 

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
@@ -74,14 +74,18 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         modality: ``image``, ``video`` or ``text``.
         encoder: is used in this process; others load the same model, once each.
         options: see there.
-
-    Attributes:
         dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
     """
 
-    def __init__(self, store: Store, modality: str, encoder: Encoder, options: EmbedOptions) -> None:
-        self.modality, self.store = modality, store
-        self.dropped: dict[int, Collection[str]] = {}
+    def __init__(
+        self,
+        store: Store,
+        modality: str,
+        encoder: Encoder,
+        options: EmbedOptions,
+        dropped: Mapping[int, Collection[str]],
+    ) -> None:
+        self.modality, self.store, self.dropped = modality, store, dropped
         self._options, self._cores = options, cores()
         self._encoder: Encoder | None = encoder
         self._model = json.dumps(encoder.identity), encoder.backend.name, encoder.compute.precision
@@ -136,13 +140,11 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         embeddings: list[Matrix] = []
         failures: list[Failure] = []
         summary = ModalitySummary()
-        options = self._options
-        size, limit = options.batch_size or encoder.batch_size("image"), options.image_timeout or None
-        for batch, features, waited in _encoded_batches(encoder, shards, size, self._cores, options.workers, limit):
+        for batch, features in _encoded_batches(encoder, shards, self._options, self._cores):
             embeddings.append(features)
             rows += batch.rows
             failures += batch.failures
-            summary.seconds["waiting"] += waited
+            summary.seconds["waiting"] += batch.waited
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             if batch.last:
                 yield batch.shard, rows, embeddings, failures, summary
@@ -169,18 +171,14 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """Return the mean of the embeddings of a video's frames, at unit length (1, d), and its other columns."""
         frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
         total = np.zeros(encoder.dim)
-        row: dict[str, Any] = {"key": item.key, "path": item.path, "size": item.size, "frames": 0}
-        while True:
-            start = time.perf_counter()
-            pixels = []
-            for at, image in islice(frames, self._options.batch_size or encoder.batch_size("image")):
-                row |= {"width": image.width, "height": image.height, "duration": at, "split": item.split}
-                pixels.append(encoder.pixels(image))
+        row: dict[str, Any] = {"key": item.key, "path": item.path, "size": item.size, "split": item.split, "frames": 0}
+        size, start = self._options.batch_size or encoder.batch_size("image"), time.perf_counter()
+        while some := list(islice(frames, size)):
             seconds["waiting"] += time.perf_counter() - start
-            if not pixels:
-                break
-            total += encoder.backend.submit("image", np.stack(pixels))().sum(axis=0, dtype=np.float64)
-            row["frames"] += len(pixels)
+            at, image = some[-1]
+            row |= {"width": image.width, "height": image.height, "duration": at, "frames": row["frames"] + len(some)}
+            total += encoder.encode_images([image for _, image in some], batch_size=size).sum(axis=0, dtype=np.float64)
+            start = time.perf_counter()
         norm = np.linalg.norm(total)
         if not norm > 0:
             raise ValueError("the embeddings of its frames cancel out")
@@ -266,6 +264,7 @@ class _Batch(NamedTuple):
         rows: the store's columns of the n images that could be decoded: key, path, split, and as they were read
             width and height in pixels, and size in bytes.
         failures: the inputs that could not be decoded.
+        waited: seconds.
     """
 
     shard: int
@@ -273,36 +272,24 @@ class _Batch(NamedTuple):
     pixels: Pixels
     rows: list[dict[str, Any]]
     failures: list[Failure]
+    waited: float
 
 
 def _encoded_batches(
-    encoder: Encoder, shards: Iterable[ShardTask], size: int, cores: int, workers: int | None, time_limit: float | None
-) -> Iterator[tuple[_Batch, Matrix, float]]:
-    """Yield batches of images with their features (n, d), and the seconds that each was waited for.
-
-    The next batches are already computed while the caller uses one.
-    """
-    if workers is None:  # on a CPU one core is left to the model
-        workers = max(1, cores - 1) if encoder.compute.device_type == "cpu" else min(cores, _MOST_WORKERS)
+    encoder: Encoder, shards: Iterable[ShardTask], options: EmbedOptions, cores: int
+) -> Iterator[tuple[_Batch, Matrix]]:
+    """Yield batches of images with their features (n, d); the next are decoded and encoded while one is used."""
+    device = encoder.compute.device_type
+    most = max(1, cores - 1) if device == "cpu" else min(cores, _MOST_WORKERS)  # on a CPU one core is for the model
     batches = pixel_batches(
         shards,
         encoder.preprocess,
-        batch_size=size,
-        workers=workers,
-        pin_memory=encoder.compute.device_type == "cuda",
-        time_limit=time_limit,
+        batch_size=options.batch_size or encoder.batch_size("image"),
+        workers=most if options.workers is None else options.workers,
+        pin_memory=device == "cuda",
+        time_limit=options.image_timeout or None,
     )
-    running: deque[tuple[_Batch, Callable[[], Matrix] | None, float]] = deque()
-    more = True
-    while more or running:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        waited, more = time.perf_counter() - start, batch is not None
-        if batch is not None:
-            running.append((batch, encoder.backend.submit("image", batch.pixels) if batch.rows else None, waited))
-        if running and (not more or len(running) > encoder.backend.ahead):
-            done, features, waited = running.popleft()
-            yield done, np.zeros((0, encoder.dim), np.float32) if features is None else features(), waited
+    return encoder.encode_batches("image", ((batch, batch.pixels) for batch in batches))
 
 
 def encode_files(
@@ -318,9 +305,8 @@ def encode_files(
         C3Error: if no worker process can be started.
     """
     items = [ImageItem(key, str(path), None, None) for key, path in paths.items()]
-    size, limit = encoder.batch_size("image"), EmbedOptions().image_timeout
-    workers = None if len(items) > _FEW else 0
-    for batch, embeddings, _ in _encoded_batches(encoder, [(0, items)], size, cores(), workers, limit):
+    options = EmbedOptions(workers=None if len(items) > _FEW else 0)
+    for batch, embeddings in _encoded_batches(encoder, [(0, items)], options, cores()):
         yield [row["key"] for row in batch.rows], embeddings, batch.failures
 
 
@@ -372,7 +358,6 @@ def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
     message = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if isinstance(error, MemoryError):
         message = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
-    message = "; ".join([message, *getattr(error, "__notes__", [])])
     return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
 
 
@@ -505,6 +490,7 @@ def pixel_batches(
     ahead: deque[tuple[int, bool, Sequence[ImageItem], int, Future[_Decoded] | _Decoded]] = deque()
     with ImageReader() as reader, closing(pool):
         for place in cycle(range(places)):
+            start = time.perf_counter()
             for shard, last, items in islice(jobs, places - len(ahead)):
                 free = (place + len(ahead)) % places
                 if workers:
@@ -520,9 +506,10 @@ def pixel_batches(
                         ahead[number] = shard, last, items, at, pool.decode_one_by_one(items, at, time_limit)
             shard, last, _, _, decoded = ahead.popleft()
             rows, failures = decoded.result() if isinstance(decoded, Future) else decoded
+            waited = time.perf_counter() - start
             pixels = shared[place, : len(rows)].copy()
             if pin_memory:
                 import torch
 
                 pixels = torch.from_numpy(pixels).pin_memory().numpy()  # copies to a GPU then run in the background
-            yield _Batch(shard, last, pixels, rows, failures)
+            yield _Batch(shard, last, pixels, rows, failures, waited)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from .preprocessing import ImagePreprocessor
 
 Modality = Literal["image", "text"]
 Tokens = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 # inputs at a time: with few the activations stay in the cache of a CPU, and a GPU gains nothing from more
 ON_CPU, _ON_GPU = {"image": 32, "text": 128}, {"image": 256, "text": 1024}
@@ -123,7 +124,7 @@ class Encoder:
             for start in range(0, len(images), size)
         )
         parts = [np.zeros((0, self.dim), np.float32)]
-        for _, features in self._run("image", batches):
+        for _, features in self.encode_batches("image", batches):
             parts.append(features)
             if progress is not None:
                 progress.advance(len(features))
@@ -153,7 +154,7 @@ class Encoder:
         self, tokens: Tokens, *, batch_size: int | None = None
     ) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
         """Yield row numbers and embeddings of one batch after another; see `token_batches`."""
-        return self._run("text", self.token_batches(tokens, batch_size))
+        return self.encode_batches("text", self.token_batches(tokens, batch_size))
 
     def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
         """Yield row numbers and tokens, as the text tower is given them, of one batch after another.
@@ -192,11 +193,15 @@ class Encoder:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise EncoderError(f"{image} cannot be read as an image ({error}).") from error
 
-    def _run(self, modality: Modality, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Matrix]]:
+    def encode_batches(self, modality: Modality, batches: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Matrix]]:
         """Yield the embeddings of labelled batches, in order; as many as are computed at a time are read ahead."""
-        running: deque[tuple[Any, Callable[[], Matrix]]] = deque()
+
+        def nothing() -> Matrix:
+            return np.zeros((0, self.dim), np.float32)
+
+        running: deque[tuple[T, Callable[[], Matrix]]] = deque()
         for label, batch in batches:
-            running.append((label, self.backend.submit(modality, batch)))
+            running.append((label, self.backend.submit(modality, batch) if len(batch) else nothing))
             if len(running) > self.backend.ahead:
                 done, result = running.popleft()
                 yield done, result()
