@@ -88,7 +88,7 @@ class Skipped(NamedTuple):
 
 Item = TypeVar("Item", ImageItem, TextItem)
 _NUMBER = pa.int64()
-_SOURCE_TYPES = (_NAME, _NUMBER, _NUMBER, _NAME, _NAME, pa.bool_(), pa.bool_())
+_SOURCE_TYPES: tuple[pa.DataType, ...] = (_NAME, _NUMBER, _NUMBER, _NAME, _NAME, pa.bool_(), pa.bool_())
 _SOURCE = pa.struct(list(zip(ImageSource._fields, _SOURCE_TYPES, strict=True)))
 _TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _NAME}
 
