@@ -36,12 +36,12 @@ class TerminalReporter(Reporter):
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
         """Draw a bar in a terminal; elsewhere print a line every `line_seconds`, and one at the end."""
-        if not self.console.is_terminal:
-            work = _Work(self, label, total, self.line_seconds)
+        bar = self.console.is_terminal
+        work = _Work(self, label, total, math.inf if bar else self.line_seconds)
+        if not bar:
             yield work
             work.finish()
             return
-        work = _Work(self, label, total, math.inf)
         with Live(get_renderable=work.bar, console=self.console, refresh_per_second=5) as live:
             try:
                 yield work

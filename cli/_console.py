@@ -16,8 +16,8 @@ from c3tools.io.files import write_all
 from c3tools.io.locations import location
 
 if TYPE_CHECKING:
-    from c3tools.pages import Section, Table
     from c3tools.reporter import Reporter
+    from c3tools.tables import Table
 
 out = Console(markup=False, highlight=False)  # quiet where JSON goes to standard output
 # messages contain paths and commands that people copy, so no line breaks are inserted
@@ -45,19 +45,6 @@ def reporter() -> Reporter:
     from c3tools.terminal import TerminalReporter
 
     return TerminalReporter(err)
-
-
-def print_sections(sections: Sequence[Section], notes: Sequence[str] = ()) -> None:
-    """Print the headings, sentences, tables and notes of a report."""
-    for section in sections:
-        if section.text or section.tables:
-            out.print(f"\n{section.title}", style="bold")
-        for paragraph in section.text:
-            out.print(paragraph)
-        for table in section.tables:
-            print_table(table)
-    for note in notes:
-        out.print(f"Note: {note}", style="dim")
 
 
 def print_table(table: Table) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import c3tools
 
-from ._console import message, out, print_sections, print_table, reporter
+from ._console import message, out, print_table, reporter
 from ._derive import output_file
 
 
@@ -35,7 +35,15 @@ def gap_report(
     page = _extra_output(html, "gap-report.html", json)
     report = c3tools.gap_report(path or store, **options, reporter=reporter())
     out.print(report.heading, style="bold")
-    print_sections(report.sections() if full else report.summary(), report.notes)
+    for section in report.sections() if full else report.summary():
+        if section.text or section.tables:
+            out.print(f"\n{section.title}", style="bold")
+        for paragraph in section.text:
+            out.print(paragraph)
+        for table in section.tables:
+            print_table(table)
+    for note in report.notes:
+        out.print(f"Note: {note}", style="dim")
     if not full:
         seen = f", {page} shows them with figures" if page else ""
         out.print(f"More: --full prints every table{seen}; docs/reference/geometry.md defines the terms.", style="dim")

@@ -21,30 +21,21 @@ def rows_of(shape: tuple[int, int, int]) -> np.ndarray:
     return rng.normal(size=(n, dim)) * 10.0 ** rng.integers(-3, 4) + rng.normal(size=dim)
 
 
-def assert_same(a: Moments, b: Moments) -> None:
-    assert a.n == b.n
-    scale = np.abs(b.scatter).max() + np.abs(b.mean).max() + 1e-12
-    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-9, atol=1e-9 * scale)
-    np.testing.assert_allclose(a.scatter, b.scatter, rtol=1e-8, atol=1e-9 * scale)
-
-
-@given(shapes)
-@settings(max_examples=50, deadline=None)
-def test_against_numpy(shape: tuple[int, int, int]) -> None:
-    x = rows_of(shape)
-    moments = Moments.from_rows(x)
-    expected = Moments(len(x), x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * len(x))
-    assert_same(moments, expected)
-
-
 @given(shapes, st.lists(st.integers(0, 60), max_size=6), st.randoms())
 @settings(max_examples=80, deadline=None)
-def test_merging_in_any_order_and_partition(shape: tuple[int, int, int], cuts: list[int], random: Random) -> None:
+def test_rows_and_their_merged_parts_have_the_moments_of_numpy(
+    shape: tuple[int, int, int], cuts: list[int], random: Random
+) -> None:
     x = rows_of(shape)
     order = np.random.default_rng(0).permutation(len(x))
     pieces = [Moments.from_rows(p) for p in np.split(x[order], sorted({min(c, len(x)) for c in cuts}))]
     random.shuffle(pieces)
-    assert_same(Moments.merge_all(pieces, x.shape[1]), Moments.from_rows(x))
+    expected = Moments(len(x), x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * len(x))
+    for found in (Moments.from_rows(x), Moments.merge_all(pieces, x.shape[1])):
+        assert found.n == len(x)
+        scale = np.abs(expected.scatter).max() + np.abs(expected.mean).max() + 1e-12
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-9 * scale)
+        np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-8, atol=1e-9 * scale)
 
 
 def test_float16_rows_are_summed_in_double_precision() -> None:
@@ -61,17 +52,11 @@ def test_far_from_the_origin() -> None:
     assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[0, 0] == pytest.approx(2 / 3)
 
 
-def test_empty_is_neutral() -> None:
-    x = Moments.from_rows(np.arange(6.0).reshape(3, 2))
-    empty = Moments.empty(2)
-    assert empty.merge(x) is x
-    assert x.merge(empty) is x
-    assert Moments.merge_all([], 2).n == 0
-
-
-def test_shapes_that_do_not_fit() -> None:
+def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
+    x, empty = Moments.from_rows(np.arange(6.0).reshape(3, 2)), Moments.empty(2)
+    assert empty.merge(x) is x.merge(empty) is x
     with pytest.raises(ValueError, match="dimensions 2 and 3"):
-        Moments.empty(2).merge(Moments.empty(3))
+        empty.merge(Moments.empty(3))
 
 
 def test_saved_moments_are_exact(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from c3tools.reporter import SILENT, counted
+from c3tools.reporter import SILENT
 from c3tools.terminal import TerminalReporter
 
 
@@ -38,14 +38,6 @@ def test_an_error_at_the_start_leaves_no_bar() -> None:
     with pytest.raises(ValueError, match="wrong"), TerminalReporter(console).progress("Indexing", 9):
         raise ValueError("wrong")
     assert text.getvalue().endswith("\x1b[2K")  # the line is erased
-
-
-@pytest.mark.parametrize(
-    ("count", "words", "expected"),
-    [(1, ("image",), "1 image"), (0, ("image",), "0 images"), (20_000, ("query", "queries"), "20,000 queries")],
-)
-def test_counted(count: int, words: tuple[str, ...], expected: str) -> None:
-    assert counted(count, *words) == expected
 
 
 @pytest.mark.parametrize(

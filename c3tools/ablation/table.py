@@ -172,7 +172,7 @@ class Ablation:
             for before, after in [pair for pair in pairs if found.keys() >= {*pair}]:
                 noise = max(found[before][0].sigma, found[after][0].sigma)
                 for metric in [name for name in found[before][0].scores if name.startswith(_COMPARED)]:
-                    if said := describe_difference(found[before], found[after], metric):
+                    if said := _difference(found[before], found[after], metric):
                         notes.append(f"{after} − {before}{f', sigma {noise:.3g}' if noise else ''}: {said}")
         return list(dict.fromkeys(notes))
 
@@ -227,7 +227,7 @@ class Ablation:
         return "".join(table._repr_html_() for table in self.tables())
 
 
-def describe_difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOSE_BY) -> str | None:
+def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOSE_BY) -> str | None:
     """Return the difference of two rows in a score with its 95 % interval, and what it shows.
 
     The rows are compared on the same images and with the seeds that both have.

@@ -36,8 +36,3 @@ ROLES = {
 
 SERIES = (FIRST, SECOND, THIRD, FOURTH, MUTED)
 """Colours for series, in order; the first two are the two modalities wherever there are two."""
-
-
-def css_variables(dark: bool) -> str:
-    """Return the declarations of the CSS variables, light or dark."""
-    return " ".join(f"--{role}: {colours[int(dark)]};" for role, colours in ROLES.items())

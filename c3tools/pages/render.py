@@ -55,13 +55,10 @@ def render_page(template: Path, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, count=count, interval=interval)
+    light, dark = (" ".join(f"--{role}: {pair[i]};" for role, pair in palette.ROLES.items()) for i in (0, 1))
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
-    return environment.get_template(template.name).render(
-        style=Markup(style),
-        light=Markup(palette.css_variables(dark=False)),
-        dark=Markup(palette.css_variables(dark=True)),
-        **context,
-    )
+    shared = {"style": Markup(style), "light": Markup(light), "dark": Markup(dark)}
+    return environment.get_template(template.name).render(**shared, **context)
 
 
 def number(value: float | None, digits: int = 3) -> str:

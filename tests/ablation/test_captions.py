@@ -97,14 +97,6 @@ def test_pseudo_pairs_are_training_images_with_their_nearest_training_captions(t
             assert caption == task.train.captions[order[int(rank)]]
 
 
-def test_each_method_goes_through_the_presets_of_its_paper() -> None:
-    """What a preset does is tested beside the presets."""
-    presets = {name: (method.training, method.inference or method.training) for name, method in METHODS.items()}
-    same = {"C1": "c1", "C2_1": "c2-collapse", "C2_2": "c2-corrupt", "C3": "c3", "LAFITE": "lafite", "TOMCap": "tomcap"}
-    assert {name: presets[name] for name in same} == {name: (own, own) for name, own in same.items()}
-    assert (presets["CapDec"], presets["DeCap"]) == (("c2-corrupt", "capdec"), ("c1", "decap"))
-
-
 @pytest.mark.parametrize("method", ["paired", "WS-ClipCap"])
 def test_images_that_a_method_needs_are_missed(task: CaptionTask, tmp_path: Path, method: str) -> None:
     with pytest.raises(DecoderError, match="images"):

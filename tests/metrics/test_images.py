@@ -71,11 +71,6 @@ def test_the_kernel_distance_is_unbiased() -> None:
     assert min(values) < 0 < max(values)
 
 
-def test_the_inception_score_of_certain_and_of_undecided_images() -> None:
-    assert inception_score(np.eye(7))[0] == pytest.approx(7)
-    assert inception_score(np.full((5, 4), 0.25))[0] == pytest.approx(1)
-
-
 def test_a_copy_of_a_training_photo_is_found() -> None:
     rng = np.random.default_rng(3)
     training, real, made = rng.normal(size=(300, 16)), rng.normal(size=(200, 16)), rng.normal(size=(50, 16))
@@ -154,7 +149,7 @@ def test_the_influence_on_the_kernel_distance_is_that_of_leaving_each_image_out(
 
 
 @given(st.integers(0, 1000), st.integers(2, 20))
-def test_the_influence_on_the_inception_score_is_its_derivative(seed: int, n: int) -> None:
+def test_the_inception_score_and_the_influence_on_it(seed: int, n: int) -> None:
     p = np.random.default_rng(seed).dirichlet(np.full(5, 0.7), size=n) + 1e-6
     p /= p.sum(axis=1, keepdims=True)
 
@@ -164,32 +159,7 @@ def test_the_influence_on_the_inception_score_is_its_derivative(seed: int, n: in
     whole, influence = inception_score(p)
     assert score(np.full(n, 1 / n)) == pytest.approx(whole)
     np.testing.assert_allclose(influence, derivatives(score, n, 1e-5), atol=1e-5)
-
-
-@pytest.mark.parametrize("apart", [0.0, 1.0])
-@pytest.mark.parametrize("d, n", [(16, 150), (48, 40)])
-def test_the_standard_error_is_the_spread_of_the_scores_of_other_photos(d: int, n: int, apart: float) -> None:
-    """Of images that are made from photos; where both are of one distribution, it is too large instead."""
-    found: dict[str, list[tuple[float, float]]] = {"FD": [], "KID": []}
-    for draw in range(150):
-        rng = np.random.default_rng([draw, d])
-        spread = np.arange(1, d + 1) ** -0.5
-        photos = rng.normal(size=(n, d)) * spread
-        made = 0.6 * photos + (0.8 - 0.3 * apart) * rng.normal(size=(n, d)) * spread + 0.5 * apart * spread
-        rows = [unit_rows(np.eye(d)[0] + each) for each in (made, photos)]
-        kernels = [kernel_features(each) for each in rows]
-        scores = {
-            "FD": frechet_distance(*rows),
-            "KID": kernel_distance(*kernels),
-        }
-        for name, (score, *influences) in scores.items():
-            values = photo_values(score, [(influence, range(n)) for influence in influences], n)
-            assert values.mean() == pytest.approx(score)
-            found[name].append((score, values.std(ddof=1) / np.sqrt(n)))
-    for each in found.values():
-        measured, errors = np.array(each).T
-        ratio = np.sqrt(np.mean(errors**2)) / measured.std(ddof=1)
-        assert (0.85 < ratio < 1.35) if apart else (0.9 < ratio < 2.5)
+    assert inception_score(np.eye(7))[0] == pytest.approx(7)  # images of which all is certain
 
 
 def test_values_per_photo_join_what_belongs_to_a_photo() -> None:

@@ -106,19 +106,7 @@ def test_without_a_share_of_both_the_interval_is_made_of_the_two_standard_errors
     assert crossed_interval(values) == pytest.approx((values.mean() - width, values.mean() + width), rel=1e-4, abs=1e-4)
 
 
-@given(st.integers(0, 1000), st.integers(2, 5), st.integers(3, 30), st.floats(-100, 100), st.floats(0.1, 10))
-def test_the_interval_moves_and_scales_with_the_scores(
-    seed: int, seeds: int, images: int, shift: float, scale: float
-) -> None:
-    values = drawn(seed, seeds, images, (1, 2, 3))
-    low, high = crossed_interval(values) or (0, 0)
-    rng = np.random.default_rng(seed)
-    shuffled = (shift + scale * values)[rng.permutation(seeds)][:, rng.permutation(images)]
-    assert crossed_interval(shuffled) == pytest.approx((shift + scale * low, shift + scale * high), abs=1e-6)
-    assert crossed_interval(-values) == pytest.approx((-high, -low), abs=1e-6)
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [2, 5])
 @pytest.mark.parametrize("spreads", [(1.5, 10, 45), (5, 10, 45), (0, 40, 0), (4, 0, 0)])
 def test_intervals_over_seeds_and_images_cover_the_mean(seeds: int, spreads: tuple[float, float, float]) -> None:
     """Like CIDEr of one method, and like differences of two; the last two vary with the images or the seeds alone."""
