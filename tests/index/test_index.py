@@ -119,22 +119,13 @@ def test_what_cannot_be_built(store: Store, tmp_path: Path, options: dict[str, A
     assert not (tmp_path / "index").exists()
 
 
-def test_what_cannot_be_searched(store: Store, index: Index, tmp_path: Path) -> None:
+def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_path: Path) -> None:
     other = Store.open(gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64}))
-    vector = store.load("image").embeddings[4]
-    for query, words in (
-        ({"key": "img001", "k": 0}, "k must be at least 1, not 0"),
-        ({"text": ""}, "content"),
-        ({"text": ["a dog", " "]}, "content"),
-        ({}, "none"),
-        ({"key": "img001", "vector": vector}, "vector, key"),
-        ({"key": "nobody"}, "'nobody'"),
-        ({"vector": vector, "within": "audio"}, "audio.* image, text"),
-        ({"vector": other.path}, r"other of another \(bbbbbbbbbbbb\)"),
-        ({"key": "img001", "store": other}, r"other of another \(bbbbbbbbbbbb\)"),
-    ):
-        with pytest.raises(StoreError, match=words):
+    for query in ({"vector": other.path}, {"key": "img001", "store": other}):
+        with pytest.raises(StoreError, match=r"other of another \(bbbbbbbbbbbb\)"):
             index.search(**query)
+    with pytest.raises(StoreError, match="k must be at least 1, not 0"):
+        index.search(key="img001", k=0)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

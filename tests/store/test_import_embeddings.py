@@ -190,8 +190,6 @@ def test_csv_ids_stay_as_they_are_written() -> None:
         ("photo,split\nc.jpg,x\na,y\nb,z\n", {"key_column": "photo"}, ["a", "b", "c.jpg"], ["y", "z", "x"]),
         ("id,split\nx,test\ny,val\nz,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
         ("id,split\na,test\na,val\nb,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
-        ("split\ntest\n", {}, "There are 3 image rows, but 1 row in their table", None),
-        ("id\na\n", {"key_column": "uid"}, r"There is no column 'uid'\. The columns are 'id'", None),
     ],
 )
 def test_vectors_with_ids_and_their_table(
@@ -209,11 +207,6 @@ def test_vectors_with_ids_and_their_table(
     assert (report.notes[0] == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (
         None in splits
     )
-
-
-def test_images_that_share_an_id_are_refused() -> None:
-    with pytest.raises(StoreError, match="Keys of image rows must be unique, but 'a' occurs 2 times"):
-        bring({"id": ["a", "b", "a"]}, {"id": ["a", "b", "c"]})
 
 
 def test_other_modalities_are_joined_with_images_by_id() -> None:
