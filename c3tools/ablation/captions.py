@@ -21,11 +21,11 @@ from ..captioning import training_config as chosen_training
 from ..captioning.baselines.esper import ESPER_TRAINING, EsperTask
 from ..captioning.baselines.steering import load_text_encoder
 from ..captioning.config import UNCONDITIONAL
-from ..captioning.evaluate import require_captions, store_references, with_references
+from ..captioning.evaluate import images_with_references, require_captions, store_references
 from ..captioning.train import captions_of_images, training_rows
 from ..devices import Compute
 from ..encoders import Encoder
-from ..errors import DecoderError, MetricError
+from ..errors import DecoderError
 from ..io.artifact import digest_of
 from ..metrics.captions import score_captions
 from ..moments import Moments
@@ -120,12 +120,7 @@ class CaptionTask:
                 moments["image"] = scored.fitting_moments("image")
                 notes.append(f"{store.path} has no image mean; it is that of the train images of {scored.path}.")
         references = store_references(scored)
-        images, left_out = with_references(scored.load("image", split), references)
-        if not len(images):
-            raise MetricError(
-                f"The store {scored.path} has no images with captions in the split {split!r}.",
-                remedy=f"Choose another with --split. The splits of images are {scored.list_splits('image')}.",
-            )
+        images, left_out = images_with_references(scored, split, references)
         if left_out:
             notes.append(f"{len(left_out):,} images without reference captions are left out.")
         own = None

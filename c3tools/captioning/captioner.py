@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from safetensors.torch import load_model, save_model
+from tokenizers import Tokenizer
 
 from ..arrays import Mask, Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
@@ -137,7 +138,7 @@ class Captioner(HubRepository):
         if generation.method in STEERED:
             encoder = encoder or load_text_encoder(self.model, generation.method)
             unit = unit_rows(embeddings)
-            captions = write_steered(self.decoder, self.tokenizer, inputs, unit, generation, encoder)
+            captions = write_steered(self.decoder, self.tokenizer, inputs, unit, generation.method, encoder)
         elif self.is_language_model:
             raise DecoderError(
                 "The decoder is a language model: it reads no embedding, and its captions say nothing about an image.",
@@ -315,7 +316,8 @@ class Captioner(HubRepository):
             else:
                 decoder = LanguageModelDecoder(LanguageModelConfig(**config))
             load_model(decoder, found / _WEIGHTS_FILE)
-            tokenizer = CaptionTokenizer.load(found / _TOKENIZER_FILE, decoder.pad_id, decoder.end_id)
+            text = (found / _TOKENIZER_FILE).read_text(encoding="utf-8")
+            tokenizer = CaptionTokenizer(Tokenizer.from_str(text), decoder.pad_id, decoder.end_id)
             return cls(decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"]))
 
 

@@ -268,8 +268,8 @@ def training_config(
         epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
         if patience is None and epochs > own.epochs and "patience" not in changed:
             patience = _PATIENCE
-    given = {name: value for name, value in (("epochs", epochs), ("patience", patience)) if value is not None}
-    return replace(own, seed=seed, **given)
+    epochs = own.epochs if epochs is None else epochs
+    return replace(own, seed=seed, epochs=epochs, patience=own.patience if patience is None else patience)
 
 
 def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:

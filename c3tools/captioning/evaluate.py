@@ -133,64 +133,41 @@ def evaluate_captions(
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if isinstance(references, str | Path):
         references = read_references(Path(references))
-    if captions is None or references is None or clip_score:
-        store = Store.open(store, reporter=reporter)
-        if references is None:
-            require_captions(store)
-    known: Texts = references if references is not None else store_references(store)  # type: ignore[arg-type]
     encoder: Encoder | None = None
+    opened: Any = None  # if it is needed
+    if captions is None or references is None or clip_score:
+        opened = Store.open(store, reporter=reporter)
+        if references is None:
+            require_captions(opened)
+        if clip_score or (steer and captions is None):
+            names = {"recorded": opened.info.model, "device": device, "backend": backend, "precision": precision}
+            encoder = resolve_encoder(**names, reporter=reporter)
+    known: Texts = references if references is not None else store_references(opened)
     left_out: list[str] = []
-
-    def load_encoder() -> Encoder:
-        assert isinstance(store, Store)
-        identity = store.info.model
-        return resolve_encoder(
-            recorded=identity, device=device, backend=backend, precision=precision, reporter=reporter
-        )
-
     if captions is not None:
         own = _captions(captions)
     else:
-        assert isinstance(store, Store)
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
-        encoder = load_encoder() if steer else None
-        decoder.check_model(store.info.model, store.info.dim)
-        images = store.load("image", split=split)
-        if not len(images):
-            raise MetricError(
-                f"The store {store.path} has no images in the split {split!r}. Its splits are "
-                f"{store.list_splits('image')}.",
-                remedy="Choose another with --split, or use `--split all`.",
-            )
-        # captions in the store name their image exactly
-        images, left_out = with_references(images, known if references is None else align_keys(images.keys, known))
-        if not len(images):
-            first = f"the first reference is of {next(iter(known))!r}" if known else "there are no references"
-            raise MetricError(
-                f"No image of the store {store.path} in the split {split!r} has a reference caption. The first image "
-                f"is {left_out[0]!r}; {first}.",
-                remedy="Choose another split with --split, or references that name the images as the store does.",
-            )
-        if store.split_note and split in STANDARD:
-            reporter.message(store.split_note)
+        decoder.check_model(opened.info.model, opened.info.dim)
+        images, left_out = images_with_references(opened, split, known, exact=references is None)
+        if opened.split_note and split in STANDARD:
+            reporter.message(opened.split_note)
         texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
         own = dict(zip(images.keys, texts, strict=True))
     details = score_captions(own, align_keys(own, known), java=java)
-    names = details.corpus if resamples else ()
-    intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in names}
+    scored = details.corpus if resamples else ()
+    intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in scored}
     result = Evaluation(own, dict(details.corpus), intervals, details, notes=list(details.notes), left_out=left_out)
     if left_out:
-        without = "no reference captions and"
-        said = counted(len(left_out), f"image has {without} is", f"images have {without} are")
+        said = counted(len(left_out), "image without reference captions is", "images without reference captions are")
         result.notes.append(f"{said} left out; the first is {left_out[0]}.")
-    if clip_score:
-        assert isinstance(store, Store)
-        result.scores.update(_clip_scores(store, encoder or load_encoder(), own, known))
+    if clip_score and encoder is not None:
+        result.scores.update(_clip_scores(opened, encoder, own, known))
     if against is not None:
         others = _captions(against)
         other = score_captions(others, align_keys(others, known), java=java)
-        shared = [name for name in result.scores if name in other.corpus and name in details.corpus]
+        shared = [name for name in details.corpus if name in other.corpus]
         result.differences.update({name: compare(other, details, name) for name in shared})
     return result
 
@@ -201,15 +178,12 @@ def require_captions(store: Store) -> None:
     Raises:
         StoreError: if the store has no texts, or none of them has a caption.
     """
-    if "text" not in store.modalities:
-        there = ", ".join(store.modalities) or "no rows"
-        lacks = f"no text rows, and so no captions; it only has {there}"
-    elif any(any(batch.column("caption").to_pylist()) for batch in store.batches("text", ["caption"])):
+    texts = store.batches("text", ["caption"]) if "text" in store.modalities else ()
+    if any(any(batch.column("caption").to_pylist()) for batch in texts):
         return
-    else:
-        lacks = f"no captions: the column caption is empty in all of its {store.count('text'):,} text rows"
+    there = ", ".join(f"{store.count(name):,} {name} rows" for name in store.modalities) or "no rows"
     raise StoreError(
-        f"The store {store.path} has {lacks}.",
+        f"The store {store.path} has no captions in text rows; it has {there}.",
         remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a table that has a column "
         "of captions (`c3 import --text FILE --meta FILE`) into a new store.",
     )
@@ -230,10 +204,32 @@ def _captions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
     return dict(captions) if isinstance(captions, Mapping) else read_predictions(Path(captions))
 
 
-def with_references(images: Rows, references: Texts) -> tuple[Rows, list[str]]:
-    """Return the images with a reference caption, and the keys of the others."""
+def images_with_references(
+    store: Store, split: str, references: Texts, *, exact: bool = True
+) -> tuple[Rows, list[str]]:
+    """Return the images of a split that have a reference caption, and the keys of the others.
+
+    Args:
+        store: of the images.
+        split: ``all`` for all.
+        references: captions by key of their image.
+        exact: whether they name the images exactly, as captions of the store do.
+
+    Raises:
+        MetricError: if no image has one.
+    """
+    images = store.load("image", split=split)
+    if not exact:
+        references = align_keys(images.keys, references)
     has = np.array([any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool)
-    return images.select(has), [key for key, kept in zip(images.keys, has, strict=True) if not kept]
+    if not has.any():
+        first = f" The first image is {images.keys[0]!r}." if len(images) else ""
+        raise MetricError(
+            f"None of the {len(images):,} images of the store {store.path} in the split {split!r} has a reference "
+            f"caption. The splits of images are {store.list_splits('image')}.{first}",
+            remedy="Choose another split with --split, or references that name the images as the store does.",
+        )
+    return images.select(has), images.select(~has).keys
 
 
 def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts) -> dict[str, float]:

@@ -33,18 +33,10 @@ class GenerationConfig:
     Attributes:
         method: ``greedy`` (the paper's), ``beam`` or ``nucleus``; or, steered by the encoder, ``magic`` (it scores each
             word again) or ``zerocap`` (a gradient shifts what the decoder has read).
-        beams: hypotheses kept per caption by ``beam`` and ``zerocap``.
+        beams: hypotheses kept per caption by ``beam``.
         length_penalty: ``beam`` compares hypotheses by log-probability / length ** this.
         top_p: ``nucleus`` samples from the smallest set of tokens that has this probability.
         temperature: ``nucleus`` divides the scores by this.
-        candidates: tokens that the encoder compares at each step: 45 in MAGIC (k), 512 in ZeroCap.
-        alpha: weight of ``magic``'s penalty on repetition.
-        beta: weight of ``magic``'s similarity of the text so far with the image.
-        similarity_scale: cosines are multiplied by this before their softmax over the candidates.
-        gradient_steps: of ``zerocap``, for each word.
-        step_size: of each; gradients are divided by their norm ** 0.9.
-        fluency: weight of ``zerocap``'s divergence from the decoder as it was.
-        fusion: ``zerocap`` multiplies its probabilities ** this by those of the decoder as it was ** (1 - this).
         batch_size: embeddings per batch.
         seed: of ``nucleus``.
     """
@@ -54,14 +46,6 @@ class GenerationConfig:
     length_penalty: float = 0.7
     top_p: float = 0.9
     temperature: float = 1.0
-    candidates: int = 45
-    alpha: float = 0.1
-    beta: float = 2.0
-    similarity_scale: float = 100.0
-    gradient_steps: int = 5
-    step_size: float = 0.3
-    fluency: float = 0.2
-    fusion: float = 0.99
     batch_size: int = 250
     seed: int = 0
 
@@ -70,7 +54,7 @@ class GenerationConfig:
             raise DecoderError(
                 f"There is no generation method {self.method!r}.", remedy=f"Choose from {', '.join(get_args(Method))}."
             )
-        positive = ("beams", "batch_size", "temperature", "top_p", "candidates")
+        positive = ("beams", "batch_size", "temperature", "top_p")
         require_valid(self, positive=positive, shares=("top_p",), error=DecoderError)
 
     @classmethod
@@ -93,7 +77,7 @@ class GenerationConfig:
         if steer is not None:
             if steer not in STEERED:
                 raise DecoderError(f"No method {steer!r} steers a decoder.", remedy=f"Choose {' or '.join(STEERED)}.")
-            return cls("magic") if steer == "magic" else cls("zerocap", candidates=512)
+            return cls(steer)  # type: ignore[arg-type]
         if top_p is not None:
             return cls("nucleus", top_p=top_p, temperature=temperature, seed=seed)
         return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()
@@ -115,41 +99,39 @@ def generate(
         keys: one per input; needed by ``nucleus``, which draws from (seed, key).
     """
     config = config or GenerationConfig()
-    limit = model.config.max_tokens
     captions: list[list[int]] = []
     for start in range(0, len(inputs), config.batch_size):
         part = slice(start, start + config.batch_size)
         batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         if config.method == "beam":
-            captions += _beam(model, batch, config, limit)
+            captions += _beam(model, batch, config)
             continue
         draws = None
         if config.method == "nucleus":
-            numbers = [generator(config.seed, "nucleus", key).random(limit) for key in keys[part]]
+            numbers = [generator(config.seed, "nucleus", key).random(model.config.max_tokens) for key in keys[part]]
             draws = torch.from_numpy(np.array(numbers)).to(model.device)  # (B, T)
-        captions += _stepwise(model, batch, config, limit, draws)
+        captions += _stepwise(model, batch, config, draws)
     return captions
 
 
-def _stepwise(
-    model: Decoder, batch: Tensor, config: GenerationConfig, limit: int, draws: Tensor | None
-) -> list[list[int]]:
+def _stepwise(model: Decoder, batch: Tensor, config: GenerationConfig, draws: Tensor | None) -> list[list[int]]:
     """Write one token of each caption after the other: the likeliest, or by one number in [0, 1) per (row, step)."""
     captions: list[list[int]] = [[] for _ in range(len(batch))]
     rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
     logits, _, cache = model.prefill(batch)
+    limit = model.config.max_tokens
     for step in range(limit):
         scores = model.allowed(logits)  # (B, V)
         tokens = scores.argmax(-1) if draws is None else _from_nucleus(scores, config, draws[rows, step])  # (B,)
         going = tokens != model.end_id
-        for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
-            captions[row].append(token)
-        if step + 1 == limit or not going.any():
-            break
         if not going.all():
             kept = going.nonzero()[:, 0]
             rows, tokens = rows[kept], tokens[kept]
             cache.batch_select_indices(kept)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            captions[row].append(token)
+        if step + 1 == limit or not len(rows):
+            break
         logits, _ = model.decode_step(tokens, cache)
     return captions
 
@@ -165,9 +147,9 @@ def _from_nucleus(scores: Tensor, config: GenerationConfig, draws: Tensor) -> Te
     return order.gather(1, choice)[:, 0]
 
 
-def _beam(model: Decoder, batch: Tensor, config: GenerationConfig, limit: int) -> list[list[int]]:
+def _beam(model: Decoder, batch: Tensor, config: GenerationConfig) -> list[list[int]]:
     """Search with K beams; a caption is done when no open beam can beat its best finished one."""
-    K, penalty = config.beams, config.length_penalty
+    K, penalty, limit = config.beams, config.length_penalty, model.config.max_tokens
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in batch]
     logits, _, cache = model.prefill(batch)
     # beams of the captions that are open; all candidates of the first step come from the one prefix

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import DecoderError, MissingExtraError
@@ -30,13 +28,18 @@ class LanguageModelDecoder(Decoder):
     """A language model behind a mapper; see the module's docstring."""
 
     config: LanguageModelConfig
+    language_model: Any
 
     def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.pad_id, self.end_id = config.vocab_size, config.end_id
-        self.language_model = language_model if language_model is not None else _from_config(config.architecture)
-        width = self.language_model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        if language_model is None:
+            transformers = _transformers()
+            architecture = transformers.AutoConfig.for_model(**config.architecture)
+            language_model = transformers.AutoModelForCausalLM.from_config(architecture).float()
+        self.language_model = language_model
+        width = self.language_model.get_input_embeddings().weight.shape[1]
         if config.prefix_length:
             filled = config.prefix_length * width
             self.mapper = nn.Sequential(nn.Linear(config.dim, filled // 2), nn.Tanh(), nn.Linear(filled // 2, filled))
@@ -53,18 +56,14 @@ class LanguageModelDecoder(Decoder):
             self.language_model.eval()
         return self
 
-    def embed_prefix(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings (B, d) to prefix positions (B, P, W), or without a mapper to the end-of-text token."""
-        if not self.config.prefix_length:
-            return self.embed_tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))
-        x: Tensor = self.mapper(embeddings)  # (B, P * W)
-        return x.view(len(embeddings), self.config.prefix_length, -1)  # (B, P, W)
+    def map_prefix(self, embeddings: Tensor) -> Tensor:
+        """Map embeddings (B, d) by the MLP to (B, P * W)."""
+        return self.mapper(embeddings)  # type: ignore[no-any-return]
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Embed tokens as (B, T, W); padding and hidden words look like end-of-text."""
         known = tokens.masked_fill(tokens == self.pad_id, self.end_id)
-        embedded: Tensor = self.language_model.get_input_embeddings()(known)  # type: ignore[operator]
-        return embedded
+        return self.language_model.get_input_embeddings()(known)  # type: ignore[no-any-return]
 
     def predict(self, x: Tensor, first: int, cache: Any = None) -> tuple[Tensor, Tensor]:
         """Run the language model on inputs (B, S, W)."""
@@ -118,14 +117,6 @@ def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder,
         frozen=size.frozen,
     )
     return LanguageModelDecoder(config, model), CaptionTokenizer(backend, vocab_size, int(end_id))
-
-
-def _from_config(architecture: Mapping[str, Any]) -> nn.Module:
-    transformers = _transformers()
-    settings = dict(architecture)
-    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config).float()
-    return model
 
 
 def _transformers() -> Any:

@@ -39,8 +39,8 @@ class Decoder(nn.Module):
     pad_id: int
     end_id: int
 
-    def embed_prefix(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it begins with."""
+    def map_prefix(self, embeddings: Tensor) -> Tensor:
+        """Map embeddings (B, d) by the MLP to (B, P * W)."""
         raise NotImplementedError
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
@@ -78,6 +78,12 @@ class Decoder(nn.Module):
         decoder.requires_grad_(False)
         mapper.requires_grad_()
         return decoder
+
+    def embed_prefix(self, embeddings: Tensor) -> Tensor:
+        """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it begins with."""
+        if length := self.config.prefix_length:
+            return self.map_prefix(embeddings).view(len(embeddings), length, -1)
+        return self.embed_tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))
 
     def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the scores that predict each token (teacher forcing), and the hidden states they are made from.
@@ -221,13 +227,10 @@ class CaptionDecoder(Decoder):
             if name.endswith(("attention.out.weight", "down.weight")):
                 parameter.data *= residual
 
-    def embed_prefix(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings (B, d) to prefix positions (B, P, W); see `Decoder`."""
-        if not self.config.prefix_length:
-            return self.embed_tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))
+    def map_prefix(self, embeddings: Tensor) -> Tensor:
+        """Map embeddings (B, d) by the MLP to (B, P * W)."""
         # unit vectors have entries of about 1 / sqrt(d); the first layer wants entries of about 1
-        x: Tensor = self.prefix(embeddings * math.sqrt(self.config.dim))  # (B, P * W)
-        return x.view(len(embeddings), self.config.prefix_length, self.config.width)  # (B, P, W)
+        return self.prefix(embeddings * math.sqrt(self.config.dim))  # type: ignore[no-any-return]
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Embed tokens (B, T) as (B, T, W)."""

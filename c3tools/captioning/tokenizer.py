@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import chain, takewhile
-from pathlib import Path
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ from ..arrays import Indices
 from ..seeds import generator
 from ..store.rows import Rows
 
-PAD, END = "<pad>", "<end>"
 PAD_ID, END_ID = 0, 1
 _BATCHES_PER_BUCKET = 32
 _ENCODED = 8192  # captions at a time
@@ -40,14 +38,9 @@ def clean_caption(caption: str) -> str:
     return line.rstrip(". ") if not line.endswith("...") else line
 
 
-def _has_words(caption: str) -> bool:
-    """Return whether a caption contains a letter or a digit of any script."""
-    return any(unicodedata.category(character)[0] in "LN" for character in caption)
-
-
 def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
-    """Leave out the rows without words (see `_has_words`); the note lists them, and is None if there are none."""
-    kept = np.fromiter((_has_words(caption) for caption in rows.captions), dtype=bool, count=len(rows))
+    """Leave out captions without a letter or digit of any script; the note lists them, and is None without any."""
+    kept = np.array([any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions], bool)
     if kept.all():
         return rows, None
     left_out = rows.select(~kept).keys
@@ -84,17 +77,12 @@ class CaptionTokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            special_tokens=[PAD, END],
+            special_tokens=["<pad>", "<end>"],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
         tokenizer.train_from_iterator((clean_caption(caption) for caption in captions), trainer)
         return cls(tokenizer)
-
-    @classmethod
-    def load(cls, path: Path, pad_id: int = PAD_ID, end_id: int = END_ID) -> CaptionTokenizer:
-        """Read a tokenizer.json."""
-        return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), pad_id, end_id)
 
     def to_json(self) -> str:
         """Return the content of tokenizer.json."""
@@ -119,7 +107,7 @@ class CaptionTokenizer:
 
 
 class TokenRows:
-    """Token ids of many captions, one after another in one array.
+    """Token ids of many captions.
 
     Args:
         tokenizer: of the captions.
@@ -131,23 +119,21 @@ class TokenRows:
     """
 
     def __init__(self, tokenizer: CaptionTokenizer, captions: Sequence[str], max_tokens: int) -> None:
-        parts, lengths = [np.empty(0, np.int32)], list[int]()
+        self._rows: list[npt.NDArray[np.uint32]] = []
         for start in range(0, len(captions), _ENCODED):
             encoded = tokenizer.encode(captions[start : start + _ENCODED], max_tokens)
-            lengths += map(len, encoded)
-            parts.append(np.fromiter(chain.from_iterable(encoded), np.int32))
-        self._ids, self.lengths = np.concatenate(parts), np.array(lengths, dtype=np.int64)
-        self._starts = np.cumsum(self.lengths) - self.lengths
+            self._rows += [np.array(ids, np.uint32) for ids in encoded]
+        self.lengths = np.array([len(ids) for ids in self._rows], dtype=np.int64)
 
     def batch(self, rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
         """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
         batch = np.full((len(rows), self.lengths[rows].max()), pad_id, dtype=np.int64)
-        for i, row in enumerate(rows):
-            batch[i, : self.lengths[row]] = self._ids[self._starts[row] : self._starts[row] + self.lengths[row]]
+        for line, row in zip(batch, rows, strict=True):
+            line[: self.lengths[row]] = self._rows[row]
         return batch
 
 
-def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+def length_bucketed(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
     """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
 
     Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every
@@ -163,12 +149,9 @@ def length_bucketed(lengths: Sequence[int] | Indices, batch_size: int, *, seed: 
         int64 arrays of row numbers, one per batch.
     """
     rng = generator(seed, "batches", epoch)
-    measured = np.asarray(lengths, dtype=np.int64)
-    order = rng.permutation(len(measured))
-    batches = []
-    bucket = batch_size * _BATCHES_PER_BUCKET
+    order, batches, bucket = rng.permutation(len(lengths)), [], batch_size * _BATCHES_PER_BUCKET
     for start in range(0, len(order), bucket):
         rows = order[start : start + bucket]
-        rows = rows[np.argsort(measured[rows], kind="stable")]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
         batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]

@@ -328,8 +328,8 @@ def fit(
             for number, one in enumerate(run.history, 1)
         ],
         "trace": [list(point) for point in run.trace],
-        "start_val_loss": None if run.start is None else run.start.val_loss,
-        "best_val_loss": None if run.kept is None else run.kept.val_loss,
+        "start_val_loss": run.start and run.start.val_loss,
+        "best_val_loss": run.kept and run.kept.val_loss,
     }
     if target is not None:
         facts["made_from"] = target.made_from(task.identity)

@@ -111,7 +111,7 @@ def test_wrong_settings_are_refused() -> None:
             GenerationConfig("nucleus", top_p=0.5, temperature=2.0, seed=4),
         ),
         ({"steer": "magic"}, GenerationConfig("magic")),
-        ({"steer": "zerocap"}, GenerationConfig("zerocap", candidates=512)),
+        ({"steer": "zerocap"}, GenerationConfig("zerocap")),
         ({"steer": "clip"}, None),
         ({"beams": 2, "steer": "magic"}, None),
     ],

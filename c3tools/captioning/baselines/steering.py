@@ -40,13 +40,15 @@ from ...arrays import Matrix
 from ...encoders import Encoder, resolve_encoder
 from ...errors import DecoderError, EncoderError
 from ...identity import ModelIdentity
-from ..generation import GenerationConfig
 from ..model import Decoder
 from ..tokenizer import CaptionTokenizer
 
-_NORM_POWER = 0.9
-_RULED_OUT = -1e9  # finite: infinity has no gradient
+CANDIDATES = {"magic": 45, "zerocap": 512}  # tokens that the encoder compares at each step
+_SIMILARITY_SCALE = 100.0  # of cosines, before their softmax over the candidates
+_ALPHA, _BETA = 0.1, 2.0
 _ROWS = 16  # captions that MAGIC writes at a time
+_BEAMS, _GRADIENT_STEPS, _STEP_SIZE, _NORM_POWER, _FLUENCY, _FUSION = 5, 5, 0.3, 0.9, 0.2, 0.99
+_RULED_OUT = -1e9  # finite: infinity has no gradient
 _Similar = Callable[[Sequence[Sequence[int]], Tensor], Tensor]
 
 
@@ -88,29 +90,24 @@ def write_steered(
     tokenizer: CaptionTokenizer,
     inputs: Matrix,
     images: Matrix,
-    config: GenerationConfig,
+    method: str,
     encoder: Encoder,
 ) -> list[list[int]]:
     """Write captions of the inputs of a decoder, float32 (n, d), and of their images, unit vectors (n, d)."""
     batch = torch.from_numpy(inputs).to(model.device)
-    if config.method == "zerocap":
+    if method == "zerocap":
         similar = [_similarity(encoder, tokenizer, image) for image in images]
-        return [_zerocap(model, row[None], own, config) for row, own in zip(batch, similar, strict=True)]
+        return [_zerocap(model, row[None], own) for row, own in zip(batch, similar, strict=True)]
     captions = []
     for start in range(0, len(batch), _ROWS):
         rows = slice(start, start + _ROWS)
-        captions += _magic(model, tokenizer, batch[rows], images[rows], config, encoder)
+        captions += _magic(model, tokenizer, batch[rows], images[rows], encoder)
     return captions
 
 
 @torch.inference_mode()
 def _magic(
-    model: Decoder,
-    tokenizer: CaptionTokenizer,
-    batch: Tensor,
-    images: Matrix,
-    config: GenerationConfig,
-    encoder: Encoder,
+    model: Decoder, tokenizer: CaptionTokenizer, batch: Tensor, images: Matrix, encoder: Encoder
 ) -> list[list[int]]:
     limit = model.config.max_tokens
     captions: list[list[int]] = [[] for _ in range(len(batch))]
@@ -119,7 +116,7 @@ def _magic(
     earlier = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
     for step in range(limit):
         probabilities = model.allowed(logits).softmax(-1)
-        likely, tokens = probabilities.topk(min(config.candidates, probabilities.shape[1]), dim=-1)  # (B, K)
+        likely, tokens = probabilities.topk(min(CANDIDATES["magic"], probabilities.shape[1]), dim=-1)  # (B, K)
         B, K = tokens.shape
         texts = [
             tokenizer.decode([*captions[row], token])
@@ -133,8 +130,8 @@ def _magic(
         logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
         states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
         repeated = torch.einsum("bkw,bsw->bks", states, earlier).amax(-1)  # (B, K)
-        view = (config.similarity_scale * similar).softmax(-1)
-        score = (1 - config.alpha) * likely - config.alpha * repeated + config.beta * view  # (B, K)
+        view = (_SIMILARITY_SCALE * similar).softmax(-1)
+        score = (1 - _ALPHA) * likely - _ALPHA * repeated + _BETA * view  # (B, K)
         best = score.argmax(-1)  # (B,)
         chosen = tokens.gather(1, best[:, None])[:, 0]  # (B,)
         kept = (chosen != model.end_id).nonzero()[:, 0]
@@ -165,7 +162,7 @@ def _similarity(encoder: Encoder, tokenizer: CaptionTokenizer, image: Matrix) ->
     return similar
 
 
-def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar, config: GenerationConfig) -> list[int]:
+def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar) -> list[int]:
     """Write one caption from the input of the decoder, (1, d)."""
     with torch.no_grad():
         logits, _, cache = model.prefill(prefix)
@@ -175,15 +172,15 @@ def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar, config: Generati
     for step in range(model.config.max_tokens):
         going = [beam for beam in beams if model.end_id not in beam[0]]
         if step:
-            log_p = _shifted(model, cache, [tokens for tokens, _ in going], similar, config)  # the cache is one longer
+            log_p = _shifted(model, cache, [tokens for tokens, _ in going], similar)  # the cache is one longer
         options = [(tokens, total, -1) for tokens, total in beams if model.end_id in tokens]
         for row, (written, total) in enumerate(going):
-            likely, tokens = log_p[row].topk(min(config.beams, log_p.shape[1]))
+            likely, tokens = log_p[row].topk(min(_BEAMS, log_p.shape[1]))
             options += [
                 ([*written, token], total + value, row)
                 for value, token in zip(likely.tolist(), tokens.tolist(), strict=True)
             ]
-        options = sorted(options, key=lambda option: -option[1] / len(option[0]))[: config.beams]
+        options = sorted(options, key=lambda option: -option[1] / len(option[0]))[:_BEAMS]
         beams = [(tokens, total) for tokens, total, _ in options]
         parents = [row for tokens, _, row in options if model.end_id not in tokens]
         if not parents:
@@ -194,9 +191,7 @@ def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar, config: Generati
     return captions[int(closest.argmax())]
 
 
-def _shifted(
-    model: Decoder, cache: Any, written: Sequence[list[int]], similar: _Similar, config: GenerationConfig
-) -> Tensor:
+def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: _Similar) -> Tensor:
     """Return the log-probabilities (B, V) of the words after ``written``, and extend the cache by the last of these.
 
     Args:
@@ -204,7 +199,6 @@ def _shifted(
         cache: of all tokens of ``written`` but the last.
         written: the tokens of B texts, all as long.
         similar: to the image.
-        config: of ``zerocap``.
     """
     last = torch.tensor([tokens[-1] for tokens in written], device=model.device)  # (B,)
     context = [part for layer in cache for part in layer[:2]]  # keys and values of each layer in turn
@@ -218,23 +212,22 @@ def _shifted(
         return _log_probabilities(model, model.decode_step(last, moved)[0])  # (B, V)
 
     shift = [torch.zeros_like(part) for part in context]
-    for _ in range(config.gradient_steps):
+    for _ in range(_GRADIENT_STEPS):
         for part in shift:
             part.requires_grad_()
         log_p = after_shift(shift)
-        likely, tokens = log_p.topk(min(config.candidates, log_p.shape[1]), dim=-1)  # (B, K)
-        view = (config.similarity_scale * similar(written, tokens)).softmax(-1)  # (B, K)
+        likely, tokens = log_p.topk(min(CANDIDATES["zerocap"], log_p.shape[1]), dim=-1)  # (B, K)
+        view = (_SIMILARITY_SCALE * similar(written, tokens)).softmax(-1)  # (B, K)
         divergence = (log_p.exp() * (log_p - log_p0)).sum(-1)  # (B,)
-        loss = (config.fluency * divergence - (view * likely).sum(-1)).sum()
+        loss = (_FLUENCY * divergence - (view * likely).sum(-1)).sum()
         gradients = torch.autograd.grad(loss, shift)
         shift = [
-            part.detach()
-            - config.step_size * own / (own.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1) ** _NORM_POWER
+            part.detach() - _STEP_SIZE * own / (own.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1) ** _NORM_POWER
             for part, own in zip(shift, gradients, strict=True)
         ]
     with torch.no_grad():
         log_p = after_shift(shift)
-    return (config.fusion * log_p + (1 - config.fusion) * log_p0).log_softmax(-1)
+    return (_FUSION * log_p + (1 - _FUSION) * log_p0).log_softmax(-1)
 
 
 def _log_probabilities(model: Decoder, logits: Tensor) -> Tensor:
