@@ -225,8 +225,8 @@ def images_with_references(
     if not has.any():
         first = f" The first image is {images.keys[0]!r}." if len(images) else ""
         raise MetricError(
-            f"None of the {len(images):,} images of the store {store.path} in the split {split!r} has a reference "
-            f"caption. The splits of images are {store.list_splits('image')}.{first}",
+            f"No image of the store {store.path} in the split {split!r} has a reference caption. "
+            f"The splits of images are {store.list_splits('image')}.{first}",
             remedy="Choose another split with --split, or references that name the images as the store does.",
         )
     return images.select(has), images.select(~has).keys
