@@ -50,11 +50,13 @@ from .io.lock import locked
 from .reporter import SILENT, Reporter
 from .store import Store, StoreInfo, embedding_matrix
 from .store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_store
-from .store.metadata import FAILURES_FILE, INFO_FILE, digest_of
 from .store.rows import keys_of, own_items, row_splits
 from .store.shards import (
+    FAILURES_FILE,
+    INFO_FILE,
     ROW_GROUP_ROWS,
     ShardName,
+    digest_of,
     part_name,
     read_header,
     shard_schema,

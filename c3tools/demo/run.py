@@ -42,7 +42,7 @@ from ..pages.render import count, interval
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.means import load_means
-from ..store.metadata import INFO_FILE
+from ..store.shards import INFO_FILE
 from ..tables import Table
 from ..transforms.sigma import caption_spread, scaled_spread
 

@@ -21,8 +21,8 @@ from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import Manifest
-from ..store.metadata import INFO_FILE, digest_of
 from ..store.shard_indexes import keep_indexes, load_faiss
+from ..store.shards import INFO_FILE, digest_of
 from .plan import Plan, ShardTasks, Sources, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, rewritten_shard, writing_to
 from .summary import EmbedSummary, ModalitySummary

@@ -147,11 +147,9 @@ def allocate(
         what = "GPUs" if gpu else "CPU cores"
         raise C3Error(f"The cluster has no {what}.", remedy="Add machines with: ray start --address=HEAD:6379")
     if processes is not None and cores is None and not gpu:
-        for whole in range(max(machines)[0], 0, -1):
-            if sum(cpus // whole for cpus, _ in machines) >= processes:
-                return processes, whole
-        per_core = -(-processes // sum(cpus for cpus, _ in machines))
-        return processes, 10_000 // per_core / 10_000  # Ray counts in ten-thousandths
+        parts = (10_000 // workers / 10_000 for workers in range(2, processes + 1))  # Ray counts in ten-thousandths
+        shares = (*range(max(machines)[0], 0, -1), *parts)
+        return processes, next(share for share in shares if sum(cpus // share for cpus, _ in machines) >= processes)
     share = cores or min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
     fitting = sum(gpus if gpu else cpus // share for cpus, gpus in machines)
     return processes or max(1, fitting), share

@@ -42,10 +42,9 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
-from ..store.metadata import INFO_FILE
 from ..store.rows import keys_of, one_array
 from ..store.shard_indexes import last_line, load_faiss, read_index, save_index
-from ..store.shards import shard_schema
+from ..store.shards import INFO_FILE, shard_schema
 from ..tables import Table
 from ..transforms import Pipeline, open_pipeline, preset
 from ..transforms.fitting import first_rows

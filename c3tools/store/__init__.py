@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from .manifest import StoreWriter, create_store
-from .metadata import Failure, StoreInfo
 from .reader import Store
 from .rows import Pairs, Rows, embedding_matrix, split_mask
-from .shards import part_name, shard_table, write_rows
+from .shards import Failure, StoreInfo, part_name, shard_table, write_rows
 
 __all__ = [
     "Failure",

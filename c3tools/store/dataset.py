@@ -23,9 +23,8 @@ from ..io.parquet import read_parquet
 from ..moments import load_moments
 from ..reporter import SILENT, Reporter
 from .manifest import MOMENTS_FILE, StoreWriter, new_store
-from .metadata import Failure, StoreInfo
 from .shard_indexes import keep_indexes
-from .shards import check_schema, part_name, shard_schema, write_rows
+from .shards import Failure, StoreInfo, check_schema, part_name, shard_schema, write_rows
 
 
 def card_of(store: Any) -> Card:

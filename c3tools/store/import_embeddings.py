@@ -18,12 +18,11 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, create_store
-from .metadata import INFO_FILE, Failure, StoreInfo, digest_of
 from .pairing import read_files, share_splits, usual_ids
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys
 from .shard_indexes import keep_indexes
-from .shards import part_name, read_header, shard_table, write_rows
+from .shards import INFO_FILE, Failure, StoreInfo, digest_of, part_name, read_header, shard_table, write_rows
 from .vector_files import read_vectors
 
 SHARD_ROWS = 32_768

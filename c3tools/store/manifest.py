@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ..errors import OutputError, StoreError, UnreachableError
+from ..errors import OutputError, StoreError
 from ..io.artifact import replacing
 from ..io.files import (
-    MALFORMED,
     json_text,
     make_folder,
     read_json,
@@ -35,27 +34,35 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove, unread_is_not_damaged
+from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove
 from ..io.lock import locked_file
 from ..moments import load_moments, save_moments
 from ..reporter import SILENT, Reporter
-from .metadata import FAILURES_FILE, INFO_FILE, Failure, StoreInfo, digest_of, read_failures, write_failures
 from .rows import keys_of
 from .shards import (
+    FAILURES_FILE,
+    INFO_FILE,
+    Failure,
     ShardName,
     SplitMoments,
+    StoreInfo,
     add_moments,
+    digest_of,
     fold,
     part_name,
     read_batches,
+    read_failures,
     read_header,
+    refusing_damage,
     shards_in,
+    write_failures,
     write_rows,
 )
 
 MANIFEST_FILE = "manifest.json"
 MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
+_REPAIR = "Check the store with `c3 verify`; --repair writes this file for the shards that exist."
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
 REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
 
@@ -87,28 +94,19 @@ class Manifest:
         Raises:
             StoreError: if it is damaged.
         """
-        path = store / MANIFEST_FILE
-        try:
-            with unread_is_not_damaged(path):
-                content = read_limited(path)
+        path, shards = store / MANIFEST_FILE, {}
+        if kind_of(path) is None:
+            return None
+        with refusing_damage(path, _REPAIR):
+            content = read_limited(path)
             value = json.loads(content)
-            shards = {}
             for name, record in value["shards"].items():
                 modality, _, file = name.partition("/")
                 shards[modality, int(file.removeprefix("part-").removesuffix(".parquet"))] = ShardRecord(**record)
             manifest = cls(shards, value["files"])
             if content != manifest.text().encode():
                 raise ValueError("it was changed after it was written")
-        except FileNotFoundError:
-            return None
-        except UnreachableError:
-            raise
-        except (OSError, *MALFORMED) as error:
-            raise StoreError(
-                f"{path} is damaged ({error}).",
-                remedy="Check the store with `c3 verify`; --repair writes this file for the shards that exist.",
-            ) from error
-        return manifest
+            return manifest
 
     def text(self) -> str:
         """Return the content of the file."""
@@ -118,10 +116,6 @@ class Manifest:
         }
         content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
-
-    def write(self, store: Path) -> None:
-        """Write the manifest, complete or not at all."""
-        write_text_atomically(store / MANIFEST_FILE, self.text())
 
     def missing(self, store: Path) -> list[str]:
         """Return the names of the listed files that are not there; folders are listed, and no file is read."""
@@ -133,10 +127,8 @@ def create_store(path: Path, info: StoreInfo) -> None:
     """Make the folder and its store.json, or check that the store there contains the same kind of embeddings.
 
     Raises:
-        StoreError: if a store of another model, dimension or dtype is there, or a file is in the way.
+        StoreError: if a store of another model, dimension or dtype is there.
     """
-    if kind_of(path) == "file":
-        raise StoreError(f"{path} is a file, but a folder is needed.", remedy="Choose another store with --store.")
     if kind_of(path / INFO_FILE) != "file":
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
@@ -234,12 +226,14 @@ class StoreWriter:
         for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
             remove_leftovers(folder)  # of runs that were killed, and of workers that were lost
         replaced, before, present = self._put_in_place(), self.before or Manifest({}, {}), shards_in(self.path)
-        gone = {*forget, *(shard for shard, digest in replaced.items() if digest is None)}
+        gone = {*forget, *(shard for shard, removed in replaced.items() if removed)}
         records = {shard: record for shard, record in before.shards.items() if shard not in gone}
         new = {shard for shard in present if shard not in records or shard in self.lost or shard in replaced}
         # the moments are a left fold over all shards in their order, so that history leaves no trace in the bits
-        appended = len(records) == len(before.shards) and self._are_appended(before, new)
-        groups = load_moments(self.path / MOMENTS_FILE)[0] if appended else {}
+        last, path = dict(sorted(before.shards)), self.path / MOMENTS_FILE
+        appended = len(records) == len(before.shards) and all(part > last.get(name, -1) for name, part in new)
+        appended = appended and kind_of(path) is not None and sha256_of(path) == before.files.get(MOMENTS_FILE)
+        groups = load_moments(path)[0] if appended else {}
         for shard in present:
             if appended and shard not in new:
                 continue
@@ -258,47 +252,36 @@ class StoreWriter:
                 f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has changed.",
                 remedy=f"Run the same command again, and check the result with `c3 verify {self.path}`.",
             )
-        write_atomically(self.path / MOMENTS_FILE, lambda path: save_moments(path, groups, {}))
+        write_atomically(path, lambda temporary: save_moments(temporary, groups, {}))
         write_failures(self.path, failures)
         written = {FAILURES_FILE, MOMENTS_FILE, *self._files, *({INFO_FILE, EXTERNAL_FILE} - before.files.keys())}
         digests = {name: sha256_of(self.path / name) for name in written.intersection(names_in(self.path)[1])}
         self.before = Manifest(records, {**before.files, **digests})
-        self.before.write(self.path)
+        write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         _remove_folder(self.path / REWRITING)
         return self.before
 
-    def _are_appended(self, before: Manifest, new: Collection[ShardName]) -> bool:
-        """Return whether all new shards come after the listed ones, and the moments of these are there."""
-        last = dict(sorted(before.shards))
-        path = self.path / MOMENTS_FILE
-        return (
-            all(part > last.get(modality, -1) for modality, part in new)
-            and kind_of(path) is not None
-            and sha256_of(path) == before.files.get(MOMENTS_FILE)
-        )
-
-    def _put_in_place(self) -> dict[ShardName, str | None]:
+    def _put_in_place(self) -> dict[ShardName, bool]:
         """List the shards that are to be put in place, so that they are even if this run is killed, and do it.
 
         Returns:
-            the SHA-256 of each replaced shard; None for those that were removed.
+            of each replaced shard, whether it was removed.
         """
         path, folder = self.path / REWRITING_LIST, self.path / REWRITING
         if kind_of(path) is None:
-            staged = {shard: sha256_of(folder / part_name(*shard)) for shard in shards_in(folder)}
             # captions before their images: a crash could otherwise restore captions without their image
-            chosen = sorted({*staged, *self._removed}, key=lambda shard: (shard[0] != "text", shard))
+            chosen = sorted({*shards_in(folder), *self._removed}, key=lambda shard: (shard[0] != "text", shard))
             if not chosen:
                 return {}
-            write_json_atomically(path, [[*shard, staged.get(shard)] for shard in chosen])
-        replaced: dict[ShardName, str | None] = {}
-        for modality, part, digest in read_json(path):
+            write_json_atomically(path, [[*shard, shard in self._removed] for shard in chosen])
+        replaced: dict[ShardName, bool] = {}
+        for modality, part, removed in read_json(path):
             source, target = folder / part_name(modality, part), self.path / part_name(modality, part)
-            if digest is None:
+            if removed:
                 remove(target)
             elif kind_of(source) == "file":
                 move(source, target)
-            replaced[modality, part] = digest
+            replaced[modality, part] = removed
             sync_folder(target.parent)
         return replaced
 
@@ -330,7 +313,7 @@ def record_files(store: Path, names: Collection[str] = (), faiss: Mapping[ShardN
         files |= {name: sha256_of(store / name) for name in names if kind_of(store / name)}
         own = faiss or {}
         shards = {s: record._replace(faiss=own.get(s, record.faiss)) for s, record in before.shards.items()}
-        Manifest(shards, files).write(store)
+        write_text_atomically(store / MANIFEST_FILE, Manifest(shards, files).text())
 
 
 @contextmanager

@@ -21,9 +21,21 @@ from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
-from .metadata import INFO_FILE, Failure, StoreInfo, read_failures
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
-from .shards import ShardName, SplitMoments, add_moments, part_name, read_batches, read_header, shards_in
+from .shards import (
+    INFO_FILE,
+    Failure,
+    ShardName,
+    SplitMoments,
+    StoreInfo,
+    add_moments,
+    part_name,
+    read_batches,
+    read_failures,
+    read_header,
+    shard_schema,
+    shards_in,
+)
 
 _LOOKS, _PAUSE = 5, 0.05  # at a file that a writer may be replacing, and seconds between them
 
@@ -68,17 +80,17 @@ class Store(HubRepository):
         info = StoreInfo.load(folder)
         manifest = None if incomplete else Manifest.load(folder)
         opened = cls(folder, info, manifest)
-        if manifest is None:
-            if not incomplete:
-                reporter.message(
-                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
-                    f"`c3 verify {folder}` says more."
-                )
+        if incomplete:
             return opened
-        missing = manifest.missing(folder)
-        if missing and Manifest.load(folder) != manifest:  # a writer ended in between
-            return cls.open(folder, reporter=reporter)
-        if missing:
+        if manifest is None:
+            reporter.message(
+                f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
+                f"`c3 verify {folder}` says more."
+            )
+            return opened
+        if missing := manifest.missing(folder):
+            if Manifest.load(folder) != manifest:  # a writer ended in between
+                return cls.open(folder, reporter=reporter)
             raise IncompleteStoreError(
                 f"The store {folder} is incomplete: {missing[0]} is missing, though {MANIFEST_FILE} lists it.",
                 remedy=f"Copy the store again, or run the `{info.command}` command that made it again. `c3 verify "
@@ -175,8 +187,7 @@ class Store(HubRepository):
         """Return the number of rows of ``modality`` (in ``split``)."""
         if split is None or split == ALL:
             return sum(record.rows for (name, _), record in self.shards.items() if name == modality)
-        found = self._in_split(modality, split)
-        return 0 if found is None else found.n
+        return self._in_split(modality, split).n
 
     def split_counts(self, modality: str) -> Counter[str]:
         """Return the number of rows of ``modality`` in each split of the corpus."""
@@ -228,19 +239,18 @@ class Store(HubRepository):
         self.require(modality)
         if split is None or split == ALL:
             return Moments.merge_all(self._written.get(modality, {}).values(), self.info.dim)
-        found = self._in_split(modality, split)
-        if found is None:
+        if not (found := self._in_split(modality, split)).n:
             raise StoreError(
                 f"The store {self.path} has no {modality} rows in the split {split!r}.",
                 remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}.",
             )
         return found
 
-    def _in_split(self, modality: str, split: str) -> Moments | None:
+    def _in_split(self, modality: str, split: str) -> Moments:
         """Return the moments of a split: of train, val and test as all commands see them, of others as written."""
         written = self._written.get(modality, {})
         groups = self.moments_by_split(modality) if split in STANDARD and written else written
-        return groups.get(split.lower())
+        return groups.get(split.lower()) or Moments.empty(self.info.dim)
 
     def moments_by_split(self, modality: str) -> SplitMoments:
         """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
@@ -251,14 +261,12 @@ class Store(HubRepository):
             StoreError: if the store does not have the modality, or moments cannot be read.
         """
         self.require(modality)
-        if self.kept_splits is None:
-            return dict(self._written.get(modality, {}))
-        if modality not in self._hashed:
-            groups: SplitMoments = {}
+        found = self._written if self.kept_splits is None else self._hashed
+        if modality not in found:
+            groups = found[modality] = {}
             for batch in self.batches(modality):
                 add_moments(groups, batch, self.kept_splits)
-            self._hashed[modality] = groups
-        return dict(self._hashed[modality])
+        return dict(found[modality])
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and their header.
@@ -276,10 +284,9 @@ class Store(HubRepository):
 
         They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no rows in the split.
         """
-        external = self.external_moments()[0].get(modality)
-        if external is None and not self.count(modality, split):
-            return Moments.empty(self.info.dim)
-        return external or self.unit_moments(modality, split)
+        if external := self.external_moments()[0].get(modality):
+            return external
+        return self.unit_moments(modality, split) if self.count(modality, split) else Moments.empty(self.info.dim)
 
     def unit_moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows scaled to norm 1; the rows are read once if the store keeps norms."""
@@ -343,9 +350,8 @@ class Store(HubRepository):
             blocks.append(batch.drop_columns(["embedding"]).filter(pa.array(chosen)))
             start, end = end, end + len(blocks[-1])
             embeddings[start:end] = embedding_matrix(batch)[... if chosen.all() else chosen]
-        if not blocks:
-            raise StoreError(f"The modality {modality!r} of the store {self.path} has no rows.")
-        table = pa.Table.from_batches(blocks).combine_chunks().replace_schema_metadata(None)
+        schema = None if blocks else shard_schema(modality, self.info).remove(1)
+        table = pa.Table.from_batches(blocks, schema).combine_chunks().replace_schema_metadata(None)
         return Rows(modality, embeddings[:end], table, self.kept_splits)
 
     def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:

@@ -105,7 +105,7 @@ class Rows:
     @property
     def item_count(self) -> int:
         """The number of different items."""
-        return len(own_items(self.table).unique())
+        return len({*self.items})
 
     @cached_property
     def splits(self) -> list[str]:

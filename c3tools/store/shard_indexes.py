@@ -23,9 +23,8 @@ from ..io.locations import kind_of, read_all
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import Manifest, record_files
-from .metadata import StoreInfo
 from .rows import embedding_matrix
-from .shards import ShardName, part_name, read_batches
+from .shards import ShardName, StoreInfo, part_name, read_batches
 
 
 def load_faiss() -> ModuleType:

@@ -1,4 +1,4 @@
-"""One file a shard: its columns, its name, what its metadata say, and writing it.
+"""The files of a store: `store.json`, which says what its embeddings are, one file a shard, and `failures.parquet`.
 
     image/part-00000.parquet    key, embedding, and the columns of the modality
 
@@ -9,13 +9,14 @@ so it exists whole or not at all, and every page has a checksum.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,16 +25,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
-from ..io.files import MALFORMED, write_atomically
-from ..io.locations import SMALL_BLOCK, name_or_file, names_in, unread_is_not_damaged
+from ..identity import ModelIdentity
+from ..io.files import MALFORMED, json_text, read_json, write_atomically
+from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, unread_is_not_damaged
 from ..moments import Moments
-from .metadata import Failure, StoreInfo, digest_of
 from .rows import embedding_matrix, row_splits
 
+FORMAT_VERSION = 1
+INFO_FILE = "store.json"
+FAILURES_FILE = "failures.parquet"
+UPDATE = "Update c3tools: pip install -U c3tools"
+_Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
+_Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]
 ShardName = tuple[str, int]  # modality and number
 SplitMoments = dict[str, Moments]  # by the split that the rows name
 METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_from"
 ROW_GROUP_ROWS = 8192
+_MAKE_AGAIN = "Run `c3 verify --repair`, then the command that made the store again: it makes only this shard."
 _SHARD = re.compile(r"part-(\d{5,9})\.parquet")
 _FILE = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size": pa.int64()}
 _COLUMNS: dict[str, dict[str, Any]] = {
@@ -41,6 +49,148 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "video": {**_FILE, "frames": pa.int32(), "duration": pa.float32()},
     "text": {"caption": pa.string(), "image_key": pa.string()},
 }
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """Identity of the embeddings in a store: the content of `store.json`, repeated in the metadata of every shard.
+
+    Attributes:
+        model: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init`` of the encoder; for
+            imported embeddings ``name`` alone.
+        dim: dimension d of the embeddings.
+        dtype: ``float16`` or ``float32``, as stored.
+        normalised: whether the embeddings have unit L2 norm.
+        preprocessing: how images were resized and scaled.
+        precision: of the encoder: ``fp32``, ``bf16``, ``fp16``, ``int8``, or None if unknown.
+        backend: of the encoder: ``torch``, ``openvino``, or None if unknown.
+        extra: anything else worth keeping (for example where an import came from).
+    """
+
+    model: ModelIdentity
+    dim: _Dim
+    dtype: _Dtype = "float16"
+    normalised: bool = True
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    backend: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", ModelIdentity(self.model))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of store.json."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, value: Any, source: Path) -> StoreInfo:
+        """Build the information from the content of the store.json at ``source``.
+
+        Raises:
+            StoreError: if it is not one, or comes from a newer format version.
+        """
+        try:
+            json_text(value).encode()  # halves of characters could not be written again
+            if int(value["format_version"]) > FORMAT_VERSION:
+                raise StoreError(f"{source} was written by a newer version of c3tools.", remedy=UPDATE)
+            return msgspec.convert(value, cls, dec_hook=lambda kind, content: kind(content))
+        except MALFORMED as error:
+            raise StoreError(
+                f"{source} does not describe a store ({error}).",
+                remedy="`c3 verify --repair` rewrites it from a shard: every shard contains a copy.",
+            ) from error
+
+    @classmethod
+    def load(cls, store: Path) -> StoreInfo:
+        """Read ``store/store.json``.
+
+        Raises:
+            StoreError: if there is no store, or its description cannot be read.
+        """
+        path = store / INFO_FILE
+        try:
+            with unread_is_not_damaged(path):
+                value = read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(
+                f"There is no store at {store} ({INFO_FILE} is missing).",
+                remedy="Make one with `c3 embed PATH`, or choose another with --store.",
+            ) from None
+        except MALFORMED as error:
+            value = str(error)  # which is no description
+        return cls.from_dict(value, path)
+
+    @property
+    def command(self) -> str:
+        """The command that makes the shards of this store."""
+        return next((f"c3 {verb}" for verb in ("import", "export") if f"{verb}ed" in self.extra), "c3 embed")
+
+    def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
+        """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`).
+
+        Raises:
+            StoreError: if the models differ.
+        """
+        remedy = "Use the same --model, or choose another --store."
+        self.model.require_same(ModelIdentity(model), own=own, theirs=theirs, error=StoreError, remedy=remedy)
+
+    def require_same(self, other: StoreInfo, *more: str, own: str, theirs: str) -> None:
+        """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more`` attributes.
+
+        Raises:
+            StoreError: if they differ.
+        """
+        self.require_same_model(other.model, own=own, theirs=theirs)
+        for name in ("dim", "dtype", "normalised", *more):
+            if (here := getattr(self, name)) != (there := getattr(other, name)):
+                raise StoreError(
+                    f"{own} has {name} = {here}, but {theirs} {there}.",
+                    remedy="Use the same options as before, or choose another --store.",
+                )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that was not embedded, and why: in the metadata of its shard, and a row of `failures.parquet`."""
+
+    key: str
+    path: str
+    stage: str
+    error: str
+    message: str
+
+
+def write_failures(store: Path, failures: Iterable[Failure]) -> None:
+    """Write failures.parquet: one row per input that was not embedded, sorted.
+
+    Of several failures of one input the last counts. Keys tell inputs apart, except while they are listed: there a key
+    is a file name, which may be in several folders.
+    """
+    unique = {(f.stage, f.key, f.path if f.stage == "list" else ""): f for f in failures}
+    schema = pa.schema([(name, pa.string()) for name in Failure.__dataclass_fields__])
+    table = pa.Table.from_pylist([asdict(unique[name]) for name in sorted(unique)], schema)
+    write_atomically(store / FAILURES_FILE, lambda path: pq.write_table(table, path, write_page_checksum=True))
+
+
+def read_failures(store: Path) -> list[Failure]:
+    """Return the rows of failures.parquet; none if there is no such file.
+
+    Raises:
+        StoreError: if it cannot be read.
+    """
+    path = store / FAILURES_FILE
+    if kind_of(path) is None:
+        return []
+    with refusing_damage(path, "Write it again: c3 verify --repair"), name_or_file(path) as source:
+        rows = pq.read_table(source, page_checksum_verification=True).to_pylist()
+        return msgspec.convert(rows, list[Failure])
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON value as it is written."""
+    # lone surrogates, which file names may hold, have no UTF-8; written files never have them, read ones may
+    return hashlib.sha256(json_text(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ShardHeader(NamedTuple):
@@ -81,11 +231,11 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
 
 def check_schema(schema: pa.Schema, modality: str, info: StoreInfo) -> None:
     """Raise a ValueError if a column of the modality is missing, or of another type."""
-    for field in shard_schema(modality, info):
-        if field.name not in schema.names:
-            raise ValueError(f"it has no column {field.name!r}")
-        if (found := schema.field(field.name).type) != field.type:
-            raise ValueError(f"its column {field.name!r} is {found}, but that of the store is {field.type}")
+    for column in shard_schema(modality, info):
+        if column.name not in schema.names:
+            raise ValueError(f"it has no column {column.name!r}")
+        if (found := schema.field(column.name).type) != column.type:
+            raise ValueError(f"its column {column.name!r} is {found}, but that of the store is {column.type}")
 
 
 def shard_table(
@@ -154,18 +304,20 @@ def write_rows(
 
 
 @contextmanager
-def _reading_shard(path: Path) -> Iterator[None]:
-    """Turn what comes of reading a damaged shard in the block into a StoreError with the file and the remedy."""
+def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
+    """Turn what comes of reading a damaged file of a store in the block into a StoreError with the file.
+
+    Raises:
+        StoreError: with the remedy, by default that of a shard.
+        UnreachableError: if the file is there and cannot be read.
+    """
     try:
         with unread_is_not_damaged(path):
             yield
     except UnreachableError:
         raise
     except (OSError, *MALFORMED, MemoryError, pa.ArrowException) as error:
-        raise StoreError(
-            f"The shard {path} cannot be read ({error}).",
-            remedy="Run `c3 verify --repair`, then the command that made the store again: it makes only this shard.",
-        ) from error
+        raise StoreError(f"{path} cannot be read ({error}).", remedy=remedy) from error
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -174,7 +326,7 @@ def read_header(path: Path) -> ShardHeader:
     Raises:
         StoreError: if it cannot be read.
     """
-    with _reading_shard(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
+    with refusing_damage(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
         metadata = file.schema_arrow.metadata or {}
         info = msgspec.json.decode(metadata[METADATA_KEY], type=dict[str, Any])
         failures = msgspec.json.decode(metadata[FAILURES_KEY], type=list[Failure])
@@ -191,7 +343,7 @@ def read_batches(
     """
     block = SMALL_BLOCK if columns and "embedding" not in columns else None
     with (
-        _reading_shard(path),
+        refusing_damage(path),
         name_or_file(path, block) as source,
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):

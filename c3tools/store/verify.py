@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,22 @@ from .manifest import (
     StoreWriter,
     record_files,
 )
-from .metadata import FAILURES_FILE, INFO_FILE, UPDATE, Failure, StoreInfo, digest_of, read_failures
 from .rows import ITEM_COLUMNS, embedding_matrix, item_keys, one_array
 from .shard_indexes import index_name, keep_indexes
 from .shards import (
+    FAILURES_FILE,
+    INFO_FILE,
+    UPDATE,
+    Failure,
     ShardName,
     SplitMoments,
+    StoreInfo,
     add_moments,
+    digest_of,
     fold,
     part_name,
     read_batches,
+    read_failures,
     read_header,
     shards_in,
 )
@@ -61,14 +67,14 @@ class Finding:
         where: the file, relative to the store.
         what: what is wrong with it.
         remedy: what to do.
-        warning: whether the store is intact nevertheless.
+        level: defect, or warning if the store is intact nevertheless.
     """
 
     check: str
     where: str
     what: str
     remedy: str
-    warning: bool = False
+    level: str = "defect"
 
 
 @dataclass
@@ -94,22 +100,20 @@ class Verification:
     @property
     def defects(self) -> list[Finding]:
         """The findings that are more than warnings."""
-        return [finding for finding in self.findings if not finding.warning]
+        return [finding for finding in self.findings if finding.level == "defect"]
 
     @property
     def whole(self) -> bool:
         """True if there are no defects, or all are repaired."""
         return self.open == 0
 
-    def add(self, check: str, where: str, what: str, remedy: str, *, warning: bool = False) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(check, where, what, remedy, warning))
+    def add(self, *finding: str) -> None:
+        """Add a finding, by its attributes."""
+        self.findings.append(Finding(*finding))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        found = [{"level": "warning" if finding.warning else "defect", **vars(finding)} for finding in self.findings]
-        for finding in found:
-            del finding["warning"]
+        found = [asdict(finding) for finding in self.findings]
         counts = {"shards": dict(self.shards), "rows": dict(self.rows)}
         return {"store": str(self.store), "whole": self.whole, **counts, "findings": found, "repaired": self.repaired}
 
@@ -194,7 +198,9 @@ def _check(path: Path, reporter: Reporter) -> Verification:
             remedy = "Import the images too if you need them." if imported else f"{again}: it makes the missing rows."
             for row in absent.slice(0, 1).to_pylist():
                 what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {row['item']!r}"
-                result.add("pairing", part_name(modality, row["part"]), what, remedy, warning=imported)
+                result.add(
+                    "pairing", part_name(modality, row["part"]), what, remedy, "warning" if imported else "defect"
+                )
     if manifest is not None:
         _check_files(result, manifest, present, None if lost else moments, again)
     result.open = len(result.defects)

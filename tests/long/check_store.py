@@ -1,4 +1,4 @@
-"""Stores: random steps against a dictionary in memory; damage and loss of any file; faults at every operation.
+"""Stores: random steps against a dictionary in memory; faults at every operation.
 
 A step changes the corpus (adds, changes, breaks or removes an image), embeds it, kills a run at one of its operations
 on files or lets the operation fail, damages and repairs the store, or merges or splits it.
@@ -18,14 +18,14 @@ import numpy as np
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
-from c3tools.errors import C3Error, StoreError
+from c3tools.errors import C3Error
 from c3tools.store import Store
 from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.verify import verify_store
 from tests.conftest import store_files
 from tests.crashes import fail_at, kill_at, operations
 from tests.store.test_writing import everything, prepare
-from tests.stores import colour_corpus, colour_encoder, colour_row, corruptions, one_byte_changed, whole_store
+from tests.stores import colour_corpus, colour_encoder, colour_row
 
 from .conftest import Budget
 
@@ -125,34 +125,6 @@ def test_random_steps(budget: Budget, tmp_path: Path) -> None:
             steps[name] += 1
         shutil.rmtree(folder)
     budget.report(f"{sum(steps.values())} steps on stores ({', '.join(f'{n} {name}' for name, n in steps.items())})")
-
-
-def is_whole(path: Path) -> bool:
-    try:
-        return verify_store(path).whole
-    except StoreError:  # nothing says any more what the store is, or it says that it is of a newer version
-        return False
-
-
-def test_damage(budget: Budget, tmp_path: Path) -> None:
-    """Sixty bytes changed, one after the other, and two hundred random subsets of the files removed."""
-    path = whole_store(tmp_path / "s").path
-    changed = removed = 0
-    for file, position, flip in corruptions(path, 60, budget.seed):
-        with one_byte_changed(file, position, flip):
-            assert not is_whole(path), f"{file} at {position} ^ {flip}"
-        changed += 1
-    kept = {file: file.read_bytes() for file in store_files(path)}
-    while removed < 200 and budget.is_left():
-        lost = budget.random.sample(sorted(kept), budget.random.randrange(1, len(kept)))
-        for file in lost:
-            file.unlink()
-        assert not is_whole(path), lost
-        for file in lost:
-            file.write_bytes(kept[file])
-        removed += 1
-    assert is_whole(path)
-    budget.report(f"{changed} bytes changed and {removed} subsets of files removed, all found")
 
 
 def test_faults(budget: Budget, tmp_path: Path) -> None:

@@ -49,12 +49,6 @@ def test_items_are_sampled_and_held_out_whole() -> None:
     assert (len(small), len(large)) == (4, 20) and set(small.keys) < set(large.keys)
 
 
-def test_splits_of_rows() -> None:
-    images = Rows.of("image", list("abc"), np.eye(3), split=["train", "validation", "test"])
-    assert images.where("val").keys == ["b"] and images.where(None) is images.where("all") is images
-    assert images.splits == ["train", "val", "test"]
-
-
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(pa.ArrowInvalid, match="split expected length 2 but got length 1"):
         Rows.of("image", ["a", "b"], np.eye(2), split=["train"])

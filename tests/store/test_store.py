@@ -124,8 +124,3 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     shutil.rmtree(store.path / "image")
     (store.path / "manifest.json").unlink()
     assert Store.open(store.path).modalities == ["text"]
-
-
-def test_a_store_shows_itself(tmp_path: Path) -> None:
-    store = whole_store(tmp_path / "s")
-    assert repr(store) == f"Store({str(store.path)!r}, model='test-model', dim=12, float16)"

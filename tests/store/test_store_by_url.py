@@ -47,7 +47,7 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
         upload(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("c3tools.io.locations.upload", interrupted)
+        patch.setattr("c3tools.io.files.upload", interrupted)
         with pytest.raises(KeyboardInterrupt):
             embed(place)
     embed(place)

@@ -16,12 +16,12 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, StoreError
 from c3tools.identity import ModelIdentity
-from c3tools.io.locations import location, remove
+from c3tools.io.locations import remove
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
-from c3tools.store.manifest import Manifest, record_files
+from c3tools.store.manifest import record_files
 from c3tools.store.verify import Verification, verify_store
-from tests.conftest import C3, add_shard, build_store, store_files, unit_rows
+from tests.conftest import add_shard, build_store, store_files, unit_rows
 from tests.stores import DIM, colour_corpus, colour_encoder, corruptions, one_byte_changed, whole_store
 
 from .test_store import Put, contents
@@ -193,12 +193,3 @@ def test_what_cannot_be_read_at_the_moment_is_not_damage(
         with pytest.raises(C3Error, match="cannot be read"):
             verify_store(path, repair=True)
     assert contents(path) == before
-
-
-def test_the_command(c3: C3, tmp_path: Path) -> None:
-    path = whole_store(tmp_path / "s").path
-    assert c3("verify", path).exit_code == 0 and c3("verify", tmp_path / "nowhere").exit_code == 1
-    (path / "manifest.json").unlink()
-    assert c3("verify", path).exit_code == 3
-    assert c3("verify", path, "--repair").exit_code == 0
-    assert Manifest.load(location(str(path))) is not None

@@ -25,7 +25,7 @@ from c3tools.errors import C3Error, OutputError, StoreError
 from c3tools.store import Failure, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
-from c3tools.store.metadata import digest_of
+from c3tools.store.shards import digest_of
 from c3tools.store.verify import verify_store
 from tests.captioning.conftest import make_captions_store
 from tests.conftest import Messages, add_shard, put_store, unit_rows
