@@ -116,9 +116,8 @@ def read_limited(path: Path) -> bytes:
         OSError: if it cannot be read.
         TooLargeError: if it is too long, or holds too many values.
     """
-    if (isinstance(path, Path) and path.stat().st_size > LARGEST_JSON) or (
-        len(content := read_all(path, LARGEST_JSON + 1)) > LARGEST_JSON
-    ):
+    content = read_all(path, LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
         raise TooLargeError(f"it has more than {LARGEST_JSON:,} bytes")
     values = sum(content.count(mark) for mark in (b",", b"[", b"{")) if len(content) > LARGEST_TEXT else 0
     if values * _SMALLEST_VALUE > len(content):

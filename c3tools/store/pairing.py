@@ -292,15 +292,17 @@ def _match_ids(wanted: Sequence[str | None], ids: Sequence[str | None]) -> list[
 
     An id that could be several, as 7 could be 07 and 007, is none of them.
     """
-    exact = positions([value or "" for value in ids])
-    ours, theirs = (Counter(_plain_form(value) for value in {*values} if value) for values in (wanted, ids))
-    near = {form: exact[value] for value in exact if theirs[form := _plain_form(value)] == 1}
-
-    def row_of(value: str) -> int | None:
-        form = _plain_form(value)
-        return exact[value] if value in exact else near.get(form) if ours[form] == 1 else None
-
-    return [row_of(value) if value else None for value in wanted]
+    row_of = {**positions([value or "" for value in ids])}
+    lacking = {value for value in wanted if value and value not in row_of}
+    ours = Counter(map(_plain_form, lacking))
+    near: dict[str, list[int]] = {}
+    for value, row in row_of.items() if lacking else ():
+        near.setdefault(_plain_form(value), []).append(row)
+    for value in lacking:
+        rows = near.get(form := _plain_form(value), [])
+        if len(rows) == 1 == ours[form]:
+            row_of[value] = rows[0]
+    return [row_of.get(value) if value else None for value in wanted]
 
 
 def _plain_form(value: str) -> str:

@@ -111,12 +111,15 @@ def read_texts(path: Path) -> Texts:
 
 
 def _texts_of(table: pa.Table) -> Texts:
-    """Return all columns as texts: of a list the first one, None for what is empty."""
+    """Return the columns of texts and numbers as texts: of a list the first one, None for what is empty."""
     texts: Texts = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         values: Any = column
+        inner = getattr(values.type, "value_type", values.type)
         if pa.types.is_floating(values.type):  # a gap makes 7.0 of 7, and NaN of nothing
             values = pc.if_else(pc.is_finite(values), values, None).cast(pa.string())
+        elif not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_integer(inner)):
+            continue  # vectors, images
         first = (value[0] if isinstance(value, list) and value else value for value in values.to_pylist())
         texts[name] = [None if value in (None, "", []) else str(value) for value in first]
     return texts
