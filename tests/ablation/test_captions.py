@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from c3tools import ablate
 from c3tools.ablation.captions import CaptionTask
 from c3tools.ablation.methods import METHODS, Cell
 from c3tools.ablation.run import run_cells
@@ -25,7 +24,7 @@ from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store
 
 from ..captioning.conftest import TOY, World, make_world
-from .conftest import QUICK, Table, finished
+from .conftest import Table, finished
 
 pytest.importorskip("pycocoevalcap")
 
@@ -237,12 +236,6 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     assert "trained on" in told.texts[0]
 
 
-def test_too_few_captions_are_refused(tmp_path: Path) -> None:
-    rows, splits = np.eye(2, 4, dtype=np.float32), ["train", "test"]
-    images = Rows.of("image", ["a", "b"], rows, split=splits)
-    own = {"caption": ["a dog", "a cat"], "image_key": ["a", "b"], "split": splits}
-    store = build_store(tmp_path / "c3-store", images, Rows.of("text", ["a#0", "b#0"], rows, **own))
-    with pytest.raises(DecoderError):
-        ablate(store, output=tmp_path / "table", **QUICK)
+def test_a_store_without_scored_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MetricError):
         task_of(as_store(tmp_path / "train", make_world(), split="train"))

@@ -12,9 +12,9 @@ import open_clip
 import pytest
 from typer.testing import Result
 
-from c3tools import Index, Store, evaluate_captions, machine
+from c3tools import Store, evaluate_captions, machine
 from tests.conftest import C3, unit_rows
-from tests.stores import make_vectors, whole_store
+from tests.stores import whole_store
 
 from ..captioning.conftest import trained_captioner
 
@@ -65,30 +65,14 @@ def test_a_report_is_a_verdict_or_all_tables_or_json(c3: C3, here: Path) -> None
         assert {"recall@1", "recall@5", "recall@10"} <= values["retrieval"][preset]["image_to_text"].keys()
 
 
-def test_faiss_exports_and_searches(c3: C3, here: Path) -> None:
-    done(c3("export", "-f", "faiss", "--modality", "text", "-o", "f"))
-    raw = Store.open("c3-store").load("text").embeddings[:5]
-    assert Index.open("f").nearest(raw, "text", 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
-    done(c3("index"))
-    np.save("q.npy", make_vectors(90)[0][:4])
-    found = as_json(c3("search", "--vector", "q.npy", "--modality", "image", "--in", "text", "-k", 2, "--json"))
-    wanted = [{f"img{i:03d}#0", f"img{i:03d}#1"} for i in range(4)]
-    assert [{hit["key"] for hit in entry["hits"]} for entry in found] == wanted
-
-
-def test_captions_are_written_in_every_form_and_only_added_to(c3: C3, photos: Path, tmp_path: Path) -> None:
-    first = min(photos.glob("*.jpg"))
+def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
+    c3: C3, photos: Path, tmp_path: Path
+) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
-    first.with_suffix(".txt").write_text("my own words\n")
-    command = ("caption", photos, "--json", "a.json", "--txt", "--xmp", "--html", "a.html")
-    result = c3(*command)
+    result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
     assert (result.exit_code, "1 of 5 files could not be read" in " ".join(result.stderr.split())) == (1, True)
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.glob("0*.jpg"))]
-    for row in rows[1:]:
-        assert Path(row["path"]).with_suffix(".txt").read_text() == row["caption"] + "\n"
-        assert row["caption"] in Path(row["path"]).with_suffix(".xmp").read_text()
-    assert first.with_suffix(".txt").read_text() == "my own words\n"
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 4
 
 

@@ -13,10 +13,7 @@ from tests.conftest import C3, put_store, store_files
 from tests.servers import Faults
 from tests.stores import gap_store, whole_store
 
-from ..captioning.conftest import make_captions_store
-
 URL = "s3://bucket/runs/store"
-QUICK = ("--size", "tiny", "--epochs", "1", "--precision", "fp32")
 
 
 def run(c3: C3, *words: object, code: int = 0) -> str:
@@ -45,21 +42,6 @@ def test_search_and_copies_are_the_same(c3: C3, tmp_path: Path, s3: Faults) -> N
     assert found[0][0]["hits"][0]["key"] == "img004"
     assert copies[0] == copies[1]
     assert len(copies[0]) > 4
-
-
-def test_decoders_and_their_scores_are_the_same(
-    c3: C3, tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pycocoevalcap")
-    put_store(make_captions_store(tmp_path / "disk")[0].path, URL)
-    s3.every = 7
-    results = []
-    for store, folder in (("disk", "one"), (URL, "other")):
-        monkeypatch.setenv("C3_STORE", store)
-        run(c3, "train-decoder", *QUICK, "-o", folder)
-        scores = json.loads(run(c3, "evaluate", "--decoder", folder, "--resamples", 0, "--json"))
-        results.append((scores, (tmp_path / folder / "weights.safetensors").read_bytes()))
-    assert results[0] == results[1]
 
 
 def test_results_by_url(c3: C3, tmp_path: Path, s3: Faults) -> None:
