@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import keyword
 import math
 import os
 import re
@@ -292,28 +291,20 @@ def _parameters(function: ast.FunctionDef) -> dict[str, _Parameter]:
 
 def _verb(name: str) -> ast.FunctionDef:
     """Return the definition of a public function, or of the method ``Class.name`` of a public class."""
-    public, _, method = name.partition(".")
-    path = Path(c3tools.__file__).parent / c3tools._HOMES[public].replace(".", "/")
-    return _definition(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"), public, method)
+    names = name.split(".")
+    path = Path(c3tools.__file__).parent / c3tools._HOMES[names[0]].replace(".", "/")
+    node: Any = _parse(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+    for part in names:
+        node = next(child for child in node.body if getattr(child, "name", None) == part)
+    assert isinstance(node, ast.FunctionDef)
+    return node
 
 
 def _own(name: str, module: str) -> ast.FunctionDef:
-    """Return the definition of the function of this folder that is a command, or that of its group."""
-    there = {node.name: node for node in _parse(_file(module)).body if isinstance(node, ast.FunctionDef)}
-    words = [word.replace("-", "_") for word in reversed(name.split())]
-    return next(there[word] for word in (f"{word}{'_' * keyword.iskeyword(word)}" for word in words) if word in there)
-
-
-def _file(module: str) -> Path:
-    return Path(__file__).with_name(f"{module}.py")
-
-
-def _definition(path: Path, *names: str) -> ast.FunctionDef:
-    node: Any = _parse(path)
-    for name in filter(None, names):
-        node = next(child for child in node.body if getattr(child, "name", None) == name)
-    assert isinstance(node, ast.FunctionDef)
-    return node
+    """Return the definition of the function of this folder that is a command (``import_`` of import), or its group."""
+    source = _parse(Path(__file__).with_name(f"{module}.py"))
+    there = {node.name.removesuffix("_"): node for node in source.body if isinstance(node, ast.FunctionDef)}
+    return next(there[word] for word in name.replace("-", "_").split()[::-1] if word in there)
 
 
 @cache

@@ -19,7 +19,7 @@ from ..pages.render import interval, signed
 from ..tables import Table
 from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
-INTERVAL = "95 % interval"  # heading
+_INTERVAL = "95 % interval"  # heading
 CHOOSE_BY = "CIDEr"
 _OF_CAPTIONS = (CHOOSE_BY, "BLEU-4", "ROUGE-L")
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
@@ -140,9 +140,9 @@ class Ablation:
             if not metrics or with_interval.startswith("KID"):
                 line["seeds"] = str(row["seeds"])
             for name, heading in headings.items():
-                line[heading] = score_with_spread(name, row["scores"][name])
+                line[heading] = _with_spread(name, row["scores"][name])
                 if name == with_interval:
-                    line[INTERVAL] = interval(row["scores"][name]["interval"], decimals(name))
+                    line[_INTERVAL] = interval(row["scores"][name]["interval"], decimals(name))
             if not metrics:
                 line |= {"images": f"{row['images']:,}", "published": row["published"], "checkpoint": row["checkpoint"]}
             lines.append(line)
@@ -252,7 +252,7 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
     return f"{difference} {metric}, 95 % interval {low} to {high} over {sampled}{shown}"
 
 
-def score_with_spread(metric: str, score: Mapping[str, Any]) -> str:
+def _with_spread(metric: str, score: Mapping[str, Any]) -> str:
     """Return ``mean ± std`` of a score of a row, or the mean alone if there is one seed."""
     spread = "" if score["std"] is None else f" ± {score_text(metric, score['std'])}"
     return score_text(metric, score["mean"]) + spread

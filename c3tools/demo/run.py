@@ -22,7 +22,7 @@ from .. import devices
 from ..ablation.captions import CaptionTask
 from ..ablation.methods import ABLATION, METHODS, Cell
 from ..ablation.run import ablate_images, run_cells
-from ..ablation.table import CHOOSE_BY, INTERVAL, Ablation, score_with_spread
+from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning import Captioner
 from ..captioning.evaluate import store_references
@@ -38,7 +38,7 @@ from ..io.files import write_text_atomically
 from ..io.lock import locked
 from ..metrics.captions import score_captions
 from ..pages import inline_image, render_page
-from ..pages.render import count, interval
+from ..pages.render import count
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..store.means import load_means
@@ -46,7 +46,6 @@ from ..store.shards import INFO_FILE
 from ..tables import Table
 from ..transforms.sigma import caption_spread, scaled_spread
 
-METRICS = (CHOOSE_BY, "BLEU-4", "ROUGE-L")
 _EXTREMES = 6  # photos in each of the two groups that come first
 _PHOTO_SIDE = 360
 _FIGURES = {
@@ -109,13 +108,9 @@ class DemoResult:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per method."""
-        rows = []
-        for row in self.ablation.rows:
-            first, *others = (score_with_spread(name, row["scores"][name]) for name in METRICS)
-            ends = interval(row["scores"][CHOOSE_BY]["interval"], 1)
-            rows.append([row["method"], METHODS[row["method"]].summary, first, ends, *others])
-        title = f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}"
-        return Table(["method", "steps", CHOOSE_BY, INTERVAL, *METRICS[1:]], rows, title=title, left=["steps"])
+        own, title = self.ablation.tables()[0], f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}"
+        rows = [[name, METHODS[name].summary, *scores] for name, _, *scores in own.rows]
+        return Table(["method", "steps", *own.columns[2:]], rows, title=title, left=["steps"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows of the table, and all runs (``runs``, the list that `c3 demo --json` writes)."""

@@ -28,9 +28,9 @@ def hits(
     gallery_items: Indices,
     ks: Sequence[int] = DEFAULT_KS,
 ) -> dict[str, Array]:
-    """Return whether each query has a positive among its ``k`` nearest: by ``recall@k``, float64 (n,), mean recall.
+    """Return whether a positive is among the ``k`` nearest of each query, by ``recall@k``: float64 (n,).
 
-    A value is a probability, over the order of ties.
+    The mean of the values is the recall. A value between 0 and 1 is the probability over the order of ties.
 
     Args:
         queries: (n, d), any float dtype; the products are computed in it.
