@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import Array, Indices
-from ..moments import Moments
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected
@@ -67,15 +66,13 @@ class Answer:
 
 def answer_questions(collected: Collected, noise: Residuals | None, *, seed: int = 0) -> dict[str, Answer]:
     """Answer the questions by name, in the order of the paper's model; all but ``orthogonal`` need pairs."""
-    found = {"orthogonal": _is_orthogonal(collected, seed)}
-    if noise:
-        found |= {
-            "constant": _is_constant(collected, seed),
-            "gaussian": _is_gaussian(noise),
-            "isotropic": _is_isotropic(noise),
-        }
     absent = "This needs pairs, but the store has none."
-    return {name: found.get(name) or _unknown(name, absent) for name in QUESTIONS}
+    return {
+        "constant": _is_constant(collected, seed) if noise else _unknown("constant", absent),
+        "orthogonal": _is_orthogonal(collected, seed),
+        "gaussian": _is_gaussian(noise) if noise else _unknown("gaussian", absent),
+        "isotropic": _is_isotropic(noise) if noise else _unknown("isotropic", absent),
+    }
 
 
 def _is_constant(collected: Collected, seed: int) -> Answer:
@@ -125,63 +122,56 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
     along the gap than along 97.5 % of random directions. The share of the gap inside the 99 % span is given as well;
     it cannot tell a gap from a random direction where noise fills all dimensions, as the span then does.
     """
-    traces = {name: float(np.trace(moments.covariance)) for name, moments in collected.moments.items()}
-    items = collected.items or min(moments.n for moments in collected.moments.values())
-    known: dict[str, dict[str, Any]] = {}
-    for name, moments in collected.moments.items():
-        # rows and gap covary, by half of what their traces and the other modality's differ by, so that the product of
-        # their sample covariances is too large
-        shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
-        excess = shared**2 / (items * max(items - 1, 1))
-        found = _along_gap(moments, collected.gap, collected.gap_covariance, excess=excess, seed=seed)
-        known |= {name: found} if found else {}
+    found = {name: _along_gap(collected, name, seed) for name in collected.moments}
+    known = {name: measures for name, measures in found.items() if measures}
     if not known:
         return _unknown("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
-    below = [found["variance_ratio"] < found["random_directions"][0] for found in known.values()]
-    above = [found["variance_ratio"] > found["random_directions"][1] for found in known.values()]
+    ratios = {name: (each["variance_ratio"], *each["random_directions"]) for name, each in known.items()}
+    below, above = (
+        [ratio < low for ratio, low, _ in ratios.values()],
+        [ratio > high for ratio, _, high in ratios.values()],
+    )
 
     def listed(key: str) -> str:
-        return ", ".join(f"{name} {found[key]:.2f}" for name, found in known.items())
+        return ", ".join(f"{name} {each[key]:.2f}" for name, each in known.items())
 
-    ranges = ", ".join("{} {:.2f} to {:.2f}".format(name, *each["random_directions"]) for name, each in known.items())
+    ranges = ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, (_, low, high) in ratios.items())
     because = (
         f"Variance along the gap, divided by that along an average direction: {listed('variance_ratio')}; random "
         f"directions at the same angle to the mean give {ranges}. Share of the gap inside the 99 % span: "
         f"{listed('share_in_span')}; by chance {listed('share_by_chance')}."
     )
-    worst = max(float(found["variance_ratio"]) for found in known.values())
+    worst = max(ratio for ratio, *_ in ratios.values())
     return Answer(QUESTIONS["orthogonal"], _graded(all(below), any(below) and not any(above)), because, worst, known)
 
 
-def _along_gap(
-    moments: Moments, gap: Array, gap_covariance: Array, *, excess: float = 0.0, seed: int = 0
-) -> dict[str, Any] | None:
+def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | None:
     """Compare the variance of a modality along the gap with that along random directions.
 
     Random directions have the gap's angle to the modality's mean: rows of unit length vary little along their mean, and
     the gap, a difference of means, is not at right angles to it, so that among all directions it would vary less than
     most for this reason alone.
 
-    Args:
-        moments: of the modality.
-        gap: float64 (d,).
-        gap_covariance: float64 (d, d), the uncertainty of ``gap``, whose share is taken off.
-        excess: what the trace of the product of both covariances is too large by on average.
-        seed: of the random directions.
-
     Returns:
         ``variance_ratio``, 1 on average over all directions, and ``random_directions``, the range of 95 % of those with
         the gap's angle to the mean; ``share_in_span``, and ``share_by_chance``, that of the average direction. None
         without a gap or without variance.
     """
+    moments, gap, gap_covariance = collected.moments[name], collected.gap, collected.gap_covariance
     values, vectors = np.linalg.eigh(moments.covariance)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     total, dim = float(values.sum()), len(values)
-    square = float(gap @ gap) - float(np.trace(gap_covariance))
+    square = float(gap @ gap) - collected.gap_bias
     if total <= 0 or square <= 0:
         return None
     span = effective_dimension(values)
     inside = vectors[:, :span]
+    # rows and gap covary, by half of what their traces and the other modality's differ by, so that the product of their
+    # sample covariances is too large
+    traces = {other: float(np.trace(own.covariance)) for other, own in collected.moments.items()}
+    items = collected.items or min(own.n for own in collected.moments.values())
+    shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
+    excess = shared**2 / (items * max(items - 1, 1))
     chance = max(float(np.sum(moments.covariance * gap_covariance)) - excess, 0.0)
     along = float(gap @ moments.covariance @ gap) - chance
     part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))

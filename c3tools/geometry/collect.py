@@ -186,7 +186,7 @@ def collect(
     """
     notes = [store.split_note] if store.split_note else []
     rows = {name: _read_keys(store, name, split) for name in (first, second)}
-    independent = {name: _distinct(found.item_index) for name, found in rows.items()}
+    independent = {name: found.item_count for name, found in rows.items()}
     if independent[first] < len(rows[first]):
         if independent[second] < len(rows[second]):
             notes.append(
@@ -199,8 +199,7 @@ def collect(
         notes.append("The store keeps the norms of its rows. Everything is measured after L2 normalisation.")
     item_index = Pairs.match(rows[first], rows[second]).item_index
     paired = np.flatnonzero(item_index >= 0)
-    sizes = np.bincount(item_index[paired])
-    items, sizes = np.flatnonzero(sizes), sizes[sizes > 0]
+    items, sizes = np.unique(item_index[paired], return_counts=True)
     rng = generator(seed, "gap report", "working set")
     if len(items):
         order = rng.permutation(len(items))
@@ -237,7 +236,7 @@ def collect(
         first=first,
         second=second,
         moments=moments,
-        independent={name: independent[name] for name in (first, second)},
+        independent=independent,
         fit_moments=fit_moments,
         fitted_on=fitted_on,
         items=len(items),
@@ -256,15 +255,13 @@ def collect_single(store: Store, modality: str, *, split: str | None = None) -> 
     """
     rows, progress = _read_keys(store, modality, split), Progress()
     _read_rows(store, rows, split, np.empty(0, np.int64), np.dtype(np.float32), progress)
-    return store.unit_moments(modality, split), _distinct(rows.item_index)
+    return store.unit_moments(modality, split), rows.item_count
 
 
 def _fitting_moments(store: Store, measured: dict[str, Moments], split: str | None) -> tuple[dict[str, Moments], str]:
     """Return the moments to fit on, those of the train split if it is large enough, and which rows they are."""
-    train, none = {}, Moments.empty(store.info.dim)
-    for name in measured:
-        known = store.moments_by_split(name).get("train", none) if store.info.normalised else None
-        train[name] = known or store.unit_moments(name, "train")
+    none = Moments.empty(store.info.dim)
+    train = {name: store.unit_moments(name, "train") if store.count(name, "train") else none for name in measured}
     enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
     chosen = train if enough else measured
     listed = ", ".join(f"{own.n:,} {name}" for name, own in chosen.items()) + " rows"
@@ -314,8 +311,3 @@ def _read_rows(
             remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
         )
     return sample if store.info.normalised else unit_rows(sample)
-
-
-def _distinct(numbers: Indices) -> int:
-    """Return how many of the numbers 0, 1, … occur; `numpy.unique` takes seconds for millions."""
-    return int(np.count_nonzero(np.bincount(numbers)))

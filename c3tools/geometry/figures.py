@@ -12,8 +12,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from ..arrays import Array
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
+from .collect import Sample
 from .measures import EDGES, ModalityMeasures, row_cosines
-from .spaces import COLLAPSE, RAW
+from .spaces import RAW
 from .verdict import Measured
 
 MAX_POINTS = 160
@@ -46,19 +47,18 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     """
     data, noise, pairs = report.collected, report.noise, report.pairs
     if data is None or report.gap is None:
-        return {"spectra": (_spectra(report.modalities), "Covariance spectrum")}
-    names, figures = f"{data.first} and {data.second}", dict[str, tuple[Figure, str]]()
-    if data.sample.paired and len(data.sample.groups) > 1:
-        groups, size = data.sample.groups, data.sample.group_size
-        lengths, line = np.linalg.norm(groups, axis=1), report.gap.length.value
-        ends, label = (0.0, max(1.0, float(lengths.max()) * 1.1)), f"norm of the mean of {size} pairs"
-        figure = _histogram("Gap length", label, {"": lengths}, ends, line=line)
-        figures["gap-length"] = figure, "Histogram of the gap's length over groups of pairs"
-        figure = _histogram("Gap direction", "cosine with the next group", {"": row_cosines(groups[:-1], groups[1:])})
-        figures["gap-direction"] = figure, "Histogram of cosines of one group's gap with the next"
+        return {"spectra": _spectra(report.modalities)}
+    figures, sample = dict[str, tuple[Figure, str]](), data.sample
+    if sample.paired and len(sample.groups) > 1:
+        lengths = np.linalg.norm(sample.groups, axis=1)
+        label = f"norm of the mean of {sample.group_size} pairs"
+        ends = 0.0, max(1.0, float(lengths.max()) * 1.1)
+        figures["gap-length"] = _histogram("Gap length", label, {"": lengths}, ends, line=report.gap.length.value)
+        cosines = row_cosines(sample.groups[:-1], sample.groups[1:])
+        figures["gap-direction"] = _histogram("Gap direction", "cosine with the next group", {"": cosines})
     if any(len(values) for values in report.orthogonal.values()):
-        figure = _histogram("Gap orthogonality", "cosine of differences with the gap", report.orthogonal, bins=80)
-        figures["orthogonality"] = figure, "Histogram of cosines of differences with the gap"
+        label = "cosine of differences with the gap"
+        figures["orthogonality"] = _histogram("Gap orthogonality", label, report.orthogonal, bins=80)
     if noise and pairs:
         figure, axes = new_figure(3.05, 2.2)
         axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
@@ -68,12 +68,11 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
         figures["noise-marginals"] = figure, "Alignment noise against a normal distribution"
         title, label = "Noise: same size everywhere?", "standard deviation per dimension; line: rms"
         ends, line = (0.0, noise.std_largest * 1.05 or 1.0), pairs.residual_rms.value
-        figure = _histogram(title, label, {"": noise.per_dimension}, ends, bins=50, line=line)
-        figures["noise-size"] = figure, "Standard deviation of the alignment noise per dimension"
-        figure = _histogram("Noise direction", "cosine between residuals of two items", {"": noise.cosines}, bins=80)
-        figures["noise-direction"] = figure, "Histogram of cosines between residuals"
-    figures["spectra"] = _spectra(report.modalities), f"Covariance spectra of {names}"
-    figures["projection"] = _projection(report), f"{names} in two dimensions, before and after Collapse"
+        figures["noise-size"] = _histogram(title, label, {"": noise.per_dimension}, ends, bins=50, line=line)
+        label = "cosine between residuals of two items"
+        figures["noise-direction"] = _histogram("Noise direction", label, {"": noise.cosines}, bins=80)
+    figures["spectra"] = _spectra(report.modalities)
+    figures["projection"] = _projection(report, data.working)
     return figures
 
 
@@ -85,7 +84,7 @@ def _histogram(
     *,
     bins: int = 60,
     line: float | None = None,
-) -> Figure:
+) -> tuple[Figure, str]:
     """Draw shares rather than counts, so that groups of different sizes compare; outlined, as they may overlap.
 
     Values beyond the ends of the axis count at the ends; ``line`` is a value to mark.
@@ -102,10 +101,10 @@ def _histogram(
         axes.axvline(line, color=palette.INK, linewidth=1)
     if len(groups) > 1:
         axes.legend(loc="upper left", handlelength=1.2)
-    return figure
+    return figure, f"{title}: histogram of the {label}"
 
 
-def _spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
+def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
     """Draw the covariance eigenvalues and their cumulative share, the effective dimensions marked."""
     figure, (left, right) = new_figure(9.4, 3.1, columns=2)
     lowest = min(found.effective_dimension for found in modalities.values())
@@ -128,36 +127,33 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> Figure:
     title = "Share explained; dots: effective dimension (99 %)"
     right.set(title=title, xlabel="number of dimensions", xlim=(0, dim), ylim=(0, 1.03))
     left.legend()
-    return figure
+    return figure, f"Covariance spectra: {' and '.join(modalities)}"
 
 
-def _projection(report: Measured) -> Figure:
+def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
     """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
-    assert report.collected is not None
-    working, rng = report.collected.working, generator(0, "projection")
+    rng = generator(0, "projection")
     if working.paired:  # pairs of different items
         items, rows = np.unique(working.item_index, return_index=True)
         drawn = np.sort(rng.permutation(len(items))[:MAX_POINTS])
         chosen = [items[drawn], rows[drawn]]
     else:
         chosen = [rng.permutation(len(rows))[:MAX_POINTS] for rows in (working.first, working.second)]
-    spaces = [name for name in (RAW, COLLAPSE) if name in report.transformed]
-    figure, panels = new_figure(9.4, 3.9, columns=len(spaces), squeeze=False)
-    for axes, space in zip(panels[0], spaces, strict=True):
-        both = np.concatenate(report.transformed[space]).astype(np.float64)
+    figure, panels = new_figure(9.4, 3.9, columns=len(report.transformed), squeeze=False)
+    for axes, (space, sides) in zip(panels[0], report.transformed.items(), strict=True):
+        both = np.concatenate(sides).astype(np.float64)
         mean = both.mean(axis=0)
         plane = np.linalg.eigh((both - mean).T @ (both - mean))[1][:, :-3:-1]
         # the signs of eigenvectors are arbitrary: make the larger component positive, so that runs agree
         plane = plane * np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])
-        sides = zip(report.transformed[space], chosen, strict=True)
-        a, b = ((rows[numbers].astype(np.float64) - mean) @ plane for rows, numbers in sides)
+        points = [(rows[numbers] - mean) @ plane for rows, numbers in zip(sides, chosen, strict=True)]
         if working.paired:
-            lines = list(np.stack([a, b], axis=1))
-            axes.add_collection(LineCollection(lines, colors=palette.RULE, linewidths=0.7, zorder=1))
-        for points, name, colour in zip((a, b), report.modalities, _COLOURS, strict=True):
-            axes.scatter(*points.T, s=11, color=colour, linewidths=0, zorder=2, label=name)
+            lines = LineCollection([*np.stack(points, axis=1)], colors=palette.RULE, linewidths=0.7, zorder=1)
+            axes.add_collection(lines)
+        for own, name, colour in zip(points, report.modalities, _COLOURS, strict=True):
+            axes.scatter(*own.T, s=11, color=colour, linewidths=0, zorder=2, label=name)
         axes.set_title("Before" if space == RAW else "After Collapse")
         axes.set_aspect("equal", adjustable="datalim")
         close_up(axes, ticks=False)
     panels[0][0].legend(loc="upper left", markerscale=1.6)
-    return figure
+    return figure, f"{' and '.join(report.modalities)} in two dimensions, before and after Collapse"

@@ -164,14 +164,23 @@ def gap_report(
             f"The gap report cannot measure recall for {unknown[0]!r}.",
             remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
         )
-    provenance = {"store": str(store.path), "model": str(info.model), "dim": info.dim, "dtype": info.dtype}
-    settings = {"split": split or "all", "seed": seed, "c3tools": __version__}
+    provenance: dict[str, Any] = {
+        "store": str(store.path),
+        "model": str(info.model),
+        "dim": info.dim,
+        "dtype": info.dtype,
+        "split": split or "all",
+        "seed": seed,
+        "c3tools": __version__,
+    }
     if len(chosen) == 1:
-        measured = {chosen[0]: measure_modality(*collect_single(store, chosen[0], split=split))}
-        alone = f"This report is on one modality, {chosen[0]}, so there are no gap and no pairs to measure."
-        notes = [f"{alone} A full report needs another modality in the same store.", *_row_limits(measured)]
-        rows = {name: found.n for name, found in measured.items()}
-        return GapReport(measured, {**provenance, "rows": rows, **settings}, notes)
+        alone = measure_modality(*collect_single(store, chosen[0], split=split))
+        notes = [
+            f"This report is on one modality, {chosen[0]}, so there are no gap and no pairs to measure. A full report "
+            "needs another modality in the same store.",
+            *_row_limits({chosen[0]: alone}),
+        ]
+        return GapReport({chosen[0]: alone}, {**provenance, "rows": {chosen[0]: alone.n}}, notes)
     # read before the rows of the report are in memory
     spread = sigma_rules.SigmaRule("caption_spread", None, "texts alone", "the store has no texts")
     if "text" in there:
@@ -223,7 +232,6 @@ def gap_report(
             "pairs": data.pairs,
             "working_set": {"complete": working.complete, first: len(working.first), second: len(working.second)},
             "fitted_on": data.fitted_on,
-            **settings,
         },
         notes=notes,
         gap=measure_gap(data, seed),

@@ -92,7 +92,13 @@ def reported_measures(values: dict[str, Any]) -> dict[str, float]:
     return result
 
 
-def columns_store(path: Path, image: Floats, text: Floats, owner: Ints | None = None, **columns: Any) -> Store:
+def columns_store(
+    path: Path,
+    image: npt.NDArray[np.floating[Any]],
+    text: npt.NDArray[np.floating[Any]],
+    owner: Ints | None = None,
+    **columns: Any,
+) -> Store:
     """A store of unit float32 rows; ``columns`` have a value per image, which its texts have too."""
     keys, own = [f"i{k}" for k in range(len(image))], range(len(text)) if owner is None else owner
     images = Rows.of("image", keys, unit(image), **columns)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.geometry.collect import Collected, collect
@@ -17,12 +17,11 @@ from c3tools.geometry.measures import (
     measure_gap,
     measure_modality,
     measure_pairs,
-    relative_gap,
 )
 from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
 from c3tools.store import Store
-from tests.conftest import make_store, unit_rows
+from tests.conftest import make_store
 from tests.geometry.spaces import paper_model, unit
 
 
@@ -46,24 +45,6 @@ def test_dimension_counts_until_more_than_99_percent(values: list[float], dimens
     ratio = sum(values) ** 2 / sum(v**2 for v in values) if dimension else 0
     assert found.effective_dimension == dimension
     assert found.participation_ratio == pytest.approx(ratio)
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 1000))
-def test_relative_gap_is_that_of_all_distances(n: int, dim: int, seed: int) -> None:
-    x, y = unit_rows(n, dim, seed).astype(float), unit_rows(n, dim, seed + 1).astype(float)
-    num = np.mean((1 - np.sum(x * y, axis=1)) / 2)
-    within = np.mean([np.mean((1 - (rows @ rows.T)[~np.eye(n, dtype=bool)]) / 2) for rows in (x, y)])
-    found = relative_gap(float(np.sum(x * y, axis=1).mean()), Moments.from_rows(x), Moments.from_rows(y))
-    assert found == (pytest.approx(num / (num + within), abs=1e-9) if num + within > 1e-12 else None)
-
-
-def test_one_row_has_no_relative_gap_and_no_errors() -> None:
-    one = Moments.from_rows(np.ones((1, 3)))
-    assert relative_gap(0.5, one, one) is None
-    assert measure_modality(one).mean_direction_error_degrees is None
-    assert measure_modality(Moments.from_rows(unit_rows(5, 8))).limited_by_rows
-    assert not measure_modality(Moments.from_rows(unit_rows(9, 8))).limited_by_rows
 
 
 def test_mean_norm_and_its_errors_agree_with_repeated_draws() -> None:
@@ -108,7 +89,7 @@ def rows_with_a_gap(items: int, captions: int, alone: int, seed: int) -> tuple[n
     return unit(image), unit(text), owner
 
 
-@pytest.mark.parametrize(("captions", "alone"), [(1, 0), (4, 0), (2, 60)])
+@pytest.mark.parametrize(("captions", "alone"), [(1, 0), (2, 60)])
 def test_gap_and_residuals_are_debiased_by_what_chance_adds(tmp_path: Path, captions: int, alone: int) -> None:
     many = rows_with_a_gap(60_000, 1, 0, 1_000)
     true = np.linalg.norm(many[0].mean(axis=0) - many[1].mean(axis=0))

@@ -64,20 +64,11 @@ def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
     expected = np.mean(shares[:30]), np.mean(shares[30:])
     assert [side.value for side in modality_bias(x, y)] == pytest.approx(expected)
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(1000, 16))
+    centres = rng.normal(size=(600, 16))
     one, other = (unit(centres + rng.normal(size=centres.shape) + side * np.eye(16)[0]) for side in (0.7, -0.7))
-    found = {n: modality_bias(one[:n], other[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 300, 1000)}
-    for estimate in found.values():  # it does not grow with the store
-        assert estimate.rows == 100
-        assert estimate.value == pytest.approx(found[1000].value, abs=half_width(estimate))
-
-
-def test_captions_of_one_image_widen_the_intervals() -> None:
-    owner = np.repeat(np.arange(100), 5)
-    texts = unit(unit_rows(100, 6)[owner])
-    assert half_width(uniformity(texts, owner)) > 1.8 * half_width(uniformity(texts, np.arange(500)))
-    found = modality_bias(texts[::5], texts, items=(np.arange(100), owner))  # one caption of each image, and its image
-    assert [side.rows for side in found] == [100, 100]
+    small, large = (modality_bias(one[:n], other[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 600))
+    assert small.rows == large.rows == 100  # it does not grow with the store
+    assert small.value == pytest.approx(large.value, abs=half_width(small))
 
 
 def test_fewer_than_three_rows_have_no_interval() -> None:

@@ -33,7 +33,6 @@ def test_refusals(pairs: Pairs) -> None:
 def test_works_with_scikit_learn(pairs: Pairs) -> None:
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
 
     estimator = EmbeddingTransformer("whiten", modality="text", sigma=0.2).fit(pairs.y)
@@ -43,5 +42,3 @@ def test_works_with_scikit_learn(pairs: Pairs) -> None:
     labels = (pairs.y[:, -1] > np.median(pairs.y[:, -1])).astype(int)
     model = make_pipeline(EmbeddingTransformer(), LogisticRegression(C=100.0)).fit(pairs.y, labels)
     assert model.score(pairs.y, labels) > 0.9
-    search = GridSearchCV(model, {"embeddingtransformer__preset": ["c1", "c2-collapse", "standardize"]}, cv=2)
-    assert search.fit(pairs.y, labels).best_score_ > 0.7

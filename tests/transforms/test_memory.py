@@ -74,17 +74,6 @@ def test_rows_of_ones_own_item_are_never_retrieved_in_training(
         np.testing.assert_allclose(got[own], others.transform(rows[own], modality="text"), atol=2e-6)
 
 
-def test_items_that_have_the_whole_memory_or_nothing_of_it(pairs: Pairs) -> None:
-    options: dict[str, Any] = {"modality": "image", "training": True}
-    for tau in (0.05, 0.0):
-        got = retrieving(pairs.y, ["one"] * 120, tau=tau).transform(pairs.x[:2], items=["one", "another"], **options)
-        np.testing.assert_allclose(got[0], pairs.x[0], atol=1e-6)
-        assert np.linalg.norm(got[1] - pairs.x[1]) > 0.1
-    pipeline = retrieving(pairs.y, pairs.items)
-    new = pipeline.transform(pairs.x, items=pairs.keys, **options)
-    np.testing.assert_array_equal(new, pipeline.transform(pairs.x, modality="image"))
-
-
 def test_a_limited_memory_is_drawn_from_all_rows_with_their_items(pairs: Pairs) -> None:
     """Rows of a train split are sorted by their source, so its first rows would be of one source."""
     drawn, again, whole = (retrieving(pairs.y, pairs.items, limit=n) for n in (30, 30, 500))

@@ -35,16 +35,6 @@ def test_noise_of_this_size_gives_this_cosine(cosine: float, norm: float, dim: i
     assert norm / np.hypot(norm, thrice * dim**0.5) >= MIN_COSINE - 1e-9
 
 
-def test_caption_spread_finds_the_noise_that_made_the_captions() -> None:
-    """Captions are a centre plus noise of sigma each; two of them meet at the cosine |e|^2 / (|e|^2 + sigma^2 d)."""
-    rng = np.random.default_rng(1)
-    owner = np.repeat(np.arange(800), 5)
-    texts = rng.normal(size=(800, 64))[owner] * 0.08 + rng.normal(size=(4000, 64)) * 0.04
-    norm, cosine = np.sqrt(64 * (0.08**2 + 0.04**2)), 0.08**2 / (0.08**2 + 0.04**2)
-    expected = norm * np.sqrt((1 / cosine**2 - 1) / 64)
-    assert caption_spread(texts, owner, np.zeros(64)).sigma == pytest.approx(expected, rel=0.02)
-
-
 def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
     rng = np.random.default_rng(2)
     items = rng.integers(-1, 12, size=60)
