@@ -54,7 +54,7 @@ def read_files(
 
     Texts find their image by a column (``image_key``, ``image_id``, ...), or by their own ids where these are those of
     images. Only where texts or images have no ids are they paired by order. Other modalities are paired with images in
-    the same way, or with texts where there are no images.
+    the same way, or with texts where images have no ids or are missing.
 
     Args:
         source: a published pickle in place of the files.
@@ -86,7 +86,7 @@ def read_files(
     sides: list[_Side] = []
     for name, (vectors, own) in files.items():
         side = _Side(name, vectors, _joined(name, len(vectors), own, tables.get(name, {}), names, notes), names)
-        side.find_items(sides[0] if sides else None, notes)
+        side.find_items(next((one for one in sides if one.has_ids), sides[0] if sides else None), notes)
         side.keys = side.keys or _numbered_keys(side.items if name == "text" else [None] * len(vectors))
         if name == "text" and not sides and len(files) > 1:  # without images, a text is an item to pair others with
             side.items = [*side.own_items]

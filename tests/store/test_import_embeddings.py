@@ -218,6 +218,13 @@ def test_other_modalities_are_joined_with_images_by_id() -> None:
     assert loaded("audio").column("split") == ["x", None, "val", "train"]
 
 
+def test_order_pairs_nothing_that_has_ids() -> None:
+    np.save("i.npy", vectors(3))
+    text, audio = (write(f"{i}.csv", vectors(3, 1), {"id": [*i]}) for i in ("abc", "cab"))
+    import_embeddings(image="i.npy", text=text, other={"audio": audio}, dtype="float32")
+    assert stored("text", "audio") == joined("abc", "cab") and stored("image", "audio") == joined("abc", "cab")
+
+
 @pytest.mark.parametrize("ids", [True, False])
 def test_audio_and_its_captions(ids: bool) -> None:
     named = ["c", "a", "b", "a"] if ids else [0, 1, 2, 3]
