@@ -113,7 +113,7 @@ def merge_stores(
                 "of their store.",
             )
         report.dropped += len(again)
-        return table.filter(pa.array([owner is store for _, owner in known]))
+        return table.filter(pa.array([owner is store for _, owner in known], pa.bool_()))
 
     def renamed(store: Store, failure: Failure) -> Failure:
         return replace(failure, key=prefixes[store] + failure.key)

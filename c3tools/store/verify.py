@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +57,6 @@ _OF_ROWS = ("checksum", "schema", "values", "norms", "keys")  # `--repair` remov
 _OTHER = f"its sha256 is not the one in {MANIFEST_FILE}"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A defect, or something worth knowing.
-
-    Attributes:
-        check: which check found it: description, manifest, files, checksum, schema, values, norms, moments, faiss,
-            keys, pairing, failures, unfinished.
-        where: the file, relative to the store.
-        what: what is wrong with it.
-        remedy: what to do.
-        level: defect, or warning if the store is intact nevertheless.
-    """
-
-    check: str
-    where: str
-    what: str
-    remedy: str
-    level: str = "defect"
-
-
 @dataclass
 class Verification:
     """Result of a check of a store.
@@ -85,7 +65,9 @@ class Verification:
         store: the folder, or a path-like object for a URL.
         shards: number of shards that were checked, by modality.
         rows: number of their rows, by modality.
-        findings: defects and warnings.
+        findings: ``level`` (defect, or warning if the store is intact nevertheless), ``check`` that found it
+            (description, manifest, files, checksum, schema, values, norms, moments, faiss, keys, pairing, failures,
+            unfinished), ``where`` (the file, relative to the store), ``what`` is wrong with it, and ``remedy``.
         repaired: repairs, a sentence each.
         open: number of defects that remain, or whose rows have to be made again.
     """
@@ -93,29 +75,27 @@ class Verification:
     store: Path
     shards: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[dict[str, str]] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     open: int = 0
 
     @property
-    def defects(self) -> list[Finding]:
+    def defects(self) -> list[dict[str, str]]:
         """The findings that are more than warnings."""
-        return [finding for finding in self.findings if finding.level == "defect"]
+        return [finding for finding in self.findings if finding["level"] == "defect"]
 
     @property
     def whole(self) -> bool:
         """True if there are no defects, or all are repaired."""
         return self.open == 0
 
-    def add(self, *finding: str) -> None:
-        """Add a finding, by its attributes."""
-        self.findings.append(Finding(*finding))
+    def add(self, check: str, where: str, what: str, remedy: str, level: str = "defect") -> None:
+        """Add a finding."""
+        self.findings.append({"level": level, "check": check, "where": where, "what": what, "remedy": remedy})
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        found = [asdict(finding) for finding in self.findings]
-        counts = {"shards": dict(self.shards), "rows": dict(self.rows)}
-        return {"store": str(self.store), "whole": self.whole, **counts, "findings": found, "repaired": self.repaired}
+        return {**vars(self), "store": str(self.store), "whole": self.whole}
 
 
 def verify_store(
@@ -331,11 +311,10 @@ def _agree(first: Moments | None, second: Moments | None) -> bool:
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
     path, said, present = result.store, result.repaired, shards_in(result.store)
-    wrong = {finding.where for finding in result.defects}
-    of_rows = {finding.where for finding in result.defects if finding.check in _OF_ROWS}
-    damaged = [shard for shard in present if part_name(*shard) in of_rows]
+    wrong = {finding["where"]: finding["check"] for finding in reversed(result.defects)}
+    damaged = [shard for shard in present if wrong.get(part_name(*shard)) in _OF_ROWS]
     if repair:
-        if any(finding.check == "manifest" for finding in result.defects):
+        if wrong.get(MANIFEST_FILE) == "manifest":
             remove(path / MANIFEST_FILE)
         copies = {digest_of(copy): copy for copy in _copies(path)} if INFO_FILE in wrong else {}
         if copies:  # the one that the manifest lists, else the first
@@ -344,7 +323,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
             write_json_atomically(path / INFO_FILE, copies.get(str(listed)) or next(iter(copies.values())))
             record_files(path, [INFO_FILE])
             said.append(f"{INFO_FILE} was written again from a shard")
-        for name in (*(part_name(*shard) for shard in damaged), *({MOMENTS_FILE, FAILURES_FILE} & wrong)):
+        for name in (*(part_name(*shard) for shard in damaged), *({MOMENTS_FILE, FAILURES_FILE} & wrong.keys())):
             remove(path / name)
         said += [f"{modality} shard {part} was removed and has to be made again" for modality, part in damaged]
     writer = StoreWriter(path)

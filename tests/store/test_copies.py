@@ -14,11 +14,11 @@ from c3tools.errors import StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
-from c3tools.store import Rows, Store
+from c3tools.store import Rows, Store, StoreWriter
 from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
 from c3tools.store.verify import verify_store
-from tests.conftest import build_store, unit_rows
+from tests.conftest import add_shard, build_store, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
@@ -46,6 +46,8 @@ def splits_of(store: Path) -> dict[str, str | None]:
 def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) -> None:
     one = whole_store(tmp_path / "a" / "one").path
     two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6))).path
+    add_shard(two, Store.open(two).info, "image", 1, np.empty((0, DIM)), {"key": []})  # whose inputs all failed
+    StoreWriter(two).finish()
     report = merge_stores(tmp_path / "m", [one, two], keep="first")
     assert {name: sum(n.values()) for name, n in report.rows.items()} == {"image": 30, "text": 60}
     assert report.dropped == 3

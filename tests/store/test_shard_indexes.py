@@ -44,7 +44,7 @@ def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
     file = path / "image" / "_part-00001.faiss"
     for content in (None, file.read_bytes()[:-3] + b"abc"):
         file.unlink() if content is None else file.write_bytes(content)
-        assert [(f.check, f.where) for f in verify_store(path).findings] == [("faiss", "image/_part-00001.faiss")]
+        assert [(f["check"], f["where"]) for f in verify_store(path).findings] == [("faiss", "image/_part-00001.faiss")]
         with pytest.raises((StoreError, OSError), match="part-00001"):
             read_index(Store.open(path), "image", 1)
         assert verify_store(path, repair=True).whole

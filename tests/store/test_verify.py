@@ -28,7 +28,7 @@ from .test_store import Put, contents
 
 
 def found(result: Verification) -> set[tuple[str, str]]:
-    return {(finding.check, finding.where) for finding in result.findings}
+    return {(finding["check"], finding["where"]) for finding in result.findings}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -121,7 +121,7 @@ def test_a_defect_is_named_with_its_file(
     damage(path)
     result = verify_store(path)
     assert not result.whole and found(result) == {expected}
-    assert named in result.findings[0].what + result.findings[0].remedy
+    assert named in result.findings[0]["what"] + result.findings[0]["remedy"]
 
 
 @pytest.mark.parametrize(
