@@ -16,7 +16,7 @@ import numpy as np
 from .. import devices
 from ..devices import Compute
 from ..errors import MetricError
-from ..imaging.evaluate import ImageScorer, load_encoders, real_photos
+from ..imaging.evaluate import ImageScorer, load_encoders
 from ..imaging.generation import inline_png
 from ..imaging.generator import Generator
 from ..imaging.model import SAMPLING_STEPS, Size, load_size
@@ -88,8 +88,9 @@ class ImageTask:
         encoders = load_encoders(store, encoder, device=device, reporter=reporter)
         train, val, notes = training_photos(store, own.pixels, reporter=reporter)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
-        reference, others = real_photos(store, own.pixels, split, len(pairs.first), reporter=reporter)
-        readable, texts_of = frozenset(reference.rows.keys), dict[int, list[int]]()
+        options: dict[str, Any] = {"conditioning": store.info.model, "reporter": reporter}
+        scorer = ImageScorer.of(store, own.pixels, split, len(pairs.first), encoders, **options)
+        readable, texts_of = frozenset(scorer.reference.rows.keys), dict[int, list[int]]()
         for row in pairs.rows.tolist():
             photo = int(pairs.item_index[row])
             if pairs.first.keys[photo] in readable:
@@ -105,8 +106,7 @@ class ImageTask:
             for photo, rows in texts_of.items()
         ]
         asked = {"image": pairs.first.select(np.array([*texts_of])), "text": pairs.second.select(np.array(drawn))}
-        scorer = ImageScorer(reference, others, encoders, conditioning=store.info.model, reporter=reporter)
-        notes = [*notes, *filter(None, [reference.unread]), *scorer.notes()]
+        notes = [*notes, *filter(None, [scorer.reference.unread]), *scorer.notes()]
         return cls(store, (train, val), asked, compute, own, scorer, notes)
 
     def learner(self) -> ImageTask:

@@ -38,7 +38,7 @@ _SAMPLED_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class HeadShape:
+class _HeadShape:
     """Architecture of both heads.
 
     Attributes:
@@ -60,13 +60,13 @@ class HeadShape:
         require_valid(self, not_negative=("hidden", "cone"), fractions=("dropout",), error=ConnectError)
 
 
-class Head(nn.Module):
+class _Head(nn.Module):
     """A map from features (n, e) to the joint space (n, d), not yet normalised."""
 
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, features: int, shape: HeadShape) -> None:
+    def __init__(self, features: int, shape: _HeadShape) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
@@ -82,7 +82,7 @@ class Head(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def fitted(cls, features: npt.NDArray[Any], numbers: Indices, shape: HeadShape, seed: int, side: int) -> Head:
+    def fitted(cls, features: npt.NDArray[Any], numbers: Indices, shape: _HeadShape, seed: int, side: int) -> _Head:
         """Return a head with random weights and the mean and spread of the rows ``numbers`` of features (n, e).
 
         A constant feature gets the spread 1. The offset of a cone is ``shape.cone`` times as long as the outputs of
@@ -116,7 +116,7 @@ class ConnectedHeads:
         record: settings, data, scores: plain JSON values.
     """
 
-    def __init__(self, names: Sequence[str], heads: Sequence[Head], shape: HeadShape, record: dict[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], heads: Sequence[_Head], shape: _HeadShape, record: dict[str, Any]) -> None:
         self.names, self.shape, self.record = tuple(names), shape, record
         self.heads = nn.ModuleList(heads).eval().requires_grad_(False).cpu()
 
@@ -158,12 +158,12 @@ class ConnectedHeads:
             record = content["record"]
             names, shape = (
                 record["modalities"],
-                HeadShape(**{each.name: record[each.name] for each in fields(HeadShape)}),
+                _HeadShape(**{each.name: record[each.name] for each in fields(_HeadShape)}),
             )
             # copies, as these are views of the file, which may be written again while the heads are in use
             tensors = {name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()}
             with torch.device("meta"):  # a damaged record could request a larger network than the file holds
-                heads = [Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(names))]
+                heads = [_Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(names))]
             nn.ModuleList(heads).load_state_dict(tensors, assign=True)
             return cls(names, heads, shape, record)
 
@@ -220,7 +220,7 @@ def connect_heads(
         ConnectError: if an option is not valid, or there are too few pairs.
         OutputError: if ``output`` contains other heads or other files, or another run is writing to it.
     """
-    shape = HeadShape(dim, hidden, dropout, cone)
+    shape = _HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(
         logit_scale, close_gap, batch_size, None, epochs, learning_rate, patience, train_split, seed
     )
@@ -232,7 +232,7 @@ def connect_heads(
         pairs, sides = features.inputs(), (features.first, features.second)
         train, val = pairs.train_and_val(train_split, names, reporter)
         heads = [
-            Head.fitted(rows.embeddings, np.unique(train.rows[side]), shape, seed, side)
+            _Head.fitted(rows.embeddings, np.unique(train.rows[side]), shape, seed, side)
             for side, rows in enumerate(sides)
         ]
         dims = {rows.modality: rows.embeddings.shape[1] for rows in sides}

@@ -144,6 +144,29 @@ class PairInputs:
     items: npt.NDArray[np.object_]
     splits: npt.NDArray[np.object_]
 
+    @classmethod
+    def of(
+        cls,
+        inputs: tuple[Inputs, Inputs],
+        rows: Indices,
+        captions: Sequence[Any] | None,
+        items: Sequence[str],
+        splits: Sequence[str],
+    ) -> PairInputs:
+        """Return pairs of which texts are equal that differ by case or outer spaces alone.
+
+        Args:
+            inputs, rows: see there.
+            captions: of each pair; None if nothing of the second side is equal.
+            items, splits: see there.
+        """
+        second = rows[1]
+        if captions is not None:
+            plain = pa.array([caption.strip().lower() for caption in captions], pa.string())
+            second = np.asarray(plain.dictionary_encode().indices, dtype=np.int64)
+        ids = np.stack([rows[0], second])
+        return cls(inputs, rows, ids, np.array(items, dtype=object), np.array(splits, dtype=object))
+
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.items)
@@ -190,12 +213,6 @@ class PairInputs:
         return train, val
 
 
-def number_texts(texts: Sequence[str]) -> Indices:
-    """Return a number per text, int64 (n,), the same for texts that differ by case or outer spaces alone."""
-    plain = pa.array([text.strip().lower() for text in texts], pa.string())
-    return np.asarray(plain.dictionary_encode().indices, dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class PairedFeatures(Pairs):
     """Rows of features of two modalities, of any dimension and float dtype each, paired by the keys of their items.
@@ -210,15 +227,14 @@ class PairedFeatures(Pairs):
 
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
-        second, rows = self.second, np.stack([self.item_index[self.rows], self.rows])
-        captions: list[Any] = second.column("caption") if "caption" in second.table.column_names else [None]
-        texts = number_texts(captions)[rows[1]] if all(captions) else rows[1]
-        return PairInputs(
-            inputs=(ArrayInputs(self.first.embeddings), ArrayInputs(second.embeddings)),
-            rows=rows,
-            ids=np.stack([rows[0], texts]),
-            items=np.array(self.first.keys, dtype=object)[rows[0]],
-            splits=np.array(row_splits(second.table), dtype=object)[rows[1]],
+        table, items = self.second.table.take(self.rows), self.item_index[self.rows]
+        captions = table["caption"].to_pylist() if "caption" in table.column_names else [None]
+        return PairInputs.of(
+            (ArrayInputs(self.first.embeddings), ArrayInputs(self.second.embeddings)),
+            np.stack([items, self.rows]),
+            captions if all(captions) else None,
+            self.first.table["key"].take(items).to_pylist(),
+            row_splits(table),
         )
 
 

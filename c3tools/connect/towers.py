@@ -23,7 +23,7 @@ from ..io.artifact import Kind, claimed, reading
 from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import splits_of
-from .pairs import ArrayInputs, PairInputs, PhotoInputs, number_texts
+from .pairs import ArrayInputs, PairInputs, PhotoInputs
 from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers, connect
 
 _LIT, _FULL = "lit", "full"
@@ -211,10 +211,10 @@ def _photo_pairs(
     """
     captioned = {text.image_key for text in corpus.texts}
     photos = [image for image in corpus.images if image.key in captioned]
-    inputs, broken = PhotoInputs(photos, network.preprocess), set[int]()
+    every, broken = PhotoInputs(photos, network.preprocess), set[int]()
     with reporter.progress("Decoding", len(photos)) as progress:
         for block in _blocks(len(photos)):
-            pixels = inputs.decode(block)
+            pixels = every.decode(block)
             broken.update(row for row, one in zip(block.tolist(), pixels, strict=True) if one is None)
             progress.advance(len(block))
     if broken:
@@ -226,14 +226,9 @@ def _photo_pairs(
     items, captions = [str(text.image_key) for text in texts], [text.caption for text in texts]
     tokens = ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))
     rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
-    pairs = PairInputs(
-        inputs=(PhotoInputs(photos, network.preprocess, seed), tokens),
-        rows=rows,
-        ids=np.stack([rows[0], number_texts(captions)]),
-        items=np.array(items, dtype=object),
-        splits=np.array(splits_of(items, [text.split for text in texts]), dtype=object),
-    )
-    return pairs, len(broken)
+    inputs = PhotoInputs(photos, network.preprocess, seed), tokens
+    splits = splits_of(items, [text.split for text in texts])
+    return PairInputs.of(inputs, rows, captions, items, splits), len(broken)
 
 
 def _blocks(n: int) -> list[Indices]:

@@ -69,7 +69,7 @@ class OpenVINOBackend:
     @staticmethod
     def precisions() -> tuple[str, ...]:
         """Return fp32, and bf16 where the CPU has it."""
-        return ("fp32", "bf16") if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ("fp32",)
+        return ("fp32", "bf16") if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ("fp32",)
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Start a batch on a free thread."""
@@ -82,7 +82,7 @@ class OpenVINOBackend:
             "INFERENCE_NUM_THREADS": self.ahead,
             "ENABLE_CPU_PINNING": False,  # two commands would be pinned to the same cores
         }
-        return core().compile_model(self.towers[modality], "CPU", settings)
+        return _core().compile_model(self.towers[modality], "CPU", settings)
 
     def _compute(self, modality: Modality, tower: Any, batch: np.ndarray[Any, Any]) -> Matrix:
         ready = self._requests.__dict__  # of this thread
@@ -93,7 +93,7 @@ class OpenVINOBackend:
 
 
 @cache
-def core() -> Any:
+def _core() -> Any:
     """Return the one core of this process, which is never dropped.
 
     A core gives the thread that makes it another stack for signals, and takes it away when it goes. Of two that go in
@@ -219,7 +219,7 @@ def _quantize(tower: Any, batches: list[Any]) -> Any:
 
         nncf.set_log_level(logging.ERROR)
         return nncf.quantize(
-            core().read_model(tower) if isinstance(tower, Path) else tower,
+            _core().read_model(tower) if isinstance(tower, Path) else tower,
             nncf.Dataset(batches),
             subset_size=len(batches),
             preset=nncf.QuantizationPreset.MIXED,

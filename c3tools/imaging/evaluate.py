@@ -131,19 +131,19 @@ def evaluate_images(
     if sizes != [(side, side)]:
         listed = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
-    reference, others = real_photos(store, side, split, len(opened), download=download, reporter=reporter)
     options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "reporter": reporter}
     model = ModelIdentity(made.settings.get("model") or store.info.model)
     encoders = load_encoders(store, encoder, **options)
-    scorer = ImageScorer(reference, others, encoders, conditioning=model, reporter=reporter)
+    reading: dict[str, Any] = {"download": download, "reporter": reporter}
+    scorer = ImageScorer.of(store, side, split, len(opened), encoders, conditioning=model, **reading)
     texts = [image.asked for image in made.images] if made.modality == "text" else None
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
     real, count = scorer.real(len(opened), texts, keys)
-    near, named, unread = None, [], [reference.unread]
+    near, named, unread = None, [], [scorer.reference.unread]
     if len(learned := store.load("image", "train")):
         try:
-            training = read_photos(store, learned, side, download=download, reporter=reporter)
+            training = read_photos(store, learned, side, **reading)
             near = scorer.nearest(opened, training)
             unread.append(training.unread)
         except GeneratorError as error:
@@ -158,34 +158,12 @@ def evaluate_images(
         scores,
         real,
         count,
-        len(reference),
+        len(scorer.reference),
         named,
         None if near is None else float(near[2].mean()),
         [*filter(None, unread), *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
-
-
-def real_photos(store: Store, pixels: int, split: str, n: int, **options: Any) -> tuple[Photos, Photos | None]:
-    """Return the real photos of a split, and up to ``n`` of splits that nothing is trained on beside it.
-
-    Raises:
-        GeneratorError: if no photo can be read.
-        MetricError: if the split has no images.
-    """
-    chosen = store.load("image", split)
-    if not len(chosen):
-        raise MetricError(
-            f"The store {store.path} has no images in the split {split!r}. Its splits are "
-            f"{store.list_splits('image')}.",
-            remedy="Choose another with --split.",
-        )
-    reference = read_photos(store, chosen, pixels, **options)
-    spare = next((name for name in ("val", "test") if name != split and store.count("image", name) > 1), None)
-    if spare is None or split == "all" or n < 2:
-        return reference, None
-    rest = store.load("image", spare)
-    return reference, read_photos(store, rest.select(rest.hash_order("real photos")[:n]), pixels, **options)
 
 
 def load_encoders(store: Store, names: Sequence[str], *, reporter: Reporter = SILENT, **options: Any) -> list[Encoder]:
@@ -254,6 +232,48 @@ class ImageScorer:
             self._real = [[encoder.encode_images(pixels, progress=progress) for pixels in real] for encoder in encoders]
         prompts = [f"a photo of a {name}" for name in COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()]
         self._categories = [encoder.encode_texts(prompts) for encoder in encoders]
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        pixels: int,
+        split: str,
+        n: int,
+        encoders: Sequence[Encoder],
+        *,
+        conditioning: ModelIdentity,
+        download: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> ImageScorer:
+        """Read the real photos of a split, and up to ``n`` of another that nothing is trained on.
+
+        Args:
+            store: of the photos.
+            pixels: height and width of the images.
+            split: of the reference.
+            n: how many images will be scored.
+            encoders, conditioning, reporter: see there.
+            download: fetch photos that are at URLs.
+
+        Raises:
+            GeneratorError: if no photo can be read.
+            MetricError: if the split has no images.
+        """
+        chosen, others = store.load("image", split), None
+        if not len(chosen):
+            raise MetricError(
+                f"The store {store.path} has no images in the split {split!r}. Its splits are "
+                f"{store.list_splits('image')}.",
+                remedy="Choose another with --split.",
+            )
+        reference = read_photos(store, chosen, pixels, download=download, reporter=reporter)
+        spare = next((name for name in ("val", "test") if name != split and store.count("image", name) > 1), None)
+        if spare is not None and split != "all" and n > 1:
+            rest = store.load("image", spare)
+            rest = rest.select(rest.hash_order("real photos")[:n])
+            others = read_photos(store, rest, pixels, download=download, reporter=reporter)
+        return cls(reference, others, encoders, conditioning=conditioning, reporter=reporter)
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()

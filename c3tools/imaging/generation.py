@@ -242,11 +242,10 @@ def generate(
             seed=seed,
             steps=sampling_steps,
             guidance=guidance,
+            reporter=reporter,
         )
-        with reporter.progress("Generating images", len(pending)) as progress:
-            for file, picture in zip(pending, sampled, strict=True):
-                write_atomically(folder / file, partial(picture.save, format="PNG"))
-                progress.advance()
+        for file, picture in zip(pending, sampled, strict=True):
+            write_atomically(folder / file, partial(picture.save, format="PNG"))
         _save_page(made)
     return made
 

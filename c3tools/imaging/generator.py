@@ -37,7 +37,7 @@ from ..seeds import generator as seeded
 from ..seeds import keyed_normal
 from ..store import Store
 from ..transforms import Pipeline, preset
-from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, NetworkConfig, diffusers_class, sample
+from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class, sample
 
 _FACTS = ("preset", "sigma", "size", "seed")
 KIND = Kind("generator", "generator.json", GeneratorError, "c3 train-generator", "--generator")
@@ -121,13 +121,8 @@ class ImageGenerator(ABC):
         if keys is None:
             keys = texts if texts is not None else [str(row) for row in range(len(embeddings))]
         numbered = [(key, number) for key in keys for number in range(n)]
-        made = []
-        with reporter.progress("Generating images", len(numbered)) as progress:
-            options: dict[str, Any] = {"seed": seed, "steps": sampling_steps, "guidance": guidance}
-            for image in self.sample(embeddings.repeat(n, axis=0), modality, numbered, **options):
-                made.append(image)
-                progress.advance()
-        return made
+        options: dict[str, Any] = {"seed": seed, "steps": sampling_steps, "guidance": guidance, "reporter": reporter}
+        return list(self.sample(embeddings.repeat(n, axis=0), modality, numbered, **options))
 
     def sample(
         self,
@@ -138,6 +133,7 @@ class ImageGenerator(ABC):
         seed: int = 0,
         steps: int = SAMPLING_STEPS,
         guidance: float | None = None,
+        reporter: Reporter = SILENT,
     ) -> Iterator[Image.Image]:
         """Yield one image per embedding, whose noise is drawn from the seed and its key.
 
@@ -145,16 +141,20 @@ class ImageGenerator(ABC):
             embeddings: float32 (n, d) as the encoder computes them.
             modality: of the embeddings.
             keys: a name, and a number among the images of that name.
-            seed, steps, guidance: see `generate`.
+            seed, steps, guidance, reporter: see `generate`.
 
         Raises:
             GeneratorError: if the dimension is another than the generator's.
         """
         self.check_model(None, embeddings.shape[1])
-        if len(embeddings):
-            inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
-            own = [f"{number}\x1f{key}" if number else key for key, number in keys]
-            yield from self._sample(inputs, own, seed, steps, self.guidance if guidance is None else guidance)
+        if not len(embeddings):
+            return
+        inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
+        own = [f"{number}\x1f{key}" if number else key for key, number in keys]
+        with reporter.progress("Generating images", len(own)) as progress:
+            for image in self._sample(inputs, own, seed, steps, self.guidance if guidance is None else guidance):
+                yield image
+                progress.advance()
 
     def encode(
         self,
@@ -257,7 +257,9 @@ class Generator(ImageGenerator, HubRepository):
             save_model(self.network, str(new / _WEIGHTS_FILE))
             self.pipeline.save(new)
 
-        write_result(folder, KIND, {"config": asdict(self.network.config), "record": self.record}, save_files)
+        config = asdict(self.network.config)
+        del config["training"]  # the record has the settings that were used
+        write_result(folder, KIND, {"config": config, "record": self.record}, save_files)
 
     @classmethod
     def load(cls, folder: str | Path, compute: Compute | None = None) -> Generator:
@@ -272,7 +274,7 @@ class Generator(ImageGenerator, HubRepository):
             MissingExtraError: if diffusers is not installed.
         """
         with reading(folder, KIND) as (found, content):
-            network = ImageNetwork(NetworkConfig(**content["config"]))
+            network = ImageNetwork(Size(**content["config"]))
             load_model(network, found / _WEIGHTS_FILE)
             return cls(network, Pipeline.load(found), dict(content["record"]), compute or devices.pick())
 

@@ -28,35 +28,6 @@ _GROUPS = 16
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """Architecture of the network.
-
-    Attributes:
-        pixels: height and width of the images.
-        patch: squares of so many pixels a side are the channels of one position, which makes the network cheaper.
-        channels: of each level; each has half the resolution of the one before.
-        attention: of each level, whether it has self-attention.
-        blocks: residual blocks per level.
-        dropout: in the residual blocks.
-        dim: dimension d of the embeddings it reads.
-    """
-
-    pixels: int
-    patch: int
-    channels: Sequence[int]
-    attention: Sequence[bool]
-    blocks: int = 1
-    dropout: float = 0.0
-    dim: int = 1
-
-    def __post_init__(self) -> None:
-        require_valid(self, positive=("dim", "pixels", "patch", "blocks"), fractions=("dropout",), error=GeneratorError)
-        step = self.patch * 2 ** (len(self.channels) - 1)
-        if self.pixels % step:
-            raise GeneratorError(f"The number of pixels per side must be a multiple of {step}, not {self.pixels}.")
-
-
-@dataclass(frozen=True)
 class TrainingConfig:
     """Settings of one training.
 
@@ -95,15 +66,34 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class Size(NetworkConfig):
-    """A size of the built-in generator, with training settings that suit it."""
+class Size:
+    """A size of the built-in generator: the architecture of the network, and training settings that suit it.
 
+    Attributes:
+        pixels: height and width of the images.
+        patch: squares of so many pixels a side are the channels of one position, which makes the network cheaper.
+        channels: of each level; each has half the resolution of the one before.
+        attention: of each level, whether it has self-attention.
+        blocks: residual blocks per level.
+        dropout: in the residual blocks.
+        dim: dimension d of the embeddings it reads.
+        training: the settings of its training; they are no part of the network.
+    """
+
+    pixels: int
+    patch: int
+    channels: Sequence[int]
+    attention: Sequence[bool]
+    blocks: int = 1
+    dropout: float = 0.0
+    dim: int = 1
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
-    def config(self, dim: int) -> NetworkConfig:
-        """Return the architecture for embeddings of ``dim`` dimensions."""
-        own = {each.name: getattr(self, each.name) for each in fields(NetworkConfig)}
-        return NetworkConfig(**{**own, "dim": dim})
+    def __post_init__(self) -> None:
+        require_valid(self, positive=("dim", "pixels", "patch", "blocks"), fractions=("dropout",), error=GeneratorError)
+        step = self.patch * 2 ** (len(self.channels) - 1)
+        if self.pixels % step:
+            raise GeneratorError(f"The number of pixels per side must be a multiple of {step}, not {self.pixels}.")
 
 
 SIZES: Mapping[str, Size] = {
@@ -141,7 +131,7 @@ class ImageNetwork(nn.Module):
         MissingExtraError: if diffusers is not installed.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: Size) -> None:
         super().__init__()
         self.config = config
         width = 4 * config.channels[0]

@@ -67,7 +67,7 @@ class GeneratorTask(Task):
         config = size.training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
-            network = ImageNetwork(size.config(train.rows.embeddings.shape[1]))
+            network = ImageNetwork(replace(size, dim=train.rows.embeddings.shape[1]))
         self.module = self.network = network.to(compute.device)
         self.train, self.val, self.pipeline = train, val, pipeline
         self.config, self.compute = config, compute
@@ -85,7 +85,7 @@ class GeneratorTask(Task):
         rows = val.rows
         self.val_inputs = torch.from_numpy(pipeline.transform(rows.embeddings, modality=rows.modality, training=False))
         data = (part for of in (train, val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))
-        made_from = [network.config, config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
+        made_from = [network.config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
         self.identity = digest_of(made_from, *data)
 
     def fit(
@@ -268,9 +268,8 @@ def train_generator(
     else:
         preset, sigma = pipeline.name, pipeline.sigma or 0.0
     chosen = load_size(size, set)
-    chosen = replace(
-        chosen, training=replace(chosen.training, seed=seed, steps=chosen.training.steps if steps is None else steps)
-    )
+    changed = {"seed": seed, "steps": chosen.training.steps if steps is None else steps}
+    chosen = replace(chosen, training=replace(chosen.training, **changed))
     output, compute = Path(output), devices.pick(device, precision)
     settings |= {"preset": preset, "sigma": sigma, "steps": chosen.training.steps, "precision": compute.precision}
     claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)

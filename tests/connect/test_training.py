@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from c3tools.connect.geometry import measure
-from c3tools.connect.heads import Head, HeadShape
 from c3tools.connect.training import ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
@@ -102,15 +101,12 @@ def test_the_log_has_the_measures_of_a_report() -> None:
     assert geometry["recall"]["image_to_text"]["recall@1"] == pytest.approx(best)
 
 
-def pair_task(settings: TrainingSettings = QUICK, *, cone: float = 0.0, pairs: int = 160) -> PairTask:
+def pair_task(settings: TrainingSettings = QUICK, *, pairs: int = 160) -> PairTask:
     first, second, index = views(100, 2)
     training, val = (some_pairs(first, second, index, rows) for rows in (np.arange(pairs), np.arange(160, 200)))
-    shape = HeadShape(dim=16, hidden=32, dropout=0.1, cone=cone)
-    heads = [
-        Head.fitted(rows, np.unique(training.rows[side]), shape, settings.seed, side)
-        for side, rows in enumerate((first, second))
-    ]
-    return PairTask(TwoTowers(heads[0], heads[1], CPU), training, val, settings)
+    torch.manual_seed(settings.seed)
+    sides = (nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 16)) for width in (20, 12))
+    return PairTask(TwoTowers(*sides, CPU), training, val, settings)
 
 
 def weights(of: PairTask) -> list[npt.NDArray[np.float32]]:
@@ -136,7 +132,7 @@ def test_training_connects_and_keeps_the_best_point() -> None:
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     settings = replace(QUICK, logit_scale="learned:20", epochs=4)
-    whole, first, second = (pair_task(settings, cone=1.0) for _ in range(3))
+    whole, first, second = (pair_task(settings) for _ in range(3))
     expected, step = train(whole), first.step
 
     def killed(number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
@@ -152,7 +148,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     for one, other in zip(weights(whole), weights(second), strict=True):
         np.testing.assert_array_equal(one, other)
     assert whole.log(expected) == second.log(found)
-    assert pair_task(replace(settings, seed=1), cone=1.0).identity != whole.identity == first.identity
+    assert pair_task(replace(settings, seed=1)).identity != whole.identity == first.identity
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_finite_weights() -> None:

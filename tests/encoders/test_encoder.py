@@ -271,8 +271,8 @@ os.kill(os.getpid(), signal.SIGINT)
 """
 FIRST_IN_MANY_THREADS = """
 import os, sys, threading
-from c3tools.encoders.openvino_backend import core
-core()
+from c3tools.encoders.openvino_backend import OpenVINOBackend
+OpenVINOBackend.precisions()
 import openvino
 sys.setswitchinterval(1e-7)
 barrier = threading.Barrier(8)

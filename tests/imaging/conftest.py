@@ -7,7 +7,7 @@ import torch
 
 from c3tools.encoders import Encoder
 from c3tools.imaging.generator import Generator
-from c3tools.imaging.model import ImageNetwork, NetworkConfig, Size, TrainingConfig
+from c3tools.imaging.model import ImageNetwork, Size, TrainingConfig
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from tests.conftest import build_store, unit_rows
@@ -27,7 +27,7 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> None:
 def untrained(encoder: Encoder) -> Generator:
     """A generator of 8 x 8 pixels for the bundled model, whose images depend on what they are asked for."""
     torch.manual_seed(0)
-    network = ImageNetwork(NetworkConfig(8, 2, (16, 16), (False, True), dim=encoder.dim))
+    network = ImageNetwork(Size(8, 2, (16, 16), (False, True), dim=encoder.dim))
     torch.nn.init.normal_(network.unet.conv_out.weight, std=0.3)
     rows = {name: unit_rows(20, encoder.dim, seed) for seed, name in enumerate(("image", "text"))}
     pipeline = preset("c3", sigma=0.1, train_on="image", infer_on="text").fit(rows)

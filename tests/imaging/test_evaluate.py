@@ -10,9 +10,9 @@ from PIL import Image
 
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, MetricError
-from c3tools.imaging.evaluate import ImageScorer, evaluate_images, real_photos
+from c3tools.imaging.evaluate import ImageScorer, evaluate_images
 from c3tools.imaging.generation import GeneratedImage, GeneratedImages
-from c3tools.imaging.photos import Photos
+from c3tools.imaging.photos import Photos, read_photos
 from c3tools.metrics.images import frechet_distance
 from c3tools.store import Store
 from tests.conftest import C3
@@ -44,7 +44,7 @@ def distance(encoder: Encoder, *sets: np.ndarray) -> float:
 def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tmp_path: Path) -> None:
     texts = store.load("text", "test").captions[:9]
     result = evaluate_images(write_made(tmp_path / "made", NOISE[:9], texts), store, precision="fp32")
-    reference, _ = real_photos(store, 8, "test", 9)
+    reference = read_photos(store, store.load("image", "test"), 8)
     assert (result.n, result.reference) == (9, len(reference)) == (9, 12)
     assert result.scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[:9], reference.pixels), rel=1e-3)
     cosines = encoder.encode_texts(texts) @ encoder.encode_images(list(NOISE[:9])).T
@@ -84,8 +84,7 @@ def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: En
 
 
 def test_real_photos_in_place_of_generated_ones_are_as_good_as_can_be(store: Store, tmp_path: Path) -> None:
-    reference, others = real_photos(store, 8, "test", 12)
-    assert others is None  # train and test alone
+    reference = read_photos(store, store.load("image", "test"), 8)
     texts = store.load("text", "test").captions
     copies, random = (
         evaluate_images(write_made(tmp_path / name, squares, texts, reference.rows.keys), store, precision="fp32")
@@ -94,7 +93,7 @@ def test_real_photos_in_place_of_generated_ones_are_as_good_as_can_be(store: Sto
     assert copies.scores["FD-c3-mini"] == pytest.approx(0, abs=1e-6)
     assert copies.scores["KID-c3-mini"] < copies.real["KID-c3-mini"] + 1e-6 < random.scores["KID-c3-mini"]
     assert copies.scores["recall@1-c3-mini"] == copies.real["recall@1-c3-mini"]
-    assert copies.real_n == 6  # half against half
+    assert copies.real_n == 6  # half against half: the other photos are trained on
 
 
 def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> None:

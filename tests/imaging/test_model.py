@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from c3tools import devices
 from c3tools.errors import GeneratorError
-from c3tools.imaging.model import SIZES, ImageNetwork, NetworkConfig, load_size, sample
+from c3tools.imaging.model import SIZES, ImageNetwork, Size, load_size, sample
 from c3tools.seeds import keyed_normal
 
 from .worlds import FP32
@@ -21,7 +23,7 @@ def micro() -> None:
 @pytest.fixture(scope="module")
 def network() -> ImageNetwork:
     torch.manual_seed(0)
-    network = ImageNetwork(NetworkConfig(8, 2, (16, 16), (False, True), dim=6)).eval()
+    network = ImageNetwork(Size(8, 2, (16, 16), (False, True), dim=6)).eval()
     torch.nn.init.normal_(network.unet.conv_out.weight, std=0.3)
     return network
 
@@ -84,7 +86,9 @@ def test_a_withheld_embedding_is_not_read(network: ImageNetwork) -> None:
 def test_sizes_are_what_they_are_called() -> None:
     assert {name: size.pixels for name, size in SIZES.items()} == {"tiny": 32, "small": 64, "base": 128}
     with torch.device("meta"):
-        counts = {name: sum(p.numel() for p in ImageNetwork(s.config(512)).parameters()) for name, s in SIZES.items()}
+        counts = {
+            name: sum(p.numel() for p in ImageNetwork(replace(s, dim=512)).parameters()) for name, s in SIZES.items()
+        }
     assert 3e6 < counts["tiny"] < 4e6 < counts["small"] < 4e7 < counts["base"] < 2e8
     size = load_size("tiny", ["pixels=16", "learning_rate=5e-4", "batch_size=8"])
     assert (size.pixels, size.training.learning_rate, size.training.batch_size) == (16, 5e-4, 8)
