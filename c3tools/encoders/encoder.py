@@ -180,7 +180,7 @@ class Encoder:
             EncoderError: if it cannot be decoded, or is no RGB image.
         """
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise EncoderError(
                     f"An image was given as an array of {image.dtype} of shape {image.shape}.",
                     remedy="Pass an RGB image: uint8 of shape (height, width, 3).",

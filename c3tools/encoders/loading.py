@@ -238,12 +238,8 @@ def resolve_encoder(
     *,
     recorded: Mapping[str, Any] | None = None,
     random_init: int | None = None,
-    device: str | None = None,
-    backend: str = "auto",
-    recorded_backend: str | None = None,
-    precision: str = "auto",
-    recorded_precision: str | None = None,
     reporter: Reporter = SILENT,
+    **options: Any,
 ) -> Encoder:
     """Load the encoder that the user requested, else the recorded one, else the bundled one.
 
@@ -251,30 +247,22 @@ def resolve_encoder(
         model: the model's name, as in `load_encoder`; None for the recorded model.
         recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
             have to be the same still. None or empty if no model is recorded.
-        random_init, device, backend, precision: see `load_encoder`.
-        recorded_backend, recorded_precision: what ``auto`` stands for, if it is recorded.
+        random_init: see `load_encoder`.
         reporter: is told when the bundled model is used because no other was named; see `load_encoder`.
+        options: of `load_encoder`.
 
     Raises:
         EncoderError: if the model cannot be loaded, or its weights are not the recorded ones.
     """
     then = None
     if model is None and random_init is None and recorded:
-        model, random_init = recorded["name"], recorded.get("random_init")
-        then = recorded.get("weights_sha256")
+        model, random_init, then = recorded["name"], recorded.get("random_init"), recorded.get("weights_sha256")
     elif model is None:
         reporter.message(
             f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. For real work "
             "choose another, for example --model ViT-B-32/openai."
         )
-    encoder = load_encoder(
-        model or DEFAULT_MODEL,
-        random_init=random_init,
-        device=device,
-        backend=(recorded_backend or "auto") if backend == "auto" else backend,
-        precision=(recorded_precision or "auto") if precision == "auto" else precision,
-        reporter=reporter,
-    )
+    encoder = load_encoder(model or DEFAULT_MODEL, random_init=random_init, reporter=reporter, **options)
     now = encoder.identity["weights_sha256"]
     if then and then != now:
         raise EncoderError(

@@ -142,20 +142,18 @@ def convert(model: nn.Module, facts: Mapping[str, Any]) -> dict[Modality, Any]:
             "text": (TextTower(model, trims=trims).eval(), *texts, (-1,)),
         }
         towers: dict[Modality, Any] = {}
+        backend = OpenVINOBackend(towers)
         # what `openvino.convert_model` does, without the messages that it sends to its makers
         frontend = FrontEndManager().load_by_framework("pytorch")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of every size that it takes for a constant
-            for modality, (tower, example, _, sizes) in cases.items():
+            for modality, (tower, example, others, sizes) in cases.items():
                 # as a function, which takes half the time of a module
                 unit = lambda x, tower=tower: normalize(tower(x).float(), dim=-1)  # noqa: E731
                 decoder = TorchScriptPythonDecoder(torch.jit.trace(unit, example, check_trace=False))
                 towers[modality] = frontend.convert(frontend.load(decoder))  # the decoder has to outlive it
                 towers[modality].reshape({0: openvino.PartialShape([-1, *sizes])})
-            backend = OpenVINOBackend(towers)
-            for modality, (tower, _, others, _) in cases.items():
-                found = backend.submit(modality, others.numpy())()
-                cosine = float((found * normalize(tower(others), dim=-1).numpy()).sum(axis=1).min())
+                cosine = float((backend.submit(modality, others.numpy())() * unit(others).numpy()).sum(axis=1).min())
                 if not cosine >= 0.999:
                     raise ValueError(f"the cosine of {modality} embeddings with those of torch falls to {cosine:.4f}")
     except Exception as error:  # converters raise whatever their layers raise

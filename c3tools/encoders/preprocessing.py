@@ -175,11 +175,7 @@ def _to_bytes(image: Image.Image) -> Image.Image:
 
 
 def _crop_extreme(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    limit = MAX_ASPECT_RATIO * min(width, height)
-    left, top = max(0, width - limit) // 2, max(0, height - limit) // 2
-    return (
-        image.crop((left, top, left + min(width, limit), top + min(height, limit)))
-        if max(width, height) > limit
-        else image
-    )
+    most = MAX_ASPECT_RATIO * min(image.size)
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))

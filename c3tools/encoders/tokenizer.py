@@ -17,8 +17,8 @@ from ..errors import EncoderError
 
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2
-_START, _END = "<start_of_text>", "<end_of_text>"
-_WORDS = rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+_SPECIALS = {"<start_of_text>": 49406, "<end_of_text>": 49407}
+_WORDS = rf"{'|'.join(_SPECIALS)}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 
 
 class ClipTokenizer:
@@ -34,7 +34,7 @@ class ClipTokenizer:
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> npt.NDArray[np.int64]:
         """Return token ids, int64 (n, context length): start, text, end, zeros."""
         rows = np.zeros((len(texts), context_length or self.context_length), np.int64)
-        start, end = self._specials.values()
+        start, end = _SPECIALS.values()
         for row, text in zip(rows, texts, strict=True):
             tokens = [start, *self.encode(text)[: len(row) - 2], end]
             row[: len(tokens)] = tokens
@@ -50,7 +50,7 @@ class ClipTokenizer:
         ids: list[int] = []
         for word in regex.findall(_WORDS, cleaned, regex.IGNORECASE):
             mapped = "".join(self._letters[byte] for byte in word.encode("utf-8"))
-            special = self._specials.get(mapped)
+            special = _SPECIALS.get(mapped)
             ids += [token.id for token in self._bpe.tokenize(mapped)] if special is None else [special]
         return ids
 
@@ -74,10 +74,5 @@ class ClipTokenizer:
         merges = [(left, right) for left, right in (line.split() for line in lines)]
         letters = list(self._letters.values())
         words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
-        vocabulary = {word: number for number, word in enumerate([*words, _START, _END])}
+        vocabulary = {word: number for number, word in enumerate([*words, *_SPECIALS])}
         return BPE(vocabulary, merges, end_of_word_suffix="</w>")
-
-    @cached_property
-    def _specials(self) -> dict[str, int]:
-        start = 2 * len(self._letters) + _MERGES
-        return {_START: start, _END: start + 1}

@@ -178,9 +178,9 @@ def can_trim(model: nn.Module, tokenizer: Any) -> bool:
     padding (SigLIP) are run at their full context.
     """
     tower = _tower(model)
+    parts = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
     structure = (
-        all(hasattr(tower, name) for name in ("transformer", "token_embedding", "positional_embedding", "ln_final"))
-        and hasattr(tower, "text_projection")
+        all(hasattr(tower, part) for part in parts)
         and getattr(tower, "attn_mask", None) is not None
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
