@@ -150,7 +150,7 @@ class PairInputs:
         inputs: tuple[Inputs, Inputs],
         rows: Indices,
         captions: Sequence[Any] | None,
-        items: Sequence[str],
+        items: Sequence[Any],
         splits: Sequence[str],
     ) -> PairInputs:
         """Return pairs of which texts are equal that differ by case or outer spaces alone.

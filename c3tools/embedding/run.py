@@ -141,14 +141,14 @@ def embed(
         return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
 
-    chosen = {"backend": backend, "precision": precision}
+    how = {"backend": backend, "precision": precision}
     if recorded is not None:  # what auto stood for when the store was begun
-        chosen = {name: (getattr(recorded, name) or own) if own == "auto" else own for name, own in chosen.items()}
+        how = {name: (getattr(recorded, name) or own) if own == "auto" else own for name, own in how.items()}
 
     def load() -> Encoder:
         then = recorded.model if recorded else None
         return resolve_encoder(
-            model, recorded=then, random_init=random_init, device=devices[0], reporter=reporter, **chosen
+            model, recorded=then, random_init=random_init, device=devices[0], reporter=reporter, **how
         )
 
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()

@@ -153,7 +153,8 @@ def convert(model: nn.Module, facts: Mapping[str, Any]) -> dict[Modality, Any]:
                 decoder = TorchScriptPythonDecoder(torch.jit.trace(unit, example, check_trace=False))
                 towers[modality] = frontend.convert(frontend.load(decoder))  # the decoder has to outlive it
                 towers[modality].reshape({0: openvino.PartialShape([-1, *sizes])})
-                cosine = float((backend.submit(modality, others.numpy())() * unit(others).numpy()).sum(axis=1).min())
+                expected = normalize(tower(others), dim=-1).numpy()
+                cosine = float((backend.submit(modality, others.numpy())() * expected).sum(axis=1).min())
                 if not cosine >= 0.999:
                     raise ValueError(f"the cosine of {modality} embeddings with those of torch falls to {cosine:.4f}")
     except Exception as error:  # converters raise whatever their layers raise

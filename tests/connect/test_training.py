@@ -105,8 +105,8 @@ def pair_task(settings: TrainingSettings = QUICK, *, pairs: int = 160) -> PairTa
     first, second, index = views(100, 2)
     training, val = (some_pairs(first, second, index, rows) for rows in (np.arange(pairs), np.arange(160, 200)))
     torch.manual_seed(settings.seed)
-    sides = (nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 16)) for width in (20, 12))
-    return PairTask(TwoTowers(*sides, CPU), training, val, settings)
+    one, two = (nn.Sequential(nn.Linear(n, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 16)) for n in (20, 12))
+    return PairTask(TwoTowers(one, two, CPU), training, val, settings)
 
 
 def weights(of: PairTask) -> list[npt.NDArray[np.float32]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from c3tools.arrays import Pixels
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, MetricError
 from c3tools.imaging.evaluate import ImageScorer, evaluate_images
@@ -21,6 +22,10 @@ from .conftest import mini_store
 from .worlds import image_rows
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+
+
+def photos_of(squares: Pixels) -> Photos:
+    return Photos(image_rows([f"{i}.png" for i in range(len(squares))]), squares)
 
 
 def write_made(
@@ -62,21 +67,15 @@ def test_the_scores_are_those_of_the_features(store: Store, encoder: Encoder, tm
 
 def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: Encoder) -> None:
     rng, squares = np.random.default_rng(0), NOISE[:30]
-    photos = Photos(image_rows([f"{i}.png" for i in range(30)]), squares)
+    photos = photos_of(squares)
     scorer = ImageScorer(photos, None, [encoder], conditioning=encoder.identity)
     moved = np.clip(squares + 40.0 + rng.integers(-20, 20, squares.shape), 0, 255).astype(np.uint8)
-    made, texts, keys = (
-        [Image.fromarray(square) for square in moved],
-        [f"photo {i}" for i in range(30)],
-        photos.rows.keys,
-    )
-    scores, together = scorer.score(made, texts, keys)
-    alone = scorer.score(made, texts)[1]
-    other = scorer.score(made, texts, [*keys[:29], "of another photo"])[1]
+    made, texts, keys = list(map(Image.fromarray, moved)), [f"photo {i}" for i in range(30)], photos.rows.keys
+    cases = [keys, (), [*keys[:29], "of another photo"]]
+    (scores, together), (_, alone), (_, other) = (scorer.score(made, texts, case) for case in cases)
     for name, score in scores.items():
         for values, count in ((together[name], 30), (alone[name], 60), (other[name], 31)):
-            assert values.shape == (count,)
-            assert values.mean() == pytest.approx(score)
+            assert (values.shape, values.mean()) == ((count,), pytest.approx(score))
     # a share is the mean of its hits, and a distance from photos that the images resemble varies less than the two do
     assert set(together["recall@1-c3-mini"].round(9)) <= {0, 100}
     errors = [values["FD-c3-mini"].std(ddof=1) / np.sqrt(len(values["FD-c3-mini"])) for values in (together, alone)]
@@ -97,28 +96,24 @@ def test_real_photos_in_place_of_generated_ones_are_as_good_as_can_be(store: Sto
 
 
 def test_the_floor_is_of_as_many_photos_of_other_splits(encoder: Encoder) -> None:
-    everything = Photos(image_rows([f"{i}.png" for i in range(40)]), NOISE)
-    reference, others = everything.select(np.arange(20)), everything.select(np.arange(20, 40))
-    scores, count = ImageScorer(reference, others, [encoder], conditioning=encoder.identity).real(15)
+    scorer = ImageScorer(photos_of(NOISE[:20]), photos_of(NOISE[20:]), [encoder], conditioning=encoder.identity)
+    scores, count = scorer.real(15)
     assert count == 15
     assert scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[20:35], NOISE[:20]), rel=1e-3)
 
 
 @pytest.mark.parametrize("change", ["exact", "noisy", "mirrored"])
 def test_copies_of_training_photos_are_found(encoder: Encoder, change: str) -> None:
-    everything = Photos(image_rows([f"{i}.png" for i in range(40)]), NOISE)
-    training, reference = everything.select(np.arange(20)), everything.select(np.arange(20, 40))
-    made = NOISE[:10].astype(np.int64)
+    rng, made = np.random.default_rng(1), NOISE[:10].astype(np.int64)
     if change == "noisy":
-        made = (made + np.random.default_rng(1).integers(-25, 26, made.shape)).clip(0, 255)
+        made = (made + rng.integers(-25, 26, made.shape)).clip(0, 255)
     made = made[:, :, ::-1] if change == "mirrored" else made
-    new = np.random.default_rng(2).integers(0, 256, (1, 8, 8, 3))
-    images = [Image.fromarray(each.astype(np.uint8)) for each in (*made, *new)]
-    found = ImageScorer(reference, None, [encoder], conditioning=encoder.identity).nearest(images, training)
+    images = [Image.fromarray(each.astype(np.uint8)) for each in (*made, *rng.integers(0, 256, (1, 8, 8, 3)))]
+    scorer = ImageScorer(photos_of(NOISE[20:]), None, [encoder], conditioning=encoder.identity)
+    found = scorer.nearest(images, photos_of(NOISE[:20]))
     assert found is not None
-    rows, _, copied = found
-    assert rows[:-1].tolist() == list(range(10))
-    assert copied.tolist() == [True] * 10 + [False]
+    assert found[0][:-1].tolist() == list(range(10))
+    assert found[2].tolist() == [True] * 10 + [False]
 
 
 def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:

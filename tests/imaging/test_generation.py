@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, OutputError
 from c3tools.imaging.generation import GeneratedImages, generate
 from c3tools.imaging.generator import Generator
-from c3tools.io.files import write_atomically
 from tests.conftest import C3, Messages, unit_rows
 from tests.servers import Hub
 
@@ -53,55 +51,26 @@ def test_the_same_text_and_seed_give_the_same_image(make: Make, untrained: Gener
     assert len({str(image) for image in (*together, *three)}) == 5
 
 
-def test_a_folder_has_images_a_list_and_a_page(make: Make, tmp_path: Path) -> None:
-    texts, folder = ["<b>a dog</b>", "snow"], tmp_path / "out"
+def test_a_folder_has_images_a_list_and_a_page_and_what_is_there_is_not_made_again(make: Make, tmp_path: Path) -> None:
+    texts, folder, told = ["<b>a dog</b>", "snow"], tmp_path / "out", Messages()
     made = make(texts, n=2)
-    names = {image.file for image in made.images}
-    assert {path.name for path in folder.iterdir()} == names | {"images.json", "images.html"}
+    names = [image.file for image in made.images]
+    assert {path.name for path in folder.iterdir()} == {*names, "images.json", "images.html"}
     assert [(image.asked, image.number) for image in made.images] == [(text, n) for text in texts for n in (0, 1)]
     page = (folder / "images.html").read_text()
     assert page.count("data:image/png") == 4
     assert "&lt;b&gt;a dog" in page
     assert "<b>a dog" not in page
     loaded = GeneratedImages.load(folder)
-    assert (loaded.images, loaded.modality) == (made.images, "text")
-    assert loaded.settings["model"]["name"] == "c3-mini"
-
-
-def test_what_is_there_is_not_made_again(
-    make: Make, untrained: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, sample, told = list[int](), untrained.sample, Messages()
-    first = make(["a", "b", "c"])
-    (tmp_path / "out" / first.images[1].file).unlink()
-
-    def spy(embeddings: np.ndarray, *rest: Any, **named: Any) -> Iterator[Image.Image]:
-        asked.append(len(embeddings))
-        return sample(embeddings, *rest, **named)
-
-    monkeypatch.setattr(untrained, "sample", spy)
-    assert pixels(make(["a", "b", "c"], reporter=told).open()) == pixels(first.open())
-    assert told.texts == ["2 images already exist."]
-    make(["a"], sampling_steps=3)
-    assert asked == [1, 1]
-    assert (tmp_path / "out" / first.images[0].file).is_file()  # another setting has another name
-
-
-def test_a_full_disk_keeps_what_was_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
-
-    def full(path: Path, write: Any) -> None:
-        if written:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        written.append(path)
-        write_atomically(path, write)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("c3tools.imaging.generation.write_atomically", full)
-        with pytest.raises(OSError, match="No space left"):
-            make(["a", "b"])
-    assert written[0].is_file()
-    assert len(make(["a", "b"]).open()) == 2
+    assert (loaded.images, loaded.modality, loaded.settings["model"]["name"]) == (made.images, "text", "c3-mini")
+    content = {name: (folder / name).read_bytes() for name in names}
+    (folder / names[1]).unlink()
+    (folder / names[0]).write_bytes(content[names[2]])
+    make(texts, n=2, reporter=told)
+    assert told.texts == ["3 images already exist."]
+    assert [(folder / name).read_bytes() for name in names[:2]] == [content[names[2]], content[names[1]]]
+    assert make(["snow"], sampling_steps=3).images[0].file not in names  # another setting has another name
+    assert set(names) < {path.name for path in folder.iterdir()}
 
 
 def test_images_of_embeddings_and_of_photos(make: Make, untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:

@@ -10,27 +10,20 @@ from c3tools.errors import GeneratorError
 from c3tools.imaging.photos import read_photos
 from tests.conftest import build_store
 
-from .worlds import TOY, image_rows, photo_store, write_photos
+from .worlds import TOY, image_rows, write_photos
 
 
-def test_photos_become_squares_in_the_order_of_their_rows(tmp_path: Path) -> None:
-    store = photo_store(tmp_path / "c3-store", 20)
-    photos = read_photos(store, store.load("image"), 6)
-    assert photos.rows.keys == store.load("image").keys
-    assert not photos.unread
-    for path, square in zip(photos.rows.column("path"), photos.pixels, strict=True):
-        with Image.open(path) as image:
-            assert np.array_equal(square, np.asarray(image.resize((6, 6), Image.Resampling.LANCZOS)))
-
-
-def test_a_square_is_cut_about_the_middle(tmp_path: Path) -> None:
+def test_photos_become_squares_about_the_middle_in_the_order_of_their_rows(tmp_path: Path) -> None:
     wide = np.zeros((4, 12, 3), np.uint8)
-    wide[:, 4:8] = 200
-    for number, pixels in enumerate((wide, wide.transpose(1, 0, 2))):
+    wide[:, 4:8] = [[[10], [200], [90], [20]]]
+    for number, pixels in enumerate((wide, wide.transpose(1, 0, 2), wide[:, 4:8].repeat(2, 0).repeat(2, 1))):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    rows = image_rows([tmp_path / "0.png", tmp_path / "1.png"])
-    store = build_store(tmp_path / "c3-store", rows, model=TOY, dtype="float32")
-    assert read_photos(store, rows, 4).pixels.min() == 200
+    rows = image_rows([tmp_path / f"{number}.png" for number in range(3)])
+    photos = read_photos(build_store(tmp_path / "c3-store", rows, model=TOY, dtype="float32"), rows, 4)
+    assert (photos.rows.keys, photos.unread) == (rows.keys, "")
+    square = wide[:, 4:8]
+    small = Image.fromarray(square.repeat(2, 0).repeat(2, 1)).resize((4, 4), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(photos.pixels, np.stack([square, square.transpose(1, 0, 2), np.asarray(small)]))
 
 
 def test_photos_that_are_gone_are_named_and_odd_ones_converted(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def train(store: Store, tmp_path: Path) -> Train:
     return run
 
 
-def test_a_generator_is_written_with_all_that_it_needs(train: Train, store: Store, tmp_path: Path) -> None:
+def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, store: Store, tmp_path: Path) -> None:
     made, _ = train(steps=6, set=["validations=3"])
     folder, record = tmp_path / "c3-generator", made.record
     names = {"generator.json", "weights.safetensors", "transform.json", "transform.safetensors"}
@@ -145,27 +145,17 @@ def test_a_generator_is_written_with_all_that_it_needs(train: Train, store: Stor
     assert (record["preset"], record["sigma"], record["size"], record["model"]) == ("c3", 0.05, "tiny", TOY)
     assert [step for step, _ in record["validations"]] == [2, 4, 6]
     assert record["best_val_loss"] == min(loss for _, loss in record["validations"])
-    assert record["photos"] == {"train": 24, "val": 8}
-    assert record["trace"][-1][0] == 6
-    assert record["seconds"] > 0
+    assert (record["photos"], record["trace"][-1][0]) == ({"train": 24, "val": 8}, 6)
     loaded = Generator.load(folder, FP32)
     assert loaded.record == record
     asked = store.load("text", "test").embeddings
     images = [generator.generate(embeddings=asked, sampling_steps=2) for generator in (made, loaded)]
-    one, two = ([np.asarray(image).tolist() for image in each] for each in images)
-    assert one == two
-
-
-def test_the_same_call_does_nothing_and_another_is_refused(train: Train, tmp_path: Path) -> None:
-    folder, previous = tmp_path / "c3-generator", tmp_path / "c3-generator.previous"
-    train()
+    np.testing.assert_array_equal(*(np.stack([np.asarray(image) for image in each]) for each in images))
     before = (folder / "weights.safetensors").stat().st_mtime_ns
-    assert "nothing to do" in train()[1][-1]
+    assert "nothing to do" in train(steps=6, set=["validations=3"])[1][-1]
     assert (folder / "weights.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match=r"seed 0, not 1[\s\S]*--overwrite"):
-        train(seed=1)
-    train(seed=1, overwrite=True)
-    assert [Generator.load(each, FP32).record["seed"] for each in (folder, previous)] == [1, 0]
+    with pytest.raises(OutputError, match=r"steps 6, not 2[\s\S]*--overwrite"):
+        train()
 
 
 def test_the_method_looks_at_no_text(train: Train, store: Store, tmp_path: Path) -> None:
@@ -211,7 +201,6 @@ def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"sigma": "much"}, "'much'"),
         ({"size": "huge"}, "'huge'"),
         ({"train_split": "restval"}, r"'restval'.*train \(24\), val \(8\), test \(8\)"),
     ],
@@ -231,6 +220,4 @@ def test_the_command_trains_and_prints(c3: C3, store: Store, tmp_path: Path) -> 
     result = c3("train-generator", *quick, "--json", "run.json")
     assert result.exit_code == 0, result.stderr
     assert "(kept)" in result.stdout
-    assert "Next: c3 generate" in result.stderr
-    record = json.loads((tmp_path / "run.json").read_text())
-    assert record == Generator.load(tmp_path / "c3-generator").to_dict()
+    assert json.loads((tmp_path / "run.json").read_text()) == Generator.load(tmp_path / "c3-generator").to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,12 @@ def colour_of(number: int) -> tuple[str, np.ndarray]:
     return name, np.clip(np.array(COLOURS[name]) + rng.integers(-15, 16, 3), 0, 255)
 
 
-def embed(colours: np.ndarray, modality: str, seed: int = 0) -> np.ndarray:
-    """Unit vectors (n, DIM) of RGB values (n, 3), with a gap between the modalities."""
+def _unit_rows(count: int, modality: str) -> np.ndarray:
+    """Unit vectors (n, DIM) of the first n colours, with a gap between the modalities."""
+    colours = np.stack([colour_of(number)[1] for number in range(count)])
     rng = np.random.default_rng(7)
     turn, gap = rng.normal(size=(3, DIM)), rng.normal(size=DIM)
-    noise = np.random.default_rng([seed, modality == "text"]).normal(size=(len(colours), DIM))
+    noise = np.random.default_rng([0, modality == "text"]).normal(size=(count, DIM))
     rows = (colours / 127.5 - 1) @ turn + (gap if modality == "text" else -gap) + 0.05 * noise
     unit: np.ndarray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit
@@ -54,27 +56,17 @@ def write_photos(folder: Path, count: int, side: int = 12) -> list[Path]:
     return paths
 
 
-def image_rows(paths: list[Path] | list[str]) -> Rows:
-    numbers = range(len(paths))
-    return Rows.of(
-        "image",
-        [f"photo{number:03d}" for number in numbers],
-        embed(np.stack([colour_of(number)[1] for number in numbers]), "image"),
-        path=[str(path) for path in paths],
-        split=[split_of(number) for number in numbers],
-    )
+def image_rows(paths: Sequence[str | Path]) -> Rows:
+    count = len(paths)
+    own = {"path": list(map(str, paths)), "split": list(map(split_of, range(count)))}
+    return Rows.of("image", [f"photo{number:03d}" for number in range(count)], _unit_rows(count, "image"), **own)
 
 
 def text_rows(count: int) -> Rows:
-    keys = [f"photo{number:03d}" for number in range(count)]
-    return Rows.of(
-        "text",
-        [f"{key}#0" for key in keys],
-        embed(np.stack([colour_of(number)[1] for number in range(count)]), "text"),
-        caption=[f"a {colour_of(number)[0]} square" for number in range(count)],
-        image_key=keys,
-        split=[split_of(number) for number in range(count)],
-    )
+    items = [f"photo{number:03d}" for number in range(count)]
+    captions = [f"a {colour_of(number)[0]} square" for number in range(count)]
+    own = {"caption": captions, "image_key": items, "split": list(map(split_of, range(count)))}
+    return Rows.of("text", [f"{item}#0" for item in items], _unit_rows(count, "text"), **own)
 
 
 def photo_store(folder: Path, count: int = 40) -> Store:
