@@ -76,29 +76,9 @@ class TrainingSettings:
             raise ConnectError(f"A batch of {self.batch_size} contains no negatives.", remedy="Use at least 2 pairs.")
         if self.chunk is not None and self.chunk < 1:
             raise ConnectError(f"chunk must be at least 1, not {self.chunk}.")
-        _parse_scale(self.logit_scale)
+        ContrastiveLoss(self.logit_scale)
         positive, not_negative = ("epochs", "learning_rate"), ("close_gap", "patience")
         require_valid(self, positive=positive, not_negative=not_negative, error=ConnectError)
-
-
-def _parse_scale(text: str) -> tuple[float, bool]:
-    """Return the value of a logit scale, and whether it is learned: ``100``, ``learned`` (from 14.3), ``learned:20``.
-
-    Raises:
-        ConnectError: for anything else.
-    """
-    head, _, tail = text.partition(":")
-    learned = head == "learned"
-    try:
-        value = float((tail or _LEARNED_FROM) if learned else text)
-        if 0 < value < (_MAX_LOGIT_SCALE if learned else math.inf):
-            return value, learned
-    except ValueError:
-        pass
-    raise ConnectError(
-        f"{text!r} is not a logit scale.",
-        remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
-    )
 
 
 class ContrastiveLoss(nn.Module):
@@ -116,7 +96,17 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self, scale: str, close_gap: float = 0.0) -> None:
         super().__init__()
-        value, learned = _parse_scale(scale)
+        head, _, tail = scale.partition(":")
+        learned = head == "learned"
+        try:
+            value = float((tail or _LEARNED_FROM) if learned else scale)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < (_MAX_LOGIT_SCALE if learned else math.inf):
+            raise ConnectError(
+                f"{scale!r} is not a logit scale.",
+                remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
+            )
         self.close_gap, self.limit = close_gap, math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learned)
 

@@ -78,18 +78,13 @@ class Encoder:
         end_token: int | None = None,
         dim: int,
     ) -> None:
-        self.backend = backend
+        self.backend, self.compute = backend, backend.compute
         self.identity = ModelIdentity(identity)
         self.preprocess = preprocess
         self.trims_texts = trims_texts
         self._tokenizer = tokenizer
         self._end_token = end_token
         self.dim = dim
-
-    @property
-    def compute(self) -> Compute:
-        """Device and precision."""
-        return self.backend.compute
 
     def batch_size(self, modality: Modality) -> int:
         """Return how many images or texts are run at a time, a power of two.

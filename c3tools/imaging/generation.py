@@ -181,7 +181,8 @@ def generate(
         reporter: Shows messages and progress.
 
     Raises:
-        GeneratorError: if there is nothing to generate, there is no generator, or it has another model or dimension.
+        GeneratorError: if there is nothing to generate, embeddings are not finite rows, there is no generator, or it
+            has another model or dimension.
         OutputError: if the folder contains other files.
         EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         OSError: if an image cannot be written; the images before it are kept.
@@ -200,7 +201,17 @@ def generate(
             PretrainedGenerator(str(generator), store, compute) if pretrained else Generator.load(generator, compute)
         )
     if embeddings is not None:
-        vectors = _vectors(embeddings, modality, generator)
+        if isinstance(embeddings, np.ndarray):
+            vectors, model = np.atleast_2d(np.asarray(embeddings, dtype=np.float32)), None
+        else:
+            rows, model = read_rows(embeddings, modality)
+            vectors = rows.embeddings
+        if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
+            raise GeneratorError(
+                f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} or contain NaN or "
+                "infinity."
+            )
+        generator.check_model(model, vectors.shape[1])
         prompts: list[tuple[str, str | None]] = [(f"embedding {row}", None) for row in range(len(vectors))]
     else:
         modality = "image" if images else "text"
@@ -295,24 +306,3 @@ def inline_png(image: Image.Image | Pixels) -> str:
     buffer = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _vectors(source: str | Path | Matrix, modality: str, generator: ImageGenerator) -> Matrix:
-    """Return embeddings that are given, or those of a file or a store, float32 (n, d).
-
-    Raises:
-        GeneratorError: if there are none, they are not finite rows, or they are not the generator's.
-        StoreError: if they cannot be read.
-    """
-    if isinstance(source, np.ndarray):
-        vectors, model = np.atleast_2d(np.asarray(source, dtype=np.float32)), None
-    else:
-        rows, model = read_rows(source, modality)
-        vectors = rows.embeddings
-    if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
-        raise GeneratorError(
-            f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} or contain NaN or "
-            "infinity."
-        )
-    generator.check_model(model, vectors.shape[1])
-    return vectors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -13,20 +14,21 @@ from safetensors.torch import save_file
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "yellow": (220, 210, 40)}
 SHADES = {"dark": 0.5, "plain": 1.0}
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 
 
-def save_tiny_clip(folder: Path) -> str:
+def save_tiny_clip(folder: Path, **text_changes: object) -> str:
     """Write the model with random weights; return its name."""
     torch.manual_seed(0)
-    model = open_clip.CLIP(**CONFIG)
+    config = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], **text_changes}}
+    model = open_clip.CLIP(**config)
     folder.mkdir(parents=True)
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-    value = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
+    value = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(value), encoding="utf-8")
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools.connect import ConnectedHeads, apply_heads, connect_heads, read_features
+from c3tools import ConnectedHeads, apply_heads, connect_heads, read_features
 from c3tools.errors import ConnectError, OutputError
 from c3tools.store import Pairs, Store
 from tests.conftest import Messages
@@ -57,8 +57,8 @@ def test_embeddings_are_the_normalised_outputs(tmp_path: Path, hidden: int) -> N
 
 @pytest.mark.parametrize("cone", [0.5, 1.33])
 def test_a_cone_is_a_gap_of_the_stated_size(tmp_path: Path, cone: float) -> None:
-    options = {**QUICK, "dim": 256, "hidden": 512, "epochs": 1, "cone": cone}
-    connect_heads(read_features(**write_files(tmp_path / "features", 400)), tmp_path / "heads", **options)
+    options = {**QUICK, "dim": 256, "hidden": 512, "epochs": 1, "cone": cone, "batch_size": 512}
+    connect_heads(read_features(**write_files(tmp_path / "features", 2000, 1)), tmp_path / "heads", **options)
     start = json.loads((tmp_path / "heads" / "geometry.json").read_text())["points"][0]
     # E[1/norm] is a little above 1/sqrt(E[norm^2]), and two random directions are not quite orthogonal
     assert (start["step"], start["gap"]) == (0, pytest.approx(cone * np.sqrt(2 / (1 + cone**2)), rel=0.12))
@@ -105,7 +105,7 @@ def test_heads_that_are_damaged_or_missing_are_one_error(tmp_path: Path, trained
 def test_other_features_are_refused(tmp_path: Path, trained: Path) -> None:
     files = write_files(tmp_path / "features")
     np.save(files["text"], np.ones((240, 13), np.float32))
-    with pytest.raises(ConnectError, match=r"20 features of image and 12 of text, not 13 of text"):
+    with pytest.raises(ConnectError, match="12 features of text, not 13"):
         apply_heads(trained, read_features(**files), tmp_path / "connected")
     assert not (tmp_path / "connected").exists()
     with pytest.raises(ConnectError, match=r"image and 12.*audio"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from c3tools.connect import read_features
+from c3tools import read_features
 from c3tools.connect.pairs import PhotoInputs
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.encoders import load_network

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.connect import connect_towers
+from c3tools import connect_towers
 from c3tools.connect.geometry import measure
 from c3tools.corpus import read_corpus
 from c3tools.encoders import load_encoder, load_network

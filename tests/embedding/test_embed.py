@@ -21,8 +21,8 @@ from c3tools.io.lock import locked
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages, copy_photos, make_store, store_files, unit_rows
+from tests.connect.photos import save_tiny_clip
 from tests.embedding.hostile import write_hostile_files
-from tests.encoders.test_loading import local_model
 from tests.stores import colour_corpus, colour_encoder
 
 
@@ -143,7 +143,7 @@ def test_one_call_does_what_the_command_does(tmp_path: Path) -> None:
 def test_model_backend_and_precision_of_the_store_are_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts, store, name = tmp_path / "t.txt", tmp_path / "s", local_model(tmp_path / "m")
+    texts, store, name = tmp_path / "t.txt", tmp_path / "s", save_tiny_clip(tmp_path / "m")
     texts.write_text("a dog\n")
     first = embed(texts, store, model=name, random_init=4, backend="torch", precision="bf16")
     with monkeypatch.context() as patch:

@@ -35,7 +35,7 @@ def _text(vocabulary: int, **changes: Any) -> dict[str, Any]:
     return {"context_length": LENGTH, "vocab_size": vocabulary, "width": DIM, "heads": 2, "layers": 1, **changes}
 
 
-def _siglip(folder: Path, **changes: Any) -> dict[str, Any]:
+def _siglip(folder: Path) -> dict[str, Any]:
     """SigLIP: texts are padded with the end token and read at the last position; images are pooled by attention."""
     text = {
         "hf_tokenizer_name": "in the folder",
@@ -44,7 +44,7 @@ def _siglip(folder: Path, **changes: Any) -> dict[str, Any]:
         "proj_bias": True,
         "pool_type": "last",
         "norm_kwargs": {"eps": 1e-6},
-        **changes,
+        "act_kwargs": {"approximate": "tanh"},  # of SigLIP 2
     }
     vision = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"}
     return {
@@ -53,10 +53,6 @@ def _siglip(folder: Path, **changes: Any) -> dict[str, Any]:
         "vision_cfg": vision,
         "text_cfg": _text(_tokenizer(folder, "$A </s>", "</s>"), **text),
     }
-
-
-def _siglip2(folder: Path) -> dict[str, Any]:
-    return _siglip(folder, act_kwargs={"approximate": "tanh"})
 
 
 def _mobileclip(folder: Path) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def _multilingual(folder: Path) -> dict[str, Any]:
     return {"vision_cfg": vision, "text_cfg": text}
 
 
-KINDS = {"siglip": _siglip, "siglip2": _siglip2, "mobileclip": _mobileclip, "multilingual": _multilingual}
+KINDS = {"siglip": _siglip, "mobileclip": _mobileclip, "multilingual": _multilingual}
 
 
 def other_model(folder: Path, kind: str, *, weights: bool = True) -> str:

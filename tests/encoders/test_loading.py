@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 from pathlib import Path
@@ -12,30 +11,19 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from c3tools.encoders import load_encoder, loading, resolve_encoder
 from c3tools.errors import EncoderError
 from c3tools.io import artifact
 from tests.conftest import Messages
+from tests.connect.photos import save_tiny_clip
 
 PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
-def local_model(folder: Path, **text_changes: object) -> str:
-    """A tiny model with random weights, as a local folder."""
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1, **text_changes}
-    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
-    folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    torch.manual_seed(71)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return f"local-dir:{folder}"
-
-
 def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state_alone(tmp_path: Path) -> None:
-    name = local_model(tmp_path / "m")
+    name = save_tiny_clip(tmp_path / "m")
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -67,8 +55,8 @@ def test_an_unknown_name_is_refused_with_the_close_ones(name: str, named: list[s
 def test_weights_that_cannot_be_loaded_are_an_error_with_the_bundled_model_as_a_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = local_model(tmp_path / "m")
-    (tmp_path / "m" / "open_clip_pytorch_model.bin").write_bytes(b"no weights")
+    name = save_tiny_clip(tmp_path / "m")
+    (tmp_path / "m" / "open_clip_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(EncoderError, match="c3-mini"):
         load_encoder(name)
 
@@ -122,7 +110,7 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
 
 
 def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
-    name, listener = local_model(tmp_path / "m"), Messages()
+    name, listener = save_tiny_clip(tmp_path / "m"), Messages()
     recorded = load_encoder(name, random_init=1, backend="torch").identity
     options: dict[str, Any] = {"recorded": recorded, "backend": "torch", "reporter": listener}
     assert resolve_encoder(name, **options).identity["random_init"] is None
@@ -134,11 +122,10 @@ def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_
 
 
 def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> None:
-    name = local_model(tmp_path / "m")
+    name = save_tiny_clip(tmp_path / "m")
     identity = load_encoder(name, backend="torch").identity
-    weights = tmp_path / "m" / "open_clip_pytorch_model.bin"
-    state = torch.load(weights, weights_only=True)
-    state["logit_scale"] += 1
-    torch.save(state, weights)
+    weights = tmp_path / "m" / "open_clip_model.safetensors"
+    state = load_file(weights)
+    save_file({**state, "logit_scale": state["logit_scale"] + 1}, weights)
     with pytest.raises(EncoderError, match=identity["weights_sha256"][:12]):
         resolve_encoder(recorded=identity, backend="torch")
