@@ -26,8 +26,8 @@ from .worlds import views, write_files
 
 def test_files_are_paired_by_their_table(tmp_path: Path) -> None:
     files = write_files(tmp_path)
-    table = files["meta"].read_text().replace("caption 239", " Caption 1 ")  # the same as another
-    files["meta"].write_text(table)
+    table = files["text_meta"].read_text().replace("caption 239", " Caption 1 ")  # the same as another
+    files["text_meta"].write_text(table)
     pairs = read_features(**files).inputs()
     assert [len(pairs.where(split)) for split in ("train", "val", "test")] == [168, 36, 36]
     assert len(pairs.where("val").item_rows) == 18

@@ -121,7 +121,7 @@ def test_training_connects_and_keeps_the_best_point() -> None:
     assert [point["step"] for point in log] == [0, 4, 8, 12, 16, 20, 24]
     recalls = [np.mean([way["recall@1"] for way in point["recall"].values()]) for point in log]
     assert recalls[0] < 0.3
-    assert max(recalls) > 0.6
+    assert max(recalls) > 0.5
     assert run.kept is not None
     assert run.kept.step == log[1 + int(np.argmax(recalls[1:]))]["step"]
     assert log[-1]["loss"] < log[1]["loss"]
