@@ -139,7 +139,6 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"train_split": "dev2"}, "'dev2'"),
         ({"cone": -1}, "cone.*-1"),
         ({"hidden": -5}, "hidden.*-5"),
         ({"dropout": 1.0}, "dropout.*1"),

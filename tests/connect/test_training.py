@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from c3tools.connect.training import ContrastiveLoss, PairTask, TrainingSettings
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.training.checkpoints import CheckpointDir
-from c3tools.training.loop import DIVERGED, EARLY, FINISHED, train
+from c3tools.training.loop import FINISHED, train
 
 from ..conftest import unit_rows
 from .worlds import some_pairs, views
@@ -151,27 +150,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert pair_task(replace(settings, seed=1)).identity != whole.identity == first.identity
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_finite_weights() -> None:
-    task = pair_task()
-    step = task.step
-
-    def poisoned(number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
-        if number == 10:
-            nn.init.constant_(next(iter(task.towers.parameters())), float("nan"))
-        return step(number, update)
-
-    task.step = poisoned  # type: ignore[method-assign]
-    run = train(task)
-    assert (run.outcome, run.step) == (DIVERGED, 10)
-    assert all(np.isfinite(value).all() for value in weights(task))
-
-
-def test_it_stops_early_and_a_learned_scale_has_a_limit() -> None:
-    task = pair_task(replace(QUICK, epochs=60, patience=2, logit_scale="learned:99.99", learning_rate=1e-2))
-    run = train(task)
-    assert run.outcome == EARLY
-    assert run.kept == run.history[-3]
-    assert all(point["logit_scale"] <= 100.001 for point in task.log(run))
+def test_a_learned_scale_has_a_limit() -> None:
+    task = pair_task(replace(QUICK, logit_scale="learned:99.99", learning_rate=1e-2))
+    assert all(point["logit_scale"] <= 100.001 for point in task.log(train(task)))
 
 
 def test_too_few_pairs_make_one_batch_or_are_refused() -> None:
@@ -182,17 +163,9 @@ def test_too_few_pairs_make_one_batch_or_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"logit_scale": "warm"},
-        {"batch_size": 1},
-        {"epochs": 0},
-        {"learning_rate": 0.0},
-        {"chunk": 0},
-        {"patience": -1},
-        {"close_gap": -1.0},
-    ],
+    ("name", "value"),
+    [("batch_size", 1), ("epochs", 0), ("learning_rate", 0.0), ("chunk", 0), ("patience", -1), ("close_gap", -1.0)],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConnectError):
-        TrainingSettings(**wrong)
+        TrainingSettings(**{name: value})  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
 def test_formats_that_pillow_may_have(tmp_path: Path, suffix: str, tolerance: int) -> None:
     if f".{suffix}" not in Image.registered_extensions():
         pytest.skip(f"Pillow was built without {suffix}")
-    more = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]} if suffix == "gif" else {}
+    more: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]} if suffix == "gif" else {}
     gradient(64, 48).save(tmp_path / f"x.{suffix}", **more)  # of an animation, the first frame counts
     assert_opened(tmp_path / f"x.{suffix}", gradient(64, 48), tolerance)
 
