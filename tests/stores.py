@@ -87,8 +87,7 @@ def colour_row(content: bytes) -> Matrix:
 
 def colour_encoder() -> Encoder:
     """A double that embeds images of one colour, and texts, without a model."""
-    size = (2, 2)
-    preprocess = ImagePreprocessor((partial(Image.Image.resize, size=size),), size, (0.5,) * 3, (0.5,) * 3, {"size": 2})
+    preprocess = ImagePreprocessor((partial(Image.Image.resize, size=(2, 2)),), {"size": 2})
     tokenise = lambda texts, n=64: [list(text.encode()[:n].ljust(n, bytes(1))) for text in texts]  # noqa: E731
     identity = {"name": "colours", "weights_sha256": "0" * 64}
     return Encoder(

@@ -110,14 +110,13 @@ class ConnectedHeads:
     """A trained pair of heads, with the record of its training.
 
     Attributes:
+        heads: in the order of the modalities.
+        record: modalities, settings, data, scores: plain JSON values.
         names: of the two modalities.
-        heads: in their order.
-        shape: of both.
-        record: settings, data, scores: plain JSON values.
     """
 
-    def __init__(self, names: Sequence[str], heads: Sequence[_Head], shape: _HeadShape, record: dict[str, Any]) -> None:
-        self.names, self.shape, self.record = tuple(names), shape, record
+    def __init__(self, heads: Sequence[_Head], record: dict[str, Any]) -> None:
+        self.record, self.names = record, tuple(record["modalities"])
         self.heads = nn.ModuleList(heads).eval().requires_grad_(False).cpu()
 
     @property
@@ -156,16 +155,13 @@ class ConnectedHeads:
         """
         with reading(folder, _KIND) as (path, content):
             record = content["record"]
-            names, shape = (
-                record["modalities"],
-                _HeadShape(**{each.name: record[each.name] for each in fields(_HeadShape)}),
-            )
+            shape = _HeadShape(**{each.name: record[each.name] for each in fields(_HeadShape)})
             # copies, as these are views of the file, which may be written again while the heads are in use
             tensors = {name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()}
             with torch.device("meta"):  # a damaged record could request a larger network than the file holds
-                heads = [_Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(names))]
+                heads = [_Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(record["modalities"]))]
             nn.ModuleList(heads).load_state_dict(tensors, assign=True)
-            return cls(names, heads, shape, record)
+            return cls(heads, record)
 
 
 def connect_heads(
@@ -284,6 +280,6 @@ def apply_heads(
         modalities.append(Rows(rows.modality, heads.embed(rows.modality, rows.embeddings), rows.table))
         digests[rows.modality] = digest_of(rows.embeddings)
     model = ModelIdentity(name="connected-heads", weights_sha256=heads.sha256)
-    info = StoreInfo(model=model, dim=heads.shape.dim, dtype=dtype, extra={"connected": digests})
+    info = StoreInfo(model=model, dim=heads.record["dim"], dtype=dtype, extra={"connected": digests})
     result = write_modalities(Path(output), info, modalities, reporter=reporter)
     return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))

@@ -193,10 +193,8 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
         ) from error
     network.eval().requires_grad_(False)
     config: dict[str, Any] = dict(network.visual.preprocess_cfg)
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
-    preprocess = ImagePreprocessor(steps, (height, width), tuple(config["mean"]), tuple(config["std"]), config)
+    preprocess = ImagePreprocessor(steps, config)
     identity = {
         "name": model,
         "architecture": model if ":" in architecture else architecture,
@@ -223,10 +221,9 @@ def read_bundled(folder: Path = C3_MINI) -> dict[str, Any] | None:
         preprocessing = noted["preprocessing"]
         size = preprocessing["size"] = tuple(preprocessing["size"])
         squash = partial(Image.Image.resize, size=size[::-1], resample=Image.Resampling.BICUBIC)
-        mean, std = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
         return {
             "tokenizer": ClipTokenizer(config["model_cfg"]["text_cfg"]["context_length"]),
-            "preprocess": ImagePreprocessor((squash,), size, mean, std, preprocessing),
+            "preprocess": ImagePreprocessor((squash,), preprocessing),
             **{name: noted[name] for name in ("identity", "trims_texts", "end_token", "dim")},
         }
     except (OSError, ValueError, KeyError, TypeError):

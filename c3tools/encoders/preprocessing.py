@@ -129,16 +129,17 @@ class ImagePreprocessor:
 
     Attributes:
         geometry: open_clip's own transforms up to, and without, the conversion to a tensor.
-        size: (height, width) of the result.
-        mean, std: per channel, in units of 0…1.
-        config: open_clip's preprocessing settings, for the record.
+        config: open_clip's preprocessing settings: ``size``, ``mean`` and ``std`` (per channel, in units of 0…1), ….
     """
 
     geometry: tuple[Callable[[Image.Image], Image.Image], ...]
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     config: dict[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        size = self.config["size"]
+        return (size, size) if isinstance(size, int) else tuple(size)[-2:]
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Return pixels (height, width, 3), uint8, of an RGB image of any size."""

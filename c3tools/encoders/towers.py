@@ -31,9 +31,9 @@ class ImageTower(nn.Module):
         self.model = model
         self.dtype = dtype
         device = next(model.parameters()).device
-        shape = (1, 1, 1, 3)
-        self.register_buffer("mean", torch.tensor(preprocess.mean, device=device).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocess.std, device=device).view(shape), persistent=False)
+        for name in ("mean", "std"):
+            value = torch.tensor(preprocess.config[name], device=device).view(1, 1, 1, 3)
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Scale and encode the pixels."""

@@ -51,7 +51,7 @@ class HostilePreprocessor(ImagePreprocessor):
 
 def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: Path) -> None:
     p = encoder.preprocess
-    hostile = HostilePreprocessor(p.geometry, p.size, p.mean, p.std, p.config)
+    hostile = HostilePreprocessor(p.geometry, p.config)
     for name, content in (("dies", b"dies"), ("hungry", b"hungry"), ("slow", slow_jpeg()), ("empty", b"")):
         (photos / f"{name}.jpg").write_bytes(content)
     os.mkfifo(photos / "pipe.jpg")

@@ -115,7 +115,7 @@ def test_batches_follow_from_the_device_and_the_size_of_an_image(
     device: str, side: int, sizes: tuple[int, int]
 ) -> None:
     backend: Any = SimpleNamespace(compute=Compute(device, "fp32"))
-    preprocess = ImagePreprocessor((), (side, side), (0.5,) * 3, (0.5,) * 3, {})
+    preprocess = ImagePreprocessor((), {"size": side})
     encoder = Encoder(backend, None, preprocess, identity={}, trims_texts=False, dim=2)
     assert (encoder.batch_size("image"), encoder.batch_size("text")) == sizes
 
@@ -140,7 +140,7 @@ class Limited(torch.nn.Module):
 @pytest.mark.parametrize("text", [None, "CUDA out of memory", "MPS backend out of memory", "shapes"])
 def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(text: str | None) -> None:
     model = Limited(RuntimeError(text) if text else None)
-    preprocess = ImagePreprocessor((), (1, 1), (0.0,) * 3, (1.0,) * 3, {})
+    preprocess = ImagePreprocessor((), {"size": 1, "mean": [0.0] * 3, "std": [1.0] * 3})
     backend, batch = TorchBackend(model, preprocess, Compute("cpu", "fp32"), False), np.full((7, 1, 1, 3), 9, np.uint8)
     if text == "shapes":
         with pytest.raises(RuntimeError, match="shapes"):
