@@ -8,7 +8,7 @@ The network is the `UNet2DModel` of diffusers (the extra ``images``), and its fl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np

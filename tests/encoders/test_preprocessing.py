@@ -50,7 +50,7 @@ def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(open_image(tmp_path / name)[0])[..., 1], (scaled * 255).astype(int))
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [("avif", 12), ("jp2", 0), ("gif", 12)])
+@pytest.mark.parametrize(("suffix", "tolerance"), [("avif", 12), ("jp2", 0), ("gif", 20)])
 def test_formats_that_pillow_may_have(tmp_path: Path, suffix: str, tolerance: int) -> None:
     if f".{suffix}" not in Image.registered_extensions():
         pytest.skip(f"Pillow was built without {suffix}")
