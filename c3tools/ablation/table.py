@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..imaging.evaluate import decimals, score_interval, score_text
+from ..imaging.evaluate import score_interval, score_text
 from ..io.files import write_text_atomically
 from ..metrics.significance import crossed_interval, mean_and_std
 from ..pages import render_page
@@ -142,7 +142,7 @@ class Ablation:
             for name, heading in headings.items():
                 line[heading] = _with_spread(name, row["scores"][name])
                 if name == with_interval:
-                    line[_INTERVAL] = interval(row["scores"][name]["interval"], decimals(name))
+                    line[_INTERVAL] = score_text(name, row["scores"][name]["interval"], interval)
             if not metrics:
                 line |= {"images": f"{row['images']:,}", "published": row["published"], "checkpoint": row["checkpoint"]}
             lines.append(line)
@@ -248,7 +248,7 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
         return None
     sampled = "images and seeds" if len(seeds) > 1 else "images (one seed)"
     shown = "" if ends[0] > 0 or ends[1] < 0 else "; not shown to differ"
-    difference, low, high = (signed(value, decimals(metric)) for value in (float(differences.mean()), *ends))
+    difference, low, high = (score_text(metric, value, signed) for value in (float(differences.mean()), *ends))
     return f"{difference} {metric}, 95 % interval {low} to {high} over {sampled}{shown}"
 
 

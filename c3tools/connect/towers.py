@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..arrays import Indices
 from ..corpus import Corpus, read_corpus
 from ..devices import pick
 from ..encoders import DEFAULT_MODEL, Network, load_network, parse_name
@@ -26,9 +25,7 @@ from ..store.rows import splits_of
 from .pairs import ArrayInputs, PairInputs, PhotoInputs
 from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers, connect
 
-_LIT, _FULL = "lit", "full"
-_EPOCHS = {_LIT: 20, _FULL: 10}
-_LEARNING_RATE = {_LIT: 5e-4, _FULL: 1e-4}
+_MODES = {"lit": (20, 5e-4), "full": (10, 1e-4)}  # epochs and learning rate
 _CONFIG_FILE = "open_clip_config.json"
 _NAMES = ("image", "text")
 _KIND = Kind("model", RECORD_FILE, ConnectError, "c3 connect", "", (_CONFIG_FILE, LOG_FILE))
@@ -110,20 +107,21 @@ def connect_towers(
         OutputError: if ``output`` contains another model or other files, another run is writing to it, or it is
             ``model``.
     """
-    if mode not in (_LIT, _FULL):
-        raise ConnectError(f"There is no mode {mode!r}.", remedy=f"Use {_LIT} or {_FULL}.")
+    if mode not in _MODES:
+        raise ConnectError(f"There is no mode {mode!r}.", remedy="Use lit or full.")
+    most, rate = _MODES[mode]
     settings = TrainingSettings(
         logit_scale,
         close_gap,
         batch_size,
         chunk,
-        _EPOCHS[mode] if epochs is None else epochs,
-        _LEARNING_RATE[mode] if learning_rate is None else learning_rate,
+        most if epochs is None else epochs,
+        rate if learning_rate is None else learning_rate,
         patience,
         train_split,
         seed,
     )
-    output, lit, compute = Path(output), mode == _LIT, pick(device, precision)
+    output, lit, compute = Path(output), mode == "lit", pick(device, precision)
     augment = augment and not lit
     chosen = {"mode": mode, "augment": augment}
     name = model or DEFAULT_MODEL
@@ -145,7 +143,7 @@ def connect_towers(
         if lit:  # the photos are encoded once
             rows = []
             with reporter.progress("Encoding photos with the frozen tower", photos) as progress:
-                for block in _blocks(photos):
+                for block in np.split(np.arange(photos), range(_ENCODED, photos, _ENCODED)):
                     with torch.inference_mode():
                         rows.append(towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy())
                     progress.advance(len(block))
@@ -213,7 +211,7 @@ def _photo_pairs(
     photos = [image for image in corpus.images if image.key in captioned]
     every, broken = PhotoInputs(photos, network.preprocess), set[int]()
     with reporter.progress("Decoding", len(photos)) as progress:
-        for block in _blocks(len(photos)):
+        for block in np.split(np.arange(len(photos)), range(_ENCODED, len(photos), _ENCODED)):
             pixels = every.decode(block)
             broken.update(row for row, one in zip(block.tolist(), pixels, strict=True) if one is None)
             progress.advance(len(block))
@@ -229,7 +227,3 @@ def _photo_pairs(
     inputs = PhotoInputs(photos, network.preprocess, seed), tokens
     splits = splits_of(items, [text.split for text in texts])
     return PairInputs.of(inputs, rows, captions, items, splits), len(broken)
-
-
-def _blocks(n: int) -> list[Indices]:
-    return [np.arange(start, min(start + _ENCODED, n)) for start in range(0, n, _ENCODED)]

@@ -6,7 +6,7 @@ generated images first, so that the resolution is not what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class ImageEvaluation:
         """Return the scores as a table, one row per metric, with their intervals and those of real photos beside."""
         rows = []
         for name, value in self.scores.items():
-            ends = interval(self.intervals.get(name), decimals(name))
+            ends = score_text(name, self.intervals.get(name), interval)
             rows.append([name, score_text(name, value), ends, score_text(name, self.real.get(name))])
         title = f"{self.n:,} images, compared with {self.reference:,} real photos"
         return Table(["score", "generated", "95 % interval", f"{self.real_n:,} real photos"], rows, title=title)
@@ -177,14 +177,9 @@ def load_encoders(store: Store, names: Sequence[str], *, reporter: Reporter = SI
     return [*found, *(load_encoder(name, **options) for name in names if name != own.name)]
 
 
-def score_text(name: str, value: float | None) -> str:
-    """Return a score with as many digits as it is worth; nothing for None."""
-    return "" if value is None else number(value, decimals(name))
-
-
-def decimals(name: str) -> int:
-    """Return how many decimals of a score are worth printing."""
-    return 3 if name.startswith(("FD", "FID")) else 1
+def score_text(name: str, value: Any, write: Callable[[Any, int], str] = number) -> str:
+    """Return a score, or its interval, with as many digits as it is worth; nothing for None."""
+    return "" if value is None else write(value, 3 if name.startswith(("FD", "FID")) else 1)
 
 
 def score_interval(name: str, values: Array) -> Ends | None:
