@@ -189,7 +189,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             captions = [item.caption for item in items]
             tokens = encoder.tokenise(captions)
             embeddings = np.zeros((len(items), encoder.dim), np.float32)
-            for rows, part in encoder.encode_token_batches(tokens, batch_size=self._options.batch_size):
+            batches = encoder.token_batches(tokens, self._options.batch_size)
+            for rows, part in encoder.encode_batches("text", batches):
                 embeddings[rows] = part
                 report(len(rows), 0)
             summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))

@@ -129,7 +129,8 @@ class Encoder:
         """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length are cut."""
         out = np.zeros((len(texts), self.dim), np.float32)
         if texts:
-            for rows, embeddings in self.encode_token_batches(self.tokenise(texts), batch_size=batch_size):
+            batches = self.token_batches(self.tokenise(texts), batch_size)
+            for rows, embeddings in self.encode_batches("text", batches):
                 out[rows] = embeddings
         return out
 
@@ -144,12 +145,6 @@ class Encoder:
         longer = np.asarray(self._tokenizer(["", *(texts[row] for row in full.tolist())], length + 1))
         padding, there = longer[0, -2], longer[1:, length - 1]  # a text that goes on has no end at this place
         return int(((there != tokens[full, -1]) & (there != padding)).sum())
-
-    def encode_token_batches(
-        self, tokens: Tokens, *, batch_size: int | None = None
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Matrix]]:
-        """Yield row numbers and embeddings of one batch after another; see `token_batches`."""
-        return self.encode_batches("text", self.token_batches(tokens, batch_size))
 
     def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
         """Yield row numbers and tokens, as the text tower is given them, of one batch after another.
