@@ -185,6 +185,5 @@ def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], st
             f"{', '.join(f'{share:g}' for share in given)}.",
             remedy="For example: --fractions 0.8,0.1,0.1",
         )
-    names = [name for name, share in zip(HASH_FRACTIONS, given, strict=True) if share > 0]
-    edges, salt = np.cumsum(given)[given > 0].tolist(), f"{SALT} {seed}" if seed else SALT
-    return lambda key: names[min(bisect(edges, stable_fraction(key, salt=salt)), len(names) - 1)]
+    edges, salt = (given.cumsum() / given.sum()).tolist(), f"{SALT} {seed}" if seed else SALT
+    return lambda key: [*HASH_FRACTIONS][bisect(edges, stable_fraction(key, salt))]

@@ -185,7 +185,7 @@ class Store(HubRepository):
 
     def count(self, modality: str, split: str | None = None) -> int:
         """Return the number of rows of ``modality`` (in ``split``)."""
-        if split is None or split == ALL:
+        if split in (None, ALL):
             return sum(record.rows for (name, _), record in self.shards.items() if name == modality)
         return self._in_split(modality, split).n
 
@@ -237,20 +237,21 @@ class Store(HubRepository):
             StoreError: if the store does not have the modality, or it has no rows in the split.
         """
         self.require(modality)
-        if split is None or split == ALL:
-            return Moments.merge_all(self._written.get(modality, {}).values(), self.info.dim)
-        if not (found := self._in_split(modality, split)).n:
+        found = self._in_split(modality, split)
+        if not found.n and split not in (None, ALL):
             raise StoreError(
                 f"The store {self.path} has no {modality} rows in the split {split!r}.",
                 remedy=f"Its splits of {modality} rows: {self.list_splits(modality)}.",
             )
         return found
 
-    def _in_split(self, modality: str, split: str) -> Moments:
+    def _in_split(self, modality: str, split: str | None) -> Moments:
         """Return the moments of a split: of train, val and test as all commands see them, of others as written."""
-        written = self._written.get(modality, {})
-        groups = self.moments_by_split(modality) if split in STANDARD and written else written
-        return groups.get(split.lower()) or Moments.empty(self.info.dim)
+        groups = self._written.get(modality, {})
+        if split in STANDARD and groups:
+            groups = self.moments_by_split(modality)
+        chosen = (moments for name, moments in groups.items() if split in (None, ALL) or name == str(split).lower())
+        return Moments.merge_all(chosen, self.info.dim)
 
     def moments_by_split(self, modality: str) -> SplitMoments:
         """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).

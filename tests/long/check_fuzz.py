@@ -14,13 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
-from safetensors.numpy import save_file
 
 from c3tools.corpus import read_corpus
 from c3tools.errors import C3Error
@@ -30,6 +27,7 @@ from c3tools.store.import_embeddings import import_embeddings
 from c3tools.store.verify import verify_store
 from c3tools.transforms import Pipeline, preset
 from tests.conftest import unit_rows
+from tests.store.test_import_embeddings import lines, write
 from tests.stores import gap_store, whole_store
 
 from .conftest import Budget
@@ -58,19 +56,12 @@ def _vectors(name: str) -> tuple[Callable[[Path], object], Callable[[Path], obje
 
     def make(folder: Path) -> None:
         path = folder / name
-        makers: dict[str, Callable[[], object]] = {
-            ".npy": lambda: np.save(path, rows),
-            ".npz": lambda: np.savez(path, a=rows),
-            ".csv": lambda: path.write_text("id,0,1\n" + "".join(f"k{i},{i},1\n" for i in range(4))),
-            ".jsonl": lambda: path.write_text(
-                "".join(json.dumps({"id": i, "vector": [i, 1]}) + "\n" for i in range(4))
-            ),
-            ".parquet": lambda: pq.write_table(pa.table({"id": ["a", "b"], "embedding": [[0.1], [0.2]]}), path),
-            ".safetensors": lambda: save_file({"a": rows}, path),
-            ".pt": lambda: torch.save(torch.tensor(rows), path),
-            ".pkl": lambda: path.write_bytes(pickle.dumps([{"image_embedding": rows[:1], "caption": "a dog"}])),
-        }
-        makers[path.suffix]()
+        if path.suffix == ".jsonl":
+            lines(str(path), [{"id": i, "vector": [i, 1]} for i in range(4)])
+        elif path.suffix == ".pkl":
+            path.write_bytes(pickle.dumps([{"image_embedding": rows[:1], "caption": "a dog"}]))
+        else:
+            write(path, rows, {"id": range(4)})
 
     def read(folder: Path) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
