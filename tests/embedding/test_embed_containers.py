@@ -17,7 +17,7 @@ from c3tools.executors import Executor
 from c3tools.io import locations
 from c3tools.store import Store
 from tests.conftest import C3, Messages
-from tests.corpus.packing import IMAGE_STRUCT, photos_of, webdataset, write_hf_parquet, write_tar
+from tests.corpus.packing import IMAGE_STRUCT, damage_column, photos_of, webdataset, write_hf_parquet, write_tar
 from tests.embedding.test_embed import files
 from tests.servers import Faults, web_server
 from tests.stores import colour_corpus, colour_encoder
@@ -34,37 +34,32 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
 
 
-@pytest.mark.parametrize("form", ["tars", "parquet"])
-def test_tars_and_tables_give_the_embeddings_of_the_folder(tmp_path: Path, form: str) -> None:
-    folder, packed = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "packed"
-    chosen = photos_of(folder)
-    for part, some in enumerate((chosen[:4], chosen[4:])):
-        if form == "tars":
-            write_tar(packed / f"{part:05d}.tar", webdataset(some))
-        else:
-            write_hf_parquet(packed / f"data-{part:05d}-of-00002.parquet", some, rows_per_group=2)
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_tars_and_tables_give_the_embeddings_of_the_folder_once_they_are_whole(tmp_path: Path, form: str) -> None:
+    folder = colour_corpus(tmp_path / "p", RAINBOW)
     run(folder, tmp_path / "folder")
-    run(packed, tmp_path / "s")
-    before, expected = files(tmp_path / "s"), files(tmp_path / "folder")
-    name = "text/part-00000.parquet"
-    assert before[name] == expected[name]
-    rows, theirs = (Store.open(tmp_path / store).load("image") for store in ("s", "folder"))
-    assert rows.keys == theirs.keys and (rows.embeddings == theirs.embeddings).all()
+    expected = Store.open(tmp_path / "folder").load("image")
+    packed, chosen = tmp_path / f"x.{form}", photos_of(folder)
+    if form == "tar":
+        whole = write_tar(packed, webdataset(chosen)).read_bytes()
+        packed.write_bytes(whole[: len(whole) // 2])
+    else:
+        whole = write_hf_parquet(packed, chosen, rows_per_group=2).read_bytes()
+        damage_column(packed, 1, 2)
+    cut = run(packed, tmp_path / "s").modalities["image"].embedded
+    assert 0 < cut < 7
+    assert Store.open(tmp_path / "s").recorded_failures()[-1].error == f"Damaged{'Tar' if form == 'tar' else 'Table'}"
+    packed.write_bytes(whole)
+    mended = run(packed, tmp_path / "s")
+    assert (mended.modalities["image"].embedded, mended.failures_in_store) == (7 - cut, 0)
+    rows = Store.open(tmp_path / "s").load("image")
+    assert dict(zip(rows.keys, map(bytes, rows.embeddings), strict=True)) == dict(
+        zip(expected.keys, map(bytes, expected.embeddings), strict=True)
+    )
+    before = files(tmp_path / "s")
     again = run(packed, tmp_path / "s").modalities["image"]
     assert (again.already, again.embedded, again.changed) == (7, 0, [])
     assert files(tmp_path / "s") == before
-
-
-def test_a_cut_tar_that_is_mended_leaves_no_failure(tmp_path: Path) -> None:
-    tar = write_tar(tmp_path / "x.tar", webdataset(photos_of(colour_corpus(tmp_path / "p", RAINBOW))))
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[: len(whole) // 2])
-    cut = run(tar, tmp_path / "s").modalities["image"].embedded
-    assert 0 < cut < 7
-    assert "DamagedTar" in [f.error for f in Store.open(tmp_path / "s").recorded_failures()]
-    tar.write_bytes(whole)
-    mended = run(tar, tmp_path / "s")
-    assert (mended.modalities["image"].embedded, mended.failures_in_store) == (7 - cut, 0)
 
 
 def test_the_commands_own_options(c3: C3, photos: Path, tmp_path: Path) -> None:

@@ -94,14 +94,11 @@ def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3:
     assert files(store) == whole
 
 
-def test_a_dry_run_plans_a_store_that_does_not_exist(tmp_path: Path) -> None:
-    planned = embed(colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "none", dry_run=True).summary
-    assert {name: m.to_embed for name, m in planned.modalities.items()} == {"image": 5, "text": 10}
-    assert not (tmp_path / "none").exists()
-
-
 def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
     folder, store = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
+    planned = embed(folder, store, dry_run=True).summary
+    assert {name: m.to_embed for name, m in planned.modalities.items()} == {"image": 5, "text": 10}
+    assert not store.exists()
     run(folder, store)
     assert run(folder, store).modalities["image"].changed == []
     recolour(folder / "b.png", "tan")  # of the same size
