@@ -254,10 +254,9 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
 
 
 def first_column(usual: Iterable[str], present: list[str]) -> str | None:
-    """Return the column with the first of the usual names; if there is none, one that differs by case (TEXT)."""
-    names = list(usual)
-    alike = {name.lower(): name for name in reversed(present)}
-    return next((n for n in names if n in present), None) or next((alike[n] for n in names if n in alike), None)
+    """Return the column with the first of the usual names, which may differ by case (TEXT)."""
+    known = {name.lower(): name for name in reversed(present)} | {name: name for name in present}
+    return next((known[name] for name in usual if name in known), None)
 
 
 def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> list[str]:

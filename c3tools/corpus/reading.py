@@ -416,10 +416,9 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
             # without a column of images, its reader says which columns there are
             containers[path] = _container_reader(path, options) or read_table
     if not containers:
-        suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
         raise CorpusError(
-            f"There are no images in {root} or its subfolders (looked for {suffixes}, and tar, parquet and arrow files "
-            f"with images).{_first_reason(corpus)}",
+            f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files with images."
+            f"{_first_reason(corpus)}",
             remedy="To embed texts, give the files: c3 embed captions.txt",
         )
     return containers
