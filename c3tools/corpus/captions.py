@@ -97,13 +97,13 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
             split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
             key = None if key is None else str(key)
             yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read ({error.strerror or error}).") from error
     except TooLargeError as error:
         raise CorpusError(
             f"{path} is larger than such a file may be: {error}.",
             remedy="If it is not damaged, write its rows as JSON lines of at most 16 MiB, which are read one by one.",
         ) from error
+    except (OSError, csv.Error, UnicodeDecodeError, pa.ArrowException, MemoryError) as error:
+        raise CorpusError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
 
 
 def _read_jsonl(path: Path, pick: _Pick) -> Iterator[_Record]:
@@ -124,20 +124,15 @@ def _read_jsonl(path: Path, pick: _Pick) -> Iterator[_Record]:
 
 def _read_separated(path: Path, pick: _Pick) -> Iterator[_Record]:
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as file:
-        try:
-            reader = read_csv(limited_lines(file), path.suffix)
-            columns = pick(filter(None, reader.fieldnames or []))
-            for record in reader:
-                if any(record.pop(None, [])):
-                    raise CorpusError(
-                        f"{path}, line {reader.line_num} has more cells than the header has columns.",
-                        remedy=f"Put double quotes around each cell that contains {reader.reader.dialect.delimiter!r}.",
-                    )
-                yield reader.line_num, record | {name: _unlisted(record[name]) for name in columns.texts}, columns
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from error
-        except csv.Error as error:
-            raise CorpusError(f"{path} is not a readable CSV file ({error}).") from error
+        reader = read_csv(limited_lines(file), path.suffix)
+        columns = pick(filter(None, reader.fieldnames or []))
+        for record in reader:
+            if any(record.pop(None, [])):
+                raise CorpusError(
+                    f"{path}, line {reader.line_num} has more cells than the header has columns.",
+                    remedy=f"Put double quotes around each cell that contains {reader.reader.dialect.delimiter!r}.",
+                )
+            yield reader.line_num, record | {name: _unlisted(record[name]) for name in columns.texts}, columns
 
 
 def _unlisted(cell: str | None) -> Any:
@@ -151,16 +146,12 @@ def _unlisted(cell: str | None) -> Any:
 
 
 def _read_parquet(path: Path, pick: _Pick) -> Iterator[_Record]:
-    try:
-        with open_parquet(path) as file:
-            names = file.schema.names
-            columns = pick(names)
-            used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN}
-            batches = file.batches([name for name in names if name in used])
-            for line, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
-                yield line, record, columns
-    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
-        raise CorpusError(f"{path} is not a readable Parquet file ({error}).") from error
+    with open_parquet(path) as file:
+        columns = pick(file.schema.names)
+        used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN}
+        batches = file.batches([name for name in file.schema.names if name in used])
+        for line, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
+            yield line, record, columns
 
 
 def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:

@@ -98,14 +98,13 @@ class ItemTable(Sequence[Item]):
 
     Args:
         kind: the class of the items.
-        items: to begin with.
     """
 
-    def __init__(self, kind: type[Item], items: Iterable[Item] = ()) -> None:
+    def __init__(self, kind: type[Item]) -> None:
         self._kind: Any = kind
         schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
         self._blocks = [schema.empty_table()]
-        self._recent: list[Item] = list(items)  # not in a block yet
+        self._recent: list[Item] = []  # not in a block yet
 
     def append(self, item: Item) -> None:
         """Add an item at the end."""
@@ -175,9 +174,6 @@ class ItemTable(Sequence[Item]):
 class Corpus:
     """Images, videos, texts and skipped inputs, in a fixed order.
 
-    Args:
-        images, texts: to begin with.
-
     Attributes:
         images: those in files sorted by key, then those of tars, tables and lists in the order of these.
         videos: those in files, sorted by key; no key is that of an image.
@@ -191,10 +187,10 @@ class Corpus:
         captions: the captions file that was given; None where captions were detected.
     """
 
-    def __init__(self, images: Iterable[ImageItem] = (), texts: Iterable[TextItem] = ()) -> None:
-        self.images = ItemTable(ImageItem, images)
+    def __init__(self) -> None:
+        self.images = ItemTable(ImageItem)
         self.videos = ItemTable(ImageItem)
-        self.texts = ItemTable(TextItem, texts)
+        self.texts = ItemTable(TextItem)
         self.skipped: list[Skipped] = []
         self.images_without_caption: list[str] = []
         self.captions_without_image: list[str] = []

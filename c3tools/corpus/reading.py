@@ -76,8 +76,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     kinds = {root: kind_of(root) for root in roots}
     corpus.sources = [str(root) for root in kinds]
     corpus.captions = None if chosen.captions is None else str(chosen.captions)
-    missing = [root for root in roots if kinds[root] is None]
-    if missing:
+    if missing := [root for root in roots if kinds[root] is None]:
         more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local

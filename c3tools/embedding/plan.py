@@ -178,11 +178,12 @@ def _new_shards(
 def _stored_rows(store: Store, modality: str) -> Any:
     """Return what the rows of a modality say of their inputs, and the numbers of their shards as ``part``."""
     kinds = {name: pa.int64() if name == "size" else pa.large_string() for name in _COLUMNS[modality]}
-    blocks = [pa.schema({**kinds, "part": pa.int64()}).empty_table()]
+    schema = pa.schema({**kinds, "part": pa.int64()})
+    blocks = [schema.empty_table()]
     for part in store.parts(modality):
         for batch in store.batches(modality, _COLUMNS[modality], parts=[part]):
-            rows = pa.Table.from_batches([batch]).select(_COLUMNS[modality]).cast(pa.schema(kinds))
-            blocks.append(rows.append_column("part", pa.repeat(pa.scalar(part, pa.int64()), len(rows))))
+            columns = {name: batch.column(name).cast(kind) for name, kind in kinds.items()}
+            blocks.append(pa.table({**columns, "part": [part] * len(batch)}, schema))
     return pa.concat_tables(blocks)
 
 

@@ -20,7 +20,7 @@ from c3tools.errors import OutputError, StoreError
 from c3tools.io.lock import locked
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import Messages, copy_photos, make_store, store_files, unit_rows
+from tests.conftest import copy_photos, make_store, store_files, unit_rows
 from tests.connect.photos import save_tiny_clip
 from tests.embedding.hostile import write_hostile_files
 from tests.stores import colour_corpus, colour_encoder
@@ -120,17 +120,6 @@ def test_a_store_that_may_not_be_written_to(tmp_path: Path) -> None:
         run(colour_encoder(), folder, tmp_path / "s")
     with pytest.raises(StoreError, match="int8"):
         embed(folder, tmp_path / "s", encoder=colour_encoder(), dtype="int8")
-
-
-def test_one_call_does_what_the_command_does(tmp_path: Path) -> None:
-    messages, folder = Messages(), colour_corpus(tmp_path / "p", {"a": "red", "b": "lime"})
-    options: dict[str, Any] = {"encoder": colour_encoder(), "workers": 0, "reporter": messages}
-    store = embed(str(folder), tmp_path / "s", **options)
-    assert (store.count("image"), store.count("text")) == (2, 4)
-    assert messages.texts[0] == "Found 2 images and 4 texts."
-    assert store.summary.to_dict()["modalities"]["text"]["embedded"] == 4
-    assert Store.open(tmp_path / "s").summary is None
-    assert embed([folder], tmp_path / "s", **options).summary.modalities["image"].already == 2
 
 
 def test_model_backend_and_precision_of_the_store_are_used_again(

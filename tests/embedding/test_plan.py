@@ -252,7 +252,10 @@ def test_the_plan_is_that_of_plain_dicts(
             "split": ["val"] * len(own),
         }
         add_shard(folder, info, "text", part, vectors[start : start + 3], columns, [] if part else failures)
-    plan = plan_corpus(Store.open(folder), Corpus(texts=texts), size)["text"]
+    corpus = Corpus()
+    for text in texts:
+        corpus.texts.append(text)
+    plan = plan_corpus(Store.open(folder), corpus, size)["text"]
     changed = [text for text in texts if text.key in before and text.caption != before[text.key]]
     part_of = {key: number // 3 for number, key in enumerate(keys)}
     found = [
