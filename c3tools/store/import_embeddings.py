@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..errors import StoreError, telling_what_is_kept
 from ..identity import ModelIdentity
@@ -20,7 +19,7 @@ from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, create_store
 from .pairing import read_files, share_splits, usual_ids
 from .reader import Store
-from .rows import ITEM_COLUMNS, Rows, item_keys
+from .rows import ITEM_COLUMNS, Rows, item_keys, match_items, one_array
 from .shard_indexes import keep_indexes
 from .shards import INFO_FILE, Failure, StoreInfo, digest_of, part_name, read_header, shard_table, write_rows
 from .vector_files import read_vectors
@@ -231,11 +230,9 @@ def _count_pairs(store: Store, imported: Sequence[str]) -> int:
     others = [name for name in imported if name != first] or others
     if not others:
         return 0
-    theirs, items = (
-        pa.chunked_array([item_keys(batch) for batch in store.batches(name, ["key", *ITEM_COLUMNS])], pa.string())
-        for name in (first, "text" if "text" in others else others[0])
-    )
-    return pc.is_in(items.drop_null(), value_set=theirs.drop_null()).to_pylist().count(True)
+    names, columns = (first, "text" if "text" in others else others[0]), ["key", *ITEM_COLUMNS]
+    items = [pa.chunked_array([item_keys(b) for b in store.batches(name, columns)], pa.string()) for name in names]
+    return int((match_items(*map(one_array, items)) >= 0).sum())
 
 
 def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:
