@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from c3tools.captioning import CaptionTokenizer
-from c3tools.captioning.tokenizer import END_ID, PAD_ID, TokenRows, clean_caption, drop_empty, length_bucketed
-from c3tools.store import Rows
+from c3tools.captioning.tokenizer import END_ID, PAD_ID, TokenRows, clean_caption, length_bucketed
 
 CAPTIONS = ["A dog runs on the beach .", "A dog runs.", "two dogs run on the snow", "Ein Hund läuft"] * 3
 TOKENIZER = CaptionTokenizer.train(CAPTIONS, 300)
@@ -51,18 +50,6 @@ def test_frequent_words_become_tokens_and_decoding_stops_at_the_end() -> None:
     assert CaptionTokenizer.train(CAPTIONS, 300).to_json() == TOKENIZER.to_json()
     rows = TokenRows(TOKENIZER, ["a dog runs", "a dog"], 40)
     assert rows.batch(np.array([1, 0]), PAD_ID).tolist() == [[*ids[:2], END_ID, PAD_ID], ids]
-
-
-def test_captions_without_a_letter_are_left_out_and_listed() -> None:
-    bad = ["", " . ", "\ue000\ue001", "\U0001f642", "\u0378", "..."]
-    good = ["a dog", "\u72ac", "\u0441\u043e\u0431\u0430\u043a\u0430", "\u0643\u0644\u0628", "7"]
-    keys = [f"t{i}" for i in range(11)]
-    kept, note = drop_empty(Rows.of("text", keys, np.ones((11, 4)), caption=[*bad, *good]))
-    assert list(kept.captions) == good
-    assert note is not None
-    assert "6 of 11" in note
-    assert "t0" in note
-    assert drop_empty(kept) == (kept, None)
 
 
 @given(

@@ -125,7 +125,7 @@ class EsperTask(Task):
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         torch.manual_seed(int(generator(config.seed, "update", number).integers(2**62)))
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
-        tokens = sample(model, inputs)  # (B, T)
+        tokens = _sample(model, inputs)  # (B, T)
         real = tokens != model.pad_id
         cosines = torch.from_numpy(self._cosines(tokens.tolist(), self.train.embeddings[rows])).to(self.device)  # (B,)
         with torch.no_grad():
@@ -163,7 +163,7 @@ class EsperTask(Task):
 
 
 @torch.no_grad()
-def sample(model: Decoder, inputs: Tensor) -> Tensor:
+def _sample(model: Decoder, inputs: Tensor) -> Tensor:
     """Draw one caption per row of what the decoder reads (B, d): int64 (B, T), right-padded; from torch's generator."""
     logits, _, cache = model.prefill(inputs)
     going = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
