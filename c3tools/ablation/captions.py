@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import devices
 from ..arrays import Matrix
-from ..captioning import Captioner, DecoderTask, GenerationConfig, fit, load_size, nearest, nearest_captions
+from ..captioning import Captioner, DecoderTask, GenerationConfig, fit, load_size, nearest
 from ..captioning import training_config as chosen_training
 from ..captioning.baselines.esper import ESPER_TRAINING, EsperTask
 from ..captioning.baselines.steering import load_text_encoder
@@ -225,7 +225,7 @@ class CaptionTask:
         assert asked is not None
         asked, keys, texts = asked[rows], [self.images.keys[row] for row in rows], list[str]()
         if captioner is None:
-            texts = nearest_captions(asked, self.train)
+            texts = [self.train.captions[row] for row in nearest(asked, self.train.embeddings, 1)[:, 0]]
         else:
             captioner = replace(captioner, pipeline=self.fit(method.inference or str(method.training), cell.sigma))
             steered = None if method.steer is None else GenerationConfig.from_options(steer=method.steer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .baselines.clipre import nearest, nearest_captions
+from .baselines.clipre import nearest
 from .caption import Captions, caption_images
 from .captioner import Captioner
 from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
@@ -32,7 +32,6 @@ __all__ = [
     "generate",
     "load_size",
     "nearest",
-    "nearest_captions",
     "train_captioner",
     "training_config",
 ]

@@ -23,7 +23,7 @@ from ..store import Rows
 from ..store.import_embeddings import read_rows
 from ..store.rows import positions
 from .caption_files import CaptionWriter
-from .captioner import Captioner, find_decoder
+from .captioner import Captioner
 from .generation import GenerationConfig
 
 _ROWS = 256  # embeddings captioned at a time; steered ones take seconds each
@@ -140,7 +140,7 @@ def caption_images(
         rows, identity = read_rows(embeddings, modality, key)
         photos = {row: location(embeddings) for row in rows.keys}
     if not isinstance(decoder, Captioner):
-        folder = find_decoder(decoder)
+        folder = Captioner.find(decoder)
         if decoder is None and folder == C3_MINI_CAPTIONER:
             reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
@@ -242,10 +242,8 @@ def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tupl
             inside = find_images(listed, root, follow_symlinks)
             failures += [(Path(item.path), item.message) for item in listed.skipped]
             if not inside:
-                reason = f" ({failures[-1][0]}: {failures[-1][1]})" if listed.skipped else ""
                 raise CorpusError(
-                    f"There are no images in {root} or its subfolders{reason}.",
-                    remedy="Give a folder that contains images.",
+                    f"There are no images in {root} or its subfolders.", remedy="Give a folder that contains images."
                 )
             keys = assign_keys([image.key for image in inside])
             prefix = f"{root.name}/" if folders > 1 else ""

@@ -13,7 +13,6 @@ no file mixes two results.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -105,11 +104,10 @@ class CaptionWriter:
         owners: dict[Path, Path] = {}
         for photo in photos.values() if self._sidecars else ():
             other = owners.setdefault(photo.with_suffix(""), photo)
-            if other != photo or not os.access(photo.parent, os.W_OK):
-                why = f"{photo.parent} is not writable" if other == photo else f"{other} would have the same file"
+            if other != photo:
                 raise OutputError(
-                    f"The caption of {photo} cannot be written beside it, because {why}.",
-                    remedy="Rename the photo or change its folder, or write the captions to one file with --json.",
+                    f"The captions of {photo} and {other} cannot be written beside them: they would share a file.",
+                    remedy="Rename one of the photos, or write the captions to one file with --json.",
                 )
 
     def __enter__(self) -> CaptionWriter:

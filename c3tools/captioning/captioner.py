@@ -303,13 +303,13 @@ class Captioner(HubRepository):
 
         Args:
             folder: the folder; ``c3-mini`` for the bundled captioner of that model; ``hf-hub:ORG/NAME`` for one of the
-                hub; None for `find_decoder`.
+                hub; None for the default; see `find`.
             device: of the weights.
 
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
         """
-        with reading(find_decoder(folder), DECODER) as (found, content):
+        with reading(cls.find(folder), DECODER) as (found, content):
             config = content["config"]
             if content["kind"] == _BUILT_IN:
                 decoder: Decoder = CaptionDecoder(DecoderConfig(**config))
@@ -320,16 +320,14 @@ class Captioner(HubRepository):
             tokenizer = CaptionTokenizer(Tokenizer.from_str(text), decoder.pad_id, decoder.end_id)
             return cls(decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"]))
 
+    @staticmethod
+    def find(folder: str | Path | None = None) -> Path:
+        """Return the folder of a decoder: the given one, that of a bundled one for its name, or for None a default.
 
-def find_decoder(folder: str | Path | None = None) -> Path:
-    """Return the folder of a decoder: the one that is given, that of a bundled one for its name, or for None a default.
-
-    One of the hub, ``hf-hub:ORG/NAME``, is fetched.
-
-    The default is ``c3-decoder``, where `c3 train-decoder` writes to, and if there is none here the bundled decoder. A
-    folder comes before a bundled decoder of the same name.
-    """
-    if folder is None:
-        return _OWN if _OWN.exists() else C3_MINI_CAPTIONER
-    own = local_folder(folder)
-    return own if str(folder) != "c3-mini" or own.exists() else C3_MINI_CAPTIONER
+        One of the hub, ``hf-hub:ORG/NAME``, is fetched. The default is ``c3-decoder``, where `c3 train-decoder` writes
+        to, and if there is none here the bundled decoder. A folder comes before a bundled decoder of the same name.
+        """
+        if folder is None:
+            return _OWN if _OWN.exists() else C3_MINI_CAPTIONER
+        own = local_folder(folder)
+        return own if str(folder) != "c3-mini" or own.exists() else C3_MINI_CAPTIONER

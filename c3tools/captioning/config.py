@@ -229,17 +229,26 @@ SIZES: Mapping[str, AnySize] = MappingProxyType(
 )
 
 
-def load_size(name: str, overrides: Sequence[str] = ()) -> AnySize:
+def load_size(name: str, overrides: Sequence[str] = (), *, fine_tuned: bool = False) -> AnySize:
     """Return a size by name, with some of its settings changed.
 
     Args:
         name: a key of `SIZES`.
         overrides: ``setting=value``, for fields of the size or of its training.
+        fine_tuned: of a decoder that training continues from, with a lower learning rate.
 
     Raises:
-        DecoderError: if there is no such size or setting, or a value is not of the setting's type.
+        DecoderError: if there is no such size or setting, a value is not of the setting's type, or the architecture
+            of a decoder that training continues from is changed.
     """
-    return load_named_size(SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError)
+    size = load_named_size(SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError)
+    if fine_tuned:
+        if replace(size, training=SIZES[name].training) != SIZES[name]:
+            raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
+        if not any(override.startswith("learning_rate=") for override in overrides):
+            rate = _FINE_TUNING * size.training.learning_rate
+            size = replace(size, training=replace(size.training, learning_rate=rate))
+    return size
 
 
 def training_config(
@@ -270,14 +279,3 @@ def training_config(
             patience = _PATIENCE
     epochs = own.epochs if epochs is None else epochs
     return replace(own, seed=seed, epochs=epochs, patience=own.patience if patience is None else patience)
-
-
-def fine_tuned_size(name: str, overrides: Sequence[str]) -> AnySize:
-    """Return the size of a decoder that training continues from, with a lower learning rate."""
-    own, chosen = load_size(name), load_size(name, overrides)
-    if replace(chosen, training=own.training) != own:
-        raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
-    if not any(override.startswith("learning_rate=") for override in overrides):
-        rate = _FINE_TUNING * chosen.training.learning_rate
-        chosen = replace(chosen, training=replace(chosen.training, learning_rate=rate))
-    return chosen

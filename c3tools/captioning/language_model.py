@@ -49,6 +49,43 @@ class LanguageModelDecoder(Decoder):
         known = inspect.signature(self.language_model.forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
 
+    @classmethod
+    def pretrained(cls, size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:
+        """Load a language model and its tokenizer, and put it behind a new mapper for embeddings of ``dim`` dimensions.
+
+        Raises:
+            MissingExtraError: if transformers is not installed.
+            DecoderError: if there is no such model, or it has no fast tokenizer or end-of-text token.
+        """
+        transformers = _transformers()
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(size.model).float()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(size.model)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise DecoderError(
+                f"The language model {size.model!r} cannot be loaded ({reason}).",
+                remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of "
+                "the Hugging Face hub if it can be reached. The sizes tiny, small and base need neither.",
+            ) from error
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+        if backend is None or end_id is None:
+            raise DecoderError(f"The language model {size.model!r} has no fast tokenizer with an end-of-text token.")
+        backend.no_padding()
+        backend.no_truncation()
+        vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        config = LanguageModelConfig(
+            dim=dim,
+            vocab_size=vocab_size,
+            end_id=int(end_id),
+            architecture=model.config.to_dict(),
+            prefix_length=size.prefix_length,
+            max_tokens=size.max_tokens,
+            frozen=size.frozen,
+        )
+        return cls(config, model), CaptionTokenizer(backend, vocab_size, int(end_id))
+
     def train(self, mode: bool = True) -> LanguageModelDecoder:
         """Set the training mode; a frozen model stays without dropout."""
         super().train(mode)
@@ -80,43 +117,6 @@ class LanguageModelDecoder(Decoder):
         config = replace(self.config, prefix_length=length, frozen=True)
         decoder = LanguageModelDecoder(config, copy.deepcopy(self.language_model))
         return decoder, decoder.mapper
-
-
-def pretrained(size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:
-    """Load a language model and its tokenizer, and put it behind a new mapper for embeddings of ``dim`` dimensions.
-
-    Raises:
-        MissingExtraError: if transformers is not installed.
-        DecoderError: if there is no such model, or it has no fast tokenizer or end-of-text token.
-    """
-    transformers = _transformers()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(size.model).float()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(size.model)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise DecoderError(
-            f"The language model {size.model!r} cannot be loaded ({reason}).",
-            remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of the "
-            "Hugging Face hub if it can be reached. The sizes tiny, small and base need neither.",
-        ) from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
-    if backend is None or end_id is None:
-        raise DecoderError(f"The language model {size.model!r} has no fast tokenizer with an end-of-text token.")
-    backend.no_padding()
-    backend.no_truncation()
-    vocab_size = int(model.get_output_embeddings().weight.shape[0])
-    config = LanguageModelConfig(
-        dim=dim,
-        vocab_size=vocab_size,
-        end_id=int(end_id),
-        architecture=model.config.to_dict(),
-        prefix_length=size.prefix_length,
-        max_tokens=size.max_tokens,
-        frozen=size.frozen,
-    )
-    return LanguageModelDecoder(config, model), CaptionTokenizer(backend, vocab_size, int(end_id))
 
 
 def _transformers() -> Any:

@@ -9,7 +9,6 @@ model brings its own tokenizer, which is used in the same way with its own end-o
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
@@ -19,7 +18,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from ..arrays import Indices
 from ..seeds import generator
-from ..store.rows import Rows
 
 PAD_ID, END_ID = 0, 1
 _BATCHES_PER_BUCKET = 32
@@ -36,16 +34,6 @@ def clean_caption(caption: str) -> str:
     """
     line = _SPACE_BEFORE_PUNCTUATION.sub(r"\1", _SPACE.sub(" ", caption).strip())
     return line.rstrip(". ") if not line.endswith("...") else line
-
-
-def drop_empty(rows: Rows) -> tuple[Rows, str | None]:
-    """Leave out captions without a letter or digit of any script; the note lists them, and is None without any."""
-    kept = np.array([any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions], bool)
-    if kept.all():
-        return rows, None
-    left_out = rows.select(~kept).keys
-    note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out"
-    return rows.select(kept), f"{note}; the first is {left_out[0]}."
 
 
 class CaptionTokenizer:
@@ -132,26 +120,24 @@ class TokenRows:
             line[: self.lengths[row]] = self._rows[row]
         return batch
 
+    def batches(self, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+        """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
 
-def length_bucketed(lengths: Indices, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
-    """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
+        Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every
+        epoch mixes rows again, and each row occurs exactly once.
 
-    Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every
-    epoch mixes rows again, and each row occurs exactly once.
+        Args:
+            batch_size: rows per batch; the last batch of a bucket may be smaller.
+            seed: seed of the run.
+            epoch: number of the epoch.
 
-    Args:
-        lengths: length of each row in tokens.
-        batch_size: rows per batch; the last batch of a bucket may be smaller.
-        seed: seed of the run.
-        epoch: number of the epoch.
-
-    Returns:
-        int64 arrays of row numbers, one per batch.
-    """
-    rng = generator(seed, "batches", epoch)
-    order, batches, bucket = rng.permutation(len(lengths)), [], batch_size * _BATCHES_PER_BUCKET
-    for start in range(0, len(order), bucket):
-        rows = order[start : start + bucket]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
+        Returns:
+            int64 arrays of row numbers, one per batch.
+        """
+        rng = generator(seed, "batches", epoch)
+        order, batches, bucket = rng.permutation(len(self.lengths)), [], batch_size * _BATCHES_PER_BUCKET
+        for start in range(0, len(order), bucket):
+            rows = order[start : start + bucket]
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]

@@ -8,6 +8,7 @@ noise; an end-of-text token is learned; the loss ignores padding and nothing els
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -39,11 +40,11 @@ from ..transforms.sigma import AUTO, parse_sigma
 from .baselines.esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
 from .baselines.steering import load_text_encoder
 from .captioner import DECODER, Captioner
-from .config import UNCONDITIONAL, Size, TrainingConfig, fine_tuned_size, load_size, training_config
+from .config import UNCONDITIONAL, Size, TrainingConfig, load_size, training_config
 from .evaluate import require_captions
-from .language_model import pretrained
+from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder, Decoder
-from .tokenizer import CaptionTokenizer, TokenRows, drop_empty, length_bucketed
+from .tokenizer import CaptionTokenizer, TokenRows
 
 _MONITORS = ("text", "cross-modal")
 _NO_SETTINGS = ("store", "pipeline", "output", "device", "overwrite", "reporter")
@@ -163,7 +164,9 @@ def train_captioner(
             pipeline, more = _fitted(given, preset, sigma, store, train_split)
             notes += more
             record |= {"sigma": float(pipeline.sigma or 0)} | ({} if pairs is None else {"pairs": pairs})
-            chosen = load_size(size, set) if previous is None else fine_tuned_size(previous.size or size, set)
+            chosen = load_size(
+                size if previous is None else previous.size or size, set, fine_tuned=previous is not None
+            )
             training = training_config(chosen, len(train), set, epochs=epochs, patience=patience, seed=seed)
             task = DecoderTask(train, val, pipeline, size, set, training, compute, previous)
         for note in notes:
@@ -250,8 +253,18 @@ def training_rows(store: Store, split: str = "train", modality: str = "text") ->
         notes.append(f"{why}, so {captions}{counted(val.item_count, 'image is', 'images are')} held out.")
     if not of_texts:
         return train, val, notes
-    (train, train_note), (val, val_note) = drop_empty(train), drop_empty(val)
+    (train, train_note), (val, val_note) = _drop_empty(train), _drop_empty(val)
     return train, val, notes + [note for note in (train_note, val_note) if note]
+
+
+def _drop_empty(rows: Rows) -> tuple[Rows, str | None]:
+    """Leave out captions without a letter or digit of any script; the note lists them, and is None without any."""
+    kept = np.array([any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions], bool)
+    if kept.all():
+        return rows, None
+    left_out = rows.select(~kept).keys
+    note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out"
+    return rows.select(kept), f"{note}; the first is {left_out[0]}."
 
 
 def captions_of_images(images: Rows, texts: Rows) -> Rows:
@@ -387,7 +400,7 @@ class DecoderTask(Task):
                     self.tokenizer = CaptionTokenizer.train(train.captions, chosen.vocab_size)
                     model = CaptionDecoder(chosen.config(dim, self.tokenizer.vocab_size))
                 else:
-                    model, self.tokenizer = pretrained(chosen, dim)
+                    model, self.tokenizer = LanguageModelDecoder.pretrained(chosen, dim)
         self.module = self.model = model.to(compute.device)
         longest = model.config.max_tokens
         self.train_tokens, self.val_tokens = (
@@ -464,7 +477,7 @@ class DecoderTask(Task):
         )
 
     def _batches_of(self, epoch: int) -> list[Indices]:
-        return length_bucketed(self.train_tokens.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch)
+        return self.train_tokens.batches(self.config.batch_size, seed=self.config.seed, epoch=epoch)
 
     def _autocast(self) -> torch.autocast:
         compute = self.compute

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.captioning import Captioner, nearest_captions
+from c3tools.captioning import Captioner, nearest
 from c3tools.errors import DecoderError
-from c3tools.store import Rows
 from c3tools.transforms import preset
 from tests.conftest import Messages
 
@@ -94,6 +93,6 @@ def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: P
             Captioner.load(tmp_path)
 
 
-def test_the_caption_of_the_nearest_text_is_given() -> None:
-    memory = Rows.of("text", ["a", "b"], [[1.0, 0.0], [0.0, 9.0]], caption=["right", "up"])
-    assert nearest_captions(np.array([[0.9, 0.8], [0.1, 0.2]], np.float32), memory) == ["right", "up"]
+def test_the_nearest_texts_are_found() -> None:
+    queries, memory = (np.array(rows, np.float32) for rows in ([[0.9, 0.8], [0.1, 0.2]], [[1, 0], [0, 9]]))
+    assert nearest(queries, memory, 2).tolist() == [[0, 1], [1, 0]]

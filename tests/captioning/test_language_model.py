@@ -27,7 +27,7 @@ from .conftest import CPU, DIM, make_world
 
 pytest.importorskip("transformers")
 from c3tools.captioning.config import LanguageModelConfig
-from c3tools.captioning.language_model import LanguageModelDecoder, pretrained
+from c3tools.captioning.language_model import LanguageModelDecoder
 
 from .language_models import save_tiny_gpt2
 
@@ -48,7 +48,7 @@ def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
     chosen = load_size("paper", [f"model={gpt2}", *(f"{name}={value}" for name, value in changes.items())])
     assert isinstance(chosen, LanguageModelSize)
     torch.manual_seed(0)
-    return pretrained(chosen, DIM)[0].eval()
+    return LanguageModelDecoder.pretrained(chosen, DIM)[0].eval()
 
 
 def test_the_papers_settings() -> None:

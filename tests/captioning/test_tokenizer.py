@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from c3tools.captioning import CaptionTokenizer
-from c3tools.captioning.tokenizer import END_ID, PAD_ID, TokenRows, clean_caption, length_bucketed
+from c3tools.captioning.tokenizer import END_ID, PAD_ID, TokenRows, clean_caption
 
 CAPTIONS = ["A dog runs on the beach .", "A dog runs.", "two dogs run on the snow", "Ein Hund läuft"] * 3
 TOKENIZER = CaptionTokenizer.train(CAPTIONS, 300)
@@ -52,6 +53,12 @@ def test_frequent_words_become_tokens_and_decoding_stops_at_the_end() -> None:
     assert rows.batch(np.array([1, 0]), PAD_ID).tolist() == [[*ids[:2], END_ID, PAD_ID], ids]
 
 
+def rows_of(lengths: Iterable[int]) -> TokenRows:
+    rows = TokenRows(TOKENIZER, [], 40)
+    rows.lengths = np.array(list(lengths))
+    return rows
+
+
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=300),
     batch_size=st.integers(1, 50),
@@ -61,19 +68,20 @@ def test_frequent_words_become_tokens_and_decoding_stops_at_the_end() -> None:
 def test_every_row_occurs_once_in_a_reproducible_order(
     lengths: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
-    measured = np.array(lengths)
-    batches = length_bucketed(measured, batch_size, seed=seed, epoch=epoch)
+    rows = rows_of(lengths)
+    batches = rows.batches(batch_size, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert max(len(batch) for batch in batches) <= batch_size
     assert len(batches) == -(-len(lengths) // batch_size)
-    again = length_bucketed(measured, batch_size, seed=seed, epoch=epoch)
+    again = rows.batches(batch_size, seed=seed, epoch=epoch)
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
 def test_epochs_and_seeds_differ_and_padding_is_rare() -> None:
     lengths = np.random.default_rng(0).integers(6, 30, size=8000)
-    batches = length_bucketed(lengths, 64, seed=0, epoch=0)
+    rows = rows_of(lengths)
+    batches = rows.batches(64, seed=0, epoch=0)
     computed = sum(len(batch) * lengths[batch].max() for batch in batches)
     assert 1 - lengths.sum() / computed < 0.03
-    for other in (length_bucketed(lengths, 64, seed=0, epoch=1), length_bucketed(lengths, 64, seed=1, epoch=0)):
+    for other in (rows.batches(64, seed=0, epoch=1), rows.batches(64, seed=1, epoch=0)):
         assert set(other[0].tolist()) != set(batches[0].tolist())

@@ -176,10 +176,10 @@ def test_averaged_weights_are_what_is_validated_and_kept() -> None:
 def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "TRACE_STEPS", 5)
     task, watcher = Line(), Watcher()
-    before, bias = torch.get_rng_state(), task.module[0].bias.clone()
+    before, bias = torch.get_rng_state(), [*task.module.parameters()][1].clone()
     run = train(task, reporter=watcher)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(task.module[0].bias, bias)  # only weights that require a gradient move
+    assert torch.equal([*task.module.parameters()][1], bias)  # only weights that require a gradient move
     means = [
         sum(loss * n for loss, n in part) / sum(n for _, n in part)
         for part in (task.reported[:5], task.reported[5:10], task.reported[10:])

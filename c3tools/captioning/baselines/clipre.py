@@ -6,18 +6,15 @@ import numpy as np
 
 from ...arrays import Indices, Matrix
 from ...moments import unit_rows
-from ...store.rows import Rows
 
 _BLOCK_ROWS = 256
 
 
-def nearest_captions(queries: Matrix, memory: Rows) -> list[str]:
-    """Return for each query (n, d) the caption of ``memory`` with the highest cosine; of equal ones the first."""
-    return [memory.captions[row] for row in nearest(queries, memory.embeddings, 1)[:, 0]]
-
-
 def nearest(queries: Matrix, memory: Matrix, count: int) -> Indices:
-    """Return the rows of ``memory`` (m, d) with the highest cosine to each query (n, d): (n, count), best first."""
+    """Return the rows of ``memory`` (m, d) with the highest cosine to each query (n, d): (n, count), best first.
+
+    Of rows with equal cosines the first comes first.
+    """
     unit, found = unit_rows(memory), np.empty((len(queries), count), dtype=np.int64)
     for start in range(0, len(queries), _BLOCK_ROWS):
         # a query's own norm does not change its order

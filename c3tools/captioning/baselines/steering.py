@@ -71,11 +71,7 @@ def load_text_encoder(model: ModelIdentity, asked_by: str, **options: Any) -> En
     try:
         return resolve_encoder(recorded=model, **options)
     except EncoderError as error:
-        raise DecoderError(
-            f"{asked_by} need texts encoded by {model}, the model of these embeddings, which cannot be loaded: "
-            f"{error.message}",
-            remedy=error.remedy,
-        ) from error
+        raise DecoderError(f"{asked_by} need the encoder {model}: {error.message}", remedy=error.remedy) from error
 
 
 def encode_once(encoder: Encoder, texts: Sequence[str]) -> Matrix:
