@@ -180,21 +180,23 @@ def first_rows(store: Store, modality: str, split: str | None, most: int, choose
     return Rows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 
-def first_pairs(store: Store, split: str | None, most: int, choose: Choose | None = None) -> Pairs:
-    """Return the first images, as `first_rows` takes them, and as many of their first texts."""
-    from ..store import Pairs
+def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
+    """Return the first images that have texts, ``most`` at the most, and as many of their first texts.
+
+    They are those of one split, or for None of all splits but test.
+    """
+    from ..store import Pairs, split_mask
     from ..store.rows import item_keys
 
+    def choose(batch: pa.RecordBatch) -> Mask:
+        own = np.array([item in known for item in item_keys(batch).to_pylist()], bool)
+        return own if split else own & ~split_mask(batch, "test", store.kept_splits)
+
+    texts = store.batches("text", ["image_key"], split=split)
+    known = {item for batch in texts for item in item_keys(batch).to_pylist()} - {None}
     images = first_rows(store, "image", split, most, choose)
     known = set(images.keys)
-    texts = first_rows(
-        store,
-        "text",
-        split,
-        most,
-        lambda batch: np.array([item in known for item in item_keys(batch).to_pylist()], bool),
-    )
-    return Pairs.match(images, texts)
+    return Pairs.match(images, first_rows(store, "text", split, most, choose))
 
 
 def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> str:

@@ -36,7 +36,7 @@ from . import operations as ops
 from . import steps
 from .fitting import FitData, read_store
 from .sigma import sigma_by_rule, sigma_of_arrays
-from .steps import Normalize, Role, Step
+from .steps import Normalize, Step
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -229,7 +229,7 @@ class Pipeline(HubRepository):
                 not finite, a row has norm 0, or keys or items are missing.
         """
         self.check_fitted()
-        modality = self.choose_modality(modality, "training" if training else "inference")
+        modality = self.choose_modality(modality)
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
         draws = 0
@@ -243,16 +243,15 @@ class Pipeline(HubRepository):
                 rows = ops.apply(operation, rows, noise, own)
         return rows
 
-    def choose_modality(self, modality: str | None, *roles: Role) -> str:
-        """Return ``modality``, or for None the only modality that inputs of these roles can have.
+    def choose_modality(self, modality: str | None) -> str:
+        """Return ``modality``, or for None the only modality that inputs can have.
 
         Raises:
             TransformError: if it is None and the steps transform modalities differently.
         """
         if modality is not None:
             return modality
-        steps = [step for step in self.steps if step.role in ("both", *roles)]
-        named = {name for step in steps for name in (*step.fitted_for, *(step.modalities or ()))}
+        named = {name for step in self.steps for name in (*step.fitted_for, *(step.modalities or ()))}
         known = sorted(named | self.provenance.get("n", {}).keys()) if named else []
         if len(known) > 1:
             raise TransformError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -257,21 +257,12 @@ def spread_of_captions(store: Store, split: str = "train", most: int = fitting.M
 
 def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:
     """Use the images with captions of the val split, if it has enough of them, else those of all splits but test."""
-    from ..store import split_mask
-    from ..store.rows import item_keys
-
     sides = ("image", "text")
     if missing := [modality for modality in sides if modality not in store.modalities]:
         return SigmaRule("pair_cosine", None, "", f"the store {store.path} has no {missing[0]}s")
     pairs, of = fitting.first_pairs(store, "val", MAX_PAIRS), "of the val split"
     if len(np.unique(pairs.item_index[pairs.rows])) < RECOMMENDED_IMAGES:
-        captioned = {key for batch in store.batches("text", ["image_key"]) for key in item_keys(batch).to_pylist()}
-
-        def usable(batch: Any) -> Mask:
-            has = np.array([key is not None and key in captioned for key in item_keys(batch).to_pylist()], bool)
-            return has & ~split_mask(batch, "test", store.kept_splits)
-
-        pairs, of = fitting.first_pairs(store, None, MAX_PAIRS, usable), "outside the test split"
+        pairs, of = fitting.first_pairs(store, None, MAX_PAIRS), "outside the test split"
     paired, item_index = np.unique(pairs.item_index[pairs.rows], return_inverse=True)
     images, texts = pairs.first.embeddings[paired], pairs.second.embeddings[pairs.rows]
     if not store.info.normalised:
@@ -316,16 +307,14 @@ def sigma_of_arrays(
             places = {item: place for place, item in reversed([*enumerate(items["image"])])}
             image = np.array([places.get(item, -1) for item in items["text"]], dtype=np.int64)
 
-    def spread() -> SigmaRule:
-        return caption_spread(units["text"], owner, Moments.from_rows(units["text"]).mean)
-
     def pairs() -> SigmaRule:
         own = image[image >= 0]
         known = {name: given for name, given in moments.items() if given.n and given.of_unit_rows}
         means = [(known.get(name) or Moments.from_rows(unit)).mean for name, unit in units.items()]
         return _paired(units.get("image", units["text"]), units["text"][image >= 0], own, means, "in the arrays")
 
-    return _settled(rule, spread, pairs)
+    mean = Moments.from_rows(units["text"]).mean
+    return _settled(rule, lambda: caption_spread(units["text"], owner, mean), pairs)
 
 
 def _settled(rule: str, spread: Callable[[], SigmaRule], pairs: Callable[[], SigmaRule]) -> tuple[float, str]:

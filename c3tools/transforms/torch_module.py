@@ -39,7 +39,7 @@ class TransformModule(nn.Module):
         super().__init__()
         pipeline.check_fitted()
         self.pipeline = pipeline
-        self.modality = modality = pipeline.choose_modality(modality, "training", "inference")
+        self.modality = modality = pipeline.choose_modality(modality)
         self.seed = seed
         self._operations: list[tuple[Operation, Step]] = []
         for step in pipeline.steps:
