@@ -441,7 +441,9 @@ class HubRepository:
         Raises:
             UnreachableError: if the hub does not answer, or refuses.
         """
-        with tempfile.TemporaryDirectory() as temporary, _explained(repo_id, reading=False):
+        with tempfile.TemporaryDirectory() as temporary, _explained(repo_id) as online:
+            if not online:
+                raise ConnectionError("it does not answer")
             folder = Path(temporary) / "repository"
             self.save_pretrained(folder, repo_id=repo_id, license=license)
             from huggingface_hub import HfApi
@@ -522,27 +524,25 @@ def download_repository(
         UnreachableError: if the hub does not answer and there is no copy, or there is no such repository.
         C3Error: if it is of another program.
     """
-    folder = Path()
-    for patterns in ([CONFIG_FILE], ["*.json", "*.safetensors", "*.parquet", CARD_FILE]):
-        with _explained(repo_id, reading=True):
-            from huggingface_hub import constants, snapshot_download
+    with _explained(repo_id) as online:
+        from huggingface_hub import snapshot_download
 
+        for patterns in ([CONFIG_FILE], ["*.json", "*.safetensors", "*.parquet", CARD_FILE]):
             fetched = snapshot_download(
                 repo_id,
                 repo_type=repository_type,
                 revision=revision,
                 token=token,
-                local_files_only=not answers(constants.ENDPOINT),  # it would try for a minute
+                local_files_only=not online,  # it would try for a minute
                 allow_patterns=patterns,
                 library_name="c3tools",
             )
-        folder = Path(fetched)
-        if class_of(folder) is None:
-            raise C3Error(
-                f"{repo_id} was not made by c3tools: its {CONFIG_FILE} names no class.",
-                remedy="`c3 push` and push_to_hub make such repositories; encoders are named with --model.",
-            )
-    return folder
+            if class_of(Path(fetched)) is None:
+                raise C3Error(
+                    f"{repo_id} was not made by c3tools: its {CONFIG_FILE} names no class.",
+                    remedy="`c3 push` and push_to_hub make such repositories; encoders are named with --model.",
+                )
+    return Path(fetched)
 
 
 def answers(address: str) -> bool:
@@ -563,8 +563,8 @@ def answers(address: str) -> bool:
 
 
 @contextmanager
-def _explained(repo_id: str, *, reading: bool) -> Iterator[None]:
-    """Turn errors of the hub's client, and of the layers below it, into one error with a remedy."""
+def _explained(repo_id: str) -> Iterator[bool]:
+    """Yield whether the hub answers; turn errors of its client, and of the layers below, into one with a remedy."""
     if not _NAME.fullmatch(repo_id):
         raise C3Error(
             f"{repo_id} is neither a folder on this machine nor the name of a repository.",
@@ -573,9 +573,7 @@ def _explained(repo_id: str, *, reading: bool) -> Iterator[None]:
     from huggingface_hub import constants
 
     try:
-        if not reading and not answers(constants.ENDPOINT):
-            raise ConnectionError("it does not answer")
-        yield
+        yield answers(constants.ENDPOINT)
     except C3Error:
         raise
     except Exception as error:  # the client raises whatever its layers raise, and they differ by version
@@ -583,7 +581,6 @@ def _explained(repo_id: str, *, reading: bool) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         text, remedy = f"{repo_id} on {constants.ENDPOINT}: {reason}", "Try again when the server can be reached."
         if status in (401, 403, 404):
-            may = "that you may read, of this kind and revision" if reading else "that you may write to"
-            text = f"{constants.ENDPOINT} has no repository {repo_id} {may} ({status})."
+            text = f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may use ({status})."
             remedy = "Check the name; log in with `hf auth login`, or set HF_TOKEN."
         raise UnreachableError(text, remedy=remedy) from error
