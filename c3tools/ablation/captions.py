@@ -18,10 +18,10 @@ from .. import devices
 from ..arrays import Matrix
 from ..captioning import Captioner, DecoderTask, GenerationConfig, fit, load_size, nearest
 from ..captioning import training_config as chosen_training
-from ..captioning.baselines.esper import ESPER_TRAINING, EsperTask
-from ..captioning.baselines.steering import load_text_encoder
 from ..captioning.config import UNCONDITIONAL
+from ..captioning.esper import ESPER_TRAINING, EsperTask
 from ..captioning.evaluate import images_with_references, require_captions, store_references
+from ..captioning.steering import load_text_encoder
 from ..captioning.train import captions_of_images, training_rows
 from ..devices import Compute
 from ..encoders import Encoder

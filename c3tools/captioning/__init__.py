@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .baselines.clipre import nearest
 from .caption import Captions, caption_images
 from .captioner import Captioner
+from .clipre import nearest
 from .config import SIZES, DecoderConfig, LanguageModelSize, Size, TrainingConfig, load_size, training_config
 from .evaluate import Evaluation, evaluate_captions
 from .generation import GenerationConfig, generate

@@ -32,11 +32,11 @@ from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, writ
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
-from .baselines.steering import load_text_encoder, write_steered
 from .config import DecoderConfig, LanguageModelConfig
 from .generation import STEERED, GenerationConfig, generate
 from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder, Decoder
+from .steering import load_text_encoder, write_steered
 from .tokenizer import CaptionTokenizer
 
 _BUILT_IN = "built-in"

@@ -37,13 +37,13 @@ from ..transforms import preset as named_pipeline
 from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma
-from .baselines.esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
-from .baselines.steering import load_text_encoder
 from .captioner import DECODER, Captioner
 from .config import UNCONDITIONAL, Size, TrainingConfig, load_size, training_config
+from .esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
 from .evaluate import require_captions
 from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder, Decoder
+from .steering import load_text_encoder
 from .tokenizer import CaptionTokenizer, TokenRows
 
 _MONITORS = ("text", "cross-modal")
@@ -84,7 +84,7 @@ def train_captioner(
 
     With ``unconditional`` it is a language model of the captions, which reads no embedding: what MAGIC and ZeroCap
     steer by the encoder while they write. With ``esper`` a mapper in front of one (``start``) learns from images alone,
-    rewarded by the encoder (`c3tools.captioning.baselines.esper`).
+    rewarded by the encoder (`c3tools.captioning.esper`).
 
     Args:
         store: See `embed`.

@@ -15,7 +15,7 @@ from c3tools.ablation.captions import CaptionTask
 from c3tools.ablation.methods import METHODS, Cell
 from c3tools.ablation.run import run_cells
 from c3tools.captioning import SIZES, load_size
-from c3tools.captioning.baselines.esper import ESPER_TRAINING
+from c3tools.captioning.esper import ESPER_TRAINING
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.metrics.captions import score_captions
 from c3tools.reporter import SILENT, Progress, Reporter

@@ -21,9 +21,9 @@ from c3tools.captioning import (
     generate,
     train_captioner,
 )
-from c3tools.captioning.baselines.esper import EsperTask, clipped_policy_loss, token_advantages
-from c3tools.captioning.baselines.steering import CANDIDATES, write_steered
+from c3tools.captioning.esper import EsperTask, clipped_policy_loss, token_advantages
 from c3tools.captioning.model import KeyValueCache
+from c3tools.captioning.steering import CANDIDATES, write_steered
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
 from c3tools.store import Rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...arrays import Indices, Matrix
-from ...moments import unit_rows
+from ..arrays import Indices, Matrix
+from ..moments import unit_rows
 
 _BLOCK_ROWS = 256
 

@@ -25,19 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ... import devices
-from ...arrays import Matrix
-from ...encoders import Encoder
-from ...errors import DecoderError
-from ...io.artifact import digest_of
-from ...moments import unit_rows
-from ...seeds import generator
-from ...store import Rows
-from ...training.loop import Task, Validation
-from ..captioner import Captioner
-from ..config import TrainingConfig
-from ..generation import generate
-from ..model import Decoder
+from .. import devices
+from ..arrays import Matrix
+from ..encoders import Encoder
+from ..errors import DecoderError
+from ..io.artifact import digest_of
+from ..moments import unit_rows
+from ..seeds import generator
+from ..store import Rows
+from ..training.loop import Task, Validation
+from .captioner import Captioner
+from .config import TrainingConfig
+from .generation import generate
+from .model import Decoder
 from .steering import encode_once
 
 ESPER_TRAINING = TrainingConfig(epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95)

@@ -36,12 +36,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...arrays import Matrix
-from ...encoders import Encoder, resolve_encoder
-from ...errors import DecoderError, EncoderError
-from ...identity import ModelIdentity
-from ..model import Decoder
-from ..tokenizer import CaptionTokenizer
+from ..arrays import Matrix
+from ..encoders import Encoder, resolve_encoder
+from ..errors import DecoderError, EncoderError
+from ..identity import ModelIdentity
+from .model import Decoder
+from .tokenizer import CaptionTokenizer
 
 CANDIDATES = {"magic": 45, "zerocap": 512}  # tokens that the encoder compares at each step
 _SIMILARITY_SCALE = 100.0  # of cosines, before their softmax over the candidates
