@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -222,8 +222,8 @@ class PairedFeatures(Pairs):
         models: the models that made the features, by modality, as far as they are known.
     """
 
-    notes: Sequence[str] = field(default_factory=list)
-    models: Mapping[str, ModelIdentity] = field(default_factory=dict)
+    notes: Sequence[str]
+    models: Mapping[str, ModelIdentity]
 
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""

@@ -200,9 +200,7 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> No
     write_json_atomically(folder / _CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess})
 
 
-def _photo_pairs(
-    corpus: Corpus, network: Network, seed: int | None, reporter: Reporter = SILENT
-) -> tuple[PairInputs, int]:
+def _photo_pairs(corpus: Corpus, network: Network, seed: int | None, reporter: Reporter) -> tuple[PairInputs, int]:
     """Pair photos with their captions; with a seed, photos are augmented. Return how many cannot be decoded, too.
 
     Every photo is decoded once, so that no training ends at a broken one after hours.

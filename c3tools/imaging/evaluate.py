@@ -7,7 +7,7 @@ generated images first, so that the resolution is not what is measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,10 @@ class ImageEvaluation:
     real: dict[str, float]
     real_n: int
     reference: int
-    nearest: list[dict[str, Any]] = field(default_factory=list)
-    copied: float | None = None
-    notes: list[str] = field(default_factory=list)
-    intervals: dict[str, Ends] = field(default_factory=dict)
+    nearest: list[dict[str, Any]]
+    copied: float | None
+    notes: list[str]
+    intervals: dict[str, Ends]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that `c3 evaluate --images --json` writes."""

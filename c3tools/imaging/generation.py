@@ -250,10 +250,10 @@ def generate(
             vectors[[row for row, _ in pending.values()]],
             modality,
             [noise for _, noise in pending.values()],
-            seed=seed,
-            steps=sampling_steps,
-            guidance=guidance,
-            reporter=reporter,
+            seed,
+            sampling_steps,
+            guidance,
+            reporter,
         )
         for file, picture in zip(pending, sampled, strict=True):
             write_atomically(folder / file, partial(picture.save, format="PNG"))
@@ -261,7 +261,7 @@ def generate(
     return made
 
 
-def _captions_to_show(path: Path, split: str | None = None, seed: int = 0) -> list[tuple[str, str | None]]:
+def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[str, str | None]]:
     """Read a captions file: one caption of each image and its key, drawn by the seed; without images every caption.
 
     Raises:

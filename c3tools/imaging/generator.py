@@ -121,19 +121,18 @@ class ImageGenerator(ABC):
         if keys is None:
             keys = texts if texts is not None else [str(row) for row in range(len(embeddings))]
         numbered = [(key, number) for key in keys for number in range(n)]
-        options: dict[str, Any] = {"seed": seed, "steps": sampling_steps, "guidance": guidance, "reporter": reporter}
-        return list(self.sample(embeddings.repeat(n, axis=0), modality, numbered, **options))
+        repeated = embeddings.repeat(n, axis=0)
+        return list(self.sample(repeated, modality, numbered, seed, sampling_steps, guidance, reporter))
 
     def sample(
         self,
         embeddings: Matrix,
         modality: str,
         keys: Sequence[tuple[str, int]],
-        *,
-        seed: int = 0,
-        steps: int = SAMPLING_STEPS,
-        guidance: float | None = None,
-        reporter: Reporter = SILENT,
+        seed: int,
+        steps: int,
+        guidance: float | None,
+        reporter: Reporter,
     ) -> Iterator[Image.Image]:
         """Yield one image per embedding, whose noise is drawn from the seed and its key.
 
@@ -211,10 +210,7 @@ class Generator(ImageGenerator, HubRepository):
             ``training``, ``trace``, ``validations``, ``best_val_loss``.
     """
 
-    def __init__(
-        self, network: ImageNetwork, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute | None = None
-    ) -> None:
-        compute = compute or Compute("cpu", "fp32")
+    def __init__(self, network: ImageNetwork, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute) -> None:
         super().__init__(pipeline, record, compute, network.config.dim, GUIDANCE)
         self.network = network.to(compute.device).eval()
 
@@ -297,9 +293,9 @@ class PretrainedGenerator(ImageGenerator):
         MissingExtraError: if diffusers is not installed.
     """
 
-    def __init__(self, name: str, store: Store | str | Path = "c3-store", compute: Compute | None = None) -> None:
+    def __init__(self, name: str, store: Store | str | Path, compute: Compute) -> None:
         store, self.name = Store.open(store), name
-        if compute is None or compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
+        if compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
             compute = Compute("cpu", "fp32")
         pipeline = diffusers_class(_PIPELINE)
         try:

@@ -91,16 +91,16 @@ class GeneratorTask(Task):
     def fit(
         self,
         record: Mapping[str, Any],
-        checkpoints: CheckpointDir | None = None,
+        checkpoints: CheckpointDir,
         *,
-        label: str = "Training",
-        reporter: Reporter = SILENT,
+        label: str,
+        reporter: Reporter,
     ) -> Generator:
         """Train, and return the generator.
 
         Args:
             record: kept in the generator's record, beside what is known here.
-            checkpoints: where the run is saved, to be continued after it was interrupted; None saves nothing.
+            checkpoints: where the run is saved, to be continued after it was interrupted.
             label: what the progress is called.
             reporter: shows messages and progress.
 

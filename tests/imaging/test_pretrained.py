@@ -117,12 +117,12 @@ def test_a_store_of_another_model_is_refused_with_both_named(
     rows = [Rows.of(modality, list("abcd"), random_rows(4, dim)) for modality in ("image", "text")]
     store = build_store(tmp_path / "store", *rows, model=identity)
     if (weights, dim) == ("openai", 256):
-        assert PretrainedGenerator(name, store).model == identity
+        assert PretrainedGenerator(name, store, FP32).model == identity
         return
     with pytest.raises(GeneratorError, match=f"ViT-L-14/openai, 256 dimensions.*local-dir:m, {dim} dimensions"):
-        PretrainedGenerator(name, store)
+        PretrainedGenerator(name, store, FP32)
 
 
 def test_weights_that_cannot_be_had_are_an_error(store: Store, tmp_path: Path) -> None:
     with pytest.raises(GeneratorError, match="StableUnCLIPImg2ImgPipeline"):
-        PretrainedGenerator(f"unclip:{tmp_path / 'nowhere'}", store)
+        PretrainedGenerator(f"unclip:{tmp_path / 'nowhere'}", store, FP32)
