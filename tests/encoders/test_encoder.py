@@ -33,7 +33,7 @@ FILES = sorted((PHOTOS / "images").iterdir())
 @pytest.fixture(scope="module")
 def name(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model."""
-    return save_tiny_clip(tmp_path_factory.mktemp("tiny") / "m")
+    return save_tiny_clip(tmp_path_factory.mktemp("tiny") / "m", width=32, context_length=16)
 
 
 def by_open_clip(name: str, texts: list[str], files: list[Path] | None = None) -> list[Any]:
