@@ -197,7 +197,7 @@ def export_store(
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
             reporter.progress(f"Exporting {chosen.name}", sum(shards[shard] for shard in todo)) as progress,
         ):
-            work = ExportWork(store, chosen, output, info)
+            work = _ExportWork(store, chosen, output, info)
             where.run(work, todo, lambda count, _: progress.advance(count))
         parts = _parts(output)
         rows = {name: _count_roles(store, name, settings) for name in dict.fromkeys(modality for modality, _ in parts)}
@@ -213,7 +213,7 @@ def export_store(
 
 
 @dataclass
-class ExportWork(Work[ShardName, None]):
+class _ExportWork(Work[ShardName, None]):
     """Parts of an export: each is a shard of the store, transformed and written.
 
     Attributes:

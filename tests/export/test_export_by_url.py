@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from c3tools.errors import OutputError
-from c3tools.export import ExportWork, export_store
+from c3tools.export import export_store
 from c3tools.io import locations
 from c3tools.store import Store
+from c3tools.store.shards import write_rows
 from tests.servers import Faults
 from tests.stores import gap_store
 
@@ -41,17 +43,17 @@ def fetched(folder: Path, faults: Faults) -> dict[str, str]:
 def test_an_export_at_a_url(tmp_path: Path, s3: Faults, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(gap_store(tmp_path / "store"))
     disk = export_store(store, tmp_path / "disk", format=format)
-    real, calls = ExportWork._write, []
+    real, calls = write_rows, []
 
-    def failing(self: ExportWork, *rest: object) -> None:
+    def failing(*rest: Any, **options: Any) -> None:
         calls.append(rest)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        real(self, *rest)  # type: ignore[arg-type]
+        real(*rest, **options)
 
     s3.every = 7
     with monkeypatch.context() as patch:
-        patch.setattr(ExportWork, "_write", failing)
+        patch.setattr("c3tools.export.write_rows", failing)
         with pytest.raises(KeyboardInterrupt):
             export_store(store, URL, format=format, workers=1)
     there = export_store(store, URL, format=format)
