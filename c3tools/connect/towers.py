@@ -126,7 +126,7 @@ def connect_towers(
     chosen = {"mode": mode, "augment": augment}
     name = model or DEFAULT_MODEL
     asked = {**asdict(settings), **chosen, "model": name, "random_init": random_init, "precision": compute.precision}
-    start = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    start = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
     with claimed(output, _KIND, asked, overwrite=overwrite, start=start, reporter=reporter) as target:
         if model is None:
             reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; choose another with --model.")

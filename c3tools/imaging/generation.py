@@ -196,10 +196,8 @@ def generate(
     folder, compute, name = Path(output), devices.pick(device, precision), "a generator"
     if isinstance(generator, str | Path):
         name = str(generator)
-        pretrained = str(generator).startswith(PREFIX)
-        generator = (
-            PretrainedGenerator(str(generator), store, compute) if pretrained else Generator.load(generator, compute)
-        )
+        pretrained = name.startswith(PREFIX)
+        generator = PretrainedGenerator(name, store, compute) if pretrained else Generator.load(name, compute)
     if embeddings is not None:
         if isinstance(embeddings, np.ndarray):
             vectors, model = np.atleast_2d(np.asarray(embeddings, dtype=np.float32)), None
