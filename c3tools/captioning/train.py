@@ -448,7 +448,7 @@ class DecoderTask(Task):
             hidden = torch.from_numpy(rng.random(tokens.shape) < config.word_dropout)
             seen = tokens.masked_fill(hidden, pad)
         tokens = tokens.to(device)
-        with self._autocast():
+        with self.compute.autocast():
             logits, states = self.model(torch.from_numpy(inputs).to(device), tokens, seen.to(device))
         real = tokens != pad
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
@@ -464,7 +464,7 @@ class DecoderTask(Task):
             rows = order[start : start + _VALIDATION_BATCH]
             tokens = torch.from_numpy(self.val_tokens.batch(rows, pad)).to(self.compute.device)
             inputs = torch.from_numpy(self._val_inputs[rows]).to(self.compute.device)
-            with self._autocast():
+            with self.compute.autocast():
                 logits, _ = self.model(inputs, tokens)
             total += float(self._loss(logits, tokens, reduction="sum"))
             count += int((tokens != pad).sum())
@@ -478,10 +478,6 @@ class DecoderTask(Task):
 
     def _batches_of(self, epoch: int) -> list[Indices]:
         return self.train_tokens.batches(self.config.batch_size, seed=self.config.seed, epoch=epoch)
-
-    def _autocast(self) -> torch.autocast:
-        compute = self.compute
-        return torch.autocast(compute.device_type, dtype=compute.dtype, enabled=compute.precision != "fp32")
 
 
 def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
