@@ -54,7 +54,6 @@ from .store.rows import keys_of, own_items, row_splits
 from .store.shards import (
     FAILURES_FILE,
     INFO_FILE,
-    ROW_GROUP_ROWS,
     ShardName,
     digest_of,
     part_name,
@@ -231,7 +230,7 @@ class _ExportWork(Work[ShardName, None]):
     def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
         """Write parts."""
         for modality, part in tasks:
-            batches = self.store.batches(modality, batch_rows=ROW_GROUP_ROWS, parts=[part])
+            batches = self.store.batches(modality, parts=[part])
             table = pa.Table.from_batches([self._transform(modality, batch, report) for batch in batches])
             self._write(modality, part, table)
             yield None

@@ -274,7 +274,7 @@ def _fitting_moments(store: Store, measured: dict[str, Moments], split: str | No
 def _read_keys(store: Store, modality: str, split: str | None) -> Rows:
     """Read the columns that pairing needs; the embeddings of these rows are empty."""
     columns = ["key", "image_key", "pair_key", "split"]
-    batches = list(store.batches(modality, columns, split=split, batch_rows=65536))
+    batches = list(store.batches(modality, columns, split=split))
     if (count := sum(batch.num_rows for batch in batches)) < MIN_ROWS:
         every = split in (None, ALL)
         which = "" if every else f" in the split {split!r}"

@@ -302,7 +302,6 @@ class Store(HubRepository):
         columns: Sequence[str] | None = None,
         *,
         split: str | None = None,
-        batch_rows: int = 8192,
         parts: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Stream the rows of ``modality`` in the order of the shards.
@@ -311,7 +310,6 @@ class Store(HubRepository):
             modality: its name.
             columns: the columns to read; None for all.
             split: the rows to read, of this split only (see `split_mask`); None or ``all`` for every row.
-            batch_rows: largest number of rows in a batch.
             parts: numbers of the shards to read; None for all.
 
         Raises:
@@ -325,7 +323,7 @@ class Store(HubRepository):
             wanted = list(dict.fromkeys([*columns, "key", "split", *ITEM_COLUMNS]))
         for part in parts:
             path, rows = self.file(modality, part), 0
-            for batch in read_batches(path, modality, self.info, wanted, batch_rows):
+            for batch in read_batches(path, modality, self.info, wanted):
                 rows += len(batch)
                 chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
                 if wanted is not columns:

@@ -334,7 +334,7 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def read_batches(
-    path: Path, modality: str, info: StoreInfo, columns: Sequence[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
+    path: Path, modality: str, info: StoreInfo, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a shard; the checksums of its pages are compared.
 
@@ -348,7 +348,7 @@ def read_batches(
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):
         check_schema(file.schema_arrow, modality, info)
-        for batch in file.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns)):
+        for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=None if columns is None else list(columns)):
             batch.validate(full=True)  # text that is not UTF-8 would fail later
             yield batch
 

@@ -21,7 +21,6 @@ LINES = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--minutes", type=float, default=1.0, help="how long each check goes on")
     parser.addoption("--seed", type=int, default=0, help="of all that is drawn")
-    parser.addoption("--images", help="check_images.py: a folder of further images")
 
 
 class Budget:
