@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
@@ -20,9 +18,6 @@ from PIL.Image import Image
 from ..errors import C3Error
 from ..io.files import write_atomically
 from . import palette
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -68,17 +63,11 @@ _PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Ar
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function that draws, so that titles, labels and legends get the shared style too."""
-
-    @wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapper
+styled = mpl.rc_context(_STYLE)
+"""Decorator of a function that draws, so that titles, labels and legends get the shared style too."""
 
 
+@styled
 def new_figure(
     width: float = 4.6, height: float = 2.9, rows: int = 1, columns: int = 1, **grid: Any
 ) -> tuple[Figure, Any]:
@@ -94,10 +83,8 @@ def new_figure(
     Returns:
         The figure, and its axes: one `Axes`, or an array of them.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, **grid)
-    return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **grid)
 
 
 def close_up(axes: Axes, *, grid: str | None = None, ticks: bool = True) -> None:
@@ -109,6 +96,7 @@ def close_up(axes: Axes, *, grid: str | None = None, ticks: bool = True) -> None
         axes.set(xticks=[], yticks=[])
 
 
+@styled
 def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
     """Return the figure as inline SVG, its colours as CSS variables.
 
@@ -118,8 +106,7 @@ def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
         label: what the figure shows, for screen readers.
     """
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for role, (light, _) in palette.ROLES.items():
