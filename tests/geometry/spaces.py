@@ -38,9 +38,7 @@ def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
     return unit_rows
 
 
-def plain_measures(
-    image: np.ndarray, text: np.ndarray, owner: np.ndarray, fit: np.ndarray, fit_text: np.ndarray
-) -> dict[str, float]:
+def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str, float]:
     """Every number that must agree, from the definitions, on all cosines at once."""
     x, y = unit(image), unit(text)
     cosines = x @ y.T
@@ -61,21 +59,15 @@ def plain_measures(
     }
     for name, rows in (("image", x), ("text", y)):
         s = np.linalg.svd(np.cov(rows.T, bias=True), compute_uv=False)
-        p = s / s.sum()
-        result[f"{name}_effective_dimension"] = int(np.flatnonzero(np.cumsum(s) / s.sum() > 0.99)[0]) + 1
-        result[f"{name}_effective_rank"] = np.exp(-np.sum(p[p > 0] * np.log(p[p > 0])))
-        result[f"{name}_participation_ratio"] = s.sum() ** 2 / np.sum(s**2)
+        p = s[s > 0] / s.sum()
+        result[f"{name}_effective_dimension"] = np.sum(np.cumsum(s) / s.sum() <= 0.99) + 1
+        result[f"{name}_effective_rank"] = np.exp(-np.sum(p * np.log(p)))
+        result[f"{name}_participation_ratio"] = 1 / np.sum(p**2)
         result[f"{name}_mean_norm"] = np.linalg.norm(rows.mean(axis=0))
-    collapsed = unit(x - x[fit].mean(axis=0)), unit(y - y[fit_text].mean(axis=0))
-    for preset, (a, b) in (("raw", (x, y)), ("c2-collapse", collapsed)):
-        for direction, scores, positive in (
-            ("image_to_text", a @ b.T, matching),
-            ("text_to_image", b @ a.T, matching.T),
-        ):
-            order = np.argsort(-scores, axis=1)
-            for k in (1, 5, 10):
-                hits = [positive[row, order[row, :k]].any() for row in range(len(scores))]
-                result[f"{preset} {direction} recall@{k}"] = np.mean(hits)
+    for preset, a, b in (("raw", x, y), ("c2-collapse", unit(x - x.mean(axis=0)), unit(y - y.mean(axis=0)))):
+        for way, scores, right in (("image_to_text", a @ b.T, matching), ("text_to_image", b @ a.T, matching.T)):
+            found = np.take_along_axis(right, np.argsort(-scores, axis=1), axis=1)
+            result |= {f"{preset} {way} recall@{k}": found[:, :k].any(axis=1).mean() for k in (1, 5, 10)}
     return result
 
 

@@ -36,10 +36,10 @@ def test_noise_depends_on_seed_epoch_and_key_alone(pairs: Pairs) -> None:
         keys = [pairs.keys[row] for row in rows]
         return pipeline.transform(pairs.y[rows], modality="text", training=True, keys=keys, **names)  # type: ignore
 
-    together = draw([0, 1, 2, 3])
+    together = draw([0, 1, 2])
     assert (together[[2, 0]] == draw([2, 0])).all()
-    for other in ({"epoch": 2}, {"seed": 2}):
-        assert not np.allclose(together, draw([0, 1, 2, 3], **other), atol=1e-3)
+    assert not np.allclose(together, draw([0, 1, 2], epoch=2), atol=1e-3)
+    assert not np.allclose(together, draw([0, 1, 2], seed=2), atol=1e-3)
     twice = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.1), Normalize()])
     once = Pipeline([Normalize(), GaussianNoise(0.2), Normalize()])  # two steps draw different noise
     a, b = (p.transform(pairs.y, training=True, keys=pairs.keys) for p in (twice, once))

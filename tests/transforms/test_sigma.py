@@ -81,14 +81,12 @@ def test_no_sigma_where_pairs_say_nothing() -> None:
     rng = np.random.default_rng(5)
     images, noise = rng.normal(size=(2, 3000, 64))
     own, means = np.arange(3000), [np.zeros(64)] * 2
-    strangers = pair_cosine(images[:400], noise[:400] + 0.002 * images[:400], own[:400], means)
+    strangers = pair_cosine(images[:400], noise[:400], own[:400], means)
     assert strangers.sigma is None and "no closer than unrelated rows" in strangers.missing
     assert recommend([strangers])[0].sigma == PUBLISHED_SIGMA
     texts = noise + 0.07 * images  # nearer than strangers for certain, and hardly
     hardly = pair_cosine(images, texts, own, means)
     assert hardly.sigma is None and "below 0.1" in hardly.missing
-    siblings = caption_spread(texts[:1000], np.repeat(np.arange(500), 2), means[1])
-    assert siblings.sigma is scaled_spread(siblings).sigma is None
     for size in (0.5, 2.0):  # those that belong together have one, even where there are few
         few = images[:30] + size * noise[:30]
         assert pair_cosine(images[:30], few, own[:30], [images[:30].mean(0), few.mean(0)]).sigma is not None
