@@ -24,7 +24,6 @@ MAX_DIRECTIONS = 10_000
 EDGES = np.linspace(-5, 5, 61)
 """Bins of `Residuals.marginals`."""
 _FINE = 8  # bins of the comparison with a normal distribution, per bin shown
-_BLOCK = 1024
 _EXPLAINED = 0.99
 
 
@@ -348,17 +347,11 @@ def orthogonality(rows: Floats, item_index: Indices, gap: Array, *, seed: int = 
         seed: of the pairs.
     """
     left, right = _different_items(item_index, seed, "orthogonality")
-    length, cosines = float(np.linalg.norm(gap)), [np.empty(0)]
-    for start in range(0, len(left) if length > 0 else 0, _BLOCK):
-        difference = rows[left[start : start + _BLOCK]] - rows[right[start : start + _BLOCK]]
-        norms = np.sqrt(np.einsum("ij,ij->i", difference, difference)).astype(np.float64)
-        along = difference @ gap.astype(difference.dtype)
-        cosines.append(along[norms > 0] / (norms[norms > 0] * length))
-    return np.concatenate(cosines)
+    return row_cosines(rows[left] - rows[right], gap[None])
 
 
-def row_cosines(left: Array, right: Array) -> Array:
-    """Return the cosine of each row of ``left`` (n, d) with the same row of ``right``; rows of norm 0 are left out."""
+def row_cosines(left: Floats, right: Floats) -> Array:
+    """Return cosines of rows of ``left`` (n, d) with those of ``right``, or its only row, where both have a norm."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return np.asarray(np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0])
 

@@ -445,7 +445,7 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
         noise = centred = ""
         unit, path = False, [step for step in order if step.role in ("both", role)]
         for step in path:
-            if step.needs_unit and not unit:
+            if step.fits and not step.noisy and not unit:
                 findings.append(f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right before it.")
             if step.centres and noise:
                 findings.append(f"{noise} comes before {step.kind}, but noise is added to centred vectors.")

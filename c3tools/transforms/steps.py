@@ -39,7 +39,6 @@ class Step:
     """
 
     kind: ClassVar[str] = ""
-    needs_unit: ClassVar[bool] = False
     centres: ClassVar[bool] = False
     noisy: ClassVar[bool] = False
     fits: ClassVar[bool] = True
@@ -148,7 +147,6 @@ class Collapse(Step):
     """
 
     kind = "collapse"
-    needs_unit = True
     centres = True
 
     def map_of(self, moments: Moments) -> Affine:
@@ -167,7 +165,6 @@ class Standardize(Step):
     epsilon: float = 1e-8
 
     kind = "standardize"
-    needs_unit = True
     centres = True
 
     def map_of(self, moments: Moments) -> Affine:
@@ -187,7 +184,6 @@ class Whiten(Step):
     shrinkage: Annotated[float, Meta(gt=0, le=1)] = 0.1
 
     kind = "whiten"
-    needs_unit = True
     centres = True
 
     def map_of(self, moments: Moments) -> Affine:
@@ -215,7 +211,6 @@ class GapShift(Step):
     delta: float | None = None
 
     kind = "gap-shift"
-    needs_unit = True
     centres = True
 
     def maps(self, data: FitData) -> dict[str, Affine]:
@@ -238,7 +233,6 @@ class ProjectOutGap(Step):
     second: str = "text"
 
     kind = "project-out-gap"
-    needs_unit = True
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Project every modality onto the complement of the gap."""
@@ -258,7 +252,6 @@ class MatchMoments(Step):
     target: str = "text"
 
     kind = "match-moments"
-    needs_unit = True
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Centre, scale by the ratio of the deviations, and move to the other mean."""
@@ -280,7 +273,6 @@ class ReAlign(Step):
     target: str = "text"
 
     kind = "realign"
-    needs_unit = True
     needs_rows = True
 
     def fit(self, data: FitData) -> None:
@@ -310,7 +302,6 @@ class _PairedMap(Step):
     source: str = "image"
     target: str = "text"
 
-    needs_unit = True
     needs_rows = True
     needs_pairs = True
 
@@ -388,7 +379,6 @@ class _MemoryStep(Step):
     neighbours: Annotated[int, Meta(gt=0)] | None = None
     limit: Annotated[int, Meta(gt=0)] = 500_000
 
-    needs_unit = True
     needs_rows = True
 
     def draw(self, data: FitData) -> tuple[Matrix, Indices]:
