@@ -288,7 +288,7 @@ def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> tuple[str, 
         )
     kinds = {field.name: field.type for field in schema if field.name != image and not _holds_bytes(field.type)}
     texts = pick_text_columns(list(kinds), options.text_column, path)
-    known = (name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *_ID_COLUMNS) if name in kinds)
+    known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *_ID_COLUMNS) if name in kinds]
     usable = (name for name in known if _is_text(kinds[name]) or pa.types.is_integer(kinds[name]))
     key = require_column(list(kinds), options.key_column, "--key-column", path) or next(usable, "")
     kind = schema.field(image).type
@@ -390,7 +390,7 @@ class PhotoFinder:
 
     def __init__(self, beside: Path | None = None, *, download: bool = False) -> None:
         self._beside, self._options = beside, ReadOptions(download=download)
-        self._containers: dict[str, dict[str, ImageSource | None]] = {}  # what is in each, by path
+        self._containers: dict[str, dict[str, ImageSource]] = {}  # what is in each, by path
 
     def find(self, key: str, path: str | None) -> ImageItem:
         """Return the image, not read yet.
@@ -410,9 +410,12 @@ class PhotoFinder:
         if inside is not None:
             try:
                 if file not in self._containers:
-                    read = read_tar if file.lower().endswith(".tar") else read_table
-                    found = read(location(file), self._options, Corpus())
-                    self._containers[file] = {image.path: image.source for image, _ in found}
+                    place, told = location(file), Corpus()
+                    if file.lower().endswith(".tar"):
+                        found: Any = {image.path: image.source for image, _ in read_tar(place, self._options, told)}
+                    else:
+                        found = {f"{place}#{row}": cell for row, cell, *_ in _rows(place, self._options, told)}
+                    self._containers[file] = found
                 source = self._containers[file][path]
             except (*UNREADABLE, CorpusError, KeyError) as error:
                 reason = getattr(error, "strerror", None) or getattr(error, "message", None) or "the image is not in it"

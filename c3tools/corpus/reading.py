@@ -303,12 +303,7 @@ def _add_images(
     sources, files = (given, [options.captions]) if given else _detect_captions(corpus, root, images, options)
     # keys are relative to the folder; beside a captions file, to its images/
     beside = any(isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files)
-    base = root / _IMAGES_FOLDER if beside and (root / _IMAGES_FOLDER).is_dir() else root
-    paths = [Path(image.path) for image in images]
-    names = [
-        path.relative_to(base).as_posix() if path.is_relative_to(base) and path != base else image.key
-        for path, image in zip(paths, images, strict=True)
-    ]
+    names = [image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images]
     for key, image in sorted(zip(assign_keys(names), images, strict=True), key=lambda pair: pair[0]):
         _, captions, split = sources.of(_absolute(image.path))
         corpus.add_image(image._replace(key=prefix + key, split=split), captions)
@@ -387,9 +382,8 @@ def _container_reader(path: Path, options: ReadOptions) -> _Reader | None:
             has_images = True
         if has_images:
             return read_table
-    if suffix in (".tar", ".arrow"):
-        return read_tar if suffix == ".tar" else read_table
-    return read_list if suffix in _LISTS and options.image_column is not None else None
+    is_list = suffix in _LISTS and options.image_column is not None
+    return {".tar": read_tar, ".arrow": read_table}.get(suffix, read_list if is_list else None)
 
 
 def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> dict[Path, _Reader]:

@@ -89,7 +89,7 @@ def test_every_form_is_what_its_folder_is(photos: Path, monkeypatch: pytest.Monk
 
 def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.png", b"0")])
-    write(tmp_path / "b.parquet", image=[b"0"] * 4)
+    write(tmp_path / "b.parquet", image=[b"0", b"1", b"2", b"3"], key=["k"] * 4)  # the keys may have been others
     (tmp_path / "c.tar").write_bytes(b"no tar")
     finder = PhotoFinder()
     for path, message in {
@@ -111,6 +111,7 @@ def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
     odd.write_bytes(b"7")
     with ImageReader() as reader:
         assert reader.read(finder.find("key", str(odd))) == b"7"
+        assert reader.read(finder.find("key", f"{tmp_path}/b.parquet#3")) == b"3"
 
 
 def test_patterns(tmp_path: Path) -> None:
