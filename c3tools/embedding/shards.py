@@ -20,7 +20,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -484,20 +484,20 @@ def pixel_batches(
         for start in range(0, len(items), batch_size)
     )
     places = max(1, workers * _BATCHES_AHEAD)
-    shape = (places, batch_size, *preprocess.size, 3)  # memory that is shared with the workers
-    memory = multiprocessing.RawArray("B", math.prod(shape))
+    shape = (places, batch_size, *preprocess.size, 3)
+    size = math.prod(shape)
+    memory: Any = multiprocessing.RawArray("B", size) if workers else bytearray(size)  # shared with the workers
     shared = np.frombuffer(memory, np.uint8).reshape(shape)
     pool = _Pool(workers, preprocess, time_limit, memory, shape)
     ahead: deque[tuple[int, bool, Sequence[ImageItem], int, Future[_Decoded] | _Decoded]] = deque()
     with ImageReader() as reader, closing(pool):
+        here = partial(_decode, reader, preprocess, None)
         for place in cycle(range(places)):
             start = time.perf_counter()
             for shard, last, items in islice(jobs, places - len(ahead)):
                 free = (place + len(ahead)) % places
-                if workers:
-                    ahead.append((shard, last, items, free, pool.submit(items, free)))
-                else:
-                    ahead.append((shard, last, items, free, _decode(reader, preprocess, None, items, shared[free])))
+                decoded = pool.submit(items, free) if workers else here(items, shared[free])
+                ahead.append((shard, last, items, free, decoded))
             if not ahead:
                 return
             if _was_ended(ahead[0][-1]):
