@@ -45,7 +45,7 @@ _Positions = npt.NDArray[np.int64]
 ShardTask = tuple[int, list[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
 
 
-class ShardTasks:
+class ShardTasks(Sequence[ShardTask]):
     """The inputs of shards, which become objects when a shard is made.
 
     Args:
@@ -60,7 +60,7 @@ class ShardTasks:
         """Return the number of shards."""
         return len(self.shards)
 
-    def __getitem__(self, position: int) -> ShardTask:
+    def __getitem__(self, position: Any) -> Any:
         """Return number and inputs of a shard."""
         number, positions = self.shards[position]
         return number, self.items.take(positions)

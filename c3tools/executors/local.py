@@ -12,24 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import C3Error
 
 Task = TypeVar("Task")
-Task_co = TypeVar("Task_co", covariant=True)
 Result = TypeVar("Result")
 # called with further inputs done, and how many of them the work counts apart, such as those that failed; may raise to
 # end a task
 Report = Callable[[int, int], None]
-
-
-class Tasks(Protocol[Task_co]):
-    """Tasks by their position: a list, or an object that makes large tasks on demand; it can be pickled."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Task_co: ...
 
 
 class Work(ABC, Generic[Task, Result]):
@@ -72,12 +63,13 @@ class Executor:
         self._devices = tuple(devices)
         self._threads = threads
 
-    def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
         """Do all tasks, and return their results in their order.
 
         Args:
             work: the work that is done with each task.
-            tasks: the tasks; one is made when a worker is free for it, and again for another attempt.
+            tasks: the tasks, or a sequence that makes large ones on demand: one is made when a worker is free for it,
+                and again for another attempt. It can be pickled.
             report: is called in this process with the number of inputs done, and of those that failed.
 
         Raises:
@@ -111,7 +103,9 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
+def _in_processes(
+    devices: Sequence[str], work: Work[Task, Result], tasks: Sequence[Task], report: Report
+) -> list[Result]:
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     running: dict[Connection, str] = {}
     processes = []
@@ -153,7 +147,7 @@ def _in_processes(devices: Sequence[str], work: Work[Task, Result], tasks: Tasks
 
 
 def _serve(
-    device: str, threads: int, work: Work[Any, Any], tasks: Tasks[Any], positions: range, end: Connection
+    device: str, threads: int, work: Work[Any, Any], tasks: Sequence[Any], positions: range, end: Connection
 ) -> None:
     """Do the tasks at these positions in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one

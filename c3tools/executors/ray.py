@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import C3Error, MissingExtraError, UnreachableError
-from .local import Executor, Report, Result, Task, Tasks, Work
+from .local import Executor, Report, Result, Task, Work
 
 _ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
 _ANSWER_TIMEOUT = 5.0  # seconds for the machine of a cluster to answer
@@ -77,7 +77,7 @@ class RayExecutor(Executor):
             _ray().shutdown()
             self._joined = False
 
-    def run(self, work: Work[Task, Result], tasks: Tasks[Task], report: Report) -> list[Result]:
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
         """Do all tasks; see `Executor.run`. Workers stay for the next call, with what they have loaded."""
         ray = _ray()
         shared, folder = ray.put(work), os.getcwd()  # noqa: PTH109 - as text, for other machines
