@@ -160,9 +160,8 @@ def caption_images(
     def what_is_kept() -> str:
         if not writer.files:
             return "No output of this run was kept; --json and --txt write captions as they are made."
-        kept = counted(len(writer.captions), "caption is", "captions are")
-        again = "start over" if overwrite else "continue"
-        return f"{kept} kept in {writer.files}; run the same command again to {again}."
+        kept, again = len(writer.captions), "start over" if overwrite else "continue"
+        return f"{counted(kept, 'caption')} kept in {writer.files}; run the same command again to {again}."
 
     with telling_what_is_kept(what_is_kept), writer:
         result.kept, result.files = len(photos) - len(writer.pending), writer.files

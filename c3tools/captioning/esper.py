@@ -63,7 +63,7 @@ class EsperTask(Task):
         device: to train on; the fastest available when None.
 
     Raises:
-        DecoderError: if the decoder reads embeddings, or there are no images to learn from or to choose by.
+        DecoderError: if the decoder reads embeddings.
     """
 
     unit, error = "images", DecoderError
@@ -80,12 +80,6 @@ class EsperTask(Task):
         if not start.is_language_model:
             raise DecoderError(
                 "ESPER starts from a language model, and this decoder reads embeddings.", remedy=LANGUAGE_MODEL_REMEDY
-            )
-        if not len(train) or not len(val):
-            raise DecoderError(
-                f"ESPER learns from images, and chooses the checkpoint on others; there are {len(train)} and "
-                f"{len(val)}.",
-                remedy="Embed images of the train and the val split.",
             )
         self.train, self.val = train, val.select(np.arange(min(len(val), _VALIDATION_IMAGES)))
         self.tokenizer, self.pipeline, self.encoder, self.config = start.tokenizer, start.pipeline, encoder, config

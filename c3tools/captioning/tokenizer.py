@@ -120,7 +120,7 @@ class TokenRows:
             line[: self.lengths[row]] = self._rows[row]
         return batch
 
-    def batches(self, batch_size: int, *, seed: int, epoch: int) -> list[Indices]:
+    def batches(self, batch_size: int, seed: int, epoch: int) -> list[Indices]:
         """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
 
         Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every

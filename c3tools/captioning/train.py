@@ -11,7 +11,7 @@ import copy
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +367,6 @@ class DecoderTask(Task):
     """
 
     unit, error = "tokens", DecoderError
-    remedy = "Lower the learning rate, or train with --precision fp32."
 
     def __init__(
         self,
@@ -406,8 +405,9 @@ class DecoderTask(Task):
         self.train_tokens, self.val_tokens = (
             TokenRows(self.tokenizer, rows.captions, longest) for rows in (train, val)
         )
-        self._batches: tuple[int, list[Indices]] = (0, self._batches_of(0))
-        self.steps_per_epoch = len(self._batches[1])
+        batches = partial(self.train_tokens.batches, config.batch_size, config.seed)
+        self._batches: Callable[[int], list[Indices]] = lru_cache(maxsize=1)(batches)
+        self.steps_per_epoch = len(self._batches(0))
         total = config.epochs * self.steps_per_epoch
         rise = min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
         self.plan = config.plan(self.steps_per_epoch, rise, "skip" if start is None else "keep")
@@ -428,9 +428,7 @@ class DecoderTask(Task):
         """Learn from one batch of captions."""
         config, pad, device = self.config, self.model.pad_id, self.compute.device
         epoch, place = divmod(number, self.steps_per_epoch)
-        if self._batches[0] != epoch:
-            self._batches = epoch, self._batches_of(epoch)
-        rows = self._batches[1][place]
+        rows = self._batches(epoch)[place]
         rng = generator(config.seed, "step", epoch, place)
         torch.manual_seed(int(rng.integers(2**62)))
         inputs = self.pipeline.transform(
@@ -475,9 +473,6 @@ class DecoderTask(Task):
         return F.cross_entropy(
             logits.flatten(0, 1).float(), tokens.flatten(), ignore_index=self.model.pad_id, **options
         )
-
-    def _batches_of(self, epoch: int) -> list[Indices]:
-        return self.train_tokens.batches(self.config.batch_size, seed=self.config.seed, epoch=epoch)
 
 
 def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:

@@ -2,26 +2,17 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from types import FrameType
 
 import pytest
-import torch
 
-from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir, interrupts_held
+from c3tools.training.checkpoints import interrupts_held
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 
 def handlers() -> list[object]:
     return [signal.getsignal(number) for number in BOTH]
-
-
-def saved(folder: Path, identity: str = "mine", **options: bool) -> tuple[CheckpointDir, torch.optim.Optimizer]:
-    run = CheckpointDir.beside(folder, **options)
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
-    run.save(identity, {"step": 7}, {"model": {"w": torch.ones(2)}}, optimizer)
-    return run, optimizer
 
 
 @pytest.mark.parametrize("number", BOTH)
@@ -70,13 +61,3 @@ def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_
             assert not interrupted()
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def test_what_is_kept_is_told_as_it_is(tmp_path: Path) -> None:
-    run, optimizer = saved(tmp_path / "out")
-    again = CheckpointDir.beside(tmp_path / "out")
-    assert again.kept(600) == NOTHING_KEPT
-    again.resume("mine", optimizer)
-    assert "step 7 of 600" in run.kept(600) == again.kept(600)
-    run.clear()
-    assert run.kept(600) == NOTHING_KEPT
