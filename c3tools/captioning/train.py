@@ -34,7 +34,6 @@ from ..training.loop import Task
 from ..training.loop import train as run_training
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma
 from .captioner import DECODER, Captioner
@@ -228,7 +227,7 @@ def _fitted(
         pipeline.fit(store, split=split)
     pipeline.check_model(store.info.model)
     if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
-        notes.append(note_on_moments(pipeline.name, "text", "image", split))
+        notes.append(pipeline.note_on_moments("text", "image"))
     return pipeline, notes
 
 

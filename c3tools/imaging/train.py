@@ -36,7 +36,6 @@ from ..training.loop import Plan, Task, adamw
 from ..training.loop import train as run_training
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline
-from ..transforms.fitting import note_on_moments
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
 from .generator import KIND, Generator
@@ -287,7 +286,7 @@ def train_generator(
             pipeline = pipeline.fit(store, split=train_split)
         pipeline.check_model(store.info.model)
         if not pipeline.knows("text"):
-            notes.append(note_on_moments(pipeline.name, "image", "text", train_split))
+            notes.append(pipeline.note_on_moments("image", "text"))
         for note in notes:
             reporter.message(note)
         checkpoints = CheckpointDir.beside(output, overwrite=overwrite)

@@ -197,12 +197,3 @@ def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
     images = first_rows(store, "image", split, most, choose)
     known = set(images.keys)
     return Pairs.match(images, first_rows(store, "text", split, most, choose))
-
-
-def note_on_moments(name: str, trained_on: str, asked_with: str, split: str) -> str:
-    """Return a sentence for a training with a pipeline that lacks the statistics of the modality it is meant for."""
-    return (
-        f"There are no {asked_with} rows in the split {split!r}, so {name} is fitted on {trained_on} rows alone, and "
-        f"what is trained cannot be used on {asked_with} embeddings. To change that, load the moments of such "
-        "embeddings before training: c3 means --load FILE (those of c3-mini: c3 means --load c3-mini)."
-    )
