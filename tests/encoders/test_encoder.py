@@ -102,22 +102,13 @@ def test_the_number_of_threads_and_what_ran_before_change_no_bit(name: str, monk
 
 
 @pytest.mark.parametrize(
-    ("device", "side", "sizes"),
-    [
-        ("cpu", 160, (32, 128)),
-        ("cpu", 352, (8, 128)),
-        ("cpu", 4000, (1, 128)),
-        ("cuda:0", 224, (256, 1024)),
-        ("cuda:0", 384, (64, 1024)),
-    ],
+    ("device", "side", "image", "text"),
+    [("cpu", 160, 32, 128), ("cpu", 352, 8, 128), ("cpu", 4000, 1, 128), ("cuda:0", 384, 64, 1024)],
 )
-def test_batches_follow_from_the_device_and_the_size_of_an_image(
-    device: str, side: int, sizes: tuple[int, int]
-) -> None:
+def test_batches_follow_from_the_device_and_the_size_of_an_image(device: str, side: int, image: int, text: int) -> None:
     backend: Any = SimpleNamespace(compute=Compute(device, "fp32"))
-    preprocess = ImagePreprocessor((), {"size": side})
-    encoder = Encoder(backend, None, preprocess, identity={}, trims_texts=False, dim=2)
-    assert (encoder.batch_size("image"), encoder.batch_size("text")) == sizes
+    encoder = Encoder(backend, None, ImagePreprocessor((), {"size": side}), identity={}, trims_texts=False, dim=2)
+    assert (encoder.batch_size("image"), encoder.batch_size("text")) == (image, text)
 
 
 class Limited(torch.nn.Module):
