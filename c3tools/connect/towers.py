@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..corpus import Corpus, read_corpus
 from ..devices import pick
-from ..encoders import DEFAULT_MODEL, Network, load_network, parse_name
+from ..encoders import DEFAULT_MODEL, Network, load_network
 from ..encoders.loading import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
@@ -183,8 +183,6 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> No
 
     Its logit scale is that of the loss.
     """
-    import open_clip  # takes seconds
-
     model = network.model
     nn.init.constant_(model.get_parameter("logit_scale"), float(loss.log_scale))
     if hasattr(network.tokenizer, "save_pretrained"):  # one of transformers; CLIP's own comes with open_clip
@@ -193,7 +191,7 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> No
     write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(tensors, path))
     settings = ("mean", "std", "interpolation", "resize_mode")
     preprocess = {key: network.preprocess.config[key] for key in settings if key in network.preprocess.config}
-    config = dict(open_clip.get_model_config(parse_name(network.identity["name"])[0]))
+    config = network.model_config()
     for part, switch in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
         if switch in config.get(part, {}):  # its weights are in the file
             config[part] = {**config[part], switch: False}

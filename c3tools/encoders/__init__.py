@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .encoder import Encoder
-from .loading import DEFAULT_MODEL, Network, load_encoder, load_network, parse_name, resolve_encoder
+from .loading import DEFAULT_MODEL, Network, load_encoder, load_network, resolve_encoder
 from .preprocessing import ImagePreprocessor, open_image
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "load_encoder",
     "load_network",
     "open_image",
-    "parse_name",
     "resolve_encoder",
 ]

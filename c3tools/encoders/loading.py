@@ -59,6 +59,12 @@ class Network:
     preprocess: ImagePreprocessor
     identity: dict[str, Any]
 
+    def model_config(self) -> dict[str, Any]:
+        """Return open_clip's configuration of the architecture."""
+        import open_clip  # takes seconds
+
+        return dict(open_clip.get_model_config(_parse_name(self.identity["name"])[0]))
+
     def describe(self) -> dict[str, Any]:
         """Return what an `Encoder` needs to know beside the towers, by the names of its arguments."""
         import torch
@@ -167,13 +173,13 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     Raises:
         EncoderError: for an unknown name, or weights that cannot be loaded.
     """
-    architecture, pretrained = parse_name(model)
+    architecture, pretrained = _parse_name(model)
     _require_known(model, weights=random_init is None)
     import open_clip  # takes seconds
     import torch
 
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
             network, _, transform = open_clip.create_model_and_transforms(
                 architecture,
@@ -279,8 +285,8 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the log lines of open_clip and the warnings of the hubs while a model is loaded."""
+def quiet() -> Iterator[None]:
+    """Hide log lines and warnings of the libraries that load models: a user can do nothing about them."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -291,7 +297,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def parse_name(model: str) -> tuple[str, str | None]:
+def _parse_name(model: str) -> tuple[str, str | None]:
     """Return what open_clip calls a model: an architecture or a name with a schema, and a tag or a file of weights.
 
     Raises:
@@ -322,7 +328,7 @@ def _require_known(model: str, *, weights: bool) -> None:
     import open_clip  # takes seconds
     from huggingface_hub import constants
 
-    architecture, pretrained = parse_name(model)
+    architecture, pretrained = _parse_name(model)
     if architecture.startswith(_LOCAL):
         return
     known: list[str] = [*open_clip.list_models(), DEFAULT_MODEL]

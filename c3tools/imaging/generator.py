@@ -10,11 +10,8 @@ A trained one is saved as a folder, without any pickle:
 
 from __future__ import annotations
 
-import logging
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +25,7 @@ from .. import devices
 from ..arrays import Matrix
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
-from ..encoders.loading import weights_sha256
+from ..encoders.loading import quiet, weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
 from ..io.artifact import Card, HubRepository, Kind, digest_of, reading, write_result
@@ -298,8 +295,10 @@ class PretrainedGenerator(ImageGenerator):
         if compute.device_type == "cpu":  # parts of these pipelines have no bf16 there
             compute = Compute("cpu", "fp32")
         pipeline = diffusers_class(_PIPELINE)
+        for library in ("diffusers", "transformers"):
+            import_module(f"{library}.utils.logging").disable_progress_bar()
         try:
-            with _quiet():
+            with quiet():
                 self.pipe = pipeline.from_pretrained(name.removeprefix(PREFIX))
                 self.pipe.set_progress_bar_config(disable=True)
                 self.pipe.to(compute.device, compute.dtype)
@@ -341,21 +340,6 @@ class PretrainedGenerator(ImageGenerator):
             random = torch.Generator(device).manual_seed(int(seeded(seed, "image", key).integers(2**62)))
             told = (torch.from_numpy(inputs[row : row + 1]) * self.norm).to(device, self.compute.dtype)
             options = {"prompt": "", "num_inference_steps": steps, "guidance_scale": guidance}
-            with _quiet():
+            with quiet():
                 image = self.pipe(image_embeds=told, generator=random, **options).images[0]
             yield image
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the log lines and bars of diffusers and transformers from the user's terminal."""
-    with ExitStack() as stack:
-        for library in ("diffusers", "transformers"):
-            logger = import_module(f"{library}.utils.logging")
-            stack.callback(logger.set_verbosity, logger.get_verbosity())
-            stack.callback(logger.enable_progress_bar)
-            logger.set_verbosity(logging.CRITICAL)
-            logger.disable_progress_bar()
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        yield
