@@ -22,8 +22,6 @@ from .manifest import EXTERNAL_FILE, record_files
 from .reader import Store
 from .shards import fold
 
-BUNDLED = {"c3-mini": C3_MINI_MOMENTS}
-
 
 @dataclass(frozen=True)
 class Means:
@@ -134,10 +132,10 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
             norm is not 1, or another run is writing to the store.
     """
     store = Store.open(store, incomplete=True)
-    bundled = BUNDLED.get(str(load))
-    groups, header = load_moments(bundled or location(load))
+    bundled = str(load) == "c3-mini"
+    groups, header = load_moments(C3_MINI_MOMENTS if bundled else location(load))
     if bundled:
-        header["source"] = str(load)
+        header["source"] = "c3-mini"
     own, theirs = f"The store {store.path}", f"the moments file {load}"
     store.info.require_same_model(header.get("model") or {}, own=own, theirs=theirs)
     for name, moments in groups.items():
