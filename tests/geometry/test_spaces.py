@@ -48,13 +48,6 @@ def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
     assert half_width(probe) == pytest.approx(1.96 * np.sqrt(probe.value * (1 - probe.value) / 800), rel=0.15)
 
 
-def test_modality_bias_is_1_across_a_gap_and_one_half_without() -> None:
-    assert [side.value for side in modality_bias(unit(X + AWAY), unit(Y - AWAY))] == [1.0, 1.0]
-    for side in modality_bias(X, Y):
-        assert side.value == pytest.approx(0.5, abs=0.05)
-        assert half_width(side) < 0.03
-
-
 def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
     x, y = unit_rows(30, 5), unit_rows(30, 5, seed=1)
     corpus, own, shares = np.concatenate([x, y]).astype(np.float64), np.arange(60) < 30, []

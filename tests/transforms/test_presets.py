@@ -98,14 +98,12 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
     "c2-collapse": (lambda p, z: unit(_centred(p.y)), lambda p: unit(_centred(p.x))),
     "c2-corrupt": (lambda p, z: unit(p.y + SIGMA * z), lambda p: p.x),
     "c3": (lambda p, z: unit(_centred(p.y) + SIGMA * z), lambda p: unit(_centred(p.x))),
-    "capdec": (lambda p, z: unit(p.y + SIGMA * z), lambda p: p.x),
     # as published: norm(f + xi |f| eps / |eps|) with xi = l / (1 - l) = 3
     "lafite": (lambda p, z: unit(p.y + 3 * z / np.linalg.norm(z, axis=1, keepdims=True)), lambda p: p.x),
     "decap": (lambda p, z: p.y, lambda p: unit(softmax(p.x @ p.y.T / 0.01, axis=1) @ p.y)),
     "clipre": (lambda p, z: p.y, lambda p: p.y[(p.x @ p.y.T).argmax(1)]),
     "realign": (lambda p, z: p.y, _realign),
     "tomcap": (_tomcap, lambda p: p.x),
-    "gr-clip": (lambda p, z: unit(_centred(p.y)), lambda p: unit(_centred(p.x))),
     "gap-shift": (lambda p, z: _shift(p.y, p, -1), lambda p: _shift(p.x, p, 1)),
     "project-out-gap": (lambda p, z: _without_gap(p.y, p), lambda p: _without_gap(p.x, p)),
     "standardize": (lambda p, z: unit(_centred(p.y) / p.y.std(0)), lambda p: unit(_centred(p.x) / p.x.std(0))),
@@ -119,6 +117,9 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
         lambda p: _retrieval(p, _centred(p.x)),
     ),
 }
+
+
+FORMULAS |= {"capdec": FORMULAS["c2-corrupt"], "gr-clip": FORMULAS["c2-collapse"]}
 
 
 def test_every_preset_has_a_formula() -> None:
