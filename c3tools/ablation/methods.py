@@ -44,7 +44,7 @@ class Method:
 
     @property
     def chosen_on(self) -> str:
-        """What the checkpoint is chosen on; a dash for no training."""
+        """The data that the checkpoint is chosen on; a dash for no training."""
         return "–" if self.training is None else self.learns_from.replace("captions", "texts")
 
 
