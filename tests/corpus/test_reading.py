@@ -41,10 +41,14 @@ def pairs(corpus: Corpus) -> list[tuple[str, str | None]]:
         (["x.jpg/inside.png", ".hidden.png"], ["x.jpg/inside"]),
     ],
 )
-def test_images_of_a_folder_and_their_keys(tmp_path: Path, files: list[str], keys: list[str]) -> None:
+def test_images_of_a_folder_and_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], keys: list[str]
+) -> None:
     for folder, name in product("pq", files):
         image(tmp_path / folder / name)
     assert [item.key for item in read_corpus([tmp_path / "p"]).images] == keys
+    monkeypatch.chdir(tmp_path / "p")
+    assert [item.key for item in read_corpus(".").images] == keys
     both = read_corpus([tmp_path / "p", tmp_path / "q"])
     assert [item.key for item in both.images] == [f"{folder}/{key}" for folder in "pq" for key in keys]
 
