@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def new_cache(self) -> Any:
-        """Return an empty cache; see `KeyValueCache`."""
+        """Return an empty cache, with the methods of the DynamicCache of transformers."""
         raise NotImplementedError
 
     def copy_behind_mapper(self, length: int) -> tuple[Decoder, nn.Sequential]:
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         return found.hexdigest()
 
 
-class KeyValueCache(list[tuple[Tensor, Tensor]]):
+class _KeyValueCache(list[tuple[Tensor, Tensor]]):
     """Keys and values (B, H, S, W / H) of the positions so far, by block; its methods are those of DynamicCache."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: _KeyValueCache | None, layer: int) -> Tensor:
         """Map (B, S, W) to (B, S, W)."""
         B, S, W = x.shape
         qkv = self.qkv(x).view(B, S, 3, self.heads, W // self.heads)  # (B, S, 3, H, W / H)
@@ -191,7 +191,7 @@ class _Block(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: _KeyValueCache | None, layer: int) -> Tensor:
         """Map (B, S, W) to (B, S, W)."""
         x = x + self.dropout(self.attention(self.norm1(x), cache, layer))  # (B, S, W)
         y: Tensor = self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))  # (B, S, W)
@@ -236,7 +236,7 @@ class CaptionDecoder(Decoder):
         """Embed tokens (B, T) as (B, T, W)."""
         return self.tokens(tokens)  # type: ignore[no-any-return]
 
-    def predict(self, x: Tensor, first: int, cache: KeyValueCache | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, first: int, cache: _KeyValueCache | None = None) -> tuple[Tensor, Tensor]:
         """Run blocks, final norm and the output layer, whose weights are the tied token embeddings."""
         start = cache[0][0].shape[2] if cache else 0
         x = self.dropout(x + self.positions[start : start + x.shape[1]])  # (B, S, W)
@@ -245,9 +245,9 @@ class CaptionDecoder(Decoder):
         hidden: Tensor = self.norm(x)[:, first:]  # (B, S', W)
         return F.linear(hidden, self.tokens.weight), hidden
 
-    def new_cache(self) -> KeyValueCache:
+    def new_cache(self) -> _KeyValueCache:
         """Return an empty cache."""
-        return KeyValueCache()
+        return _KeyValueCache()
 
     def copy_behind_mapper(self, length: int) -> tuple[CaptionDecoder, nn.Sequential]:
         """Return a copy behind a new mapper; see `behind_prefix`."""

@@ -22,7 +22,6 @@ from c3tools.captioning import (
     train_captioner,
 )
 from c3tools.captioning.esper import EsperTask, clipped_policy_loss, token_advantages
-from c3tools.captioning.model import KeyValueCache
 from c3tools.captioning.steering import CANDIDATES, write_steered
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
@@ -115,7 +114,8 @@ def zerocap_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarra
     unit = torch.from_numpy(image / np.linalg.norm(image))
 
     def after(written: list[int], keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
-        cache = KeyValueCache(zip(keys, values, strict=True))
+        cache = model.new_cache()
+        cache.extend(zip(keys, values, strict=True))
         logits, _ = model.decode_step(torch.tensor(written[-1:]), cache)
         return logits[0, 1:].log_softmax(-1)  # without padding
 
