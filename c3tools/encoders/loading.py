@@ -101,7 +101,7 @@ def load_encoder(
         device: see `c3tools.devices.pick`.
         backend: ``torch`` or ``openvino``; ``auto`` uses OpenVINO on a CPU if it is installed and can run the model.
         precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
-            fp32 is at least 0.999 for a probe; ``int8`` (backend openvino, extra ``int8``) is refused if it is below
+            fp32 is at least 0.999 for a probe (c3-mini's is); ``int8`` (backend openvino, extra ``int8``) is refused if it is below
             0.99.
         reporter: gets a message if OpenVINO cannot run the model.
 
@@ -135,7 +135,9 @@ def load_encoder(
                 towers = convert(network.model, facts)
             if precision == "int8":
                 return Encoder(quantized(Encoder(OpenVINOBackend(towers), **facts)), **facts)
-            return _in_precision(lambda one: OpenVINOBackend(towers, one), facts, compute.precision, precision)
+            # of the bundled model it is known that bf16 agrees: to measure it again would take two seconds of each run
+            asked = compute.precision if bundled else precision
+            return _in_precision(lambda one: OpenVINOBackend(towers, one), facts, compute.precision, asked)
         except EncoderError as error:
             if required:
                 raise
