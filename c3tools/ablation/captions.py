@@ -32,7 +32,7 @@ from ..moments import Moments
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Rows, Store
-from ..training.checkpoints import CheckpointDir
+from ..training.loop import CheckpointDir
 from ..transforms import Pipeline, preset
 from .methods import METHODS, PUBLISHED, Cell, Method, Training
 from .table import Ablation, Run

@@ -26,7 +26,7 @@ from ..io.artifact import digest_of
 from ..reporter import Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
-from ..training.checkpoints import CheckpointDir
+from ..training.loop import CheckpointDir
 from ..transforms import preset
 from .methods import IMAGE_METHODS, Cell, Method, Training
 from .table import Ablation, Run

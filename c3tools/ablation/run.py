@@ -30,7 +30,7 @@ from ..io.files import MALFORMED, write_json_atomically
 from ..io.lock import locked
 from ..reporter import SILENT, Progress, Reporter, counted
 from ..store import Store
-from ..training.checkpoints import CheckpointDir
+from ..training.loop import CheckpointDir
 from ..transforms.sigma import PAIRS, parse_sigma, sigma_by_rule
 from .captions import CaptionTask
 from .images import ImageTask

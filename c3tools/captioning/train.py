@@ -29,8 +29,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
-from ..training.checkpoints import CheckpointDir
-from ..training.loop import Task
+from ..training.loop import CheckpointDir, Task
 from ..training.loop import train as run_training
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline

@@ -40,8 +40,7 @@ from ..pages.figures import save_figure
 from ..reporter import Reporter
 from ..seeds import generator
 from ..tables import Table
-from ..training.checkpoints import CheckpointDir
-from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train
+from ..training.loop import FINISHED, CheckpointDir, Plan, Run, Task, Validation, adamw, train
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
 from .pairs import PairInputs

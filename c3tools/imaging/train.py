@@ -31,8 +31,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
 from ..store.reader import training_split
-from ..training.checkpoints import CheckpointDir
-from ..training.loop import Plan, Task, adamw
+from ..training.loop import CheckpointDir, Plan, Task, adamw
 from ..training.loop import train as run_training
 from ..transforms import Pipeline
 from ..transforms import preset as named_pipeline

@@ -17,8 +17,7 @@ from c3tools.connect.geometry import measure
 from c3tools.connect.training import ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
-from c3tools.training.checkpoints import CheckpointDir
-from c3tools.training.loop import FINISHED, train
+from c3tools.training.loop import FINISHED, CheckpointDir, train
 
 from ..conftest import unit_rows
 from .worlds import some_pairs, views

@@ -17,8 +17,7 @@ from c3tools.errors import ConnectError, OutputError
 from c3tools.reporter import Progress, Reporter
 from c3tools.seeds import generator
 from c3tools.training import loop
-from c3tools.training.checkpoints import NOTHING_KEPT, CheckpointDir
-from c3tools.training.loop import DIVERGED, EARLY, FINISHED, Plan, Run, Task, adamw, train
+from c3tools.training.loop import DIVERGED, EARLY, FINISHED, NOTHING_KEPT, CheckpointDir, Plan, Run, Task, adamw, train
 
 STEPS = 12
 

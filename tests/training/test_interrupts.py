@@ -6,7 +6,7 @@ from types import FrameType
 
 import pytest
 
-from c3tools.training.checkpoints import interrupts_held
+from c3tools.training.loop import interrupts_held
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
