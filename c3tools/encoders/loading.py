@@ -101,8 +101,8 @@ def load_encoder(
         device: see `c3tools.devices.pick`.
         backend: ``torch`` or ``openvino``; ``auto`` uses OpenVINO on a CPU if it is installed and can run the model.
         precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
-            fp32 is at least 0.999 for a probe (c3-mini's is); ``int8`` (backend openvino, extra ``int8``) is refused if it is below
-            0.99.
+            fp32 is at least 0.999 for a probe, as that of c3-mini is; ``int8`` (backend openvino, extra ``int8``) is
+            refused if it is below 0.99.
         reporter: gets a message if OpenVINO cannot run the model.
 
     Raises:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +151,7 @@ def test_seeking_and_reading_a_file_behind_a_url(tmp_path: Path) -> None:
 def test_retrying_pauses_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(locations, "FIRST_PAUSE", 0.2)
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=pauses.append))  # other threads sleep as they do
 
     def broken() -> None:
         raise RuntimeError("down")
