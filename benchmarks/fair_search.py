@@ -1,0 +1,389 @@
+"""Compare ways to put images and texts into one ranking, on Flickr8k and on two sets of real CLIP embeddings.
+
+    c3 embed FLICKR8K --store STORE
+    python benchmarks/fair_search.py STORE FLICKR8K/images CLIP_EMBEDDINGS --coco FOLDER
+
+Each item is in the corpus once: as its photo or as one caption. A query is another caption of the item, or another view
+of its photo (mirrored, the middle 80 %), so that the corpus has one right row for it and never the query itself. With
+real CLIP embeddings there is no other view, and captions of COCO are one an item: there the right row is always of the
+other kind. The score is NDCG@10 in percent, with a bootstrap interval over items.
+
+The forms that are compared, registered before any result. e is a unit row or query, c = unit(e - mu) the same centred
+by the mean of its own kind; mu and S are mean and covariance over train rows of kind m.
+
+    raw             e.e'
+    centred         c.c'
+    rrf             1 / (60 + rank within its kind)
+    min-max         (s - s_10) / (s_1 - s_10) within its kind, s = c.c'
+    pseudo-positive (s - a_m) / b_m, a and b mean and deviation of the best score of train queries (2511.22141)
+    A               (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
+    A, moments      c.c' / sqrt(c' S c / tr S), S of plain rows: what A is if centred rows have all the same norm
+    B               e.(e' - mu) / sqrt(e' S e)
+    C               (e - mu).(e' - mu) / sqrt(tr S_m)
+    C, unit         c.c' / sqrt(tr(S_q S_m)), S of centred rows
+    Platt           logistic(a_m s + b_m), from train pairs
+    known           the rows of the right kind alone
+    NNN             A, moments less alpha times the mean of a row's k best such scores with train queries (2410.24114);
+                    alpha and k are chosen on val
+
+The form to be shipped is chosen on val between A, its moments form and B by the mean over all cells of Flickr8k.
+Takes about five minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import print_table
+from PIL import Image, ImageOps
+
+from c3tools import Moments, Store, load_encoder
+from c3tools.arrays import Array, Matrix
+from c3tools.assets.paths import C3_MINI_MOMENTS
+from c3tools.metrics.significance import mean_interval
+from c3tools.moments import load_moments, unit_rows
+from c3tools.seeds import generator
+
+KINDS = ("image", "text")
+SHARES = (0.2, 0.5, 0.8)
+DRAWS = 5  # corpora per share of photos
+Scores = dict[str, Array]  # of all queries with all items (q, n), by kind of row
+
+
+@dataclass
+class Task:
+    """Queries of one kind, float64 (q, d), the number of the item of each, and the items as rows of each kind."""
+
+    kind: str
+    queries: Array
+    items: Array
+    rows: dict[str, Array]
+    other_kind: bool  # the right row is always of the other kind, half the items are of each kind
+
+
+@dataclass
+class Train:
+    """Rows of each kind to take moments from, and the pairs among them as queries of each kind with their rows."""
+
+    rows: dict[str, Array]
+    pairs: dict[str, tuple[Array, dict[str, Array]]]
+
+    def __post_init__(self) -> None:
+        self.plain = {kind: Moments.from_rows(rows) for kind, rows in self.rows.items()}
+        self.centred = {kind: Moments.from_rows(self.centre(rows, kind)) for kind, rows in self.rows.items()}
+
+    def centre(self, rows: Array, kind: str) -> Array:
+        """Return unit(e - mu)."""
+        return unit_rows(rows - self.plain[kind].mean)
+
+
+def cosines(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return c.c'."""
+    q = train.centre(queries, kind)
+    return {own: q @ train.centre(x, own).T for own, x in rows.items()}
+
+
+def z_scores(q: Array, rows: Mapping[str, Array], moments: Mapping[str, Moments]) -> Scores:
+    """Return (q.x - q.mu) / sqrt(q' S q)."""
+    return {
+        own: (q @ x.T - (q @ moments[own].mean)[:, None])
+        / np.sqrt(np.einsum("qd,qd->q", q @ moments[own].covariance, q))[:, None]
+        for own, x in rows.items()
+    }
+
+
+def score_a(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return A: centred rows, with the moments of such rows."""
+    centred = {own: train.centre(x, own) for own, x in rows.items()}
+    return z_scores(train.centre(queries, kind), centred, train.centred)
+
+
+def score_a_moments(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return A from the moments of plain rows: after centring the mean is 0 and the covariance S / tr S."""
+    centred = {own: train.centre(x, own) for own, x in rows.items()}
+    known = {own: Moments(m.n, 0 * m.mean, m.scatter / np.trace(m.covariance)) for own, m in train.plain.items()}
+    return z_scores(train.centre(queries, kind), centred, known)
+
+
+def score_c(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return C: centred rows over the root of their mean variance in the directions of queries."""
+    q = queries - train.plain[kind].mean
+    spread = train.plain[kind].covariance
+    return {
+        own: q @ (x - train.plain[own].mean).T / np.sqrt((spread * train.plain[own].covariance).sum())
+        for own, x in rows.items()
+    }
+
+
+def score_c_unit(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Return C with rows of norm 1 after centring."""
+    spread = train.centred[kind].covariance
+    return {
+        own: scores / np.sqrt((spread * train.centred[own].covariance).sum())
+        for own, scores in cosines(train, kind, queries, rows).items()
+    }
+
+
+def score_pseudo(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Standardise by the best scores of train queries in this corpus."""
+    found = cosines(train, kind, queries, rows)
+    best = {own: s.max(axis=1) for own, s in cosines(train, kind, train.pairs[kind][0], rows).items()}
+    return {own: (s - best[own].mean()) / best[own].std() for own, s in found.items()}
+
+
+def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+    """Fit a logistic curve per kind of row to train pairs and as many rows of other items, by Newton's method."""
+    bank, answers = train.pairs[kind]
+    found = cosines(train, kind, queries, rows)
+    curves: Scores = {}
+    for own, s in found.items():
+        if own not in answers:
+            continue
+        known = cosines(train, kind, bank, {own: answers[own]})[own]
+        same = (bank @ bank.T > 1 - 1e-6) | np.eye(len(bank), dtype=bool)
+        x = np.concatenate([np.diag(known), known[~same]])
+        y = np.concatenate([np.ones(len(bank)), np.zeros((~same).sum())])
+        features, weights = np.stack([x, np.ones_like(x)], 1), np.zeros(2)
+        for _ in range(30):
+            p = 1 / (1 + np.exp(-features @ weights))
+            curvature = (features * (p * (1 - p))[:, None]).T @ features + 1e-9 * np.eye(2)
+            weights = weights + np.linalg.solve(curvature, features.T @ (y - p))
+        curves[own] = weights[0] * s + weights[1]
+    return curves
+
+
+def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = score_a_moments) -> Callable[..., Scores]:
+    """Return A less a bias of each row: the mean of its k best scores with train queries of the kind."""
+
+    def score(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+        found, bank = (base(train, kind, q, rows) for q in (queries, train.pairs[kind][0]))
+        bias = {own: np.sort(s, axis=0)[-k:].mean(axis=0) for own, s in bank.items()}
+        return {own: s - alpha * bias[own] for own, s in found.items()}
+
+    return score
+
+
+METHODS: dict[str, Callable[..., Scores]] = {
+    "raw": lambda train, kind, queries, rows: {own: queries @ x.T for own, x in rows.items()},
+    "centred": cosines,
+    "rrf": cosines,
+    "min-max": cosines,
+    "pseudo-positive": score_pseudo,
+    "A": score_a,
+    "A, moments": score_a_moments,
+    "B": lambda train, kind, queries, rows: z_scores(queries, rows, train.plain),
+    "C": score_c,
+    "C, unit": score_c_unit,
+    "Platt": score_platt,
+    "known": cosines,
+}
+SHIPPED = "A, moments"
+NNN = (0.5, 10)  # alpha and k
+
+
+def per_item(method: str, scores: Scores, task: Task, share: float) -> Array:
+    """Return NDCG@10 (n,) of each item, the mean over its queries and over corpora."""
+    n, total, counts = len(task.rows["image"]), np.zeros(len(task.queries)), np.zeros(len(task.queries))
+    columns, ranks = np.arange(len(task.queries)), np.arange(1, n + 1)
+    gains = np.r_[0, np.cumsum(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0))]
+    for draw in range(DRAWS):
+        photo = generator(0, "corpus", draw).permutation(n) < round(share * n)
+        s = np.where(photo, scores["image"], scores["text"])
+        if method in ("rrf", "min-max"):
+            for mask in (photo, ~photo):
+                own = s[:, mask]
+                if method == "rrf":
+                    s[:, mask] = 1 / (61 + np.argsort(np.argsort(-own, axis=1), axis=1))
+                else:
+                    top = -np.sort(-own, axis=1)
+                    s[:, mask] = (own - top[:, 9:10]) / (top[:, :1] - top[:, 9:10])
+        right = s[columns, task.items][:, None]
+        rivals = (photo == photo[task.items][:, None]) if method == "known" else True
+        better, equal = (((s > right) & rivals).sum(axis=1), ((s == right) & rivals).sum(axis=1))
+        asked = photo[task.items] == (task.kind == "text") if task.other_kind else np.ones(len(better), bool)
+        total += asked * (gains[better + equal] - gains[better]) / equal  # rows of one score come in any order
+        counts += asked
+    seen = counts > 0
+    sums, sizes = (np.bincount(task.items[seen], v[seen], n) for v in (total, counts))
+    return np.divide(100 * sums, sizes, out=np.full(n, np.nan), where=sizes > 0)
+
+
+Cell = tuple[str, float]
+
+
+def measure(
+    parts: Sequence[tuple[Train, Sequence[Task]]], method: str, score: Callable[..., Scores] | None = None
+) -> dict[Cell, Array]:
+    """Return the values of all items of the parts, by kind of query and share of photos."""
+    cells: dict[Cell, list[Array]] = {}
+    for train, tasks in parts:
+        for task in tasks:
+            scores = (score or METHODS[method])(train, task.kind, task.queries, task.rows)
+            for share in (0.5,) if task.other_kind else SHARES:
+                values = (
+                    np.full(len(task.rows["image"]), np.nan)
+                    if len(scores) < 2
+                    else per_item(method, scores, task, share)
+                )
+                cells.setdefault((task.kind, share), []).append(values)
+    return {cell: np.concatenate(values) for cell, values in cells.items()}
+
+
+def shown(values: Array, *, sign: bool = False) -> str:
+    """Return mean and interval."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return "–"
+    low, high = mean_interval(values) or (np.nan, np.nan)
+    return f"{values.mean():{'+' if sign else ''}.1f} [{low:.1f}, {high:.1f}]"
+
+
+def report(name: str, parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapping[str, Any]) -> None:
+    """Print the table of one set, and the differences of the shipped form from centring."""
+    found = {method: measure(parts, method) for method in METHODS}
+    found |= {method: measure(parts, method, score) for method, score in extra.items()}
+    cells = list(found["raw"])
+    print(f"\n{name}\n")
+    headings = [f"{kind} queries, {share:.0%} photos" for kind, share in cells]
+    rows = [[method, *(shown(values[cell]) for cell in cells)] for method, values in found.items()]
+    for label, one, other in (
+        ("shipped - centred", SHIPPED, "centred"),
+        ("B - shipped", "B", SHIPPED),
+        ("NNN - shipped", "NNN", SHIPPED),
+    ):
+        if one in found:
+            rows.append([label, *(shown(found[one][cell] - found[other][cell], sign=True) for cell in cells)])
+    print_table(["method", *headings], rows)
+
+
+def another_view(path: Path) -> Image.Image:
+    """Return the middle 80 % of a photo, mirrored."""
+    with Image.open(path) as opened:
+        image = ImageOps.mirror(opened.convert("RGB"))
+    width, height = image.size
+    return image.crop((width // 10, height // 10, width - width // 10, height - height // 10))
+
+
+def encoded(cache: Path, encode: Callable[[], Matrix]) -> Array:
+    """Return embeddings that are computed once and kept beside the store."""
+    if not cache.exists():
+        np.save(cache, encode())
+    return np.load(cache, allow_pickle=False).astype(np.float64)
+
+
+def flickr(store: Store, photos: Path) -> tuple[Train, dict[str, list[Task]]]:
+    """Return train rows with 1,000 pairs, and the tasks of val and test."""
+    encoder = load_encoder("c3-mini")
+    tasks, pairs = {}, {}
+    for split in ("train", "val", "test"):
+        found = store.pairs(split=split)
+        of = found.item_index  # the image of each caption; captions of an image are one after the other
+        firsts = np.flatnonzero(np.r_[True, of[1:] != of[:-1]])[: 1000 if split == "train" else None]
+        texts, images = (
+            unit_rows(found.second.embeddings.astype(float)),
+            unit_rows(found.first.embeddings.astype(float)),
+        )
+        names = found.first.column("path")
+        paths = [photos / names[row] for row in of[firsts]]
+        views = encoded(
+            Path(f"{store.path}-{split}-views.npy"),
+            lambda paths=paths: encoder.encode_images([another_view(path) for path in paths]),
+        )
+        rows = {"image": images[of[firsts]], "text": texts[firsts]}
+        if split == "train":
+            plain = {"image": images, "text": texts}
+            pairs = {"text": (texts[firsts + 1], rows), "image": (views, rows)}
+            continue
+        queries = np.concatenate([firsts + more for more in range(1, 5)])
+        own = np.tile(np.arange(len(firsts)), 4)
+        tasks[split] = [
+            Task("text", texts[queries], own, rows, other_kind=False),
+            Task("image", views, np.arange(len(views)), rows, other_kind=False),
+        ]
+    return Train(plain, pairs), tasks
+
+
+def clip_sets(folder: Path) -> dict[str, list[tuple[Train, list[Task]]]]:
+    """Return both sets of real CLIP embeddings in two halves: moments from one, queries and corpus from the other."""
+    found: dict[str, list[tuple[Train, list[Task]]]] = {}
+    for name in ("coco_val2017_vitb16_500", "flickr8k_vitb32_combined"):
+        x, y = (unit_rows(np.load(folder / name / f"{kind}.npy").astype(np.float64)) for kind in KINDS)
+        meta = [json.loads(line) for line in (folder / name / "meta.jsonl").read_text().splitlines()]
+        captions = np.array(
+            [(row["row"], *row.get("text_rows", [row["row"]])) for row in meta if row.get("text_rows", 1)]
+        )
+        order = generator(0, "halves").permutation(len(captions))
+        alone = np.setdiff1d(np.arange(len(x)), captions[:, 0])  # photos without captions
+        halves = [captions[np.sort(half)] for half in np.array_split(order, 2)]
+        found[name] = []
+        for fit, held in (halves, halves[::-1]):
+            known = {"image": x[fit[:, 0]], "text": y[fit[:, 1]]}
+            pairs = {"image": (known["image"], {"text": known["text"]}), "text": (y[fit[:, -1]], dict(known))}
+            if len(captions[0]) == 2:
+                pairs["text"][1].pop("text")
+            train = Train({"image": x[np.r_[fit[:, 0], alone]], "text": y[fit[:, 1:].ravel()]}, pairs)
+            rows, n = {"image": x[held[:, 0]], "text": y[held[:, 1]]}, len(held)
+            several = held.shape[1] > 2
+            queries = held[:, 2:] if several else held[:, 1:]
+            text = Task("text", y[queries.T.ravel()], np.tile(np.arange(n), queries.shape[1]), rows, not several)
+            found[name].append((train, [text, Task("image", rows["image"], np.arange(n), rows, other_kind=True)]))
+    return found
+
+
+def report_moments(train: Train, tasks: Sequence[Task], others: Mapping[str, Mapping[str, Moments]]) -> None:
+    """Print what the shipped form gains over centring by all train rows, with moments of few rows or another corpus."""
+    usual, sources = measure([(train, tasks)], "centred"), dict(others)
+    for n in (20, 50, 200, 1000, 6000):
+        rng = generator(0, "few rows", n)
+        sources[f"{n:,} train rows of each kind"] = {
+            kind: Moments.from_rows(x[rng.choice(len(x), n, replace=False)]) for kind, x in train.rows.items()
+        }
+    rows = []
+    for name, moments in sources.items():
+        train.plain = dict(moments)
+        found = measure([(train, tasks)], SHIPPED)
+        rows.append([name, *(shown(found[cell] - usual[cell], sign=True) for cell in usual)])
+    print("\nShipped form less centring, by the rows that its moments are from\n")
+    print_table(["moments from", *(f"{kind} queries, {share:.0%} photos" for kind, share in usual)], rows)
+
+
+def main() -> None:
+    """Choose on val, print the tables of test."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path, help="a store of Flickr8k with c3-mini")
+    parser.add_argument("photos", type=Path, help="the folder of its photos")
+    parser.add_argument("clip", type=Path, help="folder with both sets of CLIP embeddings")
+    parser.add_argument("--val", action="store_true", help="print the tables of val, on which the choices were made")
+    parser.add_argument("--coco", type=Path, help="the folder with coco_captions/ and coco_cc*/, for moments of COCO")
+    arguments = parser.parse_args()
+    train, tasks = flickr(Store.open(arguments.store), arguments.photos)
+    split = "val" if arguments.val else "test"
+    parts = [(train, tasks[split])]
+    grid = [(alpha, k) for alpha in (0.25, 0.5, 0.75) for k in (1, 5, 10, 50)] if arguments.val else [NNN]
+    extra = {("NNN" if choice == NNN else f"NNN {choice}"): with_hubs(*choice) for choice in grid}
+    report(f"Flickr8k {split}, c3-mini", parts, extra)
+    if arguments.val:
+        return
+    for name, halves in clip_sets(arguments.clip).items():
+        report(name, halves, {"NNN": with_hubs(*NNN)})
+    others = {"c3-mini's training data": load_moments(C3_MINI_MOMENTS)[0]}
+    if arguments.coco:
+        coco, encoder = Path(f"{arguments.store}-coco"), load_encoder("c3-mini")
+        lines = (arguments.coco / "coco_captions" / "val2017.jsonl").read_text().splitlines()
+        captions = [caption for line in lines for caption in json.loads(line)["captions"]]
+        paths = sorted(arguments.coco.glob("coco_cc*/images/*"))
+        texts = encoded(coco.with_suffix(".text.npy"), lambda: encoder.encode_texts(captions))
+        images = encoded(coco.with_suffix(".image.npy"), lambda: encoder.encode_images(paths))
+        name = f"{len(captions):,} captions and {len(paths)} photos of COCO"
+        others[name] = {"image": Moments.from_rows(images), "text": Moments.from_rows(texts)}
+    report_moments(train, tasks[split], others)
+
+
+if __name__ == "__main__":
+    main()
