@@ -1,0 +1,115 @@
+"""Calibrated scores against a direct computation, from every source, and of degenerate inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c3tools import Calibration, Moments, Store, preset
+from c3tools.errors import TransformError
+from c3tools.store.means import save_means
+from tests.stores import gap_store, make_vectors, unit
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store.open(gap_store(tmp_path_factory.mktemp("calibration") / "c3-store"))
+
+
+@pytest.fixture(scope="module")
+def calibration(store: Store) -> Calibration:
+    return Calibration.fit(store)
+
+
+def test_it_is_the_formula(store: Store) -> None:
+    train = {name: unit(store.load(name, "train").embeddings.astype(np.float64)) for name in ("image", "text")}
+    calibration = Calibration.fit(train)
+    query = unit(train["text"][3:4] - train["text"].mean(axis=0))[0]
+    for name, rows in train.items():
+        off = rows - rows.mean(axis=0)
+        spread = off.T @ off / (off**2).sum()  # the covariance, its trace 1
+        cosines = unit(off) @ query
+        expected = [cosine / np.sqrt(query @ spread @ query) for cosine in cosines]
+        np.testing.assert_allclose(calibration.z(query, cosines, name), expected, atol=1e-5)
+
+
+def test_every_source_gives_the_same(store: Store, calibration: Calibration, tmp_path: Path) -> None:
+    save_means(store, tmp_path / "means.safetensors")
+    moments = {name: store.moments(name, "train") for name in store.modalities}
+    for source in (store.path, str(tmp_path / "means.safetensors"), moments):
+        other = Calibration.fit(source)
+        for name, own in calibration.moments.items():
+            assert own.mean.tobytes() == other.moments[name].mean.tobytes()
+            assert own.scatter.tobytes() == other.moments[name].scatter.tobytes()
+    arrays = {name: 3 * store.load(name, "train").embeddings for name in store.modalities}
+    other = Calibration.fit(arrays)
+    np.testing.assert_allclose(other.moments["text"].scatter, calibration.moments["text"].scatter, atol=1e-2)
+
+
+def test_plain_rows_keep_their_mean_and_covariance(store: Store) -> None:
+    rows = unit(store.load("image", "train").embeddings.astype(np.float64))
+    found = Calibration.fit({"image": rows}, pipeline=preset("c1").fit({"image": rows}))
+    np.testing.assert_allclose(found.moments["image"].mean, rows.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.moments["image"].covariance, np.cov(rows.T, bias=True), atol=1e-6)
+
+
+def test_unrelated_rows_have_mean_0_and_deviation_1_in_each_modality() -> None:
+    rows = dict(zip(("image", "text"), make_vectors(4000, 1), strict=True))
+    found = Calibration.fit({name: own[: len(own) // 2] for name, own in rows.items()})
+    query = found.pipeline.transform(rows["text"][:1], modality="text")[0]
+    for name, own in rows.items():
+        z = found.z(query, found.pipeline.transform(own[len(own) // 2 :], modality=name) @ query, name)
+        assert abs(z.mean()) < 0.1
+        assert 0.9 < z.std() < 1.1
+
+
+def test_scale_of_the_query_order_of_rows_and_order_within_a_modality(calibration: Calibration) -> None:
+    rng = np.random.default_rng(0)
+    queries, cosines = rng.normal(size=(5, calibration.moments["text"].dim)), rng.uniform(-1, 1, (5, 40))
+    z = calibration.z(queries, cosines, "image")
+    np.testing.assert_allclose(calibration.z(1e-3 * queries, cosines, "image"), z, rtol=1e-9)
+    order = rng.permutation(40)
+    assert (calibration.z(queries, cosines[:, order], "image") == z[:, order]).all()
+    assert (np.argsort(z) == np.argsort(cosines)).all()
+    np.testing.assert_allclose(calibration.z(queries[2], cosines[2], "image"), z[2], rtol=1e-12)
+
+
+def test_merging_orders_all_modalities_by_z() -> None:
+    rng = np.random.default_rng(0)
+    rows = {name: rng.normal(size=(50, 8)) + 5 * rng.normal(size=8) for name in ("image", "text", "audio")}
+    found = Calibration.fit(rows)
+    queries = found.pipeline.transform(rows["text"][:3], modality="text")
+    cosines = {name: queries @ found.pipeline.transform(own, modality=name).T for name, own in rows.items()}
+    cosines["audio"][:, 7] = -np.inf  # what indexes give where there is no row
+    ids = {name: np.array([[f"{name}{row}" for row in range(50)]] * 3) for name in rows}
+    merged = found.merge(queries, {name: (ids[name], cosines[name]) for name in rows}, k=200)
+    for row, query in enumerate(queries):
+        expected = [
+            (z, ids[name][0][n]) for name in rows for n, z in enumerate(found.z(query, cosines[name][row], name))
+        ]
+        expected = sorted((pair for pair in expected if np.isfinite(pair[0])), reverse=True)
+        assert [identity for identity, _, _ in merged[row]] == [identity for _, identity in expected]
+        assert {name for _, name, _ in merged[row][:100]} == set(rows)
+        assert merged[row][:4] == found.merge(query, {name: (ids[name][row], cosines[name][row]) for name in rows}, k=4)
+
+
+def test_degenerate_inputs() -> None:
+    constant = np.tile([1.0, 0, 0], (4, 1))
+    flat = np.random.default_rng(0).normal(size=(100, 3)) * [1, 1, 1e-9]
+    found = Calibration.fit({"image": flat}, pipeline=preset("c1").fit({"image": flat}))
+    assert (found.z(np.zeros(3), [0.3, np.nan], "image")[0]) == 0
+    steep = found.z([0, 0, 1.0], [0.1], "image")[0]  # no row varies in this direction
+    assert steep == pytest.approx(0.1 / np.sqrt(1e-3 / 3), rel=0.05)
+    plain = preset("c1").fit({"text": constant})
+    assert Calibration.fit({"text": constant}, pipeline=plain).z([1.0, 0, 0], [1.0], "text") == [0]
+    assert found.merge([1.0, 0, 0], {"image": ([], [])}) == []
+    for query, cosines, modality in (([1.0, 0, 0], [0.5], "audio"), ([1.0, 0], [0.5], "image")):
+        with pytest.raises(TransformError, match="image \\(3 dimensions\\)"):
+            found.z(query, cosines, modality)
+    with pytest.raises(TransformError, match="norm 1"):
+        Calibration.fit({"image": Moments.from_rows(3 * flat)})
+    memory = preset("clipre").fit({"image": flat, "text": flat})
+    with pytest.raises(TransformError, match="only rows"):
+        Calibration.fit({"image": flat}, pipeline=memory)
