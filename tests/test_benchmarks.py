@@ -35,7 +35,7 @@ def test_the_table_of_presets_has_numbers_in_every_cell(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(FOLDER)
     benchmark = importlib.import_module("preset_table")
     header, _, *rows = benchmark.table(unit_rows(120, 16, 1), unit_rows(120, 16, 2), 2)
-    assert len(rows) == len(benchmark.PRESETS)
+    assert len(rows) == len(benchmark.PRESETS) - 1
     for row in rows:
         cells = row.strip("| ").split(" | ")
         assert len(cells) == header.count("|") - 1

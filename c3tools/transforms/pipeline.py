@@ -464,7 +464,7 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
                 findings.append(f"{step.kind} adds noise, which is for training inputs alone: its role is training.")
             noise = step.kind if step.noisy else noise
             centred = step.kind if step.centres else centred
-            unit = isinstance(step, Normalize)
+            unit = isinstance(step, Normalize | steps.FairScale)
         if path and not unit:
             findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
     return list(dict.fromkeys(findings))

@@ -13,6 +13,7 @@ from .steps import (
     AdaptiveNoise,
     Collapse,
     CovarianceNoise,
+    FairScale,
     GapShift,
     GaussianNoise,
     MatchMoments,
@@ -80,6 +81,11 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
             "GR-CLIP (2025): one mean for each of query text, document text, document image",
             [Collapse()],
         ),
+        "fair": (
+            "norm(e - mu) / sqrt(tr(S_q S)), S = C / tr C, C the covariance, q the queries' modality (of training)",
+            "one inner-product search that ranks images and texts fairly: docs/results/fair-search.md",
+            [Collapse(), Normalize(), FairScale(y)],
+        ),
         "gap-shift": (
             "norm(x - delta/2 u), norm(y + delta/2 u), u the unit gap",
             "Mind the Gap (Liang et al., NeurIPS 2022)",
@@ -145,7 +151,8 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
             remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a number.",
         )
     inner = _table(strength, infer_on, train_on)[name][2]
-    return Pipeline([Normalize(), *inner, Normalize()] if inner else [Normalize()], name=name)
+    last = [Normalize()] if inner and not isinstance(inner[-1], FairScale) else []
+    return Pipeline([Normalize(), *inner, *last], name=name)
 
 
 def chosen_sigma(name: str, sigma: float | str | None, default: float | str) -> float | str | None:

@@ -155,6 +155,33 @@ class Collapse(Step):
 
 
 @dataclass(eq=False)
+class FairScale(Step):
+    """e / sqrt(tr(S_q S_m)) for centred unit rows of the modality m: one search ranks rows of all modalities fairly.
+
+    The variance of a row's inner products with queries is then the same for every modality, on average over queries.
+    S, the covariance of centred unit rows, is taken as C / tr C, C the covariance of the rows before they were centred.
+
+    Attributes:
+        queries: the modality q of the queries.
+    """
+
+    queries: str = "text"
+
+    kind = "fair-scale"
+    needs_unit = True
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Scale every modality by a number of its own."""
+        asked, found = data.gap_from[self.queries].covariance, {}
+        for name, moments in data.gap_from.items():
+            spread = np.sum(asked * moments.covariance) / max(np.trace(asked) * np.trace(moments.covariance), 1e-30)
+            if not spread > 0:
+                raise TransformError(f"All {name} rows or all {self.queries} rows are equal, so they cannot be scaled.")
+            found[name] = Affine(scale=1 / np.sqrt(spread))
+        return found
+
+
+@dataclass(eq=False)
 class Standardize(Step):
     """(e - mu) / s per dimension, s the population standard deviation of the modality.
 

@@ -51,6 +51,11 @@ def _procrustes(p: Pairs) -> Array:
     return unit(_centred(p.x) @ rotation + p.y.mean(0))
 
 
+def _fair(v: Array, p: Pairs) -> Array:
+    spreads = [np.cov(w.T, bias=True) / w.var(0).sum() for w in (p.y, v)]  # those of texts, which ask
+    return np.asarray(unit(_centred(v)) / np.sqrt(np.trace(spreads[0] @ spreads[1])))
+
+
 def _whiten(v: Array) -> Array:
     covariance = np.cov(v.T, bias=True)
     d = len(covariance)
@@ -104,6 +109,7 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
     "clipre": (lambda p, z: p.y, lambda p: p.y[(p.x @ p.y.T).argmax(1)]),
     "realign": (lambda p, z: p.y, _realign),
     "tomcap": (_tomcap, lambda p: p.x),
+    "fair": (lambda p, z: _fair(p.y, p), lambda p: _fair(p.x, p)),
     "gap-shift": (lambda p, z: _shift(p.y, p, -1), lambda p: _shift(p.x, p, 1)),
     "project-out-gap": (lambda p, z: _without_gap(p.y, p), lambda p: _without_gap(p.x, p)),
     "standardize": (lambda p, z: unit(_centred(p.y) / p.y.std(0)), lambda p: unit(_centred(p.x) / p.x.std(0))),
