@@ -35,6 +35,7 @@ from .index.index import build_index as build_index
 from .machine import describe_machine as describe_machine
 from .moments import Moments as Moments
 from .reporter import Reporter as Reporter
+from .serve.run import serve_index as serve_index
 from .store.copies import merge_stores as merge_stores
 from .store.copies import split_store as split_store
 from .store.import_embeddings import import_embeddings as import_embeddings
@@ -58,6 +59,7 @@ from .store.rows import Pairs as Pairs
 from .store.rows import Rows as Rows
 from .store.verify import verify_store as verify_store
 from .terminal import TerminalReporter as TerminalReporter
+from .transforms.calibration import Calibration as Calibration
 from .transforms.pipeline import Pipeline as Pipeline
 from .transforms.presets import preset as preset
 

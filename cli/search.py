@@ -84,10 +84,10 @@ def search(
     html: Path | None = None,
     **options: Any,
 ) -> Any:
-    """Find the rows of an index that are nearest to a query: first the best images, then the best texts.
+    """Find the rows of an index that are nearest to a query: images and texts in one list.
 
-    Each modality has its own ranking. In a common ranking, the modality gap would put rows of the query's own modality
-    first.
+    The score says how many standard deviations the cosine of a row is above that of unrelated rows of its own modality,
+    so rows of both modalities can be compared.
 
     Args:
         image: Search with this image.
@@ -104,10 +104,16 @@ def search(
         message(f"Wrote {html}")
     for result in results:
         out.print(result.query, style="bold")
-        for number, hits in enumerate(result.groups.values()):
-            if number:
-                out.print()
-            for hit in hits:
-                label = "  ".join(part for part in (hit.caption, hit.path) if part)
-                out.print(f"{hit.score:7.3f}  {hit.modality:5}  {hit.key}  {label}", soft_wrap=True)
+        for hit in result.hits:
+            label = "  ".join(part for part in (hit.caption, hit.path) if part)
+            out.print(f"{hit.score:7.2f}  {hit.modality:5}  {hit.key}  {label}", soft_wrap=True)
     return [result.to_dict() for result in results]
+
+
+def serve(**options: Any) -> None:
+    """Serve a page to search an index with texts and photos, and the same search in JSON.
+
+    Images and texts are in one list, as in `c3 search`. GET /search?q=TEXT&k=10 returns JSON; POST /search takes a
+    photo (Content-Type: image/...) or {"vector": [...], "modality": "text"}.
+    """
+    c3tools.serve_index(**options, reporter=reporter())

@@ -5,6 +5,7 @@ index.json                    factory, dimension, rows, nprobe, measured recall,
 part-00000.faiss              up to `shard_rows` vectors of one modality
 rows.parquet                  key, modality, caption, path of each row, in the order of the vectors
 transform.json, .safetensors  the pipeline that rows and queries are transformed with
+moments.safetensors           the moments of transformed rows, by modality, which scores are calibrated with
 
 An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built from. After any
 other change of the store or the settings it is made again. The parts are copies of one trained FAISS index; scores are
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..arrays import Indices, Matrix
+from ..arrays import Indices, Mask, Matrix
 from ..corpus import ImageReader
 from ..corpus.containers import PhotoFinder
 from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
@@ -38,22 +39,24 @@ from ..identity import ModelIdentity
 from ..io.artifact import Kind, claimed, digest_of, reading, replacing, write_record
 from ..io.files import recorded_file
 from ..io.locations import is_url, kind_of, location
+from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store, embedding_matrix
 from ..store.import_embeddings import read_rows
-from ..store.rows import keys_of, one_array
+from ..store.rows import ITEM_COLUMNS, keys_of, one_array, row_splits
 from ..store.shard_indexes import last_line, load_faiss, read_index, save_index
 from ..store.shards import INFO_FILE, shard_schema
 from ..tables import Table
 from ..transforms import Pipeline, open_pipeline, preset
+from ..transforms.calibration import Calibration
 from ..transforms.fitting import first_rows
 
 _KIND = Kind("index", "index.json", StoreError, "c3 index", "--index", others=("part-00000.faiss",), again="--rebuild")
 _ROWS_FILE = "rows.parquet"
-_ANY = "any"  # a modality to search in: all of them, in one ranking
+_MOMENTS_FILE = "moments.safetensors"
 _OWN = Path("c3-index")  # where c3 index writes to
-_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key")])
+_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key", "split")])
 _TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
 _THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point
 _PROVENANCE = ("format_version", "files", "model", "store", "store_shards", "settings")
@@ -71,20 +74,26 @@ class Hit:
     """A row that was found.
 
     Attributes:
-        score: cosine with the query after the transform.
+        score: how unusual the cosine is among rows of the same modality, in standard deviations (`Calibration.z`).
+        cosine: of the row with the query after the transform (with the preset fair, times a number of the modality).
+        row: its number in the index.
         key: of the row.
         modality: of the row.
         caption: of a text.
         path: of an image, or of the image that a text belongs to, if the index has it.
         image_key: of the image that a text belongs to.
+        split: of the row.
     """
 
     score: float
+    cosine: float
+    row: int
     key: str
     modality: str
     caption: str | None = None
     path: str | None = None
     image_key: str | None = None
+    split: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the hit as JSON values, without what it lacks."""
@@ -97,16 +106,11 @@ class SearchResult:
 
     Attributes:
         query: the text, the path, the key, or the number of the vector.
-        hits: the rows: the best of each modality that was searched, one modality after the other.
+        hits: the rows, best first; of a search for separate lists, one modality after the other.
     """
 
     query: str
     hits: list[Hit]
-
-    @property
-    def groups(self) -> dict[str, list[Hit]]:
-        """The hits by modality, in their order."""
-        return {name: [hit for hit in self.hits if hit.modality == name] for name in {h.modality: 0 for h in self.hits}}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -114,7 +118,7 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         """Return a table of the hits, for notebooks."""
-        rows = [(f"{hit.score:.3f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
+        rows = [(f"{hit.score:.2f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
         return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
 
 
@@ -127,7 +131,7 @@ class Index:
         record: the content of index.json.
         shards: the FAISS indexes, each of rows of one modality.
         rows: the table of keys, one row per vector.
-        pipeline: the fitted pipeline; it transforms queries too.
+        calibration: compares scores of different modalities.
         bias: share of own-modality rows among the 10 nearest, per modality, before and after the transform, in a
             balanced sample (0.5 without bias); None for one modality, and for an index that was opened or extended.
     """
@@ -136,15 +140,20 @@ class Index:
     record: dict[str, Any]
     shards: list[Any]
     rows: pa.Table
-    pipeline: Pipeline
+    calibration: Calibration
     bias: dict[str, dict[str, float]] | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The fitted pipeline; it transforms queries too."""
+        return self.calibration.pipeline
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
         """Open the index in the folder ``path``; it is searched on GPUs where faiss finds any.
 
         A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of its embeddings as
-        they are: nothing is centred, so each modality is best ranked by itself.
+        they are: nothing is centred.
 
         Raises:
             StoreError: if there is no index, it is damaged, or shards of a store have no index.
@@ -158,11 +167,12 @@ class Index:
             try:
                 shards = [faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]]
                 rows = pq.read_table(folder / _ROWS_FILE, columns=_ROW_SCHEMA.names)
+                calibration = Calibration(load_moments(folder / _MOMENTS_FILE)[0], Pipeline.load(folder))
             except (OSError, pa.ArrowException) as error:
                 raise ValueError(error) from error
             if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
                 raise ValueError(f"it has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}")
-            return cls(folder, record, shards, rows, Pipeline.load(folder))
+            return cls(folder, record, shards, rows, calibration)
 
     @classmethod
     def _of_store(cls, store: Store) -> Index:
@@ -186,7 +196,8 @@ class Index:
             "store": "." if isinstance(store.path, Path) else str(store.path),
             "store_shards": _shards_of(store, store.modalities),
         }
-        return cls(store.path, record, [read_index(store, *shard) for shard in having], rows, preset("c1"))
+        calibration = Calibration.fit(store, pipeline=preset("c1"))
+        return cls(store.path, record, [read_index(store, *shard) for shard in having], rows, calibration)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
@@ -211,6 +222,8 @@ class Index:
         key: str | None = None,
         modality: str = "text",
         within: str | None = None,
+        split: str | None = None,
+        separate: bool = False,
         k: int = 10,
         nprobe: int | None = None,
         store: Store | str | Path | None = None,
@@ -220,8 +233,8 @@ class Index:
     ) -> list[SearchResult]:
         """Find the rows nearest to one or several queries of the same kind; return one result per query.
 
-        Each modality of the index has its own ranking, texts last. In a common ranking, the modality gap would put rows
-        of the query's own modality first.
+        Images and texts are in one list, ranked by how unusual their cosine is among rows of their own modality (see
+        `Calibration`). By the cosine itself, the modality gap would put rows of the query's own modality first.
 
         Args:
             text: Texts to search for.
@@ -229,9 +242,10 @@ class Index:
             vector: Search with the vectors in this file (npy, npz, ...).
             key: Search with the row of the store that has this key.
             modality: Modality of the vectors in ``vector``: image, text, ...
-            within: Return only rows of this modality (image, text, ...). any: rank all modalities together. By default
-                each modality in its own ranking.
-            k: Number of results per modality.
+            within: Return only rows of this modality (image, text, ...).
+            split: Return only rows of this split: train, val, test or all.
+            separate: Return the best rows of each modality, one modality after the other, instead of one list.
+            k: Number of results; with ``separate``, per modality.
             nprobe: Number of inverted lists to search. More are slower and find more. By default the tuned value of the
                 index.
             store: The store to read the row of ``key`` from. By default the store of the index.
@@ -275,21 +289,49 @@ class Index:
                 images = list(image) if isinstance(image, list | tuple) else [image]
                 labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
                 embeddings, modality = encoder.encode_images(images), "image"
-        results = [SearchResult(label, []) for label in labels]
+        lists = self.rank(embeddings, modality, k, within=within, split=split, separate=separate, nprobe=nprobe)
+        return [SearchResult(label, hits) for label, hits in zip(labels, lists, strict=True)]
+
+    def rank(
+        self,
+        embeddings: npt.ArrayLike,
+        modality: str,
+        k: int = 10,
+        *,
+        within: str | None = None,
+        split: str | None = None,
+        separate: bool = False,
+        nprobe: int | None = None,
+    ) -> list[list[Hit]]:
+        """Return the hits of raw embeddings (q, d), a list for each; the other arguments are those of `search`."""
+        queries = self.pipeline.transform(embeddings, modality=modality)
+        lists: list[list[Hit]] = [[] for _ in queries]
         for group in [within] if within else self._groups():
-            scores, found = self.nearest(embeddings, modality, k, within=group, nprobe=nprobe)
-            for result, own, numbers in zip(results, scores, found, strict=True):
-                hits = self.rows.take(numbers[numbers >= 0]).to_pylist()
-                result.hits.extend(Hit(round(float(score), 6), **hit) for score, hit in zip(own, hits, strict=False))
-        return results
+            products, found = self.nearest(embeddings, modality, k, within=group, split=split, nprobe=nprobe)
+            cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)  # some pipelines leave other norms
+            scores = self.calibration.z(queries, cosines, group)
+            for hits, z, own, rows in zip(lists, scores, cosines, found, strict=True):
+                numbers = rows[rows >= 0]
+                numbered = zip(z, own, numbers, self.rows.take(numbers).to_pylist(), strict=False)
+                hits += [
+                    Hit(round(float(a), 6), round(float(b), 6), int(row), **about) for a, b, row, about in numbered
+                ]
+        return lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
 
     def nearest(
-        self, embeddings: npt.ArrayLike, modality: str, k: int, *, within: str | None = None, nprobe: int | None = None
+        self,
+        embeddings: npt.ArrayLike,
+        modality: str,
+        k: int,
+        *,
+        within: str | None = None,
+        split: str | None = None,
+        nprobe: int | None = None,
     ) -> tuple[Matrix, Indices]:
         """Return scores and row numbers, both (q, k), of the rows nearest to raw embeddings (q, d), best first.
 
         If there are fewer than ``k`` rows, the row number is -1 and the score -inf. Other arguments and errors are
-        those of `search`; ``within`` None is any.
+        those of `search`. Without ``within``, rows of all modalities are ranked by their cosine.
         """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
@@ -302,15 +344,30 @@ class Index:
         starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)])[:-1]
         owners = self.rows.column("modality").take(starts).to_pylist()
         own = zip(starts, self._searched, owners, strict=True)
-        chosen = [(start, shard) for start, shard, owner in own if within in (None, _ANY, owner)]
+        chosen = [(start, shard) for start, shard, owner in own if within in (None, owner)]
         if not chosen:
             raise StoreError(
                 f"The index {self.path} has no {within} rows. Its modalities are {', '.join(self._groups())}.",
-                remedy=f"Choose one of them with --in, or {_ANY} for one ranking of all rows.",
+                remedy="Choose one of them with --in, or leave it out for all.",
             )
-        scores, found = _search_shards([shard for _, shard in chosen], queries, k, nprobe or self.record.get("nprobe"))
         numbers = np.concatenate([start + np.arange(shard.ntotal) for start, shard in chosen])
-        return scores, np.where(found < 0, -1, numbers[found])
+        shards, probes, ask = [shard for _, shard in chosen], nprobe or self.record.get("nprobe"), k
+        while True:
+            scores, found = _search_shards(shards, queries, ask, probes)
+            rows = np.where(found < 0, -1, numbers[found])
+            if split in (None, "all"):
+                return scores, rows
+            fits = (rows >= 0) & self._in_split(split)[rows]
+            if ask >= len(numbers) or (fits.sum(axis=1) >= k).all():
+                best = np.argsort(~fits, axis=1, kind="stable")[:, :k]
+                own_split, scores, rows = (np.take_along_axis(values, best, 1) for values in (fits, scores, rows))
+                return np.where(own_split, scores, -np.inf), np.where(own_split, rows, -1)
+            ask = min(4 * ask, len(numbers))
+
+    def _in_split(self, split: str) -> Mask:
+        """Return which rows are in a split, bool (n,)."""
+        found: Any = pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False)
+        return np.asarray(found)
 
     @cached_property
     def _searched(self) -> list[Any]:
@@ -385,10 +442,12 @@ def _row_table(
     """
     tables = [_ROW_SCHEMA.empty_table() if before is None else before]
     for modality, numbers in parts.items():
-        columns = [name for name in shard_schema(modality, store.info).names if name in _ROW_SCHEMA.names]
+        wanted = {*_ROW_SCHEMA.names, *ITEM_COLUMNS}
+        columns = [name for name in shard_schema(modality, store.info).names if name in wanted]
         for batch in store.batches(modality, columns, split=split, parts=numbers):
-            owner = pa.array([modality] * len(batch), pa.string())
-            tables.append(pa.Table.from_batches([batch]).append_column("modality", owner))
+            made = {"modality": [modality] * len(batch), "split": row_splits(batch, store.kept_splits)}
+            own = {name: batch.column(name) for name in columns if name != "split"}
+            tables.append(pa.table({**own, **{name: pa.array(value, pa.string()) for name, value in made.items()}}))
     rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
     images = rows.filter(pc.equal(rows.column("modality"), pa.scalar("image")))
     places = pc.index_in(one_array(rows.column("image_key")), value_set=one_array(images.column("key")))
@@ -602,7 +661,11 @@ def _build(
         ) from error
     made = {"model": store.info.model, "factory": factory, "dim": dim, "metric": "cosine", "built_from": n}
     record = {**made, **_measure_recall(filled, queries, x, settings["recall"]), "settings": settings, **source}
-    index = Index(folder, record, filled, rows, chosen)
+    try:
+        calibration = Calibration.fit(store, pipeline=chosen)
+    except TransformError:  # a memory, whose effect only rows show
+        calibration = Calibration(dict(zip(parts, map(Moments.from_rows, blocks), strict=True)), chosen)
+    index = Index(folder, record, filled, rows, calibration)
     with replacing(folder, keep=False) as new:
         _write(new, index, 0)
     if len(parts) == 2:
@@ -649,6 +712,7 @@ def _write(new: Path, index: Index, kept: int) -> None:
         save_index(part, new / name)
     pq.write_table(index.rows, new / _ROWS_FILE, compression="zstd")
     index.pipeline.save(new)
+    save_moments(new / _MOMENTS_FILE, index.calibration.moments, {})
     index.record |= {"rows": index.rows.num_rows, "shards": names}
     write_record(new, _KIND, index.record)
 

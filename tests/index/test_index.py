@@ -129,22 +129,47 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
-def test_every_modality_has_its_nearest_rows_whatever_the_query(store: Store, index: Index, modality: str) -> None:
+def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: Index, modality: str) -> None:
     row = store.load(modality).embeddings[7]
-    (found,) = index.search(vector=row, modality=modality, k=4)
-    assert [hit.modality for hit in found.hits] == ["image"] * 4 + ["text"] * 4
-    for name, hits in found.groups.items():
-        best = np.argsort(-(centred(store, name) @ centred(store, modality)[7]))[:4]
-        rows = store.load(name).select(best)
-        assert [hit.key for hit in hits] == rows.keys
-    assert all(hit.path == f"{hit.image_key}.jpg" for hit in found.groups["text"])
-    (mixed,) = index.search(vector=row, modality=modality, k=4, within="any")
-    assert mixed.hits == sorted(mixed.hits, key=lambda hit: -hit.score) and len(mixed.hits) == 4
+    query = centred(store, modality)[7]
+    (apart,) = index.search(vector=row, modality=modality, k=4, separate=True)
+    assert [hit.modality for hit in apart.hits] == ["image"] * 4 + ["text"] * 4
+    for name, hits in (("image", apart.hits[:4]), ("text", apart.hits[4:])):
+        cosines = centred(store, name) @ query
+        best = np.argsort(-cosines)[:4]
+        assert [hit.key for hit in hits] == store.load(name).select(best).keys
+        np.testing.assert_allclose([hit.cosine for hit in hits], cosines[best], atol=1e-3)
+        spread = store.moments(name, "train").covariance
+        z = cosines[best] / np.sqrt(query @ spread @ query / np.trace(spread))
+        np.testing.assert_allclose([hit.score for hit in hits], z, rtol=2e-3)
+    assert all(hit.path == f"{hit.image_key}.jpg" for hit in apart.hits[4:])
+    for each in (index, Index.open(index.path)):
+        (mixed,) = each.search(vector=row, modality=modality, k=4)
+        assert mixed.hits == sorted(apart.hits, key=lambda hit: -hit.score)[:4]
     several = index.search(vector=store.load("image").embeddings[:3], modality="image", within="text", k=2)
-    assert [len(result.hits) for result in several] == [2, 2, 2]
+    assert [[hit.modality for hit in result.hits] for result in several] == [["text", "text"]] * 3
     (one,) = index.search(key="img004", within="image", k=1)
-    assert one.hits == [Hit(one.hits[0].score, "img004", "image", path="img004.jpg")]
+    assert one.hits == [
+        Hit(one.hits[0].score, one.hits[0].cosine, 4, "img004", "image", path="img004.jpg", split="train")
+    ]
     assert "<td>img004</td>" in one._repr_html_()
+    for split, rows in (("test", 90), ("nowhere", 0), ("all", 270)):
+        (found,) = index.search(vector=row, modality=modality, split=split, k=300)
+        assert len(found.hits) == rows and {hit.split for hit in found.hits} <= (
+            {"train", "test"} if split == "all" else {split}
+        )
+        (best,) = index.search(vector=row, modality=modality, split=split, k=3)
+        assert best.hits == found.hits[:3]
+
+
+@pytest.mark.parametrize("name", ["fair", "clipre"])
+def test_scores_of_other_pipelines_can_be_compared_too(store: Store, tmp_path: Path, name: str) -> None:
+    index = build_index(store, tmp_path / "index", preset=name)
+    (found,) = Index.open(index.path).search(vector=store.load("text").embeddings[3], k=270)
+    assert len(found.hits) == 270
+    for modality in ("image", "text"):
+        scores = [hit.score for hit in found.hits if hit.modality == modality]
+        assert abs(np.mean(scores)) < 0.5 and 0.5 < np.std(scores) < 1.5
 
 
 def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: Path) -> None:
@@ -152,8 +177,11 @@ def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: P
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     write_tar(tmp_path / "x.tar", [("in.png", (tmp_path / "red.png").read_bytes())])
     paths = ["red.png", "broken.jpg", "gone.jpg", "x.tar#in.png", "x.tar#none.png"]
-    hits = [Hit(0.5, path, "image", path=str(tmp_path / path)) for path in paths]
-    hits += [Hit(0.4, "u", "image", path="https://example.org/a.jpg"), Hit(0.3, "<b>", "text", caption="<i>a & b</i>")]
+    hits = [Hit(2.5, 0.5, 0, path, "image", path=str(tmp_path / path)) for path in paths]
+    hits += [
+        Hit(2.4, 0.4, 0, "u", "image", path="https://example.org/a.jpg"),
+        Hit(2.3, 0.3, 0, "<b>", "text", caption="<i>a & b</i>"),
+    ]
     page = contact_sheet([SearchResult("<script>dog", hits)])
     assert page.count("data:image/jpeg;base64,") == 2
     for text in ("not an image in a format", "no such file", "not fetched"):

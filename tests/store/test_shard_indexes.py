@@ -34,7 +34,7 @@ def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, norm
     scores = vectors @ vectors[5]
     order = np.argsort(-scores)[:4]
     assert [hit.key for hit in result.hits] == [rows.keys[int(row)] for row in order]
-    np.testing.assert_allclose([hit.score for hit in result.hits], scores[order], atol=2e-3)
+    np.testing.assert_allclose([hit.cosine for hit in result.hits], scores[order], atol=2e-3)
 
 
 def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
