@@ -1,6 +1,7 @@
-"""Keep what was measured, and judge it in four sentences.
+"""Keep what was measured, and judge it in five sentences.
 
-They answer: is there a gap, will Collapse help, will Corrupt help, is anything unusual. Each follows from numbers of
+They answer: is there a gap, will Collapse help, will Corrupt help, can images and texts be searched in one list, is
+anything unusual. Each follows from numbers of
 the report by the thresholds below; docs/reference/geometry.md has them as a table.
 """
 
@@ -18,6 +19,7 @@ from ..transforms.sigma import AUTO, PAIRS, SigmaRule
 from .assumptions import Answer, Judgement
 from .collect import Collected
 from .measures import GapMeasures, ModalityMeasures, PairMeasures, Residuals
+from .one_list import OneList
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 
 CHANCE = 2.0
@@ -43,6 +45,9 @@ CROWDED = 0.05
 """Mean squared distance of the rows of a modality from their mean, up to which they are crowded (1: spread out)."""
 FEW_DIRECTIONS = 0.05
 """Effective dimension over the dimension, up to which rows fill few directions."""
+FAIR, UNFAIR = 0.35, 0.2
+"""Share of the first ten that are of the other modality, in the calibrated list of the worse kind of query: from the
+first one list is fair, below the second it is not (0.5: no bias)."""
 UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
@@ -59,6 +64,7 @@ class Measured:
         pairs: measures of the pairs; None without pairs.
         spaces: preset → measures of the space that it makes.
         assumptions: question → answer.
+        one_list: modality of the queries → what they find in a mixed corpus; empty with few pairs.
         noise: the alignment noise; None without pairs.
         sigmas: what each rule gives for sigma.
         recommended: one of these rules, and why.
@@ -74,6 +80,7 @@ class Measured:
     pairs: PairMeasures | None = None
     spaces: dict[str, SpaceMeasures] = field(default_factory=dict)
     assumptions: dict[str, Answer] = field(default_factory=dict)
+    one_list: dict[str, OneList] = field(default_factory=dict)
     noise: Residuals | None = None
     sigmas: list[SigmaRule] = field(default_factory=list)
     recommended: tuple[SigmaRule, str] | None = None
@@ -83,18 +90,20 @@ class Measured:
 
     @cached_property
     def verdict(self) -> dict[str, Answer]:
-        """The answers to: is there a gap, will Collapse help, will Corrupt help, is anything unusual."""
+        """The answers to the questions of this module."""
         found = list(_unusual(self))
         because = " ".join(f"{text}." for text in found) or "All checks passed."
         unusual = {"unusual": Answer("Is anything unusual?", "yes" if found else "no", because)}
         if self.gap is None:
             return unusual
         gap = Answer("Is there a modality gap?", *_judge_gap(self))
-        collapse = Answer("Will Collapse help?", *_judge_collapse(self, gap))
+        names = " and ".join(f"{name}s" for name in self.modalities)
+        one_list = Answer(f"Can {names} be searched in one list?", *_judge_one_list(self)) if self.one_list else None
         return {
             "gap": gap,
-            "collapse": collapse,
+            "collapse": Answer("Will Collapse help?", *_judge_collapse(self, gap)),
             "corrupt": Answer("Will Corrupt help?", *_judge_corrupt(self)),
+            **({"one_list": one_list} if one_list else {}),
             **unusual,
         }
 
@@ -177,6 +186,19 @@ def _judge_corrupt(report: Measured) -> Judgement:
         return "yes", f"{differ}. {chosen}; {other}."
     compare = "Compare both with `c3 ablate --sigma auto --sigma pairs`."
     return "partly", f"{differ}. {chosen}, but {other}. {compare}"
+
+
+def _judge_one_list(report: Measured) -> Judgement:
+    """Judge whether the calibrated list has enough rows of the other modality, for the worse kind of query."""
+    asked, worst = min(report.one_list.items(), key=lambda pair: pair[1].other_modality["calibrated"].value)
+    raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
+    other = next(name for name in report.modalities if name != asked)
+    because = (
+        f"Where {other}s have the answers, {raw:.1f} of the first ten that {asked} queries find are {other}s by "
+        f"cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores of `c3 search` "
+        "(5 without bias)."
+    )
+    return "yes" if calibrated >= 10 * FAIR else "partly" if calibrated >= 10 * UNFAIR else "no", because
 
 
 def _unusual(report: Measured) -> Iterator[str]:
