@@ -33,6 +33,7 @@ COMMANDS = {  # the module of this folder with the function, the verbs whose par
     "ablate": "captions ablate",
     "index": "search build_index",
     "search": "search Index.search",
+    "serve": "search serve_index",
     "verify": "stores verify_store",
     "merge": "stores merge_stores",
     "split": "stores split_store",

@@ -1,0 +1,1 @@
+"""A web page and an HTTP interface for an index (extra ``serve``)."""

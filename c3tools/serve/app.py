@@ -1,0 +1,195 @@
+"""Serve an index: a page to search with a text or a photo, and the same in JSON.
+
+    GET  /                  the page
+    GET  /search?q=TEXT     {"query": ..., "hits": [...]}, those of `c3 search --json`, some with "thumbnail"
+    POST /search            the same for a photo (the file is the body, Content-Type: image/...), or for
+                            {"vector": [...], "modality": "text"} (Content-Type: application/json)
+    GET  /thumbnail/ROW     the photo of a row, small, as JPEG
+
+`k` (10), `in` (a modality), `split` and `separate` may be added to the address of a search. Wrong input is answered
+with {"error": ...} and a status of 4xx. Requests name rows, never files: only photos of the index are opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+import msgspec
+import numpy as np
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from ..arrays import Matrix
+from ..corpus import ImageReader
+from ..corpus.containers import PhotoFinder
+from ..encoders import Encoder, open_image
+from ..errors import C3Error
+from ..index import Index
+from ..pages import render_page
+from ..reporter import counted
+
+LARGEST_UPLOAD = 20 * 2**20
+"""Bytes."""
+_MOST_RESULTS = 100
+_MOST_CHARACTERS = 1_000
+_UPLOAD_SECONDS = 30
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # others have decoders that a stranger's file could keep busy
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_THUMBNAIL = 320  # pixels of the longer side
+_KEPT_THUMBNAILS = 2_000
+_TEMPLATE = Path(__file__).parent / "templates" / "page.html"
+
+
+class _VectorQuery(msgspec.Struct):
+    vector: list[float]
+    modality: str = "text"
+
+
+def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> Starlette:
+    """Return the ASGI application of an index.
+
+    Args:
+        index: what is searched.
+        encoder: the model of the index.
+        hosts: names that the server may be addressed by, so that pages of other sites cannot read it under a name of
+            theirs; ``*`` for any.
+    """
+    server = _Server(index, encoder)
+    return Starlette(
+        routes=[
+            Route("/", server.page),
+            Route("/search", server.search_text, methods=["GET"]),
+            Route("/search", server.search_upload, methods=["POST"]),
+            Route("/thumbnail/{row:int}", server.thumbnail),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        exception_handlers={HTTPException: _refused, C3Error: _refused},
+    )
+
+
+class _Server:
+    """What is loaded once: the index, the encoder, and thumbnails that were shown."""
+
+    def __init__(self, index: Index, encoder: Encoder) -> None:
+        self.index, self.encoder = index, encoder
+        # one at a time, since decoding a photo may take hundreds of megabytes, and a model uses all cores by itself
+        self.encoding, self.reading = Lock(), Lock()
+        self.finder, self.reader = PhotoFinder(beside=index.store_path), ImageReader()
+        columns = (index.rows.column(name).unique().to_pylist() for name in ("modality", "split"))
+        self.choices = dict(zip(("in", "split"), columns, strict=True))
+        self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
+
+    def page(self, request: Request) -> Response:
+        """Return the page."""
+        rows = counted(self.index.rows.num_rows, "row")
+        title = self.index.path.name
+        return HTMLResponse(render_page(_TEMPLATE, title=title, rows=rows, choices=self.choices))
+
+    def search_text(self, request: Request) -> Response:
+        """Search for the text of the address."""
+        text = request.query_params.get("q", "").strip()
+        if not 0 < len(text) <= _MOST_CHARACTERS:
+            raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
+        return self._answer(request, text, lambda: self.encoder.encode_texts([text]), "text")
+
+    async def search_upload(self, request: Request) -> Response:
+        """Search with a photo or a vector."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.startswith("image/"):
+            raise HTTPException(415, "Send a photo as image/..., or a vector as application/json.")
+        body = await _read(request)
+        if kind != "application/json":
+            embed = lambda: self.encoder.encode_images([_photo(body)])  # noqa: E731
+            return await run_in_threadpool(self._answer, request, "photo", embed, "image")
+        try:
+            query = msgspec.json.decode(body, type=_VectorQuery)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise HTTPException(400, f"This is not a vector: {error}.") from None
+        vector = np.array([query.vector], np.float64)
+        if vector.shape[1] != self.index.record["dim"]:
+            raise HTTPException(400, f"The vector has {vector.shape[1]} numbers, not {self.index.record['dim']}.")
+        return await run_in_threadpool(self._answer, request, "vector", lambda: vector, query.modality)
+
+    def thumbnail(self, request: Request) -> Response:
+        """Return the photo of a row."""
+        row = request.path_params["row"]
+        try:
+            if row >= self.index.rows.num_rows:
+                raise ValueError("there is no such row")
+            content = self.jpeg(row)
+        except _UNREADABLE as error:
+            reason = getattr(error, "strerror", None) or error
+            raise HTTPException(404, f"There is no photo of row {row}: {reason}.") from None
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+    def _answer(self, request: Request, query: str, embed: Callable[[], Matrix], modality: str) -> Response:
+        asked = request.query_params
+        k = asked.get("k", "10")
+        if not (k.isascii() and k.isdigit() and len(k) < 4 and 1 <= int(k) <= _MOST_RESULTS):
+            raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
+        for name, known in self.choices.items():
+            if asked.get(name) and asked[name] not in known:
+                raise HTTPException(400, f"{name} must be one of {', '.join(known)}.")
+        within, split = (asked.get(name) or None for name in self.choices)
+        with self.encoding:
+            embeddings = embed()
+        separate = "separate" in asked
+        (hits,) = self.index.rank(embeddings, modality, int(k), within=within, split=split, separate=separate)
+        found = [hit.to_dict() | ({"thumbnail": f"thumbnail/{hit.row}"} if hit.path else {}) for hit in hits]
+        return JSONResponse({"query": query, "hits": found})
+
+    def _jpeg(self, row: int) -> bytes:
+        path = self.index.rows.column("path")[row].as_py()
+        with self.reading:
+            content = self.reader.read(self.finder.find(path, path))
+            image, _, _ = open_image(io.BytesIO(content), (_THUMBNAIL // 2, _THUMBNAIL // 2))
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=85)
+        return stream.getvalue()
+
+
+async def _read(request: Request) -> bytes:
+    """Return the body of a request, of a bounded size and in a bounded time."""
+    body, too_large = bytearray(), HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent.")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit() or int(declared) > LARGEST_UPLOAD:
+        raise too_large
+    try:
+        async with asyncio.timeout(_UPLOAD_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > LARGEST_UPLOAD:
+                    raise too_large
+    except TimeoutError:
+        raise HTTPException(408, f"The upload took more than {_UPLOAD_SECONDS} seconds.") from None
+    return bytes(body)
+
+
+def _photo(body: bytes) -> Image.Image:
+    """Decode an upload."""
+    try:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            Image.open(io.BytesIO(body), formats=_FORMATS).close()
+        return open_image(io.BytesIO(body), (512, 512))[0]
+    except _UNREADABLE as error:
+        raise HTTPException(400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {error}.") from None
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    return JSONResponse({"error": str(error)}, 400)

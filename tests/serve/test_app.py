@@ -1,0 +1,205 @@
+"""The server of an index: its answers against the index, bad requests, many clients at once, a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+from PIL import Image
+
+from c3tools.corpus import read_corpus
+from c3tools.embedding.run import embed_corpus
+from c3tools.index import Index, build_index
+from tests.bombs import png
+from tests.stores import colour_corpus, colour_encoder
+
+pytest.importorskip("faiss", reason="faiss is an extra")
+pytest.importorskip("httpx", reason="Starlette's test client needs it")
+testclient = pytest.importorskip("starlette.testclient", reason="starlette is an extra")
+
+COLOURS = {"a": "red", "b": "blue", "c": "lime", "d": "gold", "e": "navy"}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("serve")
+    embed_corpus(
+        read_corpus(colour_corpus(folder / "photos", COLOURS)), folder / "c3-store", colour_encoder(), workers=0
+    )
+    return build_index(folder / "c3-store", folder / "index", preset="c1")
+
+
+@pytest.fixture(scope="module")
+def client(index: Index) -> Iterator[Any]:
+    from c3tools.serve.app import create_app
+
+    with testclient.TestClient(create_app(index, colour_encoder()), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def photo(kind: str = "PNG", colour: str = "red") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 6), colour).save(stream, kind)
+    return stream.getvalue()
+
+
+def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, index: Index) -> None:
+    encoder = colour_encoder()
+    vector = encoder.encode_texts(["b 0"])[0]
+    searches = {
+        "text": (client.get("/search", params={"q": "b 0", "k": 7}), encoder.encode_texts(["b 0"])),
+        "vector": (client.post("/search?k=7", json={"vector": vector.tolist()}), vector[None]),
+        "image": (
+            client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"}),
+            encoder.encode_images([Image.new("RGB", (9, 6), "red")]),
+        ),
+    }
+    for name, (response, embeddings) in searches.items():
+        (expected,) = index.rank(embeddings, "image" if name == "image" else "text", 7)
+        assert response.status_code == 200, response.text
+        found = response.json()["hits"]
+        assert [(hit["key"], hit["score"]) for hit in found] == [(hit.key, hit.score) for hit in expected]
+    for filters in ({"in": "text"}, {"in": "image"}, {"split": index.rows.column("split")[0].as_py()}):
+        hits = client.get("/search", params={"q": "x", "k": 50, **filters}).json()["hits"]
+        assert hits and all(
+            hit[{"in": "modality"}.get(name, name)] == value for hit in hits for name, value in filters.items()
+        )
+    with Image.open(io.BytesIO(client.get("/" + hits[0]["thumbnail"]).content)) as image:
+        assert image.format == "JPEG"
+    assert "<title>" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "options", "status"),
+    [
+        ("GET", "/search", {}, 400),
+        ("GET", "/search?q=%20", {}, 400),
+        ("GET", "/search?q=" + "x" * 1001, {}, 400),
+        *[("GET", f"/search?q=a&{more}", {}, 400) for more in ("k=0", "k=101", "k=1e9", "k=x", "in=audio", "split=x")],
+        ("GET", "/thumbnail/99999999999999999999999", {}, 404),
+        ("GET", "/thumbnail/-1", {}, 404),
+        ("GET", "/thumbnail/..%2f..%2fetc%2fpasswd", {}, 404),
+        ("GET", "/../../etc/passwd", {}, 404),
+        ("GET", "/thumbnail/0?path=/etc/passwd", {}, 200),  # of row 0, whatever else is asked
+        ("PUT", "/search", {}, 405),
+        ("GET", "/search?q=a", {"headers": {"Host": "evil.example"}}, 400),
+        *[
+            ("POST", "/search", {"content": content, "headers": {"Content-Type": kind}}, status)
+            for content, kind, status in (
+                (b"", "image/png", 400),
+                (b"no photo", "image/jpeg", 400),
+                (photo()[:40], "image/png", 400),
+                (png(13_300, 13_300), "image/png", 400),
+                (b"%!PS-Adobe-3.0 EPSF-3.0", "image/png", 400),
+                (bytes(21 * 2**20), "image/png", 413),
+                (iter([bytes(2**20)] * 100), "image/png", 413),
+                (photo(), "text/plain", 415),
+                (b"{", "application/json", 400),
+                (b"[" * 100_000, "application/json", 400),
+                (b'{"vector": [1e999, 0, 0, 0, 0, 0, 0, 0]}', "application/json", 400),
+                (b'{"vector": [1, 2]}', "application/json", 400),
+                (b'{"vector": []}', "application/json", 400),
+                (b'{"vector": [0, 0, 0, 0, 0, 0, 0, 0]}', "application/json", 400),
+                (b'{"vector": "../../etc/passwd"}', "application/json", 400),
+            )
+        ],
+    ],
+)  # fmt: skip
+def test_a_bad_request_is_answered_and_stops_nothing(
+    client: Any, method: str, address: str, options: dict[str, Any], status: int
+) -> None:
+    response = client.request(method, address, **options)
+    assert response.status_code == status, response.text
+    if status != 200 and "Host" not in options.get("headers", {}):
+        assert response.json()["error"]
+    assert client.get("/search?q=a").status_code == 200
+
+
+def test_a_photo_that_is_gone_has_no_thumbnail(client: Any, index: Index) -> None:
+    row = index.rows.column("key").to_pylist().index("e")
+    Path(index.rows.column("path")[row].as_py()).unlink()
+    assert client.get(f"/thumbnail/{row}").status_code == 404
+
+
+def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) -> None:
+    texts = [f"{name} {n}" for name in COLOURS for n in (0, 1)]
+    with ThreadPoolExecutor(10) as pool:
+        found = list(
+            pool.map(lambda text: client.get("/search", params={"q": text, "k": 1, "in": "text"}).json(), texts * 5)
+        )
+    assert [result["query"] for result in found] == texts * 5
+    assert [result["hits"][0]["caption"] for result in found] == texts * 5
+
+
+@pytest.mark.skipif(not shutil.which("chromedriver"), reason="chromedriver is not installed")
+def test_the_page_in_a_real_browser(index: Index, tmp_path: Path) -> None:
+    import uvicorn
+
+    from c3tools.serve.app import create_app
+
+    (tmp_path / "gold.png").write_bytes(photo(colour="gold"))
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_server(("127.0.0.1", 0)) as free:
+        driver_port = free.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(create_app(index, colour_encoder()), log_level="error"))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        free.close()
+        driver = subprocess.Popen(["chromedriver", f"--port={driver_port}"], stdout=subprocess.DEVNULL)
+        session = f"http://127.0.0.1:{driver_port}/session"
+
+        def call(path: str, **body: Any) -> Any:
+            request = Request(session + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            with urlopen(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+
+        def run(script: str) -> Any:
+            return call("/execute/sync", script=script, args=[])
+
+        def until(script: str) -> Any:
+            for _ in range(100):
+                with suppress(URLError):
+                    if found := run(script):
+                        return found
+                time.sleep(0.1)
+            raise AssertionError(f"{script}: {run('return document.body.innerText')}")
+
+        try:
+            options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server"]}
+            for _ in range(100):
+                with suppress(URLError):
+                    asked = {"alwaysMatch": {"goog:chromeOptions": options}}
+                    session += "/" + call("", capabilities=asked)["sessionId"]
+                    break
+                time.sleep(0.2)
+            call("/url", url=f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            captions = "return [...document.querySelectorAll('#hits figure.text blockquote')].map(e => e.innerText)"
+            (field,) = call("/element", using="css selector", value="#q").values()
+            call(f"/element/{field}/value", text="b 0\ue007")  # Enter
+            assert until(captions)[0] == "b 0"
+            assert until("return [...document.images].filter(i => i.naturalWidth > 0).length") > 0
+            (choice,) = call("/element", using="css selector", value="#in option:nth-child(2)").values()
+            call(f"/element/{choice}/click")
+            assert until(
+                "return !document.querySelector('#hits .text') && document.querySelectorAll('#hits figure').length"
+            )
+            (upload,) = call("/element", using="css selector", value="#file").values()
+            call(f"/element/{upload}/value", text=str(tmp_path / "gold.png"))
+            assert until("return document.querySelector('#hits span')?.innerText == 'd'")
+        finally:
+            driver.terminate()
+            driver.wait()
+            server.should_exit = True
+            thread.join()
