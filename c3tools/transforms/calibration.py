@@ -32,7 +32,7 @@ _LEAST_VARIANCE = 1e-3  # of the mean variance over directions; scores vary less
 
 
 class Calibration:
-    """How unusual a score is among rows of its own modality, as one number for rows of all modalities.
+    """Tell how unusual a score is among rows of its own modality: one number for rows of all modalities.
 
     The cosines of a query q with unrelated rows of a modality m, of mean mu_m and covariance S_m, have mean q.mu_m and
     variance q' S_m q, so
