@@ -36,6 +36,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ from measuring import print_table
 from PIL import Image, ImageOps
 
 from c3tools import Moments, Store, load_encoder
-from c3tools.arrays import Array, Matrix
+from c3tools.arrays import Array, Indices, Matrix
 from c3tools.assets.paths import C3_MINI_MOMENTS
+from c3tools.encoders import Encoder
 from c3tools.metrics.significance import mean_interval
 from c3tools.moments import load_moments, unit_rows
 from c3tools.seeds import generator
@@ -62,7 +64,7 @@ class Task:
 
     kind: str
     queries: Array
-    items: Array
+    items: Indices
     rows: dict[str, Array]
     other_kind: bool  # the right row is always of the other kind, half the items are of each kind
 
@@ -211,7 +213,7 @@ def per_item(method: str, scores: Scores, task: Task, share: float) -> Array:
         counts += asked
     seen = counts > 0
     sums, sizes = (np.bincount(task.items[seen], v[seen], n) for v in (total, counts))
-    return np.divide(100 * sums, sizes, out=np.full(n, np.nan), where=sizes > 0)
+    return np.asarray(np.divide(100 * sums, sizes, out=np.full(n, np.nan), where=sizes > 0))
 
 
 Cell = tuple[str, float]
@@ -270,11 +272,16 @@ def another_view(path: Path) -> Image.Image:
     return image.crop((width // 10, height // 10, width - width // 10, height - height // 10))
 
 
+def encode_views(encoder: Encoder, paths: Sequence[Path]) -> Matrix:
+    """Return embeddings of other views of photos."""
+    return encoder.encode_images([another_view(path) for path in paths])
+
+
 def encoded(cache: Path, encode: Callable[[], Matrix]) -> Array:
     """Return embeddings that are computed once and kept beside the store."""
     if not cache.exists():
         np.save(cache, encode())
-    return np.load(cache, allow_pickle=False).astype(np.float64)
+    return np.asarray(np.load(cache, allow_pickle=False), np.float64)
 
 
 def flickr(store: Store, photos: Path) -> tuple[Train, dict[str, list[Task]]]:
@@ -293,7 +300,7 @@ def flickr(store: Store, photos: Path) -> tuple[Train, dict[str, list[Task]]]:
         paths = [photos / names[row] for row in of[firsts]]
         views = encoded(
             Path(f"{store.path}-{split}-views.npy"),
-            lambda paths=paths: encoder.encode_images([another_view(path) for path in paths]),
+            partial(encode_views, encoder, paths),
         )
         rows = {"image": images[of[firsts]], "text": texts[firsts]}
         if split == "train":

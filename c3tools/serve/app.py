@@ -142,7 +142,7 @@ class _Server:
             raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
         for name, known in self.choices.items():
             if asked.get(name) and asked[name] not in known:
-                raise HTTPException(400, f"{name} must be one of {', '.join(known)}.")
+                raise HTTPException(400, f"{name} must be one of {', '.join(map(str, known))}.")
         within, split = (asked.get(name) or None for name in self.choices)
         with self.encoding:
             embeddings = embed()

@@ -83,8 +83,8 @@ class Calibration:
             given = load_moments(location(source))[0]
         else:
             given = _plain_moments(source, split)
-        arrays = {name: rows for name, rows in given.items() if not isinstance(rows, Moments)}
-        moments = {name: own for name, own in given.items() if name not in arrays}
+        moments = {name: own for name, own in given.items() if isinstance(own, Moments)}
+        arrays = {name: rows for name, rows in given.items() if name not in moments}
         plain = FitData(moments, arrays, {}, unit=True).moments
         chosen = pipeline or preset("gr-clip").fit(plain)
         known = {name: own for name, own in plain.items() if chosen.knows(name)}
@@ -119,9 +119,9 @@ class Calibration:
         least = _LEAST_VARIANCE * np.trace(moments.covariance) / moments.dim
         deviation = np.where(norms > 0, np.sqrt(np.maximum(variance, least)), 0)
         centred = scores - (unit @ moments.mean)[..., None]
-        return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+        return np.asarray(np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0))
 
-    def merge(self, query: npt.ArrayLike, found: Mapping[str, tuple[Any, npt.ArrayLike]], k: int = 10) -> list[Any]:
+    def merge(self, query: npt.ArrayLike, found: Mapping[str, tuple[Any, Any]], k: int = 10) -> list[Any]:
         """Return the best rows of several searches, each as a tuple (id, modality, z), best first.
 
         Args:
