@@ -44,7 +44,7 @@ import numpy as np
 from measuring import print_table
 from PIL import Image, ImageOps
 
-from c3tools import Moments, Store, load_encoder
+from c3tools import Calibration, Moments, Store, load_encoder, preset
 from c3tools.arrays import Array, Indices, Matrix
 from c3tools.assets.paths import C3_MINI_MOMENTS
 from c3tools.encoders import Encoder
@@ -91,26 +91,19 @@ def cosines(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) 
     return {own: q @ train.centre(x, own).T for own, x in rows.items()}
 
 
-def z_scores(q: Array, rows: Mapping[str, Array], moments: Mapping[str, Moments]) -> Scores:
-    """Return (q.x - q.mu) / sqrt(q' S q)."""
-    return {
-        own: (q @ x.T - (q @ moments[own].mean)[:, None])
-        / np.sqrt(np.einsum("qd,qd->q", q @ moments[own].covariance, q))[:, None]
-        for own, x in rows.items()
-    }
+def calibrated(make: Callable[[Train], Calibration]) -> Callable[..., Scores]:
+    """Return the form that a calibration stands for."""
+
+    def score(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
+        calibration = make(train)
+        transform = calibration.pipeline.transform
+        q = transform(queries, modality=kind)
+        return {own: calibration.z(q, q @ transform(x, modality=own).T, own) for own, x in rows.items()}
+
+    return score
 
 
-def score_a(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-    """Return A: centred rows, with the moments of such rows."""
-    centred = {own: train.centre(x, own) for own, x in rows.items()}
-    return z_scores(train.centre(queries, kind), centred, train.centred)
-
-
-def score_a_moments(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-    """Return A from the moments of plain rows: after centring the mean is 0 and the covariance S / tr S."""
-    centred = {own: train.centre(x, own) for own, x in rows.items()}
-    known = {own: Moments(m.n, 0 * m.mean, m.scatter / np.trace(m.covariance)) for own, m in train.plain.items()}
-    return z_scores(train.centre(queries, kind), centred, known)
+SHIPPED = calibrated(lambda train: Calibration.fit(train.plain))
 
 
 def score_c(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
@@ -124,12 +117,10 @@ def score_c(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) 
 
 
 def score_c_unit(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-    """Return C with rows of norm 1 after centring."""
-    spread = train.centred[kind].covariance
-    return {
-        own: scores / np.sqrt((spread * train.centred[own].covariance).sum())
-        for own, scores in cosines(train, kind, queries, rows).items()
-    }
+    """Return C with rows of norm 1 after centring, as the preset has it."""
+    fair = preset("fair", train_on=kind).fit(train.plain)
+    q = fair.transform(queries, modality=kind)
+    return {own: q @ fair.transform(x, modality=own).T for own, x in rows.items()}
 
 
 def score_pseudo(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
@@ -160,7 +151,7 @@ def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Arra
     return curves
 
 
-def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = score_a_moments) -> Callable[..., Scores]:
+def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = SHIPPED) -> Callable[..., Scores]:
     """Return A less a bias of each row: the mean of its k best scores with train queries of the kind."""
 
     def score(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
@@ -177,15 +168,14 @@ METHODS: dict[str, Callable[..., Scores]] = {
     "rrf": cosines,
     "min-max": cosines,
     "pseudo-positive": score_pseudo,
-    "A": score_a,
-    "A, moments": score_a_moments,
-    "B": lambda train, kind, queries, rows: z_scores(queries, rows, train.plain),
+    "A": calibrated(lambda train: Calibration(train.centred, preset("gr-clip").fit(train.plain))),
+    "A, moments": SHIPPED,
+    "B": calibrated(lambda train: Calibration.fit(train.plain, pipeline=preset("c1"))),
     "C": score_c,
     "C, unit": score_c_unit,
     "Platt": score_platt,
     "known": cosines,
 }
-SHIPPED = "A, moments"
 NNN = (0.5, 10)  # alpha and k
 
 
@@ -255,9 +245,9 @@ def report(name: str, parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapp
     headings = [f"{kind} queries, {share:.0%} photos" for kind, share in cells]
     rows = [[method, *(shown(values[cell]) for cell in cells)] for method, values in found.items()]
     for label, one, other in (
-        ("shipped - centred", SHIPPED, "centred"),
-        ("B - shipped", "B", SHIPPED),
-        ("NNN - shipped", "NNN", SHIPPED),
+        ("shipped - centred", "A, moments", "centred"),
+        ("B - shipped", "B", "A, moments"),
+        ("NNN - shipped", "NNN", "A, moments"),
     ):
         if one in found:
             rows.append([label, *(shown(found[one][cell] - found[other][cell], sign=True) for cell in cells)])
@@ -354,7 +344,7 @@ def report_moments(train: Train, tasks: Sequence[Task], others: Mapping[str, Map
     rows = []
     for name, moments in sources.items():
         train.plain = dict(moments)
-        found = measure([(train, tasks)], SHIPPED)
+        found = measure([(train, tasks)], "A, moments")
         rows.append([name, *(shown(found[cell] - usual[cell], sign=True) for cell in usual)])
     print("\nShipped form less centring, by the rows that its moments are from\n")
     print_table(["moments from", *(f"{kind} queries, {share:.0%} photos" for kind, share in usual)], rows)

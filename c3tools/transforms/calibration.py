@@ -84,7 +84,7 @@ class Calibration:
         else:
             given = _plain_moments(source, split)
         moments = {name: own for name, own in given.items() if isinstance(own, Moments)}
-        arrays = {name: rows for name, rows in given.items() if name not in moments}
+        arrays: dict[str, Any] = {name: rows for name, rows in given.items() if name not in moments}
         plain = FitData(moments, arrays, {}, unit=True).moments
         chosen = pipeline or preset("gr-clip").fit(plain)
         known = {name: own for name, own in plain.items() if chosen.knows(name)}
