@@ -20,7 +20,7 @@ by the mean of its own kind; mu and S are mean and covariance over train rows of
     A, moments      c.c' / sqrt(c' S c / tr S), S of plain rows: what A is if centred rows have all the same norm
     B               e.(e' - mu) / sqrt(e' S e)
     C               (e - mu).(e' - mu) / sqrt(tr S_m)
-    C, unit         c.c' / sqrt(tr(S_q S_m)), S of centred rows
+    C, unit         c.c' / sqrt(tr(S_q S_m) / tr S_q / tr S_m): the preset fair
     Platt           logistic(a_m s + b_m), from train pairs
     known           the rows of the right kind alone
     NNN             A, moments less alpha times the mean of a row's k best such scores with train queries (2410.24114);
