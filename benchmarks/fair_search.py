@@ -120,7 +120,7 @@ def score_c_unit(train: Train, kind: str, queries: Array, rows: Mapping[str, Arr
     """Return C with rows of norm 1 after centring, as the preset has it."""
     fair = preset("fair", train_on=kind).fit(train.plain)
     q = fair.transform(queries, modality=kind)
-    return {own: q @ fair.transform(x, modality=own).T for own, x in rows.items()}
+    return {own: (q @ fair.transform(x, modality=own).T).astype(np.float64) for own, x in rows.items()}
 
 
 def score_pseudo(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:

@@ -81,7 +81,7 @@ def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = ("127.0
 
 
 class _Server:
-    """What is loaded once: the index, the encoder, and thumbnails that were shown."""
+    """Hold what is loaded once: the index, the encoder, and thumbnails that were shown."""
 
     def __init__(self, index: Index, encoder: Encoder) -> None:
         self.index, self.encoder = index, encoder
