@@ -22,7 +22,7 @@ _LEAST_ITEMS = 4 * FIRST
 
 @dataclass
 class OneList:
-    """What queries of one modality find in a corpus where half the items have a row of each modality.
+    """Results of queries of one modality in a corpus where half the items have a row of each modality.
 
     The answer of a query, the row of its own item, is of the other modality, and the query is not in the corpus.
 
