@@ -154,12 +154,12 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
     ]
     assert "<td>img004</td>" in one._repr_html_()
     for split, rows in (("test", 90), ("nowhere", 0), ("all", 270)):
-        (found,) = index.search(vector=row, modality=modality, split=split, k=300)
-        assert len(found.hits) == rows and {hit.split for hit in found.hits} <= (
+        (whole,) = index.search(vector=row, modality=modality, split=split, k=300)
+        assert len(whole.hits) == rows and {hit.split for hit in whole.hits} <= (
             {"train", "test"} if split == "all" else {split}
         )
-        (best,) = index.search(vector=row, modality=modality, split=split, k=3)
-        assert best.hits == found.hits[:3]
+        (first,) = index.search(vector=row, modality=modality, split=split, k=3)
+        assert first.hits == whole.hits[:3]
 
 
 @pytest.mark.parametrize("name", ["fair", "clipre"])
