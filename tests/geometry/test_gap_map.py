@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import c3tools
+from c3tools.errors import StoreError
+from c3tools.geometry.gap_map import gap_map
+
+from ..stores import whole_store
+
+
+def test_slider_moves_both_means_to_one_point(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "store")
+    data = json.loads(gap_map(store, "image", "text"))
+    means = {name: store.load(name).embeddings.astype(np.float64).mean(axis=0) for name in ("image", "text")}
+    assert data["gap"] == pytest.approx(np.linalg.norm(means["image"] - means["text"]), rel=1e-3)
+    (x, y), (u, v) = (modality["shift"] for modality in data["modalities"])
+    assert x - u == pytest.approx(data["gap"], abs=2e-4)
+    assert y == v == 0
+    for modality in data["modalities"]:
+        assert np.mean(modality["x"]) == pytest.approx(0, abs=1e-4)
+        assert np.mean(modality["y"]) == pytest.approx(0, abs=1e-4)
+
+
+def test_lines_join_a_row_and_its_partners(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "store")
+    data = json.loads(gap_map(store, "image", "text"))
+    images, texts = (store.load(name) for name in ("image", "text"))
+    assert len(data["pairs"]) == len(texts)
+    assert all(images.keys[item] == texts.items[row] for item, row in data["pairs"])
+    assert data["modalities"][1]["label"] == texts.captions
+
+
+def test_dots_are_coloured_by_split_and_by_a_column(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "store")
+    groups = json.loads(gap_map(store, "image", "text", by="width"))["modalities"][0]["groups"]
+    assert groups["split"] == store.load("image").splits
+    assert groups["width"] == [str(value) for value in store.load("image").column("width")]
+    with pytest.raises(StoreError, match="'colour'"):
+        gap_map(store, "image", "text", by="colour")
+
+
+def test_a_caption_cannot_end_the_script(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "store")
+    assert "<" not in gap_map(store, "image", "text")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("there is no Chromium with its driver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(programs[0])
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,900"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+def test_reader_closes_the_gap_in_a_browser(tmp_path: Path, browser: Any) -> None:
+    store = whole_store(tmp_path / "store")
+    page = c3tools.gap_report(store).save(tmp_path / "report.html")
+    browser.get(page.as_uri())
+
+    def text(selector: str) -> str:
+        return str(browser.find_element("css selector", selector).get_attribute("textContent"))
+
+    def dots() -> set[tuple[int, ...]]:
+        """Return the columns of the canvas that have something drawn."""
+        time.sleep(0.1)
+        return set(
+            browser.execute_script(
+                "const c = document.querySelector('.gap-map canvas'), w = c.width, h = c.height;"
+                "const p = c.getContext('2d').getImageData(0, 0, w, h).data, x = new Set();"
+                "for (let i = 3; i < p.length; i += 4) if (p[i]) x.add(((i - 3) / 4) % w);"
+                "return [...x];"
+            )
+        )
+
+    apart = dots()
+    assert float(text(".gap-map output").split()[-1]) > 0
+    slider = browser.find_element("name", "collapse")
+    slider.send_keys("\ue010")  # End
+    assert text(".gap-map output").endswith("0.00")
+    assert dots() != apart
+    canvas = browser.find_element("css selector", ".gap-map canvas")
+    canvas.send_keys("\ue011")  # Home
+    assert "img000" in text(".gap-map .spoken")
+    assert "caption 0 of image 0" in text(".gap-map .card")
+    browser.find_element("name", "words").send_keys("caption 1 of image 7")
+    assert text(".gap-map .found").startswith("1 of 90")
+    assert not browser.get_log("browser")
