@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..arrays import Array
-from ..corpus.photos import PhotoFinder
+from ..corpus.containers import PhotoFinder
 from ..corpus.images import ImageReader
 from ..encoders import open_image
 from ..errors import StoreError
@@ -42,9 +43,6 @@ def gap_map(store: Store, first: str, second: str, *, split: str | None = None, 
         second: the other; of its rows those that belong to the sample, and if there are none, a sample too.
         split: use only the rows of this split.
         by: a column of the store to colour the dots by, besides modality and split.
-
-    Raises:
-        StoreError: if the store has no column ``by``.
     """
     count = store.count(first, split)
     drawn = np.sort(generator(0, "map").permutation(count)[:MOST])
@@ -54,9 +52,6 @@ def gap_map(store: Store, first: str, second: str, *, split: str | None = None, 
     if not len(right):
         right = _take(store, second, split, np.sort(generator(1, "map").permutation(store.count(second, split))[:MOST]))
     tables = {first: left, second: right}
-    if by is not None and all(by not in table.schema.names for table in tables.values()):
-        names = sorted({name for table in tables.values() for name in table.schema.names} - {"embedding"})
-        raise StoreError(f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(names)}.")
     rows = {name: unit_rows(embedding_matrix(table, np.float64)) for name, table in tables.items()}
     means = {name: matrix.mean(axis=0) for name, matrix in rows.items()}
     gap = means[first] - means[second]
@@ -83,6 +78,18 @@ def gap_map(store: Store, first: str, second: str, *, split: str | None = None, 
     pairs = [[int(item), row] for row, item in enumerate(partners) if item >= 0]
     data = {"modalities": modalities, "pairs": pairs, "gap": float(np.linalg.norm(gap))}
     return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def require_column(store: Store, modalities: Sequence[str], name: str) -> None:
+    """Refuse a column that no modality has.
+
+    Raises:
+        StoreError: if there is no such column.
+    """
+    found = {column for modality in modalities for column in next(store.batches(modality)).schema.names}
+    if name not in found - {"embedding"}:
+        names = ", ".join(sorted(found - {"embedding"}))
+        raise StoreError(f"{store.path} has no column {name!r}.", remedy=f"It has {names}.")
 
 
 def script() -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..transforms import sigma as sigma_rules
 from .assumptions import answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
+from .gap_map import gap_map, require_column, script
 from .measures import (
     ModalityMeasures,
     measure_gap,
@@ -107,6 +109,8 @@ class GapReport(Measured):
             TEMPLATE,
             title=f"The geometry of {names}",
             verdict=self.summary(),
+            map=self.draw_map and self.draw_map(),
+            script=script(),
             notes=self.notes,
             sections=_sections(self, figure_blocks(self)),
         )
@@ -137,6 +141,7 @@ def gap_report(
     modalities: Sequence[str] | None = None,
     split: str | None = None,
     presets: Sequence[str] | None = None,
+    by: str | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> GapReport:
@@ -147,6 +152,7 @@ def gap_report(
         modalities: The two modalities to compare, or one to measure alone; by default image and text, or the first two.
         split: Use only the rows of this split: train, val, test or all.
         presets: Measure recall for raw, c2-collapse and these presets, for example gap-shift,whiten.
+        by: A column of the store, such as width, by which the map of the page can be coloured too.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
@@ -166,6 +172,8 @@ def gap_report(
             f"The gap report cannot measure recall for {unknown[0]!r}.",
             remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
         )
+    if by is not None:
+        require_column(store, chosen, by)
     provenance: dict[str, Any] = {
         "store": str(store.path),
         "model": str(info.model),
@@ -247,6 +255,7 @@ def gap_report(
         collected=data,
         orthogonal={name: orthogonality(rows, items, data.gap, seed=seed) for name, rows, items in sides},
         transformed=transformed,
+        draw_map=partial(gap_map, store, first, second, split=split, by=by),
     )
 
 

@@ -8,10 +8,12 @@ the report by the thresholds below; docs/reference/geometry.md has them as a tab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from markupsafe import Markup
 
 from ..arrays import Array, Floats
 from ..reporter import counted
@@ -71,6 +73,7 @@ class Measured:
         collected: the rows that were read.
         orthogonal: modality → cosines of its differences with the gap.
         transformed: ``raw`` and ``c2-collapse`` → the rows of both modalities.
+        draw_map: returns the data of the map of two modalities, see `gap_map`.
     """
 
     modalities: dict[str, ModalityMeasures]
@@ -87,6 +90,7 @@ class Measured:
     collected: Collected | None = None
     orthogonal: dict[str, Array] = field(default_factory=dict)
     transformed: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    draw_map: Callable[[], Markup] | None = None
 
     @cached_property
     def verdict(self) -> dict[str, Answer]:

@@ -143,7 +143,7 @@ for (const root of document.querySelectorAll(".gap-map")) {
     shown = dot;
     card.hidden = !dot;
     if (dot) {
-      const near = dot.partners || [], texts = dot.photo ? near.slice(0, 5).map((partner) => partner.label) : [];
+      const near = dot.partners || [], texts = near.slice(0, 5).map((partner) => partner.label);
       const photo = dot.photo || near.map((partner) => partner.photo).find(Boolean);
       card.replaceChildren();
       if (photo) card.append(Object.assign(new Image(), { src: photo, alt: "" }));
