@@ -48,10 +48,7 @@ from ..transforms.sigma import caption_spread, scaled_spread
 
 _EXTREMES = 6  # photos in each of the two groups that come first
 _PHOTO_SIDE = 360
-_FIGURES = {
-    "projection": "Photos and captions in two dimensions, pairs joined, before and after Collapse.",
-    "spectra": "How many dimensions each modality uses.",
-}
+_SPECTRA = "How many dimensions each modality uses."
 _IMAGE_STEPS = 300
 _EPOCHS = 5  # fewer than is best, to be short
 _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
@@ -156,10 +153,9 @@ def _write_page(path: Path, bundled: _Captioned, references: _References, result
 
 
 def _geometry_of(photos: Store) -> dict[str, Any]:
-    """Return the figures of the gap report of the photos, each with a caption, and the gap in one sentence."""
+    """Return the map and the spectra of the gap report of the photos, and the gap in one sentence."""
     report = gap_report(photos)
-    assert report.gap is not None
-    blocks = figure_blocks(report, prefix="demo")
+    assert report.gap is not None and report.draw_map is not None
     gap = report.gap.length.value
     before, after = (report.spaces[name].recall["image_to_text"]["recall@1"].value for name in ("raw", "c2-collapse"))
     sentence = (
@@ -167,8 +163,8 @@ def _geometry_of(photos: Store) -> dict[str, Any]:
         f"subtracts the mean of each modality. The caption nearest to a photo is its own for {before:.0%} of the "
         f"photos before Collapse and for {after:.0%} after it."
     )
-    figures = [{"svg": blocks[name].svg, "caption": text} for name, text in _FIGURES.items() if name in blocks]
-    return {"sentence": sentence, "figures": figures}
+    spectra = figure_blocks(report, prefix="demo")["spectra"].svg
+    return {"sentence": sentence, "map": report.draw_map(), "spectra": spectra, "note": _SPECTRA}
 
 
 def run_demo(

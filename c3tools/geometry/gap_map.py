@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ MOST = 2_000
 """Dots of a modality."""
 _PHOTO_SIDE = 112
 _PHOTO_BYTES = 1_500_000  # of all thumbnails together, so that a page stays below 2 MB
-_SCRIPT = Path(__file__).parent / "templates" / "map.js"
 
 
 def gap_map(store: Store, first: str, second: str, *, split: str | None = None, by: str | None = None) -> Markup:
@@ -60,7 +58,7 @@ def gap_map(store: Store, first: str, second: str, *, split: str | None = None, 
     modalities = []
     for name, table in tables.items():
         x, y = plane @ (rows[name] - means[name]).T
-        groups = {"split": row_splits(table, store.kept_splits)}
+        groups: dict[str, list[Any]] = {"split": row_splits(table, store.kept_splits)}
         if by is not None and by in table.schema.names:
             groups[by] = [None if value is None else str(value) for value in table.column(by).to_pylist()]
         modalities.append(
@@ -92,11 +90,6 @@ def require_column(store: Store, modalities: Sequence[str], name: str) -> None:
         raise StoreError(f"{store.path} has no column {name!r}.", remedy=f"It has {names}.")
 
 
-def script() -> Markup:
-    """Return the script that draws the map."""
-    return Markup(_SCRIPT.read_text(encoding="utf-8"))
-
-
 def _take(
     store: Store, modality: str, split: str | None, numbers: Any = None, items: pa.Array[Any] | None = None
 ) -> pa.Table:
@@ -114,17 +107,18 @@ def _take(
 
 def _main_direction(rows: list[Array], along: Array) -> Array:
     """Return the first principal direction (d,) of centred rows that is orthogonal to a unit vector."""
-    scatter = sum(matrix.T @ matrix for matrix in rows)
+    scatter = np.sum([matrix.T @ matrix for matrix in rows], axis=0)
     flat = np.eye(len(along)) - np.outer(along, along)
     main: Array = np.linalg.eigh(flat @ scatter @ flat)[1][:, -1]
-    return main * np.sign(main[np.abs(main).argmax()])  # the sign is arbitrary: runs should agree
+    main *= np.sign(main[np.abs(main).argmax()])  # the sign is arbitrary: runs should agree
+    return main
 
 
 def _rounded(values: Array) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def _labels(table: pa.Table) -> list[str]:
+def _labels(table: pa.Table) -> list[Any]:
     """Return the caption of each row, or its key."""
     keys = table.column("key").to_pylist()
     captions = table.column("caption").to_pylist() if "caption" in table.schema.names else keys

@@ -23,7 +23,7 @@ from ..transforms import sigma as sigma_rules
 from .assumptions import answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
-from .gap_map import gap_map, require_column, script
+from .gap_map import gap_map, require_column
 from .measures import (
     ModalityMeasures,
     measure_gap,
@@ -110,7 +110,6 @@ class GapReport(Measured):
             title=f"The geometry of {names}",
             verdict=self.summary(),
             map=self.draw_map and self.draw_map(),
-            script=script(),
             notes=self.notes,
             sections=_sections(self, figure_blocks(self)),
         )
