@@ -1,8 +1,8 @@
 """The pieces that every HTML page and figure of c3tools shares: one look, one base template, one way to draw.
 
-A page is one self-contained file: styles, figures and the script of a map are inline, nothing is fetched. It follows the
-reader's light or dark setting, and prints. Text is escaped by the template (autoescape), so captions and file
-names may hold anything.
+A page is one self-contained file: styles, figures and the script of a map are inline, nothing is fetched. It follows
+the reader's light or dark setting, and prints. Text is escaped by the template (autoescape), so captions and file names
+may hold anything.
 
 Making a page::
 
