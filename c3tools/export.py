@@ -111,6 +111,7 @@ def export_store(
     sigma: float | str | None = None,
     role: str = "auto",
     train_on: str = "text",
+    before_noise: bool = False,
     dtype: str = "float16",
     seed: int = 0,
     workers: int = 2,
@@ -136,6 +137,8 @@ def export_store(
         role: The training inputs; only these get noise. auto: the train split of ``train_on``; training: all rows;
             inference: none.
         train_on: Modality of the training inputs.
+        before_noise: Write float32 rows as they are before the first noise of the pipeline, not normalised; `c3
+            train-decoder --store` applies the rest, with new noise in every epoch.
         dtype: See `embed`.
         seed: Seed for all random numbers.
         workers: Number of files written at the same time.
@@ -159,6 +162,12 @@ def export_store(
             remedy=f"Choose from {', '.join(_CHOICES[wrong])}{index}.",
         )
     chosen = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
+    applied = next((number for number, step in enumerate(chosen.steps) if step.noisy), len(chosen.steps))
+    if before_noise and applied == len(chosen.steps):
+        raise TransformError(f"{chosen.name} adds no noise.", remedy="Leave out --before-noise.")
+    applied = applied if before_noise else len(chosen.steps)
+    dtype = "float32" if before_noise else dtype
+    settings |= {"dtype": dtype, "applied": applied}
     output = location(output)
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
@@ -177,7 +186,7 @@ def export_store(
         **({} if store.kept_splits is None else {"kept_splits": sorted(store.kept_splits)}),
     }
     digest = digest_of(provenance)
-    unit = all(step.role == "both" and isinstance(step, Normalize) for step in chosen.steps[-1:])
+    unit = all(step.role == "both" and isinstance(step, Normalize) for step in chosen.steps[:applied][-1:])
     exported = {"exported": {"made_from": digest, **provenance}}
     info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
@@ -196,7 +205,7 @@ def export_store(
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
             reporter.progress(f"Exporting {chosen.name}", sum(shards[shard] for shard in todo)) as progress,
         ):
-            work = _ExportWork(store, chosen, output, info)
+            work = _ExportWork(store, chosen.part(0, applied), output, info)
             where.run(work, todo, lambda count, _: progress.advance(count))
         parts = _parts(output)
         rows = {name: _count_roles(store, name, settings) for name in dict.fromkeys(modality for modality, _ in parts)}

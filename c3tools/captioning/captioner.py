@@ -121,6 +121,26 @@ class Captioner(HubRepository):
             self.check_embeddings(embeddings, modality, keys, reporter)
         return self.write(embeddings, modality, keys, encoder, generation)
 
+    def after(self, pipeline: Pipeline, applied: int) -> Captioner:
+        """Return the captioner of rows that went through the first ``applied`` steps of a pipeline already.
+
+        Raises:
+            DecoderError: if its own pipeline begins with other steps.
+        """
+        own, theirs = (
+            (one.part(0, applied).config()["steps"], one.part(0, applied).record()["tensors"])
+            for one in (self.pipeline, pipeline)
+        )
+        if own != theirs:
+            raise DecoderError(
+                f"The rows of this export went through {pipeline.name}, but the decoder was trained with "
+                f"{self.pipeline.name}, or with one that was fitted on other data.",
+                remedy="Use the store that was exported.",
+            )
+        rest = copy.copy(self)
+        rest.pipeline = self.pipeline.part(applied)
+        return rest
+
     def write(
         self,
         embeddings: Matrix,

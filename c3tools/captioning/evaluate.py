@@ -20,6 +20,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..store.rows import positions
 from ..tables import Table
+from ..transforms import Pipeline
 from .captioner import Captioner
 from .generation import GenerationConfig
 
@@ -153,7 +154,12 @@ def evaluate_captions(
         images, left_out = images_with_references(opened, split, known, exact=references is None)
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
-        texts = decoder.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
+        if exported := Pipeline.of_export(opened):
+            texts = decoder.after(*exported).write(images.embeddings, "image", images.keys, encoder, generation)
+        else:
+            texts = decoder.caption(
+                embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation
+            )
         own = dict(zip(images.keys, texts, strict=True))
     details = score_captions(own, align_keys(own, known), java=java)
     scored = details.corpus if resamples else ()

@@ -31,7 +31,7 @@ from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
 from ..training.loop import CheckpointDir, Task
 from ..training.loop import train as run_training
-from ..transforms import Pipeline
+from ..transforms import GaussianNoise, Normalize, Pipeline
 from ..transforms import preset as named_pipeline
 from ..transforms.presets import chosen_sigma
 from ..transforms.sigma import AUTO, parse_sigma
@@ -121,9 +121,10 @@ def train_captioner(
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
     settings = {name: value for name, value in locals().items() if name not in _NO_SETTINGS}
-    sigma = None if sigma is None else parse_sigma(sigma)
+    store = Store.open(store, reporter=reporter)
+    pipeline, applied, sigma = _of_export(store, settings, pipeline, reporter)
     own_pipeline = start is not None and preset is None and pipeline is None  # that of the decoder to start from
-    _check_options(settings, pipeline, own_pipeline)
+    _check_options(settings | {"sigma": sigma}, pipeline, own_pipeline)
     if unconditional:
         # its inputs are not read; images and texts are compared as the encoder gives them
         preset, set = "c1", (*UNCONDITIONAL, *set)
@@ -137,7 +138,6 @@ def train_captioner(
     checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
     claim = claimed(output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter)
     with claim as target:
-        store = Store.open(store, reporter=reporter)
         record: dict[str, Any] = {"model": dict(store.info.model)}
         previous = None
         if start is not None:
@@ -166,7 +166,7 @@ def train_captioner(
                 size if previous is None else previous.size or size, set, fine_tuned=previous is not None
             )
             training = training_config(chosen, len(train), set, epochs=epochs, patience=patience, seed=seed)
-            task = DecoderTask(train, val, pipeline, size, set, training, compute, previous)
+            task = DecoderTask(train, val, pipeline, size, set, training, compute, previous, applied)
         for note in notes:
             reporter.message(note)
         record["notes"] = notes
@@ -175,6 +175,36 @@ def train_captioner(
         target.write(captioner.save)
         checkpoints.clear()
     return captioner
+
+
+def _of_export(
+    store: Store, asked: Mapping[str, Any], pipeline: Pipeline | None, reporter: Reporter
+) -> tuple[Pipeline | None, int, float | str | None]:
+    """Return the pipeline and the sigma to train with, and how many steps the rows of an export went through already.
+
+    Raises:
+        DecoderError: if options contradict the pipeline of an export.
+    """
+    sigma = None if asked["sigma"] is None else parse_sigma(asked["sigma"])
+    exported = None if asked["unconditional"] else Pipeline.of_export(store)
+    if exported is None:
+        return pipeline, 0, sigma
+    (whole, applied), remedy = exported, "Leave it out, or train on the store that was exported."
+    if others := [name for name in ("preset", "start", "esper") if asked[name]] or ["pipeline"] * bool(pipeline):
+        message = f"The rows of {store.path} went through {whole.name}, which excludes the option {others[0]}."
+        raise DecoderError(message, remedy=remedy)
+    if sigma is None:
+        return whole, applied, None
+    if isinstance(sigma, str) or whole.noisy:
+        has = "has its own sigma" if whole.noisy else f"leaves nothing to derive a sigma of {sigma} from"
+        raise DecoderError(f"The pipeline {whole.name} of {store.path} {has}.", remedy=remedy)
+    reporter.message(
+        f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is not C3, which adds it before "
+        "the last normalisation: for C3, export with --before-noise."
+    )
+    noised = Pipeline([*whole.steps, GaussianNoise(sigma=sigma), Normalize()], name=f"{whole.name}-noised")
+    noised.dim, noised.provenance = whole.dim, whole.provenance
+    return noised, applied, None
 
 
 def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipeline: bool) -> None:
@@ -359,6 +389,7 @@ class DecoderTask(Task):
         training: settings; those of the size when None.
         compute: device and precision; the fastest available when None.
         start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
+        applied: the steps of the pipeline that the rows went through already.
 
     Raises:
         DecoderError: if there is no caption to learn from or to validate on.
@@ -376,6 +407,7 @@ class DecoderTask(Task):
         training: TrainingConfig | None = None,
         compute: Compute | None = None,
         start: Captioner | None = None,
+        applied: int = 0,
     ) -> None:
         if not len(train) or not len(val):
             raise DecoderError(
@@ -383,7 +415,12 @@ class DecoderTask(Task):
                 remedy="Embed a corpus with more captions, or check that they are not empty.",
             )
         chosen, dim = load_size(size, set), train.embeddings.shape[1]
-        self.train, self.val, self.pipeline = train, val, pipeline
+        self.train, self.val, self.pipeline, self._rest = (
+            train,
+            val,
+            pipeline,
+            pipeline.part(applied) if applied else pipeline,
+        )
         self.config = config = training or training_config(chosen)
         self.compute = compute = compute or devices.pick()
         model: Decoder
@@ -410,8 +447,8 @@ class DecoderTask(Task):
         rise = min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
         self.plan = config.plan(self.steps_per_epoch, rise, "skip" if start is None else "keep")
         self.optimizer = config.optimizer(model, fused=True)
-        self._val_inputs = pipeline.transform(val.embeddings, modality=val.modality, training=False)
-        settings = [model.config, config, pipeline.config(), model.digest(), compute.precision]
+        self._val_inputs = self._rest.transform(val.embeddings, modality=val.modality, training=False)
+        settings = [model.config, config, pipeline.config(), applied, model.digest(), compute.precision]
         data = [part for rows in (train, val) for part in (rows.keys, rows.captions, rows.embeddings)]
         self.identity = digest_of(settings, pipeline.record()["tensors"], *data)
         self.facts = {
@@ -429,7 +466,7 @@ class DecoderTask(Task):
         rows = self._batches(epoch)[place]
         rng = generator(config.seed, "step", epoch, place)
         torch.manual_seed(int(rng.integers(2**62)))
-        inputs = self.pipeline.transform(
+        inputs = self._rest.transform(
             self.train.embeddings[rows],
             modality=self.train.modality,
             training=True,

@@ -56,18 +56,26 @@ class GeneratorTask(Task):
         pipeline: fitted; applied to the embeddings during training.
         size: of the network, with the settings of the training.
         compute: device and precision.
+        applied: the steps of the pipeline that the embeddings went through already.
     """
 
     unit, error = "images", GeneratorError
     remedy = "Lower it with --set learning_rate=1e-4, or use --precision fp32."
 
-    def __init__(self, train: Photos, val: Photos, pipeline: Pipeline, size: Size, compute: Compute) -> None:
+    def __init__(
+        self, train: Photos, val: Photos, pipeline: Pipeline, size: Size, compute: Compute, applied: int = 0
+    ) -> None:
         config = size.training
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
             network = ImageNetwork(replace(size, dim=train.rows.embeddings.shape[1]))
         self.module = self.network = network.to(compute.device)
-        self.train, self.val, self.pipeline = train, val, pipeline
+        self.train, self.val, self.pipeline, self._rest = (
+            train,
+            val,
+            pipeline,
+            pipeline.part(applied) if applied else pipeline,
+        )
         self.config, self.compute = config, compute
         self.batch_size = min(config.batch_size, len(train))
         self.plan = Plan(
@@ -81,9 +89,10 @@ class GeneratorTask(Task):
         weight_decay, betas = config.weight_decay, (0.9, 0.99)
         self.optimizer = adamw(network.parameters(), weight_decay=weight_decay, betas=betas, fused=True)
         rows = val.rows
-        self.val_inputs = torch.from_numpy(pipeline.transform(rows.embeddings, modality=rows.modality, training=False))
+        inputs = self._rest.transform(rows.embeddings, modality=rows.modality, training=False)
+        self.val_inputs = torch.from_numpy(inputs)
         data = (part for of in (train, val) for part in (of.rows.keys, of.rows.embeddings, of.pixels))
-        made_from = [network.config, pipeline.config(), pipeline.record()["tensors"], compute.precision]
+        made_from = [network.config, pipeline.config(), applied, pipeline.record()["tensors"], compute.precision]
         self.identity = digest_of(made_from, *data)
 
     def fit(
@@ -131,7 +140,7 @@ class GeneratorTask(Task):
         torch.manual_seed(int(rng.integers(2**62)))
         images = _to_network(self.train.pixels[chosen])
         images = torch.where(torch.from_numpy(flips)[:, None, None, None], images.flip(3), images)
-        inputs = self.pipeline.transform(
+        inputs = self._rest.transform(
             rows.embeddings[chosen],
             modality=rows.modality,
             training=True,
@@ -255,12 +264,15 @@ def train_generator(
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     sigma = None if sigma is None else parse_sigma(sigma)
+    store, applied = Store.open(store, reporter=reporter), 0
+    if exported := Pipeline.of_export(store):
+        pipeline, applied = exported
     if pipeline is None:
         preset = preset or "c3"
         sigma = chosen_sigma(preset, sigma, AUTO)
     elif preset is not None or sigma is not None:
         raise GeneratorError(
-            "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
+            "A pipeline, or that of an export, was given with a preset or sigma, but it has its own steps and sigma.",
             remedy="Leave out preset and sigma.",
         )
     else:
@@ -272,7 +284,6 @@ def train_generator(
     settings |= {"preset": preset, "sigma": sigma, "steps": chosen.training.steps, "precision": compute.precision}
     claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)
     with claim as target:
-        store = Store.open(store, reporter=reporter)
         train, val, notes = training_photos(store, chosen.pixels, train_split, download=download, reporter=reporter)
         if pipeline is None:
             origin = dict[str, str]()
@@ -289,7 +300,7 @@ def train_generator(
         for note in notes:
             reporter.message(note)
         checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-        task = GeneratorTask(train, val, pipeline, chosen, compute)
+        task = GeneratorTask(train, val, pipeline, chosen, compute, applied)
         made = target.finished(task.identity, partial(Generator.load, output, compute))
         if made is None:
             record = {

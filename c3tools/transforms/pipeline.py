@@ -9,6 +9,7 @@ Only numpy and safetensors are imported here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import reprlib
@@ -185,6 +186,22 @@ class Pipeline(HubRepository):
                             known.advance(modality, operation, first_step=position == 0)
         self.provenance = {**origin, **(provenance or {}), "n": sizes}
         return self
+
+    @classmethod
+    def of_export(cls, store: Store) -> tuple[Pipeline, int] | None:
+        """Return the pipeline of an exported store, and how many of its steps the rows went through; None for others.
+
+        Raises:
+            TransformError: if the pipeline is missing or damaged.
+        """
+        exported = store.info.extra.get("exported")
+        return None if exported is None else (cls.load(store.path), exported["settings"]["applied"])
+
+    def part(self, start: int | None, stop: int | None = None) -> Pipeline:
+        """Return the steps ``start`` to ``stop`` (not included), as they are fitted."""
+        part = copy.copy(self)
+        part.steps = self.steps[start:stop]
+        return part
 
     def knows(self, modality: str) -> bool:
         """Return whether inference inputs of a modality can be transformed: no fitted step lacks its statistics."""

@@ -12,6 +12,7 @@ import torch
 
 from c3tools.arrays import Pixels
 from c3tools.errors import C3Error, GeneratorError, OutputError, StoreError, TransformError
+from c3tools.export import export_store
 from c3tools.imaging.generator import Generator
 from c3tools.imaging.model import TrainingConfig
 from c3tools.imaging.train import GeneratorTask, train_generator
@@ -222,3 +223,15 @@ def test_the_command_trains_and_prints(c3: C3, store: Store, tmp_path: Path) -> 
     assert result.exit_code == 0, result.stderr
     assert "(kept)" in result.stdout
     assert json.loads((tmp_path / "run.json").read_text()) == Generator.load(tmp_path / "c3-generator").to_dict()
+
+
+def test_an_export_before_the_noise_gives_the_weights_of_the_store(store: Store, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"preset": "c3", "sigma": 0.1}
+    export_store(store, tmp_path / "export", train_on="image", before_noise=True, **options)
+    common: dict[str, Any] = {"size": "tiny", "steps": 4, "device": "cpu", "precision": "fp32"}
+    train_generator(tmp_path / "export", output=tmp_path / "own", **common)
+    train_generator(store, output=tmp_path / "other", **options, **common)
+    own, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("own", "other"))
+    assert own == other
+    with pytest.raises(GeneratorError, match="export"):
+        train_generator(tmp_path / "export", output=tmp_path / "d", sigma=0.1, **common)
