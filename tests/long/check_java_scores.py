@@ -28,7 +28,7 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
         texts = [text for group in chosen for text in group]
         expected = reference.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
         # split as the scorers split: the Java tokenizer joins 3 1/2 by a space that does not break
-        different += sum(tokenize(text) != expected[i][0].split() for i, text in enumerate(texts))
+        different += sum(tokenize(text).split() != expected[i][0].split() for i, text in enumerate(texts))
         seen += len(texts)
     assert different <= 0.0004 * seen  # 0.0001 to 0.0002 of the bundled captions
     predictions = {str(i): group[0] for i, group in enumerate(groups[:20])}
