@@ -344,9 +344,11 @@ def _require_known(model: str, *, weights: bool) -> None:
             remedy=f"{hint}A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
             "hf-hub:ORG/NAME.",
         )
+    elif not weights:
+        return
     else:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
-        if weights and pretrained not in tags:
+        if pretrained not in tags:
             if Path(pretrained or "").is_file():
                 return
             close = difflib.get_close_matches(pretrained or "", tags, n=_TAGS_SHOWN, cutoff=0.4)

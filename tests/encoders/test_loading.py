@@ -129,3 +129,14 @@ def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> No
     save_file({**state, "logit_scale": state["logit_scale"] + 1}, weights)
     with pytest.raises(EncoderError, match=identity["weights_sha256"][:12]):
         resolve_encoder(recorded=identity, backend="torch")
+
+
+def test_an_architecture_of_open_clip_needs_no_weights_to_be_random() -> None:
+    network = loading.load_network("ViT-S-32-alt", random_init=0)
+    assert network.describe()["identity"] | {"weights_sha256": ""} == {
+        "name": "ViT-S-32-alt",
+        "architecture": "ViT-S-32-alt",
+        "pretrained": None,
+        "random_init": 0,
+        "weights_sha256": "",
+    }
