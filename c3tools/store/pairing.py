@@ -21,7 +21,7 @@ from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
 from ..reporter import counted
 from .rows import Rows, positions
-from .vector_files import Texts, read_pickle, read_texts, read_vectors
+from .vector_files import Texts, read_lists, read_pickle, read_texts, read_vectors
 
 _FILE_NAMES = "image file_name image_path filename image_name".split()
 _STEMS = [*_FILE_NAMES, "path", "image_key"]  # columns whose values lose the suffix of an image
@@ -52,9 +52,10 @@ def read_files(
 ) -> tuple[list[Rows], list[str]]:
     """Read files of vectors and their tables, give every row a key, and pair the rows.
 
-    Texts find their image by a column (``image_key``, ``image_id``, ...), or by their own ids where these are those of
-    images. Only where texts or images have no ids are they paired by order. Other modalities are paired with images in
-    the same way, or with texts where images have no ids or are missing.
+    Texts find their image by a column (``image_key``, ``image_id``, ...), by the column ``text_rows`` of the table of
+    images, which lists the rows of each image's texts, or by their own ids where these are those of images. Only where
+    texts or images have no ids are they paired by order. Other modalities are paired with images in the same way, or
+    with texts where images have no ids or are missing.
 
     Args:
         source: a published pickle in place of the files.
@@ -77,6 +78,8 @@ def read_files(
     described = {("image" if image else "text"): meta, **({"text": text_meta} if text_meta else {})}
     tables = {name: read_texts(Path(file)) for name, file in described.items() if file}
     names: _Names = columns or {}
+    if "text" in files and "text" not in tables and meta and "text_rows" in tables.get("image", {}):
+        tables["text"] = _listed_texts(Path(meta), tables["image"], names, len(files["text"][0]))
     present = {column for texts in (*tables.values(), *(texts for _, texts in files.values())) for column in texts}
     if unknown := next((name for name in names.values() if name and name not in present), None):
         raise StoreError(
@@ -243,6 +246,23 @@ class _Side:
         columns["split"] = texts("split", ["split"])
         table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         return Rows(self.name, self.vectors, table)
+
+
+def _listed_texts(path: Path, images: Texts, names: _Names, n: int) -> Texts:
+    """Return the table of n texts that the column ``text_rows`` of a table of images describes."""
+    key, caption = _find(images, names.get("key"), _KEYS), _find(images, names.get("caption"), _CAPTIONS)
+    texts: Texts = {"image_key": [None] * n, "caption": [None] * n}
+    keys = _ids_of(images, key) or [None] * len(images["text_rows"])
+    for own, rows, captions in zip(keys, *read_lists(path, "text_rows", caption), strict=True):
+        for place, row in enumerate(rows or ()):
+            if own is None or not 0 <= row < n or texts["image_key"][row]:
+                raise StoreError(
+                    f"The column text_rows names one of the {n:,} texts twice, or one that is not there.",
+                    remedy="Each image needs an id and the rows of its own texts, from 0.",
+                )
+            texts["image_key"][row] = own
+            texts["caption"][row] = captions[place] if isinstance(captions, list) and place < len(captions) else None
+    return texts
 
 
 def _joined(name: str, n: int, own: Texts, table: Texts, names: _Names, notes: list[str]) -> Texts:

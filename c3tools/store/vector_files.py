@@ -110,6 +110,13 @@ def read_texts(path: Path) -> Texts:
         return _texts_of(_read_table(path))
 
 
+def read_lists(path: Path, *names: str | None) -> list[list[Any]]:
+    """Return columns of a table that may be lists, as they are: of a missing column None in each row."""
+    with _reading(path):
+        table = _read_table(path)
+    return [table.column(name).to_pylist() if name in table.column_names else [None] * len(table) for name in names]
+
+
 def _texts_of(table: pa.Table) -> Texts:
     """Return the columns of texts and numbers as texts: of a list the first one, None for what is empty."""
     texts: Texts = {}

@@ -390,3 +390,19 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
         Path("x.jsonl").write_text(f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n')
         with pytest.raises(StoreError, match=r"x\.jsonl"):
             read_rows("x.jsonl", "image")
+
+
+def test_rows_of_texts_that_images_list(here: Path) -> None:
+    rows = [
+        {"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": [9 - 2 * i, 8 - 2 * i]} for i in range(5)
+    ]
+    np.save("five.npy", vectors(5))
+    np.save("ten.npy", vectors(10))
+    import_embeddings(image="five.npy", text="ten.npy", meta=lines("m.jsonl", rows))
+    texts = Store.open("c3-store").load("text")
+    assert texts.column("image_key")[:4] == ["a/4", "a/4", "a/3", "a/3"]
+    assert texts.captions[:4] == ["4b", "4a", "3b", "3a"]
+    for last in ([0, 10], [-1, 4], [0, 9]):
+        rows[4]["text_rows"] = last
+        with pytest.raises(StoreError, match=r"text_rows .* 10 texts"):
+            import_embeddings(store="s", image="five.npy", text="ten.npy", meta=lines("m.jsonl", rows))
