@@ -266,6 +266,11 @@ def train_generator(
     sigma = None if sigma is None else parse_sigma(sigma)
     store, applied = Store.open(store, reporter=reporter), 0
     if exported := Pipeline.of_export(store):
+        if pipeline is not None:
+            raise GeneratorError(
+                f"The rows of the export {store.path} went through {exported[0].name}, which a pipeline would replace.",
+                remedy="Leave out the pipeline, or train on the store that was exported.",
+            )
         pipeline, applied = exported
     if pipeline is None:
         preset = preset or "c3"

@@ -235,3 +235,5 @@ def test_an_export_before_the_noise_gives_the_weights_of_the_store(store: Store,
     assert own == other
     with pytest.raises(GeneratorError, match="export"):
         train_generator(tmp_path / "export", output=tmp_path / "d", sigma=0.1, **common)
+    with pytest.raises(GeneratorError, match="export"):
+        train_generator(tmp_path / "export", preset("c1").fit(store), output=tmp_path / "d", **common)
