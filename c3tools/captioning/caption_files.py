@@ -20,13 +20,12 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import msgspec
-from PIL import Image
 
-from ..encoders import open_image
+from ..encoders import UNREADABLE, thumbnail
 from ..errors import OutputError
 from ..io.files import MALFORMED, read_limited, remove_leftovers, write_text_atomically
 from ..io.lock import locked_file
-from ..pages import inline_image, render_page
+from ..pages import render_page
 from ..reporter import counted
 
 SAVE_SECONDS = 5.0
@@ -206,6 +205,6 @@ class CaptionWriter:
 def _thumbnail(path: Path) -> str | None:
     """Return a photo as a ``data:`` URL, or None if it can no longer be read."""
     try:
-        return inline_image(open_image(path)[0], _THUMBNAIL)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return thumbnail(path, _THUMBNAIL)
+    except UNREADABLE:
         return None

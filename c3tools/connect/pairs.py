@@ -28,7 +28,7 @@ from torch import Tensor
 from ..arrays import Indices, Mask, Pixels
 from ..corpus import ImageItem, ImageReader
 from ..corpus.splits import STANDARD, describe_rule, kept_splits
-from ..encoders import ImagePreprocessor, open_image
+from ..encoders import UNREADABLE, ImagePreprocessor, open_image
 from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..reporter import SILENT, Reporter
@@ -97,7 +97,7 @@ class PhotoInputs:
         size = self._preprocess.size
         try:
             image, _, _ = open_image(file, size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except UNREADABLE:
             return None
         if epoch is None or self._seed is None:
             return self._preprocess(image)

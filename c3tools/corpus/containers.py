@@ -35,7 +35,7 @@ from .captions import (
     read_captions,
     require_column,
 )
-from .images import cells_of_group, not_asked_for, resolve_inside
+from .images import ImageReader, cells_of_group, not_asked_for, resolve_inside
 from .items import IMAGE_SUFFIXES, Corpus, ImageItem, ImageSource, ReadOptions, as_storable, key_of_name, without_suffix
 from .splits import split_in_name
 
@@ -380,8 +380,8 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
     return ImageItem(key, str(file), split, status.st_size, mtime=status.st_mtime_ns)
 
 
-class PhotoFinder:
-    """Finds the images of a store again by the path in their row (see `ImageItem.path`).
+class PhotoFinder(ImageReader):
+    """Reads the images of a store again by the path in their row (see `ImageItem.path`).
 
     Args:
         beside: a store: relative paths that lead nowhere from the current folder start from the folder it is in.
@@ -389,16 +389,20 @@ class PhotoFinder:
     """
 
     def __init__(self, beside: Path | None = None, *, download: bool = False) -> None:
+        super().__init__()
         self._beside, self._options = beside, ReadOptions(download=download)
         self._containers: dict[str, dict[str, ImageSource]] = {}  # what is in each, by path
 
-    def find(self, key: str, path: str | None) -> ImageItem:
-        """Return the image, not read yet.
+    def read_again(self, path: str | None) -> bytes:
+        """Return the bytes of an image.
 
         Raises:
             OSError: if it is not there any more, or is at a URL and these are not to be fetched.
             ValueError: if the row has no path.
         """
+        return self.read(self._find(path))
+
+    def _find(self, path: str | None) -> ImageItem:
         if not path:
             raise ValueError("the row has no path to its photo")
         source = None
@@ -406,7 +410,7 @@ class PhotoFinder:
         file = inside["file"] if inside else path
         near = self._beside.parent if isinstance(self._beside, Path) and not is_url(path) else None
         if near and not Path(file).exists() and (near / file).exists():
-            return self.find(key, str(near.absolute() / path))
+            return self._find(str(near.absolute() / path))
         if inside is not None:
             try:
                 if file not in self._containers:
@@ -426,4 +430,4 @@ class PhotoFinder:
             source = ImageSource(path, 0, 0, download=True)
         elif not Path(path).is_file():
             raise FileNotFoundError(0, "there is no such file")
-        return ImageItem(key, path, None, None, source)
+        return ImageItem(path, path, None, None, source)

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from .. import devices
 from ..ablation.captions import CaptionTask
@@ -28,7 +27,7 @@ from ..captioning import Captioner
 from ..captioning.evaluate import store_references
 from ..corpus import read_corpus
 from ..embedding import embed_corpus
-from ..encoders import load_encoder
+from ..encoders import load_encoder, thumbnail
 from ..errors import CorpusError, telling_what_is_kept
 from ..executors import cores
 from ..geometry.figures import figure_blocks
@@ -37,7 +36,7 @@ from ..io.artifact import holds_result
 from ..io.files import write_text_atomically
 from ..io.lock import locked
 from ..metrics.captions import score_captions
-from ..pages import inline_image, render_page
+from ..pages import render_page
 from ..pages.render import count
 from ..reporter import SILENT, Reporter
 from ..store import Store
@@ -136,8 +135,7 @@ def _write_page(path: Path, bundled: _Captioned, references: _References, result
     attributions = {Path(line["image"]).stem: line for line in lines}
     for key in judged.best_first():
         share_alike = "ShareAlike" in attributions[key]["license"]
-        with Image.open(PHOTOS / "images" / f"{key}.jpg") as image:
-            source = inline_image(image, _PHOTO_SIDE)
+        source = thumbnail(PHOTOS / "images" / f"{key}.jpg", _PHOTO_SIDE)
         photo = {"source": source, "reference": references[key][0], "url": attributions[key]["flickr_url"]}
         photo["licence"] = "CC BY-SA 2.0" if share_alike else "CC BY 2.0"
         photos.append({**photo, "captions": [(each, each.captions[key], each.scores[key]) for each in decoders]})

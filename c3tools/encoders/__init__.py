@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .encoder import Encoder
 from .loading import DEFAULT_MODEL, Network, load_encoder, load_network, resolve_encoder
-from .preprocessing import ImagePreprocessor, open_image
+from .preprocessing import UNREADABLE, ImagePreprocessor, open_image, thumbnail
 
 __all__ = [
     "DEFAULT_MODEL",
+    "UNREADABLE",
     "Encoder",
     "ImagePreprocessor",
     "Network",
@@ -15,4 +16,5 @@ __all__ = [
     "load_network",
     "open_image",
     "resolve_encoder",
+    "thumbnail",
 ]

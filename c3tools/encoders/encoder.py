@@ -16,7 +16,7 @@ from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
 from ..reporter import Progress
-from .preprocessing import ImagePreprocessor
+from .preprocessing import UNREADABLE, ImagePreprocessor
 
 Modality = Literal["image", "text"]
 Tokens = npt.NDArray[np.int64]
@@ -180,7 +180,7 @@ class Encoder:
             return self.preprocess(image.convert("RGB"))
         try:
             return self.preprocess.load(image)[0]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise EncoderError(f"{image} cannot be read as an image ({error}).") from error
 
     def encode_batches(self, modality: Modality, batches: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Matrix]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 import warnings
@@ -19,6 +20,7 @@ from ..arrays import Pixels
 from ..errors import MissingExtraError
 from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, TooLargeError
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # `open_image`, of a damaged file
 # beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
 # would have 100 million pixels before the centre crop throws almost all of them away
 MAX_ASPECT_RATIO = 16
@@ -82,6 +84,19 @@ def open_image(
             if image.mode != "RGB":
                 image = image.convert("RGB")
     return image, *((height, width) if orientation >= 5 else (width, height))
+
+
+def thumbnail(source: str | Path | bytes, side: int) -> str:
+    """Return an image file (its path or content) as a ``data:`` URL of a JPEG of at most ``side`` pixels a side.
+
+    Raises:
+        OSError, Image.DecompressionBombError, SyntaxError, ValueError: as `open_image`.
+    """
+    image, _, _ = open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _open(content: bytes) -> Image.Image:

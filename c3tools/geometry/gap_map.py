@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
-from PIL import Image
 
 from ..arrays import Array
 from ..corpus.containers import PhotoFinder
-from ..corpus.images import ImageReader
-from ..encoders import open_image
+from ..encoders import UNREADABLE, thumbnail
 from ..errors import StoreError
 from ..moments import unit_rows
-from ..pages import inline_image
 from ..seeds import generator
 from ..store import Store
 from ..store.rows import embedding_matrix, item_keys, match_items, row_splits
@@ -129,15 +126,12 @@ def _photos(store: Store, table: pa.Table) -> list[str | None]:
     """Return a thumbnail of each photo as a ``data:`` URL, None where it is not at hand, or the page is full."""
     if "path" not in table.schema.names:
         return [None] * len(table)
-    finder, found, size = PhotoFinder(beside=store.path), [], 0
-    with ImageReader() as reader:
-        for key, path in zip(*(table.column(name).to_pylist() for name in ("key", "path")), strict=True):
-            url = None
-            if size < _PHOTO_BYTES:
-                try:
-                    url = inline_image(open_image(io.BytesIO(reader.read(finder.find(key, path))))[0], _PHOTO_SIDE)
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                    url = None
-            size += len(url or "")
-            found.append(url)
+    found, size = list[str | None](), 0
+    with PhotoFinder(beside=store.path) as photos:
+        for path in table.column("path").to_pylist():
+            found.append(None)
+            with suppress(*UNREADABLE):
+                if size < _PHOTO_BYTES:
+                    found[-1] = thumbnail(photos.read_again(path), _PHOTO_SIDE)
+            size += len(found[-1] or "")
     return found

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ..arrays import Indices, Mask, Pixels
-from ..corpus import ImageReader
 from ..corpus.containers import PhotoFinder
-from ..encoders import open_image
+from ..encoders import UNREADABLE, open_image
 from ..errors import GeneratorError
 from ..executors import cores
 from ..reporter import SILENT, Reporter
@@ -23,7 +22,6 @@ from ..store import Rows, Store
 
 _NAMED = 3
 _CHUNK = 256
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,14 @@ def read_photos(
         GeneratorError: if none of the photos can be read; the first are named.
     """
     paths = list(rows.column("path")) if "path" in rows.table.column_names else [None] * len(rows)
-    finder = PhotoFinder(store.path, download=download)
     squares = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     gone: dict[int, str] = {}
 
     def contents() -> Iterator[bytes | Exception]:
         """Yield the content of each file, or why there is none."""
-        for key, path in zip(rows.keys, paths, strict=True):
+        for path in paths:
             try:
-                yield reader.read(finder.find(key, path))
+                yield finder.read_again(path)
             except (OSError, ValueError) as error:
                 yield error
 
@@ -83,12 +80,12 @@ def read_photos(
             return content
         try:
             return np.asarray(_to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             return error
 
     with (
         warnings.catch_warnings(),  # around all threads: each would restore what another has set
-        ImageReader() as reader,
+        PhotoFinder(store.path, download=download) as finder,
         ThreadPoolExecutor(cores()) as pool,
         reporter.progress("Reading photos", len(rows)) as progress,
     ):

@@ -14,7 +14,6 @@ inner products of unit vectors, so cosines.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,8 +30,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Indices, Mask, Matrix
-from ..corpus import ImageReader
-from ..corpus.containers import PhotoFinder
 from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
 from ..geometry.spaces import modality_bias
 from ..identity import ModelIdentity
@@ -492,33 +489,20 @@ def contact_sheet(results: Sequence[SearchResult]) -> str:
 
     An image that cannot be read from here is shown as its key and the reason.
     """
+    from ..corpus.containers import PhotoFinder
+    from ..encoders import UNREADABLE, thumbnail
     from ..pages import render_page
 
     pictures: dict[str, dict[str, str]] = {}
-    finder = PhotoFinder()
-    with ImageReader() as reader:
-        for result in results:
-            for path in [result.query, *(hit.path for hit in result.hits)]:
-                if path and path not in pictures:
-                    pictures[path] = _picture(reader, path, finder)
+    with PhotoFinder() as photos:
+        for path in {path for result in results for path in [result.query, *(hit.path for hit in result.hits)] if path}:
+            try:
+                pictures[path] = {"source": thumbnail(photos.read_again(path), _THUMBNAIL)}
+            except UNREADABLE as error:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                pictures[path] = {"problem": "not fetched" if is_url(path) else reason}
     title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
     return render_page(_TEMPLATE, title=title, results=results, pictures=pictures)
-
-
-def _picture(reader: ImageReader, path: str, finder: PhotoFinder) -> dict[str, str]:
-    """Return the thumbnail of an image as a ``data:`` URL, or why there is none."""
-    from PIL import Image
-
-    from ..encoders import open_image
-    from ..pages import inline_image
-
-    try:
-        if is_url(path):
-            return {"problem": "not fetched"}
-        image, _, _ = open_image(io.BytesIO(reader.read(finder.find(path, path))))
-        return {"source": inline_image(image, _THUMBNAIL)}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return {"problem": getattr(error, "strerror", None) or str(error) or type(error).__name__}
 
 
 def build_index(

@@ -25,7 +25,6 @@ Making a page::
 - ``palette``: the colours to draw with; `figure_svg` turns each of them into a CSS variable of the page.
 - ``figure_svg(figure, name=, label=)``: the figure as inline SVG (a `Markup` string); ``name`` must be unique in
   the page, ``label`` is what a screen reader says.
-- ``inline_image(image, side)``: a photo as a ``data:`` URL.
 - ``save_figure(figure, path)``: the same figure as a PNG, SVG or PDF file of its own.
 - ``render_page(template, **context)``: fill a template; it starts with ``{% extends "base.html" %}`` and fills the
   blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``count``,
@@ -42,7 +41,7 @@ from __future__ import annotations
 
 from ..tables import Table
 from . import palette
-from .figures import close_up, figure_svg, inline_image, new_figure, save_figure, styled
+from .figures import close_up, figure_svg, new_figure, save_figure, styled
 from .render import FigureBlock, Section, render_page
 
 __all__ = [
@@ -51,7 +50,6 @@ __all__ = [
     "Table",
     "close_up",
     "figure_svg",
-    "inline_image",
     "new_figure",
     "palette",
     "render_page",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from pathlib import Path
@@ -13,7 +12,6 @@ from cycler import cycler
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL.Image import Image
 
 from ..errors import C3Error
 from ..io.files import write_atomically
@@ -135,14 +133,6 @@ def save_figure(figure: Figure, path: Path) -> None:
         metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
-
-
-def inline_image(image: Image, side: int) -> str:
-    """Return a photo as a ``data:`` URL of a JPEG, scaled down to at most ``side`` pixels; ``image`` is changed."""
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _font_properties(match: re.Match[str]) -> str:

@@ -33,9 +33,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ..arrays import Matrix
-from ..corpus import ImageReader
 from ..corpus.containers import PhotoFinder
-from ..encoders import Encoder, open_image
+from ..encoders import UNREADABLE, Encoder, open_image
 from ..errors import C3Error
 from ..index import Index
 from ..pages import render_page
@@ -47,7 +46,7 @@ _MOST_RESULTS = 100
 _MOST_CHARACTERS = 1_000
 _UPLOAD_SECONDS = 30
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # others have decoders that a stranger's file could keep busy
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_UNREADABLE = (*UNREADABLE, Image.DecompressionBombWarning)
 _THUMBNAIL = 320  # pixels of the longer side
 _KEPT_THUMBNAILS = 2_000
 _TEMPLATE = Path(__file__).parent / "templates" / "page.html"
@@ -87,7 +86,7 @@ class _Server:
         self.index, self.encoder = index, encoder
         # one at a time, since decoding a photo may take hundreds of megabytes, and a model uses all cores by itself
         self.encoding, self.reading = Lock(), Lock()
-        self.finder, self.reader = PhotoFinder(beside=index.store_path), ImageReader()
+        self.photos = PhotoFinder(beside=index.store_path)
         columns = (index.rows.column(name).unique().to_pylist() for name in ("modality", "split"))
         self.choices = dict(zip(("in", "split"), columns, strict=True))
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
@@ -154,7 +153,7 @@ class _Server:
     def _jpeg(self, row: int) -> bytes:
         path = self.index.rows.column("path")[row].as_py()
         with self.reading:
-            content = self.reader.read(self.finder.find(path, path))
+            content = self.photos.read_again(path)
             image, _, _ = open_image(io.BytesIO(content), (_THUMBNAIL // 2, _THUMBNAIL // 2))
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         stream = io.BytesIO()

@@ -80,11 +80,10 @@ def test_every_form_is_what_its_folder_is(photos: Path, monkeypatch: pytest.Monk
     assert read.skipped == []
     # found again by their paths, in another order, from beside their store too
     monkeypatch.chdir(photos.parent)
-    finder = PhotoFinder(photos / "c3-store")
-    with ImageReader() as reader:
+    with PhotoFinder(photos / "c3-store") as finder:
         for image in reversed(read.images):
             for where in (image.path, str(Path(image.path).relative_to(photos))):
-                assert reader.read(finder.find(image.key, where)) == contents(folder)[image.key]
+                assert finder.read_again(where) == contents(folder)[image.key]
 
 
 def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
@@ -102,16 +101,14 @@ def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
         "https://example.org/a.jpg": "--download downloads it",
     }.items():
         with pytest.raises(OSError, match=message) as caught:
-            finder.find("key", path)
+            finder.read_again(path)
         assert caught.value.strerror
     with pytest.raises(ValueError, match="has no path"):
-        finder.find("key", None)
-    assert PhotoFinder(download=True).find("key", "https://example.org/a.jpg").source is not None
+        finder.read_again(None)
     odd = tmp_path / "a.tar#b.png"  # a file
     odd.write_bytes(b"7")
-    with ImageReader() as reader:
-        assert reader.read(finder.find("key", str(odd))) == b"7"
-        assert reader.read(finder.find("key", f"{tmp_path}/b.parquet#3")) == b"3"
+    with finder:
+        assert (finder.read_again(str(odd)), finder.read_again(f"{tmp_path}/b.parquet#3")) == (b"7", b"3")
 
 
 def test_patterns(tmp_path: Path) -> None:
