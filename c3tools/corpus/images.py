@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from PIL import Image
 
@@ -87,7 +87,7 @@ class ImageReader:
                 0, f"the row has no bytes, and its path {str(value)[:200]} does not exist"
             ) from error
 
-    def __enter__(self) -> ImageReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
