@@ -1,45 +1,43 @@
-"""Kill: a command that is killed at any moment ends, when it is repeated, with the files of one that was not."""
+"""Kill: a command that is killed at any moment ends, when it is repeated, with the files of one that was not.
+
+    pytest -n 2 tests/long/check_kills.py --kills 20    # of each command; without --kills, for --minutes
+
+Every round kills the command once to three times, at a random moment or before a random operation on files, then runs
+it to its end. The first kill of each comes when everything but the record is in its place. Commands run in forks of
+this process, which has imported what they need.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections import Counter
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from c3tools.cli import main
 
 from tests.captioning.conftest import make_captions_store
 from tests.conftest import copy_photos
+from tests.crashes import at_operation
 from tests.stores import gap_store, make_vectors
 
 from .conftest import Budget
 
-ROOT = Path(__file__).parents[2]
-# `c3 ARGUMENTS` in the current folder, killed before its operation on files of the number given first; all are listed
-RUN = """
-import json, os, sys
-from pathlib import Path
-from c3tools.cli import main
-from tests.crashes import at_operation
-number, listing = int(sys.argv.pop(1)), sys.argv.pop(1)
-with at_operation(Path.cwd(), number, lambda path: os.kill(os.getpid(), 9)) as done:
-    try:
-        main()
-    finally:
-        Path(listing).write_text(json.dumps(done))
-"""
 NEVER = 10**9
 DATA = {".parquet", ".safetensors", ".npy", ".faiss", ".csv", ".txt", ".png"}
 PLAIN = "--workers 0 --backend torch --precision fp32"
-QUICK = "--size tiny --epochs 4 --precision fp32 --sigma 0.1"
+QUICK = "--size tiny --epochs 2 --precision fp32 --sigma 0.1"
 
 
 def photos(folder: Path) -> None:
@@ -50,20 +48,20 @@ def photos(folder: Path) -> None:
 
 def changed(folder: Path) -> None:
     photos(folder)
-    run(folder, COMMANDS["embed"][1]).wait()
+    command(folder, COMMANDS["embed"][1])
     first, second, *_, last = sorted((folder / "images").glob("*.jpg"))
     shutil.copyfile(last, first)
     second.unlink()
 
 
 def vectors(folder: Path) -> None:
-    for name, rows in zip("it", make_vectors(20_000, dim=64), strict=True):
-        np.save(folder / f"{name}.npy", rows[:20_000])
+    for name, rows in zip("it", make_vectors(2000, dim=64), strict=True):
+        np.save(folder / f"{name}.npy", rows[:2000])
 
 
 def stores(folder: Path) -> None:
-    gap_store(folder / "c3-store", 3000)
-    gap_store(folder / "other", 2000)
+    gap_store(folder / "c3-store", 300)
+    gap_store(folder / "other", 200)
 
 
 def captions(folder: Path) -> None:
@@ -72,12 +70,12 @@ def captions(folder: Path) -> None:
 
 def exported(folder: Path) -> None:
     stores(folder)
-    run(folder, "export --preset c1").wait()
+    command(folder, "export --preset c1")
 
 
 def embedded(folder: Path) -> None:
     copy_photos(folder / "images", 12)
-    run(folder, f"embed images {PLAIN}").wait()
+    command(folder, f"embed images {PLAIN}")
 
 
 COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -86,21 +84,45 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "import": (vectors, "import --image i.npy --text t.npy"),
     "merge": (stores, "merge out c3-store other --prefix"),
     "split": (stores, "split out --fractions 0.5,0.25,0.25"),
-    "index": (stores, "index --shard-rows 1000"),
+    "index": (stores, "index --shard-rows 100"),
     "export": (exported, "export --preset c2-collapse --overwrite"),
     "train-decoder": (captions, f"train-decoder {QUICK}"),
-    "train-generator": (embedded, "train-generator --steps 6 --set pixels=8 --sigma 0.05 --precision fp32"),
-    "connect": (captions, "connect heads --dim 16 --epochs 60 --precision fp32"),
+    "train-generator": (embedded, "train-generator --steps 4 --set pixels=8 --sigma 0.05 --precision fp32"),
+    "connect": (captions, "connect heads --dim 16 --epochs 20 --precision fp32"),
     "caption": (photos, "caption images --json a.json --txt --precision fp32"),
 }
 
 
-def run(folder: Path, arguments: str, number: int = NEVER) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-c", RUN, str(number), str(folder.with_suffix(".operations")), *arguments.split()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("C3_STORE", None)
-    with folder.with_suffix(".said").open("wb") as said:
-        return subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, env=environment)
+def command(folder: Path, arguments: str, number: int = NEVER) -> None:
+    """Run `c3 ARGUMENTS` in a folder, killed before its operation on files of this number, and list what it did."""
+    warnings.resetwarnings()  # those that the tests turn into errors
+    os.chdir(folder)
+    os.environ.pop("C3_STORE", None)
+    sys.argv = ["c3", *arguments.split()]
+    with folder.with_suffix(".said").open("w") as said, at_operation(folder, number, kill) as done:
+        sys.stdout = sys.stderr = said
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    listing = {"code": code, "operations": done, "modules": [*sys.modules]}
+    folder.with_suffix(".json").write_text(json.dumps(listing))
+
+
+def kill(path: Path) -> None:
+    os.kill(os.getpid(), 9)
+
+
+def run(function: Callable[..., None], *arguments: Any, seconds: float | None = None) -> bool:
+    """Call a function in a forked process, which is killed after so many seconds; return whether it was killed."""
+    process = get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -9), process.exitcode
+    return process.exitcode == -9
 
 
 def results(folder: Path) -> dict[str, str]:
@@ -116,48 +138,39 @@ def results(folder: Path) -> dict[str, str]:
     return found
 
 
-def prepared(folder: Path, name: str) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    COMMANDS[name][0](folder)
-    return folder
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget: Budget) -> None:
-    whole: dict[str, tuple[float, list[str], dict[str, str]]] = {}
-    kills: Counter[str] = Counter()
-    names: list[str] = []
-    while budget.is_left():
-        if not names:
-            names = budget.random.sample(list(COMMANDS), len(COMMANDS))  # each in turn
-        name = names.pop()
-        arguments = COMMANDS[name][1]
-        if name not in whole:
-            folder = prepared(tmp_path / name, name)
-            start = time.monotonic()
-            code = run(folder, arguments).wait()
-            assert code == (1 if name == "caption" else 0), folder.with_suffix(".said").read_text()  # two are broken
-            listing = json.loads(folder.with_suffix(".operations").read_text())
-            whole[name] = time.monotonic() - start, listing, results(folder)
-        seconds, listing, expected = whole[name]
-        folder = prepared(tmp_path / name, name)
-        for _ in range(budget.random.randint(1, 3)):
-            if not kills[name]:  # when everything but the record is in its place
-                process = run(
-                    folder, arguments, max(i for i, done in enumerate(listing) if done.startswith("os.rename"))
-                )
-            elif budget.random.random() < 0.5:
-                process = run(folder, arguments, budget.random.randrange(len(listing)))
-            else:
-                process = run(folder, arguments)
-            try:
-                process.wait(budget.random.uniform(0.3, 1.0) * seconds if kills[name] else None)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            kills[name] += process.wait() == -9
-        run(folder, arguments).wait()
-        assert results(folder) == expected, (name, folder.with_suffix(".said").read_text())
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget: Budget, name: str) -> None:
+    folder, template = tmp_path / "work", tmp_path / "template"
+    prepare, arguments = COMMANDS[name]
+    folder.mkdir()
+    run(prepare, folder)
+    shutil.copytree(folder, template)
+    for _ in range(2):  # first to learn what the command imports
         shutil.rmtree(folder)
-    done = ", ".join(f"{name} {count}" for name, count in sorted(kills.items()))
-    budget.report(f"{kills.total()} kills, all continued to the same files ({done})")
+        shutil.copytree(template, folder)
+        start = time.monotonic()
+        run(command, folder, arguments)
+        seconds, whole = time.monotonic() - start, json.loads(folder.with_suffix(".json").read_text())
+        assert whole["code"] == (1 if name == "caption" else 0), folder.with_suffix(".said").read_text()  # of broken
+        for module in whole["modules"]:
+            with suppress(Exception):
+                importlib.import_module(module)
+    expected, draw, kills, failed = results(folder), budget.random, 0, []
+    operations = whole["operations"]
+    record = max(number for number, done in enumerate(operations) if done.startswith("os.rename"))
+    while budget.is_left(kills):
+        shutil.rmtree(folder)
+        shutil.copytree(template, folder)
+        for _ in range(draw.randint(1, 3)):
+            if not kills:
+                kills += run(command, folder, arguments, record)
+            elif draw.random() < 0.5:
+                kills += run(command, folder, arguments, draw.randrange(len(operations)))
+            else:
+                kills += run(command, folder, arguments, seconds=draw.uniform(0, seconds))
+        run(command, folder, arguments)
+        if results(folder) != expected:
+            failed.append(folder.with_suffix(".said").read_text())
+    budget.report(f"{name}: {kills} kills, {len(failed)} of them not continued to the same files")
+    assert not failed, failed[0]

@@ -11,15 +11,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-LINES = pytest.StashKey[list[str]]()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--minutes", type=float, default=1.0, help="how long each check goes on")
+    parser.addoption("--minutes", type=float, default=1.0, help="how long each check goes on, all its cases together")
+    parser.addoption("--kills", type=int, default=0, help="of each command of check_kills.py, instead of --minutes")
     parser.addoption("--seed", type=int, default=0, help="of all that is drawn")
 
 
@@ -28,19 +26,20 @@ class Budget:
 
     Attributes:
         seconds: how long the check goes on.
+        count: how much it does instead; 0 where the time counts.
         seed: of all that it draws.
         random: a generator from the seed.
     """
 
-    def __init__(self, seconds: float, seed: int) -> None:
-        self.seconds, self.seed, self.random = seconds, seed, random.Random(seed)
+    def __init__(self, seconds: float, count: int, seed: int) -> None:
+        self.seconds, self.count, self.seed, self.random = seconds, count, seed, random.Random(seed)
         self.line = ""
         self._start, self._rounds = time.monotonic(), 0
 
-    def is_left(self) -> bool:
-        """Return whether to do one more round; the first one is always done."""
+    def is_left(self, done: int = 0) -> bool:
+        """Return whether to do one more round, after so much was done; the first one is always done."""
         self._rounds += 1
-        return self._rounds == 1 or time.monotonic() - self._start < self.seconds
+        return done < self.count or self._rounds == 1 or time.monotonic() - self._start < self.seconds
 
     def report(self, line: str) -> None:
         """Say what was done, in figures."""
@@ -50,12 +49,15 @@ class Budget:
 @pytest.fixture
 def budget(request: pytest.FixtureRequest) -> Iterator[Budget]:
     """The time and the seed of this check."""
-    made = Budget(60 * request.config.getoption("--minutes"), request.config.getoption("--seed"))
+    minutes, kills, seed = (request.config.getoption(name) for name in ("--minutes", "--kills", "--seed"))
+    cases = sum(item.path == request.path for item in request.session.items)
+    made = Budget(0 if kills else 60 * minutes / cases, kills, seed)
     yield made
-    lines = request.config.stash.setdefault(LINES, [])
-    lines.append(f"{Path(request.node.path).stem.removeprefix('check_')}: {made.line or 'FAILED'}")
+    line = f"{request.path.stem.removeprefix('check_')}: {made.line or request.node.name + ' FAILED'}"
+    request.node.user_properties.append(("line", line))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(LINES, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports(""):  # of what came before and after the tests
+        for _, line in report.user_properties if report.when == "teardown" else ():
+            terminalreporter.write_line(str(line))
