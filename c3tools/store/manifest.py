@@ -42,6 +42,7 @@ from .rows import keys_of
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
+    MANIFEST_FILE,
     Failure,
     ShardName,
     SplitMoments,
@@ -59,7 +60,6 @@ from .shards import (
     write_rows,
 )
 
-MANIFEST_FILE = "manifest.json"
 MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 _REPAIR = "Check the store with `c3 verify`; --repair writes this file for the shards that exist."

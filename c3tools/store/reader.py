@@ -83,6 +83,8 @@ class Store(HubRepository):
         if incomplete:
             return opened
         if manifest is None:
+            if "rows_of" in info.extra:
+                return opened
             reporter.message(
                 f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
                 f"`c3 verify {folder}` says more."

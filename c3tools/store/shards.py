@@ -34,6 +34,8 @@ from .rows import embedding_matrix, row_splits
 FORMAT_VERSION = 1
 INFO_FILE = "store.json"
 FAILURES_FILE = "failures.parquet"
+MANIFEST_FILE = "manifest.json"
+PIPELINE_FILE = "transform.json"  # beside rows that went through a pipeline
 UPDATE = "Update c3tools: pip install -U c3tools"
 _Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 _Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]
@@ -42,6 +44,8 @@ SplitMoments = dict[str, Moments]  # by the split that the rows name
 METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_from"
 ROW_GROUP_ROWS = 8192
 _MAKE_AGAIN = "Run `c3 verify --repair`, then the command that made the store again: it makes only this shard."
+_NO_STORE = "Make one with `c3 embed PATH`, or choose another with --store."
+_EXPORT_AGAIN = "Export again with -f parquet."
 _SHARD = re.compile(r"part-(\d{5,9})\.parquet")
 _FILE = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size": pa.int64()}
 _COLUMNS: dict[str, dict[str, Any]] = {
@@ -113,13 +117,39 @@ class StoreInfo:
             with unread_is_not_damaged(path):
                 value = read_json(path)
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(
-                f"There is no store at {store} ({INFO_FILE} is missing).",
-                remedy="Make one with `c3 embed PATH`, or choose another with --store.",
-            ) from None
+            return cls._of_other_program(store)
         except MALFORMED as error:
             value = str(error)  # which is no description
         return cls.from_dict(value, path)
+
+    @classmethod
+    def _of_other_program(cls, store: Path) -> StoreInfo:
+        """Describe rows in the layout of an export, without store.json, from their first file and a pipeline beside it.
+
+        Raises:
+            StoreError: if there are no such rows, or they are of a store that lost its store.json.
+        """
+        names, shards = names_in(store)[1], shards_in(store)
+        own, model, extra = b"", {}, dict[str, Any](rows_of="another program")
+        if shards and MANIFEST_FILE not in names:
+            path = store / part_name(*shards[0])
+            with refusing_damage(path), name_or_file(path) as source, pq.ParquetFile(source) as file:
+                column = next(file.iter_batches(1, columns=["embedding"])).column(0)
+                own = (file.schema_arrow.metadata or {}).get(METADATA_KEY, b"")
+            if not own and PIPELINE_FILE in names:
+                with refusing_damage(store / PIPELINE_FILE, "Save the pipeline again."):
+                    pipeline = read_json(store / PIPELINE_FILE)
+                    model = pipeline["provenance"].get("model") or {}
+                    extra["exported"] = {"settings": {"applied": len(pipeline["steps"])}}
+            if not own:
+                dtype = "float16" if column.type.value_type == pa.float16() else "float32"
+                return cls(ModelIdentity(model), len(column[0]), dtype, normalised=False, extra=extra)
+        what, remedy = f"There is no store at {store} ({INFO_FILE} is missing).", _NO_STORE
+        made = read_json(store / MANIFEST_FILE) if MANIFEST_FILE in names else {}
+        if "provenance" in made or "index.json" in names:
+            form = made["provenance"]["settings"]["format"] if made else "faiss"
+            what, remedy = f"{store} is an export to {form}, but only exports to Parquet are stores.", _EXPORT_AGAIN
+        raise StoreError(what, remedy=remedy)
 
     @property
     def command(self) -> str:
@@ -321,16 +351,16 @@ def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
 
 
 def read_header(path: Path) -> ShardHeader:
-    """Return what a shard says of itself; no row is read.
+    """Return what a shard says of itself; that of another program says nothing. No row is read.
 
     Raises:
         StoreError: if it cannot be read.
     """
     with refusing_damage(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
         metadata = file.schema_arrow.metadata or {}
-        info = msgspec.json.decode(metadata[METADATA_KEY], type=dict[str, Any])
-        failures = msgspec.json.decode(metadata[FAILURES_KEY], type=list[Failure])
-        return ShardHeader(file.metadata.num_rows, info, failures, metadata[MADE_FROM_KEY].decode())
+        info = msgspec.json.decode(metadata.get(METADATA_KEY, b"{}"), type=dict[str, Any])
+        failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
+        return ShardHeader(file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode())
 
 
 def read_batches(
@@ -347,10 +377,29 @@ def read_batches(
         name_or_file(path, block) as source,
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):
-        check_schema(file.schema_arrow, modality, info)
+        foreign = METADATA_KEY not in (file.schema_arrow.metadata or {})
+        if not foreign:
+            check_schema(file.schema_arrow, modality, info)
         for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=None if columns is None else list(columns)):
             batch.validate(full=True)  # text that is not UTF-8 would fail later
-            yield batch
+            yield _completed(batch, modality, info, columns) if foreign else batch
+
+
+def _completed(batch: pa.RecordBatch, modality: str, info: StoreInfo, columns: Sequence[str] | None) -> pa.RecordBatch:
+    """Return rows of another program with the columns of a shard and their types; a column that is missing is null.
+
+    Raises:
+        ValueError: if keys or embeddings are missing, or an embedding has another dimension.
+    """
+    arrays, schema = [], shard_schema(modality, info)
+    schema = pa.schema([column for column in schema if columns is None or column.name in columns])
+    for column in schema:
+        found = column.name in batch.schema.names
+        values = batch.column(column.name) if found else pa.nulls(len(batch), column.type)
+        if values.null_count and not column.nullable:
+            raise ValueError(f"it has rows without {column.name!r}")
+        arrays.append(values.cast(column.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def add_moments(groups: SplitMoments, batch: pa.RecordBatch | pa.Table, kept: frozenset[str] | None = None) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from c3tools.captioning import Captioner, evaluate_captions, train_captioner
-from c3tools.errors import DecoderError, TransformError
+from c3tools.errors import DecoderError, StoreError, TransformError
 from c3tools.export import export_store
 from c3tools.store import Store
+from c3tools.transforms import Pipeline
 from tests.conftest import Messages
 
 TINY: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["batch_size=32"]}
@@ -62,3 +65,30 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused(captions_store: S
     train_captioner(noised, output=tmp_path / "own", **TINY)
     with pytest.raises(DecoderError, match="c2-collapse"):
         evaluate_captions(plain, decoder=tmp_path / "own", split="test", resamples=0)
+
+
+@pytest.mark.parametrize("with_pipeline", [True, False])
+def test_rows_of_another_program_are_trained_on(captions_store: Store, tmp_path: Path, *, with_pipeline: bool) -> None:
+    export = export_store(captions_store, tmp_path / "export", preset="c2-collapse", dtype="float32").output
+    rows, folder = Store.open(export).load("text"), tmp_path / "rows"
+    (folder / "text").mkdir(parents=True)
+    columns = {"key": rows.keys, "embedding": rows.embeddings.tolist(), "caption": rows.captions}
+    pq.write_table(pa.table({**columns, "split": rows.splits}), folder / "text" / "part-00000.parquet")
+    if with_pipeline:
+        Pipeline.load(export).save(folder)
+    said = Messages()
+    options = TINY if with_pipeline else {**TINY, "preset": "c1"}
+    own = train_captioner(folder, output=tmp_path / "own", reporter=said, **options)
+    assert not any("unfinished" in text for text in said.texts)
+    train_captioner(export, output=tmp_path / "other", **TINY)
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("own", "other")]
+    assert weights[0] == weights[1] or not with_pipeline  # c1 normalises unit rows again, which rounds
+    assert own.record["model"] == (captions_store.info.model if with_pipeline else {})
+    assert own.pipeline.name == ("c2-collapse" if with_pipeline else "c1")
+
+
+@pytest.mark.parametrize("form", ["npy", "safetensors", "hf"])
+def test_exports_for_other_programs_are_refused(captions_store: Store, tmp_path: Path, form: str) -> None:
+    export = export_store(captions_store, tmp_path / form, preset="c1", format=form).output
+    with pytest.raises(StoreError, match=rf"export to {form}.*\n.*-f parquet"):
+        Store.open(export)
