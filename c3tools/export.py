@@ -49,11 +49,12 @@ from .io.locations import location, names_in, remove, size_of
 from .io.lock import locked
 from .reporter import SILENT, Reporter
 from .store import Store, StoreInfo, embedding_matrix
-from .store.manifest import MANIFEST_FILE, MOMENTS_FILE, StoreWriter, create_store
+from .store.manifest import MOMENTS_FILE, StoreWriter, create_store
 from .store.rows import keys_of, own_items, row_splits
 from .store.shards import (
     FAILURES_FILE,
     INFO_FILE,
+    MANIFEST_FILE,
     ShardName,
     digest_of,
     part_name,

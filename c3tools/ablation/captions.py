@@ -25,9 +25,9 @@ from ..captioning.steering import load_text_encoder
 from ..captioning.train import captions_of_images, training_rows
 from ..devices import Compute
 from ..encoders import Encoder
-from ..errors import DecoderError
+from ..errors import DecoderError, MetricError
 from ..io.artifact import digest_of
-from ..metrics.captions import score_captions
+from ..metrics.captions import JAVA_METRICS, missing_for, score_captions
 from ..moments import Moments
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
@@ -59,6 +59,7 @@ class CaptionTask:
         size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner` takes them.
         generation: how captions are generated.
         encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
+        java: of METEOR and SPICE, the scores to add.
     """
 
     train: Rows
@@ -74,6 +75,7 @@ class CaptionTask:
     epochs: int | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     encoder: Encoder | None = None
+    java: Sequence[str] = ()
 
     methods: ClassVar[Mapping[str, Method]] = METHODS
     kept_in: ClassVar[str] = "decoders"
@@ -90,6 +92,7 @@ class CaptionTask:
         set: Sequence[str] = (),
         epochs: int | None = None,
         beams: int = 1,
+        spice: bool = False,
         device: str | None = None,
         precision: str = "auto",
         reporter: Reporter = SILENT,
@@ -108,6 +111,11 @@ class CaptionTask:
         if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
             encoder = load_text_encoder(store.info.model, asking, device=device, precision=precision, reporter=reporter)
         train, val, notes = training_rows(store)
+        lacking = {name: missing_for(name) for name in JAVA_METRICS[: 1 + spice]}
+        if reason := lacking.get("SPICE"):
+            notes.append(f"SPICE is left out: {reason}")
+        if exported := Pipeline.of_export(store):
+            notes.append(f"The rows of {store.path} went through {exported[0].name}; the methods begin with them.")
         moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
         scored = store
         if test_store is not None:  # another domain, in which the same key names another image
@@ -139,7 +147,8 @@ class CaptionTask:
         first = {item: row for row, item in reversed([*enumerate(texts.items)]) if texts.captions[row].strip()}
         described = texts.embeddings[[first[key] for key in images.keys]]
         data = train, val, images, references, moments, compute, own, described
-        return cls(*data, size or "small", set, epochs, GenerationConfig.from_options(beams=beams), encoder)
+        generation, java = GenerationConfig.from_options(beams=beams), [name for name in lacking if not lacking[name]]
+        return cls(*data, size or "small", set, epochs, generation, encoder, java)
 
     def fit(self, name: str, sigma: float, train_on: str = "text") -> Pipeline:
         """Return a preset fitted on the training captions and the moments."""
@@ -192,8 +201,9 @@ class CaptionTask:
     @cached_property
     def scored(self) -> str:
         """A digest of everything else that captions and their scores depend on."""
-        references = [[*self.references[key]] for key in self.images.keys]
-        return digest_of(asdict(self.generation), self.images.keys, self.images.embeddings, references)
+        references, java = [[*self.references[key]] for key in self.images.keys], [*self.java]
+        described = () if self.described is None else self.described
+        return digest_of(asdict(self.generation), self.images.keys, self.images.embeddings, references, described, java)
 
     def load(self, folder: Path) -> Captioner:
         """Load a decoder that was kept."""
@@ -218,9 +228,15 @@ class CaptionTask:
 
     def run(self, cell: Cell, captioner: Captioner | None, reporter: Reporter) -> Run:
         """Caption the images, and score the captions."""
-        method, rows = METHODS[cell.method], np.arange(len(self.images))
+        method, references = METHODS[cell.method], dict(self.references)
+        if method.asked_with == "text":  # scored by the captions that it does not read
+            for key in self.images.keys:
+                references[key] = [text for text in references[key] if text != references[key][0]]
+        rows = np.flatnonzero([bool(references[key]) for key in self.images.keys])
+        if not len(rows):
+            raise MetricError("No image has two captions: one that the oracle reads, and others to score it by.")
         if method.images is not None and len(rows) > method.images:  # depends only on the number of images
-            rows = np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])
+            rows = rows[np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])]
         asked = self.described if method.asked_with == "text" else self.images.embeddings
         assert asked is not None
         asked, keys, texts = asked[rows], [self.images.keys[row] for row in rows], list[str]()
@@ -241,7 +257,7 @@ class CaptionTask:
                     )
                     progress.advance(len(asked[part]))
         outputs = dict(zip(keys, texts, strict=True))
-        scores = score_captions(outputs, self.references)
+        scores = score_captions(outputs, references, java=self.java)
         order = np.argsort(np.array(scores.keys), kind="stable")
         return Run(
             *cell,

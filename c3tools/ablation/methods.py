@@ -98,7 +98,7 @@ METHODS: Mapping[str, Method] = {
         learns_from="pseudo pairs",
     ),
     "paired": Method("c1", False, "trained on real pairs, for comparison", "108.3", learns_from="pairs"),
-    "oracle": Method("c3", True, "C3, given a caption of the image in place of the image", asked_with="text"),
+    "oracle": Method("c3", True, "C3, given one caption of an image; scored by the others", asked_with="text"),
 }
 PUBLISHED = (
     "Published: CIDEr on MS-COCO, with other encoders and decoders: Zhang et al. (C3), ICLR 2024 (for ESPER: "

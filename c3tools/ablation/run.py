@@ -37,7 +37,7 @@ from .images import ImageTask
 from .methods import Cell, Method, Training
 from .table import CHOOSE_BY, Ablation, Run
 
-_OTHER_TASK = {"captions": ("steps", "encoder"), "images": ("test_store", "epochs", "beams")}
+_OTHER_TASK = {"captions": ("steps", "encoder"), "images": ("test_store", "epochs", "beams", "spice")}
 _NOT_IN_COMMAND = ("store", "methods", "output", "reporter")
 
 
@@ -56,6 +56,7 @@ def ablate(
     epochs: int | None = None,
     steps: int | None = None,
     beams: int = 1,
+    spice: bool = False,
     encoder: Sequence[str] = (),
     jobs: int = 1,
     device: str | None = None,
@@ -88,6 +89,7 @@ def ablate(
         epochs: See `train_captioner`.
         steps: Training steps of a generator. The default depends on ``size``.
         beams: See `caption_images`.
+        spice: Add SPICE (needs Java and the Stanford models); METEOR is added where there is Java.
         encoder: For images: also score with the features of this model.
         jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
         device: See `connect_heads`.
@@ -142,7 +144,8 @@ def ablate(
         for name in [name for name in asked if name not in _NOT_IN_COMMAND]:
             values = asked[name] if isinstance(asked[name], list | tuple) else [asked[name]]
             for value in values:
-                parts += [f"--{name.replace('_', '-')}", str(value.path if isinstance(value, Store) else value)]
+                own = [] if value is True else [str(value.path if isinstance(value, Store) else value)]
+                parts += [f"--{name.replace('_', '-')}", *own]
         table = made.table(runs, command=shlex.join(parts))
         table.save(folder)
     return table

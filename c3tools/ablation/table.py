@@ -13,6 +13,7 @@ import numpy as np
 from ..arrays import Array
 from ..imaging.evaluate import score_interval, score_text
 from ..io.files import write_text_atomically
+from ..metrics.captions import JAVA_METRICS
 from ..metrics.significance import crossed_interval, mean_and_std
 from ..pages import render_page
 from ..pages.render import interval, signed
@@ -116,13 +117,15 @@ class Ablation:
     def tables(self) -> list[Table]:
         """Return the rows as tables that fit a terminal.
 
-        Captions have one of scores and one of trainings. Images have two for each encoder, of distances and of other
-        scores; then come the published scores. One score of each table has its interval.
+        Captions have one of scores, and one of trainings with the scores that need Java. Images have two for each
+        encoder, of distances and of other scores; then come the published scores. One score of each table has its
+        interval.
         """
         scored = self.rows[0]["scores"] if self.rows else {}
         if self.task == "captions":
             shown = [name for name in _OF_CAPTIONS if name in scored]
-            return [self._table(self.title, shown, CHOOSE_BY), self._table("")]
+            java = [name for name in JAVA_METRICS if name in scored]
+            return [self._table(self.title, shown, CHOOSE_BY), self._table("", java)]
         tables = []
         for own in [name.removeprefix("KID") for name in scored if name.startswith("KID-")]:
             title = f"{self.title}, scored by {own[1:]}"
@@ -137,13 +140,13 @@ class Ablation:
         lines, headings = [], {name: name.replace(own, "", 1) if own else name for name in metrics}
         for row in self.rows:
             line = {"method": row["method"], "sigma": self._sigma(row)}
-            if not metrics or with_interval.startswith("KID"):
+            if not with_interval or with_interval.startswith("KID"):
                 line["seeds"] = str(row["seeds"])
             for name, heading in headings.items():
                 line[heading] = _with_spread(name, row["scores"][name])
                 if name == with_interval:
                     line[_INTERVAL] = score_text(name, row["scores"][name]["interval"], interval)
-            if not metrics:
+            if not with_interval:
                 line |= {"images": f"{row['images']:,}", "published": row["published"], "checkpoint": row["checkpoint"]}
             lines.append(line)
         if self.real:

@@ -20,10 +20,11 @@ from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
-from .manifest import EXTERNAL_FILE, MANIFEST_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
+from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
 from .shards import (
     INFO_FILE,
+    MANIFEST_FILE,
     Failure,
     ShardName,
     SplitMoments,

@@ -130,7 +130,7 @@ class StoreInfo:
             StoreError: if there are no such rows, or they are of a store that lost its store.json.
         """
         names, shards = names_in(store)[1], shards_in(store)
-        own, model, extra = b"", {}, dict[str, Any](rows_of="another program")
+        own, model, extra = b"", dict[str, Any](), dict[str, Any](rows_of="another program")
         if shards and MANIFEST_FILE not in names:
             path = store / part_name(*shards[0])
             with refusing_damage(path), name_or_file(path) as source, pq.ParquetFile(source) as file:

@@ -21,7 +21,6 @@ from ..moments import Moments, load_moments
 from ..reporter import SILENT, Reporter, counted
 from .manifest import (
     EXTERNAL_FILE,
-    MANIFEST_FILE,
     MOMENTS_FILE,
     REWRITING,
     REWRITING_LIST,
@@ -34,6 +33,7 @@ from .shard_indexes import index_name, keep_indexes
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
+    MANIFEST_FILE,
     UPDATE,
     Failure,
     ShardName,

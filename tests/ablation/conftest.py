@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ from ..captioning.conftest import make_captions_store
 
 Table = Callable[..., tuple[Ablation, list[str]]]
 QUICK: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["layers=1", "batch_size=64"]}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_java() -> Iterator[None]:
+    """Tables are the same on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
+        yield
 
 
 @pytest.fixture(scope="session")

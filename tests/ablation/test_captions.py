@@ -17,6 +17,7 @@ from c3tools.ablation.run import run_cells
 from c3tools.captioning import SIZES, load_size
 from c3tools.captioning.esper import ESPER_TRAINING
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
+from c3tools.export import export_store
 from c3tools.metrics.captions import score_captions
 from c3tools.reporter import SILENT, Progress, Reporter
 from c3tools.store import Rows, Store
@@ -65,7 +66,9 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
     for run in runs:
         assert list(run.outputs) == [key for key in task.images.keys if key in run.outputs]
         assert run.images == len(run.outputs) == (3 if run.method == "ZeroCap" else 16)
-        assert run.scores == pytest.approx(score_captions(run.outputs, task.references).corpus)
+        # the oracle is not scored against what it reads
+        own = {key: texts[run.method == "oracle" :] for key, texts in task.references.items()}
+        assert run.scores == pytest.approx(score_captions(run.outputs, own).corpus)
         assert {name: np.mean(each) for name, each in run.values.items()} == pytest.approx(run.scores, abs=1e-3)
         assert run.sigma == (0.1 if METHODS[run.method].noisy else 0.0)
     # methods that train alike are trained once
@@ -79,6 +82,36 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
     # CLIPRe: the nearest training caption, by definition
     nearest = np.argmax(task.images.embeddings @ task.train.embeddings.T, axis=1)
     assert list(by_name["CLIPRe"].outputs.values()) == [task.train.captions[row] for row in nearest]
+
+
+def test_scores_that_need_java_are_in_the_table_where_it_is(
+    task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("c3tools.metrics.captions.missing_for", lambda name: None)
+    monkeypatch.setattr("c3tools.metrics.captions._java_score", lambda name, targets, _: (12.5, np.full(16, 12.5)))
+    (run,) = run_cells(replace(task, java=["METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path)
+    scores, trainings = task.table([run]).tables()
+    assert (scores.columns[2], trainings.columns[3], trainings.rows[0][3]) == ("CIDEr", "METEOR", "12.5")
+
+
+def test_images_with_one_caption_leave_the_oracle_out(task: CaptionTask) -> None:
+    known = {key: [*texts] for key, texts in task.references.items()}
+    known[task.images.keys[0]][1:] = []
+    cell = Cell("oracle", 0, 0.1)
+    assert list(replace(task, references=known).run(cell, None, SILENT).outputs) == task.images.keys[1:]
+    alone = replace(task, references={key: texts[:1] for key, texts in known.items()})
+    with pytest.raises(MetricError, match="oracle"):
+        alone.run(cell, None, SILENT)
+
+
+def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: Path) -> None:
+    told = Messages()
+    export = export_store(toy_store, tmp_path / "export", preset="c2-collapse", dtype="float32").output
+    found = task_of(Store.open(export), told=told)
+    assert any("went through c2-collapse" in text for text in told.texts)
+    assert (
+        abs(found.train.embeddings.mean(axis=0)).max() < 0.1 < abs(toy_store.load("text").embeddings.mean(axis=0)).max()
+    )
 
 
 def test_pseudo_pairs_are_training_images_with_their_nearest_training_captions(task: CaptionTask) -> None:

@@ -65,6 +65,7 @@ def error_of(text: str) -> str:
 def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for console in (out, err):
         monkeypatch.setattr(console, "width", 110)
+    monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
     copy_photos(workplace / "photos", 8)
     save_tiny_clip(workplace / "tiny")
     compare(file, answers(c3, file, {0}, lines_of))
