@@ -199,6 +199,10 @@ class Corpus:
         self.sources: list[str] = []
         self.captions: str | None = None
 
+    def by_modality(self) -> dict[str, ItemTable[Any]]:
+        """Return the items by the names of their modalities."""
+        return {"image": self.images, "video": self.videos, "text": self.texts}
+
     def skip(self, key: str, path: str, error: str, message: str) -> None:
         """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""
         self.skipped.append(Skipped(*map(as_storable, (key, path, error, message))))

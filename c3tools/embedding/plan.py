@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..arrays import Indices
 from ..corpus import Corpus, ImageItem
 from ..corpus.items import ItemTable
 from ..io.files import write_atomically
@@ -33,43 +34,15 @@ from ..store import Store
 from ..store.manifest import ShardRecord
 from ..store.rows import own_items
 from ..store.shards import ShardName
+from .shards import EmbedOptions, ShardTask
 from .summary import ModalitySummary
 
 INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
 _INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ignore[arg-type]
-_FILE_COLUMNS = ["key", "path", "size"]
-_COLUMNS = {"image": _FILE_COLUMNS, "video": _FILE_COLUMNS, "text": ["key", "caption", "image_key"]}
+# what rows, and failures, say of their inputs
+_FILE = {"key": pa.large_string(), "path": pa.large_string(), "size": pa.int64()}
+_TEXT = {"key": pa.large_string(), "caption": pa.large_string(), "image_key": pa.large_string()}
 _LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?$"  # the key of a text without an image: the stem of its file, its line
-
-_Positions = npt.NDArray[np.int64]
-ShardTask = tuple[int, list[Any]]  # the shard's number and its inputs, `ImageItem` or `TextItem`
-
-
-class ShardTasks(Sequence[ShardTask]):
-    """The inputs of shards, which become objects when a shard is made.
-
-    Args:
-        items: images or texts.
-        shards: the number of each shard, and the positions of its inputs.
-    """
-
-    def __init__(self, items: ItemTable[Any], shards: Sequence[tuple[int, _Positions]]) -> None:
-        self.items, self.shards = items, shards
-
-    def __len__(self) -> int:
-        """Return the number of shards."""
-        return len(self.shards)
-
-    def __getitem__(self, position: Any) -> Any:
-        """Return number and inputs of a shard."""
-        number, positions = self.shards[position]
-        return number, self.items.take(positions)
-
-    @property
-    def inputs(self) -> pa.Table:
-        """The inputs of all shards."""
-        positions = np.concatenate([np.zeros(0, np.int64), *(positions for _, positions in self.shards)])
-        return self.items.table.take(pa.array(positions))
 
 
 @dataclass
@@ -77,26 +50,31 @@ class Plan:
     """The plan of one modality.
 
     Attributes:
-        shards: the inputs to embed, by new shards.
-        changed: the inputs that changed, by the shards that have them.
-        gone: keys of rows and of failures whose source has gone, by the number of their shard.
+        items: its inputs in the corpus, with the splits that they have in the store.
+        new: the inputs to embed, by new shards.
+        changed: the inputs to embed again, by the shards that have them.
+        gone: keys of rows and of failures to remove, by the number of their shard.
         made_up_for: numbers of missing shards whose inputs this run embeds again.
-        summary: counts the other inputs, and lists changed and removed ones.
+        summary: counts the other inputs, and lists those that changed or have gone.
     """
 
-    shards: ShardTasks
-    changed: ShardTasks
+    items: ItemTable[Any]
+    new: list[ShardTask]
+    changed: list[ShardTask]
     gone: dict[int, list[str]]
     made_up_for: Sequence[int]
     summary: ModalitySummary
+
+    def inputs(self, tasks: Iterable[ShardTask]) -> pa.Table:
+        """Return the inputs of some shards."""
+        positions = np.concatenate([np.zeros(0, np.int64), *(positions for _, positions in tasks)])
+        return self.items.table.take(pa.array(positions))
 
 
 def plan_corpus(
     store: Store,
     corpus: Corpus,
-    shard_size: int,
-    retry_failed: bool = False,
-    update: bool = False,
+    options: EmbedOptions,
     lost: Mapping[ShardName, ShardRecord] = MappingProxyType({}),
 ) -> dict[str, Plan]:
     """Return the plan of each modality that the corpus or the store has.
@@ -106,93 +84,89 @@ def plan_corpus(
     Args:
         store: the store.
         corpus: images, videos and texts.
-        shard_size: inputs per new shard.
-        retry_failed: plan what failed before, too.
-        update: plan what failed before and was modified since, too.
+        options: see there.
         lost: recorded shards that do not exist.
     """
     sources, times = Sources(corpus), _read_times(store.path)
     plans: dict[str, Plan] = {}
-    for modality, items in (("image", corpus.images), ("video", corpus.videos), ("text", corpus.texts)):
+    for modality, items in corpus.by_modality().items():
         table: Any = items.table
         parts = store.parts(modality)
         if not items and not parts:
             continue
-        rows = _stored_rows(store, modality)
-        at: _Positions = pc.index_in(rows["key"], table["key"]).fill_null(-1).to_numpy().astype(np.int64)
-        positions, other_rows = at[at >= 0], rows.filter(pa.array(at < 0))
-        rows, own = rows.filter(pa.array(at >= 0)), table.take(pa.array(positions))
-        known, modified = np.isin(np.arange(len(items)), positions), np.zeros(len(items), bool)
+        rows = _stored_inputs(store, modality)
+        at: Indices = pc.index_in(rows["key"], table["key"]).fill_null(-1).to_numpy().astype(np.int64)
+        failed = _true(rows["failed"])
+        positions, before = at[(at >= 0) & ~failed], rows.filter(pa.array((at >= 0) & ~failed))
+        own, modified, every = table.take(pa.array(positions)), np.zeros(len(items), bool), np.arange(len(items))
+        known = np.isin(every, positions)
         summary = ModalitySummary(already=len(positions))
         if modality == "text":
-            differs = pc.not_equal(rows["caption"], own["caption"])
+            differs = pc.not_equal(before["caption"], own["caption"])
             of_others = _is_in(table["image_key"], sources.foreign)
             foreign, elsewhere = of_others[positions], table["key"].filter(pa.array(of_others))
             known |= of_others
         else:
             recorded = times["mtime"].take(pc.index_in(table["key"], times["key"]))
             modified = _true(pc.not_equal(table["mtime"], recorded))  # not where either is null
-            differs = pc.or_kleene(pc.not_equal(rows["size"], own["size"]), pa.array(modified[positions]))
-            foreign = ~_true(pc.equal(rows["path"], own["path"]))
+            differs = pc.or_kleene(pc.not_equal(before["size"], own["size"]), pa.array(modified[positions]))
+            foreign = ~_true(pc.equal(before["path"], own["path"]))
             images: Any = items.take(positions[foreign])
-            foreign[foreign] = list(map(sources.is_other, rows["path"].filter(pa.array(foreign)).to_pylist(), images))
+            foreign[foreign] = list(map(sources.is_other, before["path"].filter(pa.array(foreign)).to_pylist(), images))
             elsewhere = own["key"].filter(pa.array(foreign))
         summary.from_elsewhere = sorted(elsewhere.to_pylist())
-        again, of_part = _true(differs) & ~foreign, rows["part"].to_numpy()
-        changes = [(int(part), np.sort(positions[again & (of_part == part)])) for part in np.unique(of_part[again])]
-        gone: dict[int, set[str]] = defaultdict(set)
-        for row in other_rows.filter(pa.array(sources.lost_rows(other_rows))).select(["part", "key"]).to_pylist():
-            gone[row["part"]].add(row["key"])
-        summary.gone = [key for keys in gone.values() for key in sorted(keys)]
-        failed = [(part, failure) for part in parts for failure in store.shard_failures(modality, part)]
-        has_failed = _is_in(table["key"], [failure.key for _, failure in failed])
-        listed = set(table["key"].filter(pa.array(has_failed)).to_pylist())
-        for part, failure in failed:
-            if failure.key not in listed and sources.was_below(failure.path):
-                gone[part].add(failure.key)
-        if not retry_failed:
-            failed_before = has_failed & ~known & ~(modified & update)
+        again, of_part = _true(differs) & ~foreign, before["part"].to_numpy()
+        changed = [(int(part), np.sort(positions[again & (of_part == part)])) for part in np.unique(of_part[again])]
+        away = rows.filter(pa.array(at < 0))
+        away = away.filter(pa.array(sources.lost_rows(away))).select(["part", "key", "failed"])
+        gone: dict[int, list[str]] = defaultdict(list)
+        for row in away.sort_by([("part", "ascending"), ("key", "ascending")]).to_pylist():
+            gone[row["part"]].append(row["key"])
+            summary.gone += [row["key"]] * (not row["failed"])
+        if not options.retry_failed:
+            failed_before = np.isin(every, at[failed]) & ~known & ~(modified & options.update)
             known |= failed_before
             summary.failed_before = int(failed_before.sum())
-        missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
-        new, made_up_for = _new_shards(np.flatnonzero(~known), parts, missing, shard_size)
-        joined = items.with_splits(_joined_splits(store, table)) if (new or changes) and store.modalities else items
-        changed = ShardTasks(joined, changes)
-        summary.changed = _text(changed.inputs["key"]).to_pylist()
-        all_gone = {part: sorted(keys) for part, keys in gone.items()}
-        plans[modality] = Plan(ShardTasks(joined, new), changed, all_gone, made_up_for, summary)
+        pending, missing = np.flatnonzero(~known), {p: r.rows for (name, p), r in lost.items() if name == modality}
+        made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
+        numbers = chain(made_up_for, (number for number in count() if number not in {*parts, *missing}))
+        starts = range(0, len(pending), options.shard_size)
+        new = [(next(numbers), pending[start : start + options.shard_size]) for start in starts]
+        summary.changed = [key for _, found in changed for key in table["key"].take(pa.array(found)).to_pylist()]
+        plans[modality] = Plan(
+            _with_known_splits(items, store) if (new or changed) and store.modalities else items,
+            new,
+            changed if options.update else [],
+            gone if options.prune else {},
+            made_up_for,
+            summary,
+        )
         sources.foreign += summary.from_elsewhere
         sources.gone_images += chain(*gone.values())
     return plans
 
 
-def _new_shards(
-    pending: _Positions, parts: Sequence[int], missing: Mapping[int, int], size: int
-) -> tuple[list[tuple[int, _Positions]], list[int]]:
-    """Return numbers and inputs of new shards, and the numbers of missing ones that they make up for."""
-    made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
-    numbers = chain(made_up_for, (number for number in count() if number not in parts and number not in missing))
-    return [(next(numbers), pending[start : start + size]) for start in range(0, len(pending), size)], made_up_for
-
-
-def _stored_rows(store: Store, modality: str) -> Any:
-    """Return what the rows of a modality say of their inputs, and the numbers of their shards as ``part``."""
-    kinds = {name: pa.int64() if name == "size" else pa.large_string() for name in _COLUMNS[modality]}
-    schema = pa.schema({**kinds, "part": pa.int64()})
+def _stored_inputs(store: Store, modality: str) -> Any:
+    """Return what the rows and the failures of a modality say of their inputs, with the numbers of their shards."""
+    columns = _TEXT if modality == "text" else _FILE
+    schema = pa.schema({**columns, "part": pa.int64(), "failed": pa.bool_()})
     blocks = [schema.empty_table()]
     for part in store.parts(modality):
-        for batch in store.batches(modality, _COLUMNS[modality], parts=[part]):
-            columns = {name: batch.column(name).cast(kind) for name, kind in kinds.items()}
-            blocks.append(pa.table({**columns, "part": [part] * len(batch)}, schema))
+        for batch in store.batches(modality, list(columns), parts=[part]):
+            own = [batch.column(name).cast(kind) for name, kind in columns.items()]
+            blocks.append(pa.table([*own, pa.repeat(part, len(batch)), pa.repeat(False, len(batch))], schema=schema))
+        for failure in store.shard_failures(modality, part):
+            values = {"key": failure.key, "path": failure.path, "part": part, "failed": True}
+            blocks.append(pa.Table.from_pylist([values], schema))
     return pa.concat_tables(blocks)
 
 
-def _joined_splits(store: Store, items: pa.Table) -> Any:
-    """Return the split of each item: that which its item has in the store, or else that of the corpus."""
+def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
+    """Return the items with the splits that they have in the store, or else in the corpus."""
     known = store.item_splits()
-    found = pc.index_in(_text(own_items(items)), _text(known["item"]))
-    splits: Any = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items["split"]))
-    return pc.if_else(pc.equal(splits, pa.scalar("", pa.large_string())), None, splits)
+    found = pc.index_in(_text(own_items(items.table)), _text(known["item"]))
+    splits: Any = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items.table["split"]))
+    return items.with_splits(pc.if_else(pc.equal(splits, pa.scalar("", pa.large_string())), None, splits))
 
 
 def _text(column: Any) -> Any:
@@ -218,10 +192,10 @@ def _read_times(store: Path) -> pa.Table:
         return _INPUTS.empty_table()
 
 
-def write_times(store: Path, tasks: Iterable[ShardTasks], *, replace: bool = True) -> None:
-    """Record the times of the inputs of shards in inputs.parquet; without ``replace``, only those of new inputs."""
-    found = [task.inputs.select(["key", "mtime"]) for task in tasks if "mtime" in task.items.table.column_names]
-    new = pa.concat_tables([_INPUTS.empty_table(), *found]).drop_null()
+def write_times(store: Path, inputs: Iterable[pa.Table], *, replace: bool) -> None:
+    """Record the times of files in inputs.parquet; without ``replace``, only those of keys that have none there."""
+    times = [table.select(["key", "mtime"]) for table in inputs if "mtime" in table.column_names]
+    new = pa.concat_tables([_INPUTS.empty_table(), *times]).drop_null()
     if len(new):
         before = _read_times(store)
         one, other = (before, new) if replace else (new, before)

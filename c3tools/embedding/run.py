@@ -23,8 +23,8 @@ from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import Manifest
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE, digest_of
-from .plan import Plan, ShardTasks, Sources, plan_corpus, write_times
-from .shards import EmbedOptions, EmbedWork, rewritten_shard, writing_to
+from .plan import Plan, Sources, plan_corpus, write_times
+from .shards import EmbedOptions, EmbedWork, ShardTask, rewritten_shard, writing_to
 from .summary import EmbedSummary, ModalitySummary
 
 
@@ -113,7 +113,7 @@ def embed(
         C3Error: if a worker process fails; finished shards are kept.
     """
     given = dict(locals())
-    settings = {name: given[name] for name in EmbedOptions._fields}
+    options = EmbedOptions(*(given[name] for name in EmbedOptions._fields))
     if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     if not 0 < fps < math.inf:
@@ -132,9 +132,9 @@ def embed(
         planned = (
             Store(folder, StoreInfo(ModelIdentity(name=model or "c3-mini"), 1)) if recorded is None else _opened(folder)
         )
-        plans = plan_corpus(planned, corpus, shard_size, retry_failed, update)
+        plans = plan_corpus(planned, corpus, options)
         for plan in plans.values():
-            plan.summary.to_embed = len(plan.shards.inputs)
+            plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
             plan.summary.to_update = len(plan.summary.changed) if update else 0
             plan.summary.to_remove = len(plan.summary.gone) if prune else 0
         planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
@@ -157,7 +157,7 @@ def embed(
     indexed = faiss or (recorded is not None and Store(folder, recorded, Manifest.load(folder)).indexed)
     gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
-        summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **settings)
+        summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **options._asdict())
         if indexed:
             with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
                 keep_indexes(folder, reporter)
@@ -191,7 +191,6 @@ def embed_corpus(
         C3Error: if a worker process fails; finished shards are kept.
     """
     executor, folder, options = executor or Executor(), location(store), EmbedOptions(**settings)
-    update, prune = options.update, options.prune
     with writing_to(folder), locked(folder), telling_what_is_kept(lambda: _kept(folder)):
         if isinstance(encoder, Encoder) or not _is_store(folder):
             encoder = _loaded_for(folder, encoder, options.dtype)
@@ -200,29 +199,24 @@ def embed_corpus(
         writer = StoreWriter(folder, reporter=reporter)
         writer.adopt(digest_of(writer.info.to_dict()))
         opened, lost = _opened(folder), writer.lost
-        plans = plan_corpus(opened, corpus, options.shard_size, options.retry_failed, update, lost)
-        shards = [plan.shards for plan in plans.values()]
-        write_times(folder, shards, replace=False)  # before the first shard; of what is tried or made again, after it
+        plans = plan_corpus(opened, corpus, options, lost)
+        # before the first shard; the times of what is tried or made again are changed after it
+        write_times(folder, [plan.inputs(plan.new) for plan in plans.values()], replace=False)
         for name, plan in plans.items():
-            summary, gone = plan.summary, plan.gone if prune else {}
-            dropped = {part: gone.get(part, ()) for part, _ in plan.changed.shards if update}
-            if len(plan.shards) or dropped:
+            summary, dropped = plan.summary, {part: plan.gone.pop(part, []) for part, _ in plan.changed}
+            if tasks := plan.new + plan.changed:
                 encoder = _loaded_for(folder, encoder, options.dtype)
-                work = EmbedWork(opened, name, encoder, options, dropped)
-                summary.add(_embed_shards(plan.shards, work, executor, reporter))
-            if dropped:
-                again = _embed_shards(plan.changed, work, executor, reporter)
-                summary.updated, summary.not_updated = again.embedded, again.failed
-                summary.add(replace(again, embedded=0, failed=0))
-            for part in sorted(gone.keys() - dropped):
-                writer.replace_shard(name, part, *rewritten_shard(opened, name, part, gone[part]))
-            summary.removed = len(summary.gone) if prune else 0
+                work = EmbedWork(opened, name, plan.items, encoder, options, dropped)
+                _make_shards(work, tasks, summary, executor, reporter)
+            for part, keys in plan.gone.items():
+                writer.replace_shard(name, part, *rewritten_shard(opened, name, part, keys))
+            summary.removed = len(summary.gone) if options.prune else 0
         made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
         sources = Sources(corpus)
         listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
         listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
         present = writer.finish(listed, forget=made_up_for).shards
-        write_times(folder, shards + [plan.changed for plan in plans.values() if update])
+        write_times(folder, [plan.inputs(plan.new + plan.changed) for plan in plans.values()], replace=True)
     total = _summary(_opened(folder), corpus, plans)
     if isinstance(encoder, Encoder):
         total.precision, total.backend = encoder.compute.precision, encoder.backend.name
@@ -240,7 +234,7 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
         model=store.info.model,
         precision=store.info.precision,
         backend=store.info.backend,
-        modalities={name: plan.summary for name, plan in plans.items() if plan.shards.items or plan.summary.gone},
+        modalities={name: plan.summary for name, plan in plans.items() if plan.items or plan.summary.gone},
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
@@ -272,22 +266,21 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
     return encoder
 
 
-def _embed_shards(shards: ShardTasks, work: EmbedWork, executor: Executor, reporter: Reporter) -> ModalitySummary:
-    """Make the shards of one modality."""
-    summary, failed, start = ModalitySummary(), 0, time.perf_counter()
-    if not len(shards):
-        return summary
-    with reporter.progress(f"{work.modality.capitalize()}s", len(shards.inputs)) as progress:
+def _make_shards(
+    work: EmbedWork, tasks: Sequence[ShardTask], summary: ModalitySummary, executor: Executor, reporter: Reporter
+) -> None:
+    """Make the shards of one modality, and add them to its summary."""
+    failed, start = 0, time.perf_counter()
+    with reporter.progress(f"{work.modality.capitalize()}s", sum(len(inputs) for _, inputs in tasks)) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed
             failed += failures
             progress.advance(done, f"{failed:,} failed" if failed else "")
 
-        for part in executor.run(work, shards, report):
-            summary.add(part)
+        for shard in executor.run(work, tasks, report):
+            summary.add(shard)
     summary.elapsed = time.perf_counter() - start
-    return summary
 
 
 def _kept(store: Path) -> str:

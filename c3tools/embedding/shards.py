@@ -16,21 +16,22 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from itertools import cycle, islice
+from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from ..arrays import Matrix, Pixels
+from ..arrays import Indices, Matrix, Pixels
 from ..corpus import ImageItem, ImageReader
 from ..corpus.images import read_frames
+from ..corpus.items import ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
 from ..errors import C3Error, StoreError, UnreachableError
@@ -40,7 +41,6 @@ from ..store import Failure, Store
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_schema, shard_table, write_rows
-from .plan import ShardTask
 from .summary import ModalitySummary
 
 _MOST_WORKERS = 16
@@ -48,8 +48,9 @@ _FEW = 4  # images that are decoded before a worker process has started
 _BATCHES_AHEAD = 3  # of each worker
 _SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
 
-# of a shard: its number, the columns of its rows but for embeddings, these in pieces (n, d), failures, counts and times
-_Made = tuple[int, list[dict[str, Any]], list[Matrix], list[Failure], ModalitySummary]
+
+ShardTask = tuple[int, Indices]  # a shard's number, and the positions of its inputs in the corpus
+_Shards = Iterable[tuple[int, Sequence[Any]]]  # numbers of shards and their inputs, `ImageItem` or `TextItem`
 
 
 class EmbedOptions(NamedTuple):
@@ -72,6 +73,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
     Args:
         store: the store to write to, which already exists.
         modality: ``image``, ``video`` or ``text``.
+        items: the inputs that the positions in tasks are of.
         encoder: is used in this process; others load the same model, once each.
         options: see there.
         dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
@@ -81,11 +83,13 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         self,
         store: Store,
         modality: str,
+        items: ItemTable[Any],
         encoder: Encoder,
         options: EmbedOptions,
         dropped: Mapping[int, Collection[str]],
     ) -> None:
         self.modality, self.store, self.dropped = modality, store, dropped
+        self._items = items
         self._options, self._cores = options, cores()
         self._encoder: Encoder | None = encoder
         self._model = json.dumps(encoder.identity), encoder.backend.name, encoder.compute.precision
@@ -118,73 +122,59 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """
         assert self._encoder is not None, "load comes first"
         embed = {"image": self._images, "video": self._videos, "text": self._texts}[self.modality]
-        start = time.perf_counter()
-        for number, rows, embeddings, failures, summary in embed(self._encoder, tasks, report):
-            matrix = np.concatenate([np.zeros((0, self._encoder.dim), np.float32), *embeddings])
+        shards = ((number, self._items.take(positions)) for number, positions in tasks)
+        nothing, start = np.zeros((0, self._encoder.dim), np.float32), time.perf_counter()
+        for number, shard in groupby(embed(self._encoder, shards, report), key=lambda embedded: embedded[0].shard):
+            batches, features = zip(*shard, strict=True)
+            rows = [row for batch in batches for row in batch.rows]
+            failures = [failure for batch in batches for failure in batch.failures]
             columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-            table = shard_table(self.store.info, self.modality, matrix, columns)
-            made, path, content = time.perf_counter(), self.store.path, (table, failures)
+            table = shard_table(self.store.info, self.modality, np.concatenate([nothing, *features]), columns)
+            encoded, path, content = time.perf_counter(), self.store.path, (table, failures)
             with writing_to(path):
                 if number in self.dropped:
                     path /= REWRITING
                     content = rewritten_shard(self.store, self.modality, number, self.dropped[number], *content)
                 write_rows(path / part_name(self.modality, number), self.store.info, *content)
-            summary.seconds["encoding"] = made - start - summary.seconds["waiting"]
-            start = time.perf_counter()
-            summary.seconds["writing"] = start - made
-            summary.embedded, summary.failed = len(rows), len(failures)
-            yield summary
+            waited, end = sum(batch.waited for batch in batches), time.perf_counter()
+            seconds = {"waiting": waited, "encoding": encoded - start - waited, "writing": end - encoded}
+            names = ("updated", "not_updated") if number in self.dropped else ("embedded", "failed")
+            counts: Any = dict(zip(names, (len(rows), len(failures)), strict=True))
+            yield ModalitySummary(truncated=sum(batch.truncated for batch in batches), seconds=seconds, **counts)
+            start = end
 
-    def _images(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> Iterator[_Made]:
-        rows: list[dict[str, Any]] = []
-        embeddings: list[Matrix] = []
-        failures: list[Failure] = []
-        summary = ModalitySummary()
-        for batch, features in _encoded_batches(encoder, shards, self._options, self._cores):
-            embeddings.append(features)
-            rows += batch.rows
-            failures += batch.failures
-            summary.seconds["waiting"] += batch.waited
+    def _images(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
+        for batch, features in _encoded_images(encoder, shards, self._options, self._cores):
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
-            if batch.last:
-                yield batch.shard, rows, embeddings, failures, summary
-                rows, embeddings, failures, summary = [], [], [], ModalitySummary()
+            yield batch, features
 
-    def _videos(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> Iterator[_Made]:
-        for number, items in shards:
-            summary = ModalitySummary()
-            rows: list[dict[str, Any]] = []
-            means: list[Matrix] = []
-            failures: list[Failure] = []
-            for item in items:
-                try:
-                    mean, row = self._video(item, encoder, summary.seconds)
-                    means.append(mean)
-                    rows.append(row)
-                    report(1, 0)
-                except Exception as error:  # a decoder may raise anything on a damaged file, as for images
-                    failures.append(_failure_of(item, "decode", error))
-                    report(1, 1)
-            yield number, rows, means, failures, summary
+    def _videos(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
+        """Yield the mean of the embeddings of each video's frames, at unit length (1, d)."""
+        size = self._options.batch_size or encoder.batch_size("image")
+        for number, item in ((number, item) for number, items in shards for item in items):
+            batch, start, total = _Batch(number, [], []), time.perf_counter(), np.zeros((1, encoder.dim))
+            row: dict[str, Any] = {name: getattr(item, name) for name in ("key", "path", "size", "split")}
+            row["frames"] = 0
+            try:
+                frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
+                while some := list(islice(frames, size)):
+                    batch = batch._replace(waited=batch.waited + time.perf_counter() - start)
+                    at, image = some[-1]
+                    row |= {"width": image.width, "height": image.height, "duration": at}
+                    row["frames"] += len(some)
+                    features = encoder.encode_images([image for _, image in some], batch_size=size)
+                    total += features.sum(axis=0, dtype=np.float64)
+                    start = time.perf_counter()
+                norm = np.linalg.norm(total)
+                if not norm > 0:
+                    raise ValueError("the embeddings of its frames cancel out")
+                batch.rows.append(row)
+            except Exception as error:  # a decoder may raise anything on a damaged file, as for images
+                batch.failures.append(_failure_of(item, "decode", error))
+            report(1, len(batch.failures))
+            yield batch, (total / norm).astype(np.float32) if batch.rows else total[:0].astype(np.float32)
 
-    def _video(self, item: ImageItem, encoder: Encoder, seconds: dict[str, float]) -> tuple[Matrix, dict[str, Any]]:
-        """Return the mean of the embeddings of a video's frames, at unit length (1, d), and its other columns."""
-        frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
-        total = np.zeros(encoder.dim)
-        row: dict[str, Any] = {"key": item.key, "path": item.path, "size": item.size, "split": item.split, "frames": 0}
-        size, start = self._options.batch_size or encoder.batch_size("image"), time.perf_counter()
-        while some := list(islice(frames, size)):
-            seconds["waiting"] += time.perf_counter() - start
-            at, image = some[-1]
-            row |= {"width": image.width, "height": image.height, "duration": at, "frames": row["frames"] + len(some)}
-            total += encoder.encode_images([image for _, image in some], batch_size=size).sum(axis=0, dtype=np.float64)
-            start = time.perf_counter()
-        norm = np.linalg.norm(total)
-        if not norm > 0:
-            raise ValueError("the embeddings of its frames cancel out")
-        return (total / norm).astype(np.float32)[None], row
-
-    def _texts(self, encoder: Encoder, shards: Iterable[ShardTask], report: Report) -> Iterator[_Made]:
+    def _texts(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
         for number, items in shards:
             captions = [item.caption for item in items]
             tokens = encoder.tokenise(captions)
@@ -193,8 +183,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             for rows, part in encoder.encode_batches("text", batches):
                 embeddings[rows] = part
                 report(len(rows), 0)
-            summary = ModalitySummary(truncated=encoder.truncated(captions, tokens))
-            yield number, [item._asdict() for item in items], [embeddings], [], summary
+            truncated = encoder.truncated(captions, tokens)
+            yield _Batch(number, [item._asdict() for item in items], [], truncated=truncated), embeddings
 
 
 @contextmanager
@@ -256,41 +246,37 @@ def _load_once(identity: str, backend: str, precision: str, device: str) -> Enco
 
 
 class _Batch(NamedTuple):
-    """Part of a shard, decoded.
+    """Part of a shard.
 
     Attributes:
         shard: the shard's number.
-        last: whether this is the last batch of its shard.
-        pixels: uint8 (n, height, width, 3).
-        rows: the store's columns of the n images that could be decoded: key, path, split, and as they were read
-            width and height in pixels, and size in bytes.
-        failures: the inputs that could not be decoded.
-        waited: seconds.
+        rows: the store's columns, without embeddings, of the inputs that could be decoded.
+        failures: the inputs that could not.
+        waited: seconds, for inputs to be read and decoded.
+        truncated: texts that were cut.
     """
 
     shard: int
-    last: bool
-    pixels: Pixels
     rows: list[dict[str, Any]]
     failures: list[Failure]
-    waited: float
+    waited: float = 0.0
+    truncated: int = 0
 
 
-def _encoded_batches(
-    encoder: Encoder, shards: Iterable[ShardTask], options: EmbedOptions, cores: int
+def _encoded_images(
+    encoder: Encoder, shards: _Shards, options: EmbedOptions, cores: int
 ) -> Iterator[tuple[_Batch, Matrix]]:
     """Yield batches of images with their features (n, d); the next are decoded and encoded while one is used."""
     device = encoder.compute.device_type
     most = max(1, cores - 1) if device == "cpu" else min(cores, _MOST_WORKERS)  # on a CPU one core is for the model
-    batches = pixel_batches(
+    batches = decoded_batches(
         shards,
         encoder.preprocess,
         batch_size=options.batch_size or encoder.batch_size("image"),
         workers=most if options.workers is None else options.workers,
-        pin_memory=device == "cuda",
         time_limit=options.image_timeout or None,
     )
-    return encoder.encode_batches("image", ((batch, batch.pixels) for batch in batches))
+    return encoder.encode_batches("image", batches)
 
 
 def encode_files(
@@ -307,7 +293,7 @@ def encode_files(
     """
     items = [ImageItem(key, str(path), None, None) for key, path in paths.items()]
     options = EmbedOptions(workers=None if len(items) > _FEW else 0)
-    for batch, embeddings in _encoded_batches(encoder, [(0, items)], options, cores()):
+    for batch, embeddings in _encoded_images(encoder, [(0, items)], options, cores()):
         yield [row["key"] for row in batch.rows], embeddings, batch.failures
 
 
@@ -318,8 +304,8 @@ def _decode(
     reader: ImageReader,
     preprocess: ImagePreprocessor,
     time_limit: float | None,
-    items: Sequence[ImageItem],
     pixels: Pixels,
+    items: Sequence[ImageItem],
 ) -> _Decoded:
     """Decode images into the first places of ``pixels``; those that cannot be read or decoded are failures.
 
@@ -362,8 +348,7 @@ def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
     return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
 
 
-# of a worker process: how it decodes, and the memory that it shares with the process that started it
-_worker: list[tuple[ImageReader, ImagePreprocessor, float | None, Pixels]] = []
+_worker: list[Callable[[int, Sequence[ImageItem]], _Decoded]] = []  # what a worker process does with a place and images
 
 
 def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]) -> None:
@@ -371,7 +356,8 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memor
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
-    _worker.append((ImageReader(), preprocess, time_limit, np.frombuffer(memory, np.uint8).reshape(shape)))
+    shared, reader = np.frombuffer(memory, np.uint8).reshape(shape), ImageReader()
+    _worker.append(lambda place, items: _decode(reader, preprocess, time_limit, shared[place], items))
     with suppress(ImportError, OSError, ValueError, StopIteration):  # a limit of memory, where the system has one
         import resource
 
@@ -381,136 +367,103 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memor
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _decode_in_worker(items: Sequence[ImageItem], place: int, start: int) -> _Decoded:
-    reader, preprocess, time_limit, pixels = _worker[0]
-    return _decode(reader, preprocess, time_limit, items, pixels[place, start:])
+def _decode_in_worker(place: int, items: Sequence[ImageItem]) -> _Decoded:
+    return _worker[0](place, items)
 
 
-class _Pool:
-    """Worker processes that decode, made when they are first needed, and anew after `close`.
-
-    Args:
-        workers: their number.
-        arguments: of `_start_worker`.
-    """
-
-    def __init__(self, workers: int, *arguments: Any) -> None:
-        self._workers, self._arguments = workers, arguments
-        self._executor: ProcessPoolExecutor | None = None
-        self._others: set[Any] = set()  # processes that are not of the pool
-
-    def submit(self, items: Sequence[ImageItem], place: int, start: int = 0) -> Future[_Decoded]:
-        """Let a worker decode images into a place, from its row ``start`` on.
-
-        Raises:
-            C3Error: if no process can be started.
-        """
-        try:
-            if self._executor is None:
-                self._others = set(multiprocessing.active_children())
-                self._executor = ProcessPoolExecutor(self._workers, initializer=_start_worker, initargs=self._arguments)
-            return self._executor.submit(_decode_in_worker, items, place, start)
-        except BrokenProcessPool:  # since the last look
-            self.close()
-            return self.submit(items, place, start)
-        except OSError as error:
-            raise C3Error(
-                f"The {self._workers:,} processes for decoding images could not be started "
-                f"({error.strerror or error}).",
-                remedy="Use fewer --workers.",
-            ) from error
-
-    def decode_one_by_one(self, items: Sequence[ImageItem], place: int, time_limit: float | None) -> _Decoded:
-        """Decode images each by itself; one that ends its process, or takes too long, is a failure."""
-        rows: list[dict[str, Any]] = []
-        failures: list[Failure] = []
-        for item in items:
-            began = time.monotonic()
-            try:
-                row, failure = self.submit([item], place, len(rows)).result()
-            except BrokenProcessPool:
-                self.close()
-                error: Exception = ValueError("the process that decodes it ends each time")
-                if time_limit and time.monotonic() - began >= time_limit:
-                    error = TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
-                row, failure = [], [_failure_of(item, "decode", error)]
-            rows += row
-            failures += failure
-        return rows, failures
-
-    def close(self) -> None:
-        """End the workers; they have nothing to tidy up, and may be in a decoder that does not come back."""
-        if self._executor is not None:
-            for worker in set(multiprocessing.active_children()) - self._others:
-                worker.kill()
-            self._executor.shutdown(cancel_futures=True)
-            self._executor = None
-
-
-def _was_ended(waiting: Future[_Decoded] | _Decoded) -> bool:
-    """Return whether the process that decodes has ended; waits for it."""
-    if not isinstance(waiting, Future):
-        return False
-    return waiting.cancelled() or isinstance(waiting.exception(), BrokenProcessPool)
-
-
-def pixel_batches(
-    shards: Iterable[tuple[int, Sequence[ImageItem]]],
+def decoded_batches(
+    shards: _Shards,
     preprocess: ImagePreprocessor,
     *,
     batch_size: int,
     workers: int,
-    pin_memory: bool = False,
     time_limit: float | None = None,
-) -> Generator[_Batch, None, None]:
+    ahead: int = _BATCHES_AHEAD,
+) -> Generator[tuple[_Batch, Pixels], None, None]:
     """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on its shard alone.
+
+    If a worker hangs or dies, the pool is made anew. The batches that were in flight are decoded again by a worker that
+    has one image at a time; an image that ends this one, too, is a failure.
 
     Args:
         shards: number and images of each.
         preprocess: of the encoder.
         batch_size: images in a batch.
         workers: number of decoding processes; 0 decodes in this one.
-        pin_memory: hand pixels over in page-locked memory, for copies to a GPU.
         time_limit: seconds that decoding one image may take; one that takes longer is a failure. It ends its process,
             so the limit needs ``workers``.
+        ahead: batches in flight, for each worker.
+
+    Yields:
+        batches with their pixels, uint8 (n, height, width, 3).
 
     Raises:
         C3Error: if no worker process can be started.
         UnreachableError: if the server of the images does not answer, or refuses access.
     """
     jobs = (
-        (number, start + batch_size >= len(items), items[start : start + batch_size])
+        (number, items[start : start + batch_size])
         for number, items in shards
         for start in range(0, len(items), batch_size)
     )
-    places = max(1, workers * _BATCHES_AHEAD)
+    places = max(1, workers * ahead)
     shape = (places, batch_size, *preprocess.size, 3)
-    size = math.prod(shape)
-    memory: Any = multiprocessing.RawArray("B", size) if workers else bytearray(size)  # shared with the workers
-    shared = np.frombuffer(memory, np.uint8).reshape(shape)
-    pool = _Pool(workers, preprocess, time_limit, memory, shape)
-    ahead: deque[tuple[int, bool, Sequence[ImageItem], int, Future[_Decoded] | _Decoded]] = deque()
-    with ImageReader() as reader, closing(pool):
-        here = partial(_decode, reader, preprocess, None)
-        for place in cycle(range(places)):
-            start = time.perf_counter()
-            for shard, last, items in islice(jobs, places - len(ahead)):
-                free = (place + len(ahead)) % places
-                decoded = pool.submit(items, free) if workers else here(items, shared[free])
-                ahead.append((shard, last, items, free, decoded))
-            if not ahead:
-                return
-            if _was_ended(ahead[0][-1]):
-                pool.close()
-                for number, (shard, last, items, at, waiting) in enumerate(ahead):
-                    if _was_ended(waiting):
-                        ahead[number] = shard, last, items, at, pool.decode_one_by_one(items, at, time_limit)
-            shard, last, _, _, decoded = ahead.popleft()
-            rows, failures = decoded.result() if isinstance(decoded, Future) else decoded
-            waited = time.perf_counter() - start
-            pixels = shared[place, : len(rows)].copy()
-            if pin_memory:
-                import torch
+    memory = multiprocessing.RawArray("B", math.prod(shape))  # shared with the workers
+    shared = np.frombuffer(memory, np.uint8).reshape(shape)  # type: ignore[call-overload]
+    pool: ProcessPoolExecutor | None = None
+    in_flight: deque[tuple[int, int, Callable[[], _Decoded]]] = deque()  # shard, place, and what waits for it
+    free = cycle(range(places))
 
-                pixels = torch.from_numpy(pixels).pin_memory().numpy()  # copies to a GPU then run in the background
-            yield _Batch(shard, last, pixels, rows, failures, waited)
+    def submit(place: int, items: Sequence[ImageItem]) -> Callable[[], _Decoded]:
+        nonlocal pool
+        if not workers:
+            return partial(_decode, reader, preprocess, None, shared[place], items)
+        try:
+            arguments = preprocess, time_limit, memory, shape
+            pool = pool or ProcessPoolExecutor(workers, initializer=_start_worker, initargs=arguments)
+            return partial(wait, place, items, pool, pool.submit(_decode_in_worker, place, items))
+        except BrokenProcessPool:
+            pool = None
+            return submit(place, items)
+        except OSError as error:
+            raise C3Error(
+                f"The {workers:,} processes for decoding images could not be started ({error.strerror or error}).",
+                remedy="Use fewer --workers.",
+            ) from error
+
+    def wait(place: int, items: Sequence[ImageItem], pool: ProcessPoolExecutor, future: Future[_Decoded]) -> _Decoded:
+        start = time.perf_counter()
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            pool.shutdown()  # no process of it writes to the place any more
+        if ahead == 1:
+            error: Exception = ValueError("the process that decodes it ends each time")
+            if time_limit and time.perf_counter() - start >= time_limit:
+                error = TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
+            return [], [_failure_of(items[0], "decode", error)]
+        rows, failures = list[dict[str, Any]](), list[Failure]()
+        again: Any = {"batch_size": 1, "workers": 1, "time_limit": time_limit, "ahead": 1}
+        for batch, image in decoded_batches([(0, items)], preprocess, **again):
+            shared[place, len(rows) : len(rows) + len(image)] = image
+            rows += batch.rows
+            failures += batch.failures
+        return rows, failures
+
+    with ImageReader() as reader:
+        try:
+            while True:
+                start = time.perf_counter()
+                for shard, items in islice(jobs, places - len(in_flight)):
+                    in_flight.append((shard, place := next(free), submit(place, items)))
+                if not in_flight:
+                    return
+                shard, place, decode = in_flight.popleft()
+                rows, failures = decode()
+                batch = _Batch(shard, rows, failures, time.perf_counter() - start)
+                yield batch, shared[place, : len(rows)].copy()
+        finally:
+            if pool is not None:
+                for worker in list((pool._processes or {}).values()):
+                    worker.kill()  # it has nothing to tidy up, and may be in a decoder that does not come back
+                pool.shutdown(cancel_futures=True)

@@ -46,12 +46,12 @@ class ModalitySummary:
     failed: int = 0
     failed_before: int = 0
     truncated: int = 0
-    changed: Sequence[str] = ()
+    changed: list[str] = field(default_factory=list)
     updated: int = 0
     not_updated: int = 0
-    gone: Sequence[str] = ()
+    gone: list[str] = field(default_factory=list)
     removed: int = 0
-    from_elsewhere: Sequence[str] = ()
+    from_elsewhere: list[str] = field(default_factory=list)
     to_embed: int = 0
     to_update: int = 0
     to_remove: int = 0
@@ -65,7 +65,7 @@ class ModalitySummary:
 
     def add(self, other: ModalitySummary) -> None:
         """Add the counts and timings of other shards."""
-        for name in ("embedded", "failed", "truncated", "elapsed"):
+        for name in ("embedded", "failed", "updated", "not_updated", "truncated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds

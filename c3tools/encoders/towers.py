@@ -83,7 +83,10 @@ class TorchBackend:
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is run in halves."""
-        features = self._features(modality, torch.as_tensor(batch))
+        tensor = torch.as_tensor(batch)
+        if self.compute.device_type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()  # the copy to the GPU then runs in the background
+        features = self._features(modality, tensor)
         return lambda: features.cpu().numpy()
 
     def _features(self, modality: Modality, batch: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
-from c3tools.embedding.shards import pixel_batches
+from c3tools.embedding.shards import decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.io.limits import LARGEST_DECODED
@@ -61,17 +61,17 @@ def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: P
     good = read_corpus([photos]).images[:3]
     bad = [ImageItem(name, str(photos / f"{name}.jpg"), None, None) for name in names]
     shards = [(0, [*good, *bad[:2]]), (1, [bad[2], *good]), (2, bad[3:]), (3, good)]
-    batches = list(pixel_batches(shards, hostile, batch_size=2, workers=2, time_limit=2.0))
-    found = {failure.key: (failure.stage, failure.error) for batch in batches for failure in batch.failures}
+    batches = list(decoded_batches(shards, hostile, batch_size=2, workers=2, time_limit=2.0))
+    found = {failure.key: (failure.stage, failure.error) for batch, _ in batches for failure in batch.failures}
     assert found.pop("dies") == ("decode", "ValueError")
     assert found.pop("slow") == ("decode", "TimeoutError")
     assert found.pop("empty")[0] == "decode"
     if sys.platform == "linux":
         assert found.pop("hungry")[0] == "decode"
     assert {key: stage for key, (stage, _) in found.items()} == dict.fromkeys(names[4:], "read")
-    rows = [[row["key"] for batch in batches for row in batch.rows if batch.shard == shard] for shard in range(4)]
+    rows = [[row["key"] for batch, _ in batches for row in batch.rows if batch.shard == shard] for shard in range(4)]
     assert rows[0] == rows[1] == rows[3] == [item.key for item in good]
-    messages = {failure.key: failure.message for batch in batches for failure in batch.failures}
+    messages = {failure.key: failure.message for batch, _ in batches for failure in batch.failures}
     assert "2 s" in messages["slow"]
     assert "--image-timeout" in messages["slow"]
     assert os.strerror(errno.ENOMEM) in messages["hungry"]
@@ -81,25 +81,24 @@ def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(encoder:
     items = list(read_corpus([photos]).images)
     damaged = ImageItem("damaged", __file__, None, 0)
     shards = [(0, [*items, damaged]), (3, []), (7, [damaged]), (8, items[:2])]
-    here = list(pixel_batches(shards, encoder.preprocess, batch_size=2, workers=0))
-    assert [(batch.shard, batch.last) for batch in here][-2:] == [(7, True), (8, True)]
+    here = list(decoded_batches(shards, encoder.preprocess, batch_size=2, workers=0))
+    assert [batch.shard for batch, _ in here] == [0, 0, 0, 7, 8]
     for workers in (1, 3):
-        others = list(pixel_batches(shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0))
-        for one, other in zip(here, others, strict=True):
-            same = (other.shard, other.rows, other.failures, other.last)
-            assert (one.shard, one.rows, one.failures, one.last) == same
-            np.testing.assert_array_equal(one.pixels, other.pixels)
+        others = list(decoded_batches(shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0))
+        for (one, pixels), (other, same) in zip(here, others, strict=True):
+            assert one[:3] == other[:3]
+            np.testing.assert_array_equal(pixels, same)
 
 
 def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(encoder: Encoder, photos: Path) -> None:
     items = list(read_corpus([photos]).images) * 20
     others = set(multiprocessing.active_children())
-    batches = pixel_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
-    keys = [row["key"] for row in next(batches).rows]
+    batches = decoded_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
+    keys = [row["key"] for row in next(batches)[0].rows]
     (worker,) = set(multiprocessing.active_children()) - others
     os.kill(worker.pid or 0, signal.SIGKILL)
     for _ in range(len(items) - 2):
-        keys += [row["key"] for row in next(batches).rows]
+        keys += [row["key"] for row in next(batches)[0].rows]
     assert keys == [item.key for item in items[:-1]]
     batches.close()
     assert set(multiprocessing.active_children()) == others
@@ -110,11 +109,11 @@ def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path
     code = f"""
 import multiprocessing, os, signal
 from c3tools.corpus import read_corpus
-from c3tools.embedding.shards import pixel_batches
+from c3tools.embedding.shards import decoded_batches
 from c3tools.encoders import load_encoder
 items = list(read_corpus([{str(photos)!r}]).images) * 50
 preprocess = load_encoder(backend="torch", precision="fp32").preprocess
-batches = pixel_batches([(0, items)], preprocess, batch_size=1, workers=3)
+batches = decoded_batches([(0, items)], preprocess, batch_size=1, workers=3)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -141,4 +140,4 @@ def test_no_room_for_the_workers_is_told(encoder: Encoder, photos: Path, monkeyp
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
     with pytest.raises(C3Error, match="Resource temporarily unavailable"):
-        list(pixel_batches([(0, read_corpus([photos]).images)], encoder.preprocess, batch_size=1, workers=1))
+        list(decoded_batches([(0, read_corpus([photos]).images)], encoder.preprocess, batch_size=1, workers=1))

@@ -18,6 +18,7 @@ from PIL import Image
 from c3tools.corpus import Corpus, TextItem, read_corpus
 from c3tools.embedding import EmbedSummary, embed, embed_corpus
 from c3tools.embedding.plan import plan_corpus
+from c3tools.embedding.shards import EmbedOptions
 from c3tools.store import Failure, Store, StoreInfo, create_store
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, MODEL, add_shard, put_store, unit_rows
@@ -255,12 +256,10 @@ def test_the_plan_is_that_of_plain_dicts(
     corpus = Corpus()
     for text in texts:
         corpus.texts.append(text)
-    plan = plan_corpus(Store.open(folder), corpus, size)["text"]
+    plan = plan_corpus(Store.open(folder), corpus, EmbedOptions(shard_size=size, update=True, prune=True))["text"]
     changed = [text for text in texts if text.key in before and text.caption != before[text.key]]
     part_of = {key: number // 3 for number, key in enumerate(keys)}
-    found = [
-        (number, text) for number, part in map(plan.changed.__getitem__, range(len(plan.changed))) for text in part
-    ]
+    found = [(number, text) for number, positions in plan.changed for text in plan.items.take(positions)]
     assert sorted(found) == sorted((part_of[text.key], text._replace(split="val")) for text in changed)
     assert sorted(plan.summary.changed) == sorted(text.key for text in changed)
     gone = [key for key in before if key.endswith("#1") and key.partition("#")[0] in given_now]
@@ -268,6 +267,7 @@ def test_the_plan_is_that_of_plain_dicts(
     assert plan.gone == {part: sorted(k for k in gone if part_of[k] == part) for part in {part_of[k] for k in gone}}
     pending = [text for text in texts if text.key not in before and text.key not in failed]
     expected = [pending[start : start + size] for start in range(0, len(pending), size)]
-    assert [plan.shards[n] for n in range(len(plan.shards))] == list(enumerate(expected, start=-(-len(keys) // 3)))
+    planned = [(number, plan.items.take(positions)) for number, positions in plan.new]
+    assert planned == list(enumerate(expected, start=-(-len(keys) // 3)))
     assert plan.summary.already == sum(text.key in before for text in texts)
     assert plan.summary.failed_before == len(failures)
