@@ -10,20 +10,20 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
+from posixpath import splitext
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import CorpusError, UnreachableError
 from ..io.files import MALFORMED
 from ..io.limits import LARGEST_TEXT, LimitedFile
-from ..io.locations import is_url, location, open_binary
-from ..io.parquet import UNREADABLE, open_parquet, record_batches
+from ..io.locations import is_url, location, name_or_file, open_binary
+from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .captions import (
     IMAGE_COLUMNS,
@@ -35,8 +35,8 @@ from .captions import (
     read_captions,
     require_column,
 )
-from .images import ImageReader, cells_of_group, not_asked_for, resolve_inside
-from .items import IMAGE_SUFFIXES, Corpus, ImageItem, ImageSource, ReadOptions, as_storable, key_of_name, without_suffix
+from .images import ImageReader, cells_of_group, not_asked_for, open_table, resolve_inside
+from .items import IMAGE_SUFFIXES, Corpus, ImageItem, ImageSource, ReadOptions, as_storable, key_of_name
 from .splits import split_in_name
 
 # usual names of the column with the images, those of Hugging Face and img2dataset among them
@@ -44,15 +44,32 @@ _IMAGE_CELLS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "by
 _ID_COLUMNS = ("image_id", "img_id", "id")
 _DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
 _DIGITS = 12  # of the checksum of an image, in a key
+_LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 _TEXT_MEMBERS = ("txt", "caption", "text", "json")
 _BLOCK = 512  # bytes of a header in a tar
 _REMEDY = "everything before that is used; copy the file again, then run the same command again to add the rest"
 _INSIDE = re.compile(r"(?P<file>.+?\.(?:tar|parquet|arrow))#.+", re.IGNORECASE | re.DOTALL)
 
-Captioned = tuple[ImageItem, list[str]]  # an image and its captions
+_Captioned = tuple[ImageItem, list[str]]  # an image and its captions
+Reader = Callable[[Path, ReadOptions, Corpus], Iterator[_Captioned]]
 
 
-def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
+def reader_of(path: Path, options: ReadOptions) -> Reader | None:
+    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        try:
+            with name_or_file(path) as source:
+                has_images = _image_column(pq.read_schema(source), options.image_column, path) is not None
+        except (*UNREADABLE, CorpusError):  # its reader says why
+            has_images = True
+        if has_images:
+            return read_table
+    is_list = suffix in _LISTS and options.image_column is not None
+    return {".tar": _read_tar, ".arrow": read_table}.get(suffix, _read_list if is_list else None)
+
+
+def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
     """Yield the images of a tar in the order of the samples' first members: members with one stem are a sample.
 
     Captions are the lines of ``.txt``, else the text column of ``.json``.
@@ -179,7 +196,7 @@ def _refused(member: tarfile.TarInfo, is_image: bool) -> tuple[str, str] | None:
     return None
 
 
-def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
+def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
     """Yield the images of a Parquet or Arrow table.
 
     A key from the path in an image's cell may be that of several images, since most writers leave the folders out.
@@ -190,7 +207,7 @@ def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Cap
     """
     folder = path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
     stem, split = f"{folder}/{path.stem}" if folder else path.stem, folder or split_in_name(path.stem)
-    images: dict[str, Captioned] = {}
+    images: dict[str, _Captioned] = {}
     renamed: list[str] = []
     digests = lru_cache(2)(_digests)
 
@@ -222,7 +239,7 @@ def _rows(
     """Yield the rows of a table: number, cell of the image, key ("": none), path in the cell, split, captions."""
     opened, first = False, 0
     try:
-        with _open_table(path) as (schema, read):
+        with open_table(path) as (schema, read):
             image, has_path, key_column, texts = _columns(path, schema, options)
             names = [name for name in schema.names if name in {key_column, SPLIT_COLUMN, *texts}]
             files = str(options.images_root or path.parent), options.follow_symlinks, options.download
@@ -256,31 +273,13 @@ def _rows(
         corpus.skip(path.name, str(path), "DamagedTable", reason)
 
 
-_Groups = Iterable[tuple[int, Iterable[pa.RecordBatch]]]
-
-
-@contextmanager
-def _open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _Groups]]]:
-    """Yield the schema of a table, and what reads columns: by row group or record batch, its rows and its batches."""
-    if path.suffix.lower() == ".arrow":
-        batches = record_batches(path)
-        start = next(batches, None)
-        if start is None:
-            raise OSError(0, "there are no rows in it")
-        yield start.schema, lambda _: ((len(batch), [batch]) for batch in chain([start], batches))
-        return
-    with open_parquet(path) as file:
-        counts = file.row_counts
-        yield file.schema, lambda names: ((n, file.batches(names, group=group)) for group, n in enumerate(counts))
-
-
 def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> tuple[str, bool, str, tuple[str, ...]]:
     """Return the column of images, whether its cells have paths, the column of keys ("": none), those of texts.
 
     Raises:
         CorpusError: if there is no image column, or a requested column is missing; lists the columns of the table.
     """
-    image = image_column(schema, options.image_column, path)
+    image = _image_column(schema, options.image_column, path)
     if image is None:
         raise CorpusError(
             f"{path} has no column with images; its columns are: {', '.join(schema.names) or 'none'}.",
@@ -308,7 +307,7 @@ def _digests(group: ImageSource) -> list[str]:
     return digests
 
 
-def image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
+def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
     """Return the column that contains images in the file itself: the one wanted, known by name, or of bytes and path.
 
     None if there is none, or if the one wanted contains paths or URLs.
@@ -333,13 +332,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return str(kind) in ("string", "large_string", "string_view")
 
 
-def read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
+def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
     """Yield the images of a list in its order; paths are relative to ``images_root``, or to the list's folder.
 
     Raises:
         CorpusError: if the list cannot be read or a column is missing.
     """
-    images: dict[str, Captioned] = {}
+    images: dict[str, _Captioned] = {}
     for row in read_captions(path, options, images=True):
         where = f"{path.name}#{row.line}", f"{path}#{row.line}"
         if row.file_name is None:
@@ -366,7 +365,7 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
         if not options.download:
             raise not_asked_for(name)
         address, _, query = name.partition("://")[2].partition("#")[0].partition("?")
-        key = row.key or without_suffix(address) + (f"?{query}" if query else "")
+        key = row.key or splitext(address)[0] + (f"?{query}" if query else "")
         return ImageItem(key, name, split, None, ImageSource(name, 0, 0, download=True))
     root = options.images_root
     short = name
@@ -416,7 +415,7 @@ class PhotoFinder(ImageReader):
                 if file not in self._containers:
                     place, told = location(file), Corpus()
                     if file.lower().endswith(".tar"):
-                        found: Any = {image.path: image.source for image, _ in read_tar(place, self._options, told)}
+                        found: Any = {image.path: image.source for image, _ in _read_tar(place, self._options, told)}
                     else:
                         found = {f"{place}#{row}": cell for row, cell, *_ in _rows(place, self._options, told)}
                     self._containers[file] = found

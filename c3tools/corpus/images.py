@@ -7,12 +7,13 @@ import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+import pyarrow as pa
 from PIL import Image
 
 from ..errors import RefusedError, UnreachableError
@@ -25,6 +26,7 @@ _DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
 _DOWNLOAD_SECONDS = 30
 _SLOWEST_DOWNLOAD = 120  # seconds for one image
 _CHUNK = 2**16
+_Groups = Iterable[tuple[int, Iterable[pa.RecordBatch]]]
 _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
 
 
@@ -107,13 +109,25 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
         OSError, ValueError, pyarrow.ArrowException: at a row that cannot be read.
     """
     column = str(cell.column)
-    with ExitStack() as stack:
-        batches: Iterator[Any] = islice(record_batches(Path(cell.file)), cell.start, cell.start + 1)
-        if not cell.file.lower().endswith(".arrow"):
-            batches = stack.enter_context(open_parquet(location(cell.file))).batches([column], group=cell.start)
-        for scalar in (scalar for batch in batches for scalar in batch.column(column)):
-            value = scalar.as_py()
+    with open_table(location(cell.file)) as (_, read):
+        groups = islice(read([column]), cell.start, cell.start + 1)
+        for value in (scalar.as_py() for _, batches in groups for batch in batches for scalar in batch.column(column)):
             yield (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _Groups]]]:
+    """Yield the schema of a Parquet or Arrow table, and what reads columns: by group, its rows and its batches."""
+    if path.suffix.lower() == ".arrow":
+        batches = record_batches(path)
+        start = next(batches, None)
+        if start is None:
+            raise OSError(0, "there are no rows in it")
+        yield start.schema, lambda _: ((len(batch), [batch]) for batch in chain([start], batches))
+        return
+    with open_parquet(path) as file:
+        counts = file.row_counts
+        yield file.schema, lambda names: ((n, file.batches(names, group=group)) for group, n in enumerate(counts))
 
 
 def not_asked_for(url: str) -> OSError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..io.locations import is_url
 
@@ -98,26 +98,24 @@ class ItemTable(Sequence[Item]):
 
     Args:
         kind: the class of the items.
+        table: the items, a column for each field; None for none.
     """
 
-    def __init__(self, kind: type[Item]) -> None:
-        self._kind: Any = kind
-        schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
-        self._blocks = [schema.empty_table()]
+    def __init__(self, kind: type[Item], table: pa.Table | None = None) -> None:
+        self.kind: Any = kind
+        self._schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
+        self._blocks = [self._schema.empty_table() if table is None else table]
         self._recent: list[Item] = []  # not in a block yet
 
     def append(self, item: Item) -> None:
         """Add an item at the end."""
         self._recent.append(item)
-        if len(self._recent) >= _BLOCK:
+        if len(self._recent) == _BLOCK:
             self._add_block()
 
     def _add_block(self) -> None:
-        rows = [item._asdict() for item in self._recent]
-        for row in rows:
-            if row.get("source"):
-                row["source"] = row["source"]._asdict()
-        self._blocks.append(pa.Table.from_pylist(rows, self._blocks[0].schema))
+        columns = zip(zip(*self._recent, strict=True), self._schema.types, strict=True)
+        self._blocks.append(pa.table([pa.array(values, kind) for values, kind in columns], schema=self._schema))
         self._recent = []
 
     @property
@@ -129,32 +127,17 @@ class ItemTable(Sequence[Item]):
             self._blocks = [pa.concat_tables(self._blocks).combine_chunks()]
         return self._blocks[0]
 
-    def with_splits(self, splits: Any) -> ItemTable[Item]:
-        """Return the items with other splits, a column of Arrow."""
-        other, column = ItemTable(self._kind), self.table.column_names.index("split")
-        other._blocks.append(self.table.set_column(column, "split", splits.cast(pa.string()).dictionary_encode()))
-        return other
-
     def take(self, positions: Any) -> list[Item]:
         """Return the items at these positions, an array of integers."""
-        return self._items(self.table.take(pa.array(positions, pa.int64())))
+        rows = self.table.take(pa.array(positions, pa.int64())).to_pylist()
+        for row in rows:
+            if row.get("source"):
+                row["source"] = ImageSource(**row["source"])
+        return [self.kind(**row) for row in rows]
 
     def sort(self) -> None:
         """Sort by the keys, as UTF-8."""
         self._blocks = [self.table.sort_by("key")]
-
-    def repeated_key(self) -> str | None:
-        """Return a key that several items have."""
-        counts = self.table["key"].value_counts()
-        several = counts.filter(pc.greater(pc.struct_field(counts, "counts"), pa.scalar(1)))
-        return str(several[0]["values"]) if len(several) else None
-
-    def _items(self, rows: pa.Table | pa.RecordBatch) -> list[Item]:
-        found = rows.to_pylist()
-        for row in found:
-            if row.get("source"):
-                row["source"] = ImageSource(**row["source"])
-        return [self._kind(**row) for row in found]
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -162,8 +145,8 @@ class ItemTable(Sequence[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the items in order."""
-        for batch in self.table.to_batches(max_chunksize=_BLOCK):
-            yield from self._items(batch)
+        for start in range(0, len(self), _BLOCK):
+            yield from self[start : start + _BLOCK]
 
     def __getitem__(self, index: Any) -> Any:
         """Return one item, or a list of several."""
@@ -256,16 +239,12 @@ class ReadOptions(NamedTuple):
     download: bool = False
 
 
-def without_suffix(name: str) -> str:
-    """Return a file name without its last suffix."""
-    return name[: -len(Path(name).suffix)] if Path(name).suffix else name
-
-
 def key_of_name(name: str) -> str:
     """Return the key of an image by its file name: without the suffix of an image; of absolute paths the last part."""
     posix = PurePosixPath(name)
     short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
-    return without_suffix(short) if PurePosixPath(short).suffix.lower() in IMAGE_SUFFIXES else short
+    stem, suffix = splitext(short)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else short
 
 
 def is_utf8(text: str) -> bool:

@@ -11,20 +11,21 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from operator import itemgetter
 from os.path import normpath
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import Any, NoReturn
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from ..errors import CorpusError, MissingExtraError
-from ..io.locations import expand, is_url, kind_of, location, name_or_file, retrying
-from ..io.parquet import UNREADABLE
+from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import counted
 from .captions import CaptionRow, read_captions
-from .containers import Captioned, image_column, read_list, read_table, read_tar
+from .containers import Reader, read_table, reader_of
 from .items import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -35,19 +36,15 @@ from .items import (
     as_storable,
     is_utf8,
     key_of_name,
-    without_suffix,
 )
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
-_LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
 # by precedence; the last are those of COCO and of Karpathy
 _CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions*.json", "dataset*.json")
 _COCO = 3
 _IMAGES_FOLDER = "images"
-
-_Reader = Callable[[Path, ReadOptions, Corpus], Iterator[Captioned]]
 
 
 def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
@@ -89,7 +86,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         given = _CaptionSources(chain(*media.values()))
         given.add(str(chosen.captions), chosen.captions, chosen)
         corpus.captions_without_image += given.unmatched
-    containers: dict[Path, _Reader] = {}
+    containers: dict[Path, Reader] = {}
     for root, kind in kinds.items():
         if media[root]:
             prefix = f"{root.name}/" if several and kind == "folder" else ""
@@ -97,7 +94,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         elif kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
         elif is_url(root) or root.suffix.lower() not in _MEDIA_SUFFIXES:  # else it was skipped above
-            if read := _container_reader(root, chosen):
+            if read := reader_of(root, chosen):
                 containers[root] = read
             else:
                 _add_texts(corpus, root, chosen)
@@ -127,24 +124,21 @@ def find_images(
             continue
         key = path.relative_to(root).as_posix() if is_folder else path.name
         try:
-            problem = _problem_of(path, inside)
-            if problem is None:
+            if _may_be_read(corpus, key, path, inside):
                 status = path.stat()
                 found.append(ImageItem(key, str(path), None, status.st_size, mtime=status.st_mtime_ns))
         except OSError as error:
-            problem = type(error).__name__, error.strerror or str(error)
-        if problem is not None:
-            corpus.skip(key, str(path), *problem)
+            corpus.skip(key, str(path), type(error).__name__, error.strerror or str(error))
     return found
 
 
 def assign_keys(names: list[str]) -> list[str]:
     """Return unique keys for relative file names: without the suffix, or with it if that would not be unique."""
-    stems = Counter(map(without_suffix, names))
-    whole = set(names)
+    stems = [splitext(name)[0] for name in names]
+    count, whole = Counter(stems), set(names)
     return [
-        stem if stems[stem] == 1 and (stem == name or stem not in whole) else name
-        for name, stem in ((name, without_suffix(name)) for name in names)
+        stem if count[stem] == 1 and (stem == name or stem not in whole) else name
+        for name, stem in zip(names, stems, strict=True)
     ]
 
 
@@ -172,19 +166,23 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
-def _problem_of(path: Path, inside: Path | None) -> tuple[str, str] | None:
-    """Return why a file is not read (error, message), or None; a link may not lead out of the folder ``inside``."""
+def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> bool:
+    """Return whether a file is to be read, else tell the corpus; a link may not lead out of the folder ``inside``."""
+    problem = None
     if not is_utf8(str(path)):
-        return "UnicodeError", "the file name is not UTF-8"
-    if path.is_symlink():
+        problem = "UnicodeError", "the file name is not UTF-8"
+    elif path.is_symlink():
         try:
             target = path.resolve(strict=True)
+            if inside is not None and not target.is_relative_to(inside):
+                problem = "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks reads it"
         except (OSError, RuntimeError):  # missing, or a loop
-            return "BrokenLink", "a symbolic link whose target does not exist"
-        if inside is not None and not target.is_relative_to(inside):
-            return "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks reads it"
-    # opening a pipe would wait for somebody to write into it
-    return None if path.is_file() else ("NotAFile", "not a regular file")
+            problem = "BrokenLink", "a symbolic link whose target does not exist"
+    if problem is None and not path.is_file():  # opening a pipe would wait for somebody to write into it
+        problem = "NotAFile", "not a regular file"
+    if problem is not None:
+        corpus.skip(key, str(path), *problem)
+    return problem is None
 
 
 class _CaptionSources:
@@ -203,13 +201,13 @@ class _CaptionSources:
         self._paths = [_absolute(image.path) for image in images]
         for path in self._paths:
             self._by_name[Path(path).name].append(path)
-        # of each source its rows by image: those that name it by its path, then those that have its file name alone
-        self._rows: tuple[list[tuple[str, dict[str, list[CaptionRow]]]], ...] = ([], [])
+        # of each image the rows of sources: whether these have its file name alone, source, captions and split
+        self._found: dict[str, list[tuple[bool, str, list[str], str | None]]] = defaultdict(list)
 
     def of(self, path: str) -> tuple[str, list[str], str | None]:
         """Return the source and the captions of an image, and its split: that of the first source that names one."""
-        found = [(source, *_join_rows(rows[path])) for source, rows in chain(*self._rows) if path in rows]
-        source, captions, _ = next((each for each in found if _any(each[1])), found[0] if found else ("", [], None))
+        found = sorted(self._found.get(path, ()), key=itemgetter(0))
+        _, source, captions, _ = next((row for row in found if _any(row[2])), found[0] if found else (0, "", [], 0))
         return source, captions, next((split for *_, split in found if split), None)
 
     def add(self, source: str, file: Path, options: ReadOptions) -> int:
@@ -226,40 +224,38 @@ class _CaptionSources:
         Raises:
             CorpusError: if it cannot be read, or a row names no image; nothing is added.
         """
-        by_path: dict[str, list[CaptionRow]] = defaultdict(list)
-        by_name: dict[str, list[CaptionRow]] = defaultdict(list)
+        found: dict[tuple[bool, str], list[CaptionRow]] = defaultdict(list)  # by file name alone or not, and image
         unmatched: list[str] = []
-        folder, known = Path(_absolute(str(file.parent))), set(self._paths)
+        folder, known, matched = Path(_absolute(str(file.parent))), set(self._paths), 0
         for row in read_captions(file, options):
             if not row.file_name:
                 raise _no_image(file, row)
             same = self._by_name.get(PurePosixPath(row.file_name).name, [])
             places = (normpath(start / row.file_name) for start in (folder, folder / _IMAGES_FOLDER))
             if path := next((place for place in places if place in known), None):
-                by_path[path].append(row)
+                found[False, path].append(row)
             elif len(same) == 1:
-                by_name[same[0]].append(row)
+                found[True, same[0]].append(row)
             else:
                 unmatched.append(row.file_name)
-        for path, rows in list(by_name.items()):
+        some_by_path = not all(by_name for by_name, _ in found)
+        for (by_name, path), rows in found.items():
             names = {normpath(str(row.file_name)) for row in rows}
-            if path in by_path or len(names) > 1 or (by_path and "/" in min(names)):
-                unmatched += [str(row.file_name) for row in by_name.pop(path)]
-        for found, own in zip(self._rows, (by_path, by_name), strict=True):
-            found.append((source, own))
-        matched = sum(map(len, chain(by_path.values(), by_name.values())))
+            if by_name and ((False, path) in found or len(names) > 1 or (some_by_path and "/" in min(names))):
+                unmatched += [str(row.file_name) for row in rows]
+            else:
+                self._found[path].append((by_name, source, *_join_rows(rows)))
+                matched += len(rows)
         if matched or not source.endswith(".json"):  # COCO files are often of another part of the same data set
             self.unmatched += unmatched
         return matched
 
     def add_texts(self, corpus: Corpus, inside: Path | None) -> None:
         """Add the .txt files with the stems of the images, one caption a line, where no other source has captions."""
-        own = {}
         for path in self._paths:
             text = Path(path).with_suffix(".txt")
-            if not _any(self.of(path)[1]) and text.exists() and _may_be_read(corpus, text, inside):
-                own[path] = list(read_captions(text))
-        self._rows[1].append((".txt files", own))
+            if not _any(self.of(path)[1]) and text.exists() and _may_be_read(corpus, text.name, text, inside):
+                self._found[path].append((True, ".txt files", *_join_rows(list(read_captions(text)))))
 
     def note(self, root: Path) -> list[str]:
         """Return one line on what was taken from where."""
@@ -326,7 +322,7 @@ def _detect_captions(
         for rank, name in enumerate(_CAPTIONS_NAMES)
         if path.match(name)
     ]
-    used = [path for *_, path in sorted(ranked) if _may_be_read(corpus, path, inside)]
+    used = [path for *_, path in sorted(ranked) if _may_be_read(corpus, path.name, path, inside)]
     for number, path in enumerate(used):
         name, why = path.relative_to(folder).as_posix(), ""
         try:
@@ -344,19 +340,11 @@ def _detect_captions(
     return sources, [path for path in used if path.suffix != ".json"]
 
 
-def _may_be_read(corpus: Corpus, file: Path, inside: Path | None) -> bool:
-    """Return whether a detected captions file may be read; a link out of the corpus becomes a skipped input."""
-    problem = _problem_of(file, inside)
-    if problem is not None:
-        corpus.skip(file.name, str(file), *problem)
-    return problem is None
-
-
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     texts_of_image: Counter[str] = Counter()
     for row in read_captions(file, options):
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
-        image_key = without_suffix(PurePosixPath(row.file_name).as_posix()) if row.file_name else None
+        image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         for number, caption in enumerate(row.captions):
             key = f"{start}#{number}" if len(row.captions) > 1 else start
             if image_key:
@@ -371,22 +359,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         )
 
 
-def _container_reader(path: Path, options: ReadOptions) -> _Reader | None:
-    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        try:
-            with name_or_file(path) as source:
-                has_images = image_column(pq.read_schema(source), options.image_column, path) is not None
-        except (*UNREADABLE, CorpusError):  # its reader says why
-            has_images = True
-        if has_images:
-            return read_table
-    is_list = suffix in _LISTS and options.image_column is not None
-    return {".tar": read_tar, ".arrow": read_table}.get(suffix, read_list if is_list else None)
-
-
-def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> dict[Path, _Reader]:
+def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> dict[Path, Reader]:
     """Return the tars and tables of a folder without images, or at a URL.
 
     The tables that img2dataset writes beside its tars, and the caches of Hugging Face datasets, are left out.
@@ -406,8 +379,7 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
         is_table_of_tar = path.suffix == ".parquet" and str(path.with_suffix(".tar")) in present
         is_cache = path.suffix == ".arrow" and (is_url(path) or path.name.startswith(_CACHED))
         if path.suffix.lower() in _CONTAINER_SUFFIXES and not is_table_of_tar and not is_cache:
-            # without a column of images, its reader says which columns there are
-            containers[path] = _container_reader(path, options) or read_table
+            containers[path] = reader_of(path, options) or read_table  # which says what columns there are
     if not containers:
         raise CorpusError(
             f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files with images."
@@ -424,7 +396,7 @@ def _first_reason(corpus: Corpus) -> str:
     return f" The first of {counted(len(corpus.skipped), 'reason')}: {first.path}: {first.message}"
 
 
-def _add_containers(corpus: Corpus, containers: dict[Path, _Reader], options: ReadOptions) -> None:
+def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: ReadOptions) -> None:
     """Add the images and videos of all containers, in the order of their paths; of those with one key the first counts.
 
     Raises:
@@ -462,19 +434,19 @@ def _add_containers(corpus: Corpus, containers: dict[Path, _Reader], options: Re
 
 
 def _check(corpus: Corpus, given: Path | None) -> None:
-    if not any((corpus.images, corpus.videos, corpus.texts)):
+    items = {f"{name}s": items for name, items in corpus.by_modality().items() if items}
+    if not items:
         places = ", ".join(corpus.sources)
         raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{_first_reason(corpus)}")
-    media = {name: len(items) for name, items in (("images", corpus.images), ("videos", corpus.videos)) if items}
-    if given is not None and media and len(corpus.images_without_caption) == sum(media.values()):
+    if given is not None and 0 < len(corpus.images) + len(corpus.videos) == len(corpus.images_without_caption):
         raise CorpusError(
-            f"{given} has no caption for any of the {sum(media.values()):,} {' and '.join(media)}.",
+            f"{given} has no caption for any of the {len(corpus.images_without_caption):,} {' and '.join(items)}.",
             remedy="File names in it are looked up in the folder of the captions file, then in its subfolder images/.",
         )
-    for kind, items in (("images", corpus.images), ("videos", corpus.videos), ("texts", corpus.texts)):
-        double = items.repeated_key()
-        if double is not None:
+    for kind, some in items.items():
+        keys = some.table["key"]
+        if pc.count_distinct(keys).as_py() < len(keys):
             raise CorpusError(
-                f"Two {kind} have the key {double!r}.",
+                f"Two {kind} have the key {Counter(keys.to_pylist()).most_common(1)[0][0]!r}.",
                 remedy="Rename one of the files, or embed the two folders into two stores.",
             )

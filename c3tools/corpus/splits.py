@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import accumulate
 
 from ..seeds import stable_fraction
 
@@ -38,7 +39,11 @@ def split_of(split: str | None, key: str, kept: Kept = None) -> str:
     """
     name = (split or "").strip().lower()
     name = _canonical_name(name) if name else ""
-    return name if name and (kept is None or name in kept) else hashed_split(key)
+    if name and (kept is None or name in kept):
+        return name
+    position = stable_fraction(key, salt=SALT)
+    edges = accumulate(HASH_FRACTIONS.values())
+    return next((split for split, edge in zip(HASH_FRACTIONS, edges, strict=True) if position < edge), "test")
 
 
 def kept_splits(names: Iterable[str]) -> Kept:
@@ -78,17 +83,6 @@ def split_in_name(stem: str) -> str | None:
     """Return the split that a file is named after: ``train`` of train-00000-of-00002, train_001 or train, else None."""
     match = _NAMED.match(stem)
     return match[1] if match else None
-
-
-def hashed_split(key: str) -> str:
-    """Return train (80 %), val (10 %) or test (10 %) by a stable hash of ``key``."""
-    position = stable_fraction(key, salt=SALT)
-    edge = 0.0
-    for split, fraction in HASH_FRACTIONS.items():
-        edge += fraction
-        if position < edge:
-            return split
-    return "test"
 
 
 def split_order(split: str) -> tuple[int, str]:

@@ -166,7 +166,9 @@ def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
     known = store.item_splits()
     found = pc.index_in(_text(own_items(items.table)), _text(known["item"]))
     splits: Any = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items.table["split"]))
-    return items.with_splits(pc.if_else(pc.equal(splits, pa.scalar("", pa.large_string())), None, splits))
+    splits = pc.if_else(pc.equal(splits, pa.scalar("", pa.large_string())), None, splits).cast(pa.string())
+    column = items.table.column_names.index("split")
+    return ItemTable(items.kind, items.table.set_column(column, "split", splits.dictionary_encode()))
 
 
 def _text(column: Any) -> Any:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus.reading import assign_keys
-from c3tools.corpus.splits import describe_rule, hashed_split, kept_splits, split_of
+from c3tools.corpus.splits import describe_rule, kept_splits, split_of
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,9 @@ def test_names_of_splits(said: str, role: str) -> None:
 
 def test_without_a_split_the_key_decides_and_always_the_same() -> None:
     # written down once: a change here would move the rows of every store without splits
-    assert [hashed_split(f"photo{i}") for i in range(12)].count("train") >= 6
-    assert split_of(None, "photo1") == split_of("", "photo1") == hashed_split("photo1")
-    shares = [hashed_split(str(i)) for i in range(20_000)]
+    assert [split_of(None, f"photo{i}") for i in range(12)].count("train") >= 6
+    assert split_of(None, "photo1") == split_of("", "photo1")
+    shares = [split_of(None, str(i)) for i in range(20_000)]
     assert shares.count("train") / 20_000 == pytest.approx(0.8, abs=0.01)
     assert shares.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)
 
@@ -38,7 +38,7 @@ def test_without_rows_named_train_the_others_are_split_by_hash(names: set[str], 
     assert kept_splits(names) == kept
     for name in names:
         stays = kept is None or name in kept
-        assert split_of(name, "photo7", kept_splits(names)) == (name if stays else hashed_split("photo7"))
+        assert split_of(name, "photo7", kept_splits(names)) == (name if stays else split_of(None, "photo7"))
     sentence = describe_rule(names)
     assert (sentence is None) == (kept is None)
     if sentence:

@@ -61,7 +61,7 @@ def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: P
     good = read_corpus([photos]).images[:3]
     bad = [ImageItem(name, str(photos / f"{name}.jpg"), None, None) for name in names]
     shards = [(0, [*good, *bad[:2]]), (1, [bad[2], *good]), (2, bad[3:]), (3, good)]
-    batches = list(decoded_batches(shards, hostile, batch_size=2, workers=2, time_limit=2.0))
+    batches = list(decoded_batches(shards, hostile, batch_size=2, workers=2, time_limit=3.0))
     found = {failure.key: (failure.stage, failure.error) for batch, _ in batches for failure in batch.failures}
     assert found.pop("dies") == ("decode", "ValueError")
     assert found.pop("slow") == ("decode", "TimeoutError")
@@ -72,7 +72,7 @@ def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: P
     rows = [[row["key"] for batch, _ in batches for row in batch.rows if batch.shard == shard] for shard in range(4)]
     assert rows[0] == rows[1] == rows[3] == [item.key for item in good]
     messages = {failure.key: failure.message for batch, _ in batches for failure in batch.failures}
-    assert "2 s" in messages["slow"]
+    assert "3 s" in messages["slow"]
     assert "--image-timeout" in messages["slow"]
     assert os.strerror(errno.ENOMEM) in messages["hungry"]
 
