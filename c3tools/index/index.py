@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 
 from ..arrays import Indices, Mask, Matrix
 from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
-from ..geometry.spaces import modality_bias
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, claimed, digest_of, reading, replacing, write_record
 from ..io.files import recorded_file
@@ -163,7 +162,8 @@ class Index:
         with reading(path, _KIND) as (folder, record):
             try:
                 shards = [faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]]
-                rows = pq.read_table(folder / _ROWS_FILE, columns=_ROW_SCHEMA.names)
+                with pq.ParquetFile(folder / _ROWS_FILE) as file:  # read_table imports pandas
+                    rows = file.read(_ROW_SCHEMA.names)
                 calibration = Calibration(load_moments(folder / _MOMENTS_FILE)[0], Pipeline.load(folder))
             except (OSError, pa.ArrowException) as error:
                 raise ValueError(error) from error
@@ -308,11 +308,10 @@ class Index:
             cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)  # some pipelines leave other norms
             scores = self.calibration.z(queries, cosines, group)
             for hits, z, own, rows in zip(lists, scores, cosines, found, strict=True):
-                numbers = rows[rows >= 0]
-                numbered = zip(z, own, numbers, self.rows.take(numbers).to_pylist(), strict=False)
-                hits += [
-                    Hit(round(float(a), 6), round(float(b), 6), int(row), **about) for a, b, row, about in numbered
-                ]
+                numbers = rows[rows >= 0].tolist()
+                about = [self.rows.slice(row, 1).to_pylist()[0] for row in numbers]  # `take` imports pandas
+                numbered = zip(z, own, numbers, about, strict=False)
+                hits += [Hit(round(float(a), 6), round(float(b), 6), row, **about) for a, b, row, about in numbered]
         return lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
 
     def nearest(
@@ -339,7 +338,7 @@ class Index:
                 remedy="Embed the queries with the model of the index.",
             )
         starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)])[:-1]
-        owners = self.rows.column("modality").take(starts).to_pylist()
+        owners = [self.rows.column("modality")[start].as_py() for start in starts.tolist()]
         own = zip(starts, self._searched, owners, strict=True)
         chosen = [(start, shard) for start, shard, owner in own if within in (None, owner)]
         if not chosen:
@@ -653,6 +652,8 @@ def _build(
     with replacing(folder, keep=False) as new:
         _write(new, index, 0)
     if len(parts) == 2:
+        from ..geometry.spaces import modality_bias
+
         samples = {name: first_rows(store, name, None, _BIAS_ROWS).embeddings for name in parts}
         index.bias = {}
         for label, pipeline in (("before", preset("c1")), ("after", chosen)):

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import bracex
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
 
@@ -249,6 +248,8 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         FileNotFoundError, ValueError: at once.
         UnreachableError: at once if access is refused, otherwise when all attempts have failed.
     """
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+
     attempts = ATTEMPTS if attempts is None else attempts
     again = Retrying(
         stop=stop_after_attempt(attempts),
