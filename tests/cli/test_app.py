@@ -15,6 +15,8 @@ from c3tools.store import Rows
 from tests.conftest import C3, build_store, unit_rows
 
 ROOT = Path(__file__).parents[2]
+TABLE = str(ROOT / "c3tools" / "assets" / "coco-cc" / "captions.jsonl")
+MODELS = {"torch", "open_clip", "openvino"}
 HEAVY = {"torch", "open_clip", "pyarrow", "faiss", "matplotlib", "numpy"}
 RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app({})"
 
@@ -26,6 +28,8 @@ RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(
         (RUN.format(["--help"]), HEAVY, "typer", 370),
         (RUN.format(["train-decoder", "--help"]), HEAVY, "typer", 450),
         (RUN.format(["embed", "--no-such-option"]), HEAVY, "typer", 450),
+        (RUN.format(["embed", TABLE, "--text-column", "none"]), MODELS, "pyarrow", 1200),
+        (RUN.format(["embed", TABLE, "--dry-run", "--store", "none"]), MODELS, "pyarrow", 1200),
         ("import c3tools; c3tools.Pipeline", {"torch", "pyarrow", "huggingface_hub"}, "numpy", 320),
         ("import c3tools; c3tools.Store", set(), "pyarrow", 2000),  # the probe can fail
     ],

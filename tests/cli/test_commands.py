@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import open_clip
 import pytest
 from typer.testing import Result
 
-from c3tools import Store, evaluate_captions, machine
+from c3tools import Store, embed, evaluate_captions, machine
 from tests.conftest import C3, unit_rows
 from tests.stores import whole_store
 
@@ -46,6 +47,8 @@ def test_photos_are_embedded_without_options_and_continued(
     (tmp_path / "t.txt").write_text("a dog\na cat\n")
     done(c3("embed", "t.txt"))
     assert Store.open(tmp_path / "elsewhere").modalities == ["text"]
+    again = embed("t.txt", "elsewhere", workers=0)
+    assert pickle.loads(pickle.dumps(again)).summary.to_dict() == again.summary.to_dict()
 
 
 def test_a_report_is_a_verdict_or_all_tables_or_json(c3: C3, here: Path) -> None:
