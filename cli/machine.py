@@ -7,18 +7,21 @@ from typing import Any
 import c3tools
 from c3tools.tables import Table
 
-from ._console import message, out, print_table
+from ._console import out, print_table
 
 
 def models(containing: str = "", *, here: bool = False) -> Any:
-    """List the model names that --model takes: the bundled model and those of open_clip."""
+    """List the model names that --model takes: the bundled model, those of open_clip, and kinds of other libraries."""
+    from c3tools.encoders.plugins import model_kinds
+
     found = c3tools.list_models(containing, here=here)
     rows = [
         [m["name"], str(m["dim"]), f"{m['image_size']} px", f"{m['context_length']} tokens", "yes" if m["here"] else ""]
         for m in found
     ]
     print_table(Table(["model", "d", "image", "text", "here"], rows))
-    message("Also: local-dir:PATH (a folder with open_clip_config.json), hf-hub:ORG/NAME.")
+    kinds = [[kind["form"], kind["about"], kind["install"] or "yes"] for kind in model_kinds()]
+    print_table(Table(["also", "of", "installed"], kinds, left=["of", "installed"]))
     return found
 
 

@@ -43,6 +43,8 @@ def embed(
     device: str | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    truncate_dim: int | None = None,
+    query_prompt: str | None = None,
     dtype: str = "float16",
     shard_size: int = 4096,
     workers: int | None = None,
@@ -75,13 +77,17 @@ def embed(
         key_column: Column of the keys.
         images_root: The folder that relative paths in lists start from. By default the folder of the list.
         download: Download images that are given by URL.
-        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH or
-            hf-hub:ORG/NAME.
+        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH,
+            hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the extra st), or NAME:... of an
+            installed package.
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
         device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each (cuda:0,cuda:1). By
             default all GPUs, else the fastest available.
         backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was trained for that.
+        query_prompt: What an st: model is given before each query of c3 search. By default the prompt that the model
+            has for queries. Texts are embedded with the one that it has for documents.
         dtype: Number format of the embeddings on disk: float16 or float32.
         shard_size: Inputs per shard. A run that is killed loses at most one shard.
         workers: Number of processes that decode images. The default depends on the cores.
@@ -148,11 +154,23 @@ def embed(
     def load() -> Encoder:
         then = recorded.model if recorded else None
         return resolve_encoder(
-            model, recorded=then, random_init=random_init, device=devices[0], reporter=reporter, **how
+            model,
+            recorded=then,
+            random_init=random_init,
+            device=devices[0],
+            truncate_dim=truncate_dim,
+            query_prompt=query_prompt,
+            reporter=reporter,
+            **how,
         )
 
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
-    if encoder is None and (model, random_init) not in ((None, None), own):
+    if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
+        raise StoreError(
+            f"The store {folder} records another query prompt: {recorded.model.get('query_prompt')!r}.",
+            remedy="Leave --query-prompt out, and give it to `c3 search`.",
+        )
+    if encoder is None and ((model, random_init) not in ((None, None), own) or truncate_dim is not None):
         encoder = load()  # another model than the store's is refused even if there is nothing to embed
     indexed = faiss or (recorded is not None and Store(folder, recorded, Manifest.load(folder)).indexed)
     gpu = devices[0].startswith("cuda")
@@ -258,6 +276,7 @@ def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: s
         encoder.identity,
         encoder.dim,
         dtype,
+        encoder.normalised,
         preprocessing=encoder.preprocess.config,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,

@@ -183,7 +183,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             for rows, part in encoder.encode_batches("text", batches):
                 embeddings[rows] = part
                 report(len(rows), 0)
-            truncated = encoder.truncated(captions, tokens)
+            truncated = int(encoder.truncated(captions, tokens).sum())
             yield _Batch(number, [item._asdict() for item in items], [], truncated=truncated), embeddings
 
 
@@ -297,17 +297,18 @@ def encode_files(
         yield [row["key"] for row in batch.rows], embeddings, batch.failures
 
 
-_Decoded = tuple[list[dict[str, Any]], list[Failure]]  # rows and failures
+# rows, failures, and the pixels of the rows where images keep their own sizes
+_Decoded = tuple[list[dict[str, Any]], list[Failure], list[Pixels]]
 
 
 def _decode(
     reader: ImageReader,
     preprocess: ImagePreprocessor,
     time_limit: float | None,
-    pixels: Pixels,
+    pixels: Pixels | None,
     items: Sequence[ImageItem],
 ) -> _Decoded:
-    """Decode images into the first places of ``pixels``; those that cannot be read or decoded are failures.
+    """Decode images into the first places of ``pixels``, or return them if that is None; others are failures.
 
     Where an image takes longer than ``time_limit``, this process ends: a decoder is C code that may not return for
     hours, and signal handlers and threads of Python wait for it.
@@ -317,6 +318,7 @@ def _decode(
     """
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
+    own: list[Pixels] = []
     for item in items:
         stage = "read"
         try:
@@ -326,7 +328,7 @@ def _decode(
                 raise ValueError("empty file")
             if time_limit:
                 faulthandler.dump_traceback_later(time_limit, exit=True, file=2)
-            pixels[len(rows)], width, height = preprocess.load(io.BytesIO(content))
+            decoded, width, height = preprocess.load(io.BytesIO(content))
         except UnreachableError:
             raise
         except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
@@ -336,8 +338,12 @@ def _decode(
             if time_limit:
                 faulthandler.cancel_dump_traceback_later()
         size = {"width": width, "height": height, "size": len(content)}
+        if pixels is None:
+            own.append(decoded)
+        else:
+            pixels[len(rows)] = decoded
         rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
-    return rows, failures
+    return rows, failures, own
 
 
 def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
@@ -356,7 +362,7 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memor
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
-    shared, reader = np.frombuffer(memory, np.uint8).reshape(shape), ImageReader()
+    shared, reader = _shared(preprocess, memory, shape), ImageReader()
     _worker.append(lambda place, items: _decode(reader, preprocess, time_limit, shared[place], items))
     with suppress(ImportError, OSError, ValueError, StopIteration):  # a limit of memory, where the system has one
         import resource
@@ -365,6 +371,11 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memor
         used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
         allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)  # some decoders start threads
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _shared(preprocess: ImagePreprocessor, memory: Any, shape: tuple[int, ...]) -> Any:
+    """Return memory as places for pixels, uint8 of a shape; None for each place if images keep their own sizes."""
+    return np.frombuffer(memory, np.uint8).reshape(shape) if preprocess.fixed else [None] * shape[0]
 
 
 def _decode_in_worker(place: int, items: Sequence[ImageItem]) -> _Decoded:
@@ -379,7 +390,7 @@ def decoded_batches(
     workers: int,
     time_limit: float | None = None,
     ahead: int = _BATCHES_AHEAD,
-) -> Generator[tuple[_Batch, Pixels], None, None]:
+) -> Generator[tuple[_Batch, Pixels | list[Pixels]], None, None]:
     """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on its shard alone.
 
     If a worker hangs or dies, the pool is made anew. The batches that were in flight are decoded again by a worker that
@@ -395,7 +406,7 @@ def decoded_batches(
         ahead: batches in flight, for each worker.
 
     Yields:
-        batches with their pixels, uint8 (n, height, width, 3).
+        batches with their pixels, uint8 (n, height, width, 3); a list of n images if these keep their own sizes.
 
     Raises:
         C3Error: if no worker process can be started.
@@ -408,8 +419,8 @@ def decoded_batches(
     )
     places = max(1, workers * ahead)
     shape = (places, batch_size, *preprocess.size, 3)
-    memory = multiprocessing.RawArray("B", math.prod(shape))  # shared with the workers
-    shared = np.frombuffer(memory, np.uint8).reshape(shape)  # type: ignore[call-overload]
+    memory = multiprocessing.RawArray("B", math.prod(shape) if preprocess.fixed else 0)  # shared with the workers
+    shared = _shared(preprocess, memory, shape)
     pool: ProcessPoolExecutor | None = None
     in_flight: deque[tuple[int, int, Callable[[], _Decoded]]] = deque()  # shard, place, and what waits for it
     free = cycle(range(places))
@@ -441,14 +452,14 @@ def decoded_batches(
             error: Exception = ValueError("the process that decodes it ends each time")
             if time_limit and time.perf_counter() - start >= time_limit:
                 error = TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
-            return [], [_failure_of(items[0], "decode", error)]
-        rows, failures = list[dict[str, Any]](), list[Failure]()
+            return [], [_failure_of(items[0], "decode", error)], []
         again: Any = {"batch_size": 1, "workers": 1, "time_limit": time_limit, "ahead": 1}
-        for batch, image in decoded_batches([(0, items)], preprocess, **again):
-            shared[place, len(rows) : len(rows) + len(image)] = image
-            rows += batch.rows
-            failures += batch.failures
-        return rows, failures
+        batches, images = zip(*decoded_batches([(0, items)], preprocess, **again), strict=True)
+        own = [image for one in images for image in one]
+        if preprocess.fixed and own:
+            shared[place, : len(own)] = own
+        rows = [row for batch in batches for row in batch.rows]
+        return rows, [failure for batch in batches for failure in batch.failures], own
 
     with ImageReader() as reader:
         try:
@@ -459,9 +470,9 @@ def decoded_batches(
                 if not in_flight:
                     return
                 shard, place, decode = in_flight.popleft()
-                rows, failures = decode()
+                rows, failures, own = decode()
                 batch = _Batch(shard, rows, failures, time.perf_counter() - start)
-                yield batch, shared[place, : len(rows)].copy()
+                yield batch, shared[place, : len(rows)].copy() if preprocess.fixed else own
         finally:
             if pool is not None:
                 for worker in list((pool._processes or {}).values()):

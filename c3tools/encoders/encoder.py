@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import Matrix, Pixels
+from ..arrays import Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
 from ..reporter import Progress
 from .preprocessing import UNREADABLE, ImagePreprocessor
 
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "query"]
 Tokens = npt.NDArray[np.int64]
 T = TypeVar("T")
 
@@ -57,6 +57,10 @@ class Encoder:
     Most callers need `identity`, `dim`, `encode_images` and `encode_texts`; the other methods are for embedding in
     batches that are prepared elsewhere.
 
+    Attributes:
+        modalities: what can be embedded; frames of videos are images.
+        normalised: whether the embeddings have unit length.
+
     Args:
         backend: runs the model.
         tokenizer: from texts to token ids, (n, context length); takes another context length as second argument.
@@ -66,6 +70,9 @@ class Encoder:
         end_token: the id of the end-of-text token; None if it is the largest.
         dim: dimension d of the embeddings.
     """
+
+    modalities: Collection[str] = ("image", "text")
+    normalised = True
 
     def __init__(
         self,
@@ -114,8 +121,9 @@ class Encoder:
             EncoderError: if a file cannot be decoded (the message names it), or an array is no RGB image.
         """
         size = batch_size or self.batch_size("image")
+        stack: Any = np.stack if self.preprocess.fixed else list
         batches = (
-            (start, np.stack([self.pixels(image) for image in images[start : start + size]]))
+            (start, stack([self.pixels(image) for image in images[start : start + size]]))
             for start in range(0, len(images), size)
         )
         parts = [np.zeros((0, self.dim), np.float32)]
@@ -125,12 +133,19 @@ class Encoder:
                 progress.advance(len(features))
         return np.concatenate(parts)
 
+    def encode_queries(self, texts: Sequence[str]) -> Matrix:
+        """Return embeddings, float32 (n, d), of what is searched for; some models take a prompt for these."""
+        return self.encode_texts(texts)
+
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length are cut."""
+        return self._encode("text", texts, batch_size)
+
+    def _encode(self, modality: Modality, texts: Sequence[str], batch_size: int | None = None) -> Matrix:
         out = np.zeros((len(texts), self.dim), np.float32)
         if texts:
             batches = self.token_batches(self.tokenise(texts), batch_size)
-            for rows, embeddings in self.encode_batches("text", batches):
+            for rows, embeddings in self.encode_batches(modality, batches):
                 out[rows] = embeddings
         return out
 
@@ -138,13 +153,15 @@ class Encoder:
         """Return token ids, int64 (n, context length), padded."""
         return np.asarray(self._tokenizer(list(texts)), dtype=np.int64)
 
-    def truncated(self, texts: Sequence[str], tokens: Tokens) -> int:
-        """Return how many of n texts, whose tokens are (n, context length), were cut to the context length."""
+    def truncated(self, texts: Sequence[str], tokens: Tokens) -> Mask:
+        """Return which of n texts, whose tokens are (n, context length), were cut to it, bool (n,)."""
         length = tokens.shape[1]
         full = np.flatnonzero(tokens[:, -1] != tokens[:, -2])  # others end with padding
         longer = np.asarray(self._tokenizer(["", *(texts[row] for row in full.tolist())], length + 1))
         padding, there = longer[0, -2], longer[1:, length - 1]  # a text that goes on has no end at this place
-        return int(((there != tokens[full, -1]) & (there != padding)).sum())
+        cut = np.zeros(len(texts), bool)
+        cut[full] = (there != tokens[full, -1]) & (there != padding)
+        return cut
 
     def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
         """Yield row numbers and tokens, as the text tower is given them, of one batch after another.

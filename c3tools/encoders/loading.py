@@ -26,6 +26,7 @@ from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
 from .encoder import Backend, Encoder, Modality
 from .openvino_backend import PROBE_TEXTS, OpenVINOBackend, convert, quantized
+from .plugins import PluginEncoder, find_plugin
 from .preprocessing import ImagePreprocessor
 from .tokenizer import ClipTokenizer
 
@@ -36,7 +37,13 @@ DEFAULT_MODEL = "c3-mini"
 _LOCAL = "local-dir:"
 _DOWNLOADS = Path("~/.cache/clip")  # where open_clip keeps weights that it fetched by address
 _TAGS_SHOWN = 8
-_OFFLINE_REMEDY = "Offline, use the bundled --model c3-mini, or --model local-dir:PATH with a folder on this machine."
+OFFLINE_REMEDY = (
+    "Offline, use the bundled --model c3-mini, or a folder on this machine: --model local-dir:PATH or st:PATH."
+)
+_NAMES = (
+    "A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH, hf-hub:ORG/NAME, st:NAME, or of "
+    "another kind that `c3 models` lists."
+)
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 AGREEMENT = 0.999
 _PROBE_PHOTOS = 8
@@ -90,19 +97,24 @@ def load_encoder(
     device: str | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    truncate_dim: int | None = None,
+    query_prompt: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Encoder:
     """Load a contrastive model for inference.
 
     Args:
         model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be the path of a
-            weights file), ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
+            weights file), ``local-dir:PATH``, ``hf-hub:ORG/NAME``, ``st:NAME`` or ``st:FOLDER`` (what
+            sentence-transformers loads), or ``KIND:…`` of an installed package (`c3tools.encoders.plugins`).
         random_init: use random weights, drawn with this seed, instead of the trained ones.
         device: see `c3tools.devices.pick`.
         backend: ``torch`` or ``openvino``; ``auto`` uses OpenVINO on a CPU if it is installed and can run the model.
         precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
             fp32 is at least 0.999 for a probe, as that of c3-mini is; ``int8`` (backend openvino, extra ``int8``) is
             refused if it is below 0.99.
+        truncate_dim: keep only so many dimensions of the embeddings of an ``st:`` model that was trained for it.
+        query_prompt: what precedes the queries of an ``st:`` model; None for its own prompt.
         reporter: gets a message if OpenVINO cannot run the model.
 
     Raises:
@@ -110,9 +122,23 @@ def load_encoder(
             with the model.
         MissingExtraError: if a package that the backend or int8 needs is not installed.
     """
+    own = {"truncate_dim": truncate_dim, "query_prompt": query_prompt}
+    own = {name: value for name, value in own.items() if value is not None}
+    plugin = find_plugin(model)
+    if (random_init is not None or backend not in ("auto", plugin.name)) if plugin else own:
+        raise EncoderError(
+            f"The model {model} does not take such an option.",
+            remedy="Use --random-init and --backend with open_clip, --truncate-dim and --query-prompt with st:.",
+        )
+    if plugin:
+        with _loading(model):
+            made = plugin.load()(
+                model.partition(":")[2], device=pick(device, precision).device, precision=precision, **own
+            )
+            return PluginEncoder(plugin.name, made, {**made.identity, "name": model})
+    compute = pick(device, precision, encoder=True)
     if backend not in ("auto", "torch", "openvino"):
         raise C3Error(f"There is no backend {backend!r}.", remedy="Use auto, torch or openvino.")
-    compute = pick(device, precision, encoder=True)
     required, possible = backend == "openvino" or precision == "int8", False
     if backend != "torch" and compute.device_type == "cpu":
         installed = OpenVINOBackend.is_installed()
@@ -175,30 +201,25 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
     Raises:
         EncoderError: for an unknown name, or weights that cannot be loaded.
     """
+    if find_plugin(model):
+        raise EncoderError(f"{model} is not a model of open_clip.", remedy="Choose one of `c3 models`.")
     architecture, pretrained = _parse_name(model)
     _require_known(model, weights=random_init is None)
     import open_clip  # takes seconds
     import torch
 
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
-            network, _, transform = open_clip.create_model_and_transforms(
-                architecture,
-                pretrained=pretrained if random_init is None else None,
-                load_weights=random_init is None,
-                pretrained_image=False,
-                pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
-                precision="fp32",
-                device="cpu",
-            )
-            tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:
-        # open_clip and the hubs raise whatever their layers raise: no common base class, so all are turned into one
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"The model {model} could not be loaded: {type(error).__name__}: {reason}", remedy=_OFFLINE_REMEDY
-        ) from error
+    with _loading(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed((random_init or 0) % 2**63)  # torch takes no larger one
+        network, _, transform = open_clip.create_model_and_transforms(
+            architecture,
+            pretrained=pretrained if random_init is None else None,
+            load_weights=random_init is None,
+            pretrained_image=False,
+            pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
+            precision="fp32",
+            device="cpu",
+        )
+        tokenizer = open_clip.get_tokenizer(architecture)
     network.eval().requires_grad_(False)
     config: dict[str, Any] = dict(network.visual.preprocess_cfg)
     steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
@@ -262,13 +283,15 @@ def resolve_encoder(
     then = None
     if model is None and random_init is None and recorded:
         model, random_init, then = recorded["name"], recorded.get("random_init"), recorded.get("weights_sha256")
+        given = {name: value for name, value in options.items() if value is not None}
+        options = {**{name: recorded.get(name) for name in ("truncate_dim", "query_prompt")}, **given}
     elif model is None:
         reporter.message(
             f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. For real work "
             "choose another, for example --model ViT-B-32/openai."
         )
     encoder = load_encoder(model or DEFAULT_MODEL, random_init=random_init, reporter=reporter, **options)
-    now = encoder.identity["weights_sha256"]
+    now = str(encoder.identity.weights_sha256)
     if then and then != now:
         raise EncoderError(
             f"The weights of the model {model} have changed: they are {now[:12]}, but {then[:12]} was recorded.",
@@ -284,6 +307,21 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Turn whatever libraries and hubs raise, which has no common base class, into one error."""
+    try:
+        with quiet():
+            yield
+    except C3Error:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(
+            f"The model {model} could not be loaded: {type(error).__name__}: {reason}", remedy=OFFLINE_REMEDY
+        ) from error
 
 
 @contextmanager
@@ -341,8 +379,7 @@ def _require_known(model: str, *, weights: bool) -> None:
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
         raise EncoderError(
             f"There is no model {model!r}.",
-            remedy=f"{hint}A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH or "
-            "hf-hub:ORG/NAME.",
+            remedy=hint + _NAMES,
         )
     elif not weights:
         return
@@ -364,7 +401,7 @@ def _require_known(model: str, *, weights: bool) -> None:
     if weights and not _is_local(source) and not answers(server):
         raise EncoderError(
             f"The weights of {model} are not on this machine, and they cannot be downloaded: {server} does not answer.",
-            remedy=_OFFLINE_REMEDY,
+            remedy=OFFLINE_REMEDY,
         )
 
 

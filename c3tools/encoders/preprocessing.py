@@ -24,6 +24,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 # beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
 # would have 100 million pixels before the centre crop throws almost all of them away
 MAX_ASPECT_RATIO = 16
+LARGEST_SIDE = 2048  # of images that a model takes in any size: larger ones would take gigabytes in the batches ahead
 # JPEGs may be decoded at a lower scale (1/2, 1/4, 1/8) while that leaves this many times the pixels needed per side
 SCALED_DECODING_MARGIN = 2
 # bytes per pixel that decoders take beside the image itself, measured
@@ -145,10 +146,12 @@ class ImagePreprocessor:
     Attributes:
         geometry: open_clip's own transforms up to, and without, the conversion to a tensor.
         config: open_clip's preprocessing settings: ``size``, ``mean`` and ``std`` (per channel, in units of 0…1), ….
+        fixed: whether all results have this size; if not, it is the most that they have.
     """
 
     geometry: tuple[Callable[[Image.Image], Image.Image], ...]
     config: dict[str, Any]
+    fixed: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -171,6 +174,14 @@ class ImagePreprocessor:
         """
         image, width, height = open_image(source, self.size)
         return self(image), width, height
+
+
+def within_limit(image: Image.Image) -> Image.Image:
+    """Return an image, made smaller if a side is longer than `LARGEST_SIDE`."""
+    if max(image.size) > LARGEST_SIDE:
+        image = image.copy()
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return image
 
 
 def _to_bytes(image: Image.Image) -> Image.Image:

@@ -224,6 +224,7 @@ class Index:
         k: int = 10,
         nprobe: int | None = None,
         store: Store | str | Path | None = None,
+        query_prompt: str | None = None,
         device: str | None = None,
         backend: str = "auto",
         reporter: Reporter = SILENT,
@@ -246,6 +247,7 @@ class Index:
             nprobe: Number of inverted lists to search. More are slower and find more. By default the tuned value of the
                 index.
             store: The store to read the row of ``key`` from. By default the store of the index.
+            query_prompt: What the model is given before each text. By default the prompt that the store records.
             device: cpu, cuda, cuda:1 or mps. By default the fastest available.
             backend: auto, torch or openvino (for CPUs; needs the extra openvino).
             reporter: Gets the messages of the encoder, and a message if the index is out of date.
@@ -279,9 +281,10 @@ class Index:
         else:
             from ..encoders import resolve_encoder
 
-            encoder = resolve_encoder(recorded=self.record["model"], device=device, backend=backend, reporter=reporter)
+            options: dict[str, Any] = {"device": device, "backend": backend, "query_prompt": query_prompt}
+            encoder = resolve_encoder(recorded=self.record["model"], reporter=reporter, **options)
             if texts:
-                labels, embeddings, modality = texts, encoder.encode_texts(texts), "text"
+                labels, embeddings, modality = texts, encoder.encode_queries(texts), "text"
             else:
                 images = list(image) if isinstance(image, list | tuple) else [image]
                 labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]

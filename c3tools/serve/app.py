@@ -102,7 +102,7 @@ class _Server:
         text = request.query_params.get("q", "").strip()
         if not 0 < len(text) <= _MOST_CHARACTERS:
             raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
-        return self._answer(request, text, lambda: self.encoder.encode_texts([text]), "text")
+        return self._answer(request, text, lambda: self.encoder.encode_queries([text]), "text")
 
     async def search_upload(self, request: Request) -> Response:
         """Search with a photo or a vector."""

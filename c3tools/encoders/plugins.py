@@ -1,0 +1,154 @@
+"""Encoders of other libraries: classes that packages name as entry points, behind the interface of `Encoder`.
+
+    [project.entry-points."c3tools.encoders"]
+    NAME = "package.module:Class"
+
+`--model NAME:REST` loads ``Class(REST, device="cpu", precision="auto")``; with `--truncate-dim` and `--query-prompt` it
+is given ``truncate_dim`` and ``query_prompt`` too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..arrays import Floats, Indices, Mask, Matrix
+from ..devices import Compute
+from ..errors import EncoderError
+from .encoder import ON_CPU, Encoder, Modality
+from .preprocessing import LARGEST_SIDE, ImagePreprocessor, within_limit
+
+_GROUP = "c3tools.encoders"
+_OWN = EntryPoint("st", "c3tools.encoders.st:SentenceTransformersModel", _GROUP)
+
+
+class EncoderModel(Protocol):
+    """The interface of a class that an entry point names.
+
+    It may also have ``modalities`` (by default image and text; audio needs ``encode_audio`` and ``sampling_rate``),
+    ``normalised`` (False to keep the norms of its vectors), ``encode_queries`` (for texts that are searched for),
+    ``is_longer`` (which of some texts are longer than the model reads), ``device`` and ``precision``.
+
+    Attributes:
+        identity: what tells the model from others, as JSON; ``weights_sha256`` if it is known.
+        dim: dimension d of the embeddings.
+    """
+
+    identity: Mapping[str, Any]
+    dim: int
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Return embeddings (n, d) of RGB images."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Return embeddings (n, d) of texts."""
+
+
+def find_plugin(model: str) -> EntryPoint | None:
+    """Return the entry point for a name such as ``st:FOLDER``; None for a model of open_clip."""
+    kind, colon, _ = model.partition(":")
+    return plugins().get(kind) if colon and "/" not in kind and kind not in ("local-dir", "hf-hub") else None
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Return the entry points of encoders by the name of their kind."""
+    return {**{found.name: found for found in entry_points(group=_GROUP)}, _OWN.name: _OWN}
+
+
+def model_kinds() -> list[dict[str, str]]:
+    """Return the forms of other names than those that are listed: ``form``, ``about``, and how to ``install`` it."""
+    installed = importlib.util.find_spec("sentence_transformers") is not None
+    others = [
+        {"form": f"{name}:…", "about": f"of {found.dist.name}" if found.dist else "", "install": ""}
+        for name, found in plugins().items()
+        if found is not _OWN
+    ]
+    return [
+        {"form": "local-dir:PATH", "about": "a folder with open_clip_config.json", "install": ""},
+        {"form": "hf-hub:ORG/NAME", "about": "a model of open_clip on the Hugging Face hub", "install": ""},
+        {
+            "form": "st:NAME or st:FOLDER",
+            "about": "images, texts, audio: what sentence-transformers loads",
+            "install": "" if installed else 'pip install "c3tools[st]"',
+        },
+        *others,
+    ]
+
+
+class PluginEncoder(Encoder):
+    """An `Encoder` that lets a model of another library prepare images and texts.
+
+    Args:
+        kind: the name of the entry point.
+        model: the model.
+        identity: see `Encoder`.
+    """
+
+    def __init__(self, kind: str, model: EncoderModel, identity: Mapping[str, Any]) -> None:
+        preprocess = ImagePreprocessor((within_limit,), {"size": LARGEST_SIDE}, fixed=False)
+        backend = _PluginBackend(kind, model)
+        super().__init__(backend, list, preprocess, identity=identity, trims_texts=False, dim=model.dim)
+        self.modalities = getattr(model, "modalities", Encoder.modalities)
+        self.normalised = backend.normalised
+        self._is_longer = getattr(model, "is_longer", lambda texts: [False] * len(texts))
+
+    def batch_size(self, modality: Modality) -> int:
+        """Return how many inputs are run at a time: what is batched together decides the last bits of the result."""
+        return ON_CPU[modality]
+
+    def encode_queries(self, texts: Sequence[str]) -> Matrix:
+        """Return embeddings, float32 (n, d), of texts with the prompt for queries."""
+        return self._encode("query", texts)
+
+    def tokenise(self, texts: Sequence[str]) -> Any:
+        """Return the texts, which the model itself tokenises."""
+        return list(texts)
+
+    def truncated(self, texts: Sequence[str], tokens: Any) -> Mask:
+        """Return which of n texts are longer than the model reads, bool (n,); none if it does not say."""
+        return np.array(self._is_longer(texts), bool)
+
+    def token_batches(self, tokens: Any, batch_size: int | None) -> Iterator[tuple[Indices, Any]]:
+        """Yield row numbers and texts of one batch after another, ordered by length."""
+        order, size = np.argsort([len(text) for text in tokens], kind="stable"), batch_size or self.batch_size("text")
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield rows, [tokens[row] for row in rows]
+
+
+class _PluginBackend:
+    """Runs a model in a thread of its own, so that the next images are read meanwhile."""
+
+    ahead = 1
+
+    def __init__(self, kind: str, model: Any) -> None:
+        self.name = kind
+        self.compute = Compute(getattr(model, "device", "cpu"), getattr(model, "precision", "fp32"))
+        self.normalised: bool = getattr(model, "normalised", True)
+        self._dim = model.dim
+        self._encode: dict[str, Callable[[Any], Any]] = {
+            "image": lambda images: model.encode_images([Image.fromarray(pixels) for pixels in images]),
+            "text": model.encode_texts,
+            "query": getattr(model, "encode_queries", model.encode_texts),
+        }
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="c3-encoder")
+
+    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
+        """Start a batch."""
+        return self._pool.submit(self._run, modality, batch).result
+
+    def _run(self, modality: Modality, batch: Collection[Any]) -> Matrix:
+        rows = np.asarray(self._encode[modality](batch), np.float32)
+        if rows.shape != (len(batch), self._dim) or not np.isfinite(rows).all():
+            raise EncoderError(
+                f"The encoder {self.name} returned an array of shape {rows.shape} for {len(batch)} inputs, not "
+                f"({len(batch)}, {self._dim}) finite numbers.",
+                remedy="Report this to the maker of the encoder.",
+            )
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) if self.normalised else rows

@@ -1,0 +1,124 @@
+"""Models that sentence-transformers loads (extra ``st``), behind the interface of `c3tools.encoders.plugins`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..arrays import Floats
+from ..devices import Compute
+from ..errors import EncoderError, MissingExtraError
+from ..io.artifact import answers
+from .loading import OFFLINE_REMEDY, weights_sha256
+
+_DOCUMENTS = ("document", "passage", "corpus")  # names of prompts, by precedence as in `encode_document`
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class SentenceTransformersModel:
+    """A model of sentence-transformers.
+
+    Texts and images are given the model's prompt for documents, queries that for queries. Code that comes with a model
+    is not run.
+
+    Args:
+        name: of a repository of the Hugging Face hub, or a folder.
+        device: as torch names it.
+        precision: ``fp32``, ``bf16`` or ``fp16``; ``auto`` for that of the weights.
+        truncate_dim: keep only so many dimensions.
+        query_prompt: precedes each query; None for the model's own.
+
+    Raises:
+        MissingExtraError: if sentence-transformers is not installed.
+        EncoderError: if the weights cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str = "cpu",
+        precision: str = "auto",
+        truncate_dim: int | None = None,
+        query_prompt: str | None = None,
+    ) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.base.modality import infer_modality
+        except ImportError:
+            raise MissingExtraError("sentence-transformers", extra="st", purpose=f"The model st:{name}") from None
+        from huggingface_hub import constants
+
+        folder = Path(name).expanduser()
+        offline = not folder.is_dir() and not answers(constants.ENDPOINT)
+        try:
+            self._model: Any = SentenceTransformer(
+                str(folder) if folder.is_dir() else name,
+                device=device,
+                truncate_dim=truncate_dim,
+                local_files_only=folder.is_dir() or offline,
+            )
+        except Exception as error:
+            if not offline:
+                raise
+            raise EncoderError(
+                f"The model st:{name} is not on this machine, and it cannot be downloaded: {constants.ENDPOINT} does "
+                "not answer.",
+                remedy=OFFLINE_REMEDY,
+            ) from error
+        own, default = self._model.prompts, self._model.prompts.get(self._model.default_prompt_name)
+        self._document = next((own[kind] for kind in _DOCUMENTS if own.get(kind)), default)
+        self._query = own.get("query") or default if query_prompt is None else query_prompt
+        self._infer = infer_modality
+        self.identity = {
+            "weights_sha256": weights_sha256(self._model),
+            "truncate_dim": truncate_dim,
+            "query_prompt": self._query,
+            "document_prompt": self._document,
+            "similarity": self._model.similarity_fn_name,
+            "max_length": self._model.max_seq_length,
+        }
+        if precision != "auto":
+            self._model.to(Compute(device, precision).dtype)
+        self.device, self.precision = device, _PRECISIONS[str(self._model.dtype).removeprefix("torch.")]
+        self.dim = truncate_dim or self._model.get_embedding_dimension()
+        self.normalised = self._model.similarity_fn_name == "cosine"
+        self.modalities = [kind for kind in ("image", "text", "audio") if self._model.supports(kind)]
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Return embeddings (n, d) of RGB images."""
+        return self._run(images, self._document, "document")
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Return embeddings (n, d) of texts as documents."""
+        return self._run(self._as_texts(texts), self._document, "document")
+
+    def encode_queries(self, texts: Sequence[str]) -> Floats:
+        """Return embeddings (n, d) of texts as queries."""
+        return self._run(self._as_texts(texts), self._query, "query")
+
+    def is_longer(self, texts: Sequence[str]) -> list[bool]:
+        """Return which texts the model cuts; those with fewer bytes than it reads tokens are not tokenised for this."""
+        most, tokenizer = self._model.max_seq_length, self._model.tokenizer
+        if most is None or tokenizer is None:
+            return [False] * len(texts)
+        given = [(self._document or "") + text for text in texts]
+        longer = np.array([len(text.encode()) + tokenizer.num_special_tokens_to_add() > most for text in given], bool)
+        if longer.any():
+            ids = tokenizer([given[row] for row in np.flatnonzero(longer)], verbose=False)["input_ids"]
+            longer[longer] = [len(row) > most for row in ids]
+        return [bool(cut) for cut in longer]
+
+    def _as_texts(self, texts: Sequence[str]) -> list[Any]:
+        """Return texts in a form in which the path or URL of a file is a text too: it would be opened."""
+        return [text if self._infer(text) == "text" else {"text": text} for text in texts]
+
+    def _run(self, inputs: Sequence[Any], prompt: str | None, task: str) -> Floats:
+        rows: Floats = self._model.encode(
+            list(inputs), prompt=prompt, task=task, batch_size=len(inputs), show_progress_bar=False
+        )
+        return rows
