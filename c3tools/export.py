@@ -67,7 +67,6 @@ from .transforms.pipeline import JSON_NAME, TENSORS_NAME
 
 FORMATS = ("parquet", "npy", "safetensors", "hf")
 _CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}
-_BESIDE = ("output", "pipeline")
 _CARD = "README.md"
 _PART = re.compile(r"_?part-(\d{5,9})\.(parquet|npy|safetensors|faiss)")
 _CACHED_ROWS = 512  # rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
@@ -95,10 +94,7 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, without the pipeline."""
-        return {
-            "output": str(self.output),
-            **{name: value for name, value in vars(self).items() if name not in _BESIDE},
-        }
+        return {name: value for name, value in vars(self).items() if name != "pipeline"} | {"output": str(self.output)}
 
 
 def export_store(
@@ -253,9 +249,8 @@ class _ExportWork(Work[ShardName, None]):
         """Return the transformed rows of a batch, with the columns that are written."""
         settings = self.info.extra["exported"]["settings"]
         role, splits = settings["role"], row_splits(batch, self.store.kept_splits)
-        training = np.full(len(batch), role == "training")
-        if role == "auto" and modality == settings["train_on"]:
-            training = np.array([split == "train" for split in splits])
+        auto = role == "auto" and modality == settings["train_on"]
+        training = np.array([role == "training" or (auto and split == "train") for split in splits])
         x, keys, items = embedding_matrix(batch, self.store.info.dtype), keys_of(batch), own_items(batch).to_pylist()
         y = np.empty(x.shape, self.info.dtype)
         for is_training in (True, False):

@@ -28,7 +28,7 @@ from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, write_result
+from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, writing
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
@@ -303,19 +303,16 @@ class Captioner(HubRepository):
                 float32.
         """
         config = self.decoder.config
-
-        def save_files(new: Path) -> None:
-            decoder = self.decoder if dtype == "float32" else copy.deepcopy(self.decoder).half()
-            save_model(decoder, str(new / _WEIGHTS_FILE))  # tied weights are written once
-            (new / _TOKENIZER_FILE).write_text(self.tokenizer.to_json(), encoding="utf-8")
-            self.pipeline.save(new)
-
         content = {
             "kind": _BUILT_IN if isinstance(config, DecoderConfig) else "language-model",
             "config": asdict(config),
             "record": self.record,
         }
-        write_result(folder, DECODER, content, save_files)
+        with writing(folder, DECODER, content) as new:
+            decoder = self.decoder if dtype == "float32" else copy.deepcopy(self.decoder).half()
+            save_model(decoder, str(new / _WEIGHTS_FILE))  # tied weights are written once
+            (new / _TOKENIZER_FILE).write_text(self.tokenizer.to_json(), encoding="utf-8")
+            self.pipeline.save(new)
 
     @classmethod
     def load(cls, folder: str | Path | None = None, device: str = "cpu") -> Captioner:

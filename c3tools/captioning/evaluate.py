@@ -13,7 +13,7 @@ from .. import devices
 from ..corpus.splits import STANDARD
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
-from ..metrics.captions import PROMPT, CaptionScores, clip_score, ref_clip_score, score_captions
+from ..metrics.captions import PROMPT, CaptionScores, clip_scores, score_captions
 from ..metrics.files import align_keys, read_predictions, read_references
 from ..metrics.significance import Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
@@ -253,7 +253,5 @@ def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], re
     candidates = encoder.encode_texts([PROMPT + caption for caption in captions.values()])
     item_index = np.repeat(np.arange(len(captions)), [len(aligned[key]) for key in captions])
     described = encoder.encode_texts([PROMPT + text for key in captions for text in aligned[key]])
-    return {
-        "CLIPScore": float(clip_score(embeddings, candidates).mean()),
-        "RefCLIPScore": float(ref_clip_score(embeddings, candidates, described, item_index).mean()),
-    }
+    scores = clip_scores(embeddings, candidates, described, item_index)
+    return {name: float(values.mean()) for name, values in zip(("CLIPScore", "RefCLIPScore"), scores, strict=True)}

@@ -277,16 +277,10 @@ def read_features(
     """
     models: dict[str, ModelIdentity] = {}
     notes: list[str] = []
-    if image or text or other:
-        sides, notes = read_files(
-            image=image,
-            text=text,
-            other=other,
-            meta=meta,
-            text_meta=text_meta,
-            image_array=image_array,
-            text_array=text_array,
-        )
+    files = {"image": image, "text": text, **(other or {})}
+    if any(files.values()):
+        tables, arrays = {"image": meta, "text": text_meta}, {"image": image_array, "text": text_array}
+        sides, notes = read_files(files, tables, arrays)
     else:
         first = Store.open(store, reporter=reporter)
         second = first if second_store is None else Store.open(second_store, reporter=reporter)

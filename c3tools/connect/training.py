@@ -34,7 +34,7 @@ from ..arrays import Indices, Matrix
 from ..corpus.splits import STANDARD, describe_rule
 from ..devices import Compute
 from ..errors import ConnectError
-from ..io.artifact import Target, digest_of, write_result
+from ..io.artifact import Target, digest_of, writing
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
 from ..reporter import Reporter
@@ -389,12 +389,13 @@ def connect(
         },
     }
 
-    def save_all(folder: Path) -> None:
-        save(folder)
-        write_json_atomically(folder / LOG_FILE, {"kept_step": kept.step, "points": log})
-        save_figure(geometry_figure(log, task.names, kept.step), folder / "geometry.svg")
+    def write(folder: Path) -> None:
+        with writing(folder, target.kind, {"record": content}, keep=target.there) as new:
+            save(new)
+            write_json_atomically(new / LOG_FILE, {"kept_step": kept.step, "points": log})
+            save_figure(geometry_figure(log, task.names, kept.step), new / "geometry.svg")
 
-    target.write(lambda folder: write_result(folder, target.kind, {"record": content}, save_all, keep=target.there))
+    target.write(write)
     checkpoints.clear()
     return load(target.folder)
 

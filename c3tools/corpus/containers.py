@@ -14,14 +14,14 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from posixpath import splitext
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError, UnreachableError
 from ..io.files import MALFORMED
-from ..io.limits import LARGEST_TEXT, LimitedFile
+from ..io.limits import LARGEST_TEXT, TooLargeError
 from ..io.locations import is_url, location, name_or_file, open_binary
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
@@ -145,7 +145,7 @@ def _members(path: Path, corpus: Corpus) -> Iterator[tuple[str, int, int, bytes 
         file.seek(0)
         position, last, problem = 0, "its beginning", None
         try:
-            archive = tarfile.TarFile(fileobj=LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
+            archive = tarfile.TarFile(fileobj=_LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
             while problem is None and (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
                 start = member.offset_data
@@ -430,3 +430,21 @@ class PhotoFinder(ImageReader):
         elif not Path(path).is_file():
             raise FileNotFoundError(0, "there is no such file")
         return ImageItem(path, path, None, None, source)
+
+
+class _LimitedFile:
+    """A binary file for readers that trust the sizes in it: one read of more than `LARGEST_TEXT` bytes is refused."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            TooLargeError: if they are too many.
+        """
+        if size > LARGEST_TEXT:
+            raise TooLargeError(f"a header of {size:,} bytes")
+        return self._file.read(size)

@@ -37,13 +37,18 @@ def split_of(split: str | None, key: str, kept: Kept = None) -> str:
             are in the same split.
         kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others. None keeps all.
     """
-    name = (split or "").strip().lower()
-    name = _canonical_name(name) if name else ""
-    if name and (kept is None or name in kept):
+    if name := named_split(split, kept):
         return name
     position = stable_fraction(key, salt=SALT)
     edges = accumulate(HASH_FRACTIONS.values())
     return next((split for split, edge in zip(HASH_FRACTIONS, edges, strict=True) if position < edge), "test")
+
+
+def named_split(split: str | None, kept: Kept = None) -> str:
+    """Return the split of a row by its name in the corpus; an empty text if its key decides (see `split_of`)."""
+    name = (split or "").strip().lower()
+    name = _canonical_name(name) if name else ""
+    return name if kept is None or name in kept else ""
 
 
 def kept_splits(names: Iterable[str]) -> Kept:

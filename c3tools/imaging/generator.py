@@ -28,7 +28,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import quiet, weights_sha256
 from ..errors import GeneratorError
 from ..identity import ModelIdentity
-from ..io.artifact import Card, HubRepository, Kind, digest_of, reading, write_result
+from ..io.artifact import Card, HubRepository, Kind, digest_of, reading, writing
 from ..reporter import SILENT, Reporter
 from ..seeds import generator as seeded
 from ..seeds import keyed_normal
@@ -245,14 +245,11 @@ class Generator(ImageGenerator, HubRepository):
 
     def save(self, folder: str | Path) -> None:
         """Write the folder atomically; an existing generator is kept as ``<folder>.previous``."""
-
-        def save_files(new: Path) -> None:
-            save_model(self.network, str(new / _WEIGHTS_FILE))
-            self.pipeline.save(new)
-
         config = asdict(self.network.config)
         del config["training"]  # the record has the settings that were used
-        write_result(folder, KIND, {"config": config, "record": self.record}, save_files)
+        with writing(folder, KIND, {"config": config, "record": self.record}) as new:
+            save_model(self.network, str(new / _WEIGHTS_FILE))
+            self.pipeline.save(new)
 
     @classmethod
     def load(cls, folder: str | Path, compute: Compute | None = None) -> Generator:

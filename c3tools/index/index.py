@@ -29,10 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..arrays import Indices, Mask, Matrix
+from ..arrays import Indices, Matrix
 from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
 from ..identity import ModelIdentity
-from ..io.artifact import Kind, claimed, digest_of, reading, replacing, write_record
+from ..io.artifact import Kind, claimed, digest_of, reading, writing
 from ..io.files import recorded_file
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, save_moments
@@ -267,13 +267,13 @@ class Index:
                 remedy='For example: c3 search "a dog on a beach"',
             )
         self._warn_if_stale(reporter)
+        model = own = ModelIdentity(self.record["model"])
         if key is not None:
             opened = Store.open(self.store_path if store is None else store)
-            self._require_same_model(opened.info.model, f"the store {opened.path}")
+            model, theirs = opened.info.model, f"the store {opened.path}"
             labels, (embeddings, modality) = [key], _vector_of_key(opened, key)
         elif isinstance(vector, str | Path):
-            rows, model = read_rows(vector, modality)
-            self._require_same_model(model, str(vector))
+            (rows, model), theirs = read_rows(vector, modality), str(vector)
             embeddings, labels = rows.embeddings, [f"{vector} row {row}" for row in range(len(rows))]
         elif vector is not None:
             embeddings = np.atleast_2d(np.asarray(vector))
@@ -289,6 +289,9 @@ class Index:
                 images = list(image) if isinstance(image, list | tuple) else [image]
                 labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
                 embeddings, modality = encoder.encode_images(images), "image"
+        if model is not own:
+            remedy = "Use embeddings of the model that the index was built from."
+            own.require_same(model, own=f"The index {self.path}", theirs=theirs, error=StoreError, remedy=remedy)
         lists = self.rank(embeddings, modality, k, within=within, split=split, separate=separate, nprobe=nprobe)
         return [SearchResult(label, hits) for label, hits in zip(labels, lists, strict=True)]
 
@@ -303,35 +306,7 @@ class Index:
         separate: bool = False,
         nprobe: int | None = None,
     ) -> list[list[Hit]]:
-        """Return the hits of raw embeddings (q, d), a list for each; the other arguments are those of `search`."""
-        queries = self.pipeline.transform(embeddings, modality=modality)
-        lists: list[list[Hit]] = [[] for _ in queries]
-        for group in [within] if within else self._groups():
-            products, found = self.nearest(embeddings, modality, k, within=group, split=split, nprobe=nprobe)
-            cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)  # some pipelines leave other norms
-            scores = self.calibration.z(queries, cosines, group)
-            for hits, z, own, rows in zip(lists, scores, cosines, found, strict=True):
-                numbers = rows[rows >= 0].tolist()
-                about = [self.rows.slice(row, 1).to_pylist()[0] for row in numbers]  # `take` imports pandas
-                numbered = zip(z, own, numbers, about, strict=False)
-                hits += [Hit(round(float(a), 6), round(float(b), 6), row, **about) for a, b, row, about in numbered]
-        return lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
-
-    def nearest(
-        self,
-        embeddings: npt.ArrayLike,
-        modality: str,
-        k: int,
-        *,
-        within: str | None = None,
-        split: str | None = None,
-        nprobe: int | None = None,
-    ) -> tuple[Matrix, Indices]:
-        """Return scores and row numbers, both (q, k), of the rows nearest to raw embeddings (q, d), best first.
-
-        If there are fewer than ``k`` rows, the row number is -1 and the score -inf. Other arguments and errors are
-        those of `search`. Without ``within``, rows of all modalities are ranked by their cosine.
-        """
+        """Return the hits of raw embeddings (q, d), a list for each; arguments and errors are those of `search`."""
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
         queries = self.pipeline.transform(embeddings, modality=modality)
@@ -340,33 +315,51 @@ class Index:
                 f"The index has vectors of {self.record['dim']} dimensions, but the queries have {queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
-        starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)])[:-1]
-        owners = [self.rows.column("modality")[start].as_py() for start in starts.tolist()]
-        own = zip(starts, self._searched, owners, strict=True)
-        chosen = [(start, shard) for start, shard, owner in own if within in (None, owner)]
-        if not chosen:
+        starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)]).tolist()
+        owners = [str(self.rows.column("modality")[start]) for start in starts[:-1]]
+        groups = sorted({*owners}, key=lambda name: (name == "text", name != "image", name))
+        if within not in (None, *groups):
             raise StoreError(
-                f"The index {self.path} has no {within} rows. Its modalities are {', '.join(self._groups())}.",
+                f"The index {self.path} has no {within} rows. Its modalities are {', '.join(groups)}.",
                 remedy="Choose one of them with --in, or leave it out for all.",
             )
-        numbers = np.concatenate([start + np.arange(shard.ntotal) for start, shard in chosen])
-        shards, probes, ask = [shard for _, shard in chosen], nprobe or self.record.get("nprobe"), k
+        lists: list[list[Hit]] = [[] for _ in queries]
+        for group in [within] if within else groups:
+            own = [number for number, owner in enumerate(owners) if owner == group]
+            numbers = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in own])
+            shards = [self._searched[number] for number in own]
+            products, found = self._nearest(shards, numbers, queries, k, split, nprobe or self.record.get("nprobe"))
+            cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)  # some pipelines leave other norms
+            scores = self.calibration.z(queries, cosines, group)
+            for hits, z, cosine, rows in zip(lists, scores, cosines, found, strict=True):
+                for score, own_cosine, row in zip(z.tolist(), cosine.tolist(), rows.tolist(), strict=True):
+                    if row >= 0:
+                        about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
+                        hits.append(Hit(round(score, 6), round(own_cosine, 6), row, **about))
+        return lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
+
+    def _nearest(
+        self, shards: Sequence[Any], numbers: Indices, queries: Matrix, k: int, split: str | None, nprobe: int | None
+    ) -> tuple[Matrix, Indices]:
+        """Return scores and row numbers, both (q, k), of the rows in shards that are nearest to transformed queries.
+
+        If there are fewer than ``k`` rows in the split, the row number is -1 and the score -inf.
+        """
+        wanted: Any = None  # bool (n,), the rows in the split
+        if split not in (None, "all"):
+            wanted = np.asarray(pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False))
+        ask = k
         while True:
-            scores, found = _search_shards(shards, queries, ask, probes)
+            scores, found = _search_shards(shards, queries, ask, nprobe)
             rows = np.where(found < 0, -1, numbers[found])
-            if split in (None, "all"):
+            if wanted is None:
                 return scores, rows
-            fits = (rows >= 0) & self._in_split(split)[rows]
+            fits = (rows >= 0) & wanted[rows]
             if ask >= len(numbers) or (fits.sum(axis=1) >= k).all():
                 best = np.argsort(~fits, axis=1, kind="stable")[:, :k]
-                own_split, scores, rows = (np.take_along_axis(values, best, 1) for values in (fits, scores, rows))
-                return np.where(own_split, scores, -np.inf), np.where(own_split, rows, -1)
+                fits, scores, rows = (np.take_along_axis(values, best, 1) for values in (fits, scores, rows))
+                return np.where(fits, scores, -np.inf), np.where(fits, rows, -1)
             ask = min(4 * ask, len(numbers))
-
-    def _in_split(self, split: str) -> Mask:
-        """Return which rows are in a split, bool (n,)."""
-        found: Any = pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False)
-        return np.asarray(found)
 
     @cached_property
     def _searched(self) -> list[Any]:
@@ -384,16 +377,6 @@ class Index:
             except RuntimeError:
                 moved.append(shard)
         return moved
-
-    def _require_same_model(self, model: ModelIdentity, theirs: str) -> None:
-        recorded = ModelIdentity(self.record["model"])
-        remedy = "Use embeddings of the model that the index was built from."
-        recorded.require_same(model, own=f"The index {self.path}", theirs=theirs, error=StoreError, remedy=remedy)
-
-    def _groups(self) -> list[str]:
-        """Return the modalities to search one by one: images first, texts last."""
-        present = [str(name) for name in self.rows.column("modality").unique().to_pylist()]
-        return sorted(present, key=lambda name: (name == "text", name != "image", name))
 
     def _warn_if_stale(self, reporter: Reporter) -> None:
         """Say so if the store has changed since it was indexed; an index can be searched without its store."""
@@ -631,7 +614,7 @@ def _build(
         )
     queries = _sample_queries(store, chosen, list(parts), split)
     x, blocks = _vectors(store, chosen, parts, split, n, reporter)
-    factory = choose_factory(n, dim) if settings["factory"] == "auto" else settings["factory"]
+    factory = _choose_factory(n, dim) if settings["factory"] == "auto" else settings["factory"]
     try:
         empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not empty.is_trained:
@@ -652,8 +635,7 @@ def _build(
     except TransformError:  # a memory, whose effect only rows show
         calibration = Calibration(dict(zip(parts, map(Moments.from_rows, blocks), strict=True)), chosen)
     index = Index(folder, record, filled, rows, calibration)
-    with replacing(folder, keep=False) as new:
-        _write(new, index, 0)
+    _write(index)
     if len(parts) == 2:
         from ..geometry.spaces import modality_bias
 
@@ -682,27 +664,27 @@ def _add_rows(index: Index, store: Store, source: Mapping[str, Any], reporter: R
     _, blocks = _vectors(store, index.pipeline, parts, settings["split"], added, reporter)
     index.shards += _fill(empty, blocks, settings["shard_rows"])
     index.record |= source
-    with replacing(index.path, keep=False) as new:
-        for name in kept:
-            try:
-                os.link(index.path / name, new / name)
-            except OSError:  # not every file system has hard links
-                shutil.copyfile(index.path / name, new / name)
-        _write(new, index, len(kept))
+    _write(index, kept)
     index.record["added"] = added
     return index
 
 
-def _write(new: Path, index: Index, kept: int) -> None:
-    """Write the files of an index to the folder ``new``; the first ``kept`` parts are there."""
+def _write(index: Index, kept: Sequence[str] = ()) -> None:
+    """Write an index; its first parts are the ``kept`` files of the one that is there."""
     names = [f"part-{part:05d}.faiss" for part in range(len(index.shards))]
-    for name, part in [*zip(names, index.shards, strict=True)][kept:]:
-        save_index(part, new / name)
-    pq.write_table(index.rows, new / _ROWS_FILE, compression="zstd")
-    index.pipeline.save(new)
-    save_moments(new / _MOMENTS_FILE, index.calibration.moments, {})
     index.record |= {"rows": index.rows.num_rows, "shards": names}
-    write_record(new, _KIND, index.record)
+    with writing(index.path, _KIND, index.record, keep=False) as new:
+        for name, part in zip(names, index.shards, strict=True):
+            if name in kept:
+                try:
+                    os.link(index.path / name, new / name)
+                except OSError:  # not every file system has hard links
+                    shutil.copyfile(index.path / name, new / name)
+            else:
+                save_index(part, new / name)
+        pq.write_table(index.rows, new / _ROWS_FILE, compression="zstd")
+        index.pipeline.save(new)
+        save_moments(new / _MOMENTS_FILE, index.calibration.moments, {})
 
 
 def _vectors(
@@ -765,7 +747,7 @@ def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str],
     return pipeline.transform(rows.embeddings, modality=modalities[0])
 
 
-def choose_factory(n: int, dim: int) -> str:
+def _choose_factory(n: int, dim: int) -> str:
     """Return the index string for ``n`` vectors of ``dim`` dimensions.
 
     It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond that product

@@ -85,28 +85,20 @@ class Kind:
     again: str = "--overwrite"
 
 
-def write_result(
-    folder: str | Path, kind: Kind, content: Mapping[str, Any], save: Callable[[Path], object], *, keep: bool = True
-) -> None:
-    """Write a result whole or not at all; see `replacing`.
+@contextmanager
+def writing(folder: str | Path, kind: Kind, content: Mapping[str, Any], *, keep: bool = True) -> Iterator[Path]:
+    """Yield a folder for the other files of a result, which appears whole or not at all; see `replacing`.
 
     Args:
         folder: of the result.
         kind: of the result.
-        content: JSON values of its record.
-        save: writes all other files to the folder that it is given.
+        content: JSON values of its record, which gets the SHA-256 of the files with data too.
         keep: keep a former result as `_previous`.
     """
     with replacing(Path(folder), keep=keep) as new:
-        save(new)
-        write_record(new, kind, content)
-
-
-def write_record(folder: Path, kind: Kind, content: Mapping[str, Any]) -> None:
-    """Write the record of a result whose other files are all in the folder, with the SHA-256 of those with data."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in _DATA and path.name != kind.record)
-    digests = {name: sha256_of(folder / name) for name in names}
-    write_json_atomically(folder / kind.record, {"format_version": FORMAT_VERSION, **content, "files": digests})
+        yield new
+        digests = {path.name: sha256_of(path) for path in new.iterdir() if path.suffix in _DATA}
+        write_json_atomically(new / kind.record, {"format_version": FORMAT_VERSION, **content, "files": digests})
 
 
 @contextmanager
@@ -297,20 +289,6 @@ class Target:
         if self.there:
             self.reporter.message(f"The former {self.kind.name} was kept as {_previous(self.folder)}.")
 
-    def _compare(self) -> None:
-        """Read the record of the result that is there, and refuse to replace it if it has other settings."""
-        try:
-            record = dict(read_json(self.folder / self.kind.record)["record"])
-            former = dict(record.get("made_from", {}).get("settings", {}))
-        except (OSError, *MALFORMED):
-            record, former = {}, {}
-        changed = [name for name, value in self.settings.items() if name not in former or former[name] != value]
-        self.former = None if changed else record
-        if changed:
-            named = [f"{name} {former[name]}, not {self.settings[name]}" for name in changed if name in former]
-            other = f"it is damaged, or it was not made by {self.kind.command}"
-            self._refuse(f"it was made with {'; '.join(named)}" if named else other)
-
     def _refuse(self, why: str) -> None:
         if not self.overwrite:
             raise OutputError(
@@ -356,8 +334,18 @@ def claimed(
         target = Target(folder, kind, plain, overwrite, reporter)
         if holds_result(folder, kind.name, (kind.record, *kind.others), overwrite=overwrite):
             target.there = (folder / kind.record).is_file()
-            if target.there:
-                target._compare()
+        if target.there:
+            try:
+                record = dict(read_json(folder / kind.record)["record"])
+                former = dict(record.get("made_from", {}).get("settings", {}))
+            except (OSError, *MALFORMED):
+                record, former = {}, {}
+            changed = [name for name, value in plain.items() if name not in former or former[name] != value]
+            target.former = None if changed else record
+            if changed:
+                named = [f"{name} {former[name]}, not {plain[name]}" for name in changed if name in former]
+                other = f"it is damaged, or it was not made by {kind.command}"
+                target._refuse(f"it was made with {'; '.join(named)}" if named else other)
         yield target
 
 

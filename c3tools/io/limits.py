@@ -8,7 +8,7 @@ largest size. A file that breaks the rule ends in a `TooLargeError` before its c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import IO, AnyStr, BinaryIO
+from typing import IO, AnyStr
 
 LARGEST_IMAGE_FILE = 1 << 28  # bytes of one image, in a file, a tar, a table or fetched
 LARGEST_DECODED = 600 << 20  # bytes of an image's pixels and of what its decoder keeps beside them
@@ -32,21 +32,3 @@ def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
         if len(line) > LARGEST_TEXT:
             raise TooLargeError(f"line {number:,} has more than {LARGEST_TEXT:,} bytes")
         yield line
-
-
-class LimitedFile:
-    """A binary file for readers that trust the sizes in it: one read of more than `LARGEST_TEXT` bytes is refused."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            TooLargeError: if they are too many.
-        """
-        if size > LARGEST_TEXT:
-            raise TooLargeError(f"a header of {size:,} bytes")
-        return self._file.read(size)

@@ -90,14 +90,9 @@ def score_captions(
         java: which of METEOR and SPICE to add; one that cannot run here is left out, and a note says what is missing.
 
     Raises:
-        MetricError: if there is nothing to score, references are missing or empty for some keys (listed), or a
-            metric is unknown.
+        MetricError: if there is nothing to score, or references are missing or empty for some keys (listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
-    unknown = [name for name in java if name not in JAVA_METRICS]
-    if unknown:
-        known = ", ".join((*METRICS, *JAVA_METRICS))
-        raise MetricError(f"There is no metric {unknown[0]!r}.", remedy=f"Choose from {known}.")
     missing = [key for key in predictions if not any(text.strip() for text in references.get(key, ()))]
     if missing:
         named = ", ".join(missing[:_NAMED_KEYS]) + (", …" if len(missing) > _NAMED_KEYS else "")
@@ -158,40 +153,30 @@ def missing_for(name: str) -> str | None:
     return None
 
 
-def clip_score(images: Floats, captions: Floats) -> Array:
-    """Return ``100 * 2.5 * max(cos, 0)`` (n,) of image embeddings (n, d) and those of ``PROMPT + caption`` (n, d)."""
-    return np.asarray(100 * _CLIP_SCALE * np.maximum(_cosines(images, captions), 0))
+def clip_scores(images: Floats, captions: Floats, references: Floats, item_index: Indices) -> tuple[Array, Array]:
+    """Return CLIPScore and RefCLIPScore (n,) each, in percent.
 
-
-def ref_clip_score(
-    images: Floats,
-    captions: Floats,
-    references: Floats,
-    item_index: Indices,
-) -> Array:
-    """Return the harmonic mean (n,), in percent, of CLIPScore and the best cosine of the caption with a reference.
+    The first is 2.5 times the cosine of image and caption if that is positive, else 0; the second the harmonic mean of
+    it and the best cosine of the caption with a reference.
 
     Args:
         images: embeddings (n, d).
-        captions: embeddings (n, d).
+        captions: embeddings (n, d) of ``PROMPT + caption``.
         references: embeddings (m, d) of all references, prompted alike.
         item_index: int64 (m,), the row of the image that each reference describes.
     """
-    best = np.zeros(len(captions))
-    np.maximum.at(best, item_index, _cosines(references, captions[item_index]))
-    score = clip_score(images, captions) / 100
+
+    def cosines(first: Floats, second: Floats) -> Array:
+        return np.asarray(np.sum(unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64)), axis=1))
+
+    score, best = _CLIP_SCALE * np.maximum(cosines(images, captions), 0), np.zeros(len(captions))
+    np.maximum.at(best, item_index, cosines(references, captions[item_index]))
     total = score + best
-    return np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
-
-
-def _cosines(first: Floats, second: Floats) -> Array:
-    """Return the cosine (n,) of each row of ``first`` (n, d) with the same row of ``second``."""
-    return np.asarray(np.sum(unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64)), axis=1))
+    return 100 * score, np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
 
 
 def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list[str]]) -> Array:
-    cook_refs = _pure_python("bleu.bleu_scorer", "cook_refs")
-    cook_test = _pure_python("bleu.bleu_scorer", "cook_test")
+    cook_refs, cook_test = (_pure_python("bleu.bleu_scorer", name) for name in ("cook_refs", "cook_test"))
     rows = []
     for key, (hypothesis,) in hypotheses.items():
         cooked = cook_test(hypothesis, cook_refs(targets[key]))

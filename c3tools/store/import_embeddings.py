@@ -104,17 +104,9 @@ def import_embeddings(
             remedy="For example: c3 import --image FILE --text FILE",
         )
     names = {"key": key_column, "image_key": image_key_column, "caption": caption_column, "split": split_column}
-    found, notes = read_files(
-        source,
-        image=image,
-        text=text,
-        other=other,
-        meta=meta,
-        text_meta=text_meta,
-        image_array=image_array,
-        text_array=text_array,
-        columns=names,
-    )
+    given = {"image": image, "text": text, **(other or {})}
+    tables, arrays = {"image": meta, "text": text_meta}, {"image": image_array, "text": text_array}
+    found, notes = read_files(given, tables, arrays, names, source)
     dims = {rows.modality: rows.embeddings.shape[1] for rows in found}
     if len({*dims.values()}) > 1:
         raise StoreError(
@@ -124,7 +116,7 @@ def import_embeddings(
         )
     if empty := [rows.modality for rows in found if not len(rows)]:
         raise StoreError(f"There are no {empty[0]} rows to import.")
-    files = {"source": source, "image": image, "text": text, "meta": meta, "text_meta": text_meta, **(other or {})}
+    files = {"source": source, "meta": meta, "text_meta": text_meta, **given}
     paths = {name: Path(file) for name, file in files.items() if file is not None}
     origin = {
         "rows": {rows.modality: len(rows) for rows in found},
@@ -210,6 +202,8 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
     good = np.isfinite(norms) & (norms > 0) & fits
+    if info.normalised:
+        vectors /= np.where(good, norms, 1)[:, None]
     why = np.select(
         [norms == 0, ~np.isfinite(norms)],
         ["the vector is zero", "the vector contains NaN or infinity"],
@@ -219,7 +213,7 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[
         Failure(table.column("key")[row].as_py(), f"row {start + row}", "import", "BadVector", str(why[row]))
         for row in np.flatnonzero(~good).tolist()
     ]
-    kept = vectors[good] / norms[good][:, None] if info.normalised else vectors[good]
+    kept = vectors if good.all() else vectors[good]
     stored = shard_table(info, rows.modality, kept, table.filter(pa.array(good)).to_pydict())
     return stored, bad, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
 

@@ -21,7 +21,7 @@ from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
 from ..reporter import counted
 from .rows import Rows, positions
-from .vector_files import Texts, read_lists, read_pickle, read_texts, read_vectors
+from .vector_files import Texts, read_pickle, read_table, read_vectors, texts_of
 
 _FILE_NAMES = "image file_name image_path filename image_name".split()
 _STEMS = [*_FILE_NAMES, "path", "image_key"]  # columns whose values lose the suffix of an image
@@ -36,19 +36,16 @@ _PATHS = ["path", "image_path", "file_name", "filename", "image_name", "image", 
 _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 _Ids = list[str | None]
 _Names = Mapping[str, str | None]
+_Files = Mapping[str, str | Path | None]
+_USUAL_NAMES: _Names = {}
 
 
 def read_files(
+    files: _Files,
+    tables: _Files,
+    arrays: _Names,
+    names: _Names = _USUAL_NAMES,
     source: str | Path | None = None,
-    *,
-    image: str | Path | None = None,
-    text: str | Path | None = None,
-    other: Mapping[str, str | Path] | None = None,
-    meta: str | Path | None = None,
-    text_meta: str | Path | None = None,
-    image_array: str | None = None,
-    text_array: str | None = None,
-    columns: _Names | None = None,
 ) -> tuple[list[Rows], list[str]]:
     """Read files of vectors and their tables, give every row a key, and pair the rows.
 
@@ -58,10 +55,12 @@ def read_files(
     with texts where images have no ids or are missing.
 
     Args:
-        source: a published pickle in place of the files.
-        image, text, other, meta, text_meta, image_array, text_array: see `c3tools.import_embeddings`.
-        columns: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the usual names do not
+        files: of vectors, by modality, the image first.
+        tables: of their ids, captions and splits, by modality; without a file of images, theirs is of the texts.
+        arrays: the array, tensor or column of vectors in a file, by modality, if there are several.
+        names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the usual names do not
             fit.
+        source: a published pickle in place of the files.
 
     Returns:
         The rows with text columns and embeddings as they are in the files, and what the user should know about how
@@ -71,27 +70,26 @@ def read_files(
         StoreError: if a file cannot be read, numbers of rows do not match, ids disagree with those of a table, or keys
             repeat.
     """
-    arrays = {"image": image_array, "text": text_array}
-    given = {"image": image, "text": text, **(other or {})}
-    files = {name: read_vectors(Path(file), arrays.get(name)) for name, file in given.items() if file}
-    files |= {} if source is None else read_pickle(Path(source))
-    described = {("image" if image else "text"): meta, **({"text": text_meta} if text_meta else {})}
-    tables = {name: read_texts(Path(file)) for name, file in described.items() if file}
-    names: _Names = columns or {}
-    if "text" in files and "text" not in tables and meta and "text_rows" in tables.get("image", {}):
-        tables["text"] = _listed_texts(Path(meta), tables["image"], names, len(files["text"][0]))
-    present = {column for texts in (*tables.values(), *(texts for _, texts in files.values())) for column in texts}
+    read = {name: read_vectors(Path(file), arrays.get(name)) for name, file in files.items() if file}
+    read |= {} if source is None else read_pickle(Path(source))
+    listed = {name: read_table(Path(file)) for name, file in tables.items() if file}
+    if "image" in listed and not files.get("image"):
+        listed.setdefault("text", listed.pop("image"))
+    described = {name: texts_of(table) for name, table in listed.items()}
+    if "text" in read and "text_rows" in described.get("image", {}) and "text" not in described:
+        described["text"] = _listed_texts(listed["image"], described["image"], names, len(read["text"][0]))
+    present = {column for texts in (*described.values(), *(texts for _, texts in read.values())) for column in texts}
     if unknown := next((name for name in names.values() if name and name not in present), None):
         raise StoreError(
             f"There is no column {unknown!r}. The columns are {', '.join(map(repr, sorted(present))) or 'none'}."
         )
     notes: list[str] = []
     sides: list[_Side] = []
-    for name, (vectors, own) in files.items():
-        side = _Side(name, vectors, _joined(name, len(vectors), own, tables.get(name, {}), names, notes), names)
+    for name, (vectors, own) in read.items():
+        side = _Side(name, vectors, _joined(name, len(vectors), own, described.get(name, {}), names, notes), names)
         side.find_items(next((one for one in sides if one.has_ids), sides[0] if sides else None), notes)
         side.keys = side.keys or _numbered_keys(side.items if name == "text" else [None] * len(vectors))
-        if name == "text" and not sides and len(files) > 1:  # without images, a text is an item to pair others with
+        if name == "text" and not sides and len(read) > 1:  # without images, a text is an item to pair others with
             side.items = [*side.own_items]
         times = Counter(side.keys)
         if bad := next((key for key in times if not key or times[key] > 1), None):
@@ -123,7 +121,7 @@ def splits_of_file(path: Path, key: str | None = None, split: str | None = None)
     Raises:
         StoreError: if it cannot be read, or has no column of keys or none of splits.
     """
-    texts = read_texts(path)
+    texts = texts_of(read_table(path))
     key, split = key or _find(texts, None, _KEYS), split or _find(texts, None, ["split"])
     if not {key, split} <= texts.keys():
         raise StoreError(
@@ -248,12 +246,13 @@ class _Side:
         return Rows(self.name, self.vectors, table)
 
 
-def _listed_texts(path: Path, images: Texts, names: _Names, n: int) -> Texts:
-    """Return the table of n texts that the column ``text_rows`` of a table of images describes."""
+def _listed_texts(table: pa.Table, images: Texts, names: _Names, n: int) -> Texts:
+    """Return the columns of n texts that the column ``text_rows`` of a table of images, and its texts, describe."""
     key, caption = _find(images, names.get("key"), _KEYS), _find(images, names.get("caption"), _CAPTIONS)
     texts: Texts = {"image_key": [None] * n, "caption": [None] * n}
-    keys = _ids_of(images, key) or [None] * len(images["text_rows"])
-    for own, rows, captions in zip(keys, *read_lists(path, "text_rows", caption), strict=True):
+    nothing = [None] * len(table)
+    lists = table.column("text_rows").to_pylist(), table.column(caption).to_pylist() if caption else nothing
+    for own, rows, captions in zip(_ids_of(images, key) or nothing, *lists, strict=True):
         for place, row in enumerate(rows or ()):
             if own is None or not 0 <= row < n or texts["image_key"][row]:
                 raise StoreError(

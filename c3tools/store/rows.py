@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..arrays import Array, Indices, Mask, Matrix
-from ..corpus.splits import ALL, STANDARD, Kept, split_of
+from ..corpus.splits import ALL, STANDARD, Kept, named_split, split_of
 from ..errors import StoreError
 from ..reporter import counted
 from ..seeds import stable_fraction
@@ -222,6 +222,9 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
     Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
     """
     splits: Any = table.column("split").to_pylist() if "split" in table.schema.names else [None] * table.num_rows
+    names = {split: named_split(split, kept) for split in {*splits}}
+    if all(names.values()):
+        return [names[split] for split in splits]
     return splits_of(own_items(table).to_pylist(), splits, kept)  # type: ignore[arg-type]
 
 

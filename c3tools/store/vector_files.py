@@ -37,6 +37,7 @@ VectorFile = tuple[npt.NDArray[Any], Texts]  # vectors (n, d) of any dtype, and 
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", *_TABLES)
 _USUAL = "embedding embeddings clip_embedding vector vectors emb features arr_0 image_embedding text_embedding".split()
+_AS_IT_IS = (str, list, type(None))  # values of JSON lines; all others become texts
 _NUMBERED = re.compile(r"(?:emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE)
 
 
@@ -84,7 +85,7 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
             if single and vectors.ndim == 1:
                 vectors = vectors[None]
         elif suffix in _TABLES:
-            vectors, texts = _vectors_of_table(path, _read_table(path), name)
+            vectors, texts = _vectors_of_table(path, read_table(path), name)
         else:
             arrays = _read_arrays(path, suffix)
             vectors = arrays[_choose(path, name, [key for key, array in arrays.items() if array.ndim >= 2], arrays)]
@@ -98,26 +99,33 @@ def read_vectors(path: Path, name: str | None = None, *, single: bool = False) -
     return vectors, texts
 
 
-def read_texts(path: Path) -> Texts:
-    """Return the columns of a .jsonl, .csv, .tsv or .parquet file.
+def read_table(path: Path) -> pa.Table:
+    """Return a .jsonl, .csv, .tsv or .parquet file as a table; values of JSON lines that are not lists are texts.
 
     Raises:
         StoreError: if the file is missing, of another kind, or damaged.
     """
-    if path.suffix.lower() not in _TABLES:
+    suffix = path.suffix.lower()
+    if suffix not in _TABLES:
         raise StoreError(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
     with _reading(path):
-        return _texts_of(_read_table(path))
+        if suffix == ".parquet":
+            return read_parquet(path)
+        if suffix in (".csv", ".tsv"):
+            return _read_csv(path)
+        rows: list[dict[str, Any]] = []
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(limited_lines(file), start=1):
+                try:
+                    rows += [{**json.loads(line)}] if line.strip() else []
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"line {number} is not a JSON object: {error}") from error
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        return pa.table({name: [v if type(v) in _AS_IT_IS else str(v) for v in own] for name, own in columns.items()})
 
 
-def read_lists(path: Path, *names: str | None) -> list[list[Any]]:
-    """Return columns of a table that may be lists, as they are: of a missing column None in each row."""
-    with _reading(path):
-        table = _read_table(path)
-    return [table.column(name).to_pylist() if name in table.column_names else [None] * len(table) for name in names]
-
-
-def _texts_of(table: pa.Table) -> Texts:
+def texts_of(table: pa.Table) -> Texts:
     """Return the columns of texts and numbers as texts: of a list the first one, None for what is empty."""
     texts: Texts = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -130,24 +138,6 @@ def _texts_of(table: pa.Table) -> Texts:
         first = (value[0] if isinstance(value, list) and value else value for value in values.to_pylist())
         texts[name] = [None if value in (None, "", []) else str(value) for value in first]
     return texts
-
-
-def _read_table(path: Path) -> pa.Table:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return read_parquet(path)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(path)
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(limited_lines(file), start=1):
-            try:
-                rows += [{**json.loads(line)}] if line.strip() else []
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"line {number} is not a JSON object: {error}") from error
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return pa.table({name: [v if isinstance(v, list | None) else str(v) for v in own] for name, own in columns.items()})
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -203,7 +193,7 @@ def _vectors_of_table(path: Path, table: pa.Table, name: str | None) -> VectorFi
     numbered = sorted((int(match[1]), key) for key in numbers if (match := _NUMBERED.fullmatch(key)))
     if numbered and not lists:
         keys = [key for _, key in numbered]
-        return np.stack([table.column(key).to_numpy() for key in keys], axis=1), _texts_of(table.drop_columns(keys))
+        return np.stack([table.column(key).to_numpy() for key in keys], axis=1), texts_of(table.drop_columns(keys))
     chosen = _choose(path, name, lists, kinds)
     try:
         column: Any = one_array(table.column(chosen))
@@ -212,7 +202,7 @@ def _vectors_of_table(path: Path, table: pa.Table, name: str | None) -> VectorFi
         sizes = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(sizes) == 1 and sizes[0]:
             matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-            return matrix, _texts_of(table.drop_columns([chosen]))
+            return matrix, texts_of(table.drop_columns([chosen]))
         why = f"their lengths are {str(sizes)[1:99].rstrip(']')}" if sizes else "it is empty"
     except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
         why = str(error)

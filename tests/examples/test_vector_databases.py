@@ -44,6 +44,6 @@ def test_the_list_is_that_of_c3_search_and_of_the_preset_fair(tmp_path: Path, na
             (expected,) = indexes["gr-clip"].rank(embedding[None], modality, 10)
             assert [key for key, _, _ in merged] == [hit.key for hit in expected]
             np.testing.assert_allclose([z for _, _, z in merged], [hit.score for hit in expected], rtol=1e-3)
-            _, rows = indexes["fair"].nearest(embedding[None], modality, 10)
+            (hits,) = indexes["fair"].rank(embedding[None], modality, 10, separate=True)
             keys, _ = script.find(*at["fair"], queries["fair"], 10)
-            assert keys == indexes["fair"].rows.column("key").take(rows[0]).to_pylist()
+            assert keys == [hit.key for hit in sorted(hits, key=lambda hit: -hit.cosine)[:10]]

@@ -16,7 +16,7 @@ from PIL import Image
 from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
-from c3tools.index.index import choose_factory
+from c3tools.index.index import _choose_factory
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
 from tests.conftest import Messages, add_shard
@@ -69,9 +69,11 @@ def test_a_mixed_index_of_a_small_store_is_exact(store: Store, index: Index) -> 
     vectors = np.concatenate([centred(store, "image"), centred(store, "text")])
     exact = vectors[:7] @ vectors.T
     for each in (index, Index.open(index.path)):
-        scores, rows = each.nearest(store.load("image").embeddings[:7], "image", 5)
-        assert (rows == np.argsort(-exact, axis=1)[:, :5]).all()
-        np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :5], atol=1e-5)
+        lists = each.rank(store.load("image").embeddings[:7], "image", 5, separate=True)
+        for hits, cosines in zip(lists, exact, strict=True):
+            best = sorted(hits, key=lambda hit: -hit.cosine)[:5]
+            assert [hit.row for hit in best] == np.argsort(-cosines)[:5].tolist()
+            np.testing.assert_allclose([hit.cosine for hit in best], -np.sort(-cosines)[:5], atol=1e-5)
         assert each.rows.column("modality").to_pylist() == ["image"] * 90 + ["text"] * 180
         assert each.rows.column("key")[0].as_py() == "img000"
     for modality in ("image", "text"):
@@ -86,8 +88,9 @@ def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path, factory: str
     assert len(report["shards"]) == 5 and report["recall@10"] >= (0.9 if "OPQ" in factory else 0.98)
     assert (report["nprobe"] in (1, 2, 4)) == ("IVF" in factory)
     queries, texts = centred(store, "image"), centred(store, "text")
-    scores, rows = index.nearest(store.load("image").embeddings, "image", 10, within="text")
-    assert np.isfinite(scores).all() and ((rows >= 90) & (rows < 270)).all()
+    lists = index.rank(store.load("image").embeddings, "image", 10, within="text")
+    rows = np.array([[hit.row for hit in hits] for hits in lists])
+    assert rows.shape == (90, 10) and ((rows >= 90) & (rows < 270)).all()
     exact = np.argsort(-queries @ texts.T, axis=1)[:, :10] + 90
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
     assert recall >= (1 if factory == "Flat" else 0.85)
@@ -97,7 +100,7 @@ def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path, factory: str
     ("rows", "factory"), [(20_000, "Flat"), (20_001, "IVF512,SQfp16"), (3_000_000, "OPQ64_256,IVF8192,PQ64")]
 )
 def test_the_factory_follows_the_number_of_rows(rows: int, factory: str) -> None:
-    assert choose_factory(rows, 512) == factory
+    assert _choose_factory(rows, 512) == factory
 
 
 def test_splits_and_modalities(store: Store, tmp_path: Path) -> None:
@@ -213,8 +216,7 @@ def test_new_shards_are_added(own: Store, tmp_path: Path, factory: str, shard_ro
     for name in ("image", "text"):
         keys = []
         for index in (opened, whole):
-            _, rows = index.nearest(queries, "image", 1, within=name, nprobe=4)
-            keys.append(index.rows.column("key").take(rows[:, 0]).to_pylist())
+            keys.append([hits[0].key for hits in index.rank(queries, "image", 1, within=name, nprobe=4)])
         assert np.mean([a == b for a, b in zip(*keys, strict=True)]) >= (0.8 if factory == "HNSW8" else 1)
 
 

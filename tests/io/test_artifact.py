@@ -16,7 +16,7 @@ from c3tools.io.artifact import (
     holds_result,
     reading,
     replacing,
-    write_result,
+    writing,
 )
 from c3tools.reporter import SILENT, Reporter
 from tests.conftest import Messages
@@ -44,8 +44,12 @@ def make(folder: Path, digest: str = "x", overwrite: bool = False, reporter: Rep
     with claimed(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
         if target.finished(digest, lambda: reading(folder, THING).__enter__()) is None:
             record = {"seed": settings["seed"], "made_from": target.made_from(digest)}
-            save = lambda new: (new / "weights.safetensors").write_text(digest)  # noqa: E731
-            target.write(lambda place: write_result(place, THING, {"record": record}, save))
+
+            def save(place: Path) -> None:
+                with writing(place, THING, {"record": record}) as new:
+                    (new / "weights.safetensors").write_text(digest)
+
+            target.write(save)
         else:
             target.write(lambda place: None)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.metrics import retrieval
-from c3tools.metrics.retrieval import hits, pair_hits
+from c3tools.metrics.retrieval import pair_hits
 from tests.conftest import unit_rows
 
 
@@ -61,5 +61,5 @@ def test_ties_count_with_their_probability() -> None:
     for found in pair_hits(np.ones((5, 3)), np.ones((5, 3)), np.arange(5), ks=(1, 2, 5, 10)):
         assert [own.mean() for own in found.values()] == pytest.approx([0.2, 0.4, 1.0, 1.0])
     # 2 positives and 2 negatives tie: the chance that both of the first two are negatives is 1/6
-    several = hits(np.ones((1, 2)), np.ones((4, 2)), np.array([0]), np.array([0, 0, 1, 2]), (1, 2, 3))
+    several, _ = pair_hits(np.ones((3, 2)), np.ones((4, 2)), np.array([0, 0, 1, 2]), (1, 2, 3))
     assert [float(own[0]) for own in several.values()] == pytest.approx([0.5, 5 / 6, 1.0])

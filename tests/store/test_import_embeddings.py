@@ -260,7 +260,7 @@ def test_pairs_are_the_join(images: list[str], texts: list[str], formats: tuple[
     with tempfile.TemporaryDirectory() as folder:
         first = write(f"{folder}/i{formats[0]}", vectors(len(images)), {"id": images})
         second = write(f"{folder}/t{formats[1]}", vectors(len(texts)), {column: texts})
-        (image, text), _ = read_files(image=first, text=second)
+        (image, text), _ = read_files({"image": first, "text": second}, {}, {})
     places = {key: row for row, key in enumerate(image.keys)}
     found = [(places.get(key), row) for row, key in enumerate(text.column("image_key"))]
     assert Counter((place, row) for place, row in found if place is not None) == joined(images, texts)
