@@ -21,7 +21,7 @@ DEFAULT_KS = (1, 5, 10)
 _BLOCK_BYTES = 64 * 2**20
 
 
-def _hits(
+def hits(
     queries: Floats,
     gallery: Floats,
     query_items: Indices,
@@ -66,7 +66,7 @@ def _hits(
 def pair_hits(
     first: Floats, second: Floats, item_index: Indices, ks: Sequence[int] = DEFAULT_KS
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the hits in both directions between items and the rows that belong to them; see `_hits`.
+    """Return the hits in both directions between items and the rows that belong to them; see `hits`.
 
     Args:
         first: (n, d), one row per item (images).
@@ -79,7 +79,7 @@ def pair_hits(
         ``second`` are no queries, but stay in the gallery.
     """
     items, with_rows = np.arange(len(first), dtype=np.int64), np.unique(item_index)
-    return _hits(first[with_rows], second, with_rows, item_index, ks), _hits(second, first, item_index, items, ks)
+    return hits(first[with_rows], second, with_rows, item_index, ks), hits(second, first, item_index, items, ks)
 
 
 def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
