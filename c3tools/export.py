@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 
 from .errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from .executors import Executor, Report, Work, open_executor
-from .io.artifact import holds_result
+from .io.artifact import digest_of, holds_result
 from .io.files import (
     MALFORMED,
     read_json,
@@ -56,7 +56,6 @@ from .store.shards import (
     INFO_FILE,
     MANIFEST_FILE,
     ShardName,
-    digest_of,
     part_name,
     read_header,
     shard_schema,

@@ -16,13 +16,14 @@ from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, StoreError, telling_what_is_kept
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
+from ..io.artifact import digest_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import Manifest
 from ..store.shard_indexes import keep_indexes, load_faiss
-from ..store.shards import INFO_FILE, digest_of
+from ..store.shards import INFO_FILE
 from .plan import Plan, Sources, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, ShardTask, rewritten_shard, writing_to
 from .summary import EmbedSummary, ModalitySummary
@@ -215,7 +216,7 @@ def embed_corpus(
         else:
             create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
         writer = StoreWriter(folder, reporter=reporter)
-        writer.adopt(digest_of(writer.info.to_dict()))
+        writer.adopt(digest_of(writer.info))
         opened, lost = _opened(folder), writer.lost
         plans = plan_corpus(opened, corpus, options, lost)
         # before the first shard; the times of what is tried or made again are changed after it

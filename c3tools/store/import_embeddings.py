@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ..errors import StoreError, telling_what_is_kept
 from ..identity import ModelIdentity
+from ..io.artifact import digest_of
 from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
@@ -21,7 +22,7 @@ from .pairing import read_files, share_splits, usual_ids
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys, match_items, one_array
 from .shard_indexes import keep_indexes
-from .shards import INFO_FILE, Failure, StoreInfo, digest_of, part_name, read_header, shard_table, write_rows
+from .shards import INFO_FILE, Failure, StoreInfo, part_name, read_header, shard_table, write_rows
 from .vector_files import read_vectors
 
 SHARD_ROWS = 32_768
@@ -151,7 +152,7 @@ def write_modalities(
     failures: list[Failure] = []
     notes: list[str] = []
     written: dict[str, int] = {}
-    digest = digest_of(info.to_dict())
+    digest = digest_of(info)
     kept = "Finished shards are kept; run the same command again to write the others."
     with locked(path), telling_what_is_kept(lambda: kept):
         create_store(path, info)

@@ -1,8 +1,8 @@
 """The manifest of a store, and writing to a store: every writer ends with the manifest.
 
     manifest.json   {"checksum": of the others,
-                     "files": {"moments.safetensors": sha256, …},
-                     "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …, "faiss": sha256 of its index}}}
+                     "files": {"moments.safetensors": sha256, "image/_part-00000.faiss": sha256, …},
+                     "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …}}}
 
 What the manifest lists is the store. Shards that it does not list come from a run that did not finish; the same run
 adopts them. Listed files that are missing were lost, or are not yet copied. The same content gives the same bytes.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ..errors import OutputError, StoreError
-from ..io.artifact import replacing
+from ..io.artifact import digest_of, replacing
 from ..io.files import (
     json_text,
     make_folder,
@@ -45,11 +45,9 @@ from .shards import (
     MANIFEST_FILE,
     Failure,
     ShardName,
-    SplitMoments,
     StoreInfo,
     add_moments,
-    digest_of,
-    fold,
+    index_name,
     part_name,
     read_batches,
     read_failures,
@@ -68,11 +66,10 @@ REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in p
 
 
 class ShardRecord(NamedTuple):
-    """A shard in the manifest: its number of rows, its SHA-256, and that of its FAISS index if it has one."""
+    """A shard in the manifest: its number of rows and its SHA-256."""
 
     rows: int
     sha256: str
-    faiss: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Manifest:
 
     Attributes:
         shards: by modality and number.
-        files: SHA-256 of the files beside the shards, by name.
+        files: SHA-256 of the other files, by name; those in folders are FAISS indexes of shards.
     """
 
     shards: Mapping[ShardName, ShardRecord]
@@ -101,8 +98,8 @@ class Manifest:
             content = read_limited(path)
             value = json.loads(content)
             for name, record in value["shards"].items():
-                modality, _, file = name.partition("/")
-                shards[modality, int(file.removeprefix("part-").removesuffix(".parquet"))] = ShardRecord(**record)
+                modality, _, number = name.removesuffix(".parquet").partition("/part-")
+                shards[modality, int(number)] = ShardRecord(**record)
             manifest = cls(shards, value["files"])
             if content != manifest.text().encode():
                 raise ValueError("it was changed after it was written")
@@ -110,17 +107,16 @@ class Manifest:
 
     def text(self) -> str:
         """Return the content of the file."""
-        shards = {
-            part_name(*shard): {name: value for name, value in record._asdict().items() if value is not None}
-            for shard, record in self.shards.items()
-        }
+        shards = {part_name(*shard): record._asdict() for shard, record in self.shards.items()}
         content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
 
-    def missing(self, store: Path) -> list[str]:
-        """Return the names of the listed files that are not there; folders are listed, and no file is read."""
-        present = {part_name(*shard) for shard in shards_in(store)} | {*names_in(store)[1]}
-        return sorted({*self.files, *(part_name(*shard) for shard in self.shards)} - present)
+    def compare(self, store: Path) -> tuple[list[str], list[ShardName], list[ShardName]]:
+        """Return the listed files that are missing, indexes apart; the shards among them; the shards not listed."""
+        present = {*shards_in(store)}
+        lost = sorted(self.shards.keys() - present)
+        files = {name for name in self.files if "/" not in name} - {*names_in(store)[1]}
+        return [*(part_name(*shard) for shard in lost), *sorted(files)], lost, sorted(present - self.shards.keys())
 
 
 def create_store(path: Path, info: StoreInfo) -> None:
@@ -168,9 +164,10 @@ class StoreWriter:
         if kind_of(path / REWRITING_LIST) == "file":
             self.finish()
         _remove_folder(path / REWRITING)
-        if self.before and (missing := self.before.missing(path)):
-            shards = self.before.shards.items()
-            self.lost = {shard: record for shard, record in shards if part_name(*shard) in missing}
+        listed = self.before or Manifest({}, {})
+        missing, lost, self._unlisted = listed.compare(path)
+        self.lost = {shard: listed.shards[shard] for shard in lost}
+        if missing:
             reporter.message(
                 f"{len(missing):,} files that {path} should contain are missing, for example {missing[0]}; their "
                 "inputs are embedded again."
@@ -182,7 +179,7 @@ class StoreWriter:
         Raises:
             StoreError: if there are shards of other settings that the manifest does not list.
         """
-        for shard in {*shards_in(self.path)} - (self.before.shards.keys() if self.before else set()):
+        for shard in self._unlisted:
             name = self.path / part_name(*shard)
             try:
                 header = read_header(name)
@@ -226,26 +223,22 @@ class StoreWriter:
         for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
             remove_leftovers(folder)  # of runs that were killed, and of workers that were lost
         replaced, before, present = self._put_in_place(), self.before or Manifest({}, {}), shards_in(self.path)
-        gone = {*forget, *(shard for shard, removed in replaced.items() if removed)}
-        records = {shard: record for shard, record in before.shards.items() if shard not in gone}
-        new = {shard for shard in present if shard not in records or shard in self.lost or shard in replaced}
+        stale = {*forget, *replaced, *self.lost.keys() & {*present}}
+        records = {shard: record for shard, record in before.shards.items() if shard not in stale}
+        new = {*present} - records.keys()
         # the moments are a left fold over all shards in their order, so that history leaves no trace in the bits
         last, path = dict(sorted(before.shards)), self.path / MOMENTS_FILE
         appended = len(records) == len(before.shards) and all(part > last.get(name, -1) for name, part in new)
         appended = appended and kind_of(path) is not None and sha256_of(path) == before.files.get(MOMENTS_FILE)
         groups = load_moments(path)[0] if appended else {}
-        for shard in present:
-            if appended and shard not in new:
-                continue
-            own, rows = SplitMoments(), 0
+        for shard in sorted(new) if appended else present:
+            rows = 0
             with on_this_machine(self.path / part_name(*shard)) as file:
                 for batch in read_batches(file, shard[0], self.info):
-                    add_moments(own, batch)
+                    add_moments(groups, shard[0], batch)
                     rows += len(batch)
                 if shard in new:
                     records[shard] = ShardRecord(rows, sha256_of(file))
-            for split, moments in own.items():
-                fold(groups, f"{shard[0]}/{split}", moments)
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
@@ -255,35 +248,31 @@ class StoreWriter:
         write_atomically(path, lambda temporary: save_moments(temporary, groups, {}))
         write_failures(self.path, failures)
         written = {FAILURES_FILE, MOMENTS_FILE, *self._files, *({INFO_FILE, EXTERNAL_FILE} - before.files.keys())}
-        digests = {name: sha256_of(self.path / name) for name in written.intersection(names_in(self.path)[1])}
-        self.before = Manifest(records, {**before.files, **digests})
+        files = {name: digest for name, digest in before.files.items() if name not in {index_name(*s) for s in stale}}
+        files |= {name: sha256_of(self.path / name) for name in written.intersection(names_in(self.path)[1])}
+        self.before = Manifest(records, files)
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         _remove_folder(self.path / REWRITING)
         return self.before
 
-    def _put_in_place(self) -> dict[ShardName, bool]:
-        """List the shards that are to be put in place, so that they are even if this run is killed, and do it.
-
-        Returns:
-            of each replaced shard, whether it was removed.
-        """
+    def _put_in_place(self) -> list[ShardName]:
+        """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""
         path, folder = self.path / REWRITING_LIST, self.path / REWRITING
         if kind_of(path) is None:
             # captions before their images: a crash could otherwise restore captions without their image
             chosen = sorted({*shards_in(folder), *self._removed}, key=lambda shard: (shard[0] != "text", shard))
             if not chosen:
-                return {}
+                return []
             write_json_atomically(path, [[*shard, shard in self._removed] for shard in chosen])
-        replaced: dict[ShardName, bool] = {}
-        for modality, part, removed in read_json(path):
+        listed = read_json(path)
+        for modality, part, removed in listed:
             source, target = folder / part_name(modality, part), self.path / part_name(modality, part)
             if removed:
                 remove(target)
             elif kind_of(source) == "file":
                 move(source, target)
-            replaced[modality, part] = removed
             sync_folder(target.parent)
-        return replaced
+        return [(modality, part) for modality, part, _ in listed]
 
     def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded now."""
@@ -299,21 +288,16 @@ class StoreWriter:
         return [*(failure for failure in kept if failure.key not in keys), *still]
 
 
-def record_files(store: Path, names: Collection[str] = (), faiss: Mapping[ShardName, str | None] | None = None) -> None:
-    """List files of a store again that were changed; a store without a manifest stays without one.
+def record_files(store: Path, names: Collection[str]) -> None:
+    """List files beside the shards again that were written, or removed on purpose.
 
-    Args:
-        store: the folder or URL.
-        names: of files beside the shards that were written, or removed on purpose.
-        faiss: SHA-256 of FAISS indexes by their shards; None for shards that have none any more.
+    A store without a manifest stays without one.
     """
     before = Manifest.load(store)
     if before is not None:
         files = {name: digest for name, digest in before.files.items() if name not in names}
         files |= {name: sha256_of(store / name) for name in names if kind_of(store / name)}
-        own = faiss or {}
-        shards = {s: record._replace(faiss=own.get(s, record.faiss)) for s, record in before.shards.items()}
-        write_text_atomically(store / MANIFEST_FILE, Manifest(shards, files).text())
+        write_text_atomically(store / MANIFEST_FILE, Manifest(before.shards, files).text())
 
 
 @contextmanager

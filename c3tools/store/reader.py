@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import C3Error, IncompleteStoreError, StoreError
-from ..io.artifact import Card, HubRepository
+from ..io.artifact import HubRepository
 from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter
+from .dataset import card_of, load_data_set, save_data_set
 from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
 from .shards import (
@@ -30,6 +31,7 @@ from .shards import (
     SplitMoments,
     StoreInfo,
     add_moments,
+    index_name,
     part_name,
     read_batches,
     read_failures,
@@ -52,6 +54,7 @@ class Store(HubRepository):
     """
 
     repository_type = "dataset"
+    card, save_repository = card_of, save_data_set
 
     def __init__(self, path: Path, info: StoreInfo, manifest: Manifest | None = None) -> None:
         self.path, self.info, self.manifest = path, info, manifest
@@ -91,7 +94,8 @@ class Store(HubRepository):
                 f"`c3 verify {folder}` says more."
             )
             return opened
-        if missing := manifest.missing(folder):
+        missing, _, unlisted = manifest.compare(folder)
+        if missing:
             if Manifest.load(folder) != manifest:  # a writer ended in between
                 return cls.open(folder, reporter=reporter)
             raise IncompleteStoreError(
@@ -104,7 +108,7 @@ class Store(HubRepository):
                 f"The store {folder} is being rewritten, or its rewriting was interrupted.",
                 remedy="Wait for the other run, or run the same command again to finish it.",
             )
-        if not manifest.shards.keys() >= {*shards_in(folder)}:
+        if unlisted:
             reporter.message(
                 f"`{info.command}` is writing to {folder} or was interrupted; what was finished before is used. Run "
                 "the same command again to continue."
@@ -130,23 +134,9 @@ class Store(HubRepository):
             remedy=f"Run the same command again if a run was interrupted; else see `c3 verify {self.path}`.",
         )
 
-    def card(self) -> Card:
-        """Return the facts of its card on the hub."""
-        from .dataset import card_of
-
-        return card_of(self)
-
-    def save_repository(self, folder: Path) -> None:
-        """Write the data set of the hub to a folder; see `c3tools.store.dataset.save_data_set`."""
-        from .dataset import save_data_set
-
-        save_data_set(self, folder)
-
     @classmethod
     def load_repository(cls, folder: Path, **options: Any) -> Store:
         """Make a store at ``output`` of a data set; see `c3tools.store.dataset.load_data_set`."""
-        from .dataset import load_data_set
-
         return cls.open(load_data_set(cls.open(folder), **options))
 
     @cached_property
@@ -159,7 +149,8 @@ class Store(HubRepository):
     @property
     def indexed(self) -> list[ShardName]:
         """The shards that have a FAISS index of their rows, as the manifest lists them."""
-        return [] if self.manifest is None else [shard for shard, record in self.shards.items() if record.faiss]
+        listed = self.manifest.files if self.manifest else {}
+        return [shard for shard in self.shards if index_name(*shard) in listed]
 
     @property
     def modalities(self) -> list[str]:
@@ -194,21 +185,21 @@ class Store(HubRepository):
 
     def split_counts(self, modality: str) -> Counter[str]:
         """Return the number of rows of ``modality`` in each split of the corpus."""
-        return Counter({split: moments.n for split, moments in self._written.get(modality, {}).items()})
+        return Counter({split: moments.n for split, moments in _splits_in(self._written, modality).items()})
 
     @cached_property
-    def _written(self) -> dict[str, SplitMoments]:
-        """The moments by modality and split of the corpus: those of the file, or computed from the rows."""
+    def _written(self) -> dict[str, Moments]:
+        """The moments by modality and split of the corpus, ``image/train``: those of the file, or of the rows."""
         listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
-        found: dict[str, SplitMoments] = {}
         if listed and self._require_listed(MOMENTS_FILE):
-            for name, moments in load_moments(self.path / MOMENTS_FILE)[0].items():
-                modality, _, split = name.partition("/")
-                found.setdefault(modality, {})[split] = moments
-            return found
-        for modality in self.modalities:
+            return load_moments(self.path / MOMENTS_FILE)[0]
+        return self._computed(*self.modalities)
+
+    def _computed(self, *modalities: str, kept: Kept = None) -> dict[str, Moments]:
+        found: dict[str, Moments] = {}
+        for modality in modalities:
             for batch in self.batches(modality):
-                add_moments(found.setdefault(modality, {}), batch)
+                add_moments(found, modality, batch, kept)
         return found
 
     @cached_property
@@ -229,7 +220,7 @@ class Store(HubRepository):
         return listed if self.kept_splits is None else f"{listed}; split by hash: train, val and test"
 
     def _split_names(self) -> set[str]:
-        return {split for groups in self._written.values() for split in groups}
+        return {name.partition("/")[2] for name in self._written}
 
     def moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows of ``modality`` in ``split`` (None or ``all``: every row).
@@ -250,7 +241,7 @@ class Store(HubRepository):
 
     def _in_split(self, modality: str, split: str | None) -> Moments:
         """Return the moments of a split: of train, val and test as all commands see them, of others as written."""
-        groups = self._written.get(modality, {})
+        groups = _splits_in(self._written, modality)
         if split in STANDARD and groups:
             groups = self.moments_by_split(modality)
         chosen = (moments for name, moments in groups.items() if split in (None, ALL) or name == str(split).lower())
@@ -265,12 +256,11 @@ class Store(HubRepository):
             StoreError: if the store does not have the modality, or moments cannot be read.
         """
         self.require(modality)
-        found = self._written if self.kept_splits is None else self._hashed
-        if modality not in found:
-            groups = found[modality] = {}
-            for batch in self.batches(modality):
-                add_moments(groups, batch, self.kept_splits)
-        return dict(found[modality])
+        if self.kept_splits is None:
+            return _splits_in(self._written, modality)
+        if modality not in self._hashed:
+            self._hashed[modality] = _splits_in(self._computed(modality, kept=self.kept_splits), modality)
+        return dict(self._hashed[modality])
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and their header.
@@ -386,6 +376,12 @@ class Store(HubRepository):
                 f"The store {self.path} has no modality {modality!r}. Its modalities: {present}.",
                 remedy="Run `c3 embed` on a corpus with this modality.",
             )
+
+
+def _splits_in(groups: dict[str, Moments], modality: str) -> SplitMoments:
+    """Return the moments of one modality by split."""
+    found = ((name.partition("/"), moments) for name, moments in groups.items())
+    return {split: moments for (name, _, split), moments in found if name == modality}
 
 
 def training_split(

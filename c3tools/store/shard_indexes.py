@@ -3,7 +3,7 @@
     image/_part-00000.faiss   the vectors, for inner products: if the store has unit rows of float16, the same values;
                               else float32, scaled to unit length
 
-The manifest lists the index with its shard; a shard that is rewritten is listed without one. Every command that writes
+The manifest lists the index; that of a shard that is rewritten is taken from the list. Every command that writes
 shards calls `keep_indexes`, so a store that has indexes, or is made from one that has, gets those that its shards lack.
 """
 
@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError, StoreError, UnreachableError
-from ..io.files import sha256_of, write_atomically
-from ..io.locations import kind_of, read_all
+from ..errors import MissingExtraError
+from ..io.files import write_atomically
+from ..io.locations import read_all
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter
 from .manifest import Manifest, record_files
 from .rows import embedding_matrix
-from .shards import ShardName, StoreInfo, part_name, read_batches
+from .shards import StoreInfo, index_name, part_name, read_batches, refusing_damage, shards_in
 
 
 def load_faiss() -> ModuleType:
@@ -61,11 +61,6 @@ def last_line(error: Exception) -> str:
     return re.sub(r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?", "", str(error).strip().splitlines()[-1])
 
 
-def index_name(modality: str, index: int) -> str:
-    """Return the name of the FAISS index of a shard; readers of a folder skip names that begin with _."""
-    return f"{modality}/_part-{index:05d}.faiss"
-
-
 def read_index(store: Any, modality: str, part: int) -> Any:
     """Read the index of one shard.
 
@@ -73,18 +68,12 @@ def read_index(store: Any, modality: str, part: int) -> Any:
         StoreError: if it is damaged.
         MissingExtraError: if faiss is not installed.
     """
-    faiss, path = load_faiss(), store.path / index_name(modality, part)
-    try:
-        content = read_all(path)
-        if sha256(content).hexdigest() != store.shards[modality, part].faiss:
-            raise RuntimeError("its sha256 is not the one in the manifest")
+    faiss, name = load_faiss(), index_name(modality, part)
+    with refusing_damage(store.path / name, f"Make it anew: c3 verify {store.path} --repair"):
+        content = read_all(store.path / name)
+        if sha256(content).hexdigest() != store.manifest.files[name]:
+            raise ValueError("its sha256 is not the one in the manifest")
         return faiss.deserialize_index(np.frombuffer(content, np.uint8))
-    except UnreachableError:
-        raise
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"{path} cannot be read ({last_line(error)}).", remedy=f"Make it anew: c3 verify {store.path} --repair"
-        ) from error
 
 
 def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
@@ -99,9 +88,9 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
     Raises:
         StoreError: if rows cannot be read.
     """
-    info, manifest = StoreInfo.load(path), Manifest.load(path)
-    records = sorted(manifest.shards.items()) if manifest else []
-    lacking = [shard for shard, record in records if not record.faiss and kind_of(path / part_name(*shard))]
+    info, manifest = StoreInfo.load(path), Manifest.load(path) or Manifest({}, {})
+    lacking = [shard for shard in shards_in(path) if shard in manifest.shards]
+    lacking = [shard for shard in lacking if index_name(*shard) not in manifest.files]
     if not lacking:
         return
     try:
@@ -111,7 +100,6 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
             "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` indexes the whole store."
         )
         return
-    digests: dict[ShardName, str | None] = {}
     with reporter.progress("Writing FAISS shards", len(lacking)) as progress:
         for modality, part in lacking:
             if info.normalised and info.dtype == "float16":
@@ -122,8 +110,6 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
             for batch in read_batches(path / part_name(modality, part), modality, info, ["embedding"]):
                 rows = embedding_matrix(batch)
                 index.add(rows if info.normalised else unit_rows(rows))
-            name = path / index_name(modality, part)
-            save_index(index, name)
-            digests[modality, part] = sha256_of(name)
+            save_index(index, path / index_name(modality, part))
             progress.advance()
-    record_files(path, faiss=digests)
+    record_files(path, [index_name(*shard) for shard in lacking])

@@ -9,7 +9,6 @@ so it exists whole or not at all, and every page has a checksum.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,8 @@ import pyarrow.parquet as pq
 
 from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
-from ..io.files import MALFORMED, json_text, read_json, write_atomically
+from ..io.artifact import digest_of
+from ..io.files import MALFORMED, read_json, read_limited, write_atomically
 from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, unread_is_not_damaged
 from ..moments import Moments
 from .rows import embedding_matrix, row_splits
@@ -88,22 +88,17 @@ class StoreInfo:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, value: Any, source: Path) -> StoreInfo:
-        """Build the information from the content of the store.json at ``source``.
+    def decode(cls, content: bytes, source: Path) -> StoreInfo:
+        """Build the information from the content of a store.json, or of its copy in the file ``source``.
 
         Raises:
-            StoreError: if it is not one, or comes from a newer format version.
+            StoreError: if it comes from a newer format version.
+            ValueError, KeyError, TypeError: if it is not one.
         """
-        try:
-            json_text(value).encode()  # halves of characters could not be written again
-            if int(value["format_version"]) > FORMAT_VERSION:
-                raise StoreError(f"{source} was written by a newer version of c3tools.", remedy=UPDATE)
-            return msgspec.convert(value, cls, dec_hook=lambda kind, content: kind(content))
-        except MALFORMED as error:
-            raise StoreError(
-                f"{source} does not describe a store ({error}).",
-                remedy="`c3 verify --repair` rewrites it from a shard: every shard contains a copy.",
-            ) from error
+        value = msgspec.json.decode(content)
+        if value["format_version"] > FORMAT_VERSION:
+            raise StoreError(f"{source} was written by a newer version of c3tools.", remedy=UPDATE)
+        return msgspec.convert(value, cls, dec_hook=lambda kind, content: kind(content))
 
     @classmethod
     def load(cls, store: Path) -> StoreInfo:
@@ -113,14 +108,10 @@ class StoreInfo:
             StoreError: if there is no store, or its description cannot be read.
         """
         path = store / INFO_FILE
-        try:
-            with unread_is_not_damaged(path):
-                value = read_json(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return cls._of_other_program(store)
-        except MALFORMED as error:
-            value = str(error)  # which is no description
-        return cls.from_dict(value, path)
+        with refusing_damage(path, "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."):
+            if kind_of(path):
+                return cls.decode(read_limited(path), path)
+        return cls._of_other_program(store)
 
     @classmethod
     def _of_other_program(cls, store: Path) -> StoreInfo:
@@ -220,17 +211,11 @@ def read_failures(store: Path) -> list[Failure]:
         return msgspec.convert(file.read().to_pylist(), list[Failure])
 
 
-def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a JSON value as it is written."""
-    # lone surrogates, which file names may hold, have no UTF-8; written files never have them, read ones may
-    return hashlib.sha256(json_text(value).encode("utf-8", "surrogatepass")).hexdigest()
-
-
 class ShardHeader(NamedTuple):
-    """The metadata of a shard: number of rows, copy of store.json, failed inputs, digest of the settings."""
+    """What a shard says of itself: number of rows, store.json (None for another program's), failed inputs, settings."""
 
     rows: int
-    info: dict[str, Any]
+    info: StoreInfo | None
     failures: list[Failure]
     made_from: str
 
@@ -238,6 +223,11 @@ class ShardHeader(NamedTuple):
 def part_name(modality: str, index: int) -> str:
     """Return the name of a shard, relative to the store: ``image/part-00000.parquet``."""
     return f"{modality}/part-{index:05d}.parquet"
+
+
+def index_name(modality: str, index: int) -> str:
+    """Return the name of the FAISS index of a shard; readers of a folder skip names that begin with _."""
+    return f"{modality}/_part-{index:05d}.faiss"
 
 
 def shards_in(store: Path) -> list[ShardName]:
@@ -320,7 +310,7 @@ def write_rows(
     metadata = {
         METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True),
         FAILURES_KEY: json.dumps([asdict(failure) for failure in failures]),
-        MADE_FROM_KEY: made_from or digest_of(info.to_dict()),
+        MADE_FROM_KEY: made_from or digest_of(info),
     }
     names, values = rows.column_names, "embedding.list.element"
     # plain values hardly get smaller, and are written and read in half the time as they are
@@ -361,7 +351,7 @@ def read_header(path: Path) -> ShardHeader:
     """
     with refusing_damage(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
         metadata = file.schema_arrow.metadata or {}
-        info = msgspec.json.decode(metadata.get(METADATA_KEY, b"{}"), type=dict[str, Any])
+        info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
         failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
         return ShardHeader(file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode())
 
@@ -405,15 +395,17 @@ def _completed(batch: pa.RecordBatch, modality: str, info: StoreInfo, columns: S
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def add_moments(groups: SplitMoments, batch: pa.RecordBatch | pa.Table, kept: frozenset[str] | None = None) -> None:
-    """Add rows to the moments of their splits, ``groups``; for ``kept`` see `row_splits`.
+def add_moments(
+    groups: dict[str, Moments], modality: str, batch: pa.RecordBatch, kept: frozenset[str] | None = None
+) -> None:
+    """Add rows to the moments of their splits, ``image/train`` and others; for ``kept`` see `row_splits`.
 
     The moments are those of the stored values, so that they can be checked against the rows.
     """
     column = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
     matrix, splits = embedding_matrix(batch, column), np.array(row_splits(batch, kept), dtype=object)
     for split in sorted(set(splits)):
-        fold(groups, split, Moments.from_rows(matrix[splits == split]))
+        fold(groups, f"{modality}/{split}", Moments.from_rows(matrix[splits == split]))
 
 
 def fold(groups: dict[str, Moments], name: str, moments: Moments) -> None:

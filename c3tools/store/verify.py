@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import StoreError, telling_what_is_kept
-from ..io.files import sha256_of, write_json_atomically
+from ..io.files import json_text, sha256_of, write_text_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked
 from ..moments import Moments, load_moments
@@ -29,7 +29,7 @@ from .manifest import (
     record_files,
 )
 from .rows import ITEM_COLUMNS, embedding_matrix, item_keys, one_array
-from .shard_indexes import index_name, keep_indexes
+from .shard_indexes import keep_indexes
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
@@ -37,11 +37,8 @@ from .shards import (
     UPDATE,
     Failure,
     ShardName,
-    SplitMoments,
     StoreInfo,
     add_moments,
-    digest_of,
-    fold,
     part_name,
     read_batches,
     read_failures,
@@ -127,10 +124,29 @@ def verify_store(
 
 def _check(path: Path, reporter: Reporter) -> Verification:
     result, present = Verification(path), shards_in(path)
-    info, manifest = _described(result)
+    try:
+        info = StoreInfo.load(path)
+    except StoreError as error:
+        copies = _copies(path)
+        if not copies or error.remedy == UPDATE:  # a newer version is no damage, whatever older shards in it say
+            raise
+        info, remedy = copies[0], "Write it again from the copy in a shard: c3 verify --repair"
+        result.add("description", INFO_FILE, error.message, remedy)
     again = f"Run the `{info.command}` command that made the store again"
     redo = f"Remove this shard with `c3 verify --repair`, then run the `{info.command}` command that made it again: it "
     redo += "makes only the removed shards."
+    if kind_of(path / REWRITING_LIST):
+        what = "shards are being put in place of others, and the run was interrupted"
+        result.add("unfinished", REWRITING, what, f"{again} to finish it.")
+    try:
+        manifest = Manifest.load(path)
+        if manifest is None:
+            what = "it is missing: the run did not finish, or the copy is incomplete"
+            remedy = f"{again}. If nothing else is missing, `c3 verify --repair` writes it."
+            result.add("unfinished", MANIFEST_FILE, what, remedy)
+    except StoreError as error:
+        manifest, remedy = None, "Write it for the shards that exist: c3 verify --repair"
+        result.add("manifest", MANIFEST_FILE, error.message, remedy)
     listed = manifest.shards if manifest else {}
     lost, moments, failed = {*listed} - {*present}, dict[str, Moments](), list[str]()
     tables: dict[str, pa.Table] = {}  # key, item and part of the rows
@@ -143,7 +159,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
                 with on_this_machine(path / name) as file:
                     if shard in listed and sha256_of(file) != listed[shard].sha256:
                         raise ValueError("checksum", _OTHER)
-                    failures, table, own = _read_shard(file, shard, info)
+                    failures, table = _read_shard(file, shard, info, moments if shard in listed else {})
             except (StoreError, ValueError) as error:
                 damage = ("schema", error.__cause__ or error.message) if isinstance(error, StoreError) else error.args
                 result.add(damage[0], name, str(damage[1]), redo)
@@ -152,10 +168,66 @@ def _check(path: Path, reporter: Reporter) -> Verification:
             failed += [failure.key for failure in failures]
             tables[modality] = pa.concat_tables([tables[modality], table] if modality in tables else [table])
             result.rows[modality] += len(table)
-            for split, found in own.items() if shard in listed else ():
-                fold(moments, f"{modality}/{split}", found)
+    _check_rows(result, tables, failed, {name for name, _ in lost}, info, redo)
+    if manifest is not None:
+        _check_files(result, manifest, None if lost else moments, again)
+    result.open = len(result.defects)
+    return result
+
+
+def _copies(path: Path) -> list[StoreInfo]:
+    """Return the store.json that each readable shard repeats."""
+    found = []
+    for shard in shards_in(path):
+        with suppress(StoreError):
+            found.append(read_header(path / part_name(*shard)).info)
+    return [info for info in found if info]
+
+
+def _read_shard(
+    path: Path, shard: ShardName, info: StoreInfo, moments: dict[str, Moments]
+) -> tuple[list[Failure], pa.Table]:
+    """Return the failures of a shard and its rows with key, item (or null) and part, and add to the moments.
+
+    Raises:
+        StoreError: if it cannot be read, or is of another store.
+        ValueError: with check and damage, if its embeddings are not as the store says.
+    """
+    modality, part = shard
+    header = read_header(path)
+    if header.info:
+        header.info.require_same(info, own="The shard", theirs="the store")
+    blocks = [
+        pa.table(
+            {"key": pa.array([], pa.string()), "item": pa.array([], pa.string()), "part": pa.array([], pa.int64())}
+        )
+    ]
+    invalid, off = 0, 0.0
+    for batch in read_batches(path, modality, info):
+        belongs = any(name in batch.schema.names for name in ITEM_COLUMNS)
+        items = item_keys(batch) if belongs else pa.nulls(len(batch), pa.string())
+        blocks.append(pa.table({"key": batch.column("key"), "item": items, "part": [part] * len(batch)}))
+        with np.errstate(all="ignore"):
+            norms = np.linalg.norm(embedding_matrix(batch, np.float64), axis=1)
+        finite = np.isfinite(norms) & (norms > 0)
+        invalid += int(np.count_nonzero(~finite))
+        off = max(off, float(np.abs(norms - 1)[finite].max(initial=0)))
+        if not invalid:
+            add_moments(moments, modality, batch)
+    if invalid:
+        raise ValueError("values", f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0")
+    if info.normalised and off > _NORM_TOLERANCE[info.dtype]:
+        what = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
+        raise ValueError("norms", what)
+    return header.failures, pa.concat_tables(blocks)
+
+
+def _check_rows(
+    result: Verification, tables: dict[str, pa.Table], failed: list[str], damaged: set[str], info: StoreInfo, redo: str
+) -> None:
+    """Check that keys are there once, and the items that rows belong to there or failed; ``damaged`` are modalities."""
     try:
-        failed += [failure.key for failure in read_failures(path)]
+        failed += [failure.key for failure in read_failures(result.store)]
     except StoreError as error:
         result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
     for modality, table in tables.items():
@@ -169,130 +241,40 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         # items are not looked for in modalities that have lost a shard, which is reported already
         homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
         there = [one_array(tables[name].column("key")) for name in homes if name in tables]
-        if there and {name for name, _ in lost}.isdisjoint(homes):
+        if there and damaged.isdisjoint(homes):
             known = pa.concat_arrays([pa.array(failed, pa.string()), *there])
             item: Any = table.column("item")
             named = pc.fill_null(pc.not_equal(item, pa.scalar("")), False)
             absent = table.filter(pc.and_(named, pc.invert(pc.is_in(item, value_set=known))))
-            imported = "imported" in info.extra
-            remedy = "Import the images too if you need them." if imported else f"{again}: it makes the missing rows."
+            level, remedy = "defect", f"Run the `{info.command}` command again: it makes the missing rows."
+            if "imported" in info.extra:
+                level, remedy = "warning", "Import the images too if you need them."
             for row in absent.slice(0, 1).to_pylist():
                 what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {row['item']!r}"
-                result.add(
-                    "pairing", part_name(modality, row["part"]), what, remedy, "warning" if imported else "defect"
-                )
-    if manifest is not None:
-        _check_files(result, manifest, present, None if lost else moments, again)
-    result.open = len(result.defects)
-    return result
+                result.add("pairing", part_name(modality, row["part"]), what, remedy, level)
 
 
-def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
-    """Return what the store is, from store.json or else from a shard, and the manifest if there is a whole one.
-
-    Raises:
-        StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
-    """
-    path = result.store
-    try:
-        info = StoreInfo.load(path)
-    except StoreError as error:
-        copies = _copies(path)
-        if not copies or error.remedy == UPDATE:  # a newer version is no damage, whatever older shards in it say
-            raise
-        info = StoreInfo.from_dict(copies[0], path / INFO_FILE)
-        remedy = "Write it again from the copy in a shard: c3 verify --repair"
-        result.add("description", INFO_FILE, error.message, remedy)
-    again = f"Run the `{info.command}` command that made the store again"
-    if kind_of(path / REWRITING_LIST):
-        what = "shards are being put in place of others, and the run was interrupted"
-        result.add("unfinished", REWRITING, what, f"{again} to finish it.")
-    try:
-        manifest = Manifest.load(path)
-    except StoreError as error:
-        remedy = "Write it for the shards that exist: c3 verify --repair"
-        result.add("manifest", MANIFEST_FILE, error.message, remedy)
-        return info, None
-    if manifest is None:
-        what = "it is missing: the run did not finish, or the copy is incomplete"
-        remedy = f"{again}. If nothing else is missing, `c3 verify --repair` writes it."
-        result.add("unfinished", MANIFEST_FILE, what, remedy)
-    return info, manifest
-
-
-def _copies(path: Path) -> list[dict[str, Any]]:
-    """Return the store.json that each readable shard repeats."""
-    found = []
-    for shard in shards_in(path):
-        with suppress(StoreError):
-            found.append(read_header(path / part_name(*shard)).info)
-    return found
-
-
-def _read_shard(path: Path, shard: ShardName, info: StoreInfo) -> tuple[list[Failure], pa.Table, SplitMoments]:
-    """Return failures, the rows with their key, item (or null) and part, and the moments of a shard.
-
-    Raises:
-        StoreError: if it cannot be read, or is of another store.
-        ValueError: with check and damage, if its embeddings are not as the store says.
-    """
-    modality, part = shard
-    header = read_header(path)
-    StoreInfo.from_dict(header.info, path).require_same(info, own="The shard", theirs="the store")
-    blocks = [pa.table({name: pa.array([], pa.string()) for name in ("key", "item")})]
-    invalid, off, moments = 0, 0.0, SplitMoments()
-    for batch in read_batches(path, modality, info):
-        belongs = any(name in batch.schema.names for name in ITEM_COLUMNS)
-        items = item_keys(batch) if belongs else pa.nulls(len(batch), pa.string())
-        blocks.append(pa.table({"key": batch.column("key"), "item": items}))
-        matrix = embedding_matrix(batch, np.float64)
-        with np.errstate(all="ignore"):
-            norms = np.linalg.norm(matrix, axis=1)
-        finite = np.isfinite(norms) & (norms > 0)
-        invalid += int(np.count_nonzero(~finite))
-        off = max(off, float(np.abs(norms - 1)[finite].max(initial=0)))
-        if not invalid:
-            add_moments(moments, batch)
-    if invalid:
-        raise ValueError("values", f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0")
-    if info.normalised and off > _NORM_TOLERANCE[info.dtype]:
-        what = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
-        raise ValueError("norms", what)
-    rows = pa.concat_tables(blocks)
-    return header.failures, rows.append_column("part", pa.array([part] * len(rows), pa.int64())), moments
-
-
-def _check_files(
-    result: Verification,
-    manifest: Manifest,
-    present: Sequence[ShardName],
-    moments: dict[str, Moments] | None,
-    again: str,
-) -> None:
+def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str) -> None:
     """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all were read."""
     path, listed, copy = result.store, manifest.shards, f"Copy the store again, or: {again}."
-    for modality in dict.fromkeys(name for name, _ in (*listed, *present)):
-        own = {shard: record.rows for shard, record in listed.items() if shard[0] == modality}
-        if gone := sorted(own.keys() - {*present}):
-            rows = counted(sum(own[shard] for shard in gone), "row")
-            what = f"{len(gone):,} of {len(own):,} listed shards are missing ({rows}), first this one"
-            result.add("files", part_name(*gone[0]), what, f"{copy} `c3 verify --forget` gives their rows up.")
-        if any(shard[0] == modality and shard not in listed for shard in present):
-            what = "shards are not listed, so a run did not finish"
-            result.add("unfinished", modality, what, f"{again} to finish it.")
-    for shard in present:
-        name, digest = index_name(*shard), listed[shard].faiss if shard in listed else None
-        if digest and (kind_of(path / name) is None or sha256_of(path / name) != digest):
-            what = f"the index is missing, or {_OTHER}"
-            result.add("faiss", name, what, "Make it anew from the rows: c3 verify --repair")
+    _, gone, unlisted = manifest.compare(path)
+    if gone:
+        rows = counted(sum(listed[shard].rows for shard in gone), "row")
+        what = f"{len(gone):,} of {len(listed):,} listed shards are missing ({rows}), first this one"
+        result.add("files", part_name(*gone[0]), what, f"{copy} `c3 verify --forget` gives their rows up.")
+    for modality in sorted({name for name, _ in unlisted}):
+        what = "shards are not listed, so a run did not finish"
+        result.add("unfinished", modality, what, f"{again} to finish it.")
     for name, digest in manifest.files.items():
-        remedy = f"{copy} `c3 verify --repair` writes it again."
-        if name == EXTERNAL_FILE:
+        check, remedy = "", f"{copy} `c3 verify --repair` writes it again."
+        if "/" in name:
+            check, remedy = "faiss", "Make it anew from the rows: c3 verify --repair"
+        elif name == EXTERNAL_FILE:
             remedy = "Load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
         if kind_of(path / name) is None:
-            result.add("files", name, "it is listed, but missing", remedy)
+            result.add(check or "files", name, "it is listed, but missing", remedy)
         elif sha256_of(path / name) != digest:
-            result.add("checksum", name, _OTHER, remedy)
+            result.add(check or "checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
             kept = load_moments(path / name)[0]
             wrong = [group for group in sorted({**kept, **moments}) if not _agree(kept.get(group), moments.get(group))]
@@ -303,29 +285,30 @@ def _check_files(
 def _agree(first: Moments | None, second: Moments | None) -> bool:
     if first is None or second is None or first.n != second.n:
         return False
-    scale = max(1.0, np.abs(second.mean).max(), np.abs(second.scatter).max())
-    pairs = ((first.mean, second.mean), (first.scatter, second.scatter))
-    return all(np.allclose(*pair, rtol=0, atol=_MOMENTS_TOLERANCE * scale) for pair in pairs)
+    kept, own = (np.vstack([moments.mean, moments.scatter]) for moments in (first, second))
+    return np.allclose(kept, own, rtol=0, atol=_MOMENTS_TOLERANCE * max(1.0, np.abs(own).max()))
 
 
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
-    path, said, present = result.store, result.repaired, shards_in(result.store)
+    path, said = result.store, result.repaired
     wrong = {finding["where"]: finding["check"] for finding in reversed(result.defects)}
-    damaged = [shard for shard in present if wrong.get(part_name(*shard)) in _OF_ROWS]
+    damaged = [name for name, check in wrong.items() if check in _OF_ROWS and name.endswith(".parquet")]
+    indexes = [name for name, check in wrong.items() if check == "faiss"]
     if repair:
         if wrong.get(MANIFEST_FILE) == "manifest":
             remove(path / MANIFEST_FILE)
-        copies = {digest_of(copy): copy for copy in _copies(path)} if INFO_FILE in wrong else {}
+        copies = [json_text(copy.to_dict()) for copy in _copies(path)] if INFO_FILE in wrong else []
         if copies:  # the one that the manifest lists, else the first
             manifest = Manifest.load(path)
             listed = manifest.files.get(INFO_FILE) if manifest else None
-            write_json_atomically(path / INFO_FILE, copies.get(str(listed)) or next(iter(copies.values())))
+            text = next((text for text in copies if sha256(text.encode()).hexdigest() == listed), copies[0])
+            write_text_atomically(path / INFO_FILE, text)
             record_files(path, [INFO_FILE])
             said.append(f"{INFO_FILE} was written again from a shard")
-        for name in (*(part_name(*shard) for shard in damaged), *({MOMENTS_FILE, FAILURES_FILE} & wrong.keys())):
+        for name in (*damaged, *indexes, *({MOMENTS_FILE, FAILURES_FILE} & wrong.keys())):
             remove(path / name)
-        said += [f"{modality} shard {part} was removed and has to be made again" for modality, part in damaged]
+        said += [f"{name} was removed and has to be made again" for name in damaged]
     writer = StoreWriter(path)
     if writer.before is None and damaged and repair:
         said.append(f"{MANIFEST_FILE} was not written, because the removed shards have to be made again first")
@@ -336,8 +319,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
     said += [f"{part_name(*shard)} was given up; its {counted(lost[shard].rows, 'row')} are lost" for shard in lost]
     if repair:
         said += [f"{name} was written again" for name in _DERIVED if name in wrong]
-        broken = [shard for shard in present if index_name(*shard) in wrong]
-        if broken:
-            record_files(path, faiss=dict.fromkeys(broken))
-            keep_indexes(path, reporter=reporter)
-            said.append(f"{counted(len(broken), 'FAISS index was', 'FAISS indexes were')} made again")
+    if repair and indexes:
+        record_files(path, indexes)
+        keep_indexes(path, reporter=reporter)
+        said.append(f"{counted(len(indexes), 'FAISS index was', 'FAISS indexes were')} made again")

@@ -22,10 +22,10 @@ from c3tools import export_store, import_embeddings, train_captioner
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, OutputError, StoreError
+from c3tools.io.artifact import digest_of
 from c3tools.store import Failure, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
-from c3tools.store.shards import digest_of
 from c3tools.store.verify import verify_store
 from tests.captioning.conftest import make_captions_store
 from tests.conftest import Messages, add_shard, put_store, unit_rows
@@ -155,7 +155,7 @@ def add(path: Path, info: StoreInfo, part: int, made_from: str | None = None) ->
 
 def test_whole_shards_of_the_same_settings_are_adopted(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s")
-    made_from = digest_of(store.info.to_dict())
+    made_from = digest_of(store.info)
     add(store.path, store.info, 3)
     add(store.path, store.info, 4)
     damaged = store.path / "image" / "part-00004.parquet"
