@@ -64,7 +64,7 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one available.
         precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 if the hardware computes in it natively
-            (GPU from Ampere on; CPUs of `cpu_has_fast_bf16`), else fp32.
+            (GPU from Ampere on; CPUs of `_cpu_has_fast_bf16`), else fp32.
         encoder: it is for an encoder, which may run in int8.
 
     Raises:
@@ -83,7 +83,7 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     if precision == "int8" and not (kind == "cpu" and has_int8()):
         raise C3Error(f"int8 needs a CPU with avx512_vnni, not {name}.", remedy="Use --precision auto.")
     if precision == "auto":
-        fast = kind == "cpu" and cpu_has_fast_bf16()
+        fast = kind == "cpu" and _cpu_has_fast_bf16()
         if kind == "cuda":
             import torch
 
@@ -193,7 +193,7 @@ def _may_have_gpu() -> bool:
 
 
 @cache
-def cpu_has_fast_bf16() -> bool:
+def _cpu_has_fast_bf16() -> bool:
     """Return whether this CPU computes faster in bf16 than in fp32, by what Linux says of it.
 
     With AMX it does, and so it does with avx512_bf16, except on CPUs that have avx512_fp16 too: those are Intel's with

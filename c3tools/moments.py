@@ -8,9 +8,7 @@ Chan, Golub and LeVeque (1983). A float16 sum of 200,000 ones is inf; these sums
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save_file
 
 from .arrays import Array
@@ -132,19 +131,15 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
         StoreError: if the file is missing, damaged, or not a moments file.
     """
     try:
-        with ExitStack() as stack:
-            local = path
-            if not isinstance(path, Path):  # at a URL
-                local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "moments.safetensors"
-                local.write_bytes(read_all(path))
-            file = stack.enter_context(safe_open(local, framework="numpy"))
-            header, groups = json.loads((file.metadata() or {})["c3"]), {}
-            for name, n in header.pop("groups").items():
-                mean = file.get_tensor(f"{name}/mean").astype(np.float64)
-                upper = np.zeros((len(mean), len(mean)))
-                upper[np.triu_indices(len(mean))] = file.get_tensor(f"{name}/scatter")
-                groups[name] = Moments(int(n), mean, upper + np.triu(upper, 1).T)
-            return groups, header
+        content = read_all(path)
+        tensors, end = load_tensors(content), 8 + int.from_bytes(content[:8], "little")
+        header, groups = json.loads(json.loads(content[8:end])["__metadata__"]["c3"]), {}
+        for name, n in header.pop("groups").items():
+            mean = tensors[f"{name}/mean"].astype(np.float64)
+            upper = np.zeros((len(mean), len(mean)))
+            upper[np.triu_indices(len(mean))] = tensors[f"{name}/scatter"]
+            groups[name] = Moments(int(n), mean, upper + np.triu(upper, 1).T)
+        return groups, header
     except FileNotFoundError:
         raise StoreError(f"The moments file {path} does not exist.") from None
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -38,16 +38,10 @@ def output_file(text: str | Path) -> Path:
         C3Error: if its folder on this machine is missing or cannot be written to, or if the path is a folder.
     """
     path = location(text)
-    if isinstance(path, Path):
-        folder, reason = path.parent, ""
-        if not folder.is_dir():
-            reason = f"{folder} is a file" if folder.exists() else f"the folder {folder} does not exist"
-        elif path.is_dir():
-            reason = "it is a folder"
-        elif not os.access(path if path.exists() else folder, os.W_OK):
-            reason = "permission denied"
-        if reason:
-            raise C3Error(f"{path} cannot be written: {reason}.", remedy="Give a file in a folder that can be written.")
+    there = path if path.exists() else path.parent
+    if isinstance(path, Path) and (path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK)):
+        remedy = "Give a file in a folder that exists and can be written."
+        raise C3Error(f"The file {path} cannot be written.", remedy=remedy)
     return path
 
 

@@ -38,17 +38,13 @@ def test_rows_and_their_merged_parts_have_the_moments_of_numpy(
         np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-8, atol=1e-9 * scale)
 
 
-def test_float16_rows_are_summed_in_double_precision() -> None:
+def test_sums_are_of_double_precision_and_centred() -> None:
     ones = np.ones((200_000, 1), dtype=np.float16)
     with np.errstate(over="ignore"):
         assert np.isinf(ones.sum(axis=0, dtype=np.float16)).all()
     moments = Moments.from_rows(ones)
     assert (moments.n, moments.mean[0], moments.scatter[0, 0]) == (200_000, 1.0, 0.0)
-
-
-def test_far_from_the_origin() -> None:
-    # the textbook formula E x^2 - (E x)^2 gives 0 or less here
-    x = 1e8 + np.array([[1.0], [2.0], [3.0]])
+    x = 1e8 + np.array([[1.0], [2.0], [3.0]])  # where E x^2 - (E x)^2 gives 0 or less
     assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[0, 0] == pytest.approx(2 / 3)
 
 

@@ -6,7 +6,6 @@ import re
 import pytest
 from rich.console import Console
 
-from c3tools.reporter import SILENT
 from c3tools.terminal import TerminalReporter
 
 
@@ -65,11 +64,7 @@ def test_a_log_gets_a_line_now_and_then(
     assert text.getvalue().splitlines() == [f"Training: {line}" for line in lines]
 
 
-def test_messages_are_printed_as_they_are_and_silence_takes_everything() -> None:
+def test_messages_are_printed_as_they_are() -> None:
     text, console = screen(terminal=False)
     TerminalReporter(console).message("[bold] is no markup, s3://bucket/a path")
     assert text.getvalue() == "[bold] is no markup, s3://bucket/a path\n"
-    SILENT.message("nobody listens")
-    SILENT.scalar("loss", 1.0, 1)
-    with SILENT.progress("nothing", 3) as progress:
-        progress.advance(3, "note")

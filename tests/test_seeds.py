@@ -54,23 +54,6 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         assert (keyed_normal(5, 1, [KEYS[row] for row in rows], 33) == whole[rows]).all()
 
 
-def test_noise_is_standard_normal() -> None:
-    noise = keyed_normal(0, 0, KEYS, 512).astype(np.float64)
-    n = noise.size
-    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
-    assert abs(noise.var() - 1) < 4 * np.sqrt(2 / n)
-    assert abs(stats.kurtosis(noise.ravel())) < 4 * np.sqrt(24 / n)
-    assert stats.kstest((noise**2).sum(axis=1), stats.chi2(512).cdf).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("other", [(0, 1), (1, 0), (2**40, 0)])
-def test_keys_epochs_and_seeds_are_independent(other: tuple[int, int]) -> None:
-    noise, again = (keyed_normal(*scope, KEYS[:400], 64).astype(np.float64) for scope in ((0, 0), other))
-    correlation = np.asarray(np.corrcoef(noise))[~np.eye(400, dtype=bool)]
-    assert correlation.std() == pytest.approx(1 / np.sqrt(64), rel=0.05)
-    assert abs((noise * again).mean()) < 4 / np.sqrt(noise.size)
-
-
 def test_generators_differ_by_scope() -> None:
     scopes: list[tuple[int, *tuple[object, ...]]] = [(0,), (1,), (0, "a"), (0, "b"), (0, 1)]
     draws = {tuple(generator(*scope).integers(2**32, size=2)) for scope in scopes}

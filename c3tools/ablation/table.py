@@ -123,36 +123,34 @@ class Ablation:
         """
         scored = self.rows[0]["scores"] if self.rows else {}
         if self.task == "captions":
-            shown = [name for name in _OF_CAPTIONS if name in scored]
-            java = [name for name in JAVA_METRICS if name in scored]
-            return [self._table(self.title, shown, CHOOSE_BY), self._table("", java)]
+            trainings = ("seeds", "images", "published", "checkpoint")
+            return [self._table(self.title, _OF_CAPTIONS, CHOOSE_BY), self._table("", JAVA_METRICS, facts=trainings)]
         tables = []
         for own in [name.removeprefix("KID") for name in scored if name.startswith("KID-")]:
             title = f"{self.title}, scored by {own[1:]}"
-            others = [name for name in (f"IS{own}-coco80", f"recall@1{own}", f"recall@10{own}") if name in scored]
-            tables.append(self._table(title, [f"KID{own}", f"FD{own}"], f"KID{own}", own))
+            others = [f"IS{own}-coco80", f"recall@1{own}", f"recall@10{own}"]
+            tables.append(self._table(title, [f"KID{own}", f"FD{own}"], f"KID{own}", own, ["seeds"]))
             tables.append(self._table(title, others, others[-1], own))
         title = "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes are not comparable"
         return [*tables, Table(["method", "FID", "IS"], [[*row] for row in PUBLISHED_IMAGES], title)]
 
-    def _table(self, title: str, metrics: Sequence[str] = (), with_interval: str = "", own: str = "") -> Table:
-        """Return one table: what names a row, and its scores (without ``own`` in their names) or its trainings."""
-        lines, headings = [], {name: name.replace(own, "", 1) if own else name for name in metrics}
+    def _table(
+        self, title: str, metrics: Sequence[str], with_interval: str = "", own: str = "", facts: Sequence[str] = ()
+    ) -> Table:
+        """Return one table: what names a row, facts of it, and its scores, without ``own`` in their names."""
+        lines, real = [], {"method": "real photos"}
         for row in self.rows:
-            line = {"method": row["method"], "sigma": self._sigma(row)}
-            if not with_interval or with_interval.startswith("KID"):
-                line["seeds"] = str(row["seeds"])
-            for name, heading in headings.items():
-                line[heading] = _with_spread(name, row["scores"][name])
+            line = {"method": row["method"], "sigma": self._sigma(row)} | {name: str(row[name]) for name in facts}
+            for name in [name for name in metrics if name in row["scores"]]:
+                heading, score = name.replace(own, "", 1), row["scores"][name]
+                line[heading], real[heading] = _with_spread(name, score), score_text(name, self.real.get(name))
                 if name == with_interval:
-                    line[_INTERVAL] = score_text(name, row["scores"][name]["interval"], interval)
-            if not with_interval:
-                line |= {"images": f"{row['images']:,}", "published": row["published"], "checkpoint": row["checkpoint"]}
+                    line[_INTERVAL] = score_text(name, score["interval"], interval)
             lines.append(line)
+        columns = [*lines[0]] if lines else []
         if self.real:
-            real = {heading: score_text(name, self.real.get(name)) for name, heading in headings.items()}
-            lines.append(dict.fromkeys(lines[0], "") | {"method": "real photos", **real})
-        return Table([*lines[0]] if lines else [], [[*line.values()] for line in lines], title)
+            lines.append(real)
+        return Table(columns, [[line.get(name, "") for name in columns] for line in lines], title)
 
     def _sigma(self, row: Row) -> str:
         """Return the sigma of a row and its source, or a dash if there is no noise."""

@@ -85,15 +85,6 @@ def test_the_tables_of_a_terminal_fit_it() -> None:
     assert fits_a_terminal([scores, trainings, distances, others])
 
 
-def test_the_scores_by_each_encoder_have_their_tables() -> None:
-    kinds = ("FD-{}", "KID-{}", "IS-{}-coco80", "recall@1-{}", "recall@10-{}")
-    scores = {kind.format(encoder): float(number) for encoder in ("a", "a-b") for number, kind in enumerate(kinds)}
-    *shown, _ = Ablation([Run("C1", 0, 0.0, scores)], task="images", title="photos").tables()
-    assert [table.title for table in shown] == [f"photos, scored by {name}" for name in ("a", "a", "a-b", "a-b")]
-    assert [table.columns[-1] for table in shown] == ["FD", "95 % interval"] * 2
-    assert shown[2].rows[0] == ["C1", "–", "1", "1.0", "", "0.000"]
-
-
 @pytest.mark.parametrize(
     ("task", "metrics", "other", "digits"),
     [("captions", ("CIDEr", "ROUGE-L"), "DeCap", 1), ("images", ("FD-x", "recall@1-x"), "LAFITE", 3)],

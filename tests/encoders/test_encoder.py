@@ -149,7 +149,7 @@ def test_auto_is_bf16_only_where_the_cpu_is_faster_in_it_and_the_model_bears_it(
 ) -> None:
     if backend == "openvino" and "bf16" not in OpenVINOBackend.precisions():
         pytest.skip("this CPU has no bf16")
-    monkeypatch.setattr(devices, "cpu_has_fast_bf16", lambda: True)
+    monkeypatch.setattr(devices, "_cpu_has_fast_bf16", lambda: True)
     for agreement, expected in ((0.9, "bf16"), (1.1, "fp32")):
         monkeypatch.setattr(loading, "AGREEMENT", agreement)
         rounded = load_encoder(name, backend=backend)
@@ -161,7 +161,7 @@ def test_auto_is_bf16_only_where_the_cpu_is_faster_in_it_and_the_model_bears_it(
     assert not np.array_equal(got, expected_rows)
     assert (got * expected_rows).sum(axis=1).min() > 0.99
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
-    monkeypatch.setattr(devices, "cpu_has_fast_bf16", lambda: False)
+    monkeypatch.setattr(devices, "_cpu_has_fast_bf16", lambda: False)
     assert load_encoder(name, backend=backend).compute.precision == pick("cpu").precision == "fp32"
 
 
