@@ -16,9 +16,11 @@ import inspect
 import math
 import os
 import re
+import sys
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, get_origin
 
 import typer
@@ -187,6 +189,7 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
                 raise C3Error(f"{_flags(name, n, found)[0]} must be a finite number, not {value}.")
             if n == "other":
                 values[n] = dict(value or ())
+        _import_pyarrow()
         command = getattr(importlib.import_module(f".{module}", __package__), own.name)
         result = (partial(command, getattr(c3tools, verbs[0])) if shared else command)(**values)
         value, code = result if isinstance(result, tuple) else (result, 0)
@@ -206,6 +209,23 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
     paragraphs = _SECTION.split(ast.get_docstring(_verb(verbs[0]) if shared else own) or "")[0].split("\n\n")
     run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name.rsplit(maxsplit=1)[-1], cls=_JsonCommand)(run)
+
+
+def _import_pyarrow() -> None:
+    """Import pyarrow without pandas: it imports it with the first array, half a second that no command needs."""
+    finder: Any = SimpleNamespace(find_spec=_hide_pandas)
+    sys.meta_path.insert(0, finder)
+    try:
+        import pyarrow
+
+        pyarrow.array([])
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _hide_pandas(name: str, *_: object) -> None:
+    if name == "pandas":
+        raise ModuleNotFoundError(name)
 
 
 def summary(name: str, module: str) -> str:

@@ -27,6 +27,7 @@ PART_ITEMS, PART_ROWS = 2_500, 12_500
 EXACT_VALUES = 2**25
 """Up to so many values are computed in float64, more in float32 with sums in float64."""
 GROUP_PAIRS = 100
+_BLOCK_ROWS = 2_000
 NORM_TOLERANCE = 1e-3
 """Largest distance of a norm from 1 in a store of normalised rows: rounding to float16 explains half of it."""
 _NAMED_KEYS = 5
@@ -77,28 +78,35 @@ class Sample:
         differences = self.first - self.item_means
         return np.asarray(differences - differences.mean(axis=0))
 
-    @cached_property
-    def sums(self) -> tuple[Array, Array, Array, Array]:
-        """Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``, float64 (d,)."""
-        x = self.first[self.item_index]
-        difference = x - self.second
-        cosine = np.einsum("ij,ij->i", x, self.second).astype(np.float64)
-        mean = difference.mean(axis=0, dtype=np.float64)
-        difference *= difference
-        distance = np.sqrt(difference.sum(axis=1)).astype(np.float64)
-        return cosine, distance, mean, np.maximum(difference.mean(axis=0, dtype=np.float64) - mean**2, 0.0)
-
-    @cached_property
+    @property
     def group_size(self) -> int:
-        """Consecutive pairs in one of the `groups`."""
+        """Consecutive pairs whose mean difference is one row of the groups."""
         return min(GROUP_PAIRS, max(1, len(self.second) // 5))
 
     @cached_property
-    def groups(self) -> Array:
-        """``first - second``, averaged over groups of consecutive pairs: float64 (g, d)."""
-        whole = len(self.second) // self.group_size * self.group_size
-        difference = self.first[self.item_index[:whole]] - self.second[:whole]
-        return np.asarray(difference.reshape(-1, self.group_size, difference.shape[1]).mean(axis=1, dtype=np.float64))
+    def sums(self) -> tuple[Array, Array, Array, Array, Array]:
+        """What is measured over pairs, in one pass.
+
+        Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``, float64 (d,); its mean
+        over groups of consecutive pairs, float64 (g, d).
+        """
+        count, dim = self.second.shape
+        cosine, distance, groups = np.empty(count), np.empty(count), [np.empty((0, dim))]
+        total, squares, size = np.zeros(dim), np.zeros(dim), self.group_size
+        block = _BLOCK_ROWS // size * size
+        for start in range(0, count, block):
+            part = slice(start, min(start + block, count))
+            x, y = self.first[self.item_index[part]], self.second[part]
+            cosine[part] = np.einsum("ij,ij->i", x, y)
+            x -= y
+            whole = x[: len(x) // size * size].reshape(-1, size, dim)
+            groups.append(whole.mean(axis=1, dtype=np.float64))
+            total += x.sum(axis=0, dtype=np.float64)
+            x *= x
+            distance[part] = np.sqrt(x.sum(axis=1))
+            squares += x.sum(axis=0, dtype=np.float64)
+        mean = total / count
+        return cosine, distance, mean, np.maximum(squares / count - mean**2, 0.0), np.concatenate(groups)
 
     def part(self, items: Indices) -> Sample:
         """Return the rows of these items, ascending rows of ``first``; all of them need not be copied."""

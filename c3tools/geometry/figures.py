@@ -49,12 +49,13 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     if data is None or report.gap is None:
         return {"spectra": _spectra(report.modalities)}
     figures, sample = dict[str, tuple[Figure, str]](), data.sample
-    if sample.paired and len(sample.groups) > 1:
-        lengths = np.linalg.norm(sample.groups, axis=1)
+    groups = sample.sums[4] if sample.paired else ()
+    if len(groups) > 1:
+        lengths = np.linalg.norm(groups, axis=1)
         label = f"norm of the mean of {sample.group_size} pairs"
         ends = 0.0, max(1.0, float(lengths.max()) * 1.1)
         figures["gap-length"] = _histogram("Gap length", label, {"": lengths}, ends, line=report.gap.length.value)
-        cosines = row_cosines(sample.groups[:-1], sample.groups[1:])
+        cosines = row_cosines(groups[:-1], groups[1:])
         figures["gap-direction"] = _histogram("Gap direction", "cosine with the next group", {"": cosines})
     if any(len(values) for values in report.orthogonal.values()):
         label = "cosine of differences with the gap"
@@ -143,7 +144,8 @@ def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
     for axes, (space, sides) in zip(panels[0], report.transformed.items(), strict=True):
         both = np.concatenate(sides).astype(np.float64)
         mean = both.mean(axis=0)
-        plane = np.linalg.eigh((both - mean).T @ (both - mean))[1][:, :-3:-1]
+        both -= mean
+        plane = np.linalg.eigh(both.T @ both)[1][:, :-3:-1]
         # the signs of eigenvectors are arbitrary: make the larger component positive, so that runs agree
         plane = plane * np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])
         points = [(rows[numbers] - mean) @ plane for rows, numbers in zip(sides, chosen, strict=True)]

@@ -248,9 +248,9 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         debiased = replace(debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0))))
     distance = rmg = direction = group_length = None
     if sample.paired:
-        cosine, distances, *_ = sample.sums
+        cosine, distances, *_, groups = sample.sums
         distance = _estimate(collected, distances, seed)
-        lengths, directions = np.linalg.norm(sample.groups, axis=1), row_cosines(sample.groups[:-1], sample.groups[1:])
+        lengths, directions = np.linalg.norm(groups, axis=1), row_cosines(groups[:-1], groups[1:])
         direction = float(directions.mean()) if len(directions) else None
         group_length = float(lengths.mean()), float(lengths.std())
         value, num = relative_gap(float(cosine.mean()), first, second), float((1 - cosine.mean()) / 2)
@@ -270,7 +270,7 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     sample = collected.sample
     if not sample.paired:
         return None
-    (cosine, distance, mean, variance), items, pairs = sample.sums, len(sample.first), len(sample.second)
+    (cosine, distance, mean, variance, _), items, pairs = sample.sums, len(sample.first), len(sample.second)
     # the mean over rows that do not match is (sum x . sum y - sum over pairs of x . y) / rest
     rest, unpaired = items * pairs - pairs, None
     if rest > 0:
@@ -315,8 +315,7 @@ def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Res
     cosines = row_cosines(noise[left], noise[right])
     standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
     squares = standard * standard
-    fine = np.linspace(EDGES[0], EDGES[-1], _FINE * (len(EDGES) - 1) + 1)
-    counts = np.histogram(standard, bins=fine)[0]
+    counts, fine = np.histogram(standard, bins=_FINE * (len(EDGES) - 1), range=(EDGES[0], EDGES[-1]))
     # from a histogram: sorting all values of a large sample would cost more than everything else
     below = np.count_nonzero(standard < fine[0]) + np.concatenate([[0], np.cumsum(counts)])
     normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in fine])

@@ -46,11 +46,11 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
         return {}
     order = generator(seed, "one list").permutation(len(items))[:_ITEMS]
     plain = {
-        collected.first: unit_rows(np.asarray(working.first[items[order]], np.float64)),
-        collected.second: unit_rows(np.asarray(working.second[rows[order]], np.float64)),
+        collected.first: unit_rows(working.first[items[order]]),
+        collected.second: unit_rows(working.second[rows[order]]),
     }
     calibration = Calibration.fit(collected.fit_moments)
-    centred = {name: calibration.pipeline.transform(x, modality=name).astype(np.float64) for name, x in plain.items()}
+    centred = {name: calibration.pipeline.transform(x, modality=name).astype(x.dtype) for name, x in plain.items()}
     half = len(order) // 2
     corpus = {collected.first: slice(0, half), collected.second: slice(half, None)}  # the items of each modality
     found = {}

@@ -161,14 +161,15 @@ Choose = Callable[["pa.RecordBatch"], Mask]
 
 
 def first_rows(store: Store, modality: str, split: str | None, most: int, choose: Choose | None = None) -> Rows:
-    """Return the first rows of one split, ``most`` at the most, of those that ``choose`` marks."""
+    """Return the first rows of one split, ``most`` at the most, of those that ``choose`` marks; without captions."""
     import pyarrow as pa
 
     from ..store import Rows, embedding_matrix
+    from ..store.rows import ITEM_COLUMNS
 
     batches: list[pa.RecordBatch] = []
     missing = most
-    for batch in store.batches(modality, split=split):
+    for batch in store.batches(modality, ["embedding", "key", *ITEM_COLUMNS, "split"], split=split):
         chosen = batch if choose is None else batch.filter(pa.array(choose(batch), pa.bool_()))
         batches.append(chosen.slice(0, missing))
         missing -= len(batches[-1])

@@ -30,6 +30,7 @@ MIN_COSINE = 0.1  # noise that leaves a lower cosine is over ten times as long a
 NEIGHBOURS = 500
 MAX_PAIRS = 20_000  # the cosine of so many is exact enough
 MIN_IMAGES, RECOMMENDED_IMAGES = 10, 20  # images with captions: see docs/results/sigma.md
+_BLOCK = 100  # images whose captions are compared at once
 SPREADS = 3.0  # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 PHOTO_SPREADS = 2.0  # the same for a caption and two similar photos; not compared with other factors
 MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5  # so that SPREADS times the noise leaves the other
@@ -94,21 +95,27 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise
     name, rests_on = "caption_spread", "texts alone: the mean cosine of two captions of one image, centred"
     order = np.argsort(item_index, kind="stable")
     order = order[item_index[order] >= 0]  # the texts of one image together
-    cosines, lengths = [], [np.empty(0)]
-    for own in np.split(order, np.flatnonzero(np.diff(item_index[order])) + 1) if len(order) else ():
-        different = np.stack(list({row.tobytes(): row for row in texts[own]}.values()))
-        rows = ((unit_rows(different) if normalise else different) - mean).astype(np.float64)
+    if not np.diff(item_index[order]).all():  # else every image has one
+        keys = ((item_index[row], hash(texts[row].tobytes())) for row in order)
+        order = np.array(list(dict(zip(keys, order, strict=True)).values()))
+    starts = np.append(np.flatnonzero(np.diff(item_index[order], prepend=-1)), len(order))
+    cosines, lengths = np.empty(0), np.empty(0)
+    for first in range(0, len(starts) - 1, _BLOCK) if len(starts) <= len(order) else ():
+        edges = starts[first : first + _BLOCK + 1]
+        own = texts[order[edges[0] : edges[-1]]]
+        rows = ((unit_rows(own) if normalise else own) - mean).astype(np.float64)
         norms = np.linalg.norm(rows, axis=1)
-        lengths.append(norms)
-        if (m := np.count_nonzero(norms)) >= 2:
-            total = (rows[norms > 0] / norms[norms > 0, None]).sum(axis=0)
-            cosines.append((total @ total - m) / (m * (m - 1)))  # the mean cosine of the pairs
+        rows /= np.where(norms > 0, norms, 1)[:, None]
+        totals, counts = (np.add.reduceat(values, edges[:-1] - edges[0]) for values in (rows, (norms > 0).astype(int)))
+        found = (np.einsum("ij,ij->i", totals, totals) - counts)[counts > 1]
+        cosines = np.append(cosines, found / (counts * (counts - 1))[counts > 1])  # the mean cosine of the pairs
+        lengths = np.append(lengths, norms)
     if len(cosines) < MIN_IMAGES:
         there = counted(len(cosines), "image has different captions", "images have different captions")
-        missing = f"{there}, fewer than {MIN_IMAGES}" if cosines else "every image has one caption"
+        missing = f"{there}, fewer than {MIN_IMAGES}" if len(cosines) else "every image has one caption"
         return SigmaRule(name, None, rests_on, missing, len(cosines))
-    found = _by_cosine(name, float(np.mean(cosines)), np.concatenate(lengths), len(mean), rests_on, MIN_SIBLING_COSINE)
-    return replace(found, images=len(cosines))
+    rule = _by_cosine(name, float(cosines.mean()), lengths, len(mean), rests_on, MIN_SIBLING_COSINE)
+    return replace(rule, images=len(cosines))
 
 
 def scaled_spread(spread: SigmaRule) -> SigmaRule:
