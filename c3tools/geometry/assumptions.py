@@ -250,23 +250,24 @@ def _between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> fl
         0 if it is not above 95 % of the permutations of the labels.
     """
 
-    def above_chance(rows: Array, groups: Indices) -> float:
-        """Return the mean square distance of group means from 0, by size, over its mean over all permutations."""
-        sizes = np.bincount(groups)
-        chosen = np.zeros((len(sizes), len(rows)))
-        chosen[groups, np.arange(len(rows))] = 1
-        sums = (chosen @ rows)[sizes > 0]
-        spread = float(np.sum(np.einsum("ij,ij->i", sums, sums) / sizes[sizes > 0]))
-        chance = float(np.sum(rows**2)) * (len(sums) - 1) / (len(rows) - 1)
-        return spread / chance if chance > 0 else 0.0
+    def above_chance(rows: Array, drawn: Indices) -> Array:
+        """Return the mean square distance of group means from 0, by size, over its mean over all permutations.
+
+        Both (p,), of groups (p, n): one for each drawing of labels.
+        """
+        members = (drawn[:, None] == np.unique(drawn)[:, None]).astype(np.float64)  # (p, groups, n)
+        sums, sizes = members @ rows, members.sum(axis=2)
+        spread = (np.einsum("pgd,pgd->pg", sums, sums) / np.maximum(sizes, 1)).sum(axis=1)
+        chance = float(np.sum(rows**2)) * ((sizes > 0).sum(axis=1) - 1) / (len(rows) - 1)
+        return np.asarray(np.divide(spread, chance, out=np.zeros_like(spread), where=chance > 0))
 
     rng, count = generator(seed, "permuted groups"), len(differences)
-    value = above_chance(differences, labels)
+    value = float(above_chance(differences, labels[None])[0])
     # how far random groups are above chance does not depend on the number of items: a thousand are enough
     chosen = rng.permutation(count)[:_PERMUTED_ITEMS]
     rows = differences[chosen] - differences[chosen].mean(axis=0)
-    drawn = sorted(above_chance(rows, rng.permutation(labels[chosen])) for _ in range(_PERMUTATIONS))
-    if value <= drawn[int(0.95 * _PERMUTATIONS)]:
+    drawn = above_chance(rows, np.stack([rng.permutation(labels[chosen]) for _ in range(_PERMUTATIONS)]))
+    if value <= np.sort(drawn)[int(0.95 * _PERMUTATIONS)]:
         return 0.0
     spread = float(np.mean(np.einsum("ij,ij->i", differences, differences)))
     return sqrt(max(value - 1, 0.0) * spread * (len(np.unique(labels)) - 1) / (count - 1))

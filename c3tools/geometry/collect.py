@@ -108,13 +108,13 @@ class Sample:
         mean = total / count
         return cosine, distance, mean, np.maximum(squares / count - mean**2, 0.0), np.concatenate(groups)
 
-    def part(self, items: Indices) -> Sample:
-        """Return the rows of these items, ascending rows of ``first``; all of them need not be copied."""
+    def part(self, items: Indices) -> tuple[Sample, Indices]:
+        """Return the rows of these items, ascending rows of ``first``, and the rows of ``second`` that they are."""
         if len(items) == len(self.first):
-            return self
+            return self, np.arange(len(self.second))
         rows = np.flatnonzero(np.isin(self.item_index, items))
         index = np.searchsorted(items, self.item_index[rows])
-        return Sample(self.first[items], self.second[rows], index, complete=False)
+        return Sample(self.first[items], self.second[rows], index, complete=False), rows
 
 
 @dataclass
@@ -132,6 +132,7 @@ class Collected:
         pairs: number of pairs in the store.
         sample: rows in memory, for means over pairs.
         working: its part for the measures that compare all rows with all others.
+        places: per modality, int64, the place of each row of ``working`` among all rows that were read.
         notes: what the reader should know.
     """
 
@@ -145,6 +146,7 @@ class Collected:
     pairs: int
     sample: Sample
     working: Sample
+    places: dict[str, Indices]
     notes: list[str]
 
     @cached_property
@@ -238,6 +240,7 @@ def collect(
         x, y = pool.map(read, (first, second))
     index = np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
     sample = Sample(x, y, index, complete)
+    working, chosen = sample.part(np.searchsorted(wanted[first], part))
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
     fit_moments, fitted_on = _fitting_moments(store, moments, split)
     return Collected(
@@ -250,7 +253,8 @@ def collect(
         items=len(items),
         pairs=len(paired),
         sample=sample,
-        working=sample.part(np.searchsorted(wanted[first], part)),
+        working=working,
+        places={first: part, second: wanted[second][chosen]},
         notes=notes,
     )
 
@@ -305,7 +309,7 @@ def _read_rows(
         with np.errstate(all="ignore"):  # NaN and infinity are refused below
             norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", block, block))
         low, high = np.searchsorted(wanted, [start, stop])
-        sample[low:high] = block[wanted[low:high] - start]
+        sample[low:high] = block if high - low == len(block) else block[wanted[low:high] - start]
         start = stop
         progress.advance(batch.num_rows)
     off = np.abs(norms - 1) > NORM_TOLERANCE if store.info.normalised else norms == 0

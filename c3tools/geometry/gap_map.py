@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..corpus.containers import PhotoFinder
 from ..encoders import UNREADABLE, thumbnail
 from ..errors import StoreError
-from ..moments import unit_rows
 from ..seeds import generator
 from ..store import Store
-from ..store.rows import embedding_matrix, item_keys, match_items, row_splits
+from ..store.rows import ITEM_COLUMNS, row_splits
+from .collect import Collected
 
 MOST = 2_000
 """Dots of a modality."""
@@ -26,7 +26,7 @@ _PHOTO_SIDE = 112
 _PHOTO_BYTES = 1_500_000  # of all thumbnails together, so that a page stays below 2 MB
 
 
-def gap_map(store: Store, first: str, second: str, *, split: str | None = None, by: str | None = None) -> Markup:
+def gap_map(store: Store, collected: Collected, *, split: str | None = None, by: str | None = None) -> Markup:
     """Return the data of the map as JSON that is safe in a script element.
 
     A row r of modality m with mean mu_m is at ``((r - mu_m) @ g, (r - mu_m) @ v)``, with the unit vector ``g`` along
@@ -34,20 +34,21 @@ def gap_map(store: Store, first: str, second: str, *, split: str | None = None, 
     the mean of the modality is, from the middle of both means: the slider adds it to the rows.
 
     Args:
-        first: the modality with one row per item, of which a seeded sample of `MOST` is drawn.
-        second: the other; of its rows those that belong to the sample, and if there are none, a sample too.
-        split: use only the rows of this split.
+        store: what was read.
+        collected: what the report measures: a seeded sample of `MOST` items of its working set is drawn with the rows
+            of the other modality that belong to them; if there are no pairs, a sample of both.
+        split: the rows that were read.
         by: a column of the store to colour the dots by, besides modality and split.
     """
-    count = store.count(first, split)
-    drawn = np.sort(generator(0, "map").permutation(count)[:MOST])
-    left = _take(store, first, split, drawn)
-    items = item_keys(left)
-    right = _take(store, second, split, None, items)
-    if not len(right):
-        right = _take(store, second, split, np.sort(generator(1, "map").permutation(store.count(second, split))[:MOST]))
-    tables = {first: left, second: right}
-    rows = {name: unit_rows(embedding_matrix(table, np.float64)) for name, table in tables.items()}
+    first, second, working = collected.first, collected.second, collected.working
+    sides = working.first, working.second
+    drawn = [np.sort(generator(n, "map").permutation(len(side))[:MOST]) for n, side in enumerate(sides)]
+    if working.paired:
+        drawn[1] = np.flatnonzero(np.isin(working.item_index, drawn[0]))[:MOST]
+    rows, tables = {}, {}
+    for name, side, chosen in zip((first, second), sides, drawn, strict=True):
+        rows[name] = side[chosen].astype(np.float64)
+        tables[name] = _take(store, name, split, collected.places[name][chosen], by)
     means = {name: matrix.mean(axis=0) for name, matrix in rows.items()}
     gap = means[first] - means[second]
     along = gap / max(float(np.linalg.norm(gap)), 1e-12)
@@ -69,8 +70,8 @@ def gap_map(store: Store, first: str, second: str, *, split: str | None = None, 
                 "photo": _photos(store, table) if name == "image" else None,
             }
         )
-    partners = match_items(items, item_keys(right))
-    pairs = [[int(item), row] for row, item in enumerate(partners) if item >= 0]
+    partners = np.searchsorted(drawn[0], working.item_index[drawn[1]]) if working.paired else ()
+    pairs = [[int(item), row] for row, item in enumerate(partners)]
     data = {"modalities": modalities, "pairs": pairs, "gap": float(np.linalg.norm(gap))}
     return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
@@ -87,18 +88,14 @@ def require_column(store: Store, modalities: Sequence[str], name: str) -> None:
         raise StoreError(f"{store.path} has no column {name!r}.", remedy=f"It has {names}.")
 
 
-def _take(
-    store: Store, modality: str, split: str | None, numbers: Any = None, items: pa.Array[Any] | None = None
-) -> pa.Table:
-    """Return the rows with these numbers, or the first `MOST` rows of these items."""
-    batches, start, found = [], 0, 0
-    for batch in store.batches(modality, split=split):
-        if items is None:
-            chosen = numbers[(numbers >= start) & (numbers < start + len(batch))] - start
-        else:
-            chosen = np.flatnonzero(match_items(items, item_keys(batch)) >= 0)[: MOST - found]
-        batches.append(batch.take(pa.array(chosen)))
-        start, found = start + len(batch), found + len(chosen)
+def _take(store: Store, modality: str, split: str | None, places: Indices, by: str | None) -> pa.Table:
+    """Return the rows of a split with these numbers, ascending, without their embeddings."""
+    columns = dict.fromkeys(["key", "caption", "path", "split", *ITEM_COLUMNS, *([by] if by else [])])
+    batches, start = [], 0
+    for batch in store.batches(modality, list(columns), split=split):
+        low, high = np.searchsorted(places, [start, start + len(batch)])
+        batches.append(batch.take(pa.array(places[low:high] - start)))
+        start += len(batch)
     return pa.Table.from_batches(batches)
 
 

@@ -254,7 +254,7 @@ def gap_report(
         collected=data,
         orthogonal={name: orthogonality(rows, items, data.gap, seed=seed) for name, rows, items in sides},
         transformed=transformed,
-        draw_map=partial(gap_map, store, first, second, split=split, by=by),
+        draw_map=partial(gap_map, store, data, split=split, by=by),
     )
 
 

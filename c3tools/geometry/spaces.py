@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..arrays import Array, Floats, Indices
+from ..arrays import Floats, Indices
 from ..metrics.retrieval import pair_hits
-from ..metrics.significance import Estimate, mean_interval, share_interval, student_quantile
+from ..metrics.significance import Estimate, mean_interval, share_interval
 from ..moments import unit_rows
 from ..seeds import generator
 from ..transforms import preset
+from ..transforms.calibration import fit_logistic
 from .collect import Collected
 
 RAW = "raw"
@@ -28,10 +29,7 @@ _MAX_PROBE_ROWS = 1_000
 _BIAS_ROWS = 100
 _MAX_CORPORA = 10
 _BIAS_K = 10
-_LEFT_OUT = 5
-_DELETIONS = 40
 _RIDGE = 1e-2
-_NEWTON_STEPS = 25
 
 
 @dataclass
@@ -150,7 +148,7 @@ def separability(
     for fit, held in ((0, 1), (1, 0)):
         mean = x[:, fit].mean(axis=1, keepdims=True) if collapse else 0.0
         fit_rows, held_rows = (unit_rows((x[:, side] - mean).reshape(2 * half, -1)) for side in (fit, held))
-        weights = _logistic(fit_rows, labels)
+        weights = fit_logistic(fit_rows, labels, _RIDGE)
         right.append((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5))
         tested.append(owner[:, held].ravel())
     hits = np.concatenate(right).astype(np.float64)
@@ -174,8 +172,7 @@ def modality_bias(
 
     Returns:
         The share for queries of the first modality, and of the second; ``rows`` is the number of items in a corpus. The
-        interval is that of the jackknife, which leaves out a random fifth of the items, as queries and from the corpus
-        (Shao and Wu, 1989); it is rather too wide than too narrow.
+        interval is over items as queries; that queries share neighbours is not counted, so it is a tenth too narrow.
     """
     rng = generator(seed, "bias")
     chosen, shared = [], np.intersect1d(*items) if items is not None else np.empty(0, np.int64)
@@ -189,47 +186,16 @@ def modality_bias(
     else:  # nothing is paired
         left, right = (rng.permutation(len(rows))[: min(len(first), len(second))] for rows in (first, second))
     count = min(len(left), _BIAS_ROWS)
-    corpora = min(len(left) // count, _MAX_CORPORA)
-    shares, variances = np.empty((corpora, 2)), np.zeros((corpora, 2))
-    for number in range(corpora):
-        own = slice(number * count, (number + 1) * count)
-        shares[number], parts = _corpus_bias(first[left[own]], second[right[own]], rng)
-        variances[number] = (_LEFT_OUT - 1) * np.var(parts, axis=0)
-    errors = np.sqrt(variances.sum(axis=0)) / corpora
-    quantile = student_quantile(max(corpora * count - 1, 1))
-    estimates = []
-    for value, error in zip(shares.mean(axis=0), errors, strict=True):
-        ends = max(float(value - quantile * error), 0.0), min(float(value + quantile * error), 1.0)
-        estimates.append(Estimate(float(value), ends if count >= 3 else None, count))
-    return estimates[0], estimates[1]
-
-
-def _corpus_bias(x: Floats, y: Floats, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return the share of own neighbours for queries of ``x`` and of ``y`` (2,), and without random fifths (r, 2).
-
-    Row i of both is one item, which is left out with both its rows.
-    """
-    count = len(x)
-    corpus = np.concatenate([x, y])
-    own, dropped = np.arange(2 * count) < count, max(1, count // _LEFT_OUT)
-    k = min(_BIAS_K, 2 * count - 1)
-    scores = corpus @ corpus.T
-    np.fill_diagonal(scores, -np.inf)
-    # as many more neighbours as are left out, so that k remain
-    near = np.argsort(-scores, axis=1, kind="stable")[:, : min(k + 2 * dropped, 2 * count - 1)]
-    same = own[near] == own[:, None]
-
-    def share(out: Indices) -> Array:
-        kept = ~np.isin(np.arange(2 * count) % count, out)
-        counted = kept[near]
-        counted &= np.cumsum(counted, axis=1) <= k
-        shares = (same & counted).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)
-        return np.array([shares[kept & own].mean(), shares[kept & ~own].mean()])
-
-    every = share(np.empty(0, np.int64))
-    if count < 3:
-        return every, every[None]
-    return every, np.array([share(rng.permutation(count)[:dropped]) for _ in range(_DELETIONS)])
+    own, shares = np.arange(2 * count) < count, []
+    for start in range(0, min(len(left) // count, _MAX_CORPORA) * count, count):
+        corpus = np.concatenate([rows[at[start : start + count]] for rows, at in ((first, left), (second, right))])
+        scores = corpus @ corpus.T
+        np.fill_diagonal(scores, -np.inf)
+        near = np.argsort(-scores, axis=1, kind="stable")[:, : min(_BIAS_K, 2 * count - 1)]
+        shares.append((own[near] == own[:, None]).mean(axis=1).reshape(2, count))
+    found = np.concatenate(shares, axis=1)
+    x, y = (Estimate(float(side.mean()), mean_interval(side, seed=seed), count) for side in found)
+    return x, y
 
 
 def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:
@@ -237,22 +203,3 @@ def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:
     if rows <= count:
         return np.arange(rows)
     return np.sort(generator(seed, "subsample", purpose, rows).choice(rows, count, replace=False))
-
-
-def _logistic(x: Array, y: Array) -> Array:
-    """Fit L2-regularised logistic regression: weights (d + 1,), the intercept last and not penalised."""
-    scale = x.std(axis=0).mean() or 1.0
-    design = np.hstack([x / scale, np.ones((len(x), 1))])
-    penalty = np.full(design.shape[1], _RIDGE * len(x))
-    penalty[-1] = 1e-9
-    weights = np.zeros(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        gradient = design.T @ (p - y) + penalty * weights
-        weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
-        step = np.linalg.solve(weighted.T @ weighted + np.diag(penalty), gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-3:
-            break
-    weights[:-1] /= scale
-    return weights

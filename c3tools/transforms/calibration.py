@@ -28,6 +28,7 @@ from .presets import preset
 if TYPE_CHECKING:
     from ..store import Store
 
+_NEWTON_STEPS = 25
 _LEAST_VARIANCE = 1e-3  # of the mean variance over directions; scores vary less where there are fewer rows than that
 
 
@@ -49,11 +50,13 @@ class Calibration:
     Attributes:
         moments: see above.
         pipeline: see above.
+        curves: by the modalities of queries and rows, slope and offset of the curves of `fit_pairs`; empty without.
     """
 
     def __init__(self, moments: Mapping[str, Moments], pipeline: Pipeline) -> None:
         self.moments = dict(moments)
         self.pipeline = pipeline
+        self.curves: dict[tuple[str, str], Array] = {}
 
     @classmethod
     def fit(
@@ -90,13 +93,31 @@ class Calibration:
         known = {name: own for name, own in plain.items() if chosen.knows(name)}
         return cls({name: _moments_after(chosen, own, name) for name, own in known.items()}, chosen)
 
-    def z(self, query: npt.ArrayLike, cosines: npt.ArrayLike, modality: str) -> Array:
+    def fit_pairs(self, pairs: Mapping[tuple[str, str], tuple[npt.ArrayLike, npt.ArrayLike]]) -> Calibration:
+        """Return a calibration that scores by the log odds that a row is the right one (Platt, 1999), from pairs.
+
+        They are a s + b of the cosine s, a logistic regression of right rows against those of the other pairs, one for
+        each kind of query and row. This is better than z where images are asked with: docs/results/fair-search.md.
+
+        Args:
+            pairs: by the modalities of queries and rows, queries (n, d) and the right row of each (n, d), both of norm
+                1 after the pipeline. Queries of a modality that lacks pairs with rows of another one keep z.
+        """
+        fitted = Calibration(self.moments, self.pipeline)
+        for kinds, (queries, rows) in pairs.items():
+            if all((kinds[0], name) in pairs for name in self.moments):
+                cosines = np.asarray(queries, np.float64) @ np.asarray(rows, np.float64).T  # (n, n)
+                fitted.curves[kinds] = fit_logistic(cosines.reshape(-1, 1), np.eye(len(cosines)).ravel(), 1e-9)
+        return fitted
+
+    def z(self, query: npt.ArrayLike, cosines: npt.ArrayLike, modality: str, asked: str | None = None) -> Array:
         """Return the scores of rows of one modality, float64 of the shape of ``cosines``.
 
         Args:
             query: (d,), or (q, d) for a batch, as it was searched with; its length makes no difference.
             cosines: (n,) or (q, n), with rows of the modality.
             modality: of the rows.
+            asked: modality of the queries, which decides between the curves of `fit_pairs`; None for z.
 
         A query of norm 0, and a modality whose rows are all equal, give 0. A variance is taken as at least a thousandth
         of the modality's mean over all directions.
@@ -113,6 +134,9 @@ class Calibration:
                 f"calibrated with the moments of {known or 'no modality'}.",
                 remedy="Fit the calibration on this modality too, and give one query for each row of scores.",
             )
+        if asked is not None and (asked, modality) in self.curves:
+            slope, offset = self.curves[asked, modality]
+            return np.asarray(slope * scores + offset)
         norms = np.linalg.norm(queries, axis=-1, keepdims=True)
         unit = np.divide(queries, norms, out=np.zeros_like(queries), where=norms > 0)
         variance = np.einsum("...d,...d->...", unit @ moments.covariance, unit)[..., None]
@@ -121,7 +145,9 @@ class Calibration:
         centred = scores - (unit @ moments.mean)[..., None]
         return np.asarray(np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0))
 
-    def merge(self, query: npt.ArrayLike, found: Mapping[str, tuple[Any, Any]], k: int = 10) -> list[Any]:
+    def merge(
+        self, query: npt.ArrayLike, found: Mapping[str, tuple[Any, Any]], k: int = 10, asked: str | None = None
+    ) -> list[Any]:
         """Return the best rows of several searches, each as a tuple (id, modality, z), best first.
 
         Args:
@@ -129,22 +155,48 @@ class Calibration:
             found: by modality, ids (n,) and cosines (n,) of the rows that its own search found, or (q, n) each; a score
                 that is not finite stands for no row.
             k: number of rows.
+            asked: see `z`.
 
         Raises:
             TransformError: see `z`.
         """
         if np.ndim(query) == 2:
             return [
-                self.merge(q, {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()}, k)
+                self.merge(q, {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()}, k, asked)
                 for row, q in enumerate(np.asarray(query))
             ]
         rows = [
             (identity, name, float(score))
             for name, (ids, cosines) in found.items()
-            for identity, score in zip(ids, self.z(query, cosines, name), strict=True)
+            for identity, score in zip(ids, self.z(query, cosines, name, asked), strict=True)
             if np.isfinite(score)
         ]
         return sorted(rows, key=lambda row: -row[2])[:k]
+
+
+def fit_logistic(x: Array, y: Array, ridge: float) -> Array:
+    """Fit a logistic regression by Newton's method: weights (d + 1,), the intercept last and not penalised.
+
+    Args:
+        x: (n, d).
+        y: (n,), 1 or 0.
+        ridge: penalty on the squared weights, per row, with x scaled to a standard deviation of about 1.
+    """
+    scale = x.std(axis=0).mean() or 1.0
+    design = np.hstack([x / scale, np.ones((len(x), 1))])
+    penalty = np.full(design.shape[1], ridge * len(x))
+    penalty[-1] = 1e-9
+    weights = np.zeros(design.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (p - y) + penalty * weights
+        weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
+        step = np.linalg.solve(weighted.T @ weighted + np.diag(penalty), gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-3:
+            break
+    weights[:-1] /= scale
+    return weights
 
 
 def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Moments:

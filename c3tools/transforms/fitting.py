@@ -160,16 +160,25 @@ def read_store(
 Choose = Callable[["pa.RecordBatch"], Mask]
 
 
-def first_rows(store: Store, modality: str, split: str | None, most: int, choose: Choose | None = None) -> Rows:
-    """Return the first rows of one split, ``most`` at the most, of those that ``choose`` marks; without captions."""
+def first_rows(
+    store: Store,
+    modality: str,
+    split: str | None,
+    most: int,
+    choose: Choose | None = None,
+    columns: Sequence[str] | None = None,
+) -> Rows:
+    """Return the first rows of one split, ``most`` at the most, of those that ``choose`` marks.
+
+    With ``columns``, only these are read; without ``embedding`` among them, embeddings are (n, 0).
+    """
     import pyarrow as pa
 
     from ..store import Rows, embedding_matrix
-    from ..store.rows import ITEM_COLUMNS
 
     batches: list[pa.RecordBatch] = []
     missing = most
-    for batch in store.batches(modality, ["embedding", "key", *ITEM_COLUMNS, "split"], split=split):
+    for batch in store.batches(modality, columns, split=split):
         chosen = batch if choose is None else batch.filter(pa.array(choose(batch), pa.bool_()))
         batches.append(chosen.slice(0, missing))
         missing -= len(batches[-1])
@@ -178,6 +187,8 @@ def first_rows(store: Store, modality: str, split: str | None, most: int, choose
     if missing == most:
         return Rows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
+    if "embedding" not in table.column_names:
+        return Rows(modality, np.empty((len(table), 0), np.float32), table)
     return Rows(modality, embedding_matrix(table), table.drop_columns(["embedding"]))
 
 

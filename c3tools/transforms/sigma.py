@@ -257,7 +257,9 @@ def spread_of_captions(store: Store, split: str = "train", most: int = fitting.M
             f"sigma 'auto' is derived from captions, but the store {store.path} has no texts.",
             remedy="Set sigma to a number, or fit on a store with captions.",
         )
-    texts = fitting.first_rows(store, "text", split, most)
+    texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
+    if texts.item_count < len(texts):  # else every image has one caption, and the keys are enough
+        texts = fitting.first_rows(store, "text", split, most)
     mean = store.fitting_moments("text", split).mean
     return caption_spread(texts.embeddings, texts.item_index, mean, normalise=not store.info.normalised)
 

@@ -12,6 +12,7 @@ import pytest
 
 import c3tools
 from c3tools.errors import StoreError
+from c3tools.geometry.collect import collect
 from c3tools.geometry.gap_map import gap_map
 
 from ..stores import whole_store
@@ -19,7 +20,7 @@ from ..stores import whole_store
 
 def test_slider_moves_both_means_to_one_point(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
-    data = json.loads(gap_map(store, "image", "text"))
+    data = json.loads(gap_map(store, collect(store, "image", "text")))
     means = {name: store.load(name).embeddings.astype(np.float64).mean(axis=0) for name in ("image", "text")}
     assert data["gap"] == pytest.approx(np.linalg.norm(means["image"] - means["text"]), rel=1e-3)
     (x, y), (u, v) = (modality["shift"] for modality in data["modalities"])
@@ -32,7 +33,7 @@ def test_slider_moves_both_means_to_one_point(tmp_path: Path) -> None:
 
 def test_lines_join_a_row_and_its_partners(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
-    data = json.loads(gap_map(store, "image", "text"))
+    data = json.loads(gap_map(store, collect(store, "image", "text")))
     images, texts = (store.load(name) for name in ("image", "text"))
     assert len(data["pairs"]) == len(texts)
     assert all(images.keys[item] == texts.items[row] for item, row in data["pairs"])
@@ -41,7 +42,7 @@ def test_lines_join_a_row_and_its_partners(tmp_path: Path) -> None:
 
 def test_dots_are_coloured_by_split_and_by_a_column(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
-    groups = json.loads(gap_map(store, "image", "text", by="width"))["modalities"][0]["groups"]
+    groups = json.loads(gap_map(store, collect(store, "image", "text"), by="width"))["modalities"][0]["groups"]
     assert groups["split"] == store.load("image").splits
     assert groups["width"] == [str(value) for value in store.load("image").column("width")]
     with pytest.raises(StoreError, match="'colour'"):
@@ -50,7 +51,7 @@ def test_dots_are_coloured_by_split_and_by_a_column(tmp_path: Path) -> None:
 
 def test_a_caption_cannot_end_the_script(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
-    assert "<" not in gap_map(store, "image", "text")
+    assert "<" not in gap_map(store, collect(store, "image", "text"))
 
 
 @pytest.fixture
