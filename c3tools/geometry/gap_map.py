@@ -94,7 +94,7 @@ def _take(store: Store, modality: str, split: str | None, places: Indices, by: s
     batches, start = [], 0
     for batch in store.batches(modality, list(columns), split=split):
         low, high = np.searchsorted(places, [start, start + len(batch)])
-        batches.append(batch.take(pa.array(places[low:high] - start)))
+        batches.append(batch.take(pa.array(places[low:high] - start, pa.int64())))
         start += len(batch)
     return pa.Table.from_batches(batches)
 
