@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..arrays import Indices
 from ..corpus import Corpus, ImageItem
 from ..corpus.items import ItemTable
 from ..io.files import write_atomically
@@ -40,8 +39,9 @@ from .summary import ModalitySummary
 INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
 _INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ignore[arg-type]
 # what rows, and failures, say of their inputs
-_FILE = {"key": pa.large_string(), "path": pa.large_string(), "size": pa.int64()}
-_TEXT = {"key": pa.large_string(), "caption": pa.large_string(), "image_key": pa.large_string()}
+_FILE = pa.schema({"key": pa.large_string(), "path": pa.large_string(), "size": pa.int64()})  # type: ignore[arg-type]
+_TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key")])
+_AT, _FAILED = pc.field("at"), pc.field("failed")  # of these: the position in the corpus, and whether it is a failure
 _LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?$"  # the key of a text without an image: the stem of its file, its line
 
 
@@ -95,10 +95,10 @@ def plan_corpus(
         if not items and not parts:
             continue
         rows = _stored_inputs(store, modality)
-        at: Indices = pc.index_in(rows["key"], table["key"]).fill_null(-1).to_numpy().astype(np.int64)
-        failed = _true(rows["failed"])
-        positions, before = at[(at >= 0) & ~failed], rows.filter(pa.array((at >= 0) & ~failed))
-        own, modified, every = table.take(pa.array(positions)), np.zeros(len(items), bool), np.arange(len(items))
+        rows = rows.append_column("at", pc.index_in(rows["key"], table["key"]))
+        before, away = rows.filter(~_FAILED & _AT.is_valid()), rows.filter(_AT.is_null())
+        positions, own = before["at"].to_numpy().astype(np.int64), table.take(before["at"])
+        every, modified = np.arange(len(items)), np.zeros(len(items), bool)
         known = np.isin(every, positions)
         summary = ModalitySummary(already=len(positions))
         if modality == "text":
@@ -117,21 +117,24 @@ def plan_corpus(
         summary.from_elsewhere = sorted(elsewhere.to_pylist())
         again, of_part = _true(differs) & ~foreign, before["part"].to_numpy()
         changed = [(int(part), np.sort(positions[again & (of_part == part)])) for part in np.unique(of_part[again])]
-        away = rows.filter(pa.array(at < 0))
-        away = away.filter(pa.array(sources.lost_rows(away))).select(["part", "key", "failed"])
         gone: dict[int, list[str]] = defaultdict(list)
-        for row in away.sort_by([("part", "ascending"), ("key", "ascending")]).to_pylist():
+        for row in (
+            away.filter(pa.array(sources.lost_rows(away)))
+            .sort_by([("part", "ascending"), ("key", "ascending")])
+            .to_pylist()
+        ):
             gone[row["part"]].append(row["key"])
-            summary.gone += [row["key"]] * (not row["failed"])
+            summary.gone += [] if row["failed"] else [row["key"]]
         if not options.retry_failed:
-            failed_before = np.isin(every, at[failed]) & ~known & ~(modified & options.update)
-            known |= failed_before
-            summary.failed_before = int(failed_before.sum())
-        pending, missing = np.flatnonzero(~known), {p: r.rows for (name, p), r in lost.items() if name == modality}
+            tried = np.isin(every, rows.filter(_FAILED & _AT.is_valid())["at"])
+            tried &= ~known & ~(modified & options.update)
+            known |= tried
+            summary.failed_before = int(tried.sum())
+        pending, size = np.flatnonzero(~known), options.shard_size
+        missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
         made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
         numbers = chain(made_up_for, (number for number in count() if number not in {*parts, *missing}))
-        starts = range(0, len(pending), options.shard_size)
-        new = [(next(numbers), pending[start : start + options.shard_size]) for start in starts]
+        new = [(next(numbers), pending[start : start + size]) for start in range(0, len(pending), size)]
         summary.changed = [key for _, found in changed for key in table["key"].take(pa.array(found)).to_pylist()]
         plans[modality] = Plan(
             _with_known_splits(items, store) if (new or changed) and store.modalities else items,
@@ -148,31 +151,25 @@ def plan_corpus(
 
 def _stored_inputs(store: Store, modality: str) -> Any:
     """Return what the rows and the failures of a modality say of their inputs, with the numbers of their shards."""
-    columns = _TEXT if modality == "text" else _FILE
-    schema = pa.schema({**columns, "part": pa.int64(), "failed": pa.bool_()})
-    blocks = [schema.empty_table()]
-    for part in store.parts(modality):
-        for batch in store.batches(modality, list(columns), parts=[part]):
-            own = [batch.column(name).cast(kind) for name, kind in columns.items()]
-            blocks.append(pa.table([*own, pa.repeat(part, len(batch)), pa.repeat(False, len(batch))], schema=schema))
+    schema, parts = _TEXT if modality == "text" else _FILE, store.parts(modality)
+    batches = [batch.select(schema.names).cast(schema) for batch in store.batches(modality, schema.names, parts=parts)]
+    counts, failures = [store.shards[modality, part].rows for part in parts], []
+    for part in parts:
         for failure in store.shard_failures(modality, part):
-            values = {"key": failure.key, "path": failure.path, "part": part, "failed": True}
-            blocks.append(pa.Table.from_pylist([values], schema))
-    return pa.concat_tables(blocks)
+            failures.append({"key": failure.key, "path": failure.path, "part": part, "failed": True})
+    rows = pa.Table.from_batches(batches, schema)
+    rows = rows.append_column("part", pa.array(np.repeat(np.array(parts, np.int64), counts)))
+    rows = rows.append_column("failed", pa.repeat(False, len(rows)))
+    return pa.concat_tables([rows, pa.Table.from_pylist(failures, rows.schema)])
 
 
 def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
     """Return the items with the splits that they have in the store, or else in the corpus."""
-    known = store.item_splits()
-    found = pc.index_in(_text(own_items(items.table)), _text(known["item"]))
-    splits: Any = pc.coalesce(_text(known["split"]).fill_null("").take(found), _text(items.table["split"]))
-    splits = pc.if_else(pc.equal(splits, pa.scalar("", pa.large_string())), None, splits).cast(pa.string())
-    column = items.table.column_names.index("split")
-    return ItemTable(items.kind, items.table.set_column(column, "split", splits.dictionary_encode()))
-
-
-def _text(column: Any) -> Any:
-    return column.cast(pa.large_string())
+    table, stored = items.table, store.item_splits()
+    known = dict(zip(stored["item"].to_pylist(), stored["split"].to_pylist(), strict=True))
+    own = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
+    splits = pa.array([known.get(item, split) for item, split in own], table.schema.field("split").type)
+    return ItemTable(items.kind, table.set_column(table.column_names.index("split"), "split", splits))
 
 
 def _true(mask: Any) -> npt.NDArray[np.bool_]:

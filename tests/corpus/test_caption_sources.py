@@ -35,19 +35,6 @@ def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -
         (folder / source).write_text(json.dumps(value))
 
 
-def test_one_row_of_captions_beside_a_table_of_twenty(tmp_path: Path) -> None:
-    for number in range(20):
-        image(tmp_path / f"{number:02}.png")
-    rows = "".join(f"{n:02}.png,table {n},{'val' if n == 3 else 'train'}\n" for n in range(20))
-    (tmp_path / "metadata.csv").write_text("file_name,text,split\n" + rows)
-    jsonl(tmp_path / "captions.jsonl", {"image": "03.png", "captions": ["first", "second"]})
-    corpus = read_corpus([tmp_path])
-    assert [text.caption for text in corpus.texts if text.image_key == "03"] == ["first", "second"]
-    assert len(corpus.texts) == 21
-    assert {image.split for image in corpus.images if image.key == "03"} == {"val"}  # only the table names a split
-    assert corpus.notes[0] == f"{tmp_path}: 21 captions: 19 from metadata.csv and 2 from captions.jsonl."
-
-
 KARPATHY = {"images": [{"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "a"}, {"raw": "b"}]}]}
 
 
@@ -79,10 +66,12 @@ def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     image(tmp_path / "train" / "b.png")
     jsonl(tmp_path / "captions.jsonl", {"image": "train/a.png", "text": "far a"}, {"image": "train/b.png", "text": "b"})
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,near a\n")
+    (tmp_path / "metadata.csv").write_text("file_name,text,split\ntrain/a.png,not this,val\n")
     image(tmp_path / "z" / "y" / "c.png")
     jsonl(tmp_path / "z" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
+    assert [image.split for image in corpus.images][:2] == ["val", None]  # only the table names a split
 
 
 def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:

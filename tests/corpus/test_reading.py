@@ -59,10 +59,6 @@ def test_captions_of_images_in_a_folder_and_in_text_files(tmp_path: Path) -> Non
     corpus = read_corpus([tmp_path / "a"])
     assert [(i.key, i.split) for i in corpus.images] == [("one", "test")]
     assert [(t.key, t.caption) for t in corpus.texts] == [("one#0", "a"), ("one#1", "b")]
-    image(tmp_path / "b" / "train" / "one.png")
-    image(tmp_path / "b" / "two.png")
-    (tmp_path / "b" / "metadata.csv").write_text("file_name,text\ntrain/one.png,first\ntwo.png,second\n")
-    assert pairs(read_corpus([tmp_path / "b"])) == [("first", "train/one"), ("second", "two")]
     image(tmp_path / "c" / "one.png")
     (tmp_path / "c" / "one.txt").write_text("first\n\nsecond\n", encoding="utf-8")
     image(tmp_path / "c" / "two.png")
@@ -139,14 +135,12 @@ def test_texts_alone(tmp_path: Path, name: str) -> None:
 
 FLICKR = {
     "Flickr8k.token.txt": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
-    "results_20130124.token": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
     "captions.txt": 'image,caption\na.png,A dog .\na.png,A cat .\nb.png,"Snow, white ."\n',
     "results.csv": "image_name| comment_number| comment\na.png| 0| A dog .\na.png| 1| A cat .\nb.png|0|Snow, white .\n",
     "semicolons.csv": "caption;image\nA dog .;a.png\nA cat .;a.png\nSnow, white .;b.png\n",
     "flickr_annotations_30k.csv": 'raw,sentids,split,filename\n"[""A dog ."", ""A cat .""]",[0],train,a.png\n'
     '"[""Snow, white .""]",[2],test,b.png\n',
     "pandas.csv": "image,captions\na.png,\"['A dog .', 'A cat .']\"\nb.png,['Snow\\x2c white .']\n",
-    "shuffled.csv": 'image,caption\na.png,A dog .\nb.png,"Snow, white ."\na.png,A cat .\n',
 }
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from c3tools.corpus import ImageItem, read_corpus
 from c3tools.embedding import EmbedSummary, embed, embed_corpus
 from c3tools.embedding import run as run_module
-from c3tools.embedding.summary import ModalitySummary
 from c3tools.encoders import Encoder
 from c3tools.errors import OutputError, StoreError
 from c3tools.io.lock import locked
@@ -56,8 +55,6 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     again = run(encoder, photos, tmp_path / "s")
     assert [(m.embedded, m.already) for m in again.modalities.values()] == [(0, 4), (0, 20)]
     assert (again.notes(), files(tmp_path / "s")) == ([], before)
-    run(encoder, photos, tmp_path / "by-workers", workers=2)
-    assert files(tmp_path / "by-workers") == before
 
 
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
@@ -139,15 +136,3 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
     texts.write_text("a dog\na cat\n")
     summary = embed(texts, store).summary
     assert (summary.backend, summary.precision, summary.modalities["text"].embedded) == ("torch", "bf16", 1)
-
-
-def summary_of(**counts: Any) -> EmbedSummary:
-    image = ModalitySummary(seconds={"waiting": 1.0, "encoding": 8.0, "writing": 1.0}, **counts)
-    return EmbedSummary("s", {"name": "m"}, "fp32", "torch", {"image": image}, (), (), 0, 0)
-
-
-def test_advice_on_speed_needs_many_inputs_and_what_was_embedded_again_is_counted_once() -> None:
-    for inputs, advised in ((1, False), (499, False), (500, True)):
-        assert any("80% of the time" in note for note in summary_of(embedded=inputs).notes()) == advised
-    again = summary_of(already=3, changed=["a"], updated=1)
-    assert list(again.table().rows[0][:4]) == ["image", "1", "2", "0"]

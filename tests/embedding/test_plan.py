@@ -11,18 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from c3tools.corpus import Corpus, TextItem, read_corpus
+from c3tools.corpus import read_corpus
 from c3tools.embedding import EmbedSummary, embed, embed_corpus
-from c3tools.embedding.plan import plan_corpus
-from c3tools.embedding.shards import EmbedOptions
-from c3tools.store import Failure, Store, StoreInfo, create_store
+from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, MODEL, add_shard, put_store, unit_rows
-from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_tar
+from tests.conftest import C3, put_store
+from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
 from tests.embedding.test_embed import files
 from tests.servers import Faults
 from tests.stores import colour_corpus, colour_encoder
@@ -105,7 +101,9 @@ def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
     recolour(folder / "b.png", "tan")  # of the same size
     write_captions(folder, {name: ["another", f"{name} 1"] for name in RAINBOW})
     assert run(folder, store).modalities["image"].changed == ["b"]
-    assert [m.updated for m in run(folder, store, update=True).modalities.values()] == [1, 5]
+    summary = run(folder, store, update=True)
+    assert [m.updated for m in summary.modalities.values()] == [1, 5]
+    assert list(summary.table().rows[0][:4]) == ["image", "1", "4", "0"]
     run(folder, tmp_path / "fresh")
     assert files(store) == files(tmp_path / "fresh")
 
@@ -130,6 +128,8 @@ def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
 def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path) -> None:
     folder = colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None})
     assert run(folder, tmp_path / "s").failures_in_store == 2
+    assert run(folder, tmp_path / "s").modalities["image"].failed_before == 2
+    assert run(folder, tmp_path / "s", retry_failed=True).modalities["image"].failed == 2
     (folder / "gone.png").unlink()
     recolour(folder / "mended.png", "tan")
     assert run(folder, tmp_path / "s").failures_in_store == 2
@@ -152,6 +152,15 @@ def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path,
     assert summary.lost == []
     assert rows(tmp_path / "s", "image") == before
     assert verify_store(tmp_path / "s").findings == []
+
+
+def test_new_captions_have_the_split_of_their_image_in_the_store(tmp_path: Path) -> None:
+    folder = colour_corpus(tmp_path / "p", {"a": "red"})
+    (folder / "captions.jsonl").write_text('{"image": "a.png", "captions": ["a 0"], "split": "val"}')
+    run(folder, tmp_path / "s")
+    write_captions(folder, {"a": ["a 0", "a 1"]})
+    run(folder, tmp_path / "s")
+    assert Store.open(tmp_path / "s").load("text").column("split") == ["val", "val"]
 
 
 def test_texts_that_stand_alone(tmp_path: Path) -> None:
@@ -184,6 +193,10 @@ def test_rows_of_damaged_row_groups_are_kept(tmp_path: Path) -> None:
     run(path, tmp_path / "s")
     for group in (1, 2):
         damage_column(path, group, 1)
+    corpus = read_corpus(path)
+    assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 3, 4)]
+    for group, skipped in enumerate(corpus.skipped, start=1):
+        assert skipped.error == "DamagedTable" and f"row group {group} (1 row)" in skipped.message
     summary = run(path, tmp_path / "s", prune=True)
     assert (summary.modalities["image"].gone, Store.open(tmp_path / "s").count("image")) == ([], 5)
     assert summary.failures_in_store == 2
@@ -192,23 +205,16 @@ def test_rows_of_damaged_row_groups_are_kept(tmp_path: Path) -> None:
     assert (summary.modalities["image"].gone, summary.failures_in_store) == (["a"], 0)
 
 
-@pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_another_tar_or_table_with_the_same_keys_is_not_the_same_images(tmp_path: Path, form: str) -> None:
+def test_another_tar_with_the_same_keys_is_not_the_same_images(tmp_path: Path) -> None:
     chosen = photos_of(colour_corpus(tmp_path / "p", RAINBOW))
     renamed = [photo._replace(name=first.name) for photo, first in zip(chosen[2:4], chosen[:2], strict=True)]
-    paths = [tmp_path / f"{number}.{form}" for number in range(2)]
-    for file, photos in zip(paths, (chosen[:2], renamed), strict=True):
-        if form == "tar":
-            write_tar(file, webdataset(photos))
-        else:
-            write_hf_parquet(file, photos)
+    paths = [write_tar(tmp_path / f"{n}.tar", webdataset(some)) for n, some in enumerate((chosen[:2], renamed))]
     run(paths[0], tmp_path / "s")
     before = rows(tmp_path / "s", "text")
     summary = run(paths[1], tmp_path / "s", update=True)
     assert summary.modalities["image"].from_elsewhere == ["a", "b"]
     assert rows(tmp_path / "s", "text") == before
-    paths[0].rename(tmp_path / f"moved.{form}")
-    summary = run(tmp_path / f"moved.{form}", tmp_path / "s")
+    summary = run(paths[0].rename(tmp_path / "moved.tar"), tmp_path / "s")
     assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [(2, [], []), (4, [], [])]
 
 
@@ -221,53 +227,3 @@ def test_a_store_by_url_is_updated_and_pruned(tmp_path: Path, s3: Faults) -> Non
     for modality in ("image", "text"):
         assert rows(place, modality) == rows(tmp_path / "s", modality)
     assert verify_store(place).findings == []
-
-
-KEYS = st.lists(st.sampled_from("abcdefghij"), unique=True)
-CAPTIONS = st.sampled_from(["one", "two"])
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.data(), KEYS.filter(len), KEYS, st.integers(1, 4))
-def test_the_plan_is_that_of_plain_dicts(
-    tmp_path_factory: pytest.TempPathFactory,
-    data: st.DataObject,
-    stored: list[str],
-    given_now: list[str],
-    size: int,
-) -> None:
-    """Texts ``x#0`` of the images x; some failed before, and files tell nothing of images that are not given."""
-    folder = tmp_path_factory.mktemp("plan") / "s"
-    before = {f"{key}#{n}": data.draw(CAPTIONS) for key in stored for n in range(2)}
-    texts = [TextItem(f"{key}#0", data.draw(CAPTIONS), key, None) for key in given_now]
-    failed = data.draw(st.sets(st.sampled_from([text.key for text in texts]))) if texts else set()
-    failures = [Failure(key, "", "encode", "ValueError", "no") for key in sorted(failed - before.keys())]
-    info, vectors, keys = StoreInfo(MODEL, 4), unit_rows(len(before), 4), list(before)
-    create_store(folder, info)
-    for part, start in enumerate(range(0, len(keys), 3)):
-        own = keys[start : start + 3]
-        columns = {
-            "key": own,
-            "caption": [before[key] for key in own],
-            "image_key": [key.partition("#")[0] for key in own],
-            "split": ["val"] * len(own),
-        }
-        add_shard(folder, info, "text", part, vectors[start : start + 3], columns, [] if part else failures)
-    corpus = Corpus()
-    for text in texts:
-        corpus.texts.append(text)
-    plan = plan_corpus(Store.open(folder), corpus, EmbedOptions(shard_size=size, update=True, prune=True))["text"]
-    changed = [text for text in texts if text.key in before and text.caption != before[text.key]]
-    part_of = {key: number // 3 for number, key in enumerate(keys)}
-    found = [(number, text) for number, positions in plan.changed for text in plan.items.take(positions)]
-    assert sorted(found) == sorted((part_of[text.key], text._replace(split="val")) for text in changed)
-    assert sorted(plan.summary.changed) == sorted(text.key for text in changed)
-    gone = [key for key in before if key.endswith("#1") and key.partition("#")[0] in given_now]
-    assert sorted(plan.summary.gone) == sorted(gone)
-    assert plan.gone == {part: sorted(k for k in gone if part_of[k] == part) for part in {part_of[k] for k in gone}}
-    pending = [text for text in texts if text.key not in before and text.key not in failed]
-    expected = [pending[start : start + size] for start in range(0, len(pending), size)]
-    planned = [(number, plan.items.take(positions)) for number, positions in plan.new]
-    assert planned == list(enumerate(expected, start=-(-len(keys) // 3)))
-    assert plan.summary.already == sum(text.key in before for text in texts)
-    assert plan.summary.failed_before == len(failures)
