@@ -19,7 +19,7 @@ import pyarrow as pa
 from ..errors import CorpusError
 from ..io.files import MALFORMED, delimiter_of, read_csv, read_json
 from ..io.limits import TooLargeError, limited_lines
-from ..io.locations import kind_of, open_binary
+from ..io.locations import open_binary
 from ..io.parquet import open_parquet
 from .items import ReadOptions
 
@@ -83,8 +83,6 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
             remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images. Decompress a "
             "compressed tar first (gunzip, unxz, zstd -d).",
         )
-    if kind_of(path) != "file":
-        raise CorpusError(f"The file {path} does not exist.")
     chosen = options or ReadOptions()
     try:
         for line, record, columns in read(path, lambda names: _pick_columns(path, chosen, images, names)):

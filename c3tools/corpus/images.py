@@ -35,8 +35,9 @@ class ImageReader:
 
     def __init__(self) -> None:
         self._tar: tuple[str, BinaryIO] | None = None
-        self._next: ImageSource | None = None  # the cell of a table that is read next
+        self._group: ImageSource | None = None  # the first cell of the last group of a table
         self._cells: Iterator[Any] = iter(())
+        self._next = 0  # the number of the cell that comes next
 
     def read(self, image: ImageItem) -> bytes:
         """Return the bytes of an image.
@@ -65,12 +66,12 @@ class ImageReader:
         return content
 
     def _read_cell(self, cell: ImageSource) -> bytes:
-        start = self._next
-        if start is None or start.place > cell.place or start._replace(place=cell.place) != cell:
-            start, self._cells = cell._replace(place=0), cells_of_group(cell)
+        group = cell._replace(place=0)
+        if group != self._group or cell.place < self._next:
+            self._group, self._cells, self._next = group, cells_of_group(group), 0
         missing = OSError(0, "the row is no longer in the table, or is behind a damaged one")
-        self._next = cell._replace(place=cell.place + 1)
-        value = next(islice(self._cells, cell.place - start.place, None), missing)  # rows end after an error, too
+        skipped, self._next = cell.place - self._next, cell.place + 1
+        value = next(islice(self._cells, skipped, None), missing)  # rows end after an error, too
         if value is missing:
             raise missing
         if value is None:
@@ -99,7 +100,7 @@ class ImageReader:
         """Close the open file."""
         if self._tar is not None:
             self._tar[1].close()
-        self._tar = self._next = None
+        self._tar = self._group = None
 
 
 def cells_of_group(cell: ImageSource) -> Iterator[Any]:

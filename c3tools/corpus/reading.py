@@ -157,7 +157,7 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
 
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=follow_symlinks):
-        real = os.path.realpath(folder) if follow_symlinks else folder
+        real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
@@ -346,12 +346,12 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         for number, caption in enumerate(row.captions):
-            key = f"{start}#{number}" if len(row.captions) > 1 else start
             if image_key:
-                key = f"{image_key}#{texts_of_image[image_key] + number}"
+                key = f"{image_key}#{texts_of_image[image_key]}"
+                texts_of_image[image_key] += 1
+            else:
+                key = f"{start}#{number}" if len(row.captions) > 1 else start
             corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
-        if image_key:
-            texts_of_image[image_key] += len(row.captions)
     if texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. With --image-column "

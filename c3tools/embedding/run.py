@@ -21,7 +21,6 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
-from ..store.manifest import Manifest
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE
 from .plan import Plan, Sources, plan_corpus, write_times
@@ -136,9 +135,7 @@ def embed(
         reporter.message(note)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
     if dry_run:
-        planned = (
-            Store(folder, StoreInfo(ModelIdentity(name=model or "c3-mini"), 1)) if recorded is None else _opened(folder)
-        )
+        planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
         plans = plan_corpus(planned, corpus, options)
         for plan in plans.values():
             plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
@@ -173,13 +170,9 @@ def embed(
         )
     if encoder is None and ((model, random_init) not in ((None, None), own) or truncate_dim is not None):
         encoder = load()  # another model than the store's is refused even if there is nothing to embed
-    indexed = faiss or (recorded is not None and Store(folder, recorded, Manifest.load(folder)).indexed)
     gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
         summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **options._asdict())
-        if indexed:
-            with locked(folder), telling_what_is_kept(lambda: _kept(folder)):
-                keep_indexes(folder, reporter)
     opened = _opened(folder)
     opened.summary = summary
     return opened
@@ -210,7 +203,8 @@ def embed_corpus(
         C3Error: if a worker process fails; finished shards are kept.
     """
     executor, folder, options = executor or Executor(), location(store), EmbedOptions(**settings)
-    with writing_to(folder), locked(folder), telling_what_is_kept(lambda: _kept(folder)):
+    kept = f"Finished shards are kept in {folder}; run the same command again to continue."
+    with writing_to(folder), locked(folder), telling_what_is_kept(lambda: kept):
         if isinstance(encoder, Encoder) or not _is_store(folder):
             encoder = _loaded_for(folder, encoder, options.dtype)
         else:
@@ -234,8 +228,11 @@ def embed_corpus(
         sources = Sources(corpus)
         listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
         listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
+        indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
         present = writer.finish(listed, forget=made_up_for).shards
         write_times(folder, [plan.inputs(plan.new + plan.changed) for plan in plans.values()], replace=True)
+        if indexed:
+            keep_indexes(folder, reporter)
     total = _summary(_opened(folder), corpus, plans)
     if isinstance(encoder, Encoder):
         total.precision, total.backend = encoder.compute.precision, encoder.backend.name
@@ -301,12 +298,3 @@ def _make_shards(
         for shard in executor.run(work, tasks, report):
             summary.add(shard)
     summary.elapsed = time.perf_counter() - start
-
-
-def _kept(store: Path) -> str:
-    """Return a sentence that says what is kept if the run is interrupted now."""
-    if not isinstance(store, Path):  # whoever interrupts does not want to wait for a server
-        return f"Finished shards are kept in {store}; run the same command again to continue."
-    opened = _opened(store)
-    rows = ", ".join(f"{name} {opened.count(name):,}" for name in opened.modalities)
-    return f"Rows kept in {store}: {rows or 'none'}; run the same command again to continue."

@@ -65,6 +65,7 @@ class EmbedOptions(NamedTuple):
     retry_failed: bool = False
     update: bool = False
     prune: bool = False
+    faiss: bool = False
 
 
 class EmbedWork(Work[ShardTask, ModalitySummary]):
