@@ -10,12 +10,13 @@ from typing import Any
 from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
-from ..corpus import Corpus
+from ..corpus import Corpus, ImageItem
 from ..corpus.items import IMAGE_SUFFIXES, is_utf8
 from ..corpus.reading import assign_keys, find_images
-from ..embedding.shards import encode_files
+from ..embedding.shards import EmbedOptions, encoded_images
 from ..encoders import Encoder, resolve_encoder
 from ..errors import CorpusError, DecoderError, OutputError, telling_what_is_kept
+from ..executors import cores
 from ..io.artifact import digest_of
 from ..io.locations import is_url, location
 from ..reporter import SILENT, Reporter, counted
@@ -26,6 +27,7 @@ from .caption_files import CaptionWriter
 from .captioner import Captioner
 from .generation import GenerationConfig
 
+_FEW = 4  # photos that are decoded before a worker process has started
 _ROWS = 256  # embeddings captioned at a time; steered ones take seconds each
 Failures = list[tuple[Path, str]]
 
@@ -199,9 +201,11 @@ def _batches(
             keys = pending[start : start + size]
             yield keys, rows.embeddings[[place[key] for key in keys]], []
     elif encoder is not None:  # there is none if nothing is pending
-        files = {key: photos[key] for key in pending}
-        for keys, embeddings, failed in encode_files(files, encoder):
-            yield keys, embeddings, [(files[fail.key], f"{fail.error}: {fail.message}") for fail in failed]
+        images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
+        options = EmbedOptions(workers=None if len(images) > _FEW else 0)
+        for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
+            failures = [(photos[failure.key], f"{failure.error}: {failure.message}") for failure in batch.failures]
+            yield [row["key"] for row in batch.rows], vectors, failures
 
 
 def _description(decoder: Captioner, generation: GenerationConfig, modality: str, vectors: Matrix | None) -> str:

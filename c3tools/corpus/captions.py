@@ -14,13 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from ..errors import CorpusError
 from ..io.files import MALFORMED, delimiter_of, read_csv, read_json
-from ..io.limits import TooLargeError, limited_lines
+from ..io.limits import limited_lines
 from ..io.locations import open_binary
-from ..io.parquet import open_parquet
+from ..io.parquet import UNREADABLE, open_parquet
 from .items import ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
@@ -95,12 +93,7 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
             split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
             key = None if key is None else str(key)
             yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
-    except TooLargeError as error:
-        raise CorpusError(
-            f"{path} is larger than such a file may be: {error}.",
-            remedy="If it is not damaged, write its rows as JSON lines of at most 16 MiB, which are read one by one.",
-        ) from error
-    except (OSError, csv.Error, UnicodeDecodeError, pa.ArrowException, MemoryError) as error:
+    except (*UNREADABLE, csv.Error, MemoryError) as error:
         raise CorpusError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
 
 
@@ -163,8 +156,6 @@ def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
             rows = [(image["file_name"], captions[image["id"]], None) for image in value["images"]]
         else:  # Karpathy's splits
             rows = [(i["filename"], [str(s["raw"]) for s in i["sentences"]], i.get("split")) for i in value["images"]]
-    except TooLargeError:
-        raise
     except MALFORMED as error:
         raise CorpusError(
             f"{path} is not a COCO captions file: it is not JSON, or something is missing ({error!r}).",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from ..corpus import Corpus, read_corpus
 from ..corpus.items import ReadOptions
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
-from ..errors import CorpusError, StoreError, telling_what_is_kept
+from ..errors import StoreError, telling_what_is_kept
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
@@ -122,8 +121,6 @@ def embed(
     options = EmbedOptions(*(given[name] for name in EmbedOptions._fields))
     if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
-    if not 0 < fps < math.inf:
-        raise CorpusError(f"--fps is {fps:g}; it is a number of frames per second.", remedy="For example: --fps 1")
     if faiss:
         load_faiss()  # or the error comes before the work
     folder = location(store)

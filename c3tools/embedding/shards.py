@@ -44,7 +44,6 @@ from ..store.shards import part_name, shard_schema, shard_table, write_rows
 from .summary import ModalitySummary
 
 _MOST_WORKERS = 16
-_FEW = 4  # images that are decoded before a worker process has started
 _BATCHES_AHEAD = 3  # of each worker
 _SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
 
@@ -145,7 +144,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             start = end
 
     def _images(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
-        for batch, features in _encoded_images(encoder, shards, self._options, self._cores):
+        for batch, features in encoded_images(encoder, shards, self._options, self._cores):
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             yield batch, features
 
@@ -264,10 +263,14 @@ class _Batch(NamedTuple):
     truncated: int = 0
 
 
-def _encoded_images(
+def encoded_images(
     encoder: Encoder, shards: _Shards, options: EmbedOptions, cores: int
 ) -> Iterator[tuple[_Batch, Matrix]]:
-    """Yield batches of images with their features (n, d); the next are decoded and encoded while one is used."""
+    """Yield batches of images with their features (n, d); the next are decoded and encoded while one is used.
+
+    Raises:
+        C3Error: if no worker process can be started.
+    """
     device = encoder.compute.device_type
     most = max(1, cores - 1) if device == "cpu" else min(cores, _MOST_WORKERS)  # on a CPU one core is for the model
     batches = decoded_batches(
@@ -278,24 +281,6 @@ def _encoded_images(
         time_limit=options.image_timeout or None,
     )
     return encoder.encode_batches("image", batches)
-
-
-def encode_files(
-    paths: Mapping[str, str | Path], encoder: Encoder
-) -> Iterator[tuple[list[str], Matrix, list[Failure]]]:
-    """Yield keys, embeddings (n, d) and failures of batches of image files, in order; decoded ahead as in an embedding.
-
-    Args:
-        paths: image files by key.
-        encoder: the contrastive model.
-
-    Raises:
-        C3Error: if no worker process can be started.
-    """
-    items = [ImageItem(key, str(path), None, None) for key, path in paths.items()]
-    options = EmbedOptions(workers=None if len(items) > _FEW else 0)
-    for batch, embeddings in _encoded_images(encoder, [(0, items)], options, cores()):
-        yield [row["key"] for row in batch.rows], embeddings, batch.failures
 
 
 # rows, failures, and the pixels of the rows where images keep their own sizes
