@@ -32,21 +32,13 @@ _TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")  # a line of Flickr8k.token.txt: 
 
 
 class CaptionRow(NamedTuple):
-    """One row of a captions file.
+    """One row of a captions file."""
 
-    Attributes:
-        file_name: the image as the file names it, or None if the row is text alone.
-        captions: its texts, in order.
-        split: as the file names it, or None.
-        line: the line of the row, for messages (1 = first).
-        key: the key of the row, if a key column was requested or has a known name.
-    """
-
-    file_name: str | None
+    file_name: str | None  # of the image, as the file names it; None if the row is text alone
     captions: list[str]
-    split: str | None
-    line: int
-    key: str | None = None
+    split: str | None  # as the file names it
+    line: int  # for messages (1 = first)
+    key: str | None = None  # if a key column was requested, or has a known name
 
 
 class _Columns(NamedTuple):

@@ -218,17 +218,7 @@ class Corpus:
 
 
 class ReadOptions(NamedTuple):
-    """Settings of reading a corpus.
-
-    Attributes:
-        captions: a captions file for the images, instead of those that are detected.
-        text_column: the column with the text, if the usual names do not fit.
-        image_column: the column with images, or with their paths or URLs.
-        key_column: the column with the keys.
-        images_root: the folder that paths in lists and tables start from, instead of that of the list.
-        follow_symlinks: follow symbolic links, and paths in lists, out of the corpus.
-        download: fetch images that are given by URL.
-    """
+    """Settings of reading a corpus, which `c3tools.embed` describes."""
 
     captions: Path | None = None
     text_column: str | None = None

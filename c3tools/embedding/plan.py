@@ -47,23 +47,14 @@ _LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?$"  # the key of a text without an image
 
 @dataclass
 class Plan:
-    """The plan of one modality.
+    """The plan of one modality."""
 
-    Attributes:
-        items: its inputs in the corpus, with the splits that they have in the store.
-        new: the inputs to embed, by new shards.
-        changed: the inputs to embed again, by the shards that have them.
-        gone: keys of rows and of failures to remove, by the number of their shard.
-        made_up_for: numbers of missing shards whose inputs this run embeds again.
-        summary: counts the other inputs, and lists those that changed or have gone.
-    """
-
-    items: ItemTable[Any]
-    new: list[ShardTask]
-    changed: list[ShardTask]
-    gone: dict[int, list[str]]
-    made_up_for: Sequence[int]
-    summary: ModalitySummary
+    items: ItemTable[Any]  # its inputs in the corpus, with the splits that they have in the store
+    new: list[ShardTask]  # inputs to embed
+    changed: list[ShardTask]  # inputs to embed again, by the shards that have them
+    gone: dict[int, list[str]]  # keys of rows and of failures to remove, by the number of their shard
+    made_up_for: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
+    summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
 
     def inputs(self, tasks: Iterable[ShardTask]) -> pa.Table:
         """Return the inputs of some shards."""
@@ -79,13 +70,8 @@ def plan_corpus(
 ) -> dict[str, Plan]:
     """Return the plan of each modality that the corpus or the store has.
 
-    The numbers of ``lost`` shards are free only if enough items are to be embedded to bring their rows back.
-
-    Args:
-        store: the store.
-        corpus: images, videos and texts.
-        options: see there.
-        lost: recorded shards that do not exist.
+    The numbers of ``lost`` shards, which are recorded and do not exist, are free only if enough items are to be
+    embedded to bring their rows back.
     """
     sources, times = Sources(corpus), _read_times(store.path)
     plans: dict[str, Plan] = {}

@@ -246,21 +246,13 @@ def _load_once(identity: str, backend: str, precision: str, device: str) -> Enco
 
 
 class _Batch(NamedTuple):
-    """Part of a shard.
+    """Part of a shard."""
 
-    Attributes:
-        shard: the shard's number.
-        rows: the store's columns, without embeddings, of the inputs that could be decoded.
-        failures: the inputs that could not.
-        waited: seconds, for inputs to be read and decoded.
-        truncated: texts that were cut.
-    """
-
-    shard: int
-    rows: list[dict[str, Any]]
-    failures: list[Failure]
-    waited: float = 0.0
-    truncated: int = 0
+    shard: int  # its number
+    rows: list[dict[str, Any]]  # the store's columns, without embeddings, of the inputs that could be decoded
+    failures: list[Failure]  # the inputs that could not
+    waited: float = 0.0  # seconds, for inputs to be read and decoded
+    truncated: int = 0  # texts that were cut
 
 
 def encoded_images(

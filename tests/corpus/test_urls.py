@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c3tools.corpus import ImageReader, images, read_corpus
-from c3tools.errors import C3Error, CorpusError
+from c3tools.errors import CorpusError
 from c3tools.io import locations
 from c3tools.io.locations import expand, location, retrying
 from tests.corpus.packing import contents, photos_of, webdataset, write_hf_parquet, write_tar
@@ -80,14 +80,6 @@ def test_s3_with_every_seventh_request_failing(photos: Path, packed: Path, s3: F
     for place, said in (("gone.tar", r"s3://bucket/x/gone\.tar does not exist"), ("z*.tar", "Nothing matches s3://")):
         with pytest.raises(CorpusError, match=said):
             read_corpus([f"s3://bucket/x/{place}"])
-
-
-def test_a_server_that_stays_broken_is_named_with_what_to_do(packed: Path) -> None:
-    with web_server(packed, Faults(1)) as base, pytest.raises(C3Error) as raised:
-        read_corpus([f"{base}/x-0.tar"])
-    message = str(raised.value)
-    assert f"{base}/x-0.tar could not be reached in 6 attempts" in message
-    assert "run the same command again" in message
 
 
 def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
             assert list(image.size) == size
     assert set(texts.column("image_key")) == set(images.keys)
     assert store.moments("image", "val").n == 1
-    assert json.loads(json.dumps(summary.to_dict()))["modalities"]["image"]["rate"] > 0
+    assert summary.to_dict()["modalities"]["image"]["rate"] > 0
     before = files(tmp_path / "s")
     again = run(encoder, photos, tmp_path / "s")
     assert [(m.embedded, m.already) for m in again.modalities.values()] == [(0, 4), (0, 20)]
@@ -63,8 +62,7 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     corpus = read_corpus([folder])
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     bad["vanishing"] = ("read", "FileNotFoundError")
-    options: dict[str, Any] = {"shard_size": 7, "workers": 2}
-    summary = embed_corpus(corpus, tmp_path / "s", encoder, **options)
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=7, workers=2)
     store = Store.open(tmp_path / "s")
     assert {f.key: (f.stage, f.error) for f in store.recorded_failures()} == bad
     assert all(failure.message for failure in store.recorded_failures())
@@ -74,8 +72,6 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     size = dict(zip(rows.keys, zip(rows.column("width"), rows.column("height"), strict=True), strict=True))
     assert size["wide"] == (20_000, 10)
     assert size["turned"] == size["UPPER"][::-1]
-    again = run(encoder, folder, tmp_path / "s", **options)
-    assert (again.modalities["image"].embedded, again.failures_in_store) == (0, len(bad))
     assert f"<td>{len(rows)}</td>" in summary._repr_html_()
 
 
