@@ -119,7 +119,7 @@ def merge_stores(
         return replace(failure, key=prefixes[store] + failure.key)
 
     info = next((store for store in sources if store.modalities), sources[0]).info
-    report.rows = copy_store(destination, info, sources, change, renamed, "Merging shards", reporter)
+    report.rows = copy_store(destination, info, sources, change, renamed, reporter=reporter)
     return report
 
 
@@ -173,7 +173,7 @@ def split_store(
         splits = [split or kept[item] for split, item in zip(splits, items, strict=True)]
         return with_column(table, "split", pa.array(splits, pa.string()))
 
-    report.rows = copy_store(destination, source.info, [source], change, None, "Splitting shards", reporter)
+    report.rows = copy_store(destination, source.info, [source], change, reporter=reporter)
     return report
 
 

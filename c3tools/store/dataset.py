@@ -24,7 +24,7 @@ from ..moments import load_moments
 from ..reporter import SILENT, Reporter
 from .manifest import MOMENTS_FILE, StoreWriter, new_store
 from .shard_indexes import keep_indexes
-from .shards import Failure, StoreInfo, check_schema, part_name, shard_schema, write_rows
+from .shards import Failure, StoreInfo, part_name, shard_schema, write_rows
 
 
 def card_of(store: Any) -> Card:
@@ -67,7 +67,7 @@ def save_data_set(store: Any, folder: Path) -> None:
     def shared(_: Any, failure: Failure) -> Failure:
         return replace(failure, path=_without_folder(failure.path), message="")
 
-    copy_store(folder, store.info, [store], change, shared, "Copying shards", SILENT, split_bytes=False)
+    copy_store(folder, store.info, [store], change, shared, split_bytes=False)
 
 
 def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
@@ -79,12 +79,12 @@ def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
     for modality, part in source.shards:
         path = source.file(modality, part)
         try:
-            check_schema(read_parquet(path).schema, modality, source.info)  # declared sizes may be of a stranger
+            read_parquet(path)  # declared sizes may be of a stranger
             if sha256_of(path) != source.shard_digest(modality, part):
                 raise ValueError("its sha256 is another one")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise StoreError(f"{path} cannot be read ({error}).", remedy="Fetch the data set again.") from error
-    copy_store(output, source.info, [source], None, None, "Copying shards", SILENT)
+    copy_store(output, source.info, [source])
     return Path(output)
 
 
@@ -92,11 +92,10 @@ def copy_store(
     destination: str | Path,
     info: StoreInfo,
     sources: Sequence[Any],
-    change: Callable[[Any, str, pa.Table], pa.Table] | None,
-    rename: Callable[[Any, Failure], Failure] | None,
-    label: str,
-    reporter: Reporter,
+    change: Callable[[Any, str, pa.Table], pa.Table] = lambda store, modality, table: table,
+    rename: Callable[[Any, Failure], Failure] = lambda store, failure: failure,
     *,
+    reporter: Reporter = SILENT,
     split_bytes: bool = True,
 ) -> dict[str, dict[str, int]]:
     """Write a new store of the shards of others, with FAISS indexes if a source has them.
@@ -105,10 +104,9 @@ def copy_store(
         destination: its folder.
         info: of the new store.
         sources: the stores.
-        change: from a store, a modality and the rows of a shard to the new rows; None to keep them.
-        rename: from a store and a failure to the new one; None to keep them.
-        label: of the progress.
-        reporter: shows it.
+        change: from a store, a modality and the rows of a shard to the new rows.
+        rename: from a store and a failure to the new one.
+        reporter: shows the progress.
         split_bytes: see `write_rows`.
 
     Returns:
@@ -119,24 +117,18 @@ def copy_store(
     """
     numbers = Counter[str]()  # of the next shard, by modality
     with new_store(destination, info) as building:
-        with reporter.progress(label, sum(len(store.shards) for store in sources)) as progress:
-            for store in sources:
-                for modality, part in store.shards:
-                    batches = list(store.batches(modality, parts=[part]))
-                    table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
-                    failed = store.shard_failures(modality, part)
-                    write_rows(
-                        building / part_name(modality, numbers[modality]),
-                        info,
-                        change(store, modality, table) if change else table,
-                        [rename(store, failure) for failure in failed] if rename else failed,
-                        split_bytes=split_bytes,
-                    )
-                    numbers[modality] += 1
-                    progress.advance()
+        with reporter.progress("Copying shards", sum(len(store.shards) for store in sources)) as progress:
+            for store, (modality, part) in [(source, shard) for source in sources for shard in source.shards]:
+                batches = list(store.batches(modality, parts=[part]))
+                table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
+                failed = [rename(store, failure) for failure in store.shard_failures(modality, part)]
+                path = building / part_name(modality, numbers[modality])
+                write_rows(path, info, change(store, modality, table), failed, split_bytes=split_bytes)
+                numbers[modality] += 1
+                progress.advance()
         # of several failures of one input the last is listed: that of the first store
         listed = [(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"]
-        StoreWriter(building).finish([rename(*one) if rename else one[1] for one in listed])
+        StoreWriter(building).finish([rename(*failure) for failure in listed])
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
         rows: dict[str, dict[str, int]] = {}

@@ -111,6 +111,11 @@ class Manifest:
         content = {"files": self.files, "shards": shards}
         return json_text({"checksum": digest_of(content), **content})
 
+    def listing(self, store: Path, names: Collection[str], gone: Collection[str] = ()) -> Manifest:
+        """Return the manifest with other files beside the shards: those of ``names`` as they are, without ``gone``."""
+        files = {name: digest for name, digest in self.files.items() if name not in {*names, *gone}}
+        return Manifest(self.shards, files | {n: sha256_of(store / n) for n in sorted(names) if kind_of(store / n)})
+
     def compare(self, store: Path) -> tuple[list[str], list[ShardName], list[ShardName]]:
         """Return the listed files that are missing, indexes apart; the shards among them; the shards not listed."""
         present = {*shards_in(store)}
@@ -248,9 +253,7 @@ class StoreWriter:
         write_atomically(path, lambda temporary: save_moments(temporary, groups, {}))
         write_failures(self.path, failures)
         written = {FAILURES_FILE, MOMENTS_FILE, *self._files, *({INFO_FILE, EXTERNAL_FILE} - before.files.keys())}
-        files = {name: digest for name, digest in before.files.items() if name not in {index_name(*s) for s in stale}}
-        files |= {name: sha256_of(self.path / name) for name in written.intersection(names_in(self.path)[1])}
-        self.before = Manifest(records, files)
+        self.before = Manifest(records, before.files).listing(self.path, written, {index_name(*s) for s in stale})
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         _remove_folder(self.path / REWRITING)
         return self.before
@@ -276,16 +279,14 @@ class StoreWriter:
 
     def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded now."""
-        kept = [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else list(listed)
-        found = [(name, f) for name, part in present for f in read_header(self.path / part_name(name, part)).failures]
-        failing = {failure.key for failure in (*kept, *(failure for _, failure in found))}
-        embedded: set[tuple[str, str]] = set()  # modality and key of rows whose input failed before
+        kept = [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else listed
+        found = [("", failure) for failure in kept]  # with their modality, which listing does not know
+        found += [(name, f) for name, part in present for f in read_header(self.path / part_name(name, part)).failures]
+        failing, embedded = {failure.key for _, failure in found}, set[tuple[str, str]]()
         for modality, part in present if failing else ():
             for batch in read_batches(self.path / part_name(modality, part), modality, self.info, ["key"]):
-                embedded |= {(modality, key) for key in failing.intersection(keys_of(batch))}
-        keys = {key for _, key in embedded}
-        still = [failure for modality, failure in found if (modality, failure.key) not in embedded]
-        return [*(failure for failure in kept if failure.key not in keys), *still]
+                embedded |= {(name, key) for key in failing.intersection(keys_of(batch)) for name in ("", modality)}
+        return [failure for name, failure in found if (name, failure.key) not in embedded]
 
 
 def record_files(store: Path, names: Collection[str]) -> None:
@@ -295,9 +296,7 @@ def record_files(store: Path, names: Collection[str]) -> None:
     """
     before = Manifest.load(store)
     if before is not None:
-        files = {name: digest for name, digest in before.files.items() if name not in names}
-        files |= {name: sha256_of(store / name) for name in names if kind_of(store / name)}
-        write_text_atomically(store / MANIFEST_FILE, Manifest(before.shards, files).text())
+        write_text_atomically(store / MANIFEST_FILE, before.listing(store, names).text())
 
 
 @contextmanager
@@ -318,7 +317,7 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
             remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive FOLDER s3://…",
         )
     path = Path(destination).absolute()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and (path.is_file() or any(path.iterdir())):
         raise StoreError(f"{destination} already exists.", remedy="Choose a new folder for the store.")
     make_folder(path.parent)
     with locked_file(path), replacing(path, keep=False) as building:

@@ -65,29 +65,24 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
         StoreError: if there is no store, or moments cannot be read.
     """
     store = Store.open(store)
-    found: list[tuple[str, str, Moments, str]] = []
+    rows: list[dict[str, Any]] = []
     means = []
+
+    def add(modality: str, split: str, moments: Moments, source: str = "store") -> None:
+        error = np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n) if moments.n > 1 else None
+        rows.append({"modality": modality, "split": split, "n": moments.n})
+        rows[-1] |= {"mean_norm": float(np.linalg.norm(moments.mean)), "standard_error": error and float(error)}
+        rows[-1]["source"] = source
+
     for modality in filter(store.count, store.modalities):
         groups = store.moments_by_split(modality)
-        found += [(modality, split, groups[split], "store") for split in sorted(groups, key=split_order)]
-        found.append((modality, "all", store.moments(modality), "store"))
-        means.append(found[-1][2].mean)
+        for split in sorted(groups, key=split_order):
+            add(modality, split, groups[split])
+        add(modality, "all", store.moments(modality))
+        means.append(store.moments(modality).mean)
     external, header = store.external_moments()
-    split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
-    found += [(modality, split, moments, source) for modality, moments in external.items()]
-    rows = [
-        {
-            "modality": modality,
-            "split": split,
-            "n": moments.n,
-            "mean_norm": float(np.linalg.norm(moments.mean)),
-            "standard_error": float(np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n))
-            if moments.n > 1
-            else None,
-            "source": source,
-        }
-        for modality, split, moments, source in found
-    ]
+    for modality, moments in external.items():
+        add(modality, str(header.get("split", "train")), moments, str(header.get("source", "loaded")))
     return Means(store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None)
 
 
@@ -179,10 +174,11 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
             f"A moments file is given twice, or {target} is to be read and written: its rows would be counted twice.",
             remedy="Give each file once, and write to another one.",
         )
-    found = [load_moments(path) for path in paths]
-    headers = [header for _, header in found]
     total: dict[str, Moments] = {}
-    for path, (groups, header) in zip(paths, found, strict=True):
+    headers: list[dict[str, Any]] = []
+    for path in paths:
+        groups, header = load_moments(path)
+        headers.append(header)
         one, other = (ModelIdentity(own.get("model") or {}) for own in (headers[0], header))
         own, remedy = f"The moments file {paths[0]}", "Merge files of one model."
         one.require_same(other, own=own, theirs=str(path), error=StoreError, remedy=remedy)

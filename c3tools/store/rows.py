@@ -117,10 +117,6 @@ class Rows:
         chosen: Indices = np.arange(len(self))[rows]
         return Rows(self.modality, self.embeddings[chosen], self.table.take(chosen), self.kept_splits)
 
-    def where(self, split: str | None) -> Rows:
-        """Return the rows of one split, see `split_mask`; all of them for None or ``all``."""
-        return self if split in (None, ALL) else self.select(split_mask(self.table, split, self.kept_splits))
-
     def hash_order(self, salt: str) -> Indices:
         """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the order of the shards."""
         return np.argsort(_hashes(self.keys, salt), kind="stable")

@@ -252,15 +252,6 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     return pa.schema(fields)
 
 
-def check_schema(schema: pa.Schema, modality: str, info: StoreInfo) -> None:
-    """Raise a ValueError if a column of the modality is missing, or of another type."""
-    for column in shard_schema(modality, info):
-        if column.name not in schema.names:
-            raise ValueError(f"it has no column {column.name!r}")
-        if (found := schema.field(column.name).type) != column.type:
-            raise ValueError(f"its column {column.name!r} is {found}, but that of the store is {column.type}")
-
-
 def shard_table(
     info: StoreInfo, modality: str, embeddings: npt.NDArray[np.floating[Any]], columns: Mapping[str, Sequence[Any]]
 ) -> pa.Table:
@@ -370,29 +361,26 @@ def read_batches(
         name_or_file(path, block) as source,
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):
-        foreign = METADATA_KEY not in (file.schema_arrow.metadata or {})
-        if not foreign:
-            check_schema(file.schema_arrow, modality, info)
+        wanted = [column for column in shard_schema(modality, info) if columns is None or column.name in columns]
         for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=None if columns is None else list(columns)):
             batch.validate(full=True)  # text that is not UTF-8 would fail later
-            yield _completed(batch, modality, info, columns) if foreign else batch
+            yield _completed(batch, wanted)
 
 
-def _completed(batch: pa.RecordBatch, modality: str, info: StoreInfo, columns: Sequence[str] | None) -> pa.RecordBatch:
-    """Return rows of another program with the columns of a shard and their types; a column that is missing is null.
+def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.RecordBatch:
+    """Return rows with these columns, null where they are missing, and then the others that they have.
 
     Raises:
-        ValueError: if keys or embeddings are missing, or an embedding has another dimension.
+        ValueError: if a column has another type, or nulls where there may be none.
     """
-    arrays, schema = [], shard_schema(modality, info)
-    schema = pa.schema([column for column in schema if columns is None or column.name in columns])
-    for column in schema:
-        found = column.name in batch.schema.names
-        values = batch.column(column.name) if found else pa.nulls(len(batch), column.type)
+    arrays, found = [], dict(zip(batch.schema.names, batch.columns, strict=True))
+    for column in wanted:
+        values = found.pop(column.name) if column.name in found else pa.nulls(len(batch), column.type)
         if values.null_count and not column.nullable:
             raise ValueError(f"it has rows without {column.name!r}")
         arrays.append(values.cast(column.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    schema = pa.schema([*wanted, *(batch.schema.field(name) for name in found)])
+    return pa.RecordBatch.from_arrays([*arrays, *found.values()], schema=schema)
 
 
 def add_moments(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..errors import StoreError, telling_what_is_kept
 from ..io.files import json_text, sha256_of, write_text_atomically
@@ -28,14 +28,13 @@ from .manifest import (
     StoreWriter,
     record_files,
 )
-from .rows import ITEM_COLUMNS, embedding_matrix, item_keys, one_array
+from .rows import ITEM_COLUMNS, embedding_matrix, item_keys
 from .shard_indexes import keep_indexes
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
     MANIFEST_FILE,
     UPDATE,
-    Failure,
     ShardName,
     StoreInfo,
     add_moments,
@@ -124,32 +123,13 @@ def verify_store(
 
 def _check(path: Path, reporter: Reporter) -> Verification:
     result, present = Verification(path), shards_in(path)
-    try:
-        info = StoreInfo.load(path)
-    except StoreError as error:
-        copies = _copies(path)
-        if not copies or error.remedy == UPDATE:  # a newer version is no damage, whatever older shards in it say
-            raise
-        info, remedy = copies[0], "Write it again from the copy in a shard: c3 verify --repair"
-        result.add("description", INFO_FILE, error.message, remedy)
-    again = f"Run the `{info.command}` command that made the store again"
-    redo = f"Remove this shard with `c3 verify --repair`, then run the `{info.command}` command that made it again: it "
-    redo += "makes only the removed shards."
-    if kind_of(path / REWRITING_LIST):
-        what = "shards are being put in place of others, and the run was interrupted"
-        result.add("unfinished", REWRITING, what, f"{again} to finish it.")
-    try:
-        manifest = Manifest.load(path)
-        if manifest is None:
-            what = "it is missing: the run did not finish, or the copy is incomplete"
-            remedy = f"{again}. If nothing else is missing, `c3 verify --repair` writes it."
-            result.add("unfinished", MANIFEST_FILE, what, remedy)
-    except StoreError as error:
-        manifest, remedy = None, "Write it for the shards that exist: c3 verify --repair"
-        result.add("manifest", MANIFEST_FILE, error.message, remedy)
+    info, manifest = _described(result)
+    again = f"the `{info.command}` command that made"
+    redo = f"Remove this shard with `c3 verify --repair`, then run {again} it again: it makes only the removed shards."
     listed = manifest.shards if manifest else {}
-    lost, moments, failed = {*listed} - {*present}, dict[str, Moments](), list[str]()
-    tables: dict[str, pa.Table] = {}  # key, item and part of the rows
+    lost, moments, failed = {*listed} - {*present}, dict[str, Moments](), set[str]()
+    keys: dict[str, set[str]] = defaultdict(set)
+    items: dict[ShardName, pa.Array[Any]] = {}
     with reporter.progress("Checking shards", len(present)) as progress:
         for shard in present:
             modality, name = shard[0], part_name(*shard)
@@ -159,20 +139,64 @@ def _check(path: Path, reporter: Reporter) -> Verification:
                 with on_this_machine(path / name) as file:
                     if shard in listed and sha256_of(file) != listed[shard].sha256:
                         raise ValueError("checksum", _OTHER)
-                    failures, table = _read_shard(file, shard, info, moments if shard in listed else {})
+                    own, items[shard] = _read_shard(file, shard[0], info, moments if shard in listed else {})
+                    failed.update(failure.key for failure in read_header(file).failures)
             except (StoreError, ValueError) as error:
                 damage = ("schema", error.__cause__ or error.message) if isinstance(error, StoreError) else error.args
                 result.add(damage[0], name, str(damage[1]), redo)
                 lost.add(shard)
                 continue
-            failed += [failure.key for failure in failures]
-            tables[modality] = pa.concat_tables([tables[modality], table] if modality in tables else [table])
-            result.rows[modality] += len(table)
-    _check_rows(result, tables, failed, {name for name, _ in lost}, info, redo)
+            result.rows[modality] += len(own)
+            known = keys[modality]
+            repeated = []
+            for key in own:
+                if not key or key in known:
+                    repeated.append(key)
+                else:
+                    known.add(key)
+            if repeated:
+                what = f"{len(repeated):,} keys are missing or come again, first {repeated[0]!r}"
+                result.add("keys", name, what, redo)
+    try:
+        failed.update(failure.key for failure in read_failures(path))
+    except StoreError as error:
+        result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
+    _check_items(result, keys, items, failed, {name for name, _ in lost}, info)
     if manifest is not None:
-        _check_files(result, manifest, None if lost else moments, again)
+        _check_files(result, manifest, None if lost else moments, f"Run {again} the store again")
     result.open = len(result.defects)
     return result
+
+
+def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
+    """Return what the store is, from store.json or else from a shard, and the manifest if there is a whole one.
+
+    Raises:
+        StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
+    """
+    path = result.store
+    try:
+        info = StoreInfo.load(path)
+    except StoreError as error:
+        copies = _copies(path)
+        if not copies or error.remedy == UPDATE:  # a newer version is no damage, whatever older shards in it say
+            raise
+        info, remedy = copies[0], "Write it again from the copy in a shard: c3 verify --repair"
+        result.add("description", INFO_FILE, error.message, remedy)
+    again = f"Run the `{info.command}` command that made the store again"
+    if kind_of(path / REWRITING_LIST):
+        what = "shards are being put in place of others, and the run was interrupted"
+        result.add("unfinished", REWRITING, what, f"{again} to finish it.")
+    try:
+        manifest = Manifest.load(path)
+    except StoreError as error:
+        result.add("manifest", MANIFEST_FILE, error.message, "Write it for the shards that exist: c3 verify --repair")
+        return info, None
+    if manifest is None:
+        what = "it is missing: the run did not finish, or the copy is incomplete"
+        remedy = f"{again}. If nothing else is missing, `c3 verify --repair` writes it."
+        result.add("unfinished", MANIFEST_FILE, what, remedy)
+    return info, manifest
 
 
 def _copies(path: Path) -> list[StoreInfo]:
@@ -185,28 +209,20 @@ def _copies(path: Path) -> list[StoreInfo]:
 
 
 def _read_shard(
-    path: Path, shard: ShardName, info: StoreInfo, moments: dict[str, Moments]
-) -> tuple[list[Failure], pa.Table]:
-    """Return the failures of a shard and its rows with key, item (or null) and part, and add to the moments.
+    path: Path, modality: str, info: StoreInfo, moments: dict[str, Moments]
+) -> tuple[list[str | None], pa.Array[Any]]:
+    """Return the keys of a shard's rows and the items that they belong to, or null, and add to the moments.
 
     Raises:
         StoreError: if it cannot be read, or is of another store.
         ValueError: with check and damage, if its embeddings are not as the store says.
     """
-    modality, part = shard
-    header = read_header(path)
-    if header.info:
-        header.info.require_same(info, own="The shard", theirs="the store")
-    blocks = [
-        pa.table(
-            {"key": pa.array([], pa.string()), "item": pa.array([], pa.string()), "part": pa.array([], pa.int64())}
-        )
-    ]
-    invalid, off = 0, 0.0
+    if copy := read_header(path).info:
+        copy.require_same(info, own="The shard", theirs="the store")
+    keys, items, invalid, off = list[Any](), list[Any](), 0, 0.0
     for batch in read_batches(path, modality, info):
-        belongs = any(name in batch.schema.names for name in ITEM_COLUMNS)
-        items = item_keys(batch) if belongs else pa.nulls(len(batch), pa.string())
-        blocks.append(pa.table({"key": batch.column("key"), "item": items, "part": [part] * len(batch)}))
+        keys += batch.column("key").to_pylist()
+        items += item_keys(batch).to_pylist() if {*ITEM_COLUMNS} & {*batch.schema.names} else []
         with np.errstate(all="ignore"):
             norms = np.linalg.norm(embedding_matrix(batch, np.float64), axis=1)
         finite = np.isfinite(norms) & (norms > 0)
@@ -219,39 +235,30 @@ def _read_shard(
     if info.normalised and off > _NORM_TOLERANCE[info.dtype]:
         what = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
         raise ValueError("norms", what)
-    return header.failures, pa.concat_tables(blocks)
+    return keys, pa.array(items, pa.string())
 
 
-def _check_rows(
-    result: Verification, tables: dict[str, pa.Table], failed: list[str], damaged: set[str], info: StoreInfo, redo: str
+def _check_items(
+    result: Verification,
+    keys: Mapping[str, set[str]],
+    items: Mapping[ShardName, pa.Array[Any]],
+    failed: set[str],
+    lost: set[str],
+    info: StoreInfo,
 ) -> None:
-    """Check that keys are there once, and the items that rows belong to there or failed; ``damaged`` are modalities."""
-    try:
-        failed += [failure.key for failure in read_failures(result.store)]
-    except StoreError as error:
-        result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
-    for modality, table in tables.items():
-        keys: Any = one_array(table.column("key"))
-        first = pc.index_in(keys, value_set=keys)
-        repeated = pc.not_equal(first, pa.array(np.arange(len(keys)), first.type))
-        bad = table.filter(pc.fill_null(pc.or_(repeated, pc.equal(keys, pa.scalar(""))), True))
-        for row in bad.slice(0, 1).to_pylist():
-            what = f"{len(bad):,} keys are missing or come again, the first of them here ({row['key']!r})"
-            result.add("keys", part_name(modality, row["part"]), what, redo)
-        # items are not looked for in modalities that have lost a shard, which is reported already
-        homes = ["image", "video"] if modality == "text" else [name for name in tables if name != modality]
-        there = [one_array(tables[name].column("key")) for name in homes if name in tables]
-        if there and damaged.isdisjoint(homes):
-            known = pa.concat_arrays([pa.array(failed, pa.string()), *there])
-            item: Any = table.column("item")
-            named = pc.fill_null(pc.not_equal(item, pa.scalar("")), False)
-            absent = table.filter(pc.and_(named, pc.invert(pc.is_in(item, value_set=known))))
-            level, remedy = "defect", f"Run the `{info.command}` command again: it makes the missing rows."
-            if "imported" in info.extra:
-                level, remedy = "warning", "Import the images too if you need them."
-            for row in absent.slice(0, 1).to_pylist():
-                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {row['item']!r}"
-                result.add("pairing", part_name(modality, row["part"]), what, remedy, level)
+    """Check that the items of rows are there, or failed; ``lost`` are the modalities that have lost a shard."""
+    level, remedy = "defect", f"Run the `{info.command}` command again: it makes the missing rows."
+    if "imported" in info.extra:
+        level, remedy = "warning", "Import the images too if you need them."
+    for modality in keys:
+        homes = {"image", "video"} if modality == "text" else keys.keys() - {modality}
+        if homes & keys.keys() and not homes & lost:  # what is lost is reported already
+            known = failed.union(*(keys[name] for name in homes & keys.keys()))
+            own = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())
+            absent = [(shard, item) for shard, item in own if item and item not in known]
+            for shard, item in absent[:1]:
+                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {item!r}"
+                result.add("pairing", part_name(*shard), what, remedy, level)
 
 
 def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str) -> None:

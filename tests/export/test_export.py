@@ -81,7 +81,8 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path)
     assert store.info.extra["exported"]["transform"] == json.loads(json.dumps(pipeline.record()))
     found = verify_store("c3-export")
     assert found.whole and not found.defects
-    np.testing.assert_allclose(store.moments("text", "train").mean, text.where("train").embeddings.mean(0), atol=1e-6)
+    train = store.load("text", "train").embeddings
+    np.testing.assert_allclose(store.moments("text", "train").mean, train.mean(0), atol=1e-6)
     assert preset("c2-collapse").fit(store).provenance["n"] == {"image": 60, "text": 120}
     with pytest.raises(C3Error, match="c3 export"):
         build_store(Path("c3-export"), Rows.of("image", ["new"], np.eye(16)[:1]), model=source.info.model)
@@ -100,7 +101,7 @@ def test_presets(here: Path, name: str, sigma: float | None) -> None:
     elif sigma != 1:
         np.testing.assert_allclose(got, expected_text(source, sigma or 0), atol=1e-6)
     for split in ("train", "test"):  # in training, rows do not retrieve their own item
-        own = texts.where(split)
+        own = source.load("text", split)
         names: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
         expected = pipeline.transform(own.embeddings, modality="text", **names)
         np.testing.assert_allclose(store.load("text", split).embeddings, expected, atol=1e-6)
