@@ -131,6 +131,11 @@ class CaptionTask:
         images, left_out = images_with_references(scored, split, references)
         if left_out:
             notes.append(f"{len(left_out):,} images without reference captions are left out.")
+        if "oracle" in methods and not any(len({*references[key]}) > 1 for key in images.keys):
+            raise MetricError(
+                "The oracle reads one caption of an image, and the others score it; but no image has two.",
+                remedy="Leave out the oracle.",
+            )
         own = None
         if "image" in store.modalities:
             own, learned = store.load("image"), {*train.items, *val.items}
@@ -233,8 +238,6 @@ class CaptionTask:
             for key in self.images.keys:
                 references[key] = [text for text in references[key] if text != references[key][0]]
         rows = np.flatnonzero([bool(references[key]) for key in self.images.keys])
-        if not len(rows):
-            raise MetricError("No image has two captions: one that the oracle reads, and others to score it by.")
         if method.images is not None and len(rows) > method.images:  # depends only on the number of images
             rows = rows[np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])]
         asked = self.described if method.asked_with == "text" else self.images.embeddings
