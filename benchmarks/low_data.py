@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from measuring import mean_and_spread
 
-from c3tools.captioning import evaluate_captions, train_captioner
+from c3tools import evaluate_captions, train_captioner
 from c3tools.metrics.significance import crossed_interval, mean_and_std
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled

@@ -16,13 +16,14 @@ import numpy as np
 
 from .. import devices
 from ..arrays import Matrix
-from ..captioning import Captioner, DecoderTask, GenerationConfig, fit, load_size, nearest
-from ..captioning import training_config as chosen_training
-from ..captioning.config import UNCONDITIONAL
+from ..captioning.captioner import Captioner
+from ..captioning.clipre import nearest
+from ..captioning.config import UNCONDITIONAL, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
 from ..captioning.evaluate import images_with_references, require_captions, store_references
+from ..captioning.generation import GenerationConfig
 from ..captioning.steering import load_text_encoder
-from ..captioning.train import captions_of_images, training_rows
+from ..captioning.train import DecoderTask, captions_of_images, fit, training_rows
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
@@ -195,9 +196,8 @@ class CaptionTask:
     @cached_property
     def learned(self) -> str:
         """A digest of everything that a trained decoder depends on, except its method, sigma and seed."""
-        size = load_size(self.size, self.set)
         return digest_of(
-            [asdict(replace(size, training=chosen_training(size, epochs=self.epochs))), self.compute.precision],
+            [asdict(load_size(self.size, self.set, epochs=self.epochs)), self.compute.precision],
             *(part for rows in (self.train, self.val) for part in (rows.captions, rows.embeddings)),
             () if self.train_images is None else self.train_images.embeddings,
             *(self.moments[name].mean for name in sorted(self.moments)),
@@ -222,14 +222,14 @@ class CaptionTask:
         options: dict[str, Any] = {"checkpoints": checkpoints, "label": training.label, "reporter": reporter}
         if start is not None:
             assert self.encoder is not None
-            record = {"language_model_seconds": _training_seconds(start)}
+            record: dict[str, Any] = {"language_model_seconds": _training_seconds(start)}
             own = replace(ESPER_TRAINING, seed=training.seed)
             return fit(EsperTask(*rows, start, self.encoder, own, self.compute.device), record=record, **options)
         changes = (*UNCONDITIONAL, *self.set) if training.learns_from == "captions" else self.set
-        config = chosen_training(load_size(self.size, changes), epochs=self.epochs, seed=training.seed)
+        size = load_size(self.size, changes, epochs=self.epochs, seed=training.seed)
         pipeline = self.fit(training.preset, training.sigma, rows[0].modality)
-        task = DecoderTask(*rows, pipeline, self.size, changes, config, self.compute)
-        return fit(task, record={"sigma": training.sigma}, **options)
+        record = {"sigma": training.sigma, "size": self.size, "changes": list(changes)}
+        return fit(DecoderTask(*rows, pipeline, size, self.compute), record=record, **options)
 
     def run(self, cell: Cell, captioner: Captioner | None, reporter: Reporter) -> Run:
         """Caption the images, and score the captions."""

@@ -16,7 +16,7 @@ import numpy as np
 from .. import devices
 from ..devices import Compute
 from ..errors import MetricError
-from ..imaging.evaluate import ImageScorer, load_encoders
+from ..imaging.evaluate import ImageScorer
 from ..imaging.generation import inline_png
 from ..imaging.generator import Generator
 from ..imaging.model import SAMPLING_STEPS, Size, load_size
@@ -26,7 +26,7 @@ from ..io.artifact import digest_of
 from ..reporter import Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
-from ..training.loop import CheckpointDir
+from ..training.loop import CheckpointDir, train
 from ..transforms import preset
 from .methods import IMAGE_METHODS, Cell, Method, Training
 from .table import Ablation, Run
@@ -85,11 +85,10 @@ class ImageTask:
         """
         own, compute = load_size(size or "tiny", set), devices.pick(device, precision)
         own = replace(own, training=replace(own.training, steps=steps or own.training.steps))
-        encoders = load_encoders(store, encoder, device=device, reporter=reporter)
         train, val, notes = training_photos(store, own.pixels, reporter=reporter)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
-        options: dict[str, Any] = {"conditioning": store.info.model, "reporter": reporter}
-        scorer = ImageScorer.of(store, own.pixels, split, len(pairs.first), encoders, **options)
+        options: dict[str, Any] = {"conditioning": store.info.model, "device": device, "reporter": reporter}
+        scorer = ImageScorer.of(store, own.pixels, split, len(pairs.first), encoder, **options)
         readable, texts_of = frozenset(scorer.reference.rows.keys), dict[int, list[int]]()
         for row in pairs.rows.tolist():
             photo = int(pairs.item_index[row])
@@ -140,7 +139,8 @@ class ImageTask:
         size = replace(self.size, training=replace(self.size.training, seed=training.seed))
         record = {"model": dict(self.store.info.model), "sigma": training.sigma}
         task = GeneratorTask(*self.photos, pipeline, size, self.compute)
-        return task.fit(record, checkpoints, label=training.label, reporter=reporter)
+        run = train(task, checkpoints=checkpoints, label=training.label, reporter=reporter)
+        return task.generator(run, record)
 
     def run(self, cell: Cell, model: Any, reporter: Reporter) -> Run:
         """Make an image for each scored photo, and score the images."""

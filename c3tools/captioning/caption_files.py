@@ -25,7 +25,6 @@ from ..encoders import UNREADABLE, thumbnail
 from ..errors import OutputError
 from ..io.files import MALFORMED, read_limited, remove_leftovers, write_text_atomically
 from ..io.lock import locked_file
-from ..pages import render_page
 from ..reporter import counted
 
 SAVE_SECONDS = 5.0
@@ -156,6 +155,8 @@ class CaptionWriter:
         """Write the page, and return the captions by key in the order of the photos."""
         self.captions = {key: self.captions[key] for key in self._photos if key in self.captions}
         if self._html is not None:
+            from ..pages import render_page  # with matplotlib, which takes a third of a second
+
             shown = list(self.captions.items())[:_IN_SHEET]
             page = render_page(
                 _TEMPLATE,

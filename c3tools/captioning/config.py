@@ -229,53 +229,41 @@ SIZES: Mapping[str, AnySize] = MappingProxyType(
 )
 
 
-def load_size(name: str, overrides: Sequence[str] = (), *, fine_tuned: bool = False) -> AnySize:
-    """Return a size by name, with some of its settings changed.
+def load_size(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    fine_tuned: bool = False,
+    captions: int | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+) -> AnySize:
+    """Return a size by name, with some of its settings changed; few captions get more epochs, and stop early.
 
     Args:
         name: a key of `SIZES`.
-        overrides: ``setting=value``, for fields of the size or of its training.
+        overrides: ``setting=value``, for fields of the size or of its training; epochs and patience are kept.
         fine_tuned: of a decoder that training continues from, with a lower learning rate.
+        captions: how many there are to learn from; None for the epochs of the size, however few.
+        epochs: None for those of the size, or as many as give 600 steps (at most 60).
+        patience: None for that of the size, or 5 where epochs were added.
+        seed: for all random numbers.
 
     Raises:
         DecoderError: if there is no such size or setting, a value is not of the setting's type, or the architecture
             of a decoder that training continues from is changed.
     """
     size = load_named_size(SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError)
-    if fine_tuned:
-        if replace(size, training=SIZES[name].training) != SIZES[name]:
-            raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
-        if not any(override.startswith("learning_rate=") for override in overrides):
-            rate = _FINE_TUNING * size.training.learning_rate
-            size = replace(size, training=replace(size.training, learning_rate=rate))
-    return size
-
-
-def training_config(
-    size: AnySize,
-    captions: int | None = None,
-    set: Sequence[str] = (),
-    *,
-    epochs: int | None = None,
-    patience: int | None = None,
-    seed: int = 0,
-) -> TrainingConfig:
-    """Return the training settings of a size for a number of captions: few get more epochs, and stop early.
-
-    Args:
-        size: of the decoder.
-        captions: how many there are to learn from; None for the epochs of the size, however few.
-        set: changed settings of the size, as `load_size` takes them; epochs and patience among them are kept.
-        epochs: None for those of the size, or as many as give 600 steps (at most 60).
-        patience: None for that of the size, or 5 where epochs were added.
-        seed: for all random numbers.
-    """
-    own = size.training
-    changed = [override.partition("=")[0].strip() for override in set]
+    if fine_tuned and replace(size, training=SIZES[name].training) != SIZES[name]:
+        raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
+    own, changed = size.training, [override.partition("=")[0].strip() for override in overrides]
     if captions and epochs is None and isinstance(size, Size) and "epochs" not in changed:
         steps = math.ceil(captions / own.batch_size)
         epochs = max(own.epochs, min(_MAX_STRETCHED_EPOCHS, math.ceil(_MIN_STEPS / steps)))
         if patience is None and epochs > own.epochs and "patience" not in changed:
             patience = _PATIENCE
-    epochs = own.epochs if epochs is None else epochs
-    return replace(own, seed=seed, epochs=epochs, patience=own.patience if patience is None else patience)
+    given: dict[str, Any] = {"seed": seed, "epochs": epochs, "patience": patience}
+    if fine_tuned and "learning_rate" not in changed:
+        given["learning_rate"] = _FINE_TUNING * own.learning_rate
+    return replace(size, training=replace(own, **{key: value for key, value in given.items() if value is not None}))

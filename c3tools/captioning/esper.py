@@ -115,7 +115,7 @@ class EsperTask(Task):
         config, model, language_model = self.config, self.model, self.language_model
         self.module.eval()  # without dropout
         epoch, place = divmod(number, self.per_epoch)
-        order = generator(config.seed, "esper", epoch).permutation(len(self.train))
+        order = self.order(len(self.train), config.seed, "esper", epoch)
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
         torch.manual_seed(int(generator(config.seed, "update", number).integers(2**62)))
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
@@ -125,14 +125,14 @@ class EsperTask(Task):
         with torch.no_grad():
             before, values = self._policy(inputs, tokens)
             log_p_lm, _ = _token_log_probabilities(language_model, inputs, tokens)
-            advantages = token_advantages(cosines, before, log_p_lm, values * real, real)
+            advantages = self.advantages(cosines, before, log_p_lm, values * real, real)
             targets = advantages + values * real
             own = advantages[real]
             advantages = (advantages - own.mean()) / (own.std() + 1e-6)
         for _ in range(_PASSES):
             log_p, values = self._policy(inputs, tokens)
             value_loss = ((values - targets) ** 2)[real].mean()
-            update(clipped_policy_loss(log_p, before, advantages, real) + _VALUE_WEIGHT * value_loss)
+            update(self.policy_loss(log_p, before, advantages, real) + _VALUE_WEIGHT * value_loss)
         return 1 - float(cosines.mean()), len(rows)
 
     def validate(self) -> tuple[float, dict[str, Any]]:
@@ -154,6 +154,52 @@ class EsperTask(Task):
         embeddings = encode_once(self.encoder, [self.tokenizer.decode(ids) for ids in captions])
         cosines: Matrix = (embeddings * unit_rows(images)).sum(axis=1).astype(np.float32)
         return cosines
+
+    @staticmethod
+    def advantages(
+        cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, values: Tensor, real: Tensor, smoothing: float = 0.95
+    ) -> Tensor:
+        """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016); of padding 0.
+
+            A_t = sum_k smoothing^k (r_(t+k) + V_(t+k+1) - V_(t+k)),  V = 0 after the last token
+            r_t = -0.15 (log p(t) - log p_lm(t)) + [t is the last] (50 cos(image, caption) - 10)
+
+        The reward is for leaving the language model, and at the last token for the caption.
+
+        Args:
+            cosines: of each caption with its image, (B,).
+            log_p: log-probability of each token by the decoder, (B, T).
+            log_p_lm: by the language model.
+            values: expected sum of the rewards from each token on, (B, T).
+            real: bool (B, T), False for padding.
+            smoothing: lambda.
+        """
+        rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
+        rewards[torch.arange(len(rewards)), real.sum(1) - 1] += _REWARD_SCALE * cosines + _REWARD_OFFSET
+        advantages = torch.zeros_like(rewards)
+        after = torch.zeros_like(rewards[:, 0])
+        following = torch.zeros_like(after)
+        for t in reversed(range(rewards.shape[1])):
+            after = (rewards[:, t] + following - values[:, t] + smoothing * after) * real[:, t]
+            advantages[:, t] = after
+            following = values[:, t] * real[:, t]
+        return advantages
+
+    @staticmethod
+    def policy_loss(log_p: Tensor, before: Tensor, advantages: Tensor, real: Tensor, clip: float = 0.2) -> Tensor:
+        """Return the clipped objective of PPO (Schulman et al., 2017) as a loss, mean over tokens without padding.
+
+            -min(p / p_before A, clamp(p / p_before, 1 - clip, 1 + clip) A)
+
+        Args:
+            log_p: log-probability of each token (B, T).
+            before: when the captions were written.
+            advantages: of each token.
+            real: bool (B, T), False for padding.
+            clip: 0.2 in ESPER.
+        """
+        ratio = (log_p - before).exp()
+        return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)[real].mean()
 
 
 @torch.no_grad()
@@ -177,49 +223,3 @@ def _token_log_probabilities(model: Decoder, inputs: Tensor, tokens: Tensor) -> 
     real = tokens != model.pad_id
     known = tokens.masked_fill(~real, model.end_id)
     return model.allowed(logits).log_softmax(-1).gather(2, known[..., None])[..., 0] * real, hidden
-
-
-def token_advantages(
-    cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, values: Tensor, real: Tensor, smoothing: float = 0.95
-) -> Tensor:
-    """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016); of padding 0.
-
-        A_t = sum_k smoothing^k (r_(t+k) + V_(t+k+1) - V_(t+k)),  V = 0 after the last token
-        r_t = -0.15 (log p(t) - log p_lm(t)) + [t is the last] (50 cos(image, caption) - 10)
-
-    The reward is for leaving the language model, and at the last token for the caption.
-
-    Args:
-        cosines: of each caption with its image, (B,).
-        log_p: log-probability of each token by the decoder, (B, T).
-        log_p_lm: by the language model.
-        values: expected sum of the rewards from each token on, (B, T).
-        real: bool (B, T), False for padding.
-        smoothing: lambda.
-    """
-    rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
-    rewards[torch.arange(len(rewards)), real.sum(1) - 1] += _REWARD_SCALE * cosines + _REWARD_OFFSET
-    advantages = torch.zeros_like(rewards)
-    after = torch.zeros_like(rewards[:, 0])
-    following = torch.zeros_like(after)
-    for t in reversed(range(rewards.shape[1])):
-        after = (rewards[:, t] + following - values[:, t] + smoothing * after) * real[:, t]
-        advantages[:, t] = after
-        following = values[:, t] * real[:, t]
-    return advantages
-
-
-def clipped_policy_loss(log_p: Tensor, before: Tensor, advantages: Tensor, real: Tensor, clip: float = 0.2) -> Tensor:
-    """Return the clipped objective of PPO (Schulman et al., 2017) as a loss, mean over the tokens that are no padding.
-
-        -min(p / p_before A, clamp(p / p_before, 1 - clip, 1 + clip) A)
-
-    Args:
-        log_p: log-probability of each token (B, T).
-        before: when the captions were written.
-        advantages: of each token.
-        real: bool (B, T), False for padding.
-        clip: 0.2 in ESPER.
-    """
-    ratio = (log_p - before).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)[real].mean()

@@ -136,8 +136,16 @@ def evaluate_captions(
         references = read_references(Path(references))
     encoder: Encoder | None = None
     opened: Any = None  # if it is needed
+    exported = None
     if captions is None or references is None or clip_score:
         opened = Store.open(store, reporter=reporter)
+        exported = Pipeline.of_export(opened)
+        if exported and (steer or clip_score):
+            raise MetricError(
+                "--steer and --clip-score compare images with texts as the encoder gives them, but the rows of the "
+                f"export {opened.path} went through {exported[0].name}.",
+                remedy="Use the store that was exported.",
+            )
         if references is None:
             require_captions(opened)
         if clip_score or (steer and captions is None):
@@ -154,7 +162,7 @@ def evaluate_captions(
         images, left_out = images_with_references(opened, split, known, exact=references is None)
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
-        if exported := Pipeline.of_export(opened):
+        if exported:
             texts = decoder.after(*exported).write(images.embeddings, "image", images.keys, encoder, generation)
         else:
             texts = decoder.caption(

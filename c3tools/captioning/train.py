@@ -24,19 +24,18 @@ from .. import devices
 from ..arrays import Indices
 from ..devices import Compute
 from ..errors import DecoderError
-from ..io.artifact import Target, claimed, digest_of
+from ..io.artifact import claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
-from ..training.loop import CheckpointDir, Task
+from ..training.loop import CheckpointDir, Run, Task, make
 from ..training.loop import train as run_training
-from ..transforms import GaussianNoise, Normalize, Pipeline
-from ..transforms import preset as named_pipeline
-from ..transforms.presets import chosen_sigma
-from ..transforms.sigma import AUTO, parse_sigma
+from ..transforms import Pipeline
+from ..transforms.presets import TrainingPipeline
+from ..transforms.sigma import AUTO
 from .captioner import DECODER, Captioner
-from .config import UNCONDITIONAL, Size, TrainingConfig, load_size, training_config
+from .config import UNCONDITIONAL, AnySize, Size, load_size
 from .esper import ESPER_TRAINING, LANGUAGE_MODEL_REMEDY, EsperTask
 from .evaluate import require_captions
 from .language_model import LanguageModelDecoder
@@ -122,34 +121,29 @@ def train_captioner(
     """
     settings = {name: value for name, value in locals().items() if name not in _NO_SETTINGS}
     store = Store.open(store, reporter=reporter)
-    pipeline, applied, sigma = _of_export(store, settings, pipeline, reporter)
-    own_pipeline = start is not None and preset is None and pipeline is None  # that of the decoder to start from
-    _check_options(settings | {"sigma": sigma}, pipeline, own_pipeline)
+    _check_options(settings, pipeline)
+    previous = None if start is None else Captioner.load(start)
+    own_pipeline = previous is not None and preset is None and pipeline is None
     if unconditional:
         # its inputs are not read; images and texts are compared as the encoder gives them
-        preset, set = "c1", (*UNCONDITIONAL, *set)
-    if pipeline is not None:
-        preset, sigma = pipeline.name, pipeline.sigma or 0.0
-    elif not own_pipeline:
-        preset = preset or "c3"
-        sigma = chosen_sigma(preset, sigma, AUTO if pairs is None else 0.0)
+        chosen, set = TrainingPipeline("c1"), (*UNCONDITIONAL, *set)
+    else:
+        given = previous.pipeline if previous is not None and own_pipeline else pipeline
+        default = AUTO if pairs is None else 0.0
+        chosen = TrainingPipeline.choose(store, given, preset, sigma, default=default, reporter=reporter)
+    if previous is not None:
+        previous.check_model(store.info.model, store.info.dim)
+        if previous.is_language_model:
+            if not (own_pipeline and pairs is None and monitor == "text"):
+                raise DecoderError(
+                    f"The decoder at {start} is a language model: it reads no embedding.",
+                    remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
+                )
+            set = (*UNCONDITIONAL[1:], *set)
     compute, output = devices.pick(device, precision), Path(output)
-    settings |= {"preset": preset, "sigma": sigma, "set": set, "precision": compute.precision}
-    checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-    claim = claimed(output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter)
-    with claim as target:
-        record: dict[str, Any] = {"model": dict(store.info.model)}
-        previous = None
-        if start is not None:
-            previous, record["from"] = Captioner.load(start), str(start)
-            previous.check_model(store.info.model, store.info.dim)
-            if previous.is_language_model:
-                if not (own_pipeline and pairs is None and monitor == "text"):
-                    raise DecoderError(
-                        f"The decoder at {start} is a language model: it reads no embedding.",
-                        remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
-                    )
-                set = (*UNCONDITIONAL[1:], *set)
+    settings |= {"preset": chosen.preset, "sigma": chosen.sigma, "set": set, "precision": compute.precision}
+    with claimed(output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter) as target:
+        record: dict[str, Any] = {"model": dict(store.info.model)} | ({"from": str(start)} if start else {})
         task: DecoderTask | EsperTask
         if esper and previous is not None:
             train, val, notes = training_rows(store, train_split, "image")
@@ -158,82 +152,43 @@ def train_captioner(
             task = EsperTask(train, val, previous, encoder, training, compute.device)
         else:
             train, val, notes = _rows_to_learn(store, train_split, train_fraction, pairs, monitor, seed)
-            given = previous.pipeline if previous is not None and own_pipeline else pipeline
-            pipeline, more = _fitted(given, preset, sigma, store, train_split)
+            pipeline, more = chosen.fit(store, train_split, "text")
             notes += more
             record |= {"sigma": float(pipeline.sigma or 0)} | ({} if pairs is None else {"pairs": pairs})
-            chosen = load_size(
-                size if previous is None else previous.size or size, set, fine_tuned=previous is not None
-            )
-            training = training_config(chosen, len(train), set, epochs=epochs, patience=patience, seed=seed)
-            task = DecoderTask(train, val, pipeline, size, set, training, compute, previous, applied)
+            size = size if previous is None else previous.size or size
+            changes: dict[str, Any] = {"epochs": epochs, "patience": patience, "seed": seed, "captions": len(train)}
+            own_size = load_size(size, set, fine_tuned=previous is not None, **changes)
+            record |= {"size": size, "changes": list(set)}
+            task = DecoderTask(train, val, pipeline, own_size, compute, previous, chosen.applied)
         for note in notes:
             reporter.message(note)
         record["notes"] = notes
-        label = "Training a language model" if unconditional else f"Training {task.pipeline.name}"
-        captioner = fit(task, record=record, checkpoints=checkpoints, target=target, label=label, reporter=reporter)
-        target.write(captioner.save)
-        checkpoints.clear()
-    return captioner
+        return make(
+            target,
+            task,
+            Captioner.load,
+            lambda run, made_from: _captioner(task, run, {**record, "made_from": made_from}).save,
+            label="Training a language model" if unconditional else f"Training {task.pipeline.name}",
+        )
 
 
-def _of_export(
-    store: Store, asked: Mapping[str, Any], pipeline: Pipeline | None, reporter: Reporter
-) -> tuple[Pipeline | None, int, float | str | None]:
-    """Return the pipeline and the sigma to train with, and how many steps the rows of an export went through already.
-
-    Raises:
-        DecoderError: if options contradict the pipeline of an export.
-    """
-    sigma = None if asked["sigma"] is None else parse_sigma(asked["sigma"])
-    exported = None if asked["unconditional"] else Pipeline.of_export(store)
-    if exported is None:
-        return pipeline, 0, sigma
-    (whole, applied), remedy = exported, "Leave it out, or train on the store that was exported."
-    if others := [name for name in ("preset", "start", "esper") if asked[name]] or ["pipeline"] * bool(pipeline):
-        message = f"The rows of {store.path} went through {whole.name}, which excludes the option {others[0]}."
-        raise DecoderError(message, remedy=remedy)
-    if sigma is None:
-        return whole, applied, None
-    if isinstance(sigma, str) or whole.noisy:
-        has = "has its own sigma" if whole.noisy else f"leaves nothing to derive a sigma of {sigma} from"
-        raise DecoderError(f"The pipeline {whole.name} of {store.path} {has}.", remedy=remedy)
-    reporter.message(
-        f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is not C3, which adds it before "
-        "the last normalisation: for C3, export with --before-noise."
-    )
-    noised = Pipeline([*whole.steps, GaussianNoise(sigma=sigma), Normalize()], name=f"{whole.name}-noised")
-    noised.dim, noised.provenance = whole.dim, whole.provenance
-    return noised, applied, None
-
-
-def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipeline: bool) -> None:
+def _check_options(asked: dict[str, Any], pipeline: Pipeline | None) -> None:
     """Refuse arguments of `train_captioner` that contradict each other, or that are out of range."""
     preset, sigma, start, pairs, monitor = (asked[name] for name in ("preset", "sigma", "start", "pairs", "monitor"))
     fraction, language_model = asked["train_fraction"], asked["unconditional"]
-    of_texts, no_pipeline = pairs is None and monitor == "text", preset is None and sigma is None
+    of_texts, no_pipeline = pairs is None and monitor == "text", preset is None and sigma is None and pipeline is None
     own_training = asked["set"] or language_model or asked["patience"] is not None or fraction != 1
     refused = [
-        (
-            own_pipeline and sigma is not None,
-            "Sigma comes from the decoder given by --from, as its pipeline does.",
-            "Leave out --sigma, or give a --preset for it, which takes the place of the decoder's pipeline.",
-        ),
-        (
-            pipeline is not None and not no_pipeline,
-            "A pipeline was given together with a preset or sigma, but it has its own steps and sigma.",
-            "Leave out preset and sigma.",
-        ),
         (not 0 < fraction <= 1, f"--train-fraction must be above 0 and at most 1, not {fraction}.", None),
         (pairs is not None and not 0 < pairs <= 1, f"--pairs must be above 0 and at most 1, not {pairs}.", None),
         (monitor not in _MONITORS, f"There is no --monitor {monitor!r}.", f"Choose from {', '.join(_MONITORS)}."),
         (
-            asked["esper"] and (start is None or own_training or not (of_texts and own_pipeline)),
+            asked["esper"] and (start is None or own_training or not (of_texts and no_pipeline)),
             "ESPER starts from a language model, and learns from all images by its own settings.",
             f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, --train-split and --seed alone.",
         ),
         (
-            language_model and not (no_pipeline and pipeline is None and of_texts and start is None),
+            language_model and not (no_pipeline and of_texts and start is None),
             "A language model reads no embedding, so nothing about embeddings can be set.",
             "Leave out --preset, --sigma, --pairs, --monitor and --from, or --unconditional.",
         ),
@@ -241,23 +196,6 @@ def _check_options(asked: dict[str, Any], pipeline: Pipeline | None, own_pipelin
     for wrong, message, remedy in refused:
         if wrong:
             raise DecoderError(message, remedy=remedy)
-
-
-def _fitted(
-    pipeline: Pipeline | None, preset: str | None, sigma: float | str | None, store: Store, split: str
-) -> tuple[Pipeline, list[str]]:
-    """Return the given pipeline or a preset, fitted on the store, with what the user should know about it."""
-    notes = []
-    if pipeline is None:
-        pipeline = named_pipeline(preset or "c3", sigma=sigma or 0.0).fit(store, split=split)
-        if isinstance(sigma, str):
-            notes = [f"{pipeline.provenance['sigma']}. Choose another with --sigma."]
-    elif not pipeline.fitted:
-        pipeline.fit(store, split=split)
-    pipeline.check_model(store.info.model)
-    if not any(map(pipeline.knows, {"image", *store.modalities} - {"text"})):
-        notes.append(pipeline.note_on_moments("text", "image"))
-    return pipeline, notes
 
 
 def training_rows(store: Store, split: str = "train", modality: str = "text") -> tuple[Rows, Rows, list[str]]:
@@ -281,18 +219,18 @@ def training_rows(store: Store, split: str = "train", modality: str = "text") ->
         notes.append(f"{why}, so {captions}{counted(val.item_count, 'image is', 'images are')} held out.")
     if not of_texts:
         return train, val, notes
-    (train, train_note), (val, val_note) = _drop_empty(train), _drop_empty(val)
-    return train, val, notes + [note for note in (train_note, val_note) if note]
+    return _drop_empty(train, notes), _drop_empty(val, notes), notes
 
 
-def _drop_empty(rows: Rows) -> tuple[Rows, str | None]:
-    """Leave out captions without a letter or digit of any script; the note lists them, and is None without any."""
+def _drop_empty(rows: Rows, notes: list[str]) -> Rows:
+    """Leave out captions without a letter or digit of any script, and note how many they are."""
     kept = np.array([any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions], bool)
     if kept.all():
-        return rows, None
+        return rows
     left_out = rows.select(~kept).keys
     note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out"
-    return rows.select(kept), f"{note}; the first is {left_out[0]}."
+    notes.append(f"{note}; the first is {left_out[0]}.")
+    return rows.select(kept)
 
 
 def captions_of_images(images: Rows, texts: Rows) -> Rows:
@@ -338,26 +276,19 @@ def fit(
     *,
     record: Mapping[str, Any] | None = None,
     checkpoints: CheckpointDir | None = None,
-    target: Target | None = None,
     label: str = "Training",
     reporter: Reporter = SILENT,
 ) -> Captioner:
-    """Train a captioner; what is known of the training is in its record.
-
-    Args:
-        task: the training.
-        record: kept in the captioner's record too.
-        checkpoints: where the run is saved, to be continued after it was interrupted.
-        target: where the captioner is going to be written; the one that is there is returned if it is the same.
-        label: of the progress.
-        reporter: shows messages and progress.
+    """Train a captioner in memory; ``record`` becomes a part of its own.
 
     Raises:
         DecoderError: if the loss is not finite.
     """
-    if target is not None and (there := target.finished(task.identity, partial(Captioner.load, target.folder))):
-        return there
-    run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
+    return _captioner(task, run_training(task, checkpoints=checkpoints, label=label, reporter=reporter), record or {})
+
+
+def _captioner(task: DecoderTask | EsperTask, run: Run, record: Mapping[str, Any]) -> Captioner:
+    """Return the captioner of a run, with what is known of the training in its record."""
     facts = {
         "preset": task.pipeline.name,
         "seed": task.config.seed,
@@ -372,9 +303,7 @@ def fit(
         "start_val_loss": run.start and run.start.val_loss,
         "best_val_loss": run.kept and run.kept.val_loss,
     }
-    if target is not None:
-        facts["made_from"] = target.made_from(task.identity)
-    return Captioner(task.model, task.tokenizer, task.pipeline, {**task.facts, **(record or {}), **facts})
+    return Captioner(task.model, task.tokenizer, task.pipeline, {**task.facts, **record, **facts})
 
 
 class DecoderTask(Task):
@@ -384,9 +313,7 @@ class DecoderTask(Task):
         train: rows with the column ``caption``; the decoder learns to write each caption from its embedding.
         val: rows that the checkpoint is chosen on; their embeddings get no noise.
         pipeline: fitted; applied to the embeddings during training.
-        size: a key of `SIZES`; not used where training starts from a captioner.
-        set: settings of the size that are changed, ``name=value`` (see `load_size`).
-        training: settings; those of the size when None.
+        size: of the decoder, with the settings of its training; see `load_size`.
         compute: device and precision; the fastest available when None.
         start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
         applied: the steps of the pipeline that the rows went through already.
@@ -402,9 +329,7 @@ class DecoderTask(Task):
         train: Rows,
         val: Rows,
         pipeline: Pipeline,
-        size: str = "small",
-        set: Sequence[str] = (),
-        training: TrainingConfig | None = None,
+        size: AnySize,
         compute: Compute | None = None,
         start: Captioner | None = None,
         applied: int = 0,
@@ -414,14 +339,14 @@ class DecoderTask(Task):
                 f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}.",
                 remedy="Embed a corpus with more captions, or check that they are not empty.",
             )
-        chosen, dim = load_size(size, set), train.embeddings.shape[1]
+        dim = train.embeddings.shape[1]
         self.train, self.val, self.pipeline, self._rest = (
             train,
             val,
             pipeline,
             pipeline.part(applied) if applied else pipeline,
         )
-        self.config = config = training or training_config(chosen)
+        self.config = config = size.training
         self.compute = compute = compute or devices.pick()
         model: Decoder
         if start is not None:
@@ -430,11 +355,11 @@ class DecoderTask(Task):
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
-                if isinstance(chosen, Size):
-                    self.tokenizer = CaptionTokenizer.train(train.captions, chosen.vocab_size)
-                    model = CaptionDecoder(chosen.config(dim, self.tokenizer.vocab_size))
+                if isinstance(size, Size):
+                    self.tokenizer = CaptionTokenizer.train(train.captions, size.vocab_size)
+                    model = CaptionDecoder(size.config(dim, self.tokenizer.vocab_size))
                 else:
-                    model, self.tokenizer = LanguageModelDecoder.pretrained(chosen, dim)
+                    model, self.tokenizer = LanguageModelDecoder.pretrained(size, dim)
         self.module = self.model = model.to(compute.device)
         longest = model.config.max_tokens
         self.train_tokens, self.val_tokens = (
@@ -454,8 +379,6 @@ class DecoderTask(Task):
         self.facts = {
             "modality": train.modality,
             "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
-            "size": size if start is None else start.size,
-            "changes": list(set),
             "training": {**asdict(config), "precision": compute.precision},
         }
 

@@ -29,7 +29,7 @@ from ..store import Rows, StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..training.sizes import require_valid
 from .pairs import PairedFeatures
-from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers, connect
+from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers
 
 _WEIGHTS_FILE = "heads.safetensors"
 _KIND = Kind("pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", (_WEIGHTS_FILE, LOG_FILE))
@@ -139,12 +139,9 @@ class ConnectedHeads:
                 f"The heads take {taken}, not {features.shape[1]} of {modality}.",
                 remedy="Use features of the towers that the heads were trained on.",
             )
-        head = heads[modality]
-        parts = []
-        for start in range(0, max(1, len(features)), _BLOCK_ROWS):
-            block = torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32))
-            parts.append(nn.functional.normalize(head(block), dim=1).numpy())
-        return np.concatenate(parts)
+        starts = range(0, max(1, len(features)), _BLOCK_ROWS)
+        blocks = (torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32)) for start in starts)
+        return torch.cat([nn.functional.normalize(heads[modality](block), dim=1) for block in blocks]).numpy()
 
     @classmethod
     def load(cls, folder: str | Path) -> ConnectedHeads:
@@ -234,14 +231,12 @@ def connect_heads(
         dims = {rows.modality: rows.embeddings.shape[1] for rows in sides}
         models = {name: dict(model) for name, model in features.models.items() if model}
         towers = TwoTowers(heads[0], heads[1], compute)
-        return connect(
+        return PairTask(towers, train, val, settings, names, asdict(shape)).connect(
             target,
-            PairTask(towers, train, val, settings, names, asdict(shape)),
             pairs,
             {"modalities": list(names), "features": dims, **asdict(shape), "models": models},
             save=lambda folder: save_file(towers.sides.state_dict(), folder / _WEIGHTS_FILE),
             load=ConnectedHeads.load,
-            reporter=reporter,
         )
 
 

@@ -23,7 +23,7 @@ from ..io.files import write_atomically, write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import splits_of
 from .pairs import ArrayInputs, PairInputs, PhotoInputs
-from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers, connect
+from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 
 _MODES = {"lit": (20, 5e-4), "full": (10, 1e-4)}  # epochs and learning rate
 _CONFIG_FILE = "open_clip_config.json"
@@ -151,14 +151,12 @@ def connect_towers(
             parts = [replace(part, inputs=(features, part.inputs[1])) for part in parts]
             towers = TwoTowers(nn.Identity(), text, compute)
         task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from)
-        return connect(
+        return task.connect(
             target,
-            task,
             parts[0],
             {**chosen, "start": network.identity, "photos": photos, "unreadable": unreadable},
             save=lambda folder: _save_open_clip(network, task.loss, folder),
             load=_load,
-            reporter=reporter,
         )
 
 

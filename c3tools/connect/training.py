@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,10 +36,9 @@ from ..errors import ConnectError
 from ..io.artifact import Target, digest_of, writing
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
-from ..reporter import Reporter
 from ..seeds import generator
 from ..tables import Table
-from ..training.loop import FINISHED, CheckpointDir, Plan, Run, Task, Validation, adamw, train
+from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, make
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
 from .pairs import PairInputs
@@ -293,7 +291,7 @@ class PairTask(Task):
     def _load(self, step: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Return the inputs of a step and their ids; what is left over of an epoch's full batches is not used in it."""
         (epoch, place), size, pairs = divmod(step, self.steps_per_epoch), self.settings.batch_size, self.train
-        batch = _order(self.settings.seed, epoch, len(pairs))[place * size :][:size]
+        batch = self.order(len(pairs), self.settings.seed, "pairs", epoch)[place * size :][:size]
         inputs = pairs.inputs[0].rows(pairs.rows[0, batch], epoch), pairs.inputs[1].rows(pairs.rows[1, batch], epoch)
         return inputs, torch.from_numpy(pairs.ids[:, batch])
 
@@ -316,88 +314,68 @@ class PairTask(Task):
         losses = (None if math.isnan(point.train_loss) else point.train_loss for point in points)
         return [{"step": one.step, "loss": loss, **one.facts} for one, loss in zip(points, losses, strict=True)]
 
-    def close(self) -> None:
-        """End the thread that reads batches."""
-        self._loader.shutdown(cancel_futures=True)
+    def connect(
+        self,
+        target: Target,
+        pairs: PairInputs,
+        record: Mapping[str, Any],
+        *,
+        save: Callable[[Path], None],
+        load: Callable[[Path], T],
+    ) -> T:
+        """Train the towers and write the result, unless it is there already; return what is loaded from the folder.
 
+        Args:
+            target: the folder of the result.
+            pairs: all pairs, of which those of val and test are scored.
+            record: about model and data, as JSON values.
+            save: writes the towers into a folder.
+            load: reads the result, and raises a `C3Error` if it is damaged.
+        """
+        reporter = target.reporter
 
-@lru_cache(maxsize=1)
-def _order(seed: int, epoch: int, n: int) -> Indices:
-    return generator(seed, "pairs", epoch).permutation(n).astype(np.int64)
+        def result(run: Run, made_from: dict[str, Any]) -> Callable[[Path], None]:
+            settings, kept, log = self.settings, run.kept, self.log(run)
+            assert kept is not None
+            if run.outcome != FINISHED:
+                reporter.message(
+                    f"The training {run.outcome} at step {run.step:,}; the weights of step {kept.step:,} are kept."
+                )
+            if -kept.val_loss <= 3 / len(self.val.item_rows):
+                reporter.message(
+                    "Retrieval among the validation pairs is near chance. Check that the rows of a pair belong "
+                    "together, and try a lower --learning-rate or --logit-scale."
+                )
+            # rows that are split by hash are in val and test, even if another split is learned from
+            apart = settings.train_split in STANDARD or describe_rule(pairs.splits) is None
+            scored = {split: pairs.where(split) for split in ("val", "test") if apart}
+            content = {
+                **record,
+                "made_from": made_from,
+                "pairs": {"train": len(self.train), "val": len(self.val)},
+                "settings": asdict(settings),
+                "outcome": run.outcome,
+                "steps": run.step,
+                "kept_step": kept.step,
+                "recall@1": -kept.val_loss,
+                "logit_scale": kept.facts["logit_scale"],
+                "seconds": round(sum(one.seconds for one in run.history), 1),
+                "scores": {
+                    split: measure(*self.towers.embed_pairs(part), self.names)
+                    for split, part in scored.items()
+                    if len(part.item_rows) > 1
+                },
+            }
 
+            def write(folder: Path) -> None:
+                with writing(folder, target.kind, {"record": content}, keep=target.there) as new:
+                    save(new)
+                    write_json_atomically(new / LOG_FILE, {"kept_step": kept.step, "points": log})
+                    save_figure(geometry_figure(log, self.names, kept.step), new / "geometry.svg")
 
-def connect(
-    target: Target,
-    task: PairTask,
-    pairs: PairInputs,
-    record: Mapping[str, Any],
-    *,
-    save: Callable[[Path], None],
-    load: Callable[[Path], T],
-    reporter: Reporter,
-) -> T:
-    """Train two towers and write the result, unless it is there already; return what is loaded from the folder.
+            return write
 
-    Args:
-        target: the folder of the result.
-        task: the training.
-        pairs: all pairs, of which those of val and test are scored.
-        record: about model and data, as JSON values.
-        save: writes the towers into a folder.
-        load: reads the result, and raises a `C3Error` if it is damaged.
-        reporter: gets messages and progress.
-    """
-    checkpoints = CheckpointDir.beside(target.folder, overwrite=target.overwrite)
-    try:
-        found = target.finished(task.identity, lambda: load(target.folder))
-        if found is not None:
-            checkpoints.clear()  # the run was killed after it had written the result
-            target.write(lambda folder: None)
-            return found
-        run = train(task, checkpoints=checkpoints, label="Connecting", reporter=reporter)
-    finally:
-        task.close()
-    settings, kept, log = task.settings, run.kept, task.log(run)
-    assert kept is not None
-    if run.outcome != FINISHED:
-        reporter.message(
-            f"The training {run.outcome} at step {run.step:,}; the weights of step {kept.step:,} are kept."
-        )
-    if -kept.val_loss <= 3 / len(task.val.item_rows):
-        reporter.message(
-            "Retrieval among the validation pairs is near chance. Check that the rows of a pair belong together, and "
-            "try a lower --learning-rate or --logit-scale."
-        )
-    # rows that are split by hash are in val and test, even if another split is learned from
-    apart = settings.train_split in STANDARD or describe_rule(pairs.splits) is None
-    scored = {split: pairs.where(split) for split in ("val", "test") if apart}
-    content = {
-        **record,
-        "made_from": target.made_from(task.identity),
-        "pairs": {"train": len(task.train), "val": len(task.val)},
-        "settings": asdict(settings),
-        "outcome": run.outcome,
-        "steps": run.step,
-        "kept_step": kept.step,
-        "recall@1": -kept.val_loss,
-        "logit_scale": kept.facts["logit_scale"],
-        "seconds": round(sum(one.seconds for one in run.history), 1),
-        "scores": {
-            split: measure(*task.towers.embed_pairs(part), task.names)
-            for split, part in scored.items()
-            if len(part.item_rows) > 1
-        },
-    }
-
-    def write(folder: Path) -> None:
-        with writing(folder, target.kind, {"record": content}, keep=target.there) as new:
-            save(new)
-            write_json_atomically(new / LOG_FILE, {"kept_step": kept.step, "points": log})
-            save_figure(geometry_figure(log, task.names, kept.step), new / "geometry.svg")
-
-    target.write(write)
-    checkpoints.clear()
-    return load(target.folder)
+        return make(target, self, load, result, label="Connecting")
 
 
 def score_table(record: Mapping[str, Any]) -> Table:

@@ -23,7 +23,7 @@ from ..ablation.methods import ABLATION, METHODS, Cell
 from ..ablation.run import ablate_images, run_cells
 from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
-from ..captioning import Captioner
+from ..captioning.captioner import Captioner
 from ..captioning.evaluate import store_references
 from ..corpus import read_corpus
 from ..embedding import embed_corpus

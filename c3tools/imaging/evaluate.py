@@ -133,9 +133,7 @@ def evaluate_images(
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
     options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "reporter": reporter}
     model = ModelIdentity(made.settings.get("model") or store.info.model)
-    encoders = load_encoders(store, encoder, **options)
-    reading: dict[str, Any] = {"download": download, "reporter": reporter}
-    scorer = ImageScorer.of(store, side, split, len(opened), encoders, conditioning=model, **reading)
+    scorer = ImageScorer.of(store, side, split, len(opened), encoder, conditioning=model, download=download, **options)
     texts = [image.asked for image in made.images] if made.modality == "text" else None
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)
@@ -143,7 +141,7 @@ def evaluate_images(
     near, named, unread = None, [], [scorer.reference.unread]
     if len(learned := store.load("image", "train")):
         try:
-            training = read_photos(store, learned, side, **reading)
+            training = read_photos(store, learned, side, download=download, reporter=reporter)
             near = scorer.nearest(opened, training)
             unread.append(training.unread)
         except GeneratorError as error:
@@ -164,17 +162,6 @@ def evaluate_images(
         [*filter(None, unread), *scorer.notes()],
         {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
     )
-
-
-def load_encoders(store: Store, names: Sequence[str], *, reporter: Reporter = SILENT, **options: Any) -> list[Encoder]:
-    """Return the encoders whose features are used: that of the store, if it is known, then those named.
-
-    Raises:
-        EncoderError: if one cannot be loaded.
-    """
-    own = store.info.model
-    found = [resolve_encoder(recorded=own, reporter=reporter, **options)] if own or not names else []
-    return [*found, *(load_encoder(name, **options) for name in names if name != own.name)]
 
 
 def score_text(name: str, value: Any, write: Callable[[Any, int], str] = number) -> str:
@@ -235,11 +222,12 @@ class ImageScorer:
         pixels: int,
         split: str,
         n: int,
-        encoders: Sequence[Encoder],
+        names: Sequence[str],
         *,
         conditioning: ModelIdentity,
         download: bool = False,
         reporter: Reporter = SILENT,
+        **options: Any,
     ) -> ImageScorer:
         """Read the real photos of a split, and up to ``n`` of another that nothing is trained on.
 
@@ -248,13 +236,19 @@ class ImageScorer:
             pixels: height and width of the images.
             split: of the reference.
             n: how many images will be scored.
-            encoders, conditioning, reporter: see there.
+            names: of encoders whose features are used after those of the store's model, if that is known.
+            conditioning, reporter: see there.
             download: fetch photos that are at URLs.
+            options: of the encoders.
 
         Raises:
+            EncoderError: if an encoder cannot be loaded.
             GeneratorError: if no photo can be read.
             MetricError: if the split has no images.
         """
+        own = store.info.model
+        encoders = [resolve_encoder(recorded=own, reporter=reporter, **options)] if own or not names else []
+        encoders += [load_encoder(name, **options) for name in names if name != own.name]
         chosen, others = store.load("image", split), None
         if not len(chosen):
             raise MetricError(

@@ -34,7 +34,7 @@ from ..seeds import generator as seeded
 from ..seeds import keyed_normal
 from ..store import Store
 from ..transforms import Pipeline, preset
-from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class, sample
+from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class
 
 _FACTS = ("preset", "sigma", "size", "seed")
 KIND = Kind("generator", "generator.json", GeneratorError, "c3 train-generator", "--generator")
@@ -224,7 +224,8 @@ class Generator(ImageGenerator, HubRepository):
         pixels = self.network.config.pixels
         noise = torch.from_numpy(keyed_normal(seed, 0, keys, 3 * pixels**2)).view(-1, 3, pixels, pixels)
         told = torch.from_numpy(inputs)
-        yield from map(Image.fromarray, sample(self.network, told, noise, self.compute, steps=steps, guidance=guidance))
+        sampled = self.network.sample(told, noise, self.compute, steps=steps, guidance=guidance)
+        yield from map(Image.fromarray, sampled)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the training record and the number of parameters, as `c3 train-generator --json` prints them."""

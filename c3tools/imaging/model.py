@@ -171,49 +171,47 @@ class ImageNetwork(nn.Module):
         velocity = self.unet(squares, times * _TIMES, told).sample
         return F.pixel_shuffle(velocity, self.config.patch)
 
+    @torch.inference_mode()
+    def sample(
+        self,
+        embeddings: Tensor,
+        noise: Tensor,
+        compute: Compute,
+        *,
+        steps: int = SAMPLING_STEPS,
+        guidance: float = GUIDANCE,
+    ) -> Iterator[Pixels]:
+        """Yield one image per embedding, uint8 (pixels, pixels, 3); in evaluation mode, on the device of ``compute``.
 
-@torch.inference_mode()
-def sample(
-    network: ImageNetwork,
-    embeddings: Tensor,
-    noise: Tensor,
-    compute: Compute,
-    *,
-    steps: int = SAMPLING_STEPS,
-    guidance: float = GUIDANCE,
-) -> Iterator[Pixels]:
-    """Yield one image per embedding, uint8 (pixels, pixels, 3).
+        The number of images that are sampled at a time is fixed, and a last batch is filled up: the last bits of a
+        convolution depend on the size of its batch, so that otherwise the same text would give another image in other
+        company.
 
-    The number of images that are sampled at a time is fixed, and a last batch is filled up: the last bits of a
-    convolution depend on the size of its batch, so that otherwise the same text would give another image in other
-    company.
-
-    Args:
-        network: in evaluation mode, on the device of ``compute``.
-        embeddings: what each image is to be of, float32 (n, d), transformed as in training.
-        noise: standard normal, float32 (n, 3, pixels, pixels).
-        compute: device and precision.
-        steps: of the scheduler; more are slower and a little sharper.
-        guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
-    """
-    scheduler = diffusers_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
-    size = 16 if compute.device_type == "cpu" else 64
-    copies = 1 if guidance == 1 else 2  # with the embedding, and without it
-    withhold = torch.arange(copies * size, device=compute.device) >= size
-    for start in range(0, len(embeddings), size):
-        rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
-        images, told = noise[rows].to(compute.device), embeddings[rows].to(compute.device).repeat(copies, 1)
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
-        for time in scheduler.timesteps:
-            times = (time / _TIMES).expand(len(told))
-            with compute.autocast():
-                velocity = network(images.repeat(copies, 1, 1, 1), times, told, withhold).float()
-            if copies == 2:
-                with_embedding, without = velocity.chunk(2)
-                velocity = without + guidance * (with_embedding - without)
-            images = scheduler.step(velocity, time, images).prev_sample
-        squares = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        yield from squares[: len(embeddings) - start]
+        Args:
+            embeddings: what each image is to be of, float32 (n, d), transformed as in training.
+            noise: standard normal, float32 (n, 3, pixels, pixels).
+            compute: device and precision.
+            steps: of the scheduler; more are slower and a little sharper.
+            guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
+        """
+        scheduler = diffusers_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
+        size = 16 if compute.device_type == "cpu" else 64
+        copies = 1 if guidance == 1 else 2  # with the embedding, and without it
+        withhold = torch.arange(copies * size, device=compute.device) >= size
+        for start in range(0, len(embeddings), size):
+            rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
+            images, told = noise[rows].to(compute.device), embeddings[rows].to(compute.device).repeat(copies, 1)
+            scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
+            for time in scheduler.timesteps:
+                times = (time / _TIMES).expand(len(told))
+                with compute.autocast():
+                    velocity = self(images.repeat(copies, 1, 1, 1), times, told, withhold).float()
+                if copies == 2:
+                    with_embedding, without = velocity.chunk(2)
+                    velocity = without + guidance * (with_embedding - without)
+                images = scheduler.step(velocity, time, images).prev_sample
+            squares = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            yield from squares[: len(embeddings) - start]
 
 
 def diffusers_class(name: str) -> Any:

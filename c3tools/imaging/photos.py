@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from ..arrays import Indices, Mask, Pixels
+from ..arrays import Pixels
 from ..corpus.containers import PhotoFinder
 from ..encoders import UNREADABLE, open_image
 from ..errors import GeneratorError
@@ -41,10 +41,6 @@ class Photos:
     def __len__(self) -> int:
         """Return the number of photos."""
         return len(self.rows)
-
-    def select(self, rows: Indices | Mask) -> Photos:
-        """Return the photos with these numbers, or those for which a mask is true."""
-        return Photos(self.rows.select(rows), self.pixels[rows], self.unread)
 
 
 def read_photos(

@@ -8,10 +8,11 @@ has none. No text is seen.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -31,12 +32,9 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Store
 from ..store.reader import training_split
-from ..training.loop import CheckpointDir, Plan, Task, adamw
-from ..training.loop import train as run_training
+from ..training.loop import Plan, Run, Task, adamw, make
 from ..transforms import Pipeline
-from ..transforms import preset as named_pipeline
-from ..transforms.presets import chosen_sigma
-from ..transforms.sigma import AUTO, parse_sigma, sigma_by_rule
+from ..transforms.presets import TrainingPipeline
 from .generator import KIND, Generator
 from .model import ImageNetwork, Size, load_size
 from .photos import Photos, read_photos
@@ -95,26 +93,8 @@ class GeneratorTask(Task):
         made_from = [network.config, pipeline.config(), applied, pipeline.record()["tensors"], compute.precision]
         self.identity = digest_of(made_from, *data)
 
-    def fit(
-        self,
-        record: Mapping[str, Any],
-        checkpoints: CheckpointDir,
-        *,
-        label: str,
-        reporter: Reporter,
-    ) -> Generator:
-        """Train, and return the generator.
-
-        Args:
-            record: kept in the generator's record, beside what is known here.
-            checkpoints: where the run is saved, to be continued after it was interrupted.
-            label: what the progress is called.
-            reporter: shows messages and progress.
-
-        Raises:
-            GeneratorError: if the loss is not finite before any checkpoint was kept.
-        """
-        run = run_training(self, checkpoints=checkpoints, label=label, reporter=reporter)
+    def generator(self, run: Run, record: Mapping[str, Any]) -> Generator:
+        """Return the generator of a run, with what is known of the training added to its record."""
         content = {
             "preset": self.pipeline.name,
             "seed": self.config.seed,
@@ -123,14 +103,15 @@ class GeneratorTask(Task):
             "trace": [list(point) for point in run.trace],
             "validations": [[each.step, each.val_loss] for each in run.history],
             "best_val_loss": None if run.kept is None else run.kept.val_loss,
-            "seconds": round(sum(each.seconds for each in run.history), 1),
+            "seconds": round(sum(each.seconds + each.facts["seconds"] for each in run.history), 1),
         }
         return Generator(self.network, self.pipeline, {**record, **content}, self.compute)
 
     def batch(self, number: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the rows of its batch: each epoch has every photo once, but for a rest."""
         epoch, place = divmod(number, len(self.train) // self.batch_size)
-        return epoch, _order(self.config.seed, epoch, len(self.train))[place * self.batch_size :][: self.batch_size]
+        order = self.order(len(self.train), self.config.seed, "order", epoch)
+        return epoch, order[place * self.batch_size :][: self.batch_size]
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of photos."""
@@ -157,7 +138,7 @@ class GeneratorTask(Task):
 
         Times are spread evenly over their distribution, and times and noise are the same in every validation.
         """
-        n = len(self.val)
+        n, started = len(self.val), time.perf_counter()
         rng = generator(self.config.seed, "validation")
         shares = np.array([NormalDist().inv_cdf(share) for share in (rng.permutation(n) + 0.5) / n])
         noise = torch.from_numpy(rng.standard_normal((n, 3, *self.val.pixels.shape[1:3]), np.float32))
@@ -166,7 +147,7 @@ class GeneratorTask(Task):
             rows = slice(start, start + _VALIDATION_BATCH)
             loss = self._loss(images[rows], noise[rows], shares[rows], self.val_inputs[rows], withhold[rows])
             total += float(loss) * len(images[rows])
-        return total / n, {}
+        return total / n, {"seconds": time.perf_counter() - started}
 
     def _loss(self, images: Tensor, noise: Tensor, shares: Array, inputs: Tensor, withhold: Tensor) -> Tensor:
         """Return the mean squared error of the predicted velocity ``noise - image``.
@@ -192,11 +173,6 @@ class GeneratorTask(Task):
         positions = (config.pixels // config.patch // 2**level) ** 2
         few = (compute.device_type, compute.precision) == ("cpu", "bf16") and positions <= _FEW_POSITIONS
         return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
-
-
-@lru_cache(maxsize=1)
-def _order(seed: int, epoch: int, n: int) -> Indices:
-    return generator(seed, "order", epoch).permutation(n)
 
 
 def _to_network(pixels: Pixels) -> Tensor:
@@ -263,62 +239,32 @@ def train_generator(
         MissingExtraError: if diffusers is not installed.
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-    sigma = None if sigma is None else parse_sigma(sigma)
-    store, applied = Store.open(store, reporter=reporter), 0
-    if exported := Pipeline.of_export(store):
-        if pipeline is not None:
-            raise GeneratorError(
-                f"The rows of the export {store.path} went through {exported[0].name}, which a pipeline would replace.",
-                remedy="Leave out the pipeline, or train on the store that was exported.",
-            )
-        pipeline, applied = exported
-    if pipeline is None:
-        preset = preset or "c3"
-        sigma = chosen_sigma(preset, sigma, AUTO)
-    elif preset is not None or sigma is not None:
-        raise GeneratorError(
-            "A pipeline, or that of an export, was given with a preset or sigma, but it has its own steps and sigma.",
-            remedy="Leave out preset and sigma.",
-        )
-    else:
-        preset, sigma = pipeline.name, pipeline.sigma or 0.0
+    store = Store.open(store, reporter=reporter)
+    asked = TrainingPipeline.choose(store, pipeline, preset, sigma, reporter=reporter)
     chosen = load_size(size, set)
     changed = {"seed": seed, "steps": chosen.training.steps if steps is None else steps}
     chosen = replace(chosen, training=replace(chosen.training, **changed))
     output, compute = Path(output), devices.pick(device, precision)
-    settings |= {"preset": preset, "sigma": sigma, "steps": chosen.training.steps, "precision": compute.precision}
-    claim = claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter)
-    with claim as target:
+    settings |= {"preset": asked.preset, "sigma": asked.sigma, "precision": compute.precision}
+    settings["steps"] = chosen.training.steps
+    with claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter) as target:
         train, val, notes = training_photos(store, chosen.pixels, train_split, download=download, reporter=reporter)
-        if pipeline is None:
-            origin = dict[str, str]()
-            if isinstance(sigma, str):
-                sigma, origin["sigma"] = sigma_by_rule(sigma, store, train_split, noised="image")
-                reporter.message(f"{origin['sigma']}. Choose another with --sigma.")
-            pipeline = named_pipeline(preset, sigma=sigma, train_on="image", infer_on="text")
-            pipeline = pipeline.fit(store, split=train_split, provenance=origin)
-        elif not pipeline.fitted:
-            pipeline = pipeline.fit(store, split=train_split)
-        pipeline.check_model(store.info.model)
-        if not pipeline.knows("text"):
-            notes.append(pipeline.note_on_moments("image", "text"))
+        pipeline, more = asked.fit(store, train_split, "image")
+        notes += more
+        if chosen.training.steps < (usual := load_size(size).training.steps) / 10:
+            few = counted(chosen.training.steps, "step is", "steps are")
+            notes.append(f"{few} too few for images that show anything: the size {size} has {usual:,}.")
         for note in notes:
             reporter.message(note)
-        checkpoints = CheckpointDir.beside(output, overwrite=overwrite)
-        task = GeneratorTask(train, val, pipeline, chosen, compute, applied)
-        made = target.finished(task.identity, partial(Generator.load, output, compute))
-        if made is None:
-            record = {
-                "model": dict(store.info.model),
-                "sigma": float(pipeline.sigma or 0),
-                "size": size,
-                "notes": notes,
-            }
-            record["made_from"] = target.made_from(task.identity)
-            made = task.fit(record, checkpoints, label=f"Training {pipeline.name}", reporter=reporter)
-        target.write(made.save)
-        checkpoints.clear()
-    return made
+        task = GeneratorTask(train, val, pipeline, chosen, compute, asked.applied)
+        record = {"model": dict(store.info.model), "sigma": float(pipeline.sigma or 0), "size": size, "notes": notes}
+        return make(
+            target,
+            task,
+            partial(Generator.load, compute=compute),
+            lambda run, made_from: task.generator(run, {**record, "made_from": made_from}).save,
+            label=f"Training {pipeline.name}",
+        )
 
 
 def training_photos(

@@ -251,14 +251,13 @@ class Target:
     reporter: Reporter
     there: bool = False
     former: Mapping[str, Any] | None = None
-    _done: bool = False
 
     def made_from(self, digest: str) -> dict[str, Any]:
         """Return what the record of the result has as ``made_from``, given a digest of settings and data."""
         return {"settings": dict(self.settings), "digest": digest}
 
     def finished(self, digest: str, load: Callable[[], T]) -> T | None:
-        """Return the result that is there if it is of the run with this digest, so that there is nothing to do.
+        """Return the result that is there if it is of the run with this digest, and report that nothing is to do.
 
         Raises:
             OutputError: if it has the same settings, was made from other data, and is not to be replaced.
@@ -275,14 +274,11 @@ class Target:
             if not self.overwrite:
                 raise
             return None
-        self._done = True
+        self.reporter.message(f"{self.folder} already contains this {self.kind.name}; there is nothing to do.")
         return found
 
     def write(self, save: Callable[[Path], object]) -> None:
-        """Write the result with ``save``, unless `finished` found it, and report where the former one is kept."""
-        if self._done:
-            self.reporter.message(f"{self.folder} already contains this {self.kind.name}; there is nothing to do.")
-            return
+        """Write the result with ``save``, and report where the former one is kept."""
         kept = f"The {self.kind.name} was not written; run the same command again to write it."
         with telling_what_is_kept(lambda: kept):
             save(self.folder)

@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import torch
@@ -26,9 +27,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..arrays import Indices
 from ..errors import C3Error, OutputError, telling_what_is_kept
+from ..io.artifact import Target
 from ..io.files import MALFORMED, remove_leftovers, write_atomically
 from ..reporter import SILENT, Progress, Reporter
+from ..seeds import generator
 
 NOTHING_KEPT = "No part of this training was kept; run the same command again to restart it."
 _KEPT = 2
@@ -36,6 +40,7 @@ _OPTIMIZER = "optimizer/"
 SAVE_SECONDS = 30.0
 TRACE_STEPS = 25
 Start = Literal["skip", "report", "keep"]
+T = TypeVar("T")
 FINISHED, EARLY, DIVERGED = "finished", "stopped early", "diverged"
 
 
@@ -139,12 +144,6 @@ class CheckpointDir:
         self.path = path
         self._overwrite = overwrite
         self._saved_step: int | None = None
-
-    @classmethod
-    def beside(cls, output: Path, *, overwrite: bool = False) -> CheckpointDir:
-        """Return the folder of the run that writes ``output``: ``.NAME.run`` beside it."""
-        output = output if output.name else output.absolute()
-        return cls(output.with_name(f".{output.name}.run"), overwrite=overwrite)
 
     def save(
         self,
@@ -313,6 +312,12 @@ class Task(ABC):
         It is in evaluation mode, and nothing needs a gradient. A loss that is not finite ends the run.
         """
 
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def order(n: int, seed: int, *scope: int | str) -> Indices:
+        """Return the numbers below ``n`` in an order that depends on the seed, and whatever else is in ``scope``."""
+        return generator(seed, *scope).permutation(n)
+
     def note(self, latest: Validation) -> str:
         """Return the last validation in words, for the progress."""
         return f"val {latest.val_loss:.3f}"
@@ -353,6 +358,32 @@ def train(
     loop.set_weights(loop.best)
     task.module.eval()
     return loop.run
+
+
+def make(
+    target: Target,
+    task: Task,
+    load: Callable[[Path], T],
+    result: Callable[[Run, dict[str, Any]], Callable[[Path], object]],
+    *,
+    label: str,
+) -> T:
+    """Train and write the result, unless it is there already, and return what is loaded from its folder.
+
+    Args:
+        target: the folder of the result; the run is saved beside it.
+        task: the training.
+        load: reads the result, and raises a `C3Error` if it is damaged.
+        result: takes the run, and the ``made_from`` of its record; returns a function that writes the result.
+        label: what the progress is called.
+    """
+    checkpoints = CheckpointDir(target.folder.with_name(f".{target.folder.name}.run"), overwrite=target.overwrite)
+    found = target.finished(task.identity, lambda: load(target.folder))
+    if found is None:
+        run = train(task, checkpoints=checkpoints, label=label, reporter=target.reporter)
+        target.write(result(run, target.made_from(task.identity)))
+    checkpoints.clear()  # also those of a run that was killed after it had written the result
+    return load(target.folder) if found is None else found
 
 
 class _Loop:

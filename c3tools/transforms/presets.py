@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import TransformError
 from ..io.artifact import local_folder
+from ..reporter import SILENT, Reporter
 from .pipeline import Pipeline
-from .sigma import PAIRS, PUBLISHED_SIGMA, parse_sigma
+from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, parse_sigma, sigma_by_rule
 from .steps import (
     AdaptiveNoise,
     Collapse,
@@ -29,6 +31,9 @@ from .steps import (
     Step,
     Whiten,
 )
+
+if TYPE_CHECKING:
+    from ..store import Store
 
 
 def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]:
@@ -155,17 +160,102 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
     return Pipeline([Normalize(), *inner, *last], name=name)
 
 
-def chosen_sigma(name: str, sigma: float | str | None, default: float | str) -> float | str | None:
-    """Return the sigma of a preset: the one that is given, else the default; None if its noise has no sigma.
+@dataclass(frozen=True)
+class TrainingPipeline:
+    """The pipeline that a training is asked for with, before its rows are read.
 
-    Raises:
-        TransformError: if sigma is given for a preset that has none, or the preset is unknown.
+    Attributes:
+        preset: its name.
+        sigma: of its noise: a number, a rule, or None if its noise has none.
+        given: a pipeline that takes the place of the preset.
+        applied: how many of its steps the rows of an export went through already.
     """
-    if preset(name, sigma=0.0).sigma is not None:
-        return default if sigma is None else sigma
-    if sigma:
-        raise TransformError(f"The preset {name!r} has no sigma that could be chosen.", remedy="Leave out --sigma.")
-    return None
+
+    preset: str
+    sigma: float | str | None = None
+    given: Pipeline | None = None
+    applied: int = 0
+
+    @classmethod
+    def choose(
+        cls,
+        store: Store,
+        pipeline: Pipeline | None,
+        name: str | None,
+        sigma: float | str | None,
+        *,
+        default: float | str = AUTO,
+        reporter: Reporter = SILENT,
+    ) -> TrainingPipeline:
+        """Choose the given pipeline, that of an export, or a preset, c3 by default.
+
+        Noise can be added to the finished rows of an export; the reporter is told that this is another method.
+
+        Args:
+            store: to train on.
+            pipeline: given by the user, or that of the decoder that training starts from.
+            name: a key of `PRESETS`.
+            sigma: of the noise of a preset, or of that on the rows of an export.
+            default: sigma of a preset with noise.
+            reporter: gets messages.
+
+        Raises:
+            TransformError: if these contradict each other, or the preset or sigma cannot be used.
+        """
+        sigma = None if sigma is None else parse_sigma(sigma)
+        if exported := Pipeline.of_export(store):
+            (whole, applied), wrong = exported, ""
+            if name is not None or pipeline is not None:
+                wrong = "excludes another preset or pipeline, and a decoder to start from"
+            elif sigma is not None and whole.noisy:
+                wrong = "has its own sigma"
+            elif isinstance(sigma, str):
+                wrong = f"leaves no rows to derive sigma {sigma} from"
+            if wrong:
+                raise TransformError(
+                    f"The rows of the export {store.path} went through {whole.name}, which {wrong}.",
+                    remedy="Leave it out, or train on the store that was exported.",
+                )
+            if sigma is None:
+                return cls(whole.name, whole.sigma or 0.0, whole, applied)
+            reporter.message(
+                f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is not C3, which adds it "
+                "before the last normalisation: for C3, export with --before-noise."
+            )
+            noised = Pipeline([*whole.steps, GaussianNoise(float(sigma)), Normalize()], name=f"{whole.name}-noised")
+            noised.dim, noised.provenance = whole.dim, whole.provenance
+            return cls(noised.name, sigma, noised, applied)
+        if pipeline is not None:
+            if name is not None or sigma is not None:
+                raise TransformError(
+                    "A pipeline, also that of a decoder given by --from, has its own steps and sigma.",
+                    remedy="Leave out preset and sigma; with --from, a preset takes the place of its pipeline.",
+                )
+            return cls(pipeline.name, pipeline.sigma or 0.0, pipeline)
+        name = name or "c3"
+        if preset(name, sigma=0.0).sigma is not None:
+            return cls(name, default if sigma is None else sigma)
+        if sigma:
+            raise TransformError(f"The preset {name!r} has no sigma that could be chosen.", remedy="Leave out --sigma.")
+        return cls(name)
+
+    def fit(self, store: Store, split: str, train_on: Side) -> tuple[Pipeline, list[str]]:
+        """Return the pipeline fitted on a split, unless it is already, and notes for the user."""
+        pipeline, notes = self.given, []
+        infer_on: Side = "image" if train_on == "text" else "text"
+        if pipeline is None:
+            sigma, origin = self.sigma or 0.0, dict[str, str]()
+            if isinstance(sigma, str):
+                sigma, origin["sigma"] = sigma_by_rule(sigma, store, split, noised=train_on)
+                notes.append(f"{origin['sigma']}. Choose another with --sigma.")
+            pipeline = preset(self.preset, sigma=sigma, train_on=train_on, infer_on=infer_on)
+            pipeline.fit(store, split=split, provenance=origin)
+        elif not pipeline.fitted:
+            pipeline.fit(store, split=split)
+        pipeline.check_model(store.info.model)
+        if not any(map(pipeline.knows, {infer_on, *store.modalities} - {train_on})):
+            notes.append(pipeline.note_on_moments(train_on, infer_on))
+        return pipeline, notes
 
 
 def open_pipeline(

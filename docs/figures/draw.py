@@ -26,7 +26,7 @@ from PIL import Image
 import c3tools
 from c3tools.ablation.methods import ABLATION
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
-from c3tools.captioning import GenerationConfig
+from c3tools.captioning.generation import GenerationConfig
 from c3tools.corpus.splits import split_of
 from c3tools.moments import load_moments
 from c3tools.pages import close_up, new_figure, palette, save_figure, styled

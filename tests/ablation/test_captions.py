@@ -14,7 +14,7 @@ import pytest
 from c3tools.ablation.captions import CaptionTask
 from c3tools.ablation.methods import METHODS, Cell
 from c3tools.ablation.run import run_cells
-from c3tools.captioning import SIZES, load_size
+from c3tools.captioning.config import SIZES, load_size
 from c3tools.captioning.esper import ESPER_TRAINING
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.export import export_store

@@ -10,8 +10,8 @@ from c3tools.ablation.methods import IMAGE_METHODS
 from c3tools.ablation.table import Ablation
 from c3tools.encoders import Encoder
 from c3tools.errors import MetricError
-from c3tools.imaging.train import GeneratorTask
 from c3tools.store import Store
+from c3tools.training.loop import Task, train
 from tests.conftest import Messages
 from tests.imaging.conftest import MICRO_SIZE, mini_store
 
@@ -40,13 +40,12 @@ def test_every_method_is_run_and_finished_cells_are_kept(
 ) -> None:
     first, _ = table_of(store, tmp_path / "out", methods="C1,C3")
     trained: list[str] = []
-    fit = GeneratorTask.fit
 
-    def spy(self: GeneratorTask, *arguments: Any, **named: Any) -> Any:
+    def spy(task: Task, **named: Any) -> Any:
         trained.append(named["label"])
-        return fit(self, *arguments, **named)
+        return train(task, **named)
 
-    monkeypatch.setattr(GeneratorTask, "fit", spy)
+    monkeypatch.setattr("c3tools.ablation.images.train", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     assert trained == [f"{name}, from photos, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")]
@@ -98,7 +97,7 @@ def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encode
 def test_generators_are_trained_at_a_time(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the other processes know the real sizes alone
     monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
-    monkeypatch.setattr(GeneratorTask, "fit", None)  # nothing is trained in this process
+    monkeypatch.setattr("c3tools.ablation.images.train", None)  # nothing is trained in this process
     small = ["validations=1", "batch_size=4", "pixels=16"]
     table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)
     assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools import devices
-from c3tools.captioning import CaptionDecoder, Captioner, DecoderConfig, DecoderTask, TrainingConfig, fit
-from c3tools.captioning.config import UNCONDITIONAL
+from c3tools import Captioner, devices
+from c3tools.captioning.config import UNCONDITIONAL, AnySize, DecoderConfig, TrainingConfig, load_size
+from c3tools.captioning.model import CaptionDecoder, Decoder
+from c3tools.captioning.train import DecoderTask, fit
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
@@ -93,14 +94,19 @@ def make_captions_store(path: Path, *, splits: bool = True, noise: float = 0.02)
     return build_store(path, *rows, model=TOY, dtype="float32"), world
 
 
+def tiny(training: TrainingConfig, *changes: str) -> AnySize:
+    """The size tiny with other settings of training."""
+    return replace(load_size("tiny", changes), training=training)
+
+
 @cache
 def trained_captioner() -> Captioner:
     """A captioner of the toy world, trained once for all tests that need one; a test that changes it takes a copy."""
     world = make_world()
     training = TrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3)
     pipeline = preset("c3", sigma=0.02).fit(world.moments)
-    task = DecoderTask(*world.split(held_out=20), pipeline, "tiny", training=training, compute=CPU)
-    return fit(task, record={"model": TOY, "sigma": 0.02})
+    task = DecoderTask(*world.split(held_out=20), pipeline, tiny(training), CPU)
+    return fit(task, record={"model": TOY, "sigma": 0.02, "size": "tiny"})
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +120,7 @@ def language_model() -> Captioner:
     world = make_world()
     training = TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, contrastive_margin=0.5)
     pipeline = preset("c1").fit(world.moments)
-    task = DecoderTask(*world.split(held_out=20), pipeline, "tiny", UNCONDITIONAL, training, CPU)
+    task = DecoderTask(*world.split(held_out=20), pipeline, tiny(training, *UNCONDITIONAL), CPU)
     return fit(task, record={"model": TOY})
 
 
@@ -122,6 +128,23 @@ def language_model() -> Captioner:
 def captions_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The toy world as a store, for tests that only read it."""
     return make_captions_store(tmp_path_factory.mktemp("captions") / "c3-store")[0]
+
+
+def logits_after(model: Decoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
+    """The definition of the scores of the next token, (V,): the whole sequence is computed again."""
+    with torch.no_grad():
+        logits = model(torch.from_numpy(x[None]), torch.tensor([[*written, model.pad_id]]))[0]
+    return model.allowed(logits[0, len(written)])
+
+
+def greedy_without_cache(model: Decoder, x: np.ndarray) -> list[int]:
+    written: list[int] = []
+    while (
+        len(written) < model.config.max_tokens
+        and (token := int(logits_after(model, x, written).argmax())) != model.end_id
+    ):
+        written.append(token)
+    return written
 
 
 @pytest.fixture

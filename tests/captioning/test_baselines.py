@@ -13,21 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.captioning import (
-    CaptionDecoder,
-    Captioner,
-    TrainingConfig,
-    fit,
-    generate,
-    train_captioner,
-)
-from c3tools.captioning.esper import EsperTask, clipped_policy_loss, token_advantages
+from c3tools import Captioner, train_captioner
+from c3tools.captioning.config import TrainingConfig
+from c3tools.captioning.esper import EsperTask
+from c3tools.captioning.generation import generate
+from c3tools.captioning.model import CaptionDecoder
 from c3tools.captioning.steering import CANDIDATES, write_steered
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
+from c3tools.captioning.train import fit
 from c3tools.errors import DecoderError
 from c3tools.store import Rows
 
-from .conftest import ANIMALS, DIM, make_captions_store
+from .conftest import ANIMALS, DIM, logits_after, make_captions_store
 from .language_models import save_tiny_gpt2
 
 LIMIT = 6
@@ -60,12 +57,6 @@ def steered(model: CaptionDecoder, n: int, method: str) -> list[list[int]]:
     return write_steered(model, Letters(), x, unit, method, Counting())  # type: ignore[arg-type]
 
 
-def logits_after(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model(torch.from_numpy(x[None]), torch.tensor([[*written, PAD_ID]]))[0]
-    return logits[0, len(written)]
-
-
 def hidden_states(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
     """Those of the last prefix position and of every token."""
     with torch.no_grad():
@@ -77,9 +68,7 @@ def magic_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarray,
     """The formula, token by token, everything computed again without a cache."""
     written: list[int] = []
     for _ in range(LIMIT):
-        scores = logits_after(model, x, written)
-        scores[PAD_ID] = -torch.inf
-        likely, tokens = scores.softmax(-1).topk(min(candidates, 7))
+        likely, tokens = logits_after(model, x, written).softmax(-1).topk(min(candidates, 7))
         texts = [Letters().decode([*written, token]) for token in tokens.tolist()]
         cosines = Counting().encode_texts(texts) @ (image / np.linalg.norm(image))
         view = torch.softmax(100 * torch.from_numpy(cosines), dim=-1)
@@ -162,7 +151,7 @@ def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], sm
     cosines = rng.uniform(-1, 1, B)
     as_torch = [torch.from_numpy(array) for array in (cosines, log_p, log_p_lm, real, values)]
     cosine, p, p_lm, is_real, value = as_torch
-    advantages = token_advantages(cosine, p, p_lm, value, is_real, smoothing)
+    advantages = EsperTask.advantages(cosine, p, p_lm, value, is_real, smoothing)
     for row, length in enumerate(lengths):
         r = -0.15 * (log_p[row] - log_p_lm[row])
         r[length - 1] += 50 * cosines[row] - 10
@@ -174,7 +163,7 @@ def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], sm
     ratio = np.exp(log_p - log_p_lm)[real]
     own = advantages.numpy()[real]
     terms = [-min(a * b, np.clip(a, 0.8, 1.2) * b) for a, b in zip(ratio, own, strict=True)]
-    assert float(clipped_policy_loss(p, p_lm, advantages, is_real)) == pytest.approx(np.mean(terms), abs=1e-9)
+    assert float(EsperTask.policy_loss(p, p_lm, advantages, is_real)) == pytest.approx(np.mean(terms), abs=1e-9)
 
 
 class Animals:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.captioning import Captioner, nearest
+from c3tools import Captioner
+from c3tools.captioning.clipre import nearest
 from c3tools.errors import DecoderError
 from c3tools.transforms import preset
 from tests.conftest import Messages

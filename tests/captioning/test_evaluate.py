@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools.captioning import Captioner, evaluate_captions
+from c3tools import Captioner, evaluate_captions
 from c3tools.captioning.evaluate import store_references
 from c3tools.errors import DecoderError, MetricError
 from c3tools.metrics.captions import score_captions

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.captioning import Captioner, evaluate_captions, train_captioner
-from c3tools.errors import DecoderError, StoreError, TransformError
+from c3tools import Captioner, evaluate_captions, train_captioner
+from c3tools.errors import DecoderError, MetricError, StoreError, TransformError
 from c3tools.export import export_store
 from c3tools.store import Store
 from c3tools.transforms import Pipeline
@@ -58,10 +58,14 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused(captions_store: S
         (plain, {"preset": "c3"}, "preset"),
     ]
     for store, options, named in cases:
-        with pytest.raises(DecoderError, match=named):
+        with pytest.raises(TransformError, match=named):
             train_captioner(store, output=tmp_path / "d", **options, **TINY)
     with pytest.raises(TransformError, match="c2-collapse adds no noise"):
         export_store(captions_store, tmp_path / "none", preset="c2-collapse", before_noise=True)
+    compared: dict[str, Any] = {"--steer": {"steer": "magic"}, "--clip-score": {"clip_score": True}}
+    for option, asked in compared.items():
+        with pytest.raises(MetricError, match=f"{option} .* went through c2-collapse"):
+            evaluate_captions(plain, decoder=tmp_path / "own", **asked)
     train_captioner(noised, output=tmp_path / "own", **TINY)
     with pytest.raises(DecoderError, match="c2-collapse"):
         evaluate_captions(plain, decoder=tmp_path / "own", split="test", resamples=0)

@@ -6,32 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from c3tools.captioning import CaptionDecoder, GenerationConfig, generate
+from c3tools.captioning.generation import GenerationConfig, generate
+from c3tools.captioning.model import CaptionDecoder
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
 
-LIMIT = 6
+from .conftest import greedy_without_cache, logits_after
 
 
 def inputs(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, 6)).astype(np.float32)
-
-
-def greedy_without_cache(model: CaptionDecoder, x: np.ndarray) -> list[int]:
-    """The definition: the whole sequence is computed again for every token."""
-    written: list[int] = []
-    for _ in range(LIMIT):
-        tokens = torch.tensor([[*written, PAD_ID]])
-        with torch.no_grad():
-            scores = model(torch.from_numpy(x[None]), tokens)[0][0, len(written)]
-        scores[PAD_ID] = -torch.inf
-        token = int(scores.argmax())
-        if token == END_ID:
-            break
-        written.append(token)
-    return written
 
 
 def test_greedy_equals_the_computation_without_cache(tiny_model: CaptionDecoder) -> None:
@@ -45,6 +30,11 @@ def test_greedy_equals_the_computation_without_cache(tiny_model: CaptionDecoder)
 def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> None:
     x = inputs(3)
     limit, alpha = 3, 0.7
+
+    def score(x: np.ndarray, ids: list[int]) -> float:
+        likely = [float(logits_after(tiny_model, x, ids[:t]).log_softmax(-1)[ids[t]]) for t in range(len(ids))]
+        return sum(likely) / float(len(ids) ** alpha)
+
     words = [token for token in range(7) if token not in (PAD_ID, END_ID)]
     tiny_model.config = replace(tiny_model.config, max_tokens=limit)
     found = generate(tiny_model, x, GenerationConfig("beam", beams=200, length_penalty=alpha))
@@ -52,18 +42,10 @@ def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> 
         best, winner = -np.inf, None
         for length in range(limit + 1):
             for option in itertools.product(words, repeat=length):
-                ids = [*option, END_ID] if length < limit else list(option)
-                score = score_without_padding(tiny_model, row, ids) / len(ids) ** alpha
-                if score > best:
-                    best, winner = score, list(option)
+                value = score(row, [*option, END_ID] if length < limit else list(option))
+                if value > best:
+                    best, winner = value, list(option)
         assert caption == winner
-
-
-def score_without_padding(model: CaptionDecoder, x: np.ndarray, ids: list[int]) -> float:
-    with torch.no_grad():
-        scores = model(torch.from_numpy(x[None]), torch.tensor([ids]))[0][0]
-    scores[:, PAD_ID] = -torch.inf
-    return float(scores.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum())
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
@@ -79,10 +61,7 @@ def test_samples_follow_the_probabilities(tiny_model: CaptionDecoder) -> None:
     keys = [str(i) for i in range(len(x))]
     tiny_model.config = replace(tiny_model.config, max_tokens=1)
     found = generate(tiny_model, x, GenerationConfig("nucleus", top_p=1.0, batch_size=20_000), keys)
-    with torch.no_grad():
-        scores = tiny_model(torch.from_numpy(x[:1]), torch.tensor([[2]]))[0][0, 0]
-    scores[PAD_ID] = -torch.inf
-    expected = scores.softmax(-1).numpy()
+    expected = logits_after(tiny_model, x[0], []).softmax(-1).numpy()
     counts = np.bincount([ids[0] if ids else END_ID for ids in found], minlength=7) / len(x)
     np.testing.assert_allclose(counts, expected, atol=0.012)  # more than three standard errors
 

@@ -10,20 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from c3tools.captioning import (
-    SIZES,
-    Captioner,
-    DecoderTask,
-    GenerationConfig,
-    LanguageModelSize,
-    fit,
-    generate,
-    load_size,
-)
+from c3tools import Captioner
+from c3tools.captioning.config import SIZES, LanguageModelSize, load_size
+from c3tools.captioning.generation import GenerationConfig, generate
+from c3tools.captioning.train import DecoderTask, fit
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
 
-from .conftest import CPU, DIM, make_world
+from .conftest import CPU, DIM, greedy_without_cache, make_world
 
 pytest.importorskip("transformers")
 from c3tools.captioning.config import LanguageModelConfig
@@ -41,7 +35,7 @@ def train(gpt2: Path, *changes: str) -> Captioner:
     world = make_world()
     settings = (f"model={gpt2}", "warmup_steps=2", "learning_rate=1e-2", "batch_size=8", *changes)
     pipeline = preset("c3", sigma=0.02).fit(world.moments)
-    return fit(DecoderTask(*world.split(held_out=20), pipeline, "paper", settings, compute=CPU))
+    return fit(DecoderTask(*world.split(held_out=20), pipeline, load_size("paper", settings), CPU))
 
 
 def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
@@ -70,17 +64,7 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
     language_model: Any = decoder.language_model
     language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)  # scores that depend on what was written
     x = np.random.default_rng(0).normal(size=(6, DIM)).astype(np.float32)
-    expected = []
-    for row in torch.from_numpy(x):
-        written: list[int] = []
-        for _ in range(12):
-            tokens = torch.tensor([[*written, decoder.pad_id]])
-            with torch.no_grad():
-                token = int(decoder(row[None], tokens)[0][0, len(written)].argmax())
-            if token == decoder.end_id:
-                break
-            written.append(token)
-        expected.append(written)
+    expected = [greedy_without_cache(decoder, row) for row in x]
     assert generate(decoder, x) == expected
     assert generate(decoder, x, GenerationConfig("beam", beams=1)) == expected
     assert len({tuple(caption) for caption in expected}) > 1

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from c3tools.captioning import CaptionTokenizer
-from c3tools.captioning.tokenizer import END_ID, PAD_ID, TokenRows, clean_caption
+from c3tools.captioning.tokenizer import END_ID, PAD_ID, CaptionTokenizer, TokenRows, clean_caption
 
 CAPTIONS = ["A dog runs on the beach .", "A dog runs.", "two dogs run on the snow", "Ein Hund läuft"] * 3
 TOKENIZER = CaptionTokenizer.train(CAPTIONS, 300)

@@ -9,26 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools.captioning import (
-    SIZES,
-    Captioner,
-    DecoderTask,
-    LanguageModelSize,
-    Size,
-    TrainingConfig,
-    fit,
-    load_size,
-    train_captioner,
-)
-from c3tools.captioning.config import training_config
-from c3tools.captioning.train import training_rows
+from c3tools import Captioner, train_captioner
+from c3tools.captioning.config import SIZES, LanguageModelSize, Size, TrainingConfig, load_size
+from c3tools.captioning.train import DecoderTask, fit, training_rows
 from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Messages, build_store
 
-from .conftest import CPU, TOY, World, make_captions_store
+from .conftest import CPU, TOY, World, make_captions_store, tiny
 
 Train = Callable[..., Captioner]
 
@@ -58,13 +48,13 @@ def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World,
     train, val = world.split(held_out=20)
     before, best = captioner.decoder.digest(), captioner.record["best_val_loss"]
     short = TrainingConfig(epochs=1, batch_size=64, learning_rate=1e-5)
-    second = fit(DecoderTask(train, val, captioner.pipeline, training=short, compute=CPU, start=captioner))
+    second = fit(DecoderTask(train, val, captioner.pipeline, tiny(short), CPU, captioner))
     assert captioner.decoder.digest() == before != second.decoder.digest()  # a copy is trained
     assert second.tokenizer is captioner.tokenizer
     assert second.record["best_val_loss"] == pytest.approx(best, abs=0.02)
     # a rate that spoils everything: what training started from is kept
     wild = TrainingConfig(epochs=1, batch_size=64, learning_rate=3.0, clip_norm=0.0)
-    third = fit(DecoderTask(train, val, captioner.pipeline, training=wild, compute=CPU, start=captioner))
+    third = fit(DecoderTask(train, val, captioner.pipeline, tiny(wild), CPU, captioner))
     assert third.decoder.digest() == before
     assert third.record["start_val_loss"] == third.record["best_val_loss"] == pytest.approx(best)
     assert captioner.record["start_val_loss"] is None
@@ -79,7 +69,7 @@ def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
     for name in ("c1", "c3"):
         pipeline = preset(name, sigma=0.02).fit(world.moments)
         training = TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3)
-        captioner = fit(DecoderTask(train, val, pipeline, "tiny", training=training, compute=CPU))
+        captioner = fit(DecoderTask(train, val, pipeline, tiny(training), CPU))
         captions = captioner.caption(embeddings=images)
         content = {key: (words[key][1], words[key][2], words[key][5]) for key in test}
         right[name] = sum(w in caption for key, caption in zip(test, captions, strict=True) for w in content[key])
@@ -114,7 +104,7 @@ def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, captio
     moments = {name: captions_store.moments(name, "val") for name in ("image", "text")}
     own = preset("c2-collapse").fit(moments)
     captioner = train(pipeline=own, sigma=None)
-    assert captioner.pipeline is own
+    assert captioner.pipeline.record() == own.record()
     assert (captioner.record["preset"], captioner.record["sigma"]) == ("c2-collapse", 0.0)
     other = preset("c1").fit(moments, provenance={"model": {"name": "other"}})
     with pytest.raises(TransformError, match="other"):
@@ -144,14 +134,13 @@ def test_without_a_val_split_of_its_own_whole_images_are_held_out(
 
 
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
-    tiny, changes = load_size("tiny"), ["epochs=3", "patience=20"]
-    plans = [
-        training_config(tiny, 30_000),
-        training_config(tiny, 640),  # 10 steps an epoch
-        training_config(tiny, 640, epochs=7, patience=2),
-        training_config(load_size("tiny", changes), 640, changes),
+    sizes = [
+        load_size("tiny", captions=30_000),
+        load_size("tiny", captions=640),  # 10 steps an epoch
+        load_size("tiny", captions=640, epochs=7, patience=2),
+        load_size("tiny", ["epochs=3", "patience=20"], captions=640),
     ]
-    assert [(plan.epochs, plan.patience) for plan in plans] == [(8, 0), (60, 5), (7, 2), (3, 20)]
+    assert [(size.training.epochs, size.training.patience) for size in sizes] == [(8, 0), (60, 5), (7, 2), (3, 20)]
 
 
 def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Train, captions_store: Store) -> None:

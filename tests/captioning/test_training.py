@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from c3tools import devices
-from c3tools.captioning import SIZES, CaptionDecoder, Captioner, DecoderConfig, DecoderTask, TrainingConfig
+from c3tools import Captioner, devices
+from c3tools.captioning.config import SIZES, DecoderConfig, TrainingConfig
+from c3tools.captioning.model import CaptionDecoder
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
+from c3tools.captioning.train import DecoderTask
 from c3tools.store import Rows
 from c3tools.training.loop import Plan, train
+
+from .conftest import tiny
 
 FP32 = devices.pick("cpu", "fp32")
 SMALL: dict[str, Any] = {"width": 48, "layers": 1, "heads": 2, "prefix_length": 2, "dropout": 0.0}
@@ -64,7 +68,7 @@ def make_task(config: TrainingConfig, transform: Any = None) -> DecoderTask:
     torch.manual_seed(0)
     spy: Any = transform or Spy()
     start = Captioner(CaptionDecoder(DecoderConfig(dim=4, vocab_size=9, max_tokens=8, **SMALL)), Digits(), spy)  # type: ignore[arg-type]
-    return DecoderTask(caption_rows(), caption_rows(8), spy, training=config, compute=FP32, start=start)
+    return DecoderTask(caption_rows(), caption_rows(8), spy, tiny(config), FP32, start)
 
 
 def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch() -> None:

@@ -31,6 +31,7 @@ RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(
         (RUN.format(["embed", TABLE, "--text-column", "none"]), MODELS, "pyarrow", 1200),
         (RUN.format(["embed", TABLE, "--dry-run", "--store", "none"]), MODELS, "pyarrow", 1200),
         ("import c3tools; c3tools.Pipeline", {"torch", "pyarrow", "huggingface_hub"}, "numpy", 320),
+        ("import c3tools.captioning.caption", {"matplotlib", "transformers", "torchvision"}, "torch", 2000),
         ("import c3tools; c3tools.Store", set(), "pyarrow", 2000),  # the probe can fail
     ],
 )

@@ -84,7 +84,7 @@ def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(t
     assert ConnectedHeads.load(tmp_path / "0.previous").sha256 == again.sha256
 
 
-@pytest.mark.parametrize("change", [{"files": None}, {"modalities": 3}, {"format_version": 99}, {"hidden": 2**40}, {}])
+@pytest.mark.parametrize("change", [{"modalities": 3}, {"hidden": 2**40}, {}])
 def test_heads_that_are_damaged_or_missing_are_one_error(tmp_path: Path, trained: Path, change: dict[str, Any]) -> None:
     folder = tmp_path / "heads"
     with pytest.raises(ConnectError, match=r"(?s)heads.*c3 connect heads"):
@@ -143,6 +143,10 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(tmp_path: Pat
         ({"hidden": -5}, "hidden.*-5"),
         ({"dropout": 1.0}, "dropout.*1"),
         ({"dim": 1}, "2 dimensions.*1"),
+        ({"batch_size": 1}, "batch of 1"),
+        ({"epochs": 0}, "epochs.*0"),
+        ({"patience": -1}, "patience.*-1"),
+        ({"close_gap": -1.0}, "close_gap.*-1"),
     ],
 )
 def test_wrong_settings_are_one_message(tmp_path: Path, options: dict[str, Any], named: str) -> None:

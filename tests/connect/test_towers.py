@@ -74,7 +74,7 @@ def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path
         (bare, {}, "'train'.*none"),
         (photos, {"train_split": "other"}, "test, train, val"),
         ("nowhere", {"mode": "half"}, "'half'"),
-        ("nowhere", {"epochs": 0}, "epochs.*0"),
+        ("nowhere", {"chunk": 0}, "chunk.*0"),
     )
     for paths, options, named in cases:
         with pytest.raises(ConnectError, match=named):

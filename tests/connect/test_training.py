@@ -159,12 +159,3 @@ def test_too_few_pairs_make_one_batch_or_are_refused() -> None:
     assert (task.steps_per_epoch, task.settings.batch_size) == (1, 160)
     with pytest.raises(ConnectError, match="1 training"):
         pair_task(pairs=1)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("batch_size", 1), ("epochs", 0), ("learning_rate", 0.0), ("chunk", 0), ("patience", -1), ("close_gap", -1.0)],
-)
-def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ConnectError):
-        TrainingSettings(**{name: value})  # type: ignore[arg-type]

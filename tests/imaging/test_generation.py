@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,6 +149,5 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
     assert cut.exit_code == 1
     assert "weights.safetensors" in "".join(cut.stderr.split())
     untrained.push_to_hub("me/images")
-    header: Any = huggingface_hub.ModelCard(hub.last("models/me/images")["README.md"].decode()).data
-    assert (header.library_name, header.pipeline_tag) == ("c3tools", "text-to-image")
+    assert "pipeline_tag: text-to-image" in hub.last("models/me/images")["README.md"].decode()
     assert Generator.load("hf-hub:me/images", FP32).fingerprint() == untrained.fingerprint()

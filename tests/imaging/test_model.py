@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from c3tools import devices
 from c3tools.errors import GeneratorError
-from c3tools.imaging.model import SIZES, ImageNetwork, Size, load_size, sample
+from c3tools.imaging.model import SIZES, ImageNetwork, Size, load_size
 from c3tools.seeds import keyed_normal
 
 from .worlds import FP32
@@ -36,13 +36,13 @@ def inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 def sampled(network: ImageNetwork, rows: torch.Tensor, n: int, compute: devices.Compute = FP32) -> np.ndarray:
     """Images of some of n rows."""
     embeddings, noise = inputs(n)
-    return np.stack(list(sample(network, embeddings[rows], noise[rows], compute, steps=3)))
+    return np.stack(list(network.sample(embeddings[rows], noise[rows], compute, steps=3)))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_sampling_is_eulers_method_on_the_guided_velocity(network: ImageNetwork, guidance: float) -> None:
     embeddings, noise = inputs(3)
-    made = np.stack(list(sample(network, embeddings, noise, FP32, steps=5, guidance=guidance)))
+    made = np.stack(list(network.sample(embeddings, noise, FP32, steps=5, guidance=guidance)))
     x = noise.clone()
     told, hidden = torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_sampling_is_eulers_method_on_the_guided_velocity(network: ImageNetwork,
     expected = ((x.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1)
     assert made.dtype == np.uint8
     assert float(np.abs(made - expected.numpy()).max()) <= 0.51
-    assert list(sample(network, embeddings[:0], noise[:0], FP32)) == []
+    assert list(network.sample(embeddings[:0], noise[:0], FP32)) == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from c3tools.arrays import Pixels
-from c3tools.errors import C3Error, GeneratorError, OutputError, StoreError, TransformError
+from c3tools.errors import C3Error, OutputError, StoreError, TransformError
 from c3tools.export import export_store
 from c3tools.imaging.generator import Generator
 from c3tools.imaging.model import TrainingConfig
@@ -137,7 +137,7 @@ def train(store: Store, tmp_path: Path) -> Train:
     return run
 
 
-def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, store: Store, tmp_path: Path) -> None:
+def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, tmp_path: Path) -> None:
     made, _ = train(steps=6, set=["validations=3"])
     folder, record = tmp_path / "c3-generator", made.record
     names = {"generator.json", "weights.safetensors", "transform.json", "transform.safetensors"}
@@ -147,12 +147,7 @@ def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, store:
     assert [step for step, _ in record["validations"]] == [2, 4, 6]
     assert record["best_val_loss"] == min(loss for _, loss in record["validations"])
     assert (record["photos"], record["trace"][-1][0]) == ({"train": 24, "val": 8}, 6)
-    loaded = Generator.load(folder, FP32)
-    assert loaded.record == record
-    asked = store.load("text", "test").embeddings
-    images = [generator.generate(embeddings=asked, sampling_steps=2) for generator in (made, loaded)]
-    one, two = ([np.asarray(image) for image in each] for each in images)
-    np.testing.assert_array_equal(one, two)
+    assert Generator.load(folder, FP32).record == record
     before = (folder / "weights.safetensors").stat().st_mtime_ns
     assert "nothing to do" in train(steps=6, set=["validations=3"])[1][-1]
     assert (folder / "weights.safetensors").stat().st_mtime_ns == before
@@ -171,12 +166,16 @@ def test_the_method_looks_at_no_text(train: Train, store: Store, tmp_path: Path)
     assert (weights[0], losses[0]) == (weights[1], losses[1])
 
 
-def test_without_a_val_split_photos_are_held_out(tmp_path: Path, train: Train) -> None:
+def test_what_the_user_should_know_is_noted(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = replace(MICRO_SIZE, training=replace(MICRO_SIZE.training, steps=60))
+    monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": size})
     rows = image_rows(write_photos(tmp_path / "photos", 30))
     plain = Rows.of("image", rows.keys, rows.embeddings, path=rows.column("path"), split=["train"] * 30)
     made, told = train(store=build_store(tmp_path / "plain", plain, model=TOY))
     assert made.record["photos"] == {"train": 27, "val": 3}
-    for note, named in zip(made.record["notes"], ("3 photos are held out", "no text"), strict=True):
+    for note, named in zip(
+        made.record["notes"], ("3 photos are held out", "no text", "2 steps are too few"), strict=True
+    ):
         assert named in note
     assert set(made.record["notes"]) <= set(told)
 
@@ -193,7 +192,7 @@ def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, tmp_pa
     own = preset("lafite", train_on="image", infer_on="text")
     made, _ = train(pipeline=own, sigma=None)
     assert (made.record["preset"], made.record["sigma"], made.pipeline.fitted) == ("lafite", 0.0, True)
-    with pytest.raises(GeneratorError, match="sigma"):
+    with pytest.raises(TransformError, match="sigma"):
         train(pipeline=own, sigma=0.1, output=tmp_path / "b")
     foreign = preset("c1").fit({}, provenance={"model": {"name": "other"}})
     with pytest.raises(TransformError, match="other"):
@@ -233,7 +232,7 @@ def test_an_export_before_the_noise_gives_the_weights_of_the_store(store: Store,
     train_generator(store, output=tmp_path / "other", **options, **common)
     own, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("own", "other"))
     assert own == other
-    with pytest.raises(GeneratorError, match="export"):
+    with pytest.raises(TransformError, match="its own sigma"):
         train_generator(tmp_path / "export", output=tmp_path / "d", sigma=0.1, **common)
-    with pytest.raises(GeneratorError, match="export"):
+    with pytest.raises(TransformError, match="export"):
         train_generator(tmp_path / "export", preset("c1").fit(store), output=tmp_path / "d", **common)

@@ -81,5 +81,5 @@ def photos_in_memory(count: int = 40, side: int = 8) -> tuple[Photos, Photos, di
     pixels = np.stack([np.tile(colour_of(n)[1].astype(np.uint8), (side, side, 1)) for n in range(count)])
     moments = {r.modality: Moments.from_rows(r.embeddings) for r in (rows, text_rows(count))}
     held = np.array([split_of(number) == "val" for number in range(count)])
-    both = Photos(rows, pixels)
-    return both.select(~held), both.select(held), moments
+    train, val = (Photos(rows.select(chosen), pixels[chosen]) for chosen in (~held, held))
+    return train, val, moments

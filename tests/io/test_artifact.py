@@ -50,8 +50,6 @@ def make(folder: Path, digest: str = "x", overwrite: bool = False, reporter: Rep
                     (new / "weights.safetensors").write_text(digest)
 
             target.write(save)
-        else:
-            target.write(lambda place: None)
 
 
 def test_a_result_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from c3tools import Captioner, Pipeline, Store, preset, verify_store
-from c3tools.captioning import CaptionDecoder, CaptionTokenizer, DecoderConfig
+from c3tools.captioning.config import DecoderConfig
+from c3tools.captioning.model import CaptionDecoder
+from c3tools.captioning.tokenizer import CaptionTokenizer
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
 from c3tools.io.artifact import class_of
 from c3tools.store import Failure, Rows, StoreWriter
