@@ -45,6 +45,7 @@ METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_fro
 ROW_GROUP_ROWS = 8192
 _MAKE_AGAIN = "Run `c3 verify --repair`, then the command that made the store again: it makes only this shard."
 _NO_STORE = "Make one with `c3 embed PATH`, or choose another with --store."
+_LAYOUT = "A store has store.json; rows of another program have the columns key and embedding."
 _EXPORT_AGAIN = "Export again with -f parquet."
 _SHARD = re.compile(r"part-(\d{5,9})\.parquet")
 _FILE = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size": pa.int64()}
@@ -124,8 +125,10 @@ class StoreInfo:
         own, model, extra = b"", dict[str, Any](), dict[str, Any](rows_of="another program")
         if shards and MANIFEST_FILE not in names:
             path = store / part_name(*shards[0])
-            with refusing_damage(path), name_or_file(path) as source, pq.ParquetFile(source) as file:
-                column = next(file.iter_batches(1, columns=["embedding"])).column(0)
+            with refusing_damage(path, _LAYOUT), name_or_file(path) as source, pq.ParquetFile(source) as file:
+                if not file.metadata.num_rows:
+                    raise ValueError("it has no rows")
+                column = next(file.iter_batches(1, columns=["embedding"])).column("embedding")
                 own = (file.schema_arrow.metadata or {}).get(METADATA_KEY, b"")
             if not own and PIPELINE_FILE in names:
                 with refusing_damage(store / PIPELINE_FILE, "Save the pipeline again."):
@@ -136,9 +139,11 @@ class StoreInfo:
                 dtype = "float16" if column.type.value_type == pa.float16() else "float32"
                 return cls(ModelIdentity(model), len(column[0]), dtype, normalised=False, extra=extra)
         what, remedy = f"There is no store at {store} ({INFO_FILE} is missing).", _NO_STORE
-        made = read_json(store / MANIFEST_FILE) if MANIFEST_FILE in names else {}
-        if "provenance" in made or "index.json" in names:
-            form = made["provenance"]["settings"]["format"] if made else "faiss"
+        form = "faiss" if "index.json" in names else ""
+        if MANIFEST_FILE in names:
+            with refusing_damage(store / MANIFEST_FILE, remedy):
+                form = read_json(store / MANIFEST_FILE).get("provenance", {}).get("settings", {}).get("format")
+        if form:
             what, remedy = f"{store} is an export to {form}, but only exports to Parquet are stores.", _EXPORT_AGAIN
         raise StoreError(what, remedy=remedy)
 

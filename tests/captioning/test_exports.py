@@ -96,3 +96,7 @@ def test_exports_for_other_programs_are_refused(captions_store: Store, tmp_path:
     export = export_store(captions_store, tmp_path / form, preset="c1", format=form).output
     with pytest.raises(StoreError, match=rf"export to {form}.*\n.*-f parquet"):
         Store.open(export)
+    (tmp_path / "text").mkdir()
+    pq.write_table(pa.table({"vector": [1.0]}), tmp_path / "text" / "part-00000.parquet")
+    with pytest.raises(StoreError, match="embedding"):
+        Store.open(tmp_path)
