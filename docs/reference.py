@@ -1,4 +1,4 @@
-"""Write reference/cli.md, the table of all commands and their options, from the application.
+"""Write reference/cli.md, the table of all commands and their everyday options, from the application.
 
     python docs/reference.py
 
@@ -22,26 +22,22 @@ FOLDER = Path(__file__).parent / "reference"
 INTRODUCTION = """# Commands
 
 `c3 COMMAND --help` explains every option with its default. Every command takes `--json`: it prints the result as JSON,
-or writes it to a file if a path follows. Options named in the second table are for experts and clusters.
+or writes it to a file if a path follows. Options for experts and clusters are in the help alone.
 """
 
 
 def cli_page() -> str:
     """Return the page as Markdown: what each command does, and the names of its options."""
-    rows, experts = ["| command | what it does | options |", "|---|---|---|"], []
+    rows = ["| command | what it does | options |", "|---|---|---|"]
     for name in COMMANDS:
         command: Any = typer.main.get_command(app)
         for word in name.split():
             command = command.get_command(None, word)
-        options = [p for p in command.params if p.param_type_name == "option" and p.name not in ("json", "help")]
-        everyday, expert = (
-            ", ".join(f"`{p.opts[0]}`" for p in options if bool(p.rich_help_panel) is wanted)
-            for wanted in (False, True)
-        )
+        options = [p for p in command.params if p.param_type_name == "option" and not p.rich_help_panel]
+        names = ", ".join(f"`{p.opts[0]}`" for p in options if p.name not in ("json", "help"))
         summary = command.help.split("\n\n")[0].replace("\n", " ")
-        rows.append(f"| `c3 {name}` | {summary} | {everyday} |")
-        experts += [f"| `c3 {name}` | {expert} |"] if expert else []
-    return "\n".join([INTRODUCTION, *rows, "", "| command | for experts and clusters |", "|---|---|", *experts]) + "\n"
+        rows.append(f"| `c3 {name}` | {summary} | {names} |")
+    return "\n".join([INTRODUCTION, *rows]) + "\n"
 
 
 def help_page() -> str:
