@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..arrays import Array
 from ..errors import TransformError
 from ..io.locations import is_url, kind_of, location
-from ..moments import Moments, load_moments
+from ..moments import Moments, load_moments, unit_rows
 from .fitting import FitData
 from .operations import Affine, Unit
 from .pipeline import Pipeline
@@ -100,13 +100,13 @@ class Calibration:
         each kind of query and row. This is better than z where images are asked with: docs/results/fair-search.md.
 
         Args:
-            pairs: by the modalities of queries and rows, queries (n, d) and the right row of each (n, d), both of norm
-                1 after the pipeline. Queries of a modality that lacks pairs with rows of another one keep z.
+            pairs: by the modalities of queries and rows, queries (n, d) and the right row of each (n, d), after the
+                pipeline. Queries of a modality that lacks pairs with rows of another one keep z.
         """
         fitted = Calibration(self.moments, self.pipeline)
         for kinds, (queries, rows) in pairs.items():
             if all((kinds[0], name) in pairs for name in self.moments):
-                cosines = np.asarray(queries, np.float64) @ np.asarray(rows, np.float64).T  # (n, n)
+                cosines = unit_rows(np.asarray(queries, np.float64)) @ np.asarray(rows, np.float64).T  # (n, n)
                 fitted.curves[kinds] = fit_logistic(cosines.reshape(-1, 1), np.eye(len(cosines)).ravel(), 1e-9)
         return fitted
 

@@ -131,6 +131,23 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
         index.search(key="img001", k=0)
 
 
+def test_pairs_give_the_scores_of_queries_that_they_are_there_for(store: Store, index: Index) -> None:
+    images, texts = centred(store, "image"), centred(store, "text")
+    known = np.flatnonzero(np.array(store.load("image").splits) != "test")
+    pairs = {
+        ("text", "image"): (texts[2 * known], images[known]),
+        ("text", "text"): (texts[2 * known + 1], texts[2 * known]),
+    }
+    curves = index.calibration.fit_pairs(pairs).curves
+    (found,) = index.search(vector=store.load("text").embeddings[7], pairs=store, k=30)
+    assert [hit.score for hit in found.hits] == sorted((hit.score for hit in found.hits), reverse=True)
+    for hit in found.hits:
+        slope, offset = curves["text", hit.modality]
+        assert hit.score == pytest.approx(slope * hit.cosine + offset, rel=0.02, abs=0.02)
+    with pytest.raises(StoreError, match="20 pairs are needed to learn how image rows score where image is asked with"):
+        index.search(key="img004", pairs=store)  # its photos are not there
+
+
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: Index, modality: str) -> None:
     row = store.load(modality).embeddings[7]

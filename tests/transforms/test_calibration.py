@@ -95,6 +95,24 @@ def test_merging_orders_all_modalities_by_z() -> None:
         assert merged[row][:4] == found.merge(query, {name: (ids[name][row], cosines[name][row]) for name in rows}, k=4)
 
 
+def test_curves_are_the_logistic_regression_of_pairs() -> None:
+    rows = dict(zip(("image", "text"), make_vectors(60, 1), strict=True))
+    rows["text"] = rows["text"][::2]
+    found = Calibration.fit(rows)
+    x = {name: found.pipeline.transform(own, modality=name).astype(np.float64) for name, own in rows.items()}
+    pairs = {("text", name): (3 * x["text"], own) for name, own in x.items()}
+    fitted = found.fit_pairs({**pairs, ("image", "text"): (x["image"], x["text"])})
+    assert fitted.curves.keys() == pairs.keys()  # images lack pairs with images
+    cosines = x["text"] @ x["image"].T
+    off = 1 / (1 + np.exp(-fitted.z(x["text"], cosines, "image", "text"))) - np.eye(60)
+    assert [off.mean(), (off * cosines).mean()] == pytest.approx([0, 0], abs=1e-6)  # the likelihood is at its maximum
+    assert (fitted.z(x["image"], cosines.T, "text", "image") == found.z(x["image"], cosines.T, "text")).all()
+    query, found_rows = x["text"][0], {name: (range(60), x["text"][0] @ own.T) for name, own in x.items()}
+    curves = {name: fitted.curves["text", name] for name in x}
+    expected = max((a * s + b, name) for name, (a, b) in curves.items() for s in found_rows[name][1])
+    assert fitted.merge(query, found_rows, 1, "text")[0][1:] == (expected[1], pytest.approx(expected[0]))
+
+
 def test_degenerate_inputs() -> None:
     constant = np.tile([1.0, 0, 0], (4, 1))
     flat = np.random.default_rng(0).normal(size=(100, 3)) * [1, 1, 1e-9]
