@@ -186,7 +186,8 @@ def modality_bias(
     else:  # nothing is paired
         left, right = (rng.permutation(len(rows))[: min(len(first), len(second))] for rows in (first, second))
     count = min(len(left), _BIAS_ROWS)
-    own, added = np.arange(2 * count) < count, ([], [])
+    added: tuple[list[Array], list[Array]] = [], []
+    own = np.arange(2 * count) < count
     for start in range(0, min(len(left) // count, _MAX_CORPORA) * count, count):
         corpus = np.concatenate([rows[at[start : start + count]] for rows, at in ((first, left), (second, right))])
         scores = corpus @ corpus.T
