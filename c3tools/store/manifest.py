@@ -38,7 +38,7 @@ from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, rem
 from ..io.lock import locked_file
 from ..moments import load_moments, save_moments
 from ..reporter import SILENT, Reporter
-from .rows import keys_of
+from .rows import ITEM_COLUMNS, keys_of
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
@@ -61,6 +61,7 @@ from .shards import (
 MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 _REPAIR = "Check the store with `c3 verify`; --repair writes this file for the shards that exist."
+_OF_MOMENTS = ("key", "embedding", "split", *ITEM_COLUMNS)  # the columns that they depend on
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
 REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
 
@@ -239,7 +240,7 @@ class StoreWriter:
         for shard in sorted(new) if appended else present:
             rows = 0
             with on_this_machine(self.path / part_name(*shard)) as file:
-                for batch in read_batches(file, shard[0], self.info):
+                for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
                     add_moments(groups, shard[0], batch)
                     rows += len(batch)
                 if shard in new:

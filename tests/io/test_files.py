@@ -45,8 +45,5 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
 def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path, name: object) -> None:
     with pytest.raises(ValueError, match="not in its folder"):
         recorded_file(tmp_path, name)
-
-
-@pytest.mark.parametrize("name", ["x", "image/part-00000.parquet", "..x", "ü 1.json"])
-def test_a_record_names_files_of_its_folder(tmp_path: Path, name: str) -> None:
-    assert recorded_file(tmp_path, name) == tmp_path / name
+    for inside in ("x", "image/part-00000.parquet", "..x", "ü 1.json"):
+        assert recorded_file(tmp_path, inside) == tmp_path / inside

@@ -95,17 +95,11 @@ def test_case_and_punctuation_do_not_count_and_empty_captions_score_nothing() ->
     assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[0]) == (0, 0, True)
 
 
-@pytest.mark.parametrize(
-    ("predictions", "java", "named"),
-    [
-        ({f"k{i}": "a dog" for i in range(8)} | {"a": "a dog"}, [], "8 of 9 .*k0, k1, k2, k3, k4, …"),
-        ({}, [], "no captions"),
-        (PREDICTIONS, ["SMATCH"], "'SMATCH'"),
-    ],
-)
-def test_what_cannot_be_scored_is_refused(predictions: dict[str, str], java: list[str], named: str) -> None:
-    with pytest.raises(MetricError, match=named):
-        score_captions(predictions, {**REFERENCES, "k0": ["  "]}, java=java)
+def test_what_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(MetricError, match=r"8 of 9 .*k0, k1, k2, k3, k4, …"):
+        score_captions(dict.fromkeys([*(f"k{i}" for i in range(8)), "a"], "a dog"), {**REFERENCES, "k0": ["  "]})
+    with pytest.raises(MetricError, match="no captions"):
+        score_captions({}, REFERENCES)
 
 
 def test_without_pycocoevalcap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from c3tools.metrics.significance import (
     bootstrap_interval,
     compare,
     crossed_interval,
-    mean_and_std,
     mean_interval,
     share_interval,
     student_quantile,
@@ -60,11 +59,6 @@ def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
     assert same == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
     with pytest.raises(MetricError, match="2 and 2"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
-
-
-def test_mean_and_std_is_the_sample_standard_deviation() -> None:
-    assert mean_and_std([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
-    assert mean_and_std([3.0]) == (3.0, None)
 
 
 @given(st.floats(1, 3000))
