@@ -309,7 +309,7 @@ def _make_room(
     Raises:
         OutputError: if there is another export that is not to be replaced, or something else.
     """
-    if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE), overwrite=overwrite):
+    if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE)):
         return set()
     found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
     if "made_from" not in found:

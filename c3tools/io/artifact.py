@@ -126,10 +126,8 @@ def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, An
             )
         for name, digest in content["files"].items():
             path = recorded_file(folder, name)
-            if not path.is_file():
-                raise kind.error(f"{path} is missing.", remedy=again)
-            if sha256_of(path) != digest:
-                raise kind.error(f"{path} is damaged or was cut short.", remedy=again)
+            if not path.is_file() or sha256_of(path) != digest:
+                raise kind.error(f"{path} is missing, damaged or cut short.", remedy=again)
         yield folder, content
     except (FileNotFoundError, NotADirectoryError):
         raise kind.error(
@@ -204,14 +202,13 @@ def _plain(value: object) -> object:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def holds_result(folder: Path, name: str, files: Iterable[str], *, overwrite: bool = False) -> bool:
+def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
     """Return whether a folder has a result; one that does not exist, or is empty, has none.
 
     Args:
         folder: a folder, or a URL.
         name: of the kind of result, as messages call it.
         files: names, of which a folder with such a result has one at least.
-        overwrite: whether a former result is going to be replaced, for the message.
 
     Raises:
         OutputError: if it is a file, or contains something else.
@@ -222,10 +219,9 @@ def holds_result(folder: Path, name: str, files: Iterable[str], *, overwrite: bo
     there = [name for name in (*plain, *folders) if not name.startswith(".")]
     if there and not set(files) & set(there):
         named = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
-        others = f"; --overwrite only replaces a former {name}" if overwrite else ""
         raise OutputError(
             f"{folder} contains other files ({named}), not a former {name}.",
-            remedy=f"Choose a new or empty folder{others}.",
+            remedy="Choose a new or empty folder.",
         )
     return bool(there)
 
@@ -256,7 +252,7 @@ class Target:
         """Return what the record of the result has as ``made_from``, given a digest of settings and data."""
         return {"settings": dict(self.settings), "digest": digest}
 
-    def finished(self, digest: str, load: Callable[[], T]) -> T | None:
+    def finished(self, digest: str, load: Callable[[Path], T]) -> T | None:
         """Return the result that is there if it is of the run with this digest, and report that nothing is to do.
 
         Raises:
@@ -269,7 +265,7 @@ class Target:
             self._refuse("it was made with the same settings, but from other data")
             return None
         try:
-            found = load()
+            found = load(self.folder)
         except C3Error:
             if not self.overwrite:
                 raise
@@ -328,7 +324,7 @@ def claimed(
     with locked_file(folder):
         plain = json.loads(json.dumps(settings, default=_plain))
         target = Target(folder, kind, plain, overwrite, reporter)
-        if holds_result(folder, kind.name, (kind.record, *kind.others), overwrite=overwrite):
+        if holds_result(folder, kind.name, (kind.record, *kind.others)):
             target.there = (folder / kind.record).is_file()
         if target.there:
             try:

@@ -20,10 +20,10 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import stable_fraction
 from ..tables import Table
 from .dataset import copy_store, with_column
-from .pairing import splits_of_file
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shards import Failure
+from .vector_files import splits_of_file
 
 
 @dataclass

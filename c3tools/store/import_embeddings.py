@@ -18,12 +18,11 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, create_store
-from .pairing import read_files, share_splits, usual_ids
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys, match_items, one_array
 from .shard_indexes import keep_indexes
 from .shards import INFO_FILE, Failure, StoreInfo, part_name, read_header, shard_table, write_rows
-from .vector_files import read_vectors
+from .vector_files import read_files, read_vectors, share_splits
 
 SHARD_ROWS = 32_768
 UNKNOWN_MODEL = "unknown"
@@ -255,10 +254,7 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
             f"There is no store at {path}, and files of vectors can only be read from this machine.",
             remedy="Copy the file to this machine, or give the URL of a store.",
         )
-    vectors, texts = read_vectors(path, name, single=True)
-    embeddings = np.array(vectors[:], np.float32)
-    if not len(embeddings):
+    vectors, keys = read_vectors(path, modality, name)
+    if not keys:
         raise StoreError(f"{path} has no rows.", remedy="Give a file that contains vectors.")
-    ids = [value for value in usual_ids(texts, modality) if value]
-    keys = ids if len({*ids}) == len(embeddings) else [str(row) for row in range(len(embeddings))]
-    return Rows.of(modality, keys, embeddings), ModelIdentity()
+    return Rows.of(modality, keys, np.array(vectors[:], np.float32)), ModelIdentity()

@@ -378,7 +378,7 @@ def make(
         label: what the progress is called.
     """
     checkpoints = CheckpointDir(target.folder.with_name(f".{target.folder.name}.run"), overwrite=target.overwrite)
-    found = target.finished(task.identity, lambda: load(target.folder))
+    found = target.finished(task.identity, load)
     if found is None:
         run = train(task, checkpoints=checkpoints, label=label, reporter=target.reporter)
         target.write(result(run, target.made_from(task.identity)))

@@ -88,18 +88,13 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path)
         build_store(Path("c3-export"), Rows.of("image", ["new"], np.eye(16)[:1]), model=source.info.model)
 
 
-@pytest.mark.parametrize(
-    ("name", "sigma"),
-    [("c1", None), ("c2-collapse", 0.0), ("c3", 0.1), ("decap", 1), ("ridge", 1), ("c3-retrieval", 1)],
-)
-def test_presets(here: Path, name: str, sigma: float | None) -> None:
+@pytest.mark.parametrize("name", ["c1", "c3", "decap", "ridge", "c3-retrieval"])
+def test_presets(here: Path, name: str) -> None:
     ok(preset=name, sigma=0.1, dtype="float32")
     source, store, pipeline = Store.open("c3-store"), Store.open("c3-export"), Pipeline.load("c3-export")
-    texts, got = source.load("text"), store.load("text").embeddings
-    if name == "c1":
-        np.testing.assert_allclose(got, unit(texts.embeddings), atol=1e-6)
-    elif sigma != 1:
-        np.testing.assert_allclose(got, expected_text(source, sigma or 0), atol=1e-6)
+    texts = source.load("text")
+    if name == "c3":
+        np.testing.assert_allclose(store.load("text").embeddings, expected_text(source, 0.1), atol=1e-6)
     for split in ("train", "test"):  # in training, rows do not retrieve their own item
         own = source.load("text", split)
         names: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}

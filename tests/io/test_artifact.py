@@ -42,7 +42,7 @@ def make(folder: Path, digest: str = "x", overwrite: bool = False, reporter: Rep
     """Write a result as a verb does, unless it is there."""
     settings = SETTINGS | changes
     with claimed(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
-        if target.finished(digest, lambda: reading(folder, THING).__enter__()) is None:
+        if target.finished(digest, lambda place: reading(place, THING).__enter__()) is None:
             record = {"seed": settings["seed"], "made_from": target.made_from(digest)}
 
             def save(place: Path) -> None:

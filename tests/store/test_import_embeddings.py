@@ -24,8 +24,8 @@ from c3tools.errors import StoreError
 from c3tools.store import Rows, Store
 from c3tools.store import import_embeddings as importing
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
-from c3tools.store.pairing import read_files
 from c3tools.store.shards import write_rows
+from c3tools.store.vector_files import read_files
 from c3tools.store.verify import verify_store
 from tests.conftest import store_files
 from tests.stores import make_vectors
