@@ -92,7 +92,6 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path)
 def test_presets(here: Path, name: str) -> None:
     ok(preset=name, sigma=0.1, dtype="float32")
     source, store, pipeline = Store.open("c3-store"), Store.open("c3-export"), Pipeline.load("c3-export")
-    texts = source.load("text")
     if name == "c3":
         np.testing.assert_allclose(store.load("text").embeddings, expected_text(source, 0.1), atol=1e-6)
     for split in ("train", "test"):  # in training, rows do not retrieve their own item
