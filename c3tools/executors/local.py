@@ -9,7 +9,7 @@ import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Generic, TypeVar
@@ -80,14 +80,8 @@ class Executor:
         if self._threads < 2:
             return list(work.run((tasks[position] for position in range(len(tasks))), report))
         with ThreadPoolExecutor(self._threads) as pool:
-            futures = [pool.submit(lambda at: list(work.run([tasks[at]], report)), n) for n in range(len(tasks))]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        return [result for future in futures for result in future.result()]
+            found = pool.map(lambda at: list(work.run([tasks[at]], report)), range(len(tasks)))
+            return [result for results in found for result in results]  # an error cancels what has not begun
 
 
 def cores() -> int:

@@ -59,7 +59,6 @@ class Store(HubRepository):
     def __init__(self, path: Path, info: StoreInfo, manifest: Manifest | None = None) -> None:
         self.path, self.info, self.manifest = path, info, manifest
         self.summary: Any = None
-        self._hashed: dict[str, SplitMoments] = {}
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
@@ -193,11 +192,16 @@ class Store(HubRepository):
         listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
         if listed and self._require_listed(MOMENTS_FILE):
             return load_moments(self.path / MOMENTS_FILE)[0]
-        return self._computed(*self.modalities)
+        return self._computed(None)
 
-    def _computed(self, *modalities: str, kept: Kept = None) -> dict[str, Moments]:
+    @cached_property
+    def _ruled(self) -> dict[str, Moments]:
+        """The moments by modality and split as all commands see them; if rows are split by hash, they are read."""
+        return self._written if self.kept_splits is None else self._computed(self.kept_splits)
+
+    def _computed(self, kept: Kept) -> dict[str, Moments]:
         found: dict[str, Moments] = {}
-        for modality in modalities:
+        for modality in self.modalities:
             for batch in self.batches(modality):
                 add_moments(found, modality, batch, kept)
         return found
@@ -241,9 +245,7 @@ class Store(HubRepository):
 
     def _in_split(self, modality: str, split: str | None) -> Moments:
         """Return the moments of a split: of train, val and test as all commands see them, of others as written."""
-        groups = _splits_in(self._written, modality)
-        if split in STANDARD and groups:
-            groups = self.moments_by_split(modality)
+        groups = _splits_in(self._ruled if split in STANDARD else self._written, modality)
         chosen = (moments for name, moments in groups.items() if split in (None, ALL) or name == str(split).lower())
         return Moments.merge_all(chosen, self.info.dim)
 
@@ -256,11 +258,7 @@ class Store(HubRepository):
             StoreError: if the store does not have the modality, or moments cannot be read.
         """
         self.require(modality)
-        if self.kept_splits is None:
-            return _splits_in(self._written, modality)
-        if modality not in self._hashed:
-            self._hashed[modality] = _splits_in(self._computed(modality, kept=self.kept_splits), modality)
-        return dict(self._hashed[modality])
+        return _splits_in(self._ruled, modality)
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
         """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and their header.

@@ -66,11 +66,12 @@ class Rows:
         Raises:
             StoreError, pyarrow.ArrowInvalid: if the lengths differ.
         """
-        arrays = {}
-        for name, values in {"key": keys, **columns}.items():
-            if values is not None:
-                is_text = all(value is None or isinstance(value, str) for value in values)
-                arrays[name] = pa.array(list(values), pa.string() if is_text else None)
+        given = {
+            name: pa.array(list(values)) for name, values in {"key": keys, **columns}.items() if values is not None
+        }
+        arrays = {
+            name: values.cast(pa.string()) if values.type == pa.null() else values for name, values in given.items()
+        }
         return cls(modality, np.asarray(embeddings, dtype=np.float32), pa.table(arrays))
 
     def __len__(self) -> int:
@@ -198,17 +199,16 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
 
     Rows of other modalities that name no item are items of their own.
     """
-    names = table.schema.names
-    if "image_key" in names:
-        return _text(table, "image_key")
-    key = _text(table, "key")
-    return pc.coalesce(_text(table, "pair_key"), key) if "pair_key" in names else key
+    found = {name: one_array(table.column(name)) for name in ("key", *ITEM_COLUMNS) if name in table.schema.names}
+    return found["image_key"] if "image_key" in found else pc.coalesce(*reversed(found.values()))
 
 
 def own_items(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     """Return the key of each row's item as a string array: its own key if it belongs to no other."""
-    items, keys = item_keys(table), _text(table, "key")
-    own: pa.Array[Any] = pc.if_else(pc.equal(items, pa.scalar("", items.type)).fill_null(True), keys, items)
+    items: Any = item_keys(table)
+    own: pa.Array[Any] = pc.if_else(
+        pc.equal(pc.coalesce(items, ""), pa.scalar("")), one_array(table.column("key")), items
+    )
     return own
 
 
@@ -278,11 +278,6 @@ def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
 
 def _hashes(keys: Sequence[str], salt: str) -> Array:
     return np.array([stable_fraction(key, salt) for key in keys], np.float64)
-
-
-def _text(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array[Any]:
-    column = one_array(table.column(name))
-    return column if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else column.cast("string")
 
 
 def _numbers(array: pa.Array[Any]) -> Indices:

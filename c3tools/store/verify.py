@@ -300,24 +300,22 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
     path, said = result.store, result.repaired
     wrong = {finding["where"]: finding["check"] for finding in reversed(result.defects)}
-    damaged = [name for name, check in wrong.items() if check in _OF_ROWS and name.endswith(".parquet")]
+    removed = [name for name, check in wrong.items() if check in _OF_ROWS and name.endswith(".parquet") and "/" in name]
     indexes = [name for name, check in wrong.items() if check == "faiss"]
+    again = [name for name in (INFO_FILE, *_DERIVED) if name in wrong]
     if repair:
-        if wrong.get(MANIFEST_FILE) == "manifest":
-            remove(path / MANIFEST_FILE)
-        copies = [json_text(copy.to_dict()) for copy in _copies(path)] if INFO_FILE in wrong else []
-        if copies:  # the one that the manifest lists, else the first
-            manifest = Manifest.load(path)
+        for name in (*removed, *indexes, *again):
+            if name != INFO_FILE:
+                remove(path / name)
+        if INFO_FILE in wrong and (copies := [json_text(copy.to_dict()) for copy in _copies(path)]):
+            manifest = Manifest.load(path)  # the copy that it lists, else the first
             listed = manifest.files.get(INFO_FILE) if manifest else None
             text = next((text for text in copies if sha256(text.encode()).hexdigest() == listed), copies[0])
             write_text_atomically(path / INFO_FILE, text)
             record_files(path, [INFO_FILE])
-            said.append(f"{INFO_FILE} was written again from a shard")
-        for name in (*damaged, *indexes, *({MOMENTS_FILE, FAILURES_FILE} & wrong.keys())):
-            remove(path / name)
-        said += [f"{name} was removed and has to be made again" for name in damaged]
+        said += [f"{name} was removed and has to be made again" for name in removed]
     writer = StoreWriter(path)
-    if writer.before is None and damaged and repair:
+    if writer.before is None and removed and repair:
         said.append(f"{MANIFEST_FILE} was not written, because the removed shards have to be made again first")
         return
     lost = dict(writer.lost) if forget else {}
@@ -325,8 +323,7 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
         writer.finish(forget=lost)
     said += [f"{part_name(*shard)} was given up; its {counted(lost[shard].rows, 'row')} are lost" for shard in lost]
     if repair:
-        said += [f"{name} was written again" for name in _DERIVED if name in wrong]
-    if repair and indexes:
         record_files(path, indexes)
-        keep_indexes(path, reporter=reporter)
-        said.append(f"{counted(len(indexes), 'FAISS index was', 'FAISS indexes were')} made again")
+        if indexes:
+            keep_indexes(path, reporter=reporter)
+        said += [f"{name} was written again" for name in (*again, *indexes)]
