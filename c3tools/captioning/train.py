@@ -166,7 +166,7 @@ def train_captioner(
         return make(
             target,
             task,
-            Captioner.load,
+            partial(Captioner.load, device=compute.device),
             lambda run, made_from: _captioner(task, run, {**record, "made_from": made_from}).save,
             label="Training a language model" if unconditional else f"Training {task.pipeline.name}",
         )

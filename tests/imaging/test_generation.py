@@ -143,11 +143,6 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
     assert content == json.loads((tmp_path / "c3-images" / "images.json").read_text())
     assert all((tmp_path / "c3-images" / image["file"]).is_file() for image in content["images"])
     assert "4 images by c3-generator, seed 0" in (tmp_path / "c3-images" / "images.html").read_text()
-    weights = tmp_path / "c3-generator" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-10])
-    cut = c3("generate", "a dog")
-    assert cut.exit_code == 1
-    assert "weights.safetensors" in "".join(cut.stderr.split())
     untrained.push_to_hub("me/images")
     assert "pipeline_tag: text-to-image" in hub.last("models/me/images")["README.md"].decode()
     assert Generator.load("hf-hub:me/images", FP32).fingerprint() == untrained.fingerprint()
