@@ -54,19 +54,22 @@ _Captioned = tuple[ImageItem, list[str]]  # an image and its captions
 Reader = Callable[[Path, ReadOptions, Corpus], Iterator[_Captioned]]
 
 
-def reader_of(path: Path, options: ReadOptions) -> Reader | None:
-    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format."""
+def reader_of(path: Path, options: ReadOptions, *, has_images: bool = False) -> Reader | None:
+    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format.
+
+    A Parquet file that ``has_images`` by its place is not looked into.
+    """
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
+    if suffix == ".parquet" and not has_images:
         try:
             with name_or_file(path) as source:
                 has_images = _image_column(pq.read_schema(source), options.image_column, path) is not None
         except (*UNREADABLE, CorpusError):  # its reader says why
             has_images = True
-        if has_images:
-            return read_table
+    if suffix == ".arrow" or (suffix == ".parquet" and has_images):
+        return _read_table
     is_list = suffix in _LISTS and options.image_column is not None
-    return {".tar": _read_tar, ".arrow": read_table}.get(suffix, _read_list if is_list else None)
+    return _read_tar if suffix == ".tar" else _read_list if is_list else None
 
 
 def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
@@ -196,7 +199,7 @@ def _refused(member: tarfile.TarInfo, is_image: bool) -> tuple[str, str] | None:
     return None
 
 
-def read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
+def _read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
     """Yield the images of a Parquet or Arrow table.
 
     A key from the path in an image's cell may be that of several images, since most writers leave the folders out.

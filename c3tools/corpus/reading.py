@@ -25,7 +25,7 @@ from ..errors import CorpusError, MissingExtraError
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import counted
 from .captions import CaptionRow, read_captions
-from .containers import Reader, read_table, reader_of
+from .containers import Reader, reader_of
 from .items import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -378,8 +378,9 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
     for path in paths:
         is_table_of_tar = path.suffix == ".parquet" and str(path.with_suffix(".tar")) in present
         is_cache = path.suffix == ".arrow" and (is_url(path) or path.name.startswith(_CACHED))
-        if path.suffix.lower() in _CONTAINER_SUFFIXES and not is_table_of_tar and not is_cache:
-            containers[path] = reader_of(path, options) or read_table  # which says what columns there are
+        usable = path.suffix.lower() in _CONTAINER_SUFFIXES and not is_table_of_tar and not is_cache
+        if usable and (read := reader_of(path, options, has_images=True)):
+            containers[path] = read
     if not containers:
         raise CorpusError(
             f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files with images."

@@ -265,7 +265,7 @@ def encoded_images(
     """
     device = encoder.compute.device_type
     most = max(1, cores - 1) if device == "cpu" else min(cores, _MOST_WORKERS)  # on a CPU one core is for the model
-    batches = decoded_batches(
+    batches = _decoded_batches(
         shards,
         encoder.preprocess,
         batch_size=options.batch_size or encoder.batch_size("image"),
@@ -360,7 +360,7 @@ def _decode_in_worker(place: int, items: Sequence[ImageItem]) -> _Decoded:
     return _worker[0](place, items)
 
 
-def decoded_batches(
+def _decoded_batches(
     shards: _Shards,
     preprocess: ImagePreprocessor,
     *,
@@ -432,7 +432,7 @@ def decoded_batches(
                 error = TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
             return [], [_failure_of(items[0], "decode", error)], []
         again: Any = {"batch_size": 1, "workers": 1, "time_limit": time_limit, "ahead": 1}
-        batches, images = zip(*decoded_batches([(0, items)], preprocess, **again), strict=True)
+        batches, images = zip(*_decoded_batches([(0, items)], preprocess, **again), strict=True)
         own = [image for one in images for image in one]
         if preprocess.fixed and own:
             shared[place, : len(own)] = own
