@@ -107,6 +107,13 @@ class ItemTable(Sequence[Item]):
         self._blocks = [self._schema.empty_table() if table is None else table]
         self._recent: list[Item] = []  # not in a block yet
 
+    def __reduce__(self) -> Any:
+        """Pickle the items as an Arrow stream: Ray pickles tables in a way of its own, which fails at empty names."""
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, self.table.schema) as writer:
+            writer.write_table(self.table)
+        return _unpickled, (self.kind, stream.getvalue())
+
     def append(self, item: Item) -> None:
         """Add an item at the end."""
         self._recent.append(item)
@@ -152,6 +159,10 @@ class ItemTable(Sequence[Item]):
         """Return one item, or a list of several."""
         chosen = range(len(self))[index]
         return self.take(chosen) if isinstance(chosen, range) else self.take([chosen])[0]
+
+
+def _unpickled(kind: Any, stream: pa.Buffer) -> ItemTable[Any]:
+    return ItemTable(kind, pa.ipc.open_stream(stream).read_all())
 
 
 class Corpus:

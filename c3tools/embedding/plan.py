@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -55,11 +55,6 @@ class Plan:
     gone: dict[int, list[str]]  # keys of rows and of failures to remove, by the number of their shard
     made_up_for: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
     summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
-
-    def inputs(self, tasks: Iterable[ShardTask]) -> pa.Table:
-        """Return the inputs of some shards."""
-        positions = np.concatenate([np.zeros(0, np.int64), *(positions for _, positions in tasks)])
-        return self.items.table.take(pa.array(positions))
 
 
 def plan_corpus(
@@ -177,10 +172,15 @@ def _read_times(store: Path) -> pa.Table:
         return _INPUTS.empty_table()
 
 
-def write_times(store: Path, inputs: Iterable[pa.Table], *, replace: bool) -> None:
-    """Record the times of files in inputs.parquet; without ``replace``, only those of keys that have none there."""
-    times = [table.select(["key", "mtime"]) for table in inputs if "mtime" in table.column_names]
-    new = pa.concat_tables([_INPUTS.empty_table(), *times]).drop_null()
+def write_times(store: Path, plans: Mapping[str, Plan], *, replace: bool) -> None:
+    """Record the times of new inputs in inputs.parquet; with ``replace`` also of changed ones, and of keys there."""
+    found = [_INPUTS.empty_table()]
+    for plan in plans.values():
+        if "mtime" in plan.items.table.column_names:
+            positions = [positions for _, positions in plan.new + (plan.changed if replace else [])]
+            times = plan.items.table.select(_INPUTS.names)
+            found += [times.take(pa.array(some)) for some in positions]
+    new = pa.concat_tables(found).drop_null()
     if len(new):
         before = _read_times(store)
         one, other = (before, new) if replace else (new, before)

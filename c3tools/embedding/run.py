@@ -211,7 +211,7 @@ def embed_corpus(
         opened, lost = _opened(folder), writer.lost
         plans = plan_corpus(opened, corpus, options, lost)
         # before the first shard; the times of what is tried or made again are changed after it
-        write_times(folder, [plan.inputs(plan.new) for plan in plans.values()], replace=False)
+        write_times(folder, plans, replace=False)
         for name, plan in plans.items():
             summary, dropped = plan.summary, {part: plan.gone.pop(part, []) for part, _ in plan.changed}
             if tasks := plan.new + plan.changed:
@@ -227,7 +227,7 @@ def embed_corpus(
         listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
         indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
         present = writer.finish(listed, forget=made_up_for).shards
-        write_times(folder, [plan.inputs(plan.new + plan.changed) for plan in plans.values()], replace=True)
+        write_times(folder, plans, replace=True)
         if indexed:
             keep_indexes(folder, reporter)
     total = _summary(_opened(folder), corpus, plans)

@@ -231,12 +231,12 @@ def rewritten_shard(
     keys = keys_of(rows)
     chosen = [row for row, key in enumerate(keys) if key not in drop]
     failures = [*store.shard_failures(modality, part), *failed]
-    left = {keys[row] for row in chosen}
+    settled = {*drop, *(keys[row] for row in chosen)}
     if new is not None:
         places = {key: len(keys) + row for row, key in enumerate(keys_of(new))}
         chosen = [places.get(keys[row], row) for row in chosen]
         rows = pa.concat_tables([rows, new])
-    failures = [failure for failure in failures if failure.key not in drop and failure.key not in left]
+    failures = [failure for failure in failures if failure.key not in settled]
     return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
 
 
@@ -342,11 +342,11 @@ def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memor
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
     shared, reader = _shared(preprocess, memory, shape), ImageReader()
     _worker.append(lambda place, items: _decode(reader, preprocess, time_limit, shared[place], items))
-    with suppress(ImportError, OSError, ValueError, StopIteration):  # a limit of memory, where the system has one
+    with suppress(ImportError, OSError, ValueError, IndexError):  # a limit of memory, where the system has one
         import resource
 
-        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        used = int(status.partition("VmData:")[2].split()[0]) << 10
         allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)  # some decoders start threads
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
