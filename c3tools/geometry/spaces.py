@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..arrays import Floats, Indices
+from ..arrays import Array, Floats, Indices
 from ..metrics.retrieval import pair_hits
 from ..metrics.significance import Estimate, mean_interval, share_interval
 from ..moments import unit_rows
