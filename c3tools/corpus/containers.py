@@ -14,7 +14,8 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from posixpath import splitext
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,11 +145,19 @@ def _members(path: Path, corpus: Corpus) -> Iterator[tuple[str, int, int, bytes 
     It goes from header to header; the contents of images are jumped over.
     """
     with open_binary(path) as file:
+
+        def read(size: int) -> bytes:
+            """Read part of a header, which may declare any size."""
+            if size > LARGEST_TEXT:
+                raise TooLargeError(f"a header of {size:,} bytes")
+            return file.read(size)
+
+        limited: Any = SimpleNamespace(read=read, seek=file.seek, tell=file.tell)
         size = file.seek(0, 2)
         file.seek(0)
         position, last, problem = 0, "its beginning", None
         try:
-            archive = tarfile.TarFile(fileobj=_LimitedFile(file), mode="r", errorlevel=0)  # type: ignore[arg-type]
+            archive = tarfile.TarFile(fileobj=limited, mode="r", errorlevel=0)
             while problem is None and (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
                 start = member.offset_data
@@ -433,21 +442,3 @@ class PhotoFinder(ImageReader):
         elif not Path(path).is_file():
             raise FileNotFoundError(0, "there is no such file")
         return ImageItem(path, path, None, None, source)
-
-
-class _LimitedFile:
-    """A binary file for readers that trust the sizes in it: one read of more than `LARGEST_TEXT` bytes is refused."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            TooLargeError: if they are too many.
-        """
-        if size > LARGEST_TEXT:
-            raise TooLargeError(f"a header of {size:,} bytes")
-        return self._file.read(size)

@@ -103,9 +103,9 @@ class ItemTable(Sequence[Item]):
 
     def __init__(self, kind: type[Item], table: pa.Table | None = None) -> None:
         self.kind: Any = kind
-        self._schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
-        self._blocks = [self._schema.empty_table() if table is None else table]
-        self._recent: list[Item] = []  # not in a block yet
+        schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
+        self._table = schema.empty_table() if table is None else table
+        self._new: list[Item] = []  # not in the table yet
 
     def __reduce__(self) -> Any:
         """Pickle the items as an Arrow stream: Ray pickles tables in a way of its own, which fails at empty names."""
@@ -116,23 +116,27 @@ class ItemTable(Sequence[Item]):
 
     def append(self, item: Item) -> None:
         """Add an item at the end."""
-        self._recent.append(item)
-        if len(self._recent) == _BLOCK:
-            self._add_block()
+        self._new.append(item)
+        if len(self._new) == _BLOCK:
+            self._convert()
 
-    def _add_block(self) -> None:
-        columns = zip(zip(*self._recent, strict=True), self._schema.types, strict=True)
-        self._blocks.append(pa.table([pa.array(values, kind) for values, kind in columns], schema=self._schema))
-        self._recent = []
+    def _convert(self) -> None:
+        schema = self._table.schema
+        columns = zip(zip(*self._new, strict=True), schema.types, strict=True)
+        block = pa.table([pa.array(values, kind) for values, kind in columns], schema=schema)
+        self._table, self._new = pa.concat_tables([self._table, block]), []
 
     @property
     def table(self) -> pa.Table:
         """All items, a column for each of their fields, in one piece: taking rows of several pieces copies them all."""
-        if self._recent:
-            self._add_block()
-        if len(self._blocks) > 1:
-            self._blocks = [pa.concat_tables(self._blocks).combine_chunks()]
-        return self._blocks[0]
+        if self._new:
+            self._convert()
+        self._table = self._table.combine_chunks()
+        return self._table
+
+    def sort(self) -> None:
+        """Sort by the keys, as UTF-8."""
+        self._table = self.table.sort_by("key")
 
     def take(self, positions: Any) -> list[Item]:
         """Return the items at these positions, an array of integers."""
@@ -142,13 +146,9 @@ class ItemTable(Sequence[Item]):
                 row["source"] = ImageSource(**row["source"])
         return [self.kind(**row) for row in rows]
 
-    def sort(self) -> None:
-        """Sort by the keys, as UTF-8."""
-        self._blocks = [self.table.sort_by("key")]
-
     def __len__(self) -> int:
         """Return the number of items."""
-        return sum(map(len, self._blocks)) + len(self._recent)
+        return len(self._table) + len(self._new)
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the items in order."""

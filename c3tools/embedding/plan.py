@@ -178,7 +178,7 @@ def write_times(store: Path, plans: Mapping[str, Plan], *, replace: bool) -> Non
     for plan in plans.values():
         if "mtime" in plan.items.table.column_names:
             positions = [positions for _, positions in plan.new + (plan.changed if replace else [])]
-            times = plan.items.table.select(_INPUTS.names)
+            times: Any = plan.items.table.select(_INPUTS.names)
             found += [times.take(pa.array(some)) for some in positions]
     new = pa.concat_tables(found).drop_null()
     if len(new):
