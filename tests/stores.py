@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from c3tools.encoders.preprocessing import ImagePreprocessor
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
 
-from .conftest import build_store, store_files, unit_rows
+from .conftest import build_store, unit_rows
 
 DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
@@ -158,12 +157,3 @@ def one_byte_changed(file: Path, position: int, flip: int) -> Iterator[None]:
         yield
     finally:
         file.write_bytes(content)
-
-
-def corruptions(path: Path, count: int, seed: int) -> Iterator[tuple[Path, int, int]]:
-    """``count`` random (file, position, flip), every file as often as any other, in turn."""
-    draw = random.Random(seed)
-    files = store_files(path)
-    for number in range(count):
-        file = files[number % len(files)]
-        yield file, draw.randrange(file.stat().st_size), draw.randrange(1, 256)

@@ -149,11 +149,8 @@ def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
     ("nodes", "wanted", "expected"),
     [
         ([(8, 0), (4, 0)], (None, None, False), (3, 4)),
-        ([(8, 0), (4, 0)], (None, 1, False), (12, 1)),
         ([(8, 0), (4, 0, False)], (2, None, False), (2, 4)),
-        ([(2, 0)], (4, None, False), (4, 0.5)),
         ([(2, 0)], (5, None, False), (5, 0.3333)),
-        ([(6, 0), (2, 0)], (2, None, False), (2, 3)),
         ([(96, 8), (32, 4), (64, 0)], (None, None, True), (12, 8)),
         ([(96, 8)], (2, None, True), (2, 12)),
     ],

@@ -53,7 +53,9 @@ def test_every_reader_gives_the_same_rows(store: Store, naming: str, tmp_path: P
             read = [key for batch in store.batches(modality, ["key"], split=split) for key in batch[0].to_pylist()]
             assert read == keys and store.count(modality, split) == len(keys)
             expected = Moments.from_rows(store.load(modality, split).embeddings)
-            np.testing.assert_allclose(store.moments(modality, split).mean, expected.mean, atol=1e-12)
+            found = store.moments(modality, split)
+            np.testing.assert_allclose(found.mean, expected.mean, atol=1e-12)
+            np.testing.assert_allclose(found.scatter, expected.scatter, atol=1e-12)
         assert store.moments(modality).n == len(everything)
     train = store.count("image", "train")
     assert gap_report(store, split="train").to_dict()["modalities"]["image"]["n"] == train

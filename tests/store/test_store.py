@@ -10,14 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from c3tools.errors import IncompleteStoreError, StoreError
-from c3tools.moments import Moments
-from c3tools.store import Rows, Store, StoreWriter
-from tests.conftest import Messages, add_shard, build_store, store_files, unit_rows
+from c3tools.store import Store, StoreWriter
+from tests.conftest import Messages, add_shard, store_files, unit_rows
 from tests.stores import DIM, FAILURE, one_byte_changed, whole_store
 
 Put = Callable[[Path], Path]
@@ -40,28 +36,6 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path, put: Put) -> None:
     assert store.shard_failures("image", 1) == store.recorded_failures() == [FAILURE]
     pairs = store.pairs(split="val")
     assert len(pairs) == 12 and {str(key)[:6] for key in pairs.second.keys} == set(map(str, pairs.first.keys))
-
-
-@given(
-    n=st.integers(1, 40),
-    dim=st.integers(1, 9),
-    part=st.integers(1, 17),
-    dtype=st.sampled_from(["float16", "float32"]),
-    named=st.booleans(),
-)
-@hypothesis_settings(max_examples=15)
-def test_moments_are_those_of_the_stored_rows(
-    tmp_path_factory: pytest.TempPathFactory, n: int, dim: int, part: int, dtype: str, named: bool
-) -> None:
-    splits = ["train" if i % 3 else "test" for i in range(n)] if named else [None] * n
-    rows = Rows.of("image", [f"k{i}" for i in range(n)], unit_rows(n, dim), split=splits)
-    store = build_store(tmp_path_factory.mktemp("s") / "s", rows, dtype=dtype, part_rows=part)
-    for split, moments in store.moments_by_split("image").items():
-        stored = store.load("image", split).embeddings
-        assert (moments.n, store.count("image", split)) == (len(stored), len(stored))
-        np.testing.assert_allclose(moments.mean, stored.astype(float).mean(axis=0), atol=1e-12)
-        np.testing.assert_allclose(moments.scatter, Moments.from_rows(stored).scatter, atol=1e-12)
-    assert store.moments("image").n == n
 
 
 def test_a_shard_explains_itself_and_has_checksums(tmp_path: Path) -> None:

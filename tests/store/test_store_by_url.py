@@ -10,7 +10,7 @@ import pytest
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import MissingExtraError, StoreError, UnreachableError
-from c3tools.io.locations import location, names_in, read_all, upload
+from c3tools.io.locations import location, names_in, read_all, remove, upload
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import put_store
@@ -56,6 +56,8 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     corpus = read_corpus(tmp_path / "c")
     embed(place, update=True, prune=True)
     assert verify_store(place).whole and Store.open(place).count("image") == 4
+    remove(place / "moments.safetensors")
+    assert not verify_store(place).whole and verify_store(place, repair=True).whole
 
 
 @pytest.mark.parametrize("answer", ["500 Internal Server Error", "403 Forbidden"])

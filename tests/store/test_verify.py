@@ -16,30 +16,26 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, StoreError
 from c3tools.identity import ModelIdentity
-from c3tools.io.locations import remove
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import record_files
 from c3tools.store.verify import Verification, verify_store
 from tests.conftest import add_shard, build_store, store_files, unit_rows
-from tests.stores import DIM, colour_corpus, colour_encoder, corruptions, one_byte_changed, whole_store
+from tests.stores import DIM, colour_corpus, colour_encoder, one_byte_changed, whole_store
 
-from .test_store import Put, contents
+from .test_store import contents
 
 
 def found(result: Verification) -> set[tuple[str, str]]:
     return {(finding["check"], finding["where"]) for finding in result.findings}
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_whole_store_has_no_findings(tmp_path: Path, put: Put, dtype: str) -> None:
-    result = verify_store(put(whole_store(tmp_path / "s", dtype=dtype).path))
-    assert result.findings == [] and result.whole and result.rows == {"image": 30, "text": 60}
-
-
-def test_sixty_single_byte_corruptions_are_found(tmp_path: Path) -> None:
-    path = whole_store(tmp_path / "s").path
-    for file, position, flip in corruptions(path, 60, seed=5):
+def find_corruptions(path: Path, count: int, draw: random.Random) -> None:
+    """Change single bytes, of every file as often as of any other; each is found."""
+    files = store_files(path)
+    for number in range(count):
+        file, flip = files[number % len(files)], draw.randrange(1, 256)
+        position = draw.randrange(file.stat().st_size)
         with one_byte_changed(file, position, flip):
             try:
                 whole = verify_store(path).whole
@@ -48,11 +44,13 @@ def test_sixty_single_byte_corruptions_are_found(tmp_path: Path) -> None:
         assert not whole, f"{file.relative_to(path)} at {position} ^ {flip}"
 
 
-def test_every_missing_file_and_random_subsets_are_found(tmp_path: Path) -> None:
-    path, draw = whole_store(tmp_path / "s").path, random.Random(3)
+def find_losses(path: Path, count: int, draw: random.Random) -> None:
+    """Remove every file, then random sets of files; each loss is found, and readers are refused."""
     files = store_files(path)
-    subsets = [[file] for file in files] + [draw.sample(files, draw.randrange(2, len(files))) for _ in range(25)]
-    for lost in subsets:
+    for lost in [
+        *([file] for file in files),
+        *(draw.sample(files, draw.randrange(2, len(files))) for _ in range(count)),
+    ]:
         kept = {file: file.read_bytes() for file in lost}
         for file in lost:
             file.unlink()
@@ -63,7 +61,15 @@ def test_every_missing_file_and_random_subsets_are_found(tmp_path: Path) -> None
                     Store.open(path)
         for file, content in kept.items():
             file.write_bytes(content)
-    assert verify_store(path).whole
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_damage_and_loss_are_found(tmp_path: Path, dtype: str) -> None:
+    path = whole_store(tmp_path / "s", dtype=dtype).path
+    find_corruptions(path, 30, random.Random(5))
+    find_losses(path, 12, random.Random(3))
+    result = verify_store(path)
+    assert result.findings == [] and result.whole and result.rows == {"image": 30, "text": 60}
 
 
 def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **columns: list[Any]) -> None:
@@ -158,13 +164,6 @@ def test_lost_rows_are_forgotten_only_when_asked(tmp_path: Path) -> None:
     result = verify_store(path, forget=True)
     assert result.whole and "2 rows are lost" in " ".join(result.repaired)
     assert Store.open(path).moments("image").n == 4
-
-
-def test_repair_by_url(tmp_path: Path, put: Put) -> None:
-    place = put(whole_store(tmp_path / "s").path)
-    remove(place / "moments.safetensors")
-    assert verify_store(place, repair=True).whole
-    assert Store.open(place).moments("text").n == 60
 
 
 def test_texts_alone_failures_alone_and_nothing(tmp_path: Path) -> None:
