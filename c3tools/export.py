@@ -218,19 +218,12 @@ def export_store(
 
 @dataclass
 class _ExportWork(Work[ShardName, None]):
-    """Parts of an export: each is a shard of the store, transformed and written.
-
-    Attributes:
-        store: where the embeddings are.
-        pipeline: fitted.
-        output: the folder, or the URL, of the export; prepared already.
-        info: of the exported store, with the settings.
-    """
+    """Parts of an export: each is a shard of the store, transformed and written."""
 
     store: Store
     pipeline: Pipeline
     output: Path
-    info: StoreInfo
+    info: StoreInfo  # of the export, with its settings
 
     def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
         """Write parts."""

@@ -412,13 +412,7 @@ class Index:
 def _search_shards(shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None) -> tuple[Matrix, Indices]:
     """Return the best scores and row numbers over FAISS indexes, both (q, k), best first.
 
-    Where there are fewer than ``k`` rows, the row number is -1 and the score -inf.
-
-    Args:
-        shards: the indexes; rows are numbered through all of them.
-        queries: (q, d), unit rows.
-        k: number of rows.
-        nprobe: number of inverted lists to search, in indexes that have them.
+    Rows are numbered through all of them. Where there are fewer than ``k``, the row number is -1 and the score -inf.
     """
     faiss = load_faiss()
     joined = faiss.IndexShards(queries.shape[1], False, True)  # one after the other, rows numbered through

@@ -64,36 +64,22 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of result.
+    """One kind of result."""
 
-    Attributes:
-        name: as messages call it: ``decoder``.
-        record: the name of the record: ``decoder.json``.
-        error: of the class that is raised for results of this kind.
-        command: that makes one: ``c3 train-decoder``.
-        option: that chooses one: ``--decoder``; empty if there is none.
-        others: further files that show that a folder holds a result of this kind.
-        again: the option that makes a result again.
-    """
-
-    name: str
-    record: str
-    error: type[C3Error]
-    command: str
-    option: str = ""
-    others: tuple[str, ...] = ()
-    again: str = "--overwrite"
+    name: str  # as messages call it: decoder
+    record: str  # the file decoder.json
+    error: type[C3Error]  # raised for results of this kind
+    command: str  # that makes one: c3 train-decoder
+    option: str = ""  # that chooses one: --decoder
+    others: tuple[str, ...] = ()  # further files that show that a folder holds such a result
+    again: str = "--overwrite"  # the option of the command that makes a result again
 
 
 @contextmanager
 def writing(folder: str | Path, kind: Kind, content: Mapping[str, Any], *, keep: bool = True) -> Iterator[Path]:
     """Yield a folder for the other files of a result, which appears whole or not at all; see `replacing`.
 
-    Args:
-        folder: of the result.
-        kind: of the result.
-        content: JSON values of its record, which gets the SHA-256 of the files with data too.
-        keep: keep a former result as `_previous`.
+    Its record has the JSON values of ``content``, and the SHA-256 of the files with data.
     """
     with replacing(Path(folder), keep=keep) as new:
         yield new
@@ -146,12 +132,9 @@ def _previous(folder: Path) -> Path:
 def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     """Yield a hidden folder to write to; when the block ends well it becomes ``folder``.
 
-    What was there becomes `_previous`. At every moment the old or the new result is whole in one of the two; a
-    run that is killed between the two renames leaves the old one as `_previous`.
-
-    Args:
-        folder: the folder.
-        keep: keep what was there; otherwise it is removed when the new result is in its place.
+    What was there becomes `_previous`; without ``keep`` it is removed when the new result is in its place. At every
+    moment the old or the new result is whole in one of the two; a run that is killed between the two renames leaves the
+    old one as `_previous`.
     """
     make_folder(folder.parent)
     new, old = (folder.with_name(f".{folder.name}.{name}.tmp") for name in ("new", "old"))
@@ -203,12 +186,7 @@ def _plain(value: object) -> object:
 
 
 def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
-    """Return whether a folder has a result; one that does not exist, or is empty, has none.
-
-    Args:
-        folder: a folder, or a URL.
-        name: of the kind of result, as messages call it.
-        files: names, of which a folder with such a result has one at least.
+    """Return whether a folder or URL has a result, and so one of its ``files``; an empty or missing one has none.
 
     Raises:
         OutputError: if it is a file, or contains something else.
@@ -228,25 +206,15 @@ def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
 
 @dataclass
 class Target:
-    """A folder that a result is to be written to, and the finished result that may be there.
-
-    Attributes:
-        folder: of the result.
-        kind: of the result.
-        settings: that it is asked for with, as JSON values by name.
-        overwrite: whether a finished result may be replaced.
-        reporter: is told what is kept.
-        there: whether a finished result is there.
-        former: its record, if it has the same settings; None if it is to be replaced.
-    """
+    """A folder that a result is to be written to, and the finished result that may be there."""
 
     folder: Path
     kind: Kind
-    settings: Mapping[str, Any]
-    overwrite: bool
+    settings: Mapping[str, Any]  # that it is asked for with, as JSON values by name
+    overwrite: bool  # whether a finished result may be replaced
     reporter: Reporter
-    there: bool = False
-    former: Mapping[str, Any] | None = None
+    there: bool = False  # whether a finished result is there
+    former: Mapping[str, Any] | None = None  # its record, if it has the same settings; None if it is to be replaced
 
     def made_from(self, digest: str) -> dict[str, Any]:
         """Return what the record of the result has as ``made_from``, given a digest of settings and data."""
@@ -302,17 +270,10 @@ def claimed(
 ) -> Iterator[Target]:
     """Keep other runs off a folder while the block runs, and refuse what may not be replaced before anything is done.
 
-    Args:
-        folder: that the result is to be written to.
-        kind: of the result.
-        settings: that it is asked for with, as JSON values by name.
-        overwrite: replace a finished result of other settings or data.
-        start: the folder of the result that a training starts from.
-        reporter: is told what is kept.
-
     Raises:
         OutputError: if another run is writing there; if the folder contains another result that is not to be replaced,
-            or anything else; or if it is ``start``, or the former result would be moved there.
+            or anything else; or if it is that of ``start``, the result that a training starts from, or the former
+            result would be moved there.
     """
     if start is not None and Path(start).resolve() in (folder.resolve(), _previous(folder).resolve()):
         raise OutputError(

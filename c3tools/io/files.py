@@ -139,12 +139,7 @@ def recorded_file(folder: Path, name: object) -> Path:
 
 
 def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
-    """Remove the temporary files that a killed writer left in a folder on this machine, and no others.
-
-    Args:
-        folder: the folder; there are none at a URL.
-        names: of the files that they were to become; None for all.
-    """
+    """Remove the temporary files that a killed writer left in a folder, of all files or of those with ``names``."""
     for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
         if (match := _TEMPORARY.fullmatch(path.name)) and (names is None or match[1] in names):
             path.unlink(missing_ok=True)

@@ -80,12 +80,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 class _Reader:
-    """An open Parquet file, read in batches whose size does not depend on what the file declares.
-
-    Attributes:
-        schema: of the columns.
-        row_counts: rows of each row group.
-    """
+    """An open Parquet file, read in batches whose size does not depend on what the file declares."""
 
     def __init__(self, file: pq.ParquetFile, chunks: Sequence[Sequence[_Chunk]], size: int) -> None:
         self._file, self._chunks, self._size = file, chunks, size
@@ -109,7 +104,13 @@ class _Reader:
             count, of_row = self.row_counts[number], 1
             for path, values, unpacked, kind, encodings in self._chunks[number]:
                 if f".{path}.".startswith(prefixes):
-                    self._check(path, values, unpacked, kind)
+                    each = unpacked // max(1, values)
+                    if unpacked > max(_ANY_SIZE, _MOST_PACKED * self._size):
+                        raise self._too_large(f"its column {path!r} unpacks to {unpacked:,} bytes")
+                    if each > LARGEST_IMAGE_FILE:
+                        raise self._too_large(f"values of its column {path!r} have {each:,} bytes")
+                    if values * _WIDTHS.get(kind, 1) > self._most:
+                        raise self._too_large(f"its column {path!r} has {values:,} values")
                     # a difference may be to a text that has nearly the size of the whole column
                     is_delta = any(encoding.startswith("DELTA_") for encoding in encodings)
                     of_row += unpacked // (1 if is_delta and kind == "BYTE_ARRAY" else max(1, count))
@@ -118,16 +119,11 @@ class _Reader:
             for batch in self._file.iter_batches(batch_size=rows, row_groups=[number], columns=names):
                 self._left -= batch.nbytes
                 if self._left < 0:
-                    raise TooLargeError(f"its values need over {self._most:,} bytes, but the file has {self._size:,}")
+                    raise self._too_large(f"its values need over {self._most:,} bytes")
                 yield batch
 
-    def _check(self, name: str, values: int, unpacked: int, kind: str) -> None:
-        if unpacked > max(_ANY_SIZE, _MOST_PACKED * self._size):
-            raise TooLargeError(f"its column {name!r} unpacks to {unpacked:,} bytes, but the file has {self._size:,}")
-        if unpacked // max(1, values) > LARGEST_IMAGE_FILE:
-            raise TooLargeError(f"values of its column {name!r} have {unpacked // max(1, values):,} bytes")
-        if values * _WIDTHS.get(kind, 1) > self._most:
-            raise TooLargeError(f"its column {name!r} has {values:,} values, but the file has {self._size:,} bytes")
+    def _too_large(self, what: str) -> TooLargeError:
+        return TooLargeError(f"{what}, but the file has {self._size:,} bytes")
 
 
 def record_batches(path: Path) -> Iterator[pa.RecordBatch]:

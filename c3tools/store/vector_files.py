@@ -114,7 +114,7 @@ def read_files(
         side.find_items(next((one for one in sides if one.has_ids), sides[0] if sides else None), notes)
         side.keys = side.keys or _numbered_keys(side.items if name == "text" else [None] * len(vectors))
         if name == "text" and not sides and len(read) > 1:  # without images, a text is an item to pair others with
-            side.items = [*side.own_items]
+            side.items = side.own_items
         times = Counter(side.keys)
         if bad := next((key for key in times if not key or times[key] > 1), None):
             raise StoreError(
@@ -201,13 +201,13 @@ class _Side:
         return len(self.vectors)
 
     @property
-    def own_items(self) -> list[str]:
+    def own_items(self) -> _Ids:
         return [item or key for item, key in zip(self.items, self.keys, strict=True)]
 
     def ids(self, like: str) -> Iterator[tuple[str, _Ids]]:
         """Yield columns that may name the items of these rows: one of the name ``like``, the keys, then the others."""
         if any(self.items):
-            yield "image_key", [*self.own_items]
+            yield "image_key", self.own_items
         for column in dict.fromkeys([like, self.key_column, *_KEYS]):
             values = _ids_of(self.texts, column)
             if values and len({*values}) == len(values):  # else they are not of these rows
@@ -232,7 +232,7 @@ class _Side:
             )
         lacking = " and the ".join(f"{one.name} rows" for one in (self, first) if not one.has_ids)
         notes.append(f"The {lacking} have no ids: row i was paired with row i ({counted(len(self), 'pair')}).")
-        self.items = [*first.own_items]
+        self.items = first.own_items
         if self.name == "text" and _find(self.texts, None, _CAPTIONS) is None:
             self.texts = first.texts | self.texts  # a caption for each image
 
