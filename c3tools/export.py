@@ -61,8 +61,9 @@ from .store.shards import (
     shard_schema,
     write_rows,
 )
-from .transforms import Normalize, Pipeline, open_pipeline
+from .transforms import Pipeline, open_pipeline
 from .transforms.pipeline import JSON_NAME, TENSORS_NAME
+from .transforms.steps import Normalize
 
 FORMATS = ("parquet", "npy", "safetensors", "hf")
 _CHOICES = {"format": FORMATS, "dtype": ("float16", "float32"), "role": ("auto", "training", "inference")}

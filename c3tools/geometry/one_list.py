@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arrays import Array
 from ..metrics.significance import Estimate, mean_interval, share_interval
 from ..moments import unit_rows
 from ..seeds import generator
@@ -64,21 +63,11 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
         ]
         shares, recall = {}, {}
         for name in LISTS:
-            others, own = _first(*scores[name])
-            shares[name] = Estimate(float(others.mean()), mean_interval(others, seed=seed), len(others))
-            recall[name] = Estimate(float(own.mean()), share_interval(own), len(own))
+            others, _ = scores[name]  # (q, n), row i is the answer of query i
+            top = np.argpartition(-np.hstack(scores[name]), FIRST - 1, axis=1)[:, :FIRST]
+            share = (top < others.shape[1]).mean(axis=1)
+            right = (top == np.arange(len(others))[:, None]).any(axis=1).astype(np.float64)
+            shares[name] = Estimate(float(share.mean()), mean_interval(share, seed=seed), len(share))
+            recall[name] = Estimate(float(right.mean()), share_interval(right), len(right))
         found[asked] = OneList(shares, recall)
     return found
-
-
-def _first(other: Array, own: Array) -> tuple[Array, Array]:
-    """Return the share of other-modality rows among the first ten, and whether the answer is one of them; both (q,).
-
-    Args:
-        other: (q, n), scores of the other modality; row i is the answer of query i.
-        own: (q, m), scores of the query's own modality.
-    """
-    scores = np.hstack([other, own])
-    top = np.argpartition(-scores, FIRST - 1, axis=1)[:, :FIRST]
-    answers = np.arange(len(other))[:, None]
-    return (top < other.shape[1]).mean(axis=1), (top == answers).any(axis=1).astype(np.float64)

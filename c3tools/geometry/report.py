@@ -223,11 +223,16 @@ def gap_report(
     noise = None
     if working.paired:
         noise = residuals(working.first[working.item_index] - working.second, working.item_index, seed=seed)
-    means = [data.fit_moments[name].mean for name in (first, second)]
+    pairs, means = measure_pairs(data, seed), [data.fit_moments[name].mean for name in (first, second)]
     sigmas = [
         spread,
         sigma_rules.scaled_spread(spread),
-        sigma_rules.residual_rms(data.sample.sums[3] if data.sample.paired else None),
+        sigma_rules.SigmaRule(
+            "residual_rms",
+            pairs and pairs.residual_rms.value,
+            "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
+            "" if pairs else "there are no pairs",
+        ),
         sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
         sigma_rules.PUBLISHED,
     ]
@@ -244,7 +249,7 @@ def gap_report(
         },
         notes=notes,
         gap=measure_gap(data, seed),
-        pairs=measure_pairs(data, seed),
+        pairs=pairs,
         spaces=spaces,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
         assumptions=answer_questions(data, noise, seed=seed),

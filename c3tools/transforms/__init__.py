@@ -8,50 +8,5 @@ from __future__ import annotations
 
 from .pipeline import Pipeline
 from .presets import PRESETS, open_pipeline, preset
-from .sigma import PUBLISHED_SIGMA
-from .steps import (
-    AdaptiveNoise,
-    Collapse,
-    CovarianceNoise,
-    FairScale,
-    GapShift,
-    GaussianNoise,
-    MatchMoments,
-    MemoryProjection,
-    Normalize,
-    Procrustes,
-    ProjectOutGap,
-    ReAlign,
-    Retrieval,
-    RidgeMap,
-    SpanNoise,
-    Standardize,
-    Step,
-    Whiten,
-)
 
-__all__ = [
-    "PRESETS",
-    "PUBLISHED_SIGMA",
-    "AdaptiveNoise",
-    "Collapse",
-    "CovarianceNoise",
-    "FairScale",
-    "GapShift",
-    "GaussianNoise",
-    "MatchMoments",
-    "MemoryProjection",
-    "Normalize",
-    "Pipeline",
-    "Procrustes",
-    "ProjectOutGap",
-    "ReAlign",
-    "Retrieval",
-    "RidgeMap",
-    "SpanNoise",
-    "Standardize",
-    "Step",
-    "Whiten",
-    "open_pipeline",
-    "preset",
-]
+__all__ = ["PRESETS", "Pipeline", "open_pipeline", "preset"]

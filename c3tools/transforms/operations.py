@@ -145,16 +145,13 @@ def _row_norms(x: Matrix) -> Matrix:
 
 def _unit(x: Matrix) -> Matrix:
     norms = _row_norms(x)
-    # Squares of numbers below 1e-19 are lost in float32: measure such rows again after scaling them.
-    for row in np.flatnonzero((norms < 1e-15) | ~np.isfinite(norms)):
-        peak = np.abs(x[row]).max()
-        if peak == 0:
-            raise TransformError(
-                f"Row {row} has norm 0 and cannot be normalised.",
-                remedy="Leave out zero vectors, or fit the means on more rows.",
-            )
-        x[row] /= peak
-        norms[row] = _row_norms(x[row : row + 1])[0]
+    odd = (norms < 1e-15) | ~np.isfinite(norms)  # squares that are lost in float32
+    norms[odd] = np.linalg.norm(x[odd].astype(np.float64), axis=1)
+    if not norms.all():
+        raise TransformError(
+            f"Row {norms.argmin()} has norm 0 and cannot be normalised.",
+            remedy="Leave out zero vectors, or fit the means on more rows.",
+        )
     x /= norms[:, None]
     return x
 

@@ -95,12 +95,11 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise
     name, rests_on = "caption_spread", "texts alone: the mean cosine of two captions of one image, centred"
     order = np.argsort(item_index, kind="stable")
     order = order[item_index[order] >= 0]  # the texts of one image together
-    if not np.diff(item_index[order]).all():  # else every image has one
-        keys = ((item_index[row], hash(texts[row].tobytes())) for row in order)
-        order = np.array(list(dict(zip(keys, order, strict=True)).values()))
+    keys = ((item_index[row], hash(texts[row].tobytes())) for row in order)
+    order = np.array([*dict(zip(keys, order, strict=True)).values()], np.int64)  # equal captions once
     starts = np.append(np.flatnonzero(np.diff(item_index[order], prepend=-1)), len(order))
     cosines, lengths = np.empty(0), np.empty(0)
-    for first in range(0, len(starts) - 1, _BLOCK) if len(starts) <= len(order) else ():
+    for first in range(0, len(starts) - 1, _BLOCK):
         edges = starts[first : first + _BLOCK + 1]
         own = texts[order[edges[0] : edges[-1]]]
         rows = ((unit_rows(own) if normalise else own) - mean).astype(np.float64)
@@ -130,17 +129,6 @@ def scaled_spread(spread: SigmaRule) -> SigmaRule:
     rests_on = f"{SPREADS:g} times the spread of the captions{count}, from {spread.rests_on}"
     sigma = None if spread.sigma is None else SPREADS * spread.sigma
     return SigmaRule("scaled_spread", sigma, rests_on, spread.missing, spread.images)
-
-
-def residual_rms(variance: Array | None) -> SigmaRule:
-    """Measure the root mean square, over dimensions, of the alignment noise ``(x - y) - mean``.
-
-    Args:
-        variance: float64 (d,) of the pair differences per dimension, or None without pairs.
-    """
-    rests_on = "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean"
-    sigma, missing = (None, "there are no pairs") if variance is None else (float(np.sqrt(variance.mean())), "")
-    return SigmaRule("residual_rms", sigma, rests_on, missing)
 
 
 def pair_cosine(

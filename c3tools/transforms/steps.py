@@ -168,7 +168,6 @@ class FairScale(Step):
     queries: str = "text"
 
     kind = "fair-scale"
-    needs_unit = True
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Scale every modality by a number of its own."""

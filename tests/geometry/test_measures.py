@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from c3tools.geometry.collect import Collected, collect
 from c3tools.geometry.measures import (
     effective_dimension,
-    effective_rank,
     measure_gap,
     measure_modality,
     measure_pairs,
@@ -28,14 +25,6 @@ from tests.geometry.spaces import paper_model, unit
 def collected(path: Path, image: Any, text: Any, owner: Any) -> Collected:
     make_store(path, image.astype(np.float32), text.astype(np.float32), owners=list(owner))
     return collect(Store.open(path), "image", "text")
-
-
-@given(st.integers(1, 200))
-def test_k_equal_directions_have_dimension_rank_and_ratio_k(k: int) -> None:
-    values = np.r_[np.ones(k), np.zeros(5)]
-    # 99 % of k equal values are more than exceeded by floor(0.99 k) + 1 of them
-    assert effective_dimension(values) == np.floor(0.99 * k + 1e-9) + 1
-    assert effective_rank(values) == pytest.approx(k)
 
 
 @pytest.mark.parametrize(("values", "dimension"), [([99.0, 1.0], 2), ([99.1, 0.9], 1), ([0.0, 0.0], 0)])

@@ -48,23 +48,6 @@ def test_every_source_gives_the_same(store: Store, calibration: Calibration, tmp
     np.testing.assert_allclose(other.moments["text"].scatter, calibration.moments["text"].scatter, atol=1e-2)
 
 
-def test_plain_rows_keep_their_mean_and_covariance(store: Store) -> None:
-    rows = unit(store.load("image", "train").embeddings.astype(np.float64))
-    found = Calibration.fit({"image": rows}, pipeline=preset("c1").fit({"image": rows}))
-    np.testing.assert_allclose(found.moments["image"].mean, rows.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(found.moments["image"].covariance, np.cov(rows.T, bias=True), atol=1e-6)
-
-
-def test_unrelated_rows_have_mean_0_and_deviation_1_in_each_modality() -> None:
-    rows = dict(zip(("image", "text"), make_vectors(4000, 1), strict=True))
-    found = Calibration.fit({name: own[: len(own) // 2] for name, own in rows.items()})
-    query = found.pipeline.transform(rows["text"][:1], modality="text")[0]
-    for name, own in rows.items():
-        z = found.z(query, found.pipeline.transform(own[len(own) // 2 :], modality=name) @ query, name)
-        assert abs(z.mean()) < 0.1
-        assert 0.9 < z.std() < 1.1
-
-
 def test_scale_of_the_query_order_of_rows_and_order_within_a_modality(calibration: Calibration) -> None:
     rng = np.random.default_rng(0)
     queries, cosines = rng.normal(size=(5, calibration.moments["text"].dim)), rng.uniform(-1, 1, (5, 40))

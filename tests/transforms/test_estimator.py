@@ -12,12 +12,9 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 from c3tools.transforms.estimator import EmbeddingTransformer
 
 
-def test_fit_and_transform(pairs: Pairs) -> None:
+def test_fit_and_transform_rows_and_pairs(pairs: Pairs) -> None:
     got = EmbeddingTransformer("c2-collapse").fit_transform(pairs.x * 4)
     np.testing.assert_allclose(got, unit(pairs.x - pairs.x.mean(0)), atol=1e-6)
-
-
-def test_pairs_come_as_y(pairs: Pairs) -> None:
     got = EmbeddingTransformer("procrustes").fit(pairs.x, pairs.y).transform(pairs.x)
     expected = preset("procrustes").fit(pairs.moments, pairs.rows).transform(pairs.x, modality="image")
     np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -12,7 +12,8 @@ from scipy.special import softmax
 
 from c3tools.errors import TransformError
 from c3tools.seeds import stable_hashes
-from c3tools.transforms import Collapse, MemoryProjection, Normalize, Pipeline, Retrieval, Step
+from c3tools.transforms import Pipeline
+from c3tools.transforms.steps import Collapse, MemoryProjection, Normalize, Retrieval, Step
 
 from .conftest import Array, Pairs, unit
 

@@ -12,16 +12,15 @@ from scipy.linalg import orthogonal_procrustes
 
 from c3tools.errors import TransformError
 from c3tools.moments import Moments
-from c3tools.transforms import (
+from c3tools.transforms import Pipeline, preset
+from c3tools.transforms.steps import (
     AdaptiveNoise,
     Collapse,
     GapShift,
     GaussianNoise,
     Normalize,
-    Pipeline,
     Procrustes,
     ProjectOutGap,
-    preset,
 )
 
 from .conftest import Array, Pairs, make_pairs, unit

@@ -14,7 +14,8 @@ from scipy.special import softmax
 
 from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
-from c3tools.transforms import PRESETS, PUBLISHED_SIGMA, Pipeline, preset
+from c3tools.transforms import PRESETS, Pipeline, preset
+from c3tools.transforms.sigma import PUBLISHED_SIGMA
 from c3tools.transforms.torch_module import TransformModule
 
 from .conftest import Array, Pairs, unit
@@ -157,8 +158,9 @@ def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, pairs: Pai
 def test_sigma_is_the_published_value_or_a_possible_one() -> None:
     assert preset("c3").sigma == PUBLISHED_SIGMA == pytest.approx(0.1264911, abs=1e-7)
     assert (preset("c1").sigma, preset("c3", sigma="auto").sigma) == (None, "auto")
-    for sigma in (-0.1, float("nan"), float("inf"), 10**400, "much"):
-        with pytest.raises(TransformError, match="sigma"):
+    assert preset("c3", sigma="0.1").sigma == 0.1
+    for sigma in (-0.1, float("nan"), "inf", 10**400, "much"):
+        with pytest.raises(TransformError, match="'auto' or 'pairs'"):
             preset("c3", sigma=sigma)
     with pytest.raises(TransformError, match="train-generator"):
         preset("c3", sigma="pairs", train_on="image", infer_on="text")

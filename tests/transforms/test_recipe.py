@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from c3tools.errors import MissingExtraError, TransformError
-from c3tools.transforms import Collapse, GaussianNoise, Pipeline, preset
+from c3tools.transforms import Pipeline, preset
+from c3tools.transforms.steps import Collapse, GaussianNoise
 
 from .conftest import Pairs
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from c3tools.errors import TransformError
-from c3tools.transforms import Normalize, Pipeline, Retrieval, preset
+from c3tools.transforms import Pipeline, preset
+from c3tools.transforms.steps import Normalize, Retrieval
 from c3tools.transforms.torch_module import TransformModule
 
 from .conftest import Pairs
