@@ -99,7 +99,7 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise
     order = np.array([*dict(zip(keys, order, strict=True)).values()], np.int64)  # equal captions once
     starts = np.append(np.flatnonzero(np.diff(item_index[order], prepend=-1)), len(order))
     cosines, lengths = np.empty(0), np.empty(0)
-    for first in range(0, len(starts) - 1, _BLOCK):
+    for first in range(0, len(starts) - 1, _BLOCK) if len(starts) <= len(order) else ():  # else one caption each
         edges = starts[first : first + _BLOCK + 1]
         own = texts[order[edges[0] : edges[-1]]]
         rows = ((unit_rows(own) if normalise else own) - mean).astype(np.float64)
