@@ -40,11 +40,7 @@ class Work(ABC, Generic[Task, Result]):
 
     @abstractmethod
     def run(self, tasks: Iterable[Task], report: Report) -> Iterator[Result]:
-        """Do tasks one after another, and yield the result of each, in their order.
-
-        Raises:
-            C3Error: if one cannot be done anywhere.
-        """
+        """Do tasks one after another, and yield the result of each, in their order."""
 
     @abstractmethod
     def name(self, task: Task) -> str:
@@ -71,9 +67,6 @@ class Executor:
             tasks: the tasks, or a sequence that makes large ones on demand: one is made when a worker is free for it,
                 and again for another attempt. It can be pickled.
             report: is called in this process with the number of inputs done, and of those that failed.
-
-        Raises:
-            C3Error: if a task cannot be done; the others are ended, what was finished is kept.
         """
         if len(self._devices) > 1 and len(tasks):
             return _in_processes(self._devices[: len(tasks)], work, tasks, report)

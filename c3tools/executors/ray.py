@@ -50,13 +50,7 @@ class RayExecutor(Executor):
         self._idle: list[Any] = []  # actors, with what they have loaded
 
     def __enter__(self) -> RayExecutor:
-        """Join the cluster.
-
-        Raises:
-            MissingExtraError: if Ray is not installed.
-            UnreachableError: if there is no cluster at the address.
-            C3Error: if the cluster has not what workers need.
-        """
+        """Join the cluster."""
         ray = _ray()
         if not ray.is_initialized():
             _join(self._address)
@@ -136,9 +130,6 @@ def allocate(
     Args:
         nodes: as `ray.nodes` returns them.
         processes, cores, gpu: see `RayExecutor`.
-
-    Raises:
-        C3Error: if there are no GPUs, or no CPU cores, to give to workers.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     machines = [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in resources]
@@ -210,11 +201,7 @@ def _ray() -> Any:
 
 
 def _join(address: str | None) -> None:
-    """Join or start a cluster, without dashboard, usage statistics, worker logs or warnings.
-
-    Raises:
-        UnreachableError: if there is none, or it does not answer.
-    """
+    """Join or start a cluster, without dashboard, usage statistics, worker logs or warnings."""
     host_and_port = _HOST_AND_PORT.fullmatch(address or "")
     try:
         if host_and_port is not None:  # Ray itself would try for minutes

@@ -50,11 +50,7 @@ def card_of(store: Any) -> Card:
 
 
 def save_data_set(store: Any, folder: Path) -> None:
-    """Write the data set of a store to a new folder, whole or not at all.
-
-    Raises:
-        StoreError: if the folder is there, the store has no rows, or cannot be read.
-    """
+    """Write the data set of a store to a new folder, whole or not at all."""
     if not any(map(store.count, store.modalities)):
         raise StoreError(f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first.")
 
@@ -71,11 +67,7 @@ def save_data_set(store: Any, folder: Path) -> None:
 
 
 def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
-    """Make a store of a data set that `save_data_set` wrote, opened as one, and return its path.
-
-    Raises:
-        StoreError: if there is something at ``output``, or the data set is not of c3tools, or damaged.
-    """
+    """Make a store of a data set that `save_data_set` wrote, opened as one, and return its path."""
     for modality, part in source.shards:
         path = source.file(modality, part)
         try:
@@ -111,9 +103,6 @@ def copy_store(
 
     Returns:
         the numbers of rows by modality and split.
-
-    Raises:
-        StoreError: if there is something at ``destination``, or a shard cannot be read.
     """
     numbers = Counter[str]()  # of the next shard, by modality
     with new_store(destination, info) as building:

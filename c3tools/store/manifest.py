@@ -87,11 +87,7 @@ class Manifest:
 
     @classmethod
     def load(cls, store: Path) -> Manifest | None:
-        """Read the manifest of a store; None if it has none.
-
-        Raises:
-            StoreError: if it is damaged.
-        """
+        """Read the manifest of a store; None if it has none."""
         path, shards = store / MANIFEST_FILE, {}
         if kind_of(path) is None:
             return None
@@ -180,11 +176,7 @@ class StoreWriter:
             )
 
     def adopt(self, made_from: str) -> None:
-        """Keep the whole shards of an interrupted run of the same settings; remove those that are damaged.
-
-        Raises:
-            StoreError: if there are shards of other settings that the manifest does not list.
-        """
+        """Keep the whole shards of an interrupted run of the same settings; remove those that are damaged."""
         for shard in self._unlisted:
             name = self.path / part_name(*shard)
             try:
@@ -202,11 +194,7 @@ class StoreWriter:
                 )
 
     def replace_shard(self, modality: str, part: int, rows: pa.Table, failures: Sequence[Failure]) -> None:
-        """Prepare other content for a shard; without rows and failures it is to be removed. `finish` puts it in place.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Prepare other content for a shard, or its removal if there is none; `finish` puts it in place."""
         if len(rows) or failures:
             write_rows(self.path / REWRITING / part_name(modality, part), self.info, rows, failures)
         else:
@@ -305,11 +293,6 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
     """Yield a hidden folder to build a store in; it is renamed to ``destination`` when the block ends well.
 
     What a killed run left there is removed first.
-
-    Raises:
-        StoreError: for a URL; if something is at ``destination``.
-        OSError: if it cannot be written.
-        OutputError: if another run is building it.
     """
     if is_url(destination):
         raise StoreError(

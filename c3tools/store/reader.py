@@ -116,11 +116,7 @@ class Store(HubRepository):
         return opened
 
     def _require_listed(self, name: str) -> bool:
-        """Check that a small file is the one that the manifest lists; return False if a writer has replaced it since.
-
-        Raises:
-            StoreError: if it is another file.
-        """
+        """Refuse a small file that is not the one listed; return False if a writer has replaced it since."""
         listed = None if self.manifest is None else self.manifest.files.get(name)
         for _ in range(_LOOKS):
             if listed in (None, sha256_of(self.path / name)):

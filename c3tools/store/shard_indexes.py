@@ -28,11 +28,7 @@ from .shards import StoreInfo, index_name, part_name, read_batches, refusing_dam
 
 
 def load_faiss() -> ModuleType:
-    """Return the module faiss.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
+    """Return the module faiss."""
     try:
         import faiss
     except ImportError:
@@ -41,11 +37,7 @@ def load_faiss() -> ModuleType:
 
 
 def save_index(index: Any, path: Path) -> None:
-    """Write a FAISS index, complete or not at all.
-
-    Raises:
-        OSError: if it cannot be written, for example because the disk is full.
-    """
+    """Write a FAISS index, complete or not at all."""
 
     def write(temporary: Path) -> None:
         try:
@@ -62,12 +54,7 @@ def last_line(error: Exception) -> str:
 
 
 def read_index(store: Any, modality: str, part: int) -> Any:
-    """Read the index of one shard.
-
-    Raises:
-        StoreError: if it is damaged.
-        MissingExtraError: if faiss is not installed.
-    """
+    """Read the index of one shard."""
     faiss, name = load_faiss(), index_name(modality, part)
     with refusing_damage(store.path / name, f"Make it anew: c3 verify {store.path} --repair"):
         content = read_all(store.path / name)
@@ -84,9 +71,6 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
     Args:
         path: the store, which has its manifest; it is locked by the caller.
         reporter: shows messages and progress.
-
-    Raises:
-        StoreError: if rows cannot be read.
     """
     info, manifest = StoreInfo.load(path), Manifest.load(path) or Manifest({}, {})
     lacking = [shard for shard in shards_in(path) if shard in manifest.shards]

@@ -90,12 +90,7 @@ class StoreInfo:
 
     @classmethod
     def decode(cls, content: bytes, source: Path) -> StoreInfo:
-        """Build the information from the content of a store.json, or of its copy in the file ``source``.
-
-        Raises:
-            StoreError: if it comes from a newer format version.
-            ValueError, KeyError, TypeError: if it is not one.
-        """
+        """Build the information from the content of a store.json, or of its copy in the file ``source``."""
         value = msgspec.json.decode(content)
         if value["format_version"] > FORMAT_VERSION:
             raise StoreError(f"{source} was written by a newer version of c3tools.", remedy=UPDATE)
@@ -103,11 +98,7 @@ class StoreInfo:
 
     @classmethod
     def load(cls, store: Path) -> StoreInfo:
-        """Read ``store/store.json``.
-
-        Raises:
-            StoreError: if there is no store, or its description cannot be read.
-        """
+        """Read ``store/store.json``."""
         path = store / INFO_FILE
         with refusing_damage(path, "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."):
             if kind_of(path):
@@ -116,11 +107,7 @@ class StoreInfo:
 
     @classmethod
     def _of_other_program(cls, store: Path) -> StoreInfo:
-        """Describe rows in the layout of an export, without store.json, from their first file and a pipeline beside it.
-
-        Raises:
-            StoreError: if there are no such rows, or they are of a store that lost its store.json.
-        """
+        """Describe rows in the layout of an export from their first file, and from a pipeline beside it."""
         names, shards = names_in(store)[1], shards_in(store)
         own, model, extra = b"", dict[str, Any](), dict[str, Any](rows_of="another program")
         if shards and MANIFEST_FILE not in names:
@@ -153,20 +140,12 @@ class StoreInfo:
         return next((f"c3 {verb}" for verb in ("import", "export") if f"{verb}ed" in self.extra), "c3 embed")
 
     def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
-        """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`).
-
-        Raises:
-            StoreError: if the models differ.
-        """
+        """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`)."""
         remedy = "Use the same --model, or choose another --store."
         self.model.require_same(ModelIdentity(model), own=own, theirs=theirs, error=StoreError, remedy=remedy)
 
     def require_same(self, other: StoreInfo, *more: str, own: str, theirs: str) -> None:
-        """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more`` attributes.
-
-        Raises:
-            StoreError: if they differ.
-        """
+        """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more`` attributes."""
         self.require_same_model(other.model, own=own, theirs=theirs)
         for name in ("dim", "dtype", "normalised", *more):
             if (here := getattr(self, name)) != (there := getattr(other, name)):
@@ -200,11 +179,7 @@ def write_failures(store: Path, failures: Iterable[Failure]) -> None:
 
 
 def read_failures(store: Path) -> list[Failure]:
-    """Return the rows of failures.parquet; none if there is no such file.
-
-    Raises:
-        StoreError: if it cannot be read.
-    """
+    """Return the rows of failures.parquet; none if there is no such file."""
     path = store / FAILURES_FILE
     if kind_of(path) is None:
         return []
@@ -299,9 +274,6 @@ def write_rows(
         failures: the inputs of this shard that were not embedded.
         made_from: digest of the settings; None for that of ``info``.
         split_bytes: False for files that other programs are to read: DuckDB reads no byte-stream split of float16.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     metadata = {
         METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True),
@@ -340,11 +312,7 @@ def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
 
 
 def read_header(path: Path) -> ShardHeader:
-    """Return what a shard says of itself; that of another program says nothing. No row is read.
-
-    Raises:
-        StoreError: if it cannot be read.
-    """
+    """Return what a shard says of itself; that of another program says nothing. No row is read."""
     with refusing_damage(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
         metadata = file.schema_arrow.metadata or {}
         info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
@@ -355,11 +323,7 @@ def read_header(path: Path) -> ShardHeader:
 def read_batches(
     path: Path, modality: str, info: StoreInfo, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard; the checksums of its pages are compared.
-
-    Raises:
-        StoreError: if it cannot be read.
-    """
+    """Yield the rows of a shard; the checksums of its pages are compared."""
     block = SMALL_BLOCK if columns and "embedding" not in columns else None
     with (
         refusing_damage(path),
@@ -373,11 +337,7 @@ def read_batches(
 
 
 def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.RecordBatch:
-    """Return rows with these columns, null where they are missing, and then the others that they have.
-
-    Raises:
-        ValueError: if a column has another type, or nulls where there may be none.
-    """
+    """Return rows with these columns, null where they are missing, and then the others that they have."""
     arrays, found = [], dict(zip(batch.schema.names, batch.columns, strict=True))
     for column in wanted:
         values = found.pop(column.name) if column.name in found else pa.nulls(len(batch), column.type)

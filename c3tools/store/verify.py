@@ -169,11 +169,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
 
 
 def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
-    """Return what the store is, from store.json or else from a shard, and the manifest if there is a whole one.
-
-    Raises:
-        StoreError: if there is no store, it is of a newer format version, or no shard says what it should be.
-    """
+    """Return what the store is, from store.json or else from a shard, and the manifest if there is a whole one."""
     path = result.store
     try:
         info = StoreInfo.load(path)
