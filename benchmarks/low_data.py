@@ -73,7 +73,7 @@ def main() -> None:
                 report(options, scores)
                 return
             captioner = train_captioner(store, **shared, **settings, reporter=TerminalReporter())
-            result = evaluate_captions(store, decoder=captioner, split=options.split, resamples=0)
+            result = evaluate_captions(store, decoder=captioner, split=options.split, beams=1, resamples=0)
             scores[name] = result.details.image_values("CIDEr").round(4).tolist()
             options.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(scores, indent=1))

@@ -144,7 +144,7 @@ def bundled(commit: Commit) -> Iterator[tuple[str, Any, float]]:
     commit.c3("index")
     found = [commit.c3("search --device cpu --in image", words) for words in ("a dog in the snow", "a red bus")]
     yield "first photos of a search", [[hit["key"] for hit in hits_of(answer)] for answer in found], 0
-    captions = commit.c3(f"caption {ENCODER}", photos)
+    captions = commit.c3(f"caption --beams 1 {ENCODER}", photos)
     yield "captions of the bundled photos", {row["key"]: row["caption"] for row in captions}, 0
     predictions, references = commit.project / "predictions.json", commit.project / "references.jsonl"
     predictions.write_text(json.dumps(captions))

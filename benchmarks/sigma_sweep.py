@@ -67,7 +67,7 @@ def main() -> None:
     methods = tuple(options.methods.split(","))
     rules = store_rules(store)
     shared = {"seeds": options.seeds, "size": options.size, "set": options.set, "epochs": options.epochs}
-    shared |= {"split": options.split, "output": options.out, "reporter": TerminalReporter()}
+    shared |= {"split": options.split, "beams": 1, "output": options.out, "reporter": TerminalReporter()}
     tables = [(sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas]
     tables += [(0.0, ["paired"])] if options.paired else []
     runs: list[Run] = []

@@ -18,7 +18,7 @@ from .. import devices
 from ..arrays import Matrix
 from ..captioning.captioner import Captioner
 from ..captioning.clipre import nearest
-from ..captioning.config import UNCONDITIONAL, load_size
+from ..captioning.config import UNCONDITIONAL, Size, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
 from ..captioning.evaluate import images_with_references, require_captions, store_references
 from ..captioning.generation import GenerationConfig
@@ -92,7 +92,7 @@ class CaptionTask:
         size: str | None = None,
         set: Sequence[str] = (),
         epochs: int | None = None,
-        beams: int = 1,
+        beams: int | None = None,
         spice: bool = False,
         device: str | None = None,
         precision: str = "auto",
@@ -153,7 +153,9 @@ class CaptionTask:
         first = {item: row for row, item in reversed([*enumerate(texts.items)]) if texts.captions[row].strip()}
         described = texts.embeddings[[first[key] for key in images.keys]]
         data = train, val, images, references, moments, compute, own, described
-        generation, java = GenerationConfig.from_options(beams=beams), [name for name in lacking if not lacking[name]]
+        built_in = isinstance(load_size(size or "small", set), Size)
+        generation = GenerationConfig.from_options(beams, built_in=built_in)
+        java = [name for name in lacking if not lacking[name]]
         return cls(*data, size or "small", set, epochs, generation, encoder, java)
 
     def fit(self, name: str, sigma: float, train_on: str = "text") -> Pipeline:

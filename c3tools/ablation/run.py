@@ -55,7 +55,7 @@ def ablate(
     set: Sequence[str] = (),
     epochs: int | None = None,
     steps: int | None = None,
-    beams: int = 1,
+    beams: int | None = None,
     spice: bool = False,
     encoder: Sequence[str] = (),
     jobs: int = 1,

@@ -69,7 +69,7 @@ def caption_images(
     html: str | Path | None = None,
     overwrite: bool = False,
     follow_symlinks: bool = False,
-    beams: int = 1,
+    beams: int | None = None,
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
@@ -102,7 +102,8 @@ def caption_images(
         html: Also write an HTML page with the photos and their captions.
         overwrite: Replace existing captions: the files beside photos and the rows of ``json``.
         follow_symlinks: Also read symbolic links that lead out of the given folders.
-        beams: Number of beams in beam search; 1 is greedy decoding.
+        beams: Number of beams in beam search; 1 is greedy decoding. By default 5; for GPT-2 and other language models
+            of transformers 1.
         length_penalty: Beams are ranked by log-probability / length ** PENALTY.
         top_p: Sample each word from the most likely ones that together have this probability.
         temperature: Sampling temperature.
@@ -125,7 +126,6 @@ def caption_images(
         EncoderError: if the encoder cannot be loaded.
         OutputError: if a file has captions by another captioner or of other photos, or another run is writing to it.
     """
-    generation = GenerationConfig.from_options(beams, length_penalty, top_p, temperature, steer, seed)
     if json is not None and is_url(json):
         raise OutputError(f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
     rows: Rows | None = None
@@ -146,6 +146,7 @@ def caption_images(
         if decoder is None and folder == C3_MINI_CAPTIONER:
             reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
+    generation = decoder.generation(beams, length_penalty, top_p, temperature, steer, seed)
     if rows is not None:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)

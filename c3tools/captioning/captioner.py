@@ -76,7 +76,7 @@ class Captioner(HubRepository):
         modality: str = "image",
         keys: Sequence[str] | None = None,
         encoder: Encoder | None = None,
-        beams: int = 1,
+        beams: int | None = None,
         length_penalty: float = 0.7,
         top_p: float | None = None,
         temperature: float = 1.0,
@@ -96,7 +96,8 @@ class Captioner(HubRepository):
             modality: of the embeddings.
             keys: one per row, for sampling; by default the numbers of the rows.
             encoder: of the decoder's model, to encode images, and texts to ``steer``; loaded by default.
-            beams: number of beams of beam search, which ranks by log-probability / length ** ``length_penalty``.
+            beams: number of beams of beam search, which ranks by log-probability / length ** ``length_penalty``; 1 is
+                greedy. By default 5, or 1 for a language model of transformers.
             top_p, temperature: of nucleus sampling.
             steer: ``magic`` or ``zerocap``: the encoder steers the decoder at every word (see `GenerationConfig`).
             seed: of sampling.
@@ -111,7 +112,7 @@ class Captioner(HubRepository):
         if (images is None) == (embeddings is None):
             raise DecoderError("Captions need either images or embeddings.", remedy="Pass one of them.")
         if generation is None:
-            generation = GenerationConfig.from_options(beams, length_penalty, top_p, temperature, steer, seed)
+            generation = self.generation(beams, length_penalty, top_p, temperature, steer, seed)
         if images is not None:
             encoder = encoder or resolve_encoder(recorded=self.model)
             self.check_model(encoder.identity, encoder.dim)
@@ -168,6 +169,10 @@ class Captioner(HubRepository):
             keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
             captions = generate(self.decoder, inputs, generation, keys)
         return [self.tokenizer.decode(ids) for ids in captions]
+
+    def generation(self, *options: Any) -> GenerationConfig:
+        """Return the settings that the options of `GenerationConfig.from_options` mean for this decoder."""
+        return GenerationConfig.from_options(*options, built_in=isinstance(self.decoder, CaptionDecoder))
 
     @property
     def is_language_model(self) -> bool:

@@ -22,7 +22,6 @@ from ..store.rows import positions
 from ..tables import Table
 from ..transforms import Pipeline
 from .captioner import Captioner
-from .generation import GenerationConfig
 
 Texts = Mapping[str, Sequence[str]]
 
@@ -85,7 +84,7 @@ def evaluate_captions(
     against: Mapping[str, str] | str | Path | None = None,
     decoder: Captioner | str | Path | None = None,
     split: str = "test",
-    beams: int = 1,
+    beams: int | None = None,
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
@@ -130,7 +129,10 @@ def evaluate_captions(
         MetricError: if there is nothing to score, or references are missing (their keys are listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
-    generation = GenerationConfig.from_options(beams, length_penalty, top_p, temperature, steer, seed)
+    if captions is None:
+        if not isinstance(decoder, Captioner):
+            decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
+        generation = decoder.generation(beams, length_penalty, top_p, temperature, steer, seed)
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if isinstance(references, str | Path):
         references = read_references(Path(references))
@@ -156,8 +158,7 @@ def evaluate_captions(
     if captions is not None:
         own = _captions(captions)
     else:
-        if not isinstance(decoder, Captioner):
-            decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
+        assert isinstance(decoder, Captioner)
         decoder.check_model(opened.info.model, opened.info.dim)
         images, left_out = images_with_references(opened, split, known, exact=references is None)
         if opened.split_note and split in STANDARD:

@@ -60,18 +60,24 @@ class GenerationConfig:
     @classmethod
     def from_options(
         cls,
-        beams: int = 1,
+        beams: int | None = None,
         length_penalty: float = 0.7,
         top_p: float | None = None,
         temperature: float = 1.0,
         steer: str | None = None,
         seed: int = 0,
+        *,
+        built_in: bool = True,
     ) -> GenerationConfig:
-        """Return the settings that the options of the commands mean; by default captions are greedy.
+        """Return the settings that the options of the commands mean.
+
+        By default the built-in decoder searches with five beams, and a language model of transformers is greedy.
 
         Raises:
             DecoderError: if the options mean several methods at once.
         """
+        if beams is None:
+            beams = cls.beams if built_in and top_p is None and steer is None else 1
         if (beams > 1) + (top_p is not None) + (steer is not None) > 1:
             raise DecoderError("--beams, --top-p and --steer exclude each other.", remedy="Choose one.")
         if steer is not None:

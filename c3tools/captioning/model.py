@@ -151,7 +151,7 @@ class _KeyValueCache(list[tuple[Tensor, Tensor]]):
 
     def batch_select_indices(self, rows: Tensor) -> None:
         """Keep or repeat the given rows of the batch (finished captions leave, beams are reordered)."""
-        self[:] = [(keys[rows], values[rows]) for keys, values in self]
+        self[:] = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self]
 
 
 class _Attention(nn.Module):

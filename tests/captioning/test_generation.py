@@ -83,8 +83,9 @@ def test_wrong_settings_are_refused() -> None:
 
 def test_the_options_of_the_commands_mean_one_method() -> None:
     of = GenerationConfig.from_options
-    assert [of(), of(steer="magic")] == [GenerationConfig(), GenerationConfig("magic")]
-    assert of(beams=3) == GenerationConfig("beam", beams=3)
+    assert [of(), of(built_in=False)] == [GenerationConfig("beam", beams=5), GenerationConfig()]
+    assert [of(beams=1), of(beams=3)] == [GenerationConfig(), GenerationConfig("beam", beams=3)]
+    assert of(steer="magic") == GenerationConfig("magic")
     nucleus = GenerationConfig("nucleus", top_p=0.5, temperature=2.0, seed=4)
     assert of(top_p=0.5, temperature=2.0, seed=4) == nucleus
     with pytest.raises(DecoderError, match="clip"):
