@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
@@ -28,7 +30,7 @@ from .captioner import Captioner
 from .generation import GenerationConfig
 
 _FEW = 4  # photos that are decoded before a worker process has started
-_ROWS = 256  # embeddings captioned at a time; steered ones take seconds each
+_ROWS, _PHOTOS = 256, 64  # embeddings, and photos, captioned at a time; steered ones take seconds each
 Failures = list[tuple[Path, str]]
 
 
@@ -204,9 +206,15 @@ def _batches(
     elif encoder is not None:  # there is none if nothing is pending
         images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
         options = EmbedOptions(workers=None if len(images) > _FEW else 0)
+        names, parts, failures, left = list[str](), list[Matrix](), Failures(), len(images)
         for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
-            failures = [(photos[failure.key], f"{failure.error}: {failure.message}") for failure in batch.failures]
-            yield [row["key"] for row in batch.rows], vectors, failures
+            names += [row["key"] for row in batch.rows]
+            failures += [(photos[failure.key], f"{failure.error}: {failure.message}") for failure in batch.failures]
+            parts.append(vectors)
+            left -= len(batch.rows) + len(batch.failures)
+            if len(names) >= min(size, _PHOTOS) or not left:  # encoders take fewer at a time than beams do well with
+                yield names, np.concatenate(parts), failures
+                names, parts, failures = [], [], []
 
 
 def _description(decoder: Captioner, generation: GenerationConfig, modality: str, vectors: Matrix | None) -> str:

@@ -182,7 +182,7 @@ def run_demo(
         out: The folder for stores and pages.
         seeds: Number of trainings per method.
         sigma: Standard deviation of the noise, per dimension. By default derived from the training captions.
-        size: Size of the decoders: tiny (with shorter training than elsewhere), small or base.
+        size: Size of the decoder: tiny, small or base.
         captions: Train on this many captions only.
         images: Also generate images from captions. Needs the extra images and about ten more minutes.
         reporter: Shows messages, one per step, and progress.
