@@ -16,18 +16,18 @@ from rich.text import Text
 
 from .reporter import Progress, Reporter
 
+_LINE_SECONDS = 30.0
+
 
 class TerminalReporter(Reporter):
     """Writes messages and progress to standard error, so that standard output only has results.
 
     Args:
         console: where to write; standard error by default.
-        line_seconds: seconds between two lines of progress, if the console is not a terminal.
     """
 
-    def __init__(self, console: Console | None = None, *, line_seconds: float = 30.0) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, soft_wrap=True)
-        self.line_seconds = line_seconds
 
     def message(self, text: str) -> None:
         """Print one line."""
@@ -35,9 +35,9 @@ class TerminalReporter(Reporter):
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        """Draw a bar in a terminal; elsewhere print a line every `line_seconds`, and one at the end."""
+        """Draw a bar in a terminal; elsewhere print a line every 30 seconds, and one at the end."""
         bar = self.console.is_terminal
-        work = _Work(self, label, total, math.inf if bar else self.line_seconds)
+        work = _Work(self, label, total, math.inf if bar else _LINE_SECONDS)
         if not bar:
             yield work
             work.finish()
