@@ -40,6 +40,12 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
         message(f"Wrote {destination}")
 
 
+def lines_for_dash(values: Sequence[str]) -> list[str]:
+    """Return arguments with the lines of standard input, but for empty ones, in place of ``-``."""
+    lines = sys.stdin.read().splitlines() if "-" in values else []
+    return [line for value in values for line in (filter(str.strip, lines) if value == "-" else [value])]
+
+
 def reporter() -> Reporter:
     """Return the reporter for commands, which writes messages and progress to standard error."""
     from c3tools.terminal import TerminalReporter

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import sys
+import webbrowser
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -130,6 +131,7 @@ _METAVARS = {
     "source": "[SOURCE]",
 }
 _OF_THE_ENVIRONMENT = {"store": True, "verify path": True, "verify store": False, "search store": False}
+_PAGES = {"ablate": "{output}/table.html", "demo": "{out}/demo.html"}  # of commands without an option for it
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 _REFERENCE = re.compile(r"See `(\w+)`\.")
@@ -178,11 +180,17 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
     for n, parameter in _parameters(own).items():
         found[n] = parameter._replace(words=parameter.words or (found[n].words if n in found else ""))
     takes_json = "json" in found
+    page = _PAGES.get(name) or ("{html}" if "html" in found else None)
+    if page:
+        found["open"] = _Parameter("bool", False, "Open the HTML page in the browser.", False)
     words = "Print the result as JSON, or write it to PATH.json if a path follows."
     found["json"] = _Parameter("str | None", None, words, False)
 
     def run(**values: Any) -> None:
         json = values["json"] if takes_json else values.pop("json")
+        show = values.pop("open", False)
+        if show and "html" in values:
+            values["html"] = values["html"] or output_file(f"{name}.html")
         out.quiet = json == "-"
         for n, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -195,6 +203,9 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
         value, code = result if isinstance(result, tuple) else (result, 0)
         if value is not None:
             write_json(value, json)
+        if show:
+            address = str(page).format(**values)
+            webbrowser.open(address if is_url(address) else Path(address).resolve().as_uri())
         if code:
             raise typer.Exit(code)
 

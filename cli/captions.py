@@ -11,7 +11,7 @@ from c3tools.errors import CorpusError
 from c3tools.io.locations import is_url
 from c3tools.tables import Table
 
-from ._console import message, out, print_table, reporter, write_json
+from ._console import lines_for_dash, message, out, print_table, reporter, write_json
 
 SHOWN = 20  # rows of the printed table if the captions are also in a file
 
@@ -41,9 +41,14 @@ def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: An
 
     The images are encoded with the model that the decoder was trained for. Each caption is written as soon as it is
     made. Run the same command again to continue an interrupted run: existing captions are kept.
+
+    Args:
+        paths: Images and folders of images; - reads the paths from standard input, one a line.
     """
     in_file = json is not None and json != "-" and not is_url(json)
-    result = c3tools.caption_images(paths, **options, json=json if in_file else None, reporter=reporter())
+    result = c3tools.caption_images(
+        lines_for_dash(paths), **options, json=json if in_file else None, reporter=reporter()
+    )
     if not in_file:
         write_json(result.to_dict()["captions"], json)
     rows = list(result.captions.items())

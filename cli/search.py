@@ -11,7 +11,7 @@ from c3tools.io.files import write_all
 from c3tools.reporter import counted
 from c3tools.tables import Table
 
-from ._console import message, out, print_table, reporter
+from ._console import lines_for_dash, message, out, print_table, reporter
 
 
 def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool = False, **options: Any) -> Any:
@@ -94,11 +94,14 @@ def search(
         index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index; if it is not there,
             such a store.
         html: Also write an HTML page with thumbnails.
+        text: Texts to search for; - reads them from standard input, one a line.
     """
     from c3tools.index import contact_sheet, find_index
 
     opened = c3tools.Index.open(find_index(index))
-    results = opened.search(text or None, image=image or None, vector=vector, **options, reporter=reporter())
+    results = opened.search(
+        lines_for_dash(text) or None, image=image or None, vector=vector, **options, reporter=reporter()
+    )
     if html is not None:
         write_all(html, contact_sheet(results).encode())
         message(f"Wrote {html}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import c3tools
@@ -25,7 +27,12 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     Args:
         strict: Exit with code 1 if any input could not be embedded.
     """
-    summary = c3tools.embed(paths, **options, reporter=reporter()).summary
+    with TemporaryDirectory() as folder:
+        if "-" in paths:  # the texts have the keys stdin:1, stdin:2, ...
+            lines = Path(folder, "stdin.txt")
+            lines.write_bytes(sys.stdin.buffer.read())
+            paths = [str(lines) if path == "-" else path for path in paths]
+        summary = c3tools.embed(paths, **options, reporter=reporter()).summary
     print_table(summary.table())
     for note in summary.notes():
         out.print(note)

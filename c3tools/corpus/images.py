@@ -1,7 +1,8 @@
-"""Read the bytes of images (of files, members of tars, cells of tables, and URLs), and the frames of videos."""
+"""Read the bytes of images (of files, members of tars, cells of tables, and URLs), frames of videos, and sounds."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import time
@@ -13,9 +14,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..arrays import Floats
 from ..errors import RefusedError, UnreachableError
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
@@ -27,6 +30,7 @@ _DOWNLOAD_SECONDS = 30
 _SLOWEST_DOWNLOAD = 120  # seconds for one image
 _CHUNK = 2**16
 _Groups = Iterable[tuple[int, Iterable[pa.RecordBatch]]]
+_LONGEST_SOUND = 300  # seconds
 _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
 
 
@@ -212,6 +216,32 @@ def _fetch(url: str) -> bytes:
             if time.monotonic() > end:  # not an OSError, which would be tried again
                 raise ValueError(f"{url[:200]} sent {len(content):,} bytes and did not finish in time")
     return bytes(content)
+
+
+def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
+    """Return the first five minutes of a sound, (samples,), all channels as one, and its whole length in seconds.
+
+    Args:
+        path: a file.
+        rate: samples per second to convert it to.
+
+    Raises:
+        OSError, ValueError: if it is no sound, or damaged.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(_read_file(location(path)))) as file:
+            own, length = file.samplerate, file.frames / file.samplerate
+            sound = file.read(_LONGEST_SOUND * own, dtype="float32", always_2d=True).mean(axis=1)
+    except soundfile.LibsndfileError as error:  # its text has the address of the stream
+        raise ValueError(error.error_string) from None
+    if not len(sound):
+        raise ValueError("there is no sound in it")
+    count = max(1, round(len(sound) * rate / own))
+    if own != rate:  # in frequencies: those above half the new rate are left out
+        sound = np.fft.irfft(np.fft.rfft(sound), count) * (count / len(sound))
+    return sound.astype(np.float32), length
 
 
 def read_frames(path: str | Path, fps: float, time_limit: float | None = None) -> Iterator[tuple[float, Image.Image]]:

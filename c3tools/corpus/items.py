@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg"})
 _BLOCK = 1 << 16  # items that are kept as objects before they become Arrow columns: small columns waste memory
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
@@ -170,7 +171,7 @@ class Corpus:
 
     Attributes:
         images: those in files sorted by key, then those of tars, tables and lists in the order of these.
-        videos: those in files, sorted by key; no key is that of an image.
+        videos, audio: those in files, sorted by key; no key is that of an image.
         texts: in the order of their images and captions.
         skipped: inputs that cannot be used, and why.
         images_without_caption: keys of images that no captions file names.
@@ -184,6 +185,7 @@ class Corpus:
     def __init__(self) -> None:
         self.images = ItemTable(ImageItem)
         self.videos = ItemTable(ImageItem)
+        self.audio = ItemTable(ImageItem)
         self.texts = ItemTable(TextItem)
         self.skipped: list[Skipped] = []
         self.images_without_caption: list[str] = []
@@ -195,19 +197,20 @@ class Corpus:
 
     def by_modality(self) -> dict[str, ItemTable[Any]]:
         """Return the items by the names of their modalities."""
-        return {"image": self.images, "video": self.videos, "text": self.texts}
+        return {"image": self.images, "video": self.videos, "audio": self.audio, "text": self.texts}
 
     def skip(self, key: str, path: str, error: str, message: str) -> None:
         """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""
         self.skipped.append(Skipped(*map(as_storable, (key, path, error, message))))
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
-        """Add an image, or a video, with its captions; what cannot be used is skipped, and reported."""
+        """Add an image, a video or a sound with its captions; what cannot be used is skipped, and reported."""
         if not is_utf8(f"{image.key}{image.path}{image.split}"):
             self.skip(image.key, image.path, "UnicodeError", "the key, path or split is not UTF-8")
             return
-        is_video = image.source is None and Path(image.path).suffix.lower() in VIDEO_SUFFIXES
-        (self.videos if is_video else self.images).append(image)
+        suffix = "" if image.source else Path(image.path).suffix.lower()
+        is_audio = suffix in AUDIO_SUFFIXES
+        (self.videos if suffix in VIDEO_SUFFIXES else self.audio if is_audio else self.images).append(image)
         added = [
             self.add_text(TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path)
             for number, caption in enumerate(captions)
@@ -229,7 +232,7 @@ class Corpus:
 
 
 class ReadOptions(NamedTuple):
-    """Settings of reading a corpus, which `c3tools.embed` describes."""
+    """Settings of reading a corpus, which `c3tools.embed` describes; ``audio`` looks for sounds, too."""
 
     captions: Path | None = None
     text_column: str | None = None
@@ -238,6 +241,7 @@ class ReadOptions(NamedTuple):
     images_root: Path | None = None
     follow_symlinks: bool = False
     download: bool = False
+    audio: bool = False
 
 
 def key_of_name(name: str) -> str:

@@ -27,6 +27,7 @@ from ..reporter import counted
 from .captions import CaptionRow, read_captions
 from .containers import Reader, reader_of
 from .items import (
+    AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Corpus,
@@ -78,8 +79,8 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         local = "Check the path. A relative path starts from the current folder."
         hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
-    follow = chosen.follow_symlinks
-    media = {root: [] if is_url(root) else find_images(corpus, root, follow, _MEDIA_SUFFIXES) for root in kinds}
+    follow, suffixes = chosen.follow_symlinks, _MEDIA_SUFFIXES | (AUDIO_SUFFIXES if chosen.audio else set())
+    media = {root: [] if is_url(root) else find_images(corpus, root, follow, suffixes) for root in kinds}
     several = list(kinds.values()).count("folder") > 1
     given = None
     if chosen.captions is not None and any(media.values()):  # one captions file for all paths
@@ -93,17 +94,20 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
             _add_images(corpus, root, prefix, media[root], given, chosen)
         elif kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
-        elif is_url(root) or root.suffix.lower() not in _MEDIA_SUFFIXES:  # else it was skipped above
+        elif is_url(root) or root.suffix.lower() not in suffixes:  # else it was skipped above
             if read := reader_of(root, chosen):
                 containers[root] = read
             else:
                 _add_texts(corpus, root, chosen)
     corpus.images.sort()
     corpus.videos.sort()
+    corpus.audio.sort()
     if containers:
         _add_containers(corpus, containers, chosen)
     if corpus.videos and importlib.util.find_spec("av") is None:
         raise MissingExtraError("av", extra="video", purpose="Embedding videos")
+    if corpus.audio and importlib.util.find_spec("soundfile") is None:
+        raise MissingExtraError("soundfile", extra="st", purpose="Embedding audio")
     _check(corpus, chosen.captions)
     return corpus
 
@@ -435,11 +439,12 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
 
 
 def _check(corpus: Corpus, given: Path | None) -> None:
-    items = {f"{name}s": items for name, items in corpus.by_modality().items() if items}
+    items = {"audio" if name == "audio" else f"{name}s": items for name, items in corpus.by_modality().items() if items}
     if not items:
         places = ", ".join(corpus.sources)
         raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{_first_reason(corpus)}")
-    if given is not None and 0 < len(corpus.images) + len(corpus.videos) == len(corpus.images_without_caption):
+    media = sum(len(some) for name, some in corpus.by_modality().items() if name != "text")
+    if given is not None and 0 < media == len(corpus.images_without_caption):
         raise CorpusError(
             f"{given} has no caption for any of the {len(corpus.images_without_caption):,} {' and '.join(items)}.",
             remedy="File names in it are looked up in the folder of the captions file, then in its subfolder images/.",

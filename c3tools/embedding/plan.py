@@ -206,7 +206,8 @@ class Sources:
         self._texts = corpus.texts.table
         self._captioned = self._texts["image_key"].drop_null()
         detected = corpus.captions is None and len(self._captioned) > 0
-        self._media = [corpus.images.table["key"], corpus.videos.table["key"]] if detected else []
+        media = (corpus.images, corpus.videos, corpus.audio)
+        self._media = [items.table["key"] for items in media] if detected else []
         self.foreign: list[str] = []
         self.gone_images: list[str] = []
 

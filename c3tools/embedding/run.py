@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..corpus import Corpus, read_corpus
-from ..corpus.items import ReadOptions
+from ..corpus.items import ItemTable, ReadOptions, TextItem
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
-from ..errors import StoreError, telling_what_is_kept
+from ..encoders.plugins import find_plugin
+from ..errors import EncoderError, StoreError, telling_what_is_kept
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
@@ -25,6 +26,8 @@ from ..store.shards import INFO_FILE
 from .plan import Plan, Sources, plan_corpus, write_times
 from .shards import EmbedOptions, EmbedWork, ShardTask, rewritten_shard, writing_to
 from .summary import EmbedSummary, ModalitySummary
+
+_BLOCK = 1 << 14  # texts that are divided at a time
 
 
 def embed(
@@ -44,6 +47,7 @@ def embed(
     precision: str = "auto",
     truncate_dim: int | None = None,
     query_prompt: str | None = None,
+    long_texts: str | None = None,
     dtype: str = "float16",
     shard_size: int = 4096,
     workers: int | None = None,
@@ -68,7 +72,8 @@ def embed(
 
     Args:
         paths: Folders of images and videos, files of these, WebDataset tars, Parquet or Arrow tables, text files.
-            {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://.
+            {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://. In the shell, - reads texts
+            from standard input, one a line.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
         text_column: Column of the texts.
@@ -87,6 +92,8 @@ def embed(
         truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was trained for that.
         query_prompt: What an st: model is given before each query of c3 search. By default the prompt that the model
             has for queries. Texts are embedded with the one that it has for documents.
+        long_texts: What is done with texts that are longer than the model reads. cut (the default): only the beginning
+            is embedded. chunk: parts are embedded, one row each. mean: the row is the normalised mean of the parts.
         dtype: Number format of the embeddings on disk: float16 or float32.
         shard_size: Inputs per shard. A run that is killed loses at most one shard.
         workers: Number of processes that decode images. The default depends on the cores.
@@ -118,30 +125,26 @@ def embed(
         C3Error: if a worker process fails; finished shards are kept.
     """
     given = dict(locals())
+    folder = location(store)
+    recorded = StoreInfo.load(folder) if _is_store(folder) else None
+    given["long_texts"] = _same_as_before(folder, recorded, long_texts, query_prompt)
     options = EmbedOptions(*(given[name] for name in EmbedOptions._fields))
     if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     if faiss:
         load_faiss()  # or the error comes before the work
-    folder = location(store)
     reading = {name: given[name] for name in ReadOptions._fields if name in given}
-    corpus = read_corpus(paths, **reading)
-    videos = f", {counted(len(corpus.videos), 'video')}" if corpus.videos else ""
-    reporter.message(f"Found {counted(len(corpus.images), 'image')}{videos} and {counted(len(corpus.texts), 'text')}.")
+    named = model or (recorded.model.name if recorded else "")
+    corpus = read_corpus(paths, audio="audio" in encoder.modalities if encoder else bool(find_plugin(named)), **reading)
+    *others, texts = [
+        counted(len(items), {"audio": "sound"}.get(name, name))
+        for name, items in corpus.by_modality().items()
+        if items or name in ("image", "text")
+    ]
+    reporter.message(f"Found {', '.join(others)} and {texts}.")
     for note in corpus.notes:
         reporter.message(note)
-    recorded = StoreInfo.load(folder) if _is_store(folder) else None
-    if dry_run:
-        planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
-        plans = plan_corpus(planned, corpus, options)
-        for plan in plans.values():
-            plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
-            plan.summary.to_update = len(plan.summary.changed) if update else 0
-            plan.summary.to_remove = len(plan.summary.gone) if prune else 0
-        planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
-        return planned
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
-
     how = {"backend": backend, "precision": precision}
     if recorded is not None:  # what auto stood for when the store was begun
         how = {name: (getattr(recorded, name) or own) if own == "auto" else own for name, own in how.items()}
@@ -159,12 +162,19 @@ def embed(
             **how,
         )
 
+    if options.long_texts == "chunk":
+        encoder = encoder or load()
+        corpus.texts = _chunked(corpus.texts, encoder)
+    if dry_run:
+        planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
+        plans = plan_corpus(planned, corpus, options)
+        for plan in plans.values():
+            plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
+            plan.summary.to_update = len(plan.summary.changed) if update else 0
+            plan.summary.to_remove = len(plan.summary.gone) if prune else 0
+        planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
+        return planned
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
-    if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
-        raise StoreError(
-            f"The store {folder} records another query prompt: {recorded.model.get('query_prompt')!r}.",
-            remedy="Leave --query-prompt out, and give it to `c3 search`.",
-        )
     if encoder is None and ((model, random_init) not in ((None, None), own) or truncate_dim is not None):
         encoder = load()  # another model than the store's is refused even if there is nothing to embed
     gpu = devices[0].startswith("cuda")
@@ -173,6 +183,27 @@ def embed(
     opened = _opened(folder)
     opened.summary = summary
     return opened
+
+
+def _same_as_before(folder: Path, recorded: StoreInfo | None, long_texts: str | None, query_prompt: str | None) -> str:
+    """Return what is done with long texts.
+
+    Raises:
+        StoreError: if the store records something else, or another prompt.
+    """
+    before = recorded.preprocessing.get("long_texts", "cut") if recorded else None
+    chosen = str(long_texts or before or "cut")
+    if chosen not in ("cut", "chunk", "mean") or before not in (None, chosen):
+        raise StoreError(
+            f"--long-texts is {chosen}" + (f", but the store {folder} was made with {before}." if before else "."),
+            remedy="Use cut, chunk or mean, the same for all texts of a store.",
+        )
+    if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
+        raise StoreError(
+            f"The store {folder} records another query prompt: {recorded.model.get('query_prompt')!r}.",
+            remedy="Leave --query-prompt out, and give it to `c3 search`.",
+        )
+    return chosen
 
 
 def embed_corpus(
@@ -201,9 +232,10 @@ def embed_corpus(
     """
     executor, folder, options = executor or Executor(), location(store), EmbedOptions(**settings)
     kept = f"Finished shards are kept in {folder}; run the same command again to continue."
+    needed = [name for name, items in corpus.by_modality().items() if items]
     with writing_to(folder), locked(folder), telling_what_is_kept(lambda: kept):
         if isinstance(encoder, Encoder) or not _is_store(folder):
-            encoder = _loaded_for(folder, encoder, options.dtype)
+            encoder = _loaded_for(folder, encoder, options, needed)
         else:
             create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
         writer = StoreWriter(folder, reporter=reporter)
@@ -215,7 +247,7 @@ def embed_corpus(
         for name, plan in plans.items():
             summary, dropped = plan.summary, {part: plan.gone.pop(part, []) for part, _ in plan.changed}
             if tasks := plan.new + plan.changed:
-                encoder = _loaded_for(folder, encoder, options.dtype)
+                encoder = _loaded_for(folder, encoder, options, needed)
                 work = EmbedWork(opened, name, plan.items, encoder, options, dropped)
                 _make_shards(work, tasks, summary, executor, reporter)
             for part, keys in plan.gone.items():
@@ -263,16 +295,41 @@ def _opened(folder: Path) -> Store:
     return Store.open(folder, incomplete=True)
 
 
-def _loaded_for(folder: Path, encoder: Encoder | Callable[[], Encoder], dtype: str) -> Encoder:
-    """Return the loaded encoder; create the store if it is missing, and check that it is of the same model."""
+def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem]:
+    """Return texts with those that the model would cut in parts, which belong to one item."""
+    found = ItemTable(TextItem)
+    for start in range(0, len(texts), _BLOCK):
+        block = texts[start : start + _BLOCK]
+        for text, parts in zip(block, encoder.chunks([text.caption for text in block]), strict=True):
+            item = text.image_key or text.key
+            several = [text._replace(key=f"{text.key}~{n}", caption=c, image_key=item) for n, c in enumerate(parts)]
+            for one in several if len(parts) > 1 else [text]:
+                found.append(one)
+    return found
+
+
+def _loaded_for(
+    folder: Path, encoder: Encoder | Callable[[], Encoder], options: EmbedOptions, needed: Collection[str]
+) -> Encoder:
+    """Return the loaded encoder; create the store if it is missing, and check that it is of the same model.
+
+    Raises:
+        EncoderError: if the model does not embed all modalities that are needed.
+    """
     if not isinstance(encoder, Encoder):
         encoder = encoder()
+    if lacking := [name for name in needed if {"video": "image"}.get(name, name) not in encoder.modalities]:
+        raise EncoderError(
+            f"The model {encoder.identity.name} takes {' and '.join(encoder.modalities)}, but not {lacking[0]}.",
+            remedy="Choose another --model, or embed files of the other kinds alone, such as a file of captions.",
+        )
+    own = {} if options.long_texts == "cut" else {"long_texts": options.long_texts}
     info = StoreInfo(
         encoder.identity,
         encoder.dim,
-        dtype,
+        options.dtype,
         encoder.normalised,
-        preprocessing=encoder.preprocess.config,
+        preprocessing=encoder.preprocess.config | own,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,
     )

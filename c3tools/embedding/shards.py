@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from ..arrays import Indices, Matrix, Pixels
 from ..corpus import ImageItem, ImageReader
-from ..corpus.images import read_frames
+from ..corpus.images import read_frames, read_sound
 from ..corpus.items import ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
@@ -65,6 +65,7 @@ class EmbedOptions(NamedTuple):
     update: bool = False
     prune: bool = False
     faiss: bool = False
+    long_texts: str = "cut"
 
 
 class EmbedWork(Work[ShardTask, ModalitySummary]):
@@ -121,7 +122,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             StoreError: if a shard cannot be written.
         """
         assert self._encoder is not None, "load comes first"
-        embed = {"image": self._images, "video": self._videos, "text": self._texts}[self.modality]
+        embed = {"image": self._images, "text": self._texts}.get(self.modality, self._singly)
         shards = ((number, self._items.take(positions)) for number, positions in tasks)
         nothing, start = np.zeros((0, self._encoder.dim), np.float32), time.perf_counter()
         for number, shard in groupby(embed(self._encoder, shards, report), key=lambda embedded: embedded[0].shard):
@@ -148,42 +149,59 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             yield batch, features
 
-    def _videos(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
-        """Yield the mean of the embeddings of each video's frames, at unit length (1, d)."""
-        size = self._options.batch_size or encoder.batch_size("image")
+    def _singly(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
+        """Yield the embedding (1, d) of each video or sound."""
+        embed = self._video if self.modality == "video" else self._sound
         for number, item in ((number, item) for number, items in shards for item in items):
-            batch, start, total = _Batch(number, [], []), time.perf_counter(), np.zeros((1, encoder.dim))
+            batch, features = _Batch(number, [], []), np.zeros((0, encoder.dim), np.float32)
             row: dict[str, Any] = {name: getattr(item, name) for name in ("key", "path", "size", "split")}
-            row["frames"] = 0
             try:
-                frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
-                while some := list(islice(frames, size)):
-                    batch = batch._replace(waited=batch.waited + time.perf_counter() - start)
-                    at, image = some[-1]
-                    row |= {"width": image.width, "height": image.height, "duration": at}
-                    row["frames"] += len(some)
-                    features = encoder.encode_images([image for _, image in some], batch_size=size)
-                    total += features.sum(axis=0, dtype=np.float64)
-                    start = time.perf_counter()
-                norm = np.linalg.norm(total)
-                if not norm > 0:
-                    raise ValueError("the embeddings of its frames cancel out")
-                batch.rows.append(row)
+                features, waited = embed(encoder, item, row)
+                batch = batch._replace(rows=[row], waited=waited)
             except Exception as error:  # a decoder may raise anything on a damaged file, as for images
                 batch.failures.append(_failure_of(item, "decode", error))
             report(1, len(batch.failures))
-            yield batch, (total / norm).astype(np.float32) if batch.rows else total[:0].astype(np.float32)
+            yield batch, features
+
+    def _video(self, encoder: Encoder, item: ImageItem, row: dict[str, Any]) -> tuple[Matrix, float]:
+        """Return the mean of the embeddings of a video's frames, at unit length, and seconds of waiting."""
+        size, waited, start = self._options.batch_size or encoder.batch_size("image"), 0.0, time.perf_counter()
+        total, row["frames"] = np.zeros((1, encoder.dim)), 0
+        frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
+        while some := list(islice(frames, size)):
+            waited += time.perf_counter() - start
+            at, image = some[-1]
+            row |= {"width": image.width, "height": image.height, "duration": at}
+            row["frames"] += len(some)
+            features = encoder.encode_images([image for _, image in some], batch_size=size)
+            total += features.sum(axis=0, dtype=np.float64)
+            start = time.perf_counter()
+        norm = np.linalg.norm(total)
+        if not norm > 0:
+            raise ValueError("the embeddings of its frames cancel out")
+        return (total / norm).astype(np.float32), waited
+
+    def _sound(self, encoder: Encoder, item: ImageItem, row: dict[str, Any]) -> tuple[Matrix, float]:
+        start = time.perf_counter()
+        sound, row["duration"] = read_sound(item.path, encoder.sampling_rate)
+        return encoder.encode_audio(sound), time.perf_counter() - start
 
     def _texts(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
         for number, items in shards:
             captions = [item.caption for item in items]
-            tokens = encoder.tokenise(captions)
-            embeddings = np.zeros((len(items), encoder.dim), np.float32)
+            parts = encoder.chunks(captions) if self._options.long_texts == "mean" else [[text] for text in captions]
+            pieces, starts = [piece for own in parts for piece in own], np.cumsum([0, *map(len, parts)])[:-1]
+            tokens, is_first = encoder.tokenise(pieces), np.isin(np.arange(len(pieces)), starts)
+            embeddings = np.zeros((len(pieces), encoder.dim), np.float32)
             batches = encoder.token_batches(tokens, self._options.batch_size)
-            for rows, part in encoder.encode_batches("text", batches):
-                embeddings[rows] = part
-                report(len(rows), 0)
-            truncated = int(encoder.truncated(captions, tokens).sum())
+            for rows, features in encoder.encode_batches("text", batches):
+                embeddings[rows] = features
+                report(int(is_first[rows].sum()), 0)
+            truncated = int(encoder.truncated(pieces, tokens).sum())
+            if len(pieces) > len(items):
+                means = np.add.reduceat(embeddings.astype(np.float64), starts) / [[len(own)] for own in parts]
+                norms = np.linalg.norm(means, axis=1, keepdims=True) if encoder.normalised else 1.0
+                embeddings = (means / norms).astype(np.float32)
             yield _Batch(number, [item._asdict() for item in items], [], truncated=truncated), embeddings
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import Mask, Matrix, Pixels
+from ..arrays import Floats, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
 from ..reporter import Progress
 from .preprocessing import UNREADABLE, ImagePreprocessor
 
-Modality = Literal["image", "text", "query"]
+Modality = Literal["image", "text", "query", "audio"]
 Tokens = npt.NDArray[np.int64]
 T = TypeVar("T")
 
@@ -60,6 +60,7 @@ class Encoder:
     Attributes:
         modalities: what can be embedded; frames of videos are images.
         normalised: whether the embeddings have unit length.
+        sampling_rate: of sounds, in samples per second; 0 if the model takes none.
 
     Args:
         backend: runs the model.
@@ -73,6 +74,7 @@ class Encoder:
 
     modalities: Collection[str] = ("image", "text")
     normalised = True
+    sampling_rate = 0
 
     def __init__(
         self,
@@ -132,6 +134,22 @@ class Encoder:
             if progress is not None:
                 progress.advance(len(features))
         return np.concatenate(parts)
+
+    def encode_audio(self, sound: Floats) -> Matrix:
+        """Return the embedding, float32 (1, d), of a sound (samples,) at the sampling rate of the model."""
+        return self.backend.submit("audio", [sound])()
+
+    def chunks(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return the parts of each text that the model reads whole: its halves, and theirs, divided at white space."""
+        words = [text.split() for text in texts]
+        longer = [row for row in np.flatnonzero(self.truncated(texts, self.tokenise(texts))) if len(words[row]) > 1]
+        parts, middles = [[text] for text in texts], [len(words[row]) // 2 for row in longer]
+        if longer:
+            left = self.chunks([" ".join(words[row][:middle]) for row, middle in zip(longer, middles, strict=True)])
+            right = self.chunks([" ".join(words[row][middle:]) for row, middle in zip(longer, middles, strict=True)])
+            for row, *halves in zip(longer, left, right, strict=True):
+                parts[row] = [*halves[0], *halves[1]]
+        return parts
 
     def encode_queries(self, texts: Sequence[str]) -> Matrix:
         """Return embeddings, float32 (n, d), of what is searched for; some models take a prompt for these."""

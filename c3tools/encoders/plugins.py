@@ -96,6 +96,7 @@ class PluginEncoder(Encoder):
         super().__init__(backend, list, preprocess, identity=identity, trims_texts=False, dim=model.dim)
         self.modalities = getattr(model, "modalities", Encoder.modalities)
         self.normalised = backend.normalised
+        self.sampling_rate = getattr(model, "sampling_rate", 0)
         self._is_longer = getattr(model, "is_longer", lambda texts: [False] * len(texts))
 
     def batch_size(self, modality: Modality) -> int:
@@ -136,6 +137,7 @@ class _PluginBackend:
             "image": lambda images: model.encode_images([Image.fromarray(pixels) for pixels in images]),
             "text": model.encode_texts,
             "query": getattr(model, "encode_queries", model.encode_texts),
+            "audio": getattr(model, "encode_audio", model.encode_texts),
         }
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="c3-encoder")
 

@@ -52,7 +52,9 @@ class SentenceTransformersModel:
         except ImportError:
             raise MissingExtraError("sentence-transformers", extra="st", purpose=f"The model st:{name}") from None
         from huggingface_hub import constants
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         folder = Path(name).expanduser()
         offline = not folder.is_dir() and not answers(constants.ENDPOINT)
         try:
@@ -73,20 +75,27 @@ class SentenceTransformersModel:
         own, default = self._model.prompts, self._model.prompts.get(self._model.default_prompt_name)
         self._document = next((own[kind] for kind in _DOCUMENTS if own.get(kind)), default)
         self._query = own.get("query") or default if query_prompt is None else query_prompt
-        self._infer = infer_modality
+        self._infer, self._longest = infer_modality, self._model.max_seq_length
+        self._options: dict[str, Any] = {"show_progress_bar": False}
+        if str(getattr(self._model.config, "model_type", "")).startswith("siglip"):
+            # it was trained with texts padded to full length; padded to the longest of a batch they depend on the batch
+            self._longest = self._model.config.text_config.max_position_embeddings
+            self._options["processing_kwargs"] = {"text": {"padding": "max_length"}}
         self.identity = {
             "weights_sha256": weights_sha256(self._model),
             "truncate_dim": truncate_dim,
             "query_prompt": self._query,
             "document_prompt": self._document,
             "similarity": self._model.similarity_fn_name,
-            "max_length": self._model.max_seq_length,
+            "max_length": self._longest,
         }
         if precision != "auto":
             self._model.to(Compute(device, precision).dtype)
         self.device, self.precision = device, _PRECISIONS[str(self._model.dtype).removeprefix("torch.")]
         self.dim = truncate_dim or self._model.get_embedding_dimension()
         self.normalised = self._model.similarity_fn_name == "cosine"
+        processor = self._model.processor
+        self.sampling_rate = getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", 0)
         self.modalities = [kind for kind in ("image", "text", "audio") if self._model.supports(kind)]
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
@@ -101,9 +110,19 @@ class SentenceTransformersModel:
         """Return embeddings (n, d) of texts as queries."""
         return self._run(self._as_texts(texts), self._query, "query")
 
+    def encode_audio(self, sounds: Sequence[Floats]) -> Floats:
+        """Return embeddings (n, d) of sounds (samples,); processors that cut at a random place cut at the same."""
+        random = np.random.get_state()
+        np.random.seed(0)
+        try:
+            inputs = [{"array": sound, "sampling_rate": self.sampling_rate} for sound in sounds]
+            return self._run(inputs, self._document, "document")
+        finally:
+            np.random.set_state(random)
+
     def is_longer(self, texts: Sequence[str]) -> list[bool]:
         """Return which texts the model cuts; those with fewer bytes than it reads tokens are not tokenised for this."""
-        most, tokenizer = self._model.max_seq_length, self._model.tokenizer
+        most, tokenizer = self._longest, self._model.tokenizer
         if most is None or tokenizer is None:
             return [False] * len(texts)
         given = [(self._document or "") + text for text in texts]
@@ -119,6 +138,6 @@ class SentenceTransformersModel:
 
     def _run(self, inputs: Sequence[Any], prompt: str | None, task: str) -> Floats:
         rows: Floats = self._model.encode(
-            list(inputs), prompt=prompt, task=task, batch_size=len(inputs), show_progress_bar=False
+            list(inputs), prompt=prompt, task=task, batch_size=len(inputs), **self._options
         )
         return rows

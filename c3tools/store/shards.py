@@ -52,6 +52,7 @@ _FILE = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size":
 _COLUMNS: dict[str, dict[str, Any]] = {
     "image": _FILE,
     "video": {**_FILE, "frames": pa.int32(), "duration": pa.float32()},
+    "audio": {"path": pa.string(), "size": pa.int64(), "duration": pa.float32(), "pair_key": pa.string()},
     "text": {"caption": pa.string(), "image_key": pa.string()},
 }
 

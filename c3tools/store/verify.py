@@ -247,7 +247,7 @@ def _check_items(
     if "imported" in info.extra:
         level, remedy = "warning", "Import the images too if you need them."
     for modality in keys:
-        homes = {"image", "video"} if modality == "text" else keys.keys() - {modality}
+        homes = {"image", "video", "audio"} if modality == "text" else keys.keys() - {modality}
         if homes & keys.keys() and not homes & lost:  # what is lost is reported already
             known = failed.union(*(keys[name] for name in homes & keys.keys()))
             own = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
 from c3tools import Store, embed, evaluate_captions, machine
-from tests.conftest import C3, unit_rows
+from tests.conftest import C3, copy_photos, unit_rows
 from tests.stores import whole_store
 
 from ..captioning.conftest import trained_captioner
@@ -134,3 +134,30 @@ def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["numpy>=1.26", 'no-such-package>=1; extra == "cloud"', 'numpy>=1; extra == "yaml"', 'x; extra == "dev"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
     assert machine.describe_machine()["extras"] == {"cloud": ["no-such-package"], "yaml": []}
+
+
+def test_a_dash_reads_standard_input(c3: C3, here: Path) -> None:
+    from c3tools.cli import app
+
+    def piped(lines: str, *arguments: str) -> Result:
+        return done(CliRunner().invoke(app, arguments, lines))
+
+    piped("a dog\n\na cat\n", "embed", "-", "--store", "piped")
+    assert Store.open("piped").load("text").captions == ["a dog", "a cat"]
+    piped("a bird\n", "embed", "-", "--store", "piped")
+    done(c3("index", "--store", "piped"))
+    found = json.loads(piped("a dog\n\nsome cat\n", "search", "-", "--json").stdout)
+    assert [result["query"] for result in found] == ["a dog", "some cat"]
+    paths = sorted(copy_photos(here / "photos", 2).glob("*.jpg"))
+    captions = json.loads(piped("".join(f"{path}\n" for path in paths), "caption", "-", "--json").stdout)
+    assert [row["key"] for row in captions] == [path.stem for path in paths]
+
+
+def test_open_shows_the_page_in_the_browser(c3: C3, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    done(c3("gap-report", "--open"))
+    done(c3("gap-report", "--open", "--html", here / "own.html", "--json"))
+    assert shown == [(here / name).as_uri() for name in ("gap-report.html", "own.html")]
+    done(c3("gap-report"))
+    assert len(shown) == 2
