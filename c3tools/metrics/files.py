@@ -39,19 +39,21 @@ def read_references(path: Path) -> dict[str, list[str]]:
         MetricError: if the file is missing or of another layout.
     """
     value, found = _read(path), dict[str, list[str]]()
+    rows: Iterable[tuple[Any, Any]]
     try:
-        rows: Iterable[tuple[Any, Any]]
-        if isinstance(value, dict) and isinstance(value.get("captions"), list | dict):
-            value = value["captions"]  # a result of c3 evaluate --json
-        if isinstance(value, dict) and "annotations" in value:
-            names = {image["id"]: image.get("file_name", image["id"]) for image in value.get("images", [])}
-            rows = [(names.get(row["image_id"], row["image_id"]), row["caption"]) for row in value["annotations"]]
-        elif isinstance(value, dict) and isinstance(value.get("images"), list):
-            rows = [(image["filename"], [row["raw"] for row in image["sentences"]]) for image in value["images"]]
-        elif isinstance(value, dict):
-            rows = value.items()
-        else:
-            rows = [(_key(row), row["captions" if "captions" in row else "caption"]) for row in value]
+        match value:
+            case {"captions": list() | dict() as value}:  # a result of c3 evaluate --json
+                pass
+        match value:
+            case {"annotations": annotations}:
+                names = {image["id"]: image.get("file_name", image["id"]) for image in value.get("images", [])}
+                rows = [(names.get(row["image_id"], row["image_id"]), row["caption"]) for row in annotations]
+            case {"images": list(images)}:
+                rows = [(image["filename"], [row["raw"] for row in image["sentences"]]) for image in images]
+            case dict():
+                rows = value.items()
+            case _:
+                rows = [(_key(row), row["captions" if "captions" in row else "caption"]) for row in value]
         for key, texts in rows:
             for text in [texts] if isinstance(texts, str) else texts:
                 if not isinstance(text, str):
