@@ -199,7 +199,13 @@ class Index:
             "store_shards": _shards_of(store, store.modalities),
         }
         calibration = Calibration.fit(store, pipeline=preset("c1"))
-        return cls(store.path, record, [read_index(store, *shard) for shard in having], rows, calibration)
+        return cls(
+            store.path,
+            record,
+            [read_index(store, *shard) for shard in having if store.shards[shard].rows],
+            rows,
+            calibration,
+        )
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"

@@ -56,17 +56,12 @@ def locked(folder: Path) -> Iterator[None]:
                     folder.rmdir()  # unless something was written
 
 
-def _lock_path(path: Path) -> Path:
-    """Return the lock file of a file or folder: beside it, or in a folder that nothing can be written beside."""
-    place = path.resolve()
-    beside = os.access(place.parent, os.W_OK) or not place.is_dir()
-    return (place.parent if beside else place) / f".{place.name}.lock"
-
-
 @contextmanager
 def locked_file(result: Path) -> Iterator[None]:
     """Keep other writers off a file of this machine while the block runs; see `locked`."""
-    path = _lock_path(result)
+    place = result.resolve()
+    beside = os.access(place.parent, os.W_OK) or not place.is_dir()  # else in a folder that nothing is written beside
+    path = (place.parent if beside else place) / f".{place.name}.lock"
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
     try:
         lock.acquire()

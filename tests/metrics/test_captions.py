@@ -77,10 +77,7 @@ def test_the_values_of_images_vary_as_the_corpus_score_does() -> None:
     np.testing.assert_allclose(scores.image_values("CIDEr"), scores.per_image["CIDEr"])
 
 
-def test_case_and_punctuation_do_not_count_and_empty_captions_score_nothing() -> None:
-    plain = score_captions(PREDICTIONS, REFERENCES).corpus
-    shouted = {key: f"{text.upper()} !" for key, text in PREDICTIONS.items()}
-    assert plain == pytest.approx(score_captions(shouted, REFERENCES).corpus)
+def test_empty_captions_score_nothing() -> None:
     empty = score_captions({"a": ""}, REFERENCES)
     assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[0]) == (0, 0, True)
 
