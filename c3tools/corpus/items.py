@@ -17,7 +17,6 @@ IMAGE_SUFFIXES = frozenset(
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg"})
 _BLOCK = 1 << 16  # items that are kept as objects before they become Arrow columns: small columns waste memory
-_NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 class ImageSource(NamedTuple):
@@ -88,10 +87,12 @@ class Skipped(NamedTuple):
 
 
 Item = TypeVar("Item", ImageItem, TextItem)
-_NUMBER = pa.int64()
-_SOURCE_TYPES: tuple[pa.DataType, ...] = (_NAME, _NUMBER, _NUMBER, _NAME, _NAME, pa.bool_(), pa.bool_())
+_TEXT, _NUMBER = pa.large_string(), pa.int64()
+# no dictionaries in a struct that may be null: Ray's own way to pickle tables fails at these
+_SOURCE_TYPES: tuple[pa.DataType, ...] = (_TEXT, _NUMBER, _NUMBER, _TEXT, _TEXT, pa.bool_(), pa.bool_())
 _SOURCE = pa.struct(list(zip(ImageSource._fields, _SOURCE_TYPES, strict=True)))
-_TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _NAME}
+_SPLIT = pa.dictionary(pa.int32(), pa.string())
+_TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _SPLIT}
 
 
 class ItemTable(Sequence[Item]):
@@ -104,16 +105,9 @@ class ItemTable(Sequence[Item]):
 
     def __init__(self, kind: type[Item], table: pa.Table | None = None) -> None:
         self.kind: Any = kind
-        schema = pa.schema([(name, _TYPES.get(name, pa.large_string())) for name in kind._fields])
+        schema = pa.schema([(name, _TYPES.get(name, _TEXT)) for name in kind._fields])
         self._table = schema.empty_table() if table is None else table
         self._new: list[Item] = []  # not in the table yet
-
-    def __reduce__(self) -> Any:
-        """Pickle the items as an Arrow stream: Ray pickles tables in a way of its own, which fails at empty names."""
-        stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, self.table.schema) as writer:
-            writer.write_table(self.table)
-        return _unpickled, (self.kind, stream.getvalue())
 
     def append(self, item: Item) -> None:
         """Add an item at the end."""
@@ -160,10 +154,6 @@ class ItemTable(Sequence[Item]):
         """Return one item, or a list of several."""
         chosen = range(len(self))[index]
         return self.take(chosen) if isinstance(chosen, range) else self.take([chosen])[0]
-
-
-def _unpickled(kind: Any, stream: pa.Buffer) -> ItemTable[Any]:
-    return ItemTable(kind, pa.ipc.open_stream(stream).read_all())
 
 
 class Corpus:
