@@ -71,6 +71,23 @@ sys.exit(status)
 
 
 @pytest.fixture
+def browser() -> Iterator[Any]:
+    """Drive Debian's Chromium; without it the test is skipped."""
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("there is no Chromium with its driver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(programs[0])
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--window-size=1000,900"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
 def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
     """Run `c3 ARGUMENTS` in an empty folder; the result has exit_code, stdout and stderr."""
     from c3tools.cli import app

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +50,6 @@ def test_dots_are_coloured_by_split_and_by_a_column(tmp_path: Path) -> None:
 def test_a_caption_cannot_end_the_script(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
     assert "<" not in gap_map(store, collect(store, "image", "text"))
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
-        pytest.skip("there is no Chromium with its driver here")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(programs[0])
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,900"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    yield driver
-    driver.quit()
 
 
 def test_reader_closes_the_gap_in_a_browser(tmp_path: Path, browser: Any) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
@@ -144,62 +138,37 @@ def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) ->
     assert [result["hits"][0]["caption"] for result in found] == texts * 5
 
 
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="chromedriver is not installed")
-def test_the_page_in_a_real_browser(index: Index, tmp_path: Path) -> None:
+def test_the_page_in_a_real_browser(index: Index, tmp_path: Path, browser: Any) -> None:
     import uvicorn
 
     from c3tools.serve.app import create_app
 
+    def until(script: str) -> Any:
+        for _ in range(100):
+            if found := browser.execute_script(f"return {script}"):
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{script}: {browser.execute_script('return document.body.innerText')}")
+
+    def element(selector: str) -> Any:
+        return browser.find_element("css selector", selector)
+
     (tmp_path / "gold.png").write_bytes(photo(colour="gold"))
-    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_server(("127.0.0.1", 0)) as free:
-        driver_port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(create_app(index, colour_encoder()), log_level="error"))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        free.close()
-        driver = subprocess.Popen(["chromedriver", f"--port={driver_port}"], stdout=subprocess.DEVNULL)
-        session = f"http://127.0.0.1:{driver_port}/session"
-
-        def call(path: str, **body: Any) -> Any:
-            request = Request(session + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-            with urlopen(request, timeout=60) as answer:
-                return json.load(answer)["value"]
-
-        def run(script: str) -> Any:
-            return call("/execute/sync", script=script, args=[])
-
-        def until(script: str) -> Any:
-            for _ in range(100):
-                with suppress(URLError):
-                    if found := run(script):
-                        return found
-                time.sleep(0.1)
-            raise AssertionError(f"{script}: {run('return document.body.innerText')}")
-
         try:
-            options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server"]}
-            for _ in range(100):
-                with suppress(URLError):
-                    asked = {"alwaysMatch": {"goog:chromeOptions": options}}
-                    session += "/" + call("", capabilities=asked)["sessionId"]
-                    break
-                time.sleep(0.2)
-            call("/url", url=f"http://127.0.0.1:{listening.getsockname()[1]}/")
-            captions = "return [...document.querySelectorAll('#hits figure.text blockquote')].map(e => e.innerText)"
-            (field,) = call("/element", using="css selector", value="#q").values()
-            call(f"/element/{field}/value", text="b 0\ue007")  # Enter
+            browser.get(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            element("#q").send_keys("b 0\ue007")  # Enter
+            captions = "[...document.querySelectorAll('#hits figure.text blockquote')].map(e => e.innerText)"
+            until(f"{captions}.length")
             assert until(captions)[0] == "b 0"
-            assert until("return [...document.images].filter(i => i.naturalWidth > 0).length") > 0
-            (choice,) = call("/element", using="css selector", value="#in option:nth-child(2)").values()
-            call(f"/element/{choice}/click")
-            assert until(
-                "return !document.querySelector('#hits .text') && document.querySelectorAll('#hits figure').length"
-            )
-            (upload,) = call("/element", using="css selector", value="#file").values()
-            call(f"/element/{upload}/value", text=str(tmp_path / "gold.png"))
-            assert until("return document.querySelector('#hits span')?.innerText == 'd'")
+            assert until("[...document.images].filter(i => i.naturalWidth > 0).length") > 0
+            element("#in option:nth-child(2)").click()
+            assert until("!document.querySelector('#hits .text') && document.querySelectorAll('#hits figure').length")
+            element("#file").send_keys(str(tmp_path / "gold.png"))
+            assert until("document.querySelector('#hits span')?.innerText == 'd'")
         finally:
-            driver.terminate()
-            driver.wait()
             server.should_exit = True
             thread.join()
