@@ -93,8 +93,9 @@ def test_embeddings_are_captioned_without_an_encoder_and_scored(c3: C3, workplac
     assert len(json.loads((workplace / "coco.json").read_text())) == 16
 
 
-def test_a_table_names_its_command(c3: C3, workplace: Path) -> None:
+def test_a_table_names_its_command(c3: C3, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
     done(c3("ablate", "--methods", "C1,C3", *QUICK, "--seeds", "1", "--sigma", "0.1", "--json", "runs.json"))
     rows = json.loads((workplace / "runs.json").read_text())
     assert sorted((row["method"], row["seed"], row["sigma"]) for row in rows) == [("C1", 0, 0.0), ("C3", 0, 0.1)]
