@@ -58,7 +58,7 @@ from .store.shards import (
     ShardName,
     part_name,
     read_header,
-    shard_schema,
+    shard_table,
     write_rows,
 )
 from .transforms import Pipeline, open_pipeline
@@ -230,15 +230,14 @@ class _ExportWork(Work[ShardName, None]):
         """Write parts."""
         for modality, part in tasks:
             batches = self.store.batches(modality, parts=[part])
-            table = pa.Table.from_batches([self._transform(modality, batch, report) for batch in batches])
-            self._write(modality, part, table)
+            self._write(modality, part, pa.concat_tables(self._transform(modality, b, report) for b in batches))
             yield None
 
     def name(self, task: ShardName) -> str:
         """Return a name such as ``text part 3``."""
         return f"{task[0]} part {task[1]}"
 
-    def _transform(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.RecordBatch:
+    def _transform(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
         """Return the transformed rows of a batch, with the columns that are written."""
         settings = self.info.extra["exported"]["settings"]
         role, splits = settings["role"], row_splits(batch, self.store.kept_splits)
@@ -257,15 +256,10 @@ class _ExportWork(Work[ShardName, None]):
                     keys=[keys[row] for row in own],
                     items=[items[row] for row in own],
                 )
-        schema = shard_schema(modality, self.info).append(pa.field("role", pa.string()))
-        columns = {
-            **{name: batch.column(name) for name in batch.schema.names},
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(y.reshape(-1)), self.info.dim),
-            "split": pa.array(splits, pa.string()),
-            "role": pa.array(np.where(training, "training", "inference"), pa.string()),
-        }
+        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+        table = shard_table(self.info, modality, y, columns | {"split": splits})
         report(len(batch), 0)
-        return pa.RecordBatch.from_arrays([columns[field.name] for field in schema], schema=schema)
+        return table.append_column("role", pa.array(np.where(training, "training", "inference"), pa.string()))
 
     def _write(self, modality: str, part: int, table: pa.Table) -> None:
         """Write the files of a part, an array before its table."""
