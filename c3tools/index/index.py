@@ -443,9 +443,10 @@ def _row_table(
         wanted = {*_ROW_SCHEMA.names, *ITEM_COLUMNS}
         columns = [name for name in shard_schema(modality, store.info).names if name in wanted]
         for batch in store.batches(modality, columns, split=split, parts=numbers):
-            made = {"modality": [modality] * len(batch), "split": row_splits(batch, store.kept_splits)}
-            own = {name: batch.column(name) for name in columns if name != "split"}
-            tables.append(pa.table({**own, **{name: pa.array(value, pa.string()) for name, value in made.items()}}))
+            own: dict[str, Any] = {name: batch.column(name) for name in columns}
+            own["modality"] = pa.array([modality] * len(batch), pa.string())
+            own["split"] = pa.array(row_splits(batch, store.kept_splits), pa.string())
+            tables.append(pa.table(own))
     rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
     images = rows.filter(pc.equal(rows.column("modality"), pa.scalar("image")))
     places = pc.index_in(one_array(rows.column("image_key")), value_set=one_array(images.column("key")))
