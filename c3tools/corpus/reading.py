@@ -99,9 +99,8 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
                 containers[root] = read
             else:
                 _add_texts(corpus, root, chosen)
-    corpus.images.sort()
-    corpus.videos.sort()
-    corpus.audio.sort()
+    for items in (corpus.images, corpus.videos, corpus.audio):
+        items.sort()
     if containers:
         _add_containers(corpus, containers, chosen)
     if corpus.videos and importlib.util.find_spec("av") is None:

@@ -184,7 +184,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
     def _sound(self, encoder: Encoder, item: ImageItem, row: dict[str, Any]) -> tuple[Matrix, float]:
         start = time.perf_counter()
         sound, row["duration"] = read_sound(item.path, encoder.sampling_rate)
-        return encoder.encode_audio(sound), time.perf_counter() - start
+        waited = time.perf_counter() - start
+        return encoder.encode_audio(sound), waited
 
     def _texts(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
         for number, items in shards:
