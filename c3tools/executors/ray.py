@@ -56,7 +56,7 @@ class RayExecutor(Executor):
             _join(self._address)
             self._joined = True
         try:
-            self._most, self._cores = allocate(ray.nodes(), *self._wanted, gpu=self._gpu)
+            self._most, self._cores = _allocate(ray.nodes(), *self._wanted, gpu=self._gpu)
         except BaseException:
             self.__exit__()
             raise
@@ -122,7 +122,7 @@ class RayExecutor(Executor):
         return _ray().remote(_Worker).options(**options).remote(__version__, *resources)
 
 
-def allocate(
+def _allocate(
     nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int | None, *, gpu: bool
 ) -> tuple[int, float]:
     """Return how many workers fit on these machines, and of how many cores, a fraction if they share one.
@@ -173,14 +173,13 @@ class _Worker:
                     f"{machine} c3tools {__version__}, but this one has {self._version}.",
                     remedy="Install the same version on all machines.",
                 )
-            try:
-                os.chdir(folder)
-            except OSError as error:
+            if not os.path.isdir(folder):  # noqa: PTH112 - as text, of another machine
                 raise C3Error(
-                    f"{machine} no folder {folder} ({error.strerror}).",
+                    f"{machine} no folder {folder}.",
                     remedy="Run c3 in a folder that all machines of the cluster share, because they share inputs and "
                     "outputs; or run it in / and use URLs.",
-                ) from error
+                )
+            os.chdir(folder)
             work.load(*self._resources)
             (result,) = work.run([task], lambda *more: counts.append(more))
         except C3Error as error:

@@ -7,7 +7,7 @@ image that is absolute is cut to the name of the file, and failures have no mess
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -20,9 +20,9 @@ from ..errors import StoreError
 from ..io.artifact import Card
 from ..io.files import sha256_of
 from ..io.parquet import read_parquet
-from ..moments import load_moments
 from ..reporter import SILENT, Reporter
-from .manifest import MOMENTS_FILE, StoreWriter, new_store
+from .manifest import StoreWriter, new_store
+from .rows import row_splits
 from .shard_indexes import keep_indexes
 from .shards import Failure, StoreInfo, part_name, shard_schema, write_rows
 
@@ -105,6 +105,7 @@ def copy_store(
         the numbers of rows by modality and split.
     """
     numbers = Counter[str]()  # of the next shard, by modality
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
     with new_store(destination, info) as building:
         with reporter.progress("Copying shards", sum(len(store.shards) for store in sources)) as progress:
             for store, (modality, part) in [(source, shard) for source in sources for shard in source.shards]:
@@ -112,7 +113,9 @@ def copy_store(
                 table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
                 failed = [rename(store, failure) for failure in store.shard_failures(modality, part)]
                 path = building / part_name(modality, numbers[modality])
-                write_rows(path, info, change(store, modality, table), failed, split_bytes=split_bytes)
+                table = change(store, modality, table)
+                write_rows(path, info, table, failed, split_bytes=split_bytes)
+                rows[modality].update(row_splits(table))
                 numbers[modality] += 1
                 progress.advance()
         # of several failures of one input the last is listed: that of the first store
@@ -120,11 +123,7 @@ def copy_store(
         StoreWriter(building).finish([rename(*failure) for failure in listed])
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
-        rows: dict[str, dict[str, int]] = {}
-        for name, moments in load_moments(building / MOMENTS_FILE)[0].items():
-            modality, _, split = name.partition("/")
-            rows.setdefault(modality, {})[split] = moments.n
-        return rows
+        return {name: dict(sorted(counts.items())) for name, counts in rows.items() if counts}
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

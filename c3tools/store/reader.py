@@ -331,11 +331,10 @@ class Store(HubRepository):
         """
         # memory of rows that are not in the split is never touched, so the system does not give it
         embeddings, blocks, end = np.empty((self.count(modality), self.info.dim), np.float32), [], 0
-        for batch in self.batches(modality):
-            chosen = split_mask(batch, split, self.kept_splits)
-            blocks.append(batch.drop_columns(["embedding"]).filter(pa.array(chosen)))
-            start, end = end, end + len(blocks[-1])
-            embeddings[start:end] = embedding_matrix(batch)[... if chosen.all() else chosen]
+        for batch in self.batches(modality, split=split):
+            blocks.append(batch.drop_columns(["embedding"]))
+            start, end = end, end + len(batch)
+            embeddings[start:end] = embedding_matrix(batch)
         schema = None if blocks else shard_schema(modality, self.info).remove(1)
         table = pa.Table.from_batches(blocks, schema).combine_chunks().replace_schema_metadata(None)
         return Rows(modality, embeddings[:end], table, self.kept_splits)

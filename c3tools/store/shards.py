@@ -192,7 +192,7 @@ def read_failures(store: Path) -> list[Failure]:
         return msgspec.convert(file.read().to_pylist(), list[Failure])
 
 
-class ShardHeader(NamedTuple):
+class _ShardHeader(NamedTuple):
     """What a shard says of itself: number of rows, store.json (None for another program's), failed inputs, settings."""
 
     rows: int
@@ -312,13 +312,13 @@ def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
         raise StoreError(f"{path} cannot be read ({error}).", remedy=remedy) from error
 
 
-def read_header(path: Path) -> ShardHeader:
+def read_header(path: Path) -> _ShardHeader:
     """Return what a shard says of itself; that of another program says nothing. No row is read."""
     with refusing_damage(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
         metadata = file.schema_arrow.metadata or {}
         info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
         failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
-        return ShardHeader(file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode())
+        return _ShardHeader(file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode())
 
 
 def read_batches(

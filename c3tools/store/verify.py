@@ -280,16 +280,16 @@ def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Mo
             result.add(check or "checksum", name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
             kept = load_moments(path / name)[0]
-            wrong = [group for group in sorted({**kept, **moments}) if not _agree(kept.get(group), moments.get(group))]
+            none = Moments.empty(1)
+            wrong = [n for n in sorted({**kept, **moments}) if not _agree(kept.get(n, none), moments.get(n, none))]
             if wrong:
                 result.add("moments", name, f"they do not match the rows of {', '.join(wrong)}", remedy)
 
 
-def _agree(first: Moments | None, second: Moments | None) -> bool:
-    if first is None or second is None or first.n != second.n:
-        return False
+def _agree(first: Moments, second: Moments) -> bool:
     kept, own = (np.vstack([moments.mean, moments.scatter]) for moments in (first, second))
-    return np.allclose(kept, own, rtol=0, atol=_MOMENTS_TOLERANCE * max(1.0, np.abs(own).max()))
+    atol = _MOMENTS_TOLERANCE * max(1.0, np.abs(own).max())
+    return first.n == second.n and np.allclose(kept, own, rtol=0, atol=atol)
 
 
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:

@@ -19,7 +19,7 @@ from c3tools.embedding import embed_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, open_executor
-from c3tools.executors.ray import RayExecutor, allocate
+from c3tools.executors.ray import RayExecutor, _allocate
 from c3tools.store import Store
 from tests.conftest import copy_photos
 from tests.embedding.test_embed import files
@@ -126,7 +126,7 @@ def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.Monk
     with pytest.raises(C3Error, match="slurm"), open_executor("slurm"):
         pass
     with pytest.raises(C3Error, match="GPUs"):
-        allocate([machine(8)], None, None, gpu=True)
+        _allocate([machine(8)], None, None, gpu=True)
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.socket() as taken:
@@ -157,4 +157,4 @@ def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
 )
 def test_workers_that_fit(nodes: list[tuple[Any, ...]], wanted: tuple[Any, ...], expected: tuple[int, float]) -> None:
     processes, cores, gpu = wanted
-    assert allocate([machine(*node) for node in nodes], processes, cores, gpu=gpu) == expected
+    assert _allocate([machine(*node) for node in nodes], processes, cores, gpu=gpu) == expected

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -23,12 +22,12 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, OutputError, StoreError
 from c3tools.io.artifact import digest_of
-from c3tools.store import Failure, Store, StoreInfo, StoreWriter, create_store
+from c3tools.store import Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
 from c3tools.store.verify import verify_store
 from tests.captioning.conftest import make_captions_store
-from tests.conftest import Messages, add_shard, put_store, unit_rows
+from tests.conftest import add_shard, put_store, unit_rows
 from tests.crashes import fail_at, kill_at, operations
 from tests.servers import Faults
 from tests.stores import DIM, colour_corpus, colour_encoder, make_vectors, whole_store
@@ -181,24 +180,6 @@ def test_history_leaves_no_trace_in_the_bytes(tmp_path: Path) -> None:
         writer.finish()
         found[name] = contents(tmp_path / name)
     assert found["in order"] == found["mixed"] == found["one by one"]
-
-
-def test_lost_shards_stay_listed_and_replaced_ones_are_put_in_place(tmp_path: Path) -> None:
-    store, said = whole_store(tmp_path / "s"), Messages()
-    store.file("image", 1).unlink()
-    writer = StoreWriter(store.path, reporter=said)
-    assert list(writer.lost) == [("image", 1)] and "image/part-00001.parquet" in said.texts[0]
-    assert ("image", 1) in writer.finish().shards
-    writer = StoreWriter(store.path)
-    empty = Store.open(store.path, incomplete=True)
-    rows = pa.Table.from_batches(list(empty.batches("image", parts=[2])))
-    writer.replace_shard("image", 2, rows.slice(0, 4), [])
-    writer.replace_shard("image", 0, rows.slice(0, 0), [])
-    manifest = writer.finish([Failure("x", "x", "list", "E", "m")], forget=[("image", 1)])
-    assert [shard for shard in manifest.shards if shard[0] == "image"] == [("image", 2)]
-    opened = Store.open(store.path)
-    assert opened.count("image") == opened.moments("image").n == 4
-    assert [failure.key for failure in opened.recorded_failures()] == ["x"]
 
 
 def test_at_a_url_the_last_writer_reports_a_change(tmp_path: Path, s3: Faults) -> None:
