@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from c3tools.corpus.splits import split_of
 from c3tools.errors import StoreError
-from c3tools.identity import ModelIdentity
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
@@ -59,20 +57,11 @@ def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [
-        ({}, None),
-        ({"keep": "first"}, ["a", "b", "c"]),
-        ({"prefix": True}, ["one/a", "one/b", "two/b", "two/c"]),
-    ],
+    [({"keep": "first"}, ["a", "b", "c"]), ({"prefix": True}, ["one/a", "one/b", "two/b", "two/c"])],
 )
-def test_keys_that_repeat(tmp_path: Path, options: dict[str, object], expected: Sequence[str] | None) -> None:
+def test_keys_that_repeat(tmp_path: Path, options: dict[str, Any], expected: list[str]) -> None:
     paths = [build_store(tmp_path / name, images(keys)).path for name, keys in (("one", "ab"), ("two", "bc"))]
-    if expected is None:
-        with pytest.raises(StoreError, match=r"'b' in .*one and .*two"):
-            merge_stores(tmp_path / "m", paths)
-        assert not (tmp_path / "m").exists()
-        return
-    merge_stores(tmp_path / "m", paths, **options)  # type: ignore[arg-type]
+    merge_stores(tmp_path / "m", paths, **options)
     rows = Store.open(tmp_path / "m").load("image")
     assert list(rows.keys) == expected
     np.testing.assert_array_equal(rows.embeddings[1], Store.open(paths[0]).load("image").embeddings[1])
@@ -96,13 +85,10 @@ def test_merged_items_are_in_the_split_of_the_first_store(tmp_path: Path) -> Non
 def test_what_cannot_be_merged(tmp_path: Path) -> None:
     one = build_store(tmp_path / "one", images("ab")).path
     other = build_store(tmp_path / "other", images("c"), model={"name": "other"}).path
-    for stores, named in ([[one], "two stores"], [[one, one], "once"], [[one, other], "other"]):
-        with pytest.raises(StoreError, match=str(named)):
-            merge_stores(tmp_path / "m", stores)  # type: ignore[arg-type]
     two = build_store(tmp_path / "two", images("xy")).path
-    for to, named in ((one, "exists"), ("s3://bucket/m", "s3://bucket/m")):
+    for to, stores, named in ((tmp_path / "m", [one, other], "other"), ("s3://bucket/m", [one, two], "s3://bucket/m")):
         with pytest.raises(StoreError, match=named):
-            merge_stores(to, [one, two])
+            merge_stores(to, stores)
     path = two / "image" / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     with pytest.raises(StoreError, match="part-00000"):
@@ -131,13 +117,10 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: st
 def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s").path
     (tmp_path / "none.csv").write_text("key,split\nnobody,val\n")
-    for options, named in (
-        ({"fractions": (0.5, 0.4, 0.2)}, "0.5, 0.4, 0.2"),
-        ({"file": tmp_path / "none.csv"}, "none.csv"),
-        ({"file": "a", "fractions": (0, 0, 1)}, "--file"),
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [({}, "none of the keys"), ({"fractions": (0, 0, 1)}, "--file")]
+    for options, named in cases:
         with pytest.raises(StoreError, match=named):
-            split_store(tmp_path / "new", store, **options)
+            split_store(tmp_path / "new", store, file=tmp_path / "none.csv", **options)
     assert not (tmp_path / "new").exists()
 
 
@@ -154,8 +137,6 @@ def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
     assert compute_means(store).gap_length == pytest.approx(
         np.linalg.norm(mean - store.load("text").embeddings.astype(float).mean(axis=0))
     )
-    with pytest.raises(StoreError, match=r"train \(60\), val \(30\)"):
-        save_means(store, tmp_path / "m", split="foo")
 
 
 def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> None:
@@ -170,12 +151,6 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
     assert {row["source"] for row in compute_means(opened).rows} == {"store", "o"} and verify_store(store.path).whole
     unload_means(store.path)
     assert Store.open(store.path).external_moments() == ({}, {}) and verify_store(store.path).whole
-    with pytest.raises(StoreError, match="c3-mini"):
-        load_means(store.path, "c3-mini")
-    foreign = build_store(tmp_path / "f", images("ab"), model=ModelIdentity(name="another"))
-    save_means(foreign, tmp_path / "f.safetensors", split="all")
-    with pytest.raises(StoreError, match="another"):
-        load_means(store.path, tmp_path / "f.safetensors")
     save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(3 * unit_rows(9, DIM))}, {})
     with pytest.raises(StoreError, match="norm"):
         load_means(store.path, tmp_path / "l.safetensors")

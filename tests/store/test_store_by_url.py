@@ -9,7 +9,7 @@ import pytest
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import embed_corpus
-from c3tools.errors import MissingExtraError, StoreError, UnreachableError
+from c3tools.errors import UnreachableError
 from c3tools.io.locations import location, names_in, read_all, remove, upload
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
@@ -73,11 +73,3 @@ def test_what_cannot_be_reached_is_no_damage(
         s3.last = s3.requests + last
         with pytest.raises(UnreachableError, match="s3://bucket/s"):
             verify_store(place)
-
-
-def test_a_missing_package_or_bucket_is_named(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match="s3://bucket/none"):
-        Store.open("s3://bucket/none")
-    monkeypatch.setitem(__import__("sys").modules, "upath", None)
-    with pytest.raises(MissingExtraError, match="upath"):
-        Store.open("s3://bucket/s")
