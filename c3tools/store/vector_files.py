@@ -127,11 +127,8 @@ def read_files(
 
 def share_splits(modalities: Sequence[Rows], known: _Names) -> list[Rows]:
     """Put all rows of an item into one split: the ``known`` one, else the first that one of its rows names."""
-    named = {item: split for item, split in known.items() if split}
-    for rows in modalities:
-        for item, split in zip(rows.items, rows.column("split"), strict=True):
-            if split:
-                named.setdefault(item, split)
+    own = (pair for rows in modalities for pair in zip(rows.items, rows.column("split"), strict=True))
+    named = {item: split for item, split in reversed([*known.items(), *own]) if split}
     found = []
     for rows in modalities:
         splits = pa.array([named.get(item) for item in rows.items], pa.string())
@@ -349,14 +346,10 @@ def _match_ids(wanted: Sequence[str | None], ids: Sequence[str | None]) -> list[
     """
     row_of = {**positions([value or "" for value in ids])}
     lacking = {value for value in wanted if value and value not in row_of}
-    ours = Counter(map(_plain_form, lacking))
-    near: dict[str, list[int]] = {}
-    for value, row in row_of.items() if lacking else ():
-        near.setdefault(_plain_form(value), []).append(row)
-    for value in lacking:
-        rows = near.get(form := _plain_form(value), [])
-        if len(rows) == 1 == ours[form]:
-            row_of[value] = rows[0]
+    if lacking:
+        near = {_plain_form(value): row for value, row in row_of.items()}
+        ours, theirs = (Counter(map(_plain_form, ids)) for ids in (lacking, row_of))
+        row_of |= {v: near[form] for v in lacking if ours[form := _plain_form(v)] == 1 == theirs[form]}
     return [row_of.get(value) if value else None for value in wanted]
 
 
