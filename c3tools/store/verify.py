@@ -179,6 +179,8 @@ def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
             raise
         info, remedy = copies[0], "Write it again from the copy in a shard: c3 verify --repair"
         result.add("description", INFO_FILE, error.message, remedy)
+    if "rows_of" in info.extra:
+        raise StoreError(f"{path} has rows of another program, and no checksums to compare them with.")
     again = f"Run the `{info.command}` command that made the store again"
     if kind_of(path / REWRITING_LIST):
         what = "shards are being put in place of others, and the run was interrupted"

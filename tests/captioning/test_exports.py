@@ -13,6 +13,7 @@ from c3tools import Captioner, evaluate_captions, train_captioner
 from c3tools.errors import DecoderError, MetricError, StoreError, TransformError
 from c3tools.export import export_store
 from c3tools.store import Store
+from c3tools.store.verify import verify_store
 from c3tools.transforms import Pipeline
 from tests.conftest import Messages
 
@@ -62,11 +63,11 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused(captions_store: S
             train_captioner(store, output=tmp_path / "d", **options, **TINY)
     with pytest.raises(TransformError, match="c2-collapse adds no noise"):
         export_store(captions_store, tmp_path / "none", preset="c2-collapse", before_noise=True)
+    train_captioner(noised, output=tmp_path / "own", **TINY)
     compared: dict[str, Any] = {"--steer": {"steer": "magic"}, "--clip-score": {"clip_score": True}}
     for option, asked in compared.items():
         with pytest.raises(MetricError, match=f"{option} .* went through c2-collapse"):
             evaluate_captions(plain, decoder=tmp_path / "own", **asked)
-    train_captioner(noised, output=tmp_path / "own", **TINY)
     with pytest.raises(DecoderError, match="c2-collapse"):
         evaluate_captions(plain, decoder=tmp_path / "own", split="test", resamples=0)
 
@@ -84,6 +85,8 @@ def test_rows_of_another_program_are_trained_on(captions_store: Store, tmp_path:
     options = TINY if with_pipeline else {**TINY, "preset": "c1"}
     own = train_captioner(folder, output=tmp_path / "own", reporter=said, **options)
     assert not any("unfinished" in text for text in said.texts)
+    with pytest.raises(StoreError, match="another program"):
+        verify_store(folder)
     train_captioner(export, output=tmp_path / "other", **TINY)
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("own", "other")]
     assert weights[0] == weights[1] or not with_pipeline  # c1 normalises unit rows again, which rounds
