@@ -85,7 +85,7 @@ class Sample:
 
     @cached_property
     def sums(self) -> tuple[Array, Array, Array, Array, Array]:
-        """What is measured over pairs, in one pass.
+        """Sums over pairs, in one pass.
 
         Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``, float64 (d,); its mean
         over groups of consecutive pairs, float64 (g, d).

@@ -229,7 +229,7 @@ def gap_report(
         sigma_rules.scaled_spread(spread),
         sigma_rules.SigmaRule(
             "residual_rms",
-            pairs and pairs.residual_rms.value,
+            pairs.residual_rms.value if pairs else None,
             "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
             "" if pairs else "there are no pairs",
         ),
