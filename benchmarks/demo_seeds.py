@@ -1,6 +1,6 @@
 """Run the demo with several seeds, to measure how much each step of the method contributes.
 
-    python benchmarks/demo_seeds.py  # 3 seeds: 9 minutes on 2 cores with avx512_bf16, 20 without; less than 2 GiB
+    python benchmarks/demo_seeds.py  # 3 seeds: 7 minutes on 2 cores; less than 2 GiB
 
 Prints mean ± standard deviation over seeds for each method, with the 95 % interval of CIDEr over photos and seeds, the
 methods in the order of their mean CIDEr, and the differences of the steps of the method and of C3 and C1. Nothing is
