@@ -3,6 +3,7 @@
     python benchmarks/embed_speed.py flickr8k/images --count 400 --peer clip-retrieval
     python benchmarks/embed_speed.py captions.jsonl --count 8000 --few 2000 --peer clip-retrieval
     python benchmarks/embed_speed.py flickr8k/images --model c3-mini --count 2000 --how auto torch:fp32
+    python benchmarks/embed_speed.py flickr8k/images --model st:FOLDER  # beside a loop of sentence-transformers
 
 The model is ViT-B/32 with random weights, which all programs read from one file, or the one that --model names, without
 the others. ``--how`` lists BACKEND:PRECISION, or ``auto``. clip-retrieval 2.45 needs an environment of its own:
@@ -33,27 +34,36 @@ from measuring import MODEL, c3_embed, clip_retrieval, print_table, random_weigh
 REFERENCE = "torch:fp32"
 
 
-def plain_loop(source: Path, weights: Path, batch: int = 64) -> None:
-    """Encode as people write it: open or tokenise with padding, stack, encode, normalise."""
-    import open_clip
+def plain_loop(source: Path, weights: Path, sizes: tuple[int, ...] = (64,)) -> None:
+    """Encode as people write it: open or tokenise with padding, stack, encode; a folder by sentence-transformers."""
     import torch
     from PIL import Image
 
-    model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(weights))
-    model.eval()
-    tokenise = open_clip.get_tokenizer(MODEL)
     items: list[Any] = sorted(source.iterdir()) if source.is_dir() else source.read_text("utf-8").splitlines()
+    if weights.is_dir():
+        from sentence_transformers import SentenceTransformer
+
+        library, sizes = SentenceTransformer(str(weights), device="cpu"), (16, 32, 64, 128)
+    else:
+        import open_clip
+
+        model, _, preprocess = open_clip.create_model_and_transforms(MODEL, pretrained=str(weights))
+        model.eval()
+        tokenise = open_clip.get_tokenizer(MODEL)
 
     def encode(part: list[Any]) -> Any:
+        opened = [Image.open(f).convert("RGB") for f in part] if source.is_dir() else part
+        if weights.is_dir():
+            return library.encode(opened, batch_size=len(part), normalize_embeddings=True)
         if source.is_dir():
-            return model.encode_image(torch.stack([preprocess(Image.open(f).convert("RGB")) for f in part]))
+            return model.encode_image(torch.stack([preprocess(image) for image in opened]))
         return model.encode_text(tokenise(part))
 
-    def work() -> int:
+    def work(size: int) -> int:
         with torch.inference_mode():
-            return sum(len(encode(items[start : start + batch])) for start in range(0, len(items), batch))
+            return sum(len(encode(items[start : start + size])) for start in range(0, len(items), size))
 
-    print(timed(work))
+    print(max(timed(lambda size=size: work(size)) for size in sizes))
 
 
 def bare_pass(model: str, how: str) -> None:
@@ -124,7 +134,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     weights = folder / "weights.pt"
     model = arguments.model or f"{MODEL}/{random_weights(weights)}"
     modality, whole, plain, peer = prepare(arguments, folder)
-    hows = list(dict.fromkeys([*arguments.how, REFERENCE]))
+    reference = "auto" if (library := model.startswith("st:")) else REFERENCE
+    hows = [reference] if library else list(dict.fromkeys([*arguments.how, reference]))
     rates: dict[str, list[float]] = {}
     bare: dict[str, list[float]] = {}
     names: dict[str, str] = {}
@@ -135,15 +146,15 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             result, _ = c3_embed(whole, store, "--model", model, "--backend", backend, "--precision", precision)
             names[how] = f"c3 embed, {how} ({result['backend']} {result['precision']})"
             rates.setdefault(names[how], []).append(result["modalities"][modality]["rate"])
-            if modality == "image":
+            if modality == "image" and not library:
                 bare.setdefault(how, []).append(child_rate("bare", model, how))
-        if modality == "image":
+        if modality == "image" and not library:
             rates.setdefault("decoding alone", []).append(child_rate("decode", whole, model))
         if arguments.peer and not arguments.model:
             found = clip_retrieval(arguments.peer, peer, folder / f"peer-{number}", weights, modality)
             rates.setdefault("clip-retrieval", []).append(found)
-        if not arguments.model:
-            rates.setdefault("plain open_clip loop", []).append(child_rate("plain", plain, weights))
+        if library or not arguments.model:
+            rates.setdefault("plain loop", []).append(child_rate("plain", plain, model[3:] if library else weights))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     possible = {
         names[how]: 1 / (1 / statistics.median(values) + 1 / middle["decoding alone"]) for how, values in bare.items()
@@ -158,10 +169,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         for name, rate in middle.items()
     ]
     print_table(("", f"{modality}s/s", "of clip-retrieval", "of what is possible"), rows)
-    exact = embeddings(folder / f"{REFERENCE}-0", modality)
+    exact = embeddings(folder / f"{reference}-0", modality)
     for how in hows:
         cosines = [float(row @ exact[key]) for key, row in embeddings(folder / f"{how}-0", modality).items()]
-        print(f"{how}: smallest cosine with {REFERENCE} over {len(cosines):,} {modality}s {min(cosines):.5f}")
+        print(f"{how}: smallest cosine with {reference} over {len(cosines):,} {modality}s {min(cosines):.5f}")
 
 
 def child_rate(task: str, *arguments: object) -> float:
