@@ -193,7 +193,7 @@ def read_failures(store: Path) -> list[Failure]:
 
 
 class _ShardHeader(NamedTuple):
-    """What a shard says of itself: number of rows, store.json (None for another program's), failed inputs, settings."""
+    """The metadata of a shard: number of rows, store.json (None for another program's), failed inputs, settings."""
 
     rows: int
     info: StoreInfo | None
