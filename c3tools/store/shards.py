@@ -245,7 +245,7 @@ def shard_table(
         columns: ``key`` and the columns of the modality, n values each; a missing column is null.
     """
     n, schema = len(columns["key"]), shard_schema(modality, info)
-    flat = np.asarray(embeddings).reshape(n, info.dim).astype(info.dtype).reshape(-1)
+    flat = np.asarray(embeddings).reshape(n, info.dim).astype(info.dtype, copy=False).reshape(-1)
     arrays = [
         pa.FixedSizeListArray.from_arrays(pa.array(flat), type=column.type)
         if column.name == "embedding"
