@@ -33,7 +33,7 @@ from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
-from c3tools.transforms.sigma import PUBLISHED, caption_spread, pair_cosine, residual_rms, scaled_spread
+from c3tools.transforms.sigma import PUBLISHED, SigmaRule, caption_spread, pair_cosine, scaled_spread
 
 NAMES = {
     "caption_spread": "spread of captions (texts alone)",
@@ -143,7 +143,11 @@ def store_rules(store: Store) -> dict[str, float]:
     means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
     spread = caption_spread(texts, owner, means[1])
     residual = images[owner].astype(np.float64) - texts
-    rules = [spread, scaled_spread(spread), residual_rms(residual.var(axis=0))]
+    rules = [
+        spread,
+        scaled_spread(spread),
+        SigmaRule("residual_rms", float(np.sqrt(residual.var(axis=0).mean())), "pairs"),
+    ]
     rules += [pair_cosine(images, texts, owner, means), PUBLISHED]
     return {rule.name: rule.sigma for rule in rules if rule.sigma}
 
