@@ -289,13 +289,14 @@ class Index:
             options: dict[str, Any] = {"device": device, "backend": backend, "query_prompt": query_prompt}
             return resolve_encoder(recorded=self.record["model"], reporter=reporter, **options)
 
-        model = own = ModelIdentity(self.record["model"])
+        others: list[tuple[ModelIdentity, str]] = []  # models that have to be that of the index, and whose they are
         if key is not None:
             opened = Store.open(self.store_path if store is None else store)
-            model, theirs = opened.info.model, f"the store {opened.path}"
+            others.append((opened.info.model, f"the store {opened.path}"))
             labels, (embeddings, modality) = [key], _vector_of_key(opened, key)
         elif isinstance(vector, str | Path):
-            (rows, model), theirs = read_rows(vector, modality), str(vector)
+            rows, model = read_rows(vector, modality)
+            others.append((model, str(vector)))
             embeddings, labels = rows.embeddings, [f"{vector} row {row}" for row in range(len(rows))]
         elif vector is not None:
             embeddings = np.atleast_2d(np.asarray(vector))
@@ -309,11 +310,12 @@ class Index:
         index = self
         if pairs is not None:
             known = Store.open(pairs)
-            model, theirs = known.info.model, f"the store {known.path}"
+            others.append((known.info.model, f"the store {known.path}"))
             index = replace(self, calibration=_fit_on_pairs(self.calibration, known, modality, encoder))
-        if model is not own:
-            remedy = "Use embeddings of the model that the index was built from."
-            own.require_same(model, own=f"The index {self.path}", theirs=theirs, error=StoreError, remedy=remedy)
+        for model, theirs in others:
+            remedy, own = "Use embeddings of the model that the index was built from.", f"The index {self.path}"
+            recorded = ModelIdentity(self.record["model"])
+            recorded.require_same(model, own=own, theirs=theirs, error=StoreError, remedy=remedy)
         lists = index.rank(embeddings, modality, k, within=within, split=split, separate=separate, nprobe=nprobe)
         return [SearchResult(label, hits) for label, hits in zip(labels, lists, strict=True)]
 

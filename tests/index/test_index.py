@@ -125,7 +125,12 @@ def test_what_cannot_be_built(store: Store, tmp_path: Path, options: dict[str, A
 
 def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_path: Path) -> None:
     other = Store.open(gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64}))
-    for query in ({"vector": other.path}, {"key": "img001", "store": other}):
+    text = store.load("text").keys[0]
+    for query in (
+        {"vector": other.path},
+        {"key": "img001", "store": other},
+        {"key": text, "store": other, "pairs": store},
+    ):
         with pytest.raises(StoreError, match=r"other of another \(bbbbbbbbbbbb\)"):
             index.search(**query)
     with pytest.raises(StoreError, match="k must be at least 1, not 0"):
