@@ -146,7 +146,7 @@ def embed(
         reporter.message(note)
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     how = {"backend": backend, "precision": precision}
-    if recorded is not None:  # what auto stood for when the store was begun
+    if recorded and model in (None, recorded.model.name):  # what auto stood for when the store was begun
         how = {name: (getattr(recorded, name) or own) if own == "auto" else own for name, own in how.items()}
 
     def load() -> Encoder:

@@ -33,7 +33,8 @@ class EncoderModel(Protocol):
 
     It may also have ``modalities`` (by default image and text; audio needs ``encode_audio`` and ``sampling_rate``),
     ``normalised`` (False to keep the norms of its vectors), ``encode_queries`` (for texts that are searched for),
-    ``is_longer`` (which of some texts are longer than the model reads), ``device`` and ``precision``.
+    ``is_longer`` (which of some texts are longer than the model reads), ``device``, ``precision`` and ``parallel`` (the
+    batches that may be run at a time, in threads).
 
     Attributes:
         identity: what tells the model from others, as JSON; ``weights_sha256`` if it is known.
@@ -124,9 +125,7 @@ class PluginEncoder(Encoder):
 
 
 class _PluginBackend:
-    """Runs a model in a thread of its own, so that the next images are read meanwhile."""
-
-    ahead = 1
+    """Runs a model in threads of its own, so that the next images are read meanwhile."""
 
     def __init__(self, kind: str, model: Any) -> None:
         self.name = kind
@@ -139,7 +138,8 @@ class _PluginBackend:
             "query": getattr(model, "encode_queries", model.encode_texts),
             "audio": getattr(model, "encode_audio", model.encode_texts),
         }
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="c3-encoder")
+        self.ahead = getattr(model, "parallel", 1)
+        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="c3-encoder")
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Start a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..arrays import Floats
-from ..devices import Compute
+from ..devices import Compute, threads
 from ..errors import EncoderError, MissingExtraError
 from ..io.artifact import answers
 from .loading import OFFLINE_REMEDY, weights_sha256
@@ -72,11 +73,13 @@ class SentenceTransformersModel:
                 "not answer.",
                 remedy=OFFLINE_REMEDY,
             ) from error
+        self._model.eval()
         own, default = self._model.prompts, self._model.prompts.get(self._model.default_prompt_name)
         self._document = next((own[kind] for kind in _DOCUMENTS if own.get(kind)), default)
         self._query = own.get("query") or default if query_prompt is None else query_prompt
         self._infer, self._longest = infer_modality, self._model.max_seq_length
-        self._options: dict[str, Any] = {"show_progress_bar": False}
+        self._options: dict[str, Any] = {}
+        self._lock = threading.Lock()
         if str(getattr(self._model.config, "model_type", "")).startswith("siglip"):
             # it was trained with texts padded to full length; padded to the longest of a batch they depend on the batch
             self._longest = self._model.config.text_config.max_position_embeddings
@@ -92,6 +95,7 @@ class SentenceTransformersModel:
         if precision != "auto":
             self._model.to(Compute(device, precision).dtype)
         self.device, self.precision = device, _PRECISIONS[str(self._model.dtype).removeprefix("torch.")]
+        self.parallel = threads() if device == "cpu" else 1
         self.dim = truncate_dim or self._model.get_embedding_dimension()
         self.normalised = self._model.similarity_fn_name == "cosine"
         processor = self._model.processor
@@ -137,7 +141,14 @@ class SentenceTransformersModel:
         return [text if self._infer(text) == "text" else {"text": text} for text in texts]
 
     def _run(self, inputs: Sequence[Any], prompt: str | None, task: str) -> Floats:
-        rows: Floats = self._model.encode(
-            list(inputs), prompt=prompt, task=task, batch_size=len(inputs), **self._options
-        )
-        return rows
+        """Compute what ``encode`` does for one batch, on one core of a CPU: each of them has a batch of its own."""
+        import torch
+
+        if self.device == "cpu":
+            torch.set_num_threads(1)  # of this thread
+        with torch.inference_mode():
+            with self._lock:  # tokenizers are changed while they are used
+                features = self._model.preprocess(list(inputs), prompt=prompt, task=task, **self._options)
+            features = {name: each.to(self.device) if hasattr(each, "to") else each for name, each in features.items()}
+            rows: Floats = self._model(features, task=task)["sentence_embedding"].float().cpu().numpy()
+        return rows[:, : self.dim]

@@ -148,6 +148,8 @@ def test_a_model_for_texts_alone(models: Path, photos: Path) -> None:
     rows = embed("texts.txt", model=model, dtype="float32").load("text")
     expected = loaded(models, "text").encode(lines, normalize_embeddings=True)
     np.testing.assert_allclose(rows.embeddings, expected, atol=1e-6)
+    with pytest.raises(StoreError, match="Embeddings of different models cannot be mixed"):
+        embed("texts.txt", model="c3-mini", dtype="float32")
 
 
 def test_prompts_for_queries_and_documents(models: Path, tmp_path: Path, c3: C3) -> None:
