@@ -140,7 +140,9 @@ class Ablation:
         """Return one table: what names a row, facts of it, and its scores, without ``own`` in their names."""
         lines, real = [], {"method": "real photos"}
         for row in self.rows:
-            line = {"method": row["method"], "sigma": self._sigma(row)} | {name: str(row[name]) for name in facts}
+            line = {"method": row["method"], "sigma": self._sigma(row)} | {
+                n: format(row[n], "," * (n == "images")) for n in facts
+            }
             for name in [name for name in metrics if name in row["scores"]]:
                 heading, score = name.replace(own, "", 1), row["scores"][name]
                 line[heading], real[heading] = _with_spread(name, score), score_text(name, self.real.get(name))

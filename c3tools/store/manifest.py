@@ -37,7 +37,7 @@ from ..io.files import (
 from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove
 from ..io.lock import locked_file
 from ..moments import load_moments, save_moments
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from .rows import ITEM_COLUMNS, keys_of
 from .shards import (
     FAILURES_FILE,
@@ -171,7 +171,7 @@ class StoreWriter:
         self.lost = {shard: listed.shards[shard] for shard in lost}
         if missing:
             reporter.message(
-                f"{len(missing):,} files that {path} should contain are missing, for example {missing[0]}; their "
+                f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example {missing[0]}; their "
                 "inputs are embedded again."
             )
 

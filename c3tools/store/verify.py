@@ -163,7 +163,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
     _check_items(result, keys, items, failed, {name for name, _ in lost}, info)
     if manifest is not None:
-        _check_files(result, manifest, None if lost else moments, f"Run {again} the store again")
+        _check_files(result, manifest, None if lost else moments, f"run {again} the store again")
     result.open = len(result.defects)
     return result
 
@@ -261,7 +261,7 @@ def _check_items(
 
 def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str) -> None:
     """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all were read."""
-    path, listed, copy = result.store, manifest.shards, f"Copy the store again, or: {again}."
+    path, listed, copy = result.store, manifest.shards, f"Copy the store again, or {again}."
     _, gone, unlisted = manifest.compare(path)
     if gone:
         rows = counted(sum(listed[shard].rows for shard in gone), "row")
