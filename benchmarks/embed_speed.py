@@ -25,6 +25,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def plain_loop(source: Path, weights: Path, sizes: tuple[int, ...] = (64,)) -> N
         with torch.inference_mode():
             return sum(len(encode(items[start : start + size])) for start in range(0, len(items), size))
 
-    print(max(timed(lambda size=size: work(size)) for size in sizes))
+    print(max(timed(partial(work, size)) for size in sizes))
 
 
 def bare_pass(model: str, how: str) -> None:

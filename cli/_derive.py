@@ -41,10 +41,11 @@ def output_file(text: str | Path) -> Path:
         C3Error: if its folder on this machine is missing or cannot be written to, or if the path is a folder.
     """
     path = location(text)
-    there = path if path.exists() else path.parent
-    if isinstance(path, Path) and (path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK)):
-        remedy = "Give a file in a folder that exists and can be written."
-        raise C3Error(f"The file {path} cannot be written.", remedy=remedy)
+    if isinstance(path, Path):
+        there = path if path.exists() else path.parent
+        if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+            remedy = "Give a file in a folder that exists and can be written."
+            raise C3Error(f"The file {path} cannot be written.", remedy=remedy)
     return path
 
 

@@ -91,7 +91,8 @@ def test_scores_that_need_java_are_in_the_table_where_it_is(
     monkeypatch.setattr("c3tools.metrics.captions._java_score", lambda name, targets, _: (12.5, np.full(16, 12.5)))
     (run,) = run_cells(replace(task, java=["METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path)
     scores, trainings = task.table([run]).tables()
-    assert (scores.columns[2], trainings.columns[3], trainings.rows[0][3]) == ("CIDEr", "METEOR", "12.5")
+    assert "CIDEr" in scores.columns
+    assert dict(zip(trainings.columns, trainings.rows[0], strict=True))["METEOR"] == "12.5"
 
 
 def test_images_with_one_caption_leave_the_oracle_out(task: CaptionTask, toy_store: Store, tmp_path: Path) -> None:
