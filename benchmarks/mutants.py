@@ -144,18 +144,8 @@ def noticed_by(fault: Fault, copy: Path) -> str:
         for name, paths in (("room", files), ("all", [copy / "tests"])):
             if not paths:
                 continue
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-x",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "-n",
-                "2",
-                *map(str, paths),
-            ]
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "2"]
+            command = [sys.executable, "-m", "pytest", *options, *map(str, paths)]
             try:
                 done = subprocess.run(
                     command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS[name], check=False
