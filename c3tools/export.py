@@ -49,7 +49,7 @@ from .io.locations import location, names_in, remove, size_of
 from .io.lock import locked
 from .reporter import SILENT, Reporter
 from .store import Store, StoreInfo, embedding_matrix
-from .store.manifest import MOMENTS_FILE, StoreWriter, create_store
+from .store.manifest import MOMENTS_FILE, StoreWriter
 from .store.rows import keys_of, own_items, row_splits
 from .store.shards import (
     FAILURES_FILE,
@@ -188,14 +188,19 @@ def export_store(
     info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), telling_what_is_kept(lambda: kept):
-        present = _make_room(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
-        writer = None  # the record first: it says whose folder this is if the run is killed
+        present, stale = _parts_there(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
+        writer = None
+        # the record first: it says whose folder this is if the run is killed
+        record = INFO_FILE if format == "parquet" else MANIFEST_FILE
+        write_json_atomically(
+            output / record,
+            info.to_dict() if format == "parquet" else {"made_from": digest, "provenance": provenance, "files": {}},
+        )
+        for name in (name for name in stale if name != record):
+            remove(output / name)
         if format == "parquet":
-            create_store(output, info)
             writer = StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter)
             writer.adopt(digest)
-        else:
-            write_json_atomically(output / MANIFEST_FILE, {"made_from": digest, "provenance": provenance, "files": {}})
         chosen.save(output)
         todo = [shard for shard in shards if shard[0] in modalities and shard not in present]
         with (
@@ -289,16 +294,16 @@ class _ExportWork(Work[ShardName, None]):
             write_rows(self.output / name, self.info, rows, (), exported["made_from"], split_bytes=False)
 
 
-def _make_room(
+def _parts_there(
     output: Path, digest: str, rows: Mapping[ShardName, int], overwrite: bool, *, has_arrays: bool
-) -> set[ShardName]:
-    """Refuse or remove another export, remove the parts of this one that are not whole, and return the others.
+) -> tuple[set[ShardName], list[str]]:
+    """Return the whole parts of this export that are there, and the files of others and of another export.
 
     Raises:
         OutputError: if there is another export that is not to be replaced, or something else.
     """
     if not holds_result(output, "export", (MANIFEST_FILE, INFO_FILE)):
-        return set()
+        return set(), []
     found = _read(output / INFO_FILE).get("extra", {}).get("exported") or _read(output / MANIFEST_FILE)
     if "made_from" not in found:
         raise OutputError(f"{output} is a store, not a former export.", remedy="Choose a new or empty folder.")
@@ -317,11 +322,9 @@ def _make_room(
             if complete and all(header.made_from == digest for header in headers):
                 whole.add(shard)
     stale = [name for shard in parts.keys() - whole for name in parts[shard]]
-    if stale or not same:  # the record first: what it lists is the export
-        beside = () if same else (INFO_FILE, MOMENTS_FILE, FAILURES_FILE, _CARD)
-        for name in (MANIFEST_FILE, *beside, *stale):
-            remove(output / name)
-    return whole
+    if stale or not same:
+        stale = [MANIFEST_FILE, MOMENTS_FILE, FAILURES_FILE, _CARD, *stale, *([] if same else [INFO_FILE])]
+    return whole, stale
 
 
 def _parts(output: Path) -> dict[ShardName, list[str]]:
