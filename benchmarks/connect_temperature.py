@@ -6,9 +6,9 @@
 
 Runs `c3 connect heads` on frozen features for each scale and seed, with the settings of docs/results/connect.md. Runs
 with the same seed start from the same weights. The table shows the gap before training, and the gap and the recall of
-the best checkpoint, on the test split: mean and standard deviation over the seeds. With --stores, the embeddings of the
-first seed become a store for each scale, for `c3 ablate --methods C2_2,C3 --store STORES/100`. Finished runs are kept
-in --work and not repeated.
+the best checkpoint, on the test split: mean and standard deviation over the seeds. With --stores, the embeddings of
+each training become a store, for `c3 ablate --methods C2_2,C3 --store STORES/100-seed0`. Finished runs are kept in
+--work and not repeated.
 
 Takes about a minute per run on one thread (OMP_NUM_THREADS=1); there are three for each scale. On Flickr8k, the gap
 should fall from 1.13 to 0.08 at a fixed scale of 14, and to 0.77 at 100 (the tables are in docs/results/connect.md).
@@ -77,15 +77,15 @@ def main() -> None:
     lines = [f"| trained at | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for scale in arguments.scales.split(","):
         name = scale.replace(":", "-")
+        folders = [f"{name}-seed{seed}" for seed in range(arguments.seeds)]
         runs = [
-            scores(features, scale, seed, arguments.epochs, arguments.work / f"{name}-seed{seed}")
-            for seed in range(arguments.seeds)
+            scores(features, scale, seed, arguments.epochs, arguments.work / each) for seed, each in enumerate(folders)
         ]
         spread = np.std(runs, axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(COLUMNS))
         cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in zip(np.mean(runs, axis=0), spread, strict=True)]
         lines.append(f"| {scale} | {' | '.join(cells)} |")
-        if arguments.stores:
-            apply_heads(arguments.work / f"{name}-seed0", features, arguments.stores / name)
+        for each in folders if arguments.stores else ():
+            apply_heads(arguments.work / each, features, arguments.stores / each)
     print("\n".join(lines))
 
 

@@ -6,9 +6,9 @@
 The first table shows recall@10 compared with exact search (a float32 matrix product), after each modality was centred.
 The 200 queries are embeddings of the other modality (for a mixed index, of its own), so no query finds itself.
 
-The second table shows bias@10, the share of the ten nearest rows that have the modality of the query, in a corpus of up
-to 1,000 images and as many texts of the test split, without the query itself. 0.5 means no bias. Pipelines are fitted
-on the train split. Beside it are the spreads of the cosines within and between the modalities.
+The second table shows bias@10, the share of the ten nearest rows that have the modality of the query, in corpora of 100
+images and 100 texts of the test split, without the query itself. 0.5 means no bias. Pipelines are fitted on the train
+split. Beside it are the spreads of the cosines within and between the modalities.
 
 Takes about a minute on 2 cores for 48,546 rows; --quantised adds 12 minutes of processor time, most of it to train two
 rotations. On Flickr8k with c3-mini it should print at least 0.98 for Flat and SQfp16, 0.85 and 0.90 for the product
