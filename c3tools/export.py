@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from .errors import OutputError, StoreError, TransformError, telling_what_is_kept
 from .executors import Executor, Report, Work, open_executor
@@ -281,15 +281,16 @@ class _ExportWork(Work[ShardName, None]):
             tables = {f"{modality}/metadata/{stem}.parquet": table.drop_columns(["embedding"])}
             matrix = embedding_matrix(table, self.info.dtype)
 
-            def save(path: Path) -> None:
+            def write(path: Path) -> None:
                 if format == "npy":
                     with path.open("wb") as file:
                         np.save(file, matrix)
                 else:
-                    save_file({"embedding": matrix}, path, {"c3": json.dumps(self.info.to_dict(), sort_keys=True)})
+                    header = {"c3": json.dumps(self.info.to_dict(), sort_keys=True)}
+                    path.write_bytes(save({"embedding": matrix}, header))
 
             folder = f"{modality}/embeddings" if format == "npy" else modality
-            write_atomically(self.output / f"{folder}/{stem}.{format}", save)
+            write_atomically(self.output / f"{folder}/{stem}.{format}", write)
         for name, rows in tables.items():
             write_rows(self.output / name, self.info, rows, (), exported["made_from"], split_bytes=False)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from .arrays import Array
 from .errors import StoreError
@@ -121,7 +121,7 @@ def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[st
         tensors[f"{name}/mean"] = np.ascontiguousarray(moments.mean)
         tensors[f"{name}/scatter"] = moments.scatter[np.triu_indices(moments.dim)]
     header = {"groups": {name: m.n for name, m in sorted(groups.items())}, **metadata}
-    save_file(tensors, path, metadata={"c3": json.dumps(header, sort_keys=True)})
+    path.write_bytes(save(tensors, metadata={"c3": json.dumps(header, sort_keys=True)}))
 
 
 def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:

@@ -19,7 +19,7 @@ from ..encoders.loading import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
 from ..io.artifact import Kind, claimed, reading
-from ..io.files import write_atomically, write_json_atomically
+from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
 from ..store.rows import splits_of
 from .pairs import ArrayInputs, PairInputs, PhotoInputs
@@ -186,7 +186,7 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> No
     if hasattr(network.tokenizer, "save_pretrained"):  # one of transformers; CLIP's own comes with open_clip
         network.tokenizer.save_pretrained(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(tensors, path))
+    save_file(tensors, folder / "open_clip_model.safetensors")
     settings = ("mean", "std", "interpolation", "resize_mode")
     preprocess = {key: network.preprocess.config[key] for key in settings if key in network.preprocess.config}
     config = network.model_config()

@@ -161,6 +161,8 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
                 former.rename(folder)
             raise
         sync_folder(folder.parent)
+    except SafetensorError as error:  # so it reports a full disk
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -15,8 +15,6 @@ from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from safetensors import SafetensorError
-
 from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError
 from .locations import open_binary, read_all, upload
 
@@ -52,10 +50,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # safetensors reports a full disk this way
-            raise OSError(str(error)) from error
         raise
     sync_folder(path.parent)
 

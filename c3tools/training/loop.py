@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..arrays import Indices
@@ -162,13 +162,14 @@ class CheckpointDir:
         """
         moments = {f"{_OPTIMIZER}{number}": named for number, named in optimizer.state_dict()["state"].items()}
         flat = {
-            f"{group}/{name}": value.detach().cpu().contiguous().clone()
+            f"{group}/{name}": value.detach().cpu().contiguous()
             for group, named in {**tensors, **moments}.items()
             for name, value in named.items()
         }
         header = json.dumps({"identity": identity, "position": position})
         path = self.path / f"state-{position['step']:08d}.safetensors"
-        write_atomically(path, lambda temporary: save_file(flat, temporary, metadata={"c3": header}))
+        content = save(flat, metadata={"c3": header})
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
         self._saved_step = position["step"]
         for old in self._states()[_KEPT:]:
             old.unlink()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from c3tools.errors import DecoderError, OutputError
 from c3tools.io.artifact import (
@@ -161,6 +162,13 @@ def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
         (new / "a").write_text("new")
     assert whole(folder) == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "out")
+    with pytest.raises(OSError, match="No such file"), replacing(folder) as new:
+        save_file({"weights": np.zeros(3)}, new / "missing" / "weights.safetensors")
+    assert whole(folder) == "old"
 
 
 def test_a_digest_depends_on_settings_types_and_rows() -> None:
