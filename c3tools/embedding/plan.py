@@ -42,7 +42,8 @@ _INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ig
 _FILE = pa.schema({"key": pa.large_string(), "path": pa.large_string(), "size": pa.int64()})  # type: ignore[arg-type]
 _TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key")])
 _AT, _FAILED = pc.field("at"), pc.field("failed")  # of these: the position in the corpus, and whether it is a failure
-_LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?$"  # the key of a text without an image: the stem of its file, its line
+# the key of a text without an image: the stem of its file, its line; of a long text that was divided, its part
+_LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?(?:~\d+)?$"
 
 
 @dataclass
@@ -217,8 +218,8 @@ class Sources:
             return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
         images = rows["image_key"]
         known = [_is_in(images, keys) for keys in (self.gone_images, self._captioned, *self._media)]
-        files = _files_of_lines(self._texts["key"].filter(pc.is_null(self._texts["image_key"])))
-        of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(pc.is_null(images))
+        files = _files_of_lines(self._texts["key"].filter(_stands_alone(self._texts)))
+        of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(_stands_alone(rows))
         lost: npt.NDArray[np.bool_] = (np.any(known, axis=0) & ~_is_in(images, self.foreign)) | of_file
         return lost
 
@@ -253,6 +254,12 @@ def _possible_files(path: str) -> set[str]:
     """Return the path of an input, and each file that may be meant if it is ``file#…``, of a tar, table or list."""
     absolute = _absolute(path)
     return {absolute, *(absolute[:i] for i, letter in enumerate(absolute) if letter == "#")}
+
+
+def _stands_alone(texts: Any) -> Any:
+    """Return which texts belong to no image: they have no item, or are parts of a long text, which is their item."""
+    whole = pc.replace_substring_regex(texts["key"], pattern=r"~\d+$", replacement="")
+    return pc.fill_null(pc.equal(whole, texts["image_key"]), True)
 
 
 def _files_of_lines(keys: Any) -> Any:

@@ -253,7 +253,8 @@ def _check_items(
         if homes & keys.keys() and not homes & lost:  # what is lost is reported already
             known = failed.union(*(keys[name] for name in homes & keys.keys()))
             own = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())
-            absent = [(shard, item) for shard, item in own if item and item not in known]
+            # the parts of a long text that was divided belong to that text
+            absent = [at for at in own if at[1] and at[1] not in known and f"{at[1]}~0" not in keys[modality]]
             for shard, item in absent[:1]:
                 what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {item!r}"
                 result.add("pairing", part_name(*shard), what, remedy, level)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import c3tools
-from c3tools import Store, embed, load_encoder
+from c3tools import Store, embed, load_encoder, verify_store
 from c3tools.corpus.images import read_sound
 from c3tools.encoders import Encoder
 from c3tools.encoders.plugins import find_plugin
@@ -228,6 +228,17 @@ def test_long_texts_are_cut_or_divided(models: Path) -> None:
     np.testing.assert_allclose(rows.embeddings, [vectors[0], mean / np.linalg.norm(mean)], atol=1e-6)
     Path("texts.txt").write_text(f"a bird\n{long}\na fish\n", encoding="utf-8")
     assert embed("texts.txt", "chunk", dtype="float32").summary.modalities["text"].embedded == 1  # as recorded
+    Path("texts.txt").write_text("a bird\n", encoding="utf-8")
+    assert embed("texts.txt", "chunk", prune=True, dtype="float32").summary.modalities["text"].gone == [
+        "texts:2~0",
+        "texts:2~1",
+        "texts:3",
+    ]
+    copy_photos(Path("photos"), 1)
+    embed("photos", "mixed", model=f"st:{models / 'clip'}", long_texts="chunk")
+    Path("texts.txt").write_text(f"{long * 3}\n", encoding="utf-8")
+    assert embed("texts.txt", "mixed").summary.modalities["text"].embedded > 1
+    assert not verify_store("mixed").findings
     with pytest.raises(StoreError, match="--long-texts is mean, but the store chunk was made with chunk"):
         embed("texts.txt", "chunk", long_texts="mean")
 
