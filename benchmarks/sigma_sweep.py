@@ -11,7 +11,8 @@ decoder did not learn from (the encoder may have).
 
 On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3 minutes, or 2 with --epochs 5; 54 cells take 2
 to 3 hours. --paired adds the decoder trained on real pairs as a line (3 cells). For each rule, the script should print
-how much the sigma it gives loses compared with the best sigma of the sweep.
+how much the sigma it gives loses compared with the best sigma of the sweep, and last the sigmas that 10 and 20 pairs
+give. --minutes 0 prints only these.
 """
 
 from __future__ import annotations
@@ -31,9 +32,18 @@ from c3tools.metrics.significance import crossed_interval
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
+from c3tools.seeds import generator
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
-from c3tools.transforms.sigma import PUBLISHED, SigmaRule, caption_spread, pair_cosine, scaled_spread
+from c3tools.transforms.sigma import (
+    MIN_IMAGES,
+    PUBLISHED,
+    RECOMMENDED_IMAGES,
+    SigmaRule,
+    caption_spread,
+    pair_cosine,
+    scaled_spread,
+)
 
 NAMES = {
     "caption_spread": "spread of captions (texts alone)",
@@ -80,6 +90,7 @@ def main() -> None:
         runs += [replace(run, method=NOISED.get(run.method, run.method)) for run in table.runs]
         report(options, store, rules, runs)
     print(report(options, store, rules, runs))
+    print("", *(few_pairs(store, count) for count in (MIN_IMAGES, RECOMMENDED_IMAGES)), sep="\n")
 
 
 def report(options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[Run]) -> str:
@@ -136,11 +147,28 @@ def markdown_table(
     return "\n".join(lines)
 
 
+def val_pairs(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Return images, texts and the image of each text of the val split, and the means of the train split."""
+    pairs = store.pairs(split="val")
+    means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
+    return pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means
+
+
+def few_pairs(store: Store, count: int, draws: int = 500) -> str:
+    """Return where the sigma of so many random images with their captions lies, in 95 % of the draws."""
+    images, texts, owner, means = val_pairs(store)
+    found = []
+    for draw in range(draws):
+        chosen = generator(draw, "few pairs", count).choice(len(images), count, replace=False)
+        rows = np.isin(owner, chosen)
+        found.append(pair_cosine(images, texts[rows], owner[rows], means).sigma or np.nan)
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return f"cosine of {count} images with their captions: {low:.3f} to {high:.3f}"
+
+
 def store_rules(store: Store) -> dict[str, float]:
     """Return sigma by rule, from the pairs of the val split and the means of the train split."""
-    pairs = store.pairs(split="val")
-    images, texts, owner = pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows]
-    means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
+    images, texts, owner, means = val_pairs(store)
     spread = caption_spread(texts, owner, means[1])
     residual = images[owner].astype(np.float64) - texts
     rules = [
