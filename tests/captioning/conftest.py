@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain, cycle, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +15,15 @@ import pytest
 import torch
 
 from c3tools import Captioner, devices
-from c3tools.captioning.config import UNCONDITIONAL, AnySize, DecoderConfig, TrainingConfig, load_size
+from c3tools.arrays import Matrix
+from c3tools.captioning.config import UNCONDITIONAL, DecoderConfig, TrainingConfig, load_size
 from c3tools.captioning.model import CaptionDecoder, Decoder
 from c3tools.captioning.train import DecoderTask, fit
 from c3tools.moments import Moments
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from tests.conftest import build_store
+from tests.stores import unit
 
 COLOURS = ("red", "blue", "green", "white")
 ANIMALS = ("dog", "cat", "horse", "bird", "cow")
@@ -26,6 +31,7 @@ PLACES = ("grass", "beach", "street", "snow")
 DIM = 32
 CPU = devices.pick("cpu", "fp32")
 TOY = {"name": "toy-model", "weights_sha256": "1" * 64}
+SPLITS = ("test", "val", "train", "train", "train", "test", "train", "train", "train", "train")
 
 
 @dataclass(frozen=True)
@@ -48,28 +54,28 @@ class World:
 
 
 def make_world(gap: float = 1.0, noise: float = 0.02, seed: int = 0) -> World:
+    """80 images of a colour, an animal and a place, with two captions each."""
     rng = np.random.default_rng(seed)
     words = {word: rng.normal(size=DIM) / np.sqrt(DIM) for word in (*COLOURS, *ANIMALS, *PLACES)}
     offset = gap * rng.normal(size=DIM) / np.sqrt(DIM)
-    keys, embeddings, captions, items = [], [], [], []
-    images: dict[str, np.ndarray] = {}
-    references: dict[str, list[str]] = {}
-    scenes = [(colour, animal, place) for colour in COLOURS for animal in ANIMALS for place in PLACES]
-    for number in rng.permutation(len(scenes)):
+    scenes = list(product(COLOURS, ANIMALS, PLACES))
+    order = rng.permutation(len(scenes))
+    references = {}
+    for number in order:
         colour, animal, place = scenes[number]
-        item = f"image{number:02d}"
-        meaning = words[colour] + words[animal] + words[place]
-        image = meaning - offset / 2 + noise * rng.normal(size=DIM)
-        images[item] = (image / np.linalg.norm(image)).astype(np.float32)
-        references[item] = [f"A {colour} {animal} on the {place}.", f"on the {place} stands a {colour} {animal}"]
-        for rank, caption in enumerate(references[item]):
-            text = meaning + offset / 2 + noise * rng.normal(size=DIM)
-            keys.append(f"{item}#{rank}")
-            embeddings.append(text / np.linalg.norm(text))
-            captions.append(caption)
-            items.append(item)
-    texts = Rows.of("text", keys, np.array(embeddings), caption=captions, image_key=items)
-    return World(texts, Rows.of("image", list(images), np.stack(list(images.values()))), references)
+        captions = [f"A {colour} {animal} on the {place}.", f"on the {place} stands a {colour} {animal}"]
+        references[f"image{number:02d}"] = captions
+    meanings = np.array([sum(words[word] for word in scenes[number]) for number in order])
+    sides = offset / 2 * np.array([[-1], [1], [1]])  # of the image, and of its captions
+    rows = meanings[:, None] + sides + noise * rng.normal(size=(len(order), 3, DIM))
+    images, texts = (unit(part.reshape(-1, DIM)) for part in (rows[:, 0], rows[:, 1:]))
+    keys = [f"{item}#{rank}" for item in references for rank in (0, 1)]
+    items = [key.partition("#")[0] for key in keys]
+    return World(
+        Rows.of("text", keys, texts, caption=[*chain(*references.values())], image_key=items),
+        Rows.of("image", [*references], images, path=[f"{key}.png" for key in references]),
+        references,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -77,36 +83,41 @@ def world() -> World:
     return make_world()
 
 
-def make_captions_store(path: Path, *, splits: bool = True, noise: float = 0.02) -> tuple[Store, World]:
-    """80 images with two captions each: train 56, val 8, test 16; without splits everything is train."""
+def make_captions_store(path: Path, *, noise: float = 0.02) -> tuple[Store, World]:
+    """The toy world as a store: of its images 56 are train, 8 val and 16 test."""
     world = make_world(noise=noise)
-    images, texts = world.images, world.texts
-    parts = ["test" if i % 5 == 0 else "val" if i % 10 == 1 else "train" for i in range(len(images))]
-    split = dict(zip(images.keys, parts if splits else ["train"] * len(images), strict=True))
-    sides = [8] * len(images)
-    paths = [f"{key}.png" for key in images.keys]
-    columns: dict[str, Any] = {"path": paths, "width": sides, "height": sides, "split": list(split.values())}
-    own = {"caption": texts.captions, "image_key": texts.items, "split": [split[item] for item in texts.items]}
-    rows = (
-        Rows.of("image", images.keys, images.embeddings, **columns),
-        Rows.of("text", texts.keys, texts.embeddings, **own),
+    return store_of(path, world), world
+
+
+def store_of(path: Path, world: World, splits: Sequence[str] = SPLITS, model: dict[str, str] = TOY) -> Store:
+    """A store of a world, whose images have these splits, over and over, and captions the split of their image."""
+    split = dict(zip(world.images.keys, cycle(splits), strict=False))
+    sides = (
+        replace(rows, table=rows.table.append_column("split", [[split[item] for item in rows.items]]))
+        for rows in (world.images, world.texts)
     )
-    return build_store(path, *rows, model=TOY, dtype="float32"), world
+    return build_store(path, *sides, model=model, dtype="float32")
 
 
-def tiny(training: TrainingConfig, *changes: str) -> AnySize:
-    """The size tiny with other settings of training."""
-    return replace(load_size("tiny", changes), training=training)
+def task_of(
+    world: World,
+    training: TrainingConfig,
+    name: str = "c1",
+    *changes: str,
+    held_out: int = 20,
+    start: Captioner | None = None,
+) -> DecoderTask:
+    """The training of a tiny decoder by a preset, on the captions of all images but the last."""
+    size = replace(load_size("tiny", changes), training=training)
+    pipeline = preset(name, sigma=0.02).fit(world.moments)
+    return DecoderTask(*world.split(held_out), pipeline, size, CPU, start)
 
 
 @cache
 def trained_captioner() -> Captioner:
     """A captioner of the toy world, trained once for all tests that need one; a test that changes it takes a copy."""
-    world = make_world()
     training = TrainingConfig(epochs=3, batch_size=16, learning_rate=3e-3)
-    pipeline = preset("c3", sigma=0.02).fit(world.moments)
-    task = DecoderTask(*world.split(held_out=20), pipeline, tiny(training), CPU)
-    return fit(task, record={"model": TOY, "sigma": 0.02, "size": "tiny"})
+    return fit(task_of(make_world(), training, "c3"), record={"model": TOY, "sigma": 0.02, "size": "tiny"})
 
 
 @pytest.fixture(scope="session")
@@ -115,13 +126,10 @@ def captioner() -> Captioner:
 
 
 @pytest.fixture(scope="session")
-def language_model() -> Captioner:
+def language_model(world: World) -> Captioner:
     """A language model of the toy world's captions, trained once."""
-    world = make_world()
     training = TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, contrastive_margin=0.5)
-    pipeline = preset("c1").fit(world.moments)
-    task = DecoderTask(*world.split(held_out=20), pipeline, tiny(training, *UNCONDITIONAL), CPU)
-    return fit(task, record={"model": TOY})
+    return fit(task_of(world, training, "c1", *UNCONDITIONAL), record={"model": TOY})
 
 
 @pytest.fixture(scope="session")
@@ -130,11 +138,28 @@ def captions_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_captions_store(tmp_path_factory.mktemp("captions") / "c3-store")[0]
 
 
+def counting_encoder(words: Sequence[str], dim: int = DIM) -> Any:
+    """An encoder of texts by how often each of some words is in them."""
+
+    def encode_texts(texts: Sequence[str]) -> Matrix:
+        counts = np.array([[text.count(word) + 0.02 for word in words] for text in texts], np.float32)
+        return unit(np.pad(counts, ((0, 0), (0, dim - len(words)))))
+
+    return SimpleNamespace(encode_texts=encode_texts)
+
+
 def logits_after(model: Decoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
     """The definition of the scores of the next token, (V,): the whole sequence is computed again."""
     with torch.no_grad():
         logits = model(torch.from_numpy(x[None]), torch.tensor([[*written, model.pad_id]]))[0]
     return model.allowed(logits[0, len(written)])
+
+
+@torch.no_grad()
+def mean_loss(model: Decoder, x: np.ndarray, tokens: torch.Tensor) -> float:
+    """The definition of the loss of captions (B, T): the mean of -log p over their tokens, without padding."""
+    log_p = model(torch.from_numpy(x), tokens)[0].log_softmax(-1)
+    return -float(log_p.gather(2, tokens[..., None])[..., 0][tokens != model.pad_id].mean())
 
 
 def greedy_without_cache(model: Decoder, x: np.ndarray) -> list[int]:

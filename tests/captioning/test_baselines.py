@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools import Captioner, train_captioner
+from c3tools import Captioner
 from c3tools.captioning.config import TrainingConfig
 from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import generate
@@ -23,9 +22,10 @@ from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.captioning.train import fit
 from c3tools.errors import DecoderError
 from c3tools.store import Rows
+from tests.conftest import unit_rows
+from tests.stores import unit
 
-from .conftest import ANIMALS, DIM, logits_after, make_captions_store
-from .language_models import save_tiny_gpt2
+from .conftest import ANIMALS, DIM, counting_encoder, greedy_without_cache, logits_after
 
 LIMIT = 6
 
@@ -37,24 +37,8 @@ class Letters:
         return "".join("abcdefg"[token] for token in ids if token not in (PAD_ID, END_ID))
 
 
-class Counting:
-    """An encoder whose embedding of a text is how often it has each letter."""
-
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        rows = np.array([[text.count(letter) + 0.1 for letter in "abcdefg"] for text in texts])
-        unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-        return unit
-
-
-def given_inputs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return rng.normal(size=(n, 6)).astype(np.float32), rng.normal(size=(n, 7)).astype(np.float32)
-
-
-def steered(model: CaptionDecoder, n: int, method: str) -> list[list[int]]:
-    x, images = given_inputs(n)
-    unit = images / np.linalg.norm(images, axis=1, keepdims=True)
-    return write_steered(model, Letters(), x, unit, method, Counting())  # type: ignore[arg-type]
+LETTERS: Any = Letters()
+COUNTING = counting_encoder("abcdefg", 7)
 
 
 def hidden_states(model: CaptionDecoder, x: np.ndarray, written: list[int]) -> torch.Tensor:
@@ -69,8 +53,8 @@ def magic_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarray,
     written: list[int] = []
     for _ in range(LIMIT):
         likely, tokens = logits_after(model, x, written).softmax(-1).topk(min(candidates, 7))
-        texts = [Letters().decode([*written, token]) for token in tokens.tolist()]
-        cosines = Counting().encode_texts(texts) @ (image / np.linalg.norm(image))
+        texts = [LETTERS.decode([*written, token]) for token in tokens.tolist()]
+        cosines = COUNTING.encode_texts(texts) @ image
         view = torch.softmax(100 * torch.from_numpy(cosines), dim=-1)
         earlier = hidden_states(model, x, written)
         best, winner = -np.inf, -1
@@ -93,14 +77,14 @@ def test_methods_follow_their_formulas(
 ) -> None:
     by_definition, n = (magic_by_definition, 8) if method == "magic" else (zerocap_by_definition, 3)
     monkeypatch.setitem(CANDIDATES, method, candidates)
-    expected = [by_definition(tiny_model, x, image, candidates) for x, image in zip(*given_inputs(n), strict=True)]
-    assert steered(tiny_model, n, method) == expected
+    x, images = unit_rows(n, 6), unit_rows(n, 7, 1)
+    expected = [by_definition(tiny_model, *rows, candidates) for rows in zip(x, images, strict=True)]
+    assert write_steered(tiny_model, LETTERS, x, images, method, COUNTING) == expected
     assert len({tuple(caption) for caption in expected}) > 1
 
 
 def zerocap_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarray, candidates: int) -> list[int]:
     """The formulas, text by text: keys and values of two layers are moved, and all else is computed from them."""
-    unit = torch.from_numpy(image / np.linalg.norm(image))
 
     def after(written: list[int], keys: list[torch.Tensor], values: list[torch.Tensor]) -> torch.Tensor:
         cache = model.new_cache()
@@ -109,7 +93,7 @@ def zerocap_by_definition(model: CaptionDecoder, x: np.ndarray, image: np.ndarra
         return logits[0, 1:].log_softmax(-1)  # without padding
 
     def cosine(ids: list[int]) -> torch.Tensor:
-        return torch.from_numpy(Counting().encode_texts([Letters().decode(ids)])[0]) @ unit
+        return torch.tensor(COUNTING.encode_texts([LETTERS.decode(ids)])[0] @ image)
 
     def following(written: list[int]) -> torch.Tensor:
         with torch.no_grad():
@@ -149,8 +133,7 @@ def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], sm
     real = np.arange(T) < np.array(lengths)[:, None]
     log_p, log_p_lm, values = (rng.normal(size=(B, T)) * real for _ in range(3))
     cosines = rng.uniform(-1, 1, B)
-    as_torch = [torch.from_numpy(array) for array in (cosines, log_p, log_p_lm, real, values)]
-    cosine, p, p_lm, is_real, value = as_torch
+    cosine, p, p_lm, value, is_real = map(torch.from_numpy, (cosines, log_p, log_p_lm, values, real))
     advantages = EsperTask.advantages(cosine, p, p_lm, value, is_real, smoothing)
     for row, length in enumerate(lengths):
         r = -0.15 * (log_p[row] - log_p_lm[row])
@@ -166,74 +149,39 @@ def test_rewards_advantages_and_losses_are_their_formulas(lengths: list[int], sm
     assert float(EsperTask.policy_loss(p, p_lm, advantages, is_real)) == pytest.approx(np.mean(terms), abs=1e-9)
 
 
-class Animals:
-    """An encoder whose embedding of a text says which animal it names."""
-
-    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        named = [[float(animal in text) for animal in ANIMALS] + [0.1] for text in texts]
-        rows = np.pad(np.array(named, np.float32), ((0, 0), (0, DIM - len(ANIMALS) - 1)))
-        unit: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return unit
+ENCODER = counting_encoder(ANIMALS)
 
 
 def pictures(n: int, seed: int) -> Rows:
-    """Images of one animal each, as `Animals` sees them."""
+    """Images of one animal each, as the encoder sees them."""
     rng = np.random.default_rng(seed)
-    chosen = [ANIMALS[number] for number in rng.integers(0, len(ANIMALS), n)]
-    noisy = Animals().encode_texts(chosen) + 0.02 * rng.normal(size=(n, DIM)).astype(np.float32)
-    return Rows.of("image", [f"{seed}-{i}" for i in range(n)], noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
+    noisy = ENCODER.encode_texts(rng.choice(ANIMALS, n).tolist()) + 0.02 * rng.normal(size=(n, DIM))
+    return Rows.of("image", [f"{seed}-{i}" for i in range(n)], unit(noisy))
 
 
-@torch.no_grad()
-def test_a_language_model_writes_and_scores_without_an_embedding(language_model: Captioner) -> None:
-    model = language_model.decoder
-    assert isinstance(model, CaptionDecoder)
+def test_a_language_model_writes_without_an_embedding(language_model: Captioner) -> None:
     assert language_model.is_language_model
-    x, tokens = torch.zeros(1, DIM), torch.tensor([[5, 9, 7, END_ID]])
-    logits = model(x, tokens)[0][0]
-    shown = torch.cat([torch.tensor([END_ID]), tokens[0, :-1]])
-    torch.testing.assert_close(logits, model.predict(model.embed_tokens(shown[None]), 0)[0][0])
-    written = generate(model, np.random.default_rng(0).normal(size=(3, DIM)).astype(np.float32))
-    assert written[0] == written[1] == written[2]
+    x = unit_rows(3, DIM)
+    written = generate(language_model.decoder, x)
+    assert written == [greedy_without_cache(language_model.decoder, x[0])] * 3
     assert {"on", "the"} <= set(language_model.tokenizer.decode(written[0]).split())
     with pytest.raises(DecoderError, match="--steer magic"):
-        language_model.caption(embeddings=np.eye(1, DIM, dtype=np.float32))
+        language_model.caption(embeddings=x)
 
 
 def test_esper_learns_what_images_show_from_images_alone(language_model: Captioner, tmp_path: Path) -> None:
     before = language_model.decoder.digest()
     train, val = pictures(128, 0), pictures(32, 1)
     training = TrainingConfig(epochs=12, batch_size=32, learning_rate=3e-3, weight_decay=0.0)
-    captioner = fit(EsperTask(train, val, language_model, Animals(), training, "cpu"))  # type: ignore[arg-type]
+    captioner = fit(EsperTask(train, val, language_model, ENCODER, training, "cpu"))
     best = captioner.record["best_val_loss"]
     assert best == min(epoch["val_loss"] for epoch in captioner.record["history"])
     captioner.save(tmp_path / "esper")
     written = Captioner.load(tmp_path / "esper").caption(embeddings=val.embeddings, beams=1)
-    closeness = float((Animals().encode_texts(written) * val.embeddings).sum(axis=1).mean())
+    closeness = float((ENCODER.encode_texts(written) * val.embeddings).sum(axis=1).mean())
     assert closeness == pytest.approx(1 - best, abs=1e-3)
     assert closeness > 0.4  # one animal for all images comes to about 0.2
     # the language model is as it was, also in the captioner
     assert language_model.decoder.digest() == before
     own, whole = language_model.decoder.state_dict(), captioner.decoder.state_dict()
     assert all(torch.equal(whole[name], value) for name, value in own.items() if name != "positions")
-
-
-def test_a_language_model_of_transformers_is_trained_steered_and_put_behind_a_mapper(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("transformers")
-    store, world = make_captions_store(tmp_path / "c3-store")
-    gpt2 = save_tiny_gpt2(tmp_path / "gpt2", world.texts.captions)
-    settings = (f"model={gpt2}", "warmup_steps=2", "batch_size=32", "learning_rate=5e-3", "max_tokens=12")
-    options: dict[str, Any] = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
-    train_captioner(store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
-    lm = Captioner.load(tmp_path / "lm")
-    assert lm.is_language_model
-    image = pictures(1, 2).embeddings
-    for method in ("magic", "zerocap"):
-        monkeypatch.setitem(CANDIDATES, method, 20)
-        assert lm.caption(embeddings=image, steer=method, encoder=Animals())  # type: ignore[arg-type]
-    training = TrainingConfig(epochs=1, batch_size=10)
-    captioner = fit(EsperTask(pictures(20, 0), pictures(8, 1), lm, Animals(), training, "cpu"))  # type: ignore[arg-type]
-    captioner.save(tmp_path / "esper")
-    assert Captioner.load(tmp_path / "esper").caption(embeddings=image) == captioner.caption(embeddings=image)

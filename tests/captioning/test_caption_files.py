@@ -34,11 +34,12 @@ def photos(tmp_path: Path) -> dict[str, Path]:
     return found
 
 
-def write_pending(writer: CaptionWriter) -> dict[str, str]:
-    with writer:
+def write_pending(photos: dict[str, Path], by: str = BY, **files: Any) -> dict[str, str]:
+    """Write what no file has yet, and return the captions that the files have then."""
+    with CaptionWriter(photos, by, **files) as writer:
         for key in writer.pending:
             writer.write(key, CAPTIONS[key])
-        return writer.finish([])
+        return writer.finish([(Path("no.jpg"), "cut short")])
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -47,11 +48,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_every_format_holds_every_caption(photos: dict[str, Path], tmp_path: Path) -> None:
     path, page = tmp_path / "c.json", tmp_path / "c.html"
-    with CaptionWriter(photos, BY, json=path, txt=True, xmp=True, html=page) as writer:
-        assert writer.pending == list(photos)
-        for key, caption in CAPTIONS.items():
-            writer.write(key, caption)
-        assert writer.finish([(Path("no.jpg"), "cut short")]) == CAPTIONS
+    assert write_pending(photos, json=path, txt=True, xmp=True, html=page) == CAPTIONS
     expected = [{"key": key, "path": str(photos[key]), "caption": CAPTIONS[key], "captioner": BY} for key in CAPTIONS]
     assert rows_of(path) == expected
     for key in ("a/dog", "a/cat"):
@@ -89,11 +86,11 @@ def test_a_run_that_is_killed_anywhere_is_continued_to_the_same_bytes(
     left, other = (photos["x"].with_name(f".{own}.txt.0123456789abcdef.tmp") for own in ("x", "other"))
     for leftover in (left, other):
         leftover.write_text("a bo")
-    write_pending(CaptionWriter(photos, BY, **files))
+    write_pending(photos, **files)
     assert (left.exists(), other.exists()) == (False, True)  # the other may be of another program
     assert all(photo.with_suffix(".txt").exists() for photo in photos.values())
     whole = tmp_path / "whole.json"
-    write_pending(CaptionWriter(photos, BY, json=whole))
+    write_pending(photos, json=whole)
     assert path.is_symlink()
     assert path.read_bytes() == whole.read_bytes()
 
@@ -106,26 +103,26 @@ def test_files_beside_photos_are_kept_unless_overwritten(photos: dict[str, Path]
         assert writer.captions == {"x": "my own words"}
     with CaptionWriter(photos, BY, txt=True, json=tmp_path / "c.json") as writer:
         assert writer.pending == list(photos)  # the JSON wants a caption by this captioner
-    write_pending(CaptionWriter(photos, BY, txt=True, json=tmp_path / "c.json"))
+    write_pending(photos, txt=True, json=tmp_path / "c.json")
     assert own.read_text() == "my own words"
-    write_pending(CaptionWriter(photos, BY, txt=True, overwrite=True))
+    write_pending(photos, txt=True, overwrite=True)
     assert own.read_bytes() == b"a\rboat\n"
 
 
 def test_captions_of_other_settings_or_photos_are_refused(photos: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "c.json"
-    write_pending(CaptionWriter(photos, BY, json=path))
+    write_pending(photos, json=path)
     before = path.read_bytes()
     elsewhere = {key: tmp_path / "elsewhere" / value.name for key, value in photos.items()}
     for own, by, named in ((photos, "another", "another"), (elsewhere, BY, "'a/dog'")):
         with pytest.raises(OutputError, match=named):
-            write_pending(CaptionWriter(own, by, json=path))
+            write_pending(own, by, json=path)
     assert path.read_bytes() == before
     with CaptionWriter({"new": tmp_path / "new.jpg"}, BY, json=path) as writer:
         assert writer.pending == ["new"]
         writer.write("new", "a new one")
     assert [row["key"] for row in rows_of(path)] == [*photos, "new"]
-    write_pending(CaptionWriter(photos, "another", json=path, overwrite=True))
+    write_pending(photos, "another", json=path, overwrite=True)
     assert {row["captioner"] for row in rows_of(path)} == {"another"}
 
 
@@ -146,7 +143,7 @@ def test_a_file_of_something_else_is_left_alone(
     path = tmp_path / "c.json"
     path.write_text(content)
     with pytest.raises(OutputError, match=path.name):
-        write_pending(CaptionWriter(photos, BY, json=path, overwrite=overwrite))
+        write_pending(photos, json=path, overwrite=overwrite)
     assert path.read_text() == content
 
 
@@ -154,8 +151,8 @@ def test_a_second_run_is_refused(photos: dict[str, Path], tmp_path: Path) -> Non
     path = tmp_path / "c.json"
     with CaptionWriter(photos, BY, json=path) as first:
         first.write("x", "a boat")
-        with pytest.raises(OutputError, match=str(os.getpid())), CaptionWriter(photos, BY, json=path):
-            pass
+        with pytest.raises(OutputError, match=str(os.getpid())):
+            write_pending(photos, json=path)
     assert [row["key"] for row in rows_of(path)] == ["x"]
 
 

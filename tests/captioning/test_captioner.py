@@ -50,13 +50,11 @@ def test_embeddings_are_rounded_as_a_store_does(captioner: Captioner, monkeypatc
     assert np.array_equal(seen[1], images * np.float32(1e5))
 
 
-def test_another_model_and_another_dimension_are_refused_with_both_named(captioner: Captioner) -> None:
+def test_another_model_is_refused_with_both_named(captioner: Captioner) -> None:
     for same in (TOY, None, {"name": "toy-model"}):  # with no hash to compare the name decides
         captioner.check_model(same, DIM)
     with pytest.raises(DecoderError, match=r"toy-model \(1{12}\).* other \(0{12}\)"):
         captioner.check_model({"name": "other", "weights_sha256": "0" * 64}, DIM)
-    with pytest.raises(DecoderError, match=r"32 dimensions .*toy-model.* 8"):
-        captioner.caption(embeddings=np.ones((1, 8), np.float32))
 
 
 def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(captioner: Captioner) -> None:
@@ -86,10 +84,9 @@ def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: P
     path = tmp_path / "decoder.json"
     content = json.loads(path.read_text())
     configs = [{**content["config"], **change} for change in ({"width": 96}, {"heads": False}, {"layers": 10**300})]
-    changed = [*({**content, "config": config} for config in configs), {**content, "files": None}, {"files": {}}]
-    texts = [*map(json.dumps, [{**content, "format_version": 99}, *changed, []]), "{", "[" * 10_000]
-    for text in texts:
-        path.write_text(text)
+    changed = [{**content, "config": config} for config in configs]
+    for other in ({**content, "format_version": 99}, {**content, "files": None}, {"files": {}}, *changed):
+        path.write_text(json.dumps(other))
         with pytest.raises(DecoderError):
             Captioner.load(tmp_path)
 

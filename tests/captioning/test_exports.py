@@ -20,6 +20,13 @@ from tests.conftest import Messages
 TINY: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["batch_size=32"]}
 
 
+@pytest.fixture(scope="module")
+def collapsed(captions_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished export, to which no noise was added."""
+    folder = tmp_path_factory.mktemp("exports") / "collapsed"
+    return export_store(captions_store, folder, preset="c2-collapse", dtype="float32").output
+
+
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
@@ -41,22 +48,22 @@ def test_an_export_gives_the_weights_of_the_store(
     assert known[0].captions == known[1].captions
 
 
-def test_noise_on_a_finished_export_is_said_to_be_another_method(captions_store: Store, tmp_path: Path) -> None:
-    export = export_store(captions_store, tmp_path / "export", preset="c2-collapse", dtype="float32").output
+def test_noise_on_a_finished_export_is_said_to_be_another_method(collapsed: Path, tmp_path: Path) -> None:
     said = Messages()
-    captioner = train_captioner(export, sigma=0.05, output=tmp_path / "d", reporter=said, **TINY)
+    captioner = train_captioner(collapsed, sigma=0.05, output=tmp_path / "d", reporter=said, **TINY)
     assert any("0.05" in text and "--before-noise" in text for text in said.texts)
     assert [step.kind for step in captioner.pipeline.steps][-2:] == ["gaussian-noise", "normalize"]
     assert Captioner.load(tmp_path / "d").record["sigma"] == 0.05
 
 
-def test_what_contradicts_the_pipeline_of_an_export_is_refused(captions_store: Store, tmp_path: Path) -> None:
+def test_what_contradicts_the_pipeline_of_an_export_is_refused(
+    captions_store: Store, collapsed: Path, tmp_path: Path
+) -> None:
     noised = export_store(captions_store, tmp_path / "noised", preset="c3", sigma=0.1).output
-    plain = export_store(captions_store, tmp_path / "plain", preset="c2-collapse").output
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (noised, {"sigma": 0.1}, "its own sigma"),
-        (plain, {"sigma": "auto"}, "auto"),
-        (plain, {"preset": "c3"}, "preset"),
+        (collapsed, {"sigma": "auto"}, "auto"),
+        (collapsed, {"preset": "c3"}, "preset"),
     ]
     for store, options, named in cases:
         with pytest.raises(TransformError, match=named):
@@ -67,27 +74,28 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused(captions_store: S
     compared: dict[str, Any] = {"--steer": {"steer": "magic"}, "--clip-score": {"clip_score": True}}
     for option, asked in compared.items():
         with pytest.raises(MetricError, match=f"{option} .* went through c2-collapse"):
-            evaluate_captions(plain, decoder=tmp_path / "own", **asked)
+            evaluate_captions(collapsed, decoder=tmp_path / "own", **asked)
     with pytest.raises(DecoderError, match="c2-collapse"):
-        evaluate_captions(plain, decoder=tmp_path / "own", split="test", resamples=0)
+        evaluate_captions(collapsed, decoder=tmp_path / "own", split="test", resamples=0)
 
 
 @pytest.mark.parametrize("with_pipeline", [True, False])
-def test_rows_of_another_program_are_trained_on(captions_store: Store, tmp_path: Path, *, with_pipeline: bool) -> None:
-    export = export_store(captions_store, tmp_path / "export", preset="c2-collapse", dtype="float32").output
-    rows, folder = Store.open(export).load("text"), tmp_path / "rows"
+def test_rows_of_another_program_are_trained_on(
+    captions_store: Store, collapsed: Path, tmp_path: Path, *, with_pipeline: bool
+) -> None:
+    rows, folder = Store.open(collapsed).load("text"), tmp_path / "rows"
     (folder / "text").mkdir(parents=True)
     columns = {"key": rows.keys, "embedding": rows.embeddings.tolist(), "caption": rows.captions}
     pq.write_table(pa.table({**columns, "split": rows.splits}), folder / "text" / "part-00000.parquet")
     if with_pipeline:
-        Pipeline.load(export).save(folder)
+        Pipeline.load(collapsed).save(folder)
     said = Messages()
     options = TINY if with_pipeline else {**TINY, "preset": "c1"}
     own = train_captioner(folder, output=tmp_path / "own", reporter=said, **options)
     assert not any("unfinished" in text for text in said.texts)
     with pytest.raises(StoreError, match="another program"):
         verify_store(folder)
-    train_captioner(export, output=tmp_path / "other", **TINY)
+    train_captioner(collapsed, output=tmp_path / "other", **TINY)
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("own", "other")]
     assert weights[0] == weights[1] or not with_pipeline  # c1 normalises unit rows again, which rounds
     assert own.record["model"] == (captions_store.info.model if with_pipeline else {})

@@ -51,8 +51,8 @@ def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
 def test_a_caption_does_not_depend_on_its_batch(tiny_model: CaptionDecoder, method: str) -> None:
     x, keys = inputs(30), [f"k{i}" for i in range(30)]
-    together = generate(tiny_model, x, GenerationConfig(method, batch_size=30), keys)  # type: ignore[arg-type]
-    alone = generate(tiny_model, x, GenerationConfig(method, batch_size=1), keys)  # type: ignore[arg-type]
+    sizes = (GenerationConfig(method, batch_size=size) for size in (30, 1))  # type: ignore[arg-type]
+    together, alone = (generate(tiny_model, x, config, keys) for config in sizes)
     assert together == alone
 
 

@@ -11,13 +11,16 @@ import torch
 from torch import nn
 
 from c3tools import Captioner
-from c3tools.captioning.config import SIZES, LanguageModelSize, load_size
+from c3tools.captioning.config import SIZES, LanguageModelSize, TrainingConfig, load_size
+from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import GenerationConfig, generate
+from c3tools.captioning.steering import CANDIDATES
 from c3tools.captioning.train import DecoderTask, fit
 from c3tools.errors import DecoderError, MissingExtraError
 from c3tools.transforms import preset
+from tests.conftest import unit_rows
 
-from .conftest import CPU, DIM, greedy_without_cache, make_world
+from .conftest import ANIMALS, CPU, DIM, counting_encoder, greedy_without_cache, make_world
 
 pytest.importorskip("transformers")
 from c3tools.captioning.config import LanguageModelConfig
@@ -45,16 +48,11 @@ def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
     return LanguageModelDecoder.pretrained(chosen, DIM)[0].eval()
 
 
-def test_the_papers_settings() -> None:
-    paper = SIZES["paper"]
-    assert isinstance(paper, LanguageModelSize)
-    assert (paper.model, paper.prefix_length, paper.frozen) == ("gpt2", 10, False)
-    training = paper.training
-    assert (training.learning_rate, training.batch_size, training.epochs) == (2e-5, 40, 10)
-    assert (training.warmup_steps, training.decay) == (5000, "linear")
+def test_the_mapper_is_that_of_the_paper() -> None:
+    assert isinstance(SIZES["paper"], LanguageModelSize)
+    assert (SIZES["paper"].model, SIZES["paper"].training.batch_size, SIZES["paper"].frozen) == ("gpt2", 40, False)
     architecture = {"model_type": "gpt2", "n_embd": 768, "n_layer": 1, "vocab_size": 50, "n_positions": 60}
-    mapper = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture)).mapper
-    first, between, last = mapper
+    first, between, last = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture)).mapper
     assert isinstance(between, nn.Tanh)
     assert [first.in_features, first.out_features, last.in_features, last.out_features] == [512, 3840, 3840, 7680]
 
@@ -63,7 +61,7 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
     decoder = decoder_of(gpt2, prefix_length=3, max_tokens=12)
     language_model: Any = decoder.language_model
     language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)  # scores that depend on what was written
-    x = np.random.default_rng(0).normal(size=(6, DIM)).astype(np.float32)
+    x = unit_rows(6, DIM)
     expected = [greedy_without_cache(decoder, row) for row in x]
     assert generate(decoder, x) == expected
     assert generate(decoder, x, GenerationConfig("beam", beams=1)) == expected
@@ -96,15 +94,29 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(tmp_path: Path, gp
     assert loaded.caption(embeddings=images) == written
 
 
+def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
+    tmp_path: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, images, encoder = train(gpt2, "epochs=1", "prefix_length=0"), make_world().images, counting_encoder(ANIMALS)
+    assert lm.is_language_model
+    for method in ("magic", "zerocap"):
+        monkeypatch.setitem(CANDIDATES, method, 20)
+        assert lm.caption(embeddings=images.embeddings[:1], steer=method, encoder=encoder)
+    rows = (images.select(np.arange(start, start + 10)) for start in (0, 10))
+    captioner = fit(EsperTask(*rows, lm, encoder, TrainingConfig(epochs=1, batch_size=10), "cpu"))
+    captioner.save(tmp_path / "esper")
+    written = captioner.caption(embeddings=images.embeddings[-1:])
+    assert Captioner.load(tmp_path / "esper").caption(embeddings=images.embeddings[-1:]) == written
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, gpt2: Path, tmp_path: Path) -> None:
-    for change, named in (
-        (f"model={tmp_path / 'nowhere'}", "nowhere"),
-        ("max_tokens=0", "0"),
+    for changes, named in (
+        ([f"model={tmp_path / 'nowhere'}"], "nowhere"),
+        (["max_tokens=0"], "0"),
+        (["frozen=true", "prefix_length=0"], "without a prefix"),
     ):
         with pytest.raises(DecoderError, match=named):
-            train(gpt2, change)
-    with pytest.raises(DecoderError, match="without a prefix"):
-        train(gpt2, "frozen=true", "prefix_length=0")
+            train(gpt2, *changes)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"c3tools\[hf\]"):
         train(gpt2)
