@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def save_tiny_clip(folder: Path, **text_changes: object) -> str:
     folder.mkdir(parents=True)
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     value = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(value), encoding="utf-8")
+    (folder / "open_clip_config.json").write_text(json.dumps(value))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 
@@ -39,14 +40,12 @@ def save_photos(folder: Path, per_kind: int = 6) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     lines = []
-    for number in range(per_kind):
-        for shade, factor in SHADES.items():
-            for colour, rgb in COLOURS.items():
-                name = f"{shade}-{colour}-{number}.png"
-                pixels = np.clip(factor * np.array(rgb) + rng.normal(0, 8, size=(40, 40, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
-                captions = [f"a {shade} {colour} square", f"{colour}, {shade}, number {number}"]
-                split = "val" if number == 0 else "test" if number == 1 else "train"
-                lines.append(json.dumps({"image": name, "captions": captions, "split": split}))
-    (folder / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for number, shade, colour in product(range(per_kind), SHADES, COLOURS):
+        name = f"{shade}-{colour}-{number}.png"
+        pixels = SHADES[shade] * np.array(COLOURS[colour]) + rng.normal(0, 8, size=(40, 40, 3))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+        captions = [f"a {shade} {colour} square", f"{colour}, {shade}, number {number}"]
+        split = "val" if number == 0 else "test" if number == 1 else "train"
+        lines.append(json.dumps({"image": name, "captions": captions, "split": split}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,101 +10,109 @@ import numpy as np
 import pytest
 
 from c3tools import ConnectedHeads, apply_heads, connect_heads, read_features
+from c3tools.connect.pairs import PairedFeatures
 from c3tools.errors import ConnectError, OutputError
 from c3tools.store import Pairs, Store
-from tests.conftest import Messages
+from tests.conftest import Messages, make_store
+from tests.stores import one_byte_changed, unit
 
-from ..conftest import make_store
 from .worlds import views, write_files
 
 QUICK: dict[str, Any] = {"dim": 16, "hidden": 32, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
 QUICK |= {"epochs": 2, "logit_scale": "20"}
 
 
+Connect = Callable[..., ConnectedHeads]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads trained on the features of `write_files`, read-only."""
-    folder = tmp_path_factory.mktemp("heads")
-    connect_heads(read_features(**write_files(folder / "features")), folder / "heads", **QUICK)
-    return folder / "heads"
+def features(tmp_path_factory: pytest.TempPathFactory) -> PairedFeatures:
+    return read_features(**write_files(tmp_path_factory.mktemp("features")))
 
 
-def test_a_head_standardises_by_its_training_rows_alone(tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
-    features = np.random.default_rng(0).normal(5, 3, size=(120, 20)).astype(np.float16)
-    features[:, 3] = 7  # constant: its spread would divide by zero
-    features[84:] += 1000  # not in the train split
-    np.save(files["image"], features)
-    head: Any = connect_heads(read_features(**files), tmp_path / "heads", **{**QUICK, "epochs": 1}).heads[0]
-    kept = features[:84].astype(np.float64)
+@pytest.fixture(scope="module")
+def trained(features: PairedFeatures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained heads, read-only."""
+    folder = tmp_path_factory.mktemp("heads") / "heads"
+    connect_heads(features, folder, **QUICK)
+    return folder
+
+
+@pytest.fixture
+def connect(features: PairedFeatures, tmp_path: Path) -> Connect:
+    """Train two small heads into the folder ``heads``; what is given changes that."""
+
+    def run(output: str = "heads", of: PairedFeatures = features, **changes: Any) -> ConnectedHeads:
+        return connect_heads(of, tmp_path / output, **QUICK | changes)
+
+    return run
+
+
+def test_a_head_standardises_by_its_training_rows_alone(connect: Connect, tmp_path: Path) -> None:
+    files = write_files(tmp_path)
+    rows = np.random.default_rng(0).normal(5, 3, size=(120, 20)).astype(np.float16)
+    rows[:, 3] = 7  # constant: its spread would divide by zero
+    rows[84:] += 1000  # not in the train split
+    np.save(files["image"], rows)
+    head: Any = connect(of=read_features(**files), epochs=1).heads[0]
+    kept = rows[:84].astype(np.float64)
     np.testing.assert_allclose(head.mean.numpy(), kept.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(np.delete(head.spread.numpy(), 3), np.delete(kept.std(axis=0), 3), rtol=1e-6)
     assert head.spread[3] == 1
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
-def test_embeddings_are_the_normalised_outputs(tmp_path: Path, hidden: int) -> None:
-    features = read_features(**write_files(tmp_path / "features"))
-    heads = connect_heads(features, tmp_path / "heads", **{**QUICK, "hidden": hidden, "epochs": 1})
+def test_embeddings_are_the_normalised_outputs(connect: Connect, features: PairedFeatures, hidden: int) -> None:
+    heads, rows = connect(hidden=hidden, epochs=1), features.first.embeddings[:9]
     weights = {name: tensor.numpy() for name, tensor in heads.heads.get_submodule("0").state_dict().items()}
-    rows = features.first.embeddings[:9]
     expected = (rows - weights["mean"]) / weights["spread"] @ weights["layers.0.weight"].T + weights["layers.0.bias"]
     if hidden:
         expected = np.maximum(expected, 0) @ weights["layers.3.weight"].T + weights["layers.3.bias"]
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(heads.embed("image", rows), expected, atol=1e-5)
+    np.testing.assert_allclose(heads.embed("image", rows), unit(expected), atol=1e-5)
     assert heads.embed("image", rows[:0]).shape == (0, 16)
 
 
 @pytest.mark.parametrize("cone", [0.5, 1.33])
-def test_a_cone_is_a_gap_of_the_stated_size(tmp_path: Path, cone: float) -> None:
-    options = {**QUICK, "dim": 256, "hidden": 512, "epochs": 1, "cone": cone, "batch_size": 512}
-    connect_heads(read_features(**write_files(tmp_path / "features", 2000, 1)), tmp_path / "heads", **options)
+def test_a_cone_is_a_gap_of_the_stated_size(connect: Connect, tmp_path: Path, cone: float) -> None:
+    features = read_features(**write_files(tmp_path, 2000, 1))
+    connect(of=features, dim=256, hidden=512, epochs=1, cone=cone, batch_size=512)
     start = json.loads((tmp_path / "heads" / "geometry.json").read_text())["points"][0]
     # E[1/norm] is a little above 1/sqrt(E[norm^2]), and two random directions are not quite orthogonal
     assert (start["step"], start["gap"]) == (0, pytest.approx(cone * np.sqrt(2 / (1 + cone**2)), rel=0.12))
 
 
-def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(tmp_path: Path, trained: Path) -> None:
-    features = read_features(**write_files(tmp_path / "features"))
-    again, other = (connect_heads(features, tmp_path / str(seed), seed=seed, **QUICK) for seed in (0, 1))
-    loaded = ConnectedHeads.load(trained)
-    assert loaded.sha256 == again.sha256 == ConnectedHeads.load(tmp_path / "0").sha256 != other.sha256
+def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(
+    connect: Connect, features: PairedFeatures, tmp_path: Path, trained: Path
+) -> None:
+    again, other, said = connect(), connect("other", seed=1), Messages()
+    loaded, rows = ConnectedHeads.load(trained), features.second.embeddings[:3]
+    assert loaded.sha256 == again.sha256 == ConnectedHeads.load(tmp_path / "heads").sha256 != other.sha256
     assert loaded.names == again.names
     assert {**loaded.record, "seconds": 0} == {**again.record, "seconds": 0}
-    rows = features.second.embeddings[:3]
     np.testing.assert_array_equal(loaded.embed("text", rows), again.embed("text", rows))
     files = {"connect.json", "heads.safetensors", "geometry.json", "geometry.svg"}
     assert {path.name for path in trained.iterdir()} == files
-    said = Messages()
-    connect_heads(features, tmp_path / "0", **QUICK, reporter=said)
+    connect(reporter=said)
     assert "nothing to do" in said.texts[-1]
     with pytest.raises(OutputError, match=r"(?s)dim 16, not 8.*--overwrite"):
-        connect_heads(features, tmp_path / "0", **{**QUICK, "dim": 8})
-    connect_heads(features, tmp_path / "0", **{**QUICK, "dim": 8, "epochs": 1}, overwrite=True)
-    assert ConnectedHeads.load(tmp_path / "0.previous").sha256 == again.sha256
+        connect(dim=8)
+    assert connect(dim=8, overwrite=True).record["dim"] == 8
 
 
-@pytest.mark.parametrize("change", [{"modalities": 3}, {"hidden": 2**40}, {}])
-def test_heads_that_are_damaged_or_missing_are_one_error(tmp_path: Path, trained: Path, change: dict[str, Any]) -> None:
-    folder = tmp_path / "heads"
-    with pytest.raises(ConnectError, match=r"(?s)heads.*c3 connect heads"):
+def test_heads_that_are_damaged_are_one_error(tmp_path: Path, trained: Path) -> None:
+    folder = shutil.copytree(trained, tmp_path / "heads")
+    weights, record = folder / "heads.safetensors", folder / "connect.json"
+    with one_byte_changed(weights, -9, 1), pytest.raises(ConnectError, match=str(folder)):
         ConnectedHeads.load(folder)
-    shutil.copytree(trained, folder)
-    record, weights = folder / "connect.json", folder / "heads.safetensors"
-    if change:
-        content = json.loads(record.read_text())
-        record.write_text(json.dumps({**content, **change, "record": {**content["record"], **change}}))
-    else:
-        damaged = bytearray(weights.read_bytes())
-        damaged[-9] ^= 1
-        weights.write_bytes(damaged)
-    with pytest.raises(ConnectError, match=str(folder)):
-        ConnectedHeads.load(folder)
+    content = json.loads(record.read_text())
+    for change in ({"modalities": 3}, {"hidden": 2**40}):
+        record.write_text(json.dumps({**content, "record": {**content["record"], **change}}))
+        with pytest.raises(ConnectError, match=str(folder)):
+            ConnectedHeads.load(folder)
 
 
 def test_other_features_are_refused(tmp_path: Path, trained: Path) -> None:
-    files = write_files(tmp_path / "features")
+    files = write_files(tmp_path)
     np.save(files["text"], np.ones((240, 13), np.float32))
     with pytest.raises(ConnectError, match="12 features of text, not 13"):
         apply_heads(trained, read_features(**files), tmp_path / "connected")
@@ -112,57 +121,58 @@ def test_other_features_are_refused(tmp_path: Path, trained: Path) -> None:
         ConnectedHeads.load(trained).embed("audio", np.zeros((2, 12)))
 
 
-def test_heads_connect_two_stores_of_their_models_and_make_a_third(tmp_path: Path) -> None:
+def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect, tmp_path: Path) -> None:
     first, second, index = views(120, 2, dims=(12, 12))
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
-    for name, images in (("one", unit[0]), ("two", -unit[0]), ("other", unit[0])):
+    for name, sign in (("one", 1), ("two", -1), ("other", 1)):
         model = {"name": name, "weights_sha256": name}
-        make_store(tmp_path / name, images, unit[1], owners=index.tolist(), split=None, model=model)
-    names = ("image", "image")
-    features = read_features(store=tmp_path / "one", second_store=tmp_path / "two", modalities=names)
-    heads = connect_heads(features, tmp_path / "heads", **{**QUICK, "epochs": 6})
+        sides = sign * unit(first), unit(second)
+        make_store(tmp_path / name, *sides, owners=index.tolist(), split=None, model=model)
+
+    def images_of(one: str) -> PairedFeatures:
+        names = ("image", "image")
+        return read_features(store=tmp_path / one, second_store=tmp_path / "two", modalities=names)
+
+    heads = connect(of=images_of("one"), epochs=6)
     record = heads.record
     assert record["modalities"] == ["image", "image_2"]
     assert {name: model["name"] for name, model in record["models"].items()} == {"image": "one", "image_2": "two"}
     assert sum(record["pairs"].values()) < 120  # a store without splits is split by the keys
     assert record["scores"]["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
-    report = apply_heads(tmp_path / "heads", features, tmp_path / "joined")
+    report = apply_heads(tmp_path / "heads", images_of("one"), tmp_path / "joined")
     assert report.rows == {"image": 120, "image_2": 120}
     joined = Store.open(tmp_path / "joined")
     assert len(Pairs.match(joined.load("image"), joined.load("image_2"))) == 120
-    other = read_features(store=tmp_path / "other", second_store=tmp_path / "two", modalities=names)
     with pytest.raises(ConnectError, match=r"one.*other"):
-        apply_heads(heads, other, tmp_path / "refused")
+        apply_heads(heads, images_of("other"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("name", "value", "said"),
     [
-        ({"cone": -1}, "cone.*-1"),
-        ({"hidden": -5}, "hidden.*-5"),
-        ({"dropout": 1.0}, "dropout.*1"),
-        ({"dim": 1}, "2 dimensions.*1"),
-        ({"batch_size": 1}, "batch of 1"),
-        ({"epochs": 0}, "epochs.*0"),
-        ({"patience": -1}, "patience.*-1"),
-        ({"close_gap": -1.0}, "close_gap.*-1"),
+        ("cone", -1, "cone.*-1"),
+        ("hidden", -5, "hidden.*-5"),
+        ("dropout", 1.0, "dropout.*1"),
+        ("dim", 1, "2 dimensions.*1"),
+        ("batch_size", 1, "batch of 1"),
+        ("epochs", 0, "epochs.*0"),
+        ("patience", -1, "patience.*-1"),
+        ("close_gap", -1.0, "close_gap.*-1"),
     ],
 )
-def test_wrong_settings_are_one_message(tmp_path: Path, options: dict[str, Any], named: str) -> None:
-    features = read_features(**write_files(tmp_path / "features"))
-    with pytest.raises(ConnectError, match=named):
-        connect_heads(features, tmp_path / "heads", **{**QUICK, **options})
+def test_wrong_settings_are_one_message(connect: Connect, tmp_path: Path, name: str, value: float, said: str) -> None:
+    with pytest.raises(ConnectError, match=said):
+        connect(**{name: value})
     assert not (tmp_path / "heads").exists()
 
 
-def test_rows_with_nan_are_left_out_and_unrelated_ones_are_reported(tmp_path: Path) -> None:
-    files = write_files(tmp_path / "features")
+def test_rows_with_nan_are_left_out_and_unrelated_ones_are_reported(connect: Connect, tmp_path: Path) -> None:
+    files = write_files(tmp_path)
     rows = np.random.default_rng(0).normal(size=(120, 20)).astype(np.float32)
     rows[3, 5] = np.nan  # an image of the train split: its two captions go as well
     np.save(files["image"], rows)
     features, said = read_features(**files), Messages()
-    record = connect_heads(features, tmp_path / "heads", **{**QUICK, "epochs": 1}, reporter=said).record
+    record = connect(of=features, epochs=1, reporter=said).record
     for named in ("1 of 120 image rows", "near chance"):
         assert any(named in text for text in said.texts)
     assert record["pairs"]["train"] == 166

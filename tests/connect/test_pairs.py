@@ -52,16 +52,12 @@ def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
     assert "1 of 5 text rows" in read_features(store=lonely).notes[0]
 
 
-def test_other_modalities_are_paired_by_order_and_two_are_needed(tmp_path: Path) -> None:
+def test_other_modalities_are_paired_by_order(tmp_path: Path) -> None:
     first, second, _ = views(120)
     np.save(tmp_path / "sounds.npy", first)
     np.save(tmp_path / "words.npy", second)
     features = read_features(text=tmp_path / "words.npy", other={"audio": tmp_path / "sounds.npy"})
     assert ((features.first.modality, features.second.modality), len(features)) == (("text", "audio"), 120)
-    with pytest.raises(ConnectError, match="image"):
-        read_features(image=tmp_path / "sounds.npy")
-    with pytest.raises(ConnectError, match="--modalities"):
-        read_features(store=make_store(tmp_path / "store", first, first), modalities=["image"])
 
 
 def test_without_a_val_split_a_tenth_of_the_items_is_held_out(tmp_path: Path) -> None:

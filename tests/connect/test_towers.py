@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from c3tools import connect_towers
+from c3tools import connect_towers, embed
 from c3tools.connect.geometry import measure
-from c3tools.corpus import read_corpus
-from c3tools.encoders import load_encoder, load_network
+from c3tools.encoders import load_network
 from c3tools.errors import ConnectError, OutputError
 from tests.conftest import Messages
 
@@ -29,14 +27,8 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     photos, said = save_photos(tmp_path / "photos"), Messages()
     broken = photos / "plain-red-3.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    options: dict[str, Any] = {
-        "mode": mode,
-        "model": tiny,
-        "epochs": 1,
-        "batch_size": 32,
-        "chunk": 12,
-        "precision": "fp32",
-    }
+    options: dict[str, Any] = {"mode": mode, "model": tiny, "epochs": 1, "precision": "fp32"}
+    options |= {"batch_size": 32, "chunk": 12}
     connected = connect_towers(photos, tmp_path / "out", reporter=said, **options)
     assert said.texts[0].startswith("1 of 48")
     assert "plain-red-3.png" in said.texts[0]
@@ -49,13 +41,9 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     assert ("visual" in changed) == (mode == "full")
     assert float(after["logit_scale"].exp()) == pytest.approx(record["logit_scale"], rel=1e-5)
     # the scores are those of what was written, as every command encodes it
-    encoder = load_encoder(connected.name, backend="torch", precision="fp32")
-    corpus = read_corpus(photos)
-    images = [image for image in corpus.images if image.split == "val"]
-    texts = [(text.image_key, text.caption) for text in corpus.texts if text.split == "val"]
-    items = np.array([[image.key for image in images].index(str(key)) for key, _ in texts])
-    rows = encoder.encode_images([image.path for image in images]), encoder.encode_texts([text for _, text in texts])
-    expected = measure(*rows, items, ("image", "text"))
+    how: dict[str, Any] = {"backend": "torch", "precision": "fp32", "dtype": "float32", "workers": 0}
+    pairs = embed(photos, tmp_path / "c3-store", model=connected.name, **how).pairs(split="val")
+    expected = measure(pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, ("image", "text"))
     assert record["scores"]["val"]["paired_cosine"] == pytest.approx(expected["paired_cosine"], abs=1e-5)
     assert record["scores"]["val"]["recall"] == expected["recall"]
     assert "transformer" in changed

@@ -20,6 +20,7 @@ from c3tools.errors import ConnectError
 from c3tools.training.loop import FINISHED, CheckpointDir, train
 
 from ..conftest import unit_rows
+from ..geometry.spaces import plain_measures
 from .worlds import some_pairs, views
 
 CPU = Compute("cpu", "fp32")
@@ -88,15 +89,13 @@ def test_a_frozen_tower_gets_no_gradient_and_batch_normalisation_stays_as_it_is(
 
 def test_the_log_has_the_measures_of_a_report() -> None:
     first, second, index = unit_rows(30, 6), unit_rows(60, 6, seed=1), np.repeat(np.arange(30), 2)
-    geometry = measure(first, second, index, NAMES)
-    cosines = first.astype(np.float64) @ second.T
-    own = index[None] == np.arange(30)[:, None]
-    assert geometry["gap"] == pytest.approx(np.linalg.norm(first.mean(axis=0) - second.mean(axis=0)), rel=1e-5)
-    assert geometry["paired_cosine"] == pytest.approx(cosines[own].mean(), abs=1e-6)
-    assert geometry["unpaired_cosine"] == pytest.approx(cosines[~own].mean(), abs=1e-6)
-    assert list(geometry["recall"]) == ["image_to_text", "text_to_image"]
-    best = np.mean(index[cosines.argmax(axis=1)] == np.arange(30))
-    assert geometry["recall"]["image_to_text"]["recall@1"] == pytest.approx(best)
+    geometry, expected = measure(first, second, index, NAMES), plain_measures(first, second, index)
+    found = {"length": geometry["gap"]} | {name: geometry[name] for name in ("rmg", "paired_cosine", "unpaired_cosine")}
+    found |= {f"{name}_effective_dimension": value for name, value in geometry["effective_dimension"].items()}
+    for way, recall in geometry["recall"].items():
+        found |= {f"raw {way} {name}": value for name, value in recall.items()}
+    assert len(found) == 12
+    assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
 
 
 def pair_task(settings: TrainingSettings = QUICK, *, pairs: int = 160) -> PairTask:

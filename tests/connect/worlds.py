@@ -45,8 +45,8 @@ def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, 
     for item in range(items):
         split = "train" if item < 0.7 * items else "val" if item < 0.85 * items else "test"
         lines.append(json.dumps({"image": f"photo{item:03d}.jpg", "split": split}))
-    (folder / "meta.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "meta.jsonl").write_text("\n".join(lines))
     texts = [{"image": f"photo{item:03d}.jpg", "caption": f"caption {row}"} for row, item in enumerate(item_index)]
-    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     arrays = {"image": folder / "image.npy", "text": folder / "text.npy"}
     return {**arrays, "meta": folder / "meta.jsonl", "text_meta": folder / "texts.jsonl"}
