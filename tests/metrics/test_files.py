@@ -19,9 +19,9 @@ def write(folder: Path, value: Any, name: str = "file.json") -> Path:
     if isinstance(value, bytes):
         path.write_bytes(value)
     elif name.endswith("l"):
-        path.write_text("\n".join(map(json.dumps, value)), encoding="utf-8")
+        path.write_text("\n".join(map(json.dumps, value)))
     else:
-        path.write_text(json.dumps(value), encoding="utf-8")
+        path.write_text(json.dumps(value))
     return path
 
 

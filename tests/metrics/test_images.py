@@ -1,4 +1,4 @@
-"""The scores of images; torchmetrics is the oracle."""
+"""The scores of images, and what each image has to do with them, by their definitions and by torchmetrics."""
 
 from __future__ import annotations
 
@@ -10,63 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3tools.errors import MetricError
 from c3tools.imaging.evaluate import score_interval
 from c3tools.metrics.images import (
     frechet_distance,
     inception_score,
     kernel_distance,
     kernel_features,
-    nearest_photos,
     photo_values,
 )
-from c3tools.metrics.significance import crossed_interval
-from c3tools.moments import unit_rows
 
 
-class Pixels(torch.nn.Module):
-    """Features that are the pixels themselves, so that torchmetrics is given the features of the tests."""
-
-    num_features = 12
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1).double()
-
-
-@pytest.mark.filterwarnings("ignore")  # of torchmetrics: memory, and the std of one split
-def test_scores_are_those_of_torchmetrics() -> None:
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    kid, inception = (pytest.importorskip(f"torchmetrics.image.{name}") for name in ("kid", "inception"))
+def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
+    kid = pytest.importorskip("torchmetrics.image.kid")
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(64, 12)), 0.3 + 1.4 * rng.normal(size=(64, 12))
-    metric = fid.FrechetInceptionDistance(feature=Pixels(), normalize=True).set_dtype(torch.float64)
-    metric.inception, metric.used_custom_model = Pixels(), True
-    for rows, real in ((second, True), (first, False)):
-        metric.update(torch.from_numpy(rows).view(-1, 3, 2, 2), real=real)
-    assert frechet_distance(first, second)[0] == pytest.approx(float(metric.compute()), rel=1e-4)
     value = float(kid.poly_mmd(torch.from_numpy(first), torch.from_numpy(second)))
     assert kernel_distance(first, second)[0] == pytest.approx(value, rel=1e-4)
-    score = inception.InceptionScore(feature=Pixels(), splits=1)  # features as they are: logits
-    score.update(torch.from_numpy(second).view(-1, 3, 2, 2))
-    probabilities = np.exp(second) / np.exp(second).sum(1, keepdims=True)
-    assert inception_score(probabilities)[0] == pytest.approx(float(score.compute()[0]), rel=1e-4)
-
-
-def test_a_copy_of_a_training_photo_is_found() -> None:
-    rng = np.random.default_rng(3)
-    training, real, made = rng.normal(size=(300, 16)), rng.normal(size=(200, 16)), rng.normal(size=(50, 16))
-    made[7] = training[123] + 1e-3
-    rows, cosines, copied = nearest_photos(made, training, real)
-    assert (rows[7], copied[7]) == (123, True)
-    assert copied.mean() < 0.1
-    expected = unit_rows(made) @ unit_rows(training).T
-    np.testing.assert_allclose(cosines, expected.max(axis=1), atol=1e-6)
-
-
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_too_few_images_are_refused(distance: Callable[..., object]) -> None:
-    with pytest.raises(MetricError, match="1 and 5"):
-        distance(np.ones((1, 3)), np.ones((5, 3)))
 
 
 def derivatives(score: Callable[[np.ndarray], float], n: int, step: float = 1e-4) -> np.ndarray:
@@ -87,7 +46,7 @@ def frechet_of(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.nda
     return float(np.sum((one[0] - two[0]) ** 2) + np.trace(one[1]) + np.trace(two[1]) - 2 * roots)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(2, 6), st.integers(8, 20), st.integers(8, 20), st.floats(0.5, 2))
 def test_the_influence_on_the_frechet_distance_is_its_derivative(
     seed: int, d: int, n: int, m: int, scale: float
@@ -150,7 +109,6 @@ def test_values_per_photo_join_what_belongs_to_a_photo() -> None:
     np.testing.assert_allclose(values, [10 + 3 * (1 / 4 + 3 / 2), 10 + 3 * (-1 / 4 - 3 / 2), 10])
     shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))], 4)
     np.testing.assert_allclose(shares, [100, 0, 100, 0])  # of a mean they are its own values
-    assert crossed_interval(values[None]) is not None
 
 
 @pytest.mark.parametrize(("seeds", "hits"), [(1, [100, 0, 100, 0]), (1, [100] * 4), (3, [100, 100, 100, 0])])

@@ -7,17 +7,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from c3tools.errors import ConnectError, OutputError
-from c3tools.reporter import Progress, Reporter
+from c3tools.reporter import Progress
 from c3tools.seeds import generator
 from c3tools.training import loop
-from c3tools.training.loop import DIVERGED, EARLY, FINISHED, NOTHING_KEPT, CheckpointDir, Plan, Run, Task, adamw, train
+from c3tools.training.loop import (
+    DIVERGED,
+    EARLY,
+    FINISHED,
+    NOTHING_KEPT,
+    CheckpointDir,
+    Plan,
+    Run,
+    Task,
+    adamw,
+    interrupts_held,
+    train,
+)
+from tests.conftest import Messages
 
 STEPS = 12
 
@@ -71,16 +86,13 @@ class KilledError(Exception):
     pass
 
 
-class Watcher(Reporter, Progress):
+class Watcher(Messages, Progress):
     """Ends the run after some step, and keeps what it is told."""
 
     def __init__(self, at: int = 0, interrupts: bool = False) -> None:
+        super().__init__()
         self.at, self.interrupts, self.done = at, interrupts, 0
-        self.messages: list[str] = []
         self.scalars: dict[str, list[tuple[int, float]]] = {}
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
     def scalar(self, name: str, value: float, step: int) -> None:
         self.scalars.setdefault(name, []).append((step, value))
@@ -118,7 +130,7 @@ def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
         task, watcher = Line(ema=ema), Watcher()
         assert task.digest(train(task, checkpoints=CheckpointDir(folder), reporter=watcher)) == expected
         kept = step if interrupts else step - 1 if every_step else (step - 1) // 4 * 4
-        assert [f"step {kept} of {STEPS}" in message for message in watcher.messages] == [True] * bool(kept)
+        assert [f"step {kept} of {STEPS}" in message for message in watcher.texts] == [True] * bool(kept)
         assert len(list(folder.glob("state-*.safetensors"))) <= 2
         assert len(task.reported) == STEPS - kept
 
@@ -137,25 +149,27 @@ def test_the_initial_weights_are_validated_and_kept_if_asked(start: str, kept: i
     losses = [1.0, 3.0, 2.0, 2.5] if start != "skip" else [3.0, 2.0, 2.5]
     task = Line(losses, start=start)
     run = train(task)
-    assert run.start == (None if start == "skip" else run.start)
+    assert (run.start is None) == (start == "skip")
     assert run.kept is not None
     assert (run.kept.step, run.outcome) == (kept, FINISHED)
     assert torch.equal(task.weight, task.validated[losses.index(run.kept.val_loss)])
 
 
-@pytest.mark.parametrize("losses", [[math.nan], [1.0, math.nan], [1.0, 2.0]])
+def test_a_loss_that_is_not_finite_is_an_error_as_long_as_no_weights_are_kept() -> None:
+    task = Line([math.nan])
+    with pytest.raises(ConnectError, match=r"nan at step 4.\nLower"):
+        train(task)
+    task.weight.data[:] = math.nan
+    with pytest.raises(ConnectError, match="nan in step 1"):
+        train(task)
+
+
+@pytest.mark.parametrize("losses", [[1.0, math.nan], [1.0, 2.0]])
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights_so_far(losses: list[float]) -> None:
     task, watcher = Line(losses), Watcher()
-    if math.isnan(losses[0]):
-        with pytest.raises(ConnectError, match=r"nan at step 4.\nLower"):
-            train(task)
-        task.weight.data[:] = math.nan
-        with pytest.raises(ConnectError, match="nan in step 1"):
-            train(task)
-        return
     run = train(task, reporter=watcher)
-    assert (run.outcome, len(watcher.messages)) == (DIVERGED, 1)
-    assert "weights of step 4" in watcher.messages[0]
+    assert (run.outcome, len(watcher.texts)) == (DIVERGED, 1)
+    assert "weights of step 4" in watcher.texts[0]
     assert torch.equal(task.weight, task.validated[0])
 
 
@@ -179,16 +193,14 @@ def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypat
     run = train(task, reporter=watcher)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal([*task.module.parameters()][1], bias)  # only weights that require a gradient move
-    means = [
-        sum(loss * n for loss, n in part) / sum(n for _, n in part)
-        for part in (task.reported[:5], task.reported[5:10], task.reported[10:])
-    ]
-    assert run.trace == watcher.scalars["loss/training"]
-    assert [step for step, _ in run.trace] == [5, 10, 12]
-    assert [mean for _, mean in run.trace] == pytest.approx(list(means))
+
+    def mean(start: int, stop: int) -> Any:
+        losses, counts = zip(*task.reported[start:stop], strict=True)
+        return pytest.approx(np.average(losses, weights=counts))
+
+    assert run.trace == watcher.scalars["loss/training"] == [(5, mean(0, 5)), (10, mean(5, 10)), (12, mean(10, 12))]
     assert watcher.scalars["loss/validation"] == [(point.step, point.val_loss) for point in run.history]
-    first = task.reported[:4]
-    assert run.history[0].train_loss == pytest.approx(sum(loss * n for loss, n in first) / sum(n for _, n in first))
+    assert run.history[0].train_loss == mean(0, 4)
 
 
 def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
@@ -200,23 +212,19 @@ def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(tmp_path
     newest.write_bytes(newest.read_bytes()[:-100])
     task, watcher = Line(), Watcher()
     assert task.digest(train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)) == expected
-    assert newest.name in watcher.messages[0]
-    assert "step 4 of 12" in watcher.messages[1]
+    assert newest.name in watcher.texts[0]
+    assert "step 4 of 12" in watcher.texts[1]
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path, overwrite: bool) -> None:
+def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
-    task, watcher = Line(identity="other"), Watcher()
-    checkpoints = CheckpointDir(tmp_path, overwrite=overwrite)
-    if not overwrite:
-        with pytest.raises(OutputError, match="step 8 and has other"):
-            train(task, checkpoints=checkpoints, reporter=watcher)
-        return
+    with pytest.raises(OutputError, match="step 8 and has other"):
+        train(Line(identity="other"), checkpoints=CheckpointDir(tmp_path, overwrite=False))
+    task, watcher, checkpoints = Line(identity="other"), Watcher(), CheckpointDir(tmp_path, overwrite=True)
     train(task, checkpoints=checkpoints, reporter=watcher)
     assert len(task.reported) == STEPS
-    assert str(tmp_path) in watcher.messages[0]
+    assert str(tmp_path) in watcher.texts[0]
     checkpoints.clear()
     assert not tmp_path.exists()
 
@@ -232,3 +240,58 @@ def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
     expected = [0.2, 1.0, 2.0, 1.0, 1 + math.cos(math.pi * 89 / 90)]
     assert [plan.rate(step) for step in (0, 4, 9, 55, 99)] == pytest.approx(expected)
     assert replace(plan, rise=50, decay="linear").rate(75) == pytest.approx(1.0)
+
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in BOTH]
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_signal_waits_for_the_end_of_the_block(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    seen: list[int] = []
+
+    def handler(got: int, frame: FrameType | None) -> None:
+        seen.append(got)
+
+    former = signal.signal(number, handler)
+    before = handlers()
+    try:
+        # the handler of this test raises nothing; the block still ends as interrupted
+        with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
+            assert not interrupted()
+            os.kill(os.getpid(), number)
+            assert interrupted()
+            assert seen == []
+        assert seen == [number]
+        assert handlers() == before
+    finally:
+        signal.signal(number, former)
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    before, reached = handlers(), []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("once")
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("twice")
+    assert reached == ["once"]
+    assert handlers() == before
+
+
+def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_so() -> None:
+    before = handlers()
+    with pytest.raises(ValueError, match="mine"), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise ValueError("mine")
+    assert handlers() == before
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_held() as interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGINT, former)
