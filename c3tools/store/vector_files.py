@@ -46,6 +46,7 @@ _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", *_TABLES)
 _USUAL = "embedding embeddings clip_embedding vector vectors emb features arr_0 image_embedding text_embedding".split()
 _AS_IT_IS = (str, list, type(None))  # values of JSON lines; all others become texts
+_NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\s*")
 _NUMBERED = re.compile(r"(?:emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE)
 _FILE_NAMES = "image file_name image_path filename image_name".split()
 _STEMS = [*_FILE_NAMES, "path", "image_key"]  # columns whose values lose the suffix of an image
@@ -466,14 +467,21 @@ def _texts_of(table: pa.Table) -> _Texts:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Read a table; columns with numbers as names are numbers, all others stay text (007 is an id, not 7)."""
+    """Read a table; columns with numbers as names are numbers, all others stay text (007 is an id, not 7).
+
+    A file that begins with numbers, some of them fractions, has no names: it is a matrix.
+    """
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         header = file.readline()
     delimiter = delimiter_of(header, path.suffix)
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     names = next(csv.reader([header], delimiter=delimiter), [])
-    texts = {name: pa.string() for name in names if not _NUMBERED.fullmatch(name)}
-    return pa.csv.read_csv(path, parse_options=parse, convert_options=pa.csv.ConvertOptions(column_types=texts))
+    matrix = all(map(_NUMBER.fullmatch, names)) and "." in header
+    types: dict[str, Any] = {name: pa.string() for name in names if not _NUMBERED.fullmatch(name)}
+    if matrix:
+        types = {f"f{number}": pa.float64() for number in range(len(names))}  # as pyarrow numbers the columns
+    read = pa.csv.ReadOptions(autogenerate_column_names=matrix)
+    return pa.csv.read_csv(path, read, parse, pa.csv.ConvertOptions(column_types=types))
 
 
 def _read_arrays(path: Path, suffix: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from c3tools.errors import StoreError
+from c3tools.moments import unit_rows
 from c3tools.store import Rows, Store
 from c3tools.store import import_embeddings as importing
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
@@ -135,6 +136,16 @@ def test_several_texts_have_the_id_of_their_image() -> None:
     splits = {"a": "val", "b": "test", "x": text.column("split")[3]}
     assert text.column("split") == [splits[key] for key in ids]
     assert report.pairs == 4 and "4 of 5 text rows and 2 of 3 image rows are paired" in report.notes[0]
+
+
+def test_a_csv_file_without_names_is_a_matrix() -> None:
+    rows = unit_rows(np.random.default_rng(0).normal(size=(3, 4)))
+    np.savetxt("i.csv", rows, delimiter=",")
+    import_embeddings(image="i.csv", dtype="float32")
+    np.testing.assert_allclose(loaded("image").embeddings, rows, rtol=1e-6)
+    Path("i.csv").write_text("0.5,1.0\n0.25,none\n")
+    with pytest.raises(StoreError, match=r"i.csv.*none"):
+        import_embeddings(image="i.csv", store="other")
 
 
 def test_row_order_only_where_one_side_has_no_ids() -> None:
