@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # a shell starts what runs in the background with Ctrl-C ignored, and every process that it starts inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+locations.FIRST_PAUSE = 0.001  # between attempts to reach a server
 settings.register_profile("c3", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("c3")
 
@@ -105,7 +106,7 @@ def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """An S3 on this machine with an empty ``bucket``; what is yielded says which requests fail.
 
-    Credentials and endpoint are in the environment, where users have them. Pauses are short.
+    Credentials and endpoint are in the environment, where users have them.
     """
     pytest.importorskip("moto.server", reason="moto is not installed")
     pytest.importorskip("upath", reason="the extra url is not installed")
@@ -114,7 +115,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     with s3_server(faults) as endpoint:
         for name, value in s3_credentials(endpoint).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield faults
@@ -161,19 +161,19 @@ def put(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The store that `gap_store` makes by default, for tests that only read it."""
+    from tests.stores import gap_store
+
+    return gap_store(tmp_path_factory.mktemp("shared") / "c3-store")
+
+
+@pytest.fixture(scope="session")
 def encoder() -> Encoder:
     """The bundled model, loaded once."""
     from c3tools.encoders import load_encoder
 
     return load_encoder(backend="torch", precision="fp32")
-
-
-@pytest.fixture(scope="session")
-def light_encoder() -> Encoder:
-    """The bundled model by OpenVINO, for tests that start processes: these need not import torch and open_clip."""
-    from c3tools.encoders import load_encoder
-
-    return load_encoder(backend="openvino", precision="fp32")
 
 
 @pytest.fixture(scope="session", params=["torch", "openvino"])
@@ -198,8 +198,14 @@ def copy_photos(folder: Path, count: int) -> Path:
     for number, row in enumerate(rows):
         shutil.copyfile(PHOTOS / "images" / row["image"], folder / row["image"])
         row["split"] = "val" if number % 4 == 3 else "train"
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(folder / "captions.jsonl", *rows)
     return folder
+
+
+def write_jsonl(path: Path, *rows: object) -> Path:
+    """Write a line of JSON for each row."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 class Messages(Reporter):
@@ -267,29 +273,38 @@ def make_store(
     text: npt.NDArray[Any],
     *,
     owners: Sequence[int | None] | None = None,
-    split: str | None = "train",
-    model: Mapping[str, Any] = MODEL,
-    dtype: str = "float32",
-    part_rows: int = 1000,
+    split: str | Sequence[str] | None = "train",
+    **options: Any,
 ) -> Store:
-    """A store of given embeddings: image rows ``image0``…, text row i belongs to image ``owners[i]`` (i by default)."""
+    """A store of given embeddings: image rows ``image0``…, text row i belongs to image ``owners[i]`` (i by default).
+
+    ``split`` is that of all rows, or that of each image, in which its texts are too; ``options`` are of `build_store`.
+    """
     owners = range(len(text)) if owners is None else owners
     keys = [f"image{i}" for i in range(len(image))]
-    images = Rows.of("image", keys, image, path=[f"{key}.jpg" for key in keys], split=[split] * len(keys))
+    splits = [split] * len(image) if split is None or isinstance(split, str) else split
+    split_of: dict[int | None, str | None] = dict(enumerate(splits))
+    images = Rows.of("image", keys, image, path=[f"{key}.jpg" for key in keys], split=splits)
     texts = Rows.of(
         "text",
         [f"text{i}" for i in range(len(text))],
         text,
         caption=[f"caption {i}" for i in range(len(text))],
         image_key=[None if owner is None else f"image{owner}" for owner in owners],
-        split=[split] * len(text),
+        split=[split_of.get(owner, "train") for owner in owners],
     )
-    return build_store(path, images, texts, model=model, dtype=dtype, part_rows=part_rows)
+    return build_store(path, images, texts, **{"dtype": "float32", **options})
 
 
 def store_files(folder: Path) -> list[Path]:
     """The files of a store that hold something, sorted."""
     return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of the files of a folder, but for the times of a store's inputs."""
+    files = {file.relative_to(folder).as_posix(): file for file in store_files(folder)}
+    return {name: file.read_bytes() for name, file in files.items() if file.name != "inputs.parquet"}
 
 
 def put_store(folder: Path, url: str) -> Path:
@@ -298,6 +313,15 @@ def put_store(folder: Path, url: str) -> Path:
     for file in store_files(folder):
         locations.upload(file, place / file.relative_to(folder).as_posix())
     return place
+
+
+def contents_at_url(place: Path) -> dict[str, bytes]:
+    """What `contents` returns, of a folder in an object store."""
+    folders, files = locations.names_in(place)
+    found = {name: locations.read_all(place / name) for name in files if name != "inputs.parquet"}
+    for folder in folders:
+        found |= {f"{folder}/{name}": content for name, content in contents_at_url(place / folder).items()}
+    return found
 
 
 def unit_rows(n: int, dim: int, seed: int = 0) -> npt.NDArray[np.float32]:

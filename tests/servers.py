@@ -31,10 +31,6 @@ class Faults:
         self.failed = 0
         self._lock = threading.Lock()
 
-    def heal(self) -> None:
-        """Let all requests through."""
-        self.last = None
-
     def next_fails(self) -> bool:
         """Return whether the next request fails."""
         with self._lock:

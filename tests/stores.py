@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from c3tools.arrays import Matrix
+from c3tools.corpus import Corpus, read_corpus
 from c3tools.devices import Compute
+from c3tools.embedding import EmbedSummary, embed_corpus
 from c3tools.encoders import Encoder
 from c3tools.encoders.preprocessing import ImagePreprocessor
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
 
-from .conftest import build_store, unit_rows
+from .conftest import build_store, unit_rows, write_jsonl
 
+Floats = TypeVar("Floats", bound=npt.NDArray[Any])
 DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
 GAP_DIM = 16
@@ -47,12 +49,11 @@ def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **colu
 
 def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str = "float16") -> Store:
     """A store with every kind of file: shards, splits, a failure, and external moments."""
-    names = [f"img{i:03d}" for i in range(images)]
     rows = two_texts_per_image(
         ["val" if i % 5 == 4 else "train" for i in range(images)],
         unit_rows(images, DIM, 1),
         unit_rows(2 * images, DIM, 2),
-        path=[f"photos/{name}.jpg" for name in names],
+        path=[f"photos/img{i:03d}.jpg" for i in range(images)],
         width=[640 + i for i in range(images)],
         height=[480] * images,
         size=[10_000 + i for i in range(images)],
@@ -109,11 +110,17 @@ def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 
         else:
             Image.new("RGB", (3, 3), colour).save(path)
     rows = [{"image": f"{name}.png", "captions": [f"{name} {n}" for n in range(texts)]} for name in sorted(colours)]
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "captions.jsonl", *rows)
     return folder
 
 
-def unit(rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+def embed_colours(corpus: Corpus | Path | list[Path], store: Path, **options: Any) -> EmbedSummary:
+    """Embed a corpus as `colour_corpus` makes them, in this process, two rows a shard unless the options say other."""
+    corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
+    return embed_corpus(corpus, store, colour_encoder(), **{"shard_size": 2, "workers": 0, **options})
+
+
+def unit(rows: Floats) -> Floats:
     """Rows of length 1, of their own dtype."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
@@ -135,8 +142,8 @@ def gap_store(
     dtype: str = "float16",
     normalised: bool = True,
     model: Mapping[str, Any] = SYNTHETIC,
-) -> Path:
-    """The folder of a store of `make_vectors`, splits train (two thirds) and test, in several shards."""
+) -> Store:
+    """A store of `make_vectors`, splits train (two thirds) and test, in several shards."""
     images, texts = make_vectors(n)
     if not normalised:
         images, texts = images * 3, texts * np.linspace(0.5, 2, len(texts), dtype=np.float32)[:, None]
@@ -145,7 +152,7 @@ def gap_store(
     rows = two_texts_per_image(splits, images, texts, path=paths)
     size = -(-n // parts)
     part_rows = {"image": size, "text": 2 * size}
-    return build_store(path, *rows, model=model, dtype=dtype, normalised=normalised, part_rows=part_rows).path
+    return build_store(path, *rows, model=model, dtype=dtype, normalised=normalised, part_rows=part_rows)
 
 
 @contextmanager

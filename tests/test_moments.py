@@ -12,37 +12,26 @@ from hypothesis import strategies as st
 from c3tools.errors import StoreError
 from c3tools.moments import Moments, load_moments, save_moments, unit_rows
 
-shapes = st.tuples(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32 - 1))
 
-
-def rows_of(shape: tuple[int, int, int]) -> np.ndarray:
-    n, dim, seed = shape
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, dim)) * 10.0 ** rng.integers(-3, 4) + rng.normal(size=dim)
-
-
-@given(shapes, st.lists(st.integers(0, 60), max_size=6), st.randoms())
-@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 8), st.lists(st.integers(0, 60), max_size=6), st.randoms())
+@settings(max_examples=80)
 def test_rows_and_their_merged_parts_have_the_moments_of_numpy(
-    shape: tuple[int, int, int], cuts: list[int], random: Random
+    n: int, dim: int, cuts: list[int], random: Random
 ) -> None:
-    x = rows_of(shape)
-    order = np.random.default_rng(0).permutation(len(x))
-    pieces = [Moments.from_rows(p) for p in np.split(x[order], sorted({min(c, len(x)) for c in cuts}))]
+    rng = np.random.default_rng(random.randrange(2**32))
+    x = rng.normal(size=(n, dim)) * 10.0 ** rng.integers(-3, 4) + rng.normal(size=dim)
+    pieces = [Moments.from_rows(p) for p in np.split(rng.permutation(x), sorted({min(c, n) for c in cuts}))]
     random.shuffle(pieces)
-    expected = Moments(len(x), x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * len(x))
-    for found in (Moments.from_rows(x), Moments.merge_all(pieces, x.shape[1])):
-        assert found.n == len(x)
+    expected = Moments(n, x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * n)
+    for found in (Moments.from_rows(x), Moments.merge_all(pieces, dim)):
+        assert found.n == n
         scale = np.abs(expected.scatter).max() + np.abs(expected.mean).max() + 1e-12
         np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-9 * scale)
         np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-8, atol=1e-9 * scale)
 
 
 def test_sums_are_of_double_precision_and_centred() -> None:
-    ones = np.ones((200_000, 1), dtype=np.float16)
-    with np.errstate(over="ignore"):
-        assert np.isinf(ones.sum(axis=0, dtype=np.float16)).all()
-    moments = Moments.from_rows(ones)
+    moments = Moments.from_rows(np.ones((200_000, 1), dtype=np.float16))  # whose sum is infinite in float16
     assert (moments.n, moments.mean[0], moments.scatter[0, 0]) == (200_000, 1.0, 0.0)
     x = 1e8 + np.array([[1.0], [2.0], [3.0]])  # where E x^2 - (E x)^2 gives 0 or less
     assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[0, 0] == pytest.approx(2 / 3)

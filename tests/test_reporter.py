@@ -9,14 +9,15 @@ from rich.console import Console
 from c3tools.terminal import TerminalReporter
 
 
-def screen(*, terminal: bool) -> tuple[io.StringIO, Console]:
+def screen(*, terminal: bool) -> tuple[io.StringIO, TerminalReporter]:
     text = io.StringIO()
-    return text, Console(file=text, width=80, force_terminal=terminal, color_system=None, soft_wrap=not terminal)
+    console = Console(file=text, width=80, force_terminal=terminal, color_system=None, soft_wrap=not terminal)
+    return text, TerminalReporter(console)
 
 
 def test_a_long_note_takes_no_room_from_the_numbers() -> None:
-    text, console = screen(terminal=True)
-    with TerminalReporter(console).progress("C2_1, seed 0", 1240) as progress:
+    text, reporter = screen(terminal=True)
+    with reporter.progress("C2_1, seed 0", 1240) as progress:
         progress.advance(620, "epoch 5, loss 2.191, val 2.506, 20,097 tokens/s")
     last = text.getvalue()
     assert "620 of 1,240" in last
@@ -25,16 +26,16 @@ def test_a_long_note_takes_no_room_from_the_numbers() -> None:
 
 
 def test_work_of_unknown_length_has_neither_a_bar_nor_an_end() -> None:
-    text, console = screen(terminal=True)
-    with TerminalReporter(console).progress("Indexing") as progress:
+    text, reporter = screen(terminal=True)
+    with reporter.progress("Indexing") as progress:
         progress.advance(1234)
     assert re.search(r"Indexing 1,234\b", text.getvalue())
     assert "eta" not in text.getvalue()
 
 
 def test_an_error_at_the_start_leaves_no_bar() -> None:
-    text, console = screen(terminal=True)
-    with pytest.raises(ValueError, match="wrong"), TerminalReporter(console).progress("Indexing", 9):
+    text, reporter = screen(terminal=True)
+    with pytest.raises(ValueError, match="wrong"), reporter.progress("Indexing", 9):
         raise ValueError("wrong")
     assert text.getvalue().endswith("\x1b[2K")  # the line is erased
 
@@ -55,8 +56,8 @@ def test_a_log_gets_a_line_now_and_then(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("c3tools.terminal.time.monotonic", lambda: now)
-    text, console = screen(terminal=False)
-    with TerminalReporter(console).progress("Training", total) as progress:
+    text, reporter = screen(terminal=False)
+    with reporter.progress("Training", total) as progress:
         progress.resume(before)
         for seconds, count, note in steps:
             now += seconds
@@ -65,6 +66,6 @@ def test_a_log_gets_a_line_now_and_then(
 
 
 def test_messages_are_printed_as_they_are() -> None:
-    text, console = screen(terminal=False)
-    TerminalReporter(console).message("[bold] is no markup, s3://bucket/a path")
+    text, reporter = screen(terminal=False)
+    reporter.message("[bold] is no markup, s3://bucket/a path")
     assert text.getvalue() == "[bold] is no markup, s3://bucket/a path\n"

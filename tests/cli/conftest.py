@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from c3tools import build_index
-from tests.conftest import build_store, unit_rows
+from tests.conftest import build_store, unit_rows, write_jsonl
 from tests.stores import gap_store, make_vectors
 
 from ..captioning.conftest import TOY, make_captions_store, trained_captioner
@@ -18,7 +17,7 @@ from ..captioning.conftest import TOY, make_captions_store, trained_captioner
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a small synthetic store in c3-store."""
     monkeypatch.chdir(tmp_path)
-    return gap_store(tmp_path / "c3-store").parent
+    return gap_store(tmp_path / "c3-store").path.parent
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +50,7 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "texts": [{"text": "a dog"}],
     }
     for name, rows in tables.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / f"{name}.jsonl", *rows)
     (folder / "broken.jsonl").write_text("{")
     (folder / "steps.yaml").write_text("steps: [normalize]\n")
     (folder / "notes.txt").write_text("a dog\n")

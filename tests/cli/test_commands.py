@@ -13,7 +13,7 @@ import open_clip
 import pytest
 from typer.testing import CliRunner, Result
 
-from c3tools import Store, embed, evaluate_captions, machine
+from c3tools import Store, embed, evaluate_captions, gap_report, machine
 from tests.conftest import C3, copy_photos, unit_rows
 from tests.stores import whole_store
 
@@ -51,21 +51,12 @@ def test_photos_are_embedded_without_options_and_continued(
     assert pickle.loads(pickle.dumps(again)).summary.to_dict() == again.summary.to_dict()
 
 
-def test_a_report_is_a_verdict_or_all_tables_or_json(c3: C3, here: Path) -> None:
-    short, full = (done(c3("gap-report", "--presets", "raw", *options)).stdout for options in ((), ("--full",)))
-    page = (here / "gap-report.html").read_text()
-    for question in ("Is there a modality gap?", "Will Collapse help?", "Will Corrupt help?", "Is anything unusual?"):
-        assert all(question in text for text in (short, full, page))
-    assert ("gap length" in short, "gap length" in full) == (False, True)
-    (here / "gap-report.html").unlink()
+def test_a_report_is_a_page_or_json(c3: C3, here: Path) -> None:
     values = as_json(c3("gap-report", "--json"))
+    assert values == gap_report("c3-store").to_dict()
     assert not (here / "gap-report.html").exists()
-    keys = {"n", "dim", "effective_dimension", "effective_rank", "participation_ratio", "mean_norm"}
-    assert all(keys <= measured.keys() for measured in values["modalities"].values())
-    assert {"length", "instance_distance", "rmg"} <= values["gap"].keys()
-    assert {"n", "paired_cosine", "unpaired_cosine", "residual_rms"} <= values["pairs"].keys()
-    for preset in ("raw", "c2-collapse"):
-        assert {"recall@1", "recall@5", "recall@10"} <= values["retrieval"][preset]["image_to_text"].keys()
+    done(c3("gap-report"))
+    assert "Is there a modality gap?" in (here / "gap-report.html").read_text()
 
 
 def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(

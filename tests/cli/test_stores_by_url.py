@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from c3tools.io import locations
-from tests.conftest import C3, put_store, store_files
+from tests.conftest import C3, contents, put_store
 from tests.servers import Faults
 from tests.stores import gap_store, whole_store
 
@@ -26,7 +26,7 @@ def run(c3: C3, *words: object, code: int = 0) -> str:
 
 def test_search_and_copies_are_the_same(c3: C3, tmp_path: Path, s3: Faults) -> None:
     pytest.importorskip("faiss", reason="faiss is an extra")
-    put_store(gap_store(tmp_path / "store"), URL)
+    put_store(gap_store(tmp_path / "store").path, URL)
     put_store(whole_store(tmp_path / "other", images=20).path, "s3://bucket/runs/other")
     s3.every = 7
     found, copies = [], []
@@ -37,7 +37,7 @@ def test_search_and_copies_are_the_same(c3: C3, tmp_path: Path, s3: Faults) -> N
         (tmp_path / out).mkdir()
         run(c3, "split", f"{out}/split", "--store", f"{base}/other", "--fractions", "0.5,0.25,0.25")
         run(c3, "merge", f"{out}/merged", f"{base}/other", f"{out}/split", "--prefix")
-        copies.append({p.relative_to(tmp_path / out): p.read_bytes() for p in store_files(tmp_path / out)})
+        copies.append(contents(tmp_path / out))
     assert found[0] == found[1]
     assert found[0][0]["hits"][0]["key"] == "img004"
     assert copies[0] == copies[1]

@@ -17,7 +17,7 @@ import typer
 from c3tools.cli._app import COMMANDS, app
 from c3tools.cli._console import err, out
 
-from tests.conftest import C3, copy_photos
+from tests.conftest import C3, contents, copy_photos
 
 from ..connect.photos import save_tiny_clip
 
@@ -75,14 +75,10 @@ def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkey
 def test_a_refusal_is_one_message_and_changes_nothing(
     c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def contents() -> dict[Path, bytes]:
-        files = [path for path in workplace.rglob("*") if path.is_file() and path.name != ".lock"]
-        return {path: path.read_bytes() for path in files}
-
     monkeypatch.setenv("COLUMNS", "400")
-    before = contents()
+    before = contents(workplace)
     compare(file, answers(c3, file, {1, 2}, error_of))
-    assert contents() == before
+    assert contents(workplace) == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from c3tools.corpus import read_corpus
 from c3tools.errors import CorpusError
+from tests.conftest import write_jsonl
 
-from .test_reading import image, jsonl, pairs
+from .test_reading import image, pairs
 
 SOURCES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions_val.json", "text")
 
@@ -27,7 +29,7 @@ def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -
         lines = [f"{name},{caption}\n" for name, captions in rows for caption in captions or [""]]
         (folder / source).write_text("file_name,text\n" + "".join(lines))
     elif source.endswith(".jsonl"):
-        jsonl(folder / source, *({"file_name": name, "captions": captions} for name, captions in rows))
+        write_jsonl(folder / source, *({"file_name": name, "captions": captions} for name, captions in rows))
     else:
         images = [{"id": number, "file_name": name} for number, (name, _) in enumerate(rows)]
         annotations = [{"image_id": n, "caption": text} for n, (_, texts) in enumerate(rows) for text in texts]
@@ -64,11 +66,13 @@ def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: st
 def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     image(tmp_path / "train" / "a.png")
     image(tmp_path / "train" / "b.png")
-    jsonl(tmp_path / "captions.jsonl", {"image": "train/a.png", "text": "far a"}, {"image": "train/b.png", "text": "b"})
+    write_jsonl(
+        tmp_path / "captions.jsonl", {"image": "train/a.png", "text": "far a"}, {"image": "train/b.png", "text": "b"}
+    )
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,near a\n")
     (tmp_path / "metadata.csv").write_text("file_name,text,split\ntrain/a.png,not this,val\n")
     image(tmp_path / "z" / "y" / "c.png")
-    jsonl(tmp_path / "z" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
+    write_jsonl(tmp_path / "z" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
     assert [image.split for image in corpus.images][:2] == ["val", None]  # only the table names a split
@@ -78,7 +82,7 @@ def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         image(tmp_path / "new" / f"{name}.png")
     names = ["/old/x/a.png", "/old/x/b.png", "/old/y/b.png", "c.png", "/old/x/a.png"]
-    file = jsonl(tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names))
+    file = write_jsonl(tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names))
     corpus = read_corpus([tmp_path / "new"], captions=file)
     assert pairs(corpus) == [("of /old/x/a.png", "a"), ("of /old/x/a.png", "a"), ("of c.png", "c")]
     assert corpus.captions_without_image == ["/old/x/b.png", "/old/y/b.png"]
@@ -87,7 +91,7 @@ def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
 def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     image(tmp_path / "b.png")
-    jsonl(tmp_path / "captions.jsonl", {"image": "a.png", "captions": ["first"]})
+    write_jsonl(tmp_path / "captions.jsonl", {"image": "a.png", "captions": ["first"]})
     (tmp_path / "metadata.csv").write_text("file_name,width\nb.png,640\n")
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("first", "a")]
@@ -100,25 +104,23 @@ def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Pa
 def test_a_captions_file_that_is_given_counts_alone_and_is_for_all_paths(tmp_path: Path) -> None:
     for name in ("a", "b", "one/x", "one/y", "two/x", "two/z"):
         image(tmp_path / f"{name}.png").with_suffix(".txt").write_text("text")
-    jsonl(tmp_path / "two" / "captions.jsonl", {"image": "z.png", "text": "detected"})
+    write_jsonl(tmp_path / "two" / "captions.jsonl", {"image": "z.png", "text": "detected"})
     names = ["a", "b", "c", "x", "one/x", "one/y", "two/x"]
-    file = jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
+    file = write_jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
     corpus = read_corpus([tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file)
     assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/y", "b", "two/x")]
     assert corpus.captions_without_image == ["c.png", "x.png"]
     assert corpus.images_without_caption == ["two/z"]
 
 
-def _assignments() -> st.SearchStrategy[list[dict[str, list[str]]]]:
-    """Return captions by source for every image; a source may name an image and have nothing to say."""
-    captions = st.lists(st.sampled_from(["one", "two", "three"]), max_size=2)
-    return st.lists(st.dictionaries(st.sampled_from(SOURCES), captions), min_size=1, max_size=6)
+# a source may name an image and have no caption of it
+CAPTIONS = st.dictionaries(st.sampled_from(SOURCES), st.lists(st.sampled_from(["one", "two", "three"]), max_size=2))
 
 
-@settings(max_examples=40, deadline=None)
-@given(_assignments(), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+@given(st.lists(CAPTIONS, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_each_image_has_the_captions_of_the_first_source_that_has_some(
-    assignment: list[dict[str, list[str]]], random: object
+    assignment: list[dict[str, list[str]]], random: Random
 ) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -129,10 +131,10 @@ def test_each_image_has_the_captions_of_the_first_source_that_has_some(
             for source in SOURCES
         }
         sources = [source for source in SOURCES if by_source[source]]
-        random.shuffle(sources)  # type: ignore[attr-defined]
+        random.shuffle(sources)
         for source in sources:
             rows = by_source[source]
-            random.shuffle(rows)  # type: ignore[attr-defined]
+            random.shuffle(rows)
             write_source(folder, source, rows)
         corpus = read_corpus([folder])
         for number, row in enumerate(assignment):

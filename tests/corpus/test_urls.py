@@ -32,8 +32,7 @@ def packed(photos: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locations, "FIRST_PAUSE", 0.001)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "BLOCK", 10_000)
 
 

@@ -11,17 +11,8 @@ from PIL import Image
 EXIF_ORIENTATION = 0x0112
 
 
-def write_hostile_files(folder: Path, photo: Path) -> tuple[set[str], dict[str, tuple[str, str]]]:
-    """Write bad and odd files into ``folder``, made from a good photo.
-
-    Returns:
-        The keys of those that are to be embedded; key → (stage, error) of those that are to be listed as failures.
-    """
-    good = _odd_but_good(folder, photo)
-    return good, _bad(folder, photo)
-
-
-def _odd_but_good(folder: Path, photo: Path) -> set[str]:
+def write_odd_images(folder: Path, photo: Path) -> set[str]:
+    """Write odd images, made from a good photo, that are to be embedded; return their keys."""
     with Image.open(photo) as opened:
         image = opened.convert("RGB")
     image.convert("CMYK").save(folder / "cmyk.jpg")
@@ -49,7 +40,8 @@ def _odd_but_good(folder: Path, photo: Path) -> set[str]:
     return {*keys.split(), "фото 写真 صورة", "two\nlines", "a folder named x.jpg/inside"}
 
 
-def _bad(folder: Path, photo: Path) -> dict[str, tuple[str, str]]:
+def write_bad_files(folder: Path, photo: Path) -> dict[str, tuple[str, str]]:
+    """Write files that are to be listed as failures; return stage and error by key."""
     whole = photo.read_bytes()
     (folder / "empty.jpg").touch()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from c3tools.corpus import ImageItem, read_corpus
-from c3tools.embedding import EmbedSummary, embed, embed_corpus
+from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.encoders import Encoder
-from c3tools.errors import OutputError, StoreError
-from c3tools.io.lock import locked
+from c3tools.errors import StoreError
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import copy_photos, make_store, store_files, unit_rows
+from tests.conftest import contents, copy_photos
 from tests.connect.photos import save_tiny_clip
-from tests.embedding.hostile import write_hostile_files
-from tests.stores import colour_corpus, colour_encoder
-
-
-def files(store: Path) -> dict[str, bytes]:
-    """All bytes of a store but inputs.parquet, which tells times."""
-    found = {path.relative_to(store).as_posix(): path.read_bytes() for path in store_files(store)}
-    return {name: content for name, content in found.items() if not name.startswith(("inputs", ".inputs"))}
-
-
-def run(encoder: Encoder, paths: Path | list[Path], store: Path, **options: Any) -> EmbedSummary:
-    settings = {"shard_size": 3, "workers": 0, "batch_size": 2, **options}
-    return embed_corpus(read_corpus(paths), store, encoder, **settings)
+from tests.embedding.hostile import write_bad_files, write_odd_images
+from tests.stores import colour_corpus, embed_colours
 
 
 def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
-    summary = run(encoder, photos, tmp_path / "s")
+    corpus = read_corpus(photos)
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2)
     assert [m.embedded for m in summary.modalities.values()] == [4, 20]
     store = Store.open(tmp_path / "s")
     assert store.parts("image") == [0, 1]
@@ -50,15 +38,16 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     assert set(texts.column("image_key")) == set(images.keys)
     assert store.moments("image", "val").n == 1
     assert summary.to_dict()["modalities"]["image"]["rate"] > 0
-    before = files(tmp_path / "s")
-    again = run(encoder, photos, tmp_path / "s")
+    before = contents(tmp_path / "s")
+    again = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=3, workers=0)
     assert [(m.embedded, m.already) for m in again.modalities.values()] == [(0, 4), (0, 20)]
-    assert (again.notes(), files(tmp_path / "s")) == ([], before)
+    assert (again.notes(), contents(tmp_path / "s")) == ([], before)
 
 
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
-    good, bad = write_hostile_files(folder, sorted(folder.glob("0*.jpg"))[0])
+    photo = min(folder.glob("0*.jpg"))
+    good, bad = write_odd_images(folder, photo), write_bad_files(folder, photo)
     corpus = read_corpus([folder])
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     bad["vanishing"] = ("read", "FileNotFoundError")
@@ -84,35 +73,21 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("id,text\n0001,a dog\n")
     corpus = read_corpus([*folders, tmp_path / "0001.jpg", tmp_path / "ids.csv"], key_column="id")
     for _ in range(2):
-        embed_corpus(corpus, tmp_path / "s", colour_encoder(), workers=0)
+        embed_colours(corpus, tmp_path / "s")
         failures = {(f.stage, f.path) for f in Store.open(tmp_path / "s").recorded_failures()}
         links = {("list", str(folder / "gone.jpg")) for folder in folders}
         assert failures == {("decode", str(tmp_path / "0001.jpg")), *links}
     assert verify_store(tmp_path / "s").findings == []
     shutil.copyfile(folders[0] / "x.png", tmp_path / "nowhere.jpg")
     mended = read_corpus(folders, follow_symlinks=True)
-    assert embed_corpus(mended, tmp_path / "s", colour_encoder(), workers=0).modalities["image"].embedded == 2
+    assert embed_colours(mended, tmp_path / "s").modalities["image"].embedded == 2
     assert [f.stage for f in Store.open(tmp_path / "s").recorded_failures()] == ["decode"]
 
 
 def test_long_texts_are_cut_and_counted(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a dog\n" + "word " * 2000)
-    summary = run(encoder, tmp_path / "t.txt", tmp_path / "s")
+    summary = embed_corpus(read_corpus(tmp_path / "t.txt"), tmp_path / "s", encoder, workers=0)
     assert (summary.modalities["text"].truncated, summary.modalities["text"].embedded) == (1, 2)
-
-
-def test_a_store_that_may_not_be_written_to(tmp_path: Path) -> None:
-    folder = colour_corpus(tmp_path / "p", {"a": "red"})
-    make_store(tmp_path / "other", unit_rows(2, 8), unit_rows(2, 8))
-    before = files(tmp_path / "other")
-    with pytest.raises(StoreError, match="other has dtype = float32"):
-        run(colour_encoder(), folder, tmp_path / "other")
-    assert files(tmp_path / "other") == before
-    run(colour_encoder(), folder, tmp_path / "s")
-    with locked(tmp_path / "s"), pytest.raises(OutputError):
-        run(colour_encoder(), folder, tmp_path / "s")
-    with pytest.raises(StoreError, match="int8"):
-        embed(folder, tmp_path / "s", encoder=colour_encoder(), dtype="int8")
 
 
 def test_model_backend_and_precision_of_the_store_are_used_again(

@@ -14,20 +14,14 @@ import pytest
 from PIL import Image
 
 from c3tools.corpus import read_corpus
-from c3tools.embedding import EmbedSummary, embed, embed_corpus
+from c3tools.embedding import EmbedSummary, embed
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, put_store
+from tests.conftest import C3, contents, write_jsonl
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
-from tests.embedding.test_embed import files
-from tests.servers import Faults
-from tests.stores import colour_corpus, colour_encoder
+from tests.stores import colour_corpus, embed_colours
 
 RAINBOW = {"a": "red", "b": "lime", "c": "blue", "d": "gold", "e": "navy"}
-
-
-def run(paths: Path | list[Path], store: Path, **options: Any) -> EmbedSummary:
-    return embed_corpus(read_corpus(paths), store, colour_encoder(), shard_size=2, workers=0, **options)
 
 
 def recolour(path: Path, colour: str) -> None:
@@ -38,8 +32,8 @@ def recolour(path: Path, colour: str) -> None:
 
 
 def write_captions(folder: Path, captions: dict[str, list[str]]) -> None:
-    rows = [{"image": f"{name}.png", "captions": texts} for name, texts in captions.items()]
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = ({"image": f"{name}.png", "captions": texts} for name, texts in captions.items())
+    write_jsonl(folder / "captions.jsonl", *rows)
 
 
 def rows(store: Path, modality: str) -> dict[str, tuple[Any, ...]]:
@@ -56,20 +50,14 @@ def counts(summary: EmbedSummary) -> dict[str, tuple[int, int, int]]:
     return {name: (m.embedded, m.updated, m.removed) for name, m in summary.modalities.items()}
 
 
-def edited(folder: Path) -> Path:
-    """A folder whose store is s beside it, edited since: b is another image, c has gone, d is f, a and e have other
-    captions."""
-    run(colour_corpus(folder, RAINBOW), folder.parent / "s")
+def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3: C3) -> None:
+    folder, store = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
+    embed_colours(folder, store)
     recolour(folder / "b.png", "tan")
     (folder / "c.png").unlink()
     (folder / "d.png").rename(folder / "f.png")
     texts = {name: [f"{name} 0", f"{name} 1"] for name in "bf"}
     write_captions(folder, {"a": ["another", "a 1"], **texts, "e": ["e 0"]})
-    return folder
-
-
-def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3: C3) -> None:
-    folder, store = edited(tmp_path / "p"), tmp_path / "s"
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     dry = ("embed", folder, "--store", "s", "--update", "--prune", "--dry-run", "--json")
     planned = json.loads(c3(*dry).stdout)["modalities"]
@@ -78,17 +66,17 @@ def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3:
     said = " ".join(c3(*dry[:-1]).stdout.split())
     assert "nothing was written" in said and "1 image input changed after embedding" in said and "c, d" in said
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
-    assert counts(run(folder, store, update=True, prune=True)) == {"image": (1, 1, 2), "text": (2, 1, 5)}
-    run(folder, tmp_path / "fresh")
+    assert counts(embed_colours(folder, store, update=True, prune=True)) == {"image": (1, 1, 2), "text": (2, 1, 5)}
+    embed_colours(folder, tmp_path / "fresh")
     for modality in ("image", "text"):
         assert rows(store, modality) == rows(tmp_path / "fresh", modality)
     assert verify_store(store).findings == []
-    whole = files(store)
-    again = run(folder, store, update=True, prune=True)
+    whole = contents(store)
+    again = embed_colours(folder, store, update=True, prune=True)
     assert [(*counts(again)[name], m.changed, m.gone) for name, m in again.modalities.items()] == [
         (0, 0, 0, [], [])
     ] * 2
-    assert files(store) == whole
+    assert contents(store) == whole
 
 
 def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
@@ -96,59 +84,60 @@ def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
     planned = embed(folder, store, dry_run=True).summary
     assert {name: m.to_embed for name, m in planned.modalities.items()} == {"image": 5, "text": 10}
     assert not store.exists()
-    run(folder, store)
-    assert run(folder, store).modalities["image"].changed == []
+    embed_colours(folder, store)
+    assert embed_colours(folder, store).modalities["image"].changed == []
     recolour(folder / "b.png", "tan")  # of the same size
     write_captions(folder, {name: ["another", f"{name} 1"] for name in RAINBOW})
-    assert run(folder, store).modalities["image"].changed == ["b"]
-    summary = run(folder, store, update=True)
+    assert embed_colours(folder, store).modalities["image"].changed == ["b"]
+    summary = embed_colours(folder, store, update=True)
     assert [m.updated for m in summary.modalities.values()] == [1, 5]
     assert list(summary.table().rows[0][:4]) == ["image", "1", "4", "0"]
-    run(folder, tmp_path / "fresh")
-    assert files(store) == files(tmp_path / "fresh")
+    embed_colours(folder, tmp_path / "fresh")
+    assert contents(store) == contents(tmp_path / "fresh")
 
 
 def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
     one, two = colour_corpus(tmp_path / "one", {"a": "red", "b": "lime"}), tmp_path / "two"
     colour_corpus(two, {"c": "blue", "d": "gold"})
-    run(one, tmp_path / "s")
+    embed_colours(one, tmp_path / "s")
     before = rows(tmp_path / "s", "text")
-    summary = run(two, tmp_path / "s", update=True, prune=True)
+    summary = embed_colours(two, tmp_path / "s", update=True, prune=True)
     assert [[*m.gone, *m.changed] for m in summary.modalities.values()] == [[], []]
     # a file of another folder with a key that is taken is neither a change nor embedded
     recolour(two / "a.png", "navy")
     write_captions(two, {"a": ["of another image"], "c": ["another", "c 1"], "d": ["d 0", "d 1"]})
-    summary = run(two, tmp_path / "s", update=True, prune=True)
+    summary = embed_colours(two, tmp_path / "s", update=True, prune=True)
     assert summary.modalities["image"].from_elsewhere == ["a"]
     assert summary.modalities["text"].updated == 1
     assert before.items() <= rows(tmp_path / "s", "text").items()
     assert any("the store has their keys from other files: a" in note for note in summary.notes())
 
 
-def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "left"), [({"update": True, "prune": True}, 0), ({"retry_failed": True}, 1)])
+def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path, options: dict[str, bool], left: int) -> None:
     folder = colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None})
-    assert run(folder, tmp_path / "s").failures_in_store == 2
-    assert run(folder, tmp_path / "s").modalities["image"].failed_before == 2
-    assert run(folder, tmp_path / "s", retry_failed=True).modalities["image"].failed == 2
+    assert embed_colours(folder, tmp_path / "s").failures_in_store == 2
+    assert embed_colours(folder, tmp_path / "s").modalities["image"].failed_before == 2
+    assert embed_colours(folder, tmp_path / "s", retry_failed=True).modalities["image"].failed == 2
     (folder / "gone.png").unlink()
     recolour(folder / "mended.png", "tan")
-    assert run(folder, tmp_path / "s").failures_in_store == 2
-    summary = run(folder, tmp_path / "s", update=True, prune=True)
-    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, 0)
+    assert embed_colours(folder, tmp_path / "s").failures_in_store == 2  # it is not tried again
+    summary = embed_colours(folder, tmp_path / "s", **options)
+    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, left)
     assert verify_store(tmp_path / "s").findings == []
 
 
 @pytest.mark.parametrize("size", [1, 9])
 def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path, size: int) -> None:
     folder = colour_corpus(tmp_path / "p", RAINBOW)
-    run(folder, tmp_path / "s")
+    embed_colours(folder, tmp_path / "s")
     for name in "ab":
         (folder / f"{name}.png").unlink()
-    run(folder, tmp_path / "s", prune=True)  # shard 0 is no more
+    embed_colours(folder, tmp_path / "s", prune=True)  # shard 0 is no more
     before = rows(tmp_path / "s", "image")
     for number in (1, 2):
         (tmp_path / "s" / "image" / f"part-0000{number}.parquet").unlink()
-    summary = embed_corpus(read_corpus(folder), tmp_path / "s", colour_encoder(), shard_size=size, workers=0)
+    summary = embed_colours(folder, tmp_path / "s", shard_size=size)
     assert summary.lost == []
     assert rows(tmp_path / "s", "image") == before
     assert verify_store(tmp_path / "s").findings == []
@@ -157,9 +146,9 @@ def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path,
 def test_new_captions_have_the_split_of_their_image_in_the_store(tmp_path: Path) -> None:
     folder = colour_corpus(tmp_path / "p", {"a": "red"})
     (folder / "captions.jsonl").write_text('{"image": "a.png", "captions": ["a 0"], "split": "val"}')
-    run(folder, tmp_path / "s")
+    embed_colours(folder, tmp_path / "s")
     write_captions(folder, {"a": ["a 0", "a 1"]})
-    run(folder, tmp_path / "s")
+    embed_colours(folder, tmp_path / "s")
     assert Store.open(tmp_path / "s").load("text").column("split") == ["val", "val"]
 
 
@@ -167,9 +156,9 @@ def test_texts_that_stand_alone(tmp_path: Path) -> None:
     file = tmp_path / "lines.txt"
     file.write_text("a dog\na cat\na bird\n")
     (tmp_path / "other.txt").write_text("a tree\n")
-    run([file, tmp_path / "other.txt"], tmp_path / "s")
+    embed_colours([file, tmp_path / "other.txt"], tmp_path / "s")
     file.write_text("a dog\na fish\n")
-    assert counts(run(file, tmp_path / "s", update=True, prune=True)) == {"text": (0, 1, 1)}
+    assert counts(embed_colours(file, tmp_path / "s", update=True, prune=True)) == {"text": (0, 1, 1)}
     assert sorted(Store.open(tmp_path / "s").load("text").captions) == ["a dog", "a fish", "a tree"]
 
 
@@ -177,12 +166,12 @@ def test_members_of_tars(tmp_path: Path) -> None:
     chosen = photos_of(colour_corpus(tmp_path / "p", {"a": "red", "b": "lime", "c": "blue"}))
     write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[:2]))
     write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[2:]))
-    run(tmp_path / "t", tmp_path / "s")
+    embed_colours(tmp_path / "t", tmp_path / "s")
     write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[:1]))
-    summary = run(tmp_path / "t" / "0.tar", tmp_path / "s", prune=True)
+    summary = embed_colours(tmp_path / "t" / "0.tar", tmp_path / "s", prune=True)
     assert summary.modalities["image"].gone == ["b"]  # the other tar was not given
     (tmp_path / "t" / "1.tar").unlink()
-    assert run(tmp_path / "t", tmp_path / "s", prune=True).modalities["image"].gone == ["c"]
+    assert embed_colours(tmp_path / "t", tmp_path / "s", prune=True).modalities["image"].gone == ["c"]
     assert rows(tmp_path / "s", "text").keys() == {"a#0", "a#1"}
 
 
@@ -190,18 +179,18 @@ def test_rows_of_damaged_row_groups_are_kept(tmp_path: Path) -> None:
     chosen = photos_of(colour_corpus(tmp_path / "p", RAINBOW))
     path, columns = tmp_path / "x.parquet", {"image": [p.content for p in chosen], "key": [p.key for p in chosen]}
     pq.write_table(pa.table(columns), path, row_group_size=1, use_dictionary=False)
-    run(path, tmp_path / "s")
+    embed_colours(path, tmp_path / "s")
     for group in (1, 2):
         damage_column(path, group, 1)
     corpus = read_corpus(path)
     assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 3, 4)]
     for group, skipped in enumerate(corpus.skipped, start=1):
         assert skipped.error == "DamagedTable" and f"row group {group} (1 row)" in skipped.message
-    summary = run(path, tmp_path / "s", prune=True)
+    summary = embed_colours(path, tmp_path / "s", prune=True)
     assert (summary.modalities["image"].gone, Store.open(tmp_path / "s").count("image")) == ([], 5)
     assert summary.failures_in_store == 2
     pq.write_table(pa.table(columns).slice(1), path)
-    summary = run(path, tmp_path / "s", prune=True)
+    summary = embed_colours(path, tmp_path / "s", prune=True)
     assert (summary.modalities["image"].gone, summary.failures_in_store) == (["a"], 0)
 
 
@@ -209,21 +198,10 @@ def test_another_tar_with_the_same_keys_is_not_the_same_images(tmp_path: Path) -
     chosen = photos_of(colour_corpus(tmp_path / "p", RAINBOW))
     renamed = [photo._replace(name=first.name) for photo, first in zip(chosen[2:4], chosen[:2], strict=True)]
     paths = [write_tar(tmp_path / f"{n}.tar", webdataset(some)) for n, some in enumerate((chosen[:2], renamed))]
-    run(paths[0], tmp_path / "s")
+    embed_colours(paths[0], tmp_path / "s")
     before = rows(tmp_path / "s", "text")
-    summary = run(paths[1], tmp_path / "s", update=True)
+    summary = embed_colours(paths[1], tmp_path / "s", update=True)
     assert summary.modalities["image"].from_elsewhere == ["a", "b"]
     assert rows(tmp_path / "s", "text") == before
-    summary = run(paths[0].rename(tmp_path / "moved.tar"), tmp_path / "s")
+    summary = embed_colours(paths[0].rename(tmp_path / "moved.tar"), tmp_path / "s")
     assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [(2, [], []), (4, [], [])]
-
-
-def test_a_store_by_url_is_updated_and_pruned(tmp_path: Path, s3: Faults) -> None:
-    folder = edited(tmp_path / "p")
-    place = put_store(tmp_path / "s", "s3://bucket/s")
-    s3.every = 7
-    for store in (place, tmp_path / "s"):
-        run(folder, store, update=True, prune=True)
-    for modality in ("image", "text"):
-        assert rows(place, modality) == rows(tmp_path / "s", modality)
-    assert verify_store(place).findings == []

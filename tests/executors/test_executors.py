@@ -21,8 +21,7 @@ from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, open_executor
 from c3tools.executors.ray import RayExecutor, _allocate
 from c3tools.store import Store
-from tests.conftest import copy_photos
-from tests.embedding.test_embed import files
+from tests.conftest import contents, copy_photos
 from tests.executors.works import Squares
 
 SQUARES = [0, 1, 4, 9, 16, 25]
@@ -39,7 +38,7 @@ def cluster() -> Iterator[RayExecutor]:
 @pytest.fixture(params=["processes", "ray"])
 def executor(request: pytest.FixtureRequest) -> Executor:
     if request.param == "processes":
-        return Executor(["cpu", "cpu:1"])
+        return Executor(["cpu", "cpu"])
     found: Executor = request.getfixturevalue("cluster")
     return found
 
@@ -77,22 +76,22 @@ def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(cluster: RayExecutor,
     assert len(list(tmp_path.glob("3-*"))) == 3
 
 
-def test_ray_makes_the_same_bytes_and_goes_on_where_another_was_interrupted(
-    cluster: RayExecutor, encoder: Encoder, tmp_path: Path
+def test_processes_make_the_same_bytes_and_go_on_where_others_were_interrupted(
+    executor: Executor, encoder: Encoder, tmp_path: Path
 ) -> None:
     folder = copy_photos(tmp_path / "photos", 4)
     (folder / "broken.jpg").write_text("no image")
     corpus = read_corpus([folder])
     options: dict[str, Any] = {"shard_size": 3, "workers": 1, "batch_size": 2}
-    for name, executor in (("here", None), ("there", cluster)):
-        summary = embed_corpus(corpus, tmp_path / name, encoder, executor=executor, **options)
+    for name, place in (("here", None), ("there", executor)):
+        summary = embed_corpus(corpus, tmp_path / name, encoder, executor=place, **options)
         assert [(m.embedded, m.failed) for m in summary.modalities.values()] == [(4, 1), (20, 0)]
-    whole = files(tmp_path / "here")
-    assert files(tmp_path / "there") == whole
+    whole = contents(tmp_path / "here")
+    assert contents(tmp_path / "there") == whole
     for name in ("manifest.json", "image/part-00001.parquet", "text/part-00002.parquet"):
         (tmp_path / "there" / name).unlink()
-    embed_corpus(corpus, tmp_path / "there", encoder, executor=cluster, **options)
-    assert files(tmp_path / "there") == whole
+    embed_corpus(corpus, tmp_path / "there", encoder, executor=executor, **options)
+    assert contents(tmp_path / "there") == whole
 
 
 def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
@@ -123,8 +122,6 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
 def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(C3Error, match="--executor ray"), open_executor("local", address="head:6379"):
         pass
-    with pytest.raises(C3Error, match="slurm"), open_executor("slurm"):
-        pass
     with pytest.raises(C3Error, match="GPUs"):
         _allocate([machine(8)], None, None, gpu=True)
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -132,10 +129,8 @@ def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.Monk
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"  # nobody listens
-        start = time.monotonic()
         with pytest.raises(UnreachableError, match=address):
             RayExecutor(address).__enter__()
-        assert time.monotonic() - start < 10
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"c3tools\[ray\]"), open_executor("ray", address="local"):
         pass

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +21,16 @@ from c3tools.seeds import keyed_normal
 from c3tools.store import Rows
 from c3tools.store.rows import embedding_matrix
 from c3tools.store.verify import verify_store
-from tests.conftest import build_store
+from tests.conftest import build_store, contents
+from tests.crashes import kill_at
 from tests.stores import gap_store, make_vectors, unit
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gap_store(tmp_path_factory.mktemp("made") / "c3-store")
-
-
 @pytest.fixture(autouse=True)
-def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a small synthetic store in c3-store."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(made, tmp_path / "c3-store")
+    shutil.copytree(store.path, tmp_path / "c3-store")
     return tmp_path
 
 
@@ -47,11 +40,6 @@ def ok(store: str = "c3-store", **options: Any) -> ExportReport:
 
 def read(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def expected_text(store: Store, sigma: float) -> np.ndarray:
@@ -135,9 +123,9 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
         assert "embedding" not in tables_beside[0].column_names
     record = json.loads((here / "c3-export" / "manifest.json").read_text())
     if format != "parquet":
-        on_disk = digests(here / "c3-export")
+        on_disk = contents(here / "c3-export")
         del on_disk["manifest.json"]
-        assert record["files"] == on_disk
+        assert record["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in on_disk.items()}
         assert record["provenance"]["store"]["model"]["name"] == "synthetic"
         assert record["provenance"]["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
 
@@ -147,38 +135,19 @@ def test_the_same_bytes_however_it_came_about(here: Path, format: str) -> None:
     ok(format=format, output="whole", workers=4)
     for modality in ("text", "image"):
         assert list(ok(format=format, modality=[modality], workers=1).rows) == [modality]
-    assert digests(here / "c3-export") == digests(here / "whole")
+    assert contents(here / "c3-export") == contents(here / "whole")
     cut = next(path for path in sorted(here.glob("c3-export/text/**/*")) if path.name == "part-00001.parquet")
     cut.write_bytes(cut.read_bytes()[:100])
     assert ok(format=format).kept == 5
-    assert digests(here / "c3-export") == digests(here / "whole")
+    assert contents(here / "c3-export") == contents(here / "whole")
 
 
-KILLED = """
-import os, pathlib, signal, sys
-from c3tools.export import export_store
-
-real, calls = pathlib.Path.replace, []
-
-def dying(*arguments):
-    calls.append(arguments)
-    if len(calls) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
-
-pathlib.Path.replace = dying
-export_store("c3-store", format=sys.argv[1], workers=1)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-@pytest.mark.parametrize(("format", "count"), [("parquet", 6), ("parquet", 11), ("npy", 6), ("hf", 9)])
-def test_a_killed_export_is_continued_to_the_same_bytes(here: Path, format: str, count: int) -> None:
+@pytest.mark.parametrize(("format", "operation"), [("parquet", 27), ("parquet", 47), ("npy", 35), ("hf", 41)])
+def test_a_killed_export_is_continued_to_the_same_bytes(here: Path, format: str, operation: int) -> None:
     ok(output="whole", format=format)
-    command = [sys.executable, "-c", KILLED, format, str(count)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert kill_at(here / "c3-export", operation, lambda: ok(format=format, workers=1))
     assert ok(format=format).kept > 0
-    assert digests(here / "c3-export") == digests(here / "whole")
+    assert contents(here / "c3-export") == contents(here / "whole")
 
 
 def test_another_export_is_replaced_only_if_asked(here: Path) -> None:
@@ -193,7 +162,7 @@ def test_another_export_is_replaced_only_if_asked(here: Path) -> None:
     assert not list((here / "c3-export").glob("*/part-*")) and (here / "c3-export" / "text" / "notes.txt").exists()
     ok(preset="c1", format="npy", output="fresh")
     (here / "c3-export" / "text" / "notes.txt").unlink()
-    assert digests(here / "c3-export") == digests(here / "fresh")
+    assert contents(here / "c3-export") == contents(here / "fresh")
 
 
 def test_pipelines_of_files_and_of_exports(here: Path) -> None:
@@ -201,7 +170,7 @@ def test_pipelines_of_files_and_of_exports(here: Path) -> None:
     ok(pipeline="p.yaml", output="a")
     ok(pipeline="a", output="b")
     assert Pipeline.load("b").name == "mine"
-    assert digests(here / "a") == digests(here / "b")
+    assert contents(here / "a") == contents(here / "b")
 
 
 def test_a_store_that_keeps_norms(here: Path) -> None:

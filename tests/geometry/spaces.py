@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from c3tools.identity import ModelIdentity
 from c3tools.store import Rows, Store
+from tests import stores
 from tests.conftest import build_store
 
 Floats = npt.NDArray[np.float64]
@@ -33,9 +34,7 @@ def paper_model(
 
 def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
     """Rows of length 1, float64."""
-    exact = rows.astype(np.float64)
-    unit_rows: Floats = exact / np.linalg.norm(exact, axis=1, keepdims=True)
-    return unit_rows
+    return stores.unit(rows.astype(np.float64))
 
 
 def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str, float]:
@@ -82,22 +81,6 @@ def reported_measures(values: dict[str, Any]) -> dict[str, float]:
         for direction, scores in values["retrieval"][preset].items():
             result |= {f"{preset} {direction} {key}": value for key, value in scores.items()}
     return result
-
-
-def columns_store(
-    path: Path,
-    image: npt.NDArray[np.floating[Any]],
-    text: npt.NDArray[np.floating[Any]],
-    owner: Ints | None = None,
-    **columns: Any,
-) -> Store:
-    """A store of unit float32 rows; ``columns`` have a value per image, which its texts have too."""
-    keys, own = [f"i{k}" for k in range(len(image))], range(len(text)) if owner is None else owner
-    images = Rows.of("image", keys, unit(image), **columns)
-    theirs = {name: [values[o] for o in own] for name, values in columns.items()}
-    texts = Rows.of("text", [f"t{k}" for k in range(len(text))], unit(text), image_key=[keys[o] for o in own], **theirs)
-    build_store(path, images, texts, dtype="float32")
-    return Store.open(path)
 
 
 def hostile_store(path: Path) -> Store:

@@ -12,49 +12,31 @@ import c3tools
 from c3tools.errors import StoreError
 from c3tools.geometry.collect import collect
 from c3tools.geometry.gap_map import gap_map
+from tests.stores import whole_store
 
-from ..stores import whole_store
 
-
-def test_slider_moves_both_means_to_one_point(tmp_path: Path) -> None:
+def test_rows_are_dots_that_the_slider_moves_and_lines_join_partners(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "store")
-    data = json.loads(gap_map(store, collect(store, "image", "text")))
-    means = {name: store.load(name).embeddings.astype(np.float64).mean(axis=0) for name in ("image", "text")}
-    assert data["gap"] == pytest.approx(np.linalg.norm(means["image"] - means["text"]), rel=1e-3)
+    data = json.loads(gap_map(store, collect(store, "image", "text"), by="width"))
+    images, texts = (store.load(name) for name in ("image", "text"))
+    means = [rows.embeddings.astype(np.float64).mean(axis=0) for rows in (images, texts)]
+    assert data["gap"] == pytest.approx(np.linalg.norm(means[0] - means[1]), rel=1e-3)
     (x, y), (u, v) = (modality["shift"] for modality in data["modalities"])
     assert x - u == pytest.approx(data["gap"], abs=2e-4)
     assert y == v == 0
-    for modality in data["modalities"]:
-        assert np.mean(modality["x"]) == pytest.approx(0, abs=1e-4)
-        assert np.mean(modality["y"]) == pytest.approx(0, abs=1e-4)
-
-
-def test_lines_join_a_row_and_its_partners(tmp_path: Path) -> None:
-    store = whole_store(tmp_path / "store")
-    data = json.loads(gap_map(store, collect(store, "image", "text")))
-    images, texts = (store.load(name) for name in ("image", "text"))
+    for modality in data["modalities"]:  # moved by their shifts, both means are at one point
+        assert np.mean([modality["x"], modality["y"]], axis=1) == pytest.approx([0, 0], abs=1e-4)
     assert len(data["pairs"]) == len(texts)
     assert all(images.keys[item] == texts.items[row] for item, row in data["pairs"])
     assert data["modalities"][1]["label"] == texts.captions
-
-
-def test_dots_are_coloured_by_split_and_by_a_column(tmp_path: Path) -> None:
-    store = whole_store(tmp_path / "store")
-    groups = json.loads(gap_map(store, collect(store, "image", "text"), by="width"))["modalities"][0]["groups"]
-    assert groups["split"] == store.load("image").splits
-    assert groups["width"] == [str(value) for value in store.load("image").column("width")]
+    widths = [str(value) for value in images.column("width")]
+    assert data["modalities"][0]["groups"] == {"split": images.splits, "width": widths}
     with pytest.raises(StoreError, match="'colour'"):
         c3tools.gap_report(store, by="colour")
 
 
-def test_a_caption_cannot_end_the_script(tmp_path: Path) -> None:
-    store = whole_store(tmp_path / "store")
-    assert "<" not in gap_map(store, collect(store, "image", "text"))
-
-
 def test_reader_closes_the_gap_in_a_browser(tmp_path: Path, browser: Any) -> None:
-    store = whole_store(tmp_path / "store")
-    page = c3tools.gap_report(store).save(tmp_path / "report.html")
+    page = c3tools.gap_report(whole_store(tmp_path / "store")).save(tmp_path / "report.html")
     browser.get(page.as_uri())
 
     def text(selector: str) -> str:

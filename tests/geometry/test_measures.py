@@ -17,14 +17,12 @@ from c3tools.geometry.measures import (
 )
 from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
-from c3tools.store import Store
 from tests.conftest import make_store
 from tests.geometry.spaces import paper_model, unit
 
 
 def collected(path: Path, image: Any, text: Any, owner: Any) -> Collected:
-    make_store(path, image.astype(np.float32), text.astype(np.float32), owners=list(owner))
-    return collect(Store.open(path), "image", "text")
+    return collect(make_store(path, image, text, owners=list(owner)), "image", "text")
 
 
 @pytest.mark.parametrize(("values", "dimension"), [([99.0, 1.0], 2), ([99.1, 0.9], 1), ([0.0, 0.0], 0)])

@@ -123,7 +123,7 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
 
 def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:
     image, text, owner = paper_model(30, 8, captions=2)
-    store = make_store(tmp_path / "s", unit(image).astype("float32"), unit(text).astype("float32"), owners=list(owner))
+    store = make_store(tmp_path / "s", unit(image), unit(text), owners=list(owner))
     result = simulate_temperature(store=store, steps=2, scale=[10])
     assert result.to_dict()["pairs"] == 30
     with pytest.raises(C3Error, match=r"20 pairs.* 5"):
@@ -135,9 +135,7 @@ def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:
     [
         (lambda: simulate_stable_region(tau=[0.2, 0.5], delta=0.01), r"0\.2 .*0\.01"),
         (lambda: simulate_stable_region(tau=[0.1, np.inf]), "finite"),
-        (lambda: simulate_stable_region(tau=[0.0, 0.1]), "above 0"),
         (lambda: simulate_stable_region(delta=0.0), "delta"),
-        (lambda: simulate_temperature(scale=[100.0, np.nan]), "scales"),
         (lambda: simulate_stable_region(tau=[0.05, 0.1]), "factor of 2"),
     ],
 )

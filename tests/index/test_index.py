@@ -28,12 +28,6 @@ faiss = pytest.importorskip("faiss", reason="faiss is an extra")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store that no test changes."""
-    return Store.open(gap_store(tmp_path_factory.mktemp("index") / "c3-store"))
-
-
-@pytest.fixture(scope="module")
 def index(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Index:
     return build_index(store, tmp_path_factory.mktemp("index") / "index")
 
@@ -64,19 +58,10 @@ def grow(store: Store, first: int, count: int, part: int, seed: int = 5) -> Stor
     return Store.open(store.path)
 
 
-def test_a_mixed_index_of_a_small_store_is_exact(store: Store, index: Index) -> None:
+def test_the_index_of_a_small_store_says_what_it_holds(store: Store, index: Index) -> None:
     report = index.to_dict()
     assert (report["factory"], report["rows"], report["added"], report["recall@10"]) == ("Flat", 270, 270, 1.0)
-    vectors = np.concatenate([centred(store, "image"), centred(store, "text")])
-    exact = vectors[:7] @ vectors.T
-    for each in (index, Index.open(index.path)):
-        lists = each.rank(store.load("image").embeddings[:7], "image", 5, separate=True)
-        for hits, cosines in zip(lists, exact, strict=True):
-            best = sorted(hits, key=lambda hit: -hit.cosine)[:5]
-            assert [hit.row for hit in best] == np.argsort(-cosines)[:5].tolist()
-            np.testing.assert_allclose([hit.cosine for hit in best], -np.sort(-cosines)[:5], atol=1e-5)
-        assert each.rows.column("modality").to_pylist() == ["image"] * 90 + ["text"] * 180
-        assert each.rows.column("key")[0].as_py() == "img000"
+    assert index.rows.column("modality").to_pylist() == ["image"] * 90 + ["text"] * 180
     for modality in ("image", "text"):
         assert report["bias@10"]["before"][modality] > 0.95
         assert report["bias@10"]["after"][modality] < report["bias@10"]["before"][modality] - 0.1
@@ -115,7 +100,6 @@ def test_splits_and_modalities(store: Store, tmp_path: Path) -> None:
     ({"factory": "IVF4000,Flat"}, "'IVF4000,Flat' from 270 rows"),
     ({"factory": "NSG8"}, "'NSG8'"),
     ({"split": "val"}, r"'val'.* train \(180\), test \(90\)"),
-    ({"output": "s3://bucket/index"}, "s3://bucket/index"),
 ])  # fmt: skip
 def test_what_cannot_be_built(store: Store, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(StoreError, match=words):
@@ -124,7 +108,7 @@ def test_what_cannot_be_built(store: Store, tmp_path: Path, options: dict[str, A
 
 
 def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_path: Path) -> None:
-    other = Store.open(gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64}))
+    other = gap_store(tmp_path / "other", model={"name": "another", "weights_sha256": "b" * 64})
     text = store.load("text").keys[0]
     for query in (
         {"vector": other.path},
@@ -305,17 +289,20 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, mon
 
 
 def test_loaded_moments_are_those_of_the_index(own: Store, tmp_path: Path) -> None:
-    path, other = tmp_path / "index", Store.open(gap_store(tmp_path / "other", 60))
+    path, other = tmp_path / "index", gap_store(tmp_path / "other", 60)
 
-    def image_mean() -> Any:
-        return build_index(own.path, path).pipeline.steps[1].state["centre/image"]
+    def check(expected: Store, *, loaded: bool) -> None:
+        pipeline = build_index(own.path, path).pipeline
+        mean = expected.moments("image", "train").mean
+        np.testing.assert_allclose(pipeline.steps[1].state["centre/image"], mean, atol=1e-6)
+        assert ("loaded moments (image" in pipeline.provenance.get("source", "")) == loaded
 
-    image_mean()
+    check(own, loaded=False)
     save_means(other, tmp_path / "moments")
     load_means(own, tmp_path / "moments")
-    np.testing.assert_allclose(image_mean(), other.moments("image", "train").mean, atol=1e-6)
+    check(other, loaded=True)
     unload_means(own)
-    np.testing.assert_allclose(image_mean(), own.moments("image", "train").mean, atol=1e-6)
+    check(own, loaded=False)
 
 
 def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path) -> None:

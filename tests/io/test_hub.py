@@ -10,16 +10,13 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
-import torch
 
-from c3tools import Captioner, Pipeline, Store, preset, verify_store
-from c3tools.captioning.config import DecoderConfig
-from c3tools.captioning.model import CaptionDecoder
-from c3tools.captioning.tokenizer import CaptionTokenizer
+from c3tools import Captioner, Pipeline, Store, verify_store
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
 from c3tools.io.artifact import class_of
 from c3tools.store import Failure, Rows, StoreWriter
-from tests.conftest import C3, MODEL, add_shard, build_store, unit_rows
+from tests.captioning.conftest import trained_captioner
+from tests.conftest import C3, add_shard, build_store, unit_rows
 from tests.servers import Hub
 from tests.stores import two_texts_per_image
 
@@ -36,18 +33,13 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def pipeline(store: Store) -> Pipeline:
-    return preset("c3", sigma=0.1).fit(store)
+def captioner() -> Captioner:
+    return trained_captioner()
 
 
 @pytest.fixture
-def captioner(pipeline: Pipeline) -> Captioner:
-    """A captioner with random weights."""
-    tokenizer = CaptionTokenizer.train([f"caption {i}" for i in range(20)], 300)
-    config = DecoderConfig(dim=DIM, vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, max_tokens=8)
-    torch.manual_seed(0)
-    record = {"model": dict(MODEL), "preset": "c3", "sigma": 0.1, "best_val_loss": 1.98694, "captions": {"train": 18}}
-    return Captioner(CaptionDecoder(config).eval(), tokenizer, pipeline, record)
+def pipeline(captioner: Captioner) -> Pipeline:
+    return captioner.pipeline
 
 
 def configs(hub: Hub) -> list[str]:
@@ -68,7 +60,8 @@ def test_a_captioner_comes_back_with_a_card(hub: Hub, captioner: Captioner) -> N
     card: Any = huggingface_hub.ModelCard(files["README.md"].decode())
     data: Any = card.data
     assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "c3tools", "image-to-text")
-    assert "| validation loss | 1.987 |" in card.text and "It learned from" in card.text
+    loss = captioner.record["best_val_loss"]
+    assert f"| validation loss | {loss:.4g} |" in card.text and "It learned from" in card.text
     for loaded in (Captioner.load("hf-hub:me/captions"), Captioner.from_pretrained("me/captions")):
         assert loaded.fingerprint() == captioner.fingerprint()
     files["weights.safetensors"] = files["weights.safetensors"][:-1] + b"\0"
@@ -166,7 +159,7 @@ def test_a_pipeline_comes_back_and_what_was_fetched_is_used_offline(
 ) -> None:
     assert pipeline.push_to_hub("me/c3").startswith(f"{hub.endpoint}/me/c3/commit/")
     assert sorted(hub.last("models/me/c3")) == ["README.md", "config.json", "transform.json", "transform.safetensors"]
-    rows = unit_rows(5, DIM, seed=3)
+    rows = unit_rows(5, 32, seed=3)
     for endpoint in (hub.endpoint, "http://127.0.0.1:1"):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
         for loaded in (Pipeline.from_pretrained("me/c3"), Pipeline.load("hf-hub:me/c3")):

@@ -18,7 +18,7 @@ from c3tools.io.parquet import read_parquet
 CELLS = st.one_of(st.none(), st.sampled_from(["", "a dog", "ü" * 50, "train"]))
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(
     texts=st.lists(CELLS, max_size=60),
     group=st.integers(1, 40),

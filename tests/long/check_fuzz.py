@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -26,8 +25,9 @@ from c3tools.store import Store
 from c3tools.store.import_embeddings import import_embeddings
 from c3tools.store.verify import verify_store
 from c3tools.transforms import Pipeline, preset
+from tests.bombs import saved
 from tests.conftest import unit_rows
-from tests.store.test_import_embeddings import lines, write
+from tests.store.test_import_embeddings import write
 from tests.stores import gap_store, whole_store
 
 from .conftest import Budget
@@ -37,38 +37,21 @@ TOKENS = [b"\0", b"\xff" * 8, b"\n", b'"', b",", b"{", b"]", b"NaN", b"1e999", b
 ROWS = [{"image": "a.png", "captions": ["a dog", "it runs"], "split": "train"}, {"image": "b.png", "caption": "いぬ"}]
 
 
-def _png() -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(stream, "png")
-    return stream.getvalue()
-
-
 def _corpus(name: str, content: Callable[[], bytes]) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
     def make(folder: Path) -> None:
         (folder / name).write_bytes(content())
-        (folder / "a.png").write_bytes(_png())
+        (folder / "a.png").write_bytes(saved(Image.new("RGB", (2, 2)), "PNG"))
 
     return make, lambda folder: list(read_corpus(folder / name).texts)
 
 
 def _vectors(name: str) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
-    rows = unit_rows(4, 3)
-
-    def make(folder: Path) -> None:
-        path = folder / name
-        if path.suffix == ".jsonl":
-            lines(str(path), [{"id": i, "vector": [i, 1]} for i in range(4)])
-        elif path.suffix == ".pkl":
-            path.write_bytes(pickle.dumps([{"image_embedding": rows[:1], "caption": "a dog"}]))
-        else:
-            write(path, rows, {"id": range(4)})
-
     def read(folder: Path) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
         given: dict[str, Any] = {"source" if name.endswith(".pkl") else "image": folder / name}
         import_embeddings(**given, store=folder / "out")
 
-    return make, read
+    return lambda folder: write(folder / name, unit_rows(4, 3), {"id": range(4)}), read
 
 
 def _read_store(folder: Path) -> None:

@@ -86,9 +86,8 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     one = build_store(tmp_path / "one", images("ab")).path
     other = build_store(tmp_path / "other", images("c"), model={"name": "other"}).path
     two = build_store(tmp_path / "two", images("xy")).path
-    for to, stores, named in ((tmp_path / "m", [one, other], "other"), ("s3://bucket/m", [one, two], "s3://bucket/m")):
-        with pytest.raises(StoreError, match=named):
-            merge_stores(to, stores)
+    with pytest.raises(StoreError, match="other"):
+        merge_stores(tmp_path / "m", [one, other])
     path = two / "image" / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     with pytest.raises(StoreError, match="part-00000"):

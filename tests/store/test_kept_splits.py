@@ -10,7 +10,7 @@ import pytest
 from c3tools import export_store, gap_report
 from c3tools.connect.pairs import read_features
 from c3tools.corpus.splits import STANDARD, split_of
-from c3tools.errors import DecoderError, StoreError
+from c3tools.errors import DecoderError
 from c3tools.moments import Moments
 from c3tools.store import Store
 from c3tools.store.means import compute_means
@@ -79,12 +79,3 @@ def test_rows_to_learn_from(store: Store, naming: str) -> None:
         assert store.moments("text", name).n == store.count("text", name) == len(train) + len(val)
     with pytest.raises(DecoderError, match="foo"):
         training_split(store, "text", "foo", called="captions", error=DecoderError)
-
-
-@pytest.mark.parametrize(("names", "train"), [(["train2017", "unused"], 30), (["test"], 0)])
-def test_named_splits_are_kept(tmp_path: Path, names: list[str], train: int) -> None:
-    rows = two_texts_per_image([names[i % len(names)] for i in range(N)], *make_vectors(N))
-    store = build_store(tmp_path / "s", *rows)
-    assert store.kept_splits is None and store.split_note is None and store.count("image", "train") == train
-    with pytest.raises(StoreError, match=r"no image rows in the split 'val'[\s\S]*\(\d+\)"):
-        store.moments("image", "val")

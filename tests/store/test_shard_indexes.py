@@ -7,23 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools.corpus import read_corpus
-from c3tools.embedding import embed_corpus
 from c3tools.errors import StoreError
 from c3tools.index import Index
 from c3tools.store import Store
 from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.shard_indexes import keep_indexes, read_index
 from c3tools.store.verify import verify_store
-from tests.conftest import Messages
-from tests.stores import colour_corpus, colour_encoder, gap_store, whole_store
+from tests.conftest import Messages, contents
+from tests.stores import colour_corpus, embed_colours, gap_store, whole_store
 
 faiss = pytest.importorskip("faiss")
 
 
 @pytest.mark.parametrize(("dtype", "normalised"), [("float16", True), ("float32", True), ("float16", False)])
 def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, normalised: bool) -> None:
-    path = gap_store(tmp_path / "s", dtype=dtype, normalised=normalised)
+    path = gap_store(tmp_path / "s", dtype=dtype, normalised=normalised).path
     with pytest.raises(StoreError, match="--faiss"):
         Index.open(path)
     keep_indexes(path)
@@ -40,7 +38,7 @@ def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, norm
 def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
     keep_indexes(path)
-    whole = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    whole = contents(path)
     file = path / "image" / "_part-00001.faiss"
     for content in (None, file.read_bytes()[:-3] + b"abc"):
         file.unlink() if content is None else file.write_bytes(content)
@@ -48,22 +46,22 @@ def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
         with pytest.raises((StoreError, OSError), match="part-00001"):
             read_index(Store.open(path), "image", 1)
         assert verify_store(path, repair=True).whole
-        assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == whole
+        assert contents(path) == whole
 
 
 def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, path = colour_corpus(tmp_path / "c", {"a": "red", "b": "blue"}), tmp_path / "s"
-    embed_corpus(read_corpus(folder), path, colour_encoder(), shard_size=2, workers=0)
+    embed_colours(folder, path)
     keep_indexes(path)
     colour_corpus(folder, {"a": "gold", "b": "blue", "c": "lime"})
     said = Messages()
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "faiss", None)
-        embed_corpus(read_corpus(folder), path, colour_encoder(), shard_size=2, workers=0, update=True, reporter=said)
+        embed_colours(folder, path, update=True, reporter=said)
     indexed = Store.open(path).indexed  # rewritten shards and new ones are listed without
     assert ("image", 0) not in indexed and ("text", 0) in indexed
     assert "faiss-cpu" in said.texts[-1] and not verify_store(path).defects
-    embed_corpus(read_corpus(folder), path, colour_encoder(), workers=0)
+    embed_colours(folder, path)
     split_store(tmp_path / "split", path)
     merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
     for made in ("s", "split", "merged"):

@@ -13,16 +13,10 @@ import pytest
 
 from c3tools.errors import IncompleteStoreError, StoreError
 from c3tools.store import Store, StoreWriter
-from tests.conftest import Messages, add_shard, store_files, unit_rows
+from tests.conftest import Messages, add_shard, unit_rows
 from tests.stores import DIM, FAILURE, one_byte_changed, whole_store
 
 Put = Callable[[Path], Path]
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    """The bytes of a store, but for the times of its inputs."""
-    files = {path.relative_to(store).as_posix(): path.read_bytes() for path in store_files(store)}
-    return {name: content for name, content in files.items() if name != "inputs.parquet"}
 
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path, put: Put) -> None:

@@ -7,35 +7,22 @@ from typing import Any
 
 import pytest
 
-from c3tools.corpus import read_corpus
-from c3tools.embedding import embed_corpus
 from c3tools.errors import UnreachableError
-from c3tools.io.locations import location, names_in, read_all, remove, upload
+from c3tools.io.locations import location, remove, upload
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import put_store
+from tests.conftest import contents, contents_at_url, put_store
 from tests.servers import Faults
-from tests.stores import colour_corpus, colour_encoder, whole_store
+from tests.stores import colour_corpus, embed_colours, whole_store
 
-from .test_store import contents
 from .test_writing import COLOURS
-
-
-def at_url(place: Path) -> dict[str, bytes]:
-    folders, files = names_in(place)
-    names = [*files, *(f"{folder}/{name}" for folder in folders for name in names_in(place / folder)[1])]
-    return {name: read_all(place / name) for name in names if name != "inputs.parquet"}
 
 
 def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = read_corpus(colour_corpus(tmp_path / "c", COLOURS))
-
-    def embed(to: Path, **options: Any) -> None:
-        embed_corpus(corpus, to, colour_encoder(), shard_size=2, workers=0, **options)
-
-    embed(tmp_path / "s")
+    folder = colour_corpus(tmp_path / "c", COLOURS)
+    embed_colours(folder, tmp_path / "s")
     s3.every = 7
     place = location("s3://bucket/s")
     uploads: list[Any] = []
@@ -49,13 +36,14 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     with monkeypatch.context() as patch:
         patch.setattr("c3tools.io.files.upload", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            embed(place)
-    embed(place)
-    assert at_url(place) == contents(tmp_path / "s")
-    (tmp_path / "c" / "a.png").unlink()
-    corpus = read_corpus(tmp_path / "c")
-    embed(place, update=True, prune=True)
+            embed_colours(folder, place)
+    embed_colours(folder, place)
+    assert contents_at_url(place) == contents(tmp_path / "s")
+    (folder / "a.png").unlink()
+    for to in (place, tmp_path / "s"):
+        embed_colours(folder, to, update=True, prune=True)
     assert verify_store(place).whole and Store.open(place).count("image") == 4
+    assert contents_at_url(place) == contents(tmp_path / "s")
     remove(place / "moments.safetensors")
     assert not verify_store(place).whole and verify_store(place, repair=True).whole
 

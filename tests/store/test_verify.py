@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools.corpus import read_corpus
-from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import record_files
 from c3tools.store.verify import Verification, verify_store
-from tests.conftest import add_shard, build_store, store_files, unit_rows
-from tests.stores import DIM, colour_corpus, colour_encoder, one_byte_changed, whole_store
-
-from .test_store import contents
+from tests.conftest import add_shard, build_store, contents, store_files, unit_rows
+from tests.stores import DIM, colour_corpus, embed_colours, one_byte_changed, whole_store
 
 
 def found(result: Verification) -> set[tuple[str, str]]:
@@ -137,10 +133,7 @@ def test_a_defect_is_named_with_its_file(
 def test_repaired_and_embedded_again_the_bytes_are_the_same(tmp_path: Path, name: str, kind: str) -> None:
     folder = colour_corpus(tmp_path / "c", {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan"})
 
-    def embed() -> None:
-        embed_corpus(read_corpus(folder), tmp_path / "s", colour_encoder(), shard_size=2, workers=0)
-
-    embed()
+    embed_colours(folder, tmp_path / "s")
     before, file = contents(tmp_path / "s"), tmp_path / "s" / name
     if kind == "missing":
         file.unlink()
@@ -152,7 +145,7 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(tmp_path: Path, name
     if not result.whole:
         with pytest.raises(StoreError):
             Store.open(tmp_path / "s")
-    embed()
+    embed_colours(folder, tmp_path / "s")
     assert contents(tmp_path / "s") == before
 
 
@@ -170,7 +163,7 @@ def test_texts_alone_failures_alone_and_nothing(tmp_path: Path) -> None:
     texts = Rows.of("text", ["a#0"], unit_rows(1, 4), image_key=["a"], caption=["c"])
     assert verify_store(build_store(tmp_path / "t", texts).path).findings == []
     folder = colour_corpus(tmp_path / "c", {"a": None}, texts=0)
-    embed_corpus(read_corpus(folder), tmp_path / "f", colour_encoder(), workers=0)
+    embed_colours(folder, tmp_path / "f")
     assert verify_store(tmp_path / "f").findings == []
     create_store(tmp_path / "n", StoreInfo(ModelIdentity(name="m"), 4))
     StoreWriter(tmp_path / "n").finish()

@@ -18,8 +18,6 @@ import pytest
 from PIL import Image
 
 from c3tools import export_store, import_embeddings, train_captioner
-from c3tools.corpus import read_corpus
-from c3tools.embedding import embed_corpus
 from c3tools.errors import C3Error, OutputError, StoreError
 from c3tools.io.artifact import digest_of
 from c3tools.store import Store, StoreInfo, StoreWriter, create_store
@@ -27,19 +25,16 @@ from c3tools.store.copies import merge_stores
 from c3tools.store.manifest import Manifest
 from c3tools.store.verify import verify_store
 from tests.captioning.conftest import make_captions_store
-from tests.conftest import add_shard, put_store, unit_rows
+from tests.conftest import add_shard, contents, put_store, unit_rows, write_jsonl
 from tests.crashes import fail_at, kill_at, operations
 from tests.servers import Faults
-from tests.stores import DIM, colour_corpus, colour_encoder, make_vectors, whole_store
-
-from .test_store import contents
+from tests.stores import DIM, colour_corpus, embed_colours, make_vectors, whole_store
 
 COLOURS = {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan", "f": "navy"}
 
 
 def embed(folder: Path, **options: Any) -> None:
-    corpus = read_corpus(folder / "c")
-    embed_corpus(corpus, folder / "s", colour_encoder(), shard_size=2, workers=0, **options)
+    embed_colours(folder / "c", folder / "s", **options)
 
 
 def change(folder: Path) -> None:
@@ -52,7 +47,7 @@ def change(folder: Path) -> None:
     os.utime(folder / "c" / "b.png", ns=(broken.st_atime_ns, broken.st_mtime_ns))  # it is not tried again
     captions = [json.loads(line) for line in (folder / "c" / "captions.jsonl").read_text().splitlines()]
     captions.append({"image": "a.png", "captions": ["a 0", "another caption"]})
-    (folder / "c" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
+    write_jsonl(folder / "c" / "captions.jsonl", *captions)
 
 
 def prepare(folder: Path, command: str) -> Callable[[], object]:
@@ -116,17 +111,6 @@ def test_a_fault_is_one_clear_error_and_nothing_is_lost(tmp_path: Path, command:
             fail_at(folder, operation, number, run)
     run()
     assert everything(folder) == expected
-
-
-def test_failures_of_an_input_that_is_embedded_later_are_gone(tmp_path: Path) -> None:
-    colour_corpus(tmp_path / "c", COLOURS)
-    embed(tmp_path)
-    assert [failure.key for failure in Store.open(tmp_path / "s").recorded_failures()] == ["b"]
-    Image.new("RGB", (3, 3), "red").save(tmp_path / "c" / "b.png")
-    embed(tmp_path)  # is not tried again
-    assert Store.open(tmp_path / "s").count("image") == 5
-    embed(tmp_path, retry_failed=True)
-    assert Store.open(tmp_path / "s").recorded_failures() == [] and verify_store(tmp_path / "s").whole
 
 
 def test_a_killed_update_tries_a_mended_input_again(tmp_path: Path) -> None:

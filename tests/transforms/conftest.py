@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from c3tools.moments import Moments
-from c3tools.transforms import Pipeline
+from tests.stores import unit
 
 Array = npt.NDArray[np.float64]
 
@@ -34,14 +34,6 @@ class Pairs(NamedTuple):
     def items(self) -> list[str]:
         """Two rows each."""
         return [f"item {i // 2}" for i in range(len(self.x))]
-
-    def fit(self, pipeline: Pipeline) -> Pipeline:
-        return pipeline.fit(self.moments, self.rows, items=dict.fromkeys(self.rows, self.items))
-
-
-def unit(rows: Array) -> Array:
-    scaled: Array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return scaled
 
 
 def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:

@@ -5,8 +5,9 @@ import pytest
 
 from c3tools.errors import TransformError
 from c3tools.transforms import preset
+from tests.stores import unit
 
-from .conftest import Pairs, unit
+from .conftest import Pairs
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 from c3tools.transforms.estimator import EmbeddingTransformer

@@ -13,25 +13,15 @@ import torch
 
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Rows, Store
+from c3tools.store import Store
 from c3tools.store.manifest import EXTERNAL_FILE
 from c3tools.transforms import Pipeline, fitting, preset
 from c3tools.transforms.fitting import first_pairs
 from c3tools.transforms.sigma import PUBLISHED_SIGMA, pair_cosine, sigma_by_rule
-from tests.conftest import build_store
+from tests.conftest import make_store
 from tests.stores import gap_store, make_vectors, unit
 
 from .conftest import Pairs, make_pairs
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store.open(gap_store(tmp_path_factory.mktemp("fitting") / "store"))
-
-
-@pytest.fixture(scope="module")
-def raw_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store.open(gap_store(tmp_path_factory.mktemp("raw") / "store", dtype="float32", normalised=False))
 
 
 def mean_of(pipeline: Pipeline, modality: str) -> npt.NDArray[np.float64]:
@@ -47,16 +37,6 @@ def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
     assert pipeline.provenance == {"model": store.info.model, "split": "train", "n": {"image": 60, "text": 120}}
     by_path = preset("c3", sigma=0.1).fit(store.path)
     np.testing.assert_array_equal(mean_of(by_path, "text"), mean_of(pipeline, "text"))
-
-
-def test_loaded_moments_come_first(tmp_path: Path) -> None:
-    store = Store.open(gap_store(tmp_path / "store"))
-    other = Moments.from_rows(unit(np.random.default_rng(9).normal(size=(50, 16)) + 1))
-    save_moments(store.path / EXTERNAL_FILE, {"image": other}, {"split": "train"})
-    pipeline = preset("c3").fit(store)
-    np.testing.assert_allclose(mean_of(pipeline, "image"), other.mean)
-    np.testing.assert_allclose(mean_of(pipeline, "text"), store.moments("text", "train").mean)
-    assert "loaded moments (image)" in pipeline.provenance["source"]
 
 
 @pytest.mark.parametrize("max_rows", [7, 100, 1000])
@@ -117,7 +97,7 @@ def test_what_a_pipeline_cannot_be_fitted_on_of_a_store(store: Store, pairs: Pai
     for name, split in (("ridge", "nowhere"), ("c3", "nowhere"), ("c3", "test")):
         with pytest.raises(TransformError, match=split):
             preset(name).fit(store, split=split)
-    other = Store.open(gap_store(tmp_path / "store"))
+    other = gap_store(tmp_path / "store")
     save_moments(
         other.path / EXTERNAL_FILE, {"image": Moments.from_rows(7 * unit(pairs.x[:, :16]))}, {"split": "train"}
     )
@@ -141,10 +121,12 @@ class TestSigma:
         assert preset("c3", sigma=0.3).fit(store).sigma == 0.3
 
     def test_norms_make_no_difference(self, tmp_path: Path) -> None:
-        stores = [pairs_store(tmp_path / str(n), ["train", "val"] * 25, normalised=n) for n in (True, False)]
+        images, texts = make_vectors(50, 3)
+        options: dict[str, Any] = {"owners": sorted([*range(50)] * 2), "split": ["train", "val"] * 25}
+        unit_norm = make_store(tmp_path / "unit", images, texts, **options)
+        others = make_store(tmp_path / "others", 3 * images, texts, normalised=False, **options)
         for rule in ("auto", "pairs"):
-            one, other = (sigma_by_rule(rule, each)[0] for each in stores)
-            assert one == pytest.approx(other, rel=1e-5)
+            assert sigma_by_rule(rule, unit_norm)[0] == pytest.approx(sigma_by_rule(rule, others)[0], rel=1e-5)
 
     @pytest.mark.parametrize(
         ("splits", "alone", "images", "texts", "of"),
@@ -157,7 +139,10 @@ class TestSigma:
     def test_pairs_is_the_cosine_around_the_train_means(
         self, tmp_path: Path, splits: list[str], alone: int, images: str, texts: str, of: str
     ) -> None:
-        store = pairs_store(tmp_path / "store", splits, alone=alone)
+        vectors, count = make_vectors(len(splits) + alone, 3), len(splits)
+        owners = [None] * alone + sorted([*range(count)] * 2)
+        texts_of = np.concatenate([vectors[1][2 * count :: 2], vectors[1][: 2 * count]])
+        store = make_store(tmp_path / "store", vectors[0][:count], texts_of, owners=owners, split=splits)
         pairs = store.pairs(split=images)
         kept = (pairs.item_index >= 0) & (np.array(pairs.second.splits) != "test")
         x, y, own = pairs.first.embeddings, pairs.second.embeddings[kept], pairs.item_index[kept]
@@ -203,25 +188,3 @@ class TestSigma:
         assert "captions of 10 images" in sigma([*one, *range(1, 20, 2)])[1]
         alone = preset("c3", sigma="auto").fit({"text": texts[one]})
         assert alone.sigma == PUBLISHED_SIGMA and "constant" in alone.provenance["sigma"]
-
-
-def pairs_store(path: Path, splits: list[str], *, alone: int = 0, normalised: bool = True) -> Store:
-    """An image with two texts for each split, and ``alone`` texts of train without an image."""
-    count = len(splits)
-    images, texts = make_vectors(count + alone, 3)
-    names = [f"photo{i:03d}" for i in range(count)]
-    own = [name for name in names for _ in (0, 1)]
-    return build_store(
-        path,
-        Rows.of("image", names, images[:count] * (1 if normalised else 3), split=splits),
-        Rows.of(
-            "text",
-            [f"alone{i}" for i in range(alone)] + [f"{name}#{j}" for j, name in enumerate(own)],
-            np.concatenate([texts[2 * count :: 2][:alone], texts[: 2 * count]]),
-            caption=["a caption"] * (alone + len(own)),
-            image_key=[None] * alone + own,
-            split=["train"] * alone + [split for split in splits for _ in (0, 1)],
-        ),
-        dtype="float32",
-        normalised=normalised,
-    )

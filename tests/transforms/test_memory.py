@@ -14,18 +14,14 @@ from c3tools.errors import TransformError
 from c3tools.seeds import stable_hashes
 from c3tools.transforms import Pipeline
 from c3tools.transforms.steps import Collapse, MemoryProjection, Normalize, Retrieval, Step
+from tests.stores import unit
 
-from .conftest import Array, Pairs, unit
+from .conftest import Array, Pairs
 
 
 def retrieving(memory: Array, items: list[str], **changes: Any) -> Pipeline:
     steps = [Normalize(), Retrieval(**changes), Normalize()]
     return Pipeline(steps).fit({"text": memory}, items={"text": items})
-
-
-def projecting(pairs: Pairs, **changes: Any) -> Pipeline:
-    steps = [Normalize(), MemoryProjection(role="inference", **changes), Normalize()]
-    return Pipeline(steps).fit(pairs.moments, pairs.rows)
 
 
 def kept(pipeline: Pipeline) -> Array:
@@ -57,7 +53,7 @@ def test_the_mean_of_the_nearest_rows_is_added(pairs: Pairs, neighbours: int, ta
     st.sampled_from([0.0, 0.05, 1.0]),
     st.integers(0, 2**31),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rows_of_ones_own_item_are_never_retrieved_in_training(
     numbers: list[int], neighbours: int, tau: float, seed: int
 ) -> None:

@@ -22,25 +22,14 @@ from c3tools.transforms.steps import (
     Procrustes,
     ProjectOutGap,
 )
+from tests.stores import unit
 
-from .conftest import Array, Pairs, make_pairs, unit
-
-shapes = st.tuples(st.integers(3, 40), st.integers(2, 12), st.integers(0, 2**32 - 1))
+from .conftest import Pairs, make_pairs
 
 
-def test_noise_depends_on_seed_epoch_and_key_alone(pairs: Pairs) -> None:
-    pipeline = preset("c3").fit(pairs.moments)
-
-    def draw(rows: list[int], **names: int) -> Array:
-        keys = [pairs.keys[row] for row in rows]
-        return pipeline.transform(pairs.y[rows], modality="text", training=True, keys=keys, **names)  # type: ignore
-
-    together = draw([0, 1, 2])
-    assert (together[[2, 0]] == draw([2, 0])).all()
-    assert not np.allclose(together, draw([0, 1, 2], epoch=2), atol=1e-3)
-    assert not np.allclose(together, draw([0, 1, 2], seed=2), atol=1e-3)
+def test_two_steps_draw_different_noise(pairs: Pairs) -> None:
     twice = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.1), Normalize()])
-    once = Pipeline([Normalize(), GaussianNoise(0.2), Normalize()])  # two steps draw different noise
+    once = Pipeline([Normalize(), GaussianNoise(0.2), Normalize()])
     a, b = (p.transform(pairs.y, training=True, keys=pairs.keys) for p in (twice, once))
     assert not np.allclose(a, b, atol=1e-3)
 
@@ -56,7 +45,7 @@ def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
 
 
 @given(st.integers(2, 20), st.integers(0, 2**31))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(n: int, seed: int) -> None:
     pairs = make_pairs(n, 24, seed)
     x, y = (rows - rows.mean(axis=0) for rows in pairs)
@@ -91,7 +80,6 @@ def test_the_modality_is_asked_for_where_it_makes_a_difference(pairs: Pairs) -> 
 
 
 REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
-    "another dimension": ("c3", np.ones((2, 10)), {}, r"24 dimensions.* 10[\s\S]*same model"),
     "another modality": ("c3", np.ones((2, 24)), {"modality": "audio"}, "'audio', only for image, text"),
     "NaN": ("c3", np.where(np.eye(24)[:12], np.nan, 1), {}, "12 of 12 rows .*row 0"),
     "zero": ("c1", np.eye(25)[:, :24], {}, "Row 24 has norm 0"),

@@ -17,8 +17,7 @@ from c3tools.transforms.sigma import (
     recommend,
     scaled_spread,
 )
-
-from .conftest import unit
+from tests.stores import unit
 
 
 @given(st.floats(MIN_SIBLING_COSINE * 1.001, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
