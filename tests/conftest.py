@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,25 +48,6 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the development data is not at {SHARED_DATA}")
     return SHARED_DATA
-
-
-def loaded_by_command(arguments: Sequence[str]) -> set[str]:
-    """Run `c3 ARGUMENTS` in a process of its own, and return the modules and packages that it imported."""
-    code = """
-import json, sys
-from c3tools.cli import app
-status = 0
-try:
-    app(json.loads(sys.argv[1]))
-except SystemExit as end:
-    status = end.code
-print(json.dumps(sorted(sys.modules)))
-sys.exit(status)
-"""
-    command = [sys.executable, "-c", code, json.dumps([str(argument) for argument in arguments])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import c3tools
+from c3tools.assets.paths import PHOTOS
 from c3tools.store import Rows
 from tests.conftest import C3, build_store, unit_rows
 
@@ -19,6 +20,7 @@ TABLE = str(ROOT / "c3tools" / "assets" / "coco-cc" / "captions.jsonl")
 MODELS = {"torch", "open_clip", "openvino"}
 HEAVY = {"torch", "open_clip", "pyarrow", "faiss", "matplotlib", "numpy"}
 RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app({})"
+EMBED = "open('t.txt', 'w').write('a dog')\n" + RUN.format(["embed", str(next(PHOTOS.glob("images/*"))), "t.txt"])
 
 
 @pytest.mark.parametrize(
@@ -30,14 +32,15 @@ RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(
         (RUN.format(["embed", "--no-such-option"]), HEAVY, "typer", 450),
         (RUN.format(["embed", TABLE, "--text-column", "none"]), MODELS, "pyarrow", 1200),
         (RUN.format(["embed", TABLE, "--dry-run", "--store", "none"]), MODELS, "pyarrow", 1200),
+        (EMBED, {"torch", "open_clip", "torchvision", "timm"}, "openvino", 2000),
         ("import c3tools; c3tools.Pipeline", {"torch", "pyarrow", "huggingface_hub"}, "numpy", 320),
         ("import c3tools.captioning.caption", {"matplotlib", "transformers", "torchvision"}, "torch", 2000),
         ("import c3tools; c3tools.Store", set(), "pyarrow", 2000),  # the probe can fail
     ],
 )
-def test_a_start_loads_little(code: str, absent: set[str], present: str, budget: int) -> None:
+def test_a_start_loads_little(tmp_path: Path, code: str, absent: set[str], present: str, budget: int) -> None:
     lines = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
-    shown = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    shown = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = set(shown.stdout.splitlines()[-1].split())
     assert not absent & loaded
     assert present in loaded

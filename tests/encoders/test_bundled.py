@@ -17,8 +17,6 @@ from c3tools.assets.paths import C3_MINI, CAPTIONS, PHOTOS
 from c3tools.encoders import load_network
 from c3tools.encoders.loading import read_bundled
 from c3tools.encoders.tokenizer import ClipTokenizer
-from c3tools.store import Store
-from tests.conftest import loaded_by_command
 
 ODD = [
     "", " ", "<start_of_text> a", "!<start_of_text>x", "A<END_OF_TEXT>", "naïve café ÀÉ", "日本語 テスト", "12345 3rd",
@@ -70,13 +68,3 @@ def test_a_description_of_other_files_is_ignored(tmp_path: Path, file: str) -> N
     assert read_bundled(tmp_path / "m") is None
     (tmp_path / "m" / file).unlink()
     assert read_bundled(tmp_path / "m") is None
-
-
-def test_a_run_starts_without_torch(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    shutil.copy(next((PHOTOS / "images").iterdir()), tmp_path / "one" / "photo.jpg")
-    (tmp_path / "one" / "photo.txt").write_text("a photo", encoding="utf-8")
-    arguments = ["embed", str(tmp_path / "one"), "--store", str(tmp_path / "s")]
-    assert loaded_by_command(arguments) & {"torch", "open_clip", "torchvision", "timm"} == set()
-    store = Store.open(tmp_path / "s")
-    assert (store.count("image"), store.count("text"), store.info.backend) == (1, 1, "openvino")
