@@ -81,6 +81,17 @@ def c3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C3:
     return run
 
 
+def done(result: Result) -> Result:
+    """The result of a command that has to succeed."""
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def as_json(result: Result) -> Any:
+    """What a command that has to succeed printed."""
+    return json.loads(done(result).stdout)
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """An S3 on this machine with an empty ``bucket``; what is yielded says which requests fail.

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -14,21 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from c3tools import Store, embed, evaluate_captions, gap_report, machine
-from tests.conftest import C3, copy_photos, unit_rows
+from tests.conftest import C3, as_json, copy_photos, done, unit_rows
 from tests.stores import whole_store
 
 from ..captioning.conftest import trained_captioner
 
 QUICK = ("--size", "tiny", "--epochs", "1", "--precision", "fp32")
-
-
-def done(result: Result) -> Result:
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def as_json(result: Result) -> Any:
-    return json.loads(done(result).stdout)
 
 
 def test_photos_are_embedded_without_options_and_continued(
