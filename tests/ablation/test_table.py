@@ -21,19 +21,18 @@ def run_of(method: str, values: Sequence[float] | np.ndarray, seed: int = 0, sig
     """A run whose images have these scores, in every metric."""
     metrics = changes.pop("metrics", ("CIDEr",))
     own = {name: [float(value) for value in values] for name in metrics}
-    known = METHODS if metrics[0] not in IMAGE_METRICS else IMAGE_METHODS
     scores = {name: float(np.mean(values)) for name in metrics}
-    return Run(method, seed, sigma if known[method].noisy else 0.0, scores, images=len(values), values=own, **changes)
+    return Run(method, seed, sigma if METHODS[method].noisy else 0.0, scores, images=len(values), values=own, **changes)
 
 
-def runs_of(steps: dict[str, float], metrics: Sequence[str], seeds: int = 3, **changes: Any) -> list[Run]:
+def runs_of(steps: dict[str, float], metrics: Sequence[str], **changes: Any) -> list[Run]:
     """Runs that differ by steps, which the images' own part hides in the scores, but not in their differences."""
     rng = np.random.default_rng(0)
     images = rng.normal(50, 40, size=400)
     return [
         run_of(name, images + step + rng.normal(0, 10, size=400), seed, metrics=metrics, **changes)
         for name, step in steps.items()
-        for seed in range(seeds)
+        for seed in range(3)
     ]
 
 

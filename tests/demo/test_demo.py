@@ -11,7 +11,7 @@ import pytest
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
 from c3tools.metrics.captions import score_captions
-from tests.conftest import C3, copy_photos
+from tests.conftest import C3, copy_photos, done
 from tests.imaging.conftest import MICRO_SIZE
 
 MARKS = ("has_photo_in_coco_cc", "has_photo_in_coco_cc_more", "reserved")
@@ -54,7 +54,7 @@ def test_no_training_caption_is_of_an_image_that_is_scored(request: pytest.Fixtu
 
 
 def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
-    assert c3("demo", "--photos-to", "images").exit_code == 0
+    done(c3("demo", "--photos-to", "images"))
     assert len(list((tmp_path / "images").glob("*.jpg"))) == 124
     assert (tmp_path / "images" / "ATTRIBUTION.md").is_file()
     again = c3("demo", "--photos-to", "images")
@@ -85,8 +85,7 @@ def test_the_demo_end_to_end_on_few_photos_and_captions(
     """The whole job on a small part of what is bundled: every row is there, the page stands alone."""
     monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
-    result = c3("demo", "--images", "--json", "runs.json")
-    assert result.exit_code == 0, result.output
+    done(c3("demo", "--images", "--json", "runs.json"))
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
     assert all(entry["scores"]["CIDEr"] >= 0 for entry in runs)
@@ -116,10 +115,12 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     page = (tmp_path / "c3-demo" / "captions.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 20
     references = {Path(row["image"]).stem: row["captions"] for row in lines_of(few_photos / "captions.jsonl")}
-    written = [html.unescape(text) for text in re.findall(r'<dd class="judged">(.*?)</dd>', page)]
-    shown = [float(text) for text in re.findall(r'<dd class="score num">([\d.]+)</dd>', page)]
-    people = [html.unescape(text) for text in re.findall(r'<dd class="muted">(.*?)</dd>', page)]
-    keys = [next(key for key, texts in references.items() if texts[0] == human) for human in people]
+    key_of = {texts[0]: key for key, texts in references.items()}
+    written, people, numbers = (
+        [html.unescape(text) for text in re.findall(f'<dd class="{kind}">(.*?)</dd>', page)]
+        for kind in ("judged", "muted", "score num")
+    )
+    shown, keys = list(map(float, numbers)), [key_of[human] for human in people]
     scores = score_captions(dict(zip(keys, written, strict=True)), references).per_image["CIDEr"]
     assert shown == [round(score) for score in scores]
     best, worst, others = shown[:6], shown[6:12], shown[12:]

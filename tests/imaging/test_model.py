@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from c3tools import devices
 from c3tools.errors import GeneratorError
-from c3tools.imaging.model import SIZES, ImageNetwork, Size, load_size
+from c3tools.imaging.model import ImageNetwork, load_size
 from c3tools.seeds import keyed_normal
+from tests.conftest import unit_rows
 
-from .worlds import FP32
+from .conftest import FP32, micro_network
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +20,12 @@ def micro() -> None:
 
 @pytest.fixture(scope="module")
 def network() -> ImageNetwork:
-    torch.manual_seed(0)
-    network = ImageNetwork(Size(8, 2, (16, 16), (False, True), dim=6)).eval()
-    torch.nn.init.normal_(network.unet.conv_out.weight, std=0.3)
-    return network
+    return micro_network(6)
 
 
 def inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    embeddings = F.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(1)), dim=1)
-    return embeddings, torch.from_numpy(keyed_normal(0, 0, [str(i) for i in range(n)], 192)).view(n, 3, 8, 8)
+    noise = keyed_normal(0, 0, [str(i) for i in range(n)], 192).reshape(n, 3, 8, 8)
+    return torch.from_numpy(unit_rows(n, 6)), torch.from_numpy(noise)
 
 
 def sampled(network: ImageNetwork, rows: torch.Tensor, n: int, compute: devices.Compute = FP32) -> np.ndarray:
@@ -83,22 +78,9 @@ def test_a_withheld_embedding_is_not_read(network: ImageNetwork) -> None:
     assert not torch.allclose(told, one)
 
 
-def test_sizes_are_what_they_are_called() -> None:
-    assert {name: size.pixels for name, size in SIZES.items()} == {"tiny": 32, "small": 64, "base": 128}
-    with torch.device("meta"):
-        counts = {
-            name: sum(p.numel() for p in ImageNetwork(replace(s, dim=512)).parameters()) for name, s in SIZES.items()
-        }
-    assert 3e6 < counts["tiny"] < 4e6 < counts["small"] < 4e7 < counts["base"] < 2e8
-    size = load_size("tiny", ["pixels=16", "learning_rate=5e-4", "batch_size=8"])
-    assert (size.pixels, size.training.learning_rate, size.training.batch_size) == (16, 5e-4, 8)
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("depth=3", "depth=3"),
-        ("pixels=many", "'many'"),
         ("pixels=12", "multiple of 8"),
         ("batch_size=0", "batch_size"),
         ("dropout=nan", "dropout"),
