@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ Connect = Callable[..., ConnectedHeads]
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> PairedFeatures:
     return read_features(**write_files(tmp_path_factory.mktemp("features")))
-
-
-@pytest.fixture(scope="module")
-def trained(features: PairedFeatures, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained heads, read-only."""
-    folder = tmp_path_factory.mktemp("heads") / "heads"
-    connect_heads(features, folder, **QUICK)
-    return folder
 
 
 @pytest.fixture
@@ -82,16 +73,13 @@ def test_a_cone_is_a_gap_of_the_stated_size(connect: Connect, tmp_path: Path, co
 
 
 def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(
-    connect: Connect, features: PairedFeatures, tmp_path: Path, trained: Path
+    connect: Connect, features: PairedFeatures, tmp_path: Path
 ) -> None:
-    again, other, said = connect(), connect("other", seed=1), Messages()
-    loaded, rows = ConnectedHeads.load(trained), features.second.embeddings[:3]
-    assert loaded.sha256 == again.sha256 == ConnectedHeads.load(tmp_path / "heads").sha256 != other.sha256
-    assert loaded.names == again.names
+    first, again, other, said = connect(), connect("again"), connect("other", seed=1), Messages()
+    loaded, rows = ConnectedHeads.load(tmp_path / "heads"), features.second.embeddings[:3]
+    assert loaded.sha256 == first.sha256 == again.sha256 != other.sha256
     assert {**loaded.record, "seconds": 0} == {**again.record, "seconds": 0}
     np.testing.assert_array_equal(loaded.embed("text", rows), again.embed("text", rows))
-    files = {"connect.json", "heads.safetensors", "geometry.json", "geometry.svg"}
-    assert {path.name for path in trained.iterdir()} == files
     connect(reporter=said)
     assert "nothing to do" in said.texts[-1]
     with pytest.raises(OutputError, match=r"(?s)dim 16, not 8.*--overwrite"):
@@ -99,8 +87,9 @@ def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(
     assert connect(dim=8, overwrite=True).record["dim"] == 8
 
 
-def test_heads_that_are_damaged_are_one_error(tmp_path: Path, trained: Path) -> None:
-    folder = shutil.copytree(trained, tmp_path / "heads")
+def test_heads_that_are_damaged_are_one_error(connect: Connect, tmp_path: Path) -> None:
+    connect(epochs=1)
+    folder = tmp_path / "heads"
     weights, record = folder / "heads.safetensors", folder / "connect.json"
     with one_byte_changed(weights, -9, 1), pytest.raises(ConnectError, match=str(folder)):
         ConnectedHeads.load(folder)
@@ -111,14 +100,14 @@ def test_heads_that_are_damaged_are_one_error(tmp_path: Path, trained: Path) -> 
             ConnectedHeads.load(folder)
 
 
-def test_other_features_are_refused(tmp_path: Path, trained: Path) -> None:
-    files = write_files(tmp_path)
+def test_other_features_are_refused(connect: Connect, tmp_path: Path) -> None:
+    heads, files = connect(epochs=1), write_files(tmp_path)
     np.save(files["text"], np.ones((240, 13), np.float32))
     with pytest.raises(ConnectError, match="12 features of text, not 13"):
-        apply_heads(trained, read_features(**files), tmp_path / "connected")
+        apply_heads(heads, read_features(**files), tmp_path / "connected")
     assert not (tmp_path / "connected").exists()
     with pytest.raises(ConnectError, match=r"image and 12.*audio"):
-        ConnectedHeads.load(trained).embed("audio", np.zeros((2, 12)))
+        heads.embed("audio", np.zeros((2, 12)))
 
 
 def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect, tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
     make_store(tmp_path / "two", -image, text, owners=index.tolist())
     features = read_features(store=one, modalities=("text", "image"))
     assert ((features.first.modality, features.second.modality), len(features)) == (("image", "text"), 60)
-    assert "width" not in features.first.table.column_names
     twice = read_features(store=one, second_store=tmp_path / "two", modalities=("image", "image"))
     assert (twice.first.modality, twice.second.modality) == ("image", "image_2")
     np.testing.assert_array_equal(twice.second.embeddings, -twice.first.embeddings)

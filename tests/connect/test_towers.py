@@ -58,7 +58,7 @@ def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path
     bare, photos = tmp_path / "bare", save_photos(tmp_path / "photos", 3)
     bare.mkdir()
     (photos / "dark-red-0.png").rename(bare / "one.png")
-    cases: tuple[tuple[Any, dict[str, Any], str], ...] = (
+    cases: Any = (
         (bare, {}, "'train'.*none"),
         (photos, {"train_split": "other"}, "test, train, val"),
         ("nowhere", {"mode": "half"}, "'half'"),

@@ -1,4 +1,4 @@
-"""Gradients of chunks, and one contrastive training: its log, its end, and how it is continued."""
+"""The loss, gradients of chunks, and one contrastive training: its log, its end, and how it is continued."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from c3tools.connect.geometry import measure
@@ -18,14 +21,51 @@ from c3tools.connect.training import ContrastiveLoss, PairTask, TrainingSettings
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.training.loop import FINISHED, CheckpointDir, train
+from tests.conftest import unit_rows
+from tests.geometry.spaces import plain_measures
+from tests.stores import unit
 
-from ..conftest import unit_rows
-from ..geometry.spaces import plain_measures
 from .worlds import some_pairs, views
 
 CPU = Compute("cpu", "fp32")
 QUICK = TrainingSettings(logit_scale="20", batch_size=40, epochs=6, learning_rate=3e-3, patience=0)
 NAMES = ("image", "text")
+
+
+@settings(max_examples=40)
+@given(n=st.integers(2, 9), scale=st.floats(0.5, 100), seed=st.integers(0, 1000), repeats=st.booleans())
+def test_loss_and_the_terms_that_close_the_gap_are_those_of_their_papers(
+    n: int, scale: float, seed: int, repeats: bool
+) -> None:
+    a, b = unit_rows(n, 5, seed), unit_rows(n, 5, seed + 1)
+    ids = np.random.default_rng(seed).integers(0, max(2, n // 2), size=n) if repeats else np.arange(n)
+    others = ids[:, None] != ids[None]
+    inputs = torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(~others)
+    loss = ContrastiveLoss(str(scale), 0.5)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    masked = np.where(others | np.eye(n, dtype=bool), scale * a @ b.T, -np.inf)
+    rows, columns = (np.diagonal(log_softmax(masked, axis=axis)) for axis in (1, 0))
+    assert float(loss(*inputs)) == pytest.approx(-(rows.mean() + columns.mean()) / 2, abs=2e-4)
+    centroids = unit(a + b)
+    near = np.exp(-2 * ((centroids[:, None] - centroids[None]) ** 2).sum(axis=2))[others]
+    gap = np.mean(np.sum((a - b) ** 2, axis=1)) + (np.log(near.mean()) if len(near) else 0.0)
+    assert float(loss.gap_terms(*inputs)) == pytest.approx(0.5 * gap, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "learned"),
+    [("100", 100, False), ("200", 200, False), ("learned", 1 / 0.07, True), ("learned:20", 20, True)],
+)
+def test_logit_scales_are_parsed(text: str, value: float, learned: bool) -> None:
+    loss = ContrastiveLoss(text)
+    assert loss.logit_scale == pytest.approx(value, rel=1e-6)
+    assert loss.log_scale.requires_grad == learned
+
+
+@pytest.mark.parametrize("text", ["learned:x", "0", "-3", "nan", "inf", "14:50", "", "learned:101"])
+def test_what_is_no_logit_scale_is_refused(text: str) -> None:
+    with pytest.raises(ConnectError, match="logit scale"):
+        ContrastiveLoss(text)
 
 
 def towers(dropout: float = 0.0) -> TwoTowers:
@@ -34,11 +74,11 @@ def towers(dropout: float = 0.0) -> TwoTowers:
     return TwoTowers(first, nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)), CPU)
 
 
-def batch(n: int = 12) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def batch() -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Inputs of both sides, and their ids: every item has two pairs."""
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(n, 6, generator=generator), torch.randn(n, 5, generator=generator)
-    return inputs, torch.stack([torch.arange(n) // 2, torch.arange(n)])
+    inputs = torch.randn(12, 6, generator=generator), torch.randn(12, 5, generator=generator)
+    return inputs, torch.stack([torch.arange(12) // 2, torch.arange(12)])
 
 
 def gradients(*modules: nn.Module) -> list[npt.NDArray[np.float32]]:

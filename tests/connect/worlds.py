@@ -12,15 +12,13 @@ from c3tools.arrays import Indices, Matrix
 from c3tools.connect.pairs import ArrayInputs, PairInputs
 
 
-def views(
-    items: int, per_item: int = 1, dims: tuple[int, int] = (20, 12), shared: int = 8, seed: int = 0
-) -> tuple[Matrix, Matrix, Indices]:
+def views(items: int, per_item: int = 1, dims: tuple[int, int] = (20, 12)) -> tuple[Matrix, Matrix, Indices]:
     """Return features of ``items`` images (n, 20), of ``per_item`` texts each (n * per_item, 12), and their images."""
-    rng = np.random.default_rng(seed)
-    latent = rng.normal(size=(items, shared))
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(items, 8))
     item_index = np.repeat(np.arange(items), per_item)
-    first = latent @ rng.normal(size=(shared, dims[0])) + 0.1 * rng.normal(size=(items, dims[0]))
-    second = latent[item_index] @ rng.normal(size=(shared, dims[1])) + 0.1 * rng.normal(size=(len(item_index), dims[1]))
+    first = latent @ rng.normal(size=(8, dims[0])) + 0.1 * rng.normal(size=(items, dims[0]))
+    second = latent[item_index] @ rng.normal(size=(8, dims[1])) + 0.1 * rng.normal(size=(len(item_index), dims[1]))
     return first.astype(np.float32), second.astype(np.float32), item_index
 
 

