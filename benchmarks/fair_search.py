@@ -288,10 +288,7 @@ def flickr(store: Store, photos: Path) -> tuple[Train, dict[str, list[Task]]]:
         )
         names = found.first.column("path")
         paths = [photos / names[row] for row in of[firsts]]
-        views = encoded(
-            Path(f"{store.path}-{split}-views.npy"),
-            partial(encode_views, encoder, paths),
-        )
+        views = encoded(Path(f"{store.path}-{split}-views.npy"), partial(encode_views, encoder, paths))
         rows = {"image": images[of[firsts]], "text": texts[firsts]}
         if split == "train":
             plain = {"image": images, "text": texts}

@@ -11,11 +11,7 @@ each task in a process of its own, in turn, and prints medians:
 - notebook: everything in memory as float32, as in the notebooks of the paper (only with --notebook).
 
 Takes about 2 GB of disk and ten minutes for a million pairs. It should print less than 2 s for the moments, a report at
-0.6 or more of the speed of reading, a peak below 1.5 GiB, and a time that is linear in n (exponent at most 1.05).
-
-The exponent is printed twice. The one of the whole time is too favourable, because a part of the report's time does
-not depend on the size of the store (the working set, the spectra). The other one uses only the time and the pairs
-beyond those of a store of ``BASE`` pairs.
+0.6 or more of the speed of reading, and a peak below 1.5 GiB.
 """
 
 from __future__ import annotations
@@ -36,7 +32,6 @@ import pyarrow.parquet as pq
 
 DIM = 512
 PART_ROWS = 65_536
-BASE = 25_000  # the smallest round number of pairs whose working set is a sample, as that of larger stores is
 TASKS = ("moments", "read", "report")
 
 
@@ -152,12 +147,11 @@ def main() -> None:
         one_task(arguments.task, arguments.store)
         return
     print(f"{'pairs':>10}  {'task':<9} {'seconds':>8} {'rows/s':>12} {'of reading':>10} {'peak GiB':>9}")
-    times: dict[str, list[float]] = {}
-    sizes = sorted({BASE, *arguments.sizes})
-    for pairs in sizes:
+    for pairs in sorted(arguments.sizes):
         folder = arguments.folder / str(pairs)
         write_store(folder, pairs)
-        tasks = [*TASKS, *(["notebook"] if arguments.notebook and pairs in (min(arguments.sizes), sizes[-1]) else [])]
+        ends = min(arguments.sizes), max(arguments.sizes)
+        tasks = [*TASKS, *(["notebook"] if arguments.notebook and pairs in ends else [])]
         runs: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
         for _ in range(arguments.repeats):
             for task in tasks:
@@ -171,15 +165,6 @@ def main() -> None:
             print(
                 f"{pairs:>10,}  {task:<9} {medians[task]:>8.2f} {rate:>12,.0f} {ratio:>10.2f} {peak:>9.2f}", flush=True
             )
-            times.setdefault(task, []).append(medians[task])
-    if len(sizes) > 2:
-        pairs = np.array(sizes[1:])
-        for task in ("read", "report"):
-            seconds = np.array(times[task])
-            whole = np.polyfit(np.log(pairs), np.log(seconds[1:]), 1)[0]
-            further = seconds[1:] - seconds[0]
-            beyond = np.polyfit(np.log(pairs - BASE), np.log(further), 1)[0] if (further > 0).all() else math.nan
-            print(f"time of {task} grows with n to the power {whole:.2f}; beyond {BASE:,} pairs {beyond:.2f}")
 
 
 if __name__ == "__main__":

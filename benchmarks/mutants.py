@@ -5,12 +5,12 @@
 
 ``sample`` draws faults, spread over the rooms by their size: a comparison turned, a constant changed, a call left out,
 two arguments swapped. Read the list before any test is run, and write a reason into "equivalent" for each fault that
-changes nothing a user could see. ``run`` plants each of the others in a copy of the repository, and runs the tests of
-its room, then, if these pass, all of `make test`. Results are added to the file, so a run that ends is continued.
+changes nothing a user could see. ``run`` runs all tests once to learn which of them run which line, then plants each
+fault in a copy of the repository and runs the tests of its line, the quickest first, and, if these pass, the others of
+its room. Results are added to the file, so a run that ends is continued; the copy is kept in a folder beside it.
 
-For another commit, run both from a checkout of it, with this file. A fault costs some 20 seconds, one that survives its
-room a whole test run; 150 take about two hours on two cores. It prints a line for each fault and the share that was
-noticed, with its Wilson interval; at least 90 % are expected.
+For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults cost a few seconds.
+It prints a line for each fault and the share that was noticed, with its Wilson interval; at least 90 % are expected.
 """
 
 from __future__ import annotations
@@ -18,22 +18,35 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import math
 import os
+import queue
 import random
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+
+import coverage
+import numpy as np
+
+from c3tools.metrics.significance import share_interval
 
 ROOT = Path.cwd()
 TURNED = {ast.Lt: ">=", ast.LtE: ">", ast.Gt: "<=", ast.GtE: "<", ast.Eq: "!=", ast.NotEq: "=="}
 TURNED |= {ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}
-SECONDS = {"room": 900, "all": 3600}
+SECONDS = 900
 Fault = dict[str, Any]
+PLUGIN = """
+import os
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.passed and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(os.environ["SECONDS_FILE"], "a") as file:
+            file.write(f"{report.nodeid} {report.duration}\\n")
+"""
 
 
 def faults_of(path: Path) -> Iterator[Fault]:
@@ -53,15 +66,8 @@ def faults_of(path: Path) -> Iterator[Fault]:
         return int(starts[node.end_lineno - 1] + node.end_col_offset)
 
     def fault(kind: str, node: Any, new: str) -> Fault:
-        return {
-            "file": str(path.relative_to(ROOT)),
-            "line": node.lineno,
-            "kind": kind,
-            "begin": begin(node),
-            "old": text(node),
-            "new": new,
-            "equivalent": "",
-        }
+        place = {"file": str(path.relative_to(ROOT)), "line": node.lineno, "kind": kind, "begin": begin(node)}
+        return place | {"old": text(node), "new": new, "equivalent": ""}
 
     for node in behaving(ast.parse(source)):
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
@@ -69,12 +75,8 @@ def faults_of(path: Path) -> Iterator[Fault]:
             yield fault("comparison turned", node, f"({new})")
         elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
             value = node.value
-            new = (
-                str(not value)
-                if isinstance(value, bool)
-                else str(value + 1 if isinstance(value, int) else value * 2 + 1)
-            )
-            yield fault("constant changed", node, new)
+            changed = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2 + 1
+            yield fault("constant changed", node, str(changed))
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             yield fault("call left out", node, "pass")
         elif isinstance(node, ast.Call) and len(node.args) > 1 and text(node.args[0]) != text(node.args[1]):
@@ -90,12 +92,10 @@ def behaving(tree: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
-        if isinstance(child, ast.JoinedStr | ast.Raise | ast.ImportFrom):
+        if isinstance(child, ast.JoinedStr | ast.Raise | ast.ImportFrom | ast.arg):
             continue
         if isinstance(child, ast.AnnAssign):
             yield from behaving(ast.Module([child.value] if child.value else [], []))  # type: ignore[list-item]
-            continue
-        if isinstance(child, ast.arg):
             continue
         yield child
         yield from behaving(child)
@@ -132,61 +132,95 @@ def plant(fault: Fault, copy: Path) -> bytes:
     return before
 
 
-def noticed_by(fault: Fault, copy: Path) -> str:
-    """Return what noticed a planted fault: ``room``, ``all``, or nothing."""
+def statement_of(fault: Fault) -> range:
+    """Return the lines of the innermost statement around a fault, up to the fault."""
+    source = (ROOT / fault["file"]).read_text("utf-8")
+    around = [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt) and node.lineno <= fault["line"] <= (node.end_lineno or 0)
+    ]
+    return range(max(around), fault["line"] + 1)
+
+
+def run_all_tests(copy: Path, folder: Path) -> None:
+    """Run all tests once, and record which test runs which line, and the seconds that each test takes."""
+    (folder / "seconds.py").write_text(PLUGIN)
+    environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{folder}", "COVERAGE_FILE": str(folder / "coverage")}
+    environment["SECONDS_FILE"] = str(folder / "seconds.txt")
+    options = "-q -n 2 --dist worksteal -p seconds -p no:cacheprovider --cov=c3tools --cov-context=test --cov-report="
+    subprocess.run([sys.executable, "-m", "pytest", *options.split()], cwd=copy, env=environment, check=False)
+
+
+def tests_by_line(folder: Path) -> tuple[coverage.CoverageData, dict[str, float]]:
+    """Return what `run_all_tests` has recorded."""
+    data = coverage.CoverageData(str(folder / "coverage"))
+    data.read()
+    lines = (line.rsplit(" ", 1) for line in (folder / "seconds.txt").read_text().splitlines())
+    return data, {name: float(seconds) for name, seconds in lines}
+
+
+def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: Mapping[str, float]) -> str:
+    """Return what noticed a planted fault: a test that runs its ``line``, another one of its ``room``, or nothing."""
+    measured = {re.sub(r".*/repository/(c3tools/(?=cli/))?", "", name): name for name in data.measured_files()}
+    contexts = data.contexts_by_lineno(measured.get(fault["file"], ""))
+    found = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
+    direct = sorted(found & seconds.keys(), key=lambda name: seconds[name])
+    own = f"tests/{room_of(fault['file'])}/"
+    room = sorted({name for name in seconds if name.startswith(own)} - found, key=lambda name: seconds[name])
     before = plant(fault, copy)
-    room = room_of(fault["file"])
-    own = copy / "tests" / (room if room != "." else "")
-    stem = Path(fault["file"]).stem
-    files = [own] if room != "." and own.is_dir() else sorted((copy / "tests").glob(f"test_{stem}*.py"))
-    environment = os.environ | {"PYTHONPATH": str(copy)}
+    quietly: Any = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy)}, "capture_output": True}
     try:
-        for name, paths in (("room", files), ("all", [copy / "tests"])):
-            if not paths:
-                continue
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "2"]
-            command = [sys.executable, "-m", "pytest", *options, *map(str, paths)]
+        for name, tests in (("line", direct), ("room", room)):
+            (copy / "chosen.txt").write_text("\n".join(tests))
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "@chosen.txt"]
             try:
-                done = subprocess.run(
-                    command, cwd=copy, env=environment, capture_output=True, timeout=SECONDS[name], check=False
-                )
+                done = tests and subprocess.run(command, check=False, timeout=SECONDS, **quietly)
+                if done and done.returncode not in (0, 5):
+                    return name
             except subprocess.TimeoutExpired:
-                return name
-            if done.returncode not in (0, 5):
                 return name
     finally:
         (copy / fault["file"]).write_bytes(before)
     return ""
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share."""
-    z, share = 1.96, hits / n
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
-def run(path: Path) -> None:
+def run(path: Path, jobs: int) -> None:
     """Plant the faults of a file one after another, and write what noticed each into it."""
     faults: list[Fault] = json.loads(path.read_text())
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Path(folder) / "repository"
+    folder = path.absolute().with_suffix("")
+    copy = folder / "repository"
+    if not folder.exists():
         kept = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=kept)
         (copy / "c3tools" / "cli").symlink_to(copy / "cli")
-        for fault in faults:
-            if not fault["equivalent"] and "noticed" not in fault:
-                fault["noticed"] = noticed_by(fault, copy)
-                path.write_text(json.dumps(faults, indent=1))
-                shown = f"{fault['file']}:{fault['line']} {fault['kind']}"
-                print(
-                    f"{fault['noticed'] or 'SURVIVED':9} {shown}: {fault['old'][:60]!r} -> {fault['new'][:60]!r}",
-                    flush=True,
-                )
+        run_all_tests(copy, folder)
+    data, seconds = tests_by_line(folder)
+    copies: queue.Queue[Path] = queue.Queue()
+    for number in range(jobs):
+        shutil.copytree(copy, folder / f"copy-{number}", symlinks=True, dirs_exist_ok=True)
+        copies.put(folder / f"copy-{number}")
+
+    def judge(fault: Fault) -> Fault:
+        own = copies.get()
+        try:
+            return fault | {"noticed": noticed_by(fault, own, data, seconds)}
+        finally:
+            copies.put(own)
+
+    left_at = {(fault["file"], fault["begin"]): number for number, fault in enumerate(faults)}
+    left = [fault for fault in faults if not fault["equivalent"] and "noticed" not in fault]
+    with ThreadPool(jobs) as pool:
+        for fault in pool.imap_unordered(judge, left):
+            faults[left_at[fault["file"], fault["begin"]]] = fault
+            path.write_text(json.dumps(faults, indent=1))
+            shown = f"{fault['file']}:{fault['line']} {fault['kind']}"
+            change = f"{fault['old'][:60]!r} -> {fault['new'][:60]!r}"
+            print(f"{fault['noticed'] or 'SURVIVED':9} {shown}: {change}", flush=True)
     judged = [fault for fault in faults if not fault["equivalent"]]
-    hits = sum(bool(fault["noticed"]) for fault in judged)
-    low, high = wilson(hits, len(judged))
-    print(f"{hits} of {len(judged)} noticed: {hits / len(judged):.1%} ({low:.1%} to {high:.1%})")
+    noticed = np.array([bool(fault["noticed"]) for fault in judged], float)
+    low, high = share_interval(noticed) or (0.0, 1.0)
+    print(f"{noticed.sum():.0f} of {len(judged)} noticed: {noticed.mean():.1%} ({low:.1%} to {high:.1%})")
 
 
 def main() -> None:
@@ -196,10 +230,12 @@ def main() -> None:
     sampling = verbs.add_parser("sample")
     sampling.add_argument("--count", type=int, default=150)
     sampling.add_argument("--seed", type=int, default=0)
-    verbs.add_parser("run").add_argument("file", type=Path)
+    running = verbs.add_parser("run")
+    running.add_argument("file", type=Path)
+    running.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     if options.verb == "run":
-        run(options.file)
+        run(options.file, options.jobs)
     else:
         print(json.dumps(sample(options.count, options.seed), indent=1))
 

@@ -13,7 +13,7 @@ from .conftest import unit_rows
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-OF_DEVELOPERS = {"measuring", "mutants", "planning_memory", "same_results", "same_speed"}
+OF_DEVELOPERS = {"measuring", "mutants", "same_results", "same_speed"}
 
 
 def test_pages_and_benchmarks_name_each_other() -> None:
