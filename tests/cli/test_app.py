@@ -20,6 +20,11 @@ TABLE = str(ROOT / "c3tools" / "assets" / "coco-cc" / "captions.jsonl")
 MODELS = {"torch", "open_clip", "openvino"}
 HEAVY = {"torch", "open_clip", "pyarrow", "faiss", "matplotlib", "numpy"}
 RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app({})"
+TRANSFORM = """
+import numpy as np
+from c3tools import Pipeline, preset
+Pipeline.load(preset("c3").fit({"text": np.eye(4)}).save("p")).transform(np.eye(4), training=True, keys=[*"abcd"])
+"""
 EMBED = "open('t.txt', 'w').write('a dog')\n" + RUN.format(["embed", str(next(PHOTOS.glob("images/*"))), "t.txt"])
 
 
@@ -33,7 +38,7 @@ EMBED = "open('t.txt', 'w').write('a dog')\n" + RUN.format(["embed", str(next(PH
         (RUN.format(["embed", TABLE, "--text-column", "none"]), MODELS, "pyarrow", 1200),
         (RUN.format(["embed", TABLE, "--dry-run", "--store", "none"]), MODELS, "pyarrow", 1200),
         (EMBED, {"torch", "open_clip", "torchvision", "timm"}, "openvino", 2000),
-        ("import c3tools; c3tools.Pipeline", {"torch", "pyarrow", "huggingface_hub"}, "numpy", 320),
+        (TRANSFORM, HEAVY - {"numpy"} | {"PIL", "sklearn", "yaml", "rich", "huggingface_hub"}, "numpy", 320),
         ("import c3tools.captioning.caption", {"matplotlib", "transformers", "torchvision"}, "torch", 2000),
         ("import c3tools; c3tools.Store", set(), "pyarrow", 2000),  # the probe can fail
     ],
@@ -47,11 +52,7 @@ def test_a_start_loads_little(tmp_path: Path, code: str, absent: set[str], prese
     assert len(loaded) <= budget
 
 
-def test_the_options_of_experts_and_the_theory_stand_at_the_end(c3: C3) -> None:
-    everyday, _, expert = c3("embed", "--help").stdout.partition("Options for experts and clusters")
-    for name in ("executor", "address", "processes", "random-init", "image-timeout"):
-        assert f"--{name} " in expert
-        assert f"--{name} " not in everyday
+def test_the_theory_stands_at_the_end(c3: C3) -> None:
     assert c3("--help").stdout.index("│ simulate ") > c3("--help").stdout.index("│ info ")
 
 

@@ -197,7 +197,6 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
         ("c.csv", 'image,text\na.png,"A\ndog",0.9, 1', {}, r"line 3 .*\nPut double quotes"),
         ("metadata.csv", "file_name,words\nx.png,hello\n", {}, "--text-column"),
         ("captions.jsonl", '{"image": "x.png", "text": "a"}\n{oops\n', {}, "line 2 is not JSON"),
-        ("c.json", "[]", {"captions": "c.json"}, "not a COCO captions file"),
         ("c.json", json.dumps(COCO), {"captions": "c.json"}, "not a COCO captions file"),
         ("c.jsonl", '{"image": "y.png", "text": "a"}', {"captions": "c.jsonl"}, "has no caption for any"),
         ("c.jsonl", '{"text": "a"}', {"captions": "c.jsonl"}, "the image is missing"),

@@ -37,9 +37,9 @@ TOKENS = [b"\0", b"\xff" * 8, b"\n", b'"', b",", b"{", b"]", b"NaN", b"1e999", b
 ROWS = [{"image": "a.png", "captions": ["a dog", "it runs"], "split": "train"}, {"image": "b.png", "caption": "いぬ"}]
 
 
-def _corpus(name: str, content: Callable[[], bytes]) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
+def _corpus(name: str, content: bytes) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
     def make(folder: Path) -> None:
-        (folder / name).write_bytes(content())
+        (folder / name).write_bytes(content)
         (folder / "a.png").write_bytes(saved(Image.new("RGB", (2, 2)), "PNG"))
 
     return make, lambda folder: list(read_corpus(folder / name).texts)
@@ -81,9 +81,9 @@ TARGETS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
         lambda folder: build_index(gap_store(folder / "c3-store", 12), folder / "i"),
         lambda folder: Index.open(folder / "i").search(vector=unit_rows(1, 16), k=2),
     ),
-    "captions.jsonl": _corpus("captions.jsonl", lambda: "\n".join(map(json.dumps, ROWS)).encode()),
-    "captions.csv": _corpus("captions.csv", lambda: b'file_name,text\na.png,"a ""big"" dog"\n'),
-    "captions.parquet": _corpus("captions.parquet", _parquet_captions),
+    "captions.jsonl": _corpus("captions.jsonl", "\n".join(map(json.dumps, ROWS)).encode()),
+    "captions.csv": _corpus("captions.csv", b'file_name,text\na.png,"a ""big"" dog"\n'),
+    "captions.parquet": _corpus("captions.parquet", _parquet_captions()),
     **{f"vectors{suffix}": _vectors(f"v{suffix}") for suffix in (".npy", ".npz", ".csv", ".jsonl", ".parquet")},
     **{f"vectors{suffix}": _vectors(f"v{suffix}") for suffix in (".safetensors", ".pt", ".pkl")},
 }

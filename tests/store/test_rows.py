@@ -13,16 +13,12 @@ from c3tools.store import Pairs, Rows
 from c3tools.store.rows import item_keys, one_array
 
 
-def texts_of(items: list[str | None]) -> Rows:
-    keys = [f"text{i}" for i in range(len(items))]
-    return Rows.of("text", keys, np.eye(len(items), 4), image_key=items, caption=[None, *["a"] * (len(items) - 1)])
-
-
 def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
-    texts = texts_of(["b", None, "b", "a"])
-    assert texts.items == ["b", "text1", "b", "a"] and texts.item_count == 3
+    items = ["b", None, "b", "a"]
+    texts = Rows.of("text", [*"0123"], np.eye(4), image_key=items, caption=[None, "a", "a", "a"])
+    assert texts.items == ["b", "1", "b", "a"] and texts.item_count == 3
     assert texts.item_index.tolist() == [0, 1, 0, 2]
-    assert item_keys(texts.table).to_pylist() == ["b", None, "b", "a"]
+    assert item_keys(texts.table).to_pylist() == items
     assert texts.captions == ["", "a", "a", "a"]
     assert Rows.of("audio", ["x", "y"], np.eye(2), pair_key=["a", None]).items == ["a", "y"]
 

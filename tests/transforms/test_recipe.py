@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,23 +119,3 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.json").write_bytes(content)
     with pytest.raises(TransformError, match=r"p\.json"):
         Pipeline.from_config(tmp_path / "p.json")
-
-
-PROGRAM = """
-import sys
-{extra}
-import numpy as np
-from c3tools.transforms import Pipeline
-pipeline = Pipeline.load({folder!r})
-x = np.random.default_rng(0).normal(size=(5, 24))
-pipeline.transform(x, modality="text", training=True, keys=list("abcde"))
-heavy = "torch pyarrow open_clip rich matplotlib PIL faiss sklearn yaml tokenizers".split()
-print(" ".join(name for name in heavy if name in sys.modules))
-"""
-
-
-@pytest.mark.parametrize("extra", ["", "import pyarrow"])  # with the latter to show that the test can fail
-def test_applying_a_pipeline_loads_nothing_heavy(saved: Path, extra: str) -> None:
-    program = PROGRAM.format(extra=extra, folder=str(saved))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == extra.split()[1:]
