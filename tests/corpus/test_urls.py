@@ -11,7 +11,7 @@ from c3tools.corpus import ImageReader, images, read_corpus
 from c3tools.errors import CorpusError
 from c3tools.io import locations
 from c3tools.io.locations import expand, location, retrying
-from tests.corpus.packing import contents, photos_of, webdataset, write_hf_parquet, write_tar
+from tests.corpus.packing import contents, photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.servers import Faults, web_server
 
 pytest.importorskip("upath", reason="the extra url is not installed")
@@ -27,7 +27,7 @@ def packed(photos: Path, tmp_path: Path) -> Path:
     write_hf_parquet(folder / "x.parquet", chosen, rows_per_group=2)
     for photo in chosen:
         (folder / photo.name).write_bytes(photo.content)
-    (folder / "list.csv").write_text("image,text\n" + "".join(f"{photo.name},{photo.key}\n" for photo in chosen))
+    write_list(folder / "list.csv", [{"image": photo.name, "text": photo.key} for photo in chosen])
     return folder
 
 

@@ -12,7 +12,7 @@ from c3tools.embedding import EmbedSummary
 from c3tools.errors import UnreachableError
 from c3tools.store import Store
 from tests.conftest import contents
-from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_tar
+from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.servers import Faults, web_server
 from tests.stores import colour_corpus, embed_colours
 
@@ -58,7 +58,7 @@ def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(tmp_path: Pa
     chosen = photos_of(folder)
     write_tar(folder / "x.tar", webdataset(chosen))
     write_hf_parquet(folder / "x.parquet", chosen)
-    (folder / "list.csv").write_text("image,text\n" + "".join(f"{p.name},{p.key}\n" for p in chosen))
+    write_list(folder / "list.csv", [{"image": photo.name, "text": photo.key} for photo in chosen])
     with web_server(folder, faults) as base:
         corpus = read_corpus([f"{base}/{form}"], image_column="image" if form == "list.csv" else None)
         faults.last = faults.requests
@@ -73,7 +73,7 @@ def test_one_dead_address_of_a_list_stops_nobody(tmp_path: Path) -> None:
     folder = colour_corpus(tmp_path / "p", {"a": "red"})
     with web_server(folder, Faults()) as base:
         urls = [f"{base}/a.png", "http://127.0.0.1:9/x.jpg"]
-        (tmp_path / "list.csv").write_text("url,text\n" + "".join(f"{url},t\n" for url in urls))
+        write_list(tmp_path / "list.csv", [{"url": url, "text": "t"} for url in urls])
         summary = run(tmp_path / "list.csv", tmp_path / "s", image_column="url", download=True)
     assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (1, 1)
     (failure,) = Store.open(tmp_path / "s").recorded_failures()

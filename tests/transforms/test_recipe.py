@@ -42,20 +42,19 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tm
     assert not (tmp_path / "unfitted").exists()
 
 
-DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
-    "a changed setting": ("transform.json", lambda old: old.replace(b'"training"', b'"both"')),
-    "a cut recipe": ("transform.json", lambda old: old[:-40]),
-    "another object": ("transform.json", lambda old: b'{"format": "other"}'),
-    "no recipe": ("transform.json", lambda old: None),
-    "a changed tensor": ("transform.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
-    "cut tensors": ("transform.safetensors", lambda old: old[:-8]),
-    "no tensors": ("transform.safetensors", lambda old: None),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_found(saved: Path, case: str) -> None:
-    name, change = DAMAGE[case]
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("transform.json", lambda old: old.replace(b'"training"', b'"both"')),
+        ("transform.json", lambda old: old[:-40]),
+        ("transform.json", lambda old: b'{"format": "other"}'),
+        ("transform.json", lambda old: None),
+        ("transform.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
+        ("transform.safetensors", lambda old: old[:-8]),
+        ("transform.safetensors", lambda old: None),
+    ],
+)
+def test_damage_is_found(saved: Path, name: str, change: Callable[[bytes], bytes | None]) -> None:
     content = change((saved / name).read_bytes())
     (saved / name).unlink() if content is None else (saved / name).write_bytes(content)
     with pytest.raises(TransformError, match=name):
