@@ -22,13 +22,11 @@ from c3tools.encoders.preprocessing import ImagePreprocessor
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
 
-from .conftest import build_store, unit_rows, write_jsonl
+from .conftest import MODEL, build_store, unit_rows, write_jsonl
 
 Floats = TypeVar("Floats", bound=npt.NDArray[Any])
 DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
-GAP_DIM = 16
-SYNTHETIC = {"name": "synthetic", "weights_sha256": "0" * 64}
 
 
 def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **columns: list[Any]) -> tuple[Rows, Rows]:
@@ -125,7 +123,7 @@ def unit(rows: Floats) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def make_vectors(n: int = 90, seed: int = 0, dim: int = GAP_DIM) -> tuple[Matrix, Matrix]:
+def make_vectors(n: int = 90, seed: int = 0, dim: int = 16) -> tuple[Matrix, Matrix]:
     """Images (n, d) and texts (2 n, d) with a modality gap, unit rows; texts 2 i and 2 i + 1 belong to image i."""
     rng = np.random.default_rng(seed)
     shared, gap = rng.normal(size=(n, dim)), rng.normal(size=dim)
@@ -141,7 +139,7 @@ def gap_store(
     parts: int = 3,
     dtype: str = "float16",
     normalised: bool = True,
-    model: Mapping[str, Any] = SYNTHETIC,
+    model: Mapping[str, Any] = MODEL,
 ) -> Store:
     """A store of `make_vectors`, splits train (two thirds) and test, in several shards."""
     images, texts = make_vectors(n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from c3tools.corpus import read_corpus
 from c3tools.embedding import EmbedSummary, embed
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, contents, write_jsonl
+from tests.conftest import C3, as_json, contents, write_jsonl
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
 from tests.stores import colour_corpus, embed_colours
 
@@ -60,7 +59,7 @@ def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3:
     write_captions(folder, {"a": ["another", "a 1"], **texts, "e": ["e 0"]})
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     dry = ("embed", folder, "--store", "s", "--update", "--prune", "--dry-run", "--json")
-    planned = json.loads(c3(*dry).stdout)["modalities"]
+    planned = as_json(c3(*dry))["modalities"]
     counted = {name: [m[f"to_{what}"] for what in ("embed", "update", "remove")] for name, m in planned.items()}
     assert counted == {"image": [1, 1, 2], "text": [2, 1, 5]}
     said = " ".join(c3(*dry[:-1]).stdout.split())

@@ -19,7 +19,7 @@ from c3tools.corpus.images import read_frames
 from c3tools.encoders import Encoder
 from c3tools.errors import MissingExtraError
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, copy_photos
+from tests.conftest import C3, as_json, copy_photos
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
 
@@ -102,8 +102,7 @@ def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
     (folder / "empty.webm").touch()
     (folder / "text.mov").write_text("no video")
     result = c3("embed", "videos", "--backend", "torch", "--json", "-")
-    assert result.exit_code == 0, result.stderr
-    video = json.loads(result.stdout)["modalities"]["video"]
+    video = as_json(result)["modalities"]["video"]
     assert (video["embedded"], video["failed"]) == (1, 3)
     assert "Found 0 images, 4 videos and 0 texts." in result.stderr
     failures = Store.open("c3-store").recorded_failures()

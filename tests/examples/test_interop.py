@@ -78,7 +78,7 @@ def test_duckdb(export: Callable[..., Path]) -> None:
 def test_polars(export: Callable[..., Path]) -> None:
     module = script("polars_query", "polars")
     folder = export()
-    assert module.provenance(folder)["store"]["model"]["name"] == "synthetic"
+    assert module.provenance(folder)["store"]["model"]["name"] == "test-model"
     frame = module.read(folder)
     assert module.counts(frame).rows() == [("test", "inference", 60), ("train", "training", 120)]
     assert (module.embeddings(frame) == expected(folder)[1]).all()

@@ -126,7 +126,7 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
         on_disk = contents(here / "c3-export")
         del on_disk["manifest.json"]
         assert record["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in on_disk.items()}
-        assert record["provenance"]["store"]["model"]["name"] == "synthetic"
+        assert record["provenance"]["store"]["model"]["name"] == "test-model"
         assert record["provenance"]["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
 
 
@@ -186,7 +186,7 @@ def test_a_store_that_keeps_norms(here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pipeline": "other"}, "ViT-B-32/openai.*synthetic"),
+        ({"pipeline": "other"}, "ViT-B-32/openai.*test-model"),
         ({"pipeline": "small"}, "8 dimensions.* 16"),
         ({"output": "file"}, "file"),
         ({"workers": 1, "store": "cut"}, r"part-00002\.parquet"),

@@ -39,11 +39,9 @@ def test_it_counts_the_first_ten_of_each_list(tmp_path: Path) -> None:
             assert found[asked].recall[kind].value == pytest.approx(np.mean(hits))
 
 
-def test_the_report_answers_the_question_where_there_are_enough_pairs(store: Store, tmp_path: Path) -> None:
+def test_the_report_answers_the_question_where_there_are_enough_pairs(store: Store) -> None:
     report = gap_report(store)
     said = report.to_dict()
     assert said["verdict"]["one_list"]["name"] == "one_list"
     assert len(said["one_list"]["text"]["other_modality_interval"]["calibrated"]) == 2
     assert "searched in one list?" in report.to_html()
-    few = gap_report(gap_store(tmp_path / "few", n=30)).to_dict()
-    assert few["one_list"] == {} and "one_list" not in few["verdict"]

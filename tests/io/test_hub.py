@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
 from c3tools.io.artifact import class_of
 from c3tools.store import Failure, Rows, StoreWriter
 from tests.captioning.conftest import trained_captioner
-from tests.conftest import C3, add_shard, build_store, unit_rows
+from tests.conftest import C3, add_shard, as_json, build_store, unit_rows
 from tests.servers import Hub
 from tests.stores import two_texts_per_image
 
@@ -172,7 +171,7 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, captioner: Captioner, tmp
 
     captioner.pipeline.save(tmp_path / "pipe")
     captioner.save(tmp_path / "decoder")
-    assert json.loads(c3("push", "store", "me/rows", "--license", "cc0-1.0", "--json").stdout)["class"] == "Store"
+    assert as_json(c3("push", "store", "me/rows", "--license", "cc0-1.0", "--json"))["class"] == "Store"
     run("push", "decoder", "me/captions", "--private")
     assert hub.private == {"datasets/me/rows": False, "models/me/captions": True}
     run("push", "pipe", "me/c3")

@@ -4,15 +4,13 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.corpus import Corpus
-from c3tools.corpus.containers import reader_of
-from c3tools.corpus.items import ReadOptions
+from c3tools.corpus import read_corpus
 from c3tools.io import files as io_files
 from c3tools.io import limits
 from c3tools.io.files import read_json
@@ -56,11 +54,9 @@ def test_json_that_is_large_or_dense_is_not_read(tmp_path: Path, monkeypatch: py
 
 def test_a_tar_whose_header_declares_gigabytes(tmp_path: Path) -> None:
     files.tar_with_a_long_name(tmp_path / "x.tar", 2**32)
-    corpus, options = Corpus(), ReadOptions()
-    read: Any = reader_of(tmp_path / "x.tar", options)
-    assert list(read(tmp_path / "x.tar", options, corpus)) == []
-    (skipped,) = corpus.skipped
-    assert skipped.error == "DamagedTar" and "header of 4,294,967,296 bytes" in skipped.message
     with tarfile.open(tmp_path / "y.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("n" * 5000 + ".jpg"))
-    assert [len(image.key) for image, _ in read(tmp_path / "y.tar", options, corpus)] == [5000]
+    corpus = read_corpus([tmp_path])
+    (skipped,) = corpus.skipped
+    assert skipped.error == "DamagedTar" and "header of 4,294,967,296 bytes" in skipped.message
+    assert [len(image.key) for image in corpus.images] == [5000]

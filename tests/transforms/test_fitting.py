@@ -70,11 +70,7 @@ NAN = np.where(np.arange(24) == 3, np.nan, P.y)
 @pytest.mark.parametrize(
     ("pipeline", "data", "words"),
     [
-        (
-            preset("c3"),
-            {"data": {"text": Moments.from_rows(P.y * 10)}},
-            r"text.* 100[\s\S]*unit_rows\(array\)",
-        ),
+        (preset("c3"), {"data": {"text": Moments.from_rows(P.y * 10)}}, r"text.* 100[\s\S]*unit_rows\(array\)"),
         (preset("c3"), {"data": P.x}, "ndarray"),
         (preset("c3"), {"data": {"image": [[1.0, 2.0], [3.0]]}}, r"image.*\(n, d\)"),
         (preset("c3"), {"data": P.moments, "provenance": {"split": "test"}}, "test"),
