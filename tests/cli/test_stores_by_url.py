@@ -7,21 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 from c3tools.io import locations
-from tests.conftest import C3, contents, put_store
+from tests.conftest import C3, as_json, contents, done, put_store
 from tests.servers import Faults
 from tests.stores import gap_store, whole_store
 
 URL = "s3://bucket/runs/store"
 
 
-def run(c3: C3, *words: object, code: int = 0) -> str:
-    """What a command prints to standard output, or, if it is to fail, to standard error."""
-    result = c3(*words)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split()) if code else result.stdout
+def refusal(result: Result) -> str:
+    """What a command that has to fail prints to standard error, on one line."""
+    assert (result.exit_code, "Traceback" in result.output) == (1, False), result.output
+    return " ".join(result.stderr.split())
 
 
 def test_search_and_copies_are_the_same(c3: C3, tmp_path: Path, s3: Faults) -> None:
@@ -31,12 +30,12 @@ def test_search_and_copies_are_the_same(c3: C3, tmp_path: Path, s3: Faults) -> N
     s3.every = 7
     found, copies = [], []
     for base, out in ((".", "disk"), ("s3://bucket/runs", "s3")):
-        run(c3, "index", "--store", f"{base}/store", "-o", f"{out}-index")
+        done(c3("index", "--store", f"{base}/store", "-o", f"{out}-index"))
         query = ("search", "--key", "img004", "--index", f"{out}-index", "--store", f"{base}/store", "--json")
-        found.append(json.loads(run(c3, *query)))
+        found.append(as_json(c3(*query)))
         (tmp_path / out).mkdir()
-        run(c3, "split", f"{out}/split", "--store", f"{base}/other", "--fractions", "0.5,0.25,0.25")
-        run(c3, "merge", f"{out}/merged", f"{base}/other", f"{out}/split", "--prefix")
+        done(c3("split", f"{out}/split", "--store", f"{base}/other", "--fractions", "0.5,0.25,0.25"))
+        done(c3("merge", f"{out}/merged", f"{base}/other", f"{out}/split", "--prefix"))
         copies.append(contents(tmp_path / out))
     assert found[0] == found[1]
     assert found[0][0]["hits"][0]["key"] == "img004"
@@ -49,14 +48,14 @@ def test_results_by_url(c3: C3, tmp_path: Path, s3: Faults) -> None:
     s3.every = 7
     base = "s3://bucket/results"
     options = ("--html", f"{base}/page.html", "--json", f"{base}/values.json", "--figures", f"{base}/figures")
-    run(c3, "gap-report", URL, "--split", "all", "--presets", "raw", *options)
+    done(c3("gap-report", URL, "--split", "all", "--presets", "raw", *options))
     results = locations.location(base)
     assert locations.read_all(results / "page.html").startswith(b"<!doctype html>")
     assert json.loads(locations.read_all(results / "values.json"))["provenance"]["store"] == URL
     assert sum(map(len, locations.names_in(results / "figures"))) > 4
-    run(c3, "means", "--store", URL, "--save", f"{base}/there.safetensors")
-    run(c3, "means", "--store", URL, "--load", f"{base}/there.safetensors")
-    run(c3, "verify", URL)
+    done(c3("means", "--store", URL, "--save", f"{base}/there.safetensors"))
+    done(c3("means", "--store", URL, "--load", f"{base}/there.safetensors"))
+    done(c3("verify", URL))
     assert [path for path in tmp_path.iterdir() if path.name.startswith("s3:")] == []
 
 
@@ -66,17 +65,17 @@ def test_what_cannot_be_read_is_one_error(
 ) -> None:
     monkeypatch.setenv("C3_STORE", URL)
     words = command.replace("URL", URL).split()
-    assert f"There is no store at {URL}" in run(c3, *words, code=1)
+    assert f"There is no store at {URL}" in refusal(c3(*words))
     s3.every, s3.answer = 1, "403 Forbidden"
-    assert "credentials" in run(c3, *words, code=1)
+    assert "credentials" in refusal(c3(*words))
     monkeypatch.setitem(sys.modules, "upath", None)
-    assert 'pip install "c3tools[s3]"' in run(c3, *words, code=1)
+    assert 'pip install "c3tools[s3]"' in refusal(c3(*words))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_one_error(c3: C3, tmp_path: Path, s3: Faults) -> None:
     whole_store(tmp_path / "c3-store")
     for options in (["means", "--save", "s3://nowhere/m"], ["gap-report", "--html", "s3://nowhere/page.html"]):
-        assert options[-1] in run(c3, *options, code=1)
+        assert options[-1] in refusal(c3(*options))
     s3.every, s3.answer = 1, "403 Forbidden"
-    assert "s3://bucket/m" in run(c3, "means", "--save", "s3://bucket/m", code=1)
+    assert "s3://bucket/m" in refusal(c3("means", "--save", "s3://bucket/m"))

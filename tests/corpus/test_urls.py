@@ -11,6 +11,7 @@ from c3tools.corpus import ImageReader, images, read_corpus
 from c3tools.errors import CorpusError
 from c3tools.io import locations
 from c3tools.io.locations import expand, location, retrying
+from tests.conftest import put_store
 from tests.corpus.packing import contents, photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.servers import Faults, web_server
 
@@ -69,8 +70,7 @@ def test_http_with_and_without_ranges_and_errors(photos: Path, packed: Path, ran
 
 
 def test_s3_with_every_seventh_request_failing(photos: Path, packed: Path, s3: Faults) -> None:
-    s3fs = pytest.importorskip("s3fs")
-    s3fs.S3FileSystem().put(str(packed), "bucket/x", recursive=True)
+    put_store(packed, "s3://bucket/x")
     s3.every = 7
     check(photos, "s3://bucket/x")
     for place in ("s3://bucket/x/x-[01].tar", "s3://bucket/x"):

@@ -63,7 +63,7 @@ def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_
     write_video(tmp_path / "videos/a.mkv", COLOURS[:1], (32, 80))
     store = embed(tmp_path / "videos", tmp_path / "s", encoder=encoder, dtype="float32", fps=2, batch_size=3)
     rows = store.load("video")
-    assert list(rows.keys) == ["a", "b"]
+    assert rows.keys == ["a", "b"]
     mean = encoder.encode_images([image for _, image in read_frames(path, 2)]).mean(axis=0)
     np.testing.assert_allclose(rows.embeddings[1], mean / np.linalg.norm(mean), atol=1e-5)
     assert [rows.column(name) for name in ("width", "height", "frames")] == [[32, 64], [80, 48], [2, 8]]

@@ -34,11 +34,8 @@ def texts(names: str, split: str | None = "train") -> Rows:
 
 def splits_of(store: Path) -> dict[str, str | None]:
     found = Store.open(store)
-    return {
-        str(key): split
-        for modality in found.modalities
-        for key, split in zip(found.load(modality).keys, found.load(modality).column("split"), strict=True)
-    }
+    loaded = [found.load(modality) for modality in found.modalities]
+    return {key: split for rows in loaded for key, split in zip(rows.keys, rows.column("split"), strict=True)}
 
 
 def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) -> None:
@@ -63,7 +60,7 @@ def test_keys_that_repeat(tmp_path: Path, options: dict[str, Any], expected: lis
     paths = [build_store(tmp_path / name, images(keys)).path for name, keys in (("one", "ab"), ("two", "bc"))]
     merge_stores(tmp_path / "m", paths, **options)
     rows = Store.open(tmp_path / "m").load("image")
-    assert list(rows.keys) == expected
+    assert rows.keys == expected
     np.testing.assert_array_equal(rows.embeddings[1], Store.open(paths[0]).load("image").embeddings[1])
 
 

@@ -68,9 +68,9 @@ def test_damage_and_loss_are_found(tmp_path: Path, dtype: str) -> None:
     assert result.findings == [] and result.whole and result.rows == {"image": 30, "text": 60}
 
 
-def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **columns: list[Any]) -> None:
+def _rows(path: Path, part: int, keys: list[str], embeddings: Any) -> None:
     store = Store.open(path)
-    add_shard(path, store.info, "image", part, embeddings, {"key": keys, "split": ["train"] * len(keys), **columns})
+    add_shard(path, store.info, "image", part, embeddings, {"key": keys, "split": ["train"] * len(keys)})
     (path / "manifest.json").unlink()
     StoreWriter(path).finish()
 

@@ -60,7 +60,6 @@ def test_module_refusals(pairs: Pairs) -> None:
         (lambda: TransformModule(pipeline, "image"), "'image'"),
         (lambda: TransformModule(preset("c3").fit(pairs.moments)), "modality='image'"),
         (lambda: module(torch.zeros(2, 3)), "24 .* 3"),
-        (lambda: module(torch.ones(2, 24), keys=["a"]), "1 keys for 2 rows"),
     ):
         with pytest.raises(TransformError, match=words):
             refused()
