@@ -17,6 +17,7 @@ from c3tools.assets.paths import C3_MINI, CAPTIONS, PHOTOS
 from c3tools.encoders import load_network
 from c3tools.encoders.loading import read_bundled
 from c3tools.encoders.tokenizer import ClipTokenizer
+from tests.stores import one_byte_changed
 
 ODD = [
     "", " ", "<start_of_text> a", "!<start_of_text>x", "A<END_OF_TEXT>", "naïve café ÀÉ", "日本語 テスト", "12345 3rd",
@@ -60,11 +61,9 @@ def test_any_text_has_the_tokens_of_open_clip(simple: open_clip.SimpleTokenizer,
 
 @pytest.mark.parametrize("file", ["encoder.json", "open_clip_model.safetensors", "image.onnx", "text.onnx"])
 def test_a_description_of_other_files_is_ignored(tmp_path: Path, file: str) -> None:
-    shutil.copytree(C3_MINI, tmp_path / "m")
-    assert read_bundled(tmp_path / "m") is not None
-    content = bytearray((tmp_path / "m" / file).read_bytes())
-    content[0 if file == "encoder.json" else len(content) // 2] ^= 1
-    (tmp_path / "m" / file).write_bytes(content)
-    assert read_bundled(tmp_path / "m") is None
-    (tmp_path / "m" / file).unlink()
-    assert read_bundled(tmp_path / "m") is None
+    folder = shutil.copytree(C3_MINI, tmp_path / "m")
+    assert read_bundled(folder) is not None
+    with one_byte_changed(folder / file, 0, 1):
+        assert read_bundled(folder) is None
+    (folder / file).unlink()
+    assert read_bundled(folder) is None
