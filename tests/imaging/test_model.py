@@ -6,7 +6,7 @@ import torch
 
 from c3tools import devices
 from c3tools.errors import GeneratorError
-from c3tools.imaging.model import ImageNetwork, load_size
+from c3tools.imaging.model import SIZES, ImageNetwork, load_size
 from c3tools.seeds import keyed_normal
 from tests.conftest import unit_rows
 
@@ -76,6 +76,10 @@ def test_a_withheld_embedding_is_not_read(network: ImageNetwork) -> None:
         told = network(noise, times, embeddings, ~hidden)
     assert torch.equal(one, other)
     assert not torch.allclose(told, one)
+
+
+def test_sizes_have_as_many_pixels_as_the_help_says() -> None:
+    assert {name: size.pixels for name, size in SIZES.items()} == {"tiny": 32, "small": 64, "base": 128}
 
 
 @pytest.mark.parametrize(

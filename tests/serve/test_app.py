@@ -83,6 +83,7 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
         ("GET", "/search?q=" + "x" * 1001, {}, 400),
         *[("GET", f"/search?q=a&{more}", {}, 400) for more in ("k=0", "k=101", "k=x", "in=audio", "split=x")],
         ("GET", "/thumbnail/99999999999999999999999", {}, 404),
+        ("GET", "/thumbnail/-1", {}, 404),
         ("GET", "/thumbnail/..%2f..%2fetc%2fpasswd", {}, 404),
         ("GET", "/../../etc/passwd", {}, 404),
         ("GET", "/thumbnail/0?path=/etc/passwd", {}, 200),  # of row 0, whatever else is asked
