@@ -164,10 +164,10 @@ def mean_loss(model: Decoder, x: np.ndarray, tokens: torch.Tensor) -> float:
 
 def greedy_without_cache(model: Decoder, x: np.ndarray) -> list[int]:
     written: list[int] = []
-    while (
-        len(written) < model.config.max_tokens
-        and (token := int(logits_after(model, x, written).argmax())) != model.end_id
-    ):
+    for _ in range(model.config.max_tokens):
+        token = int(logits_after(model, x, written).argmax())
+        if token == model.end_id:
+            break
         written.append(token)
     return written
 

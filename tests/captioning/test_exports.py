@@ -60,7 +60,7 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused(
     captions_store: Store, collapsed: Path, tmp_path: Path
 ) -> None:
     noised = export_store(captions_store, tmp_path / "noised", preset="c3", sigma=0.1).output
-    cases: list[tuple[Path, dict[str, Any], str]] = [
+    cases: Any = [
         (noised, {"sigma": 0.1}, "its own sigma"),
         (collapsed, {"sigma": "auto"}, "auto"),
         (collapsed, {"preset": "c3"}, "preset"),

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
-from c3tools import Captioner
-from c3tools.captioning.config import SIZES, LanguageModelSize, TrainingConfig, load_size
+from c3tools import Captioner, Store, train_captioner
+from c3tools.captioning.config import SIZES, LanguageModelConfig, LanguageModelSize, TrainingConfig, load_size
 from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import GenerationConfig, generate
+from c3tools.captioning.language_model import LanguageModelDecoder
 from c3tools.captioning.steering import CANDIDATES
 from c3tools.captioning.train import DecoderTask, fit
 from c3tools.errors import DecoderError, MissingExtraError
@@ -22,16 +24,34 @@ from tests.conftest import unit_rows
 
 from .conftest import ANIMALS, CPU, DIM, counting_encoder, greedy_without_cache, make_world
 
-pytest.importorskip("transformers")
-from c3tools.captioning.config import LanguageModelConfig
-from c3tools.captioning.language_model import LanguageModelDecoder
-
-from .language_models import save_tiny_gpt2
+hf = pytest.importorskip("transformers")
+END = "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"), make_world().texts.captions)
+    """A language model as its users have one, a folder: a GPT-2 of 2 layers and width 16, with random weights.
+
+    Its byte-level tokenizer is learned from the captions of the toy world.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # as in GPT-2, id 0 is a real token and end-of-text is the last one
+    trainer = trainers.BpeTrainer(vocab_size=299, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(make_world().texts.captions, trainer)
+    tokenizer.add_special_tokens([END])
+    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+    end_id = fast.convert_tokens_to_ids(END)
+    config = hf.GPT2Config(
+        vocab_size=len(fast), n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=end_id, eos_token_id=end_id
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("gpt2")
+    hf.GPT2LMHeadModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
 
 
 def train(gpt2: Path, *changes: str) -> Captioner:
@@ -41,16 +61,14 @@ def train(gpt2: Path, *changes: str) -> Captioner:
     return fit(DecoderTask(*world.split(held_out=20), pipeline, load_size("paper", settings), CPU))
 
 
-def decoder_of(gpt2: Path, **changes: object) -> LanguageModelDecoder:
-    chosen = load_size("paper", [f"model={gpt2}", *(f"{name}={value}" for name, value in changes.items())])
-    assert isinstance(chosen, LanguageModelSize)
+def decoder_of(gpt2: Path, **changes: Any) -> LanguageModelDecoder:
     torch.manual_seed(0)
-    return LanguageModelDecoder.pretrained(chosen, DIM)[0].eval()
+    size = LanguageModelSize(str(gpt2), TrainingConfig(), **changes)
+    return LanguageModelDecoder.pretrained(size, DIM)[0].eval()
 
 
 def test_the_mapper_is_that_of_the_paper() -> None:
-    assert isinstance(SIZES["paper"], LanguageModelSize)
-    assert (SIZES["paper"].model, SIZES["paper"].training.batch_size, SIZES["paper"].frozen) == ("gpt2", 40, False)
+    assert SIZES["paper"] == LanguageModelSize("gpt2", SIZES["paper"].training)
     architecture = {"model_type": "gpt2", "n_embd": 768, "n_layer": 1, "vocab_size": 50, "n_positions": 60}
     first, between, last = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture)).mapper
     assert isinstance(between, nn.Tanh)
@@ -95,15 +113,18 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(tmp_path: Path, gp
 
 
 def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
-    tmp_path: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch
+    captions_store: Store, tmp_path: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, images, encoder = train(gpt2, "epochs=1", "prefix_length=0"), make_world().images, counting_encoder(ANIMALS)
+    settings = (f"model={gpt2}", "warmup_steps=2", "batch_size=32", "learning_rate=5e-3", "max_tokens=12")
+    options: dict[str, Any] = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
+    train_captioner(captions_store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
+    lm, images, encoder = Captioner.load(tmp_path / "lm"), make_world().images, counting_encoder(ANIMALS)
     assert lm.is_language_model
     for method in ("magic", "zerocap"):
         monkeypatch.setitem(CANDIDATES, method, 20)
         assert lm.caption(embeddings=images.embeddings[:1], steer=method, encoder=encoder)
-    rows = (images.select(np.arange(start, start + 10)) for start in (0, 10))
-    captioner = fit(EsperTask(*rows, lm, encoder, TrainingConfig(epochs=1, batch_size=10), "cpu"))
+    learned, val = (images.select(np.arange(start, start + 10)) for start in (0, 10))
+    captioner = fit(EsperTask(learned, val, lm, encoder, TrainingConfig(epochs=1, batch_size=10), "cpu"))
     captioner.save(tmp_path / "esper")
     written = captioner.caption(embeddings=images.embeddings[-1:])
     assert Captioner.load(tmp_path / "esper").caption(embeddings=images.embeddings[-1:]) == written

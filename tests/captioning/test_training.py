@@ -69,7 +69,7 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> No
 
 
 def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly(world: World) -> None:
-    settings = replace(SIZES["paper"].training, batch_size=40)
+    settings = SIZES["paper"].training
     # half of a small corpus
     assert task_of(world, settings).plan == Plan(30, 2e-5, 3, 15, "linear", start="skip", steps_per_epoch=3)
     assert task_of(world, replace(settings, warmup_steps=7)).plan.rise == 7

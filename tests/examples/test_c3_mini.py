@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,39 +14,35 @@ import pytest
 import timm
 import torch
 
-FOLDER = Path(__file__).parents[2] / "examples" / "c3_mini"
+from .conftest import EXAMPLES
+
 COLOURS, THINGS = ["red", "green", "blue", "black"], ["dog", "boat", "horse", "house", "tree"]
 PHOTOS = 120
 
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(FOLDER))
-    try:
+    torch.manual_seed(0)
+    trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES / "c3_mini")
         import make
 
-        make.MODEL = {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}}
-        torch.manual_seed(0)
-        trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
-        vars(make)["image_tower"] = lambda: trunk  # the packaged weights are not needed for what is tested
+        patch.setattr(make, "MODEL", {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}})
+        patch.setattr(make, "image_tower", lambda: trunk)  # the packaged weights are not needed for what is tested
         yield make
-    finally:
-        sys.path.remove(str(FOLDER))
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_corpus(folder: Path) -> None:
     """120 photos (nothing reads them), half of the last 40 held out, and a file of captions alone."""
-    folder = tmp_path_factory.mktemp("corpus")
     rows = []
     for i in range(PHOTOS):
         what = f"{COLOURS[i % 4]} {THINGS[i % 5]}"
         split = "train" if i < 80 else ("val" if i % 2 else "test")
         rows.append({"image": f"{i}.jpg", "captions": [f"A {what}.", f"There is a {what} here"], "split": split})
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     alone = [{"captions": ["A dog in a boat"] * 3}, {"captions": ["secret"], "has_photo_in_coco_cc": True}]
-    (folder / "alone.jsonl").write_text("\n".join(map(json.dumps, alone)))
-    return folder
+    for name, lines in (("captions", rows), ("alone", alone)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def features_of(made: ModuleType, run: object) -> tuple[object, list[object], torch.Tensor, torch.Tensor]:
@@ -72,9 +67,10 @@ def features_of(made: ModuleType, run: object) -> tuple[object, list[object], to
     return seen(plain), views, torch.from_numpy(words), text_inputs(corpora.captions)
 
 
-def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, corpus: Path, tmp_path: Path) -> None:
+def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, tmp_path: Path) -> None:
+    write_corpus(tmp_path)
     arguments = Namespace(
-        pairs=corpus, out=tmp_path / "out", captions=[corpus / "alone.jsonl"], views=1, seed=0, work=tmp_path,
+        pairs=tmp_path, out=tmp_path / "out", captions=[tmp_path / "alone.jsonl"], views=1, seed=0, work=tmp_path,
         members=2, teacher_epochs=40, image_steps=20, text_epochs=60, tower_epochs=5,
     )  # fmt: skip
     run = made.make_run(arguments)

@@ -1,4 +1,4 @@
-"""The example of an encoder, built as a wheel and installed into a folder of its own, is found and used by `c3`."""
+"""The example of an encoder, installed into a folder of its own, is found and used by `c3`."""
 
 from __future__ import annotations
 
@@ -10,36 +10,27 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from c3tools import Store
 
-PROJECT = Path(__file__).parents[2] / "examples" / "encoder_plugin"
+from .conftest import EXAMPLES
+
+PROJECT = EXAMPLES / "encoder_plugin"
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables with which Python finds what was installed from the wheel."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PROJECT, folder / "source")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    offline = ["--no-deps", "--no-index"]
-    subprocess.run(
-        [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(folder), str(folder / "source")], check=True
-    )
-    wheel = next(folder.glob("*.whl"))
-    subprocess.run([*pip, "install", *offline, "--target", str(folder / "installed"), str(wheel)], check=True)
-    return {**os.environ, "PYTHONPATH": str(folder / "installed")}
-
-
-def test_an_installed_encoder_embeds_and_searches(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT, tmp_path / "source")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(tmp_path / "installed")]
+    subprocess.run([*pip, *offline, str(tmp_path / "source")], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     folder = tmp_path / "squares"
     folder.mkdir()
     for colour, size in (("red", (20, 30)), ("green", (3000, 10)), ("blue", (8, 8))):
         Image.new("RGB", size, colour).save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} square\n", encoding="utf-8")
-    (folder / "broken.png").write_text("no", encoding="utf-8")
+        (folder / f"{colour}.txt").write_text(f"a {colour} square\n")
+    (folder / "broken.png").write_text("no")
 
     def c3(*arguments: str) -> str:
         command = [sys.executable, "-c", "from c3tools.cli import main; main()", *arguments]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import C3
+from c3tools import export_store
 from tests.stores import gap_store
 
-FOLDER = Path(__file__).parents[2] / "examples" / "interop"
+from .conftest import script
+
 pytestmark = pytest.mark.filterwarnings(*(f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "Resource")))
 
 
-def script(name: str, package: str) -> Any:
-    pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def export(c3: C3, tmp_path: Path) -> Callable[..., Path]:
-    gap_store(tmp_path / "c3-store")
-
-    def run(*options: str) -> Path:
-        result = c3("export", *options)
-        assert result.exit_code == 0, result.output
-        return tmp_path / "c3-export"
-
-    return run
+def export(tmp_path: Path) -> Callable[..., Path]:
+    store = gap_store(tmp_path / "c3-store")
+    return lambda **options: export_store(store, tmp_path / "c3-export", **options).output
 
 
 def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], np.ndarray]:
@@ -55,7 +40,7 @@ def test_folders_are_read_as_they_are(tmp_path: Path, export: Callable[..., Path
 
     duckdb, pandas = (importlib.import_module(package) for package in ("duckdb", "pandas"))
 
-    folder = tmp_path / "c3-store" if name == "c3-store" else export("--format", name)
+    folder = tmp_path / "c3-store" if name == "c3-store" else export(format=name)
     folder = folder / "text" / ("metadata" if name == "npy" else "")
     assert ds.dataset(folder).count_rows() == 180
     assert len(pandas.read_parquet(folder)) == 180
@@ -64,8 +49,8 @@ def test_folders_are_read_as_they_are(tmp_path: Path, export: Callable[..., Path
 
 
 def test_duckdb(export: Callable[..., Path]) -> None:
-    module = script("duckdb_query", "duckdb")
-    folder = export("--role", "inference")
+    module = script("interop/duckdb_query.py", "duckdb")
+    folder = export(role="inference")
     assert module.provenance(folder)["transform"]["name"] == "c3"
     keys, matrix = expected(folder)
     cosines = matrix @ matrix[keys.index("img007#1")]
@@ -76,7 +61,7 @@ def test_duckdb(export: Callable[..., Path]) -> None:
 
 
 def test_polars(export: Callable[..., Path]) -> None:
-    module = script("polars_query", "polars")
+    module = script("interop/polars_query.py", "polars")
     folder = export()
     assert module.provenance(folder)["store"]["model"]["name"] == "test-model"
     frame = module.read(folder)
@@ -86,8 +71,8 @@ def test_polars(export: Callable[..., Path]) -> None:
 
 def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    module = script("hf_datasets", "datasets")
-    folder = export("--format", "hf")
+    module = script("interop/hf_datasets.py", "datasets")
+    folder = export(format="hf")
     loaded = module.load(folder, "text", tmp_path / "cache")
     assert {name: len(split) for name, split in loaded.items()} == {"train": 120, "test": 60}
     keys, matrix = expected(folder, "text/test/*.parquet")
@@ -97,15 +82,15 @@ def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: p
 
 
 def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: Path) -> None:
-    folder = export("--format", "npy", "--dtype", "float32", "--role", "inference")
-    parts = list(script("embedding_reader_batches", "embedding_reader").batches(folder, batch_size=50))
+    folder = export(format="npy", dtype="float32", role="inference")
+    parts = list(script("interop/embedding_reader_batches.py", "embedding_reader").batches(folder, batch_size=50))
     keys = [key for _, frame in parts for key in frame["key"]]
     assert len(keys) == 180 and keys[61] == "img030#1"
     arrays = [np.load(path) for path in sorted((folder / "text" / "embeddings").glob("*.npy"))]
     np.testing.assert_allclose(np.concatenate([array for array, _ in parts]), np.concatenate(arrays), atol=1e-6)
     threads = torch.get_num_threads()
     try:
-        made = script("autofaiss_index", "autofaiss").index(folder, tmp_path)
+        made = script("interop/autofaiss_index.py", "autofaiss").index(folder, tmp_path)
     finally:  # autofaiss sets the threads of the whole process, and torch's last bits depend on them
         torch.set_num_threads(threads)
     assert made.ntotal == 180

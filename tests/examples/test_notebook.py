@@ -11,7 +11,8 @@ import pytest
 
 import c3tools
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from .conftest import EXAMPLES
+
 SOURCE, NOTEBOOK = EXAMPLES / "notebook.py", EXAMPLES / "notebook.ipynb"
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from c3tools import Pipeline, Store, preset
 
-PROJECT = Path(__file__).parents[2] / "examples" / "pipeline_step"
+from .conftest import EXAMPLES
+
+PROJECT = EXAMPLES / "pipeline_step"
 
 
 def test_the_example_project_runs_with_torch_blocked() -> None:
