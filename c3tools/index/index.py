@@ -576,7 +576,8 @@ def build_index(
         factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS index string.
         modality: Index only these modalities. By default all, in one index.
         split: See `gap_report`.
-        preset: The preset that transforms vectors and queries; c1 leaves them unchanged.
+        preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip does in a store of
+            one modality.
         pipeline: Your own pipeline instead of a preset.
         shard_rows: Number of vectors per file.
         recall: The recall@10 that the search is tuned to reach.
@@ -593,7 +594,10 @@ def build_index(
     if is_url(output):
         raise StoreError(f"A FAISS index cannot be written to {output}.", remedy="Choose a folder on this machine.")
     folder = Path(output)
-    store, chosen = Store.open(store, reporter=reporter), open_pipeline(pipeline, preset)
+    store = Store.open(store, reporter=reporter)
+    known = {*store.modalities, *store.external_moments()[0]}
+    centred = pipeline is not None or preset != "gr-clip" or ("text" in known and len(known) > 1)
+    chosen = open_pipeline(pipeline, preset if centred else "c1")
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
@@ -631,6 +635,11 @@ def build_index(
             except RuntimeError as error:  # some kinds of FAISS index are filled once
                 reason = f"FAISS cannot add rows to this index ({last_line(error)})"
             reporter.message(f"Rebuilding {folder}: {reason}.")
+        if not centred:
+            reporter.message(
+                f"The store has {' and '.join(sorted(known))} rows only, so nothing is centred; that takes the moments "
+                "of another modality too: c3 means --load FILE (those of c3-mini: c3 means --load c3-mini)."
+            )
         return _build(store, folder, chosen, settings, source, reporter)
 
 
@@ -640,7 +649,9 @@ def _reason_to_rebuild(
     """Return why the rows that an index lacks cannot be added to it; None if they can."""
     former, known = record["settings"], record["store_shards"]
     if changed := [name for name, value in settings.items() if former.get(name) != value]:
-        return f"its {changed[0]} was {former.get(changed[0])} and is now {settings[changed[0]]}"
+        digest = changed[0] in ("model", "pipeline", "moments")
+        values = " changed" if digest else f" was {former.get(changed[0])} and is now {settings[changed[0]]}"
+        return f"its {changed[0]}{values}"
     if known.keys() != shards.keys() or any(not own.items() <= shards[name].items() for name, own in known.items()):
         return "shards of the store changed or were removed"
     rows = sum(

@@ -18,11 +18,12 @@ from c3tools import Store
 from c3tools.errors import StoreError
 from c3tools.index import Hit, Index, SearchResult, build_index, contact_sheet
 from c3tools.index.index import _choose_factory
+from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
 from tests.conftest import Messages, add_shard
 from tests.corpus.packing import write_tar
-from tests.stores import gap_store, make_vectors, unit
+from tests.stores import build_store, gap_store, make_vectors, unit
 
 faiss = pytest.importorskip("faiss", reason="faiss is an extra")
 
@@ -303,6 +304,19 @@ def test_loaded_moments_are_those_of_the_index(own: Store, tmp_path: Path) -> No
     check(other, loaded=True)
     unload_means(own)
     check(own, loaded=False)
+
+
+def test_images_alone_are_found_by_texts_too(store: Store, tmp_path: Path) -> None:
+    images, query, messages = store.load("image"), store.load("text").embeddings[0], Messages()
+    alone = build_store(tmp_path / "alone", Rows.of("image", images.keys, images.embeddings), model=store.info.model)
+    found = build_index(alone, tmp_path / "index", reporter=messages).search(vector=query, modality="text", k=5)
+    best = np.argsort(-unit(images.embeddings) @ query)[:5]
+    assert [hit.key for hit in found[0].hits] == [images.keys[row] for row in best]
+    assert "has image rows only" in messages.texts[0]
+    save_means(store, tmp_path / "moments")
+    load_means(alone, tmp_path / "moments")
+    again = build_index(alone, tmp_path / "index", reporter=messages)
+    assert again.pipeline.name == "gr-clip" and messages.texts[1].endswith("its pipeline changed.")
 
 
 def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path) -> None:
