@@ -42,15 +42,7 @@ def keys(corpus: Corpus) -> list[str]:
 
 
 def write(path: Path, **columns: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
-    return path
-
-
-def write_arrow(path: Path, table: pa.Table, rows: int = 2) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.ipc.new_stream(str(path), table.schema) as writer:
-        writer.write_table(table, max_chunksize=rows)
     return path
 
 
@@ -63,7 +55,10 @@ def pack(folder: Path, name: str, photos: list[Photo]) -> Path:
         return write_tar(path, webdataset(photos))
     if path.suffix == ".parquet":
         return write_hf_parquet(path, photos, rows_per_group=int(path.stem[-1]))
-    return write_arrow(path, pq.read_table(write_hf_parquet(path.with_suffix(".p"), photos)))
+    table = pq.read_table(write_hf_parquet(path.with_suffix(".p"), photos))
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,6 @@ def captioner() -> Captioner:
     return trained_captioner()
 
 
-@pytest.fixture
-def pipeline(captioner: Captioner) -> Pipeline:
-    return captioner.pipeline
-
-
 def test_a_captioner_comes_back_with_a_card(hub: Hub, captioner: Captioner) -> None:
     captioner.push_to_hub("me/captions", license="cc-by-4.0")
     files = hub.last("models/me/captions")
@@ -116,8 +111,9 @@ def test_a_data_set_that_is_damaged_or_in_the_way_is_refused(store: Store, tmp_p
 
 
 def test_errors_say_what_would_help(
-    hub: Hub, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pipeline = captioner.pipeline
     pipeline.push_to_hub("me/c3")
     hub.files["models/me/bert"] = [{"config.json": b'{"model_type": "bert"}', "model.safetensors": b"0" * 100}]
     for name, error, said in (
@@ -144,8 +140,9 @@ def test_errors_say_what_would_help(
 
 
 def test_a_pipeline_comes_back_and_what_was_fetched_is_used_offline(
-    hub: Hub, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pipeline = captioner.pipeline
     assert pipeline.push_to_hub("me/c3").startswith(f"{hub.endpoint}/me/c3/commit/")
     assert sorted(hub.last("models/me/c3")) == ["README.md", "config.json", "transform.json", "transform.safetensors"]
     rows = unit_rows(5, 32, seed=3)

@@ -84,8 +84,7 @@ TARGETS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
     "captions.jsonl": _corpus("captions.jsonl", "\n".join(map(json.dumps, ROWS)).encode()),
     "captions.csv": _corpus("captions.csv", b'file_name,text\na.png,"a ""big"" dog"\n'),
     "captions.parquet": _corpus("captions.parquet", _parquet_captions()),
-    **{f"vectors{suffix}": _vectors(f"v{suffix}") for suffix in (".npy", ".npz", ".csv", ".jsonl", ".parquet")},
-    **{f"vectors{suffix}": _vectors(f"v{suffix}") for suffix in (".safetensors", ".pt", ".pkl")},
+    **{f"vectors.{kind}": _vectors(f"v.{kind}") for kind in "npy npz csv jsonl parquet safetensors pt pkl".split()},
 }
 
 

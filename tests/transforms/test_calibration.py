@@ -13,11 +13,6 @@ from c3tools.store.means import save_means
 from tests.stores import make_vectors, unit
 
 
-@pytest.fixture(scope="module")
-def calibration(store: Store) -> Calibration:
-    return Calibration.fit(store)
-
-
 def test_it_is_the_formula(store: Store) -> None:
     train = {name: unit(store.load(name, "train").embeddings.astype(np.float64)) for name in ("image", "text")}
     calibration = Calibration.fit(train)
@@ -30,7 +25,8 @@ def test_it_is_the_formula(store: Store) -> None:
         np.testing.assert_allclose(calibration.z(1e-3 * queries, cosines, name), expected, atol=1e-5)
 
 
-def test_every_source_gives_the_same(store: Store, calibration: Calibration, tmp_path: Path) -> None:
+def test_every_source_gives_the_same(store: Store, tmp_path: Path) -> None:
+    calibration = Calibration.fit(store)
     save_means(store, tmp_path / "means.safetensors")
     moments = {name: store.moments(name, "train") for name in store.modalities}
     for source in (store.path, str(tmp_path / "means.safetensors"), moments):

@@ -48,7 +48,6 @@ def test_state_dict_holds_the_fit_and_gradients_flow(pairs: Pairs) -> None:
     module(x).square().sum().backward()
     # outputs have unit norm whatever x is, so their squared norm has no gradient
     assert x.grad is not None and x.grad.abs().max() < 1e-5
-    assert torch.isfinite(x.grad).all()
 
 
 def test_module_refusals(pairs: Pairs) -> None:
