@@ -19,8 +19,10 @@ Each message says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class C3Error(Exception):
@@ -93,6 +95,23 @@ class MissingExtraError(C3Error):
             f"{purpose} needs the package {package}, which is not installed.",
             remedy=f'Install it with: pip install "c3tools[{extra}]"',
         )
+
+
+def optional_module(name: str, package: str, *, extra: str, purpose: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(package, extra=extra, purpose=purpose) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error of any library says, in one line of at most 500 letters; its kind if it says nothing."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:500] or type(error).__name__
 
 
 @contextmanager

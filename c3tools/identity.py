@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import C3Error
@@ -43,12 +44,12 @@ class ModelIdentity(dict[str, Any]):
         return self.get("name") == other.get("name")
 
     def require_same(
-        self, other: ModelIdentity, *, own: str, theirs: str, error: type[C3Error] = C3Error, remedy: str
+        self, model: Mapping[str, Any] | None, *, own: str, theirs: str, error: type[C3Error] = C3Error, remedy: str
     ) -> None:
         """Refuse to mix embeddings of two models.
 
         Args:
-            other: the identity to compare with.
+            model: the identity to compare with; empty or None if it is unknown.
             own: what this identity belongs to, for the message, as in "The store c3-store".
             theirs: what the other belongs to, as in "the encoder".
             error: the class of the error.
@@ -57,6 +58,7 @@ class ModelIdentity(dict[str, Any]):
         Raises:
             C3Error: of the class ``error``, with both models, if they differ.
         """
+        other = ModelIdentity(model or {})
         if not self.same_as(other):
             raise error(
                 f"{own} is of the model {self}, but {theirs} of {other}. Embeddings of different models cannot be "

@@ -26,6 +26,11 @@ def generator(seed: int, *scope: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_hash(seed, *scope).digest(), "little")))
 
 
+def torch_seed(seed: int, *scope: object) -> int:
+    """Return a seed for torch, drawn from `generator`."""
+    return int(generator(seed, *scope).integers(2**62))
+
+
 def keyed_normal(seed: int, epoch: int, keys: Sequence[str], dim: int) -> npt.NDArray[np.float32]:
     """Draw standard normal noise, float32 (len(keys), dim), each row from (seed, epoch, its key).
 

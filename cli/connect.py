@@ -7,6 +7,7 @@ from typing import Any
 import c3tools
 from c3tools.errors import C3Error
 from c3tools.reporter import counted
+from c3tools.tables import Table
 
 from ._console import message, print_table, reporter
 
@@ -74,9 +75,14 @@ def _read_features(options: dict[str, Any]) -> Any:
 
 
 def _print(record: dict[str, Any], output: str, following: str) -> Any:
-    """Print the scores of a training."""
-    from c3tools.connect.training import score_table
-
-    print_table(score_table(record))
+    """Print the scores of a training, recalls in percent."""
+    rows = []
+    for split, score in record["scores"].items():
+        geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
+        for direction, recall in score["recall"].items():
+            cells = [f"{100 * value:.1f} %" for value in recall.values()]
+            rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
+    columns = ["split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired"]
+    print_table(Table(columns, rows, left=columns[:2]))
     message(f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: {following}")
     return record

@@ -20,7 +20,7 @@ def models(containing: str = "", *, here: bool = False) -> Any:
         for m in found
     ]
     print_table(Table(["model", "d", "image", "text", "here"], rows))
-    kinds = [[kind["form"], kind["about"], kind["install"] or "yes"] for kind in model_kinds()]
+    kinds = [[form, about, install or "yes"] for form, about, install in model_kinds()]
     print_table(Table(["also", "of", "installed"], kinds, left=["of", "installed"]))
     return found
 

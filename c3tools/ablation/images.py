@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from .. import devices
 from ..devices import Compute
+from ..encoders import data_url
 from ..errors import MetricError
 from ..imaging.evaluate import ImageScorer
-from ..imaging.generation import inline_png
 from ..imaging.generator import Generator
 from ..imaging.model import SAMPLING_STEPS, Size, load_size
 from ..imaging.photos import Photos
@@ -153,7 +154,7 @@ class ImageTask:
         return Run(
             *cell,
             scores,
-            {key: inline_png(image) for key, image in zip(keys[:_EXAMPLES], images, strict=False)},
+            {key: data_url(image) for key, image in zip(keys[:_EXAMPLES], images, strict=False)},
             len(images),
             {metric: each.round(_KEPT_DIGITS).tolist() for metric, each in values.items()},
             best_val_loss=model.record["best_val_loss"],
@@ -166,8 +167,8 @@ class ImageTask:
         assert self.scorer is not None
         keys, captions, reference = self.asked["image"].keys, self.asked["text"].captions, self.scorer.reference
         real, count = self.scorer.real(len(keys), captions, keys)
-        pixels = dict(zip(reference.rows.keys, reference.pixels, strict=True))
+        pixels = dict(zip(reference.rows.keys, map(Image.fromarray, reference.pixels), strict=True))
         photos = zip(keys[:_EXAMPLES], captions, strict=False)
-        examples = {key: (caption, inline_png(pixels[key])) for key, caption in photos}
+        examples = {key: (caption, data_url(pixels[key])) for key, caption in photos}
         title = f"{len(keys):,} images of each and {count:,} real photos"
         return Ablation(runs, task="images", title=title, real=real, examples=examples, facts=self.notes, **shown)

@@ -31,7 +31,7 @@ from ..encoders import Encoder
 from ..errors import DecoderError
 from ..io.artifact import digest_of
 from ..moments import unit_rows
-from ..seeds import generator
+from ..seeds import torch_seed
 from ..store import Rows
 from ..training.loop import Task, Validation
 from .captioner import Captioner
@@ -86,7 +86,7 @@ class EsperTask(Task):
         self.device = device or devices.pick(precision="fp32").device
         self.language_model = copy.deepcopy(start.decoder).to(self.device).eval()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
+            torch.manual_seed(torch_seed(config.seed, "initialise"))
             self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
         width = self.language_model.prefill(torch.zeros(1, self.model.config.dim, device=self.device))[1].shape[1]
         self.value = nn.Linear(width, 1)  # of each state
@@ -117,7 +117,7 @@ class EsperTask(Task):
         epoch, place = divmod(number, self.per_epoch)
         order = self.order(len(self.train), config.seed, "esper", epoch)
         rows = order[place * config.batch_size : (place + 1) * config.batch_size]
-        torch.manual_seed(int(generator(config.seed, "update", number).integers(2**62)))
+        torch.manual_seed(torch_seed(config.seed, "update", number))
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
         tokens = _sample(model, inputs)  # (B, T)
         real = tokens != model.pad_id

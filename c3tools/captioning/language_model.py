@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import DecoderError, MissingExtraError
+from ..errors import DecoderError, optional_module, reason_of
 from .config import LanguageModelConfig, LanguageModelSize
 from .model import Decoder
 from .tokenizer import CaptionTokenizer
@@ -62,9 +62,8 @@ class LanguageModelDecoder(Decoder):
             model = transformers.AutoModelForCausalLM.from_pretrained(size.model).float()
             tokenizer = transformers.AutoTokenizer.from_pretrained(size.model)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise DecoderError(
-                f"The language model {size.model!r} cannot be loaded ({reason}).",
+                f"The language model {size.model!r} cannot be loaded ({reason_of(error)}).",
                 remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of "
                 "the Hugging Face hub if it can be reached. The sizes tiny, small and base need neither.",
             ) from error
@@ -120,8 +119,4 @@ class LanguageModelDecoder(Decoder):
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", extra="hf", purpose="A language-model decoder") from error
-    return transformers
+    return optional_module("transformers", "transformers", extra="hf", purpose="A language-model decoder")

@@ -8,7 +8,7 @@ its last layer, as the outputs of a large random CLIP tower have one. Two cones 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
 from ..devices import pick
+from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, claimed, digest_of, reading
 from ..reporter import SILENT, Reporter
-from ..seeds import generator
+from ..seeds import torch_seed
 from ..store import Rows, StoreInfo
 from ..store.import_embeddings import ImportReport, write_modalities
 from ..training.sizes import require_valid
@@ -89,7 +90,7 @@ class _Head(nn.Module):
         the first rows are spread.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator(seed, "head", side).integers(2**62)))
+            torch.manual_seed(torch_seed(seed, "head", side))
             head = cls(features.shape[1], shape)
         blocks = [numbers[start : start + _BLOCK_ROWS] for start in range(0, len(numbers), _BLOCK_ROWS)]
         mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(numbers)
@@ -98,7 +99,7 @@ class _Head(nn.Module):
         head.spread.copy_(torch.from_numpy(np.where(spread > 1e-12, spread, 1.0)))
         if shape.cone:
             outputs = head.eval()(torch.from_numpy(features[numbers[:_SAMPLED_ROWS]].astype(np.float32)))
-            own = torch.Generator().manual_seed(int(generator(seed, "cone", side).integers(2**62)))
+            own = torch.Generator().manual_seed(torch_seed(seed, "cone", side))
             direction = nn.functional.normalize(torch.randn(shape.dim, generator=own), dim=0)
             center = outputs.mean(dim=0)
             wide = (outputs - center).square().sum(dim=1).mean().sqrt()
@@ -122,8 +123,7 @@ class ConnectedHeads:
     @property
     def sha256(self) -> str:
         """A digest of names, shapes and values of all weights."""
-        tensors = self.heads.state_dict()
-        return digest_of(list(tensors), *(tensor.numpy() for tensor in tensors.values()))
+        return weights_sha256(self.heads)
 
     @torch.inference_mode()
     def embed(self, modality: str, features: npt.NDArray[Any]) -> Matrix:
@@ -266,7 +266,7 @@ def apply_heads(
     modalities, digests = [], {}
     for rows in (features.first, features.second):
         ModelIdentity(heads.record.get("models", {}).get(rows.modality, {})).require_same(
-            ModelIdentity(features.models.get(rows.modality) or {}),
+            features.models.get(rows.modality),
             own=f"The {rows.modality} head",
             theirs="these features",
             error=ConnectError,
@@ -277,4 +277,4 @@ def apply_heads(
     model = ModelIdentity(name="connected-heads", weights_sha256=heads.sha256)
     info = StoreInfo(model=model, dim=heads.record["dim"], dtype=dtype, extra={"connected": digests})
     result = write_modalities(Path(output), info, modalities, reporter=reporter)
-    return ImportReport(Path(output), result.rows, len(features), result.failures, list(features.notes))
+    return replace(result, pairs=len(features), notes=list(features.notes))

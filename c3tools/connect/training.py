@@ -36,8 +36,7 @@ from ..errors import ConnectError
 from ..io.artifact import Target, digest_of, writing
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
-from ..seeds import generator
-from ..tables import Table
+from ..seeds import torch_seed
 from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, make
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
@@ -50,7 +49,6 @@ _SAMPLED_ROWS = 1024
 _EMBED_ROWS = 128
 _MAX_LOGIT_SCALE = 100.0  # of a learned scale, as in CLIP
 _LEARNED_FROM = 1 / 0.07
-_SCORES = ("split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired")
 T = TypeVar("T")
 
 
@@ -205,7 +203,7 @@ class TwoTowers(nn.Module):
 
         def embed(side: int, place: int) -> Tensor:
             with torch.random.fork_rng():
-                torch.manual_seed(int(generator(scope[0], "step", *scope[1:], 0, side, place).integers(2**62)))
+                torch.manual_seed(torch_seed(scope[0], "step", *scope[1:], 0, side, place))
                 return self.embed(inputs[side][parts[place]], side)
 
         with torch.set_grad_enabled(whole):
@@ -268,8 +266,7 @@ class PairTask(Task):
         steps = settings.epochs * self.steps_per_epoch
         rise, patience = max(1, round(_WARMUP * steps)), settings.patience
         self.plan = Plan(steps, settings.learning_rate, self.steps_per_epoch, rise, patience=patience, start="report")
-        trained = self.module.parameters()
-        self.optimizer = adamw(trained, weight_decay=_WEIGHT_DECAY, betas=_BETAS)
+        self.optimizer = adamw(self.module.parameters(), weight_decay=_WEIGHT_DECAY, betas=_BETAS)
         parts: list[object] = [asdict(settings), towers.compute.precision, names, made_from]
         for pairs in (train_pairs, val_pairs):
             for rows, inputs in zip(pairs.rows, pairs.inputs, strict=True):
@@ -376,14 +373,3 @@ class PairTask(Task):
             return write
 
         return make(target, self, load, result, label="Connecting")
-
-
-def score_table(record: Mapping[str, Any]) -> Table:
-    """Return the scores of a record as a table, recalls in percent."""
-    rows = []
-    for split, score in record["scores"].items():
-        geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
-        for direction, recall in score["recall"].items():
-            cells = [f"{100 * value:.1f} %" for value in recall.values()]
-            rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
-    return Table(_SCORES, rows, left=_SCORES[:2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .encoder import Encoder
 from .loading import DEFAULT_MODEL, Network, load_encoder, load_network, resolve_encoder
-from .preprocessing import UNREADABLE, ImagePreprocessor, open_image, thumbnail
+from .preprocessing import UNREADABLE, ImagePreprocessor, data_url, open_image, thumbnail
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -12,6 +12,7 @@ __all__ = [
     "Encoder",
     "ImagePreprocessor",
     "Network",
+    "data_url",
     "load_encoder",
     "load_network",
     "open_image",

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from ..arrays import Floats, Mask, Matrix, Pixels
+from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
 from ..identity import ModelIdentity
@@ -19,7 +18,6 @@ from ..reporter import Progress
 from .preprocessing import UNREADABLE, ImagePreprocessor
 
 Modality = Literal["image", "text", "query", "audio"]
-Tokens = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 # inputs at a time: with few the activations stay in the cache of a CPU, and a GPU gains nothing from more
@@ -167,11 +165,11 @@ class Encoder:
                 out[rows] = embeddings
         return out
 
-    def tokenise(self, texts: Sequence[str]) -> Tokens:
+    def tokenise(self, texts: Sequence[str]) -> Indices:
         """Return token ids, int64 (n, context length), padded."""
         return np.asarray(self._tokenizer(list(texts)), dtype=np.int64)
 
-    def truncated(self, texts: Sequence[str], tokens: Tokens) -> Mask:
+    def truncated(self, texts: Sequence[str], tokens: Indices) -> Mask:
         """Return which of n texts, whose tokens are (n, context length), were cut to it, bool (n,)."""
         length = tokens.shape[1]
         full = np.flatnonzero(tokens[:, -1] != tokens[:, -2])  # others end with padding
@@ -181,13 +179,14 @@ class Encoder:
         cut[full] = (there != tokens[full, -1]) & (there != padding)
         return cut
 
-    def token_batches(self, tokens: Tokens, batch_size: int | None) -> Iterator[tuple[npt.NDArray[np.int64], Tokens]]:
+    def token_batches(self, tokens: Indices, batch_size: int | None) -> Iterator[tuple[Indices, Indices]]:
         """Yield row numbers and tokens, as the text tower is given them, of one batch after another.
 
         Where padding is not computed on, rows are ordered by length, so that a batch is as short as it can be; what
         is batched together depends on the tokens alone.
         """
-        lengths = self._lengths(tokens) if self.trims_texts else np.full(len(tokens), tokens.shape[1])
+        ends = tokens if self._end_token is None else tokens == self._end_token
+        lengths = ends.argmax(axis=1) + 1 if self.trims_texts else np.full(len(tokens), tokens.shape[1])
         order = np.argsort(lengths, kind="stable")
         size = batch_size or self.batch_size("text")
         start = 0
@@ -220,20 +219,12 @@ class Encoder:
 
     def encode_batches(self, modality: Modality, batches: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Matrix]]:
         """Yield the embeddings of labelled batches, in order; as many as are computed at a time are read ahead."""
-
-        def nothing() -> Matrix:
-            return np.zeros((0, self.dim), np.float32)
-
+        nothing = np.zeros((0, self.dim), np.float32)
         running: deque[tuple[T, Callable[[], Matrix]]] = deque()
         for label, batch in batches:
-            running.append((label, self.backend.submit(modality, batch) if len(batch) else nothing))
+            running.append((label, self.backend.submit(modality, batch) if len(batch) else lambda: nothing))
             if len(running) > self.backend.ahead:
                 done, result = running.popleft()
                 yield done, result()
         for done, result in running:
             yield done, result()
-
-    def _lengths(self, tokens: Tokens) -> npt.NDArray[np.int64]:
-        """Return the number of tokens (n,) of each row, up to the end-of-text token."""
-        ends = tokens if self._end_token is None else tokens == self._end_token
-        return np.asarray(np.argmax(ends, axis=1) + 1, dtype=np.int64)

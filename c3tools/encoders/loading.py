@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..assets.paths import C3_MINI, PHOTOS
 from ..devices import Compute, pick
-from ..errors import C3Error, EncoderError, MissingExtraError
+from ..errors import C3Error, EncoderError, MissingExtraError, reason_of
 from ..io.artifact import HUB, answers
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
@@ -318,10 +318,8 @@ def _loading(model: str) -> Iterator[None]:
     except C3Error:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"The model {model} could not be loaded: {type(error).__name__}: {reason}", remedy=OFFLINE_REMEDY
-        ) from error
+        said = f"{type(error).__name__}: {reason_of(error)}"
+        raise EncoderError(f"The model {model} could not be loaded: {said}", remedy=OFFLINE_REMEDY) from error
 
 
 @contextmanager

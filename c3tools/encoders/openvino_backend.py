@@ -25,7 +25,7 @@ import numpy as np
 from ..arrays import Matrix
 from ..assets.paths import PHOTOS
 from ..devices import Compute, threads
-from ..errors import EncoderError, MissingExtraError
+from ..errors import EncoderError, MissingExtraError, reason_of
 from .encoder import Encoder, Modality
 
 if TYPE_CHECKING:
@@ -159,14 +159,11 @@ def convert(model: nn.Module, facts: Mapping[str, Any]) -> dict[Modality, Any]:
                     raise ValueError(f"the cosine of {modality} embeddings with those of torch falls to {cosine:.4f}")
     except Exception as error:  # converters raise whatever their layers raise
         raise EncoderError(
-            f"{facts['identity']['name']} cannot be converted to OpenVINO ({_reason(error)}).",
+            f"{facts['identity']['name']} cannot be converted to OpenVINO ({type(error).__name__}: "
+            f"{reason_of(error)}).",
             remedy="Use --backend torch.",
         ) from error
     return towers
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def quantized(exact: Encoder) -> OpenVINOBackend:
@@ -193,7 +190,8 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
         rounded = OpenVINOBackend({one: _quantize(plain.towers[one], inputs[one]) for one in inputs}, "int8")
     except Exception as error:  # NNCF raises errors of many kinds
         raise EncoderError(
-            f"{name} cannot be converted to int8 ({_reason(error)}).", remedy="Use --precision auto."
+            f"{name} cannot be converted to int8 ({type(error).__name__}: {reason_of(error)}).",
+            remedy="Use --precision auto.",
         ) from error
     for modality, batches in inputs.items():
         a, b = (

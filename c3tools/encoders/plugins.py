@@ -22,8 +22,9 @@ from ..arrays import Floats, Indices, Mask, Matrix
 from ..devices import Compute
 from ..errors import EncoderError
 from .encoder import ON_CPU, Encoder, Modality
-from .preprocessing import LARGEST_SIDE, ImagePreprocessor, within_limit
+from .preprocessing import ImagePreprocessor
 
+_LARGEST_SIDE = 2048  # of images: larger ones would take gigabytes in the batches ahead
 _GROUP = "c3tools.encoders"
 _OWN = EntryPoint("st", "c3tools.encoders.st:SentenceTransformersModel", _GROUP)
 
@@ -62,28 +63,27 @@ def plugins() -> dict[str, EntryPoint]:
     return {**{found.name: found for found in entry_points(group=_GROUP)}, _OWN.name: _OWN}
 
 
-def model_kinds() -> list[dict[str, str]]:
-    """Return the forms of other names than those that are listed: ``form``, ``about``, and how to ``install`` it."""
+def model_kinds() -> list[tuple[str, str, str]]:
+    """Return the forms of other names than those that are listed, what they load, and how to install it if need be."""
     installed = importlib.util.find_spec("sentence_transformers") is not None
     others = [
-        {"form": f"{name}:…", "about": f"of {found.dist.name}" if found.dist else "", "install": ""}
+        (f"{name}:…", f"of {found.dist.name}" if found.dist else "", "")
         for name, found in plugins().items()
         if found is not _OWN
     ]
+    install = "" if installed else 'pip install "c3tools[st]"'
     return [
-        {"form": "local-dir:PATH", "about": "a folder with open_clip_config.json", "install": ""},
-        {"form": "hf-hub:ORG/NAME", "about": "a model of open_clip on the Hugging Face hub", "install": ""},
-        {
-            "form": "st:NAME or st:FOLDER",
-            "about": "images, texts, audio: what sentence-transformers loads",
-            "install": "" if installed else 'pip install "c3tools[st]"',
-        },
+        ("local-dir:PATH", "a folder with open_clip_config.json", ""),
+        ("hf-hub:ORG/NAME", "a model of open_clip on the Hugging Face hub", ""),
+        ("st:NAME or st:FOLDER", "images, texts, audio: what sentence-transformers loads", install),
         *others,
     ]
 
 
 class PluginEncoder(Encoder):
-    """An `Encoder` that lets a model of another library prepare images and texts.
+    """An `Encoder` that lets a model of another library prepare images and texts, and is its own backend.
+
+    The model runs in threads of its own, so that the next images are read meanwhile.
 
     Args:
         kind: the name of the entry point.
@@ -92,13 +92,21 @@ class PluginEncoder(Encoder):
     """
 
     def __init__(self, kind: str, model: EncoderModel, identity: Mapping[str, Any]) -> None:
-        preprocess = ImagePreprocessor((within_limit,), {"size": LARGEST_SIDE}, fixed=False)
-        backend = _PluginBackend(kind, model)
-        super().__init__(backend, list, preprocess, identity=identity, trims_texts=False, dim=model.dim)
+        self.name, self.ahead = kind, getattr(model, "parallel", 1)
+        self.compute = Compute(getattr(model, "device", "cpu"), getattr(model, "precision", "fp32"))
+        preprocess = ImagePreprocessor((_within_limit,), {"size": _LARGEST_SIDE}, fixed=False)
+        super().__init__(self, list, preprocess, identity=identity, trims_texts=False, dim=model.dim)
         self.modalities = getattr(model, "modalities", Encoder.modalities)
-        self.normalised = backend.normalised
+        self.normalised = getattr(model, "normalised", True)
         self.sampling_rate = getattr(model, "sampling_rate", 0)
         self._is_longer = getattr(model, "is_longer", lambda texts: [False] * len(texts))
+        self._model: dict[str, Callable[[Any], Any]] = {
+            "image": lambda images: model.encode_images([Image.fromarray(pixels) for pixels in images]),
+            "text": model.encode_texts,
+            "query": getattr(model, "encode_queries", model.encode_texts),
+            "audio": getattr(model, "encode_audio", model.encode_texts),
+        }
+        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="c3-encoder")
 
     def batch_size(self, modality: Modality) -> int:
         """Return how many inputs are run at a time: what is batched together decides the last bits of the result."""
@@ -123,34 +131,24 @@ class PluginEncoder(Encoder):
             rows = order[start : start + size]
             yield rows, [tokens[row] for row in rows]
 
-
-class _PluginBackend:
-    """Runs a model in threads of its own, so that the next images are read meanwhile."""
-
-    def __init__(self, kind: str, model: Any) -> None:
-        self.name = kind
-        self.compute = Compute(getattr(model, "device", "cpu"), getattr(model, "precision", "fp32"))
-        self.normalised: bool = getattr(model, "normalised", True)
-        self._dim = model.dim
-        self._encode: dict[str, Callable[[Any], Any]] = {
-            "image": lambda images: model.encode_images([Image.fromarray(pixels) for pixels in images]),
-            "text": model.encode_texts,
-            "query": getattr(model, "encode_queries", model.encode_texts),
-            "audio": getattr(model, "encode_audio", model.encode_texts),
-        }
-        self.ahead = getattr(model, "parallel", 1)
-        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="c3-encoder")
-
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
-        """Start a batch."""
+        """Start a batch, and return a function that waits for its embeddings, float32 (n, d)."""
         return self._pool.submit(self._run, modality, batch).result
 
     def _run(self, modality: Modality, batch: Collection[Any]) -> Matrix:
-        rows = np.asarray(self._encode[modality](batch), np.float32)
-        if rows.shape != (len(batch), self._dim) or not np.isfinite(rows).all():
+        rows = np.asarray(self._model[modality](batch), np.float32)
+        if rows.shape != (len(batch), self.dim) or not np.isfinite(rows).all():
             raise EncoderError(
                 f"The encoder {self.name} returned an array of shape {rows.shape} for {len(batch)} inputs, not "
-                f"({len(batch)}, {self._dim}) finite numbers.",
+                f"({len(batch)}, {self.dim}) finite numbers.",
                 remedy="Report this to the maker of the encoder.",
             )
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) if self.normalised else rows
+
+
+def _within_limit(image: Image.Image) -> Image.Image:
+    """Return an image, made smaller if a side is longer than `_LARGEST_SIDE`."""
+    if max(image.size) > _LARGEST_SIDE:
+        image = image.copy()
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    return image

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..arrays import Pixels
-from ..errors import MissingExtraError
+from ..arrays import Array, Pixels
+from ..errors import optional_module
 from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, TooLargeError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # `open_image`, of a damaged file
 # beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
 # would have 100 million pixels before the centre crop throws almost all of them away
 MAX_ASPECT_RATIO = 16
-LARGEST_SIDE = 2048  # of images that a model takes in any size: larger ones would take gigabytes in the batches ahead
 # JPEGs may be decoded at a lower scale (1/2, 1/4, 1/8) while that leaves this many times the pixels needed per side
 SCALED_DECODING_MARGIN = 2
 # bytes per pixel that decoders take beside the image itself, measured
@@ -95,9 +93,14 @@ def thumbnail(source: str | Path | bytes, side: int) -> str:
     """
     image, _, _ = open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
     image.thumbnail((side, side))
+    return data_url(image, "jpeg", quality=80)
+
+
+def data_url(image: Image.Image, kind: str = "png", **options: Any) -> str:
+    """Return an image as a ``data:`` URL, by default without loss; ``options`` are those of `Image.save`."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _open(content: bytes) -> Image.Image:
@@ -109,11 +112,8 @@ def _open(content: bytes) -> Image.Image:
         if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
             # Pillow's own message contains the object that was read
             raise UnidentifiedImageError("not an image in a format that Pillow can read") from None
-    try:
-        import pillow_heif
-    except ImportError:
-        raise MissingExtraError("pillow-heif", extra="heif", purpose="Reading HEIC images") from None
-    pillow_heif.register_heif_opener()
+    heif = optional_module("pillow_heif", "pillow-heif", extra="heif", purpose="Reading HEIC images")
+    heif.register_heif_opener()
     return Image.open(io.BytesIO(content), formats=["HEIF"])
 
 
@@ -176,19 +176,11 @@ class ImagePreprocessor:
         return self(image), width, height
 
 
-def within_limit(image: Image.Image) -> Image.Image:
-    """Return an image, made smaller if a side is longer than `LARGEST_SIDE`."""
-    if max(image.size) > LARGEST_SIDE:
-        image = image.copy()
-        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return image
-
-
 def _to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at 255."""
     pixels = np.empty((image.height, image.width), np.uint8)
 
-    def bands() -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    def bands() -> Iterator[tuple[slice, Array]]:
         for top in range(0, image.height, _ROWS_AT_A_TIME):
             bottom = min(top + _ROWS_AT_A_TIME, image.height)
             yield slice(top, bottom), np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers.models import BPE
 
+from ..arrays import Indices
 from ..errors import EncoderError
 
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
@@ -31,7 +31,7 @@ class ClipTokenizer:
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
 
-    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> npt.NDArray[np.int64]:
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Indices:
         """Return token ids, int64 (n, context length): start, text, end, zeros."""
         rows = np.zeros((len(texts), context_length or self.context_length), np.int64)
         start, end = _SPECIALS.values()

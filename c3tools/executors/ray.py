@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..errors import C3Error, MissingExtraError, UnreachableError
+from ..errors import C3Error, UnreachableError, optional_module, reason_of
 from .local import Executor, Report, Result, Task, Work
 
 _ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
@@ -192,11 +192,7 @@ def _ray() -> Any:
     if "ray" not in sys.modules:
         for name, value in _QUIET.items():  # read when Ray is imported
             os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError("ray", extra="ray", purpose="The executor ray") from error
-    return ray
+    return optional_module("ray", "ray", extra="ray", purpose="The executor ray")
 
 
 def _join(address: str | None) -> None:
@@ -210,8 +206,7 @@ def _join(address: str | None) -> None:
         _ray().init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise UnreachableError(
-            f"There is no Ray cluster at {address or 'this machine'}, or it asks for a token "
-            f"({' '.join(str(error).split())[:300]}).",
+            f"There is no Ray cluster at {address or 'this machine'}, or it asks for a token ({reason_of(error)}).",
             remedy="Start one with `ray start --head`, add this machine with `ray start --address=HEAD:6379`, and use "
             "--address HEAD:6379. If it asks for a token, see docs/guides/cluster.md.",
         ) from error

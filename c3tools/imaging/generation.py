@@ -10,8 +10,6 @@ An image that already exists is not made again, so the same command continues, a
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from .. import devices
-from ..arrays import Matrix, Pixels
+from ..arrays import Matrix
 from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import split_of
-from ..encoders import Encoder
+from ..encoders import Encoder, data_url
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.artifact import digest_of, holds_result
 from ..io.files import (
@@ -291,16 +289,9 @@ def _save_page(made: GeneratedImages) -> None:
     shown = replace(made, images=made.images[:_IN_PAGE])
     groups: dict[str, list[str]] = {}
     for image, picture in zip(shown.images, shown.open(), strict=True):
-        groups.setdefault(image.asked, []).append(inline_png(picture))
+        groups.setdefault(image.asked, []).append(data_url(picture))
     more = f"; the first {_IN_PAGE:,} are shown" if len(made.images) > _IN_PAGE else ""
     lead = "{generator}, seed {seed}, {sampling_steps} steps, guidance {guidance:g}".format(**made.settings)
     page = {"title": "Generated images", "lead": f"{len(made.images):,} images by {lead}{more}.", "groups": groups}
     template = Path(__file__).parent / "templates" / "images.html"
     write_text_atomically(made.folder / PAGE_FILE, render_page(template, **page))
-
-
-def inline_png(image: Image.Image | Pixels) -> str:
-    """Return a small image as a ``data:`` URL, without loss."""
-    buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

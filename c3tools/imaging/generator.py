@@ -26,12 +26,11 @@ from ..arrays import Matrix
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import quiet, weights_sha256
-from ..errors import GeneratorError
+from ..errors import GeneratorError, reason_of
 from ..identity import ModelIdentity
 from ..io.artifact import Card, HubRepository, Kind, digest_of, reading, writing
 from ..reporter import SILENT, Reporter
-from ..seeds import generator as seeded
-from ..seeds import keyed_normal
+from ..seeds import keyed_normal, torch_seed
 from ..store import Store
 from ..transforms import Pipeline, preset
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class
@@ -187,9 +186,8 @@ class ImageGenerator(ABC):
             GeneratorError: with both models or dimensions named.
         """
         remedy = "Use embeddings of the same model, or train a generator on these: `c3 train-generator`."
-        other = ModelIdentity(model or {})
         self.model.require_same(
-            other, own="The generator", theirs="these embeddings", error=GeneratorError, remedy=remedy
+            model, own="The generator", theirs="these embeddings", error=GeneratorError, remedy=remedy
         )
         if dim != self.dim:
             raise GeneratorError(
@@ -301,9 +299,8 @@ class PretrainedGenerator(ImageGenerator):
                 self.pipe.set_progress_bar_config(disable=True)
                 self.pipe.to(compute.device, compute.dtype)
         except Exception as error:  # diffusers, transformers and the hub raise whatever their layers raise
-            reason = " ".join(str(error).split())[:300]
             raise GeneratorError(
-                f"The generator {name} could not be loaded as {_PIPELINE}: {type(error).__name__}: {reason}",
+                f"The generator {name} could not be loaded as {_PIPELINE}: {type(error).__name__}: {reason_of(error)}",
                 remedy="Give a folder that save_pretrained wrote, or a repository of the hub if it can be reached.",
             ) from error
         normalizer = self.pipe.image_normalizer
@@ -335,7 +332,7 @@ class PretrainedGenerator(ImageGenerator):
     ) -> Iterator[Image.Image]:
         device = self.compute.device
         for row, key in enumerate(keys):  # one by one, so that an image does not depend on the others
-            random = torch.Generator(device).manual_seed(int(seeded(seed, "image", key).integers(2**62)))
+            random = torch.Generator(device).manual_seed(torch_seed(seed, "image", key))
             told = (torch.from_numpy(inputs[row : row + 1]) * self.norm).to(device, self.compute.dtype)
             options = {"prompt": "", "num_inference_steps": steps, "guidance_scale": guidance}
             with quiet():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..arrays import Pixels
 from ..devices import Compute
-from ..errors import GeneratorError, MissingExtraError
+from ..errors import GeneratorError, optional_module
 from ..training.sizes import load_named_size, require_valid
 
 SAMPLING_STEPS = 25
@@ -220,8 +220,4 @@ def diffusers_class(name: str) -> Any:
     Raises:
         MissingExtraError: if it is not installed.
     """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise MissingExtraError("diffusers", extra="images", purpose="Generating images") from error
-    return getattr(diffusers, name)
+    return getattr(optional_module("diffusers", "diffusers", extra="images", purpose="Generating images"), name)

@@ -15,7 +15,7 @@ from PIL import Image
 from ..arrays import Pixels
 from ..corpus.containers import PhotoFinder
 from ..encoders import UNREADABLE, open_image
-from ..errors import GeneratorError
+from ..errors import GeneratorError, reason_of
 from ..executors import cores
 from ..reporter import SILENT, Reporter
 from ..store import Rows, Store
@@ -90,8 +90,7 @@ def read_photos(
         for start in range(0, len(rows), _CHUNK):
             for row, found in enumerate(pool.map(decode, islice(files, _CHUNK)), start):
                 if isinstance(found, Exception):
-                    reason = str(getattr(found, "strerror", None) or found) or type(found).__name__
-                    gone[row] = f"{paths[row] or rows.keys[row]} ({reason})"
+                    gone[row] = f"{paths[row] or rows.keys[row]} ({reason_of(found)})"
                 else:
                     squares[row] = found
                 progress.advance()

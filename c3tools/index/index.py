@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Indices, Matrix
-from ..errors import C3Error, StoreError, TransformError, telling_what_is_kept
+from ..errors import C3Error, StoreError, TransformError, reason_of, telling_what_is_kept
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, claimed, digest_of, reading, writing
 from ..io.files import recorded_file
@@ -544,8 +544,7 @@ def contact_sheet(results: Sequence[SearchResult]) -> str:
             try:
                 pictures[path] = {"source": thumbnail(photos.read_again(path), _THUMBNAIL)}
             except UNREADABLE as error:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                pictures[path] = {"problem": "not fetched" if is_url(path) else reason}
+                pictures[path] = {"problem": "not fetched" if is_url(path) else reason_of(error)}
     title = results[0].query if len(results) == 1 else counted(len(results), "query", "queries")
     return render_page(_TEMPLATE, title=title, results=results, pictures=pictures)
 

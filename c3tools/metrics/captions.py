@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
-from ..errors import MetricError, MissingExtraError
+from ..errors import MetricError, optional_module
 from ..moments import unit_rows
 from .tokenizer import tokenize
 
@@ -188,10 +188,8 @@ def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list
 
 
 def _pure_python(module: str, name: str) -> Callable[..., Any]:
-    try:
-        return getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)  # type: ignore[no-any-return]
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pycocoevalcap", extra="eval", purpose="Scoring captions") from error
+    found = optional_module(f"pycocoevalcap.{module}", "pycocoevalcap", extra="eval", purpose="Scoring captions")
+    return getattr(found, name)  # type: ignore[no-any-return]
 
 
 def _java_score(

@@ -35,7 +35,7 @@ from starlette.routing import Route
 from ..arrays import Matrix
 from ..corpus.containers import PhotoFinder
 from ..encoders import UNREADABLE, Encoder, open_image
-from ..errors import C3Error
+from ..errors import C3Error, reason_of
 from ..index import Index
 from ..pages import render_page
 from ..reporter import counted
@@ -130,8 +130,7 @@ class _Server:
                 raise ValueError("there is no such row")
             content = self.jpeg(row)
         except _UNREADABLE as error:
-            reason = getattr(error, "strerror", None) or error
-            raise HTTPException(404, f"There is no photo of row {row}: {reason}.") from None
+            raise HTTPException(404, f"There is no photo of row {row}: {reason_of(error)}.") from None
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
     def _answer(self, request: Request, query: str, embed: Callable[[], Matrix], modality: str) -> Response:

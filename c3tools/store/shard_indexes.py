@@ -12,12 +12,11 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, optional_module
 from ..io.files import write_atomically
 from ..io.locations import read_all
 from ..moments import unit_rows
@@ -27,13 +26,9 @@ from .rows import embedding_matrix
 from .shards import StoreInfo, index_name, part_name, read_batches, refusing_damage, shards_in
 
 
-def load_faiss() -> ModuleType:
+def load_faiss() -> Any:
     """Return the module faiss."""
-    try:
-        import faiss
-    except ImportError:
-        raise MissingExtraError("faiss-cpu", extra="cpu", purpose="Indexing and searching") from None
-    return faiss
+    return optional_module("faiss", "faiss-cpu", extra="cpu", purpose="Indexing and searching")
 
 
 def save_index(index: Any, path: Path) -> None:

@@ -85,7 +85,11 @@ class Calibration:
         elif isinstance(source, str | Path) and (is_url(source) or kind_of(location(source)) == "file"):
             given = load_moments(location(source))[0]
         else:
-            given = _plain_moments(source, split)
+            from ..store import Store
+
+            store = Store.open(source)
+            given = {name: store.fitting_moments(name, split) for name in store.modalities}
+            given = {name: own if own.n else store.unit_moments(name) for name, own in given.items()}
         moments = {name: own for name, own in given.items() if isinstance(own, Moments)}
         arrays: dict[str, Any] = {name: rows for name, rows in given.items() if name not in moments}
         plain = FitData(moments, arrays, {}, unit=True).moments
@@ -218,12 +222,3 @@ def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Momen
             elif (size := moments.mean_squared_norm) > 0:
                 moments = Moments(moments.n, moments.mean / np.sqrt(size), moments.scatter / size)
     return moments
-
-
-def _plain_moments(store: Store | str | Path, split: str | None = "train") -> dict[str, Moments]:
-    """Return the moments that pipelines are fitted on, by modality; of all rows where the split has none."""
-    from ..store import Store
-
-    opened = Store.open(store)
-    found = {name: opened.fitting_moments(name, split or "all") for name in opened.modalities}
-    return {name: own if own.n else opened.unit_moments(name) for name, own in found.items()}

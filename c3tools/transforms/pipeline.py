@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ..arrays import Matrix
-from ..errors import MissingExtraError, TransformError
+from ..errors import TransformError, optional_module
 from ..identity import ModelIdentity
 from ..io.artifact import Card, HubRepository, local_folder
 from ..io.files import read_limited, write_atomically, write_text_atomically
@@ -337,7 +337,7 @@ class Pipeline(HubRepository):
             TransformError: with both identities, if they differ.
         """
         ModelIdentity(self.provenance.get("model") or {}).require_same(
-            ModelIdentity(model or {}),
+            model,
             own=f"The pipeline {self.name!r}",
             theirs="these embeddings",
             error=TransformError,
@@ -529,10 +529,7 @@ def _read_config(path: Path) -> object:
     text = read_limited(path).decode("utf-8")
     if path.suffix.lower() not in (".yaml", ".yml"):
         return json.loads(text)
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("pyyaml", extra="yaml", purpose="Reading a pipeline from YAML") from None
+    yaml = optional_module("yaml", "pyyaml", extra="yaml", purpose="Reading a pipeline from YAML")
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
