@@ -17,7 +17,6 @@ import numpy as np
 from .. import devices
 from ..arrays import Matrix
 from ..captioning.captioner import Captioner
-from ..captioning.clipre import nearest
 from ..captioning.config import UNCONDITIONAL, Size, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
 from ..captioning.evaluate import images_with_references, require_captions, store_references
@@ -29,7 +28,8 @@ from ..encoders import Encoder
 from ..errors import DecoderError, MetricError
 from ..io.artifact import digest_of
 from ..metrics.captions import JAVA_METRICS, missing_for, score_captions
-from ..moments import Moments
+from ..metrics.retrieval import nearest
+from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator
 from ..store import Rows, Store
@@ -245,8 +245,8 @@ class CaptionTask:
         asked = self.described if method.asked_with == "text" else self.images.embeddings
         assert asked is not None
         asked, keys, texts = asked[rows], [self.images.keys[row] for row in rows], list[str]()
-        if captioner is None:
-            texts = [self.train.captions[row] for row in nearest(asked, self.train.embeddings, 1)[:, 0]]
+        if captioner is None:  # CLIPRe: the caption is the nearest training text
+            texts = [self.train.captions[row] for row in nearest(asked, unit_rows(self.train.embeddings), 1)[0][:, 0]]
         else:
             captioner = replace(captioner, pipeline=self.fit(method.inference or str(method.training), cell.sigma))
             steered = None if method.steer is None else GenerationConfig.from_options(steer=method.steer)
@@ -283,7 +283,7 @@ class CaptionTask:
 
 
 def _pseudo_pairs(images: Rows, texts: Rows) -> Rows:
-    found = nearest(images.embeddings, texts.embeddings, min(PSEUDO_CAPTIONS, len(texts)))
+    found, _ = nearest(images.embeddings, unit_rows(texts.embeddings), PSEUDO_CAPTIONS)
     count = found.shape[1]
     return Rows.of(
         "image",

@@ -144,7 +144,7 @@ def nearest_photos(generated: Floats, training: Floats, real: Floats) -> tuple[I
     units = (unit_rows(np.asarray(features, dtype=np.float64)) for features in (training, generated, real))
     gallery, *asked = units
     (rows, cosines), (_, usual) = (nearest(features, gallery, 1) for features in asked)
-    return rows[:, 0], cosines, cosines > np.quantile(usual, COPY_QUANTILE)
+    return rows[:, 0], cosines[:, 0], cosines[:, 0] > np.quantile(usual, COPY_QUANTILE)
 
 
 def _require_two(distance: str, first: Floats, second: Floats) -> None:

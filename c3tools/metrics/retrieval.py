@@ -83,17 +83,17 @@ def pair_hits(
 
 
 def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
-    """Return the ``k`` nearest gallery rows of each query in any order, int64 (n, k), and their mean cosine, (n,).
+    """Return the ``k`` nearest gallery rows of each query, best first, and their products: int64, float64 (n, k).
 
-    Among equal ones any are taken. Where the gallery has fewer rows, all are taken.
+    Of rows with equal products the first comes first. Where the gallery has fewer rows, all are taken.
     """
     k = min(k, len(gallery))
-    found, means = np.empty((len(queries), k), np.int64), np.empty(len(queries))
+    found, products = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
     for part, scores in _scored(queries, gallery):
-        near = np.argpartition(scores, len(gallery) - k, axis=1)[:, len(gallery) - k :]
-        found[part] = near
-        means[part] = np.take_along_axis(scores, near, axis=1).mean(axis=1, dtype=np.float64)
-    return found, means
+        one = k == 1  # without sorting
+        found[part] = scores.argmax(1)[:, None] if one else np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        products[part] = np.take_along_axis(scores, found[part], axis=1)
+    return found, products
 
 
 def _scored(queries: Floats, gallery: Floats) -> Iterator[tuple[slice, Floats]]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from c3tools import Captioner
-from c3tools.captioning.clipre import nearest
 from c3tools.errors import DecoderError
 from c3tools.transforms import preset
 from tests.conftest import Messages
@@ -89,8 +88,3 @@ def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: P
         path.write_text(json.dumps(other))
         with pytest.raises(DecoderError):
             Captioner.load(tmp_path)
-
-
-def test_the_nearest_texts_are_found() -> None:
-    queries, memory = (np.array(rows, np.float32) for rows in ([[0.9, 0.8], [0.1, 0.2]], [[1, 0], [0, 9]]))
-    assert nearest(queries, memory, 2).tolist() == [[0, 1], [1, 0]]

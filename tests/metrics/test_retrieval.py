@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.metrics import retrieval
-from c3tools.metrics.retrieval import pair_hits
+from c3tools.metrics.retrieval import nearest, pair_hits
 from tests.conftest import unit_rows
 
 
@@ -48,3 +48,11 @@ def test_ties_count_with_their_probability() -> None:
     # 2 positives and 2 negatives tie: the chance that both of the first two are negatives is 1/6
     several, _ = pair_hits(np.ones((3, 2)), np.ones((4, 2)), np.array([0, 0, 1, 2]), (1, 2, 3))
     assert [float(own[0]) for own in several.values()] == pytest.approx([0.5, 5 / 6, 1.0])
+
+
+def test_the_nearest_rows_come_best_first_and_of_equal_ones_the_first() -> None:
+    queries, gallery = np.array([[0.9, 0.8], [0.1, 0.2]]), np.array([[1.0, 0], [0, 1], [1, 0]])
+    for k in (1, 3, 9):
+        rows, products = nearest(queries, gallery, k)
+        assert rows.tolist() == [found[:k] for found in ([0, 2, 1], [1, 0, 2])]
+        np.testing.assert_array_equal(products, np.take_along_axis(queries @ gallery.T, rows, 1))
