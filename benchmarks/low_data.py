@@ -26,7 +26,7 @@ import numpy as np
 from measuring import mean_and_spread
 
 from c3tools import evaluate_captions, train_captioner
-from c3tools.metrics.significance import crossed_interval, mean_and_std
+from c3tools.metrics.significance import crossed_interval
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled
 from c3tools.pages.render import interval
@@ -99,8 +99,9 @@ def report(options: argparse.Namespace, scores: dict[str, list[float]]) -> None:
     for kind in kinds:
         points = found[kind]
         own = sorted(points)
-        means, spreads = zip(*(mean_and_std(np.mean(points[share], axis=1)) for share in own), strict=True)
-        bars = [spread or 0.0 for spread in spreads]
+        of_seeds = [np.mean(points[share], axis=1) for share in own]
+        means = [float(np.mean(scores)) for scores in of_seeds]
+        bars = [float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0 for scores in of_seeds]
         axes.errorbar([100 * s for s in own], means, yerr=bars, fmt="o-", color=KINDS[kind], capsize=2, label=kind)
     if alone:
         axes.axhline(np.mean(alone), color=palette.MUTED, linestyle=(0, (4, 3)), linewidth=0.9, label="texts alone")

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
-
-from c3tools.metrics.significance import mean_and_std
 
 # a process knows its own peak; the one that its parent sees begins with the parent's
 PEAK = """
@@ -84,8 +83,8 @@ def timed(work: Callable[[], int]) -> float:
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
     """Return mean ± sample standard deviation, the latter where there are several values."""
-    mean, std = mean_and_std(values)
-    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -18,7 +18,6 @@ class Table:
         title: above the table; empty for none.
         left: headings of the columns that contain words, aligned left like the first one; the others hold numbers.
         note: what a reader of a page should know about the numbers.
-        links: for a page, an address per row that its name links to.
     """
 
     columns: Sequence[str]
@@ -26,7 +25,6 @@ class Table:
     title: str = ""
     left: Sequence[str] = ()
     note: str = ""
-    links: Sequence[str] = ()
 
     def _repr_html_(self) -> str:
         """Return the table as HTML without a page around it, as a notebook shows it; all text is escaped."""

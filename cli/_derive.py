@@ -21,7 +21,6 @@ import webbrowser
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, get_origin
 
 import typer
@@ -225,19 +224,12 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
 
 def _import_pyarrow() -> None:
     """Import pyarrow without pandas: it imports it with the first array, half a second that no command needs."""
-    finder: Any = SimpleNamespace(find_spec=_hide_pandas)
-    sys.meta_path.insert(0, finder)
-    try:
+    if "pandas" not in sys.modules:
+        sys.modules["pandas"] = None  # type: ignore[assignment] # hides it
         import pyarrow
 
         pyarrow.array([])
-    finally:
-        sys.meta_path.remove(finder)
-
-
-def _hide_pandas(name: str, *_: object) -> None:
-    if name == "pandas":
-        raise ModuleNotFoundError(name)
+        del sys.modules["pandas"]
 
 
 def summary(name: str, module: str) -> str:

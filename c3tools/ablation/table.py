@@ -14,7 +14,7 @@ from ..arrays import Array
 from ..imaging.evaluate import score_interval, score_text
 from ..io.files import write_text_atomically
 from ..metrics.captions import JAVA_METRICS
-from ..metrics.significance import crossed_interval, mean_and_std
+from ..metrics.significance import crossed_interval
 from ..pages import render_page
 from ..pages.render import interval, signed
 from ..tables import Table
@@ -106,9 +106,10 @@ class Ablation:
         for runs in self._groups:
             first, known, scores = runs[0], self._known[runs[0].method], {}
             for name in sorted(first.scores):  # one order for all rows, computed now or read
-                mean, std = mean_and_std([run.scores[name] for run in runs])
+                of_seeds = [run.scores[name] for run in runs]
+                std = float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None
                 ends = score_interval(name, _stacked([run.values.get(name, ()) for run in runs]))
-                scores[name] = {"mean": mean, "std": std, "interval": ends}
+                scores[name] = {"mean": float(np.mean(of_seeds)), "std": std, "interval": ends}
             row = {name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images")}
             of_method = {"published": known.published, "checkpoint": known.chosen_on}
             rows.append({**row, "seeds": len(runs), **of_method, "scores": scores})

@@ -22,12 +22,6 @@ from ..seeds import generator
 from .collect import Collected
 from .measures import Residuals, effective_dimension
 
-QUESTIONS = {
-    "constant": "Is the gap constant?",
-    "orthogonal": "Is the gap orthogonal to both modalities?",
-    "gaussian": "Is the alignment noise Gaussian?",
-    "isotropic": "Is the alignment noise isotropic?",
-}
 MIN_ITEMS = 20
 SAME, ALIKE = 0.3, 0.6
 """A difference of 0.3 of the gap's length is a turn of 17 degrees (a cosine of 0.95); 0.6 is one of 35 (0.82)."""
@@ -37,12 +31,13 @@ _GROUPS = 10
 _PERMUTATIONS = 99
 _PERMUTED_ITEMS = 1_000
 _MIXED_DIRECTIONS = 5
+_ROUNDS = 20  # of k-means
 _NULL_DIRECTIONS = 2_000
 
 
 Word = Literal["yes", "partly", "no", "unknown"]
-Judgement = tuple[Word, str]
-"""The word of an answer, and what it rests on."""
+Judgement = tuple[Word, str] | tuple[Word, str, float, dict[str, Any]]
+"""What an `Answer` has beside its question."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +61,16 @@ class Answer:
 
 def answer_questions(collected: Collected, noise: Residuals | None, *, seed: int = 0) -> dict[str, Answer]:
     """Answer the questions by name, in the order of the paper's model; all but ``orthogonal`` need pairs."""
-    absent = "This needs pairs, but the store has none."
+    absent: Judgement = "unknown", "This needs pairs, but the store has none."
     return {
-        "constant": _is_constant(collected, seed) if noise else _unknown("constant", absent),
-        "orthogonal": _is_orthogonal(collected, seed),
-        "gaussian": _is_gaussian(noise) if noise else _unknown("gaussian", absent),
-        "isotropic": _is_isotropic(noise) if noise else _unknown("isotropic", absent),
+        "constant": Answer("Is the gap constant?", *(_is_constant(collected, seed) if noise else absent)),
+        "orthogonal": Answer("Is the gap orthogonal to both modalities?", *_is_orthogonal(collected, seed)),
+        "gaussian": Answer("Is the alignment noise Gaussian?", *(_is_gaussian(noise) if noise else absent)),
+        "isotropic": Answer("Is the alignment noise isotropic?", *(_is_isotropic(noise) if noise else absent)),
     }
 
 
-def _is_constant(collected: Collected, seed: int) -> Answer:
+def _is_constant(collected: Collected, seed: int) -> Judgement:
     """Test whether the gap is the same vector everywhere: along the store's order, by content, and item by item.
 
     A variation is the root mean square distance of the groups' gaps from the gap of all, less what groups drawn at
@@ -89,9 +84,9 @@ def _is_constant(collected: Collected, seed: int) -> Answer:
     count, length = len(working.first), sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
     if count < MIN_ITEMS:
         few = f"{counted(count, 'item')} are too few to compare parts of them; {MIN_ITEMS} are needed."
-        return _unknown("constant", few)
+        return "unknown", few
     if length == 0:
-        return _unknown("constant", "There is no gap beyond what so few items show by chance.")
+        return "unknown", "There is no gap beyond what so few items show by chance."
     differences, groups = working.item_differences, min(_GROUPS, max(2, count // 10))
     content = _cluster(working.first + working.item_means, groups, seed=seed)
     found = {
@@ -105,16 +100,10 @@ def _is_constant(collected: Collected, seed: int) -> Answer:
         f"{100 * found['mixture']:.0f} % in a test for two gaps mixed at random ({count} items)."
     )
     worst = max(found.values())
-    return Answer(
-        QUESTIONS["constant"],
-        _graded(worst <= SAME, worst <= ALIKE),
-        because,
-        worst,
-        {"groups": groups, "items": count, **found},
-    )
+    return _graded(worst <= SAME, worst <= ALIKE), because, worst, {"groups": groups, "items": count, **found}
 
 
-def _is_orthogonal(collected: Collected, seed: int) -> Answer:
+def _is_orthogonal(collected: Collected, seed: int) -> Judgement:
     """Test whether the gap is orthogonal to the spans of both modalities, against directions at random.
 
     The number is the variance of a modality along the gap over that along the average direction: 0 if orthogonal,
@@ -125,7 +114,7 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
     found = {name: _along_gap(collected, name, seed) for name in collected.moments}
     known = {name: measures for name, measures in found.items() if measures}
     if not known:
-        return _unknown("orthogonal", "There is no gap beyond chance, or the modalities do not vary.")
+        return "unknown", "There is no gap beyond chance, or the modalities do not vary."
     ratios = {name: (each["variance_ratio"], *each["random_directions"]) for name, each in known.items()}
     below, above = (
         [ratio < low for ratio, low, _ in ratios.values()],
@@ -142,7 +131,7 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
         f"{listed('share_in_span')}; by chance {listed('share_by_chance')}."
     )
     worst = max(ratio for ratio, *_ in ratios.values())
-    return Answer(QUESTIONS["orthogonal"], _graded(all(below), any(below) and not any(above)), because, worst, known)
+    return _graded(all(below), any(below) and not any(above)), because, worst, known
 
 
 def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | None:
@@ -190,7 +179,7 @@ def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | N
     }
 
 
-def _is_gaussian(noise: Residuals) -> Answer:
+def _is_gaussian(noise: Residuals) -> Judgement:
     """Test whether the marginals of the alignment noise are Gaussian, dimension by dimension and pooled.
 
     A dimension is unlike a Gaussian if its skewness is beyond 0.3 or its excess kurtosis beyond 0.5, and beyond three
@@ -209,10 +198,10 @@ def _is_gaussian(noise: Residuals) -> Answer:
         f"{distance:.3f} ({noise.items} items)."
     )
     measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": distance}
-    return Answer(QUESTIONS["gaussian"], _graded(close, near), because, distance, measures)
+    return _graded(close, near), because, distance, measures
 
 
-def _is_isotropic(noise: Residuals) -> Answer:
+def _is_isotropic(noise: Residuals) -> Judgement:
     """Test whether the alignment noise has the same size in every direction.
 
     Allowances for few items: twice the standard error ``2 / n`` of the share, and for the ratio of the largest to the
@@ -229,13 +218,7 @@ def _is_isotropic(noise: Residuals) -> Answer:
         f"{noise.items} items: {chance:.1f})."
     )
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
-    return Answer(
-        QUESTIONS["isotropic"],
-        _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6),
-        because,
-        noise.isotropy,
-        measures,
-    )
+    return _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6), because, noise.isotropy, measures
 
 
 def _between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
@@ -298,7 +281,7 @@ def _mixture(differences: Array) -> float:
     return sqrt(max(square, 0.0))
 
 
-def _cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Indices:
+def _cluster(rows: Array, count: int, *, seed: int) -> Indices:
     """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64 (n,)."""
     rng = generator(seed, "clusters")
     rows = rows - rows.mean(axis=0)
@@ -311,7 +294,7 @@ def _cluster(rows: Array, count: int, *, seed: int = 0, rounds: int = 20) -> Ind
             break
         centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
     labels = np.zeros(len(rows), dtype=np.int64)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         found = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
         if np.array_equal(found, labels):
             break
@@ -330,7 +313,3 @@ def _unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
 
 def _graded(yes: bool, partly: bool) -> Word:
     return "yes" if yes else "partly" if partly else "no"
-
-
-def _unknown(name: str, because: str) -> Answer:
-    return Answer(QUESTIONS[name], "unknown", because)

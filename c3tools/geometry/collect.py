@@ -235,7 +235,7 @@ def collect(
     with reporter.progress("Reading rows", count) as progress, ThreadPoolExecutor() as pool:
 
         def read(name: str) -> Floats:
-            return _read_rows(store, rows[name], split, wanted[name], np.dtype(dtype), progress)
+            return _read_rows(store, rows[name], split, wanted[name], dtype, progress)
 
         x, y = pool.map(read, (first, second))
     index = np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
@@ -266,7 +266,7 @@ def collect_single(store: Store, modality: str, *, split: str | None = None) -> 
         StoreError: if the modality is missing or has fewer than 3 rows, or a row has no direction or a wrong norm.
     """
     rows, progress = _read_keys(store, modality, split), Progress()
-    _read_rows(store, rows, split, np.empty(0, np.int64), np.dtype(np.float32), progress)
+    _read_rows(store, rows, split, np.empty(0, np.int64), np.float32, progress)
     return store.unit_moments(modality, split), rows.item_count
 
 
@@ -300,7 +300,7 @@ def _read_keys(store: Store, modality: str, split: str | None) -> Rows:
 
 
 def _read_rows(
-    store: Store, rows: Rows, split: str | None, wanted: Indices, dtype: np.dtype[np.floating], progress: Progress
+    store: Store, rows: Rows, split: str | None, wanted: Indices, dtype: type[np.floating], progress: Progress
 ) -> Floats:
     """Read one modality, check the norms of all rows, and return the wanted ones, L2-normalised."""
     norms, sample, start = np.empty(len(rows)), np.empty((len(wanted), store.info.dim), dtype), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +13,6 @@ from markupsafe import Markup
 from ..arrays import Array, Indices
 from ..corpus.containers import PhotoFinder
 from ..encoders import UNREADABLE, thumbnail
-from ..errors import StoreError
 from ..seeds import generator
 from ..store import Store
 from ..store.rows import ITEM_COLUMNS, row_splits
@@ -74,18 +72,6 @@ def gap_map(store: Store, collected: Collected, *, split: str | None = None, by:
     pairs = [[int(item), row] for row, item in enumerate(partners)]
     data = {"modalities": modalities, "pairs": pairs, "gap": float(np.linalg.norm(gap))}
     return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
-
-
-def require_column(store: Store, modalities: Sequence[str], name: str) -> None:
-    """Refuse a column that no modality has.
-
-    Raises:
-        StoreError: if there is no such column.
-    """
-    found = {column for modality in modalities for column in next(store.batches(modality)).schema.names}
-    if name not in found - {"embedding"}:
-        names = ", ".join(sorted(found - {"embedding"}))
-        raise StoreError(f"{store.path} has no column {name!r}.", remedy=f"It has {names}.")
 
 
 def _take(store: Store, modality: str, split: str | None, places: Indices, by: str | None) -> pa.Table:

@@ -23,7 +23,7 @@ from ..transforms import sigma as sigma_rules
 from .assumptions import answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
-from .gap_map import gap_map, require_column
+from .gap_map import gap_map
 from .measures import (
     ModalityMeasures,
     measure_gap,
@@ -171,8 +171,9 @@ def gap_report(
             f"The gap report cannot measure recall for {unknown[0]!r}.",
             remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
         )
-    if by is not None:
-        require_column(store, chosen, by)
+    columns = {column for name in chosen if by for column in next(store.batches(name)).schema.names} - {"embedding"}
+    if by is not None and by not in columns:
+        raise StoreError(f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(sorted(columns))}.")
     provenance: dict[str, Any] = {
         "store": str(store.path),
         "model": str(info.model),

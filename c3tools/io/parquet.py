@@ -66,17 +66,16 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         yield _Reader(file, _column_chunks(content.read()), size)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the columns of a Parquet file; all by default.
+def read_parquet(path: Path) -> pa.Table:
+    """Return the content of a Parquet file.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if it would take far more
             memory than a file of its size has any reason to.
     """
     with open_parquet(path) as file:
-        batches = list(file.batches(columns))
-        chosen = [field for field in file.schema if columns is None or field.name in columns]
-        return pa.Table.from_batches(batches, batches[0].schema if batches else pa.schema(chosen, file.schema.metadata))  # type: ignore[arg-type]
+        batches = list(file.batches())
+        return pa.Table.from_batches(batches, batches[0].schema if batches else file.schema)
 
 
 class _Reader:

@@ -76,11 +76,6 @@ def _part(value: Any, name: str) -> Any:
     return to_json(getattr(value, name, None))
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean of n values and their sample standard deviation (n - 1), None for one value."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
 def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Ends | None:
     """Return the 95 % interval of the mean of ``values`` by the expanded percentile bootstrap over items.
 

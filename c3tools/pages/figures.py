@@ -85,11 +85,9 @@ def new_figure(
     return figure, figure.subplots(rows, columns, **grid)
 
 
-def close_up(axes: Axes, *, grid: str | None = None, ticks: bool = True) -> None:
-    """Tidy axes that show positions rather than amounts: choose the grid, or drop the ticks."""
+def close_up(axes: Axes, *, ticks: bool = True) -> None:
+    """Tidy axes that show positions rather than amounts: without a grid, and if wanted without ticks."""
     axes.grid(False)
-    if grid is not None:
-        axes.grid(True, axis=grid)  # type: ignore[arg-type]
     if not ticks:
         axes.set(xticks=[], yticks=[])
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.io.limits import TooLargeError
-from c3tools.io.parquet import read_parquet
+from c3tools.io.parquet import open_parquet, read_parquet
 
 CELLS = st.one_of(st.none(), st.sampled_from(["", "a dog", "ü" * 50, "train"]))
 
@@ -38,7 +38,9 @@ def test_the_table_is_the_one_that_was_written(
     layout: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"text": encoding}} if encoding else {}
     pq.write_table(table, path, row_group_size=group, **layout)
     assert read_parquet(path).equals(table)
-    assert read_parquet(path, ["number"]).equals(table.select(["number"]))
+    with open_parquet(path) as file:
+        numbers = list(file.batches(["number"]))
+    assert not numbers or pa.Table.from_batches(numbers).equals(table.select(["number"]))
 
 
 @pytest.mark.parametrize(
