@@ -25,8 +25,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from c3tools.assets.paths import CAPTIONS
+from c3tools.captioning.references import read_predictions, read_references
 from c3tools.metrics.captions import score_captions
-from c3tools.metrics.files import read_predictions, read_references
 from c3tools.metrics.tokenizer import tokenize
 
 LIMIT = 1e-6  # percent

@@ -56,8 +56,8 @@ def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: An
         print_table(Table(["image", "caption"], rows[:SHOWN] if result.files else rows, left=["image", "caption"]))
     if result.files and len(rows) > SHOWN:
         message(f"... and {len(rows) - SHOWN:,} more.")
-    for path, reason in result.failures:
-        message(f"Could not read {path}: {reason}")
+    for failure in result.failures:
+        message(f"Could not read {failure.path}: {failure.error}: {failure.message}")
     written = [name for name in (result.files, str(options["html"] or "")) if name]
     if written:
         message(f"Wrote {' and '.join(written)}")
@@ -88,7 +88,7 @@ def evaluate(
         encoder: With ``images``: also score with the features of this model.
         download: With ``images``: download photos that are given by URL.
     """
-    from c3tools.metrics.files import coco_results
+    from c3tools.captioning.references import coco_results
 
     if images is None:
         result: Any = c3tools.evaluate_captions(**options, reporter=reporter())

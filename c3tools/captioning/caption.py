@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
 from ..corpus import Corpus, ImageItem
-from ..corpus.items import IMAGE_SUFFIXES, is_utf8
+from ..corpus.items import IMAGE_SUFFIXES, Failure
 from ..corpus.reading import assign_keys, find_images
 from ..embedding.shards import EmbedOptions, encoded_images
 from ..encoders import Encoder, resolve_encoder
@@ -27,11 +27,9 @@ from ..store.import_embeddings import read_rows
 from ..store.rows import positions
 from .caption_files import CaptionWriter
 from .captioner import Captioner
-from .generation import GenerationConfig
 
 _FEW = 4  # photos that are decoded before a worker process has started
 _ROWS, _PHOTOS = 256, 64  # embeddings, and photos, captioned at a time; steered ones take seconds each
-Failures = list[tuple[Path, str]]
 
 
 @dataclass
@@ -40,21 +38,21 @@ class Captions:
 
     Attributes:
         captions: caption by key, in the order the images were found, or the embeddings are in.
-        failures: path and reason of every file that could not be read as an image.
+        failures: the files that could not be read as images, and why.
         kept: how many of the captions were there before.
         files: the files that contain them, in words; empty if there are none.
     """
 
-    captions: dict[str, str] = field(default_factory=dict)
-    failures: Failures = field(default_factory=list)
-    kept: int = 0
-    files: str = ""
+    captions: dict[str, str]
+    failures: list[Failure]
+    kept: int
+    files: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return captions and failures as JSON values."""
         return {
             "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
-            "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
+            "failures": [{"path": one.path, "error": f"{one.error}: {one.message}"} for one in self.failures],
         }
 
 
@@ -131,9 +129,9 @@ def caption_images(
     if json is not None and is_url(json):
         raise OutputError(f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
     rows: Rows | None = None
-    result = Captions()
+    failures: list[Failure] = []
     if embeddings is None:
-        photos, result.failures = _images_by_key([Path(path) for path in paths], follow_symlinks)
+        photos, failures = _images_by_key([Path(path) for path in paths], follow_symlinks)
     elif paths or txt or xmp or html is not None or model is not None or random_init is not None:
         raise DecoderError(
             "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model and --random-init "
@@ -152,9 +150,14 @@ def caption_images(
     if rows is not None:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
+    how = {"beam": f"{generation.beams} beams", "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}"}
+    method = how.get(generation.method, generation.method)
+    # the vectors of a file are part of the digest, because their keys may be just the numbers of the rows
+    vectors = [] if rows is None or identity else [rows.embeddings]
+    digest = digest_of([decoder.fingerprint(), generation, modality], *vectors)
     writer = CaptionWriter(
         photos,
-        _description(decoder, generation, modality, None if rows is None or identity else rows.embeddings),
+        f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {method} ({digest[:12]})",
         json=None if json is None else Path(json),
         txt=txt,
         xmp=xmp,
@@ -165,13 +168,15 @@ def caption_images(
     def what_is_kept() -> str:
         if not writer.files:
             return "No output of this run was kept; --json and --txt write captions as they are made."
-        kept, again = len(writer.captions), "start over" if overwrite else "continue"
-        return f"{counted(kept, 'caption')} kept in {writer.files}; run the same command again to {again}."
+        again = "start over" if overwrite else "continue"
+        return (
+            f"{counted(len(writer.captions), 'caption')} kept in {writer.files}; run the same command again to {again}."
+        )
 
     with telling_what_is_kept(what_is_kept), writer:
-        result.kept, result.files = len(photos) - len(writer.pending), writer.files
-        if result.kept:
-            reporter.message(f"{result.kept:,} of {counted(len(photos), 'caption')} already existed.")
+        kept = len(photos) - len(writer.pending)
+        if kept:
+            reporter.message(f"{kept:,} of {counted(len(photos), 'caption')} already existed.")
         if writer.pending and (rows is None or steer):
             encoder = encoder or resolve_encoder(
                 model,
@@ -184,19 +189,18 @@ def caption_images(
             )
             decoder.check_model(encoder.identity, encoder.dim)
         with reporter.progress("Captioning", len(writer.pending)) as progress:
-            for keys, vectors, failures in _batches(photos, rows, writer.pending, encoder, 1 if steer else _ROWS):
-                captions = decoder.write(vectors, modality, keys, encoder, generation)
+            for keys, batch, failed in _batches(photos, rows, writer.pending, encoder, 1 if steer else _ROWS):
+                captions = decoder.write(batch, modality, keys, encoder, generation)
                 for name, caption in zip(keys, captions, strict=True):
                     writer.write(name, caption)
-                result.failures += failures
-                progress.advance(len(keys) + len(failures))
-        result.captions = writer.finish(result.failures)
-    return result
+                failures += failed
+                progress.advance(len(keys) + len(failed))
+        return Captions(writer.finish(failures), failures, kept, writer.files)
 
 
 def _batches(
     photos: Mapping[str, Path], rows: Rows | None, pending: Sequence[str], encoder: Encoder | None, size: int
-) -> Iterator[tuple[Sequence[str], Matrix, Failures]]:
+) -> Iterator[tuple[Sequence[str], Matrix, list[Failure]]]:
     """Yield keys and embeddings (n, d) of what is pending, with the photos that cannot be read."""
     if rows is not None:
         place = positions(rows.keys)
@@ -206,10 +210,10 @@ def _batches(
     elif encoder is not None:  # there is none if nothing is pending
         images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
         options = EmbedOptions(workers=None if len(images) > _FEW else 0)
-        names, parts, failures, left = list[str](), list[Matrix](), Failures(), len(images)
+        names, parts, failures, left = list[str](), list[Matrix](), list[Failure](), len(images)
         for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
             names += [row["key"] for row in batch.rows]
-            failures += [(photos[failure.key], f"{failure.error}: {failure.message}") for failure in batch.failures]
+            failures += batch.failures
             parts.append(vectors)
             left -= len(batch.rows) + len(batch.failures)
             if len(names) >= min(size, _PHOTOS) or not left:  # encoders take fewer at a time than beams do well with
@@ -217,25 +221,11 @@ def _batches(
                 names, parts, failures = [], [], []
 
 
-def _description(decoder: Captioner, generation: GenerationConfig, modality: str, vectors: Matrix | None) -> str:
-    """Return a description of the captioner, with a digest of everything but photos and stores that captions depend on.
-
-    The vectors of a file are part of it, because their keys may be just the numbers of the rows.
-    """
-    how = {
-        "beam": f"{generation.beams} beams",
-        "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
-    }.get(generation.method, generation.method)
-    data = [] if vectors is None else [vectors]
-    digest = digest_of([decoder.fingerprint(), generation, modality], *data)
-    return f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {how} ({digest[:12]})"
-
-
-def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], Failures]:
+def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], list[Failure]]:
     """Find image files; their keys are paths relative to the folder without the suffix, as in a store.
 
     Returns:
-        The paths by key; and path and reason of files that are not used, such as links that lead nowhere.
+        The paths by key; and the files that are not used, such as links that lead nowhere.
 
     Raises:
         CorpusError: if a path is missing or is not an image, or a folder contains none.
@@ -246,28 +236,22 @@ def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tupl
             remedy="Give images, folders of images, or --embeddings.",
         )
     found: dict[str, Path] = {}
-    failures: Failures = []
-    folders = sum(path.is_dir() for path in paths)
+    listed = Corpus()
+    several = sum(path.is_dir() for path in paths) > 1
     for root in paths:
-        if root.is_dir():
-            listed = Corpus()
-            inside = find_images(listed, root, follow_symlinks)
-            failures += [(Path(item.path), item.message) for item in listed.skipped]
-            if not inside:
-                raise CorpusError(
-                    f"There are no images in {root} or its subfolders.", remedy="Give a folder that contains images."
-                )
-            keys = assign_keys([image.key for image in inside])
-            prefix = f"{root.name}/" if folders > 1 else ""
-            named = {f"{prefix}{key}": Path(image.path) for key, image in zip(keys, inside, strict=True)}
-        elif not root.exists() or root.suffix.lower() not in IMAGE_SUFFIXES or not is_utf8(str(root)):
+        images = find_images(listed, root, follow_symlinks)
+        if not images and root.is_dir():
+            raise CorpusError(
+                f"There are no images in {root} or its subfolders.", remedy="Give a folder that contains images."
+            )
+        if not images:
             raise CorpusError(
                 f"{str(root)!r} does not exist, or does not have the name of an image file in UTF-8.",
                 remedy="Check the path. A relative path starts from the current folder. Names of images end in "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}.",
             )
-        else:
-            named = {root.stem: root}
-        for key, path in named.items():
-            found[str(path) if key in found else key] = path
-    return found, failures
+        prefix = f"{root.name}/" if several and root.is_dir() else ""
+        for name, image in zip(assign_keys([image.key for image in images]), images, strict=True):
+            key = prefix + name
+            found[image.path if key in found else key] = Path(image.path)
+    return found, listed.skipped

@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
+from ..corpus.items import Failure
 from ..encoders import UNREADABLE, thumbnail
 from ..errors import OutputError
 from ..io.files import MALFORMED, read_limited, remove_leftovers, write_text_atomically
@@ -45,13 +46,6 @@ _SIDECARS: Mapping[str, Callable[[str], str]] = {
     ".txt": lambda caption: f"{caption}\n",
     ".xmp": lambda caption: _XMP.format(escape("".join(letter for letter in caption if letter >= " "))),
 }
-
-
-class _Row(msgspec.Struct):
-    key: str
-    path: str
-    caption: str
-    captioner: str
 
 
 class CaptionWriter:
@@ -92,7 +86,7 @@ class CaptionWriter:
         self._photos, self._captioner, self._html, self._overwrite = photos, captioner, html, overwrite
         self._sidecars = [suffix for suffix, wanted in zip(_SIDECARS, (txt, xmp), strict=True) if wanted]
         self._json = None if json is None else json.resolve()
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, dict[str, str]] = {}
         self._stack = ExitStack()
         self._saved, self._cost = time.monotonic(), 0.0
         self.captions: dict[str, str] = {}
@@ -134,7 +128,8 @@ class CaptionWriter:
         """Keep the caption of a photo for every file that lacks it."""
         path = self._photos[key]
         self.captions[key] = caption
-        self._rows.setdefault(key, _Row(key, str(path), caption, self._captioner))
+        row = {"key": key, "path": str(path), "caption": caption, "captioner": self._captioner}
+        self._rows.setdefault(key, row)
         for suffix in self._sidecars:
             beside = path.with_suffix(suffix)
             if self._overwrite or not (beside.exists() or beside.is_symlink()):
@@ -146,12 +141,12 @@ class CaptionWriter:
         """Write the rows to the JSON file."""
         started = time.monotonic()
         if self._json is not None:
-            rows = [json.dumps(msgspec.to_builtins(row), ensure_ascii=False) for row in self._rows.values()]
+            rows = [json.dumps(row, ensure_ascii=False) for row in self._rows.values()]
             write_text_atomically(self._json, "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[\n]\n")
         self._saved = time.monotonic()
         self._cost = self._saved - started
 
-    def finish(self, failures: Sequence[tuple[Path, str]]) -> dict[str, str]:
+    def finish(self, failures: Sequence[Failure]) -> dict[str, str]:
         """Write the page, and return the captions by key in the order of the photos."""
         self.captions = {key: self.captions[key] for key in self._photos if key in self.captions}
         if self._html is not None:
@@ -177,21 +172,22 @@ class CaptionWriter:
         """
         try:
             content = read_limited(path) if path.exists() else b""
-            rows = msgspec.json.decode(content, type=list[_Row]) if content else []
+            found = msgspec.json.decode(content, type=list[dict[str, str]]) if content else []
+            rows = [(row, row["key"], row["path"], row["caption"], row["captioner"]) for row in found]
         except MALFORMED as error:
             raise OutputError(f"{path} was not written by c3 caption.", remedy="Choose another file.") from error
-        for row in () if self._overwrite else rows:
-            photo, by = self._photos.get(row.key), row.captioner
-            moved = photo is not None and str(photo) != row.path and photo.absolute() != Path(row.path).absolute()
+        for row, key, place, caption, by in () if self._overwrite else rows:
+            photo = self._photos.get(key)
+            moved = photo is not None and str(photo) != place and photo.absolute() != Path(place).absolute()
             if by != self._captioner or moved:
                 raise OutputError(
-                    f"{path} contains a caption of {row.path}, with the key {row.key!r}, by {by}. This run would add "
+                    f"{path} contains a caption of {place}, with the key {key!r}, by {by}. This run would add "
                     + (f"one of {photo} with the same key." if moved else f"captions by {self._captioner}."),
                     remedy="Choose another file, or replace its rows with --overwrite.",
                 )
-            self._rows[row.key] = row
+            self._rows[key] = row
             if photo is not None:
-                self.captions[row.key] = row.caption
+                self.captions[key] = caption
 
     def _has_sidecars(self, key: str) -> bool:
         """Return whether a photo has all its files and needs no caption for another output; remember the answer."""

@@ -12,7 +12,6 @@ Saved as a folder, without any pickle:
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.artifact import Card, HubRepository, Kind, local_folder, reading, writing
+from ..io.artifact import Card, HubRepository, Kind, digest_of, local_folder, reading, writing
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
@@ -209,7 +208,7 @@ class Captioner(HubRepository):
             DecoderError: with both models named.
         """
         self.model.require_same(
-            ModelIdentity(model or {}),
+            model,
             own="The decoder",
             theirs="these embeddings",
             error=DecoderError,
@@ -274,8 +273,7 @@ class Captioner(HubRepository):
 
     def fingerprint(self) -> str:
         """Return a digest of everything that a caption depends on, except the settings of generation."""
-        parts = self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()
+        return digest_of(self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""

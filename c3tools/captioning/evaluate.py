@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..corpus.splits import STANDARD
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
 from ..metrics.captions import PROMPT, CaptionScores, clip_scores, score_captions
-from ..metrics.files import align_keys, read_predictions, read_references
 from ..metrics.significance import Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
@@ -22,6 +21,7 @@ from ..store.rows import positions
 from ..tables import Table
 from ..transforms import Pipeline
 from .captioner import Captioner
+from .references import align_keys, read_predictions, read_references
 
 Texts = Mapping[str, Sequence[str]]
 
@@ -44,9 +44,9 @@ class Evaluation:
     scores: dict[str, float]
     intervals: dict[str, Ends]
     details: CaptionScores
-    differences: dict[str, dict[str, float]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    differences: dict[str, dict[str, float]]
+    notes: list[str]
+    left_out: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that `c3 evaluate --json` writes."""
@@ -163,28 +163,22 @@ def evaluate_captions(
         images, left_out = images_with_references(opened, split, known, exact=references is None)
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
-        if exported:
-            texts = decoder.after(*exported).write(images.embeddings, "image", images.keys, encoder, generation)
-        else:
-            texts = decoder.caption(
-                embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation
-            )
+        writer = decoder.after(*exported) if exported else decoder
+        given: dict[str, Any] = {"embeddings": images.embeddings, "keys": images.keys}
+        texts = writer.caption(**given, encoder=encoder, generation=generation)
         own = dict(zip(images.keys, texts, strict=True))
     details = score_captions(own, align_keys(own, known), java=java)
-    scored = details.corpus if resamples else ()
+    scored, differences, notes = details.corpus if resamples else (), {}, [*details.notes]
     intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in scored}
-    result = Evaluation(own, dict(details.corpus), intervals, details, notes=list(details.notes), left_out=left_out)
     if left_out:
         said = counted(len(left_out), "image without reference captions is", "images without reference captions are")
-        result.notes.append(f"{said} left out; the first is {left_out[0]}.")
-    if clip_score and encoder is not None:
-        result.scores.update(_clip_scores(opened, encoder, own, known))
+        notes.append(f"{said} left out; the first is {left_out[0]}.")
+    shown = _clip_scores(opened, encoder, own, known) if clip_score and encoder is not None else {}
     if against is not None:
         others = _captions(against)
         other = score_captions(others, align_keys(others, known), java=java)
-        shared = [name for name in details.corpus if name in other.corpus]
-        result.differences.update({name: compare(other, details, name) for name in shared})
-    return result
+        differences = {name: compare(other, details, name) for name in details.corpus if name in other.corpus}
+    return Evaluation(own, {**details.corpus, **shown}, intervals, details, differences, notes, left_out)
 
 
 def require_captions(store: Store) -> None:

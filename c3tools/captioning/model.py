@@ -11,7 +11,6 @@ Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..encoders.loading import weights_sha256
 from .config import DecoderConfig, LanguageModelConfig
 from .tokenizer import END_ID, PAD_ID
 
@@ -130,11 +130,7 @@ class Decoder(nn.Module):
 
     def digest(self) -> str:
         """Return a SHA-256 of the weights."""
-        found = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            found.update(name.encode())
-            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        return weights_sha256(self)
 
 
 class _KeyValueCache(list[tuple[Tensor, Tensor]]):

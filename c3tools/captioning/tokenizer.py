@@ -113,7 +113,7 @@ class TokenRows:
             self._rows += [np.array(ids, np.uint32) for ids in encoded]
         self.lengths = np.array([len(ids) for ids in self._rows], dtype=np.int64)
 
-    def batch(self, rows: Indices, pad_id: int) -> npt.NDArray[np.int64]:
+    def batch(self, rows: Indices, pad_id: int) -> Indices:
         """Return the token ids of some rows, right-padded with ``pad_id``: int64 (B, T)."""
         batch = np.full((len(rows), self.lengths[rows].max()), pad_id, dtype=np.int64)
         for line, row in zip(batch, rows, strict=True):

@@ -26,7 +26,7 @@ from ..devices import Compute
 from ..errors import DecoderError
 from ..io.artifact import claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator
+from ..seeds import generator, torch_seed
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
 from ..training.loop import CheckpointDir, Run, Task, make
@@ -208,18 +208,12 @@ def training_rows(store: Store, split: str = "train", modality: str = "text") ->
         StoreError: if the store has no such rows, or no captions.
         DecoderError: if the split has none.
     """
-    of_texts = modality == "text"
-    if of_texts:
+    if modality == "text":
         require_captions(store)
-    called = "captions" if of_texts else "images"
-    train, val, why = training_split(store, modality, split, called=called, error=DecoderError)
-    notes = [store.split_note] if store.split_note else []
-    if why:
-        captions = f"{counted(len(val), 'caption')} of " if of_texts else ""
-        notes.append(f"{why}, so {captions}{counted(val.item_count, 'image is', 'images are')} held out.")
-    if not of_texts:
-        return train, val, notes
-    return _drop_empty(train, notes), _drop_empty(val, notes), notes
+    train, val, notes = training_split(store, modality, split, error=DecoderError)
+    if modality == "text":
+        train, val = _drop_empty(train, notes), _drop_empty(val, notes)
+    return train, val, notes
 
 
 def _drop_empty(rows: Rows, notes: list[str]) -> Rows:
@@ -340,12 +334,7 @@ class DecoderTask(Task):
                 remedy="Embed a corpus with more captions, or check that they are not empty.",
             )
         dim = train.embeddings.shape[1]
-        self.train, self.val, self.pipeline, self._rest = (
-            train,
-            val,
-            pipeline,
-            pipeline.part(applied) if applied else pipeline,
-        )
+        self.train, self.val, self.pipeline, self._rest = train, val, pipeline, pipeline.part(applied)
         self.config = config = size.training
         self.compute = compute = compute or devices.pick()
         model: Decoder
@@ -354,7 +343,7 @@ class DecoderTask(Task):
             model, self.tokenizer = copy.deepcopy(start.decoder), start.tokenizer
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
+                torch.manual_seed(torch_seed(config.seed, "initialise"))
                 if isinstance(size, Size):
                     self.tokenizer = CaptionTokenizer.train(train.captions, size.vocab_size)
                     model = CaptionDecoder(size.config(dim, self.tokenizer.vocab_size))

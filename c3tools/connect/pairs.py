@@ -280,7 +280,7 @@ def read_features(
     files = {"image": image, "text": text, **(other or {})}
     if any(files.values()):
         tables, arrays = {"image": meta, "text": text_meta}, {"image": image_array, "text": text_array}
-        sides, notes = read_files(files, tables, arrays)
+        sides, notes = read_files(files, tables, arrays, {})
     else:
         first = Store.open(store, reporter=reporter)
         second = first if second_store is None else Store.open(second_store, reporter=reporter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .images import ImageReader
-from .items import Corpus, ImageItem, TextItem
+from .items import Corpus, ImageItem
 from .reading import read_corpus
 
-__all__ = ["Corpus", "ImageItem", "ImageReader", "TextItem", "read_corpus"]
+__all__ = ["Corpus", "ImageItem", "ImageReader", "read_corpus"]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CorpusError
+from ..errors import CorpusError, reason_of
 from ..io.files import MALFORMED, delimiter_of, read_csv, read_json
 from ..io.limits import limited_lines
 from ..io.locations import open_binary
@@ -86,36 +86,46 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
             key = None if key is None else str(key)
             yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
     except (*UNREADABLE, csv.Error, MemoryError) as error:
-        raise CorpusError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
 
 
-def _read_jsonl(path: Path, pick: _Pick) -> Iterator[_Record]:
-    """Yield one record per line; the columns are those of the first line."""
-    columns: _Columns | None = None
-    with open_binary(path) as file:
-        for line, raw in enumerate(limited_lines(file), start=1):
-            if raw.strip():
-                try:
-                    record = dict(json.loads(raw).items())
-                except MALFORMED as error:
-                    raise CorpusError(
-                        f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
-                    ) from error
-                columns = columns or pick(record)
-                yield line, record, columns
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line number and values of each row of JSON lines, or of a table with a header as CSV has it.
 
-
-def _read_separated(path: Path, pick: _Pick) -> Iterator[_Record]:
-    with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as file:
-        reader = read_csv(limited_lines(file), path.suffix)
-        columns = pick(filter(None, reader.fieldnames or []))
+    Raises:
+        CorpusError: if a line is no JSON object, or a row has more cells than the header.
+        OSError, ValueError, csv.Error: if it cannot be read.
+    """
+    if path.suffix.lower() == ".jsonl":
+        with open_binary(path) as file:
+            for line, raw in enumerate(limited_lines(file), start=1):
+                if raw.strip():
+                    try:
+                        yield line, dict(json.loads(raw).items())
+                    except MALFORMED as error:
+                        raise CorpusError(
+                            f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
+                        ) from error
+        return
+    with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as text:
+        reader = read_csv(limited_lines(text), path.suffix)
         for record in reader:
             if any(record.pop(None, [])):
                 raise CorpusError(
                     f"{path}, line {reader.line_num} has more cells than the header has columns.",
                     remedy=f"Put double quotes around each cell that contains {reader.reader.dialect.delimiter!r}.",
                 )
-            yield reader.line_num, record | {name: _unlisted(record[name]) for name in columns.texts}, columns
+            yield reader.line_num, record
+
+
+def _read_rows(path: Path, pick: _Pick) -> Iterator[_Record]:
+    """Yield the rows; the columns are those of the first one."""
+    columns: _Columns | None = None
+    for line, record in read_records(path):
+        columns = columns or pick(filter(None, record))
+        if path.suffix.lower() != ".jsonl":
+            record |= {name: _unlisted(record[name]) for name in columns.texts}
+        yield line, record, columns
 
 
 def _unlisted(cell: str | None) -> Any:
@@ -163,7 +173,7 @@ def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
         for line, text in enumerate(limited_lines(file), start=1):
             names = {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
             if names.intersection(IMAGE_COLUMNS) and names.intersection(TEXT_COLUMNS):
-                yield from _read_separated(path, pick)  # captions.txt, of Flickr8k on Kaggle
+                yield from _read_rows(path, pick)  # captions.txt, of Flickr8k on Kaggle
                 return
             match = _TOKENS.fullmatch(text.strip())
             image, caption = match.groups() if match else (None, text)
@@ -173,9 +183,9 @@ def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
 
 _READERS: dict[str, Callable[[Path, _Pick], Iterator[_Record]]] = {
     ".json": _read_coco,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_separated,
-    ".tsv": _read_separated,
+    ".jsonl": _read_rows,
+    ".csv": _read_rows,
+    ".tsv": _read_rows,
     ".parquet": _read_parquet,
     ".txt": _read_lines,
     ".token": _read_lines,

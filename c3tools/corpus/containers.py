@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import CorpusError, UnreachableError
+from ..errors import CorpusError, UnreachableError, reason_of
 from ..io.files import MALFORMED
 from ..io.limits import LARGEST_TEXT, TooLargeError
 from ..io.locations import is_url, location, name_or_file, open_binary
@@ -276,13 +276,12 @@ def _rows(
                     corpus.skip(f"{path.name}#group {group}", str(path), "DamagedTable", message)
                 first += count
     except UNREADABLE as error:
-        reason = str(getattr(error, "strerror", None) or error)
         if not opened:
             raise CorpusError(
-                f"{path} is not a readable {path.suffix[1:].capitalize()} file ({reason}).",
+                f"{path} is not a readable {path.suffix[1:].capitalize()} file ({reason_of(error)}).",
                 remedy="It may be cut short. Copy it again.",
             ) from error
-        corpus.skip(path.name, str(path), "DamagedTable", reason)
+        corpus.skip(path.name, str(path), "DamagedTable", reason_of(error))
 
 
 def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> tuple[str, bool, str, tuple[str, ...]]:
@@ -359,8 +358,7 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ca
         try:
             image = _listed_image(path, row, row.file_name, options)
         except (OSError, ValueError) as error:
-            message = f"{row.file_name[:200]}: {getattr(error, 'strerror', None) or error}"
-            corpus.skip(*where, type(error).__name__, message)
+            corpus.skip(*where, type(error).__name__, f"{row.file_name[:200]}: {reason_of(error)}")
             continue
         known, captions = images.setdefault(image.key, (image, []))
         if known.path == image.path:
@@ -433,7 +431,7 @@ class PhotoFinder(ImageReader):
                     self._containers[file] = found
                 source = self._containers[file][path]
             except (*UNREADABLE, CorpusError, KeyError) as error:
-                reason = getattr(error, "strerror", None) or getattr(error, "message", None) or "the image is not in it"
+                reason = "the image is not in it" if isinstance(error, KeyError) else reason_of(error)
                 raise FileNotFoundError(0, f"{file}: {reason}") from error
         elif is_url(path):
             if not self._options.download:

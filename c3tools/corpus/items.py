@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from posixpath import splitext
 from typing import Any, NamedTuple, TypeVar
@@ -77,11 +78,21 @@ class TextItem(NamedTuple):
     split: str | None
 
 
-class Skipped(NamedTuple):
-    """An input that cannot be used, found before encoding began."""
+@dataclass(frozen=True)
+class Failure:
+    """An input that was not embedded, and why: in the metadata of its shard, and a row of `failures.parquet`.
+
+    Attributes:
+        key: of the input, or while inputs are listed the name of its file.
+        path: see `ImageItem`.
+        stage: ``list`` if it was refused before encoding began, else ``read``, ``decode`` or ``import``.
+        error: the kind of error.
+        message: the reason in words.
+    """
 
     key: str
     path: str
+    stage: str
     error: str
     message: str
 
@@ -163,7 +174,7 @@ class Corpus:
         images: those in files sorted by key, then those of tars, tables and lists in the order of these.
         videos, audio: those in files, sorted by key; no key is that of an image.
         texts: in the order of their images and captions.
-        skipped: inputs that cannot be used, and why.
+        skipped: inputs that cannot be used, and why; their stage is ``list``.
         images_without_caption: keys of images that no captions file names.
         captions_without_image: names in captions files for which no image was found.
         containers: the tars, tables and lists that were read; images in them have a path like ``container#…``.
@@ -177,7 +188,7 @@ class Corpus:
         self.videos = ItemTable(ImageItem)
         self.audio = ItemTable(ImageItem)
         self.texts = ItemTable(TextItem)
-        self.skipped: list[Skipped] = []
+        self.skipped: list[Failure] = []
         self.images_without_caption: list[str] = []
         self.captions_without_image: list[str] = []
         self.containers: list[str] = []
@@ -191,11 +202,12 @@ class Corpus:
 
     def skip(self, key: str, path: str, error: str, message: str) -> None:
         """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""
-        self.skipped.append(Skipped(*map(as_storable, (key, path, error, message))))
+        self.skipped.append(Failure(*map(as_storable, (key, path, "list", error, message))))
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
         """Add an image, a video or a sound with its captions; what cannot be used is skipped, and reported."""
-        if not is_utf8(f"{image.key}{image.path}{image.split}"):
+        named = f"{image.key}{image.path}{image.split}"
+        if as_storable(named) != named:
             self.skip(image.key, image.path, "UnicodeError", "the key, path or split is not UTF-8")
             return
         suffix = "" if image.source else Path(image.path).suffix.lower()
@@ -211,9 +223,10 @@ class Corpus:
     def add_text(self, text: TextItem, path: str) -> bool:
         """Add a text found at ``path`` without the white space around it; return whether it can be used."""
         caption = text.caption.strip()
+        said = f"{text.key}{caption}{text.image_key}{text.split}"
         if not caption:
             self.skip(text.key, path, "EmptyCaption", "the caption is empty")
-        elif not is_utf8(f"{text.key}{caption}{text.image_key}{text.split}"):
+        elif as_storable(said) != said:
             self.skip(text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8")
         else:
             self.texts.append(text._replace(caption=caption))
@@ -242,11 +255,6 @@ def key_of_name(name: str) -> str:
     return stem if suffix.lower() in IMAGE_SUFFIXES else short
 
 
-def is_utf8(text: str) -> bool:
-    """Return whether a text can be stored: file names and JSON may hold halves of characters."""
-    return text.isascii() or as_storable(text) == text
-
-
 def as_storable(text: str) -> str:
-    """Return a text as it can be stored: halves of characters are written as ``\\udc80``."""
+    """Return a text as it can be stored: halves of characters, as in file names, are written as ``\\udc80``."""
     return text.encode("utf-8", errors="backslashreplace").decode()

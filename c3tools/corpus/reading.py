@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import pyarrow.compute as pc
 
-from ..errors import CorpusError, MissingExtraError
+from ..errors import CorpusError, MissingExtraError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import counted
 from .captions import CaptionRow, read_captions
@@ -35,7 +35,6 @@ from .items import (
     ReadOptions,
     TextItem,
     as_storable,
-    is_utf8,
     key_of_name,
 )
 
@@ -90,8 +89,14 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     containers: dict[Path, Reader] = {}
     for root, kind in kinds.items():
         if media[root]:
-            prefix = f"{root.name}/" if several and kind == "folder" else ""
-            _add_images(corpus, root, prefix, media[root], given, chosen)
+            images, prefix = media[root], f"{root.name}/" if several and kind == "folder" else ""
+            found, files = (given, [chosen.captions]) if given else _detect_captions(corpus, root, images, chosen)
+            # keys are relative to the folder; beside a captions file, to its images/
+            beside = any(isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files)
+            names = [image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images]
+            for key, image in sorted(zip(assign_keys(names), images, strict=True), key=itemgetter(0)):
+                _, captions, split = found.of(_absolute(image.path))
+                corpus.add_image(image._replace(key=prefix + key, split=split), captions)
         elif kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
         elif is_url(root) or root.suffix.lower() not in suffixes:  # else it was skipped above
@@ -131,7 +136,7 @@ def find_images(
                 status = path.stat()
                 found.append(ImageItem(key, str(path), None, status.st_size, mtime=status.st_mtime_ns))
         except OSError as error:
-            corpus.skip(key, str(path), type(error).__name__, error.strerror or str(error))
+            corpus.skip(key, str(path), type(error).__name__, reason_of(error))
     return found
 
 
@@ -172,7 +177,7 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
 def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> bool:
     """Return whether a file is to be read, else tell the corpus; a link may not lead out of the folder ``inside``."""
     problem = None
-    if not is_utf8(str(path)):
+    if as_storable(str(path)) != str(path):
         problem = "UnicodeError", "the file name is not UTF-8"
     elif path.is_symlink():
         try:
@@ -288,24 +293,6 @@ def _absolute(path: str) -> str:
 
 def _any(captions: Iterable[str]) -> bool:
     return any(map(str.strip, captions))
-
-
-def _add_images(
-    corpus: Corpus,
-    root: Path,
-    prefix: str,
-    images: Sequence[ImageItem],
-    given: _CaptionSources | None,
-    options: ReadOptions,
-) -> None:
-    """Add the images below ``root``, or one image ``root``, with captions: those ``given``, else detected ones."""
-    sources, files = (given, [options.captions]) if given else _detect_captions(corpus, root, images, options)
-    # keys are relative to the folder; beside a captions file, to its images/
-    beside = any(isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files)
-    names = [image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images]
-    for key, image in sorted(zip(assign_keys(names), images, strict=True), key=lambda pair: pair[0]):
-        _, captions, split = sources.of(_absolute(image.path))
-        corpus.add_image(image._replace(key=prefix + key, split=split), captions)
 
 
 def _detect_captions(
@@ -430,10 +417,10 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                 own, split = (captions, None) if options.captions is None else _join_rows(given.pop(image.key, []))
                 corpus.add_image(image._replace(split=split or image.split), own)
         except (CorpusError, OSError) as error:
-            reason = str(getattr(error, "strerror", None) or error)
+            reason = reason_of(error)
             if alone:
                 raise error if isinstance(error, CorpusError) else CorpusError(f"{container}: {reason}.") from error
-            corpus.skip(container.name, str(container), "UnreadableContainer", reason.replace("\n", " "))
+            corpus.skip(container.name, str(container), "UnreadableContainer", reason)
     corpus.captions_without_image += sorted(given)
 
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .run import embed, embed_corpus
-from .summary import EmbedSummary, ModalitySummary
+from .summary import EmbedSummary
 
-__all__ = ["EmbedSummary", "ModalitySummary", "embed", "embed_corpus"]
+__all__ = ["EmbedSummary", "embed", "embed_corpus"]

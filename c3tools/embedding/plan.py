@@ -20,11 +20,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..arrays import Mask
 from ..corpus import Corpus, ImageItem
 from ..corpus.items import ItemTable
 from ..io.files import write_atomically
@@ -147,19 +147,19 @@ def _stored_inputs(store: Store, modality: str) -> Any:
 
 def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
     """Return the items with the splits that they have in the store, or else in the corpus."""
-    table, stored = items.table, store.item_splits()
-    known = dict(zip(stored["item"].to_pylist(), stored["split"].to_pylist(), strict=True))
-    own = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
-    splits = pa.array([known.get(item, split) for item, split in own], table.schema.field("split").type)
+    table, known = items.table, store.item_splits()
+    items_of_rows: list[Any] = own_items(table).to_pylist()
+    own = [known.get(item, split) for item, split in zip(items_of_rows, table["split"].to_pylist(), strict=True)]
+    splits = pa.array(own, table.schema.field("split").type)
     return ItemTable(items.kind, table.set_column(table.column_names.index("split"), "split", splits))
 
 
-def _true(mask: Any) -> npt.NDArray[np.bool_]:
+def _true(mask: Any) -> Mask:
     """Return a mask of Arrow, null as false."""
     return np.array(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
-def _is_in(column: Any, keys: Any) -> npt.NDArray[np.bool_]:
+def _is_in(column: Any, keys: Any) -> Mask:
     """Return which texts of a column are among some keys."""
     return _true(pc.is_in(column, pa.array(keys, pa.large_string()) if isinstance(keys, list) else keys))
 
@@ -212,7 +212,7 @@ class Sources:
         self.foreign: list[str] = []
         self.gone_images: list[str] = []
 
-    def lost_rows(self, rows: Any) -> npt.NDArray[np.bool_]:
+    def lost_rows(self, rows: Any) -> Mask:
         """Return which rows, whose keys are not in the corpus, have a source that no longer exists: bool (n,)."""
         if "path" in rows.column_names:
             return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
@@ -220,7 +220,7 @@ class Sources:
         known = [_is_in(images, keys) for keys in (self.gone_images, self._captioned, *self._media)]
         files = _files_of_lines(self._texts["key"].filter(_stands_alone(self._texts)))
         of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(_stands_alone(rows))
-        lost: npt.NDArray[np.bool_] = (np.any(known, axis=0) & ~_is_in(images, self.foreign)) | of_file
+        lost: Mask = (np.any(known, axis=0) & ~_is_in(images, self.foreign)) | of_file
         return lost
 
     def is_other(self, before: str | None, image: ImageItem) -> bool:

@@ -20,7 +20,7 @@ from ..io.artifact import digest_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
-from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
+from ..store import Store, StoreInfo, StoreWriter, create_store
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE
 from .plan import Plan, Sources, plan_corpus, write_times
@@ -256,7 +256,7 @@ def embed_corpus(
         made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
         sources = Sources(corpus)
         listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
-        listed += [Failure(s.key, s.path, "list", s.error, s.message) for s in corpus.skipped]
+        listed += corpus.skipped
         indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
         present = writer.finish(listed, forget=made_up_for).shards
         write_times(folder, plans, replace=True)

@@ -34,7 +34,7 @@ from ..corpus.images import read_frames, read_sound
 from ..corpus.items import ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
-from ..errors import C3Error, StoreError, UnreachableError
+from ..errors import C3Error, StoreError, UnreachableError, reason_of
 from ..executors import Report, Work, cores, end_with_parent
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure, Store
@@ -345,10 +345,9 @@ def _decode(
 
 def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
     """Return the record of an image, or a video, that could not be read or decoded."""
-    message = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    if isinstance(error, MemoryError):
-        message = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
-    return Failure(item.key, item.path, stage, type(error).__name__, message[:500])
+    too_large = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
+    message = too_large if isinstance(error, MemoryError) else reason_of(error)
+    return Failure(item.key, item.path, stage, type(error).__name__, message)
 
 
 _worker: list[Callable[[int, Sequence[ImageItem]], _Decoded]] = []  # what a worker process does with a place and images

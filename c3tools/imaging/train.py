@@ -29,7 +29,7 @@ from ..devices import Compute
 from ..errors import GeneratorError
 from ..io.artifact import claimed, digest_of
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator
+from ..seeds import generator, torch_seed
 from ..store import Store
 from ..store.reader import training_split
 from ..training.loop import Plan, Run, Task, adamw, make
@@ -65,15 +65,10 @@ class GeneratorTask(Task):
     ) -> None:
         config = size.training
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator(config.seed, "initialise").integers(2**62)))
+            torch.manual_seed(torch_seed(config.seed, "initialise"))
             network = ImageNetwork(replace(size, dim=train.rows.embeddings.shape[1]))
         self.module = self.network = network.to(compute.device)
-        self.train, self.val, self.pipeline, self._rest = (
-            train,
-            val,
-            pipeline,
-            pipeline.part(applied) if applied else pipeline,
-        )
+        self.train, self.val, self.pipeline, self._rest = train, val, pipeline, pipeline.part(applied)
         self.config, self.compute = config, compute
         self.batch_size = min(config.batch_size, len(train))
         self.plan = Plan(
@@ -278,10 +273,7 @@ def training_photos(
         StoreError: if the store has no images.
         GeneratorError: if the split has no photos, or too few to hold some out, or none can be read.
     """
-    train, val, why = training_split(store, "image", split, called="images", error=GeneratorError)
-    notes = [store.split_note] if store.split_note else []
-    if why:
-        notes.append(f"{why}, so {counted(len(val), 'photo is', 'photos are')} held out.")
+    train, val, notes = training_split(store, "image", split, error=GeneratorError)
     if not len(train) or not len(val):
         raise GeneratorError(
             f"Training needs photos for training and for validation, but there are {len(train)} and {len(val)}.",

@@ -158,8 +158,8 @@ def split_store(
     elif fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     else:
-        chosen, items = splits_of_file(Path(file), key_column, split_column), source.item_splits()
-        split_of, kept = chosen.get, dict(zip(items["item"].to_pylist(), items["split"].to_pylist(), strict=True))
+        chosen, kept = splits_of_file(Path(file), key_column, split_column), source.item_splits()
+        split_of = chosen.get
         if chosen.keys().isdisjoint(kept):
             raise StoreError(
                 f"{file} contains none of the keys of {source.path}.",

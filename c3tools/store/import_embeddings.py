@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class ImportReport:
     store: Path
     rows: dict[str, int]
     pairs: int
-    failures: list[Failure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    failures: list[Failure]
+    notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict, with failures as a count."""
@@ -159,14 +159,13 @@ def write_modalities(
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
         own = [shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}]
-        if taken := sorted({name for name, n in own if read_header(store.file(name, n)).made_from != digest}):
+        if taken := sorted({shard[0] for shard in own if read_header(store.file(*shard)).made_from != digest}):
             raise StoreError(
                 f"The store {path} already has {' and '.join(taken)} rows.",
                 remedy="Import into another store with --store NAME.",
             )
         if store.shards:
-            known = store.item_splits().to_pydict()
-            modalities = share_splits(modalities, dict(zip(known["item"], known["split"], strict=True)))
+            modalities = share_splits(modalities, store.item_splits())
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for rows in modalities:
                 off = written[rows.modality] = 0

@@ -20,7 +20,6 @@ from ..moments import Moments, load_moments, save_moments
 from ..tables import Table
 from .manifest import EXTERNAL_FILE, record_files
 from .reader import Store
-from .shards import fold
 
 
 @dataclass(frozen=True)
@@ -65,24 +64,26 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
         StoreError: if there is no store, or moments cannot be read.
     """
     store = Store.open(store)
-    rows: list[dict[str, Any]] = []
-    means = []
-
-    def add(modality: str, split: str, moments: Moments, source: str = "store") -> None:
-        error = np.sqrt(np.trace(moments.scatter) / (moments.n - 1) / moments.n) if moments.n > 1 else None
-        rows.append({"modality": modality, "split": split, "n": moments.n})
-        rows[-1] |= {"mean_norm": float(np.linalg.norm(moments.mean)), "standard_error": error and float(error)}
-        rows[-1]["source"] = source
-
+    means, found = [], list[tuple[str, str, Moments, str]]()
     for modality in filter(store.count, store.modalities):
-        groups = store.moments_by_split(modality)
-        for split in sorted(groups, key=split_order):
-            add(modality, split, groups[split])
-        add(modality, "all", store.moments(modality))
-        means.append(store.moments(modality).mean)
+        groups, whole = store.moments_by_split(modality), store.moments(modality)
+        found += [(modality, split, groups[split], "store") for split in sorted(groups, key=split_order)]
+        found.append((modality, "all", whole, "store"))
+        means.append(whole.mean)
     external, header = store.external_moments()
-    for modality, moments in external.items():
-        add(modality, str(header.get("split", "train")), moments, str(header.get("source", "loaded")))
+    split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
+    found += [(modality, split, moments, source) for modality, moments in external.items()]
+    rows = [
+        {
+            "modality": modality,
+            "split": split,
+            "n": of.n,
+            "mean_norm": float(np.linalg.norm(of.mean)),
+            "standard_error": float(np.sqrt(np.trace(of.scatter) / (of.n - 1) / of.n)) if of.n > 1 else None,
+            "source": source,
+        }
+        for modality, split, of, source in found
+    ]
     return Means(store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None)
 
 
@@ -179,11 +180,11 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
     for path in paths:
         groups, header = load_moments(path)
         headers.append(header)
-        one, other = (ModelIdentity(own.get("model") or {}) for own in (headers[0], header))
-        own, remedy = f"The moments file {paths[0]}", "Merge files of one model."
-        one.require_same(other, own=own, theirs=str(path), error=StoreError, remedy=remedy)
+        one, own = ModelIdentity(headers[0].get("model") or {}), f"The moments file {paths[0]}"
+        remedy = "Merge files of one model."
+        one.require_same(header.get("model"), own=own, theirs=str(path), error=StoreError, remedy=remedy)
         for name, moments in groups.items():
-            fold(total, name, moments)
+            total[name] = total[name].merge(moments) if name in total else moments
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
     merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}
     write_atomically(target, lambda temporary: save_moments(temporary, total, merged))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import C3Error, IncompleteStoreError, StoreError
@@ -19,10 +18,10 @@ from ..io.artifact import HubRepository
 from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
 from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
-from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, one_array, own_items, split_mask
+from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, own_items, split_mask
 from .shards import (
     INFO_FILE,
     MANIFEST_FILE,
@@ -80,18 +79,14 @@ class Store(HubRepository):
         if isinstance(path, Store):
             return path
         folder = location(path)
-        info = StoreInfo.load(folder)
-        manifest = None if incomplete else Manifest.load(folder)
+        info, manifest = StoreInfo.load(folder), None if incomplete else Manifest.load(folder)
         opened = cls(folder, info, manifest)
-        if incomplete:
-            return opened
         if manifest is None:
-            if "rows_of" in info.extra:
-                return opened
-            reporter.message(
-                f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
-                f"`c3 verify {folder}` says more."
-            )
+            if not incomplete and "rows_of" not in info.extra:
+                reporter.message(
+                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
+                    f"`c3 verify {folder}` says more."
+                )
             return opened
         missing, _, unlisted = manifest.compare(folder)
         if missing:
@@ -347,19 +342,19 @@ class Store(HubRepository):
         """
         return Pairs.match(self.load(first, split), self.load(second, split))
 
-    def item_splits(self) -> pa.Table:
-        """Return item and split of every item once, as its first row names the split: an image before its texts.
+    def item_splits(self) -> dict[str, str | None]:
+        """Return the split of every item, as its first row names it: an image before its texts.
 
         Raises:
             StoreError: if a shard cannot be read.
         """
-        blocks = [pa.table({"item": pa.array([], pa.string()), "split": pa.array([], pa.string())})]
+        found: dict[str, str | None] = {}
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
-                blocks.append(pa.table({"item": own_items(batch), "split": batch.column("split")}))
-        rows = pa.concat_tables(blocks)
-        items = one_array(rows.column("item"))
-        return rows.take(pc.index_in(items.unique(), value_set=items)).combine_chunks()
+                items: list[Any] = own_items(batch).to_pylist()
+                for item, split in zip(items, batch.column("split").to_pylist(), strict=True):
+                    found.setdefault(item, split)
+        return found
 
     def require(self, modality: str) -> None:
         """Raise a StoreError that lists the modalities if ``modality`` is not one of them."""
@@ -377,10 +372,8 @@ def _splits_in(groups: dict[str, Moments], modality: str) -> SplitMoments:
     return {split: moments for (name, _, split), moments in found if name == modality}
 
 
-def training_split(
-    store: Store, modality: str, split: str, *, called: str, error: type[C3Error]
-) -> tuple[Rows, Rows, str]:
-    """Return the rows of a split, those to validate on, and why the latter were held out from the former ("" if not).
+def training_split(store: Store, modality: str, split: str, *, error: type[C3Error]) -> tuple[Rows, Rows, list[str]]:
+    """Return the rows of a split, those to validate on, and what the user should know about them.
 
     Without a ``val`` split, or if it is among the rows to learn from, a tenth of the items (by a stable hash of their
     keys) is held out.
@@ -389,24 +382,26 @@ def training_split(
         store: to read from.
         modality: of the rows.
         split: to learn from.
-        called: the rows in words, for the message of the error.
         error: raised if the split has no rows.
 
     Raises:
         StoreError: if the store has no such modality.
         C3Error: of the class ``error``.
     """
-    train = store.load(modality, split)
+    train, notes = store.load(modality, split), [store.split_note] if store.split_note else []
     if not len(train):
         raise error(
-            f"The store {store.path} has no {called} in the split {split!r}. Its splits are "
+            f"The store {store.path} has no {modality} rows in the split {split!r}. Its splits are "
             f"{store.list_splits(modality)}.",
             remedy="Choose the split to train on with --train-split.",
         )
-    # where rows are split by hash, those of a split that the corpus names are in val too
-    apart = split not in ("val", ALL) and (split in STANDARD or store.kept_splits is None)
-    if not store.count(modality, "val"):
-        return *train.hold_out(), "There is no val split"
-    if apart:
-        return train, store.load(modality, "val"), ""
-    return *train.hold_out(), "All splits are trained on" if split == ALL else "Rows of val are trained on"
+    why = "There is no val split"
+    if store.count(modality, "val"):
+        # where rows are split by hash, those of a split that the corpus names are in val too
+        if split not in ("val", ALL) and (split in STANDARD or store.kept_splits is None):
+            return train, store.load(modality, "val"), notes
+        why = "All splits are trained on" if split == ALL else "Rows of val are trained on"
+    train, val = train.hold_out()
+    captions = f"{counted(len(val), 'caption')} of " if modality == "text" else ""
+    held = counted(val.item_count, "image is", "images are")
+    return train, val, [*notes, f"{why}, so {captions}{held} held out."]

@@ -66,11 +66,10 @@ class Rows:
         Raises:
             StoreError, pyarrow.ArrowInvalid: if the lengths differ.
         """
-        given = {
-            name: pa.array(list(values)) for name, values in {"key": keys, **columns}.items() if values is not None
-        }
+        given = {name: list(values) for name, values in {"key": keys, **columns}.items() if values is not None}
         arrays = {
-            name: values.cast(pa.string()) if values.type == pa.null() else values for name, values in given.items()
+            name: pa.array(values, pa.string() if all(value is None for value in values) else None)
+            for name, values in given.items()
         }
         return cls(modality, np.asarray(embeddings, dtype=np.float32), pa.table(arrays))
 

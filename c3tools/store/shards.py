@@ -19,10 +19,11 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..arrays import Floats
+from ..corpus.items import Failure as Failure  # noqa: PLC0414 - other modules take it from here
 from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
@@ -143,7 +144,7 @@ class StoreInfo:
     def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
         """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`)."""
         remedy = "Use the same --model, or choose another --store."
-        self.model.require_same(ModelIdentity(model), own=own, theirs=theirs, error=StoreError, remedy=remedy)
+        self.model.require_same(model, own=own, theirs=theirs, error=StoreError, remedy=remedy)
 
     def require_same(self, other: StoreInfo, *more: str, own: str, theirs: str) -> None:
         """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more`` attributes."""
@@ -154,17 +155,6 @@ class StoreInfo:
                     f"{own} has {name} = {here}, but {theirs} {there}.",
                     remedy="Use the same options as before, or choose another --store.",
                 )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An input that was not embedded, and why: in the metadata of its shard, and a row of `failures.parquet`."""
-
-    key: str
-    path: str
-    stage: str
-    error: str
-    message: str
 
 
 def write_failures(store: Path, failures: Iterable[Failure]) -> None:
@@ -233,9 +223,7 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     return pa.schema(fields)
 
 
-def shard_table(
-    info: StoreInfo, modality: str, embeddings: npt.NDArray[np.floating[Any]], columns: Mapping[str, Sequence[Any]]
-) -> pa.Table:
+def shard_table(info: StoreInfo, modality: str, embeddings: Floats, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Return the rows of a shard with the columns of its modality.
 
     Args:
@@ -359,9 +347,5 @@ def add_moments(
     column = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
     matrix, splits = embedding_matrix(batch, column), np.array(row_splits(batch, kept), dtype=object)
     for split in sorted(set(splits)):
-        fold(groups, f"{modality}/{split}", Moments.from_rows(matrix[splits == split]))
-
-
-def fold(groups: dict[str, Moments], name: str, moments: Moments) -> None:
-    """Merge moments into those of a group."""
-    groups[name] = groups[name].merge(moments) if name in groups else moments
+        name, moments = f"{modality}/{split}", Moments.from_rows(matrix[splits == split])
+        groups[name] = groups[name].merge(moments) if name in groups else moments

@@ -62,14 +62,13 @@ _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 _Ids = list[str | None]
 _Names = Mapping[str, str | None]
 _Files = Mapping[str, str | Path | None]
-_USUAL_NAMES: _Names = {}
 
 
 def read_files(
     files: _Files,
     tables: _Files,
     arrays: _Names,
-    names: _Names = _USUAL_NAMES,
+    names: _Names,
     source: str | Path | None = None,
 ) -> tuple[list[Rows], list[str]]:
     """Read files of vectors and their tables, give every row a key, and pair the rows.
@@ -578,9 +577,11 @@ class _Numpy:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         match module.replace("numpy._core", "numpy.core"), name:
-            case ("numpy", "ndarray" | "dtype") | ("numpy.core.multiarray", "_reconstruct" | "scalar"):
-                return _Numpy
-            case "numpy.core.numeric", "_frombuffer":
+            case (
+                ("numpy", "ndarray" | "dtype")
+                | ("numpy.core.multiarray", "_reconstruct" | "scalar")
+                | ("numpy.core.numeric", "_frombuffer")
+            ):
                 return _Numpy
             case "torch._utils", "_rebuild_tensor_v2":
                 import torch._utils

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -161,7 +160,19 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         failed.update(failure.key for failure in read_failures(path))
     except StoreError as error:
         result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
-    _check_items(result, keys, items, failed, {name for name, _ in lost}, info)
+    level, remedy = "defect", f"Run the `{info.command}` command again: it makes the missing rows."
+    if "imported" in info.extra:
+        level, remedy = "warning", "Import the images too if you need them."
+    for modality, own_keys in keys.items():  # the items of rows have to be there, or to have failed
+        homes = {"image", "video", "audio"} if modality == "text" else keys.keys() - {modality}
+        if homes & keys.keys() and not homes & {name for name, _ in lost}:  # what is lost is reported already
+            known = failed.union(*(keys[name] for name in homes & keys.keys()))
+            pairs = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())
+            # the parts of a long text that was divided belong to that text
+            absent = [at for at in pairs if at[1] and at[1] not in known and f"{at[1]}~0" not in own_keys]
+            for shard, item in absent[:1]:
+                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {item!r}"
+                result.add("pairing", part_name(*shard), what, remedy, level)
     if manifest is not None:
         _check_files(result, manifest, None if lost else moments, f"run {again} the store again")
     result.open = len(result.defects)
@@ -234,30 +245,6 @@ def _read_shard(
         what = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
         raise ValueError("norms", what)
     return keys, pa.array(items, pa.string())
-
-
-def _check_items(
-    result: Verification,
-    keys: Mapping[str, set[str]],
-    items: Mapping[ShardName, pa.Array[Any]],
-    failed: set[str],
-    lost: set[str],
-    info: StoreInfo,
-) -> None:
-    """Check that the items of rows are there, or failed; ``lost`` are the modalities that have lost a shard."""
-    level, remedy = "defect", f"Run the `{info.command}` command again: it makes the missing rows."
-    if "imported" in info.extra:
-        level, remedy = "warning", "Import the images too if you need them."
-    for modality in keys:
-        homes = {"image", "video", "audio"} if modality == "text" else keys.keys() - {modality}
-        if homes & keys.keys() and not homes & lost:  # what is lost is reported already
-            known = failed.union(*(keys[name] for name in homes & keys.keys()))
-            own = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())
-            # the parts of a long text that was divided belong to that text
-            absent = [at for at in own if at[1] and at[1] not in known and f"{at[1]}~0" not in keys[modality]]
-            for shard, item in absent[:1]:
-                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {item!r}"
-                result.add("pairing", part_name(*shard), what, remedy, level)
 
 
 def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from c3tools.captioning import caption_files
 from c3tools.captioning.caption_files import CaptionWriter
+from c3tools.corpus.items import Failure
 from c3tools.errors import OutputError
 
 BY = "tiny decoder of toy, greedy (0123456789ab)"
@@ -39,7 +40,7 @@ def write_pending(photos: dict[str, Path], by: str = BY, **files: Any) -> dict[s
     with CaptionWriter(photos, by, **files) as writer:
         for key in writer.pending:
             writer.write(key, CAPTIONS[key])
-        return writer.finish([(Path("no.jpg"), "cut short")])
+        return writer.finish([Failure("no", "no.jpg", "decode", "OSError", "cut short")])
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -81,14 +81,14 @@ def test_corrupt_draws_noise_in_every_epoch_and_half_of_the_photos_are_flipped(m
     torch.testing.assert_close(task.val_inputs, torch.from_numpy(clean))  # there is no noise in validation
     task.train = replace(TRAIN, pixels=np.zeros_like(TRAIN.pixels))
     task.train.pixels[:, :, :4] = 255
-    transform = task.pipeline.transform
+    transform = task._rest.transform
     monkeypatch.setattr(torch, "randn", torch.zeros)
 
     def spy(*arguments: Any, **named: Any) -> Any:
         asked.append(named)
         return transform(*arguments, **named)
 
-    monkeypatch.setattr(task.pipeline, "transform", spy)
+    monkeypatch.setattr(task._rest, "transform", spy)
     for noisy, times, *_ in spied_steps(task, 8, monkeypatch):
         flipped.append((noisy / (1 - times)[:, None, None, None])[:, 0, 0, 0] < 0)
     assert 0.35 < float(torch.cat(flipped).float().mean()) < 0.65
@@ -159,7 +159,7 @@ def test_what_the_user_should_know_is_noted(tmp_path: Path, train: Train, monkey
     made, told = train(store=build_store(tmp_path / "plain", plain, model=TOY))
     assert made.record["photos"] == {"train": 27, "val": 3}
     for note, named in zip(
-        made.record["notes"], ("3 photos are held out", "no text", "2 steps are too few"), strict=True
+        made.record["notes"], ("3 images are held out", "no text", "2 steps are too few"), strict=True
     ):
         assert named in note
     assert set(made.record["notes"]) <= set(told)

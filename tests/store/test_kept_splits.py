@@ -68,14 +68,14 @@ def test_every_reader_gives_the_same_rows(store: Store, naming: str, tmp_path: P
 
 
 def test_rows_to_learn_from(store: Store, naming: str) -> None:
-    train, val, why = training_split(store, "text", "train", called="captions", error=DecoderError)
-    assert train.keys == store.load("text", "train").keys and why == ""
+    train, val, notes = training_split(store, "text", "train", error=DecoderError)
+    assert train.keys == store.load("text", "train").keys and notes == [store.split_note]
     assert val.keys == store.load("text", "val").keys
     name = NAMINGS[naming][1]
     if naming != "val alone":  # a split of the corpus: what is validated on is held out of it, and whole items are
-        train, val, why = training_split(store, "text", name, called="captions", error=DecoderError)
-        assert why and not set(train.items) & set(val.items)
+        train, val, notes = training_split(store, "text", name, error=DecoderError)
+        assert len(notes) == 2 and not set(train.items) & set(val.items)
         assert sorted([*train.keys, *val.keys]) == sorted(store.load("text", name).keys)
         assert store.moments("text", name).n == store.count("text", name) == len(train) + len(val)
     with pytest.raises(DecoderError, match="foo"):
-        training_split(store, "text", "foo", called="captions", error=DecoderError)
+        training_split(store, "text", "foo", error=DecoderError)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import MetricError
-from ..io.files import read_csv, read_json
-from ..io.limits import limited_lines
+from ..corpus.captions import read_records
+from ..errors import CorpusError, MetricError
+from ..io.files import read_json
 
 _KEYS = ("key", "image_id", "image", "file_name", "image_key")
 _LAYOUTS = (
@@ -94,29 +93,17 @@ def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> Any:
-    suffix = path.suffix.lower()
+    table = path.suffix.lower() in (".csv", ".tsv")
     try:
-        if suffix in (".csv", ".tsv"):
-            with path.open(encoding="utf-8-sig", newline="") as text:
-                rows = read_csv(limited_lines(text), suffix)
-                return [_whole(row, rows.line_num) for row in rows]
-        if suffix != ".jsonl":
-            return read_json(path)
-        with path.open("rb") as file:
-            return [json.loads(line) for line in limited_lines(file) if line.strip()]
+        return [row for _, row in read_records(path)] if table or path.suffix.lower() == ".jsonl" else read_json(path)
+    except CorpusError as error:
+        raise MetricError(error.message, remedy=error.remedy) from error
     except OSError as error:
         raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
     except (ValueError, RecursionError, csv.Error) as error:
-        kind = "CSV" if suffix in (".csv", ".tsv") else "JSON"
         raise MetricError(
-            f"{path} is not {kind} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
+            f"{path} is not {'CSV' if table else 'JSON'} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
         ) from error
-
-
-def _whole(row: dict[Any, Any], line: int) -> dict[Any, Any]:
-    if any(row.pop(None, ())):  # the key of further cells
-        raise csv.Error(f"line {line} has more cells than the header; put captions with a delimiter in double quotes")
-    return row
 
 
 def _key(row: Mapping[str, Any]) -> Any:

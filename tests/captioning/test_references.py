@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from c3tools.captioning.references import align_keys, coco_results, read_predictions, read_references
 from c3tools.errors import MetricError
-from c3tools.metrics.files import align_keys, coco_results, read_predictions, read_references
 
 CAPTIONS = {"7": "a dog, red", "8": "a cat"}
 TEXTS = {"7.jpg": ["a", "b"], "8.jpg": ["c"]}
