@@ -20,7 +20,7 @@ from ..encoders import data_url
 from ..errors import MetricError
 from ..imaging.evaluate import ImageScorer
 from ..imaging.generator import Generator
-from ..imaging.model import SAMPLING_STEPS, Size, load_size
+from ..imaging.model import Size, load_size
 from ..imaging.photos import Photos
 from ..imaging.train import GeneratorTask, training_photos
 from ..io.artifact import digest_of
@@ -88,8 +88,10 @@ class ImageTask:
         own = replace(own, training=replace(own.training, steps=steps or own.training.steps))
         train, val, notes = training_photos(store, own.pixels, reporter=reporter)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
-        options: dict[str, Any] = {"conditioning": store.info.model, "device": device, "reporter": reporter}
-        scorer = ImageScorer.of(store, own.pixels, split, len(pairs.first), encoder, **options)
+        n, model = len(pairs.first), store.info.model
+        scorer = ImageScorer.of(
+            store, own.pixels, split, n, encoder, conditioning=model, device=device, reporter=reporter
+        )
         readable, texts_of = frozenset(scorer.reference.rows.keys), dict[int, list[int]]()
         for row in pairs.rows.tolist():
             photo = int(pairs.item_index[row])
@@ -148,8 +150,7 @@ class ImageTask:
         assert self.scorer is not None
         modality = IMAGE_METHODS[cell.method].asked_with
         keys, asked = self.asked["image"].keys, self.asked[modality].embeddings
-        options: dict[str, Any] = {"seed": cell.seed, "sampling_steps": SAMPLING_STEPS, "reporter": reporter}
-        images = model.generate(embeddings=asked, modality=modality, keys=keys, **options)
+        images = model.generate(embeddings=asked, modality=modality, keys=keys, seed=cell.seed, reporter=reporter)
         scores, values = self.scorer.score(images, self.asked["text"].captions, keys)
         return Run(
             *cell,

@@ -63,11 +63,6 @@ class DecoderConfig:
                 remedy="Use a number of heads that divides the width.",
             )
 
-    @property
-    def positions(self) -> int:
-        """The longest sequence: the prefix, or the token that a language model begins with, and a caption."""
-        return max(1, self.prefix_length) + self.max_tokens
-
 
 @dataclass(frozen=True)
 class LanguageModelConfig:

@@ -135,7 +135,7 @@ def evaluate_captions(
         generation = decoder.generation(beams, length_penalty, top_p, temperature, steer, seed)
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if isinstance(references, str | Path):
-        references = read_references(Path(references))
+        references = read_references(references)
     encoder: Encoder | None = None
     opened: Any = None  # if it is needed
     exported = None
@@ -151,12 +151,13 @@ def evaluate_captions(
         if references is None:
             require_captions(opened)
         if clip_score or (steer and captions is None):
-            names = {"recorded": opened.info.model, "device": device, "backend": backend, "precision": precision}
-            encoder = resolve_encoder(**names, reporter=reporter)
+            encoder = resolve_encoder(
+                recorded=opened.info.model, device=device, backend=backend, precision=precision, reporter=reporter
+            )
     known: Texts = references if references is not None else store_references(opened)
     left_out: list[str] = []
     if captions is not None:
-        own = _captions(captions)
+        own = read_predictions(captions)
     else:
         assert isinstance(decoder, Captioner)
         decoder.check_model(opened.info.model, opened.info.dim)
@@ -164,8 +165,7 @@ def evaluate_captions(
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
         writer = decoder.after(*exported) if exported else decoder
-        given: dict[str, Any] = {"embeddings": images.embeddings, "keys": images.keys}
-        texts = writer.caption(**given, encoder=encoder, generation=generation)
+        texts = writer.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
         own = dict(zip(images.keys, texts, strict=True))
     details = score_captions(own, align_keys(own, known), java=java)
     scored, differences, notes = details.corpus if resamples else (), {}, [*details.notes]
@@ -175,7 +175,7 @@ def evaluate_captions(
         notes.append(f"{said} left out; the first is {left_out[0]}.")
     shown = _clip_scores(opened, encoder, own, known) if clip_score and encoder is not None else {}
     if against is not None:
-        others = _captions(against)
+        others = read_predictions(against)
         other = score_captions(others, align_keys(others, known), java=java)
         differences = {name: compare(other, details, name) for name in details.corpus if name in other.corpus}
     return Evaluation(own, {**details.corpus, **shown}, intervals, details, differences, notes, left_out)
@@ -207,10 +207,6 @@ def store_references(store: Store) -> dict[str, list[str]]:
             if item is not None and caption and caption.strip():
                 references.setdefault(item, []).append(caption)
     return references
-
-
-def _captions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
-    return dict(captions) if isinstance(captions, Mapping) else read_predictions(Path(captions))
 
 
 def images_with_references(

@@ -208,7 +208,7 @@ class CaptionDecoder(Decoder):
             filled = config.prefix_length * config.width
             self.prefix = nn.Sequential(nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, filled))
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(torch.empty(config.positions, config.width))
+        self.positions = nn.Parameter(torch.empty(max(1, config.prefix_length) + config.max_tokens, config.width))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)

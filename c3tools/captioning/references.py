@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..corpus.captions import read_records
-from ..errors import CorpusError, MetricError
+from ..errors import MetricError
 from ..io.files import read_json
 
 _KEYS = ("key", "image_id", "image", "file_name", "image_key")
@@ -18,26 +18,28 @@ _LAYOUTS = (
 )
 
 
-def read_predictions(path: Path) -> dict[str, str]:
-    """Read one caption per key from a file as `read_references` takes it, keys as they are in the file.
+def read_predictions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
+    """Return one caption per key: those given, or of a file as `read_references` takes it, keys as in the file.
 
     Raises:
-        MetricError: if the file is missing, of another layout, or has two captions for one key.
+        MetricError, CorpusError: as `read_references`, and if a file has two captions for one key.
     """
-    found = read_references(path)
-    for key, captions in found.items():
-        if len(captions) != 1:
-            raise MetricError(f"{path} has {len(captions)} captions for {key}.", remedy="Keep one caption per image.")
-    return {key: captions[0] for key, captions in found.items()}
+    if isinstance(captions, Mapping):
+        return dict(captions)
+    found = read_references(captions)
+    for key, own in found.items():
+        if len(own) != 1:
+            raise MetricError(f"{captions} has {len(own)} captions for {key}.", remedy="Keep one caption per image.")
+    return {key: own[0] for key, own in found.items()}
 
 
-def read_references(path: Path) -> dict[str, list[str]]:
+def read_references(path: str | Path) -> dict[str, list[str]]:
     """Read captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO, Karpathy and `c3 evaluate --json`.
 
     Raises:
-        MetricError: if the file is missing or of another layout.
+        MetricError, CorpusError: if the file is missing or of another layout, or a row of it is malformed.
     """
-    value, found = _read(path), dict[str, list[str]]()
+    value, found = _read(Path(path)), dict[str, list[str]]()
     rows: Iterable[tuple[Any, Any]]
     try:
         match value:
@@ -96,8 +98,6 @@ def _read(path: Path) -> Any:
     table = path.suffix.lower() in (".csv", ".tsv")
     try:
         return [row for _, row in read_records(path)] if table or path.suffix.lower() == ".jsonl" else read_json(path)
-    except CorpusError as error:
-        raise MetricError(error.message, remedy=error.remedy) from error
     except OSError as error:
         raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
     except (ValueError, RecursionError, csv.Error) as error:

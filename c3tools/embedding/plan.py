@@ -148,9 +148,8 @@ def _stored_inputs(store: Store, modality: str) -> Any:
 def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
     """Return the items with the splits that they have in the store, or else in the corpus."""
     table, known = items.table, store.item_splits()
-    items_of_rows: list[Any] = own_items(table).to_pylist()
-    own = [known.get(item, split) for item, split in zip(items_of_rows, table["split"].to_pylist(), strict=True)]
-    splits = pa.array(own, table.schema.field("split").type)
+    own = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
+    splits = pa.array([known.get(item, split) for item, split in own], table.schema.field("split").type)
     return ItemTable(items.kind, table.set_column(table.column_names.index("split"), "split", splits))
 
 

@@ -127,7 +127,18 @@ def embed(
     given = dict(locals())
     folder = location(store)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
-    given["long_texts"] = _same_as_before(folder, recorded, long_texts, query_prompt)
+    before = recorded.preprocessing.get("long_texts", "cut") if recorded else None
+    given["long_texts"] = long_texts = str(long_texts or before or "cut")
+    if long_texts not in ("cut", "chunk", "mean") or before not in (None, long_texts):
+        raise StoreError(
+            f"--long-texts is {long_texts}" + (f", but the store {folder} was made with {before}." if before else "."),
+            remedy="Use cut, chunk or mean, the same for all texts of a store.",
+        )
+    if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
+        raise StoreError(
+            f"The store {folder} records another query prompt: {recorded.model.get('query_prompt')!r}.",
+            remedy="Leave --query-prompt out, and give it to `c3 search`.",
+        )
     options = EmbedOptions(*(given[name] for name in EmbedOptions._fields))
     if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
@@ -183,27 +194,6 @@ def embed(
     opened = _opened(folder)
     opened.summary = summary
     return opened
-
-
-def _same_as_before(folder: Path, recorded: StoreInfo | None, long_texts: str | None, query_prompt: str | None) -> str:
-    """Return what is done with long texts.
-
-    Raises:
-        StoreError: if the store records something else, or another prompt.
-    """
-    before = recorded.preprocessing.get("long_texts", "cut") if recorded else None
-    chosen = str(long_texts or before or "cut")
-    if chosen not in ("cut", "chunk", "mean") or before not in (None, chosen):
-        raise StoreError(
-            f"--long-texts is {chosen}" + (f", but the store {folder} was made with {before}." if before else "."),
-            remedy="Use cut, chunk or mean, the same for all texts of a store.",
-        )
-    if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
-        raise StoreError(
-            f"The store {folder} records another query prompt: {recorded.model.get('query_prompt')!r}.",
-            remedy="Leave --query-prompt out, and give it to `c3 search`.",
-        )
-    return chosen
 
 
 def embed_corpus(

@@ -118,8 +118,12 @@ class RayExecutor(Executor):
 
     def _start_actor(self) -> Any:
         resources = "cuda" if self._gpu else "cpu", max(1, int(self._cores))
-        options = {"num_cpus": self._cores, "num_gpus": int(self._gpu), "max_restarts": 0, "max_task_retries": 0}
-        return _ray().remote(_Worker).options(**options).remote(__version__, *resources)
+        worker = (
+            _ray()
+            .remote(_Worker)
+            .options(num_cpus=self._cores, num_gpus=int(self._gpu), max_restarts=0, max_task_retries=0)
+        )
+        return worker.remote(__version__, *resources)
 
 
 def _allocate(

@@ -242,7 +242,15 @@ def collect(
     sample = Sample(x, y, index, complete)
     working, chosen = sample.part(np.searchsorted(wanted[first], part))
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
-    fit_moments, fitted_on = _fitting_moments(store, moments, split)
+    none = Moments.empty(store.info.dim)
+    train = {name: store.unit_moments(name, "train") if store.count(name, "train") else none for name in moments}
+    enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
+    fit_moments = train if enough else moments
+    listed = ", ".join(f"{own.n:,} {name}" for name, own in fit_moments.items()) + " rows"
+    fitted_on = f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
+    if not enough:
+        which = "all rows" if split in (None, ALL) else f"the {split} split"
+        fitted_on = f"{which} ({listed}), because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
     return Collected(
         first=first,
         second=second,
@@ -265,22 +273,9 @@ def collect_single(store: Store, modality: str, *, split: str | None = None) -> 
     Raises:
         StoreError: if the modality is missing or has fewer than 3 rows, or a row has no direction or a wrong norm.
     """
-    rows, progress = _read_keys(store, modality, split), Progress()
-    _read_rows(store, rows, split, np.empty(0, np.int64), np.float32, progress)
+    rows = _read_keys(store, modality, split)
+    _read_rows(store, rows, split, np.empty(0, np.int64), np.float32, Progress())
     return store.unit_moments(modality, split), rows.item_count
-
-
-def _fitting_moments(store: Store, measured: dict[str, Moments], split: str | None) -> tuple[dict[str, Moments], str]:
-    """Return the moments to fit on, those of the train split if it is large enough, and which rows they are."""
-    none = Moments.empty(store.info.dim)
-    train = {name: store.unit_moments(name, "train") if store.count(name, "train") else none for name in measured}
-    enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
-    chosen = train if enough else measured
-    listed = ", ".join(f"{own.n:,} {name}" for name, own in chosen.items()) + " rows"
-    if enough:
-        return train, f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
-    which = "all rows" if split in (None, ALL) else f"the {split} split"
-    return measured, f"{which} ({listed}), because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
 
 
 def _read_keys(store: Store, modality: str, split: str | None) -> Rows:

@@ -131,9 +131,19 @@ def evaluate_images(
     if sizes != [(side, side)]:
         listed = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
         raise MetricError(f"All images must be squares of the same size, but these are {listed}.")
-    options: dict[str, Any] = {"device": device, "backend": backend, "precision": precision, "reporter": reporter}
-    model = ModelIdentity(made.settings.get("model") or store.info.model)
-    scorer = ImageScorer.of(store, side, split, len(opened), encoder, conditioning=model, download=download, **options)
+    scorer = ImageScorer.of(
+        store,
+        side,
+        split,
+        len(opened),
+        encoder,
+        conditioning=ModelIdentity(made.settings.get("model") or store.info.model),
+        download=download,
+        device=device,
+        backend=backend,
+        precision=precision,
+        reporter=reporter,
+    )
     texts = [image.asked for image in made.images] if made.modality == "text" else None
     keys = [image.key for image in made.images]
     scores, values = scorer.score(opened, texts, keys)

@@ -292,6 +292,7 @@ def _save_page(made: GeneratedImages) -> None:
         groups.setdefault(image.asked, []).append(data_url(picture))
     more = f"; the first {_IN_PAGE:,} are shown" if len(made.images) > _IN_PAGE else ""
     lead = "{generator}, seed {seed}, {sampling_steps} steps, guidance {guidance:g}".format(**made.settings)
-    page = {"title": "Generated images", "lead": f"{len(made.images):,} images by {lead}{more}.", "groups": groups}
+    lead = f"{len(made.images):,} images by {lead}{more}."
     template = Path(__file__).parent / "templates" / "images.html"
-    write_text_atomically(made.folder / PAGE_FILE, render_page(template, **page))
+    page = render_page(template, title="Generated images", lead=lead, groups=groups)
+    write_text_atomically(made.folder / PAGE_FILE, page)

@@ -334,7 +334,8 @@ class PretrainedGenerator(ImageGenerator):
         for row, key in enumerate(keys):  # one by one, so that an image does not depend on the others
             random = torch.Generator(device).manual_seed(torch_seed(seed, "image", key))
             told = (torch.from_numpy(inputs[row : row + 1]) * self.norm).to(device, self.compute.dtype)
-            options = {"prompt": "", "num_inference_steps": steps, "guidance_scale": guidance}
             with quiet():
-                image = self.pipe(image_embeds=told, generator=random, **options).images[0]
-            yield image
+                made = self.pipe(
+                    prompt="", image_embeds=told, generator=random, num_inference_steps=steps, guidance_scale=guidance
+                )
+            yield made.images[0]

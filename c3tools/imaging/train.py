@@ -237,17 +237,16 @@ def train_generator(
     store = Store.open(store, reporter=reporter)
     asked = TrainingPipeline.choose(store, pipeline, preset, sigma, reporter=reporter)
     chosen = load_size(size, set)
-    changed = {"seed": seed, "steps": chosen.training.steps if steps is None else steps}
-    chosen = replace(chosen, training=replace(chosen.training, **changed))
+    steps = chosen.training.steps if steps is None else steps
+    chosen = replace(chosen, training=replace(chosen.training, seed=seed, steps=steps))
     output, compute = Path(output), devices.pick(device, precision)
-    settings |= {"preset": asked.preset, "sigma": asked.sigma, "precision": compute.precision}
-    settings["steps"] = chosen.training.steps
+    settings |= {"preset": asked.preset, "sigma": asked.sigma, "precision": compute.precision, "steps": steps}
     with claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter) as target:
         train, val, notes = training_photos(store, chosen.pixels, train_split, download=download, reporter=reporter)
         pipeline, more = asked.fit(store, train_split, "image")
         notes += more
-        if chosen.training.steps < (usual := load_size(size).training.steps) / 10:
-            few = counted(chosen.training.steps, "step is", "steps are")
+        if steps < (usual := load_size(size).training.steps) / 10:
+            few = counted(steps, "step is", "steps are")
             notes.append(f"{few} too few for images that show anything: the size {size} has {usual:,}.")
         for note in notes:
             reporter.message(note)

@@ -286,8 +286,10 @@ class Index:
         def encoder() -> Encoder:
             from ..encoders import resolve_encoder
 
-            options: dict[str, Any] = {"device": device, "backend": backend, "query_prompt": query_prompt}
-            return resolve_encoder(recorded=self.record["model"], reporter=reporter, **options)
+            model = self.record["model"]
+            return resolve_encoder(
+                recorded=model, device=device, backend=backend, query_prompt=query_prompt, reporter=reporter
+            )
 
         others: list[tuple[ModelIdentity, str]] = []  # models that have to be that of the index, and whose they are
         if key is not None:

@@ -84,8 +84,9 @@ def merge_stores(
     if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
         raise StoreError("A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE")
     for store in sources[1:]:
-        names = {"own": f"The store {sources[0].path}", "theirs": f"the store {store.path}"}
-        sources[0].info.require_same(store.info, "preprocessing", **names)
+        sources[0].info.require_same(
+            store.info, "preprocessing", own=f"The store {sources[0].path}", theirs=f"the store {store.path}"
+        )
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len({*prefixes.values()}) < len(prefixes):
         raise StoreError(
@@ -167,7 +168,7 @@ def split_store(
             )
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
-        items: list[Any] = own_items(table).to_pylist()
+        items = own_items(table).to_pylist()
         splits = [split_of(item) for item in items]
         report.unnamed += splits.count(None)
         splits = [split or kept[item] for split, item in zip(splits, items, strict=True)]

@@ -351,8 +351,8 @@ class Store(HubRepository):
         found: dict[str, str | None] = {}
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
-                items: list[Any] = own_items(batch).to_pylist()
-                for item, split in zip(items, batch.column("split").to_pylist(), strict=True):
+                own = zip(own_items(batch).to_pylist(), batch.column("split").to_pylist(), strict=True)
+                for item, split in own:
                     found.setdefault(item, split)
         return found
 

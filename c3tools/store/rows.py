@@ -94,8 +94,7 @@ class Rows:
     @cached_property
     def items(self) -> list[str]:
         """The key of each row's item: the key of the row if it belongs to no other item."""
-        found: list[Any] = own_items(self.table).to_pylist()
-        return found
+        return own_items(self.table).to_pylist()  # type: ignore[no-any-return]
 
     @property
     def item_index(self) -> Indices:
@@ -202,13 +201,10 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
     return found["image_key"] if "image_key" in found else pc.coalesce(*reversed(found.values()))
 
 
-def own_items(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
+def own_items(table: pa.Table | pa.RecordBatch) -> Any:
     """Return the key of each row's item as a string array: its own key if it belongs to no other."""
     items: Any = item_keys(table)
-    own: pa.Array[Any] = pc.if_else(
-        pc.equal(pc.coalesce(items, ""), pa.scalar("")), one_array(table.column("key")), items
-    )
-    return own
+    return pc.if_else(pc.equal(pc.coalesce(items, ""), pa.scalar("")), one_array(table.column("key")), items)
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
@@ -220,7 +216,7 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
     names = {split: named_split(split, kept) for split in {*splits}}
     if all(names.values()):
         return [names[split] for split in splits]
-    return splits_of(own_items(table).to_pylist(), splits, kept)  # type: ignore[arg-type]
+    return splits_of(own_items(table).to_pylist(), splits, kept)
 
 
 def splits_of(items: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from c3tools.captioning.references import align_keys, coco_results, read_predictions, read_references
-from c3tools.errors import MetricError
+from c3tools.errors import C3Error, MetricError
 
 CAPTIONS = {"7": "a dog, red", "8": "a cat"}
 TEXTS = {"7.jpg": ["a", "b"], "8.jpg": ["c"]}
@@ -86,7 +86,7 @@ def test_layouts_of_references(tmp_path: Path, value: Any, name: str) -> None:
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, value: Any, name: str, named: str) -> None:
-    with pytest.raises(MetricError, match=f"{name}.*{named}"):
+    with pytest.raises(C3Error, match=f"{name}.*{named}"):
         read_predictions(write(tmp_path, value, name))
     with pytest.raises(MetricError, match=r"none\.json"):
         read_references(tmp_path / "none.json")

@@ -215,8 +215,8 @@ def simulate_temperature(
                 optimiser.step()
                 progress.advance()
             gap, recall = _measure_heads(heads, held)
-            measures = {"start_gap": start, "gap": gap, "loss": float(loss.detach()), "recall": recall}
-            results.append({"logit_scale": value, **measures})
+            run = {"logit_scale": value, "start_gap": start, "gap": gap, "loss": float(loss.detach()), "recall": recall}
+            results.append(run)
     low, high = results[0], results[-1]
     return Simulation(
         runs=results,
