@@ -21,6 +21,7 @@ import webbrowser
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple, get_origin
 
 import typer
@@ -224,12 +225,19 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
 
 def _import_pyarrow() -> None:
     """Import pyarrow without pandas: it imports it with the first array, half a second that no command needs."""
-    if "pandas" not in sys.modules:
-        sys.modules["pandas"] = None  # type: ignore[assignment] # hides it
+    finder: Any = SimpleNamespace(find_spec=_hide_pandas)
+    sys.meta_path.insert(0, finder)
+    try:
         import pyarrow
 
         pyarrow.array([])
-        del sys.modules["pandas"]
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _hide_pandas(name: str, *_: object) -> None:
+    if name == "pandas":
+        raise ModuleNotFoundError(name)
 
 
 def summary(name: str, module: str) -> str:

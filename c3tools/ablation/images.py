@@ -20,7 +20,7 @@ from ..encoders import data_url
 from ..errors import MetricError
 from ..imaging.evaluate import ImageScorer
 from ..imaging.generator import Generator
-from ..imaging.model import Size, load_size
+from ..imaging.model import SAMPLING_STEPS, Size, load_size
 from ..imaging.photos import Photos
 from ..imaging.train import GeneratorTask, training_photos
 from ..io.artifact import digest_of
@@ -150,7 +150,8 @@ class ImageTask:
         assert self.scorer is not None
         modality = IMAGE_METHODS[cell.method].asked_with
         keys, asked = self.asked["image"].keys, self.asked[modality].embeddings
-        images = model.generate(embeddings=asked, modality=modality, keys=keys, seed=cell.seed, reporter=reporter)
+        given = {"embeddings": asked, "modality": modality, "keys": keys, "seed": cell.seed}
+        images = model.generate(**given, sampling_steps=SAMPLING_STEPS, reporter=reporter)
         scores, values = self.scorer.score(images, self.asked["text"].captions, keys)
         return Run(
             *cell,
