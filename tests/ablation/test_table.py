@@ -17,11 +17,17 @@ METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 IMAGE_METRICS = ("FD-x", "IS-x-coco80", "KID-x", "recall@1-x", "recall@10-x")
 
 
-def run_of(method: str, values: Sequence[float] | np.ndarray, seed: int = 0, sigma: float = 0.1, **changes: Any) -> Run:
+def run_of(
+    method: str,
+    values: Sequence[float] | np.ndarray,
+    seed: int = 0,
+    sigma: float = 0.1,
+    metrics: Sequence[str] = ("CIDEr",),
+    **changes: Any,
+) -> Run:
     """A run whose images have these scores, in every metric."""
-    metrics = changes.pop("metrics", ("CIDEr",))
     own = {name: [float(value) for value in values] for name in metrics}
-    scores = {name: float(np.mean(values)) for name in metrics}
+    scores = dict.fromkeys(metrics, float(np.mean(values)))
     return Run(method, seed, sigma if METHODS[method].noisy else 0.0, scores, images=len(values), values=own, **changes)
 
 

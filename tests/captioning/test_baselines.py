@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,8 @@ from .conftest import ANIMALS, DIM, counting_encoder, greedy_without_cache, logi
 LIMIT = 6
 
 
-class Letters:
-    """A tokenizer of one letter per token."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join("abcdefg"[token] for token in ids if token not in (PAD_ID, END_ID))
-
-
-LETTERS: Any = Letters()
+# a tokenizer of one letter per token
+LETTERS: Any = SimpleNamespace(decode=lambda ids: "".join("abcdefg"[i] for i in ids if i not in (PAD_ID, END_ID)))
 COUNTING = counting_encoder("abcdefg", 7)
 
 

@@ -17,10 +17,8 @@ from tests.stores import one_byte_changed, unit
 
 from .worlds import views, write_files
 
-QUICK: dict[str, Any] = {"dim": 16, "hidden": 32, "batch_size": 40, "learning_rate": 3e-3, "precision": "fp32"}
-QUICK |= {"epochs": 2, "logit_scale": "20"}
-
-
+QUICK: dict[str, Any] = {"dim": 16, "hidden": 32, "batch_size": 40, "learning_rate": 3e-3, "epochs": 2}
+QUICK |= {"precision": "fp32", "logit_scale": "20"}
 Connect = Callable[..., ConnectedHeads]
 
 

@@ -302,7 +302,6 @@ def test_what_cannot_be_loaded_is_one_error(tmp_path: Path, models: Path, monkey
 
 
 def test_kinds_of_models(models: Path) -> None:
-    assert find_plugin(f"st:{models}") is not None
     for name in ("c3-mini", "ViT-B-32/openai", "local-dir:x", "hf-hub:a/b", "ViT-B-32/C:/weights.pt", "nothing:x"):
         assert find_plugin(name) is None
     assert load_encoder(f"st:{models / 'clip'}", precision="bf16").compute.precision == "bf16"

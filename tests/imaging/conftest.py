@@ -71,9 +71,9 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 
 def image_rows(paths: Sequence[str | Path]) -> Rows:
-    count = len(paths)
-    own = {"path": list(map(str, paths)), "split": list(map(split_of, range(count)))}
-    return Rows.of("image", [f"photo{number:03d}" for number in range(count)], _unit_rows(count, "image"), **own)
+    count = range(len(paths))
+    own = {"path": list(map(str, paths)), "split": list(map(split_of, count))}
+    return Rows.of("image", [f"photo{number:03d}" for number in count], _unit_rows(len(paths), "image"), **own)
 
 
 def text_rows(count: int) -> Rows:
@@ -81,12 +81,6 @@ def text_rows(count: int) -> Rows:
     captions = [f"a {colour_of(number)[0]} square" for number in range(count)]
     own = {"caption": captions, "image_key": items, "split": list(map(split_of, range(count)))}
     return Rows.of("text", [f"{item}#0" for item in items], _unit_rows(count, "text"), **own)
-
-
-def photo_store(folder: Path) -> Store:
-    """A store of colours with their photos in ``photos/`` beside it."""
-    paths = write_photos(folder.parent / "photos", 40)
-    return build_store(folder, image_rows(paths), text_rows(40), model=TOY, dtype="float32")
 
 
 def photos_in_memory() -> tuple[Photos, Photos, dict[str, Moments]]:

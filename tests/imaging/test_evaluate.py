@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from c3tools.imaging.evaluate import ImageScorer, evaluate_images
 from c3tools.imaging.generation import GeneratedImage, GeneratedImages
 from c3tools.imaging.photos import Photos, read_photos
 from c3tools.metrics.images import frechet_distance
-from c3tools.store import Store
+from c3tools.store import Rows, Store
 from tests.conftest import C3, done
 
 from .conftest import image_rows, mini_store
@@ -28,15 +27,13 @@ def photos_of(squares: Pixels) -> Photos:
     return Photos(image_rows([f"{i}.png" for i in range(len(squares))]), squares)
 
 
-def write_made(
-    folder: Path, squares: np.ndarray, asked: Sequence[str] = (), keys: Sequence[str] = ()
-) -> GeneratedImages:
+def write_made(folder: Path, squares: np.ndarray, texts: Rows | None = None) -> GeneratedImages:
     folder.mkdir()
     images = []
     for number, square in enumerate(squares):
         Image.fromarray(square).save(folder / f"{number}.png")
-        text, key = asked[number] if asked else f"a {number}", keys[number] if keys else None
-        images.append(GeneratedImage(f"{number}.png", text, key))
+        asked, key = (texts.captions[number], texts.items[number]) if texts else (f"a {number}", None)
+        images.append(GeneratedImage(f"{number}.png", asked, key))
     made = GeneratedImages(folder, images, "text", {})
     (folder / "images.json").write_text(json.dumps(made.to_dict()))
     return made
@@ -49,15 +46,15 @@ def distance(encoder: Encoder, *sets: np.ndarray) -> float:
 def test_the_scores_are_those_of_the_features_and_real_photos_have_the_best(
     store: Store, encoder: Encoder, tmp_path: Path
 ) -> None:
-    texts, reference = store.load("text", "test").captions, read_photos(store, store.load("image", "test"), 8)
+    texts, reference = store.load("text", "test"), read_photos(store, store.load("image", "test"), 8)
     result, copies = (
-        evaluate_images(write_made(tmp_path / name, squares, texts, reference.rows.keys), store, precision="fp32")
+        evaluate_images(write_made(tmp_path / name, squares, texts), store, precision="fp32")
         for name, squares in (("noise", NOISE[:12]), ("copies", reference.pixels))
     )
     # half against half: the other photos are trained on
     assert (result.n, result.reference, result.real_n, len(result.nearest)) == (12, 12, 6, 12)
     assert result.scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[:12], reference.pixels), rel=1e-3)
-    cosines = encoder.encode_texts(texts) @ encoder.encode_images(NOISE[:12]).T
+    cosines = encoder.encode_texts(texts.captions) @ encoder.encode_images(NOISE[:12]).T
     hit = np.mean(cosines.argmax(axis=1) == np.arange(12))
     assert result.scores["recall@1-c3-mini"] == pytest.approx(100 * hit, abs=1e-3)
     assert 1 <= result.scores["IS-c3-mini-coco80"] <= 80
@@ -107,11 +104,9 @@ def test_copies_of_training_photos_are_found(encoder: Encoder, change: str) -> N
     scorer = ImageScorer(photos_of(NOISE[20:]), None, [encoder], conditioning=encoder.identity)
     found = scorer.nearest(images, photos_of(NOISE[:20]))
     assert found is not None
-    rows, cosines, copied = found
+    rows, _, copied = found
     assert rows[:10].tolist() == list(range(10))
     assert copied.tolist() == [True] * 10 + [False]
-    expected = encoder.encode_images(images) @ encoder.encode_images(NOISE[:20]).T
-    np.testing.assert_allclose(cosines, expected.max(axis=1), atol=1e-5)
 
 
 def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import C3, Messages, build_store, done
 
-from .conftest import FP32, MICRO_SIZE, QUICK, TOY, image_rows, photo_store, photos_in_memory, write_photos
+from .conftest import FP32, MICRO_SIZE, QUICK, TOY, image_rows, photos_in_memory, text_rows, write_photos
 
 TRAIN, VAL, MOMENTS = photos_in_memory()
 WHOLE = replace(QUICK, batch_size=64)  # more than there are photos: one batch is an epoch
@@ -110,7 +110,10 @@ Train = Callable[..., tuple[Generator, list[str]]]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return photo_store(tmp_path_factory.mktemp("store") / "c3-store")
+    """A store of colours and their photos."""
+    folder = tmp_path_factory.mktemp("store")
+    images = image_rows(write_photos(folder / "photos", 40))
+    return build_store(folder / "c3-store", images, text_rows(40), model=TOY, dtype="float32")
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ from c3tools.metrics.images import (
     inception_score,
     kernel_distance,
     kernel_features,
+    nearest_photos,
     photo_values,
 )
+from tests.stores import unit
 
 
 def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
@@ -26,6 +28,14 @@ def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
     first, second = rng.normal(size=(64, 12)), 0.3 + 1.4 * rng.normal(size=(64, 12))
     value = float(kid.poly_mmd(torch.from_numpy(first), torch.from_numpy(second)))
     assert kernel_distance(first, second)[0] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_copy_of_a_training_photo_is_found() -> None:
+    made, training, real = np.random.default_rng(3).normal(size=(3, 50, 16))
+    made[7] = 2 * training[23] + 1e-3
+    rows, cosines, copied = nearest_photos(made, training, real)
+    assert (rows[7], copied[7]) == (23, True)
+    np.testing.assert_allclose(cosines, (unit(made) @ unit(training).T).max(axis=1), atol=1e-6)
 
 
 def derivatives(score: Callable[[np.ndarray], float], n: int, step: float = 1e-4) -> np.ndarray:
