@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -59,15 +60,10 @@ def _device(name: str) -> dict[str, Any]:
         description, memory = properties.name, int(properties.total_memory)
         precisions = ["fp32", "fp16", *(["bf16"] if auto == "bf16" else [])]
     elif name == "cpu":
-        description, memory = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}", _memory()
+        description = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+        with suppress(AttributeError, ValueError, OSError):  # not on every system
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         precisions = ["fp32", "bf16", *(["int8"] if devices.has_int8() else [])]
     else:
         description, precisions = platform.machine(), ["fp32", "fp16"]
     return {"name": name, "description": description, "memory": memory, "precisions": precisions, "auto": auto}
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return None

@@ -74,10 +74,6 @@ class _Group(TyperGroup):
         super().__init__(**settings)
         self.commands: dict[str, Any] = dict.fromkeys(words.split()[0] for words in COMMANDS)
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands in the order of the workflow."""
-        return list(self.commands)
-
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; it is built when it is asked for, since building all of them delays every start."""
         return (self.commands[cmd_name] or _build(cmd_name)) if cmd_name in self.commands else None

@@ -135,10 +135,12 @@ def _stored_inputs(store: Store, modality: str) -> Any:
     """Return what the rows and the failures of a modality say of their inputs, with the numbers of their shards."""
     schema, parts = _TEXT if modality == "text" else _FILE, store.parts(modality)
     batches = [batch.select(schema.names).cast(schema) for batch in store.batches(modality, schema.names, parts=parts)]
-    counts, failures = [store.shards[modality, part].rows for part in parts], []
-    for part in parts:
-        for failure in store.shard_failures(modality, part):
-            failures.append({"key": failure.key, "path": failure.path, "part": part, "failed": True})
+    counts = [store.shards[modality, part].rows for part in parts]
+    failures = [
+        {"key": failure.key, "path": failure.path, "part": part, "failed": True}
+        for part in parts
+        for failure in store.shard_failures(modality, part)
+    ]
     rows = pa.Table.from_batches(batches, schema)
     rows = rows.append_column("part", pa.array(np.repeat(np.array(parts, np.int64), counts)))
     rows = rows.append_column("failed", pa.repeat(False, len(rows)))

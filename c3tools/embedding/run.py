@@ -191,7 +191,7 @@ def embed(
     gpu = devices[0].startswith("cuda")
     with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
         summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **options._asdict())
-    opened = _opened(folder)
+    opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
 
@@ -230,7 +230,7 @@ def embed_corpus(
             create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
         writer = StoreWriter(folder, reporter=reporter)
         writer.adopt(digest_of(writer.info))
-        opened, lost = _opened(folder), writer.lost
+        opened, lost = Store.open(folder, incomplete=True), writer.lost
         plans = plan_corpus(opened, corpus, options, lost)
         # before the first shard; the times of what is tried or made again are changed after it
         write_times(folder, plans, replace=False)
@@ -252,7 +252,7 @@ def embed_corpus(
         write_times(folder, plans, replace=True)
         if indexed:
             keep_indexes(folder, reporter)
-    total = _summary(_opened(folder), corpus, plans)
+    total = _summary(Store.open(folder, incomplete=True), corpus, plans)
     if isinstance(encoder, Encoder):
         total.precision, total.backend = encoder.compute.precision, encoder.backend.name
     total.lost = [
@@ -279,10 +279,6 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
 
 def _is_store(folder: Path) -> bool:
     return kind_of(folder / INFO_FILE) == "file"
-
-
-def _opened(folder: Path) -> Store:
-    return Store.open(folder, incomplete=True)
 
 
 def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem]:

@@ -87,7 +87,8 @@ def _is_constant(collected: Collected, seed: int) -> Judgement:
         return "unknown", few
     if length == 0:
         return "unknown", "There is no gap beyond what so few items show by chance."
-    differences, groups = working.item_differences, min(_GROUPS, max(2, count // 10))
+    differences, groups = working.first - working.item_means, min(_GROUPS, max(2, count // 10))
+    differences -= differences.mean(axis=0)
     content = _cluster(working.first + working.item_means, groups, seed=seed)
     found = {
         "order": _between_groups(differences, np.arange(count) * groups // count, seed=seed) / length,

@@ -72,12 +72,6 @@ class Sample:
         starts = np.unique(self.item_index[order], return_index=True)[1]
         return np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64) / self.rows_per_item[:, None]
 
-    @cached_property
-    def item_differences(self) -> Array:
-        """Each item's row less the mean of its rows of the second modality, centred: float64 (m, d)."""
-        differences = self.first - self.item_means
-        return np.asarray(differences - differences.mean(axis=0))
-
     @property
     def group_size(self) -> int:
         """Consecutive pairs whose mean difference is one row of the groups."""

@@ -596,14 +596,15 @@ def build_index(
         raise StoreError(f"A FAISS index cannot be written to {output}.", remedy="Choose a folder on this machine.")
     folder = Path(output)
     store = Store.open(store, reporter=reporter)
-    known = {*store.modalities, *store.external_moments()[0]}
+    external = store.external_moments()[0]
+    known = {*store.modalities, *external}
     centred = pipeline is not None or preset != "gr-clip" or ("text" in known and len(known) > 1)
     chosen = open_pipeline(pipeline, preset if centred else "c1")
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
         store.require(name)
     split = split or "all"
-    loaded = [moments.mean for _, moments in sorted(store.external_moments()[0].items())]
+    loaded = [moments.mean for _, moments in sorted(external.items())]
     settings = {
         "model": store.info.model,
         "factory": factory,

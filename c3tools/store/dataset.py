@@ -119,8 +119,10 @@ def copy_store(
                 numbers[modality] += 1
                 progress.advance()
         # of several failures of one input the last is listed: that of the first store
-        listed = [(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"]
-        StoreWriter(building).finish([rename(*failure) for failure in listed])
+        listed = [
+            rename(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"
+        ]
+        StoreWriter(building).finish(listed)
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
         return {name: dict(sorted(counts.items())) for name, counts in rows.items() if counts}

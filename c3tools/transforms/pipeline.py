@@ -207,15 +207,6 @@ class Pipeline(HubRepository):
         """Return whether inference inputs of a modality can be transformed: no fitted step lacks its statistics."""
         return all(step.knows(modality) for step in self.steps if step.applies(modality, training=False))
 
-    def note_on_moments(self, trained_on: str, asked_with: str) -> str:
-        """Return a sentence for a training whose pipeline lacks the statistics of the modality it is meant for."""
-        return (
-            f"There are no {asked_with} rows in the split {self.provenance.get('split', 'train')!r}, so {self.name} is "
-            f"fitted on {trained_on} rows alone, and what is trained cannot be used on {asked_with} embeddings. To "
-            "change that, load the moments of such embeddings before training: c3 means --load FILE (those of c3-mini: "
-            "c3 means --load c3-mini)."
-        )
-
     def describe_fit(self, store: Store) -> str:
         """Return a sentence with the number of rows that it was fitted on, and how they were chosen."""
         external = store.external_moments()[0]

@@ -254,7 +254,12 @@ class TrainingPipeline:
             pipeline.fit(store, split=split)
         pipeline.check_model(store.info.model)
         if not any(map(pipeline.knows, {infer_on, *store.modalities} - {train_on})):
-            notes.append(pipeline.note_on_moments(train_on, infer_on))
+            notes.append(
+                f"There are no {infer_on} rows in the split {pipeline.provenance.get('split', 'train')!r}, so "
+                f"{pipeline.name} is fitted on {train_on} rows alone, and what is trained cannot be used on {infer_on} "
+                "embeddings. To change that, load the moments of such embeddings before training: c3 means --load FILE "
+                "(those of c3-mini: c3 means --load c3-mini)."
+            )
         return pipeline, notes
 
 
