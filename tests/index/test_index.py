@@ -21,9 +21,9 @@ from c3tools.index.index import _choose_factory
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
-from tests.conftest import Messages, add_shard
+from tests.conftest import Messages, add_shard, build_store
 from tests.corpus.packing import write_tar
-from tests.stores import build_store, gap_store, make_vectors, unit
+from tests.stores import gap_store, make_vectors, unit
 
 faiss = pytest.importorskip("faiss", reason="faiss is an extra")
 
