@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from c3tools import Captioner, evaluate_captions
 from c3tools.errors import DecoderError, MetricError
 from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
-from tests.conftest import make_store
+from tests.conftest import make_store, write_jsonl
 
 from .conftest import TOY, World, store_of
 
@@ -47,8 +46,7 @@ def test_the_test_images_are_captioned_and_scored(
 def references_file(folder: Path, known: dict[str, list[str]], name: str) -> Path:
     """A file of references that names an image in its own way."""
     rows = [{"image": name.format(key), "captions": texts} for key, texts in known.items()]
-    (folder / "theirs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder / "theirs.jsonl"
+    return write_jsonl(folder / "theirs.jsonl", *rows)
 
 
 def test_perfect_captions_against_references_of_the_store_in_memory_and_in_a_file(

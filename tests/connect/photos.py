@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.conftest import write_jsonl
+
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 50, 200), "yellow": (220, 210, 40)}
 SHADES = {"dark": 0.5, "plain": 1.0}
 CONFIG: dict[str, Any] = {
@@ -39,13 +41,13 @@ def save_photos(folder: Path, per_kind: int = 6) -> Path:
     """Write noisy squares of eight colours, ``per_kind`` of each, two captions each, split into train, val and test."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    lines = []
+    rows = []
     for number, shade, colour in product(range(per_kind), SHADES, COLOURS):
         name = f"{shade}-{colour}-{number}.png"
         pixels = SHADES[shade] * np.array(COLOURS[colour]) + rng.normal(0, 8, size=(40, 40, 3))
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
         captions = [f"a {shade} {colour} square", f"{colour}, {shade}, number {number}"]
         split = "val" if number == 0 else "test" if number == 1 else "train"
-        lines.append(json.dumps({"image": name, "captions": captions, "split": split}))
-    (folder / "captions.jsonl").write_text("\n".join(lines))
+        rows.append({"image": name, "captions": captions, "split": split})
+    write_jsonl(folder / "captions.jsonl", *rows)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from c3tools.arrays import Indices, Matrix
 from c3tools.connect.pairs import ArrayInputs, PairInputs
+from tests.conftest import write_jsonl
 
 
 def views(items: int, per_item: int = 1, dims: tuple[int, int] = (20, 12)) -> tuple[Matrix, Matrix, Indices]:
@@ -39,12 +39,12 @@ def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "image.npy", first)
     np.save(folder / "text.npy", second)
-    lines = []
+    images = []
     for item in range(items):
         split = "train" if item < 0.7 * items else "val" if item < 0.85 * items else "test"
-        lines.append(json.dumps({"image": f"photo{item:03d}.jpg", "split": split}))
-    (folder / "meta.jsonl").write_text("\n".join(lines))
+        images.append({"image": f"photo{item:03d}.jpg", "split": split})
+    write_jsonl(folder / "meta.jsonl", *images)
     texts = [{"image": f"photo{item:03d}.jpg", "caption": f"caption {row}"} for row, item in enumerate(item_index)]
-    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    write_jsonl(folder / "texts.jsonl", *texts)
     arrays = {"image": folder / "image.npy", "text": folder / "text.npy"}
     return {**arrays, "meta": folder / "meta.jsonl", "text_meta": folder / "texts.jsonl"}

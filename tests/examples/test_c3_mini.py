@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ import open_clip
 import pytest
 import timm
 import torch
+
+from tests.conftest import write_jsonl
 
 from .conftest import EXAMPLES
 
@@ -41,8 +42,8 @@ def write_corpus(folder: Path) -> None:
         split = "train" if i < 80 else ("val" if i % 2 else "test")
         rows.append({"image": f"{i}.jpg", "captions": [f"A {what}.", f"There is a {what} here"], "split": split})
     alone = [{"captions": ["A dog in a boat"] * 3}, {"captions": ["secret"], "has_photo_in_coco_cc": True}]
-    for name, lines in (("captions", rows), ("alone", alone)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_jsonl(folder / "captions.jsonl", *rows)
+    write_jsonl(folder / "alone.jsonl", *alone)
 
 
 def features_of(made: ModuleType, run: object) -> tuple[object, list[object], torch.Tensor, torch.Tensor]:

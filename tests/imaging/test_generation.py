@@ -14,7 +14,7 @@ from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError, OutputError
 from c3tools.imaging.generation import GeneratedImages, generate
 from c3tools.imaging.generator import Generator
-from tests.conftest import C3, Messages, done, unit_rows
+from tests.conftest import C3, Messages, done, unit_rows, write_jsonl
 from tests.servers import Hub
 
 from .conftest import FP32, write_photos
@@ -96,7 +96,7 @@ def test_one_caption_of_each_image_is_drawn_by_the_seed(make: Make, tmp_path: Pa
         {"image": f"{i}.jpg", "captions": [f"{i} {j}" for j in range(3)], "split": "test" if i < 8 else "train"}
         for i in range(10)
     ]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    write_jsonl(path, *rows)
     lines.write_text("a dog\n\na cat\n")
 
     def asked(path: Path, **options: Any) -> list[tuple[str, str | None]]:
