@@ -38,7 +38,7 @@ from c3tools.metrics.significance import share_interval
 ROOT = Path.cwd()
 TURNED = {ast.Lt: ">=", ast.LtE: ">", ast.Gt: "<=", ast.GtE: "<", ast.Eq: "!=", ast.NotEq: "=="}
 TURNED |= {ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}
-SECONDS = 900
+SECONDS = 300
 Fault = dict[str, Any]
 PLUGIN = """
 import os
@@ -193,12 +193,13 @@ def run(path: Path, jobs: int) -> None:
     if not folder.exists():
         kept = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=kept)
-        (copy / "c3tools" / "cli").symlink_to(copy / "cli")
+        (copy / "c3tools" / "cli").symlink_to("../cli")
         run_all_tests(copy, folder)
     data, seconds = tests_by_line(folder)
     copies: queue.Queue[Path] = queue.Queue()
     for number in range(jobs):
-        shutil.copytree(copy, folder / f"copy-{number}", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(folder / f"copy-{number}", ignore_errors=True)
+        shutil.copytree(copy, folder / f"copy-{number}", symlinks=True)
         copies.put(folder / f"copy-{number}")
 
     def judge(fault: Fault) -> Fault:
@@ -210,6 +211,7 @@ def run(path: Path, jobs: int) -> None:
 
     left_at = {(fault["file"], fault["begin"]): number for number, fault in enumerate(faults)}
     left = [fault for fault in faults if not fault["equivalent"] and "noticed" not in fault]
+    random.Random(0).shuffle(left)  # a run that is stopped has judged a sample of all
     with ThreadPool(jobs) as pool:
         for fault in pool.imap_unordered(judge, left):
             faults[left_at[fault["file"], fault["begin"]]] = fault
