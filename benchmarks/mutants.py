@@ -140,7 +140,7 @@ def statement_of(fault: Fault) -> range:
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.stmt) and node.lineno <= fault["line"] <= (node.end_lineno or 0)
     ]
-    return range(max(around), fault["line"] + 1)
+    return range(max(around, default=fault["line"]), fault["line"] + 1)
 
 
 def run_all_tests(copy: Path, folder: Path) -> None:
