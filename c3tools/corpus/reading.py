@@ -41,9 +41,8 @@ from .items import (
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
-# by precedence; the last are those of COCO and of Karpathy
+# by precedence; the last two are those of COCO and of Karpathy
 _CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions*.json", "dataset*.json")
-_COCO = 3
 _IMAGES_FOLDER = "images"
 
 
@@ -307,7 +306,7 @@ def _detect_captions(
     folder = root if root.is_dir() else root.parent
     inside = None if options.follow_symlinks else folder.resolve()
     ranked = [
-        (-len(path.parts), min(rank, _COCO), path)
+        (-len(path.parts), rank, path)
         for path in (_walk(root, options.follow_symlinks) if folder == root else ())
         for rank, name in enumerate(_CAPTIONS_NAMES)
         if path.match(name)

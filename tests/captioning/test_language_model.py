@@ -84,6 +84,8 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
     assert generate(decoder, x) == expected
     assert generate(decoder, x, GenerationConfig("beam", beams=1)) == expected
     assert len({tuple(caption) for caption in expected}) > 1
+    logits, hidden = decoder(torch.from_numpy(x), torch.tensor([[1, 2]] * len(x)))
+    torch.testing.assert_close(language_model.lm_head(hidden), logits)  # the last layer's, which MAGIC compares
 
 
 def test_a_frozen_model_stays_as_it_was(gpt2: Path) -> None:

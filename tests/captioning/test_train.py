@@ -121,11 +121,18 @@ def test_without_a_val_split_of_its_own_whole_images_are_held_out(
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
     sizes = [
         load_size("tiny", captions=30_000),
-        load_size("tiny", captions=640),  # 10 steps an epoch
+        load_size("tiny", captions=800),  # 13 steps an epoch
+        load_size("tiny", captions=64),
         load_size("tiny", captions=640, epochs=7, patience=2),
         load_size("tiny", ["epochs=3", "patience=20"], captions=640),
     ]
-    assert [(size.training.epochs, size.training.patience) for size in sizes] == [(8, 0), (60, 5), (7, 2), (3, 20)]
+    assert [(size.training.epochs, size.training.patience) for size in sizes] == [
+        (8, 0),
+        (47, 5),
+        (60, 5),
+        (7, 2),
+        (3, 20),
+    ]
 
 
 def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Train, captions_store: Store) -> None:

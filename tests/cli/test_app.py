@@ -86,6 +86,15 @@ def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path: P
     assert json.loads(run("verify", name, "--json").stdout.decode(encoding))["store"] == name
 
 
+def test_too_little_memory_is_an_error_like_others(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(store: str, **options: bool) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(c3tools, "verify_store", too_much, raising=False)
+    result = c3("verify")
+    assert result.exit_code == 1 and "not enough memory" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["verify", "means", "export", "evaluate", "index", "ablate"])
 def test_an_error_is_json_too_where_json_is_asked_for(c3: C3, command: str) -> None:
     result = c3(command, "--store", "none", "--json")

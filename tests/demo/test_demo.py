@@ -127,3 +127,5 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     assert (best, worst, others) == (sorted(best)[::-1], sorted(worst), sorted(others)[::-1])
     assert min(best) >= others[0] >= others[-1] >= max(worst)
     assert best[0] > 20
+    said = " ".join(result.stderr.split())
+    assert f"({best[0]:.0f}), the worst" in said and f"({worst[0]:.0f})." in said

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import contents, copy_photos
@@ -44,6 +48,23 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     assert (again.notes(), contents(tmp_path / "s")) == ([], before)
 
 
+class Counted(Reporter, Progress):
+    """Keeps the count of each piece of work, and the last note that was not empty."""
+
+    def __init__(self) -> None:
+        self.counts, self.notes = Counter[str](), dict[str, str]()
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        self.label = label
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.counts[self.label] += count
+        if note:
+            self.notes[self.label] = note
+
+
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
     photo = min(folder.glob("0*.jpg"))
@@ -51,7 +72,10 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     corpus = read_corpus([folder])
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     bad["vanishing"] = ("read", "FileNotFoundError")
-    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=7, workers=2)
+    reporter = Counted()
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=7, workers=2, reporter=reporter)
+    assert reporter.counts == {"Images": len(corpus.images), "Texts": len(corpus.texts)}
+    assert reporter.notes == {"Images": f"{summary.modalities['image'].failed} failed"}
     store = Store.open(tmp_path / "s")
     assert {f.key: (f.stage, f.error) for f in store.recorded_failures()} == bad
     assert all(failure.message for failure in store.recorded_failures())

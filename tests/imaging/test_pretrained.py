@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 
 from c3tools.encoders import Encoder
 from c3tools.errors import GeneratorError
 from c3tools.identity import ModelIdentity
-from c3tools.imaging.generator import PretrainedGenerator
+from c3tools.imaging.generator import _MODELS, PretrainedGenerator
 from c3tools.store import Store
 from tests.conftest import C3, done, make_store, unit_rows
 from tests.stores import unit
@@ -119,6 +120,12 @@ def test_a_store_of_another_model_is_refused_with_both_named(
     for weights, dim in (("laion2b", 256), ("openai", 12)):
         with pytest.raises(GeneratorError, match=f"ViT-L-14/openai, 256 dimensions.*local-dir:m, {dim} dimensions"):
             generator(weights, dim)
+
+
+def test_the_encoders_of_published_pipelines_have_their_dimensions() -> None:
+    for dim, name in _MODELS.items():
+        config = open_clip.get_model_config(name.partition("/")[0])
+        assert config is not None and config["embed_dim"] == dim
 
 
 def test_weights_that_cannot_be_had_are_an_error(store: Store, tmp_path: Path) -> None:
