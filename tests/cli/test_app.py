@@ -86,6 +86,11 @@ def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path: P
     assert json.loads(run("verify", name, "--json").stdout.decode(encoding))["store"] == name
 
 
+def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
+    c3("means", "--store", "none")
+    assert not any("_hide_pandas" in str(finder) for finder in sys.meta_path)
+
+
 def test_too_little_memory_is_an_error_like_others(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_much(store: str, **options: bool) -> None:
         raise MemoryError
