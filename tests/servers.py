@@ -226,9 +226,11 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             asked = json.loads(body)
             repository = f"{asked.get('type') or 'model'}s/{asked['organization']}/{asked['name']}"
+            there = repository in self.hub.files
             self.hub.private.setdefault(repository, asked.get("visibility") == "private" or bool(asked.get("private")))
             self.hub.files.setdefault(repository, [{}])
-            self._answer({"url": f"{self.hub.endpoint}/{repository.removeprefix('models/')}"})
+            url = f"{self.hub.endpoint}/{repository.removeprefix('models/')}"
+            self._answer({"url": url, **({"error": "it exists"} if there else {})}, 409 if there else 200)
         else:
             self._answer({"errors": [], "warnings": []})
 
@@ -240,8 +242,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         return body
 
-    def _answer(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _answer(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)

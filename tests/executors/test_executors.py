@@ -147,6 +147,7 @@ def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
         ([(2, 0)], (5, None, False), (5, 0.3333)),
         ([(96, 8), (32, 4), (64, 0)], (None, None, True), (12, 8)),
         ([(96, 8)], (2, None, True), (2, 12)),
+        ([(2, 4)], (None, None, True), (4, 1)),
     ],
 )
 def test_workers_that_fit(nodes: list[tuple[Any, ...]], wanted: tuple[Any, ...], expected: tuple[int, float]) -> None:

@@ -69,6 +69,13 @@ def test_the_scores_are_those_of_the_features_and_real_photos_have_the_best(
     assert copies.scores["recall@1-c3-mini"] == copies.real["recall@1-c3-mini"]
 
 
+def test_a_folder_of_other_images_has_their_names_as_texts(tmp_path: Path) -> None:
+    for name in ("a dog.png", "b.JPG"):
+        Image.fromarray(NOISE[0]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert GeneratedImages.load(tmp_path).images == [GeneratedImage("a dog.png", "a dog"), GeneratedImage("b.JPG", "b")]
+
+
 def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: Encoder) -> None:
     rng, squares = np.random.default_rng(0), NOISE[:30]
     photos = photos_of(squares)
