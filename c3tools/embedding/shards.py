@@ -282,8 +282,7 @@ def encoded_images(
     Raises:
         C3Error: if no worker process can be started.
     """
-    device = encoder.compute.device_type
-    most = max(1, cores - 1) if device == "cpu" else min(cores, _MOST_WORKERS)  # on a CPU one core is for the model
+    most = cores if encoder.compute.device_type == "cpu" else min(cores, _MOST_WORKERS)
     batches = _decoded_batches(
         shards,
         encoder.preprocess,
