@@ -189,17 +189,16 @@ def export_store(
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), telling_what_is_kept(lambda: kept):
         present, stale = _parts_there(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
-        writer = None
+        unfinished = {"made_from": digest, "provenance": provenance, "files": {}}
+        record, content = (INFO_FILE, info.to_dict()) if format == "parquet" else (MANIFEST_FILE, unfinished)
         # the record first: it says whose folder this is if the run is killed
-        record = INFO_FILE if format == "parquet" else MANIFEST_FILE
-        write_json_atomically(
-            output / record,
-            info.to_dict() if format == "parquet" else {"made_from": digest, "provenance": provenance, "files": {}},
-        )
+        write_json_atomically(output / record, content)
         for name in (name for name in stale if name != record):
             remove(output / name)
-        if format == "parquet":
-            writer = StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter)
+        writer = (
+            StoreWriter(output, files=(JSON_NAME, TENSORS_NAME), reporter=reporter) if format == "parquet" else None
+        )
+        if writer is not None:
             writer.adopt(digest)
         chosen.save(output)
         todo = [shard for shard in shards if shard[0] in modalities and shard not in present]

@@ -48,6 +48,13 @@ _SIDECARS: Mapping[str, Callable[[str], str]] = {
 }
 
 
+class _Row(msgspec.Struct):
+    key: str
+    path: str
+    caption: str
+    captioner: str
+
+
 class CaptionWriter:
     """Writes captions to all requested files, and knows which photos have none.
 
@@ -86,7 +93,7 @@ class CaptionWriter:
         self._photos, self._captioner, self._html, self._overwrite = photos, captioner, html, overwrite
         self._sidecars = [suffix for suffix, wanted in zip(_SIDECARS, (txt, xmp), strict=True) if wanted]
         self._json = None if json is None else json.resolve()
-        self._rows: dict[str, dict[str, str]] = {}
+        self._rows: dict[str, _Row] = {}
         self._stack = ExitStack()
         self._saved, self._cost = time.monotonic(), 0.0
         self.captions: dict[str, str] = {}
@@ -128,8 +135,7 @@ class CaptionWriter:
         """Keep the caption of a photo for every file that lacks it."""
         path = self._photos[key]
         self.captions[key] = caption
-        row = {"key": key, "path": str(path), "caption": caption, "captioner": self._captioner}
-        self._rows.setdefault(key, row)
+        self._rows.setdefault(key, _Row(key, str(path), caption, self._captioner))
         for suffix in self._sidecars:
             beside = path.with_suffix(suffix)
             if self._overwrite or not (beside.exists() or beside.is_symlink()):
@@ -141,7 +147,7 @@ class CaptionWriter:
         """Write the rows to the JSON file."""
         started = time.monotonic()
         if self._json is not None:
-            rows = [json.dumps(row, ensure_ascii=False) for row in self._rows.values()]
+            rows = [json.dumps(msgspec.to_builtins(row), ensure_ascii=False) for row in self._rows.values()]
             write_text_atomically(self._json, "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[\n]\n")
         self._saved = time.monotonic()
         self._cost = self._saved - started
@@ -172,22 +178,21 @@ class CaptionWriter:
         """
         try:
             content = read_limited(path) if path.exists() else b""
-            found = msgspec.json.decode(content, type=list[dict[str, str]]) if content else []
-            rows = [(row, row["key"], row["path"], row["caption"], row["captioner"]) for row in found]
+            rows = msgspec.json.decode(content, type=list[_Row]) if content else []
         except MALFORMED as error:
             raise OutputError(f"{path} was not written by c3 caption.", remedy="Choose another file.") from error
-        for row, key, place, caption, by in () if self._overwrite else rows:
-            photo = self._photos.get(key)
-            moved = photo is not None and str(photo) != place and photo.absolute() != Path(place).absolute()
+        for row in () if self._overwrite else rows:
+            photo, by = self._photos.get(row.key), row.captioner
+            moved = photo is not None and str(photo) != row.path and photo.absolute() != Path(row.path).absolute()
             if by != self._captioner or moved:
                 raise OutputError(
-                    f"{path} contains a caption of {place}, with the key {key!r}, by {by}. This run would add "
+                    f"{path} contains a caption of {row.path}, with the key {row.key!r}, by {by}. This run would add "
                     + (f"one of {photo} with the same key." if moved else f"captions by {self._captioner}."),
                     remedy="Choose another file, or replace its rows with --overwrite.",
                 )
-            self._rows[key] = row
+            self._rows[row.key] = row
             if photo is not None:
-                self.captions[key] = caption
+                self.captions[row.key] = row.caption
 
     def _has_sidecars(self, key: str) -> bool:
         """Return whether a photo has all its files and needs no caption for another output; remember the answer."""

@@ -37,7 +37,7 @@ from .captions import (
     require_column,
 )
 from .images import ImageReader, cells_of_group, not_asked_for, open_table, resolve_inside
-from .items import IMAGE_SUFFIXES, Corpus, ImageItem, ImageSource, ReadOptions, as_storable, key_of_name
+from .items import IMAGE_SUFFIXES, Corpus, ImageItem, ImageSource, ReadOptions, as_storable, is_utf8, key_of_name
 from .splits import split_in_name
 
 # usual names of the column with the images, those of Hugging Face and img2dataset among them
@@ -201,7 +201,7 @@ def _refused(member: tarfile.TarInfo, is_image: bool) -> tuple[str, str] | None:
         return "NotAFile", "a link, device or pipe in a tar, which is not read"
     if member.issparse():
         return "NotAFile", "a sparse member, whose content is not stored in one piece"
-    if not member.isdir() and as_storable(member.name) != member.name:
+    if not member.isdir() and not is_utf8(member.name):
         return "UnicodeError", "the member's name is not UTF-8"
     if not is_image and member.size > LARGEST_TEXT:
         return "TooLarge", f"{member.size:,} bytes are too many for a caption"

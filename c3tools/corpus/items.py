@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ..io.locations import is_url
 
+PART_SUFFIX = r"~\d+"  # see `part_key`
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
 )
@@ -206,8 +207,7 @@ class Corpus:
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
         """Add an image, a video or a sound with its captions; what cannot be used is skipped, and reported."""
-        named = f"{image.key}{image.path}{image.split}"
-        if as_storable(named) != named:
+        if not is_utf8(f"{image.key}{image.path}{image.split}"):
             self.skip(image.key, image.path, "UnicodeError", "the key, path or split is not UTF-8")
             return
         suffix = "" if image.source else Path(image.path).suffix.lower()
@@ -223,10 +223,9 @@ class Corpus:
     def add_text(self, text: TextItem, path: str) -> bool:
         """Add a text found at ``path`` without the white space around it; return whether it can be used."""
         caption = text.caption.strip()
-        said = f"{text.key}{caption}{text.image_key}{text.split}"
         if not caption:
             self.skip(text.key, path, "EmptyCaption", "the caption is empty")
-        elif as_storable(said) != said:
+        elif not is_utf8(f"{text.key}{caption}{text.image_key}{text.split}"):
             self.skip(text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8")
         else:
             self.texts.append(text._replace(caption=caption))
@@ -253,6 +252,16 @@ def key_of_name(name: str) -> str:
     short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
     stem, suffix = splitext(short)
     return stem if suffix.lower() in IMAGE_SUFFIXES else short
+
+
+def part_key(key: str, number: int) -> str:
+    """Return the key of a part of a long text that was divided; `PART_SUFFIX` matches what is added."""
+    return f"{key}~{number}"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be stored: file names and JSON may hold halves of characters."""
+    return text.isascii() or as_storable(text) == text
 
 
 def as_storable(text: str) -> str:

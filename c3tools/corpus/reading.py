@@ -35,6 +35,7 @@ from .items import (
     ReadOptions,
     TextItem,
     as_storable,
+    is_utf8,
     key_of_name,
 )
 
@@ -176,7 +177,7 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
 def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> bool:
     """Return whether a file is to be read, else tell the corpus; a link may not lead out of the folder ``inside``."""
     problem = None
-    if as_storable(str(path)) != str(path):
+    if not is_utf8(str(path)):
         problem = "UnicodeError", "the file name is not UTF-8"
     elif path.is_symlink():
         try:

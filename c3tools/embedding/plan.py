@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from ..arrays import Mask
 from ..corpus import Corpus, ImageItem
-from ..corpus.items import ItemTable
+from ..corpus.items import PART_SUFFIX, ItemTable
 from ..io.files import write_atomically
 from ..io.locations import is_url, name_or_file
 from ..store import Store
@@ -43,7 +43,7 @@ _FILE = pa.schema({"key": pa.large_string(), "path": pa.large_string(), "size": 
 _TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key")])
 _AT, _FAILED = pc.field("at"), pc.field("failed")  # of these: the position in the corpus, and whether it is a failure
 # the key of a text without an image: the stem of its file, its line; of a long text that was divided, its part
-_LINE = r"(?s)^(?P<file>.*):\d+(?:#\d+)?(?:~\d+)?$"
+_LINE = rf"(?s)^(?P<file>.*):\d+(?:#\d+)?(?:{PART_SUFFIX})?$"
 
 
 @dataclass
@@ -259,7 +259,7 @@ def _possible_files(path: str) -> set[str]:
 
 def _stands_alone(texts: Any) -> Any:
     """Return which texts belong to no image: they have no item, or are parts of a long text, which is their item."""
-    whole = pc.replace_substring_regex(texts["key"], pattern=r"~\d+$", replacement="")
+    whole = pc.replace_substring_regex(texts["key"], pattern=f"{PART_SUFFIX}$", replacement="")
     return pc.fill_null(pc.equal(whole, texts["image_key"]), True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus import Corpus, read_corpus
-from ..corpus.items import ItemTable, ReadOptions, TextItem
+from ..corpus.items import ItemTable, ReadOptions, TextItem, part_key
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
@@ -288,7 +288,7 @@ def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem
         block = texts[start : start + _BLOCK]
         for text, parts in zip(block, encoder.chunks([text.caption for text in block]), strict=True):
             item = text.image_key or text.key
-            several = [text._replace(key=f"{text.key}~{n}", caption=c, image_key=item) for n, c in enumerate(parts)]
+            several = [text._replace(key=part_key(text.key, n), caption=c, image_key=item) for n, c in enumerate(parts)]
             for one in several if len(parts) > 1 else [text]:
                 found.append(one)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..corpus.items import part_key
 from ..errors import StoreError, telling_what_is_kept
 from ..io.files import json_text, sha256_of, write_text_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
@@ -169,7 +170,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
             known = failed.union(*(keys[name] for name in homes & keys.keys()))
             pairs = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())
             # the parts of a long text that was divided belong to that text
-            absent = [at for at in pairs if at[1] and at[1] not in known and f"{at[1]}~0" not in own_keys]
+            absent = [at for at in pairs if at[1] and at[1] not in known and part_key(at[1], 0) not in own_keys]
             for shard, item in absent[:1]:
                 what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {item!r}"
                 result.add("pairing", part_name(*shard), what, remedy, level)
