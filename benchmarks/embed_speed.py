@@ -44,7 +44,7 @@ def plain_loop(source: Path, weights: Path, sizes: tuple[int, ...] = (64,)) -> N
     if weights.is_dir():
         from sentence_transformers import SentenceTransformer
 
-        library, sizes = SentenceTransformer(str(weights), device="cpu"), (16, 32, 64, 128)
+        library, sizes = SentenceTransformer(str(weights), device="cpu"), (32, 64, 128, 256)
     else:
         import open_clip
 
@@ -61,6 +61,8 @@ def plain_loop(source: Path, weights: Path, sizes: tuple[int, ...] = (64,)) -> N
         return model.encode_text(tokenise(part))
 
     def work(size: int) -> int:
+        if weights.is_dir() and not source.is_dir():  # it orders them by length itself
+            return len(library.encode(items, batch_size=size, normalize_embeddings=True))
         with torch.inference_mode():
             return sum(len(encode(items[start : start + size])) for start in range(0, len(items), size))
 

@@ -25,6 +25,7 @@ from .encoder import ON_CPU, Encoder, Modality
 from .preprocessing import ImagePreprocessor
 
 _LARGEST_SIDE = 2048  # of images: larger ones would take gigabytes in the batches ahead
+_CHARACTERS = 16_384  # of the texts in a batch, padded
 _GROUP = "c3tools.encoders"
 _OWN = EntryPoint("st", "c3tools.encoders.st:SentenceTransformersModel", _GROUP)
 
@@ -125,11 +126,15 @@ class PluginEncoder(Encoder):
         return np.array(self._is_longer(texts), bool)
 
     def token_batches(self, tokens: Any, batch_size: int | None) -> Iterator[tuple[Indices, Any]]:
-        """Yield row numbers and texts of one batch after another, ordered by length."""
-        order, size = np.argsort([len(text) for text in tokens], kind="stable"), batch_size or self.batch_size("text")
-        for start in range(0, len(order), size):
+        """Yield row numbers and texts of one batch after another, ordered by length; long texts in smaller batches."""
+        lengths = np.array([len(text) for text in tokens], np.int64)
+        order, size, start = np.argsort(lengths, kind="stable"), batch_size or 2 * self.batch_size("text"), 0
+        while start < len(order):
             rows = order[start : start + size]
+            if batch_size is None:
+                rows = rows[: max(1, np.sum(np.arange(1, len(rows) + 1) * lengths[rows] <= _CHARACTERS))]
             yield rows, [tokens[row] for row in rows]
+            start += len(rows)
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Start a batch, and return a function that waits for its embeddings, float32 (n, d)."""

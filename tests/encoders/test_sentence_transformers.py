@@ -252,6 +252,9 @@ def test_long_texts_are_cut_or_divided(models: Path) -> None:
     parts = ["a dog runs along the beach and a", "cat looks at the sea from a wall"]  # 30 letters fit
     Path("texts.txt").write_text(f"a bird\n{long}\n")
     model, own = f"st:{models / 'text'}", loaded(models, "text")
+    encoder: Any = load_encoder(model)
+    batches = encoder.token_batches([*"abc", "a" * 9000, "b" * 9000], None)
+    assert [len(batch) for _, batch in batches] == [3, 1, 1]
     stores = {how: embed("texts.txt", how, model=model, long_texts=how) for how in ("chunk", "mean")}
     cut = embed("texts.txt", "cut", model=model)
     assert [store.summary.modalities["text"].truncated for store in (cut, *stores.values())] == [1, 0, 0]
