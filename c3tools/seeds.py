@@ -61,9 +61,10 @@ def keyed_normal(seed: int, epoch: int, keys: Sequence[str], dim: int) -> npt.ND
     return np.ascontiguousarray(noise.reshape(len(keys), 4 * quarter)[:, :dim])
 
 
-def stable_fraction(key: str, salt: str = "") -> float:
-    """Return a number in [0, 1) that depends only on ``key`` and ``salt``, the same on every machine."""
-    return int.from_bytes(_hash(salt, key).digest(), "little") / 2**128
+def stable_fractions(keys: Sequence[str], salt: str = "") -> npt.NDArray[np.float64]:
+    """Return a number in [0, 1] for each key (len(keys),); it depends only on key and ``salt``, on every machine."""
+    low, high = _digests_after(_hash(salt, ""), keys).T
+    return np.asarray(high / 2.0**64 + low / 2.0**128)
 
 
 def stable_hashes(keys: Sequence[str]) -> npt.NDArray[np.int64]:

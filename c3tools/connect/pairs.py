@@ -27,14 +27,14 @@ from torch import Tensor
 
 from ..arrays import Indices, Mask, Pixels
 from ..corpus import ImageItem, ImageReader
-from ..corpus.splits import STANDARD, describe_rule, kept_splits
+from ..corpus.splits import STANDARD, describe_rule, kept_splits, splits_of
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
 from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
-from ..store.rows import Pairs, held_out, match_items, own_items, row_splits, splits_of
+from ..store.rows import Pairs, held_out, match_items, own_items, row_splits
 from ..store.vector_files import read_files
 
 _NOT_COLUMNS = ("width", "height", "size")

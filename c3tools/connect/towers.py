@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..corpus import Corpus, read_corpus
+from ..corpus.splits import splits_of
 from ..devices import pick
 from ..encoders import DEFAULT_MODEL, Network, load_network
 from ..encoders.loading import weights_sha256
@@ -21,7 +22,6 @@ from ..errors import ConnectError
 from ..io.artifact import Kind, claimed, reading
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
-from ..store.rows import splits_of
 from .pairs import ArrayInputs, PairInputs, PhotoInputs
 from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 

@@ -9,11 +9,13 @@ same on every machine and in every run. So are, in all commands, rows of a corpu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from ..seeds import stable_fraction
+import numpy as np
+
+from ..seeds import stable_fractions
 
 ALL = "all"
 SALT = "c3tools split"
@@ -37,11 +39,21 @@ def split_of(split: str | None, key: str, kept: Kept = None) -> str:
             are in the same split.
         kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others. None keeps all.
     """
-    if name := named_split(split, kept):
-        return name
-    position = stable_fraction(key, salt=SALT)
-    edges = accumulate(HASH_FRACTIONS.values())
-    return next((split for split, edge in zip(HASH_FRACTIONS, edges, strict=True) if position < edge), "test")
+    return splits_of([key], [split], kept)[0]
+
+
+def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
+    """Return the split of each row, as `split_of` does for one."""
+    names = {split: named_split(split, kept) for split in {*splits}}
+    return [names[split] or own for split, own in zip(splits, splits_by_hash(keys), strict=True)]
+
+
+def splits_by_hash(
+    keys: Sequence[str], fractions: Iterable[float] = HASH_FRACTIONS.values(), salt: str = SALT
+) -> list[str]:
+    """Return the split of each key by a stable hash; each split has about its share of all keys."""
+    inner = [*accumulate(fractions)][:-1]
+    return [STANDARD[place] for place in np.searchsorted(inner, stable_fractions(keys, salt), side="right")]
 
 
 def named_split(split: str | None, kept: Kept = None) -> str:

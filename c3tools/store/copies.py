@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.splits import HASH_FRACTIONS, SALT, split_order
+from ..corpus.splits import HASH_FRACTIONS, SALT, split_order, splits_by_hash
 from ..errors import StoreError
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import stable_fraction
 from ..tables import Table
 from .dataset import copy_store, with_column
 from .reader import Store
@@ -155,12 +154,12 @@ def split_store(
     """
     report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
     if file is None:
-        split_of, kept = _by_hash(fractions, seed), {}
+        splits_of, kept = _by_hash(fractions, seed), {}
     elif fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     else:
         chosen, kept = splits_of_file(Path(file), key_column, split_column), source.item_splits()
-        split_of = chosen.get
+        splits_of = partial(map, chosen.get)
         if chosen.keys().isdisjoint(kept):
             raise StoreError(
                 f"{file} contains none of the keys of {source.path}.",
@@ -169,7 +168,7 @@ def split_store(
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
         items = own_items(table).to_pylist()
-        splits = [split_of(item) for item in items]
+        splits = [*splits_of(items)]
         report.unnamed += splits.count(None)
         splits = [split or kept[item] for split, item in zip(splits, items, strict=True)]
         return with_column(table, "split", pa.array(splits, pa.string()))
@@ -178,7 +177,7 @@ def split_store(
     return report
 
 
-def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], str | None]:
+def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[list[str]], Iterable[str | None]]:
     given = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
     if len(given) != len(HASH_FRACTIONS) or given.min() < 0 or not math.isclose(given.sum(), 1, abs_tol=1e-9):
         raise StoreError(
@@ -186,5 +185,5 @@ def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[str], st
             f"{', '.join(f'{share:g}' for share in given)}.",
             remedy="For example: --fractions 0.8,0.1,0.1",
         )
-    edges, salt = (given.cumsum() / given.sum()).tolist(), f"{SALT} {seed}" if seed else SALT
-    return lambda key: [*HASH_FRACTIONS][bisect(edges, stable_fraction(key, salt))]
+    shares, salt = given / given.sum(), f"{SALT} {seed}" if seed else SALT
+    return lambda items: splits_by_hash(items, shares, salt)

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..arrays import Array, Indices, Mask, Matrix
-from ..corpus.splits import ALL, STANDARD, Kept, named_split, split_of
+from ..arrays import Indices, Mask, Matrix
+from ..corpus.splits import ALL, STANDARD, Kept, named_split, splits_of
 from ..errors import StoreError
 from ..reporter import counted
-from ..seeds import stable_fraction
+from ..seeds import stable_fractions
 
 ITEM_COLUMNS = ("image_key", "pair_key")
 HELD_OUT = 0.1
@@ -118,7 +118,7 @@ class Rows:
 
     def hash_order(self, salt: str) -> Indices:
         """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the order of the shards."""
-        return np.argsort(_hashes(self.keys, salt), kind="stable")
+        return np.argsort(stable_fractions(self.keys, salt), kind="stable")
 
     def sample(self, fraction: float, salt: str = "train fraction") -> Rows:
         """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
@@ -219,11 +219,6 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
     return splits_of(own_items(table).to_pylist(), splits, kept)
 
 
-def splits_of(items: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
-    """Return the split of each row from the key of its item and what the corpus says, None if it has none."""
-    return [split_of(split, item, kept) for split, item in zip(splits, items, strict=True)]
-
-
 def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
     """Return which rows are in a split: bool (n,), all of them for None or ``all``.
 
@@ -267,12 +262,8 @@ def positions(keys: Sequence[str]) -> Mapping[str, int]:
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
     """Return the place of each row's item among all items by a stable hash of their keys, and the number of items."""
-    different, index = np.unique(_hashes(items, salt), return_inverse=True)
+    different, index = np.unique(stable_fractions(items, salt), return_inverse=True)
     return index, len(different)
-
-
-def _hashes(keys: Sequence[str], salt: str) -> Array:
-    return np.array([stable_fraction(key, salt) for key in keys], np.float64)
 
 
 def _numbers(array: pa.Array[Any]) -> Indices:
