@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -105,13 +105,13 @@ def data_url(image: Image.Image, kind: str = "png", **options: Any) -> str:
 
 def _open(content: bytes) -> Image.Image:
     """Open an image file of any format that this installation reads without starting another program."""
-    Image.init()
-    try:
-        return Image.open(io.BytesIO(content), formats=[name for name in Image.ID if name != _NOT_OPENED])
-    except UnidentifiedImageError:
-        if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
-            # Pillow's own message contains the object that was read
-            raise UnidentifiedImageError("not an image in a format that Pillow can read") from None
+    for load_plugins in (Image.preinit, Image.init):  # those of the usual formats, then all
+        load_plugins()
+        with suppress(UnidentifiedImageError):
+            return Image.open(io.BytesIO(content), formats=[name for name in Image.ID if name != _NOT_OPENED])
+    if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
+        # Pillow's own message contains the object that was read
+        raise UnidentifiedImageError("not an image in a format that Pillow can read")
     heif = optional_module("pillow_heif", "pillow-heif", extra="heif", purpose="Reading HEIC images")
     heif.register_heif_opener()
     return Image.open(io.BytesIO(content), formats=["HEIF"])
