@@ -51,6 +51,7 @@ from c3tools.encoders import Encoder
 from c3tools.metrics.significance import mean_interval
 from c3tools.moments import load_moments, unit_rows
 from c3tools.seeds import generator
+from c3tools.transforms.calibration import fit_logistic
 
 KINDS = ("image", "text")
 SHARES = (0.2, 0.5, 0.8)
@@ -131,7 +132,7 @@ def score_pseudo(train: Train, kind: str, queries: Array, rows: Mapping[str, Arr
 
 
 def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
-    """Fit a logistic curve per kind of row to train pairs and as many rows of other items, by Newton's method."""
+    """Fit a logistic curve per kind of row to train pairs and as many rows of other items."""
     bank, answers = train.pairs[kind]
     found = cosines(train, kind, queries, rows)
     curves: Scores = {}
@@ -142,12 +143,8 @@ def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Arra
         same = (bank @ bank.T > 1 - 1e-6) | np.eye(len(bank), dtype=bool)
         x = np.concatenate([np.diag(known), known[~same]])
         y = np.concatenate([np.ones(len(bank)), np.zeros((~same).sum())])
-        features, weights = np.stack([x, np.ones_like(x)], 1), np.zeros(2)
-        for _ in range(30):
-            p = 1 / (1 + np.exp(-features @ weights))
-            curvature = (features * (p * (1 - p))[:, None]).T @ features + 1e-9 * np.eye(2)
-            weights = weights + np.linalg.solve(curvature, features.T @ (y - p))
-        curves[own] = weights[0] * s + weights[1]
+        slope, offset = fit_logistic(x[:, None], y, 1e-9)
+        curves[own] = slope * s + offset
     return curves
 
 
