@@ -54,7 +54,9 @@ def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
 ) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
     result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
-    assert (result.exit_code, "1 of 5 files could not be read" in " ".join(result.stderr.split())) == (1, True)
+    said = " ".join(result.stderr.split())
+    assert (result.exit_code, "1 of 5 files could not be read" in said) == (1, True)
+    assert "broken.jpg: UnidentifiedImageError" in said
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.glob("0*.jpg"))]
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 4
