@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
@@ -21,7 +23,7 @@ UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)  # 
 # bytes that any file may come to, and times its size: of what is unpacked, and of values, which dictionaries repeat
 _ANY_SIZE, _MOST_PACKED, _MOST_REPEATED = 1 << 26, 100, 1000
 _BATCH_BYTES = 1 << 25
-_MOST_ROWS = 1 << 10  # of a batch: a text that is stored once may be that of every row
+_MOST_ROWS = 1 << 10  # of a batch, which becomes Python objects
 _WIDTHS = {"INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # the values of a column in one row group: path (captions.list.element), values, bytes unpacked, kind, encodings
 _Chunk = tuple[str, int, int, str, list[str]]
@@ -63,7 +65,9 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         size = content.seek(0, 2)
         content.seek(size - _TAIL)
         content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
-        yield _Reader(file, _column_chunks(content.read()), size)
+        chunks = _column_chunks(content.read())
+        repeated = sorted({path for group in chunks for path, _, _, kind, how in group if _repeats(kind, how)})
+        yield _Reader(file, pq.ParquetFile(source, read_dictionary=repeated), chunks, size)
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -81,8 +85,10 @@ def read_parquet(path: Path) -> pa.Table:
 class _Reader:
     """An open Parquet file, read in batches whose size does not depend on what the file declares."""
 
-    def __init__(self, file: pq.ParquetFile, chunks: Sequence[Sequence[_Chunk]], size: int) -> None:
-        self._file, self._chunks, self._size = file, chunks, size
+    def __init__(
+        self, file: pq.ParquetFile, dictionaries: pq.ParquetFile, chunks: Sequence[Sequence[_Chunk]], size: int
+    ) -> None:
+        self._file, self._dictionaries, self._chunks, self._size = file, dictionaries, chunks, size
         self._most = self._left = max(_ANY_SIZE, _MOST_REPEATED * size)  # bytes that the values may come to
         self.schema = file.schema_arrow
         self.row_counts = [file.metadata.row_group(number).num_rows for number in range(len(chunks))]
@@ -100,7 +106,7 @@ class _Reader:
         """
         prefixes = tuple("." if columns is None else f".{name}." for name in columns or [""])
         for number in range(len(self.row_counts)) if group is None else [group]:
-            count, of_row = self.row_counts[number], 1
+            count, of_row, repeated = self.row_counts[number], 1, []
             for path, values, unpacked, kind, encodings in self._chunks[number]:
                 if f".{path}.".startswith(prefixes):
                     each = unpacked // max(1, values)
@@ -113,9 +119,13 @@ class _Reader:
                     # a difference may be to a text that has nearly the size of the whole column
                     is_delta = any(encoding.startswith("DELTA_") for encoding in encodings)
                     of_row += unpacked // (1 if is_delta and kind == "BYTE_ARRAY" else max(1, count))
+                    repeated += [path] if _repeats(kind, encodings) else []
+            for batch in self._dictionaries.iter_batches(1, [number], repeated) if repeated else ():
+                of_row += sum(map(_largest_repeated, batch.columns))
+                break
             rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // of_row))
             names = None if columns is None else list(columns)
-            for batch in self._file.iter_batches(batch_size=rows, row_groups=[number], columns=names):
+            for batch in map(_written_out, self._file.iter_batches(rows, [number], names)):
                 self._left -= batch.nbytes
                 if self._left < 0:
                     raise self._too_large(f"its values need over {self._most:,} bytes")
@@ -123,6 +133,27 @@ class _Reader:
 
     def _too_large(self, what: str) -> TooLargeError:
         return TooLargeError(f"{what}, but the file has {self._size:,} bytes")
+
+
+def _written_out(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return rows with the values of dictionaries in their places."""
+    columns = [each.dictionary_decode() if isinstance(each, pa.DictionaryArray) else each for each in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
+
+
+def _repeats(kind: str, encodings: Sequence[str]) -> bool:
+    """Return whether a column has texts or bytes that are stored once, and may be those of every row."""
+    return kind == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in encodings)
+
+
+def _largest_repeated(values: Any) -> int:
+    """Return the size in bytes of the largest text, or bytes, in the dictionaries of an array."""
+    if isinstance(values, pa.DictionaryArray):
+        dictionary: Any = values.dictionary
+        return pc.max(pc.binary_length(dictionary)).as_py() or 0
+    if pa.types.is_struct(values.type):
+        return sum(map(_largest_repeated, values.flatten()))
+    return _largest_repeated(values.values) if hasattr(values, "values") else 0
 
 
 def record_batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -50,9 +50,10 @@ def test_the_table_is_the_one_that_was_written(
         (pa.array([{"key": "x" * 80_000_000}]), {"use_dictionary": False}),
         (pa.array([np.zeros(20_000_000, np.int8)], pa.list_(pa.int8())), {}),  # a run of one number
         (pa.array(["y" * 1_000_000] * 80), {}),  # one text that all rows have
+        (pa.DictionaryArray.from_arrays(np.zeros(80, np.int32), pa.array(["y" * 1_000_000])), {}),
         (pa.array(["y" * 1_000_000] * 80), {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
     ],
-    ids=["text", "struct", "run", "repeated", "differences"],
+    ids=["text", "struct", "run", "repeated", "dictionary", "differences"],
 )
 def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, values: pa.Array[Any], layout: dict[str, Any]) -> None:
     path = tmp_path / "bomb.parquet"
@@ -74,3 +75,10 @@ def test_no_footer_ends_the_process(tmp_path: Path) -> None:
         path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
         with contextlib.suppress(pa.ArrowException, OSError, UnicodeDecodeError):
             read_parquet(path)
+
+
+def test_rows_that_share_a_text_come_in_small_batches(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": pa.array([["y" * 100_000]] * 600)}), path)
+    with open_parquet(path) as file:
+        assert max(len(batch) for batch in file.batches()) < 350  # 32 MiB
