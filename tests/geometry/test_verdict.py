@@ -12,6 +12,7 @@ import pytest
 
 from c3tools.geometry.assumptions import Answer
 from c3tools.geometry.measures import GapMeasures, ModalityMeasures, PairMeasures
+from c3tools.geometry.one_list import OneList
 from c3tools.geometry.report import GapReport, gap_report
 from c3tools.geometry.spaces import SpaceMeasures
 from c3tools.metrics.significance import Estimate
@@ -73,6 +74,10 @@ def test_usual_numbers() -> None:
 NO = Answer("?", "no", "")
 LOST = {"recall@1": Estimate(0.4)}
 WITHIN = {"recall@1": Estimate(0.5)}
+LISTS = [
+    {"text": OneList({"raw": Estimate(0), "centred": Estimate(0.1), "calibrated": Estimate(share)}, {})}
+    for share in (0.36, 0.34, 0.19)
+]
 BARE = {way: {"recall@1": Estimate(0.004)} for way in WAYS}
 
 
@@ -121,6 +126,15 @@ BARE = {way: {"recall@1": Estimate(0.004)} for way in WAYS}
         ("unusual", "modalities.text.effective_dimension", 3, "yes", "text rows fill only 3 of 64 dimensions"),
         ("unusual", "assumptions.orthogonal", NO, "yes", "not orthogonal"),
         ("unusual", "assumptions.gaussian", NO, "yes", "not Gaussian"),
+        (
+            "one_list",
+            "one_list",
+            LISTS[0],
+            "yes",
+            "0.0 of the first ten that text queries find are images by cosine, 1.0",
+        ),
+        ("one_list", "one_list", LISTS[1], "partly", "3.4 by the calibrated scores"),
+        ("one_list", "one_list", LISTS[2], "no", "1.9 by the calibrated scores"),
     ],
 )
 def test_one_number_decides(verdict: str, path: str, value: Any, answer: str, words: str) -> None:
