@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,9 @@ from c3tools.transforms.sigma import (
     pair_cosine,
     recommend,
     scaled_spread,
+    sigma_by_rule,
 )
+from tests.conftest import make_store
 from tests.stores import unit
 
 
@@ -83,3 +87,18 @@ def test_no_sigma_where_pairs_say_nothing() -> None:
     for size in (0.5, 2.0):  # those that belong together have one, even where there are few
         few = images[:30] + size * noise[:30]
         assert pair_cosine(images[:30], few, own[:30], [images[:30].mean(0), few.mean(0)]).sigma is not None
+
+
+def test_for_generators_auto_is_twice_the_distance_to_the_nearest_photo(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    photos = unit(np.repeat(rng.normal(size=(250, 12)), 2, axis=0) + 0.1 * rng.normal(size=(500, 12)))
+    store = make_store(tmp_path / "s", photos, photos)
+    rows = photos - photos.mean(axis=0)
+    cosines = unit(rows) @ unit(rows).T - 2 * np.eye(500)
+    expected = 2 * np.linalg.norm(rows, axis=1).mean() * np.sqrt((1 / cosines.max(axis=1).mean() ** 2 - 1) / 12)
+    found, why = sigma_by_rule("auto", store, noised="image")
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert "nearest neighbours" in why
+    found, why = sigma_by_rule("auto", make_store(tmp_path / "few", photos[1:], photos), noised="image")
+    assert found == PUBLISHED_SIGMA
+    assert "fewer than 500 photos" in why
