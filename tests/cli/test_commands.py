@@ -37,6 +37,7 @@ def test_photos_are_embedded_without_options_and_continued(
     (tmp_path / "t.txt").write_text("a dog\na cat\n")
     done(c3("embed", "t.txt"))
     assert Store.open(tmp_path / "elsewhere").modalities == ["text"]
+    assert as_json(c3("verify", "--json"))["store"] == "elsewhere"
     again = embed("t.txt", "elsewhere", workers=0)
     assert pickle.loads(pickle.dumps(again)).summary.to_dict() == again.summary.to_dict()
 
