@@ -30,20 +30,15 @@ _ALIASES = {
 _NAMED = re.compile(r"(train|val|valid|validation|dev|test)(?:[-_.]?\d.*)?$")
 
 
-def split_of(split: str | None, key: str, kept: Kept = None) -> str:
-    """Return the split of a row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
+def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
+    """Return the split of each row: ``train``, ``val``, ``test``, or the corpus' own name for something else.
 
     Args:
-        split: as the corpus names it; None or an empty string if it names none.
-        key: decides the split if the corpus names none: the key of the image, so that an image and its captions
-            are in the same split.
+        keys: decide where the corpus names no split: the key of the image, so that an image and its captions are in the
+            same split.
+        splits: as the corpus names them; None or an empty string for none.
         kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others. None keeps all.
     """
-    return splits_of([key], [split], kept)[0]
-
-
-def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
-    """Return the split of each row, as `split_of` does for one."""
     names = {split: named_split(split, kept) for split in {*splits}}
     return [names[split] or own for split, own in zip(splits, splits_by_hash(keys), strict=True)]
 
@@ -57,7 +52,7 @@ def splits_by_hash(
 
 
 def named_split(split: str | None, kept: Kept = None) -> str:
-    """Return the split of a row by its name in the corpus; an empty text if its key decides (see `split_of`)."""
+    """Return the split of a row by its name in the corpus; an empty text if its key decides (see `splits_of`)."""
     name = (split or "").strip().lower()
     name = _canonical_name(name) if name else ""
     return name if kept is None or name in kept else ""

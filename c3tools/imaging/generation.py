@@ -24,7 +24,7 @@ from .. import devices
 from ..arrays import Matrix
 from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
-from ..corpus.splits import split_of
+from ..corpus.splits import splits_of
 from ..encoders import Encoder, data_url
 from ..errors import GeneratorError, telling_what_is_kept
 from ..io.artifact import digest_of, holds_result
@@ -269,7 +269,7 @@ def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[st
     for row in read_captions(path):
         own = [caption.strip() for caption in row.captions if caption.strip()]
         key = row.key or (key_of_name(row.file_name) if row.file_name else None)
-        if split is not None and split_of(row.split, key or f"{path.stem}:{row.line}") != split:
+        if split is not None and splits_of([key or f"{path.stem}:{row.line}"], [row.split]) != [split]:
             continue
         if key is None:
             prompts += [(caption, None) for caption in own]

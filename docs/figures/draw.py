@@ -27,7 +27,7 @@ import c3tools
 from c3tools.ablation.methods import ABLATION
 from c3tools.assets.paths import C3_MINI_MOMENTS, PHOTOS
 from c3tools.captioning.generation import GenerationConfig
-from c3tools.corpus.splits import split_of
+from c3tools.corpus.splits import splits_by_hash
 from c3tools.moments import load_moments
 from c3tools.pages import close_up, new_figure, palette, save_figure, styled
 from c3tools.store import Pairs, Store
@@ -211,7 +211,7 @@ def draw_moments() -> None:
 def draw_splits(pairs: Pairs) -> None:
     """Draw which split each bundled photo is in by the hash of its key."""
     keys = pairs.first.keys
-    splits = [split_of(None, key) for key in keys]
+    splits = splits_by_hash(keys)
     figure, axes = new_figure(9.4, 1.5)
     for number, split in enumerate(splits):
         axes.bar(number, 1, 0.8, color=SPLITS[split])

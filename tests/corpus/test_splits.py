@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus.reading import assign_keys
-from c3tools.corpus.splits import describe_rule, kept_splits, split_of
+from c3tools.corpus.splits import describe_rule, kept_splits, splits_by_hash, splits_of
 
 
 @pytest.mark.parametrize(
@@ -14,13 +14,13 @@ from c3tools.corpus.splits import describe_rule, kept_splits, split_of
      ("dev", "val"), ("TEST", "test"), ("unused", "unused")],
 )  # fmt: skip
 def test_names_of_splits(said: str, role: str) -> None:
-    assert split_of(said, "any") == role
+    assert splits_of(["any"], [said]) == [role]
 
 
 def test_without_a_split_the_key_decides_and_always_the_same() -> None:
     # written down: a change here would move the rows of every store without splits
-    assert [split_of("", f"photo{i}") for i in (6, 7, 8)] == ["train", "val", "train"]
-    shares = [split_of(None, str(i)) for i in range(20_000)]
+    assert splits_of([f"photo{i}" for i in (6, 7, 8)], ["", None, ""]) == ["train", "val", "train"]
+    shares = splits_by_hash([*map(str, range(20_000))])
     assert shares.count("train") / 20_000 == pytest.approx(0.8, abs=0.01)
     assert shares.count("val") / 20_000 == pytest.approx(0.1, abs=0.01)
 
@@ -37,7 +37,7 @@ def test_without_rows_named_train_the_others_are_split_by_hash(names: set[str], 
     assert kept_splits(names) == kept
     for name in names:
         stays = kept is None or name in kept
-        assert split_of(name, "photo7", kept_splits(names)) == (name if stays else split_of(None, "photo7"))
+        assert splits_of(["photo7"], [name], kept_splits(names)) == ([name] if stays else splits_by_hash(["photo7"]))
     sentence = describe_rule(names)
     assert (sentence is None) == (kept is None)
     if sentence:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools.corpus.splits import split_of
+from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import StoreError
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
@@ -100,7 +100,7 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: st
     options = {"hash": {}, "fractions": {"fractions": (0, 0, 1)}, "file": {"file": table}}
     report = split_store(tmp_path / "new", put(store.path), **options[kind])  # type: ignore[arg-type]
     rules: dict[str, Any] = {
-        "hash": lambda key: split_of(None, key),
+        "hash": lambda key: splits_by_hash([key])[0],
         "fractions": lambda _: "test",
         "file": lambda key: {"a": "val", "b": "test"}.get(key, "one"),
     }
