@@ -88,14 +88,7 @@ def colour_encoder() -> Encoder:
     preprocess = ImagePreprocessor((partial(Image.Image.resize, size=(2, 2)),), {"size": 2})
     tokenise = lambda texts, n=64: [list(text.encode()[:n].ljust(n, bytes(1))) for text in texts]  # noqa: E731
     identity = {"name": "colours", "weights_sha256": "0" * 64}
-    return Encoder(
-        _Colours(),
-        tokenise,
-        preprocess,
-        identity=identity,
-        trims_texts=False,
-        dim=8,
-    )
+    return Encoder(_Colours(), tokenise, preprocess, identity=identity, trims_texts=False, dim=8)
 
 
 def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 2) -> Path:

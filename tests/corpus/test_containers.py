@@ -62,8 +62,7 @@ def pack(folder: Path, name: str, photos: list[Photo]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["x.tar", "x1.parquet", "x3.parquet", "x.arrow", "list.csv", "list.tsv", "list.jsonl", "list.parquet"],
+    "name", ["x.tar", "x1.parquet", "x3.parquet", "x.arrow", "list.csv", "list.tsv", "list.jsonl", "list.parquet"]
 )
 def test_every_form_is_what_its_folder_is(photos: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = pack(photos, name, photos_of(photos))

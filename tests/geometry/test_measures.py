@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from c3tools.geometry.collect import Collected, collect
-from c3tools.geometry.measures import (
-    effective_dimension,
-    measure_gap,
-    measure_modality,
-    measure_pairs,
-)
+from c3tools.geometry.measures import effective_dimension, measure_gap, measure_modality, measure_pairs
 from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
 from tests.conftest import make_store

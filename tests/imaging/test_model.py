@@ -83,12 +83,7 @@ def test_sizes_have_as_many_pixels_as_the_help_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ("pixels=12", "multiple of 8"),
-        ("batch_size=0", "batch_size"),
-        ("dropout=nan", "dropout"),
-    ],
+    ("change", "named"), [("pixels=12", "multiple of 8"), ("batch_size=0", "batch_size"), ("dropout=nan", "dropout")]
 )
 def test_wrong_settings_are_refused(change: str, named: str) -> None:
     with pytest.raises(GeneratorError, match=named):

@@ -10,15 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from c3tools.errors import DecoderError, OutputError
-from c3tools.io.artifact import (
-    Kind,
-    claimed,
-    digest_of,
-    holds_result,
-    reading,
-    replacing,
-    writing,
-)
+from c3tools.io.artifact import Kind, claimed, digest_of, holds_result, reading, replacing, writing
 from c3tools.reporter import SILENT, Reporter
 from tests.conftest import Messages
 from tests.crashes import kill_at

@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from c3tools.io.files import (
-    recorded_file,
-    remove_leftovers,
-    sha256_of,
-    write_atomically,
-    write_json_atomically,
-)
+from c3tools.io.files import recorded_file, remove_leftovers, sha256_of, write_atomically, write_json_atomically
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
