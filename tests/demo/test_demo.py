@@ -97,6 +97,7 @@ def test_the_demo_end_to_end_on_few_photos_and_captions(
         assert all(url.startswith("https://www.flickr.com/") for url in outside)
         assert page.count("<script") == scripts
         assert ("<svg" in page) == (scripts > 0)
+        assert page.count('<dt title="Connect, Collapse, Corrupt">C3</dt>') == (20 if scripts else 0)
         assert ("95 % interval</th>" in page) == ("C2_1 − C1: " in page) == (name == "demo.html")
 
 
