@@ -65,12 +65,9 @@ def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(capt
     assert told.texts == []
     nan, zero = images.copy(), images.copy()
     nan[2], zero[3] = np.nan, 0
-    for wrong, named in (
-        (nan, r"1 of 80 .*\(the first is 2\).*NaN"),
-        (zero, "first is 3"),
-        (texts, "--modality text"),
-        (-images, "80"),
-    ):
+    first_of = r"1 of 80 .*\(the first is 2\).*NaN"
+    refused = {first_of: nan, "first is 3": zero, "--modality text": texts, "80": -images, "have 5": images[:, :5]}
+    for named, wrong in refused.items():
         with pytest.raises(DecoderError, match=named):
             captioner.check_embeddings(wrong)
     captioner.check_embeddings(3 * images, reporter=told)

@@ -15,6 +15,7 @@ from selectolax.lexbor import LexborHTMLParser
 from c3tools import pages
 from c3tools.errors import StoreError
 from c3tools.geometry import collect
+from c3tools.geometry.figures import all_figures
 from c3tools.geometry.report import GapReport, gap_report
 from c3tools.store import Rows, Store, StoreInfo, create_store
 from c3tools.transforms.sigma import sigma_by_rule
@@ -237,3 +238,17 @@ def test_a_report_is_saved_by_the_ending(hostile: GapReport, page: str, tmp_path
     assert (tmp_path / "report.html").read_text() == page
     files = {path.name for path in hostile.save_figures(tmp_path / "f")}
     assert files == {path.name for path in (tmp_path / "f").iterdir()} >= {"spectra.png", "gap-length.svg"}
+
+
+def test_figures_draw_the_numbers(store: Store) -> None:
+    found = gap_report(store)
+    figures = {name: figure.axes for name, (figure, _) in all_figures(found).items()}
+    for lines, *dots in (panel.collections for panel in figures["projection"]):  # pairs are joined
+        ends = np.stack([np.asarray(side.get_offsets()) for side in dots], axis=1)
+        np.testing.assert_allclose(np.array(lines.get_segments()), ends)
+    left, right = figures["spectra"]
+    assert left.get_yscale() == "log"
+    for line in right.lines:
+        if measured := found.modalities.get(str(line.get_label())):
+            share = np.cumsum(measured.spectrum) / measured.spectrum.sum()
+            np.testing.assert_allclose(line.get_xydata(), np.stack([np.arange(len(share)) + 1, share], axis=1))
