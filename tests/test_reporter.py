@@ -48,8 +48,7 @@ def test_an_error_at_the_start_leaves_no_bar() -> None:
         (94, [(40, 20, None)], 470, ["114 of 470, 0.5/s, 0:00:40 elapsed, eta 0:11:52"]),  # the rate is of this run
         (0, [(27, 1, None), (27, 1, None)], 100, ["2 of 100, 0.037/s, 0:00:54 elapsed, eta 0:44:06"]),  # never 0.0/s
         (0, [(10, 5, None)], None, []),  # it ends before the first line is due
-        (0, [(40, 20, None), (10, 60, None)], 80, [
-            "20 of 80, 0.5/s, 0:00:40 elapsed, eta 0:02:00", "80 of 80, 1.6/s, 0:00:50 elapsed"]),  # after it
+        (0, [(40, 9, None), (5, 9, None)], None, ["9, 0.23/s, 0:00:40 elapsed", "18, 0.4/s, 0:00:45 elapsed"]),
         (0, [(40, 1234, None)], None, ["1,234, 30.9/s, 0:00:40 elapsed"]),
     ],
 )  # fmt: skip

@@ -54,10 +54,6 @@ def test_a_start_loads_little(tmp_path: Path, code: str, absent: set[str], prese
     assert len(loaded) <= budget
 
 
-def test_the_theory_stands_at_the_end(c3: C3) -> None:
-    assert c3("--help").stdout.index("│ simulate ") > c3("--help").stdout.index("│ info ")
-
-
 def test_all_places_say_the_same_version(c3: C3) -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     for file, pattern in (("CITATION.cff", r"^version: (.+)$"), ("CHANGELOG.md", r"^## (\S+),")):

@@ -56,8 +56,7 @@ def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
     (photos / "broken.jpg").write_bytes(b"no image")
     result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
     said = " ".join(result.stderr.split())
-    assert (result.exit_code, "1 of 5 files could not be read" in said) == (1, True)
-    assert "broken.jpg: UnidentifiedImageError" in said
+    assert (result.exit_code, "1 of 5 files could not" in said, "broken.jpg: Unidentified" in said) == (1, True, True)
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.glob("0*.jpg"))]
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 4

@@ -242,7 +242,7 @@ def test_a_report_is_saved_by_the_ending(hostile: GapReport, page: str, tmp_path
 
 def test_figures_draw_the_numbers(store: Store) -> None:
     found = gap_report(store)
-    figures = {name: figure.axes for name, (figure, _) in all_figures(found).items()}
+    figures: dict[str, Any] = {name: figure.axes for name, (figure, _) in all_figures(found).items()}
     for lines, *dots in (panel.collections for panel in figures["projection"]):  # pairs are joined
         ends = np.stack([np.asarray(side.get_offsets()) for side in dots], axis=1)
         np.testing.assert_allclose(np.array(lines.get_segments()), ends)

@@ -74,9 +74,9 @@ def test_usual_numbers() -> None:
 NO = Answer("?", "no", "")
 LOST = {"recall@1": Estimate(0.4)}
 WITHIN = {"recall@1": Estimate(0.5)}
+ORDER = ("raw", "centred", "calibrated")
 LISTS = [
-    {"text": OneList({"raw": Estimate(0), "centred": Estimate(0.1), "calibrated": Estimate(share)}, {})}
-    for share in (0.36, 0.34, 0.19)
+    {"text": OneList(dict(zip(ORDER, map(Estimate, (0, 0.1, found)), strict=True)), {})} for found in (0.36, 0.34, 0.19)
 ]
 BARE = {way: {"recall@1": Estimate(0.004)} for way in WAYS}
 
