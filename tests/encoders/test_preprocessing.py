@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from c3tools.assets.paths import PHOTOS
 from c3tools.encoders import Encoder, open_image
-from c3tools.encoders.preprocessing import MAX_ASPECT_RATIO
+from c3tools.encoders.preprocessing import MAX_ASPECT_RATIO, thumbnail
 from c3tools.errors import MissingExtraError
 from c3tools.io.limits import TooLargeError
 from tests import bombs as files
@@ -126,3 +128,11 @@ def test_damaged_files_bombs_and_programs_raise(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(Image.DecompressionBombError):
         open_image(tmp_path / "bomb.png")
+
+
+def test_a_thumbnail_is_the_image_made_smaller(tmp_path: Path) -> None:
+    gradient(800, 400).save(tmp_path / "a.png")
+    head, _, content = thumbnail(tmp_path / "a.png", 200).partition(",")
+    assert head == "data:image/jpeg;base64"
+    shown = Image.open(io.BytesIO(base64.b64decode(content)))
+    np.testing.assert_allclose(np.asarray(shown).astype(int), np.asarray(gradient(200, 100)), atol=24)
