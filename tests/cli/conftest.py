@@ -45,7 +45,7 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.npy").write_bytes((folder / "i.npy").read_bytes()[:100])
     tables: dict[str, list[dict[str, object]]] = {
         "one": [{"id": 1}],
-        "same": [{"id": 1}] * 6,
+        "same": [{"id": i // 2} for i in range(6)],
         "ids": [{"id": i} for i in range(6)],
         "texts": [{"text": "a dog"}],
     }

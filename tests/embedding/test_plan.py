@@ -14,7 +14,7 @@ from PIL import Image
 
 from c3tools.corpus import read_corpus
 from c3tools.embedding import EmbedSummary, embed
-from c3tools.store import Store
+from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store
 from tests.conftest import C3, as_json, contents, write_jsonl
 from tests.corpus.packing import damage_column, photos_of, webdataset, write_tar
@@ -43,6 +43,10 @@ def rows(store: Path, modality: str) -> dict[str, tuple[Any, ...]]:
         key: (embedding.tobytes(), *values)
         for key, embedding, *values in zip(loaded.keys, loaded.embeddings, *columns, strict=True)
     }
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def counts(summary: EmbedSummary) -> dict[str, tuple[int, int, int]]:
@@ -110,6 +114,17 @@ def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
     assert summary.modalities["text"].updated == 1
     assert before.items() <= rows(tmp_path / "s", "text").items()
     assert any("the store has their keys from other files: a" in note for note in summary.notes())
+
+
+def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = colour_corpus(tmp_path / "p", RAINBOW)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StoreWriter, "finish", interrupt)
+        embed_colours(folder, tmp_path / "s")
+    recolour(folder / "c.png", "tan")  # a file of the same size
+    assert embed_colours(folder, tmp_path / "s", update=True).modalities["image"].updated == 1
 
 
 @pytest.mark.parametrize(("options", "left"), [({"update": True, "prune": True}, 0), ({"retry_failed": True}, 1)])
