@@ -105,13 +105,18 @@ def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
     assert not any("_hide_pandas" in str(finder) for finder in sys.meta_path)
 
 
-def test_too_little_memory_is_an_error_like_others(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_much(store: str, **options: bool) -> None:
-        raise MemoryError
+@pytest.mark.parametrize(
+    ("error", "said"), [(MemoryError(), "not enough memory"), (OSError(28, "No space left", "x"), "No space left: 'x'")]
+)
+def test_errors_of_the_machine_are_like_others(
+    c3: C3, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(store: str, **options: bool) -> None:
+        raise error
 
-    monkeypatch.setattr(c3tools, "verify_store", too_much, raising=False)
+    monkeypatch.setattr(c3tools, "verify_store", fail, raising=False)
     result = c3("verify")
-    assert result.exit_code == 1 and "not enough memory" in result.stderr
+    assert (result.exit_code, said in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["verify", "means", "export", "evaluate", "index", "ablate"])
