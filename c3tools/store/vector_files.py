@@ -35,7 +35,7 @@ from ..corpus.captions import TEXT_COLUMNS, first_column
 from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
 from ..io.files import delimiter_of
-from ..io.limits import limited_lines
+from ..io.limits import check_holes, limited_lines
 from ..io.parquet import read_parquet
 from ..reporter import counted
 from .rows import Rows, one_array, positions
@@ -406,6 +406,7 @@ def _read_vectors(path: Path, name: str | None, *, single: bool = False) -> _Vec
     texts: _Texts = {}
     with _reading(path):
         if suffix == ".npy":
+            check_holes(path)
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
             if single and vectors.ndim == 1:
                 vectors = vectors[None]

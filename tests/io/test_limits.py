@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus import read_corpus
+from c3tools.errors import StoreError
 from c3tools.io import files as io_files
 from c3tools.io import limits
 from c3tools.io.files import read_json
 from c3tools.io.limits import LARGEST_JSON, TooLargeError, limited_lines
+from c3tools.store.import_embeddings import import_embeddings
 from tests import bombs as files
 
 
@@ -60,3 +62,9 @@ def test_a_tar_whose_header_declares_gigabytes(tmp_path: Path) -> None:
     (skipped,) = corpus.skipped
     assert skipped.error == "DamagedTar" and "header of 4,294,967,296 bytes" in skipped.message
     assert [len(image.key) for image in corpus.images] == [5000]
+
+
+def test_vectors_that_are_hardly_on_the_disk(tmp_path: Path) -> None:
+    files.sparse(tmp_path / "v.npy", files.GIB + 128, files.npy_header((2**19, 512)))
+    with pytest.raises(StoreError, match="1,073,741,952 bytes, of which"):
+        import_embeddings(image=tmp_path / "v.npy", store=tmp_path / "s")
