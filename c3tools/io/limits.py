@@ -8,7 +8,6 @@ largest size. A file that breaks the rule ends in a `TooLargeError` before its c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, AnyStr
 
 LARGEST_IMAGE_FILE = 1 << 28  # bytes of one image, in a file, a tar, a table or fetched
@@ -19,18 +18,6 @@ LARGEST_JSON = 1 << 29  # bytes of a file of JSON, which is read as a whole
 
 class TooLargeError(ValueError):
     """A file would take more memory than a file of its size may."""
-
-
-def check_holes(path: Path) -> None:
-    """Refuse a large file of which hardly anything is on the disk: a hole has any size, and reads as zeros.
-
-    Raises:
-        TooLargeError: with both sizes.
-    """
-    status = path.stat()
-    held = 512 * getattr(status, "st_blocks", 0)  # 0 where it is not known, as of a file that is still in a cloud
-    if 0 < held < status.st_size // 100 and status.st_size > 1 << 26:
-        raise TooLargeError(f"it has {status.st_size:,} bytes, of which {held:,} are on the disk")
 
 
 def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:

@@ -35,7 +35,7 @@ from ..corpus.captions import TEXT_COLUMNS, first_column
 from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
 from ..io.files import delimiter_of
-from ..io.limits import check_holes, limited_lines
+from ..io.limits import TooLargeError, limited_lines
 from ..io.parquet import read_parquet
 from ..reporter import counted
 from .rows import Rows, one_array, positions
@@ -406,7 +406,7 @@ def _read_vectors(path: Path, name: str | None, *, single: bool = False) -> _Vec
     texts: _Texts = {}
     with _reading(path):
         if suffix == ".npy":
-            check_holes(path)
+            _check_holes(path)
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
             if single and vectors.ndim == 1:
                 vectors = vectors[None]
@@ -423,6 +423,18 @@ def _read_vectors(path: Path, name: str | None, *, single: bool = False) -> _Vec
             "(n, d)."
         )
     return vectors, texts
+
+
+def _check_holes(path: Path) -> None:
+    """Refuse a large file of which hardly anything is on the disk: a hole has any size, and reads as zeros.
+
+    Raises:
+        TooLargeError: with both sizes.
+    """
+    status = path.stat()
+    held = 512 * getattr(status, "st_blocks", 0)  # 0 where it is not known, as of a file that is still in a cloud
+    if 0 < held < status.st_size // 100 and status.st_size > 1 << 26:
+        raise TooLargeError(f"it has {status.st_size:,} bytes, of which {held:,} are on the disk")
 
 
 def _read_table(path: Path) -> pa.Table:
