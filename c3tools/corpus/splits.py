@@ -40,7 +40,8 @@ def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = No
         kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others. None keeps all.
     """
     names = {split: named_split(split, kept) for split in {*splits}}
-    return [names[split] or own for split, own in zip(splits, splits_by_hash(keys), strict=True)]
+    by_key = iter(splits_by_hash([key for key, split in zip(keys, splits, strict=True) if not names[split]]))
+    return [names[split] or next(by_key) for split in splits]
 
 
 def splits_by_hash(

@@ -266,11 +266,13 @@ def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[st
     """
     by_image: dict[str, list[str]] = {}
     prompts: list[tuple[str, str | None]] = []
-    for row in read_captions(path):
-        own = [caption.strip() for caption in row.captions if caption.strip()]
-        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
-        if split is not None and splits_of([key or f"{path.stem}:{row.line}"], [row.split]) != [split]:
+    rows = list(read_captions(path))
+    keys = [row.key or (key_of_name(row.file_name) if row.file_name else None) for row in rows]
+    names = [key or f"{path.stem}:{row.line}" for key, row in zip(keys, rows, strict=True)]
+    for row, key, own_split in zip(rows, keys, splits_of(names, [row.split for row in rows]), strict=True):
+        if split not in (None, own_split):
             continue
+        own = [caption.strip() for caption in row.captions if caption.strip()]
         if key is None:
             prompts += [(caption, None) for caption in own]
         else:

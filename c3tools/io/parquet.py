@@ -67,7 +67,7 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
         chunks = _column_chunks(content.read())
         repeated = sorted({path for group in chunks for path, _, _, kind, how in group if _repeats(kind, how)})
-        with pq.ParquetFile(source, read_dictionary=repeated) as dictionaries:
+        with pq.ParquetFile(source, metadata=file.metadata, read_dictionary=repeated) as dictionaries:
             yield _Reader(file, dictionaries, chunks, size)
 
 

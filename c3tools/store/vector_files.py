@@ -405,8 +405,8 @@ def _read_vectors(path: Path, name: str | None, *, single: bool = False) -> _Vec
         )
     texts: _Texts = {}
     with _reading(path):
+        _check_holes(path)
         if suffix == ".npy":
-            _check_holes(path)
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
             if single and vectors.ndim == 1:
                 vectors = vectors[None]

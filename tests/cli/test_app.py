@@ -54,6 +54,10 @@ def test_a_start_loads_little(tmp_path: Path, code: str, absent: set[str], prese
     assert len(loaded) <= budget
 
 
+def test_the_theory_stands_at_the_end(c3: C3) -> None:
+    assert c3("--help").stdout.index("│ simulate ") > c3("--help").stdout.index("│ info ")
+
+
 def test_all_places_say_the_same_version(c3: C3) -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     for file, pattern in (("CITATION.cff", r"^version: (.+)$"), ("CHANGELOG.md", r"^## (\S+),")):
@@ -70,6 +74,7 @@ def described(name: str, value: Any) -> str:
 
 def test_public_names_and_defaults_are_those_on_record() -> None:
     """``C3_RECORD=1 pytest tests/cli/test_app.py`` makes the record anew."""
+    assert c3tools.__all__ == sorted(c3tools.__all__) == dir(c3tools)
     said, file = "", Path(__file__).with_name("interface.txt")
     for name, value in ((name, getattr(c3tools, name)) for name in dir(c3tools) if name != "__version__"):
         said += described(name, value)
