@@ -21,6 +21,7 @@ from c3tools.store import Rows, Store, StoreInfo, create_store
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import MODEL, build_store, make_store, unit_rows
 from tests.geometry.spaces import hostile_store, paper_model, plain_measures, reported_measures, unit
+from tests.golden import recorded
 
 GOLDEN = Path(__file__).parent / "golden"
 MAP = Path(pages.__file__).parent / "templates" / "map.js"
@@ -190,21 +191,9 @@ def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str) -> Non
     page = re.sub(r"(<svg|<style|<script).*?(</svg>|</style>|</script>)", "", page.replace(store, "s"), flags=re.DOTALL)
     values["provenance"]["store"] = "s"
     if os.environ.get("C3_RECORD"):
-        (GOLDEN / "report.json").write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
         (GOLDEN / "page.html").write_text(page)
     assert page == (GOLDEN / "page.html").read_text()
-    found, golden = _flat(values), _flat(json.loads((GOLDEN / "report.json").read_text()))
-    assert found.keys() == golden.keys()
-    for path, value in golden.items():
-        close = isinstance(value, float) and found[path] == pytest.approx(value, rel=1e-5, abs=1e-7)
-        assert close or found[path] == value, path
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: leaf for name, item in items for key, leaf in _flat(item, f"{path}.{name}").items()}
-    return {path: value}
+    recorded(GOLDEN / "report.json", values)
 
 
 def test_the_page_asks_for_nothing_and_runs_the_map_alone(page: str) -> None:
