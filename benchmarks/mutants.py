@@ -166,7 +166,8 @@ def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: M
     contexts = data.contexts_by_lineno(measured.get(fault["file"], ""))
     found = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
     direct = sorted(found & seconds.keys(), key=lambda name: seconds[name])
-    own = f"tests/{room_of(fault['file'])}/"
+    room_name = room_of(fault["file"])
+    own = ("tests/test_", "tests/export/") if room_name == "." else f"tests/{room_name}/"
     room = sorted({name for name in seconds if name.startswith(own)} - found, key=lambda name: seconds[name])
     before = plant(fault, copy)
     quietly: Any = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy)}, "capture_output": True}

@@ -8,7 +8,6 @@ import platform
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
 _THREADS_VARIABLE = "OMP_NUM_THREADS"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-_KEPT = 2**30  # bytes
-_MMAP_THRESHOLD_MAX = 2**25  # of older glibcs
 
 
 @dataclass(frozen=True)
@@ -111,19 +107,16 @@ def pick_devices(devices: str | None = None) -> list[str]:
     return [_device(None)]
 
 
-@cache
-def _keep_freed_memory() -> bool:
-    """Have glibc's malloc keep freed memory, up to 1 GiB, for the next allocation; return whether it does.
+def _keep_freed_memory() -> None:
+    """Have glibc's malloc keep freed memory, up to 1 GiB, for the next allocation.
 
     By default it gives large blocks back to the kernel at once, which clears each page again when the next activations
     are allocated: a third of the time of a small model on a CPU. Other C libraries are left as they are.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):  # another C library; TypeError: on Windows
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library; TypeError: on Windows
-        return False
-    mapped = mallopt(_M_MMAP_THRESHOLD, _KEPT) or mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)
-    return bool(mapped and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+        for parameter, size in ((-3, 2**25), (-3, 2**30), (-1, 2**30)):  # M_MMAP_THRESHOLD, of old glibcs 32 MiB at the
+            mallopt(parameter, size)  # most; M_TRIM_THRESHOLD
 
 
 def has_int8() -> bool:
@@ -177,7 +170,6 @@ def _device(name: str | None) -> str:
     return str(device)
 
 
-@cache
 def _may_have_gpu() -> bool:
     """Return False if the driver of a GPU is missing, without importing torch, which takes long.
 
@@ -192,7 +184,6 @@ def _may_have_gpu() -> bool:
     return Path("/dev/kfd").exists()
 
 
-@cache
 def _cpu_has_fast_bf16() -> bool:
     """Return whether this CPU computes faster in bf16 than in fp32, by what Linux says of it.
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from .errors import C3Error
 
-_SHOWN_DIGITS = 12
-
 
 class ModelIdentity(dict[str, Any]):
     """The identity of a contrastive model: a JSON object that is stored with everything made by the model.
@@ -30,7 +28,7 @@ class ModelIdentity(dict[str, Any]):
     def __str__(self) -> str:
         """Return the name, with the beginning of the hash of the weights if it is known."""
         digest = self.weights_sha256
-        return self.name + (f" ({str(digest)[:_SHOWN_DIGITS]})" if digest else "")
+        return self.name + (f" ({str(digest)[:12]})" if digest else "")
 
     def same_as(self, other: ModelIdentity) -> bool:
         """Return True if both are the same model, by the hash of the weights if both have one, else by name.

@@ -63,8 +63,7 @@ def keyed_normal(seed: int, epoch: int, keys: Sequence[str], dim: int) -> npt.ND
 
 def stable_fractions(keys: Sequence[str], salt: str = "") -> npt.NDArray[np.float64]:
     """Return a number in [0, 1] for each key (len(keys),); it depends only on key and ``salt``, on every machine."""
-    low, high = _digests_after(_hash(salt, ""), keys).T
-    return np.asarray(high / 2.0**64 + low / 2.0**128)
+    return np.asarray(_digests_after(_hash(salt, ""), keys)[:, 1] / 2.0**64)
 
 
 def stable_hashes(keys: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -16,8 +16,6 @@ from rich.text import Text
 
 from .reporter import Progress, Reporter
 
-_LINE_SECONDS = 30.0
-
 
 class TerminalReporter(Reporter):
     """Writes messages and progress to standard error, so that standard output only has results.
@@ -37,7 +35,7 @@ class TerminalReporter(Reporter):
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
         """Draw a bar in a terminal; elsewhere print a line every 30 seconds, and one at the end."""
         bar = self.console.is_terminal
-        work = _Work(self, label, total, math.inf if bar else _LINE_SECONDS)
+        work = _Work(self, label, total, math.inf if bar else 30)
         if not bar:
             yield work
             work.finish()
@@ -55,7 +53,8 @@ class _Work(Progress):
 
     def __init__(self, reporter: TerminalReporter, label: str, total: int | None, line_seconds: float) -> None:
         self._reporter, self._label, self._total, self._seconds = reporter, label, total, line_seconds
-        self.done, self._earlier, self._printed, self._note = 0, 0, 0, ""
+        self.done = self._earlier = self._printed = 0
+        self._note = ""
         self._started = self._last = time.monotonic()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -66,7 +65,6 @@ class _Work(Progress):
 
     def resume(self, count: int, note: str | None = None) -> None:
         self._earlier += count
-        self._printed += count
         self.advance(count, note)
 
     def finish(self) -> None:
@@ -89,7 +87,7 @@ class _Work(Progress):
         elapsed = time.monotonic() - self._started
         rate = (self.done - self._earlier) / max(elapsed, 1e-9)
         parts = [f"{self.done:,}" + ("" if self._total is None else f" of {self._total:,}")]
-        parts.append(f"{rate:,.1f}/s" if rate >= 1 or rate == 0 else f"{rate:.2g}/s")
+        parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{rate:.2g}/s")
         parts.append(f"{timedelta(seconds=round(elapsed))} elapsed")
         if self._total is not None and rate > 0 and self.done < self._total:
             parts.append(f"eta {timedelta(seconds=round((self._total - self.done) / rate))}")

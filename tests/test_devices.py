@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,24 +17,84 @@ from c3tools.devices import Compute, pick
 from c3tools.errors import C3Error
 
 
-def test_devices_and_precisions() -> None:
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A machine with three GPUs, whose CPU has these flags, as far as torch and the system can tell."""
+
+    def make(system: str = "Linux", kind: str = "x86_64", driver: str = "libcuda.so.1", flags: str = "") -> None:
+        def open_library(name: str) -> None:
+            if name != driver:
+                raise OSError(name)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: system != "Darwin")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        monkeypatch.setattr(platform, "system", lambda: system)
+        monkeypatch.setattr(platform, "machine", lambda: kind)
+        monkeypatch.setattr(ctypes, "CDLL", open_library)
+        monkeypatch.setattr(devices, "has_int8", lambda: True)
+        monkeypatch.setattr(Path, "exists", lambda path: driver == str(path))
+        monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"model: flags\nflags : fpu {flags}\n")
+
+    return make
+
+
+def test_devices_and_precisions(machine: Callable[..., None]) -> None:
+    machine()
     assert pick("cpu", "fp32") == Compute("cpu", "fp32")
-    for precision, said in (("fp16", "CPUs do not compute in fp16"), ("int8", "int8 is for encoders only")):
+    assert pick("cpu", "int8", encoder=True) == Compute("cpu", "int8")
+    assert (pick(), pick("cuda:2", "fp16")) == (Compute("cuda", "bf16"), Compute("cuda:2", "fp16"))
+    assert (pick("cuda:2").device_type, pick("cuda:2", "fp16").dtype) == ("cuda", torch.float16)
+    for device, precision, said in (
+        ("cpu", "fp16", "CPUs do not compute in fp16"),
+        ("cpu", "int8", "int8 is for encoders only"),
+        ("cpu", "fp8", "'fp8'"),
+        ("tpu9", "auto", "'tpu9'"),
+        ("cuda:3", "auto", "cuda:3 .* has 3 CUDA GPUs"),
+    ):
         with pytest.raises(C3Error, match=said):
-            pick("cpu", precision)
-    if not torch.cuda.is_available():
-        with pytest.raises(C3Error, match="--device cpu"):
-            pick("cuda")
+            pick(device, precision)
+    with pytest.raises(C3Error, match="not cuda:1"):
+        pick("cuda:1", "int8", encoder=True)
+    machine("Darwin", "arm64")
+    for refused in (pick, devices.pick_devices):
+        with pytest.raises(C3Error, match=r"torch finds no CUDA GPU.*\n.*--device cpu"):
+            refused("cuda")
 
 
-def test_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("best", "system", "kind", "driver"),
+    [
+        ("cuda", "Linux", "x86_64", "libcuda.so.1"),
+        ("cuda", "Linux", "x86_64", "/dev/kfd"),
+        ("cuda", "Windows", "AMD64", "nvcuda.dll"),
+        ("cpu", "Linux", "x86_64", "nvcuda.dll"),
+        ("cpu", "Darwin", "x86_64", "libcuda.so.1"),
+        ("mps", "Darwin", "arm64", ""),
+    ],
+)
+def test_the_best_device_there_is(machine: Callable[..., None], best: str, system: str, kind: str, driver: str) -> None:
+    machine(system, kind, driver)
+    assert pick(precision="fp32").device == best
+    if system != "Darwin":
+        expected = [f"cuda:{number}" for number in range(3)] if best == "cuda" else ["cpu"]
+        assert devices.pick_devices() == devices.pick_devices(" ,") == expected
     assert devices.pick_devices("cpu, cpu") == ["cpu", "cpu"]
-    if not torch.cuda.is_available():
-        with pytest.raises(C3Error, match="torch finds no CUDA GPU"):
-            devices.pick_devices("cpu,cuda:0")
-    monkeypatch.setattr(devices, "_may_have_gpu", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert devices.pick_devices() == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("avx2", "fp32"),
+        ("avx512_bf16", "bf16"),
+        ("avx512_bf16 avx512_fp16", "fp32"),
+        ("avx512_bf16 avx512_fp16 amx_bf16", "bf16"),
+    ],
+)
+def test_auto_is_bf16_on_cpus_that_are_faster_in_it(machine: Callable[..., None], flags: str, precision: str) -> None:
+    machine(flags=flags)
+    assert pick("cpu").precision == precision
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])

@@ -39,6 +39,9 @@ def test_sums_are_of_double_precision_and_centred() -> None:
 
 def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
     x, empty = Moments.from_rows(np.arange(6.0).reshape(3, 2)), Moments.empty(2)
+    assert empty.of_unit_rows and not x.of_unit_rows
+    for length, near in ((1.004, True), (1.006, False), (0.994, False)):
+        assert Moments.from_rows(length * np.eye(2)).of_unit_rows == near
     assert empty.merge(x) is x.merge(empty) is x
     with pytest.raises(ValueError, match="dimensions 2 and 3"):
         empty.merge(Moments.empty(3))
@@ -46,14 +49,15 @@ def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
 
 def test_saved_moments_are_exact(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    groups = {"train": Moments.from_rows(rng.normal(size=(50, 5))), "val": Moments.empty(5)}
-    save_moments(tmp_path / "m.safetensors", groups, {"modality": "text"})
-    loaded, header = load_moments(tmp_path / "m.safetensors")
-    assert header == {"modality": "text"}
-    assert loaded["train"].n == 50
+    groups = {"val": Moments.empty(5), "train": Moments.from_rows(rng.normal(size=(50, 5)))}
+    save_moments(tmp_path / "m", groups, {"modality": "text", "a": 1})
+    save_moments(tmp_path / "again", dict(reversed(groups.items())), {"a": 1, "modality": "text"})
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "again").read_bytes()
+    loaded, header = load_moments(tmp_path / "m")
+    assert header == {"modality": "text", "a": 1}
+    assert (loaded["train"].n, loaded["val"].n) == (50, 0)
     assert (loaded["train"].mean == groups["train"].mean).all()
     np.testing.assert_allclose(loaded["train"].scatter, groups["train"].scatter, rtol=1e-14)
-    assert loaded["val"].n == 0
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
-import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from c3tools.reporter import Progress
 from c3tools.terminal import TerminalReporter
 
 
@@ -15,29 +16,38 @@ def screen(*, terminal: bool) -> tuple[io.StringIO, TerminalReporter]:
     return text, TerminalReporter(console)
 
 
-def test_a_long_note_takes_no_room_from_the_numbers() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still until a test moves it."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("c3tools.terminal.time.monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("total", "note", "shown"),
+    [
+        # a long note takes no room from the numbers
+        (1240, "loss 2.191, val 2.506", " ━━━━━      620 of 1,240, 1,240.0/s, 0:00:00 elapsed, eta 0:00:00, loss…"),
+        (None, None, " 620, 1,240.0/s, 0:00:00 elapsed"),  # of unknown length: neither a bar nor an end
+    ],
+)
+def test_a_terminal_gets_a_bar(clock: SimpleNamespace, total: int | None, note: str | None, shown: str) -> None:
     text, reporter = screen(terminal=True)
-    with reporter.progress("C2_1, seed 0", 1240) as progress:
-        progress.advance(620, "epoch 5, loss 2.191, val 2.506, 20,097 tokens/s")
-    last = text.getvalue()
-    assert "620 of 1,240" in last
-    assert "eta" in last
-    assert "…" in last
+    with reporter.progress("Indexing", total) as progress:
+        clock.now += 0.5
+        progress.advance(619, "none yet")
+        progress.advance(note=note or "")
+    assert text.getvalue().endswith(f"Indexing{shown}\n\x1b[?25h")
 
 
-def test_work_of_unknown_length_has_neither_a_bar_nor_an_end() -> None:
+@pytest.mark.parametrize(("done", "left"), [(0, False), (1, True)])
+def test_an_error_at_the_start_leaves_no_bar(done: int, left: bool) -> None:
     text, reporter = screen(terminal=True)
-    with reporter.progress("Indexing") as progress:
-        progress.advance(1234)
-    assert re.search(r"Indexing 1,234\b", text.getvalue())
-    assert "eta" not in text.getvalue()
-
-
-def test_an_error_at_the_start_leaves_no_bar() -> None:
-    text, reporter = screen(terminal=True)
-    with pytest.raises(ValueError, match="wrong"), reporter.progress("Indexing", 9):
+    with pytest.raises(ValueError, match="wrong"), reporter.progress("Indexing", 9) as progress:
+        progress.advance(done)
         raise ValueError("wrong")
-    assert text.getvalue().endswith("\x1b[2K")  # the line is erased
+    assert text.getvalue().endswith("\x1b[2K") != left  # the line is erased
 
 
 @pytest.mark.parametrize(
@@ -47,26 +57,36 @@ def test_an_error_at_the_start_leaves_no_bar() -> None:
             "20 of 80, 0.5/s, 0:00:40 elapsed, eta 0:02:00, loss 2.5", "80 of 80, 1.0/s, 0:01:20 elapsed, loss 2.5"]),
         (94, [(40, 20, None)], 470, ["114 of 470, 0.5/s, 0:00:40 elapsed, eta 0:11:52"]),  # the rate is of this run
         (0, [(27, 1, None), (27, 1, None)], 100, ["2 of 100, 0.037/s, 0:00:54 elapsed, eta 0:44:06"]),  # never 0.0/s
+        (94, [(30, 0, None)], 470, ["94 of 470, 0/s, 0:00:30 elapsed"]),
         (0, [(10, 5, None)], None, []),  # it ends before the first line is due
         (0, [(40, 9, None), (5, 9, None)], None, ["9, 0.23/s, 0:00:40 elapsed", "18, 0.4/s, 0:00:45 elapsed"]),
         (0, [(40, 1234, None)], None, ["1,234, 30.9/s, 0:00:40 elapsed"]),
     ],
 )  # fmt: skip
 def test_a_log_gets_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, before: int, steps: list[tuple[int, int, str]], total: int, lines: list[str]
+    clock: SimpleNamespace, before: int, steps: list[tuple[int, int, str]], total: int, lines: list[str]
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr("c3tools.terminal.time.monotonic", lambda: now)
     text, reporter = screen(terminal=False)
     with reporter.progress("Training", total) as progress:
         progress.resume(before)
         for seconds, count, note in steps:
-            now += seconds
+            clock.now += seconds
             progress.advance(count, note)
     assert text.getvalue().splitlines() == [f"Training: {line}" for line in lines]
 
 
-def test_messages_are_printed_as_they_are() -> None:
-    text, reporter = screen(terminal=False)
-    reporter.message("[bold] is no markup, s3://bucket/a path")
-    assert text.getvalue() == "[bold] is no markup, s3://bucket/a path\n"
+def test_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "[bold] is no markup, 12 no number, s3://bucket/a path, and a line is as long as it is, without a break"
+    text = io.StringIO()
+    coloured = Console(file=text, width=200, force_terminal=True, color_system="truecolor")
+    for reporter in (TerminalReporter(coloured), TerminalReporter()):
+        reporter.message(line)
+    assert (text.getvalue(), capsys.readouterr()) == (f"{line}\n", ("", f"{line}\n"))
+
+
+def test_what_an_earlier_run_has_done_is_told_as_progress() -> None:
+    class Told(Progress):
+        def advance(self, *told: object) -> None:
+            assert told == (3, "epoch 2")
+
+    Told().resume(3, "epoch 2")

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.linalg import hadamard
 
-from c3tools.seeds import generator, keyed_normal, stable_fractions, stable_hashes
+from c3tools.seeds import generator, keyed_normal, stable_fractions, stable_hashes, torch_seed
 
 KEYS = [f"k{i}" for i in range(2000)]
 
@@ -46,6 +46,7 @@ def test_known_values() -> None:
     assert digest.startswith("d9423de22fc53ee6")
     np.testing.assert_allclose(keyed_normal(0, 0, ["key"], 3), [[-1.1672176, 1.6905304, 0.11065296]], rtol=1e-6)
     np.testing.assert_allclose(stable_fractions(["key"]), 0.36444743768619714, rtol=1e-15)
+    assert [int(generator(3, "a").integers(2**32)), torch_seed(3, "a")] == [1798893179, 2903926400082656158]
 
 
 def test_rows_do_not_depend_on_their_batch() -> None:
