@@ -7,7 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+
+STYLE = "label color facecolor edgecolor linewidth marker markersize alpha zorder sizes text position ha".split()
 
 
 def recorded(file: Path, value: Any, rel: float = 1e-5) -> None:
@@ -23,6 +27,28 @@ def recorded(file: Path, value: Any, rel: float = 1e-5) -> None:
     for path, before in golden.items():
         close = isinstance(before, float) and found[path] == pytest.approx(before, rel=rel, abs=1e-7)
         assert close or found[path] == before, path
+
+
+def drawn(figure: Figure) -> list[Any]:
+    """What a figure shows, as JSON: its size, its axes, and of everything in them the style and a sum of the points."""
+    found: list[Any] = [figure.get_size_inches().tolist()]
+    for axes in figure.axes:
+        ticks = [axis.get_major_formatter().format_ticks([*axis.get_ticklocs()]) for axis in (axes.xaxis, axes.yaxis)]
+        legend = axes.get_legend()
+        words = axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale(), str(axes.get_aspect())
+        found += [
+            words,
+            [*axes.get_xlim(), *axes.get_ylim()],
+            ticks,
+            [text.get_text() for text in legend.get_texts()] if legend else None,
+        ]
+        for artist in (*axes.lines, *axes.patches, *axes.collections, *axes.texts):
+            style = [str(getattr(artist, f"get_{name}")()) for name in STYLE if hasattr(artist, f"get_{name}")]
+            paths = [artist.get_path()] if hasattr(artist, "get_path") else getattr(artist, "get_paths", list)()
+            shifts = [np.asarray(artist.get_offsets())] if hasattr(artist, "get_offsets") else []
+            points = np.nan_to_num(np.concatenate([np.zeros((1, 2)), *(path.vertices for path in paths), *shifts]))
+            found.append({"style": " ".join(style), "sum": [*(np.arange(len(points)) @ points)]})
+    return found
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from ..arrays import Array, Indices
 from ..corpus.containers import PhotoFinder
 from ..encoders import UNREADABLE, thumbnail
+from ..moments import unit_rows
 from ..seeds import generator
 from ..store import Store
 from ..store.rows import ITEM_COLUMNS, row_splits
@@ -20,8 +21,8 @@ from .collect import Collected
 
 MOST = 2_000
 """Dots of a modality."""
-_PHOTO_SIDE = 112
-_PHOTO_BYTES = 1_500_000  # of all thumbnails together, so that a page stays below 2 MB
+PHOTO_SIDE = 112
+PHOTO_BYTES = 1_500_000  # of all thumbnails together, so that a page stays below 2 MB
 
 
 def gap_map(store: Store, collected: Collected, *, split: str | None = None, by: str | None = None) -> Markup:
@@ -49,21 +50,22 @@ def gap_map(store: Store, collected: Collected, *, split: str | None = None, by:
         tables[name] = _take(store, name, split, collected.places[name][chosen], by)
     means = {name: matrix.mean(axis=0) for name, matrix in rows.items()}
     gap = means[first] - means[second]
-    along = gap / max(float(np.linalg.norm(gap)), 1e-12)
+    along = unit_rows(gap[None])[0]
     plane = np.stack([along, _main_direction([rows[name] - means[name] for name in rows], along)])
     modalities = []
     for name, table in tables.items():
         x, y = plane @ (rows[name] - means[name]).T
+        columns = _column(table, "caption"), _column(table, "key")
         groups: dict[str, list[Any]] = {"split": row_splits(table, store.kept_splits)}
-        if by is not None and by in table.schema.names:
-            groups[by] = [None if value is None else str(value) for value in table.column(by).to_pylist()]
+        if by in table.schema.names:
+            groups[by] = [None if value is None else str(value) for value in _column(table, by)]
         modalities.append(
             {
                 "name": name,
                 "shift": _rounded(plane @ (means[name] - (means[first] + means[second]) / 2)),
                 "x": _rounded(x),
                 "y": _rounded(y),
-                "label": _labels(table),
+                "label": [text or key for text, key in zip(*columns, strict=True)],
                 "groups": groups,
                 "photo": _photos(store, table) if name == "image" else None,
             }
@@ -98,23 +100,19 @@ def _rounded(values: Array) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def _labels(table: pa.Table) -> list[Any]:
-    """Return the caption of each row, or its key."""
-    keys = table.column("key").to_pylist()
-    captions = table.column("caption").to_pylist() if "caption" in table.schema.names else keys
-    return [caption or key for caption, key in zip(captions, keys, strict=True)]
+def _column(table: pa.Table, name: str) -> list[Any]:
+    """Return the values of a column, None each if there is none."""
+    return table.column(name).to_pylist() if name in table.schema.names else [None] * len(table)
 
 
 def _photos(store: Store, table: pa.Table) -> list[str | None]:
     """Return a thumbnail of each photo as a ``data:`` URL, None where it is not at hand, or the page is full."""
-    if "path" not in table.schema.names:
-        return [None] * len(table)
     found, size = list[str | None](), 0
     with PhotoFinder(beside=store.path) as photos:
-        for path in table.column("path").to_pylist():
+        for path in _column(table, "path"):
             found.append(None)
             with suppress(*UNREADABLE):
-                if size < _PHOTO_BYTES:
-                    found[-1] = thumbnail(photos.read_again(path), _PHOTO_SIDE)
+                if size < PHOTO_BYTES:
+                    found[-1] = thumbnail(photos.read_again(path), PHOTO_SIDE)
             size += len(found[-1] or "")
     return found

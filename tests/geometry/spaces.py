@@ -84,18 +84,17 @@ def reported_measures(values: dict[str, Any]) -> dict[str, float]:
 
 
 def hostile_store(path: Path) -> Store:
-    """Thirty images with two captions each, whose names and texts would be elements of a page if not escaped."""
-    image, text, owner = paper_model(30, 8, captions=2)
-    keys = [f"photo{i}" for i in range(29)] + [EVIL]
-    captions = [EVIL] * 60
+    """Images with none to six captions each, whose names and texts would be elements of a page if not escaped.
+
+    Four captions have no image. The noise of the pairs is skewed, and no two modalities or dimensions are alike.
+    """
+    rng = np.random.default_rng(0)
+    content, owner = rng.normal(size=(52, 8)) * np.linspace(0.3, 0.05, 8), np.sort(rng.integers(50, size=110))
+    image = content + 0.3 * np.eye(8)[3]
+    text = content[owner] - 0.2 * np.eye(8)[4] + 0.1 * rng.standard_exponential((110, 8))
+    keys = [f"photo{i}" for i in range(51)] + [EVIL]
     images = Rows.of("image", keys, unit(image), path=keys)
-    names = [f"t{i}" for i in range(60)]
-    texts = Rows.of("text", names, unit(text), image_key=[keys[o] for o in owner], caption=captions)
-    build_store(
-        path,
-        images,
-        texts,
-        model=ModelIdentity(name=f"{EVIL}<img src='http://example.invalid/x.png'> [bold]&"),
-        dtype="float32",
-    )
-    return Store.open(path)
+    owners = [None] * 4 + [keys[number] for number in owner[4:]]
+    texts = Rows.of("text", [f"t{i}" for i in range(110)], unit(text), image_key=owners, caption=[EVIL] * 110)
+    model = ModelIdentity(name=f"{EVIL}<img src='http://example.invalid/x.png'> [bold]&")
+    return build_store(path, images, texts, model=model, dtype="float32")

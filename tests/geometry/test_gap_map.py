@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from pathlib import Path
@@ -7,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import c3tools
 from c3tools.errors import StoreError
 from c3tools.geometry.collect import collect
 from c3tools.geometry.gap_map import gap_map
+from tests.golden import recorded
 from tests.stores import whole_store
 
 
@@ -33,6 +37,25 @@ def test_rows_are_dots_that_the_slider_moves_and_lines_join_partners(tmp_path: P
     assert data["modalities"][0]["groups"] == {"split": images.splits, "width": widths}
     with pytest.raises(StoreError, match="'colour'"):
         c3tools.gap_report(store, by="colour")
+
+
+def test_a_sample_is_drawn_with_its_partners_and_photos_until_the_page_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = whole_store(tmp_path / "store")
+    for name, value in (("MOST", 9), ("PHOTO_BYTES", 1)):
+        monkeypatch.setattr(f"c3tools.geometry.gap_map.{name}", value)
+    (tmp_path / "photos").mkdir()
+    for number in range(8, 30):
+        Image.new("RGB", (224, 112)).save(tmp_path / "photos" / f"img{number:03d}.jpg")
+    data = json.loads(gap_map(store, collect(store, "image", "text", split="train"), split="train", by="width"))
+    images, texts = data["modalities"]
+    found = [row for row, photo in enumerate(images["photo"]) if photo]
+    assert [images["label"][row] for row in found] == [min(name for name in images["label"] if name >= "img008")]
+    with Image.open(io.BytesIO(base64.b64decode(images["photo"].pop(found[0]).partition(",")[2]))) as photo:
+        assert photo.size == (112, 56)
+    assert len(texts["x"]) == len(data["pairs"]) == 9 == len(images["x"])
+    recorded(Path(__file__).parent / "golden" / "map.json", data)
 
 
 def test_reader_closes_the_gap_in_a_browser(tmp_path: Path, browser: Any) -> None:

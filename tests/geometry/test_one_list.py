@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools import Store, gap_report
 from c3tools.geometry.collect import collect
 from c3tools.geometry.one_list import measure_one_list
 from c3tools.seeds import generator
@@ -37,11 +36,3 @@ def test_it_counts_the_first_ten_of_each_list(tmp_path: Path) -> None:
                 hits.append(query in first)
             assert found[asked].other_modality[kind].value == pytest.approx(np.mean(shares))
             assert found[asked].recall[kind].value == pytest.approx(np.mean(hits))
-
-
-def test_the_report_answers_the_question_where_there_are_enough_pairs(store: Store) -> None:
-    report = gap_report(store)
-    said = report.to_dict()
-    assert said["verdict"]["one_list"]["name"] == "one_list"
-    assert len(said["one_list"]["text"]["other_modality_interval"]["calibrated"]) == 2
-    assert "searched in one list?" in report.to_html()

@@ -21,7 +21,7 @@ from c3tools.store import Rows, Store, StoreInfo, create_store
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import MODEL, build_store, make_store, unit_rows
 from tests.geometry.spaces import hostile_store, paper_model, plain_measures, reported_measures, unit
-from tests.golden import recorded
+from tests.golden import drawn, recorded
 
 GOLDEN = Path(__file__).parent / "golden"
 MAP = Path(pages.__file__).parent / "templates" / "map.js"
@@ -41,12 +41,12 @@ def test_agrees_with_plain_numpy(tmp_path: Path, change: str, monkeypatch: pytes
     if change == "float32":
         monkeypatch.setattr(collect, "EXACT_VALUES", 0)
     if change == "sampled pairs":
-        for name, most in (("MAX_ITEMS", 100), ("EXACT_SCORES", 1000), ("PART_ITEMS", 50)):
+        for name, most in (("MAX_ITEMS", 100), ("MAX_ROWS", 299), ("EXACT_SCORES", 130 * 390 - 1), ("PART_ROWS", 150)):
             monkeypatch.setattr(collect, name, most)
     values = report(make_store(tmp_path / "s", x, y, owners=list(owner), part_rows=70))
     expected = plain_measures(x, y, owner)
     if change == "sampled pairs":
-        assert any("sample of 300 pairs" in note for note in values["notes"])
+        assert any("sample of 297 pairs" in note for note in values["notes"])
         assert any("sample of 50 image rows with all their 150 text rows" in note for note in values["notes"])
         assert values["provenance"]["working_set"] == {"complete": False, "image": 50, "text": 150}
         for name in ("paired_cosine", "unpaired_cosine", "residual_rms"):
@@ -58,6 +58,31 @@ def test_agrees_with_plain_numpy(tmp_path: Path, change: str, monkeypatch: pytes
         assert reported_measures(values) == pytest.approx(expected, abs=2e-6)
     assert (values["pairs"]["n"], values["pairs"]["items"]) == (390, 130)
     assert values["modalities"]["text"]["independent_rows"] == 130
+
+
+@pytest.mark.parametrize(
+    ("owners", "limits", "sizes"),
+    [
+        (range(20), {"EXACT_SCORES": 400, "EXACT_ROWS": 40}, (20, 20)),
+        (range(20), {"EXACT_ROWS": 39, "PART_ITEMS": 7}, (7, 7)),
+        ([3] * 10 + [8] * 10, {"EXACT_SCORES": 39, "PART_ROWS": 1}, (1, 10)),  # one item at least
+        ([None] * 20, {"PART_ITEMS": 20}, (20, 20)),
+        ([None] * 20, {"PART_ITEMS": 19}, (19, 19)),
+    ],
+)
+def test_what_is_compared_is_all_or_a_sample_of_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owners: Any, limits: dict[str, int], sizes: tuple[int, int]
+) -> None:
+    for name, most in limits.items():
+        monkeypatch.setattr(collect, name, most)
+    rows = [unit_rows(20, 8), unit_rows(20, 8, seed=1)]
+    data = collect.collect(make_store(tmp_path / "s", *rows, owners=list(owners)), "image", "text")
+    working, (images, texts) = data.working, data.places.values()
+    assert (len(working.first), len(working.second), working.complete) == (*sizes, sizes == (20, 20))
+    for own, read, places in zip(rows, (working.first, working.second), (images, texts), strict=True):
+        np.testing.assert_allclose(read, own[np.unique(places)], atol=1e-7)
+    if working.paired:
+        assert [owners[row] for row in texts] == images[working.item_index].tolist()
 
 
 def test_published_numbers_on_500_clip_pairs(tmp_path: Path, shared_data: Path) -> None:
@@ -176,7 +201,7 @@ def test_the_report_recommends_the_sigma_of_trainings(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> GapReport:
     """The report of a store whose names and captions hold markup."""
-    return gap_report(hostile_store(tmp_path_factory.mktemp("hostile") / "s"), presets=("raw",))
+    return gap_report(hostile_store(tmp_path_factory.mktemp("hostile") / "s"), presets=("whiten",))
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +219,8 @@ def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str) -> Non
         (GOLDEN / "page.html").write_text(page)
     assert page == (GOLDEN / "page.html").read_text()
     recorded(GOLDEN / "report.json", values)
+    figures = {name: [label, *drawn(figure)] for name, (figure, label) in all_figures(hostile).items()}
+    recorded(GOLDEN / "figures.json", figures)
 
 
 def test_the_page_asks_for_nothing_and_runs_the_map_alone(page: str) -> None:
@@ -229,15 +256,14 @@ def test_a_report_is_saved_by_the_ending(hostile: GapReport, page: str, tmp_path
     assert files == {path.name for path in (tmp_path / "f").iterdir()} >= {"spectra.png", "gap-length.svg"}
 
 
-def test_figures_draw_the_numbers(store: Store) -> None:
-    found = gap_report(store)
-    figures: dict[str, Any] = {name: figure.axes for name, (figure, _) in all_figures(found).items()}
+def test_figures_draw_the_numbers(hostile: GapReport) -> None:
+    figures: dict[str, Any] = {name: figure.axes for name, (figure, _) in all_figures(hostile).items()}
     for lines, *dots in (panel.collections for panel in figures["projection"]):  # pairs are joined
         ends = np.stack([np.asarray(side.get_offsets()) for side in dots], axis=1)
         np.testing.assert_allclose(np.array(lines.get_segments()), ends)
     left, right = figures["spectra"]
     assert left.get_yscale() == "log"
     for line in right.lines:
-        if measured := found.modalities.get(str(line.get_label())):
+        if measured := hostile.modalities.get(str(line.get_label())):
             share = np.cumsum(measured.spectrum) / measured.spectrum.sum()
             np.testing.assert_allclose(line.get_xydata(), np.stack([np.arange(len(share)) + 1, share], axis=1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from c3tools.errors import C3Error
-from c3tools.geometry.theory import contrastive
+from c3tools.geometry.theory import Simulation, contrastive
 from c3tools.geometry.theory.contrastive import (
     PAPER_TRACE,
     SELECTED_SEED,
@@ -22,6 +22,13 @@ from c3tools.geometry.theory.networks import simulate_depth, simulate_init_gap
 from tests.conftest import make_store, unit_rows
 from tests.connect.photos import save_photos
 from tests.geometry.spaces import paper_model, unit
+from tests.golden import drawn, recorded
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def on_record(name: str, result: Simulation, rel: float = 1e-3) -> None:
+    recorded(GOLDEN / f"{name}.json", {**result.to_dict(), "figure": drawn(result.figure)}, rel)
 
 
 def start(pairs: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -66,12 +73,14 @@ def test_the_selected_draw_starts_where_the_papers_did() -> None:
     assert (start["loss"], start["gap"]) == pytest.approx((loss, gap), rel=1e-3)
     assert [row[-2:] for row in result.table.rows] == [["6.2670", "1.2478"], ["–", "–"]]
     assert "selected among 3,000" in result.found
+    on_record("gap_after_training", result)
 
 
 def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "STABLE_PAIRS", 60)
     monkeypatch.setattr(contrastive, "STABLE_DIM", 24)
     result = simulate_stable_region(tau=(0.1, 0.02))
+    on_record("stable_region", result)
     assert all(result.settings["predictions"].values())
     for run in result.runs:
         assert run["start_lead"] < 0 < run["lead"] < run["sufficient_lead"]
@@ -96,6 +105,7 @@ def test_the_predictions_can_fail(runs: list[tuple[float, ...]], expected: list[
 
 def test_depth_loses_dimensions() -> None:
     result = simulate_depth(width=48, layers=12, rows=1500)
+    on_record("depth", result)
     dimensions = [layer["effective_dimension"] for layer in result.runs]
     assert [layer["layer"] for layer in result.runs] == [0, 5, 10, 12]
     assert (dimensions[0], dimensions) == (48, sorted(dimensions, reverse=True))
@@ -109,6 +119,7 @@ def test_encoders_with_random_weights_are_apart(tmp_path: Path) -> None:
     result = simulate_init_gap([save_photos(tmp_path / "photos", per_kind=1)], model="c3-mini", seeds=2, device="cpu")
     assert all(run["gap"] > 0.5 and run["mean_norm_image"] > 0.9 for run in result.runs)
     assert all(0 < run["on_equal_rows_text"] < result.settings["images"] for run in result.runs)
+    on_record("init_gap", result)
     assert result.settings["texts"] == 2 * result.settings["images"]
 
 
@@ -116,7 +127,10 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     state = torch.get_rng_state()
     low, high = simulate_temperature(scale=(100.0, 5.0), steps=60).runs
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as before
-    assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.1) == (high["start_gap"], True, True)
+    assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.9) == (high["start_gap"], True, True)
+    few = simulate_temperature(scale=(100.0, 5.0), steps=3)
+    few.runs = [{name: value for name, value in run.items() if name != "recall"} for run in few.runs]
+    on_record("temperature", few)
     for seed in (-1, 10**30):  # any integer
         assert simulate_temperature(scale=(5.0,), steps=1, seed=seed).runs
 
