@@ -28,7 +28,6 @@ from .presets import preset
 if TYPE_CHECKING:
     from ..store import Store
 
-_NEWTON_STEPS = 25
 _LEAST_VARIANCE = 1e-3  # of the mean variance over directions; scores vary less where there are fewer rows than that
 
 
@@ -191,8 +190,8 @@ def fit_logistic(x: Array, y: Array, ridge: float) -> Array:
     penalty = np.full(design.shape[1], ridge * len(x))
     penalty[-1] = 1e-9
     weights = np.zeros(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+    for _ in range(25):
+        p = (1 + np.tanh(design @ weights / 2)) / 2
         gradient = design.T @ (p - y) + penalty * weights
         weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
         step = np.linalg.solve(weighted.T @ weighted + np.diag(penalty), gradient)

@@ -184,7 +184,7 @@ def first_rows(
         missing -= len(batches[-1])
         if missing == 0:
             break
-    if missing == most:
+    if not batches:
         return Rows.of(modality, [], np.empty((0, store.info.dim)))
     table = pa.Table.from_batches(batches)
     if "embedding" not in table.column_names:

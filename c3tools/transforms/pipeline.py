@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -167,7 +167,7 @@ class Pipeline(HubRepository):
                 )
         self.dim, sizes = known.dim, {name: own.n for name, own in sorted(known.moments.items())}
         last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
-        for position, step in enumerate(self.steps[: last + 1]):
+        for position, step in enumerate(self.steps):
             if step.fits:
                 try:
                     step.fit(known)
@@ -488,7 +488,7 @@ class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
 class _Saved(_Recipe, kw_only=True, forbid_unknown_fields=False):
     """The content of transform.json; ``tensors`` is the SHA-256 of the other file."""
 
-    dim: Annotated[int, msgspec.Meta(gt=0)] | None
+    dim: int | None
     provenance: dict[str, Any]
     tensors: str
     checksum: str

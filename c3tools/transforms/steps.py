@@ -127,7 +127,6 @@ class Step:
         return (Affine(**parts),)
 
 
-@dataclass(eq=False)
 class Normalize(Step):
     """e / |e|."""
 
@@ -139,7 +138,6 @@ class Normalize(Step):
         return (Unit(),)
 
 
-@dataclass(eq=False)
 class Collapse(Step):
     """e - mu of its own modality (C3, Zhang et al., ICLR 2024): removes the modality gap.
 
@@ -362,7 +360,6 @@ class RidgeMap(_PairedMap):
         return np.asarray(np.linalg.solve(gram, x.T @ y), dtype=np.float64)
 
 
-@dataclass(eq=False)
 class Procrustes(_PairedMap):
     """Orthogonal map of centred source rows that comes nearest to the target rows (Schönemann, 1966).
 

@@ -64,6 +64,7 @@ def test_arrays_of_any_norm_and_kind_are_moments_and_rows(pairs: Pairs) -> None:
 
 
 P = make_pairs()
+EQUAL = np.eye(24)[[3] * 4]
 NAN = np.where(np.arange(24) == 3, np.nan, P.y)
 
 
@@ -81,6 +82,9 @@ NAN = np.where(np.arange(24) == 3, np.nan, P.y)
         (preset("ridge"), {"data": {"image": P.x, "text": P.y[:100]}}, "120 image rows and 100 text rows"),
         (preset("gap-shift"), {"data": {"image": P.x, "text": P.x}}, "gap"),
         (preset("tomcap"), {"data": {"text": P.y}}, "match-moments needs the moments of 'image'"),
+        (preset("whiten"), {"data": {"text": EQUAL}}, "equal, so they cannot be whitened"),
+        (preset("fair"), {"data": {"text": Moments.from_rows(EQUAL)}}, "All text rows or all text rows are equal"),
+        (preset("realign"), {"data": {"image": EQUAL, "text": P.y}}, "All image rows are equal"),
         (preset("c3", sigma="auto"), {"data": P.moments}, r"'auto'[\s\S]*number"),
         (preset("c3", sigma="pairs"), {"data": {"image": P.x[:20], "text": P.y}}, "at least 10 .* 0 in the arrays"),
         (preset("c3", sigma="pairs"), {"data": {"image": P.x[:9], "text": P.y[:9]}}, "at least 10 .* 9 in the arrays"),

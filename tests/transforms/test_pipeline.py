@@ -6,33 +6,42 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
 
 from c3tools.errors import TransformError
 from c3tools.moments import Moments
+from c3tools.seeds import keyed_normal
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.steps import (
     AdaptiveNoise,
     Collapse,
+    FairScale,
     GapShift,
     GaussianNoise,
     Normalize,
     Procrustes,
     ProjectOutGap,
+    Standardize,
     Step,
+    Whiten,
 )
+from c3tools.transforms.torch_module import TransformModule
 from tests.stores import unit
 
 from .conftest import Array, Pairs, make_pairs
 
 
 def test_two_steps_draw_different_noise(pairs: Pairs) -> None:
-    twice = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.1), Normalize()])
-    once = Pipeline([Normalize(), GaussianNoise(0.2), Normalize()])
-    a, b = (p.transform(pairs.y, training=True, keys=pairs.keys) for p in (twice, once))
-    assert not np.allclose(a, b, atol=1e-3)
+    pipeline = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.2), Normalize()])
+    first, second = (keyed_normal(0, 0, [f"{own}{key}" for key in pairs.keys], 24) for own in ("", "1\x1f"))
+    expected = unit(pairs.y + 0.1 * first + 0.2 * second)
+    got = pipeline.transform(pairs.y, training=True, keys=pairs.keys)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    module = TransformModule(pipeline).train()
+    np.testing.assert_allclose(module(torch.from_numpy(pairs.y), pairs.keys).numpy(), expected, atol=1e-6)
 
 
 def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
@@ -43,6 +52,9 @@ def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
     np.testing.assert_allclose(pipeline.steps[3].state["centre/text"], expected, atol=1e-7)
     with pytest.raises(TransformError, match="collapse needs the moments"):  # unknown after normalising again
         Pipeline(steps).fit(pairs.moments)
+    scaled = Pipeline([Normalize(), FairScale(), Collapse(), Normalize()]).fit(pairs.moments)  # known after scaling
+    expected = scaled.steps[1].state["scale/text"] * pairs.y.mean(0)
+    np.testing.assert_allclose(scaled.steps[2].state["centre/text"], expected, atol=1e-12)
 
 
 @given(st.integers(2, 20), st.integers(0, 2**31))
@@ -116,7 +128,10 @@ def test_pipelines_that_are_not_fitted_or_of_other_models(pairs: Pairs) -> None:
         ([Normalize(), Collapse(), GaussianNoise()], "end with normalize"),
         ([Collapse(), Normalize()], "norm 1"),
         ([Normalize(), AdaptiveNoise(role="both"), Normalize()], "training inputs alone"),  # type: ignore[arg-type]
-        ([Normalize(), Collapse(), Normalize(), GapShift(), Normalize()], "twice"),
+        *(
+            ([Normalize(), Collapse(), Normalize(), step, Normalize()], f"{step.kind} comes after collapse.* twice")
+            for step in (Collapse(), GapShift(), Standardize(), Whiten())
+        ),
     ],
 )
 def test_orders_that_cost_accuracy_are_refused(steps: list[Step], words: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,18 @@ from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
 from c3tools.transforms import PRESETS, Pipeline, preset
 from c3tools.transforms.sigma import PUBLISHED_SIGMA
+from c3tools.transforms.steps import (
+    AdaptiveNoise,
+    Collapse,
+    CovarianceNoise,
+    GapShift,
+    MemoryProjection,
+    Normalize,
+    RidgeMap,
+    SpanNoise,
+    Step,
+    Whiten,
+)
 from c3tools.transforms.torch_module import TransformModule
 from tests.stores import unit
 
@@ -39,11 +53,11 @@ def _realign(p: Pairs) -> Array:
     return unit(moved - moved.mean(0) + x.mean(0))
 
 
-def _ridge(p: Pairs) -> Array:
+def _ridge(p: Pairs, penalty: float = 1e-3) -> Array:
     x, y = _centred(p.x), _centred(p.y)
     n, d = x.shape
     # ridge regression as least squares on augmented rows, another route than the normal equations
-    stacked = np.vstack([x, np.sqrt(1e-3 * n) * np.eye(d)])
+    stacked = np.vstack([x, np.sqrt(penalty * n) * np.eye(d)])
     weights = np.linalg.lstsq(stacked, np.vstack([y, np.zeros((d, d))]), rcond=None)[0]
     return unit(x @ weights + p.y.mean(0))
 
@@ -58,10 +72,10 @@ def _fair(v: Array, p: Pairs) -> Array:
     return np.asarray(unit(_centred(v)) / np.sqrt(np.trace(spreads[0] @ spreads[1])))
 
 
-def _whiten(v: Array) -> Array:
+def _whiten(v: Array, a: float = 0.1) -> Array:
     covariance = np.cov(v.T, bias=True)
     d = len(covariance)
-    shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / d * np.eye(d)
+    shrunk = (1 - a) * covariance + a * np.trace(covariance) / d * np.eye(d)
     return unit(_centred(v) @ np.linalg.inv(sqrtm(shrunk).real))
 
 
@@ -70,8 +84,9 @@ def _without_gap(v: Array, p: Pairs) -> Array:
     return unit(v - (v @ u)[:, None] * u)
 
 
-def _shift(v: Array, p: Pairs, sign: int) -> Array:
-    return unit(v - sign * (p.x.mean(0) - p.y.mean(0)) / 2)
+def _shift(v: Array, p: Pairs, sign: int, delta: float | None = None) -> Array:
+    gap = p.x.mean(0) - p.y.mean(0) if delta is None else delta * gap_unit(p)
+    return unit(v - sign * gap / 2)
 
 
 def _tomcap(p: Pairs, z: Array) -> Array:
@@ -83,9 +98,17 @@ def _span(p: Pairs, z: Array) -> Array:
     return unit(_centred(p.y) + SIGMA * (z - (z @ u)[:, None] * u))
 
 
-def _covariance(p: Pairs, z: Array) -> Array:
-    root = sqrtm(np.cov((_centred(p.x) - _centred(p.y)).T, bias=True)).real
-    return unit(_centred(p.y) + z @ root)
+def _covariance(p: Pairs, z: Array, sigma: float | None = None) -> Array:
+    covariance = np.cov((_centred(p.x) - _centred(p.y)).T, bias=True)
+    scale = sigma / np.sqrt(np.diag(covariance).mean()) if sigma else 1
+    return unit(_centred(p.y) + scale * z @ sqrtm(covariance).real)
+
+
+def _nearest(p: Pairs, neighbours: int) -> Array:
+    """The mean of the nearest texts of each image, weighted by their cosines at the temperature 0.2."""
+    cosines = p.x @ p.y.T
+    cosines[cosines < np.sort(cosines, axis=1)[:, [-neighbours]]] = -np.inf
+    return unit(softmax(cosines / 0.2, axis=1) @ p.y)
 
 
 def _retrieval(p: Pairs, q: Array, own: list[str] | None = None) -> Array:
@@ -129,9 +152,38 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
 
 FORMULAS |= {"capdec": FORMULAS["c2-corrupt"], "gr-clip": FORMULAS["c2-collapse"]}
 
+# step with other settings than those of presets, and the ends of its formulas
+STEPS: list[tuple[Step, Callable[[Pairs, Array], Array], Callable[[Pairs], Array]]] = [
+    (Collapse(modalities=["text"]), lambda p, z: unit(_centred(p.y)), lambda p: p.x),  # type: ignore[arg-type]
+    (Whiten(0.4), lambda p, z: _whiten(p.y, 0.4), lambda p: _whiten(p.x, 0.4)),
+    (GapShift(delta=0.3), lambda p, z: _shift(p.y, p, -1, 0.3), lambda p: _shift(p.x, p, 1, 0.3)),
+    (RidgeMap(penalty=0.5, role="inference"), lambda p, z: p.y, lambda p: _ridge(p, 0.5)),
+    (MemoryProjection("text", 0.2, 3, role="inference"), lambda p, z: p.y, lambda p: _nearest(p, 3)),
+    (AdaptiveNoise(0.2), lambda p, z: unit(p.y + z / 4 / np.linalg.norm(z, axis=1, keepdims=True)), lambda p: p.x),
+    (SpanNoise(0.3), lambda p, z: unit(p.y + 0.3 * (z - np.outer(z @ gap_unit(p), gap_unit(p)))), lambda p: p.x),
+]
+
 
 def test_every_preset_has_a_formula() -> None:
     assert set(FORMULAS) == set(PRESETS)
+
+
+@pytest.mark.parametrize(("step", "training", "inference"), STEPS)
+def test_steps_with_other_settings(
+    pairs: Pairs, step: Step, training: Callable[[Pairs, Array], Array], inference: Callable[[Pairs], Array]
+) -> None:
+    z = keyed_normal(0, 0, pairs.keys, 24).astype(np.float64)
+    pipeline = Pipeline([Normalize(), step, Normalize()]).fit(pairs.rows)
+    got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
+    np.testing.assert_allclose(got, training(pairs, z), atol=1e-6)
+    np.testing.assert_allclose(pipeline.transform(pairs.x, modality="image"), inference(pairs), atol=1e-6)
+
+
+def test_covariance_noise_of_a_size(pairs: Pairs) -> None:
+    pipeline = Pipeline([Normalize(), Collapse(), CovarianceNoise(0.3), Normalize()]).fit(pairs.rows)
+    got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
+    z = keyed_normal(0, 0, pairs.keys, 24).astype(np.float64)
+    np.testing.assert_allclose(got, _covariance(pairs, z, 0.3), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -154,6 +206,12 @@ def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, pairs: Pai
         whole = pipeline.transform(rows, modality=modality, seed=1, epoch=9)  # without noise
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
     assert (loaded.name, loaded.dim, loaded.provenance) == (name, pipeline.dim, pipeline.provenance)
+    assert len({*pipeline.steps, *loaded.steps}) == 2 * len(pipeline.steps)  # each is itself alone
+    for step in pipeline.steps:
+        for operation in step.operations("image" if "image" in step.fitted_for else "text"):
+            with pytest.raises(FrozenInstanceError):
+                operation.scale = 0  # type: ignore[misc, union-attr]
+            assert operation != copy.copy(operation)
     assert Pipeline.from_config(pipeline.config()).config() == pipeline.config()
 
 

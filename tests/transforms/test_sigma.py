@@ -24,6 +24,11 @@ from tests.conftest import make_store
 from tests.stores import unit
 
 
+def test_the_least_cosines_leave_the_noise_of_auto_at_the_least_cosine() -> None:
+    # |e| / sqrt(|e|^2 + 9 sigma^2 d) = 0.1 where the cosine of captions is |e| / sqrt(|e|^2 + sigma^2 d)
+    assert MIN_SIBLING_COSINE == pytest.approx(1 / np.sqrt(1 + 99 / 9))
+
+
 @given(st.floats(MIN_SIBLING_COSINE * 1.001, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
 def test_noise_of_this_size_gives_this_cosine(cosine: float, norm: float, dim: int) -> None:
     """Ten images with two captions each, at this cosine of each other."""
@@ -87,6 +92,19 @@ def test_no_sigma_where_pairs_say_nothing() -> None:
     for size in (0.5, 2.0):  # those that belong together have one, even where there are few
         few = images[:30] + size * noise[:30]
         assert pair_cosine(images[:30], few, own[:30], [images[:30].mean(0), few.mean(0)]).sigma is not None
+
+
+@pytest.mark.parametrize(("spread", "certain"), [(0.447, True), (0.457, False)])
+def test_pairs_are_three_standard_errors_nearer_than_strangers(spread: float, certain: bool) -> None:
+    """The cosine of text i is 0.45 plus or minus the spread with its own image i, and 0.1 with the image before."""
+    own = 0.45 + spread * np.where(np.arange(16) % 2, 1, -1)
+    images, texts = np.eye(17)[:16], np.eye(17)[:16] * own[:, None]
+    texts[np.arange(16), np.arange(-1, 15) % 16] = 0.1
+    texts[:, 16] = np.sqrt(1 - own**2 - 0.01)
+    found = pair_cosine(images, texts, np.arange(16), [np.zeros(17)] * 2)
+    # it ends where 0.35 = 3 sqrt(16 / 15) spread / sqrt(16): at 0.452
+    assert (found.sigma is not None) == certain
+    assert "unrelated rows 0.1" in found.missing or certain
 
 
 def test_for_generators_auto_is_twice_the_distance_to_the_nearest_photo(tmp_path: Path) -> None:
