@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 STYLE = "label color facecolor edgecolor linewidth marker markersize alpha zorder sizes text position ha".split()
+INTERFACE = Path(__file__).parent / "cli" / "interface.txt"  # made anew by ``C3_RECORD=1 pytest tests/cli/test_app.py``
 
 
 def recorded(file: Path, value: Any, rel: float = 1e-5) -> None:
@@ -49,6 +53,20 @@ def drawn(figure: Figure) -> list[Any]:
             points = np.nan_to_num(np.concatenate([np.zeros((1, 2)), *(path.vertices for path in paths), *shifts]))
             found.append({"style": " ".join(style), "sum": [*(np.arange(len(points)) @ points)]})
     return found
+
+
+def described(name: str, value: Any) -> str:
+    """Return a line with the parameters of a function, or of a class, and their defaults."""
+    plain = inspect.isclass(value) and issubclass(value, (dict, Exception))
+    parameters = () if plain else inspect.signature(value).parameters.values()
+    said = f"{name}({', '.join(str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters)})\n"
+    return re.sub(r"<c3tools\.(\S+) object at \w+>", r"\1()", said)
+
+
+def assert_interface(*functions: Callable[..., Any]) -> None:
+    """The names and defaults of public functions are those on record."""
+    for function in functions:
+        assert described(function.__name__, function) in INTERFACE.read_text(encoding="utf-8")
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..arrays import Indices, Matrix
 from ..geometry.measures import effective_dimension, eigenvalues, relative_gap
@@ -83,16 +82,15 @@ def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], ke
             [point["effective_dimension"] for point in log],
         ),
     )
-    figure, grid = new_figure(9.4, 5.2, rows=2, columns=2)
+    figure, grid = new_figure(9.4, 5.2, 2, 2)
     for axes, (title, labels, points) in zip(grid.flat, panels, strict=True):
         for (key, label), colour in zip(labels.items(), (palette.FIRST, palette.SECOND), strict=True):
             axes.plot(steps, [point[key] for point in points], color=colour, label=label)
-        axes.set_title(title)
-        axes.axvline(kept, color=palette.MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.legend(loc="best")
-        if points is not log or "gap" in labels:
+        axes.set(title=title, xlabel="step")
+        axes.axvline(kept, color=palette.MUTED, linewidth=0.9, linestyle="--")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params("x", nbins=5, integer=True)
+        axes.legend()
+        if "paired_cosine" not in labels:
             axes.set_ylim(bottom=0)
     return figure

@@ -50,10 +50,10 @@ class _HeadShape:
             at initialisation is then near ``cone * sqrt(2 / (1 + cone^2))``: 1.13 at 1.33.
     """
 
-    dim: int = 256
-    hidden: int = 512
-    dropout: float = 0.0
-    cone: float = 0.0
+    dim: int
+    hidden: int
+    dropout: float
+    cone: float
 
     def __post_init__(self) -> None:
         if self.dim < 2:
@@ -118,7 +118,7 @@ class ConnectedHeads:
 
     def __init__(self, heads: Sequence[_Head], record: dict[str, Any]) -> None:
         self.record, self.names = record, tuple(record["modalities"])
-        self.heads = nn.ModuleList(heads).eval().requires_grad_(False).cpu()
+        self.heads = nn.ModuleList(heads).eval().cpu()
 
     @property
     def sha256(self) -> str:

@@ -56,15 +56,15 @@ T = TypeVar("T")
 class TrainingSettings:
     """Settings of the training of any two towers; see the options of `connect_heads`."""
 
-    logit_scale: str = "learned"
-    close_gap: float = 0.0
-    batch_size: int = 512
-    chunk: int | None = None
-    epochs: int = 20
-    learning_rate: float = 1e-3
-    patience: int = 5
-    train_split: str = "train"
-    seed: int = 0
+    logit_scale: str
+    close_gap: float
+    batch_size: int
+    chunk: int | None
+    epochs: int
+    learning_rate: float
+    patience: int
+    train_split: str
+    seed: int
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:

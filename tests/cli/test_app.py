@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ import c3tools
 from c3tools.assets.paths import PHOTOS
 from c3tools.store import Rows
 from tests.conftest import C3, build_store, unit_rows
+from tests.golden import INTERFACE, described
 
 ROOT = Path(__file__).parents[2]
 TABLE = str(ROOT / "c3tools" / "assets" / "coco-cc" / "captions.jsonl")
@@ -65,26 +65,18 @@ def test_all_places_say_the_same_version(c3: C3) -> None:
     assert c3("--version").stdout.strip() == f"c3tools {listed}" == f"c3tools {c3tools.__version__}"
 
 
-def described(name: str, value: Any) -> str:
-    """Return a line with the parameters of a function, or of a class, and their defaults."""
-    plain = inspect.isclass(value) and issubclass(value, (dict, Exception))
-    parameters = () if plain else inspect.signature(value).parameters.values()
-    return f"{name}({', '.join(str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters)})\n"
-
-
 def test_public_names_and_defaults_are_those_on_record() -> None:
     """``C3_RECORD=1 pytest tests/cli/test_app.py`` makes the record anew."""
     assert c3tools.__all__ == sorted(c3tools.__all__) == dir(c3tools)
-    said, file = "", Path(__file__).with_name("interface.txt")
+    said = ""
     for name, value in ((name, getattr(c3tools, name)) for name in dir(c3tools) if name != "__version__"):
         said += described(name, value)
         if inspect.isclass(value):
             own = {key: getattr(value, key) for key in sorted(vars(value)) if not key.startswith("_")}
             said += "".join(described(f"{name}.{key}", method) for key, method in own.items() if callable(method))
-    said = re.sub(r"<c3tools\.(\S+) object at \w+>", r"\1()", said)
     if os.environ.get("C3_RECORD"):
-        file.write_text(said, encoding="utf-8")
-    assert said == file.read_text(encoding="utf-8")
+        INTERFACE.write_text(said, encoding="utf-8")
+    assert said == INTERFACE.read_text(encoding="utf-8")
     with pytest.raises(AttributeError, match="nonsense"):
         _ = c3tools.nonsense  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.conftest import Messages
 from ..conftest import make_store, unit_rows
 from ..corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
 from .photos import save_photos, save_tiny_clip
-from .worlds import views, write_files
+from .worlds import some_pairs, views, write_files
 
 
 def test_files_are_paired_by_their_table(tmp_path: Path) -> None:
@@ -47,6 +48,8 @@ def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
     np.testing.assert_array_equal(twice.second.embeddings, -twice.first.embeddings)
     both = read_features(store=one, second_store=tmp_path / "two")
     assert (both.first.modality, both.second.modality) == ("image", "text")
+    with pytest.raises(ConnectError, match=r"3 \(image, text, audio\)"):
+        read_features(store=one, modalities=("image", "text", "audio"))
     lonely = make_store(tmp_path / "lonely", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None])
     assert "1 of 5 text rows" in read_features(store=lonely).notes[0]
 
@@ -59,15 +62,26 @@ def test_other_modalities_are_paired_by_order(tmp_path: Path) -> None:
     assert ((features.first.modality, features.second.modality), len(features)) == (("text", "audio"), 120)
 
 
-def test_without_a_val_split_a_tenth_of_the_items_is_held_out(tmp_path: Path) -> None:
-    image, text, index = views(50, 2, dims=(8, 8))
-    pairs = read_features(store=make_store(tmp_path / "store", image, text, owners=index.tolist())).inputs()
-    said = Messages()
-    train, val = pairs.train_and_val("train", ("image", "text"), said)
-    assert (len(train), len(val), len(val.item_rows)) == (90, 10, 5)
+@pytest.mark.parametrize(
+    ("splits", "asked", "counts", "told"),
+    [
+        (["train"], "train", (90, 10), ["10 pairs of 'train' are held out"]),
+        (["train", "val"], "train", (50, 50), []),
+        (["train", "val"], "val", (46, 4), ["4 pairs of 'val' are held out"]),
+        (["web"], "train", (80, 8), ["only web"]),
+        (["web"], "web", (90, 10), ["10 pairs of 'web' are held out"]),
+    ],
+)
+def test_without_a_val_split_a_tenth_of_the_items_is_held_out(
+    splits: list[str], asked: str, counts: tuple[int, int], told: list[str]
+) -> None:
+    pairs, said = some_pairs(*views(50, 2), np.arange(100)), Messages()
+    pairs = replace(pairs, splits=np.repeat(splits, 100 // len(splits)).astype(object))
+    train, val = pairs.train_and_val(asked, ("image", "text"), said)
+    assert (len(train), len(val)) == counts
     assert not set(train.items) & set(val.items)
-    assert "10 pairs" in said.texts[0]
-    with pytest.raises(ConnectError, match=r"'dev2'.*train"):
+    assert [named in text for named, text in zip(told, said.texts, strict=True)] == [True] * len(told)
+    with pytest.raises(ConnectError, match=f"'dev2'.*{splits[0]}"):
         pairs.train_and_val("dev2", ("image", "text"))
 
 
@@ -87,25 +101,24 @@ def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path, form:
 
 
 def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
-    # red rises from left to right, green from top to bottom: a part keeps to the range, and half are mirrored
+    # red rises from left to right, green from top to bottom
     ramp = np.linspace(0, 255, 200).astype(np.uint8)
     photo = np.zeros((200, 200, 3), np.uint8)
     photo[..., 0], photo[..., 1] = ramp[None, :], ramp[:, None]
     Image.fromarray(photo).save(tmp_path / "ramp.png")
     preprocess = load_network(save_tiny_clip(tmp_path / "tiny")).preprocess
 
-    def pixels(seed: int | None, epoch: int | None, key: str = "a") -> npt.NDArray[np.int64]:
-        inputs = PhotoInputs([ImageItem(key, str(tmp_path / "ramp.png"), None, None)], preprocess, seed)
-        return np.asarray(inputs.rows(np.array([0]), epoch)[0], dtype=np.int64)
+    def pixels(seed: int | None, epoch: int | None, *keys: str) -> npt.NDArray[np.float64]:
+        photos = [ImageItem(key, str(tmp_path / "ramp.png"), None, None) for key in keys or "a"]
+        return np.asarray(PhotoInputs(photos, preprocess, seed).rows(np.arange(len(photos)), epoch), float)
 
     np.testing.assert_array_equal(pixels(0, 1), pixels(0, 1))
     for other in (pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")):
         assert not np.array_equal(pixels(0, 1), other)
     np.testing.assert_array_equal(pixels(None, 1), pixels(0, None))
-    mirrored = 0
-    for seed in range(60):
-        part = pixels(seed, 0)
-        mirrored += part[10, 0, 0] > part[10, -1, 0]
-        assert part[0, 15, 1] < part[-1, 15, 1]
-        assert abs(part[10, -1, 0] - part[10, 0, 0]) * (part[-1, 15, 1] - part[0, 15, 1]) > 0.4 * 255**2
-    assert 15 < mirrored < 45
+    many = pixels(0, 0, *map(str, range(300))) / 255 * 32 / 31  # half are mirrored, none is turned
+    width, height = many[:, 10, -1, 0] - many[:, 10, 0, 0], many[:, -1, 15, 1] - many[:, 0, 15, 1]
+    assert 120 < np.count_nonzero(width < 0) < 180
+    area, ratio = abs(width) * height, abs(width) / height
+    found = area.min(), area.mean(), area.max(), ratio.min(), ratio.max()
+    assert found == pytest.approx((1 / 2, 3 / 4, 1, 3 / 4, 4 / 3), rel=0.03)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from c3tools.connect.geometry import measure
 from c3tools.encoders import load_network
 from c3tools.errors import ConnectError, OutputError
 from tests.conftest import Messages
+from tests.golden import recorded
 
 from .photos import save_photos, save_tiny_clip
 
@@ -27,13 +29,14 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     photos, said = save_photos(tmp_path / "photos"), Messages()
     broken = photos / "plain-red-3.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    options: dict[str, Any] = {"mode": mode, "model": tiny, "epochs": 1, "precision": "fp32"}
-    options |= {"batch_size": 32, "chunk": 12}
+    options: dict[str, Any] = {"mode": mode, "model": tiny, "precision": "fp32", "batch_size": 32, "chunk": 12}
+    options |= {"patience": 1, "seed": 5}
     connected = connect_towers(photos, tmp_path / "out", reporter=said, **options)
-    assert said.texts[0].startswith("1 of 48")
-    assert "plain-red-3.png" in said.texts[0]
     record = connected.record
-    assert (record["photos"], record["unreadable"], record["pairs"]["train"]) == (47, 1, 62)
+    kept = {name: record[name] for name in ("augment", "pairs", "photos", "settings", "unreadable")}
+    log = json.loads((tmp_path / "out" / "geometry.json").read_text())["points"][:3]
+    value = {**kept, "log": log, "said": [text.replace(str(tmp_path), "") for text in said.texts[:1]]}
+    recorded(Path(__file__).parent / "golden" / f"{mode}.json", value, rel=2e-3)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"connect.json", "geometry.json", "geometry.svg", "open_clip_config.json"} < files
     before, after = (load_network(name).model.state_dict() for name in (tiny, connected.name))
@@ -55,16 +58,18 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
 
 
 def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path: Path, tiny: str) -> None:
-    bare, photos = tmp_path / "bare", save_photos(tmp_path / "photos", 3)
+    bare, photos, said = tmp_path / "bare", save_photos(tmp_path / "photos", 3), Messages()
     bare.mkdir()
     (photos / "dark-red-0.png").rename(bare / "one.png")
     cases: Any = (
-        (bare, {}, "'train'.*none"),
+        (bare, {"model": None}, "'train'.*none"),
         (photos, {"train_split": "other"}, "test, train, val"),
         ("nowhere", {"mode": "half"}, "'half'"),
         ("nowhere", {"chunk": 0}, "chunk.*0"),
+        ("nowhere", {"logit_scale": "x"}, "'x'"),
     )
     for paths, options, named in cases:
         with pytest.raises(ConnectError, match=named):
-            connect_towers(paths, tmp_path / "out", model=tiny, **options)
+            connect_towers(paths, tmp_path / "out", reporter=said, **{"model": tiny, **options})
+    assert "c3-mini" in said.texts[0]
     assert not (tmp_path / "out").exists()

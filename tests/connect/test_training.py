@@ -16,19 +16,20 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
-from c3tools.connect.geometry import measure
+from c3tools.connect.geometry import geometry_figure, measure
 from c3tools.connect.training import ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 from c3tools.devices import Compute
 from c3tools.errors import ConnectError
 from c3tools.training.loop import FINISHED, CheckpointDir, train
 from tests.conftest import unit_rows
 from tests.geometry.spaces import plain_measures
+from tests.golden import drawn, recorded
 from tests.stores import unit
 
 from .worlds import some_pairs, views
 
 CPU = Compute("cpu", "fp32")
-QUICK = TrainingSettings(logit_scale="20", batch_size=40, epochs=6, learning_rate=3e-3, patience=0)
+QUICK = TrainingSettings("20", 0.0, 40, None, 6, 3e-3, 0, "train", 0)
 NAMES = ("image", "text")
 
 
@@ -138,6 +139,15 @@ def test_the_log_has_the_measures_of_a_report() -> None:
     assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-6)
 
 
+def test_the_figure_draws_the_log() -> None:
+    index = np.arange(12) // 2
+    log = [
+        {"step": step, "logit_scale": 20.0 + step, **measure(unit_rows(6, 4, step), unit_rows(12, 4, 9), index, NAMES)}
+        for step in (0, 600, 1200, 1800)
+    ]
+    recorded(Path(__file__).parent / "golden" / "figure.json", drawn(geometry_figure(log, NAMES, 1200)))
+
+
 def pair_task(settings: TrainingSettings = QUICK, *, pairs: int = 160) -> PairTask:
     first, second, index = views(100, 2)
     training, val = (some_pairs(first, second, index, rows) for rows in (np.arange(pairs), np.arange(160, 200)))
@@ -194,7 +204,10 @@ def test_a_learned_scale_has_a_limit() -> None:
 
 
 def test_too_few_pairs_make_one_batch_or_are_refused() -> None:
-    task = pair_task(replace(QUICK, batch_size=512))
-    assert (task.steps_per_epoch, task.settings.batch_size) == (1, 160)
+    for task, known in (
+        (pair_task(replace(QUICK, batch_size=512)), (1, 160)),
+        (pair_task(replace(QUICK, batch_size=2, chunk=1), pairs=3), (1, 2)),
+    ):
+        assert (task.steps_per_epoch, task.settings.batch_size) == known
     with pytest.raises(ConnectError, match="1 training"):
         pair_task(pairs=1)
