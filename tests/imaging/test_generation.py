@@ -139,7 +139,10 @@ def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_pa
     content = json.loads((tmp_path / "made.json").read_text())
     assert [image["asked"] for image in content["images"]] == ["a dog", "a dog", "a cat", "a cat"]
     assert content == json.loads((tmp_path / "c3-images" / "images.json").read_text())
-    assert "4 images by c3-generator, seed 0" in (tmp_path / "c3-images" / "images.html").read_text()
+    assert content["format_version"] == 1
+    assert (
+        "4 images by c3-generator, seed 0, 2 steps, guidance 2." in (tmp_path / "c3-images" / "images.html").read_text()
+    )
     untrained.push_to_hub("me/images")
     assert "pipeline_tag: text-to-image" in hub.last("models/me/images")["README.md"].decode()
     assert Generator.load("hf-hub:me/images", FP32).fingerprint() == untrained.fingerprint()

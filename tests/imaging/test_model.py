@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from c3tools.errors import GeneratorError
 from c3tools.imaging.model import SIZES, ImageNetwork, load_size
 from c3tools.seeds import keyed_normal
 from tests.conftest import unit_rows
+from tests.golden import recorded
 
 from .conftest import FP32, micro_network
 
@@ -78,8 +82,12 @@ def test_a_withheld_embedding_is_not_read(network: ImageNetwork) -> None:
     assert not torch.allclose(told, one)
 
 
-def test_sizes_have_as_many_pixels_as_the_help_says() -> None:
-    assert {name: size.pixels for name, size in SIZES.items()} == {"tiny": 32, "small": 64, "base": 128}
+def test_sizes_are_those_on_record() -> None:
+    with torch.device("meta"):
+        networks = {name: ImageNetwork(size) for name, size in SIZES.items()}
+    numbers = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    sizes = {name: {**asdict(size), "parameters": numbers[name]} for name, size in SIZES.items()}
+    recorded(Path(__file__).parent / "golden" / "sizes.json", sizes)
 
 
 @pytest.mark.parametrize(

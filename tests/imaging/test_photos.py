@@ -27,15 +27,17 @@ def test_photos_become_squares_about_the_middle_in_the_order_of_their_rows(tmp_p
 
 
 def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    paths = write_photos(tmp_path / "photos", 3)
-    paths[1].unlink()
+    paths = write_photos(tmp_path / "photos", 6)
+    for path in (paths[1], *paths[3:]):
+        path.unlink()
     paths[2].write_bytes(b"no image")
     store = build_store(tmp_path / "c3-store", image_rows(paths))
     photos = read_photos(store, store.load("image"), 8)
     assert (photos.rows.keys, photos.pixels.shape) == (["photo000"], (1, 8, 8, 3))
-    assert f"{paths[1]} (there is no such file); {paths[2]}" in photos.unread
+    gone = f"{paths[1]} (there is no such file); {paths[2]} (not an image in a format that Pillow can read); {paths[3]}"
+    assert photos.unread == f"Could not read: {gone} (there is no such file); and 2 more"
     paths[0].unlink()
-    imported = build_store(tmp_path / "imported", image_rows([""] * 3))
+    imported = build_store(tmp_path / "imported", image_rows([""] * 6))
     for of in (store, imported):
-        with pytest.raises(GeneratorError, match=f"None of the 3 photos of the store {of.path}"):
+        with pytest.raises(GeneratorError, match=f"None of the 6 photos of the store {of.path}"):
             read_photos(of, of.load("image"), 8)
