@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from safetensors import safe_open
 from c3tools import Pipeline, Store, preset
 from c3tools.errors import C3Error
 from c3tools.export import FORMATS, ExportReport, export_store
+from c3tools.reporter import Progress
 from c3tools.seeds import keyed_normal
 from c3tools.store import Rows
 from c3tools.store.rows import embedding_matrix
 from c3tools.store.verify import verify_store
-from tests.conftest import build_store, contents
+from tests.conftest import Messages, build_store, contents
 from tests.crashes import kill_at
 from tests.stores import gap_store, make_vectors, unit
 
@@ -32,6 +35,18 @@ def here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(store.path, tmp_path / "c3-store")
     return tmp_path
+
+
+class Told(Messages, Progress):
+    """A reporter that also keeps the progress of the last piece of work."""
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        self.label, self.total, self.done = label, total, 0
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.done += count
 
 
 def ok(store: str = "c3-store", **options: Any) -> ExportReport:
@@ -52,7 +67,10 @@ def expected_text(store: Store, sigma: float) -> np.ndarray:
 
 
 def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path) -> None:
-    report, source = ok(), Store.open("c3-store")
+    told = Told()
+    report, source = ok(reporter=told), Store.open("c3-store")
+    assert (told.label, told.total, told.done) == ("Exporting c3", 270, 270)
+    assert [text.split(":")[0] for text in told.texts] == ["Fitted c3 on the train split"]
     assert report.rows == {"image": {"training": 0, "inference": 90}, "text": {"training": 120, "inference": 60}}
     assert (report.output, report.parts, report.kept) == (Path("c3-export"), 6, 0)
     assert report.bytes == sum(path.stat().st_size for path in here.glob("c3-export/*/part-*.parquet"))
@@ -71,9 +89,21 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path)
     assert found.whole and not found.defects
     train = store.load("text", "train").embeddings
     np.testing.assert_allclose(store.moments("text", "train").mean, train.mean(0), atol=1e-6)
+    with pq.ParquetFile(here / "c3-export" / "text" / "part-00000.parquet") as file:  # DuckDB reads no other encoding
+        columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
+    assert not any("BYTE_STREAM_SPLIT" in column.encodings for column in columns)
     assert preset("c2-collapse").fit(store).provenance["n"] == {"image": 60, "text": 120}
     with pytest.raises(C3Error, match="c3 export"):
         build_store(Path("c3-export"), Rows.of("image", ["new"], np.eye(16)[:1]), model=source.info.model)
+
+
+def test_all_rows_can_be_training_inputs(here: Path) -> None:
+    report = ok(role="training", modality=["image"], preset="c2-corrupt", sigma=0.3, dtype="float32")
+    assert report.to_dict()["rows"] == {"image": {"training": 90, "inference": 0}}
+    source, made = Store.open("c3-store").load("image"), Store.open("c3-export").load("image")
+    expected = unit(unit(source.embeddings) + 0.3 * keyed_normal(0, 0, source.keys, 16))
+    np.testing.assert_allclose(made.embeddings, expected, atol=1e-6)
+    assert set(made.column("role")) == {"training"}
 
 
 @pytest.mark.parametrize("name", ["c1", "c3", "decap", "ridge", "c3-retrieval"])
@@ -189,6 +219,9 @@ def test_a_store_that_keeps_norms(here: Path) -> None:
         ({"pipeline": "other"}, "ViT-B-32/openai.*test-model"),
         ({"pipeline": "small"}, "8 dimensions.* 16"),
         ({"output": "file"}, "file"),
+        ({"output": "cut"}, "cut is a store"),
+        ({"modality": ["audio"]}, "audio"),
+        ({"role": "test"}, "role 'test'"),
         ({"workers": 1, "store": "cut"}, r"part-00002\.parquet"),
     ],
 )
@@ -202,5 +235,5 @@ def test_what_is_refused(here: Path, options: dict[str, Any], words: str) -> Non
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(C3Error, match=words):
         ok(**options)
-    if "store" in options:
+    if "workers" in options:
         assert len(list((here / "c3-export").glob("*/part-*"))) == 5

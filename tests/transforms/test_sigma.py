@@ -26,7 +26,7 @@ from tests.stores import unit
 
 def test_the_least_cosines_leave_the_noise_of_auto_at_the_least_cosine() -> None:
     # |e| / sqrt(|e|^2 + 9 sigma^2 d) = 0.1 where the cosine of captions is |e| / sqrt(|e|^2 + sigma^2 d)
-    assert MIN_SIBLING_COSINE == pytest.approx(1 / np.sqrt(1 + 99 / 9))
+    assert pytest.approx(1 / np.sqrt(1 + 99 / 9)) == MIN_SIBLING_COSINE
 
 
 @given(st.floats(MIN_SIBLING_COSINE * 1.001, 0.99), st.floats(0.1, 2.0), st.integers(2, 1024))
