@@ -106,7 +106,9 @@ class Moments:
         n = self.n + other.n
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.n / n)
-        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.n * other.n / n)
+        scatter = np.outer(delta, delta * (self.n * other.n / n))
+        scatter += self.scatter
+        scatter += other.scatter
         return Moments(n, mean, scatter)
 
 

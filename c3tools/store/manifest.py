@@ -13,14 +13,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from ..errors import OutputError, StoreError
+from ..executors import cores
 from ..io.artifact import digest_of, replacing
 from ..io.files import (
     json_text,
@@ -36,7 +39,7 @@ from ..io.files import (
 )
 from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove
 from ..io.lock import locked_file
-from ..moments import load_moments, save_moments
+from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
 from .rows import ITEM_COLUMNS, keys_of
 from .shards import (
@@ -225,14 +228,12 @@ class StoreWriter:
         appended = len(records) == len(before.shards) and all(part > last.get(name, -1) for name, part in new)
         appended = appended and kind_of(path) is not None and sha256_of(path) == before.files.get(MOMENTS_FILE)
         groups = load_moments(path)[0] if appended else {}
-        for shard in sorted(new) if appended else present:
-            rows = 0
-            with on_this_machine(self.path / part_name(*shard)) as file:
-                for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
-                    add_moments(groups, shard[0], batch)
-                    rows += len(batch)
+        read = sorted(new) if appended else present
+        with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
+            for shard, (own, rows, digest) in zip(read, pool.map(self._read, read), strict=True):
+                groups |= {name: groups[name].merge(m) if name in groups else m for name, m in own.items()}
                 if shard in new:
-                    records[shard] = ShardRecord(rows, sha256_of(file))
+                    records[shard] = ShardRecord(rows, digest)
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
@@ -246,6 +247,15 @@ class StoreWriter:
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         _remove_folder(self.path / REWRITING)
         return self.before
+
+    def _read(self, shard: ShardName) -> tuple[dict[str, Moments], int, str]:
+        """Return the moments of a shard, its number of rows and its SHA-256."""
+        groups, rows = dict[str, Moments](), 0
+        with on_this_machine(self.path / part_name(*shard)) as file:
+            for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
+                add_moments(groups, shard[0], batch)
+                rows += len(batch)
+            return groups, rows, sha256_of(file)
 
     def _put_in_place(self) -> list[ShardName]:
         """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""

@@ -217,7 +217,7 @@ def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     columns = {**_COLUMNS.get(modality, {"pair_key": pa.string()}), "split": pa.string()}
     fields = [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.field("element", value_type), info.dim), nullable=False),
+        pa.field("embedding", pa.list_(pa.field("element", value_type, nullable=False), info.dim), nullable=False),
         *(pa.field(name, kind) for name, kind in columns.items()),
     ]
     return pa.schema(fields)
