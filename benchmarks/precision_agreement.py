@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from measuring import print_table
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import load_encoder
 from c3tools.metrics.retrieval import pair_hits
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from c3tools.arrays import Matrix
-from c3tools.corpus import Corpus, read_corpus
+from c3tools.corpus.items import Corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.devices import Compute
 from c3tools.embedding import EmbedSummary, embed_corpus
 from c3tools.encoders import Encoder

@@ -12,8 +12,7 @@ import numpy as np
 from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
-from ..corpus import Corpus, ImageItem
-from ..corpus.items import IMAGE_SUFFIXES, Failure
+from ..corpus.items import IMAGE_SUFFIXES, Corpus, Failure, ImageItem
 from ..corpus.reading import assign_keys, find_images
 from ..embedding.shards import EmbedOptions, encoded_images
 from ..encoders import Encoder, resolve_encoder

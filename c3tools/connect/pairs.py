@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..arrays import Indices, Mask, Pixels
-from ..corpus import ImageItem, ImageReader
+from ..corpus.images import ImageReader
+from ..corpus.items import ImageItem
 from ..corpus.splits import STANDARD, describe_rule, kept_splits, splits_of
 from ..encoders import UNREADABLE, ImagePreprocessor, open_image
 from ..errors import ConnectError

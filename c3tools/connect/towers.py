@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..corpus import Corpus, read_corpus
+from ..corpus.items import Corpus
+from ..corpus.reading import read_corpus
 from ..corpus.splits import splits_of
 from ..devices import pick
 from ..encoders import DEFAULT_MODEL, Network, load_network

@@ -25,7 +25,7 @@ from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate import store_references
-from ..corpus import read_corpus
+from ..corpus.reading import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import load_encoder, thumbnail
 from ..errors import CorpusError, telling_what_is_kept

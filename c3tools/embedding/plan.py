@@ -25,8 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Mask
-from ..corpus import Corpus, ImageItem
-from ..corpus.items import PART_SUFFIX, ItemTable
+from ..corpus.items import PART_SUFFIX, Corpus, ImageItem, ItemTable
 from ..io.files import write_atomically
 from ..io.locations import is_url, name_or_file
 from ..store import Store

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..corpus import Corpus, read_corpus
-from ..corpus.items import ItemTable, ReadOptions, TextItem, part_key
+from ..corpus.items import Corpus, ItemTable, ReadOptions, TextItem, part_key
+from ..corpus.reading import read_corpus
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin

@@ -29,9 +29,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix, Pixels
-from ..corpus import ImageItem, ImageReader
-from ..corpus.images import read_frames, read_sound
-from ..corpus.items import ItemTable
+from ..corpus.images import ImageReader, read_frames, read_sound
+from ..corpus.items import ImageItem, ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
 from ..errors import C3Error, StoreError, UnreachableError, reason_of

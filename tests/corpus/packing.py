@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from c3tools.corpus import Corpus, ImageReader
+from c3tools.corpus.images import ImageReader
+from c3tools.corpus.items import Corpus
 from tests.conftest import write_jsonl
 
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

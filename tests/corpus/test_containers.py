@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3tools.corpus import Corpus, ImageReader, read_corpus
 from c3tools.corpus.containers import PhotoFinder
+from c3tools.corpus.images import ImageReader
+from c3tools.corpus.items import Corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.errors import CorpusError
 from tests.corpus.packing import (
     IMAGE_STRUCT,

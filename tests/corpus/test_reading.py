@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from c3tools.corpus import Corpus, read_corpus
+from c3tools.corpus.items import Corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.errors import CorpusError
 from tests.conftest import write_jsonl
 from tests.corpus.packing import write_list

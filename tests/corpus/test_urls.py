@@ -7,7 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools.corpus import ImageReader, images, read_corpus
+from c3tools.corpus import images
+from c3tools.corpus.images import ImageReader
+from c3tools.corpus.reading import read_corpus
 from c3tools.errors import CorpusError
 from c3tools.io import locations
 from c3tools.io.locations import expand, location, retrying

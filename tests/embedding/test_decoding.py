@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c3tools.corpus import ImageItem, read_corpus
+from c3tools.corpus.items import ImageItem
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding.shards import _decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
@@ -105,7 +106,7 @@ def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(encoder:
 def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path) -> None:
     code = f"""
 import multiprocessing, operator, os, signal
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding.shards import _decoded_batches
 from c3tools.encoders import ImagePreprocessor
 items = list(read_corpus([{str(photos)!r}]).images) * 50

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c3tools.corpus import ImageItem, read_corpus
+from c3tools.corpus.items import ImageItem
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.encoders import Encoder

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import EmbedSummary
 from c3tools.errors import UnreachableError
 from c3tools.store import Store

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import EmbedSummary, embed
 from c3tools.store import Store, StoreWriter
 from c3tools.store.verify import verify_store

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from c3tools import Store, embed, gap_report
-from c3tools.corpus import read_corpus
 from c3tools.corpus.images import read_frames
+from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import MissingExtraError
 from c3tools.store.verify import verify_store

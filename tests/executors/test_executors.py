@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import embed_corpus
 from c3tools.encoders import load_encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError

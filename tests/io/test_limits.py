@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.errors import StoreError
 from c3tools.io import files as io_files
 from c3tools.io import limits

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.errors import C3Error
 from c3tools.index import Index, build_index
 from c3tools.store import Store

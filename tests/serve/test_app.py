@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from c3tools.corpus import read_corpus
+from c3tools.corpus.reading import read_corpus
 from c3tools.embedding.run import embed_corpus
 from c3tools.index import Index, build_index
 from tests.bombs import png

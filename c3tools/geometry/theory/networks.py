@@ -14,7 +14,7 @@ import numpy as np
 
 from ...arrays import Matrix
 from ...assets.paths import PHOTOS
-from ...corpus import read_corpus
+from ...corpus.reading import read_corpus
 from ...errors import C3Error
 from ...moments import Moments, unit_rows
 from ...reporter import SILENT, Reporter, counted
