@@ -34,18 +34,18 @@ class DecoderConfig:
         heads: attention heads per block; divides ``width``.
         prefix_length: number P of positions that the embedding is mapped to; 0 for a language model of captions, which
             reads no embedding and begins with the end-of-text token.
-        max_tokens: longest caption in tokens, the end-of-text token included.
         dropout: dropout probability on embeddings and on the output of each sub-layer.
+        max_tokens: longest caption in tokens, the end-of-text token included.
     """
 
     dim: int
     vocab_size: int
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
-    prefix_length: int = 4
+    width: int
+    layers: int
+    heads: int
+    prefix_length: int
+    dropout: float
     max_tokens: int = 40
-    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         require_valid(
@@ -82,9 +82,9 @@ class LanguageModelConfig:
     vocab_size: int
     end_id: int
     architecture: dict[str, Any]
-    prefix_length: int = 10
-    max_tokens: int = 40
-    frozen: bool = False
+    prefix_length: int
+    max_tokens: int
+    frozen: bool
 
     def __post_init__(self) -> None:
         require_valid(self, positive=("max_tokens",), not_negative=("prefix_length",), error=DecoderError)
@@ -117,9 +117,9 @@ class TrainingConfig:
         seed: seed of initialisation, order, noise and dropout.
     """
 
-    epochs: int = 8
-    batch_size: int = 128
-    learning_rate: float = 1.5e-3
+    epochs: int
+    batch_size: int
+    learning_rate: float
     warmup: float = 0.05
     warmup_steps: int = 0
     decay: str = "cosine"

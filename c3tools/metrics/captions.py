@@ -171,8 +171,7 @@ def clip_scores(images: Floats, captions: Floats, references: Floats, item_index
 
     score, best = _CLIP_SCALE * np.maximum(cosines(images, captions), 0), np.zeros(len(captions))
     np.maximum.at(best, item_index, cosines(references, captions[item_index]))
-    total = score + best
-    return 100 * score, np.where(total > 0, 200 * score * best / np.where(total > 0, total, 1), 0.0)
+    return 100 * score, 200 * score * best / np.maximum(score + best, 1e-300)
 
 
 def _bleu_counts(hypotheses: Mapping[str, list[str]], targets: Mapping[str, list[str]]) -> Array:

@@ -98,7 +98,7 @@ def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
 
 def _scored(queries: Floats, gallery: Floats) -> Iterator[tuple[slice, Floats]]:
     """Yield blocks of queries, and their products (block, m) with the gallery."""
-    block = max(1, _BLOCK_BYTES // max(1, len(gallery) * queries.dtype.itemsize))
+    block = max(1, _BLOCK_BYTES // (len(gallery) * queries.dtype.itemsize + 1))
     for start in range(0, len(queries), block):
         part = slice(start, min(start + block, len(queries)))
         yield part, queries[part] @ gallery.T

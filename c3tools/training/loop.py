@@ -65,7 +65,7 @@ class Plan:
     steps: int
     learning_rate: float
     validate_every: int
-    rise: int = 1
+    rise: int
     decay: str = "cosine"
     clip_norm: float = 0.0
     ema: float = 0.0
@@ -77,7 +77,7 @@ class Plan:
         """Return the learning rate of a step, counted from 0."""
         if step < self.rise:
             return self.learning_rate * ((step + 1) / self.rise)
-        done = (step - self.rise) / max(1, self.steps - self.rise)
+        done = (step - self.rise) / (self.steps - self.rise)
         return self.learning_rate * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
@@ -399,7 +399,7 @@ class _Loop:
     def go(self, progress: Progress, interrupted: Callable[[], bool]) -> None:
         """Train until there is an outcome, or until a signal has arrived; then the run is saved."""
         run, plan, task, saved = self.run, self.plan, self.task, time.monotonic()
-        if plan.start != "skip" and not run.step and run.start is None:
+        if plan.start != "skip" and not run.step:
             run.start = self.validate()
             if not math.isfinite(run.start.val_loss):
                 self.diverged(f"The validation loss is {run.start.val_loss} before the first step")
@@ -408,7 +408,6 @@ class _Loop:
             started, rate = time.perf_counter(), plan.rate(run.step)
             for group in task.optimizer.param_groups:
                 group["lr"] = rate
-            task.optimizer.zero_grad()
             try:
                 loss, count = task.step(run.step, self.update)
             except FloatingPointError as error:
@@ -420,7 +419,7 @@ class _Loop:
             run.seconds += time.perf_counter() - started
             run.loss_sum, run.count = run.loss_sum + loss * count, run.count + count
             run.traced = run.traced[0] + loss * count, run.traced[1] + count
-            speed = run.count / max(run.seconds, 1e-9)
+            speed = run.count / run.seconds
             if run.step % TRACE_STEPS == 0 or run.step == plan.steps:
                 run.trace.append((run.step, run.traced[0] / run.traced[1]))
                 run.traced = (0.0, 0)
@@ -443,11 +442,11 @@ class _Loop:
         if not math.isfinite(value):
             raise FloatingPointError(value)
         if isinstance(loss, Tensor):
-            self.task.optimizer.zero_grad()
             loss.backward()
         if self.plan.clip_norm:
             nn.utils.clip_grad_norm_(self.weights.values(), self.plan.clip_norm)
         self.task.optimizer.step()
+        self.task.optimizer.zero_grad()
         return value
 
     @torch.no_grad()

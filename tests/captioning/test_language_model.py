@@ -63,14 +63,13 @@ def train(gpt2: Path, *changes: str) -> Captioner:
 
 def decoder_of(gpt2: Path, **changes: Any) -> LanguageModelDecoder:
     torch.manual_seed(0)
-    size = LanguageModelSize(str(gpt2), TrainingConfig(), **changes)
+    size = LanguageModelSize(str(gpt2), SIZES["paper"].training, **changes)
     return LanguageModelDecoder.pretrained(size, DIM)[0].eval()
 
 
 def test_the_mapper_is_that_of_the_paper() -> None:
-    assert SIZES["paper"] == LanguageModelSize("gpt2", SIZES["paper"].training)
     architecture = {"model_type": "gpt2", "n_embd": 768, "n_layer": 1, "vocab_size": 50, "n_positions": 60}
-    first, between, last = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture)).mapper
+    first, between, last = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture, 10, 40, False)).mapper
     assert isinstance(between, nn.Tanh)
     assert [first.in_features, first.out_features, last.in_features, last.out_features] == [512, 3840, 3840, 7680]
 
@@ -126,7 +125,7 @@ def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
         monkeypatch.setitem(CANDIDATES, method, 20)
         assert lm.caption(embeddings=images.embeddings[:1], steer=method, encoder=encoder)
     learned, val = (images.select(np.arange(start, start + 10)) for start in (0, 10))
-    captioner = fit(EsperTask(learned, val, lm, encoder, TrainingConfig(epochs=1, batch_size=10), "cpu"))
+    captioner = fit(EsperTask(learned, val, lm, encoder, TrainingConfig(1, 10, 1e-3), "cpu"))
     captioner.save(tmp_path / "esper")
     written = captioner.caption(embeddings=images.embeddings[-1:])
     assert Captioner.load(tmp_path / "esper").caption(embeddings=images.embeddings[-1:]) == written

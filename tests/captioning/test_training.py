@@ -16,7 +16,7 @@ from c3tools.transforms import Pipeline
 from .conftest import World, mean_loss, task_of
 
 ROWS = 120  # of the training split
-WHOLE = TrainingConfig(epochs=1, batch_size=ROWS)
+WHOLE = TrainingConfig(1, ROWS, 1e-3)
 
 
 def value_of(loss: torch.Tensor | float) -> float:
@@ -34,7 +34,7 @@ def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch(
         return transform(self, x, **named)
 
     monkeypatch.setattr(Pipeline, "transform", spy)
-    task = task_of(world, TrainingConfig(epochs=2, batch_size=50, seed=5))
+    task = task_of(world, TrainingConfig(2, 50, 1e-3, seed=5))
     train(task)
     assert all(call["steps"] == task.pipeline.steps for call in calls)
     assert [call["training"] for call in calls].count(False) == 1  # the same clean inputs serve every epoch

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,17 +95,20 @@ class Watcher(Messages, Progress):
         super().__init__()
         self.at, self.interrupts, self.done = at, interrupts, 0
         self.scalars: dict[str, list[tuple[int, float]]] = {}
+        self.notes: list[str] = []
 
     def scalar(self, name: str, value: float, step: int) -> None:
         self.scalars.setdefault(name, []).append((step, value))
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        assert total == STEPS
+        assert total in (STEPS, 60)
         yield self
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         self.done += count
+        if note is not None:
+            self.notes.append(note)
         if note is None or self.done != self.at:
             return
         if not self.interrupts:
@@ -132,7 +137,8 @@ def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
         kept = step if interrupts else step - 1 if every_step else (step - 1) // 4 * 4
         assert [f"step {kept} of {STEPS}" in message for message in watcher.texts] == [True] * bool(kept)
         assert len(list(folder.glob("state-*.safetensors"))) <= 2
-        assert len(task.reported) == STEPS - kept
+        assert (len(task.reported), watcher.done) == (STEPS - kept, STEPS)
+        assert all(note.startswith("loss") for note in watcher.notes)  # no epochs here
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run() -> None:
@@ -142,6 +148,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run() -> None:
     assert (run.outcome, run.kept) == (EARLY, run.history[1])
     assert run.history[1].facts == {"point": 2}
     assert torch.equal(task.weight, task.validated[1])
+    assert not task.module.training
 
 
 @pytest.mark.parametrize(("start", "kept"), [("keep", 0), ("report", 8), ("skip", 8)])
@@ -156,18 +163,23 @@ def test_the_initial_weights_are_validated_and_kept_if_asked(start: str, kept: i
 
 
 def test_a_loss_that_is_not_finite_is_an_error_as_long_as_no_weights_are_kept() -> None:
-    task = Line([math.nan])
-    with pytest.raises(ConnectError, match=r"nan at step 4.\nLower"):
-        train(task)
+    for start, where in (("report", "before the first step"), ("skip", "at step 4")):
+        task = Line([math.nan], start=start)
+        with pytest.raises(ConnectError, match=rf"nan {where}.\nLower"):
+            train(task)
     task.weight.data[:] = math.nan
     with pytest.raises(ConnectError, match="nan in step 1"):
         train(task)
 
 
 @pytest.mark.parametrize("losses", [[1.0, math.nan], [1.0, 2.0]])
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights_so_far(losses: list[float]) -> None:
-    task, watcher = Line(losses), Watcher()
-    run = train(task, reporter=watcher)
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights_so_far(
+    tmp_path: Path, losses: list[float]
+) -> None:
+    task, again, watcher = Line(losses), Line(losses), Watcher()
+    run = train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)
+    assert train(again, checkpoints=CheckpointDir(tmp_path)) == run
+    assert again.reported == []
     assert (run.outcome, len(watcher.texts)) == (DIVERGED, 1)
     assert "weights of step 4" in watcher.texts[0]
     assert torch.equal(task.weight, task.validated[0])
@@ -187,8 +199,9 @@ def test_averaged_weights_are_what_is_validated_and_kept() -> None:
 
 
 def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "TRACE_STEPS", 5)
-    task, watcher = Line(), Watcher()
+    clock = SimpleNamespace(perf_counter=itertools.count(step=0.5).__next__, monotonic=time.monotonic)
+    monkeypatch.setattr(loop, "time", clock)  # a step takes half a second
+    task, watcher = Line(steps=60, validate_every=30, steps_per_epoch=20), Watcher()
     before, bias = torch.get_rng_state(), [*task.module.parameters()][1].clone()
     run = train(task, reporter=watcher)
     assert torch.equal(torch.get_rng_state(), before)
@@ -198,9 +211,44 @@ def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypat
         losses, counts = zip(*task.reported[start:stop], strict=True)
         return pytest.approx(np.average(losses, weights=counts))
 
-    assert run.trace == watcher.scalars["loss/training"] == [(5, mean(0, 5)), (10, mean(5, 10)), (12, mean(10, 12))]
-    assert watcher.scalars["loss/validation"] == [(point.step, point.val_loss) for point in run.history]
-    assert run.history[0].train_loss == mean(0, 4)
+    def count(start: int, stop: int) -> int:
+        return sum(items for _, items in task.reported[start:stop])
+
+    assert run.trace == [(25, mean(0, 25)), (50, mean(25, 50)), (60, mean(50, 60))]
+    assert watcher.scalars == {
+        "loss/training": run.trace,
+        "learning rate": [(step, task.plan.rate(step - 1)) for step in (25, 50, 60)],
+        "pairs per second": [(25, count(0, 25) / 12.5), (50, count(30, 50) / 10), (60, count(30, 60) / 15)],
+        "loss/validation": [(point.step, point.val_loss) for point in run.history],
+    }
+    found = [(point.step, point.train_loss, point.count, point.seconds) for point in run.history]
+    assert found == [(30, mean(0, 30), count(0, 30), 15), (60, mean(30, 60), count(30, 60), 15)]
+    assert [note.partition(",")[0] for note in watcher.notes[19:21]] == ["epoch 1", "epoch 2"]
+    loss, val, speed = np.float64(mean(30, 35).expected), run.history[0].val_loss, count(30, 35) / 2.5
+    assert watcher.notes[34] == f"epoch 2, loss {loss:.3f}, val {val:.3f}, {speed:,.0f} pairs/s"
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.5}])
+def test_the_steps_are_those_of_plain_pytorch(changes: dict[str, float]) -> None:
+    task, plain = Line(**changes), Line()
+    train(task)
+    first, _, last, bias = plain.module.parameters()
+    groups: Any = [{"params": [first, last], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+    def update(loss: Any) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = plain.plan.rate(len(plain.reported))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([first, last, bias], changes.get("clip_norm", math.inf))
+        optimizer.step()
+        return float(loss.detach())
+
+    with torch.random.fork_rng():
+        for number in range(STEPS):
+            plain.step(number, update)
+    torch.testing.assert_close([*task.raw, task.validated[-1]], [*plain.raw, plain.weight])
 
 
 def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
@@ -221,10 +269,13 @@ def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path) -> Non
         train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
     with pytest.raises(OutputError, match="step 8 and has other"):
         train(Line(identity="other"), checkpoints=CheckpointDir(tmp_path, overwrite=False))
-    task, watcher, checkpoints = Line(identity="other"), Watcher(), CheckpointDir(tmp_path, overwrite=True)
-    train(task, checkpoints=checkpoints, reporter=watcher)
-    assert len(task.reported) == STEPS
+    (tmp_path / ".state-00000009.safetensors.0123456789abcdef.tmp").write_bytes(b"")  # of a run that was killed
+    watcher, checkpoints = Watcher(7), CheckpointDir(tmp_path, overwrite=True)
+    with pytest.raises(KilledError):
+        train(task := Line(identity="other"), checkpoints=checkpoints, reporter=watcher)
+    assert len(task.reported) == 7
     assert str(tmp_path) in watcher.texts[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000004.safetensors"]
     checkpoints.clear()
     assert not tmp_path.exists()
 
