@@ -96,10 +96,10 @@ class Validation:
 
     step: int
     val_loss: float
-    facts: dict[str, Any] = field(default_factory=dict)
-    train_loss: float = math.nan
-    count: int = 0
-    seconds: float = 0.0
+    facts: dict[str, Any]
+    train_loss: float
+    count: int
+    seconds: float
 
 
 @dataclass

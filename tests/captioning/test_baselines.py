@@ -23,6 +23,7 @@ from c3tools.captioning.train import fit
 from c3tools.errors import DecoderError
 from c3tools.store import Rows
 from tests.conftest import unit_rows
+from tests.golden import recorded
 from tests.stores import unit
 
 from .conftest import ANIMALS, DIM, counting_encoder, greedy_without_cache, logits_after
@@ -152,6 +153,23 @@ def pictures(n: int, seed: int) -> Rows:
     return Rows.of("image", [f"{seed}-{i}" for i in range(n)], unit(noisy))
 
 
+def test_a_step_of_esper_is_the_one_on_record(language_model: Captioner) -> None:
+    settings = TrainingConfig(2, 16, 1e-3, weight_decay=0.0)
+    task = EsperTask(pictures(24, 0), pictures(501, 1), language_model, ENCODER, settings, "cpu")
+    losses: list[float] = []
+
+    def update(loss: Any) -> float:
+        task.optimizer.zero_grad()
+        loss.backward()
+        task.optimizer.step()
+        losses.append(float(loss.detach()))
+        return losses[-1]
+
+    steps = [task.step(number, update) for number in (0, 1)]
+    assert (len(task.val), task.model.config.prefix_length, task.plan.rise) == (500, 10, 1)
+    recorded(Path(__file__).parent / "golden" / "esper.json", {"losses": losses, "steps": steps}, rel=2e-3)
+
+
 def test_a_language_model_writes_without_an_embedding(language_model: Captioner) -> None:
     assert language_model.is_language_model
     x = unit_rows(3, DIM)
@@ -160,6 +178,8 @@ def test_a_language_model_writes_without_an_embedding(language_model: Captioner)
     assert {"on", "the"} <= set(language_model.tokenizer.decode(written[0]).split())
     with pytest.raises(DecoderError, match="--steer magic"):
         language_model.caption(embeddings=x)
+    with pytest.raises(DecoderError, match=r"magic needs? .*toy-model"):
+        language_model.caption(embeddings=x, steer="magic")
 
 
 def test_esper_learns_what_images_show_from_images_alone(language_model: Captioner, tmp_path: Path) -> None:

@@ -51,17 +51,25 @@ def test_every_format_holds_every_caption(photos: dict[str, Path], tmp_path: Pat
     path, page = tmp_path / "c.json", tmp_path / "c.html"
     assert write_pending(photos, json=path, txt=True, xmp=True, html=page) == CAPTIONS
     expected = [{"key": key, "path": str(photos[key]), "caption": CAPTIONS[key], "captioner": BY} for key in CAPTIONS]
-    assert rows_of(path) == expected
-    for key in ("a/dog", "a/cat"):
-        assert photos[key].with_suffix(".txt").read_text(encoding="utf-8") == CAPTIONS[key] + "\n"
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in expected)
+    assert path.read_text(encoding="utf-8") == f"[\n{lines}\n]\n"
+    for key, caption in CAPTIONS.items():
+        assert photos[key].with_suffix(".txt").read_bytes() == f"{caption}\n".encode()
         found = ElementTree.parse(photos[key].with_suffix(".xmp")).findall(
             ".//{http://purl.org/dc/elements/1.1/}description//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
         )
-        assert [element.text for element in found] == [CAPTIONS[key]]
+        assert [element.text or "" for element in found] == [caption.replace("\r", "").replace("\n", "")]
     html = page.read_text(encoding="utf-8")
     assert "a &#34;cat&#34;, ö 夢 &amp; &lt;it&gt;" in html
     assert html.count("could not be read") == len(photos)  # no photo here is one
-    assert "no.jpg" in html
+    assert ("no.jpg" in html, "are shown" in html) == (True, False)
+    many = {str(row): tmp_path / "none.jpg" for row in range(1001)}
+    with CaptionWriter(many, BY, html=page) as writer:
+        for key in many:
+            writer.write(key, "a dog")
+        writer.finish([])
+    html = page.read_text(encoding="utf-8")
+    assert (html.count("could not be read"), "1,001 captions" in html, "are shown" in html) == (1000, True, True)
 
 
 @pytest.mark.parametrize("every_row", [True, False])
@@ -106,6 +114,10 @@ def test_files_beside_photos_are_kept_unless_overwritten(photos: dict[str, Path]
         assert writer.pending == list(photos)  # the JSON wants a caption by this captioner
     write_pending(photos, txt=True, json=tmp_path / "c.json")
     assert own.read_text() == "my own words"
+    photos["x"].with_suffix(".xmp").write_text("")
+    for page, waiting in ((None, False), (tmp_path / "c.html", True)):  # a page needs to know the caption
+        with CaptionWriter(photos, BY, xmp=True, html=page) as writer:
+            assert ("x" in writer.pending, writer.captions) == (waiting, {})
     write_pending(photos, txt=True, overwrite=True)
     assert own.read_bytes() == b"a\rboat\n"
 

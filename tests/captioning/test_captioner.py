@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from c3tools import Captioner
+from c3tools.assets.paths import C3_MINI_CAPTIONER
 from c3tools.errors import DecoderError
 from c3tools.transforms import preset
 from tests.conftest import Messages
@@ -23,7 +26,11 @@ def test_a_saved_captioner_writes_the_same_captions(captioner: Captioner, tmp_pa
     captioner.save(tmp_path / "half", dtype="float16")
     loaded, half = (Captioner.load(tmp_path / name) for name in ("decoder", "half"))
     for options in ({}, {"beams": 3}, {"top_p": 0.9, "seed": 2}):
-        assert loaded.caption(embeddings=images, **options) == captioner.caption(embeddings=images, **options)
+        written = captioner.caption(embeddings=images, **options)
+        assert loaded.caption(embeddings=images, **options) == written
+        assert loaded.caption(embeddings=images[5:7], keys=["5", "6"], **options) == written[5:7]
+    encoder: Any = SimpleNamespace(identity=TOY, dim=DIM, encode_images=lambda paths: images[: len(paths)])
+    assert captioner.caption(["a.jpg", "b.jpg"], encoder=encoder) == captioner.caption(embeddings=images[:2])
     assert (loaded.record, loaded.decoder.config) == (captioner.record, captioner.decoder.config)
     assert loaded.fingerprint() == captioner.fingerprint() != half.fingerprint()
     assert captioner.caption(embeddings=images[:0]) == []
@@ -52,8 +59,15 @@ def test_embeddings_are_rounded_as_a_store_does(captioner: Captioner, monkeypatc
 def test_another_model_is_refused_with_both_named(captioner: Captioner) -> None:
     for same in (TOY, None, {"name": "toy-model"}):  # with no hash to compare the name decides
         captioner.check_model(same, DIM)
+    other = {"name": "other", "weights_sha256": "0" * 64}
+    encoder: Any = SimpleNamespace(identity=other, dim=DIM)
     with pytest.raises(DecoderError, match=r"toy-model \(1{12}\).* other \(0{12}\)"):
-        captioner.check_model({"name": "other", "weights_sha256": "0" * 64}, DIM)
+        captioner.caption(["a.jpg"], encoder=encoder)
+    with pytest.raises(DecoderError, match="have 31"):
+        captioner.check_model(TOY, 31)
+    for images, embeddings in ((None, None), (["a.jpg"], np.ones((1, DIM), np.float32))):
+        with pytest.raises(DecoderError, match="either images or embeddings"):
+            captioner.caption(images, embeddings=embeddings)
 
 
 def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(captioner: Captioner) -> None:
@@ -69,10 +83,25 @@ def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(capt
     refused = {first_of: nan, "first is 3": zero, "--modality text": texts, "80": -images, "have 5": images[:, :5]}
     for named, wrong in refused.items():
         with pytest.raises(DecoderError, match=named):
-            captioner.check_embeddings(wrong)
-    captioner.check_embeddings(3 * images, reporter=told)
+            captioner.caption(embeddings=wrong)
+    captioner.check_embeddings(1.5 * images, reporter=told)
     captioner.check_embeddings(np.concatenate([images, texts[:1]]), reporter=told)
-    assert ["up to 3" in told.texts[0], "1 of 81" in told.texts[1]] == [True, True]
+    assert ["up to 1.5" in told.texts[0], "1 of 81" in told.texts[1]] == [True, True]
+
+
+def test_a_card_says_what_was_learned_from(captioner: Captioner) -> None:
+    rewarded = {"modality": "image", "monitor": "reward"}
+    for record, learned in (({}, "captions alone"), ({"modality": "image"}, "images and"), (rewarded, "images alone")):
+        assert f"learned from {learned}" in replace(captioner, record={**captioner.record, **record}).card()[0]
+
+
+def test_a_decoder_is_found_by_folder_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Captioner.find() == Captioner.find("c3-mini") == C3_MINI_CAPTIONER
+    for name in ("c3-decoder", "c3-mini"):
+        Path(name).mkdir()
+    assert [Captioner.find(), Captioner.find("c3-mini")] == [Path("c3-decoder"), Path("c3-mini")]
+    assert Captioner.find("another") == Path("another")
 
 
 def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from c3tools import Captioner, evaluate_captions
-from c3tools.errors import DecoderError, MetricError
+from c3tools.errors import DecoderError, MetricError, StoreError
+from c3tools.identity import ModelIdentity
 from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
 from tests.conftest import make_store, write_jsonl
 
-from .conftest import TOY, World, store_of
+from .conftest import ANIMALS, TOY, World, counting_encoder, store_of
 
 pytest.importorskip("pycocoevalcap")
 
@@ -66,6 +69,37 @@ def test_two_sets_of_captions_are_compared(captions_store: Store, perfect: dict[
     assert cider["difference"] == pytest.approx(result.scores["CIDEr"], abs=5)
     assert cider["p_value"] < 0.01
     assert result.to_dict()["differences"]["CIDEr"] == cider
+    table = result.table()
+    assert (table.title, table.columns[3:]) == ("16 captions", ["difference", "p"])
+    change = "{difference:+.1f} ({low:+.1f} – {high:+.1f})".format_map(cider)
+    assert table.rows[-1][3:] == [change, f"{cider['p_value']:.3f}"]
+
+
+def test_clip_scores_are_those_of_the_stored_images(
+    captions_store: Store, perfect: dict[str, str], known: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = counting_encoder(ANIMALS)
+    encoder.identity = captions_store.info.model
+    monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
+    references = {key: texts[rank:] for rank, (key, texts) in enumerate(known.items()) if rank < 2}  # two and one
+    captions = {key: perfect[key] for key in references}
+    options: dict[str, Any] = {"captions": captions, "references": references, "clip_score": True, "resamples": 0}
+    scores = evaluate_captions(captions_store, **options).scores
+    images = [captions_store.load("image").embeddings[captions_store.load("image").keys.index(key)] for key in captions]
+    written = encoder.encode_texts([f"A photo depicts {caption}" for caption in captions.values()])
+    cosines = np.maximum((np.array(images) * written).sum(axis=1), 0)
+    assert scores["CLIPScore"] == pytest.approx(250 * cosines.mean(), rel=1e-4)
+    best = [(written[i] @ encoder.encode_texts(texts).T).max() for i, texts in enumerate(references.values())]
+    assert scores["RefCLIPScore"] == pytest.approx(
+        np.mean([500 * a * b / (2.5 * a + b) for a, b in zip(cosines, best, strict=True)]), rel=1e-3
+    )
+    with pytest.raises(MetricError, match="elsewhere"):
+        evaluate_captions(
+            captions_store, **{**options, "captions": {"elsewhere": "a"}, "references": {"elsewhere": ["a"]}}
+        )
+    encoder.identity = ModelIdentity(name="other-model")
+    with pytest.raises(StoreError, match=r"toy-model .*other-model"):
+        evaluate_captions(captions_store, **options)
 
 
 def test_captions_in_the_store_are_of_the_image_that_they_name(
@@ -100,4 +134,4 @@ def test_a_store_of_another_model_is_refused_with_both_names(
 @pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_java_scores_are_added(captions_store: Store, perfect: dict[str, str]) -> None:
     result = evaluate_captions(captions_store, captions=perfect, meteor=True, spice=True, resamples=20)
-    assert result.scores["METEOR"] == pytest.approx(100, abs=1)
+    assert result.scores["METEOR"] == pytest.approx(100, abs=0.1)

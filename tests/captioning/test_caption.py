@@ -1,0 +1,44 @@
+"""Captions of photos by the bundled model, whose encoder and decoder are the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c3tools import Captioner, caption_images
+from c3tools.encoders import Encoder
+from c3tools.errors import DecoderError
+from c3tools.reporter import Progress
+from tests.conftest import Messages, copy_photos
+
+from .conftest import trained_captioner
+
+
+def test_photos_of_two_folders_are_captioned_a_few_at_a_time(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("c3tools.captioning.caption._PHOTOS", 3)
+    monkeypatch.setattr(Encoder, "batch_size", lambda *_: 2)
+    done: list[int] = []
+    monkeypatch.setattr(Progress, "advance", lambda self, count=1, note=None: done.append(count))
+    for name in ("a", "b"):
+        copy_photos(tmp_path / name, 3)
+    photos, told = sorted(Path().glob("*/*.jpg")), Messages()
+    (tmp_path / "b" / "broken.jpg").write_bytes(b"no")
+    options: dict[str, Any] = {"encoder": encoder, "json": "c.json", "beams": 1, "reporter": told}
+    found = caption_images(["a", "b"], **options)
+    assert list(found.captions) == [str(photo.with_suffix("")) for photo in photos]
+    expected = Captioner.load("c3-mini").caption(photos, encoder=encoder, beams=1)
+    assert list(found.captions.values()) == expected
+    assert (found.kept, found.files, [one.path for one in found.failures]) == (0, "c.json", ["b/broken.jpg"])
+    assert done == [4, 3]
+    assert caption_images(["a", "b"], **options).kept == 6
+    assert told.texts[0] == "Using the bundled decoder of c3-mini."
+    assert told.texts[-1] == "6 of 7 captions already existed."
+    one, other = photos[0], photos[3]  # of one name
+    assert list(caption_images([one, other], encoder=encoder).captions) == [one.stem, str(other)]
+    with pytest.raises(DecoderError, match=r"toy-model .*c3-mini"):
+        caption_images(["a"], decoder=trained_captioner(), encoder=encoder)
