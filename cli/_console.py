@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -19,20 +20,23 @@ if TYPE_CHECKING:
     from c3tools.reporter import Reporter
     from c3tools.tables import Table
 
-out = Console(markup=False, highlight=False)  # quiet where JSON goes to standard output
+_console = partial(Console, markup=False, highlight=False)
+out = _console()  # quiet where JSON goes to standard output
 # messages contain paths and commands that people copy, so no line breaks are inserted
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+err = _console(stderr=True, soft_wrap=True)
 message = err.print
+SHORT = 20  # rows of a table that a file has in full
 _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> None:
     """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or nowhere for None."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    encode = partial(json.dumps, value, indent=2)
+    text = encode(ensure_ascii=False)
     try:
         text.encode((sys.stdout.encoding or "utf-8") if destination == "-" else "utf-8")
     except UnicodeEncodeError:  # the output has no such character, or a file name is not valid Unicode
-        text = json.dumps(value, indent=2)
+        text = encode()
     if destination == "-":
         sys.stdout.write(text + "\n")
     elif destination:
@@ -53,17 +57,20 @@ def reporter() -> Reporter:
     return TerminalReporter(err)
 
 
-def print_table(table: Table) -> None:
-    """Print a table."""
+def print_table(table: Table, most: int | None = None) -> None:
+    """Print a table, or its first ``most`` rows and how many more there are."""
+    rows = table.rows[:most]
     rich = RichTable(
         title=table.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
     # the first column names the row, so the other columns are narrowed first, unless nothing would be left of them
-    whole = max((Text(row[0]).cell_len for row in table.rows), default=0) <= out.width // 2
+    whole = all(Text(row[0]).cell_len <= out.width // 2 for row in rows)
     for position, column in enumerate(table.columns):
-        left = column in table.left or (position == 0 and not all(row[0][:1].isdigit() for row in table.rows))
+        left = column in table.left or (position == 0 and not all(row[0][:1].isdigit() for row in rows))
         justify = "left" if left else "right"
         rich.add_column(Text(column), justify=justify, overflow="fold", no_wrap=position == 0 and whole)  # type: ignore[arg-type]
-    for row in table.rows:
+    for row in rows:
         rich.add_row(Text(row[0]), *(Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]))
     out.print(rich)
+    if more := len(table.rows) - len(rows):
+        message(f"... and {more:,} more.")

@@ -131,7 +131,6 @@ _METAVARS = {
     "verify path": "[STORE]",
     "source": "[SOURCE]",
 }
-_OF_THE_ENVIRONMENT = {"store": True, "verify path": True, "verify store": False, "search store": False}
 _PAGES = {"ablate": "{output}/table.html", "demo": "{out}/demo.html"}  # of commands without an option for it
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
@@ -189,7 +188,7 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
 
     def run(**values: Any) -> None:
         json = values["json"] if takes_json else values.pop("json")
-        show = values.pop("open", False)
+        show = page if page and values.pop("open") else None
         if show and "html" in values:
             values["html"] = values["html"] or output_file(f"{name}.html")
         out.quiet = json == "-"
@@ -205,7 +204,7 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
         if value is not None:
             write_json(value, json)
         if show:
-            address = str(page).format(**values)
+            address = show.format(**values)
             webbrowser.open(address if is_url(address) else Path(address).resolve().as_uri())
         if code:
             raise typer.Exit(code)
@@ -262,11 +261,10 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
     }
     if kind in (int, float):
         settings |= {"min": _entry(_SMALLEST, command, name), "max": _entry(_LARGEST, command, name)}
-    if _entry(_OF_THE_ENVIRONMENT, command, name):
-        settings |= {"envvar": "C3_STORE", "show_envvar": True}
+    if default == "c3-store" or (command == "verify" and is_argument):
+        settings["envvar"] = "C3_STORE"
     if name in _EXPERT:
         settings["rich_help_panel"] = _EXPERT_PANEL
-    kind = kind | None if default is None else kind
     if is_argument:
         return Annotated[kind, typer.Argument(**settings)]
     return Annotated[kind, typer.Option(*_flags(command, name, found), **settings)]

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import typer
 from c3tools.cli._app import COMMANDS, app
-from c3tools.cli._console import err, out
+from c3tools.cli._console import err, out, print_table
 
+from c3tools.tables import Table
 from tests.conftest import C3, contents, copy_photos
 
 from ..connect.photos import save_tiny_clip
@@ -81,6 +82,21 @@ def test_a_refusal_is_one_message_and_changes_nothing(
     assert contents(workplace) == before
 
 
+def test_a_table_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first column has half of the width it is kept whole; only the others, and numbers, are narrowed."""
+    columns = ["name", "words", "number"]
+    names = {"a" * 12: "b", "a" * 13: "b", "1": "2"}
+    monkeypatch.setattr(out, "width", 25)
+    for name, other in names.items():
+        print_table(Table(columns, [[name, "two words", "yes"], [other, "", "10"]], "Title", ["words"]))
+    print_table(Table(["1", "a"], [[f"{n}", "x"] for n in range(7)]), 5)
+    compare(FOLDER / "tables.txt", "".join(capsys.readouterr()))
+    monkeypatch.setattr(out, "record", True)
+    print_table(Table(["name", "verdict"], [["yes", "yes"], ["[red]", "1"]]))
+    styled = out.export_text(styles=True)
+    assert re.findall(r"\x1b\[32m *(\w+)", styled) == ["yes"] and "[red]" in styled
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command(c3: C3, command: str) -> None:
     found: Any = typer.main.get_command(app)
@@ -89,7 +105,11 @@ def test_the_help_of_a_command(c3: C3, command: str) -> None:
     lines = [found.help, ""]
     for option in found.params:
         assert len(option.help.split()) > 1
-        default = "" if option.default in (None, False, []) else f" [default: {option.default}]"
+        default = f" [default: {option.default}]" if option.show_default else ""
+        default += f" [env: {option.envvar}]" if option.envvar else ""
+        kind = getattr(option, "type", option)  # of typer before 0.29
+        for end in ("min", "max"):
+            default += f" [{end}: {getattr(kind, end)}]" if getattr(kind, end, None) is not None else ""
         expert = " (expert)" if option.rich_help_panel else ""
         names = " ".join([*option.opts, *option.secondary_opts])
         lines.append(f"{names} {option.metavar or ''}{expert}: {option.help}{default}")
