@@ -11,9 +11,7 @@ from c3tools.errors import CorpusError
 from c3tools.io.locations import is_url
 from c3tools.tables import Table
 
-from ._console import lines_for_dash, message, out, print_table, reporter, write_json
-
-SHOWN = 20  # rows of the printed table if the captions are also in a file
+from ._console import SHORT, lines_for_dash, message, out, print_table, reporter, write_json
 
 
 def train_decoder(**options: Any) -> Any:
@@ -28,7 +26,7 @@ def train_decoder(**options: Any) -> Any:
         rows.append(["before", "", f"{start:.3f}{' (kept)' if start == best else ''}", ""])
     for epoch in record["history"]:
         val = f"{epoch['val_loss']:.3f}{' (kept)' if epoch['val_loss'] == best else ''}"
-        rate = epoch["tokens"] / max(epoch["seconds"], 1e-9)
+        rate = epoch["tokens"] / epoch["seconds"]
         rows.append([str(epoch["epoch"]), f"{epoch['train_loss']:.3f}", val, f"{rate:,.0f}"])
     print_table(Table(["epoch", "training loss", "validation loss", "tokens/s"], rows))
     folder = options["output"]
@@ -45,17 +43,13 @@ def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: An
     Args:
         paths: Images and folders of images; - reads the paths from standard input, one a line.
     """
-    in_file = json is not None and json != "-" and not is_url(json)
-    result = c3tools.caption_images(
-        lines_for_dash(paths), **options, json=json if in_file else None, reporter=reporter()
-    )
-    if not in_file:
+    file = None if json in (None, "-") or is_url(json) else json
+    result = c3tools.caption_images(lines_for_dash(paths), **options, json=file, reporter=reporter())
+    if not file:
         write_json(result.to_dict()["captions"], json)
     rows = list(result.captions.items())
     if rows:
-        print_table(Table(["image", "caption"], rows[:SHOWN] if result.files else rows, left=["image", "caption"]))
-    if result.files and len(rows) > SHOWN:
-        message(f"... and {len(rows) - SHOWN:,} more.")
+        print_table(Table(["image", "caption"], rows, left=["caption"]), SHORT if result.files else None)
     for failure in result.failures:
         message(f"Could not read {failure.path}: {failure.error}: {failure.message}")
     written = [name for name in (result.files, str(options["html"] or "")) if name]
@@ -109,11 +103,7 @@ def evaluate(
     return result.to_dict()
 
 
-def ablate(
-    *,
-    list_all: bool = False,
-    **options: Any,
-) -> Any:
+def ablate(*, list_all: bool = False, **options: Any) -> Any:
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
     With --task images, generators are trained on the photos alone. Each then makes an image from a caption of every

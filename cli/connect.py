@@ -83,6 +83,6 @@ def _print(record: dict[str, Any], output: str, following: str) -> Any:
             cells = [f"{100 * value:.1f} %" for value in recall.values()]
             rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
     columns = ["split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired"]
-    print_table(Table(columns, rows, left=columns[:2]))
+    print_table(Table(columns, rows, left=["direction"]))
     message(f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: {following}")
     return record

@@ -8,9 +8,7 @@ from typing import Any
 import c3tools
 from c3tools.tables import Table
 
-from ._console import message, print_table, reporter
-
-SHOWN = 20
+from ._console import SHORT, message, print_table, reporter
 
 
 def train_generator(**options: Any) -> Any:
@@ -43,9 +41,8 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
     from c3tools.imaging.generation import PAGE_FILE
 
     made = c3tools.generate(texts, images=images, **options, reporter=reporter())
-    print_table(Table(["text", "image"], [[image.asked, image.file] for image in made.images[:SHOWN]], left=["image"]))
-    if len(made.images) > SHOWN:
-        message(f"... and {len(made.images) - SHOWN:,} more.")
+    rows = [[image.asked, image.file] for image in made.images]
+    print_table(Table(["text", "image"], rows, left=["image"]), SHORT)
     folder = options["output"]
     message(f"Wrote {folder}/. All images are on the page {folder}/{PAGE_FILE}.")
     return made.to_dict()

@@ -110,8 +110,7 @@ def verify(path: str | Path | None = None, *, store: str | Path | None = None, *
     for name, shards in result.shards.items():
         out.print(f"{name}: {counted(result.rows.get(name, 0), 'row')} in {counted(shards, 'shard')}")
     for finding in result.findings if not out.quiet else ():
-        style = "bold yellow" if finding["level"] == "warning" else "bold red"
-        err.print(f"{finding['level']} ({finding['check']})", style=style, end=" ")
+        err.print(f"{finding['level']} ({finding['check']})", style="bold", end=" ")
         message(f"{result.store / finding['where']}: {finding['what']}\n  {finding['remedy']}")
     for line in result.repaired:
         out.print(f"Repaired: {line}.")

@@ -38,6 +38,7 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eight": np.eye(6, 8),
         "flat": np.zeros(5),
         "far": unit_rows(4, 32),
+        "holes": np.diag([1, 2, np.nan]),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
@@ -48,6 +49,7 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "same": [{"id": i // 2} for i in range(6)],
         "ids": [{"id": i} for i in range(6)],
         "texts": [{"text": "a dog"}],
+        "splits": [{"key": "image01", "split": "val"}],
     }
     for name, rows in tables.items():
         write_jsonl(folder / f"{name}.jsonl", *rows)

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from tests.golden import INTERFACE, described
 
 ROOT = Path(__file__).parents[2]
 TABLE = str(ROOT / "c3tools" / "assets" / "coco-cc" / "captions.jsonl")
-MODELS = {"torch", "open_clip", "openvino"}
+MODELS = {"torch", "open_clip", "openvino", "pandas"}
 HEAVY = {"torch", "open_clip", "pyarrow", "faiss", "matplotlib", "numpy"}
 RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app({})"
 TRANSFORM = """
@@ -54,8 +55,15 @@ def test_a_start_loads_little(tmp_path: Path, code: str, absent: set[str], prese
     assert len(loaded) <= budget
 
 
-def test_the_theory_stands_at_the_end(c3: C3) -> None:
-    assert c3("--help").stdout.index("│ simulate ") > c3("--help").stdout.index("│ info ")
+def test_commands_are_listed_by_their_summaries_and_the_theory_stands_at_the_end(c3: C3) -> None:
+    said = c3("--help").stdout
+    assert said.strip() == c3().output.strip()
+    assert said.index("│ simulate ") > said.index("│ info ")
+    listed = " ".join(re.sub("│", " ", said).split())
+    for file in Path(__file__).parent.glob("help/*.txt"):
+        if not file.name.startswith(("connect-", "simulate-")):
+            first = file.read_text("utf-8").partition(". ")[0].partition(".\n")[0]
+            assert f" {file.stem} {first}." in listed
 
 
 def test_all_places_say_the_same_version(c3: C3) -> None:
@@ -88,13 +96,35 @@ def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path: P
 
     def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-c", "from c3tools.cli import main; main()", *arguments]
-        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1", "TERM": "xterm"}
         return subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
 
-    text = run("verify", f"{name}/none")
-    assert (text.returncode, b"Traceback" in text.stderr) == (1, False)
-    assert name.encode(encoding, "replace") in text.stderr
-    assert json.loads(run("verify", name, "--json").stdout.decode(encoding))["store"] == name
+    said = run("verify", f"{name}/1", "--json")
+    assert (said.returncode, b"Traceback" in said.stderr) == (1, False)
+    assert f" {name}/1 ".encode(encoding, "replace") in said.stderr  # in one colour
+    assert said.stdout.startswith(b'{\n  "error": "')
+    assert (name.encode() in said.stdout) == (encoding == "utf-8")
+    assert f" {name}/1 " in json.loads(said.stdout.decode(encoding))["error"]
+
+
+TERMINATED = """
+import os, signal, c3tools
+from c3tools.cli import main
+def verify(store, **options):
+    worker = os.fork()
+    if worker:
+        print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+c3tools.verify_store = verify
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_command_that_is_terminated_says_so_once() -> None:
+    said = subprocess.run([sys.executable, "-c", TERMINATED, "verify"], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (128 + signal.SIGTERM, f"{-signal.SIGTERM}\n")
+    assert said.stderr == "Terminated. No output of this run was kept.\n"
 
 
 def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
@@ -103,7 +133,11 @@ def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(MemoryError(), "not enough memory"), (OSError(28, "No space left", "x"), "No space left: 'x'")]
+    ("error", "said"),
+    [
+        (MemoryError(), "There is not enough memory for this."),
+        (OSError(28, "No space left", "x"), "[Errno 28] No space left: 'x'"),
+    ],
 )
 def test_errors_of_the_machine_are_like_others(
     c3: C3, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
@@ -112,8 +146,9 @@ def test_errors_of_the_machine_are_like_others(
         raise error
 
     monkeypatch.setattr(c3tools, "verify_store", fail, raising=False)
-    result = c3("verify")
-    assert (result.exit_code, said in result.stderr) == (1, True)
+    result = c3("verify", "--json")
+    assert (result.exit_code, f"Error: {said}\n" in result.stderr) == (1, True)
+    assert json.loads(result.stdout)["error"] == said
 
 
 @pytest.mark.parametrize("command", ["verify", "means", "export", "evaluate", "index", "ablate"])

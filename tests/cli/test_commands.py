@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+from c3tools.cli._console import out
 from typer.testing import CliRunner, Result
 
 from c3tools import Store, embed, evaluate_captions, gap_report, machine
@@ -54,11 +56,15 @@ def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
     c3: C3, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
-    result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
-    said = " ".join(result.stderr.split())
-    assert (result.exit_code, "1 of 5 files could not" in said, "broken.jpg: Unidentified" in said) == (1, True, True)
+    for kept in (0, 4):
+        result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
+        said = " ".join(result.stderr.split())
+        for words in ("1 of 5 files could not", "broken.jpg: Unidentified", "Wrote a.json and a.html Error"):
+            assert (result.exit_code, words in said) == (1, True)
+        assert (f"{kept} of 5 captions already existed." in said) == (kept > 0)
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.glob("0*.jpg"))]
+    assert re.findall(r"^ ?(\d+)  ", result.stdout, re.MULTILINE) == [row["key"] for row in rows]
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 4
 
 
@@ -94,7 +100,13 @@ def test_verify_has_an_exit_code_for_damage(c3: C3, tmp_path: Path) -> None:
     value = json.loads(result.stdout)
     assert (result.exit_code, value["whole"]) == (3, False)
     assert any("part-00001" in str(finding) for finding in value["findings"])
-    assert c3("verify", "--repair").exit_code == 3  # until it is made again
+    (tmp_path / "c3-store" / "image" / "part-00000.parquet").write_bytes(b"cut")
+    result = c3("verify", "--repair")
+    assert result.exit_code == 3  # until it is made again
+    assert "Repaired: image/part-00000.parquet was removed" in result.stdout
+    said = " ".join(result.stderr.split())
+    for kind, file, remedy in (("checksum", "image/part-00000.parquet", "--repair"), ("files", "text", "--forget")):
+        assert re.search(rf"defect \({kind}\) c3-store/{file}.*: .*{remedy}", said)
 
 
 def test_nothing_is_drawn_beside_json(c3: C3, tmp_path: Path) -> None:
@@ -105,13 +117,23 @@ def test_nothing_is_drawn_beside_json(c3: C3, tmp_path: Path) -> None:
     assert (tmp_path / "simulate-stable-region.svg").read_text().startswith("<?xml")
 
 
-def test_models_and_the_machine_are_described(c3: C3) -> None:
+def test_models_and_the_machine_are_described(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     found = as_json(c3("models", "--json"))
     assert {model["name"] for model in found[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
     assert (found[0]["name"], found[0]["dim"], found[0]["here"]) == ("c3-mini", 256, True)
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
-    assert "c3tools" in done(c3("info")).stdout
+    monkeypatch.setattr(out, "width", 400)
+    said = done(c3("info")).stdout
+    assert said.startswith(f"c3tools {described['c3tools']}, Python {described['python']}, {described['platform']}\n")
+    for name, version in described["packages"].items():
+        assert not version or f"{name} {version}" in said
+    device = described["devices"][0]
+    words = (device["name"], device["description"], f"{device['memory'] / 2**30:.1f} GiB", *device["precisions"])
+    assert re.search(".*".join(map(re.escape, (*words, device["auto"]))), said)
+    for name, missing in described["extras"].items():
+        assert re.search(rf"^ {name}  +{', '.join(missing) or 'yes'} ", said, re.MULTILINE)
+    assert re.findall(r"^(\w+): ", said, re.MULTILINE) == list(described["java"])
 
 
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
