@@ -31,10 +31,12 @@ from c3tools.transforms.steps import (
     Whiten,
 )
 from c3tools.transforms.torch_module import TransformModule
+from tests.golden import recorded
 from tests.stores import unit
 
 from .conftest import Array, Pairs
 
+GOLDEN = Path(__file__).parent / "golden"
 SIGMA = 0.1
 
 
@@ -153,37 +155,35 @@ FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Arr
 FORMULAS |= {"capdec": FORMULAS["c2-corrupt"], "gr-clip": FORMULAS["c2-collapse"]}
 
 # step with other settings than those of presets, and the ends of its formulas
-STEPS: list[tuple[Step, Callable[[Pairs, Array], Array], Callable[[Pairs], Array]]] = [
-    (Collapse(modalities=["text"]), lambda p, z: unit(_centred(p.y)), lambda p: p.x),  # type: ignore[arg-type]
-    (Whiten(0.4), lambda p, z: _whiten(p.y, 0.4), lambda p: _whiten(p.x, 0.4)),
-    (GapShift(delta=0.3), lambda p, z: _shift(p.y, p, -1, 0.3), lambda p: _shift(p.x, p, 1, 0.3)),
-    (RidgeMap(penalty=0.5, role="inference"), lambda p, z: p.y, lambda p: _ridge(p, 0.5)),
-    (MemoryProjection("text", 0.2, 3, role="inference"), lambda p, z: p.y, lambda p: _nearest(p, 3)),
-    (AdaptiveNoise(0.2), lambda p, z: unit(p.y + z / 4 / np.linalg.norm(z, axis=1, keepdims=True)), lambda p: p.x),
-    (SpanNoise(0.3), lambda p, z: unit(p.y + 0.3 * (z - np.outer(z @ gap_unit(p), gap_unit(p)))), lambda p: p.x),
+STEPS: list[tuple[list[Step], Callable[[Pairs, Array], Array], Callable[[Pairs], Array]]] = [
+    ([Collapse(modalities=("text",))], lambda p, z: unit(_centred(p.y)), lambda p: p.x),
+    ([Whiten(0.4)], lambda p, z: _whiten(p.y, 0.4), lambda p: _whiten(p.x, 0.4)),
+    ([GapShift(delta=0.3)], lambda p, z: _shift(p.y, p, -1, 0.3), lambda p: _shift(p.x, p, 1, 0.3)),
+    ([RidgeMap(penalty=0.5, role="inference")], lambda p, z: p.y, lambda p: _ridge(p, 0.5)),
+    ([MemoryProjection("text", 0.2, 3, role="inference")], lambda p, z: p.y, lambda p: _nearest(p, 3)),
+    ([AdaptiveNoise(0.2)], lambda p, z: unit(p.y + z / 4 / np.linalg.norm(z, axis=1, keepdims=True)), lambda p: p.x),
+    ([Collapse(), CovarianceNoise(0.3)], lambda p, z: _covariance(p, z, 0.3), lambda p: unit(_centred(p.x))),
+    ([SpanNoise(0.3)], lambda p, z: unit(p.y + 0.3 * (z - np.outer(z @ gap_unit(p), gap_unit(p)))), lambda p: p.x),
 ]
 
 
-def test_every_preset_has_a_formula() -> None:
+def test_every_preset_has_a_formula_and_the_steps_on_record() -> None:
     assert set(FORMULAS) == set(PRESETS)
+    made = {name: preset(name, train_on="text", infer_on="photo") for name in PRESETS}
+    needs = {name: (one.noisy, one.needs_rows, one.fitted) for name, one in made.items()}
+    steps = {name: one.config()["steps"] for name, one in made.items()}
+    recorded(GOLDEN / "presets.json", {"noisy, needs rows, is fitted": needs, "steps": steps})
 
 
-@pytest.mark.parametrize(("step", "training", "inference"), STEPS)
+@pytest.mark.parametrize(("steps", "training", "inference"), STEPS)
 def test_steps_with_other_settings(
-    pairs: Pairs, step: Step, training: Callable[[Pairs, Array], Array], inference: Callable[[Pairs], Array]
+    pairs: Pairs, steps: list[Step], training: Callable[[Pairs, Array], Array], inference: Callable[[Pairs], Array]
 ) -> None:
     z = keyed_normal(0, 0, pairs.keys, 24).astype(np.float64)
-    pipeline = Pipeline([Normalize(), step, Normalize()]).fit(pairs.rows)
+    pipeline = Pipeline([Normalize(), *steps, Normalize()]).fit(pairs.rows)
     got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
     np.testing.assert_allclose(got, training(pairs, z), atol=1e-6)
     np.testing.assert_allclose(pipeline.transform(pairs.x, modality="image"), inference(pairs), atol=1e-6)
-
-
-def test_covariance_noise_of_a_size(pairs: Pairs) -> None:
-    pipeline = Pipeline([Normalize(), Collapse(), CovarianceNoise(0.3), Normalize()]).fit(pairs.rows)
-    got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
-    z = keyed_normal(0, 0, pairs.keys, 24).astype(np.float64)
-    np.testing.assert_allclose(got, _covariance(pairs, z, 0.3), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

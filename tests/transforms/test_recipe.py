@@ -16,7 +16,7 @@ from c3tools.transforms.steps import Collapse, GaussianNoise
 
 from .conftest import Pairs
 
-MODEL = {"name": "ViT-B-16/openai", "weights_sha256": "ab12"}
+MODEL = {"name": "ViT-B-16/öpenai", "weights_sha256": "ab12"}
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def saved(pairs: Pairs, tmp_path: Path) -> Path:
 
 
 def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tmp_path: Path) -> None:
-    record = json.loads((saved / "transform.json").read_text())
+    text = (saved / "transform.json").read_text("utf-8")
+    record = json.loads(text)
+    assert text == json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     assert record["provenance"] == {"model": MODEL, "split": "train", "n": {"image": 120, "text": 120}}
     assert [step["step"] for step in record["steps"]] == ["normalize", "collapse", "gaussian-noise", "normalize"]
     assert (record["dim"], record["steps"][2]["role"]) == (24, "training")

@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c3tools import Store
+from c3tools.transforms import preset
 from c3tools.transforms.sigma import (
     MIN_COSINE,
     MIN_SIBLING_COSINE,
     PUBLISHED,
     PUBLISHED_SIGMA,
+    RULES,
+    Side,
     caption_spread,
     pair_cosine,
     recommend,
@@ -21,7 +25,10 @@ from c3tools.transforms.sigma import (
     sigma_by_rule,
 )
 from tests.conftest import make_store
-from tests.stores import unit
+from tests.golden import recorded
+from tests.stores import make_vectors, unit
+
+SIDES: tuple[Side, ...] = ("image", "text")
 
 
 def test_the_least_cosines_leave_the_noise_of_auto_at_the_least_cosine() -> None:
@@ -105,6 +112,19 @@ def test_pairs_are_three_standard_errors_nearer_than_strangers(spread: float, ce
     # it ends where 0.35 = 3 sqrt(16 / 15) spread / sqrt(16): at 0.452
     assert (found.sigma is not None) == certain
     assert "unrelated rows 0.1" in found.missing or certain
+
+
+def test_the_rules_for_stores_and_arrays_on_record(store: Store, tmp_path: Path) -> None:
+    """Captions of one image decide, else pairs: those of val if it has twenty, else all but those of test."""
+    found = {f"{rule}, noise on {side}s": sigma_by_rule(rule, store, noised=side) for rule in RULES for side in SIDES}
+    images, texts = make_vectors(40, 3)
+    for count, splits in ((40, ["train", "val", "val", "test"] * 10), (18, ["train", "val", "test"] * 6)):
+        one_caption = make_store(tmp_path / str(count), images[:count], texts[: 2 * count : 2], split=splits)
+        found |= {f"{rule} of {count} images": sigma_by_rule(rule, one_caption) for rule in RULES}
+    for rule in RULES:
+        pipeline = preset("c3", sigma=rule).fit({"image": images.repeat(2, axis=0), "text": texts})
+        found[f"{rule} of arrays"] = (pipeline.sigma, pipeline.provenance["sigma"])
+    recorded(Path(__file__).parent / "golden" / "sigma.json", found, rel=1e-4)
 
 
 def test_for_generators_auto_is_twice_the_distance_to_the_nearest_photo(tmp_path: Path) -> None:
