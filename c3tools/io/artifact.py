@@ -56,13 +56,12 @@ T = TypeVar("T")
 RepositoryType = Literal["model", "dataset"]
 # a summary; Python that uses the result, with {name} for that of the repository; a table of facts; fields of the header
 Card = tuple[str, str, Mapping[str, object], Mapping[str, Any]]
-_NAMED = 3
 _DATA = (".json", ".parquet", ".safetensors")  # figures and cards may be removed
 _PATIENCE = 5.0  # seconds for a server to answer
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kind:
     """One kind of result."""
 
@@ -136,16 +135,15 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     moment the old or the new result is whole in one of the two; a run that is killed between the two renames leaves the
     old one as `_previous`.
     """
-    make_folder(folder.parent)
     new, old = (folder.with_name(f".{folder.name}.{name}.tmp") for name in ("new", "old"))
     if old.exists() and not folder.exists():
         old.rename(folder)  # the run before was killed between the renames
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
-    new.mkdir()
+    make_folder(new)
     try:
         yield new
-        for parent, _, names in os.walk(new, topdown=False):  # a power cut could leave files without content
+        for parent, _, names in os.walk(new):  # a power cut could leave files without content
             for name in names:
                 with (Path(parent) / name).open("rb+") as file:
                     os.fsync(file.fileno())
@@ -198,9 +196,8 @@ def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
     folders, plain = names_in(folder)
     there = [name for name in (*plain, *folders) if not name.startswith(".")]
     if there and not set(files) & set(there):
-        named = ", ".join(there[:_NAMED]) + (", …" if len(there) > _NAMED else "")
         raise OutputError(
-            f"{folder} contains other files ({named}), not a former {name}.",
+            f"{folder} contains other files, such as {there[0]}, not a former {name}.",
             remedy="Choose a new or empty folder.",
         )
     return bool(there)
@@ -266,7 +263,7 @@ def claimed(
     kind: Kind,
     settings: Mapping[str, Any],
     *,
-    overwrite: bool = False,
+    overwrite: bool,
     start: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[Target]:
@@ -283,7 +280,6 @@ def claimed(
             remedy="Choose another folder with --output.",
         )
     folder = folder if folder.name else folder.absolute()
-    make_folder(folder.parent)
     with locked_file(folder):
         plain = json.loads(json.dumps(settings, default=_plain))
         target = Target(folder, kind, plain, overwrite, reporter)
@@ -492,12 +488,12 @@ def answers(address: str) -> bool:
     """Return whether a server, or the proxy before it, takes connections; in a thread, as name look-ups may hang."""
     proxies = (os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"))
     target = urlsplit(next(filter(None, proxies), address))
-    connected: list[bool] = []
+    connected: list[int] = []
 
     def connect() -> None:
         port = target.port or (80 if target.scheme == "http" else 443)
         with suppress(OSError), socket.create_connection((target.hostname or "", port), _PATIENCE):
-            connected.append(True)
+            connected.append(port)
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
@@ -521,7 +517,7 @@ def _explained(repo_id: str) -> Iterator[bool]:
         raise
     except Exception as error:  # the client raises whatever its layers raise, and they differ by version
         status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
         text, remedy = f"{repo_id} on {constants.ENDPOINT}: {reason}", "Try again when the server can be reached."
         if status in (401, 403, 404):
             text = f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may use ({status})."

@@ -115,8 +115,8 @@ def read_limited(path: Path) -> bytes:
     content = read_all(path, LARGEST_JSON + 1)
     if len(content) > LARGEST_JSON:
         raise TooLargeError(f"it has more than {LARGEST_JSON:,} bytes")
-    values = sum(content.count(mark) for mark in (b",", b"[", b"{")) if len(content) > LARGEST_TEXT else 0
-    if values * _SMALLEST_VALUE > len(content):
+    values = sum(map(content.count, (b",", b"[", b"{")))
+    if len(content) > LARGEST_TEXT and values * _SMALLEST_VALUE > len(content):
         raise TooLargeError(f"it has {values:,} values in {len(content):,} bytes")
     return content
 

@@ -53,7 +53,7 @@ def location(text: str | Path) -> Path:
     """
     if not is_url(text) or not isinstance(text, str):
         return Path(text) if isinstance(text, str) else text
-    scheme = text.split("://", 1)[0].lower()
+    scheme = text.partition("://")[0].lower()
     try:
         from upath import UPath
 
@@ -208,12 +208,12 @@ def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | Binary
         yield file
 
 
-def read_all(path: Path, limit: int | None = None) -> bytes:
+def read_all(path: Path, limit: int = -1) -> bytes:
     """Return the content of a file, or its first ``limit`` bytes."""
-    if limit is None and not isinstance(path, Path):
+    if limit < 0 and not isinstance(path, Path):
         return bytes(_request(path, "cat_file"))
     with open_binary(path) as file:
-        return file.read(-1 if limit is None else limit)
+        return file.read(limit)
 
 
 @contextmanager
@@ -253,7 +253,7 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
     attempts = ATTEMPTS if attempts is None else attempts
     again = Retrying(
         stop=stop_after_attempt(attempts),
-        wait=wait_exponential(FIRST_PAUSE, max=60) + wait_random(0, FIRST_PAUSE),
+        wait=wait_exponential(FIRST_PAUSE) + wait_random(0, FIRST_PAUSE),
         retry=retry_if_exception(lambda error: _verdict(error) == "temporary"),
         reraise=True,
     )

@@ -60,6 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
 def locked_file(result: Path) -> Iterator[None]:
     """Keep other writers off a file of this machine while the block runs; see `locked`."""
     place = result.resolve()
+    make_folder(place.parent)
     beside = os.access(place.parent, os.W_OK) or not place.is_dir()  # else in a folder that nothing is written beside
     path = (place.parent if beside else place) / f".{place.name}.lock"
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)

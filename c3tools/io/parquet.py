@@ -24,7 +24,7 @@ UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)  # 
 _ANY_SIZE, _MOST_PACKED, _MOST_REPEATED = 1 << 26, 100, 1000
 _BATCH_BYTES = 1 << 25
 _MOST_ROWS = 1 << 10  # of a batch, which becomes Python objects
-_WIDTHS = {"INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+_WIDEST = 8  # bytes of a number
 # the values of a column in one row group: path (captions.list.element), values, bytes unpacked, kind, encodings
 _Chunk = tuple[str, int, int, str, list[str]]
 _TAIL = 8  # bytes after the footer: its length, and the mark of the format
@@ -40,7 +40,7 @@ json.dump([[[c.path_in_schema, c.num_values, c.total_uncompressed_size, c.physic
 """
 
 
-@lru_cache(64)
+@lru_cache
 def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
     """Return what the footer of a Parquet file says of its columns, by row group.
 
@@ -115,7 +115,7 @@ class _Reader:
                         raise self._too_large(f"its column {path!r} unpacks to {unpacked:,} bytes")
                     if each > LARGEST_IMAGE_FILE:
                         raise self._too_large(f"values of its column {path!r} have {each:,} bytes")
-                    if values * _WIDTHS.get(kind, 1) > self._most:
+                    if values * _WIDEST > self._most:
                         raise self._too_large(f"its column {path!r} has {values:,} values")
                     # a difference may be to a text that has nearly the size of the whole column
                     is_delta = any(encoding.startswith("DELTA_") for encoding in encodings)

@@ -82,10 +82,10 @@ def merge_stores(
     sources = [Store.open(store, reporter=reporter) for store in stores]
     if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
         raise StoreError("A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE")
-    for store in sources[1:]:
-        sources[0].info.require_same(
-            store.info, "preprocessing", own=f"The store {sources[0].path}", theirs=f"the store {store.path}"
-        )
+    first, *others = sources
+    for store in others:
+        own, theirs = f"The store {first.path}", f"the store {store.path}"
+        first.info.require_same(store.info, "preprocessing", own=own, theirs=theirs)
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len({*prefixes.values()}) < len(prefixes):
         raise StoreError(
@@ -118,8 +118,7 @@ def merge_stores(
     def renamed(store: Store, failure: Failure) -> Failure:
         return replace(failure, key=prefixes[store] + failure.key)
 
-    info = next((store for store in sources if store.modalities), sources[0]).info
-    report.rows = copy_store(destination, info, sources, change, renamed, reporter=reporter)
+    report.rows = copy_store(destination, first.info, sources, change, renamed, reporter=reporter)
     return report
 
 
@@ -179,7 +178,7 @@ def split_store(
 
 def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[list[str]], Iterable[str | None]]:
     given = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
-    if len(given) != len(HASH_FRACTIONS) or given.min() < 0 or not math.isclose(given.sum(), 1, abs_tol=1e-9):
+    if len(given) != len(HASH_FRACTIONS) or given.min() < 0 or not math.isclose(given.sum(), 1):
         raise StoreError(
             f"The fractions of {', '.join(HASH_FRACTIONS)} must be at least 0 and add up to 1, not "
             f"{', '.join(f'{share:g}' for share in given)}.",

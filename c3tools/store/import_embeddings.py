@@ -29,7 +29,7 @@ UNKNOWN_MODEL = "unknown"
 _UNIT_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImportReport:
     """Summary of an import.
 
@@ -201,8 +201,6 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
     good = np.isfinite(norms) & (norms > 0) & fits
-    if info.normalised:
-        vectors /= np.where(good, norms, 1)[:, None]
     why = np.select(
         [norms == 0, ~np.isfinite(norms)],
         ["the vector is zero", "the vector contains NaN or infinity"],
@@ -212,9 +210,11 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[
         Failure(table.column("key")[row].as_py(), f"row {start + row}", "import", "BadVector", str(why[row]))
         for row in np.flatnonzero(~good).tolist()
     ]
-    kept = vectors if good.all() else vectors[good]
+    kept, lengths = vectors[good], norms[good]
+    if info.normalised:
+        kept /= lengths[:, None]
     stored = shard_table(info, rows.modality, kept, table.filter(pa.array(good)).to_pydict())
-    return stored, bad, int((np.abs(norms[good] - 1) > _UNIT_TOLERANCE).sum())
+    return stored, bad, int((np.abs(lengths - 1) > _UNIT_TOLERANCE).sum())
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:

@@ -27,7 +27,6 @@ from ..executors import cores
 from ..io.artifact import digest_of, replacing
 from ..io.files import (
     json_text,
-    make_folder,
     read_json,
     read_limited,
     remove_leftovers,
@@ -76,7 +75,7 @@ class ShardRecord(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Manifest:
     """The content of a manifest.
 
@@ -313,7 +312,6 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
     path = Path(destination).absolute()
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise StoreError(f"{destination} already exists.", remedy="Choose a new folder for the store.")
-    make_folder(path.parent)
     with locked_file(path), replacing(path, keep=False) as building:
         create_store(building, info)
         yield building

@@ -22,7 +22,7 @@ from .manifest import EXTERNAL_FILE, record_files
 from .reader import Store
 
 
-@dataclass(frozen=True)
+@dataclass
 class Means:
     """The means of a store.
 

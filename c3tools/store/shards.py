@@ -83,9 +83,6 @@ class StoreInfo:
     backend: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", ModelIdentity(self.model))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the content of store.json."""
         return {"format_version": FORMAT_VERSION, **asdict(self)}
