@@ -52,15 +52,16 @@ def test_a_result_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) 
     make(folder)
     (folder / "figure.png").write_text("may go")
     with reading(folder, THING) as (found, content):
-        assert (found, content["record"]["seed"]) == (folder, 0)
+        assert (found, content["format_version"], content["record"]["seed"]) == (folder, 1, 0)
     for damage in ("cut", None):
         weights = folder / "weights.safetensors"
         weights.write_text(damage) if damage else weights.unlink()
         with pytest.raises(DecoderError, match=str(weights)), reading(folder, THING):
             pass
-    (folder / "thing.json").write_text("[]")
-    with pytest.raises(DecoderError, match=str(folder)), reading(folder, THING):
-        pass
+    for record in ("[]", '{"format_version": 2, "files": {}}'):
+        (folder / "thing.json").write_text(record)
+        with pytest.raises(DecoderError, match=str(folder)), reading(folder, THING):
+            pass
 
 
 def test_only_results_of_the_kind_are_in_question(tmp_path: Path) -> None:
@@ -113,12 +114,12 @@ def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
         pass
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: Path, keep: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"keep": False}])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: Path, options: dict[str, bool]) -> None:
     folder = tmp_path / "out"
 
     def replace() -> None:
-        with replacing(folder, keep=keep) as new:
+        with replacing(folder, **options) as new:
             fill(new, "new")
 
     for number in itertools.count():
@@ -128,11 +129,12 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: P
         assert {"old", "new"} & {whole(path) for path in tmp_path.iterdir()}
         if not killed:
             break
-        with pytest.raises(KeyboardInterrupt), replacing(folder, keep=keep):
+        with pytest.raises(KeyboardInterrupt), replacing(folder, **options):
             raise KeyboardInterrupt
         assert {"old", "new"} & {whole(folder), whole(tmp_path / "out.previous")}
         replace()
         assert (whole(folder), {path.name for path in tmp_path.iterdir()}) == ("new", {"out", "out.previous"})
+    assert whole(tmp_path / "out.previous") == ("older" if options else "old")
     assert number > 8
 
 
@@ -156,17 +158,21 @@ def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
 
 def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
     folder = fill(tmp_path / "out")
-    with pytest.raises(OSError, match="No such file"), replacing(folder) as new:
+    with pytest.raises(OSError, match="No such file"), replacing(folder / "in" / "side") as new:
         save_file({"weights": np.zeros(3)}, new / "missing" / "weights.safetensors")
     assert whole(folder) == "old"
 
 
 def test_a_digest_depends_on_settings_types_and_rows() -> None:
     rows = np.arange(20_000, dtype=np.float32).reshape(10_000, 2)
-    texts = ["a", "b"]
-    same = [digest_of(THING, rows, texts), digest_of(THING, rows.copy(), pa.array(texts))]
-    other = rows.copy()
-    other[9_999, 1] += 1
-    others = [(THING, other, texts), (THING, rows.astype(np.float64), texts), (THING, rows, ["ab"]), (rows, texts)]
-    assert len({*same, *(digest_of(*parts) for parts in others)}) == 5
-    assert digest_of({"a": 1, "b": (2,)}) == digest_of({"b": [2], "a": 1})
+    texts, settings = ["a", "b"], {"b": (2,), "a": 1}
+    others = [(THING, rows, texts), (rows.view(np.int32), texts), (rows.reshape(-1, 4), texts), (rows, ["ab"])]
+    for row in (0, 8192, 9_999):
+        other = rows.copy()
+        other[row, 1] += 1
+        others.append((other, texts))
+    assert len({digest_of(*parts) for parts in others}) == 7
+    # what was made by an earlier version is not made again
+    digest = "35df4d970286d0789a85c1dc966a5982c254574b3a1fc878c4858bdbb41ee809"
+    for same in ((rows, texts, settings), (rows.copy(), pa.array(texts), {"a": 1, "b": [2]})):
+        assert digest_of(*same) == digest

@@ -1,25 +1,61 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from c3tools.io.artifact import replacing
 from c3tools.io.files import recorded_file, remove_leftovers, sha256_of, write_atomically, write_json_atomically
+from tests.crashes import at_operation
 
 
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, begun: bool) -> None:
     target = tmp_path / "x"
     target.write_text("old")
 
     def fail(path: Path) -> None:
-        path.write_text("half")
+        if begun:
+            path.write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         write_atomically(target, fail)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_files_and_their_names_outlast_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len([*descriptors.iterdir()])
+
+    def sync(descriptor: int) -> None:
+        done.append(f"sync {(descriptors / str(descriptor)).readlink().relative_to(tmp_path)}")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with at_operation(tmp_path, -1, lambda path: None) as done:
+        write_atomically(tmp_path / "a" / "b" / "x", lambda path: path.write_text("x"))
+        with replacing(tmp_path / "out") as new:
+            (new / "in").mkdir()
+            (new / "in" / "y").write_text("y")
+    steps = " ".join(re.sub(r"[0-9a-f]{16}", "*", step) for step in done if step.startswith(("sync", "os.rename")))
+    assert steps == (
+        "sync a sync . sync a/b/.x.*.tmp os.rename a/b/.x.*.tmp sync a/b "
+        "sync . sync .out.new.tmp sync .out.new.tmp/in/y sync .out.new.tmp/in os.rename .out.new.tmp sync ."
+    )
+    assert len([*descriptors.iterdir()]) == before
+
+
+def test_files_have_the_rights_that_the_user_chose(tmp_path: Path) -> None:
+    before = os.umask(0o026)
+    try:
+        write_atomically(tmp_path / "x", lambda path: path.touch(0o600))
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+    finally:
+        assert os.umask(before) == 0o026
 
 
 def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -34,10 +70,10 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..", "C:\\x", "a\\..\\..\\x", "C:x", "ü" * 200, 7, None, ["x"]]
+    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..", "C:\\x", "a\\..\\..\\x", "C:x", "ü" * 128, 7, None, ["x"]]
 )
 def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path, name: object) -> None:
     with pytest.raises(ValueError, match="not in its folder"):
         recorded_file(tmp_path, name)
-    for inside in ("x", "image/part-00000.parquet", "..x", "ü 1.json"):
+    for inside in ("x", "image/part-00000.parquet", "..x", "x" + "ü" * 127):
         assert recorded_file(tmp_path, inside) == tmp_path / inside

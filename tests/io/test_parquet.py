@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.io.limits import TooLargeError
-from c3tools.io.parquet import open_parquet, read_parquet
+from c3tools.io.parquet import open_parquet, read_parquet, record_batches
 
 CELLS = st.one_of(st.none(), st.sampled_from(["", "a dog", "ü" * 50, "train"]))
 
@@ -82,3 +82,27 @@ def test_rows_that_share_a_text_come_in_small_batches(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": pa.array([["y" * 100_000]] * 600)}), path)
     with open_parquet(path) as file:
         assert max(len(batch) for batch in file.batches()) < 350  # 32 MiB
+    pq.write_table(pa.table({"a": range(1500)}), path)
+    with open_parquet(path) as file:
+        assert [len(batch) for batch in file.batches()] == [1024, 476]
+
+
+def test_a_value_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": ["y" * 1000] * 9}), path, use_dictionary=False, compression="none")
+    read_parquet(path)
+    monkeypatch.setattr("c3tools.io.parquet.LARGEST_IMAGE_FILE", 999)
+    with pytest.raises(TooLargeError, match=r"'a' have 1,\d\d\d bytes"):
+        read_parquet(path)
+
+
+@pytest.mark.parametrize("name", [b"\xff", "a"])
+def test_arrow_streams_with_text_that_is_not_utf8(tmp_path: Path, name: Any) -> None:
+    texts = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
+    schema = pa.schema([pa.field(name, pa.string())])
+    with pa.ipc.new_stream(str(tmp_path / "x"), schema) as file:
+        for start, end in ((0, 1), (0, 1), (1, 2)):
+            file.write_batch(pa.RecordBatch.from_arrays([texts[start:end]], schema=schema))
+    with pytest.raises(OSError, match=r"after [02] record batches"):
+        for _ in record_batches(tmp_path / "x"):
+            pass
