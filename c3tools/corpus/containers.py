@@ -157,7 +157,7 @@ def _members(path: Path, corpus: Corpus) -> Iterator[tuple[str, int, int, bytes 
         file.seek(0)
         position, last, problem = 0, "its beginning", None
         try:
-            archive = tarfile.TarFile(fileobj=limited, mode="r", errorlevel=0)
+            archive = tarfile.TarFile(fileobj=limited)
             while problem is None and (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
                 start = member.offset_data
@@ -177,7 +177,6 @@ def _members(path: Path, corpus: Corpus) -> Iterator[tuple[str, int, int, bytes 
                         if is_image:
                             yield name, start, member.size, None
                         elif suffix in _TEXT_MEMBERS:
-                            file.seek(start)
                             yield name, start, member.size, file.read(member.size)
         except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
             problem = f"damaged or cut short after {last} ({error})"
@@ -376,7 +375,7 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
             raise not_asked_for(name)
         address, _, query = name.partition("://")[2].partition("#")[0].partition("?")
         key = row.key or splitext(address)[0] + (f"?{query}" if query else "")
-        return ImageItem(key, name, split, None, ImageSource(name, 0, 0, download=True))
+        return ImageItem(key, name, split, None, ImageSource(name, download=True))
     root = options.images_root
     short = name
     if root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root):
@@ -436,7 +435,7 @@ class PhotoFinder(ImageReader):
         elif is_url(path):
             if not self._options.download:
                 raise not_asked_for(path)
-            source = ImageSource(path, 0, 0, download=True)
+            source = ImageSource(path, download=True)
         elif not Path(path).is_file():
             raise FileNotFoundError(0, "there is no such file")
         return ImageItem(path, path, None, None, source)

@@ -40,8 +40,8 @@ class ImageReader:
     def __init__(self) -> None:
         self._tar: tuple[str, BinaryIO] | None = None
         self._group: ImageSource | None = None  # the first cell of the last group of a table
-        self._cells: Iterator[Any] = iter(())
-        self._next = 0  # the number of the cell that comes next
+        self._cells: Iterator[Any]  # of this group, those that were not read yet
+        self._next: int  # the number of the first of these
 
     def read(self, image: ImageItem) -> bytes:
         """Return the bytes of an image.

@@ -27,7 +27,8 @@ class ImageSource(NamedTuple):
     Attributes:
         file: path or URL of the tar or table.
         start: where the member begins, in bytes; of a cell, the number of its row group or record batch.
-        place: the length of the member, in bytes; of a cell, the number of its row within the group.
+        place: the length of the member, in bytes; of a cell, the number of its row within the group. For a whole file
+            at a URL both are 0.
         column: of the cell; None for a tar.
         folder: paths in the cell are relative to it; None for a tar.
         anywhere: paths in the cell may lead out of the folder.
@@ -35,8 +36,8 @@ class ImageSource(NamedTuple):
     """
 
     file: str
-    start: int
-    place: int
+    start: int = 0
+    place: int = 0
     column: str | None = None
     folder: str | None = None
     anywhere: bool = False

@@ -117,7 +117,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
 
 
 def find_images(
-    corpus: Corpus, root: Path, follow_symlinks: bool = False, suffixes: frozenset[str] = IMAGE_SUFFIXES
+    corpus: Corpus, root: Path, follow_symlinks: bool, suffixes: frozenset[str] = IMAGE_SUFFIXES
 ) -> list[ImageItem]:
     """Find the image files below ``root``, or ``root`` itself, by their ``suffixes`` in any case; no hidden files.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -55,7 +54,7 @@ def splits_by_hash(
 def named_split(split: str | None, kept: Kept = None) -> str:
     """Return the split of a row by its name in the corpus; an empty text if its key decides (see `splits_of`)."""
     name = (split or "").strip().lower()
-    name = _canonical_name(name) if name else ""
+    name = next((known for known, pattern in _ALIASES.items() if pattern.fullmatch(name)), name)
     return name if kept is None or name in kept else ""
 
 
@@ -84,20 +83,12 @@ def describe_rule(names: Iterable[str]) -> str | None:
     return f"No rows are named train (only {', '.join(found)}): {which} split by a stable hash of their keys, {shares}."
 
 
-@lru_cache(maxsize=1024)  # a corpus has few names and many rows
-def _canonical_name(name: str) -> str:
-    for split, pattern in _ALIASES.items():
-        if pattern.fullmatch(name):
-            return split
-    return name
-
-
 def split_in_name(stem: str) -> str | None:
     """Return the split that a file is named after: ``train`` of train-00000-of-00002, train_001 or train, else None."""
     match = _NAMED.match(stem)
     return match[1] if match else None
 
 
-def split_order(split: str) -> tuple[int, str]:
+def split_order(split: str) -> tuple[list[bool], str]:
     """Return the sort key of a split: train, val, test, then others by name."""
-    return {"train": 0, "val": 1, "test": 2}.get(split, 3), split
+    return [split != name for name in STANDARD], split

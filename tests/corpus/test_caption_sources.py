@@ -71,11 +71,11 @@ def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     )
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,near a\n")
     (tmp_path / "metadata.csv").write_text("file_name,text,split\ntrain/a.png,not this,val\n")
-    image(tmp_path / "z" / "y" / "c.png")
-    write_jsonl(tmp_path / "z" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
+    image(tmp_path / "a" / "y" / "c.png")
+    write_jsonl(tmp_path / "a" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
     corpus = read_corpus([tmp_path])
     assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
-    assert [image.split for image in corpus.images][:2] == ["val", None]  # only the table names a split
+    assert [image.split for image in corpus.images] == [None, "val", None]  # only the table names a split
 
 
 def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
@@ -89,12 +89,12 @@ def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
 
 
 def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Path) -> None:
-    image(tmp_path / "a.png")
-    image(tmp_path / "b.png")
-    write_jsonl(tmp_path / "captions.jsonl", {"image": "a.png", "captions": ["first"]})
-    (tmp_path / "metadata.csv").write_text("file_name,width\nb.png,640\n")
+    for folder, text in (("", "first"), ("z", "deeper")):
+        image(tmp_path / folder / "a.png")
+        write_jsonl(tmp_path / folder / "captions.jsonl", {"image": "a.png", "captions": [text]})
+    (tmp_path / "metadata.csv").write_text("file_name,width\na.png,640\n")
     corpus = read_corpus([tmp_path])
-    assert pairs(corpus) == [("first", "a")]
+    assert pairs(corpus) == [("first", "a"), ("deeper", "z/a")]
     assert any(note.startswith(f"{tmp_path}: metadata.csv is not used: ") for note in corpus.notes)
     (tmp_path / "captions.jsonl").unlink()
     with pytest.raises(CorpusError, match="--text-column"):
@@ -102,13 +102,13 @@ def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Pa
 
 
 def test_a_captions_file_that_is_given_counts_alone_and_is_for_all_paths(tmp_path: Path) -> None:
-    for name in ("a", "b", "one/x", "one/y", "two/x", "two/z"):
+    for name in ("a", "b", "one/x", "one/x-1", "two/x", "two/z"):
         image(tmp_path / f"{name}.png").with_suffix(".txt").write_text("text")
     write_jsonl(tmp_path / "two" / "captions.jsonl", {"image": "z.png", "text": "detected"})
-    names = ["a", "b", "c", "x", "one/x", "one/y", "two/x"]
+    names = ["a", "b", "c", "x", "one/x", "one/x-1", "two/x"]
     file = write_jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
     corpus = read_corpus([tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file)
-    assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/y", "b", "two/x")]
+    assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/x-1", "b", "two/x")]
     assert corpus.captions_without_image == ["c.png", "x.png"]
     assert corpus.images_without_caption == ["two/z"]
 

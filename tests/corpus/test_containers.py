@@ -73,6 +73,9 @@ def test_every_form_is_what_its_folder_is(photos: Path, monkeypatch: pytest.Monk
     assert list(read.texts) == list(folder.texts)
     assert contents(read) == contents(folder)
     assert read.skipped == []
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="are too many for an image"):
+        patch.setattr("c3tools.corpus.images.LARGEST_IMAGE_FILE", 9)
+        contents(read)
     # found again by their paths, in another order, from beside their store too
     monkeypatch.chdir(photos.parent)
     with PhotoFinder(photos / "c3-store") as finder:
@@ -136,14 +139,19 @@ def test_captions_from_json_txt_and_a_file_that_is_given(tmp_path: Path) -> None
     assert pairs(read_corpus([tar], text_column="alt")) == [("a#0", "other"), ("b#0", "other b")]
     with pytest.raises(CorpusError, match=r"has 'title'\. Their fields: alt, caption, split"):
         read_corpus([tar], text_column="title")
-    (tmp_path / "c.csv").write_text("key,caption\nb,given\n")
-    assert pairs(read_corpus([tar], captions=tmp_path / "c.csv")) == [("b#0", "given")]
+    (tmp_path / "c.csv").write_text("KEY,caption\nb,given\n")
+    (tmp_path / "b.jpg").touch()
+    listed = write_list(tmp_path / "l.csv", [{"where": "b.jpg"}])
+    for options in ({}, {"image_column": "where"}):
+        chosen = read_corpus([listed if options else tar], captions=tmp_path / "c.csv", **options)
+        assert pairs(chosen) == [("b#0", "given")]
 
 
 def test_members_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     unsafe = ("/etc/passwd.jpg", "../up.jpg", "a/../../up.jpg", "c:\\x\\..\\..\\y.jpg")
     kinds = {"s.jpg": tarfile.SYMTYPE, "h.jpg": tarfile.LNKTYPE, "d.jpg": tarfile.CHRTYPE}
-    members = {"a.seg.png": b"1", "a.jpg": b"22", "a.png": b"3", "b.txt": b"alone", "a.json": b"{", "a.cls": b"7"}
+    members = {"a.seg.png": b"1", "a.jpg": b"22", "a.png": b"3", "b.txt": b"alone", "a.json": b"{", "a.txt": b""}
+    members |= {"a.cls": b"7", "n.jpg": b"4", "n.json": b'{"caption": 4}'}
     write_tar(tmp_path / "x.tar", [*members.items(), (".hidden.jpg", b"x"), *((name, b"x") for name in unsafe)])
     with tarfile.open(tmp_path / "x.tar", "a") as archive:
         for name, kind in kinds.items():
@@ -151,9 +159,9 @@ def test_members_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     corpus = read_corpus([tmp_path / "x.tar"])
-    assert contents(corpus) == {"a": b"22"}
+    assert contents(corpus) == {"a": b"22", "n": b"4"}
     expected = dict.fromkeys(unsafe, "UnsafePath") | dict.fromkeys(kinds, "NotAFile")
-    expected |= {"a.png": "SecondImage", "b": "NoImage", "a.json": "JSONDecodeError"}
+    expected |= {"a.png": "SecondImage", "b": "NoImage", "a.json": "JSONDecodeError", "n.json": "CaptionError"}
     assert errors(corpus) == {f"x.tar#{name}": error for name, error in expected.items()}
 
 
@@ -175,7 +183,8 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
     with tarfile.open(whole) as archive:
         end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
     sources: dict[str, Any] = {i.key: i.source for i in read_corpus([whole]).images}
-    for cut in [0, 1, 511, 513, 2000, *range(4000, end + 1, 40_009), end - 1, end, end + 100]:
+    short = [source.start + source.place - 1 for source in sources.values()]
+    for cut in [0, 1, 511, 513, 2000, *range(4000, end + 1, 40_009), *short, end - 1, end, end + 100]:
         whole.write_bytes(content[:cut])
         corpus = read_corpus([tmp_path / "t"])
         expected = {key for key, source in sources.items() if source.start + source.place <= cut}
@@ -228,7 +237,7 @@ def test_no_row_has_the_image_of_another_after_a_damaged_page(tmp_path: Path, mo
                 assert number >= read
     assert 0 < read <= 50
     item = read_corpus([write(path, jpg=images[:3])]).images[2]
-    write(path, jpg=images[:2])
+    pq.write_table(pa.table({"jpg": images[:3]}), path, row_group_size=2)
     with ImageReader() as reader, pytest.raises(OSError, match="no longer in the table"):
         reader.read(item)
 

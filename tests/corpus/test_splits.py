@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c3tools.corpus.reading import assign_keys
-from c3tools.corpus.splits import describe_rule, kept_splits, splits_by_hash, splits_of
+from c3tools.corpus.splits import describe_rule, kept_splits, split_order, splits_by_hash, splits_of
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,10 @@ from c3tools.corpus.splits import describe_rule, kept_splits, splits_by_hash, sp
 )  # fmt: skip
 def test_names_of_splits(said: str, role: str) -> None:
     assert splits_of(["any"], [said]) == [role]
+
+
+def test_the_order_of_splits() -> None:
+    assert sorted(["other", "test", "a", "val", "train"], key=split_order) == ["train", "val", "test", "a", "other"]
 
 
 def test_without_a_split_the_key_decides_and_always_the_same() -> None:

@@ -51,6 +51,9 @@ def check(photos: Path, base: str) -> None:
         assert corpus.images[0].path.startswith(f"{base}/x")
     listed = read_corpus([f"{base}/list.csv"], image_column="image")
     assert contents(listed) == expected
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="are too many for an image"):
+        patch.setattr(images, "LARGEST_IMAGE_FILE", 9)
+        contents(listed)
     assert [text.caption for text in read_corpus([f"{base}/list.csv"]).texts] == list(expected)
     given = read_corpus([f"{base}/x-0.tar"], captions=f"{base}/list.csv")
     assert [text.caption for text in given.texts] == list(expected)[:2]
@@ -83,7 +86,7 @@ def test_s3_with_every_seventh_request_failing(photos: Path, packed: Path, s3: F
             read_corpus([f"s3://bucket/x/{place}"])
 
 
-def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
+def test_images_by_url_only_when_asked_for(photos: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = photos_of(photos)
     with web_server(packed, Faults(4)) as base:
         urls = [*(f"{base}/{photo.name}" for photo in chosen), f"{base}/gone.jpg"]
@@ -96,6 +99,11 @@ def test_images_by_url_only_when_asked_for(photos: Path, packed: Path) -> None:
                 assert reader.read(item) == photo.content
             with pytest.raises(FileNotFoundError, match="answers 404"):
                 reader.read(corpus.images[4])
+        monkeypatch.setattr(images, "LARGEST_IMAGE_FILE", 9)
+        with pytest.raises(OSError, match="are too many for an image"):
+            images.download(urls[0])
+    with pytest.raises(ConnectionError, match="in 3 attempts"):
+        images.download(f"{base}/{chosen[0].name}")  # the server has gone
     for url in ("file:///etc/passwd", "ftp://x/y.jpg"):
         (packed / "u.csv").write_text(f"url,text\n{url},t\n")
         (item,) = read_corpus([packed / "u.csv"], image_column="url", download=True).images
