@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from typer.testing import CliRunner, Result
 from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations
-from c3tools.reporter import Reporter
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Failure, Rows, Store, StoreInfo, StoreWriter, create_store, part_name, shard_table, write_rows
 from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
@@ -218,6 +220,23 @@ class Messages(Reporter):
 
     def message(self, text: str) -> None:
         self.texts.append(text)
+
+
+class Counted(Reporter, Progress):
+    """Keeps the count of each piece of work, and the last note that was not empty."""
+
+    def __init__(self) -> None:
+        self.counts, self.notes = Counter[str](), dict[str, str]()
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        self.label = label
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.counts[self.label] += count
+        if note:
+            self.notes[self.label] = note
 
 
 def build_store(

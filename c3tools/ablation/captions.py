@@ -7,7 +7,7 @@ share a language model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,8 +55,9 @@ class CaptionTask:
         references: captions that people wrote, by the keys of ``images``; others are not used.
         moments: of both modalities over training data; the image mean must not come from the scored images.
         compute: device and precision.
-        train_images: images of training and validation captions, for the methods that learn from images; else None.
-        described: float32 (n, d), the text embedding of one caption of each of ``images``, for the oracle; else None.
+        train_images: images of training and validation captions, for the methods that learn from images; None if the
+            store has none.
+        described: float32 (n, d), the text embedding of one caption of each of ``images``, for the oracle.
         size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner` takes them.
         generation: how captions are generated.
         encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
@@ -69,14 +70,14 @@ class CaptionTask:
     references: Mapping[str, Sequence[str]]
     moments: Mapping[str, Moments]
     compute: Compute
-    train_images: Rows | None = None
-    described: Matrix | None = None
-    size: str = "small"
-    set: Sequence[str] = ()
-    epochs: int | None = None
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    encoder: Encoder | None = None
-    java: Sequence[str] = ()
+    train_images: Rows | None
+    described: Matrix
+    size: str
+    set: Sequence[str]
+    epochs: int | None
+    generation: GenerationConfig
+    encoder: Encoder | None
+    java: Sequence[str]
 
     methods: ClassVar[Mapping[str, Method]] = METHODS
     kept_in: ClassVar[str] = "decoders"
@@ -209,8 +210,8 @@ class CaptionTask:
     def scored(self) -> str:
         """A digest of everything else that captions and their scores depend on."""
         references, java = [[*self.references[key]] for key in self.images.keys], [*self.java]
-        described = () if self.described is None else self.described
-        return digest_of(asdict(self.generation), self.images.keys, self.images.embeddings, references, described, java)
+        asked = self.images.embeddings, references, self.described
+        return digest_of(asdict(self.generation), self.images.keys, *asked, java)
 
     def load(self, folder: Path) -> Captioner:
         """Load a decoder that was kept."""
@@ -242,9 +243,8 @@ class CaptionTask:
         rows = np.flatnonzero([bool(references[key]) for key in self.images.keys])
         if method.images is not None and len(rows) > method.images:  # depends only on the number of images
             rows = rows[np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])]
-        asked = self.described if method.asked_with == "text" else self.images.embeddings
-        assert asked is not None
-        asked, keys, texts = asked[rows], [self.images.keys[row] for row in rows], list[str]()
+        asked = (self.described if method.asked_with == "text" else self.images.embeddings)[rows]
+        keys, texts = [self.images.keys[row] for row in rows], list[str]()
         if captioner is None:  # CLIPRe: the caption is the nearest training text
             texts = [self.train.captions[row] for row in nearest(asked, unit_rows(self.train.embeddings), 1)[0][:, 0]]
         else:

@@ -14,7 +14,6 @@ class Method:
 
     Attributes:
         training: preset of the pipeline that training inputs go through; None if nothing is trained.
-        noisy: whether sigma matters.
         summary: one line.
         published: its published CIDEr on MS-COCO in percent, of another encoder and decoder; a dash for none.
         inference: preset that the inputs go through afterwards; None for that of the training.
@@ -28,7 +27,6 @@ class Method:
     """
 
     training: str | None
-    noisy: bool
     summary: str
     published: str = "–"
     inference: str | None = None
@@ -36,6 +34,11 @@ class Method:
     asked_with: str = "image"
     steer: str | None = None
     images: int | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """True where sigma matters."""
+        return self.training in _OF_SIGMA
 
     @property
     def needs_encoder(self) -> bool:
@@ -48,15 +51,15 @@ class Method:
         return "–" if self.training is None else self.learns_from.replace("captions", "texts")
 
 
+_OF_SIGMA = ("c2-corrupt", "c3", "c3-retrieval", "tomcap")  # presets whose noise has a standard deviation
 METHODS: Mapping[str, Method] = {
-    "C1": Method("c1", False, "Connect alone", "13.0"),
-    "C2_1": Method("c2-collapse", False, "Connect, Collapse", "25.2"),
-    "C2_2": Method("c2-corrupt", True, "Connect, Corrupt", "87.6"),
-    "C3": Method("c3", True, "Connect, Collapse, Corrupt", "93.3 ± 0.3"),
-    "C3-retrieval": Method("c3-retrieval", True, "C3, mixed with its nearest training captions (after IFCap, 2024)"),
+    "C1": Method("c1", "Connect alone", "13.0"),
+    "C2_1": Method("c2-collapse", "Connect, Collapse", "25.2"),
+    "C2_2": Method("c2-corrupt", "Connect, Corrupt", "87.6"),
+    "C3": Method("c3", "Connect, Collapse, Corrupt", "93.3 ± 0.3"),
+    "C3-retrieval": Method("c3-retrieval", "C3, mixed with its nearest training captions (after IFCap, 2024)"),
     "ZeroCap": Method(
         "c1",
-        False,
         "a language model whose context the encoder's gradient shifts (Tewel et al., 2022)",
         "34.5",
         learns_from="captions",
@@ -65,7 +68,6 @@ METHODS: Mapping[str, Method] = {
     ),
     "MAGIC": Method(
         "c1",
-        False,
         "a language model whose words the encoder scores again (Su et al., 2022)",
         "49.3",
         learns_from="captions",
@@ -73,32 +75,19 @@ METHODS: Mapping[str, Method] = {
     ),
     "ESPER": Method(
         "c1",
-        False,
         "a mapper in front of a language model, rewarded by the encoder (Yu et al., 2023)",
         "78.2",
         learns_from="images",
     ),
-    "CapDec": Method("c2-corrupt", True, "noise on training texts (Nukrai et al., 2022)", "91.8", "capdec"),
-    "LAFITE": Method("lafite", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
-    "TOMCap": Method("tomcap", True, "texts moved to the moments of images, noise (2026)", "97.8"),
-    "DeCap": Method("c1", False, "images projected on a memory of texts (Li et al., 2023)", "50.6", "decap"),
-    "CLIPRe": Method(None, False, "the nearest training caption (Su et al., 2022)", "25.6"),
-    "WS-ClipCap": Method(
-        "c1",
-        False,
-        "training images with their nearest captions",
-        "33.7",
-        learns_from="pseudo pairs",
-    ),
-    "WS-ClipCap-Multi": Method(
-        "c2-corrupt",
-        True,
-        "like WS-ClipCap, with noise",
-        "74.6",
-        learns_from="pseudo pairs",
-    ),
-    "paired": Method("c1", False, "trained on real pairs, for comparison", "108.3", learns_from="pairs"),
-    "oracle": Method("c3", True, "C3, given one caption of an image; scored by the others", asked_with="text"),
+    "CapDec": Method("c2-corrupt", "noise on training texts (Nukrai et al., 2022)", "91.8", "capdec"),
+    "LAFITE": Method("lafite", "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "TOMCap": Method("tomcap", "texts moved to the moments of images, noise (2026)", "97.8"),
+    "DeCap": Method("c1", "images projected on a memory of texts (Li et al., 2023)", "50.6", "decap"),
+    "CLIPRe": Method(None, "the nearest training caption (Su et al., 2022)", "25.6"),
+    "WS-ClipCap": Method("c1", "training images with their nearest captions", "33.7", learns_from="pseudo pairs"),
+    "WS-ClipCap-Multi": Method("c2-corrupt", "like WS-ClipCap, with noise", "74.6", learns_from="pseudo pairs"),
+    "paired": Method("c1", "trained on real pairs, for comparison", "108.3", learns_from="pairs"),
+    "oracle": Method("c3", "C3, given one caption of an image; scored by the others", asked_with="text"),
 }
 PUBLISHED = (
     "Published: CIDEr on MS-COCO, with other encoders and decoders: Zhang et al. (C3), ICLR 2024 (for ESPER: "
@@ -108,13 +97,13 @@ PUBLISHED = (
 
 _of_photos = partial(Method, learns_from="photos", asked_with="text")
 IMAGE_METHODS: Mapping[str, Method] = {
-    "C1": _of_photos("c1", False, "Connect alone"),
-    "C2_1": _of_photos("c2-collapse", False, "Connect, Collapse"),
-    "C2_2": _of_photos("c2-corrupt", True, "Connect, Corrupt"),
-    "C3": _of_photos("c3", True, "Connect, Collapse, Corrupt"),
-    "LAFITE": _of_photos("lafite", False, "noise of 0.75 of each vector (Zhou et al., 2022)"),
+    "C1": _of_photos("c1", "Connect alone"),
+    "C2_1": _of_photos("c2-collapse", "Connect, Collapse"),
+    "C2_2": _of_photos("c2-corrupt", "Connect, Corrupt"),
+    "C3": _of_photos("c3", "Connect, Collapse, Corrupt"),
+    "LAFITE": _of_photos("lafite", "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "oracle": _of_photos(
-        "c3", True, "the generator of C3, given the embeddings of the photos themselves", asked_with="image"
+        "c3", "the generator of C3, given the embeddings of the photos themselves", asked_with="image"
     ),
 }
 ABLATION = ("C1", "C2_1", "C2_2", "C3")

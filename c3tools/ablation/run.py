@@ -227,20 +227,16 @@ class _Percent(Reporter, Progress):
     """A reporter of one training that tells another process of each percent that is done."""
 
     def __init__(self, report: Report) -> None:
-        self._report, self._told, self._steps, self._total = report, 0, 0, 1
+        self._report = report
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        self._total = total or 1
+        self._steps, self._total = 0, total or 1
         yield self
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        self._steps += count
-        self.tell(min(100, 100 * self._steps // self._total))
-
-    def tell(self, percent: int) -> None:
-        self._report(max(0, percent - self._told), 0)
-        self._told = max(self._told, percent)
+        before, self._steps = self._steps, self._steps + count
+        self._report(100 * self._steps // self._total - 100 * before // self._total, 0)
 
 
 class _Trainings(Work[Training, None]):
@@ -257,9 +253,7 @@ class _Trainings(Work[Training, None]):
     def run(self, tasks: Iterable[Training], report: Report) -> Iterator[None]:
         """Do trainings one after the other."""
         for training in tasks:
-            told = _Percent(report)
-            _model(self._task, training, self._folder, told)
-            told.tell(100)
+            _model(self._task, training, self._folder, _Percent(report))
             yield None
 
     def name(self, task: Training) -> str:

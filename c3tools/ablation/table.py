@@ -145,7 +145,7 @@ class Ablation:
                 n: format(row[n], "," * (n == "images")) for n in facts
             }
             for name in [name for name in metrics if name in row["scores"]]:
-                heading, score = name.replace(own, "", 1), row["scores"][name]
+                heading, score = name.replace(own, ""), row["scores"][name]
                 line[heading], real[heading] = _with_spread(name, score), score_text(name, self.real.get(name))
                 if name == with_interval:
                     line[_INTERVAL] = score_text(name, score["interval"], interval)

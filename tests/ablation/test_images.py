@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from c3tools import ablate_images
@@ -52,6 +53,8 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     assert finished(told) == 2
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
     assert every.runs[0].scores == first.runs[0].scores
+    kept = every.runs[0].values
+    assert kept == {name: np.round(each, 6).tolist() for name, each in kept.items()}
     names = {"KID-c3-mini", "FD-c3-mini", "IS-c3-mini-coco80", "recall@1-c3-mini", "recall@10-c3-mini"}
     assert set(every.runs[0].scores) == names
     assert {run.images for run in every.runs} == {len(run.values["FD-c3-mini"]) for run in every.runs} == {12}
@@ -63,16 +66,16 @@ def test_every_method_is_run_and_finished_cells_are_kept(
 def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_rows(
     store: Store, tmp_path: Path
 ) -> None:
-    table, _ = table_of(store, tmp_path / "out", methods="C1,oracle", seeds=2)
+    table, _ = table_of(store, tmp_path / "out", methods="C1,oracle", seeds=2, split="all")
     page, markdown = ((tmp_path / "out" / f"table.{suffix}").read_text() for suffix in ("html", "md"))
     assert page.count("data:image/png") == 12 * 3  # two methods and the photo, of 12 captions
     distances = table.tables()[0]
-    assert distances.title.startswith("12 images of each and ")
+    assert distances.title.startswith("24 images of each and ")
     for text in (page, markdown):
         for shown in (
             "LAFITE_G",
             "not comparable",
-            f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2",
+            f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2 --split all",
             distances.rows[0][4],
         ):
             assert shown in text

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from c3tools.ablation.methods import ABLATION, IMAGE_METHODS, METHODS
 from c3tools.ablation.table import Ablation, Run
 from c3tools.metrics.significance import crossed_interval
 from c3tools.tables import Table
+from tests.golden import recorded
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 IMAGE_METRICS = ("FD-x", "IS-x-coco80", "KID-x", "recall@1-x", "recall@10-x")
@@ -69,11 +71,32 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
     assert zero["scores"]["CIDEr"]["interval"][0] == 0  # no score is below it
 
 
-def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names() -> None:
+def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_path: Path) -> None:
     read = Run("C1", 0, 0.0, {"CIDEr": 11.1, "ROUGE-L": 22.2})
-    computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3})
-    shown = Ablation([read, computed, replace(read, seed=1)]).tables()[0]
+    computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {"k": "a dog"})
+    table = Ablation([read, computed, replace(read, seed=1)], examples={"k": ("first", "last")})
+    shown = table.tables()[0]
     assert [row[::2] for row in shown.rows] == [["C1", "11.1 ± 0.0", "22.2 ± 0.0"], ["C3", "33.3", "44.4"]]
+    table.save(tmp_path / "a" / "b")
+    page = (tmp_path / "a" / "b" / "table.html").read_text(encoding="utf-8")
+    sheet = re.findall(r"<t[dh]>(.*?)</t[dh]>", page.partition("of the first seed")[2])
+    assert sheet == ["image", "C1", "C3, sigma 0.1", "written by a person", "first", "", "a dog", "last"]
+    own = {"sigma_from": "given", "best_val_loss": None, "parameters": 0, "training_seconds": 0.0, "images": 0}
+    assert table.to_dict()["runs"][0] == {"method": "C1", "seed": 0, "sigma": 0.0, "scores": read.scores} | own
+
+
+def test_what_the_methods_are_and_what_was_published_of_them() -> None:
+    """As Zhang et al. (C3, ICLR 2024) and the papers of the others have it."""
+    of_task = {"captions": METHODS, "images": IMAGE_METHODS}
+    value = {
+        task: {
+            name: asdict(method)
+            | {"needs_encoder": method.needs_encoder, "noisy": method.noisy, "on": method.chosen_on}
+            for name, method in methods.items()
+        }
+        for task, methods in of_task.items()
+    }
+    recorded(Path(__file__).parent / "golden" / "methods.json", value)
 
 
 def test_the_tables_of_a_terminal_fit_it() -> None:
@@ -115,7 +138,7 @@ def test_steps_are_compared_on_the_same_images_and_seeds(
     def told(chosen: list[Run]) -> list[str]:
         return Ablation(chosen, task=task).notes
 
-    assert told([run for run in runs if run.seed == 0])[0].endswith("over images (one seed)")
+    assert "over images and seeds" in told([run for run in runs if run.seed < 2])[0]
     # only what both have is compared; nothing is said where that is too little
     assert told([run for run in runs if run.method != "C2_1" or run.seed == 1])[0].endswith("over images (one seed)")
     assert [note[:7] for note in told([run for run in runs if run.method in ("C1", "C3")])] == ["C3 − C1"]

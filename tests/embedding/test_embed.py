@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +15,9 @@ from c3tools.embedding import embed, embed_corpus
 from c3tools.embedding import run as run_module
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
-from c3tools.reporter import Progress, Reporter
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
-from tests.conftest import contents, copy_photos
+from tests.conftest import Counted, contents, copy_photos
 from tests.connect.photos import save_tiny_clip
 from tests.embedding.hostile import write_bad_files, write_odd_images
 from tests.stores import colour_corpus, embed_colours
@@ -47,23 +43,6 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     again = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=3, workers=0)
     assert [(m.embedded, m.already) for m in again.modalities.values()] == [(0, 4), (0, 20)]
     assert (again.notes(), contents(tmp_path / "s")) == ([], before)
-
-
-class Counted(Reporter, Progress):
-    """Keeps the count of each piece of work, and the last note that was not empty."""
-
-    def __init__(self) -> None:
-        self.counts, self.notes = Counter[str](), dict[str, str]()
-
-    @contextmanager
-    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        self.label = label
-        yield self
-
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        self.counts[self.label] += count
-        if note:
-            self.notes[self.label] = note
 
 
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
