@@ -151,7 +151,7 @@ def load_encoder(
             remedy="OpenVINO runs on CPUs, and int8 needs it: use --device cpu and --backend openvino, or --backend "
             "torch with --precision auto.",
         )
-    bundled = read_bundled() if possible and model == DEFAULT_MODEL and random_init is None else None
+    bundled = read_bundled() if possible and (model, random_init) == (DEFAULT_MODEL, None) else None
     network = None if bundled else load_network(model, random_init=random_init)
     facts = bundled or network.describe()  # type: ignore[union-attr]
     if possible:
@@ -423,14 +423,13 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
     found = [(DEFAULT_MODEL, config, "bundled", True)]
     for architecture, tag in open_clip.list_pretrained():
         weights, config = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
-        if weights and config is not None:
-            source = str(weights.get("hf_hub") or weights.get("url") or "").rstrip("/")
-            found.append((f"{architecture}/{tag}", config, source, _is_local(weights)))
+        source = (weights.get("hf_hub") or weights["url"]).rstrip("/")
+        found.append((f"{architecture}/{tag}", config, source, _is_local(weights)))
     models = [
         {
             "name": name,
             "dim": config["embed_dim"],
-            "image_size": int(np.max(config["vision_cfg"].get("image_size", 224))),
+            "image_size": config["vision_cfg"]["image_size"],
             "context_length": config["text_cfg"].get("context_length", 77),
             "source": source,
             "here": on_machine,

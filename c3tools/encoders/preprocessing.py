@@ -78,8 +78,6 @@ def open_image(
             image: Image.Image = file
             if image.mode.startswith(("I", "F")):
                 image = _to_bytes(image)
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
             if image.mode != "RGB":
                 image = image.convert("RGB")
     return image, *((height, width) if orientation >= 5 else (width, height))

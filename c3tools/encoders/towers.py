@@ -104,8 +104,7 @@ class TorchBackend:
         except RuntimeError as error:  # of CUDA, of MPS and of CPUs
             if not any(words in str(error) for words in _OUT_OF_MEMORY) or len(batch) == 1:
                 raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         self._limits[modality] = len(batch) // 2
         return self._features(modality, batch)
 

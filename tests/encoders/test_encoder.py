@@ -50,20 +50,26 @@ def by_open_clip(name: str, texts: list[str], files: list[Path] | None = None) -
 
 def test_the_bundled_model_is_embedded_as_open_clip_does(each_encoder: Encoder) -> None:
     texts, images = by_open_clip(f"local-dir:{C3_MINI}", TEXTS, FILES[:4])
-    assert each_encoder.trims_texts
+    assert (each_encoder.trims_texts, each_encoder.normalised, each_encoder.sampling_rate) == (True, True, 0)
     np.testing.assert_allclose(each_encoder.encode_images(FILES[:4]), images, atol=2e-6)
     for size in (1, 2, None):
         np.testing.assert_allclose(each_encoder.encode_texts(TEXTS, batch_size=size), texts, atol=1e-5)
     assert each_encoder.encode_images([]).shape == each_encoder.encode_texts([]).shape == (0, 256)
+    ((label, nothing),) = each_encoder.encode_batches("image", [("none of these is an image", [])])
+    assert (label, nothing.shape) == ("none of these is an image", (0, 256))
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
-@pytest.mark.parametrize("changes", [{"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"}, {"pool_type": "eos", "eos_id": 320}],
+)
 def test_towers_that_look_at_padding_are_run_whole(tmp_path: Path, backend: str, changes: dict[str, object]) -> None:
     name = save_tiny_clip(tmp_path / "m", **changes)
     encoder = load_encoder(name, backend=backend, precision="fp32")
-    assert (encoder.backend.name, encoder.trims_texts) == (backend, False)
-    np.testing.assert_allclose(encoder.encode_texts(TEXTS), by_open_clip(name, TEXTS)[0], atol=1e-5)
+    assert (encoder.backend.name, encoder.trims_texts) == (backend, "eos_id" in changes)  # 320 is "a"
+    texts = TEXTS if not encoder.trims_texts else ["a dog", "two of a kind"]
+    np.testing.assert_allclose(encoder.encode_texts(texts), by_open_clip(name, texts)[0], atol=1e-5)
 
 
 def test_texts_over_the_context_length_are_counted(encoder: Encoder) -> None:
@@ -161,10 +167,12 @@ def test_auto_is_bf16_only_where_the_cpu_is_faster_in_it_and_the_model_bears_it(
         monkeypatch.setattr(loading, "AGREEMENT", agreement)
         rounded = load_encoder(name, backend=backend)
         assert (rounded.backend.name, rounded.compute.precision) == (backend, expected)
+    kept = rounded.encode_texts(TEXTS)
     monkeypatch.setattr(loading, "PHOTOS", None)  # a precision that was recorded is not decided again
     rounded = load_encoder(name, backend=backend, precision="bf16")
     exact = load_encoder(name, backend=backend, precision="fp32")
-    assert_close_but_rounded(rounded.encode_texts(TEXTS), exact.encode_texts(TEXTS), 0.99)
+    np.testing.assert_array_equal(kept, exact.encode_texts(TEXTS))
+    assert_close_but_rounded(rounded.encode_texts(TEXTS), kept, 0.99)
     monkeypatch.setattr(devices, "_cpu_has_fast_bf16", lambda: False)
     assert load_encoder(name, backend=backend).compute.precision == pick("cpu").precision == "fp32"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -33,6 +34,7 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state
     torch.manual_seed(5)
     found = [load_encoder(name, random_init=seed, backend="torch").identity for seed in (1, 1, 2, 10**30, None)]
     assert torch.equal(torch.rand(3), expected)
+    assert not logging.root.manager.disable
     assert [identity["random_init"] for identity in found] == [1, 1, 2, 10**30, None]
     assert found[0] == found[1]
     assert len({identity["weights_sha256"] for identity in found}) == 4
@@ -126,6 +128,43 @@ def test_a_recorded_model_whose_weights_changed_is_refused(tmp_path: Path) -> No
     save_file({**state, "logit_scale": state["logit_scale"] + 1}, weights)
     with pytest.raises(EncoderError, match=identity["weights_sha256"][:12]):
         resolve_encoder(recorded=identity, backend="torch")
+
+
+def test_models_are_listed_with_their_sizes_and_what_is_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("name", "dim", "image_size", "context_length", "source", "here")
+    rows: Any = [
+        ("c3-mini", 256, 352, 77, "bundled", True),
+        ("ViT-L-14/openai", 768, 224, 77, "timm/vit_large_patch14_clip_224.openai", True),
+        ("ViT-L-14-336/openai", 768, 336, 77, "timm/vit_large_patch14_clip_336.openai", True),
+        (
+            "roberta-ViT-B-32/laion2b_s12b_b32k",
+            512,
+            224,
+            77,
+            "laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k",
+            False,
+        ),
+        ("ViT-B-16-SigLIP-512/webli", 768, 512, 64, "timm/ViT-B-16-SigLIP-512", True),
+    ]
+    expected = [dict(zip(names, row, strict=True)) for row in rows]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".cache" / "clip").mkdir(parents=True)
+    (tmp_path / ".cache" / "clip" / "ViT-L-14.pt").touch()
+    cached = (
+        ("timm/vit_large_patch14_clip_336.openai", "open_clip_model.safetensors"),
+        ("timm/ViT-B-16-SigLIP-512", "open_clip_pytorch_model.bin"),
+    )
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked: "file" if asked in cached else None)
+    for row in expected:
+        assert row in loading.list_models(row["name"].upper())
+    here = {row["name"] for row in loading.list_models(here=True)}
+    assert {row["name"] for row in expected if row["here"]} <= here
+    assert "roberta-ViT-B-32/laion2b_s12b_b32k" not in here
+    assert loading.list_models()[0] == expected[0]
+    with pytest.raises(EncoderError, match=r"on this machine.*'roberta'"):
+        loading.list_models("roberta", here=True)
 
 
 def test_an_architecture_of_open_clip_needs_no_weights_to_be_random() -> None:

@@ -138,6 +138,7 @@ def test_images_and_texts_are_embedded_as_the_library_does(name: str, models: Pa
     store = embed(photos, "store-0")
     assert (store.summary.modalities["image"].embedded, store.summary.modalities["image"].already) == (0, 5)
     assert [failure.key for failure in store.recorded_failures()] == ["broken"]
+    assert store.info.normalised
     longest = {"clip": 32, "siglip2": 64}[name]
     assert (store.info.backend, store.info.precision, store.info.model["max_length"]) == ("st", "fp32", longest)
     own, images, texts = loaded(models, name), store.load("image"), store.load("text")
@@ -154,7 +155,11 @@ def test_images_and_texts_are_embedded_as_the_library_does(name: str, models: Pa
 
 
 def test_sounds_and_their_captions(models: Path, sounds: Path, c3: C3) -> None:
+    np.random.seed(7)
+    drawn = np.random.rand()
+    np.random.seed(7)
     store = embed(sounds, "store", model=f"st:{models / 'clap'}")
+    assert np.random.rand() == drawn
     rows = store.load("audio")
     assert rows.keys == [f"tone{number}" for number in range(10)]
     assert rows.column("duration") == pytest.approx([0.5] * 9 + [1.5], abs=1e-4)
@@ -286,6 +291,7 @@ def test_long_texts_are_cut_or_divided(models: Path) -> None:
 
 def test_open_clip_divides_long_texts_too(encoder: Encoder) -> None:
     assert encoder.chunks(["dog " * 80, "a dog", "x" * 500]) == [[" ".join(["dog"] * 40)] * 2, ["a dog"], ["x" * 500]]
+    assert encoder.chunks(["x" * 500 + " a"]) == [["x" * 500, "a"]]
 
 
 def test_what_cannot_be_loaded_is_one_error(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
