@@ -34,7 +34,6 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.unicode_minus": True,
     "axes.prop_cycle": cycler(color=palette.SERIES),
     "grid.color": palette.RULE,
     "grid.linewidth": 0.6,
@@ -57,7 +56,6 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "c3tools",
 }
-_PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -66,9 +64,7 @@ styled = mpl.rc_context(_STYLE)
 
 
 @styled
-def new_figure(
-    width: float = 4.6, height: float = 2.9, rows: int = 1, columns: int = 1, **grid: Any
-) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, Any]:
     """Make a figure in the shared style.
 
     Args:
@@ -94,7 +90,7 @@ def close_up(axes: Axes, *, ticks: bool = True) -> None:
 
 @styled
 def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
-    """Return the figure as inline SVG, its colours as CSS variables.
+    """Return the figure as inline SVG, its colours and font as CSS variables.
 
     Args:
         figure: made by `new_figure`.
@@ -109,11 +105,10 @@ def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
         svg = svg.replace(light, f"var(--{role})")
     svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "inherit", svg)
-    svg = re.sub(r"font: (?:(\d+|bold) )?([\d.]+px) inherit", _font_properties, svg)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "var(--sans)", svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     head = f'<svg role="img" aria-label="{escape(label)}" '
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: f"{head}{match[1]}>", svg, count=1)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: f"{head}{match[1]}>", svg)
     return Markup(svg)
 
 
@@ -131,8 +126,3 @@ def save_figure(figure: Figure, path: Path) -> None:
         metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
-
-
-def _font_properties(match: re.Match[str]) -> str:
-    weight = f"font-weight: {match[1]}; " if match[1] else ""
-    return f"{weight}font-size: {match[2]}; font-family: {_PAGE_FONT}".replace('"', "'")

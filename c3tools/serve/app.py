@@ -87,8 +87,8 @@ class _Server:
         # one at a time, since decoding a photo may take hundreds of megabytes, and a model uses all cores by itself
         self.encoding, self.reading = Lock(), Lock()
         self.photos = PhotoFinder(beside=index.store_path)
-        columns = (index.rows.column(name).unique().to_pylist() for name in ("modality", "split"))
-        self.choices = dict(zip(("in", "split"), columns, strict=True))
+        columns = {"in": "modality", "split": "split"}
+        self.choices = {name: index.rows.column(column).unique().to_pylist() for name, column in columns.items()}
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
 
     def page(self, request: Request) -> Response:
@@ -136,7 +136,7 @@ class _Server:
     def _answer(self, request: Request, query: str, embed: Callable[[], Matrix], modality: str) -> Response:
         asked = request.query_params
         k = asked.get("k", "10")
-        if not (k.isascii() and k.isdigit() and len(k) < 4 and 1 <= int(k) <= _MOST_RESULTS):
+        if k not in map(str, range(1, _MOST_RESULTS + 1)):
             raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
         for name, known in self.choices.items():
             if asked.get(name) and asked[name] not in known:
@@ -163,9 +163,6 @@ class _Server:
 async def _read(request: Request) -> bytes:
     """Return the body of a request, of a bounded size and in a bounded time."""
     body, too_large = bytearray(), HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent.")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > LARGEST_UPLOAD:
-        raise too_large
     try:
         async with asyncio.timeout(_UPLOAD_SECONDS):
             async for chunk in request.stream():

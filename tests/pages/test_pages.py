@@ -5,10 +5,16 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from matplotlib import rcParams, rcParamsDefault
 from matplotlib.figure import Figure
+from PIL import Image
 
 from c3tools.errors import C3Error
-from c3tools.pages import figure_svg, new_figure, palette, render_page, save_figure, styled
+from c3tools.pages import close_up, figure_svg, new_figure, palette, render_page, save_figure, styled
+from c3tools.pages.render import interval, number, signed
+from tests.golden import recorded
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @styled
@@ -23,9 +29,23 @@ def drawing(title: str = "Title") -> Figure:
 def test_figures_take_their_colours_from_the_page() -> None:
     svg = str(figure_svg(drawing(), name="one", label="a line"))
     assert "var(--first)" in svg
-    assert not re.search(r"#[0-9a-f]{6}", svg)
-    assert svg.startswith('<svg role="img" aria-label="a line"')
+    assert not re.search(r"#[0-9a-f]{6}|DejaVu|xlink|<style", svg)
+    assert svg.startswith('<svg role="img" aria-label="a line" viewBox="0 0 216 144">')
+    assert svg.count("var(--sans)") == svg.count("<text") > 10
     ET.fromstring(svg)
+
+
+@styled
+def test_all_figures_have_one_style() -> None:
+    changed = {name: value for name, value in rcParams.items() if value != rcParamsDefault[name] and name != "backend"}
+    recorded(GOLDEN / "style.json", {name: str(value) for name, value in sorted(changed.items())})
+    _, grid = new_figure(4, 3, rows=2, columns=3)
+    assert grid.shape == (2, 3)
+    tidy = grid[0, 2]
+    close_up(tidy)
+    assert (len(tidy.get_xticks()) > 1, tidy.yaxis.get_gridlines()[0].get_visible()) == (True, False)
+    close_up(tidy, ticks=False)
+    assert len(tidy.get_xticks()) == len(tidy.get_yticks()) == 0
 
 
 def test_ids_of_two_figures_do_not_meet() -> None:
@@ -48,7 +68,10 @@ def test_text_in_figures_and_labels_is_text() -> None:
 def test_figures_are_written_by_their_ending(tmp_path: Path) -> None:
     for ending, start in {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}.items():
         save_figure(drawing(), tmp_path / "deep" / f"f.{ending}")
-        assert (tmp_path / "deep" / f"f.{ending}").read_bytes().startswith(start)
+        content = (tmp_path / "deep" / f"f.{ending}").read_bytes()
+        assert (content.startswith(start), b"Software" in content) == (True, False)
+    with Image.open(tmp_path / "deep" / "f.png") as image:
+        assert image.size == (600, 400)
     with pytest.raises(C3Error, match="not f"):
         save_figure(drawing(), tmp_path / "f.bmp")
 
@@ -56,11 +79,28 @@ def test_figures_are_written_by_their_ending(tmp_path: Path) -> None:
 def test_pages_escape_what_they_show(tmp_path: Path) -> None:
     template = tmp_path / "t.html"
     template.write_text(
-        '{% extends "base.html" %}{% block content %}{{ text }} {{ -1.5 | number(1) }} {{ 12345 | count }} '
-        "{{ none | number }}{% endblock %}"
+        '{% extends "base.html" %}{% block content %}{{ text }} {{ -1.5 | number(1) }} {{ 12345 | count }}\n'
+        "  {% if text %}\n{{ none | number }} {{ none | count }}\n  {% endif %}\n"
+        "{{ [1, 2] | interval(1) }}{% endblock %}"
     )
     html = render_page(template, title="<T>", text="<script>alert(1)</script>")
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; −1.5 12\u202f345 –" in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; −1.5 12\u202f345\n– –\n1.0 to 2.0</main>" in html
     assert "<title>&lt;T&gt;</title>" in html
-    assert "prefers-color-scheme: dark" in html
+    for scheme, colour in zip(("", r"@media \(prefers-color-scheme: dark\) { "), palette.ROLES["ink"], strict=True):
+        assert re.search(rf"^{scheme}:root {{.* --ink: {colour};", html, re.MULTILINE)
     assert "http" not in html
+
+
+def test_numbers_are_written_in_one_way() -> None:
+    assert [number(-1234.5678), number(None), signed(0.125), signed(-1234), signed(None)] == [
+        "−1,234.568",
+        "–",
+        "+0.12",
+        "−1,234.00",
+        "–",
+    ]
+    assert [interval((0.25, -0.5)), interval((0.25, 0.5), 1, 100), interval(None)] == [
+        "0.250 to −0.500",
+        "25.0 to 50.0",
+        "",
+    ]

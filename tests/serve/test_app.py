@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from c3tools.corpus.reading import read_corpus
 from c3tools.embedding.run import embed_corpus
 from c3tools.index import Index, build_index
 from tests.bombs import png
+from tests.conftest import C3, done
 from tests.stores import colour_corpus, colour_encoder
 
 pytest.importorskip("faiss", reason="faiss is an extra")
@@ -44,9 +46,9 @@ def client(index: Index) -> Iterator[Any]:
         yield client
 
 
-def photo(colour: str = "red") -> bytes:
+def photo(colour: str = "red", kind: str = "PNG") -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (9, 6), colour).save(stream, "PNG")
+    Image.new("RGB", (9, 6), colour).save(stream, kind)
     return stream.getvalue()
 
 
@@ -66,13 +68,49 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
         (expected,) = index.rank(embeddings, modality, 7)
         found = response.json()["hits"]
         assert [(hit["key"], hit["score"]) for hit in found] == [(hit.key, hit.score) for hit in expected]
-    split = index.rows.column("split")[0].as_py()
-    for option, column, value in (("in", "modality", "text"), ("in", "modality", "image"), ("split", "split", split)):
+    splits = index.rows.column("split").unique().to_pylist()
+    for option, column, value in (
+        ("in", "modality", "text"),
+        ("in", "modality", "image"),
+        ("split", "split", splits[0]),
+    ):
         hits = client.get("/search", params={"q": "x", "k": 50, option: value}).json()["hits"]
         assert {hit[column] for hit in hits} == {value}
-    with Image.open(io.BytesIO(client.get("/" + hits[0]["thumbnail"]).content)) as image:
-        assert image.format == "JPEG"
-    assert "<title>" in client.get("/").text
+    apart = client.get("/search", params={"q": "x", "k": 2, "separate": ""}).json()["hits"]
+    assert [hit["modality"] for hit in apart] == ["image", "image", "text", "text"]
+    page = client.get("/").text
+    assert "<title>index</title>" in page and "15 rows" in page
+    assert re.findall(r"<option>(\w+)<", page) == ["image", "text", *splits]
+
+
+def test_a_thumbnail_is_a_small_jpeg(client: Any, index: Index) -> None:
+    row = index.rows.column("key").to_pylist().index("d")
+    before, thumbnail = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (900, 450), "gold").save(before, "JPEG")
+    Path(index.rows.column("path")[row].as_py()).write_bytes(before.getvalue())
+    with Image.open(before) as image:
+        image.resize((320, 160)).save(thumbnail, "JPEG", quality=85)
+    assert client.get(f"/thumbnail/{row}").content == thumbnail.getvalue()
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("0.0.0.0", 200)])
+def test_the_command_serves_other_names_only_if_it_listens_to_others(
+    c3: C3, index: Index, monkeypatch: pytest.MonkeyPatch, host: str, status: int
+) -> None:
+    import uvicorn
+
+    found: list[Any] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        with sockets[0], testclient.TestClient(server.config.app) as client:
+            found.extend((sockets[0].getsockname()[0], client.get("/search?q=b 0&k=1").status_code))
+            found.extend((server.config.limit_concurrency, server.config.access_log))
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr("c3tools.serve.run.resolve_encoder", lambda **_: colour_encoder())
+    said = done(c3("serve", "--index", index.path, "--host", host, "--port", 0)).stderr
+    assert found == [host, status, 100, False]
+    assert said == f"Serving {index.path} at http://{host}:0/ (Ctrl-C ends it)\n"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +133,7 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
                 (b"", "image/png", 400),
                 (b"no photo", "image/jpeg", 400),
                 (png(13_300, 13_300), "image/png", 400),
-                (b"%!PS-Adobe-3.0 EPSF-3.0", "image/png", 400),
+                (photo(kind="TIFF"), "image/png", 400),
                 (bytes(21 * 2**20), "image/png", 413),
                 (iter([bytes(2**20)] * 100), "image/png", 413),
                 (photo(), "text/plain", 415),
