@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import Array, Indices
+from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
 from .collect import Collected
@@ -87,7 +88,7 @@ def _is_constant(collected: Collected, seed: int) -> Judgement:
         return "unknown", few
     if length == 0:
         return "unknown", "There is no gap beyond what so few items show by chance."
-    differences, groups = working.first - working.item_means, min(_GROUPS, max(2, count // 10))
+    differences, groups = working.first - working.item_means, min(_GROUPS, count // 10)
     differences -= differences.mean(axis=0)
     content = _cluster(working.first + working.item_means, groups, seed=seed)
     found = {
@@ -149,7 +150,7 @@ def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | N
     """
     moments, gap, gap_covariance = collected.moments[name], collected.gap, collected.gap_covariance
     values, vectors = np.linalg.eigh(moments.covariance)
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    values, vectors = values[::-1], vectors[:, ::-1]
     total, dim = float(values.sum()), len(values)
     square = float(gap @ gap) - collected.gap_bias
     if total <= 0 or square <= 0:
@@ -166,12 +167,10 @@ def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | N
     along = float(gap @ moments.covariance @ gap) - chance
     part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))
     drawn = generator(seed, "random directions").standard_normal((_NULL_DIRECTIONS, dim))
-    length = float(np.linalg.norm(moments.mean))
-    unit = moments.mean / length if length > 0 else np.zeros(dim)
-    drawn -= np.outer(drawn @ unit, unit)
-    drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-300)
-    cosine = min(max(float(gap @ unit) / float(np.linalg.norm(gap)), -1.0), 1.0)
-    ratios = ((cosine * unit + sqrt(1 - cosine**2) * drawn) @ vectors) ** 2 @ values * (dim / total)
+    unit = unit_rows(moments.mean[None])[0]
+    drawn = unit_rows(drawn - np.outer(drawn @ unit, unit))
+    cosine = float(gap @ unit) / float(np.linalg.norm(gap))
+    ratios = ((cosine * unit + sqrt(abs(1 - cosine**2)) * drawn) @ vectors) ** 2 @ values * (dim / total)
     return {
         "variance_ratio": max(along, 0.0) / square * dim / total,
         "random_directions": [float(end) for end in np.quantile(ratios, [0.025, 0.975])],
@@ -210,7 +209,7 @@ def _is_isotropic(noise: Residuals) -> Judgement:
     """
     smallest, largest, dim = noise.std_smallest, noise.std_largest, len(noise.per_dimension)
     ratio = largest / smallest if smallest > 0 else float("inf")
-    furthest = NormalDist().inv_cdf(1 - 0.5 / dim) if dim > 1 else 0.0
+    furthest = NormalDist().inv_cdf(1 - 0.5 / dim)
     chance = exp(2 * furthest / sqrt(2 * noise.items))
     share = noise.isotropy * (1 + 4 / noise.items)
     because = (
@@ -222,7 +221,7 @@ def _is_isotropic(noise: Residuals) -> Judgement:
     return _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6), because, noise.isotropy, measures
 
 
-def _between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> float:
+def _between_groups(differences: Array, labels: Indices, *, seed: int) -> float:
     """Return the root mean square distance of group means from the mean, beyond that of random groups.
 
     Args:
@@ -240,10 +239,10 @@ def _between_groups(differences: Array, labels: Indices, *, seed: int = 0) -> fl
         Both (p,), of groups (p, n): one for each drawing of labels.
         """
         members = (drawn[:, None] == np.unique(drawn)[:, None]).astype(np.float64)  # (p, groups, n)
-        sums, sizes = members @ rows, members.sum(axis=2)
-        spread = (np.einsum("pgd,pgd->pg", sums, sums) / np.maximum(sizes, 1)).sum(axis=1)
-        chance = float(np.sum(rows**2)) * ((sizes > 0).sum(axis=1) - 1) / (len(rows) - 1)
-        return np.asarray(np.divide(spread, chance, out=np.zeros_like(spread), where=chance > 0))
+        sums = members @ rows
+        spread = (np.einsum("pgd,pgd->pg", sums, sums) / members.sum(axis=2)).sum(axis=1)
+        chance = float(np.sum(rows**2)) * (members.shape[1] - 1) / (len(rows) - 1)
+        return np.asarray(spread / chance if chance > 0 else spread)
 
     rng, count = generator(seed, "permuted groups"), len(differences)
     value = float(above_chance(differences, labels[None])[0])
@@ -279,7 +278,7 @@ def _mixture(differences: Array) -> float:
         if kurtosis < -error or squared_skewness - kurtosis > error + 6 / count:
             roots = np.roots([2, 0, kurtosis, -squared_skewness])
             square += variance * min(float(roots[np.abs(roots.imag) < 1e-9].real.max()), 1.0)
-    return sqrt(max(square, 0.0))
+    return sqrt(square)
 
 
 def _cluster(rows: Array, count: int, *, seed: int) -> Indices:
@@ -294,12 +293,8 @@ def _cluster(rows: Array, count: int, *, seed: int) -> Indices:
         if not distance.sum() > 0:
             break
         centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
-    labels = np.zeros(len(rows), dtype=np.int64)
     for _ in range(_ROUNDS):
-        found = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
-        if np.array_equal(found, labels):
-            break
-        labels = found
+        labels = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
         for number in np.unique(labels):
             centres[number] = rows[labels == number].mean(axis=0)
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)

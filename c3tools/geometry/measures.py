@@ -185,8 +185,8 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
     if length > 0 and rows > 1:
         unit = moments.mean / length
         along = float(unit @ covariance @ unit)
-        across = max(float(np.trace(covariance)) - along, 0.0)
-        length_error = float(np.sqrt(max(along, 0.0) / (rows - 1)))
+        across = abs(float(np.trace(covariance)) - along)
+        length_error = float(np.sqrt(abs(along) / (rows - 1)))
         direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
         enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
     squares = float(values @ values)
@@ -239,7 +239,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     length, debiased = Estimate(norm), Estimate(sqrt(max(square, 0.0)))
     if independent >= 3 and norm > 0:
         quantile = student_quantile(independent - 1)
-        along = max(float(gap @ covariance @ gap), 0.0)
+        along = abs(float(gap @ covariance @ gap))
         # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
         freedom = min(independent, len(collected.working.first)) - 1
         chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
@@ -255,7 +255,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         group_length = float(lengths.mean()), float(lengths.std())
         value, num = relative_gap(float(cosine.mean()), first, second), float((1 - cosine.mean()) / 2)
         rmg = None if value is None else Estimate(value)
-        if value and num > 0 and value < 1:
+        if value:
             # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A pair adds
             # (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands on both sides of the pairs of
             # its modality; the derivatives are W / (N + W)^2 and -N / (N + W)^2
@@ -352,7 +352,8 @@ def orthogonality(rows: Floats, item_index: Indices, gap: Array, *, seed: int = 
 def row_cosines(left: Floats, right: Floats) -> Array:
     """Return cosines of rows of ``left`` (n, d) with those of ``right``, or its only row, where both have a norm."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.asarray(np.einsum("ij,ij->i", left, right)[norms > 0] / norms[norms > 0])
+    known = norms > 0
+    return np.asarray(np.einsum("ij,ij->i", left, right)[known] / norms[known])
 
 
 def _isotropy(noise: Array, item_index: Indices) -> float:

@@ -108,16 +108,17 @@ def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:
     chosen = _chosen(len(rows), _MAX_UNIFORMITY_ROWS, seed, "uniformity")
     x, n, owner = rows[chosen], len(chosen), items[chosen]
     squares = np.einsum("ij,ij->i", x, x)
-    near = np.exp(-2 * np.maximum(squares[:, None] + squares - 2 * (x @ x.T), 0))  # (n, n)
+    near = np.exp(-2 * (squares[:, None] + squares - 2 * (x @ x.T)))  # (n, n)
     apart = owner[:, None] != owner
-    total, others = np.where(apart, near, 0).sum(axis=1, dtype=np.float64), np.count_nonzero(apart, axis=1)
+    total, others = (near * apart).sum(axis=1, dtype=np.float64), np.count_nonzero(apart, axis=1)
     if not others.any():
         return Estimate(0.0, None, n)
     mean = float(total.sum() / others.sum())
     value = float(np.log(mean))
     interval = mean_interval(total / np.maximum(others, 1), owner, seed=seed)
     if interval is not None:
-        interval = value + 2 * (interval[0] - mean) / mean, value + 2 * (interval[1] - mean) / mean
+        low, high = (value + 2 * (end - mean) / mean for end in interval)
+        interval = low, high
     return Estimate(value, interval, n)
 
 

@@ -86,12 +86,14 @@ def reported_measures(values: dict[str, Any]) -> dict[str, float]:
 def hostile_store(path: Path) -> Store:
     """Images with none to six captions each, whose names and texts would be elements of a page if not escaped.
 
-    Four captions have no image. The noise of the pairs is skewed, and no two modalities or dimensions are alike.
+    Four captions have no image. The noise of the pairs is skewed, the gap varies along the store, and no two modalities
+    or dimensions are alike.
     """
-    rng = np.random.default_rng(0)
-    content, owner = rng.normal(size=(52, 8)) * np.linspace(0.3, 0.05, 8), np.sort(rng.integers(50, size=110))
-    image = content + 0.3 * np.eye(8)[3]
-    text = content[owner] - 0.2 * np.eye(8)[4] + 0.1 * rng.standard_exponential((110, 8))
+    rng, axes = np.random.default_rng(0), np.eye(12)
+    sizes, owner = np.r_[np.linspace(0.3, 0.05, 8), np.zeros(4)], np.sort(rng.integers(50, size=110))
+    content = rng.normal(size=(52, 12)) * sizes
+    image = content + 0.3 * axes[3] + 0.2 * axes[9] + 0.15 * np.where(np.arange(52) < 20, 1, -1)[:, None] * axes[10]
+    text = content[owner] - 0.2 * axes[4] + 0.4 * rng.standard_exponential((110, 12)) * sizes
     keys = [f"photo{i}" for i in range(51)] + [EVIL]
     images = Rows.of("image", keys, unit(image), path=keys)
     owners = [None] * 4 + [keys[number] for number in owner[4:]]

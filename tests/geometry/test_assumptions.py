@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from c3tools.geometry.assumptions import answer_questions
 from c3tools.geometry.collect import collect
-from c3tools.geometry.measures import EDGES, orthogonality, residuals
-from tests.conftest import make_store
+from c3tools.geometry.measures import EDGES, Residuals, orthogonality, residuals
+from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import unit
+from tests.golden import recorded
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BREAKS = {
@@ -80,16 +83,57 @@ def two_gaps(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return unit(content + gap), unit(content - gap + 0.05 * rng.normal(size=(400, 32))), other
 
 
-@pytest.mark.parametrize("kind", ["order", "content", "mixture"])
-def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path, kind: str) -> None:
-    x, y, other = two_gaps(kind)
-    data = collect(make_store(tmp_path / "s", x, y), "image", "text")
-    found = answer_questions(data, residuals(x - y, np.arange(400)))["constant"].measures
-    means = [(x - y)[side].mean(axis=0) for side in (other, ~other)]
-    expected = np.linalg.norm(means[0] - means[1]) * np.sqrt(0.4 * 0.6) / np.linalg.norm((x - y).mean(axis=0))
-    assert found[kind] == pytest.approx(expected, rel=0.1)
-    if kind == "mixture":  # neither the order nor the content tells it
-        assert found["order"] == 0 and found["content"] < 0.3 * expected
+def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path) -> None:
+    measures = {}
+    for kind in ("order", "content", "mixture"):
+        x, y, other = two_gaps(kind)
+        data = collect(make_store(tmp_path / kind, x, y), "image", "text")
+        answers = answer_questions(data, residuals(x - y, np.arange(400)))
+        found = measures[kind] = {name: answer.measures for name, answer in answers.items()}
+        means = [(x - y)[side].mean(axis=0) for side in (other, ~other)]
+        expected = np.linalg.norm(means[0] - means[1]) * np.sqrt(0.4 * 0.6) / np.linalg.norm((x - y).mean(axis=0))
+        assert found["constant"][kind] == pytest.approx(expected, rel=0.1)
+    # neither the order nor the content tells it
+    assert found["constant"]["order"] == 0 and found["constant"]["content"] < 0.3 * expected
+    recorded(Path(__file__).parent / "golden" / "assumptions.json", measures)
+
+
+def some(count: int, value: float) -> np.ndarray:
+    return np.r_[np.full(count, value), np.zeros(50 - count)]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "changes"),  # of isotropic Gaussian noise in 50 dimensions, of 2,000 items
+    [
+        ("gaussian", "yes", {}),
+        ("gaussian", "partly", {"kurtosis": some(6, 0.51)}),  # more than 10 % of the dimensions
+        ("gaussian", "no", {"kurtosis": some(13, -0.51)}),
+        # the mean of all may be 0.5 and three standard errors, 3 * sqrt(24 / 2000 / 50) = 0.046
+        ("gaussian", "partly", {"kurtosis": some(5, 5.55)}),
+        ("gaussian", "yes", {"kurtosis": some(5, 5.55), "isotropy": 0.25}),
+        ("gaussian", "yes", {"kurtosis": some(5, 7.5), "isotropy": 0.0}),  # 3 * sqrt(24 / 2000) = 0.33
+        ("gaussian", "no", {"kurtosis": some(5, 10.6)}),
+        ("gaussian", "partly", {"skewness": some(6, -0.31)}),
+        # three times sqrt(24 / 100) is 1.47, and this kurtosis without bias 1.48
+        ("gaussian", "partly", {"items": 100, "kurtosis": some(6, 1.35)}),
+        ("gaussian", "partly", {"items": 100, "skewness": some(6, 0.74)}),
+        ("gaussian", "partly", {"distance_to_normal": 0.031}),
+        ("gaussian", "no", {"distance_to_normal": 0.061}),
+        ("isotropic", "yes", {}),
+        ("isotropic", "partly", {"isotropy": 0.898}),
+        ("isotropic", "no", {"isotropy": 0.598}),
+        ("isotropic", "partly", {"isotropy": 0.862, "items": 100}),  # times 1.04
+        # twice exp(2 * 2.326 / sqrt(4000)) is 2.153
+        ("isotropic", "yes", {"std_largest": 2.15}),
+        ("isotropic", "partly", {"std_largest": 2.16}),
+    ],
+)
+def test_noise_is_judged_by_the_table_of_the_documentation(
+    tmp_path: Path, question: str, answer: str, changes: dict[str, Any]
+) -> None:
+    data = collect(make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4)), "image", "text")
+    noise = Residuals(2000, 2000, 1.0, 1.0, 1.0, None, None, 0.0, *[some(0, 0)] * 5)
+    assert answer_questions(data, replace(noise, **changes))[question].answer == answer
 
 
 def test_variance_along_the_gap_is_compared_with_that_along_random_directions(tmp_path: Path) -> None:
