@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c3tools.identity import ModelIdentity
+from c3tools.reporter import Progress, Reporter
 from c3tools.store import Rows, Store
 from tests import stores
 from tests.conftest import build_store
@@ -16,6 +19,18 @@ from tests.conftest import build_store
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 EVIL = "<script>alert(1)</script>"
+
+
+class Told(Reporter, Progress):
+    """Keeps what it is told of the last piece of work."""
+
+    @contextmanager
+    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
+        self.total, self.done = total, 0
+        yield self
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        self.done, self.note = self.done + count, note
 
 
 def paper_model(

@@ -17,10 +17,11 @@ from c3tools.errors import StoreError
 from c3tools.geometry import collect
 from c3tools.geometry.figures import all_figures
 from c3tools.geometry.report import GapReport, gap_report
+from c3tools.geometry.spaces import RECALL_PRESETS
 from c3tools.store import Rows, Store, StoreInfo, create_store
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import MODEL, build_store, make_store, unit_rows
-from tests.geometry.spaces import hostile_store, paper_model, plain_measures, reported_measures, unit
+from tests.geometry.spaces import Told, hostile_store, paper_model, plain_measures, reported_measures, unit
 from tests.golden import drawn, recorded
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,6 +47,7 @@ def test_agrees_with_plain_numpy(tmp_path: Path, change: str, monkeypatch: pytes
     values = report(make_store(tmp_path / "s", x, y, owners=list(owner), part_rows=70))
     expected = plain_measures(x, y, owner)
     if change == "sampled pairs":
+        assert any("--presets" in note for note in report(tmp_path / "s", presets=None)["notes"])
         assert any("sample of 297 pairs" in note for note in values["notes"])
         assert any("sample of 50 image rows with all their 150 text rows" in note for note in values["notes"])
         assert values["provenance"]["working_set"] == {"complete": False, "image": 50, "text": 150}
@@ -126,10 +128,11 @@ def test_a_split_of_rows_with_norms_is_that_of_rows_of_norm_1(tmp_path: Path) ->
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4, seed=1), split=["train"] * 7 + ["val"] * 2)
-    with pytest.raises(StoreError, match=r"'image' of the store .* 2 rows"):
+    with pytest.raises(StoreError, match=r"'image' of the store .* 2 rows in the split 'val'"):
         report(store, split="val")
-    with pytest.raises(StoreError, match="text, text"):
-        report(store, modalities=("text", "text"))
+    for names in (("text", "text"), ("image", "text", "audio")):
+        with pytest.raises(StoreError, match=", ".join(names)):
+            report(store, modalities=names)
     create_store(tmp_path / "empty", StoreInfo(MODEL, 4))
     with pytest.raises(StoreError, match="empty"):
         report(tmp_path / "empty")
@@ -165,7 +168,11 @@ def test_stores_with_hardly_any_pairs(tmp_path: Path, owners: list[int | None], 
 
 def test_rows_that_are_all_equal(tmp_path: Path) -> None:
     x = np.tile(np.eye(4, dtype=np.float32)[0], (6, 1))
-    values = gap_report(make_store(tmp_path / "s", x, np.roll(x, 1, axis=1))).to_dict()
+    reporter = Told()
+    values = gap_report(make_store(tmp_path / "s", x, np.roll(x, 1, axis=1)), reporter=reporter).to_dict()
+    assert (reporter.done, reporter.note) == (reporter.total, RECALL_PRESETS[-1])
+    missing = [note.split()[0] for note in values["notes"] if "cannot be applied" in note]
+    assert {*missing, *values["retrieval"]} == {*RECALL_PRESETS} != {*values["retrieval"]}
     assert values["gap"]["length"] == pytest.approx(np.sqrt(2))
     assert values["modalities"]["image"]["effective_dimension"] == 0
     assert values["retrieval"]["raw"]["image_to_text"]["recall@1"] == pytest.approx(1 / 6)
@@ -178,6 +185,9 @@ def test_one_modality_and_three(tmp_path: Path) -> None:
     audio = Rows.of("audio", [f"a{key}" for key in keys[:29]], unit_rows(29, 8, seed=2), pair_key=keys[:29])
     for name, rows in (("three", (images, texts, audio)), ("one", (texts,))):
         build_store(tmp_path / name, *rows, dtype="float32")
+    build_store(tmp_path / "photos and sounds", images, audio, dtype="float32")
+    alone = report(tmp_path / "photos and sounds")["sigma"]["candidates"]["caption_spread"]
+    assert (alone["sigma"], alone["missing"]) == (None, "the store has no texts")
     default, pair = report(tmp_path / "three"), report(tmp_path / "three", modalities=("audio", "text"))
     assert (set(default["modalities"]), set(pair["modalities"])) == ({"image", "text"}, {"audio", "text"})
     assert any("also has audio" in note for note in default["notes"])

@@ -19,9 +19,8 @@ from c3tools.geometry.theory.contrastive import (
     train_pairs,
 )
 from c3tools.geometry.theory.networks import simulate_depth, simulate_init_gap
-from tests.conftest import make_store, unit_rows
-from tests.connect.photos import save_photos
-from tests.geometry.spaces import paper_model, unit
+from tests.conftest import copy_photos, make_store, unit_rows
+from tests.geometry.spaces import Told, paper_model, unit
 from tests.golden import drawn, recorded
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -68,7 +67,9 @@ def test_the_trace_has_the_last_step_and_long_steps_follow_the_short_ones(steps:
 
 
 def test_the_selected_draw_starts_where_the_papers_did() -> None:
-    result = simulate_gap_after_training(steps=1, seed=SELECTED_SEED)
+    reporter = Told()
+    result = simulate_gap_after_training(steps=1, seed=SELECTED_SEED, reporter=reporter)
+    assert reporter.done == reporter.total == 1
     start, (loss, gap) = result.to_dict()["runs"][0], PAPER_TRACE[0]
     assert (start["loss"], start["gap"]) == pytest.approx((loss, gap), rel=1e-3)
     assert [row[-2:] for row in result.table.rows] == [["6.2670", "1.2478"], ["–", "–"]]
@@ -79,8 +80,11 @@ def test_the_selected_draw_starts_where_the_papers_did() -> None:
 def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "STABLE_PAIRS", 60)
     monkeypatch.setattr(contrastive, "STABLE_DIM", 24)
-    result = simulate_stable_region(tau=(0.1, 0.02))
+    reporter = Told()
+    result = simulate_stable_region(tau=(0.1, 0.02), reporter=reporter)
+    assert (reporter.done, reporter.note) == (reporter.total, "tau 0.1")
     on_record("stable_region", result)
+    assert simulate_stable_region(tau=(0.1, 0.5), delta=50).runs[0]["steps"] == 1
     assert all(result.settings["predictions"].values())
     for run in result.runs:
         assert run["start_lead"] < 0 < run["lead"] < run["sufficient_lead"]
@@ -92,7 +96,7 @@ def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("runs", "expected"),  # tau, lead, noise and later lead of each
     [
-        ([(0.01, 0.05, 0.2, 0.06), (0.1, 0.5, 0.1, 0.6)], [True, True, True]),
+        ([(0.01, 0.005, 0.2, 0.006), (0.1, 0.05, 0.1, 0.06)], [True, True, True]),
         # one lead at every temperature, noise that does not depend on it, and a descent that goes on
         ([(0.01, 0.5, 0.1, 1.0), (0.1, 0.5, 0.1, 1.0)], [False, False, False]),
     ],
@@ -103,8 +107,12 @@ def test_the_predictions_can_fail(runs: list[tuple[float, ...]], expected: list[
     assert list(predictions(found).values()) == expected
 
 
-def test_depth_loses_dimensions() -> None:
-    result = simulate_depth(width=48, layers=12, rows=1500)
+def test_depth_loses_dimensions(tmp_path: Path) -> None:
+    reporter = Told()
+    result = simulate_depth(width=48, layers=12, rows=1500, reporter=reporter)
+    assert reporter.done == reporter.total == 12
+    result.save_figure(tmp_path / "depth.svg")
+    assert (tmp_path / "depth.svg").exists()
     on_record("depth", result)
     dimensions = [layer["effective_dimension"] for layer in result.runs]
     assert [layer["layer"] for layer in result.runs] == [0, 5, 10, 12]
@@ -116,11 +124,13 @@ def test_depth_loses_dimensions() -> None:
 
 
 def test_encoders_with_random_weights_are_apart(tmp_path: Path) -> None:
-    result = simulate_init_gap([save_photos(tmp_path / "photos", per_kind=1)], model="c3-mini", seeds=2, device="cpu")
+    result = simulate_init_gap([copy_photos(tmp_path / "three", 3)], model="c3-mini", seeds=2, device="cpu")
     assert all(run["gap"] > 0.5 and run["mean_norm_image"] > 0.9 for run in result.runs)
     assert all(0 < run["on_equal_rows_text"] < result.settings["images"] for run in result.runs)
     on_record("init_gap", result)
-    assert result.settings["texts"] == 2 * result.settings["images"]
+    assert (result.settings["images"], result.settings["texts"]) == (3, 15)
+    with pytest.raises(C3Error, match="2 images"):
+        simulate_init_gap([copy_photos(tmp_path / "two", 2)])
 
 
 def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
@@ -128,7 +138,9 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     low, high = simulate_temperature(scale=(100.0, 5.0), steps=60).runs
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as before
     assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.9) == (high["start_gap"], True, True)
-    few = simulate_temperature(scale=(100.0, 5.0), steps=3)
+    reporter = Told()
+    few = simulate_temperature(scale=(100.0, 5.0), steps=3, reporter=reporter)
+    assert reporter.done == reporter.total == 6
     few.runs = [{name: value for name, value in run.items() if name != "recall"} for run in few.runs]
     on_record("temperature", few)
     for seed in (-1, 10**30):  # any integer
@@ -136,12 +148,12 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
 
 
 def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:
-    image, text, owner = paper_model(30, 8, captions=2)
+    image, text, owner = paper_model(20, 8, captions=2)
     store = make_store(tmp_path / "s", unit(image), unit(text), owners=list(owner))
     result = simulate_temperature(store=store, steps=2, scale=[10])
-    assert result.to_dict()["pairs"] == 30
-    with pytest.raises(C3Error, match=r"20 pairs.* 5"):
-        simulate_temperature(store=make_store(tmp_path / "few", unit_rows(5, 8), unit_rows(5, 8, seed=1)), steps=2)
+    assert result.to_dict()["pairs"] == 20
+    with pytest.raises(C3Error, match=r"20 pairs.* 19"):
+        simulate_temperature(store=make_store(tmp_path / "few", unit_rows(19, 8), unit_rows(19, 8, seed=1)), steps=2)
 
 
 @pytest.mark.parametrize(
