@@ -98,7 +98,7 @@ def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path) -> None:
     recorded(Path(__file__).parent / "golden" / "assumptions.json", measures)
 
 
-def some(count: int, value: float) -> np.ndarray:
+def some(count: int, value: float) -> Any:
     return np.r_[np.full(count, value), np.zeros(50 - count)]
 
 
