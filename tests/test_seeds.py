@@ -55,12 +55,6 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         assert (keyed_normal(5, 1, [KEYS[row] for row in rows], 33) == whole[rows]).all()
 
 
-def test_generators_differ_by_scope() -> None:
-    scopes: list[tuple[int, *tuple[object, ...]]] = [(0,), (1,), (0, "a"), (0, "b"), (0, 1)]
-    draws = {tuple(generator(*scope).integers(2**32, size=2)) for scope in scopes}
-    assert len(draws) == 5
-
-
 def test_hashes_of_keys_are_the_first_half_of_their_digests() -> None:
     keys = ["", "img000", "いぬ"]
     digests = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,37 +87,29 @@ def test_the_rules_and_what_is_recommended() -> None:
     assert rule.sigma == PUBLISHED_SIGMA and "one caption and there are no pairs" in why
 
 
-def test_no_sigma_where_pairs_say_nothing() -> None:
-    rng = np.random.default_rng(5)
-    images, noise = rng.normal(size=(2, 3000, 64))
-    own, means = np.arange(3000), [np.zeros(64)] * 2
-    strangers = pair_cosine(images[:400], noise[:400], own[:400], means)
-    assert strangers.sigma is None and "no closer than unrelated rows" in strangers.missing
-    assert recommend([strangers])[0].sigma == PUBLISHED_SIGMA
-    texts = noise + 0.07 * images  # nearer than strangers for certain, and hardly
-    hardly = pair_cosine(images, texts, own, means)
-    assert hardly.sigma is None and "below 0.1" in hardly.missing
-    for size in (0.5, 2.0):  # those that belong together have one, even where there are few
-        few = images[:30] + size * noise[:30]
-        assert pair_cosine(images[:30], few, own[:30], [images[:30].mean(0), few.mean(0)]).sigma is not None
-
-
-@pytest.mark.parametrize(("spread", "certain"), [(0.447, True), (0.457, False)])
-def test_pairs_are_three_standard_errors_nearer_than_strangers(spread: float, certain: bool) -> None:
-    """The cosine of text i is 0.45 plus or minus the spread with its own image i, and 0.1 with the image before."""
-    own = 0.45 + spread * np.where(np.arange(16) % 2, 1, -1)
+@pytest.mark.parametrize(
+    ("mean", "spread", "missing"),
+    [
+        (0.45, 0.511, ""),  # 0.4 = 3 sqrt(16 / 15) spread / sqrt(16) at 0.516
+        (0.45, 0.521, "no closer than unrelated rows: their cosine is 0.450, that of unrelated rows 0.050"),
+        (0.09, 0.001, "the cosine is 0.090; below 0.1"),
+    ],
+)
+def test_pairs_are_three_standard_errors_nearer_than_strangers(mean: float, spread: float, missing: str) -> None:
+    """The cosine of text i is the mean plus or minus the spread with its own image i, and 0.05 with the one before."""
+    own = mean + spread * np.where(np.arange(16) % 2, 1, -1)
     images, texts = np.eye(17)[:16], np.eye(17)[:16] * own[:, None]
-    texts[np.arange(16), np.arange(-1, 15) % 16] = 0.1
-    texts[:, 16] = np.sqrt(1 - own**2 - 0.01)
+    texts[np.arange(16), np.arange(-1, 15) % 16] = 0.05
+    texts[:, 16] = np.sqrt(1 - own**2 - 0.05**2)
     found = pair_cosine(images, texts, np.arange(16), [np.zeros(17)] * 2)
-    # it ends where 0.35 = 3 sqrt(16 / 15) spread / sqrt(16): at 0.452
-    assert (found.sigma is not None) == certain
-    assert "unrelated rows 0.1" in found.missing or certain
+    assert missing in found.missing and (found.sigma is None) == bool(missing)
 
 
 def test_the_rules_for_stores_and_arrays_on_record(store: Store, tmp_path: Path) -> None:
     """Captions of one image decide, else pairs: those of val if it has twenty, else all but those of test."""
-    found = {f"{rule}, noise on {side}s": sigma_by_rule(rule, store, noised=side) for rule in RULES for side in SIDES}
+    found: dict[str, Any] = {
+        f"{rule}, noise on {side}s": sigma_by_rule(rule, store, noised=side) for rule in RULES for side in SIDES
+    }
     images, texts = make_vectors(40, 3)
     for count, splits in ((40, ["train", "val", "val", "test"] * 10), (18, ["train", "val", "test"] * 6)):
         one_caption = make_store(tmp_path / str(count), images[:count], texts[: 2 * count : 2], split=splits)
