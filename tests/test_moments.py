@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from random import Random
 
@@ -43,6 +44,8 @@ def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
     for length, near in ((1.004, True), (1.006, False), (0.994, False)):
         assert Moments.from_rows(length * np.eye(2)).of_unit_rows == near
     assert empty.merge(x) is x.merge(empty) is x
+    with pytest.raises(FrozenInstanceError):
+        empty.n = 1  # type: ignore[misc]
     with pytest.raises(ValueError, match="dimensions 2 and 3"):
         empty.merge(Moments.empty(3))
 

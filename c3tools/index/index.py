@@ -792,7 +792,7 @@ def _measure_recall(shards: Sequence[Any], queries: Matrix, x: Matrix, target: f
     truth = faiss.knn(np.ascontiguousarray(queries), x, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
     cells = _cells(shards[0])
     probes: list[int | None] = [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
-    recall, nprobe = 0.0, probes[0]
+    recall = 0.0
     for nprobe in probes:
         found = _search_shards(shards, queries, k, nprobe)[1]
         previous, recall = recall, float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())

@@ -160,7 +160,7 @@ def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text
     return Pipeline([Normalize(), *inner, *last], name=name)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingPipeline:
     """The pipeline that a training is asked for with, before its rows are read.
 

@@ -373,7 +373,7 @@ class Procrustes(_PairedMap):
         """Decompose the cross-covariance into singular values, and complete what it leaves open."""
         left, values, right = np.linalg.svd(x.T @ y)
         dim = len(values)
-        rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps)) if values[0] > 0 else 0
+        rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps))
         if rank < dim:
             warnings.warn(
                 f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} dimensions; in the "

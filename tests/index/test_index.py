@@ -8,6 +8,7 @@ import re
 import shutil
 from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,6 +190,9 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
         z = cosines[best] / np.sqrt(query @ spread @ query / np.trace(spread))
         np.testing.assert_allclose([hit.score for hit in hits], z, rtol=2e-3)
     assert all(hit.path == f"{hit.image_key}.jpg" for hit in apart.hits[4:])
+    for fixed in (apart, apart.hits[0]):
+        with pytest.raises(FrozenInstanceError):
+            fixed.query = ""  # type: ignore[misc, union-attr]
     for each in (index, Index.open(index.path)):
         (mixed,) = each.search(vector=row, modality=modality, k=4)
         assert mixed.hits == sorted(apart.hits, key=lambda hit: -hit.score)[:4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,15 @@ def test_the_rules_and_what_is_recommended() -> None:
     texts = images + rng.normal(size=(40, 8)) * 0.5
     pairs = pair_cosine(images, texts, own, means)
     cosine = np.mean(np.sum(unit(images) * unit(texts), axis=1))
+    with pytest.raises(FrozenInstanceError):
+        PUBLISHED.sigma = 0  # type: ignore[misc]
     assert pairs.sigma == pytest.approx(np.linalg.norm(texts, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 8))
     assert "not seen in training" in pairs.rests_on and "held-out" not in pairs.rests_on
     alone = caption_spread(texts, own, means[1])
     rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
-    assert rule == pairs and "one caption" in why
+    assert rule == pairs and why.endswith(
+        "of the pairs instead of the spread of captions, because every image has one caption"
+    )
     spread = caption_spread(np.concatenate([texts, texts + 0.1]), np.tile(own, 2), means[1])
     rule, why = recommend([spread, scaled_spread(spread), pairs])
     assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
