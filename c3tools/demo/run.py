@@ -25,6 +25,7 @@ from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate import store_references
+from ..captioning.generation import GenerationConfig
 from ..corpus.reading import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import load_encoder, thumbnail
@@ -49,8 +50,8 @@ _EXTREMES = 6  # photos in each of the two groups that come first
 _PHOTO_SIDE = 360
 _SPECTRA = "How many dimensions each modality uses."
 _IMAGE_STEPS = 300
-# of the size tiny: a quarter of the work of five epochs with two layers, to be short
-_SHORT = {"set": ("layers=1", "learning_rate=3e-3"), "epochs": 2}
+# settings and epochs: of the size tiny a quarter of the work of five epochs with two layers, to be short
+_CHANGES: Mapping[str, tuple[Sequence[str], int | None]] = {"tiny": (("layers=1", "learning_rate=3e-3"), 2)}
 _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
 _References = Mapping[str, Sequence[str]]
 
@@ -122,14 +123,14 @@ def _write_page(path: Path, bundled: _Captioned, references: _References, result
     decoders, context = [bundled], dict[str, Any]()
     judged, title = bundled, "Captions from text alone"
     if result is not None:
-        runs, context = result.ablation.runs, {"geometry": _geometry_of(result.photos)}
+        context = {"geometry": _geometry_of(result.photos)}
         trained = [
             _Captioned.score(run.method, METHODS[run.method].summary, run.outputs, references)
-            for run in runs
-            if run.seed == runs[0].seed
+            for run in result.ablation.runs
+            if not run.seed
         ]
         decoders = [*trained, bundled]
-        judged = next((decoder for decoder in trained if decoder.name == "C3"), trained[-1])
+        judged = next(decoder for decoder in trained if decoder.name == "C3")
         title = "Captions from a decoder that never saw an image"
     photos = []
     lines = map(json.loads, (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines())
@@ -140,11 +141,10 @@ def _write_page(path: Path, bundled: _Captioned, references: _References, result
         photo = {"source": source, "reference": references[key][0], "url": attributions[key]["flickr_url"]}
         photo["licence"] = "CC BY-SA 2.0" if share_alike else "CC BY 2.0"
         photos.append({**photo, "captions": [(each, each.captions[key], each.scores[key]) for each in decoders]})
-    ends = min(_EXTREMES, len(photos) // 2)
     groups = [
-        ("The best", photos[:ends]),
-        ("The worst", photos[len(photos) - ends :][::-1]),
-        ("All others, from the best to the worst", photos[ends : len(photos) - ends]),
+        ("The best", photos[:_EXTREMES]),
+        ("The worst", photos[-_EXTREMES:][::-1]),
+        ("All others, from the best to the worst", photos[_EXTREMES:-_EXTREMES]),
     ]
     context |= {"title": title, "judged": judged, "metric": CHOOSE_BY, "groups": groups, "total": len(photos)}
     template = Path(__file__).parent / "templates" / "demo.html"
@@ -232,8 +232,9 @@ def run_demo(
         train, val = (rows.select(np.arange(len(rows))[:captions]) for rows in (train, val))
         means = {name: photos.fitting_moments(name) for name in ("image", "text")}
         reporter.message(f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image")
-        settings: dict[str, Any] = _SHORT if size == "tiny" else {}
-        task = CaptionTask(train, val, scored, references, means, devices.pick(), size=size, **settings)
+        # none of these methods learns from images, or is asked with texts
+        data = train, val, scored, references, means, devices.pick(), None, scored.embeddings
+        task = CaptionTask(*data, size, *_CHANGES.get(size, ((), None)), GenerationConfig(), None, ())
         cells = [Cell(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
         with TemporaryDirectory() as folder:
             runs = list(run_cells(task, cells, Path(folder), jobs=cores(), reporter=reporter))
