@@ -26,7 +26,7 @@ from c3tools.index.index import _choose_factory
 from c3tools.store import Rows
 from c3tools.store.manifest import StoreWriter
 from c3tools.store.means import load_means, save_means, unload_means
-from tests.conftest import Messages, add_shard, build_store
+from tests.conftest import Messages, add_shard, build_store, unit_rows
 from tests.corpus.packing import write_tar
 from tests.stores import gap_store, make_vectors, unit
 
@@ -89,6 +89,15 @@ def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path, factory: str
     exact = np.argsort(-queries @ texts.T, axis=1)[:, :10] + 90
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
     assert recall >= (1 if factory == "Flat" else 0.85)
+
+
+def test_the_search_is_tuned_until_more_lists_do_not_help(store: Store, tmp_path: Path) -> None:
+    rows = unit(np.repeat(unit_rows(128, 8), 39, axis=0) + 0.01 * unit_rows(128 * 39, 8, 1))  # so many lists, far apart
+    far = build_store(tmp_path / "far", Rows.of("image", [f"{row}" for row in range(len(rows))], rows), part_rows=9999)
+    for place, cells, recall, expected in ((store, 4, 0.1, 1), (store, 4, 1.1, 4), (far, 128, 1.1, 64)):
+        options = {"factory": f"IVF{cells},Flat", "recall": recall}
+        record = build_index(place, tmp_path / f"{cells} {recall}", **options).record  # type: ignore[arg-type]
+        assert (record["nprobe"], record["recall_queries"]) == (expected, 200 if place is far else 90)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +216,11 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
         Hit(one.hits[0].score, one.hits[0].cosine, 4, "img004", "image", path="img004.jpg", split="train")
     ]
     assert "<td>img004</td>" in one._repr_html_()
-    for split, rows in (("test", 90), ("nowhere", 0), ("all", 270)):
+    (everything,) = index.search(vector=row, modality=modality, split="all", k=300)
+    assert len(everything.hits) == 270
+    for split in ("test", "nowhere"):
         (whole,) = index.search(vector=row, modality=modality, split=split, k=300)
-        assert len(whole.hits) == rows and {hit.split for hit in whole.hits} <= (
-            {"train", "test"} if split == "all" else {split}
-        )
+        assert whole.hits == [hit for hit in everything.hits if hit.split == split]
         (first,) = index.search(vector=row, modality=modality, split=split, k=3)
         assert first.hits == whole.hits[:3]
 
