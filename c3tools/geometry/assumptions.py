@@ -41,7 +41,7 @@ Judgement = tuple[Word, str] | tuple[Word, str, float, dict[str, Any]]
 """What an `Answer` has beside its question."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """The answer to a question about the data.
 

@@ -33,7 +33,7 @@ NORM_TOLERANCE = 1e-3
 _NAMED_KEYS = 5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sample:
     """L2-normalised rows in memory: items, and all rows of the other modality that belong to them.
 

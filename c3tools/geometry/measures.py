@@ -27,7 +27,7 @@ _FINE = 8  # bins of the comparison with a normal distribution, per bin shown
 _EXPLAINED = 0.99
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ModalityMeasures:
     """Measures of one modality, as in the report's JSON, and its spectrum.
 
@@ -60,7 +60,7 @@ class ModalityMeasures:
     spectrum: Array
 
 
-@dataclass(frozen=True)
+@dataclass
 class GapMeasures:
     """Measures of the modality gap; all but the lengths need pairs.
 
@@ -82,7 +82,7 @@ class GapMeasures:
     group_length: tuple[float, float] | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairMeasures:
     """Measures of the pairs.
 
@@ -105,7 +105,7 @@ class PairMeasures:
     alignment: Estimate
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Residuals:
     """The alignment noise ``(x - y) - mean`` of pairs.
 
@@ -386,7 +386,7 @@ def _different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indi
     count, rng = len(item_index), generator(seed, purpose)
     wanted = min(MAX_DIRECTIONS, count * (count - 1) // 2)
     left = rng.integers(count, size=wanted)
-    right = (left + rng.integers(1, max(count, 2), size=wanted)) % count
+    right = (left + rng.integers(1, count, size=wanted)) % count
     different = item_index[left] != item_index[right]
     return left[different], right[different]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def test_the_selected_draw_starts_where_the_papers_did() -> None:
     on_record("gap_after_training", result)
 
 
+def test_what_is_found_is_the_share_of_the_gap_that_is_left_and_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = {0: (3.0, 1.3), 40: (2.0, 1.1)}
+    for name, value in {"PAIRS": 24, "DIM": 32, "VARYING": 4, "CONSTANT": 16, "PAPER_TRACE": trace}.items():
+        monkeypatch.setattr(contrastive, name, value)
+    result = simulate_gap_after_training(steps=40, every=20)
+    losses, gaps = ([run[name] for run in result.runs] for name in ("loss", "gap"))
+    left = gaps[-1] / gaps[0]
+    expected = losses[0], losses[-1], gaps[0], gaps[-1], 100 * (1 - left), 100 * (left * 1.3 / 1.1 - 1)
+    said = [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", result.found)]
+    assert said == pytest.approx([*expected], abs=0.51)
+    assert said[:4] + said[5:] == pytest.approx([*expected[:4], expected[5]], abs=6e-3)
+
+
 def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "STABLE_PAIRS", 60)
     monkeypatch.setattr(contrastive, "STABLE_DIM", 24)
@@ -114,6 +128,7 @@ def test_depth_loses_dimensions(tmp_path: Path) -> None:
     result.save_figure(tmp_path / "depth.svg")
     assert (tmp_path / "depth.svg").exists()
     on_record("depth", result)
+    assert "From 48 dimensions at the input, 13 are left after 12 layers" in result.found
     dimensions = [layer["effective_dimension"] for layer in result.runs]
     assert [layer["layer"] for layer in result.runs] == [0, 5, 10, 12]
     assert (dimensions[0], dimensions) == (48, sorted(dimensions, reverse=True))
@@ -143,6 +158,7 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     assert reporter.done == reporter.total == 6
     few.runs = [{name: value for name, value in run.items() if name != "recall"} for run in few.runs]
     on_record("temperature", few)
+    assert "at a logit scale of 5 and 0.81 at 100." in few.found
     for seed in (-1, 10**30):  # any integer
         assert simulate_temperature(scale=(5.0,), steps=1, seed=seed).runs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +12,10 @@ import pytest
 from c3tools.geometry.assumptions import Answer
 from c3tools.geometry.measures import GapMeasures, ModalityMeasures, PairMeasures
 from c3tools.geometry.one_list import OneList
-from c3tools.geometry.report import GapReport, gap_report
+from c3tools.geometry.report import GapReport
 from c3tools.geometry.spaces import SpaceMeasures
 from c3tools.metrics.significance import Estimate
 from c3tools.transforms.sigma import SigmaRule
-from tests.conftest import make_store
-from tests.geometry.spaces import unit
 
 DIM = 64
 WAYS = ("image_to_text", "text_to_image")
@@ -140,21 +137,3 @@ def test_few_rows_are_not_few_directions() -> None:
     found = changed("modalities.text.effective_dimension", 3)
     found.modalities["text"] = replace(found.modalities["text"], limited_by_rows=True)
     assert found.verdict["unusual"].answer == "no"
-
-
-def test_stores_that_were_made_to_show_it(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    shared, gap = rng.normal(size=(400, DIM)), rng.normal(size=DIM)
-    noise = [0.5 * rng.normal(size=(400, DIM)) for _ in range(2)]
-    # two opposite gaps, one for each half of the store: their mean is subtracted, and neither is closed
-    turned = np.where(np.arange(400)[:, None] < 200, gap, np.roll(gap, 1) * 1.5)
-    stores = {
-        "a gap": (shared + gap + noise[0], shared - gap + noise[1], ("yes", "yes", "yes")),
-        "none": (shared + noise[0], shared + noise[1], ("no", "no", "yes")),
-        "exact": (shared, shared, ("no", "no", "no")),
-        "strangers": (noise[0] + gap / 2, noise[1] - gap / 2, ("yes", "yes", "no")),
-        "halves": (shared + turned + noise[0], shared - turned + noise[1], ("yes", "partly", "no")),
-    }
-    for name, (image, text, expected) in stores.items():
-        report = gap_report(make_store(tmp_path / name, unit(image), unit(text)), presets=("raw",))
-        assert tuple(answer.answer for answer in report.verdict.values())[:3] == expected, name
