@@ -206,8 +206,8 @@ class Sources:
         self._unusable = {_absolute(skipped.path) for skipped in corpus.skipped}
         self._texts = corpus.texts.table
         self._captioned = self._texts["image_key"].drop_null()
-        detected = corpus.captions is None and len(self._captioned) > 0
         media = (corpus.images, corpus.videos, corpus.audio)
+        detected = corpus.captions is None and len(self._captioned)
         self._media = [items.table["key"] for items in media] if detected else []
         self.foreign: list[str] = []
         self.gone_images: list[str] = []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from c3tools.corpus.items import ImageItem
+from c3tools.corpus.items import ImageItem, ReadOptions
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding import embed, embed_corpus
+from c3tools.embedding import EmbedSummary, embed, embed_corpus
 from c3tools.embedding import run as run_module
+from c3tools.embedding.shards import EmbedOptions
+from c3tools.embedding.summary import ModalitySummary
 from c3tools.encoders import Encoder
 from c3tools.errors import StoreError
 from c3tools.store import Store
@@ -20,6 +25,7 @@ from c3tools.store.verify import verify_store
 from tests.conftest import Counted, contents, copy_photos
 from tests.connect.photos import save_tiny_clip
 from tests.embedding.hostile import write_bad_files, write_odd_images
+from tests.golden import recorded
 from tests.stores import colour_corpus, embed_colours
 
 
@@ -27,6 +33,8 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     corpus = read_corpus(photos)
     summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2)
     assert [m.embedded for m in summary.modalities.values()] == [4, 20]
+    assert [m.seconds["waiting"] > 0 for m in summary.modalities.values()] == [True, False]
+    assert summary.notes() == []
     store = Store.open(tmp_path / "s")
     assert store.parts("image") == [0, 1]
     images, texts = store.load("image"), store.load("text")
@@ -65,7 +73,6 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     size = dict(zip(rows.keys, zip(rows.column("width"), rows.column("height"), strict=True), strict=True))
     assert size["wide"] == (20_000, 10)
     assert size["turned"] == size["UPPER"][::-1]
-    assert f"<td>{len(rows)}</td>" in summary._repr_html_()
 
 
 def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
@@ -86,6 +93,36 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
     mended = read_corpus(folders, follow_symlinks=True)
     assert embed_colours(mended, tmp_path / "s").modalities["image"].embedded == 2
     assert [f.stage for f in Store.open(tmp_path / "s").recorded_failures()] == ["decode"]
+
+
+def test_the_options_are_those_of_a_run_in_every_place() -> None:
+    given = {name: each.default for name, each in inspect.signature(embed).parameters.items()}
+    own = EmbedOptions._field_defaults | ReadOptions._field_defaults
+    own |= {"long_texts": None, "dry_run": False}  # by default as the store says
+    assert given == {name: own.get(name, default) for name, default in given.items()}
+    named = ("dtype", "shard_size", "image_timeout", "fps", "update", "prune", "faiss", "retry_failed", "download")
+    assert [given[name] for name in named] == ["float16", 4096, 60, 1, *[False] * 5]
+
+
+def test_a_summary_in_numbers_and_words() -> None:
+    own: dict[str, Any] = {"changed": [*"ab"], "gone": [*"cdefgh"], "to_embed": 7, "to_update": 8, "to_remove": 9}
+    images = ModalitySummary(490, 1003, 2, 1, elapsed=3.5, **own)
+    seconds = {"waiting": 0.3, "encoding": 0.1, "writing": 0.05}
+    images.add(ModalitySummary(embedded=9, failed=3, updated=1, not_updated=1, seconds=seconds))
+    texts = ModalitySummary(embedded=1, from_elsewhere=["t"])
+    texts.add(ModalitySummary(truncated=2))
+    modalities, alone = {"image": images, "text": texts}, (["x"], [*"vwxyz"])
+    summary = EmbedSummary("s", {"name": "m"}, "fp32", "openvino", modalities, *alone, 4, 2, ["image shard 1"])
+    planned = replace(summary, backend="torch", dry_run=True)
+    value = {
+        "object": summary.to_dict(),
+        "notes": summary.notes(),
+        "tables": [vars(one.table()) for one in (summary, planned, replace(planned, dry_run=False))],
+        "page": summary._repr_html_(),
+    }
+    recorded(Path(__file__).parent / "golden" / "summary.json", value)
+    images.embedded = 498
+    assert summary.notes() == value["notes"][:-1]  # too few for advice
 
 
 def test_long_texts_are_cut_and_counted(encoder: Encoder, tmp_path: Path) -> None:

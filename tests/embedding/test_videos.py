@@ -19,7 +19,7 @@ from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import MissingExtraError
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, as_json, copy_photos
+from tests.conftest import C3, Counted, as_json, copy_photos
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
 
@@ -61,8 +61,10 @@ def test_frames_come_at_the_rate(tmp_path: Path) -> None:
 def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_path: Path) -> None:
     path = write_video(tmp_path / "videos/b.mp4")
     write_video(tmp_path / "videos/a.mkv", COLOURS[:1], (32, 80))
-    store = embed(tmp_path / "videos", tmp_path / "s", encoder=encoder, dtype="float32", fps=2, batch_size=3)
-    rows = store.load("video")
+    options: dict[str, Any] = {"dtype": "float32", "fps": 2, "batch_size": 3, "reporter": (told := Counted())}
+    store = embed(tmp_path / "videos", tmp_path / "s", encoder=encoder, **options)
+    rows, seconds = store.load("video"), store.summary.modalities["video"].seconds
+    assert told.counts == {"Videos": 2} and min(seconds.values()) > 0
     assert rows.keys == ["a", "b"]
     mean = encoder.encode_images([image for _, image in read_frames(path, 2)]).mean(axis=0)
     np.testing.assert_allclose(rows.embeddings[1], mean / np.linalg.norm(mean), atol=1e-5)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,11 +54,16 @@ def squares(executor: Executor, work: Squares) -> tuple[list[int], list[int]]:
     return executor.run(work, range(6), report), told
 
 
-def test_results_come_in_the_order_of_tasks_from_two_processes(executor: Executor, tmp_path: Path) -> None:
+def test_results_come_in_the_order_of_tasks_from_two_processes(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = Squares(tmp_path)
+    monkeypatch.setattr("c3tools.executors.local.cores", lambda: 7)
     assert squares(executor, work) == (SQUARES, [60, 6])
     assert len(work.processes()) == 2
     assert str(os.getpid()) not in work.processes()
+    if not isinstance(executor, RayExecutor):
+        assert [path.name for path in tmp_path.glob("cpu-*")] == ["cpu-3"]  # cores of each
 
 
 @pytest.mark.parametrize("trouble", ["crash", "kill", "refuse"])
@@ -119,8 +125,9 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(C3Error, match="--executor ray"), open_executor("local", address="head:6379"):
-        pass
+    for options in ({"address": "head:6379"}, {"processes": 2}):
+        with pytest.raises(C3Error, match="--executor ray"), open_executor("local", **options):
+            pass
     with pytest.raises(C3Error, match="GPUs"):
         _allocate([machine(8)], None, None, gpu=True)
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
@@ -136,15 +143,35 @@ def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.Monk
 
 
 def machine(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
-    return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {})}}
+    return {"Alive": alive, "Resources": {name: n for name, n in (("CPU", cpus), ("GPU", gpus)) if n}}
+
+
+def test_a_cluster_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    ray = SimpleNamespace(init=lambda **named: told.append(named), nodes=lambda: [machine(8)])
+    ray.shutdown, ray.kill = lambda: told.append("left"), told.append
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    joined = {"address": "local", "include_dashboard": False, "log_to_driver": False, "logging_level": 50}
+    for there in (False, True):
+        ray.is_initialized = lambda there=there: there
+        with RayExecutor("local") as executor:
+            executor._idle.append("worker")
+        executor.__exit__()
+        assert told == (["worker"] if there else [joined, "worker", "left"])
+        told.clear()
+    ray.is_initialized, ray.nodes = lambda: False, lambda: []
+    with pytest.raises(C3Error, match="CPU cores"):
+        RayExecutor("auto").__enter__()
+    assert told == [{"address": "auto", "log_to_driver": False, "logging_level": 50}, "left"]
 
 
 @pytest.mark.parametrize(
     ("nodes", "wanted", "expected"),
     [
-        ([(8, 0), (4, 0)], (None, None, False), (3, 4)),
-        ([(8, 0), (4, 0, False)], (2, None, False), (2, 4)),
-        ([(2, 0)], (5, None, False), (5, 0.3333)),
+        ([(8, 0), (4, 0), (0, 0)], (None, None, False), (3, 4)),
+        ([(9, 0), (4, 0, False)], (2, None, False), (2, 4)),
+        *(([(2, 0)], (wanted, None, False), (wanted, share)) for wanted, share in ((2, 1), (4, 0.5), (5, 0.3333))),
+        ([(2, 0)], (None, 4, False), (1, 4)),
         ([(96, 8), (32, 4), (64, 0)], (None, None, True), (12, 8)),
         ([(96, 8)], (2, None, True), (2, 12)),
         ([(2, 4)], (None, None, True), (4, 1)),

@@ -24,6 +24,9 @@ class Squares(Work[int, int]):
     trouble: str = ""
     times: int = 1000
 
+    def load(self, device: str, threads: int) -> None:
+        (self.folder / f"{device}-{threads}").touch()
+
     def run(self, tasks: Iterable[int], report: Report) -> Iterator[int]:
         for task in tasks:
             attempt = len(list(self.folder.glob(f"{task}-*")))
@@ -43,7 +46,7 @@ class Squares(Work[int, int]):
 
     def processes(self) -> set[str]:
         """The processes that have done tasks."""
-        return {path.name.split("-")[2] for path in self.folder.iterdir()}
+        return {path.name.split("-")[2] for path in self.folder.glob("[0-9]*")}
 
     def name(self, task: int) -> str:
         return f"square {task}"
