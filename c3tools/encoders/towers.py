@@ -154,8 +154,6 @@ def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
     pooled = x.gather(1, ends.expand(-1, 1, x.shape[2])).squeeze(1)  # (n, width)
     pooled = tower.ln_final(pooled)
     projection = tower.text_projection
-    if projection is None:
-        return torch.as_tensor(pooled)
     features: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection  # (n, d)
     return features
 
@@ -180,10 +178,9 @@ def can_trim(model: nn.Module, tokenizer: Any) -> bool:
     padding (SigLIP) are run at their full context.
     """
     tower = _tower(model)
-    parts = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
+    parts = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "attn_mask")
     structure = (
-        all(hasattr(tower, part) for part in parts)
-        and getattr(tower, "attn_mask", None) is not None
+        all(getattr(tower, part, None) is not None for part in parts)
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
         and _pool_type(tower) in ("argmax", "eos")

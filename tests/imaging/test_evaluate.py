@@ -63,8 +63,6 @@ def test_the_scores_are_those_of_the_features_and_real_photos_have_the_best(
     cosines = encoder.encode_texts(texts.captions) @ encoder.encode_images(NOISE[:12]).T
     hit = np.mean(cosines.argmax(axis=1) == np.arange(12))
     assert result.scores["recall@1-c3-mini"] == pytest.approx(100 * hit, abs=1e-3)
-    for name, (low, high) in result.intervals.items():
-        assert low < result.scores[name] < high
     assert copies.scores["FD-c3-mini"] == pytest.approx(0, abs=1e-6)
     assert copies.scores["KID-c3-mini"] < copies.real["KID-c3-mini"] + 1e-6 < result.scores["KID-c3-mini"]
     assert copies.scores["recall@1-c3-mini"] == copies.real["recall@1-c3-mini"]
