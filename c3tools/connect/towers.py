@@ -137,8 +137,7 @@ def connect_towers(
         pairs, unreadable = _photo_pairs(corpus, network, seed if augment else None, reporter)
         parts = [pairs, *pairs.train_and_val(train_split, _NAMES, reporter)]
         photos = len(pairs.item_rows)
-        network.model.requires_grad_(True)
-        network.model.visual.requires_grad_(not lit)
+        network.model.requires_grad_(True).visual.requires_grad_(not lit)
         text = _TextFeatures(network.model, trims=can_trim(network.model, network.tokenizer))
         towers = TwoTowers(ImageTower(network.model, network.preprocess), text, compute)
         if lit:  # the photos are encoded once

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def test_heads_that_are_damaged_are_one_error(connect: Connect, tmp_path: Path) 
         record.write_text(json.dumps({**content, "record": {**content["record"], **change}}))
         with pytest.raises(ConnectError, match=str(folder)):
             ConnectedHeads.load(folder)
+
+
+def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(connect: Connect, tmp_path: Path) -> None:
+    files = write_files(tmp_path)
+    files["meta"].write_text(re.sub("train|val|test", "web", files["meta"].read_text()))
+    features = read_features(**files)
+    scores = [connect(split, features, train_split=split, epochs=1).record["scores"] for split in ("train", "web")]
+    assert [list(each) for each in scores] == [["test", "val"], []]
 
 
 def test_other_features_are_refused(connect: Connect, tmp_path: Path) -> None:

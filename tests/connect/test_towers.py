@@ -37,6 +37,8 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     log = json.loads((tmp_path / "out" / "geometry.json").read_text())["points"][:3]
     value = {**kept, "log": log, "said": [text.replace(str(tmp_path), "") for text in said.texts[:1]]}
     recorded(Path(__file__).parent / "golden" / f"{mode}.json", value, rel=2e-3)
+    assert record["outcome"] == "stopped early"
+    assert any(text.startswith(f"The training stopped early at step {record['steps']}") for text in said.texts)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"connect.json", "geometry.json", "geometry.svg", "open_clip_config.json"} < files
     before, after = (load_network(name).model.state_dict() for name in (tiny, connected.name))
@@ -55,6 +57,16 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     assert "nothing to do" in said.texts[-1]
     with pytest.raises(OutputError, match="--output"):  # the folder that a training starts from
         connect_towers(photos, tmp_path / "out", overwrite=True, **{**options, "model": connected.name})
+
+
+def test_a_tokenizer_of_transformers_is_written_with_its_model(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    from tests.encoders.test_other_models import TEXTS, other_model
+
+    model, photos = other_model(tmp_path / "siglip", "siglip"), save_photos(tmp_path / "photos", 3)
+    connected = connect_towers(photos, tmp_path / "out", model=model, epochs=1, precision="fp32")
+    first, second = (load_network(name).tokenizer(TEXTS) for name in (model, connected.name))
+    assert torch.equal(first, second)
 
 
 def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path: Path, tiny: str) -> None:
