@@ -128,7 +128,8 @@ def captioner() -> Captioner:
 @pytest.fixture(scope="session")
 def language_model(world: World) -> Captioner:
     """A language model of the toy world's captions, trained once."""
-    training = TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, contrastive_margin=0.5)
+    changes = {"contrastive_margin": 0.5, "word_dropout": 0.1, "label_smoothing": 0.05}
+    training = TrainingConfig(epochs=4, batch_size=16, learning_rate=5e-3, **changes)  # type: ignore[arg-type]
     return fit(task_of(world, training, "c1", *UNCONDITIONAL), record={"model": TOY})
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from c3tools import Captioner
 from c3tools.captioning.config import TrainingConfig
@@ -156,14 +157,14 @@ def pictures(n: int, seed: int) -> Rows:
 def test_a_step_of_esper_is_the_one_on_record(language_model: Captioner) -> None:
     settings = TrainingConfig(2, 16, 1e-3, weight_decay=0.0)
     task = EsperTask(pictures(24, 0), pictures(501, 1), language_model, ENCODER, settings, "cpu")
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
 
     def update(loss: Any) -> float:
         task.optimizer.zero_grad()
         loss.backward()
+        losses.append((float(loss.detach()), float(nn.utils.clip_grad_norm_(task.model.parameters(), 1e9))))
         task.optimizer.step()
-        losses.append(float(loss.detach()))
-        return losses[-1]
+        return losses[-1][0]
 
     steps = [task.step(number, update) for number in (0, 1)]
     assert (len(task.val), task.model.config.prefix_length, task.plan.rise) == (500, 10, 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from c3tools import Captioner, evaluate_captions
 from c3tools.errors import DecoderError, MetricError, StoreError
 from c3tools.identity import ModelIdentity
-from c3tools.metrics.captions import score_captions
+from c3tools.metrics.captions import clip_scores, score_captions
 from c3tools.store import Store
 from tests.conftest import make_store, write_jsonl
 
@@ -81,21 +82,21 @@ def test_clip_scores_are_those_of_the_stored_images(
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
     monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
-    references = {key: texts[rank:] for rank, (key, texts) in enumerate(known.items()) if rank < 2}  # two and one
-    captions = {key: perfect[key] for key in references}
-    options: dict[str, Any] = {"captions": captions, "references": references, "clip_score": True, "resamples": 0}
+    known = {key: texts[rank:] for rank, (key, texts) in enumerate(known.items()) if rank < 2}  # two and one
+    captions = {key: perfect[key] for key in known}
+    options: dict[str, Any] = {"captions": captions, "references": known, "clip_score": True, "resamples": 0}
     scores = evaluate_captions(captions_store, **options).scores
-    images = [captions_store.load("image").embeddings[captions_store.load("image").keys.index(key)] for key in captions]
-    written = encoder.encode_texts([f"A photo depicts {caption}" for caption in captions.values()])
-    cosines = np.maximum((np.array(images) * written).sum(axis=1), 0)
-    assert scores["CLIPScore"] == pytest.approx(250 * cosines.mean(), rel=1e-4)
-    best = [(written[i] @ encoder.encode_texts(texts).T).max() for i, texts in enumerate(references.values())]
-    assert scores["RefCLIPScore"] == pytest.approx(
-        np.mean([500 * a * b / (2.5 * a + b) for a, b in zip(cosines, best, strict=True)]), rel=1e-3
+    images = captions_store.load("image")
+    rows = images.embeddings[[images.keys.index(key) for key in known]]
+    written, theirs = (
+        encoder.encode_texts([f"A photo depicts {text}" for text in texts])
+        for texts in (captions.values(), chain(*known.values()))
     )
+    expected = clip_scores(rows, written, theirs, np.array([0, 0, 1]))
+    assert [scores["CLIPScore"], scores["RefCLIPScore"]] == pytest.approx([one.mean() for one in expected])
     with pytest.raises(MetricError, match="elsewhere"):
         evaluate_captions(
-            captions_store, **{**options, "captions": {"elsewhere": "a"}, "references": {"elsewhere": ["a"]}}
+            captions_store, **{**options, "captions": {"elsewhere": "a"}, "references": {"elsewhere": "a"}}
         )
     encoder.identity = ModelIdentity(name="other-model")
     with pytest.raises(StoreError, match=r"toy-model .*other-model"):

@@ -97,7 +97,9 @@ def test_keys_match_themselves_first_then_stems_then_numbers() -> None:
     found = align_keys(["397133", "42", "000000397133", "a/one.jpg", "one"], known)
     assert found == {"397133": ["x"], "42": ["y"], "000000397133": ["x"], "a/one.jpg": ["1"]}  # one is ambiguous
     # names that share only a number are of different photos
-    found = align_keys(["cat_1", "photos/dog_1.png", "bird_7"], {"dog_1.jpg": ["a dog"], "7": ["a bird"]})
+    found = align_keys(
+        ["cat_1", "photos/dog_1.png", "bird_7", "a.1"], {"dog_1.jpg": ["a dog"], "7": ["a bird"], "a.2": []}
+    )
     assert found == {"photos/dog_1.png": ["a dog"], "bird_7": ["a bird"]}
 
 

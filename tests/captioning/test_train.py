@@ -75,6 +75,7 @@ def test_a_decoder_is_trained_once_and_another_is_refused(train: Train, tmp_path
     captioner, messages = train(), Messages()
     loaded = Captioner.load(tmp_path / "c3-decoder")
     assert (loaded.record, loaded.decoder.digest()) == (captioner.record, captioner.decoder.digest())
+    assert captioner.record["notes"] == []
     train(overwrite=False, reporter=messages)
     assert "nothing to do" in messages.texts[-1]
     others = texts_store(tmp_path / "t", ["a dog"] * 20, dim=32)
@@ -183,6 +184,11 @@ def test_language_models_are_continued_and_put_behind_espers_mapper(
     monkeypatch.setattr("c3tools.captioning.train.load_text_encoder", lambda *_, **__: encoder)
     esper = train("esper", esper=True, **{**start, "set": []})
     assert (esper.record["monitor"], esper.record["captions"]) == ("reward", {"train": 56, "val": 8})
+    assert (esper.record["sigma"], esper.record["modality"], esper.record["training"]["batch_size"]) == (
+        0,
+        "image",
+        128,
+    )
 
 
 CONTRADICTIONS = [
@@ -197,6 +203,10 @@ CONTRADICTIONS = [
     ({"pipeline": preset("c1"), "sigma": 0.1}, "sigma"),
     ({"preset": "lafite", "sigma": 0.2}, "lafite"),
     ({"pairs": 0}, "--pairs .* 0"),
+    ({"pairs": 1.5}, "--pairs .* 1.5"),
+    ({"train_fraction": 1.5}, "--train-fraction .* 1.5"),
+    ({"monitor": "images"}, "'images'"),
+    ({"esper": True, "set": []}, "--from c3-lm"),
     ({"pairs": 0.5, "store": "other"}, "image"),
     ({"store": "one"}, "1 and 0"),
     ({"store": "empty"}, "0 and 0"),
@@ -243,6 +253,7 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
     [
         ("training=1", "training=1"),
         ("layers=two", "layers .*'two'"),
+        ("layers=1001", "1,000 .*1,001"),
         ("decay=steps", "'steps'"),
         ("heads=5", "192 .* 5"),
         ("word_dropout=1", "word_dropout .*1"),

@@ -1,15 +1,16 @@
-"""The scores of images, and what each image has to do with them, by their definitions and by torchmetrics."""
+"""The scores of images, and what each image has to do with them, by their definitions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from c3tools.errors import MetricError
 from c3tools.imaging.evaluate import score_interval
 from c3tools.metrics.images import (
     frechet_distance,
@@ -20,14 +21,6 @@ from c3tools.metrics.images import (
     photo_values,
 )
 from tests.stores import unit
-
-
-def test_the_kernel_distance_is_that_of_torchmetrics() -> None:
-    kid = pytest.importorskip("torchmetrics.image.kid")
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(64, 12)), 0.3 + 1.4 * rng.normal(size=(64, 12))
-    value = float(kid.poly_mmd(torch.from_numpy(first), torch.from_numpy(second)))
-    assert kernel_distance(first, second)[0] == pytest.approx(value, rel=1e-4)
 
 
 def test_a_copy_of_a_training_photo_is_found() -> None:
@@ -83,19 +76,26 @@ def test_the_influence_of_fewer_images_than_dimensions_is_that_within_their_span
     np.testing.assert_allclose(frechet_distance(x @ turned, y @ turned)[2], second, atol=1e-8)
 
 
-@given(st.integers(0, 1000), st.integers(20, 40), st.integers(20, 40))
-def test_the_influence_on_the_kernel_distance_is_that_of_leaving_each_image_out(seed: int, n: int, m: int) -> None:
+@given(st.integers(0, 1000), st.integers(2, 20), st.integers(2, 20))
+def test_the_kernel_distance_and_the_influence_on_it(seed: int, n: int, m: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = kernel_features(rng.normal(size=(n, 8))), kernel_features(0.5 + rng.normal(size=(m, 8)))
-    whole, first, second = kernel_distance(x, y)
-    out_x = [(n - 1) * (whole - kernel_distance(np.delete(x, i, axis=0), y)[0]) for i in range(n)]
-    out_y = [(m - 1) * (whole - kernel_distance(x, np.delete(y, i, axis=0))[0]) for i in range(m)]
-    # the mean over pairs within a set divides by n - 2 instead of n - 1 where one is left out
-    for influence, left_out, own in ((first, out_x, x), (second, out_y, y)):
-        kernels = (own @ own.T / 8 + 1) ** 3
-        within = 2 * (kernels.sum(axis=1) - np.diag(kernels)) / (len(own) - 1)
-        expected = influence + (within - within.mean()) / (len(own) - 2)
-        np.testing.assert_allclose(left_out, expected, atol=1e-8)
+    distance, *influences = kernel_distance(x, y)
+    gaps = []
+    for own, other, influence in ((x, y, influences[0]), (y, x, influences[1])):
+        rest = [np.delete(own, i, axis=0) for i in range(len(own))]
+        pairs = zip([*rest, *[other] * len(own)], [*own, *own], strict=True)
+        within, across = np.reshape([np.mean((rows @ row / 8 + 1) ** 3) for rows, row in pairs], (2, -1))
+        gaps.append(np.mean(within - across))
+        np.testing.assert_allclose(influence, 2 * (within - across - gaps[-1]), atol=1e-8)
+    assert distance == pytest.approx(sum(gaps), abs=1e-8)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_two_images_of_each_kind_are_needed(distance: Callable[..., Any]) -> None:
+    for rows in ((1, 2), (2, 1)):
+        with pytest.raises(MetricError, match="{} and {}".format(*rows)):
+            distance(*(np.ones((n, 3)) for n in rows))
 
 
 @given(st.integers(0, 1000), st.integers(2, 20))
