@@ -394,7 +394,7 @@ def test_an_index_moves_with_its_store_and_needs_none(own: Store, tmp_path: Path
     index, messages = Index.open(moved / "index"), Messages()
     index.search(key="img001", reporter=messages)
     shutil.rmtree(moved / "c3-store")
-    assert index.search(vector=query, reporter=messages)[0].hits and messages.texts == []
+    assert len(index.search(vector=query, reporter=messages)[0].hits) == 10 and messages.texts == []
 
 
 def test_an_index_reads_no_file_out_of_its_folder(store: Store, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from c3tools.errors import MissingExtraError, TransformError
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.steps import Collapse, GaussianNoise
+from tests.golden import recorded
 
 from .conftest import Pairs
 
@@ -39,6 +40,7 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tm
     loaded.save(tmp_path / "again")
     for name in ("transform.json", "transform.safetensors"):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    recorded(Path(__file__).parent / "golden" / "card.json", loaded.card())
     with pytest.raises(TransformError, match="not fitted"):
         preset("c3").save(tmp_path / "unfitted")
     assert not (tmp_path / "unfitted").exists()

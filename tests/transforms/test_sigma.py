@@ -71,20 +71,20 @@ def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
 
 def test_the_rules_and_what_is_recommended() -> None:
     rng = np.random.default_rng(4)
-    images, own, means = rng.normal(size=(40, 8)), np.arange(40), [np.zeros(8)] * 2
+    images, own, means = rng.normal(size=(40, 8)), np.arange(40), [*rng.normal(size=(2, 8))]
     texts = images + rng.normal(size=(40, 8)) * 0.5
-    pairs = pair_cosine(images, texts, own, means)
+    pairs = pair_cosine(images + means[0], texts + means[1], own, means)
     cosine = np.mean(np.sum(unit(images) * unit(texts), axis=1))
     with pytest.raises(FrozenInstanceError):
         PUBLISHED.sigma = 0  # type: ignore[misc]
     assert pairs.sigma == pytest.approx(np.linalg.norm(texts, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 8))
     assert "not seen in training" in pairs.rests_on and "held-out" not in pairs.rests_on
-    alone = caption_spread(texts, own, means[1])
+    alone = caption_spread(texts + means[1], own, means[1])
     rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
     assert rule == pairs and why.endswith(
         "of the pairs instead of the spread of captions, because every image has one caption"
     )
-    spread = caption_spread(np.concatenate([texts, texts + 0.1]), np.tile(own, 2), means[1])
+    spread = caption_spread(np.concatenate([texts, texts + 0.1]) + means[1], np.tile(own, 2), means[1])
     rule, why = recommend([spread, scaled_spread(spread), pairs])
     assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
     untold = pair_cosine(texts[:0], texts[:0], own[:0], means)
