@@ -298,7 +298,7 @@ def _read_rows(
         with np.errstate(all="ignore"):  # NaN and infinity are refused below
             norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", block, block))
         low, high = np.searchsorted(wanted, [start, stop])
-        sample[low:high] = block if high - low == len(block) else block[wanted[low:high] - start]
+        sample[low:high] = block[wanted[low:high] - start]
         start = stop
         progress.advance(batch.num_rows)
     off = np.abs(norms - 1) > NORM_TOLERANCE if store.info.normalised else norms == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ from tests.golden import drawn, recorded
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def on_record(name: str, result: Simulation, rel: float = 1e-3) -> None:
-    recorded(GOLDEN / f"{name}.json", {**result.to_dict(), "figure": drawn(result.figure)}, rel)
+def on_record(name: str, simulate: Callable[..., Simulation], **options: Any) -> Simulation:
+    """Run a simulation to the end of its progress, and compare it with a record."""
+    reporter = Told()
+    result = simulate(**options, reporter=reporter)
+    assert reporter.done == reporter.total
+    runs = [{key: value for key, value in run.items() if key != "recall"} for run in result.runs]
+    recorded(GOLDEN / f"{name}.json", {**result.to_dict(), "runs": runs, "figure": drawn(result.figure)}, 1e-3)
+    return result
 
 
 def start(pairs: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -68,14 +75,11 @@ def test_the_trace_has_the_last_step_and_long_steps_follow_the_short_ones(steps:
 
 
 def test_the_selected_draw_starts_where_the_papers_did() -> None:
-    reporter = Told()
-    result = simulate_gap_after_training(steps=1, seed=SELECTED_SEED, reporter=reporter)
-    assert reporter.done == reporter.total == 1
+    result = on_record("gap_after_training", simulate_gap_after_training, steps=1, seed=SELECTED_SEED)
     start, (loss, gap) = result.to_dict()["runs"][0], PAPER_TRACE[0]
     assert (start["loss"], start["gap"]) == pytest.approx((loss, gap), rel=1e-3)
     assert [row[-2:] for row in result.table.rows] == [["6.2670", "1.2478"], ["–", "–"]]
     assert "selected among 3,000" in result.found
-    on_record("gap_after_training", result)
 
 
 def test_what_is_found_is_the_share_of_the_gap_that_is_left_and_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +98,7 @@ def test_what_is_found_is_the_share_of_the_gap_that_is_left_and_in_the_paper(mon
 def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "STABLE_PAIRS", 60)
     monkeypatch.setattr(contrastive, "STABLE_DIM", 24)
-    reporter = Told()
-    result = simulate_stable_region(tau=(0.1, 0.02), reporter=reporter)
-    assert (reporter.done, reporter.note) == (reporter.total, "tau 0.1")
-    on_record("stable_region", result)
+    result = on_record("stable_region", simulate_stable_region, tau=(0.1, 0.02))
     assert simulate_stable_region(tau=(0.1, 0.5), delta=50).runs[0]["steps"] == 1
     assert all(result.settings["predictions"].values())
     for run in result.runs:
@@ -122,28 +123,18 @@ def test_the_predictions_can_fail(runs: list[tuple[float, ...]], expected: list[
 
 
 def test_depth_loses_dimensions(tmp_path: Path) -> None:
-    reporter = Told()
-    result = simulate_depth(width=48, layers=12, rows=1500, reporter=reporter)
-    assert reporter.done == reporter.total == 12
+    result = on_record("depth", simulate_depth, width=48, layers=12, rows=1500)
     result.save_figure(tmp_path / "depth.svg")
     assert (tmp_path / "depth.svg").exists()
-    on_record("depth", result)
     assert "From 48 dimensions at the input, 13 are left after 12 layers" in result.found
-    dimensions = [layer["effective_dimension"] for layer in result.runs]
-    assert [layer["layer"] for layer in result.runs] == [0, 5, 10, 12]
-    assert (dimensions[0], dimensions) == (48, sorted(dimensions, reverse=True))
     # two standard normal inputs: after one ReLU layer their cosine is 1 / pi in the limit of width
     first = simulate_depth(width=256, layers=2, rows=600, seed=1)
     assert first.runs[1]["cosine"] == pytest.approx(1 / np.pi, abs=0.03)
-    assert first.to_dict() == simulate_depth(width=256, layers=2, rows=600, seed=1).to_dict()
 
 
 def test_encoders_with_random_weights_are_apart(tmp_path: Path) -> None:
-    result = simulate_init_gap([copy_photos(tmp_path / "three", 3)], model="c3-mini", seeds=2, device="cpu")
-    assert all(run["gap"] > 0.5 and run["mean_norm_image"] > 0.9 for run in result.runs)
-    assert all(0 < run["on_equal_rows_text"] < result.settings["images"] for run in result.runs)
-    on_record("init_gap", result)
-    assert (result.settings["images"], result.settings["texts"]) == (3, 15)
+    paths = [copy_photos(tmp_path / "three", 3)]
+    on_record("init_gap", simulate_init_gap, paths=paths, model="c3-mini", seeds=2, device="cpu")
     with pytest.raises(C3Error, match="2 images"):
         simulate_init_gap([copy_photos(tmp_path / "two", 2)])
 
@@ -153,11 +144,7 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     low, high = simulate_temperature(scale=(100.0, 5.0), steps=60).runs
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as before
     assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.9) == (high["start_gap"], True, True)
-    reporter = Told()
-    few = simulate_temperature(scale=(100.0, 5.0), steps=3, reporter=reporter)
-    assert reporter.done == reporter.total == 6
-    few.runs = [{name: value for name, value in run.items() if name != "recall"} for run in few.runs]
-    on_record("temperature", few)
+    few = on_record("temperature", simulate_temperature, scale=(100.0, 5.0), steps=3)
     assert "at a logit scale of 5 and 0.81 at 100." in few.found
     for seed in (-1, 10**30):  # any integer
         assert simulate_temperature(scale=(5.0,), steps=1, seed=seed).runs

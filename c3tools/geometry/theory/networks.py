@@ -41,7 +41,7 @@ def simulate_depth(
     rng = generator(seed, "depth")
     x = rng.standard_normal((rows, width), dtype=np.float32)  # (n, d)
     spans = [_measure_layer(0, x)]
-    bound = np.float32(np.sqrt(6 / (width + width)))  # Xavier uniform
+    bound = np.float32(np.sqrt(3 / width))  # Xavier uniform
     with reporter.progress("Layers", layers) as progress:
         for layer in range(1, layers + 1):
             weights = rng.uniform(-bound, bound, (width, width)).astype(np.float32)
