@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
 from collections import Counter
@@ -8,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from c3tools.assets.paths import CAPTIONS, PHOTOS
 from c3tools.metrics.captions import score_captions
+from c3tools.store import Store
 from tests.conftest import C3, copy_photos, done
+from tests.golden import recorded
 from tests.imaging.conftest import MICRO_SIZE
 
+GOLDEN = Path(__file__).parent / "golden"
 MARKS = ("has_photo_in_coco_cc", "has_photo_in_coco_cc_more", "reserved")
 
 
@@ -54,10 +60,13 @@ def test_no_training_caption_is_of_an_image_that_is_scored(request: pytest.Fixtu
 
 
 def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
-    done(c3("demo", "--photos-to", "images"))
-    assert len(list((tmp_path / "images").glob("*.jpg"))) == 124
-    assert (tmp_path / "images" / "ATTRIBUTION.md").is_file()
-    again = c3("demo", "--photos-to", "images")
+    (tmp_path / "empty").mkdir()
+    for folder in ("deep/images", "empty"):
+        said = done(c3("demo", "--photos-to", folder)).stderr
+        assert said == f"Copied 124 photos with captions to {folder}.\n"
+        assert len(list((tmp_path / folder).glob("*.jpg"))) == 124
+        assert (tmp_path / folder / "ATTRIBUTION.md").is_file()
+    again = c3("demo", "--photos-to", "empty")
     assert again.exit_code == 1
     assert "not empty" in again.stderr
 
@@ -85,7 +94,20 @@ def test_the_demo_end_to_end_on_few_photos_and_captions(
     """The whole job on a small part of what is bundled: every row is there, the page stands alone."""
     monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
-    done(c3("demo", "--images", "--json", "runs.json"))
+    result = done(c3("demo", "--images", "--json", "runs.json"))
+    said = " ".join((result.stdout + result.stderr).split())
+    for words in (
+        "5 The other direction: ",
+        " 2 steps on so few photos ",
+        " c3-demo/demo.html The ",
+        " c3-demo/images/table.html Wrote",
+        " method steps CIDEr 95 % interval BLEU-4 ROUGE-L ",
+        " C3 Connect, Collapse, Corrupt ",
+        " C2_1 − C1: ",
+        " real photos ",
+        " C3 − C1, sigma ",
+    ):
+        assert words in said
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
     assert all(entry["scores"]["CIDEr"] >= 0 for entry in runs)
@@ -114,8 +136,14 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     assert result.stderr.count("c3-demo/captions.html") == 2  # before the training, and beside what is kept
     assert not (tmp_path / "c3-demo" / "demo.html").exists()
     page = (tmp_path / "c3-demo" / "captions.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == 20
-    references = {Path(row["image"]).stem: row["captions"] for row in lines_of(few_photos / "captions.jsonl")}
+    pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall(r"jpeg;base64,([^\"]+)", page)]
+    assert (len(pictures), {max(picture.size) for picture in pictures}) == (20, {256, 360})
+    rows = lines_of(few_photos / "captions.jsonl")
+    assert page.count("CC BY-SA 2.0") == sum("ShareAlike" in row["license"] for row in rows) > 0
+    assert Store.open("c3-demo/captions").fitting_moments("text").n == 30_000
+    told = [line for line in result.stderr.splitlines() if line.startswith(("   ", "1", "2", "3", "4"))]
+    recorded(GOLDEN / "messages.json", [re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line) for line in told])
+    references = {Path(row["image"]).stem: row["captions"] for row in rows}
     key_of = {texts[0]: key for key, texts in references.items()}
     written, people, numbers = (
         [html.unescape(text) for text in re.findall(f'<dd class="{kind}">(.*?)</dd>', page)]
