@@ -149,12 +149,3 @@ def test_errors_of_the_machine_are_like_others(
     result = c3("verify", "--json")
     assert (result.exit_code, f"Error: {said}\n" in result.stderr) == (1, True)
     assert json.loads(result.stdout)["error"] == said
-
-
-@pytest.mark.parametrize("command", ["verify", "means", "export", "evaluate", "index", "ablate"])
-def test_an_error_is_json_too_where_json_is_asked_for(c3: C3, command: str) -> None:
-    result = c3(command, "--store", "none", "--json")
-    assert (result.exit_code, "Error:" in result.stderr) == (1, True), result.output
-    value = json.loads(result.stdout)
-    assert "none" in value["error"]
-    assert value.keys() == {"error", "remedy"}

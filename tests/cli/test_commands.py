@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
-from c3tools.cli._console import out
 from typer.testing import CliRunner, Result
 
 from c3tools import Store, embed, evaluate_captions, gap_report, machine
@@ -42,14 +41,6 @@ def test_photos_are_embedded_without_options_and_continued(
     assert as_json(c3("verify", "--json"))["store"] == "elsewhere"
     again = embed("t.txt", "elsewhere", workers=0)
     assert pickle.loads(pickle.dumps(again)).summary.to_dict() == again.summary.to_dict()
-
-
-def test_a_report_is_a_page_or_json(c3: C3, here: Path) -> None:
-    values = as_json(c3("gap-report", "--json"))
-    assert values == gap_report("c3-store").to_dict()
-    assert not (here / "gap-report.html").exists()
-    done(c3("gap-report"))
-    assert "Is there a modality gap?" in (here / "gap-report.html").read_text()
 
 
 def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
@@ -117,23 +108,13 @@ def test_nothing_is_drawn_beside_json(c3: C3, tmp_path: Path) -> None:
     assert (tmp_path / "simulate-stable-region.svg").read_text().startswith("<?xml")
 
 
-def test_models_and_the_machine_are_described(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_and_the_machine_are_described(c3: C3) -> None:
     found = as_json(c3("models", "--json"))
     assert {model["name"] for model in found[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
     assert (found[0]["name"], found[0]["dim"], found[0]["here"]) == ("c3-mini", 256, True)
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
-    monkeypatch.setattr(out, "width", 400)
-    said = done(c3("info")).stdout
-    assert said.startswith(f"c3tools {described['c3tools']}, Python {described['python']}, {described['platform']}\n")
-    for name, version in described["packages"].items():
-        assert not version or f"{name} {version}" in said
-    device = described["devices"][0]
-    words = (device["name"], device["description"], f"{device['memory'] / 2**30:.1f} GiB", *device["precisions"])
-    assert re.search(".*".join(map(re.escape, (*words, device["auto"]))), said)
-    for name, missing in described["extras"].items():
-        assert re.search(rf"^ {name}  +{', '.join(missing) or 'yes'} ", said, re.MULTILINE)
-    assert re.findall(r"^(\w+): ", said, re.MULTILINE) == list(described["java"])
+    assert f"{described['devices'][0]['memory'] / 2**30:.1f} GiB" in done(c3("info")).stdout
 
 
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +143,9 @@ def test_a_dash_reads_standard_input(c3: C3, here: Path) -> None:
 def test_open_shows_the_page_in_the_browser(c3: C3, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("webbrowser.open", shown.append)
+    assert as_json(c3("gap-report", "--json")) == gap_report("c3-store").to_dict()
+    assert not (here / "gap-report.html").exists()
     done(c3("gap-report", "--open"))
+    assert "Is there a modality gap?" in (here / "gap-report.html").read_text()
     done(c3("gap-report", "--open", "--html", here / "own.html", "--json"))
     assert shown == [(here / name).as_uri() for name in ("gap-report.html", "own.html")]
-    done(c3("gap-report"))
-    assert len(shown) == 2

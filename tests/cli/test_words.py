@@ -5,6 +5,7 @@ C3_RECORD=1 pytest tests/cli/test_words.py    # makes the files anew; a new line
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import typer
 from c3tools.cli._app import COMMANDS, app
 from c3tools.cli._console import err, out, print_table
 
+from c3tools import machine
 from c3tools.tables import Table
 from tests.conftest import C3, contents, copy_photos
 
@@ -67,6 +69,7 @@ def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkey
     for console in (out, err):
         monkeypatch.setattr(console, "width", 110)
     monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
+    monkeypatch.setattr(machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text()))
     copy_photos(workplace / "photos", 8)
     save_tiny_clip(workplace / "tiny")
     compare(file, answers(c3, file, {0}, lines_of))
