@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -17,17 +16,15 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _MISSING = "–"
 
 
-@dataclass(frozen=True)
-class FigureBlock:
+class FigureBlock(NamedTuple):
     """A figure on a page: inline SVG (`figure_svg`), the caption below it, and whether it takes the full width."""
 
     svg: Markup
-    caption: str = ""
-    wide: bool = False
+    caption: str
+    wide: bool
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of a report under a heading: paragraphs, tables, and on a page figures with a note."""
 
     title: str
