@@ -29,6 +29,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ def pytest_runtest_logreport(report):
 def faults_of(path: Path) -> Iterator[Fault]:
     """Yield every fault that can be planted in a file: its kind, its place in bytes, and the text put there."""
     source = path.read_bytes()
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    starts = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
 
     def text(node: ast.AST) -> str:
         return source[begin(node) : end(node)].decode()
@@ -92,9 +91,8 @@ def faults_of(path: Path) -> Iterator[Fault]:
 def behaving(tree: ast.AST) -> Iterator[ast.AST]:
     """Walk a module without what never runs or only words a message: annotations, type checking, f-strings."""
     for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        if isinstance(child, ast.JoinedStr | ast.Raise | ast.ImportFrom | ast.arg):
+        typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if typing or isinstance(child, ast.JoinedStr | ast.Raise | ast.ImportFrom | ast.arg):
             continue
         if isinstance(child, ast.AnnAssign):
             yield from behaving(ast.Module([child.value] if child.value else [], []))  # type: ignore[list-item]
@@ -112,10 +110,8 @@ def room_of(file: str) -> str:
 def sample(count: int, seed: int) -> list[Fault]:
     """Draw faults: as many in each room as its share of all that can be planted, no two in one line."""
     rooms: dict[str, list[Fault]] = {}
-    for top in ("c3tools", "cli"):
-        for path in sorted((ROOT / top).rglob("*.py")):
-            if not path.is_symlink():
-                rooms.setdefault(room_of(str(path.relative_to(ROOT))), []).extend(faults_of(path))
+    for path in (path for top in ("c3tools", "cli") for path in sorted((ROOT / top).rglob("*.py"))):
+        rooms.setdefault(room_of(str(path.relative_to(ROOT))), []).extend(faults_of(path))
     draw, total, chosen = random.Random(seed), sum(map(len, rooms.values())), list[Fault]()
     for faults in rooms.values():
         draw.shuffle(faults)
@@ -196,8 +192,7 @@ def run(path: Path, jobs: int) -> None:
     folder = path.absolute().with_suffix("")
     copy = folder / "repository"
     if not folder.exists():
-        kept = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__")
-        shutil.copytree(ROOT, copy, ignore=kept)
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__"))
         (copy / "c3tools" / "cli").symlink_to("../cli")
         run_all_tests(copy, folder)
     data, seconds = tests_by_line(folder)
@@ -240,13 +235,10 @@ def run(path: Path, jobs: int) -> None:
 def main() -> None:
     """Sample or run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    sampling = verbs.add_parser("sample")
-    sampling.add_argument("--count", type=int, default=150)
-    sampling.add_argument("--seed", type=int, default=0)
-    running = verbs.add_parser("run")
-    running.add_argument("file", type=Path)
-    running.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("verb", choices=["sample", "run"])
+    parser.add_argument("file", type=Path, nargs="?", help="of a sample, for run")
+    for name, default in (("count", 150), ("seed", 0), ("jobs", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     if options.verb == "run":
         run(options.file, options.jobs)
