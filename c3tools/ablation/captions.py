@@ -132,7 +132,7 @@ class CaptionTask:
         references = store_references(scored)
         images, left_out = images_with_references(scored, split, references)
         if left_out:
-            notes.append(f"{len(left_out):,} images without reference captions are left out.")
+            notes.append(f"Left out: {counted(len(left_out), 'image')} without reference captions.")
         if "oracle" in methods and not any(len({*references[key]}) > 1 for key in images.keys):
             raise MetricError(
                 "The oracle reads one caption of an image, and the others score it; but no image has two.",

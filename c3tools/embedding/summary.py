@@ -80,7 +80,8 @@ class ModalitySummary:
             *_listed(f"{name} input", "not embedded: the store has their keys from other files", self.from_elsewhere),
         ]
         if self.not_updated:
-            notes.append(f"{self.not_updated:,} changed {name} inputs cannot be read; their rows were not changed.")
+            inputs = counted(self.not_updated, f"changed {name} input")
+            notes.append(f"{inputs} cannot be read; the rows in the store were not changed.")
         if self.truncated:
             notes.append(f"{counted(self.truncated, name)} longer than the context of the model, and cut short.")
         return notes

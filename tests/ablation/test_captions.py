@@ -253,5 +253,9 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     first = [world.texts.items.index(key) for key in found.images.keys]
     np.testing.assert_allclose(found.described, world.texts.embeddings[first], atol=1e-6)
     assert told.texts == []
+    fewer = replace(world, texts=world.texts.select(np.arange(2, len(world.texts))))
+    task_of(toy_store, told=told, spice=True, test_store=store_of(tmp_path / "fewer", fewer, ["test"]))
+    missing = ["SPICE is left out: it needs Java", "Left out: 1 image without reference captions."]
+    assert [told.texts.pop(0) for _ in missing] == missing
     task_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
     assert "trained on" in told.texts[0]
