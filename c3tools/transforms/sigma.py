@@ -104,8 +104,8 @@ def caption_spread(texts: Floats, item_index: Indices, mean: Array, *, normalise
         own = texts[order[edges[0] : edges[-1]]]
         rows = ((unit_rows(own) if normalise else own) - mean).astype(np.float64)
         norms = np.linalg.norm(rows, axis=1)
-        rows /= np.where(norms > 0, norms, 1)[:, None]
-        totals, counts = (np.add.reduceat(values, edges[:-1] - edges[0]) for values in (rows, (norms > 0).astype(int)))
+        rows /= np.maximum(norms, 1e-30)[:, None]
+        totals, counts = np.add.reduceat(rows, edges[:-1] - edges[0]), np.diff(edges)
         found = (np.einsum("ij,ij->i", totals, totals) - counts)[counts > 1]
         cosines = np.append(cosines, found / (counts * (counts - 1))[counts > 1])  # the mean cosine of the pairs
         lengths = np.append(lengths, norms)
@@ -169,10 +169,9 @@ def pair_cosine(
     sizes = np.maximum(np.bincount(numbers[good], minlength=len(items)), 1)
     nearer = np.bincount(numbers[good], own[good] - other[good], len(items)) / sizes
     if len(items) > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(len(items))):
-        strangers = float(other[apart].mean()) if apart.any() else 0.0
         missing = (
             f"pairs are no closer than unrelated rows: their cosine is {cosine:.3f}, that of unrelated rows "
-            f"{strangers:.3f}"
+            f"{other.mean():.3f}"
         )
         return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
     return _by_cosine(name, cosine, np.linalg.norm((x[items], y)[side], axis=1), y.shape[1], rests_on)

@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
 def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(n, dim)) * np.linspace(0.4, 1.2, dim)
-    gap = rng.normal(size=dim)
+    gap = 0.25 * rng.normal(size=dim)
     x = shared + gap + 0.3 * rng.normal(size=(n, dim))
     y = shared - gap + 0.2 * rng.normal(size=(n, dim))
     # float32 values, so that the float64 formulas start from the same numbers

@@ -52,6 +52,9 @@ def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
     np.testing.assert_allclose(pipeline.steps[3].state["centre/text"], expected, atol=1e-7)
     with pytest.raises(TransformError, match="collapse needs the moments"):  # unknown after normalising again
         Pipeline(steps).fit(pairs.moments)
+    steps[1] = ProjectOutGap(role="training")  # which inference inputs do not go through
+    centred = Pipeline(steps).fit(pairs.rows).steps[3]
+    np.testing.assert_allclose(centred.state["centre/text"], pairs.y.mean(0), atol=1e-7)
     scaled = Pipeline([Normalize(), FairScale(), Collapse(), Normalize()]).fit(pairs.moments)  # known after scaling
     expected = scaled.steps[1].state["scale/text"] * pairs.y.mean(0)
     np.testing.assert_allclose(scaled.steps[2].state["centre/text"], expected, atol=1e-12)
@@ -113,6 +116,7 @@ def test_pipelines_that_are_not_fitted_or_of_other_models(pairs: Pairs) -> None:
             pipeline.transform(pairs.y, modality="text")
     missing = preset("c3").fit({"text": pairs.moments["text"], "image": Moments.empty(24)})
     assert missing.provenance["n"] == {"text": 120} and not missing.knows("image")
+    assert Pipeline([Normalize(), Collapse(role="training"), Normalize()]).fit({"text": pairs.y}).knows("image")
     pipeline = preset("c3").fit(pairs.moments, provenance={"model": {"name": "a", "weights_sha256": "1"}})
     pipeline.check_model({"name": "renamed", "weights_sha256": "1"})
     pipeline.check_model(None)

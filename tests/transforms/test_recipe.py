@@ -33,7 +33,7 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tm
     assert record["provenance"] == {"model": MODEL, "split": "train", "n": {"image": 120, "text": 120}}
     assert [step["step"] for step in record["steps"]] == ["normalize", "collapse", "gaussian-noise", "normalize"]
     assert (record["dim"], record["steps"][2]["role"]) == (24, "training")
-    loaded = Pipeline.load(saved)
+    loaded = Pipeline.load(saved / "transform.json")
     mean = loaded.steps[1].state["centre/text"]
     assert mean.dtype == np.float64
     np.testing.assert_allclose(mean, pairs.y.mean(axis=0), atol=1e-15)
