@@ -169,7 +169,7 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, captioner: Captioner, tmp
     captioner.pipeline.save(tmp_path / "pipe")
     captioner.save(tmp_path / "decoder")
     assert as_json(c3("push", "store", "me/rows", "--license", "cc0-1.0", "--json"))["class"] == "Store"
-    run("push", "decoder", "me/captions", "--private")
+    assert "Pushed the Captioner in decoder: " in run("push", "decoder", "me/captions", "--private")
     assert hub.private == {"datasets/me/rows": False, "models/me/captions": True}
     run("push", "pipe", "me/c3")
     for name, folder in (("me/rows", "c3-store"), ("me/captions", "c3-decoder"), ("me/c3", "c3-pipeline")):
@@ -186,3 +186,5 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, captioner: Captioner, tmp
     run("pull", "me/rows", "--dataset", "-o", "four")
     assert Store.open("four").count("image") == Store.open("two").count("image") == 9
     run("pull", "me/c3", "--dataset", "-o", "five", code=1)
+    hub.files["models/me/bad"] = [{"config.json": b'{"class": "Pipeline", "library_name": "c3tools"}'}]
+    run("pull", "me/bad", "-o", "six", code=1)
