@@ -223,7 +223,6 @@ class Ablation:
 
     def save(self, folder: Path) -> None:
         """Write ``table.md`` and ``table.html`` to a folder, which is made."""
-        folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(folder / "table.md", self.to_markdown())
         write_text_atomically(folder / "table.html", self.to_html())
 

@@ -61,13 +61,10 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_over_images_an
     assert score["interval"] == pytest.approx(crossed_interval(values))
     assert single == {"mean": pytest.approx(30.04), "std": None, "interval": None}
     low, high = score["interval"]
-    shown, trainings = table.tables()
-    assert list(shown.columns) == ["method", "sigma", "CIDEr", "95 % interval"]
+    shown = table.tables()[0]
     for row in shown.rows[0], table.to_markdown(), table.to_html(), table._repr_html_():
         assert f"{low:.1f} to {high:.1f}" in row
     assert shown.rows[1] == ["C1", "–", "30.0", ""]
-    assert trainings.rows[1] == ["C1", "–", "1", "2", "13.0", "texts"]
-    assert [run["scores"] for run in table.to_dict()["runs"]] == [run.scores for run in table.runs]
     (zero,) = Ablation([run_of("C3", (0.0, 0.0, 3.0))]).rows
     assert zero["scores"]["CIDEr"]["interval"][0] == 0  # no score is below it
 

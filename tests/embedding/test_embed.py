@@ -118,26 +118,21 @@ def test_a_summary_in_numbers_and_words() -> None:
     assert advice not in summary.notes()  # too few
 
 
-def test_long_texts_are_cut_and_counted(encoder: Encoder, tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text("a dog\n" + "word " * 2000)
-    summary = embed_corpus(read_corpus(tmp_path / "t.txt"), tmp_path / "s", encoder, workers=0)
-    assert (summary.modalities["text"].truncated, summary.modalities["text"].embedded) == (1, 2)
-
-
 def test_model_backend_and_precision_of_the_store_are_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts, store, name = tmp_path / "t.txt", tmp_path / "s", save_tiny_clip(tmp_path / "m")
-    texts.write_text("a dog\n")
+    texts.write_text("a dog\n" + "word " * 2000 + "\n")
     first = embed(texts, store, model=name, random_init=4, backend="torch", precision="bf16")
+    assert first.summary.modalities["text"].truncated == 1
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "resolve_encoder", None)  # nothing to do loads no model
         for again in (embed(texts, store).summary, embed(texts, store, model=name, random_init=4).summary):
-            assert (again.modalities["text"].already, again.model, again.precision) == (1, first.info.model, "bf16")
+            assert (again.modalities["text"].already, again.model, again.precision) == (2, first.info.model, "bf16")
         with pytest.raises(StoreError, match="float32"):
             embed(texts, store, dtype="float32")
     with pytest.raises(StoreError, match="different models"):
         embed(texts, store, model=name, random_init=1, backend="torch")
-    texts.write_text("a dog\na cat\n")
+    texts.write_text(texts.read_text() + "a cat\n")
     summary = embed(texts, store).summary
     assert (summary.backend, summary.precision, summary.modalities["text"].embedded) == ("torch", "bf16", 1)

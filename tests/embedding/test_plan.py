@@ -142,8 +142,8 @@ def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path, options: dic
     assert verify_store(tmp_path / "s").findings == []
 
 
-@pytest.mark.parametrize("size", [1, 9])
-def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "parts"), [(1, [0, 1, 2]), (9, [1])])
+def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path, size: int, parts: list[int]) -> None:
     folder = colour_corpus(tmp_path / "p", RAINBOW)
     embed_colours(folder, tmp_path / "s")
     for name in "ab":
@@ -153,7 +153,7 @@ def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path,
     for number in (1, 2):
         (tmp_path / "s" / "image" / f"part-0000{number}.parquet").unlink()
     summary = embed_colours(folder, tmp_path / "s", shard_size=size)
-    assert summary.lost == []
+    assert (summary.lost, Store.open(tmp_path / "s").parts("image")) == ([], parts)
     assert rows(tmp_path / "s", "image") == before
     assert verify_store(tmp_path / "s").findings == []
 
