@@ -121,10 +121,11 @@ def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = colour_corpus(tmp_path / "p", RAINBOW)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StoreWriter, "finish", interrupt)
-        embed_colours(folder, tmp_path / "s")
-    recolour(folder / "c.png", "tan")  # a file of the same size
+    for colour in ("tan", "pink"):  # files of the same size
+        recolour(folder / "c.png", colour)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(StoreWriter, "finish", interrupt)
+            embed_colours(folder, tmp_path / "s", update=True)
     assert embed_colours(folder, tmp_path / "s", update=True).modalities["image"].updated == 1
 
 

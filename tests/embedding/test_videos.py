@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,15 @@ def test_frames_come_at_the_rate(tmp_path: Path) -> None:
     assert [at for at, _ in read_frames(path, 0.001)] == [at for at, _ in read_frames(path, 0)] == [0]
     with pytest.raises(TimeoutError, match="--image-timeout allows more"):
         list(read_frames(path, 1, time_limit=1e-9))
+
+
+def test_frames_are_turned_and_counted_where_they_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = SimpleNamespace(time=None, rotation=90, to_image=lambda: Image.new("RGB", (64, 48)))
+    streams = SimpleNamespace(video=[SimpleNamespace(average_rate=None)])
+    monkeypatch.setattr(
+        av, "open", lambda _: nullcontext(SimpleNamespace(streams=streams, decode=lambda _: [frame] * 3))
+    )
+    assert [(at, image.size) for at, image in read_frames("x.mp4", 1)] == [(at, (48, 64)) for at in range(3)]
 
 
 def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_path: Path) -> None:
