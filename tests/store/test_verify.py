@@ -6,6 +6,7 @@ import contextlib
 import errno
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,20 @@ def test_damage_and_loss_are_found(tmp_path: Path, dtype: str) -> None:
     path = whole_store(tmp_path / "s", dtype=dtype).path
     find_corruptions(path, 30, random.Random(5))
     find_losses(path, 12, random.Random(3))
-    result = verify_store(path)
-    assert result.findings == [] and result.whole and result.rows == {"image": 30, "text": 60}
+    report = {"store": str(path), "shards": {"image": 3, "text": 3}, "rows": {"image": 30, "text": 60}}
+    assert verify_store(path).to_dict() == {**report, "findings": [], "repaired": [], "open": 0, "whole": True}
 
 
-def _rows(path: Path, part: int, keys: list[str], embeddings: Any) -> None:
-    store = Store.open(path)
-    add_shard(path, store.info, "image", part, embeddings, {"key": keys, "split": ["train"] * len(keys)})
+@pytest.mark.parametrize(("dtype", "length"), [("float16", 1.002), ("float32", 1.0002)])
+def test_norms_are_compared_as_closely_as_they_are_stored(tmp_path: Path, dtype: str, length: float) -> None:
+    path = whole_store(tmp_path / "s", dtype=dtype).path
+    _rows(path, 3, ["one", "longer"], unit_rows(2, DIM, 9) * np.array([[1], [length]]))
+    assert found(verify_store(path)) == {("norms", "image/part-00003.parquet")}
+
+
+def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **changes: Any) -> None:
+    info = replace(Store.open(path).info, **changes)
+    add_shard(path, info, "image", part, embeddings, {"key": keys, "split": ["train"] * len(keys)})
     (path / "manifest.json").unlink()
     StoreWriter(path).finish()
 
@@ -87,8 +95,12 @@ def _shifted(groups: dict[str, Moments]) -> None:
     groups["image/train"] = Moments(moments.n, moments.mean + 1e-6, moments.scatter)
 
 
+def _rewrite(path: Path) -> None:
+    (path / ".rewriting").mkdir()
+    (path / ".rewriting" / "list.json").write_text("[]")
+
+
 BAD = np.ones((3, DIM), np.float32) / np.sqrt(DIM) * np.array([[0], [np.nan], [1]], np.float32)
-LONG = np.ones((1, DIM), np.float32)
 NEW = unit_rows(1, DIM, 9)
 
 
@@ -96,7 +108,7 @@ NEW = unit_rows(1, DIM, 9)
     ("damage", "expected", "named"),
     [
         (lambda p: _rows(p, 3, ["zero", "nan", "good"], BAD), ("values", "image/part-00003.parquet"), "2 rows"),
-        (lambda p: _rows(p, 3, ["long"], LONG), ("norms", "image/part-00003.parquet"), "2.5"),
+        (lambda p: _rows(p, 3, ["k"], NEW, normalised=False), ("schema", "image/part-00003.parquet"), "normalised"),
         (lambda p: _rows(p, 3, ["img004"], NEW), ("keys", "image/part-00003.parquet"), "img004"),
         (lambda p: _rows(p, 3, [""], NEW), ("keys", "image/part-00003.parquet"), "come again"),
         (lambda p: _rows(p, 0, ["other"], NEW), ("pairing", "text/part-00000.parquet"), "img000"),
@@ -104,6 +116,10 @@ NEW = unit_rows(1, DIM, 9)
         (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), ("moments", "moments.safetensors"), "text/val"),  # type: ignore[arg-type]
         (lambda p: (p / "manifest.json").unlink(), ("unfinished", "manifest.json"), "c3 embed"),
         (lambda p: (p / "text/part-00001.parquet").unlink(), ("files", "text/part-00001.parquet"), "20 rows"),
+        (lambda p: (p / "manifest.json").write_text("{}"), ("manifest", "manifest.json"), "cannot be read"),
+        (lambda p: (p / "store.json").unlink(), ("description", "store.json"), "is missing"),
+        (lambda p: (p / "failures.parquet").write_text("x"), ("failures", "failures.parquet"), "cannot be read"),
+        (_rewrite, ("unfinished", ".rewriting"), "interrupted"),
         (
             lambda p: (p / "image/part-00000.parquet").write_bytes((p / "image/part-00002.parquet").read_bytes()),
             ("checksum", "image/part-00000.parquet"),
@@ -122,8 +138,11 @@ def test_a_defect_is_named_with_its_file(
     path = whole_store(tmp_path / "s").path
     damage(path)
     result = verify_store(path)
-    assert not result.whole and found(result) == {expected}
-    assert named in result.findings[0]["what"] + result.findings[0]["remedy"]
+    (finding, *others) = result.findings
+    assert not result.whole and (finding["check"], finding["where"]) == expected
+    assert named in finding["what"] + finding["remedy"]
+    # the manifest says the same of a file that is lost or damaged
+    assert [other["where"] for other in others] == [finding["where"]] * (expected[0] in ("description", "failures"))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +160,11 @@ def test_repaired_and_embedded_again_the_bytes_are_the_same(tmp_path: Path, name
         file.write_bytes(file.read_bytes()[:-20] + b"x")
     assert not verify_store(tmp_path / "s").whole
     result = verify_store(tmp_path / "s", repair=True)
-    assert result.whole == ("part" not in name)  # the shard has to be made again first, and its readers are refused
-    if not result.whole:
+    remade = "part" in name  # the shard has to be made again first, and its readers are refused
+    lost = remade and kind == "missing"
+    said = "" if lost else f"{name} was removed and has to be made again" if remade else f"{name} was written again"
+    assert (result.whole, result.repaired) == (not remade, [said][lost:])
+    if remade:
         with pytest.raises(StoreError):
             Store.open(tmp_path / "s")
     embed_colours(folder, tmp_path / "s")
@@ -155,7 +177,7 @@ def test_lost_rows_are_forgotten_only_when_asked(tmp_path: Path) -> None:
     (path / "image" / "part-00001.parquet").unlink()
     assert verify_store(path, repair=True).open == 1
     result = verify_store(path, forget=True)
-    assert result.whole and "2 rows are lost" in " ".join(result.repaired)
+    assert result.whole and result.repaired == ["image/part-00001.parquet was given up; its 2 rows are lost"]
     assert Store.open(path).moments("image").n == 4
 
 
