@@ -115,7 +115,7 @@ def test_no_command_on_local_data_opens_a_connection(tmp_path: Path, c3: C3, mon
 def test_a_newer_store_is_refused_and_unchanged(tmp_path: Path, c3: C3, command: str) -> None:
     path = whole_store(tmp_path / "c3-store").path
     value = json.loads((path / "store.json").read_text())
-    (path / "store.json").write_text(json.dumps({**value, "format_version": 99}))
+    (path / "store.json").write_text(json.dumps({**value, "format_version": 2}))
     (tmp_path / "t.txt").write_text("a dog\n")
     before = contents(path)
     result = c3(*command.split())

@@ -67,6 +67,7 @@ def test_keys_that_repeat(tmp_path: Path, options: dict[str, Any], expected: lis
 def test_merged_items_are_in_the_split_of_the_first_store(tmp_path: Path) -> None:
     one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
     two = build_store(tmp_path / "two", texts("abbc", "train")).path
+    (tmp_path / "m").mkdir()
     merge_stores(tmp_path / "m", [one, two], keep="first")
     assert splits_of(tmp_path / "m") == {
         "a": "val",
@@ -77,14 +78,24 @@ def test_merged_items_are_in_the_split_of_the_first_store(tmp_path: Path) -> Non
         "c#0": "train",
     }
     assert verify_store(tmp_path / "m").rows == {"image": 2, "text": 4}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "two"]
 
 
 def test_what_cannot_be_merged(tmp_path: Path) -> None:
     one = build_store(tmp_path / "one", images("ab")).path
     other = build_store(tmp_path / "other", images("c"), model={"name": "other"}).path
     two = build_store(tmp_path / "two", images("xy")).path
-    with pytest.raises(StoreError, match="other"):
-        merge_stores(tmp_path / "m", [one, other])
+    again = build_store(tmp_path / "again" / "one", images("z")).path
+    cases: list[tuple[list[Path], dict[str, Any], str]] = [
+        ([one, two, other], {}, f"{one} .* {other}"),
+        ([one, one], {}, "two stores"),
+        ([one, again], {"prefix": True}, "the same name"),
+        ([one, two], {"prefix": True, "keep": "first"}, "--keep first"),
+        ([one, two], {"keep": "last"}, "--keep last"),
+    ]
+    for stores, options, said in cases:
+        with pytest.raises(StoreError, match=f"(?s){said}"):
+            merge_stores(tmp_path / "m", stores, **options)
     path = two / "image" / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     with pytest.raises(StoreError, match="part-00000"):
@@ -113,26 +124,39 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: st
 def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s").path
     (tmp_path / "none.csv").write_text("key,split\nnobody,val\n")
-    cases: list[tuple[dict[str, Any], str]] = [({}, "none of the keys"), ({"fractions": (0, 0, 1)}, "--file")]
+    none = {"file": tmp_path / "none.csv"}
+    shares = [(1.5, -0.5, 0), (0.5, 0.5), (0.5, 0.5, 0.5)]
+    cases: list[tuple[dict[str, Any], str]] = [
+        (none, "none of the keys"),
+        ({**none, "fractions": (0, 0, 1)}, "--file"),
+        ({**none, "split_column": "part"}, r"none\.csv .* \(key\) .* \(part\).* 'key', 'split'"),
+        *(({"fractions": given}, ", ".join(map(str, given))) for given in shares),
+    ]
     for options, named in cases:
         with pytest.raises(StoreError, match=named):
-            split_store(tmp_path / "new", store, file=tmp_path / "none.csv", **options)
+            split_store(tmp_path / "new", store, **options)
     assert not (tmp_path / "new").exists()
 
 
 def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
     vectors = make_vectors(30)
-    rows = two_texts_per_image(["train"] * 20 + ["val"] * 10, vectors[0] * 3, vectors[1])
+    rows = two_texts_per_image(["train"] * 27 + ["val"] * 2 + ["test"], vectors[0] * 3, vectors[1])
     store = build_store(tmp_path / "s", *rows, normalised=False, dtype="float32")
     saved = save_means(store, tmp_path / "m.safetensors")["image"]
-    np.testing.assert_allclose(saved.mean, vectors[0][:20].astype(float).mean(axis=0), atol=1e-7)
-    table = {(row["modality"], row["split"]): row for row in compute_means(store).rows}
-    mean = store.load("image").embeddings.astype(float).mean(axis=0)
-    assert (table["image", "all"]["n"], table["text", "val"]["n"]) == (30, 20)
-    assert table["image", "all"]["mean_norm"] == pytest.approx(np.linalg.norm(mean))
-    assert compute_means(store).gap_length == pytest.approx(
-        np.linalg.norm(mean - store.load("text").embeddings.astype(float).mean(axis=0))
-    )
+    np.testing.assert_allclose(saved.mean, vectors[0][:27].astype(float).mean(axis=0), atol=1e-7)
+    means = compute_means(store)
+    for row in means.rows:
+        own = store.load(row["modality"], row["split"]).embeddings.astype(float)
+        error = np.sqrt(own.var(axis=0, ddof=1).sum() / len(own)) if len(own) > 1 else None
+        assert (row["n"], row["source"]) == (len(own), "store")
+        assert row["mean_norm"] == pytest.approx(np.linalg.norm(own.mean(axis=0)))
+        assert row["standard_error"] == (error and pytest.approx(error))
+    assert [(row["modality"], row["n"]) for row in means.rows] == [
+        *(("image", n) for n in (27, 2, 1, 30)),
+        *(("text", n) for n in (54, 4, 2, 60)),
+    ]
+    one, other = (store.load(name).embeddings.astype(float).mean(axis=0) for name in ("image", "text"))
+    assert means.gap_length == pytest.approx(np.linalg.norm(one - other))
 
 
 def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> None:
@@ -144,12 +168,26 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
     load_means(store.path, tmp_path / "m.safetensors")
     opened = Store.open(store.path)
     np.testing.assert_array_equal(opened.fitting_moments("image").mean, other.moments("image", "train").mean)
-    assert {row["source"] for row in compute_means(opened).rows} == {"store", "o"} and verify_store(store.path).whole
-    unload_means(store.path)
+    assert {(row["split"], row["source"]) for row in compute_means(opened).rows} == {
+        *((split, "store") for split in ("train", "val", "all")),
+        ("train", "o"),
+    }
+    for change in (lambda: load_means(store.path, tmp_path / "l.safetensors"), lambda: unload_means(store.path)):
+        assert verify_store(store.path).whole
+        (store.path / "external-moments.safetensors").unlink()  # it may be lost
+        save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(unit_rows(9, DIM))}, {})
+        change()
+        means = compute_means(store.path).rows
+    assert len(means) == 6
     assert Store.open(store.path).external_moments() == ({}, {}) and verify_store(store.path).whole
-    save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(3 * unit_rows(9, DIM))}, {})
-    with pytest.raises(StoreError, match="norm"):
-        load_means(store.path, tmp_path / "l.safetensors")
+    for vectors, model, named in (
+        (3 * unit_rows(9, DIM), {}, "squared norm of 9"),
+        (unit_rows(9, 13), {}, "13 dimensions"),
+        (unit_rows(9, DIM), {"name": "other"}, "other"),
+    ):
+        save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(vectors)}, {"model": model})
+        with pytest.raises(StoreError, match=named):
+            load_means(store.path, tmp_path / "l.safetensors")
     with locked(store.path), pytest.raises(Exception, match="Another run"):
         load_means(store.path, tmp_path / "m.safetensors")
 
@@ -157,11 +195,15 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
 def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.safetensors" for i in range(2)]
     vectors = unit_rows(30, 4)
-    for file, rows in zip(files, (vectors[:10], vectors[10:]), strict=True):
-        save_moments(file, {"image": Moments.from_rows(rows)}, {"model": {"name": "m"}, "source": file.stem})
+    for file, rows, header in zip(files, (vectors[:10], vectors[10:]), ({}, {"split": "val"}), strict=True):
+        save_moments(file, {"image": Moments.from_rows(rows)}, {"model": {"name": "m"}, "source": file.stem, **header})
     merged = merge_means(files, tmp_path / "all.safetensors")["image"]
     np.testing.assert_allclose(merged.scatter, Moments.from_rows(vectors).scatter, atol=1e-12)
-    assert load_moments(tmp_path / "all.safetensors")[1]["source"] == "0.safetensors + 1.safetensors"
+    header = load_moments(tmp_path / "all.safetensors")[1]
+    assert header == {"model": {"name": "m"}, "split": "train + val", "source": "0.safetensors + 1.safetensors"}
+    save_moments(tmp_path / "other", {}, {"model": {"name": "other"}})
+    with pytest.raises(StoreError, match="other"):
+        merge_means([files[0], tmp_path / "other"], tmp_path / "new.safetensors")
     for paths in ([files[0], files[0]], [files[0], tmp_path / "all.safetensors"]):
         with pytest.raises(StoreError, match="twice"):
             merge_means(paths, tmp_path / "all.safetensors")

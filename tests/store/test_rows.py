@@ -19,6 +19,7 @@ def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
     assert texts.items == ["b", "1", "b", "a"] and texts.item_count == 3
     assert texts.item_index.tolist() == [0, 1, 0, 2]
     assert item_keys(texts.table).to_pylist() == items
+    assert Pairs.match(texts, texts).item_index.tolist() == [0, -1, 0, 3]
     assert texts.captions == ["", "a", "a", "a"]
     assert Rows.of("audio", ["x", "y"], np.eye(2), pair_key=["a", None]).items == ["a", "y"]
 
@@ -41,8 +42,11 @@ def test_items_are_sampled_and_held_out_whole() -> None:
     texts = Rows.of("text", [f"text{i}" for i in range(40)], np.zeros((40, 2)), image_key=items)
     train, held = texts.hold_out()
     assert (len(train), len(held)) == (36, 4) and not set(train.items) & set(held.items)
+    for n, lengths in ((1, [1, 0]), (2, [1, 1]), (3, [2, 1])):
+        assert [*map(len, texts.select(np.arange(0, 2 * n, 2)).hold_out())] == lengths
     small, large = texts.sample(0.1), texts.sample(0.5)
     assert len(large) == 20 and set(small.keys) < set(large.keys)
+    assert len(texts.sample(0.001)) == 2
     # trainings of other versions drew the same
     assert held.keys == ["text18", "text19", "text32", "text33"]
     assert small.keys == ["text28", "text29", "text32", "text33"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from c3tools import import_embeddings
 from c3tools.errors import StoreError
 from c3tools.index import Index
 from c3tools.store import Store
@@ -14,7 +15,7 @@ from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.shard_indexes import keep_indexes, read_index
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages, contents
-from tests.stores import colour_corpus, embed_colours, gap_store, whole_store
+from tests.stores import colour_corpus, embed_colours, gap_store, make_vectors, whole_store
 
 faiss = pytest.importorskip("faiss")
 
@@ -26,6 +27,8 @@ def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, norm
         Index.open(path)
     keep_indexes(path)
     store = Store.open(path)
+    size = 2 if dtype == "float16" and normalised else 4  # bytes of a number
+    assert read_index(store, "text", 0).sa_code_size() == size * store.info.dim
     rows, index = store.load("text"), Index.open(path)
     vectors = rows.embeddings / np.linalg.norm(rows.embeddings, axis=1, keepdims=True)
     (result,) = index.search(vector=vectors[5:6], k=4, within="text")
@@ -64,6 +67,10 @@ def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     embed_colours(folder, path)
     split_store(tmp_path / "split", path)
     merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
-    for made in ("s", "split", "merged"):
+    for modality, vectors in zip(("image", "text"), make_vectors(4), strict=True):
+        np.save(tmp_path / "v.npy", vectors[:4])
+        import_embeddings(store=tmp_path / "imported", **{modality: tmp_path / "v.npy"})
+        keep_indexes(tmp_path / "imported") if modality == "image" else None
+    for made in ("s", "split", "merged", "imported"):
         store = Store.open(tmp_path / made)
         assert store.indexed == [*store.shards] and verify_store(store.path).whole
