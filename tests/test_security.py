@@ -54,6 +54,7 @@ def test_no_source_unpickles_or_starts_a_shell() -> None:
     [
         b"cposix\nsystem\n(S'touch owned'\ntR.",
         b"cbuiltins\neval\n(S'1'\ntR.",
+        b"ctorch.storage\n_load_from_bytes\n(C\x21cposix\nsystem\n(S'touch owned'\ntR.tR.",
         b"cnumpy\nndarray\n(I1000000000000\ntR.",
         b"cnumpy\ndtype\n(S'O'\ntR(I3\nS'|'\n(NNtNI99\nI-1\nI63\ntb.",
         b"\x80\x04\x8c\x05numpy\x8c\x0bcore.system\x93.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_several_texts_have_the_id_of_their_image() -> None:
 def test_a_csv_file_without_names_is_a_matrix() -> None:
     rows = unit_rows(np.random.default_rng(0).normal(size=(3, 4)))
     np.savetxt("i.csv", rows, delimiter=",")
-    import_embeddings(image="i.csv", dtype="float32")
+    assert import_embeddings(image="i.csv", dtype="float32").pairs == 0
     np.testing.assert_allclose(loaded("image").embeddings, rows, rtol=1e-6)
     Path("i.csv").write_text("0.5,1.0\n0.25,none\n")
     with pytest.raises(StoreError, match=r"i.csv.*none"):
@@ -193,6 +194,7 @@ def test_csv_ids_stay_as_they_are_written() -> None:
         ("id,split\nc,test\nx,val\na,train\n", {}, ["a", "b", "c"], ["train", None, "test"]),
         ("photo,split\na,val\nb,val\nc,val\n", {"key_column": "photo"}, ["a", "b", "c"], ["val"] * 3),
         ("photo,split\nc.jpg,x\na,y\nb,z\n", {"key_column": "photo"}, ["a", "b", "c.jpg"], ["y", "z", "x"]),
+        ("id,split\na,test\na,val\nb,train\n", {"key_column": "photo"}, "no column 'photo'.* 'id', 'split'", None),
         ("id,split\nx,test\ny,val\nz,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
         ("id,split\na,test\na,val\nb,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
     ],
@@ -294,18 +296,26 @@ def test_published_pickles(protocol: int) -> None:
 
 def test_rows_that_cannot_be_kept_are_listed() -> None:
     images, texts = make_vectors(8)
-    images[2, 5], images[4], texts[5] = np.nan, 0, 0
+    images[2, 5], images[4], texts[5], texts[6], texts[7] = np.nan, 0, 0, texts[6] * 1.002, texts[7] * 1.0005
     images[1] *= 65_504 / np.abs(images[1]).max()
     images[3] *= 65_536 / np.abs(images[3]).max()
     np.save("i.npy", images)
     np.save("t.npy", texts[:8])
     report = import_embeddings(image="i.npy", text="t.npy", normalise=False)
     assert (report.rows, report.pairs) == ({"image": 5, "text": 7}, 4)
-    assert any("kept as they are" in note for note in report.notes)
+    assert report.notes == [
+        "The text rows and the image rows have no ids: row i was paired with row i (8 pairs).",
+        "1 of 8 image rows did not have norm 1; they were kept as they are.",
+        "1 of 8 text rows did not have norm 1; they were kept as they are.",
+    ]
     store = Store.open("c3-store")
     assert not store.info.normalised and np.abs(store.load("image").embeddings).max() == 65_504
     failures = {failure.key: failure.message for failure in store.shard_failures("image", 0)}
-    assert failures.keys() == {"00000002", "00000003", "00000004"} and "--dtype float32" in failures["00000003"]
+    assert failures == {
+        "00000002": "the vector contains NaN or infinity",
+        "00000003": "a component is too large for float16; use --dtype float32",
+        "00000004": "the vector is zero",
+    }
     assert store.recorded_failures() == sorted(report.failures, key=lambda failure: failure.key)
     import_embeddings(image="i.npy", store="scaled")  # where the length does not matter
     assert len(loaded("image", "scaled")) == 6
@@ -327,8 +337,12 @@ def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.Monk
         patch.setattr(importing, "write_rows", interrupted)
         import_embeddings(image="five.npy", text="texts.npy")
     assert "are kept" in interrupt.value.__notes__[0]
-    import_embeddings(image="five.npy", text="texts.npy")
-    assert contents(here / "c3-store") == contents(here / "whole")
+    with pytest.raises(StoreError, match="other settings"):
+        import_embeddings(text="texts.npy")
+    for lost in (None, "image/part-00001.parquet"):
+        (here / "c3-store" / lost).unlink() if lost else None
+        import_embeddings(image="five.npy", text="texts.npy")
+        assert contents(here / "c3-store") == contents(here / "whole")
     np.save("five.npy", make_vectors(5, 9)[0])
     with pytest.raises(StoreError, match="already has image and text rows"):
         import_embeddings(image="five.npy", text="texts.npy")
@@ -336,26 +350,39 @@ def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.Monk
 
 def test_arrays_tables_and_columns_of_many_kinds() -> None:
     images, texts = make_vectors(5)
-    np.savez("both.npz", a=images, b=texts[::2], ids=np.array([f"k{i}" for i in range(5)]))
+    ids = np.array([f"k{i}" for i in range(5)])
+    np.savez("both.npz", a=images, b=texts[::2], emb=images, features=images, ids=ids, n=np.arange(5.0))
+    np.testing.assert_array_equal(read_rows("both.npz", "image")[0].embeddings, images)
+    for array in (np.ones(3), np.ones((3, 0)), np.ones((2, 3, 4)), np.ones((3, 2), bool)):
+        np.save("x.npy", array)
+        with pytest.raises(StoreError, match=rf"x\.npy contains .*{re.escape(str(array.shape))}"):
+            import_embeddings(image="x.npy", store="x")
+    np.save("x.npy", np.ones((5, 1)))
+    with pytest.raises(StoreError, match="image has 1 and text has 16"):
+        import_embeddings(image="x.npy", text="texts.npy", store="x")
+    np.save("x.npy", np.arange(3))
+    assert read_rows("x.npy", "image")[0].embeddings.tolist() == [[0, 1, 2]]
     import_embeddings(image="both.npz", text="both.npz", image_array="a", text_array="b")
     assert loaded("image").keys == ["k0", "k1", "k2", "k3", "k4"]
     np.testing.assert_allclose(loaded("text").embeddings, texts[::2], atol=1e-3)
     torch.save({"features": torch.from_numpy(images).bfloat16(), "ids": [*"abcde"], "note": ["x"]}, "l.pt")
     assert read_rows("l.pt", "image")[0].keys == [*"abcde"]
     Path("m.csv").write_text("image_id;split\n" + "".join(f"{i};test\n" for i in range(5)))
-    Path("t.csv").write_text("IMAGE_ID;Caption\n" + "".join(f'{4 - i};"one; {i}"\n' for i in range(5)))
+    Path("t.csv").write_text("IMAGE_ID;Caption\n" + "".join(f'{4 - i};"one;\n{i}"\n' for i in range(5)))
     import_embeddings(store="s", image="five.npy", text="texts.npy", meta="m.csv", text_meta="t.csv")
     text = loaded("text", "s")
-    assert (text.column("image_key"), text.captions[:2]) == ([*"43210"], ["one; 0", "one; 1"])
+    assert (text.column("image_key"), text.captions[:2]) == ([*"43210"], ["one;\n0", "one;\n1"])
     Path("spaces.csv").write_text('id,vector \n1,"0.5 1 2"\n')
     lists = pa.array([[1, 2, 3], [4, 5, 6, 7, 8]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": [1, 2], "embedding": lists}), "v.parquet")
     write_jsonl(Path("w.jsonl"), {"id": 1, "text": ["a dog"]})
     write_jsonl(Path("half.jsonl"), {"id": "a", "embedding": [1, 0]}, {"id": "\ud83d", "embedding": [0, 1]})
+    Path("list.jsonl").write_text('{"id": 1}\n[1]\n')
     for name, column, said in (
         ("v.parquet", None, "3, 5"),
         ("w.jsonl", None, "'id', 'text'"),
         ("half.jsonl", None, "half.jsonl.*utf-8"),
+        ("list.jsonl", None, "line 2 is not a JSON object"),
         ("spaces.csv", "vector ", "JSON list"),
         ("spaces.csv", "vector", "'vector '"),
     ):

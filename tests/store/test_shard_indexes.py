@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
     for modality, vectors in zip(("image", "text"), make_vectors(4), strict=True):
         np.save(tmp_path / "v.npy", vectors[:4])
-        import_embeddings(store=tmp_path / "imported", **{modality: tmp_path / "v.npy"})
+        file: Any = {modality: tmp_path / "v.npy"}
+        import_embeddings(store=tmp_path / "imported", **file)
         keep_indexes(tmp_path / "imported") if modality == "image" else None
     for made in ("s", "split", "merged", "imported"):
         store = Store.open(tmp_path / made)

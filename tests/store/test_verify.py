@@ -19,7 +19,7 @@ from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import record_files
 from c3tools.store.verify import Verification, verify_store
-from tests.conftest import add_shard, build_store, contents, store_files, unit_rows
+from tests.conftest import Messages, add_shard, build_store, contents, store_files, unit_rows
 from tests.stores import DIM, colour_corpus, embed_colours, one_byte_changed, whole_store
 
 
@@ -176,6 +176,9 @@ def test_lost_rows_are_forgotten_only_when_asked(tmp_path: Path) -> None:
     path = build_store(tmp_path / "s", rows, part_rows=2).path
     (path / "image" / "part-00001.parquet").unlink()
     assert verify_store(path, repair=True).open == 1
+    said = Messages()
+    StoreWriter(path, reporter=said)
+    assert "1 file is missing, for example image/part-00001.parquet" in said.texts[0]
     result = verify_store(path, forget=True)
     assert result.whole and result.repaired == ["image/part-00001.parquet was given up; its 2 rows are lost"]
     assert Store.open(path).moments("image").n == 4
