@@ -19,15 +19,17 @@ from c3tools.errors import C3Error
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A machine with three GPUs, whose CPU has these flags, as far as torch and the system can tell."""
+    """A machine with GPUs, whose CPU has these flags, as far as torch and the system can tell."""
 
-    def make(system: str = "Linux", kind: str = "x86_64", driver: str = "libcuda.so.1", flags: str = "") -> None:
+    def make(
+        system: str = "Linux", kind: str = "x86_64", driver: str = "libcuda.so.1", flags: str = "", gpus: int = 3
+    ) -> None:
         def open_library(name: str) -> None:
             if name != driver:
                 raise OSError(name)
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: system != "Darwin")
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         monkeypatch.setattr(platform, "system", lambda: system)
@@ -57,6 +59,8 @@ def test_devices_and_precisions(machine: Callable[..., None]) -> None:
             pick(device, precision)
     with pytest.raises(C3Error, match="not cuda:1"):
         pick("cuda:1", "int8", encoder=True)
+    machine(gpus=1)
+    assert (pick("cuda").device, devices.pick_devices()) == ("cuda", ["cuda"])
     machine("Darwin", "arm64")
     for refused in (pick, devices.pick_devices):
         with pytest.raises(C3Error, match=r"torch finds no CUDA GPU.*\n.*--device cpu"):

@@ -77,7 +77,7 @@ def test_a_limited_memory_is_drawn_from_all_rows_with_their_items(pairs: Pairs) 
     np.testing.assert_array_equal(kept(drawn), kept(again))
     numbers = [int(np.abs(kept(whole) - row).sum(axis=1).argmin()) for row in kept(drawn)]
     np.testing.assert_array_equal(kept(whole)[numbers], kept(drawn))
-    assert numbers == sorted(set(numbers)) and numbers[0] < 30 and numbers[-1] >= 90
+    assert numbers == sorted(set(numbers)) and numbers[:3] == [1, 4, 5] and numbers[-1] >= 90
     items = drawn.steps[1].state["items"]
     assert items.dtype == np.int64
     np.testing.assert_array_equal(items, stable_hashes([pairs.items[row] for row in numbers]))

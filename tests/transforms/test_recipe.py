@@ -12,7 +12,15 @@ import pytest
 
 from c3tools.errors import MissingExtraError, TransformError
 from c3tools.transforms import Pipeline, preset
-from c3tools.transforms.steps import Collapse, GaussianNoise
+from c3tools.transforms.steps import (
+    AdaptiveNoise,
+    Collapse,
+    GaussianNoise,
+    MemoryProjection,
+    Normalize,
+    Retrieval,
+    Whiten,
+)
 from tests.golden import recorded
 
 from .conftest import Pairs
@@ -92,6 +100,13 @@ def test_yaml_and_json_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Pipeline.from_config(tmp_path / "p.yaml")
 
 
+def test_settings_at_their_limits_are_accepted() -> None:
+    steps = [Whiten(shrinkage=1), MemoryProjection(tau=0, neighbours=1, limit=1), Retrieval(neighbours=1)]
+    for step in (*steps, AdaptiveNoise(mix=0), AdaptiveNoise(mix=1), GaussianNoise(0)):
+        pipeline = Pipeline([Normalize(), step, Normalize()])
+        assert Pipeline.from_config(pipeline.config()).config() == pipeline.config()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -103,6 +118,8 @@ def test_yaml_and_json_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("steps: [{step: retrieval, tau: .nan}]", r"retrieval.*tau"),
         ("steps: [{step: retrieval, neighbours: 0}]", r"retrieval.*neighbours"),
         ("steps: [{step: whiten, shrinkage: 0}]", r"whiten.*shrinkage"),
+        ("steps: [{step: whiten, shrinkage: 1.1}]", r"whiten.*shrinkage"),
+        ("steps: [{step: adaptive-noise, mix: 1.1}]", r"adaptive-noise.*mix"),
         ("steps: [{step: collapse, modalities: text}]", "modalities"),
         ("stages: [normalize]", "steps|stages"),
         ("steps: [normalize]\nnoise: 1", "noise"),
