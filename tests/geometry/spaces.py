@@ -112,6 +112,6 @@ def hostile_store(path: Path) -> Store:
     keys = [f"photo{i}" for i in range(51)] + [EVIL]
     images = Rows.of("image", keys, unit(image), path=keys)
     owners = [None] * 4 + [keys[number] for number in owner[4:]]
-    texts = Rows.of("text", [f"t{i}" for i in range(110)], unit(text), image_key=owners, caption=[EVIL] * 110)
+    texts = Rows.of("text", [f"t{i}" for i in range(110)], unit(text), image_key=owners, caption=[f"{EVIL} é"] * 110)
     model = ModelIdentity(name=f"{EVIL}<img src='http://example.invalid/x.png'> [bold]&")
     return build_store(path, images, texts, model=model, dtype="float32")

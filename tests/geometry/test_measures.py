@@ -21,6 +21,7 @@ def test_dimension_counts_until_more_than_99_percent(values: list[float], dimens
     ratio = sum(values) ** 2 / sum(v**2 for v in values) if dimension else 0
     assert found.effective_dimension == dimension
     assert found.participation_ratio == pytest.approx(ratio)
+    assert (found.effective_rank > 0) == (dimension > 0)
     assert measure_modality(Moments(2, np.eye(2)[0], np.eye(2))).limited_by_rows
     assert not measure_modality(Moments(3, np.eye(2)[0], np.eye(2))).limited_by_rows
 

@@ -87,6 +87,18 @@ def test_what_is_compared_is_all_or_a_sample_of_the_rows(
         assert [owners[row] for row in texts] == images[working.item_index].tolist()
 
 
+def test_the_modality_with_one_row_per_item_comes_first(tmp_path: Path) -> None:
+    keys, items = [f"k{row}" for row in range(6)], [f"item{row // 2}" for row in range(6)]
+    image = Rows.of("image", items[::2], unit_rows(3, 8))
+    audio = Rows.of("audio", keys, unit_rows(6, 8, seed=1), pair_key=items)
+    text = Rows.of("text", keys, unit_rows(6, 8, seed=2), image_key=items)
+    store = build_store(tmp_path / "s", image, audio, text, dtype="float32")
+    pairs = [("image", "text"), ("text", "image"), ("audio", "text")]
+    found = [collect.collect(store, *names) for names in pairs]
+    assert [(data.first, data.notes != []) for data in found] == [("image", False), ("image", False), ("audio", True)]
+    assert (found[-1].pairs, "Several audio rows" in found[-1].notes[0]) == (6, True)
+
+
 def test_published_numbers_on_500_clip_pairs(tmp_path: Path, shared_data: Path) -> None:
     folder = shared_data / "clip_embeddings" / "coco_val2017_vitb16_500"
     image, text = np.load(folder / "image.npy"), np.load(folder / "text.npy")
@@ -161,6 +173,8 @@ def test_stores_with_hardly_any_pairs(tmp_path: Path, owners: list[int | None], 
     values = found.to_dict()
     json.dumps(values, allow_nan=False)
     assert (values["gap"]["length_interval"] is None) == ("items" in expected)
+    if "items" in expected:  # there is nothing to correct by
+        assert values["pairs"]["residual_rms_debiased"] == values["pairs"]["residual_rms"]
     if owners[-1] == 0:  # as few pairs are groups of one
         assert values["gap"]["group_length"][0] == pytest.approx(values["gap"]["instance_distance"])
     flat = {**values, **(values["pairs"] or {})}
@@ -223,7 +237,7 @@ def page(hostile: GapReport) -> str:
     return hostile.to_html()
 
 
-def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str) -> None:
+def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``C3_RECORD=1 pytest tests/geometry`` makes them anew; drawings, styles and scripts are left out."""
     store, values = hostile.provenance["store"], hostile.to_dict()
     page = re.sub(r"(<svg|<style|<script).*?(</svg>|</style>|</script>)", "", page.replace(store, "s"), flags=re.DOTALL)
@@ -232,6 +246,7 @@ def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str) -> Non
         (GOLDEN / "page.html").write_text(page)
     assert page == (GOLDEN / "page.html").read_text()
     recorded(GOLDEN / "report.json", values)
+    monkeypatch.setattr("c3tools.geometry.figures.MAX_POINTS", 20)
     figures = {name: [label, *drawn(figure)] for name, (figure, label) in all_figures(hostile).items()}
     recorded(GOLDEN / "figures.json", figures)
 
@@ -248,6 +263,7 @@ def test_the_page_asks_for_nothing_and_runs_the_map_alone(page: str) -> None:
         assert not name.lower().startswith("on")
         assert name.lower() not in addresses or str(value).startswith(("#", "data:"))
     assert "<script>alert(1)</script>" in str(tree.text())
+    assert "/script> é" in page
     assert not re.findall(r"url\((?!#)[^)]*\)", page)
     ids = re.findall(r' id="([^"]+)"', page)
     assert (page.count("<svg"), len(ids)) == (8, len(set(ids)))
