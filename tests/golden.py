@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 STYLE = "label color facecolor edgecolor linewidth marker markersize alpha zorder sizes text position ha".split()
 INTERFACE = Path(__file__).parent / "cli" / "interface.txt"  # made anew by ``C3_RECORD=1 pytest tests/cli/test_app.py``
@@ -50,6 +51,7 @@ def drawn(figure: Figure) -> list[Any]:
             style = [str(getattr(artist, f"get_{name}")()) for name in STYLE if hasattr(artist, f"get_{name}")]
             paths = [artist.get_path()] if hasattr(artist, "get_path") else getattr(artist, "get_paths", list)()
             shifts = [np.asarray(artist.get_offsets())] if hasattr(artist, "get_offsets") else []
+            shifts += [np.array([artist.xy])] if isinstance(artist, Annotation) else []
             points = np.nan_to_num(np.concatenate([np.zeros((1, 2)), *(path.vertices for path in paths), *shifts]))
             found.append({"style": " ".join(style), "sum": [*(np.arange(len(points)) @ points)]})
     return found

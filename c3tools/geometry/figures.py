@@ -124,7 +124,7 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
     left.yaxis.set_minor_formatter(NullFormatter())
     dim = max(found.dim for found in modalities.values())
     left.set(title="Spectrum", xlabel="dimension, by size", ylabel="variance", xlim=(0, dim))
-    right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle="--")
     title = "Share explained; dots: effective dimension (99 %)"
     right.set(title=title, xlabel="number of dimensions", xlim=(0, dim), ylim=(0, 1.03))
     left.legend()
