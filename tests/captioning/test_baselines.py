@@ -188,15 +188,14 @@ def test_a_language_model_writes_without_an_embedding(language_model: Captioner)
         language_model.caption(embeddings=x, steer="magic")
 
 
-def test_esper_learns_what_images_show_from_images_alone(language_model: Captioner, tmp_path: Path) -> None:
+def test_esper_learns_what_images_show_from_images_alone(language_model: Captioner) -> None:
     before = language_model.decoder.digest()
     train, val = pictures(128, 0), pictures(32, 1)
     training = TrainingConfig(epochs=12, batch_size=32, learning_rate=3e-3, weight_decay=0.0)
     captioner = fit(EsperTask(train, val, language_model, ENCODER, training, "cpu"))
-    captioner.save(tmp_path / "esper")
-    written = Captioner.load(tmp_path / "esper").caption(embeddings=val.embeddings, beams=1)
+    written = captioner.caption(embeddings=val.embeddings, beams=1)
     closeness = float((ENCODER.encode_texts(written) * val.embeddings).sum(axis=1).mean())
-    assert closeness == pytest.approx(1 - captioner.record["best_val_loss"], abs=1e-3)
+    assert 1 - captioner.record["best_val_loss"] == pytest.approx(closeness, abs=1e-3)
     assert closeness > 0.4  # one animal for all images comes to about 0.2
     # the language model is as it was, also in the captioner
     assert language_model.decoder.digest() == before

@@ -22,6 +22,7 @@ from c3tools.metrics.significance import (
     student_quantile,
     to_json,
 )
+from c3tools.seeds import generator
 
 
 def made_up(values: np.ndarray, keys: list[str] | None = None) -> CaptionScores:
@@ -66,10 +67,11 @@ def test_the_quantile_is_students(freedom: float) -> None:
     assert student_quantile(freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), rel=2e-5)
 
 
-def test_the_bootstrap_of_few_values_covers_their_mean() -> None:
-    ends = [mean_interval(np.random.default_rng(seed).normal(size=8), seed=seed) or (0, 0) for seed in range(600)]
-    # the plain percentile bootstrap of 8 values covers 0.88
-    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.94, abs=0.025)
+def test_the_percentiles_of_few_values_are_expanded() -> None:
+    values = np.random.default_rng(0).normal(size=8)
+    means = values[generator(3, "bootstrap").integers(8, size=(1000, 8))].mean(axis=1)
+    tail = stats.norm.cdf(stats.t.ppf(0.025, 7) * np.sqrt(8 / 7))
+    assert mean_interval(values, seed=3) == pytest.approx(np.quantile(means, [tail, 1 - tail]), rel=1e-3)
 
 
 @given(st.integers(300, 5000), st.floats(0, 1))
