@@ -107,8 +107,7 @@ def inception_score(probabilities: Floats) -> tuple[float, Array]:
     """
     p = np.asarray(probabilities, dtype=np.float64)
     marginal = p.mean(axis=0)
-    terms = np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(marginal, 1e-300))), 0)
-    divergences = np.asarray(terms.sum(axis=1))
+    divergences = np.asarray(np.sum(p * np.log(np.maximum(p, 1e-300) / np.maximum(marginal, 1e-300)), axis=1))
     score = float(np.exp(divergences.mean()))
     return score, score * (divergences - divergences.mean())
 
