@@ -360,6 +360,8 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
     np.save("x.npy", np.ones((5, 1)))
     with pytest.raises(StoreError, match="image has 1 and text has 16"):
         import_embeddings(image="x.npy", text="texts.npy", store="x")
+    with pytest.raises(StoreError, match="'2' occurs 2 times"):
+        import_embeddings(image=write("x.csv", vectors(3), {"id": [2, 1, 2]}), store="x")
     np.save("x.npy", np.arange(3))
     assert read_rows("x.npy", "image")[0].embeddings.tolist() == [[0, 1, 2]]
     import_embeddings(image="both.npz", text="both.npz", image_array="a", text_array="b")
