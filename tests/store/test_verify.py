@@ -17,7 +17,7 @@ from c3tools.errors import C3Error, StoreError
 from c3tools.identity import ModelIdentity
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
-from c3tools.store.manifest import record_files
+from c3tools.store.manifest import EXTERNAL_FILE, record_files
 from c3tools.store.verify import Verification, verify_store
 from tests.conftest import Messages, add_shard, build_store, contents, store_files, unit_rows
 from tests.stores import DIM, colour_corpus, embed_colours, one_byte_changed, whole_store
@@ -116,10 +116,19 @@ NEW = unit_rows(1, DIM, 9)
         (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), ("moments", "moments.safetensors"), "text/val"),  # type: ignore[arg-type]
         (lambda p: (p / "manifest.json").unlink(), ("unfinished", "manifest.json"), "c3 embed"),
         (lambda p: (p / "text/part-00001.parquet").unlink(), ("files", "text/part-00001.parquet"), "20 rows"),
-        (lambda p: (p / "manifest.json").write_text("{}"), ("manifest", "manifest.json"), "cannot be read"),
+        (
+            lambda p: (p / "manifest.json").write_text("{}"),
+            ("manifest", "manifest.json"),
+            "manifest.json cannot be read",
+        ),
         (lambda p: (p / "store.json").unlink(), ("description", "store.json"), "is missing"),
-        (lambda p: (p / "failures.parquet").write_text("x"), ("failures", "failures.parquet"), "cannot be read"),
+        (
+            lambda p: (p / "failures.parquet").write_text("x"),
+            ("failures", "failures.parquet"),
+            "failures.parquet cannot be read",
+        ),
         (_rewrite, ("unfinished", ".rewriting"), "interrupted"),
+        (lambda p: (p / EXTERNAL_FILE).unlink(), ("files", EXTERNAL_FILE), "--unload"),
         (
             lambda p: (p / "image/part-00000.parquet").write_bytes((p / "image/part-00002.parquet").read_bytes()),
             ("checksum", "image/part-00000.parquet"),
