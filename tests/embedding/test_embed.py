@@ -104,7 +104,7 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
 
 def test_a_summary_in_numbers_and_words() -> None:
     own: dict[str, Any] = {"changed": [*"ab"], "gone": [*"cdefgh"], "to_embed": 7, "to_update": 8, "to_remove": 9}
-    images = ModalitySummary(490, 1003, 2, 1, elapsed=3.5, **own)
+    images = ModalitySummary(490, 1003, 2, 1, elapsed=3500.0, **own)
     seconds = {"waiting": 0.3, "encoding": 0.1, "writing": 0.05}
     images.add(ModalitySummary(embedded=9, failed=3, updated=1, not_updated=1, seconds=seconds))
     texts = ModalitySummary(embedded=1, from_elsewhere=["t"])
