@@ -96,18 +96,9 @@ def test_the_demo_end_to_end_on_few_photos_and_captions(
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
     result = done(c3("demo", "--images", "--json", "runs.json"))
     said = " ".join((result.stdout + result.stderr).split())
-    for words in (
-        "5 The other direction: ",
-        " 2 steps on so few photos ",
-        " c3-demo/demo.html The ",
-        " c3-demo/images/table.html Wrote",
-        " method steps CIDEr 95 % interval BLEU-4 ROUGE-L ",
-        " C3 Connect, Collapse, Corrupt ",
-        " C2_1 − C1: ",
-        " real photos ",
-        " C3 − C1, sigma ",
-    ):
-        assert words in said
+    parts = (" method steps CIDEr 95 %", " C3 Connect, Collapse, Corrupt ", " C2_1 − C1: ", " real photos ")
+    more = (" C3 − C1, sigma ", "5 The other direction: ", " 2 steps ", "/demo.html The ", "/table.html Wrote ")
+    assert re.search(".*".join((*parts, *more)), said)
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
     assert all(entry["scores"]["CIDEr"] >= 0 for entry in runs)

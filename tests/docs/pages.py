@@ -157,13 +157,11 @@ def main(path: Path) -> None:
     import tempfile
 
     page = path.read_text(encoding="utf-8")
-    home = Path.cwd()
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         as_on_a_plain_install(patch)
-        os.chdir(folder)
+        patch.chdir(folder)
         prepare(Path(folder), page)
         page = run_page(page, lambda _, shown, printed: shown if same(shown, printed) else printed)
-        os.chdir(home)
     path.write_text(page, encoding="utf-8")
 
 
