@@ -91,7 +91,7 @@ def test_public_names_and_defaults_are_those_on_record() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path: Path, encoding: str) -> None:
-    name = "сон ö"
+    name = "сон [b] ö"
     build_store(tmp_path / name, Rows.of("text", ["夢", "ö"], unit_rows(2, 4)))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
