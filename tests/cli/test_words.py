@@ -88,7 +88,7 @@ def test_a_refusal_is_one_message_and_changes_nothing(
 def test_a_table_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first column has half of the width it is kept whole; only the others, and numbers, are narrowed."""
     columns = ["name", "words", "number"]
-    names = {"a" * 12: "b", "a" * 13: "b", "1": "2"}
+    names = {"a" * 12: "b", "a" * 13: "b", "1 %": "2"}
     monkeypatch.setattr(out, "width", 25)
     for name, other in names.items():
         print_table(Table(columns, [[name, "two words", "yes"], [other, "", "10"]], "Title", ["words"]))
