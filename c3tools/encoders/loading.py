@@ -423,13 +423,14 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
     found = [(DEFAULT_MODEL, config, "bundled", True)]
     for architecture, tag in open_clip.list_pretrained():
         weights, config = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
-        source = (weights.get("hf_hub") or weights["url"]).rstrip("/")
-        found.append((f"{architecture}/{tag}", config, source, _is_local(weights)))
+        if weights and config is not None:
+            source = str(weights.get("hf_hub") or weights.get("url") or "").rstrip("/")
+            found.append((f"{architecture}/{tag}", config, source, _is_local(weights)))
     models = [
         {
             "name": name,
             "dim": config["embed_dim"],
-            "image_size": config["vision_cfg"]["image_size"],
+            "image_size": int(np.max(config["vision_cfg"].get("image_size", 224))),
             "context_length": config["text_cfg"].get("context_length", 77),
             "source": source,
             "here": on_machine,

@@ -123,7 +123,7 @@ class SearchResult:
         return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
 
 
-@dataclass
+@dataclass(repr=False)
 class Index:
     """An index that is open for searching, with the pipeline that transformed its rows.
 

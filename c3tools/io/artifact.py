@@ -517,7 +517,7 @@ def _explained(repo_id: str) -> Iterator[bool]:
         raise
     except Exception as error:  # the client raises whatever its layers raise, and they differ by version
         status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         text, remedy = f"{repo_id} on {constants.ENDPOINT}: {reason}", "Try again when the server can be reached."
         if status in (401, 403, 404):
             text = f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may use ({status})."

@@ -349,7 +349,7 @@ class Store(HubRepository):
             StoreError: if a shard cannot be read.
         """
         found: dict[str, str | None] = {}
-        for modality in self.modalities:
+        for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
                 own = zip(own_items(batch).to_pylist(), batch.column("split").to_pylist(), strict=True)
                 for item, split in own:
