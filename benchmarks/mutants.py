@@ -132,10 +132,9 @@ def plant(fault: Fault, copy: Path) -> bytes:
 
 def statement_of(fault: Fault) -> range:
     """Return the lines of the innermost statement around a fault, up to the fault."""
-    source = (ROOT / fault["file"]).read_text("utf-8")
     around = [
         node.lineno
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(ast.parse((ROOT / fault["file"]).read_bytes()))
         if isinstance(node, ast.stmt) and node.lineno <= fault["line"] <= (node.end_lineno or 0)
     ]
     return range(max(around, default=fault["line"]), fault["line"] + 1)
@@ -159,11 +158,12 @@ def tests_by_line(folder: Path) -> tuple[coverage.CoverageData, dict[str, float]
 
 
 def tests_of(fault: Fault, data: coverage.CoverageData, seconds: Mapping[str, float]) -> list[str]:
-    """Return the tests that run the line of a fault, the quickest first, and then the others of its room."""
+    """Return the tests that run the line of a fault, the quickest first, then those of its room and `test_app`."""
     measured = {re.sub(r".*/repository/(c3tools/(?=cli/))?", "", name): name for name in data.measured_files()}
     contexts = data.contexts_by_lineno(measured.get(fault["file"], ""))
     direct = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
-    room = {name for name in seconds if name.startswith(f"tests/{room_of(fault['file'])}/")}
+    own = ("tests/test_", "tests/export/") if room_of(fault["file"]) == "." else (f"tests/{room_of(fault['file'])}/",)
+    room = {name for name in seconds if name.startswith((*own, "tests/cli/test_app.py"))}
     return sorted((direct | room) & seconds.keys(), key=lambda name: (name not in direct, seconds[name]))
 
 
