@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from c3tools.corpus.splits import splits_by_hash
-from c3tools.errors import StoreError
+from c3tools.errors import OutputError, StoreError
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
@@ -39,98 +40,80 @@ def splits_of(store: Path) -> dict[str, str | None]:
 
 
 def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) -> None:
-    one = whole_store(tmp_path / "a" / "one").path
-    two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6))).path
-    add_shard(two, Store.open(two).info, "image", 1, np.empty((0, DIM)), {"key": []})  # whose inputs all failed
-    StoreWriter(two).finish()
-    report = merge_stores(tmp_path / "m", [one, two], keep="first")
+    one = whole_store(tmp_path / "a" / "one")
+    two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6)))
+    add_shard(two.path, two.info, "image", 1, np.empty((0, DIM)), {"key": []})  # whose inputs all failed
+    StoreWriter(two.path).finish()
+    report = merge_stores(tmp_path / "m", [one.path, two.path], keep="first")
     assert {name: sum(n.values()) for name, n in report.rows.items()} == {"image": 30, "text": 60}
-    assert report.dropped == 3
     merged = Store.open(tmp_path / "m")
     for part in (0, 1, 2):  # what does not change is written with the same bytes
-        assert merged.file("text", part).read_bytes() == Store.open(one).file("text", part).read_bytes()
-    assert merged.recorded_failures() == [FAILURE] and verify_store(merged.path).findings == []
+        assert merged.file("text", part).read_bytes() == one.file("text", part).read_bytes()
+    assert [report.dropped, merged.recorded_failures(), verify_store(merged.path).findings] == [3, [FAILURE], []]
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({"keep": "first"}, ["a", "b", "c"]), ({"prefix": True}, ["one/a", "one/b", "two/b", "two/c"])],
-)
-def test_keys_that_repeat(tmp_path: Path, options: dict[str, Any], expected: list[str]) -> None:
-    paths = [build_store(tmp_path / name, images(keys)).path for name, keys in (("one", "ab"), ("two", "bc"))]
-    merge_stores(tmp_path / "m", paths, **options)
-    rows = Store.open(tmp_path / "m").load("image")
-    assert rows.keys == expected
-    np.testing.assert_array_equal(rows.embeddings[1], Store.open(paths[0]).load("image").embeddings[1])
-
-
-def test_merged_items_are_in_the_split_of_the_first_store(tmp_path: Path) -> None:
+def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ(tmp_path: Path) -> None:
     one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
-    two = build_store(tmp_path / "two", texts("abbc", "train")).path
+    two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
     (tmp_path / "m").mkdir()
     merge_stores(tmp_path / "m", [one, two], keep="first")
-    assert splits_of(tmp_path / "m") == {
-        "a": "val",
-        "b": "val",
-        "a#0": "val",
-        "b#0": "val",
-        "b#1": "val",
-        "c#0": "train",
-    }
+    assert splits_of(tmp_path / "m") == {**dict.fromkeys(("a", "b", "a#0", "b#0", "b#1"), "val"), "c#0": "train"}
+    first, merged = (Store.open(path).load("image").embeddings for path in (one, tmp_path / "m"))
+    np.testing.assert_array_equal(merged, first)
     assert verify_store(tmp_path / "m").rows == {"image": 2, "text": 4}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "two"]
+    merge_stores(tmp_path / "p", [one, two], prefix=True)
+    prefixed = {f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()}
+    assert splits_of(tmp_path / "p") == prefixed
 
 
 def test_what_cannot_be_merged(tmp_path: Path) -> None:
-    one = build_store(tmp_path / "one", images("ab")).path
-    other = build_store(tmp_path / "other", images("c"), model={"name": "other"}).path
-    two = build_store(tmp_path / "two", images("xy")).path
-    again = build_store(tmp_path / "again" / "one", images("z")).path
+    one, other, two, again = (
+        build_store(tmp_path / name, images(name[:2]), model={"name": model}).path
+        for name, model in (("one", "m"), ("other", "n"), ("two", "m"), ("again/one", "m"))
+    )
     cases: list[tuple[list[Path], dict[str, Any], str]] = [
         ([one, two, other], {}, f"{one} .* {other}"),
         ([one, one], {}, "two stores"),
         ([one, again], {"prefix": True}, "the same name"),
         ([one, two], {"prefix": True, "keep": "first"}, "--keep first"),
         ([one, two], {"keep": "last"}, "--keep last"),
+        ([one, two], {}, "part-00000"),
     ]
+    path = two / "image" / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
     for stores, options, said in cases:
         with pytest.raises(StoreError, match=f"(?s){said}"):
             merge_stores(tmp_path / "m", stores, **options)
-    path = two / "image" / "part-00000.parquet"
-    path.write_bytes(path.read_bytes()[:-30] + b"?" * 30)
-    with pytest.raises(StoreError, match="part-00000"):
-        merge_stores(tmp_path / "m", [one, two])
     assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("kind", ["hash", "fractions", "file"])
-def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put, kind: str) -> None:
-    store = build_store(tmp_path / "s", images("abcdefgh", "one"), texts("aabcdefgh", "two"))
-    table = tmp_path / "splits.jsonl"
+def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put) -> None:
+    store = build_store(tmp_path / "s", images("abcdefgh", "one"), texts("aabcdefgh", "two")).path
+    table, place = tmp_path / "splits.jsonl", put(store)
     table.write_text('{"file_name": "a.jpg", "split": "val"}\n{"file_name": "b.jpg", "split": "test"}\n')
-    options = {"hash": {}, "fractions": {"fractions": (0, 0, 1)}, "file": {"file": table}}
-    report = split_store(tmp_path / "new", put(store.path), **options[kind])  # type: ignore[arg-type]
-    rules: dict[str, Any] = {
-        "hash": lambda key: splits_by_hash([key])[0],
-        "fractions": lambda _: "test",
-        "file": lambda key: {"a": "val", "b": "test"}.get(key, "one"),
-    }
-    expected = {key: rules[kind](key[0]) for key in splits_of(store.path)}
-    assert splits_of(tmp_path / "new") == expected
-    assert verify_store(tmp_path / "new").whole and sum(report.rows["text"].values()) == 9
-    assert report.unnamed == (12 if kind == "file" else 0)
+    cases: list[tuple[dict[str, Any], Callable[[str], str], int]] = [
+        ({}, lambda key: splits_by_hash([key])[0], 0),
+        ({"fractions": (0, 0, 1)}, lambda _: "test", 0),
+        ({"file": table}, lambda key: {"a": "val", "b": "test"}.get(key, "one"), 12),
+    ]
+    for number, (options, rule, unnamed) in enumerate(cases):
+        report = split_store(new := tmp_path / f"{number}", place, **options)
+        assert splits_of(new) == {key: rule(key[0]) for key in splits_of(store)}
+        assert verify_store(new).whole and (sum(report.rows["text"].values()), report.unnamed) == (9, unnamed)
 
 
 def test_a_split_that_cannot_be_made(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s").path
     (tmp_path / "none.csv").write_text("key,split\nnobody,val\n")
     none = {"file": tmp_path / "none.csv"}
-    shares = [(1.5, -0.5, 0), (0.5, 0.5), (0.5, 0.5, 0.5)]
     cases: list[tuple[dict[str, Any], str]] = [
         (none, "none of the keys"),
         ({**none, "fractions": (0, 0, 1)}, "--file"),
         ({**none, "split_column": "part"}, r"none\.csv .* \(key\) .* \(part\).* 'key', 'split'"),
-        *(({"fractions": given}, ", ".join(map(str, given))) for given in shares),
+        ({"fractions": (1.5, -0.5, 0)}, "1.5, -0.5, 0"),
+        ({"fractions": (0.5, 0.5)}, "0.5, 0.5"),
+        ({"fractions": (0.5, 0.5, 0.5)}, "0.5, 0.5, 0.5"),
     ]
     for options, named in cases:
         with pytest.raises(StoreError, match=named):
@@ -144,66 +127,57 @@ def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s", *rows, normalised=False, dtype="float32")
     saved = save_means(store, tmp_path / "m.safetensors")["image"]
     np.testing.assert_allclose(saved.mean, vectors[0][:27].astype(float).mean(axis=0), atol=1e-7)
-    means = compute_means(store)
+    means, whole = compute_means(store), []
     for row in means.rows:
         own = store.load(row["modality"], row["split"]).embeddings.astype(float)
+        whole.append(own.mean(axis=0))
         error = np.sqrt(own.var(axis=0, ddof=1).sum() / len(own)) if len(own) > 1 else None
         assert (row["n"], row["source"]) == (len(own), "store")
-        assert row["mean_norm"] == pytest.approx(np.linalg.norm(own.mean(axis=0)))
+        assert row["mean_norm"] == pytest.approx(np.linalg.norm(whole[-1]))
         assert row["standard_error"] == (error and pytest.approx(error))
-    assert [(row["modality"], row["n"]) for row in means.rows] == [
-        *(("image", n) for n in (27, 2, 1, 30)),
-        *(("text", n) for n in (54, 4, 2, 60)),
-    ]
-    one, other = (store.load(name).embeddings.astype(float).mean(axis=0) for name in ("image", "text"))
-    assert means.gap_length == pytest.approx(np.linalg.norm(one - other))
+    assert [row["modality"][:1] + str(row["n"]) for row in means.rows] == "i27 i2 i1 i30 t54 t4 t2 t60".split()
+    assert means.gap_length == pytest.approx(np.linalg.norm(whole[3] - whole[7]))
 
 
 def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> None:
-    store, other = (
-        whole_store(tmp_path / "a" / "s"),
-        build_store(tmp_path / "o", *two_texts_per_image(["train"] * 8, unit_rows(8, DIM, 30), unit_rows(16, DIM, 31))),
-    )
-    save_means(other, tmp_path / "m.safetensors")
-    load_means(store.path, tmp_path / "m.safetensors")
-    opened = Store.open(store.path)
+    path, file = whole_store(tmp_path / "a" / "s").path, tmp_path / "m.safetensors"
+    rows = two_texts_per_image(["train"] * 8, unit_rows(8, DIM, 30), unit_rows(16, DIM, 31))
+    other = build_store(tmp_path / "o", *rows)
+    save_means(other, file)
+    load_means(path, file)
+    opened = Store.open(path)
     np.testing.assert_array_equal(opened.fitting_moments("image").mean, other.moments("image", "train").mean)
-    assert {(row["split"], row["source"]) for row in compute_means(opened).rows} == {
-        *((split, "store") for split in ("train", "val", "all")),
-        ("train", "o"),
-    }
-    for change in (lambda: load_means(store.path, tmp_path / "l.safetensors"), lambda: unload_means(store.path)):
-        assert verify_store(store.path).whole
-        (store.path / "external-moments.safetensors").unlink()  # it may be lost
-        save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(unit_rows(9, DIM))}, {})
+    found = {f"{row['split']} {row['source']}" for row in compute_means(opened).rows}
+    assert found == {"train store", "val store", "all store", "train o"}
+    save_moments(file, {"image": Moments.from_rows(unit_rows(9, DIM))}, {})
+    for change in (lambda: load_means(path, file), lambda: unload_means(path)):
+        assert verify_store(path).whole
+        (path / "external-moments.safetensors").unlink()  # it may be lost
         change()
-        means = compute_means(store.path).rows
-    assert len(means) == 6
-    assert Store.open(store.path).external_moments() == ({}, {}) and verify_store(store.path).whole
+    assert len(compute_means(path).rows) == 6
+    assert Store.open(path).external_moments() == ({}, {}) and verify_store(path).whole
+    with locked(path), pytest.raises(OutputError, match="Another run"):
+        load_means(path, file)
     for vectors, model, named in (
         (3 * unit_rows(9, DIM), {}, "squared norm of 9"),
         (unit_rows(9, 13), {}, "13 dimensions"),
         (unit_rows(9, DIM), {"name": "other"}, "other"),
     ):
-        save_moments(tmp_path / "l.safetensors", {"image": Moments.from_rows(vectors)}, {"model": model})
+        save_moments(file, {"image": Moments.from_rows(vectors)}, {"model": model})
         with pytest.raises(StoreError, match=named):
-            load_means(store.path, tmp_path / "l.safetensors")
-    with locked(store.path), pytest.raises(Exception, match="Another run"):
-        load_means(store.path, tmp_path / "m.safetensors")
+            load_means(path, file)
 
 
 def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
-    files = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    one, two, merged, other = (tmp_path / f"{name}.safetensors" for name in "0123")
     vectors = unit_rows(30, 4)
-    for file, rows, header in zip(files, (vectors[:10], vectors[10:]), ({}, {"split": "val"}), strict=True):
+    for file, rows, header in ((one, vectors[:10], {}), (two, vectors[10:], {"split": "val"})):
         save_moments(file, {"image": Moments.from_rows(rows)}, {"model": {"name": "m"}, "source": file.stem, **header})
-    merged = merge_means(files, tmp_path / "all.safetensors")["image"]
-    np.testing.assert_allclose(merged.scatter, Moments.from_rows(vectors).scatter, atol=1e-12)
-    header = load_moments(tmp_path / "all.safetensors")[1]
-    assert header == {"model": {"name": "m"}, "split": "train + val", "source": "0.safetensors + 1.safetensors"}
-    save_moments(tmp_path / "other", {}, {"model": {"name": "other"}})
-    with pytest.raises(StoreError, match="other"):
-        merge_means([files[0], tmp_path / "other"], tmp_path / "new.safetensors")
-    for paths in ([files[0], files[0]], [files[0], tmp_path / "all.safetensors"]):
-        with pytest.raises(StoreError, match="twice"):
-            merge_means(paths, tmp_path / "all.safetensors")
+    scatter = merge_means([one, two], merged)["image"].scatter
+    np.testing.assert_allclose(scatter, Moments.from_rows(vectors).scatter, atol=1e-12)
+    expected = {"model": {"name": "m"}, "split": "train + val", "source": "0.safetensors + 1.safetensors"}
+    assert load_moments(merged)[1] == expected
+    save_moments(other, {}, {"model": {"name": "other"}})
+    for files, said in (([one, other], "other"), ([one, one], "twice"), ([one, merged], "twice")):
+        with pytest.raises(StoreError, match=said):
+            merge_means(files, merged)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pyarrow as pa
@@ -28,27 +28,27 @@ from tests.conftest import contents, write_jsonl
 from tests.stores import make_vectors
 
 Ids = Sequence[Any]
+Columns = Mapping[str, Ids]
 Pairs = Counter[tuple[int, int]]
 FORMATS = [".csv", ".parquet", ".npz", ".safetensors", ".pt", ".npy"]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory, with five images in five.npy and their texts in texts.npy."""
     monkeypatch.chdir(tmp_path)
     images, texts = make_vectors(5)
     np.save("five.npy", images * 2)
     np.save("texts.npy", texts[::2])
-    return tmp_path
 
 
 def loaded(modality: str, store: str = "c3-store") -> Rows:
     return Store.open(store).load(modality)
 
 
-def vectors(n: int, side: int = 0) -> np.ndarray:
-    """Return n rows (n, 3) from which `row_of` reads their numbers again, whatever their norms."""
-    return np.stack([np.ones(n), np.arange(n) + 1.0, np.full(n, side)], axis=1).astype(np.float32)
+def vectors(n: int) -> np.ndarray:
+    """Return n rows (n, 2) from which `row_of` reads their numbers again, whatever their norms."""
+    return np.stack([np.ones(n), np.arange(n) + 1.0], axis=1).astype(np.float32)
 
 
 def row_of(embeddings: np.ndarray) -> list[int]:
@@ -61,23 +61,19 @@ def joined(images: Ids, texts: Ids) -> Pairs:
 
 
 def stored(first: str = "image", second: str = "text") -> Pairs:
-    pairs = Store.open("c3-store").pairs(first, second).arrays()
-    return Counter(zip(*map(row_of, pairs), strict=True))
+    return Counter(zip(*map(row_of, Store.open("c3-store").pairs(first, second).arrays()), strict=True))
 
 
-def write(path: str | Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Path:
+def write(path: str | Path, rows: np.ndarray, columns: Columns) -> Path:
     """Write vectors and their columns, of JSON lines and pickles their ids, in the format that the file's name says."""
     path = Path(path)
-    as_array: Any = (
-        np.array if path.suffix == ".npz" else torch.tensor if path.suffix in (".pt", ".safetensors") else list
-    )
-    arrays: dict[str, Any] = {name: as_array(values) for name, values in columns.items()}
+    as_array: Any = {".npz": np.array, ".pt": torch.tensor, ".safetensors": torch.tensor}.get(path.suffix, list)
+    arrays = {name: as_array(values) for name, values in columns.items()}
     match path.suffix:
         case ".csv":
-            with path.open("w", newline="") as file:
-                table = csv.writer(file)
-                table.writerow([*columns, *(f"e{i}" for i in range(rows.shape[1]))])
-                table.writerows(zip(*columns.values(), *rows.T.tolist(), strict=True))
+            names = *columns, *(f"e{i}" for i in range(rows.shape[1]))
+            lines = [names, *zip(*columns.values(), *rows.T.tolist(), strict=True)]
+            path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
         case ".parquet":
             pq.write_table(pa.table({**columns, "embedding": pa.array(list(rows), pa.list_(pa.float32()))}), path)
         case ".npz":
@@ -88,8 +84,7 @@ def write(path: str | Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Pat
             torch.save({"embedding": torch.from_numpy(rows), **arrays}, path)
         case ".npy":
             np.save(path, rows)
-            values = zip(*columns.values(), strict=True)
-            write_jsonl(path.with_suffix(".jsonl"), *(dict(zip(columns, row, strict=True)) for row in values))
+            write_jsonl(path.with_suffix(".jsonl"), *pa.table(arrays).to_pylist())
         case ".jsonl":
             write_jsonl(path, *({"id": i, "embedding": row.tolist()} for i, row in enumerate(rows)))
         case ".pkl":
@@ -97,15 +92,14 @@ def write(path: str | Path, rows: np.ndarray, columns: Mapping[str, Ids]) -> Pat
     return path
 
 
-def bring(
-    images: Mapping[str, Ids], texts: Mapping[str, Ids], suffix: str = ".parquet", **options: Any
-) -> ImportReport:
-    """Import images and texts with these columns; those of .npy files stand in tables of their own."""
-    for number, (name, columns, table) in enumerate([("image", images, "meta"), ("text", texts, "text_meta")]):
-        n = len(next(iter(columns.values())))
-        options[name] = path = write(f"{name}{suffix}", vectors(n, number), columns)
+def bring(suffix: Any = ".parquet", **modalities: Any) -> ImportReport:
+    """Import rows with these columns; those of .npy files stand in tables of their own."""
+    options: dict[str, Any] = {"other": {}}
+    for name, columns in modalities.items():
+        path = write(f"{name}{suffix}", vectors(len(next(iter(columns.values())))), columns)
+        (options["other"] if name == "audio" else options)[name] = path
         if suffix == ".npy":
-            options[table] = path.with_suffix(".jsonl")
+            options["meta" if name == "image" else "text_meta"] = path.with_suffix(".jsonl")
     return import_embeddings(dtype="float32", **options)
 
 
@@ -113,23 +107,19 @@ def bring(
 def test_many_texts_to_one_image(suffix: str, column: str) -> None:
     named = [int(i) for i in np.random.default_rng(1).integers(100, 110, 40)]
     texts = {"id": range(100, 140), column: named}  # ids of texts, by chance alike
-    report = bring({"id": range(109, 99, -1)}, texts, suffix)
+    assert bring(suffix, image={"id": range(109, 99, -1)}, text=texts).pairs == 40
     assert stored() == joined(range(109, 99, -1), named)
-    assert report.pairs == 40
     text = loaded("text")
-    assert text.keys == [str(key) for key in range(100, 140)]
-    assert text.column("image_key") == [str(key) for key in named]
+    assert [text.keys, text.column("image_key")] == [[*map(str, range(100, 140))], [*map(str, named)]]
 
 
 def test_several_texts_have_the_id_of_their_image() -> None:
-    ids = ["b", "a", "b", "x", "b"]
-    report = bring({"id": ["a", "b", "c"], "split": ["val", "test", "train"]}, {"id": ids})
-    assert stored() == joined(["a", "b", "c"], ids)
+    report = bring(image={"id": [*"abc"], "split": ["val", "test", "train"]}, text={"id": [*"babxb"]})
     text = loaded("text")
     assert text.keys == ["b#0", "a#0", "b#1", "x#0", "b#2"]
     assert text.column("image_key") == ["b", "a", "b", None, "b"]
-    splits = {"a": "val", "b": "test", "x": text.column("split")[3]}
-    assert text.column("split") == [splits[key] for key in ids]
+    own = text.column("split")
+    assert own == ["test", "val", "test", own[3], "test"]
     assert report.pairs == 4 and "4 of 5 text rows and 2 of 3 image rows are paired" in report.notes[0]
 
 
@@ -145,81 +135,73 @@ def test_a_csv_file_without_names_is_a_matrix() -> None:
 
 def test_row_order_only_where_one_side_has_no_ids() -> None:
     np.save("i.npy", vectors(4))
-    text = write("t.csv", vectors(4, 1), {"id": [3, 2, 1, 0]})
+    text, named = (write(f"{name}.csv", vectors(4), {name: [3, 2, 1, 0]}) for name in ("id", "image_id"))
     report = import_embeddings(image="i.npy", text=text, dtype="float32")
     assert "The image rows have no ids: row i was paired with row i (4 pairs)" in report.notes[0]
     assert stored() == joined(range(4), range(4))
-    report = import_embeddings(store="b", image=text, text="i.npy")
-    assert "The text rows have no ids" in report.notes[0]
+    assert "The text rows have no ids" in import_embeddings(store="b", image=text, text="i.npy").notes[0]
     assert loaded("text", "b").column("image_key") == ["3", "2", "1", "0"]
-    named = write("t.csv", vectors(4, 1), {"image_id": [7, 5, 8, 9]})
     with pytest.raises(StoreError, match=r"image rows without ids .* 'image_id'"):
         import_embeddings(store="s", image="i.npy", text=named)
 
 
 @pytest.mark.parametrize(
-    ("images", "texts", "pairs"),
+    ("ids", "named", "pairs"),
     [
-        ({"id": [7, 8, 9]}, {"image_id": ["9", "7", "7"]}, {(2, 0), (0, 1), (0, 2)}),
-        ({"id": ["007", "008"]}, {"image_id": [8, 7]}, {(1, 0), (0, 1)}),
-        ({"id": [7.0, 8.0]}, {"image_id": ["8", "7"]}, {(1, 0), (0, 1)}),
-        ({"id": ["007", "7", "8"]}, {"image_id": ["7", "07", "8"]}, {(1, 0), (2, 2)}),  # 07 could be either
-        ({"id": ["000139.jpg", "a.b.png"]}, {"image_id": ["139", "a.b"]}, {(0, 0), (1, 1)}),
-        ({"id": ["v1.5", "v1.6"]}, {"image_id": ["v1.6", "v1.5"]}, {(1, 0), (0, 1)}),
-        ({"id": ["a", "b"]}, {"image_id": ["b", ""]}, {(1, 0)}),
-        ({"id": ["1", "2"]}, {"image_id": [None, 2.0]}, {(1, 1)}),
-        ({"id": [0, 1], "image_id": [1, 0], "file_name": ["x.jpg", "y.jpg"]}, {"image_id": [1, 0]}, {(0, 0), (1, 1)}),
-        ({"id": [1, 2]}, {"id": ["x", "y"]}, set()),  # ids without one in common pair nothing
-        ({"id": [1, 2]}, {"caption_id": [1, 2]}, set()),
-        ({"id": [1, 2]}, {"image_id": ["x", "y"]}, set()),
+        ([7, 8, 9], ["9", "7", "7"], {(2, 0), (0, 1), (0, 2)}),
+        (["007", "008"], [8, 7], {(1, 0), (0, 1)}),
+        ([7.0, 8.0], ["8", "7"], {(1, 0), (0, 1)}),
+        (["007", "7", "8"], ["7", "07", "8"], {(1, 0), (2, 2)}),  # 07 could be either
+        (["000139.jpg", "a.b.png"], ["139", "a.b"], {(0, 0), (1, 1)}),
+        (["v1.5", "v1.6"], ["v1.6", "v1.5"], {(1, 0), (0, 1)}),
+        (["a", "b"], ["b", ""], {(1, 0)}),
+        (["1", "2"], [None, 2.0], {(1, 1)}),
+        ({"id": [0, 1], "image_id": [1, 0], "file_name": ["x.jpg", "y.jpg"]}, [1, 0], {(0, 0), (1, 1)}),
+        ([1, 2], {"id": ["x", "y"]}, set()),  # ids without one in common pair nothing
+        ([1, 2], {"caption_id": [1, 2]}, set()),
+        ([1, 2], ["x", "y"], set()),
     ],
 )
-def test_pairs_by_ids(images: dict[str, Ids], texts: dict[str, Ids], pairs: set[tuple[int, int]]) -> None:
-    texts = texts if "id" in texts or not pairs else {"key": [f"t{i}" for i in range(len(texts["image_id"]))], **texts}
-    report = bring(images, texts)
+def test_pairs_by_ids(ids: Any, named: Any, pairs: set[tuple[int, int]]) -> None:
+    image = ids if isinstance(ids, dict) else {"id": ids}
+    report = bring(image=image, text=named if isinstance(named, dict) else {"image_id": named})
     assert set(stored()) == pairs and report.pairs == len(pairs)
-    if not pairs:
-        assert report.notes[0].startswith("No rows are paired") and "--image-key-column" in report.notes[0]
+    said = report.notes[0]
+    assert (said.startswith("No rows are paired") and "--image-key-column" in said) == (not pairs)
 
 
 def test_csv_ids_stay_as_they_are_written() -> None:
     ids = ["007", "12345678901234567890", "12345678901234567891"]
-    assert bring({"id": ids}, {"id": ids[::-1]}, ".csv").pairs == 3
+    assert bring(".csv", image={"id": ids}, text={"id": ids[::-1]}).pairs == 3
     assert loaded("image").keys == ids
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "keys", "splits"),
+    ("table", "column", "keys", "splits"),
     [
-        ("id,split\nc,test\nx,val\na,train\n", {}, ["a", "b", "c"], ["train", None, "test"]),
-        ("photo,split\na,val\nb,val\nc,val\n", {"key_column": "photo"}, ["a", "b", "c"], ["val"] * 3),
-        ("photo,split\nc.jpg,x\na,y\nb,z\n", {"key_column": "photo"}, ["a", "b", "c.jpg"], ["y", "z", "x"]),
-        ("id,split\na,test\na,val\nb,train\n", {"key_column": "photo"}, "no column 'photo'.* 'id', 'split'", None),
-        ("id,split\nx,test\ny,val\nz,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
-        ("id,split\na,test\na,val\nb,train\n", {}, r"both have ids \('id'\), but the ids differ", None),
+        ("id,split\nc,test\nx,val\na,train\n", None, ["a", "b", "c"], ["train", None, "test"]),
+        ("photo,split\na,val\nb,val\nc,val\n", "photo", ["a", "b", "c"], ["val"] * 3),
+        ("photo,split\nc.jpg,x\na,y\nb,z\n", "photo", ["a", "b", "c.jpg"], ["y", "z", "x"]),
+        ("id,split\na,test\na,val\nb,train\n", "photo", "no column 'photo'.* 'id', 'split'", []),
+        ("id,split\nx,test\ny,val\nz,train\n", None, r"both have ids \('id'\), but the ids differ", []),
+        ("id,split\na,test\na,val\nb,train\n", None, r"both have ids \('id'\), but the ids differ", []),
     ],
 )
-def test_vectors_with_ids_and_their_table(
-    table: str, options: dict[str, Any], keys: Any, splits: list[Any] | None
-) -> None:
-    image = write("i.csv", vectors(3), {"id": ["a", "b", "c"]})
+def test_vectors_with_ids_and_their_table(table: str, column: str | None, keys: Any, splits: list[Any]) -> None:
+    options: Any = {"image": write("i.csv", vectors(3), {"id": [*"abc"]}), "meta": "m.csv", "key_column": column}
     Path("m.csv").write_text(table)
-    if splits is None:
+    if not splits:
         with pytest.raises(StoreError, match=keys):
-            import_embeddings(image=image, meta="m.csv", **options)
+            import_embeddings(**options)
         return
-    report = import_embeddings(image=image, meta="m.csv", **options)
-    assert (loaded("image").keys, loaded("image").column("split")) == (keys, splits)
-    assert row_of(loaded("image").embeddings) == [0, 1, 2]
-    assert (report.notes[0] == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (
-        None in splits
-    )
+    said, image = import_embeddings(**options).notes[0], loaded("image")
+    assert [image.keys, image.column("split"), row_of(image.embeddings)] == [keys, splits, [0, 1, 2]]
+    assert (said == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (None in splits)
 
 
 def test_other_modalities_are_joined_with_images_by_id() -> None:
-    image = write("i.csv", vectors(4), {"id": [0, 1, 2, 3], "split": ["train", "val", "test", "x"]})
-    audio = write("a.csv", vectors(4, 1), {"id": [3, 9, 1, 0]})
-    report = import_embeddings(image=image, other={"audio": audio}, dtype="float32")
+    image = {"id": [0, 1, 2, 3], "split": ["train", "val", "test", "x"]}
+    report = bring(image=image, audio={"id": [3, 9, 1, 0]})
     assert stored("image", "audio") == joined([0, 1, 2, 3], [3, 9, 1, 0])
     assert report.pairs == 3 and "3 of 4 audio rows and 3 of 4 image rows are paired" in report.notes[0]
     assert loaded("audio").column("split") == ["x", None, "val", "train"]
@@ -227,29 +209,25 @@ def test_other_modalities_are_joined_with_images_by_id() -> None:
 
 def test_order_pairs_nothing_that_has_ids() -> None:
     np.save("i.npy", vectors(3))
-    text, audio = (write(f"{i}.csv", vectors(3, 1), {"id": [*i]}) for i in ("abc", "cab"))
+    text, audio = (write(f"{i}.csv", vectors(3), {"id": [*i]}) for i in ("abc", "cab"))
     import_embeddings(image="i.npy", text=text, other={"audio": audio}, dtype="float32")
-    assert stored("text", "audio") == joined("abc", "cab") and stored("image", "audio") == joined("abc", "cab")
+    assert stored("text", "audio") == stored("image", "audio") == joined("abc", "cab")
 
 
 @pytest.mark.parametrize(
     ("texts", "sounds", "pairs"),  # the latter are sounds whose texts are there
     [({"image_id": [*"caba"]}, {"id": [*"abc"]}, 3), ({"caption": [*"wxyz"]}, {"note": [*"wxyz"]}, 4)],
 )
-def test_audio_and_its_captions(texts: dict[str, Ids], sounds: dict[str, Ids], pairs: int) -> None:
-    text, audio = write("t.csv", vectors(4, 1), texts), write("a.csv", vectors(pairs), sounds)
-    report = import_embeddings(text=text, other={"audio": audio}, dtype="float32")
+def test_audio_and_its_captions(texts: Columns, sounds: Columns, pairs: int) -> None:
+    assert bring(text=texts, audio=sounds).pairs == pairs
     assert stored("audio", "text") == joined(*sounds.values(), *texts.values())
-    assert report.pairs == pairs
 
 
 @pytest.mark.parametrize(("added", "pairs"), [("text", 3), ("image", 3), ("audio", 2)])
 def test_pairs_with_rows_of_an_earlier_import(added: str, pairs: int) -> None:
-    items = {"image": ["a", "b", "c"], "text": ["a", "a", "b", "x"], "audio": ["a", "c", "y"]}
-    files = {m: write(f"{m}.csv", vectors(len(ids)), {"image_key": ids}) for m, ids in items.items()}
-    for modalities in (files.keys() - {added}, {added}):
-        image, text, audio = (files[name] if name in modalities else None for name in items)
-        report = import_embeddings(image=image, text=text, other={"audio": audio} if audio else None)
+    items = {"image": [*"abc"], "text": [*"aabx"], "audio": [*"acy"]}
+    for names in (items.keys() - {added}, {added}):
+        report = bring(**{name: {"image_key": items[name]} for name in names})
     assert report.pairs == pairs
 
 
@@ -258,13 +236,12 @@ def test_pairs_with_rows_of_an_earlier_import(added: str, pairs: int) -> None:
 def test_a_file_that_cannot_be_read_is_named(suffix: str, change: str) -> None:
     path = write(f"x{suffix}", vectors(40), {"id": range(40)})
     whole = path.read_bytes()
-    contents = {"cut": whole[: len(whole) // 2], "foreign": b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "empty": b""}
-    path.unlink() if change == "gone" else path.write_bytes(contents[change])
+    found = {"cut": whole[: len(whole) // 2], "foreign": b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "empty": b""}
+    path.unlink() if change == "gone" else path.write_bytes(found[change])
     if (suffix, change) == (".csv", "cut"):
         return  # a table with fewer rows is a table
-    source, image = (path, None) if suffix == ".pkl" else (None, path)
     with pytest.raises(StoreError, match=rf"x\{suffix}"):
-        import_embeddings(source, image=image)
+        import_embeddings(**{"source" if suffix == ".pkl" else "image": path})  # type: ignore[arg-type]
     assert not Path("c3-store").exists()
 
 
@@ -278,18 +255,16 @@ def test_published_pickles(protocol: int) -> None:
             for j, row in enumerate(texts)
         },
     }
-    Path("oscar_split_ViT-B_32_train.pkl").write_bytes(pickle.dumps(c3, protocol))
+    captions = [{"caption": f"t{i}", "image_id": f"{i}", "clip_embedding": 7 - i} for i in range(8)]
+    coco = {"clip_embedding": np.asfortranarray(texts), "captions": captions}
+    for name, content in (("oscar_split_ViT-B_32_train", c3), ("coco", coco), ("other", [1, 2])):
+        Path(f"{name}.pkl").write_bytes(pickle.dumps(content, protocol))
     assert import_embeddings("oscar_split_ViT-B_32_train.pkl").pairs == 8
     text = loaded("text")
     assert (text.keys[5], text.column("image_key")[5], text.column("split")[5]) == ("1005", "2", "train")
     np.testing.assert_allclose(text.embeddings, texts, atol=1e-3)
-    captions = [{"caption": f"t{i}", "image_id": f"{i}", "clip_embedding": 7 - i} for i in range(8)]
-    Path("coco.pkl").write_bytes(
-        pickle.dumps({"clip_embedding": np.asfortranarray(texts), "captions": captions}, protocol)
-    )
     import_embeddings("coco.pkl", "clipcap")
     np.testing.assert_allclose(loaded("text", "clipcap").embeddings, texts[::-1], atol=1e-3)
-    Path("other.pkl").write_bytes(pickle.dumps([1, 2], protocol))
     with pytest.raises(StoreError, match=r"other\.pkl"):
         import_embeddings("other.pkl", "s")
 
@@ -297,42 +272,33 @@ def test_published_pickles(protocol: int) -> None:
 def test_rows_that_cannot_be_kept_are_listed() -> None:
     images, texts = make_vectors(8)
     images[2, 5], images[4], texts[5], texts[6], texts[7] = np.nan, 0, 0, texts[6] * 1.002, texts[7] * 1.0005
-    images[1] *= 65_504 / np.abs(images[1]).max()
-    images[3] *= 65_536 / np.abs(images[3]).max()
+    for row, largest in ((1, 65_504), (3, 65_536)):
+        images[row] *= largest / np.abs(images[row]).max()
     np.save("i.npy", images)
     np.save("t.npy", texts[:8])
     report = import_embeddings(image="i.npy", text="t.npy", normalise=False)
     assert (report.rows, report.pairs) == ({"image": 5, "text": 7}, 4)
     assert report.notes == [
         "The text rows and the image rows have no ids: row i was paired with row i (8 pairs).",
-        "1 of 8 image rows did not have norm 1; they were kept as they are.",
-        "1 of 8 text rows did not have norm 1; they were kept as they are.",
+        *(f"1 of 8 {name} rows did not have norm 1; they were kept as they are." for name in ("image", "text")),
     ]
     store = Store.open("c3-store")
     assert not store.info.normalised and np.abs(store.load("image").embeddings).max() == 65_504
-    failures = {failure.key: failure.message for failure in store.shard_failures("image", 0)}
-    assert failures == {
-        "00000002": "the vector contains NaN or infinity",
-        "00000003": "a component is too large for float16; use --dtype float32",
-        "00000004": "the vector is zero",
-    }
+    assert [(failure.key, failure.message) for failure in store.shard_failures("image", 0)] == [
+        ("00000002", "the vector contains NaN or infinity"),
+        ("00000003", "a component is too large for float16; use --dtype float32"),
+        ("00000004", "the vector is zero"),
+    ]
     assert store.recorded_failures() == sorted(report.failures, key=lambda failure: failure.key)
     import_embeddings(image="i.npy", store="scaled")  # where the length does not matter
     assert len(loaded("image", "scaled")) == 6
     assert verify_store("c3-store").whole
 
 
-def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_import_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "SHARD_ROWS", 2)
     import_embeddings(image="five.npy", text="texts.npy", store="whole")
-    real, calls = write_rows, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
+    interrupted = Mock(wraps=write_rows, side_effect=[*[DEFAULT] * 4, KeyboardInterrupt])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
         patch.setattr(importing, "write_rows", interrupted)
         import_embeddings(image="five.npy", text="texts.npy")
@@ -340,9 +306,9 @@ def test_an_interrupted_import_is_continued(here: Path, monkeypatch: pytest.Monk
     with pytest.raises(StoreError, match="other settings"):
         import_embeddings(text="texts.npy")
     for lost in (None, "image/part-00001.parquet"):
-        (here / "c3-store" / lost).unlink() if lost else None
+        Path("c3-store", lost).unlink() if lost else None
         import_embeddings(image="five.npy", text="texts.npy")
-        assert contents(here / "c3-store") == contents(here / "whole")
+        assert contents(Path("c3-store")) == contents(Path("whole"))
     np.save("five.npy", make_vectors(5, 9)[0])
     with pytest.raises(StoreError, match="already has image and text rows"):
         import_embeddings(image="five.npy", text="texts.npy")
@@ -396,17 +362,18 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
             read_rows("x.jsonl", "image")
 
 
-def test_rows_of_texts_that_images_list(here: Path) -> None:
-    rows = [
-        {"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": [9 - 2 * i, 8 - 2 * i]} for i in range(5)
-    ]
-    np.save("five.npy", vectors(5))
-    np.save("ten.npy", vectors(10))
-    import_embeddings(image="five.npy", text="ten.npy", meta=write_jsonl(Path("m.jsonl"), *rows))
-    texts = Store.open("c3-store").load("text")
+def test_rows_of_texts_that_images_list() -> None:
+    np.save("ten.npy", make_vectors(5)[1])
+
+    def brought(store: str, last: list[int]) -> None:
+        places = [[9, 8], [7, 6], [5, 4], [3, 2], last]
+        rows = ({"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": places[i]} for i in range(5))
+        import_embeddings(store=store, image="five.npy", text="ten.npy", meta=write_jsonl(Path("m.jsonl"), *rows))
+
+    brought("c3-store", [1, 0])
+    texts = loaded("text")
     assert texts.column("image_key")[:4] == ["a/4", "a/4", "a/3", "a/3"]
     assert texts.captions[:4] == ["4b", "4a", "3b", "3a"]
     for last in ([0, 10], [-1, 4], [0, 9]):
-        rows[4]["text_rows"] = last
         with pytest.raises(StoreError, match=r"text_rows .* 10 texts"):
-            import_embeddings(store="s", image="five.npy", text="ten.npy", meta=write_jsonl(Path("m.jsonl"), *rows))
+            brought("s", last)

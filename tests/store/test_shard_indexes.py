@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.shard_indexes import keep_indexes, read_index
 from c3tools.store.verify import verify_store
 from tests.conftest import Messages, contents
-from tests.stores import colour_corpus, embed_colours, gap_store, make_vectors, whole_store
+from tests.stores import colour_corpus, embed_colours, gap_store, make_vectors, unit, whole_store
 
 faiss = pytest.importorskip("faiss")
 
@@ -31,7 +30,7 @@ def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, norm
     size = 2 if dtype == "float16" and normalised else 4  # bytes of a number
     assert read_index(store, "text", 0).sa_code_size() == size * store.info.dim
     rows, index = store.load("text"), Index.open(path)
-    vectors = rows.embeddings / np.linalg.norm(rows.embeddings, axis=1, keepdims=True)
+    vectors = unit(rows.embeddings)
     (result,) = index.search(vector=vectors[5:6], k=4, within="text")
     scores = vectors @ vectors[5]
     order = np.argsort(-scores)[:4]
@@ -42,8 +41,7 @@ def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, norm
 def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
     keep_indexes(path)
-    whole = contents(path)
-    file = path / "image" / "_part-00001.faiss"
+    whole, file = contents(path), path / "image" / "_part-00001.faiss"
     for content in (None, file.read_bytes()[:-3] + b"abc"):
         file.unlink() if content is None else file.write_bytes(content)
         assert [(f["check"], f["where"]) for f in verify_store(path).findings] == [("faiss", "image/_part-00001.faiss")]
@@ -68,11 +66,10 @@ def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     embed_colours(folder, path)
     split_store(tmp_path / "split", path)
     merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
-    for modality, vectors in zip(("image", "text"), make_vectors(4), strict=True):
-        np.save(tmp_path / "v.npy", vectors[:4])
-        file: Any = {modality: tmp_path / "v.npy"}
-        import_embeddings(store=tmp_path / "imported", **file)
-        keep_indexes(tmp_path / "imported") if modality == "image" else None
+    np.save(tmp_path / "v.npy", make_vectors(4)[0])
+    import_embeddings(store=tmp_path / "imported", image=tmp_path / "v.npy")
+    keep_indexes(tmp_path / "imported")
+    import_embeddings(store=tmp_path / "imported", text=tmp_path / "v.npy")
     for made in ("s", "split", "merged", "imported"):
         store = Store.open(tmp_path / made)
         assert store.indexed == [*store.shards] and verify_store(store.path).whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 
@@ -25,18 +25,10 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     embed_colours(folder, tmp_path / "s")
     s3.every = 7
     place = location("s3://bucket/s")
-    uploads: list[Any] = []
-
-    def interrupted(source: Path, target: Path) -> None:
-        uploads.append(target)
-        if len(uploads) == 4:
-            raise KeyboardInterrupt
-        upload(source, target)
-
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted = Mock(wraps=upload, side_effect=[DEFAULT, DEFAULT, DEFAULT, KeyboardInterrupt])
         patch.setattr("c3tools.io.files.upload", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            embed_colours(folder, place)
+        embed_colours(folder, place)
     embed_colours(folder, place)
     assert contents_at_url(place) == contents(tmp_path / "s")
     (folder / "a.png").unlink()
