@@ -86,16 +86,13 @@ def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> di
 
 
 def reported_measures(values: dict[str, Any]) -> dict[str, float]:
-    """The same numbers, out of a report."""
-    result = {name: values["gap"][name] for name in ("length", "instance_distance", "rmg")}
-    result |= {name: values["pairs"][name] for name in ("paired_cosine", "unpaired_cosine", "residual_rms")}
+    """The same numbers, and others, out of a report."""
+    result = values["gap"] | values["pairs"]
     for name, found in values["modalities"].items():
-        for key in ("effective_dimension", "effective_rank", "participation_ratio", "mean_norm"):
-            result[f"{name}_{key}"] = found[key]
-    for preset in ("raw", "c2-collapse"):
-        for direction, scores in values["retrieval"][preset].items():
-            result |= {f"{preset} {direction} {key}": value for key, value in scores.items()}
-    return result
+        result |= {f"{name}_{key}": value for key, value in found.items()}
+    for preset, ways in values["retrieval"].items():
+        result |= {f"{preset} {way} {key}": value for way, scores in ways.items() for key, value in scores.items()}
+    return {key: value for key, value in result.items() if isinstance(value, int | float)}
 
 
 def hostile_store(path: Path) -> Store:
