@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, normalize
 
 from c3tools.errors import C3Error
 from c3tools.geometry.theory import Simulation, contrastive
@@ -28,13 +29,14 @@ from tests.golden import drawn, recorded
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def on_record(name: str, simulate: Callable[..., Simulation], **options: Any) -> Simulation:
+def on_record(simulate: Callable[..., Simulation], **options: Any) -> Simulation:
     """Run a simulation to the end of its progress, and compare it with a record."""
-    reporter = Told()
+    reporter, file = Told(), GOLDEN / f"{simulate.__name__.removeprefix('simulate_')}.json"
     result = simulate(**options, reporter=reporter)
     assert reporter.done == reporter.total
     runs = [{key: value for key, value in run.items() if key != "recall"} for run in result.runs]
-    recorded(GOLDEN / f"{name}.json", {**result.to_dict(), "runs": runs, "figure": drawn(result.figure)}, 1e-3)
+    found = result.found.replace("-0 %", "0 %")  # the sign of almost nothing is that of a rounding error
+    recorded(file, {**result.to_dict(), "runs": runs, "found": found, "figure": drawn(result.figure)}, 1e-3)
     return result
 
 
@@ -54,33 +56,30 @@ def test_training_in_the_span_is_training_in_all_dimensions(logit_scale: float, 
     a, b = (torch.tensor(rows, requires_grad=True) for rows in (x, y))
     optimiser, expected, own = torch.optim.SGD([a, b], lr=rate), [], torch.arange(24)
     for _ in range(41):
-        u, v = (torch.nn.functional.normalize(rows) for rows in (a, b))
+        u, v = normalize(a), normalize(b)
         logits = logit_scale * u @ v.T
-        loss = sum(torch.nn.functional.cross_entropy(side, own) for side in (logits, logits.T)) / 2
-        expected.append((loss.item(), (u.mean(0) - v.mean(0)).norm().item()))  # type: ignore[union-attr]
+        loss = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+        expected.append((loss.item(), (u.mean(0) - v.mean(0)).norm().item()))
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimiser.step()
     assert expected[0][0] - expected[-1][0] > 0.1
     for point in trace:
         assert (point["loss"], point["gap"]) == pytest.approx(expected[point["step"]], rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize(("steps", "every"), [(110, 25), (30, 7), (60, 20)])
-def test_the_trace_has_the_last_step_and_long_steps_follow_the_short_ones(steps: int, every: int) -> None:
-    short, long = (train_pairs(*start(), steps=steps, every=every, fast=fast) for fast in (False, True))
-    for trace in (short, long):
-        assert [point["step"] for point in trace] == sorted({*range(0, steps, every), steps})
-    assert long[-1] == pytest.approx(short[-1], rel=3e-3)
+def test_the_trace_has_the_last_step_and_long_steps_follow_the_short_ones() -> None:
+    for steps, every in ((110, 25), (30, 7), (60, 20)):
+        short, long = (train_pairs(*start(), steps=steps, every=every, fast=fast) for fast in (False, True))
+        for trace in (short, long):
+            assert [point["step"] for point in trace] == sorted({*range(0, steps, every), steps})
+        assert long[-1] == pytest.approx(short[-1], rel=3e-3)
 
 
 def test_the_selected_draw_starts_where_the_papers_did() -> None:
-    result = on_record("gap_after_training", simulate_gap_after_training, steps=1, seed=SELECTED_SEED)
-    start, (loss, gap) = result.to_dict()["runs"][0], PAPER_TRACE[0]
-    assert (start["loss"], start["gap"]) == pytest.approx((loss, gap), rel=1e-3)
+    result = on_record(simulate_gap_after_training, steps=1, seed=SELECTED_SEED)
+    assert [result.runs[0][name] for name in ("loss", "gap")] == pytest.approx([*PAPER_TRACE[0]], rel=1e-3)
     assert [row[-2:] for row in result.table.rows] == [["6.2670", "1.2478"], ["–", "–"]]
-    assert result.table.columns == ["step", "loss", "gap", "paper loss", "paper gap"]
-    assert "selected among 3,000" in result.found
 
 
 def test_what_is_found_is_the_share_of_the_gap_that_is_left_and_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +91,13 @@ def test_what_is_found_is_the_share_of_the_gap_that_is_left_and_in_the_paper(mon
     left = gaps[-1] / gaps[0]
     expected = losses[0], losses[-1], gaps[0], gaps[-1], 100 * (1 - left), 100 * (left * 1.3 / 1.1 - 1)
     said = [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", result.found)]
-    assert said == pytest.approx([*expected], abs=0.51)
-    assert said[:4] + said[5:] == pytest.approx([*expected[:4], expected[5]], abs=6e-3)
+    assert (np.abs(np.subtract(said, expected)) < [6e-3, 6e-3, 6e-4, 6e-4, 0.51, 6e-3]).all()
 
 
 def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "STABLE_PAIRS", 60)
     monkeypatch.setattr(contrastive, "STABLE_DIM", 24)
-    result = on_record("stable_region", simulate_stable_region, tau=(0.1, 0.02))
+    result = on_record(simulate_stable_region, tau=(0.1, 0.02))
     assert simulate_stable_region(tau=(0.1, 0.5), delta=50).runs[0]["steps"] == 1
     assert all(result.settings["predictions"].values())
     for run in result.runs:
@@ -109,25 +107,14 @@ def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytes
         assert np.log1p(59 * np.exp(-run["sufficient_lead"] / run["tau"])) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(
-    ("runs", "expected"),  # tau, lead, noise and later lead of each
-    [
-        ([(0.01, 0.005, 0.2, 0.006), (0.1, 0.05, 0.1, 0.06)], [True, True, True]),
-        # one lead at every temperature, noise that does not depend on it, and a descent that goes on
-        ([(0.01, 0.5, 0.1, 1.0), (0.1, 0.5, 0.1, 1.0)], [False, False, False]),
-    ],
-)
-def test_the_predictions_can_fail(runs: list[tuple[float, ...]], expected: list[bool]) -> None:
-    names = ("tau", "lead", "noise", "later_lead")
-    found = [{**dict(zip(names, run, strict=True)), "start_lead": -0.3, "over_tau": run[1] / run[0]} for run in runs]
-    assert list(predictions(found).values()) == expected
+def test_the_predictions_can_fail() -> None:
+    """By one lead at every temperature, noise that does not depend on it, and a descent that goes on."""
+    run = {"lead": 0.5, "noise": 0.1, "later_lead": 1.0, "start_lead": -0.3}
+    assert [*predictions([{**run, "over_tau": 0.5 / tau} for tau in (0.01, 0.1)]).values()] == [False] * 3
 
 
-def test_depth_loses_dimensions(tmp_path: Path) -> None:
-    result = on_record("depth", simulate_depth, width=48, layers=12, rows=300)
-    result.save_figure(tmp_path / "depth.svg")
-    assert (tmp_path / "depth.svg").exists()
-    assert "From 47 dimensions at the input, 13 are left after 12 layers" in result.found
+def test_depth_loses_dimensions() -> None:
+    on_record(simulate_depth, width=48, layers=12, rows=300)
     # two standard normal inputs: after one ReLU layer their cosine is 1 / pi in the limit of width
     first = simulate_depth(width=256, layers=2, rows=600, seed=1)
     assert first.runs[1]["cosine"] == pytest.approx(1 / np.pi, abs=0.03)
@@ -135,7 +122,7 @@ def test_depth_loses_dimensions(tmp_path: Path) -> None:
 
 def test_encoders_with_random_weights_are_apart(tmp_path: Path) -> None:
     paths = [copy_photos(tmp_path / "three", 3)]
-    on_record("init_gap", simulate_init_gap, paths=paths, model="c3-mini", seeds=2, device="cpu")
+    on_record(simulate_init_gap, paths=paths, model="c3-mini", seeds=2, device="cpu")
     with pytest.raises(C3Error, match="2 images"):
         simulate_init_gap([copy_photos(tmp_path / "two", 2)])
 
@@ -145,8 +132,7 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     low, high = simulate_temperature(scale=(100.0, 5.0), steps=60).runs
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as before
     assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.9) == (high["start_gap"], True, True)
-    few = on_record("temperature", simulate_temperature, scale=(100.0, 5.0), steps=3)
-    assert "at a logit scale of 5 and 0.81 at 100." in few.found
+    on_record(simulate_temperature, scale=(100.0, 5.0), steps=3)
     for seed in (-1, 10**30):  # any integer
         assert simulate_temperature(scale=(0.5,), steps=1, seed=seed).runs
 
@@ -155,23 +141,21 @@ def test_temperature_of_a_store_takes_one_pair_per_item(tmp_path: Path) -> None:
     image, text, owner = paper_model(20, 8, captions=2)
     store = make_store(tmp_path / "s", unit(image), unit(text), owners=list(owner))
     result = simulate_temperature(store=store, steps=2, scale=[10])
-    assert result.to_dict()["pairs"] == 20
+    assert result.settings["pairs"] == 20
     recorded(GOLDEN / "temperature_of_a_store.json", result.runs, 1e-3)
     with pytest.raises(C3Error, match=r"20 pairs.* 19"):
         simulate_temperature(store=make_store(tmp_path / "few", unit_rows(19, 8), unit_rows(19, 8, seed=1)), steps=2)
 
 
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda: simulate_stable_region(tau=[0.2, 0.5], delta=0.01), r"0\.2 .*0\.01"),
-        (lambda: simulate_stable_region(tau=[0.1, np.inf]), "finite"),
-        (lambda: simulate_stable_region(delta=0.0), "delta"),
-        (lambda: simulate_temperature(scale=[0.0]), "above 0"),
-        (lambda: simulate_stable_region(tau=[0.05, 0.1]), "factor of 2"),
-    ],
-)
-def test_impossible_settings_are_refused(call: Any, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "STABLE_STEPS", 3)
-    with pytest.raises(C3Error, match=named):
-        call()
+    for options, named in (
+        ({"tau": [0.2, 0.5], "delta": 0.01}, r"0\.2 .*0\.01"),
+        ({"tau": [0.1, np.inf]}, "finite"),
+        ({"delta": 0.0}, "delta"),
+        ({"tau": [0.05, 0.1]}, "factor of 2"),
+    ):
+        with pytest.raises(C3Error, match=named):
+            simulate_stable_region(**options)
+    with pytest.raises(C3Error, match="above 0"):
+        simulate_temperature(scale=[0.0])
