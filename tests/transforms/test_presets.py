@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -23,117 +22,82 @@ from c3tools.transforms.torch_module import TransformModule
 from tests.golden import recorded
 from tests.stores import unit
 
-from .conftest import Array, Pairs
+from .conftest import Array, Pairs, make_pairs
 
-GOLDEN = Path(__file__).parent / "golden"
+P = make_pairs()
 SIGMA = 0.1
 
 
 def gap_unit(p: Pairs) -> Array:
-    direction: Array = unit((p.x.mean(0) - p.y.mean(0))[None])[0]
-    return direction
+    return np.asarray(unit((p.x.mean(0) - p.y.mean(0))[None])[0])
 
 
-def _centred(v: Array) -> Array:
-    return np.asarray(v - v.mean(0))
-
-
-def _realign(p: Pairs) -> Array:
-    x, y = p.y, p.x  # target text, source image
-    moved = unit(x.mean(0) + np.sqrt(x.var(0).sum() / y.var(0).sum()) * (y - y.mean(0)))
-    return unit(moved - moved.mean(0) + x.mean(0))
-
-
-def _ridge(p: Pairs) -> Array:
-    x, y = _centred(p.x), _centred(p.y)
-    n, d = x.shape
-    # ridge regression as least squares on augmented rows, another route than the normal equations
-    stacked = np.vstack([x, np.sqrt(1e-3 * n) * np.eye(d)])
-    weights = np.linalg.lstsq(stacked, np.vstack([y, np.zeros((d, d))]), rcond=None)[0]
-    return unit(x @ weights + p.y.mean(0))
-
-
-def _procrustes(p: Pairs) -> Array:
-    rotation, _ = orthogonal_procrustes(_centred(p.x), _centred(p.y))
-    return unit(_centred(p.x) @ rotation + p.y.mean(0))
-
-
-def _fair(v: Array, p: Pairs) -> Array:
-    spreads = [np.cov(w.T, bias=True) / w.var(0).sum() for w in (p.y, v)]  # those of texts, which ask
-    return np.asarray(unit(_centred(v)) / np.sqrt(np.trace(spreads[0] @ spreads[1])))
-
-
-def _whiten(v: Array) -> Array:
-    covariance = np.cov(v.T, bias=True)
-    d = len(covariance)
-    shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / d * np.eye(d)
-    return unit(_centred(v) @ np.linalg.inv(sqrtm(shrunk).real))
-
-
-def _without_gap(v: Array, p: Pairs) -> Array:
-    u = gap_unit(p)
-    return unit(v - (v @ u)[:, None] * u)
-
-
-def _shift(v: Array, p: Pairs, sign: int) -> Array:
-    return unit(v - sign * (p.x.mean(0) - p.y.mean(0)) / 2)
-
-
-def _tomcap(p: Pairs, z: Array) -> Array:
-    return unit(_centred(p.y) / p.y.std(0) * p.x.std(0) + p.x.mean(0) + SIGMA * z)
-
-
-def _span(p: Pairs, z: Array) -> Array:
-    u = gap_unit(p)
-    return unit(_centred(p.y) + SIGMA * (z - (z @ u)[:, None] * u))
-
-
-def _covariance(p: Pairs, z: Array, sigma: float | None = None) -> Array:
-    covariance = np.cov((_centred(p.x) - _centred(p.y)).T, bias=True)
+def covariant(p: Pairs, z: Array, sigma: float | None = None) -> Array:
+    """Noise with the covariance of the differences of pairs, of this size if one is given."""
+    covariance = np.cov((p.x - p.y).T, bias=True)
     scale = sigma / np.sqrt(np.diag(covariance).mean()) if sigma else 1
-    return unit(_centred(p.y) + scale * z @ sqrtm(covariance).real)
+    return np.asarray(scale * z @ sqrtm(covariance).real)
 
 
-def _retrieval(p: Pairs, q: Array, own: list[str] | None = None) -> Array:
-    rows = []
-    stored = unit(_centred(unit(p.y))).astype(np.float16).astype(np.float64)
-    for i, query in enumerate(unit(q)):
-        memory = stored[[j for j, item in enumerate(p.items) if own is None or item != own[i]]]
-        nearest = memory[np.argsort(-(memory @ query))[:10]]
-        mean = softmax(nearest @ query / 0.05) @ nearest
-        rows.append(query + mean / np.linalg.norm(mean))
-    return unit(np.stack(rows))
+def formulas(p: Pairs, z: Array) -> dict[str, tuple[Array, Array]]:
+    """By preset: training texts, inference images."""
+    (x, y), noise, d = p, SIGMA * z, p.x.shape[1]
+    mean, mean_y = x.mean(0), y.mean(0)
+    cx, cy = x - mean, y - mean_y
+    u, collapsed = gap_unit(p), unit(cx)
+    moved = unit(mean_y + np.sqrt(y.var(0).sum() / x.var(0).sum()) * cx)
+    # ridge regression as least squares on augmented rows, another route than the normal equations
+    stacked = np.vstack([cx, np.sqrt(1e-3 * len(x)) * np.eye(d)])
+    weights = np.linalg.lstsq(stacked, np.vstack([cy, np.zeros((d, d))]), rcond=None)[0]
+    rotation, _ = orthogonal_procrustes(cx, cy)
+    stored = unit(cy).astype(np.float16).astype(np.float64)
+
+    def fair(v: Array) -> Array:
+        spreads = [np.cov(w.T, bias=True) / w.var(0).sum() for w in (y, v)]  # those of texts, which ask
+        return np.asarray(unit(v - v.mean(0)) / np.sqrt(np.trace(spreads[0] @ spreads[1])))
+
+    def whiten(v: Array) -> Array:
+        covariance = np.cov(v.T, bias=True)
+        shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / d * np.eye(d)
+        return unit((v - v.mean(0)) @ np.linalg.inv(sqrtm(shrunk).real))
+
+    def retrieval(queries: Array, own: list[str] | None = None) -> Array:
+        rows = []
+        for i, query in enumerate(unit(queries)):
+            memory = stored[[j for j, item in enumerate(p.items) if own is None or item != own[i]]]
+            nearest = memory[np.argsort(-(memory @ query))[:10]]
+            mean = softmax(nearest @ query / 0.05) @ nearest
+            rows.append(query + mean / np.linalg.norm(mean))
+        return unit(np.stack(rows))
+
+    corrupt = (unit(y + noise), x)
+    return {
+        "c1": (y, x),
+        "c2-collapse": (unit(cy), collapsed),
+        "gr-clip": (unit(cy), collapsed),
+        "c2-corrupt": corrupt,
+        "capdec": corrupt,
+        "c3": (unit(cy + noise), collapsed),
+        # as published: norm(f + xi |f| eps / |eps|) with xi = l / (1 - l) = 3
+        "lafite": (unit(y + 3 * unit(z)), x),
+        "decap": (y, unit(softmax(x @ y.T / 0.01, axis=1) @ y)),
+        "clipre": (y, y[(x @ y.T).argmax(1)]),
+        "realign": (y, unit(moved - moved.mean(0) + mean_y)),
+        "tomcap": (unit(cy / y.std(0) * x.std(0) + mean + noise), x),
+        "fair": (fair(y), fair(x)),
+        "gap-shift": (unit(y + (mean - mean_y) / 2), unit(x - (mean - mean_y) / 2)),
+        "project-out-gap": (unit(y - (y @ u)[:, None] * u), unit(x - (x @ u)[:, None] * u)),
+        "standardize": (unit(cy / y.std(0)), unit(cx / x.std(0))),
+        "whiten": (whiten(y), whiten(x)),
+        "ridge": (y, unit(cx @ weights + mean_y)),
+        "procrustes": (y, unit(cx @ rotation + mean_y)),
+        "c3-span": (unit(cy + noise - (noise @ u)[:, None] * u), collapsed),
+        "c3-covariance": (unit(cy + covariant(p, z)), collapsed),
+        "c3-retrieval": (retrieval(cy + noise, p.items), retrieval(cx)),
+    }
 
 
-# name: (training text, inference image)
-FORMULAS: dict[str, tuple[Callable[[Pairs, Array], Array], Callable[[Pairs], Array]]] = {
-    "c1": (lambda p, z: p.y, lambda p: p.x),
-    "c2-collapse": (lambda p, z: unit(_centred(p.y)), lambda p: unit(_centred(p.x))),
-    "c2-corrupt": (lambda p, z: unit(p.y + SIGMA * z), lambda p: p.x),
-    "c3": (lambda p, z: unit(_centred(p.y) + SIGMA * z), lambda p: unit(_centred(p.x))),
-    # as published: norm(f + xi |f| eps / |eps|) with xi = l / (1 - l) = 3
-    "lafite": (lambda p, z: unit(p.y + 3 * z / np.linalg.norm(z, axis=1, keepdims=True)), lambda p: p.x),
-    "decap": (lambda p, z: p.y, lambda p: unit(softmax(p.x @ p.y.T / 0.01, axis=1) @ p.y)),
-    "clipre": (lambda p, z: p.y, lambda p: p.y[(p.x @ p.y.T).argmax(1)]),
-    "realign": (lambda p, z: p.y, _realign),
-    "tomcap": (_tomcap, lambda p: p.x),
-    "fair": (lambda p, z: _fair(p.y, p), lambda p: _fair(p.x, p)),
-    "gap-shift": (lambda p, z: _shift(p.y, p, -1), lambda p: _shift(p.x, p, 1)),
-    "project-out-gap": (lambda p, z: _without_gap(p.y, p), lambda p: _without_gap(p.x, p)),
-    "standardize": (lambda p, z: unit(_centred(p.y) / p.y.std(0)), lambda p: unit(_centred(p.x) / p.x.std(0))),
-    "whiten": (lambda p, z: _whiten(p.y), lambda p: _whiten(p.x)),
-    "ridge": (lambda p, z: p.y, _ridge),
-    "procrustes": (lambda p, z: p.y, _procrustes),
-    "c3-span": (_span, lambda p: unit(_centred(p.x))),
-    "c3-covariance": (_covariance, lambda p: unit(_centred(p.x))),
-    "c3-retrieval": (
-        lambda p, z: _retrieval(p, _centred(p.y) + SIGMA * z, p.items),
-        lambda p: _retrieval(p, _centred(p.x)),
-    ),
-}
-
-
-FORMULAS |= {"capdec": FORMULAS["c2-corrupt"], "gr-clip": FORMULAS["c2-collapse"]}
+FORMULAS = formulas(P, keyed_normal(5, 2, P.keys, 24).astype(np.float64))
 
 
 def test_every_preset_has_a_formula_and_the_steps_on_record() -> None:
@@ -141,17 +105,19 @@ def test_every_preset_has_a_formula_and_the_steps_on_record() -> None:
     made = {name: preset(name, train_on="text", infer_on="photo") for name in PRESETS}
     needs = {name: (one.noisy, one.needs_rows, one.fitted) for name, one in made.items()}
     steps = {name: one.config()["steps"] for name, one in made.items()}
-    recorded(GOLDEN / "presets.json", {"noisy, needs rows, is fitted": needs, "steps": steps})
+    recorded(Path(__file__).parent / "golden" / "presets.json", {"noisy, needs rows, is fitted": needs, "steps": steps})
 
 
 def test_steps_of_another_size(pairs: Pairs) -> None:
-    shifted = Pipeline([Normalize(), GapShift(delta=0.3), Normalize()]).fit(pairs.moments)
-    expected = unit(pairs.y + 0.3 / 2 * gap_unit(pairs))
-    np.testing.assert_allclose(shifted.transform(pairs.y, modality="text"), expected, atol=1e-6)
-    noisy = Pipeline([Normalize(), Collapse(), CovarianceNoise(0.3), Normalize()]).fit(pairs.rows)
-    expected = _covariance(pairs, keyed_normal(0, 0, pairs.keys, 24).astype(np.float64), 0.3)
-    got = noisy.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    z = keyed_normal(0, 0, pairs.keys, 24).astype(np.float64)
+    noisy = unit(pairs.y - pairs.y.mean(0) + covariant(pairs, z, 0.3))
+    for steps, expected in (
+        ([GapShift(delta=0.3)], unit(pairs.y + 0.3 / 2 * gap_unit(pairs))),
+        ([Collapse(), CovarianceNoise(0.3)], noisy),
+    ):
+        pipeline = Pipeline([Normalize(), *steps, Normalize()]).fit(pairs.rows)
+        got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -159,8 +125,7 @@ def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, pairs: Pai
     own = dict.fromkeys(pairs.rows, pairs.items)
     pipeline = preset(name, sigma=SIGMA).fit(pairs.moments, pairs.rows, items=own)
     loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
-    z = keyed_normal(5, 2, pairs.keys, 24).astype(np.float64)
-    expected = {True: FORMULAS[name][0](pairs, z), False: FORMULAS[name][1](pairs)}
+    expected = dict(zip((True, False), FORMULAS[name], strict=True))
     names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items, "epoch": 2}
     for training, modality, rows in ((True, "text", pairs.y * 3), (False, "image", pairs.x * 0.5)):
         got = pipeline.transform(rows, modality=modality, training=training, seed=5, **names)
