@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +18,11 @@ from safetensors import safe_open
 from c3tools import Pipeline, Store, preset
 from c3tools.errors import C3Error
 from c3tools.export import FORMATS, ExportReport, export_store
-from c3tools.reporter import Progress
 from c3tools.seeds import keyed_normal
 from c3tools.store import Rows
 from c3tools.store.rows import embedding_matrix
 from c3tools.store.verify import verify_store
-from tests.conftest import Messages, build_store, contents
+from tests.conftest import build_store, contents
 from tests.crashes import kill_at
 from tests.stores import gap_store, make_vectors, unit
 
@@ -35,18 +33,6 @@ def here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(store.path, tmp_path / "c3-store")
     return tmp_path
-
-
-class Told(Messages, Progress):
-    """A reporter that also keeps the progress of the last piece of work."""
-
-    @contextmanager
-    def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        self.label, self.total, self.done = label, total, 0
-        yield self
-
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        self.done += count
 
 
 def ok(store: str = "c3-store", **options: Any) -> ExportReport:
@@ -67,10 +53,11 @@ def expected_text(store: Store, sigma: float) -> np.ndarray:
 
 
 def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path) -> None:
-    told = Told()
+    told = MagicMock()
     report, source = ok(reporter=told), Store.open("c3-store")
-    assert (told.label, told.total, told.done) == ("Exporting c3", 270, 270)
-    assert [text.split(":")[0] for text in told.texts] == ["Fitted c3 on the train split"]
+    assert told.progress.call_args == call("Exporting c3", 270)
+    assert sum(each.args[0] for each in told.progress().__enter__().advance.call_args_list) == 270
+    assert [each.args[0].split(":")[0] for each in told.message.call_args_list] == ["Fitted c3 on the train split"]
     assert report.rows == {"image": {"training": 0, "inference": 90}, "text": {"training": 120, "inference": 60}}
     assert (report.output, report.parts, report.kept) == (Path("c3-export"), 6, 0)
     assert report.bytes == sum(path.stat().st_size for path in here.glob("c3-export/*/part-*.parquet"))
@@ -124,7 +111,6 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
     report = ok(format=format, modality=["text"], role="inference", dtype="float32", seed=3)
     assert list(report.rows) == ["text"] and not (here / "c3-export" / "image").exists()
     folder, expected = here / "c3-export" / "text", expected_text(Store.open("c3-store"), 0.0)
-    beside = sorted((folder / "metadata").glob("*.parquet"))
     match format:
         case "npy":
             rows = np.concatenate([np.load(path) for path in sorted((folder / "embeddings").glob("*.npy"))])
@@ -136,25 +122,22 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
                     assert json.loads(file.metadata()["c3"])["extra"]["exported"]["settings"]["seed"] == 3
             rows = np.concatenate(tensors)
         case "hf":
-            tables = {split: read(folder / split) for split in ("train", "test")}
-            assert [len(table) for table in tables.values()] == [120, 60]
+            tables = [read(folder / split) for split in ("train", "test")]
+            assert [*map(len, tables)] == [120, 60]
             card = (here / "c3-export" / "README.md").read_text()
             assert "config_name: text" in card and "path: text/test/*.parquet" in card and "image" not in card
-            table = pa.concat_tables(tables.values())
-            order = np.argsort(np.array(table.column("key").to_pylist()), kind="stable")
-            rows = embedding_matrix(table)[order]
-            expected = expected[np.argsort(Store.open("c3-store").load("text").keys, kind="stable")]
+            rows = embedding_matrix(pa.concat_tables(tables).sort_by("key"))
+            expected = expected[np.argsort(Store.open("c3-store").load("text").keys)]
         case _:
             rows = Store.open("c3-export").load("text").embeddings
     np.testing.assert_allclose(rows, expected, atol=1e-6)
     if format in ("npy", "safetensors"):
-        tables_beside = [pq.read_table(path) for path in beside]
-        assert [table.num_rows for table in tables_beside] == [60, 60, 60]
-        assert "embedding" not in tables_beside[0].column_names
-    record = json.loads((here / "c3-export" / "manifest.json").read_text())
+        beside = [pq.read_table(path) for path in sorted((folder / "metadata").glob("*.parquet"))]
+        assert [table.num_rows for table in beside] == [60, 60, 60]
+        assert "embedding" not in beside[0].column_names
     if format != "parquet":
         on_disk = contents(here / "c3-export")
-        del on_disk["manifest.json"]
+        record = json.loads(on_disk.pop("manifest.json"))
         assert record["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in on_disk.items()}
         assert record["provenance"]["store"]["model"]["name"] == "test-model"
         assert record["provenance"]["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
@@ -213,19 +196,7 @@ def test_a_store_that_keeps_norms(here: Path) -> None:
     np.testing.assert_allclose(store.load("text").embeddings, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"pipeline": "other"}, "ViT-B-32/openai.*test-model"),
-        ({"pipeline": "small"}, "8 dimensions.* 16"),
-        ({"output": "file"}, "file"),
-        ({"output": "cut"}, "cut is a store"),
-        ({"modality": ["audio"]}, "audio"),
-        ({"role": "test"}, "role 'test'"),
-        ({"workers": 1, "store": "cut"}, r"part-00002\.parquet"),
-    ],
-)
-def test_what_is_refused(here: Path, options: dict[str, Any], words: str) -> None:
+def test_what_is_refused(here: Path) -> None:
     moments = {"text": Store.open("c3-store").moments("text")}
     preset("c3").fit(moments, provenance={"model": {"name": "ViT-B-32/openai"}}).save(here / "other")
     preset("c3").fit(rows={"text": np.eye(8)}).save(here / "small")
@@ -233,7 +204,16 @@ def test_what_is_refused(here: Path, options: dict[str, Any], words: str) -> Non
     shutil.copytree("c3-store", "cut")
     path = here / "cut" / "text" / "part-00002.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(C3Error, match=words):
-        ok(**options)
-    if "workers" in options:
-        assert len(list((here / "c3-export").glob("*/part-*"))) == 5
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"pipeline": "other"}, "ViT-B-32/openai.*test-model"),
+        ({"pipeline": "small"}, "8 dimensions.* 16"),
+        ({"output": "file"}, "file"),
+        ({"output": "cut"}, "cut is a store"),
+        ({"modality": ["audio"]}, "audio"),
+        ({"role": "test"}, "role 'test'"),
+        ({"workers": 1, "store": "cut"}, r"part-00002\.parquet"),
+    ]
+    for options, words in refused:
+        with pytest.raises(C3Error, match=words):
+            ok(**options)
+        assert len([*here.glob("c3-export/*/part-*")]) == (5 if "workers" in options else 0)

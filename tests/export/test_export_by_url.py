@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from unittest.mock import DEFAULT, Mock, patch
 
 import pytest
 
@@ -19,23 +19,12 @@ URL = "s3://bucket/runs/export"
 
 
 @pytest.mark.parametrize("format", ["parquet", "npy"])
-def test_an_export_at_a_url(
-    store: Store, tmp_path: Path, s3: Faults, format: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: str) -> None:
     disk = export_store(store, tmp_path / "disk", format=format)
-    real, calls = write_rows, []
-
-    def failing(*rest: Any, **options: Any) -> None:
-        calls.append(rest)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        real(*rest, **options)
-
     s3.every = 7
-    with monkeypatch.context() as patch:
-        patch.setattr("c3tools.export.write_rows", failing)
-        with pytest.raises(KeyboardInterrupt):
-            export_store(store, URL, format=format, workers=1)
+    cut = Mock(wraps=write_rows, side_effect=[DEFAULT] * 3 + [KeyboardInterrupt])
+    with patch("c3tools.export.write_rows", cut), pytest.raises(KeyboardInterrupt):
+        export_store(store, URL, format=format, workers=1)
     there = export_store(store, URL, format=format)
     assert (there.parts, there.kept, there.rows, there.bytes) == (3, 3, disk.rows, disk.bytes)
     assert contents_at_url(location(URL)) == contents(tmp_path / "disk")
