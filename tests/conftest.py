@@ -258,16 +258,9 @@ def build_store(
     part_rows: int | Mapping[str, int] = 1000,
     failures: Sequence[tuple[int, Failure]] = (),
 ) -> Store:
-    """Write rows to a new store.
+    """Write rows of one modality each to a new store.
 
-    Args:
-        path: the folder.
-        modalities: rows of one modality each.
-        model: its identity.
-        dtype: of the embeddings, as stored.
-        normalised: what the store says of their norms.
-        part_rows: rows of a shard, for all modalities or for each.
-        failures: of image shards, with their numbers.
+    It says ``normalised`` of their norms; ``failures`` are of image shards, with their numbers.
     """
     dim = modalities[0].embeddings.shape[1]
     info = StoreInfo(ModelIdentity(model), dim, dtype=dtype, normalised=normalised)
@@ -275,7 +268,7 @@ def build_store(
     for rows in modalities:
         size = part_rows if isinstance(part_rows, int) else part_rows[rows.modality]
         for part, start in enumerate(range(0, len(rows), size)):
-            chosen = rows.select(np.arange(start, min(start + size, len(rows))))
+            chosen = rows.select(np.arange(len(rows))[start : start + size])
             columns = {name: chosen.column(name) for name in chosen.table.column_names}
             failed = [failure for number, failure in failures if (rows.modality, part) == ("image", number)]
             add_shard(path, info, rows.modality, part, chosen.embeddings, columns, failed)
@@ -358,5 +351,4 @@ def contents_at_url(place: Path) -> dict[str, bytes]:
 def unit_rows(n: int, dim: int, seed: int = 0) -> npt.NDArray[np.float32]:
     """Random unit vectors, float32 (n, dim)."""
     rows = np.random.default_rng(seed).normal(size=(n, dim))
-    unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)

@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,20 @@ from typing import Any
 _POLL = 0.02  # seconds until a server notices that it is to stop
 
 
+@dataclass
 class Faults:
     """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer."""
 
-    def __init__(self, every: int = 0) -> None:
-        self.every = every
-        self.last: int | None = None
-        self.answer = "500 Internal Server Error"
-        self.requests = 0
-        self.failed = 0
-        self._lock = threading.Lock()
+    every: int = 0
+    last: int | None = None
+    answer: str = "500 Internal Server Error"
+    requests: int = 0
+    failed: int = 0
+    lock: Any = field(default_factory=threading.Lock)
 
     def next_fails(self) -> bool:
         """Return whether the next request fails."""
-        with self._lock:
+        with self.lock:
             self.requests += 1
             fails = bool(self.every) and self.requests % self.every == 0
             fails = fails or (self.last is not None and self.requests > self.last)
@@ -44,17 +45,17 @@ class Faults:
 class FileHandler(http.server.SimpleHTTPRequestHandler):
     """Files with ranges, as real servers give them; Python's own server knows none."""
 
-    def __init__(self, *arguments: Any, faults: Faults, ranges: bool, **options: Any) -> None:
-        self.faults, self.ranges = faults, ranges
-        super().__init__(*arguments, **options)
+    faults: Faults
+    ranges: bool
 
-    def do_HEAD(self) -> None:
-        if not self._refused():
-            super().do_HEAD()
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if fails := self.faults.next_fails():
+            self.send_error(int(self.faults.answer.split()[0]))
+        return not fails
 
     def do_GET(self) -> None:
-        if self._refused():
-            return
         if self.path == "/drip":
             self._drip()
             return
@@ -81,12 +82,6 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
                 self.wfile.write(b"x")
                 time.sleep(0.05)
 
-    def _refused(self) -> bool:
-        if not self.faults.next_fails():
-            return False
-        self.send_error(int(self.faults.answer.split()[0]))
-        return True
-
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
@@ -94,10 +89,10 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
 @contextmanager
 def web_server(folder: Path, faults: Faults, *, ranges: bool = True) -> Iterator[str]:
     """Serve a folder; yields its address."""
-    handler = partial(FileHandler, directory=str(folder), faults=faults, ranges=ranges)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
-        yield f"http://127.0.0.1:{server.server_port}"
+    handler = type("Handler", (FileHandler,), {"faults": faults, "ranges": ranges})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    with _running(server) as endpoint:
+        yield endpoint
 
 
 def s3_credentials(endpoint: str) -> dict[str, str]:
@@ -132,8 +127,7 @@ def s3_server(faults: Faults) -> Iterator[str]:
         return store(environment, start_response)
 
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
-        endpoint = f"http://127.0.0.1:{server.server_port}"
+    with _running(server) as endpoint:
         # what moto keeps belongs to the process, not to the server
         with urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b""):
             pass
@@ -141,17 +135,18 @@ def s3_server(faults: Faults) -> Iterator[str]:
 
 
 @contextmanager
-def _running(serve: Callable[[], Any], *stop: Callable[[], Any]) -> Iterator[None]:
-    thread = threading.Thread(target=serve, daemon=True)
+def _running(server: Any) -> Iterator[str]:
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL,), daemon=True)
     thread.start()
     try:
-        yield
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        for call in stop:
-            call()
+        server.shutdown()
+        server.server_close()
         thread.join()
 
 
+@dataclass
 class Hub:
     """What a hub holds, and who may do what.
 
@@ -162,11 +157,10 @@ class Hub:
         token: what requests that write have to bring.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self.files: dict[str, list[dict[str, bytes]]] = {}
-        self.private: dict[str, bool] = {}
-        self.token = "hf_test"
+    endpoint: str = ""
+    files: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
+    token: str = "hf_test"
 
     def last(self, repository: str) -> dict[str, bytes]:
         return self.files[repository][-1]
@@ -187,18 +181,17 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         name = api[1] if api else f"{file[1] or 'models/'}{file[2]}" if file else ""
         commits = self.hub.files.get(name)
         if commits is None:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            self._missing("Repo")
+        elif file and file[3] not in commits[-1]:
+            self._missing("Entry")
         elif file:
-            content = commits[-1].get(file[3])
-            if content is None:
-                self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-            else:
-                self._send(200, content, {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": _sha(commits)})
+            content = commits[-1][file[3]]
+            self._send(200, content, {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": _sha(commits)})
         elif api and api[2] == "/tree":
             entries = commits[-1].items()
             self._answer([{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in entries])
         elif api and api[3] not in (None, "main", _sha(commits)):
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            self._missing("Revision")
         else:
             siblings = [{"rfilename": file} for file in commits[-1]]
             self._answer({"id": name.partition("/")[2], "sha": _sha(commits), "siblings": siblings})
@@ -242,6 +235,9 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         return body
 
+    def _missing(self, what: str) -> None:
+        self._send(404, b"{}", {"X-Error-Code": f"{what}NotFound"})
+
     def _answer(self, value: object, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
@@ -271,9 +267,7 @@ def _sha(commits: list[dict[str, bytes]]) -> str:
 @contextmanager
 def hub_server() -> Iterator[Hub]:
     """A Hugging Face hub in memory."""
-    hub = Hub("")
-    handler = type("Handler", (HubHandler,), {"hub": hub})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    with _running(lambda: server.serve_forever(poll_interval=_POLL), server.shutdown, server.server_close):
+    hub = Hub()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub}))
+    with _running(server) as hub.endpoint:
         yield hub

@@ -33,17 +33,16 @@ FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image fil
 def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **columns: list[Any]) -> tuple[Rows, Rows]:
     """Rows of images img000, img001, … and of two texts each."""
     keys = [f"img{i:03d}" for i in range(len(images))]
-    image_rows = Rows.of("image", keys, images, split=splits, **columns)
-    pairs = [(i, j) for i in range(len(images)) for j in (0, 1)]
+    owners = np.repeat(keys, 2).tolist()
     text_rows = Rows.of(
         "text",
-        [f"{keys[i]}#{j}" for i, j in pairs],
+        [f"{key}#{n % 2}" for n, key in enumerate(owners)],
         texts,
-        caption=[f"caption {j} of image {i}" for i, j in pairs],
-        image_key=[keys[i] for i, _ in pairs],
-        split=[splits[i] for i, _ in pairs],
+        caption=[f"caption {n % 2} of image {n // 2}" for n in range(len(owners))],
+        image_key=owners,
+        split=np.repeat(splits, 2).tolist(),
     )
-    return image_rows, text_rows
+    return Rows.of("image", keys, images, split=splits, **columns), text_rows
 
 
 def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str = "float16") -> Store:
@@ -57,10 +56,8 @@ def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str
         height=[480] * images,
         size=[10_000 + i for i in range(images)],
     )
-    parts = {"image": part_rows, "text": 2 * part_rows}
-    store = build_store(
-        path, *rows, dtype=dtype, part_rows=parts, failures=[(min(1, (images - 1) // part_rows), FAILURE)]
-    )
+    parts, failed = {"image": part_rows, "text": 2 * part_rows}, min(1, (images - 1) // part_rows)
+    store = build_store(path, *rows, dtype=dtype, part_rows=parts, failures=[(failed, FAILURE)])
     save_means(store, path.parent / "elsewhere.safetensors")
     load_means(store, path.parent / "elsewhere.safetensors")
     return Store.open(path)
@@ -70,18 +67,15 @@ class _Colours:
     name, compute, ahead = "torch", Compute("cpu", "fp32"), 0
 
     def submit(self, modality: str, batch: Any) -> Callable[[], Matrix]:
-        names = [
-            bytes(row[0, 0] if modality == "image" else row[row > 0].astype(np.uint8)) for row in np.asarray(batch)
-        ]
-        vectors = np.stack([colour_row(name) for name in names])
+        rows = [row[0, 0] if modality == "image" else row[row > 0].astype(np.uint8) for row in np.asarray(batch)]
+        vectors = np.stack([colour_row(bytes(row)) for row in rows])
         return lambda: vectors
 
 
 def colour_row(content: bytes) -> Matrix:
     """The embedding of a colour or a text: a random unit vector (8,) that depends on it alone."""
     seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-    row: Matrix = unit_rows(1, 8, seed)[0]
-    return row
+    return np.asarray(unit_rows(1, 8, seed)[0])
 
 
 def colour_encoder() -> Encoder:
