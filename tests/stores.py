@@ -111,6 +111,10 @@ def unit(rows: Floats) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
+def assert_close(found: Any, expected: Any, atol: float = 1e-6) -> None:
+    np.testing.assert_allclose(found, expected, atol=atol)
+
+
 def make_vectors(n: int = 90, seed: int = 0, dim: int = 16) -> tuple[Matrix, Matrix]:
     """Images (n, d) and texts (2 n, d) with a modality gap, unit rows; texts 2 i and 2 i + 1 belong to image i."""
     rng = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ from c3tools.store.rows import embedding_matrix
 from c3tools.store.verify import verify_store
 from tests.conftest import build_store, contents
 from tests.crashes import kill_at
-from tests.stores import gap_store, make_vectors, unit
+from tests.stores import assert_close, gap_store, make_vectors, unit
 
 
 @pytest.fixture(autouse=True)
@@ -63,19 +63,19 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path)
     assert report.bytes == sum(path.stat().st_size for path in here.glob("c3-export/*/part-*.parquet"))
     store = Store.open("c3-export")
     text, image = store.load("text"), store.load("image")
-    np.testing.assert_allclose(text.embeddings, expected_text(source, 0.016**0.5), atol=1e-3)  # float16
+    assert_close(text.embeddings, expected_text(source, 0.016**0.5), 1e-3)  # float16
     for name in ("key", "caption", "image_key", "split"):
         assert text.column(name) == source.load("text").column(name)
     roles = [("inference", "training")[split == "train"] for split in text.column("split")]
     assert text.column("role") == roles and set(image.column("role")) == {"inference"}
     pipeline = Pipeline.load("c3-export")
     again = pipeline.transform(source.load("image").embeddings, modality="image")
-    np.testing.assert_allclose(image.embeddings, again, atol=1e-3)
+    assert_close(image.embeddings, again, 1e-3)
     assert store.info.extra["exported"]["transform"] == json.loads(json.dumps(pipeline.record()))
     found = verify_store("c3-export")
     assert found.whole and not found.defects
     train = store.load("text", "train").embeddings
-    np.testing.assert_allclose(store.moments("text", "train").mean, train.mean(0), atol=1e-6)
+    assert_close(store.moments("text", "train").mean, train.mean(0))
     with pq.ParquetFile(here / "c3-export" / "text" / "part-00000.parquet") as file:  # DuckDB reads no other encoding
         columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
     assert not any("BYTE_STREAM_SPLIT" in column.encodings for column in columns)
@@ -89,7 +89,7 @@ def test_all_rows_can_be_training_inputs(here: Path) -> None:
     assert report.to_dict()["rows"] == {"image": {"training": 90, "inference": 0}}
     source, made = Store.open("c3-store").load("image"), Store.open("c3-export").load("image")
     expected = unit(unit(source.embeddings) + 0.3 * keyed_normal(0, 0, source.keys, 16))
-    np.testing.assert_allclose(made.embeddings, expected, atol=1e-6)
+    assert_close(made.embeddings, expected)
     assert set(made.column("role")) == {"training"}
 
 
@@ -98,12 +98,12 @@ def test_presets(here: Path, name: str) -> None:
     ok(preset=name, sigma=0.1, dtype="float32")
     source, store, pipeline = Store.open("c3-store"), Store.open("c3-export"), Pipeline.load("c3-export")
     if name == "c3":
-        np.testing.assert_allclose(store.load("text").embeddings, expected_text(source, 0.1), atol=1e-6)
+        assert_close(store.load("text").embeddings, expected_text(source, 0.1))
     for split in ("train", "test"):  # in training, rows do not retrieve their own item
         own = source.load("text", split)
         names: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
         expected = pipeline.transform(own.embeddings, modality="text", **names)
-        np.testing.assert_allclose(store.load("text", split).embeddings, expected, atol=1e-6)
+        assert_close(store.load("text", split).embeddings, expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -130,7 +130,7 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
             expected = expected[np.argsort(Store.open("c3-store").load("text").keys)]
         case _:
             rows = Store.open("c3-export").load("text").embeddings
-    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    assert_close(rows, expected)
     if format in ("npy", "safetensors"):
         beside = [pq.read_table(path) for path in sorted((folder / "metadata").glob("*.parquet"))]
         assert [table.num_rows for table in beside] == [60, 60, 60]
@@ -193,7 +193,7 @@ def test_a_store_that_keeps_norms(here: Path) -> None:
     expected = unit(x - x[np.arange(180) // 2 % 3 > 0].mean(axis=0))
     store = Store.open("c3-export")
     assert store.info.normalised
-    np.testing.assert_allclose(store.load("text").embeddings, expected, atol=1e-6)
+    assert_close(store.load("text").embeddings, expected)
 
 
 def test_what_is_refused(here: Path) -> None:

@@ -29,7 +29,7 @@ from c3tools.store.means import load_means, save_means, unload_means
 from tests.conftest import Messages, add_shard, build_store, unit_rows
 from tests.corpus.packing import write_tar
 from tests.golden import recorded
-from tests.stores import gap_store, make_vectors, unit
+from tests.stores import assert_close, gap_store, make_vectors, unit
 
 faiss = pytest.importorskip("faiss", reason="faiss is an extra")
 
@@ -170,7 +170,7 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
         best = np.argsort(-cosines)[:4]
         keys = store.load(name).select(best).keys
         assert [(hit.modality, hit.key) for hit in hits] == [(name, key) for key in keys]
-        np.testing.assert_allclose([hit.cosine for hit in hits], cosines[best], atol=1e-3)
+        assert_close([hit.cosine for hit in hits], cosines[best], 1e-3)
         spread = store.moments(name, "train").covariance
         z = cosines[best] / np.sqrt(query @ spread @ query / np.trace(spread))
         np.testing.assert_allclose([hit.score for hit in hits], z, rtol=2e-3)
@@ -321,7 +321,7 @@ def test_loaded_moments_are_those_of_the_index(own: Store, tmp_path: Path) -> No
         change()
         pipeline = build_index(own.path, tmp_path / "index").pipeline
         mean = expected.moments("image", "train").mean
-        np.testing.assert_allclose(pipeline.steps[1].state["centre/image"], mean, atol=1e-6)
+        assert_close(pipeline.steps[1].state["centre/image"], mean)
         assert ("loaded moments (image" in pipeline.provenance.get("source", "")) == (expected is other)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.special import softmax
 
 from c3tools.moments import Moments
 from tests.stores import unit
@@ -49,3 +50,10 @@ def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:
 @pytest.fixture
 def pairs() -> Pairs:
     return make_pairs()
+
+
+def retrieved(q: Array, memory: Array, neighbours: int = 10, tau: float = 0.05, weight: float = 1) -> Array:
+    """One row (d,) and the mean of the nearest rows: sort all cosines, weigh the best."""
+    best = memory[np.argsort(-(memory @ q), kind="stable")[:neighbours]]
+    mean = softmax(best @ q / tau) @ best if tau else best[0]
+    return np.asarray(unit((q + weight * mean / np.linalg.norm(mean))[None])[0])

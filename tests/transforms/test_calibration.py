@@ -12,7 +12,7 @@ import pytest
 from c3tools import Calibration, Moments, Pipeline, Store, preset
 from c3tools.errors import TransformError
 from c3tools.store.means import save_means
-from tests.stores import make_vectors, unit
+from tests.stores import assert_close, make_vectors, unit
 
 
 def test_it_is_the_formula(store: Store) -> None:
@@ -24,7 +24,7 @@ def test_it_is_the_formula(store: Store) -> None:
         spread = off.T @ off / (off**2).sum()  # the covariance, its trace 1
         cosines = queries @ unit(off).T
         expected = [own / np.sqrt(query @ spread @ query) for query, own in zip(queries, cosines, strict=True)]
-        np.testing.assert_allclose(calibration.z(1e-3 * queries, cosines, name), expected, atol=1e-5)
+        assert_close(calibration.z(1e-3 * queries, cosines, name), expected, 1e-5)
 
 
 def test_every_source_gives_the_same(store: Store, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_every_source_gives_the_same(store: Store, tmp_path: Path) -> None:
         found, expected = ({n: asdict(m) for n, m in c.moments.items()} for c in (Calibration.fit(source), calibration))
         np.testing.assert_equal(found, expected)
     other = Calibration.fit({name: 3 * store.load(name, "train").embeddings for name in store.modalities})
-    np.testing.assert_allclose(other.moments["text"].scatter, calibration.moments["text"].scatter, atol=1e-2)
+    assert_close(other.moments["text"].scatter, calibration.moments["text"].scatter, 1e-2)
 
 
 def test_merging_orders_all_modalities_by_z() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from c3tools.errors import TransformError
 from c3tools.transforms import preset
-from tests.stores import unit
+from tests.stores import assert_close, unit
 
 from .conftest import Pairs
 
@@ -15,10 +15,10 @@ from c3tools.transforms.estimator import EmbeddingTransformer
 
 def test_fit_and_transform_rows_and_pairs(pairs: Pairs) -> None:
     got = EmbeddingTransformer("c2-collapse").fit_transform(pairs.x * 4)
-    np.testing.assert_allclose(got, unit(pairs.x - pairs.x.mean(0)), atol=1e-6)
+    assert_close(got, unit(pairs.x - pairs.x.mean(0)))
     got = EmbeddingTransformer("procrustes").fit(pairs.x, pairs.y).transform(pairs.x)
     expected = preset("procrustes").fit(pairs.moments, pairs.rows).transform(pairs.x, modality="image")
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert_close(got, expected)
 
 
 def test_refusals(pairs: Pairs) -> None:

@@ -19,14 +19,14 @@ from c3tools.transforms import Pipeline, fitting, preset
 from c3tools.transforms.fitting import first_pairs
 from c3tools.transforms.sigma import PUBLISHED_SIGMA, pair_cosine, sigma_by_rule
 from tests.conftest import make_store
-from tests.stores import gap_store, make_vectors, unit
+from tests.stores import assert_close, gap_store, make_vectors, unit
 
 from .conftest import Pairs, make_pairs
 
 
 def assert_means(pipeline: Pipeline, modality: str, rows: npt.NDArray[Any], atol: float = 1e-6) -> None:
     """The second step, of the preset ``c3`` the one of centring, takes the mean of these rows away."""
-    np.testing.assert_allclose(pipeline.steps[1].state[f"centre/{modality}"], rows.mean(axis=0), atol=atol)
+    assert_close(pipeline.steps[1].state[f"centre/{modality}"], rows.mean(axis=0), atol)
 
 
 def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
@@ -57,7 +57,7 @@ def test_arrays_of_any_norm_and_kind_are_moments_and_rows(pairs: Pairs) -> None:
     tensors = torch.tensor(pairs.x, dtype=torch.bfloat16), torch.tensor(pairs.x, requires_grad=True)
     for rows, off in ((pairs.x.tolist(), 1e-5), (tensors[0], 2e-2), (tensors[1], 1e-5)):
         got = preset("c3", sigma=0).fit({"image": rows}).transform(rows)
-        np.testing.assert_allclose(got, expected, atol=off)
+        assert_close(got, expected, off)
         assert got.dtype == np.float32
 
 

@@ -29,7 +29,7 @@ from c3tools.transforms.steps import (
     Whiten,
 )
 from c3tools.transforms.torch_module import TransformModule
-from tests.stores import unit
+from tests.stores import assert_close, unit
 
 from .conftest import Array, Pairs, make_pairs
 
@@ -39,9 +39,9 @@ def test_two_steps_draw_different_noise(pairs: Pairs) -> None:
     first, second = (keyed_normal(0, 0, [f"{own}{key}" for key in pairs.keys], 24) for own in ("", "1\x1f"))
     expected = unit(pairs.y + 0.1 * first + 0.2 * second)
     got = pipeline.transform(pairs.y, training=True, keys=pairs.keys)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert_close(got, expected)
     module = TransformModule(pipeline).train()
-    np.testing.assert_allclose(module(torch.from_numpy(pairs.y), pairs.keys).numpy(), expected, atol=1e-6)
+    assert_close(module(torch.from_numpy(pairs.y), pairs.keys).numpy(), expected)
 
 
 def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
@@ -49,15 +49,15 @@ def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
     pipeline = Pipeline(steps).fit(pairs.moments, pairs.rows)
     u = unit((pairs.x.mean(0) - pairs.y.mean(0))[None])[0]
     expected = unit(pairs.y - (pairs.y @ u)[:, None] * u).mean(0)
-    np.testing.assert_allclose(pipeline.steps[3].state["centre/text"], expected, atol=1e-7)
+    assert_close(pipeline.steps[3].state["centre/text"], expected, 1e-7)
     with pytest.raises(TransformError, match="collapse needs the moments"):  # unknown after normalising again
         Pipeline(steps).fit(pairs.moments)
     steps[1] = ProjectOutGap(role="training")  # which inference inputs do not go through
     centred = Pipeline(steps).fit(pairs.rows).steps[3]
-    np.testing.assert_allclose(centred.state["centre/text"], pairs.y.mean(0), atol=1e-7)
+    assert_close(centred.state["centre/text"], pairs.y.mean(0), 1e-7)
     scaled = Pipeline([Normalize(), FairScale(), Collapse(), Normalize()]).fit(pairs.moments)  # known after scaling
     expected = scaled.steps[1].state["scale/text"] * pairs.y.mean(0)
-    np.testing.assert_allclose(scaled.steps[2].state["centre/text"], expected, atol=1e-12)
+    assert_close(scaled.steps[2].state["centre/text"], expected, 1e-12)
 
 
 @given(st.integers(2, 20), st.integers(0, 2**31))
@@ -68,12 +68,12 @@ def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(
     with pytest.warns(UserWarning, match=f"{n} pairs.* {n - 1} of 24 dimensions"):
         found = Procrustes().matrix(x, y)
         order = np.random.default_rng(0).permutation(n)
-        np.testing.assert_allclose(Procrustes().matrix(x[order], y[order]), found, atol=1e-8)
-    np.testing.assert_allclose(found @ found.T, np.eye(24), atol=1e-10)
+        assert_close(Procrustes().matrix(x[order], y[order]), found, 1e-8)
+    assert_close(found @ found.T, np.eye(24), 1e-10)
     # the limit of scipy's solution for pairs that also contain a little of every axis, mapped to itself
     little = 1e-5 * np.eye(24)
     expected, _ = orthogonal_procrustes(np.vstack([x, little]), np.vstack([y, little]))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_close(found, expected, 1e-4)
 
 
 def test_input_is_left_alone_and_may_be_short(pairs: Pairs) -> None:
@@ -81,7 +81,7 @@ def test_input_is_left_alone_and_may_be_short(pairs: Pairs) -> None:
     before = y.copy()
     preset("c3").fit(pairs.moments).transform(y, modality="text", training=True, keys=pairs.keys)
     assert (y == before).all()
-    np.testing.assert_allclose(preset("c1").fit().transform(np.array([[3e-30, 4e-30]])), [[0.6, 0.8]], atol=1e-6)
+    assert_close(preset("c1").fit().transform(np.array([[3e-30, 4e-30]])), [[0.6, 0.8]])
 
 
 def test_the_modality_is_asked_for_where_it_makes_a_difference(pairs: Pairs) -> None:

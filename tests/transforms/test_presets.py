@@ -20,9 +20,9 @@ from c3tools.transforms.sigma import PUBLISHED_SIGMA
 from c3tools.transforms.steps import Collapse, CovarianceNoise, GapShift, Normalize
 from c3tools.transforms.torch_module import TransformModule
 from tests.golden import recorded
-from tests.stores import unit
+from tests.stores import assert_close, unit
 
-from .conftest import Array, Pairs, make_pairs
+from .conftest import Array, Pairs, make_pairs, retrieved
 
 P = make_pairs()
 SIGMA = 0.1
@@ -61,14 +61,10 @@ def formulas(p: Pairs, z: Array) -> dict[str, tuple[Array, Array]]:
         shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / d * np.eye(d)
         return unit((v - v.mean(0)) @ np.linalg.inv(sqrtm(shrunk).real))
 
-    def retrieval(queries: Array, own: list[str] | None = None) -> Array:
-        rows = []
-        for i, query in enumerate(unit(queries)):
-            memory = stored[[j for j, item in enumerate(p.items) if own is None or item != own[i]]]
-            nearest = memory[np.argsort(-(memory @ query))[:10]]
-            mean = softmax(nearest @ query / 0.05) @ nearest
-            rows.append(query + mean / np.linalg.norm(mean))
-        return unit(np.stack(rows))
+    def retrieval(queries: Array, own: bool) -> Array:
+        items = np.array(p.items)
+        memories = (stored[(items != item) | own] for item in items)
+        return np.stack([retrieved(*each) for each in zip(unit(queries), memories, strict=True)])
 
     corrupt = (unit(y + noise), x)
     return {
@@ -86,14 +82,14 @@ def formulas(p: Pairs, z: Array) -> dict[str, tuple[Array, Array]]:
         "tomcap": (unit(cy / y.std(0) * x.std(0) + mean + noise), x),
         "fair": (fair(y), fair(x)),
         "gap-shift": (unit(y + (mean - mean_y) / 2), unit(x - (mean - mean_y) / 2)),
-        "project-out-gap": (unit(y - (y @ u)[:, None] * u), unit(x - (x @ u)[:, None] * u)),
+        "project-out-gap": (unit(y - np.outer(y @ u, u)), unit(x - np.outer(x @ u, u))),
         "standardize": (unit(cy / y.std(0)), unit(cx / x.std(0))),
         "whiten": (whiten(y), whiten(x)),
         "ridge": (y, unit(cx @ weights + mean_y)),
         "procrustes": (y, unit(cx @ rotation + mean_y)),
-        "c3-span": (unit(cy + noise - (noise @ u)[:, None] * u), collapsed),
+        "c3-span": (unit(cy + noise - np.outer(noise @ u, u)), collapsed),
         "c3-covariance": (unit(cy + covariant(p, z)), collapsed),
-        "c3-retrieval": (retrieval(cy + noise, p.items), retrieval(cx)),
+        "c3-retrieval": (retrieval(cy + noise, own=False), retrieval(cx, own=True)),
     }
 
 
@@ -117,7 +113,7 @@ def test_steps_of_another_size(pairs: Pairs) -> None:
     ):
         pipeline = Pipeline([Normalize(), *steps, Normalize()]).fit(pairs.rows)
         got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
-        np.testing.assert_allclose(got, expected, atol=1e-6)
+        assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -130,14 +126,14 @@ def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, pairs: Pai
     for training, modality, rows in ((True, "text", pairs.y * 3), (False, "image", pairs.x * 0.5)):
         got = pipeline.transform(rows, modality=modality, training=training, seed=5, **names)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, expected[training], atol=1e-6)
+        assert_close(got, expected[training])
         same = loaded.transform(rows, modality=modality, training=training, seed=5, **names)
         np.testing.assert_array_equal(same, got)
         module = TransformModule(pipeline, modality, seed=5).train(training)
-        np.testing.assert_allclose(module(torch.from_numpy(rows), **names).numpy(), got, atol=2e-6)
+        assert_close(module(torch.from_numpy(rows), **names).numpy(), got, 2e-6)
         parts = [pipeline.transform(rows[i : i + 7], modality=modality) for i in range(0, 120, 7)]
         whole = pipeline.transform(rows, modality=modality, seed=1, epoch=9)  # without noise
-        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
+        assert_close(np.concatenate(parts), whole)
     assert (loaded.name, loaded.dim, loaded.provenance) == (name, pipeline.dim, pipeline.provenance)
     assert len({*pipeline.steps, *loaded.steps}) == 2 * len(pipeline.steps)  # each is itself alone
     for step in pipeline.steps:

@@ -22,6 +22,7 @@ from c3tools.transforms.steps import (
     Whiten,
 )
 from tests.golden import recorded
+from tests.stores import assert_close
 
 from .conftest import Pairs
 
@@ -44,7 +45,7 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tm
     loaded = Pipeline.load(saved / "transform.json")
     mean = loaded.steps[1].state["centre/text"]
     assert mean.dtype == np.float64
-    np.testing.assert_allclose(mean, pairs.y.mean(axis=0), atol=1e-15)
+    assert_close(mean, pairs.y.mean(axis=0), 1e-15)
     loaded.save(tmp_path / "again")
     for name in ("transform.json", "transform.safetensors"):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

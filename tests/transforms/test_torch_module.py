@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,6 +9,7 @@ from c3tools.errors import TransformError
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.steps import Normalize, Retrieval
 from c3tools.transforms.torch_module import TransformModule
+from tests.stores import assert_close
 
 from .conftest import Pairs
 
@@ -23,7 +23,7 @@ def test_retrieval_agrees_with_numpy(pairs: Pairs, changes: dict[str, Any]) -> N
         )
         module = TransformModule(pipeline, "text").train()
         expected = pipeline.transform(pairs.y, modality="text", training=True, items=items)
-        np.testing.assert_allclose(module(torch.from_numpy(pairs.y), items=items).numpy(), expected, atol=1e-6)
+        assert_close(module(torch.from_numpy(pairs.y), items=items).numpy(), expected)
         with pytest.raises(TransformError, match="items="):
             module(torch.from_numpy(pairs.y))
     assert [name for name in module.state_dict() if "memory" in name] == ["memory_1"]  # once, for both roles
