@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from c3tools.ablation.table import Ablation
 from c3tools.encoders import Encoder
 from c3tools.errors import MetricError
 from c3tools.store import Store
-from c3tools.training.loop import Task, train
+from c3tools.training.loop import train
 from tests.conftest import Messages
 from tests.imaging.conftest import MICRO_SIZE, mini_store
 
@@ -40,23 +41,18 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = table_of(store, tmp_path / "out", methods="C1,C3")
-    trained: list[str] = []
-
-    def spy(task: Task, **named: Any) -> Any:
-        trained.append(named["label"])
-        return train(task, **named)
-
+    spy = Mock(side_effect=train)
     monkeypatch.setattr("c3tools.ablation.images.train", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
+    trained = [call.kwargs["label"] for call in spy.mock_calls]
     assert trained == [f"{name}, from photos, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")]
     assert finished(told) == 2
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
-    assert every.runs[0].scores == first.runs[0].scores
-    kept = every.runs[0].values
+    scores, kept = every.runs[0].scores, every.runs[0].values
+    assert scores == first.runs[0].scores
     assert kept == {name: np.round(each, 6).tolist() for name, each in kept.items()}
-    names = {"KID-c3-mini", "FD-c3-mini", "IS-c3-mini-coco80", "recall@1-c3-mini", "recall@10-c3-mini"}
-    assert set(every.runs[0].scores) == names
+    assert {*scores} == {f"{name}-c3-mini" for name in ("KID", "FD", "recall@1", "recall@10")} | {"IS-c3-mini-coco80"}
     assert {run.images for run in every.runs} == {len(run.values["FD-c3-mini"]) for run in every.runs} == {12}
     by_method = {run.method: run.scores["FD-c3-mini"] for run in every.runs}
     assert by_method["oracle"] != by_method["C3"]
@@ -71,14 +67,9 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
     assert page.count("data:image/png") == 12 * 3  # two methods and the photo, of 12 captions
     distances = table.tables()[0]
     assert distances.title.startswith("24 images of each and ")
-    for text in (page, markdown):
-        for shown in (
-            "LAFITE_G",
-            "not comparable",
-            f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2 --split all",
-            distances.rows[0][4],
-        ):
-            assert shown in text
+    command = f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2 --split all"
+    for shown in ("LAFITE_G", "not comparable", command, distances.rows[0][4]):
+        assert shown in page and shown in markdown
     assert "a photo of number 1" in page
     assert [run["seed"] for run in table.to_dict()["runs"]] == [0, 1, 0, 1]
 

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from c3tools.corpus.images import ImageReader
 from c3tools.corpus.items import Corpus
+from c3tools.corpus.reading import read_corpus
+from c3tools.errors import CorpusError
 from tests.conftest import write_jsonl
 
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -39,9 +42,15 @@ def contents(corpus: Corpus) -> dict[str, bytes]:
         return {item.key: reader.read(item) for item in corpus.images}
 
 
-def photos_of(folder: Path, captions: Path | None = None) -> list[Photo]:
+def assert_refused(said: str, paths: str | Path | list[Path], **options: Any) -> None:
+    """Reading a corpus is an error that says this."""
+    with pytest.raises(CorpusError, match=said):
+        read_corpus(paths, **options)
+
+
+def photos_of(folder: Path) -> list[Photo]:
     """The photos of a folder with a captions.jsonl, sorted by name."""
-    lines = (captions or folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = sorted((json.loads(line) for line in lines), key=lambda row: row["image"])
     return [
         Photo(row["image"], (folder / row["image"]).read_bytes(), row["captions"], row.get("split")) for row in rows

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from c3tools.corpus.reading import read_corpus
-from c3tools.errors import CorpusError
 from tests.conftest import write_jsonl
 
+from .packing import assert_refused
 from .test_reading import image, pairs
 
 SOURCES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions_val.json", "text")
@@ -37,53 +37,49 @@ def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -
         (folder / source).write_text(json.dumps(value))
 
 
-KARPATHY = {"images": [{"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "a"}, {"raw": "b"}]}]}
+KARPATHY = '{"images": [{"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "a"}, {"raw": "b"}]}]}'
 
 
 @pytest.mark.parametrize("kind", ["coco", "karpathy"])
 def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: str) -> None:
     image(tmp_path / "val2017" / "000001.jpg")
-    folder = tmp_path / "annotations"
+    folder, name = tmp_path / "annotations", "captions_val.json" if kind == "coco" else "dataset_coco.json"
     folder.mkdir()
     if kind == "coco":
-        write_source(folder, "captions_val.json", [("000001.jpg", ["a", "b"])])
+        write_source(folder, name, [("000001.jpg", ["a", "b"])])
     else:
-        (folder / "dataset_coco.json").write_text(json.dumps(KARPATHY))
+        (folder / name).write_text(KARPATHY)
     write_source(folder, "captions_train.json", [("000002.jpg", ["c"])])
-    corpus = read_corpus([tmp_path])
+    corpus = read_corpus(tmp_path)
     assert pairs(corpus) == [("a", "val2017/000001"), ("b", "val2017/000001")]
     assert corpus.captions_without_image == []
-    name = "captions_val.json" if kind == "coco" else "dataset_coco.json"
     assert corpus.notes == [
         f"{tmp_path}: annotations/captions_train.json is not used: it names none of the images.",
         f"{tmp_path}: 2 captions: 2 from annotations/{name}.",
     ]
-    given_file = read_corpus([tmp_path / "val2017"], captions=folder / name)
+    given_file = read_corpus(tmp_path / "val2017", captions=folder / name)
     assert [caption for caption, _ in pairs(given_file)] == ["a", "b"]
     assert given_file.images[0].split == (None if kind == "coco" else "restval")
 
 
 def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
-    image(tmp_path / "train" / "a.png")
-    image(tmp_path / "train" / "b.png")
-    write_jsonl(
-        tmp_path / "captions.jsonl", {"image": "train/a.png", "text": "far a"}, {"image": "train/b.png", "text": "b"}
-    )
+    for name in ("train/a", "train/b", "a/y/c"):
+        image(tmp_path / f"{name}.png")
+    write_jsonl(tmp_path / "captions.jsonl", *({"image": f"train/{name}.png", "text": f"far {name}"} for name in "ab"))
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,near a\n")
     (tmp_path / "metadata.csv").write_text("file_name,text,split\ntrain/a.png,not this,val\n")
-    image(tmp_path / "a" / "y" / "c.png")
     write_jsonl(tmp_path / "a" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
-    corpus = read_corpus([tmp_path])
-    assert pairs(corpus) == [("near a", "train/a"), ("b", "train/b")]
+    corpus = read_corpus(tmp_path)
+    assert pairs(corpus) == [("near a", "train/a"), ("far b", "train/b")]
     assert [image.split for image in corpus.images] == [None, "val", None]  # only the table names a split
 
 
 def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
+    for name in "abc":
         image(tmp_path / "new" / f"{name}.png")
     names = ["/old/x/a.png", "/old/x/b.png", "/old/y/b.png", "c.png", "/old/x/a.png"]
     file = write_jsonl(tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names))
-    corpus = read_corpus([tmp_path / "new"], captions=file)
+    corpus = read_corpus(tmp_path / "new", captions=file)
     assert pairs(corpus) == [("of /old/x/a.png", "a"), ("of /old/x/a.png", "a"), ("of c.png", "c")]
     assert corpus.captions_without_image == ["/old/x/b.png", "/old/y/b.png"]
 
@@ -93,12 +89,11 @@ def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Pa
         image(tmp_path / folder / "a.png")
         write_jsonl(tmp_path / folder / "captions.jsonl", {"image": "a.png", "captions": [text]})
     (tmp_path / "metadata.csv").write_text("file_name,width\na.png,640\n")
-    corpus = read_corpus([tmp_path])
+    corpus = read_corpus(tmp_path)
     assert pairs(corpus) == [("first", "a"), ("deeper", "z/a")]
     assert any(note.startswith(f"{tmp_path}: metadata.csv is not used: ") for note in corpus.notes)
     (tmp_path / "captions.jsonl").unlink()
-    with pytest.raises(CorpusError, match="--text-column"):
-        read_corpus([tmp_path])
+    assert_refused("--text-column", tmp_path)
 
 
 def test_a_captions_file_that_is_given_counts_alone_and_is_for_all_paths(tmp_path: Path) -> None:
@@ -126,17 +121,11 @@ def test_each_image_has_the_captions_of_the_first_source_that_has_some(
         folder = Path(name)
         for number in range(len(assignment)):
             image(folder / f"{number}.png")
-        by_source = {
-            source: [(f"{number}.png", row[source]) for number, row in enumerate(assignment) if source in row]
-            for source in SOURCES
-        }
-        sources = [source for source in SOURCES if by_source[source]]
-        random.shuffle(sources)
-        for source in sources:
-            rows = by_source[source]
-            random.shuffle(rows)
-            write_source(folder, source, rows)
-        corpus = read_corpus([folder])
+        for source in random.sample(SOURCES, len(SOURCES)):
+            rows = [(f"{number}.png", row[source]) for number, row in enumerate(assignment) if source in row]
+            if rows:
+                write_source(folder, source, random.sample(rows, len(rows)))
+        corpus = read_corpus(folder)
         for number, row in enumerate(assignment):
             expected = next((row[source] for source in SOURCES if row.get(source)), [])
             assert [text.caption for text in corpus.texts if text.image_key == str(number)] == expected

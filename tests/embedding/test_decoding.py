@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import mmap
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ from c3tools.embedding.shards import _decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.io.limits import LARGEST_DECODED
+from tests.bombs import saved, sparse
 
 
 def slow_jpeg() -> bytes:
@@ -31,9 +31,7 @@ def slow_jpeg() -> bytes:
 
     libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
     """
-    buffer = io.BytesIO()
-    Image.new("L", (3000, 3000), 128).save(buffer, "JPEG", progressive=True)
-    content = buffer.getvalue()
+    content = saved(Image.new("L", (3000, 3000), 128), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + scan * 50_000 + content[-2:]
 
@@ -51,32 +49,28 @@ class HostilePreprocessor(ImagePreprocessor):
 
 
 def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: Path) -> None:
-    p = encoder.preprocess
-    hostile = HostilePreprocessor(p.geometry, p.config)
-    for name, content in (("dies", b"dies"), ("hungry", b"hungry"), ("slow", slow_jpeg()), ("empty", b"")):
+    hostile = HostilePreprocessor(encoder.preprocess.geometry, encoder.preprocess.config)
+    for name, content in {"dies": b"dies", "hungry": b"hungry", "slow": slow_jpeg(), "empty": b""}.items():
         (photos / f"{name}.jpg").write_bytes(content)
     os.mkfifo(photos / "pipe.jpg")
-    with (photos / "huge.jpg").open("wb") as file:
-        file.truncate(2**31)  # takes no room on the disk
-    names = ("dies", "hungry", "slow", "empty", "pipe", "huge", "gone")
-    good = read_corpus([photos]).images[:3]
+    sparse(photos / "huge.jpg", 2**31)
+    names = "dies hungry slow empty pipe huge gone".split()
+    good = read_corpus(photos).images[:3]
     bad = [ImageItem(name, str(photos / f"{name}.jpg"), None, None) for name in names]
     shards = [(0, [*good, *bad[:2]]), (1, [bad[2], *good]), (2, bad[3:]), (3, good)]
     batches = list(_decoded_batches(shards, hostile, batch_size=2, workers=2, time_limit=3.0))
     found = {failure.key: failure for batch, _ in batches for failure in batch.failures}
-    assert {name: found[name].stage for name in names} == {
-        **dict.fromkeys(names[:4], "decode"),
-        **dict.fromkeys(names[4:], "read"),
-    }
-    assert (found["dies"].error, found["slow"].error) == ("ValueError", "TimeoutError")
-    assert "3 s" in found["slow"].message and "--image-timeout" in found["slow"].message
+    assert [found[name].stage for name in names] == ["decode"] * 4 + ["read"] * 3
+    slow = found["slow"]
+    assert (found["dies"].error, slow.error) == ("ValueError", "TimeoutError")
+    assert "3 s" in slow.message and "--image-timeout" in slow.message
     assert os.strerror(errno.ENOMEM) in found["hungry"].message
     rows = [[row["key"] for batch, _ in batches for row in batch.rows if batch.shard == shard] for shard in range(4)]
     assert rows[0] == rows[1] == rows[3] == [item.key for item in good]
 
 
 def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(encoder: Encoder, photos: Path) -> None:
-    items = list(read_corpus([photos]).images)
+    items = list(read_corpus(photos).images)
     damaged = ImageItem("damaged", __file__, None, 0)
     shards = [(0, [*items, damaged]), (3, []), (7, [damaged]), (8, items[:2])]
     here = list(_decoded_batches(shards, encoder.preprocess, batch_size=2, workers=0))
@@ -89,7 +83,7 @@ def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(encoder:
 
 
 def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(encoder: Encoder, photos: Path) -> None:
-    items = list(read_corpus([photos]).images) * 20
+    items = list(read_corpus(photos).images) * 20
     others = set(multiprocessing.active_children())
     batches = _decoded_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
     keys = [row["key"] for row in next(batches)[0].rows]
@@ -120,14 +114,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     pids = killed.stdout.split()
     assert len(pids) == 3
     deadline = time.monotonic() + 20
-    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+    while any(map(_runs, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not any(_runs(pid) for pid in pids)
+    assert not any(map(_runs, pids))
 
 
 def _runs(pid: str) -> bool:
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
 
@@ -138,4 +132,4 @@ def test_no_room_for_the_workers_is_told(encoder: Encoder, photos: Path, monkeyp
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
     with pytest.raises(C3Error, match="Resource temporarily unavailable"):
-        list(_decoded_batches([(0, read_corpus([photos]).images)], encoder.preprocess, batch_size=1, workers=1))
+        list(_decoded_batches([(0, read_corpus(photos).images)], encoder.preprocess, batch_size=1, workers=1))

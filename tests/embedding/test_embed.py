@@ -32,9 +32,8 @@ from tests.stores import colour_corpus, embed_colours
 def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     corpus = read_corpus(photos)
     summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2)
-    assert [m.embedded for m in summary.modalities.values()] == [4, 20]
-    assert [m.seconds["waiting"] > 0 for m in summary.modalities.values()] == [True, False]
-    assert summary.notes() == []
+    done = [(m.embedded, m.seconds["waiting"] > 0) for m in summary.modalities.values()]
+    assert (done, summary.notes()) == ([(4, True), (20, False)], [])
     store = Store.open(tmp_path / "s")
     assert store.parts("image") == [0, 1]
     images, texts = store.load("image"), store.load("text")
@@ -43,7 +42,7 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     np.testing.assert_allclose(texts.embeddings, encoder.encode_texts(texts.column("caption")), atol=1e-3)
     for path, *size in zip(paths, images.column("width"), images.column("height"), strict=True):
         with Image.open(path) as image:
-            assert list(image.size) == size
+            assert [*image.size] == size
     assert set(texts.column("image_key")) == set(images.keys)
     assert store.moments("image", "val").n == 1
     assert summary.to_dict()["modalities"]["image"]["rate"] > 0
@@ -58,7 +57,7 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     photo = min(folder.glob("0*.jpg"))
     write_odd_images(folder, photo)
     write_bad_files(folder, photo)
-    corpus = read_corpus([folder])
+    corpus = read_corpus(folder)
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     reporter = Counted()
     summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=7, workers=2, reporter=reporter)
@@ -71,8 +70,7 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     recorded(Path(__file__).parent / "golden" / "hostile.json", {"bad": bad, "embedded": sorted(rows.keys)})
     np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-3)
     size = dict(zip(rows.keys, zip(rows.column("width"), rows.column("height"), strict=True), strict=True))
-    assert size["wide"] == (20_000, 10)
-    assert size["turned"] == size["UPPER"][::-1]
+    assert (size["wide"], size["turned"]) == ((20_000, 10), size["UPPER"][::-1])
 
 
 def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
@@ -85,9 +83,9 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
     corpus = read_corpus([*folders, tmp_path / "0001.jpg", tmp_path / "ids.csv"], key_column="id")
     for _ in range(2):
         embed_colours(corpus, tmp_path / "s")
-        failures = {(f.stage, f.path) for f in Store.open(tmp_path / "s").recorded_failures()}
-        links = {("list", str(folder / "gone.jpg")) for folder in folders}
-        assert failures == {("decode", str(tmp_path / "0001.jpg")), *links}
+        failures = {(f.path, f.stage) for f in Store.open(tmp_path / "s").recorded_failures()}
+        links = {(str(folder / "gone.jpg"), "list") for folder in folders}
+        assert failures == {(str(tmp_path / "0001.jpg"), "decode"), *links}
     assert verify_store(tmp_path / "s").findings == []
     shutil.copyfile(folders[0] / "x.png", tmp_path / "nowhere.jpg")
     mended = read_corpus(folders, follow_symlinks=True)

@@ -16,6 +16,8 @@ from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_
 from tests.servers import Faults, web_server
 from tests.stores import colour_corpus, embed_colours
 
+from .test_plan import rows
+
 RAINBOW = {"a": "red", "b": "lime", "c": "blue", "d": "gold", "e": "navy", "f": "tan", "g": "pink"}
 
 
@@ -27,7 +29,6 @@ def run(paths: Path | str, store: Path, **reading: Any) -> EmbedSummary:
 def test_tars_and_tables_give_the_embeddings_of_the_folder_once_they_are_whole(tmp_path: Path, form: str) -> None:
     folder = colour_corpus(tmp_path / "p", RAINBOW)
     run(folder, tmp_path / "folder")
-    expected = Store.open(tmp_path / "folder").load("image")
     packed, chosen = tmp_path / f"x.{form}", photos_of(folder)
     if form == "tar":
         whole = write_tar(packed, webdataset(chosen)).read_bytes()
@@ -41,10 +42,8 @@ def test_tars_and_tables_give_the_embeddings_of_the_folder_once_they_are_whole(t
     packed.write_bytes(whole)
     mended = run(packed, tmp_path / "s")
     assert (mended.modalities["image"].embedded, mended.failures_in_store) == (7 - cut, 0)
-    rows = Store.open(tmp_path / "s").load("image")
-    assert dict(zip(rows.keys, map(bytes, rows.embeddings), strict=True)) == dict(
-        zip(expected.keys, map(bytes, expected.embeddings), strict=True)
-    )
+    found, expected = (rows(tmp_path / name, "image") for name in ("s", "folder"))
+    assert {key: row[0] for key, row in found.items()} == {key: row[0] for key, row in expected.items()}
     before = contents(tmp_path / "s")
     again = run(packed, tmp_path / "s").modalities["image"]
     assert (again.already, again.embedded, again.changed) == (7, 0, [])
@@ -60,7 +59,7 @@ def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(tmp_path: Pa
     write_hf_parquet(folder / "x.parquet", chosen)
     write_list(folder / "list.csv", [{"image": photo.name, "text": photo.key} for photo in chosen])
     with web_server(folder, faults) as base:
-        corpus = read_corpus([f"{base}/{form}"], image_column="image" if form == "list.csv" else None)
+        corpus = read_corpus(f"{base}/{form}", image_column="image" if form == "list.csv" else None)
         faults.last = faults.requests
         with pytest.raises(UnreachableError, match=rf"{base}/.* could not be reached in 6 attempts"):
             embed_colours(corpus, tmp_path / "s", workers=2)
@@ -73,8 +72,8 @@ def test_one_dead_address_of_a_list_stops_nobody(tmp_path: Path) -> None:
     folder = colour_corpus(tmp_path / "p", {"a": "red"})
     with web_server(folder, Faults()) as base:
         urls = [f"{base}/a.png", "http://127.0.0.1:9/x.jpg"]
-        write_list(tmp_path / "list.csv", [{"url": url, "text": "t"} for url in urls])
-        summary = run(tmp_path / "list.csv", tmp_path / "s", image_column="url", download=True)
-    assert (summary.modalities["image"].embedded, summary.modalities["image"].failed) == (1, 1)
+        path = write_list(tmp_path / "list.csv", [{"url": url, "text": "t"} for url in urls])
+        images = run(path, tmp_path / "s", image_column="url", download=True).modalities["image"]
+    assert (images.embedded, images.failed) == (1, 1)
     (failure,) = Store.open(tmp_path / "s").recorded_failures()
     assert "127.0.0.1:9/x.jpg could not be reached" in failure.message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from fractions import Fraction
@@ -21,7 +20,7 @@ from c3tools.corpus.reading import read_corpus
 from c3tools.encoders import Encoder
 from c3tools.errors import MissingExtraError
 from c3tools.store.verify import verify_store
-from tests.conftest import C3, Counted, as_json, copy_photos
+from tests.conftest import C3, Counted, as_json, copy_photos, write_jsonl
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
 
@@ -63,9 +62,8 @@ def test_frames_come_at_the_rate(tmp_path: Path) -> None:
 def test_frames_are_turned_and_counted_where_they_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = SimpleNamespace(time=None, rotation=90, to_image=lambda: Image.new("RGB", (64, 48)))
     streams = SimpleNamespace(video=[SimpleNamespace(average_rate=None)])
-    monkeypatch.setattr(
-        av, "open", lambda _: nullcontext(SimpleNamespace(streams=streams, decode=lambda _: [frame] * 3))
-    )
+    opened = SimpleNamespace(streams=streams, decode=lambda _: [frame] * 3)
+    monkeypatch.setattr(av, "open", lambda _: nullcontext(opened))
     assert [(at, image.size) for at, image in read_frames("x.mp4", 1)] == [(at, (48, 64)) for at in range(3)]
 
 
@@ -76,31 +74,25 @@ def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_
     store = embed(tmp_path / "videos", tmp_path / "s", encoder=encoder, **options)
     rows, seconds = store.load("video"), store.summary.modalities["video"].seconds
     assert told.counts == {"Videos": 2} and min(seconds.values()) > 0
-    assert rows.keys == ["a", "b"]
     mean = encoder.encode_images([image for _, image in read_frames(path, 2)]).mean(axis=0)
     np.testing.assert_allclose(rows.embeddings[1], mean / np.linalg.norm(mean), atol=1e-5)
-    assert [rows.column(name) for name in ("width", "height", "frames")] == [[32, 64], [80, 48], [2, 8]]
-    assert rows.column("duration") == [0.5, 3.5]
+    found = [rows.column(name) for name in ("key", "width", "height", "frames", "duration")]
+    assert found == [["a", "b"], [32, 64], [80, 48], [2, 8], [0.5, 3.5]]
     assert verify_store(store.path).findings == []
 
 
 def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path) -> None:
     photos = copy_photos(tmp_path / "mixed", 2)
-    with (photos / "captions.jsonl").open("a") as file:
-        for name, colour in zip(("red", "green", "blue"), COLOURS, strict=False):
-            write_video(photos / "clips" / f"{name}.mp4", [colour])
-            file.write(json.dumps({"image": f"clips/{name}.mp4", "captions": [f"a {name} wall", name]}) + "\n")
-
-    def run() -> Store:
-        return embed(photos, tmp_path / "store", encoder=encoder, workers=0)
-
-    store = run()
+    names = ["red", "green", "blue"]
+    for name, colour in zip(names, COLOURS, strict=False):
+        write_video(photos / "clips" / f"{name}.mp4", [colour])
+    rows = [{"image": f"clips/{name}.mp4", "captions": [f"a {name} wall", name]} for name in names]
+    write_jsonl(photos / "clips" / "captions.jsonl", *rows)
+    store, again = (embed(photos, tmp_path / "store", encoder=encoder, workers=0) for _ in range(2))
     assert [store.count(name) for name in ("image", "video", "text")] == [2, 3, 16]
     pairs = store.pairs("video", "text")
-    assert {pairs.second.captions[row] for row in pairs.rows} == {
-        caption for name in ("red", "green", "blue") for caption in (name, f"a {name} wall")
-    }
-    assert run().summary.modalities["video"].already == 3
+    assert {pairs.second.captions[row] for row in pairs.rows} == {*names, *(f"a {name} wall" for name in names)}
+    assert again.summary.modalities["video"].already == 3
 
 
 def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
@@ -114,7 +106,7 @@ def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
     assert (video["embedded"], video["failed"]) == (1, 3)
     assert "Found 0 images, 4 videos and 0 texts." in result.stderr
     failures = Store.open("c3-store").recorded_failures()
-    assert {(failure.key, failure.stage) for failure in failures} == {(k, "decode") for k in ("cut", "empty", "text")}
+    assert {failure.key: failure.stage for failure in failures} == dict.fromkeys(["cut", "empty", "text"], "decode")
 
 
 def test_a_missing_package_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
     encoder = load_encoder(backend="openvino", precision="fp32")  # processes need not import torch for it
     folder = copy_photos(tmp_path / "photos", 4)
     (folder / "broken.jpg").write_text("no image")
-    corpus = read_corpus([folder])
+    corpus = read_corpus(folder)
     embed_corpus(corpus, tmp_path / "here", encoder, shard_size=3, workers=0)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     for name in ("manifest.json", "image/part-00001.parquet", *(f"text/part-0000{n}.parquet" for n in range(1, 7))):
