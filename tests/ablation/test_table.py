@@ -23,7 +23,7 @@ def run_of(
     method: str, values: Any, seed: int = 0, sigma: float = 0.1, metrics: Sequence[str] = ("CIDEr",), **changes: Any
 ) -> Run:
     """A run whose images have these scores, in every metric."""
-    own, scores = dict.fromkeys(metrics, [*map(float, values)]), dict.fromkeys(metrics, float(np.mean(values)))
+    own, scores = {name: [*map(float, values)] for name in metrics}, dict.fromkeys(metrics, float(np.mean(values)))
     return Run(method, seed, sigma if METHODS[method].noisy else 0.0, scores, images=len(values), values=own, **changes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,61 @@ from c3tools.embedding import run as run_module
 from c3tools.embedding.shards import EmbedOptions
 from c3tools.embedding.summary import ModalitySummary
 from c3tools.encoders import Encoder
-from c3tools.errors import StoreError
+from c3tools.errors import StoreError, UnreachableError
 from c3tools.store import Store
 from c3tools.store.verify import verify_store
 from tests.conftest import Counted, contents, copy_photos
 from tests.connect.photos import save_tiny_clip
-from tests.embedding.hostile import write_bad_files, write_odd_images
+from tests.corpus.packing import damage_column, photos_of, webdataset, write_hf_parquet, write_list, write_tar
 from tests.golden import recorded
+from tests.servers import Faults, web_server
 from tests.stores import colour_corpus, embed_colours
+
+from .test_plan import rows
+
+
+def write_odd_images(folder: Path) -> None:
+    """Write odd images, made from the first photo, that are to be embedded."""
+    with Image.open(min(folder.glob("0*.jpg"))) as opened:
+        image = opened.convert("RGB")
+    for mode, name in {"CMYK": "cmyk.jpg", "P": "palette.png", "RGBA": "alpha.png", "LA": "grey-alpha.png"}.items():
+        image.convert(mode).save(folder / name)
+    deep = np.asarray(image.convert("L"), dtype=np.uint16) * 257
+    Image.fromarray(deep).save(folder / "sixteen-bit.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the orientation
+    image.save(folder / "turned.jpg", exif=exif)
+    small = image.resize((64, 64))
+    small.save(folder / "animated.gif", save_all=True, append_images=[small.rotate(90)])
+    image.resize((1, 1)).save(folder / "one.png")
+    image.resize((20_000, 10)).save(folder / "wide.jpg")
+    (folder / "a folder named x.jpg").mkdir()
+    names = (
+        "twin.png",
+        "twin.jpg",
+        "фото 写真 صورة.jpg",
+        "two\nlines.jpg",
+        "UPPER.JPG",
+        "a folder named x.jpg/inside.png",
+    )
+    for name in names:
+        image.save(folder / name)
+    (folder / "link-inside.jpg").symlink_to(folder / "turned.jpg")
+
+
+def write_bad_files(folder: Path) -> None:
+    """Write files that are to be listed as failures."""
+    whole = min(folder.glob("0*.jpg")).read_bytes()
+    bad = {"empty.jpg": b"", "cut.jpg": whole[: len(whole) // 2], "head-only.jpg": whole[:100]}
+    bad |= {"text.jpg": b"not an image\n", "page.png": b"<!doctype html><title>404</title>"}
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    links = {"loop.jpg": "loop.jpg", "loop-folder": ".", "dangling.jpg": "nothing.jpg", "outside.jpg": "/etc/hostname"}
+    for name, target in links.items():
+        (folder / name).symlink_to(folder / target)
+    os.mkfifo(folder / "pipe.jpg")
+    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf8-\xff.jpg")).write_bytes(whole)
 
 
 def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
@@ -54,9 +102,8 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
 
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
     folder = copy_photos(tmp_path / "p", 6)
-    photo = min(folder.glob("0*.jpg"))
-    write_odd_images(folder, photo)
-    write_bad_files(folder, photo)
+    write_odd_images(folder)
+    write_bad_files(folder)
     corpus = read_corpus(folder)
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     reporter = Counted()
@@ -64,12 +111,12 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encode
     assert reporter.counts == {"Images": len(corpus.images), "Texts": len(corpus.texts)}
     assert reporter.notes == {"Images": f"{summary.modalities['image'].failed} failed"}
     store = Store.open(tmp_path / "s")
-    failures, rows = store.recorded_failures(), store.load("image")
+    failures, images = store.recorded_failures(), store.load("image")
     assert all(failure.message for failure in failures)
     bad = sorted([failure.key, failure.stage, failure.error] for failure in failures)
-    recorded(Path(__file__).parent / "golden" / "hostile.json", {"bad": bad, "embedded": sorted(rows.keys)})
-    np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-3)
-    size = dict(zip(rows.keys, zip(rows.column("width"), rows.column("height"), strict=True), strict=True))
+    recorded(Path(__file__).parent / "golden" / "hostile.json", {"bad": bad, "embedded": sorted(images.keys)})
+    np.testing.assert_allclose(np.linalg.norm(images.embeddings, axis=1), 1, atol=1e-3)
+    size = dict(zip(images.keys, zip(images.column("width"), images.column("height"), strict=True), strict=True))
     assert (size["wide"], size["turned"]) == ((20_000, 10), size["UPPER"][::-1])
 
 
@@ -134,3 +181,64 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
     texts.write_text(texts.read_text() + "a cat\n")
     summary = embed(texts, store).summary
     assert (summary.backend, summary.precision, summary.modalities["text"].embedded) == ("torch", "bf16", 1)
+
+
+SEVEN = {"a": "red", "b": "lime", "c": "blue", "d": "gold", "e": "navy", "f": "tan", "g": "pink"}
+
+
+def run(paths: Path | str, store: Path, **reading: Any) -> EmbedSummary:
+    return embed_colours(read_corpus(paths, **reading), store, workers=2)
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_tars_and_tables_give_the_embeddings_of_the_folder_once_they_are_whole(tmp_path: Path, form: str) -> None:
+    folder = colour_corpus(tmp_path / "p", SEVEN)
+    run(folder, tmp_path / "folder")
+    packed, chosen = tmp_path / f"x.{form}", photos_of(folder)
+    if form == "tar":
+        whole = write_tar(packed, webdataset(chosen)).read_bytes()
+        packed.write_bytes(whole[: len(whole) // 2])
+    else:
+        whole = write_hf_parquet(packed, chosen, rows_per_group=2).read_bytes()
+        damage_column(packed, 1, 2)
+    cut = run(packed, tmp_path / "s").modalities["image"].embedded
+    assert 0 < cut < 7
+    assert Store.open(tmp_path / "s").recorded_failures()[-1].error == f"Damaged{'Tar' if form == 'tar' else 'Table'}"
+    packed.write_bytes(whole)
+    mended = run(packed, tmp_path / "s")
+    assert (mended.modalities["image"].embedded, mended.failures_in_store) == (7 - cut, 0)
+    found, expected = (rows(tmp_path / name, "image") for name in ("s", "folder"))
+    assert {key: row[0] for key, row in found.items()} == {key: row[0] for key, row in expected.items()}
+    before = contents(tmp_path / "s")
+    again = run(packed, tmp_path / "s").modalities["image"]
+    assert (again.already, again.embedded, again.changed) == (7, 0, [])
+    assert contents(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("form", ["x.tar", "x.parquet", "list.csv"])
+def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(tmp_path: Path, form: str) -> None:
+    pytest.importorskip("upath", reason="the extra url is not installed")
+    folder, faults = colour_corpus(tmp_path / "p", {"a": "red", "b": "lime"}), Faults()
+    chosen = photos_of(folder)
+    write_tar(folder / "x.tar", webdataset(chosen))
+    write_hf_parquet(folder / "x.parquet", chosen)
+    write_list(folder / "list.csv", [{"image": photo.name, "text": photo.key} for photo in chosen])
+    with web_server(folder, faults) as base:
+        corpus = read_corpus(f"{base}/{form}", image_column="image" if form == "list.csv" else None)
+        faults.last = faults.requests
+        with pytest.raises(UnreachableError, match=rf"{base}/.* could not be reached in 6 attempts"):
+            embed_colours(corpus, tmp_path / "s", workers=2)
+        faults.last = None
+        summary = embed_colours(corpus, tmp_path / "s")
+    assert (summary.modalities["image"].embedded, summary.failures_in_store) == (2, 0)
+
+
+def test_one_dead_address_of_a_list_stops_nobody(tmp_path: Path) -> None:
+    folder = colour_corpus(tmp_path / "p", {"a": "red"})
+    with web_server(folder, Faults()) as base:
+        urls = [f"{base}/a.png", "http://127.0.0.1:9/x.jpg"]
+        path = write_list(tmp_path / "list.csv", [{"url": url, "text": "t"} for url in urls])
+        images = run(path, tmp_path / "s", image_column="url", download=True).modalities["image"]
+    assert (images.embedded, images.failed) == (1, 1)
+    (failure,) = Store.open(tmp_path / "s").recorded_failures()
+    assert "127.0.0.1:9/x.jpg could not be reached" in failure.message

@@ -34,13 +34,11 @@ class Squares(Work[int, int]):
             end = time.monotonic() + 60
             while task == 0 and len(self.processes()) < 2 and time.monotonic() < end:
                 time.sleep(0.05)
-            if task == 3 and attempt < self.times:
-                if self.trouble == "crash":
-                    raise ZeroDivisionError("of this number")
-                if self.trouble == "refuse":
-                    raise StoreError("the disk is full", remedy="Make room.")
+            if task == 3 and self.trouble and attempt < self.times:
                 if self.trouble == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                full = StoreError("the disk is full", remedy="Make room.")
+                raise full if self.trouble == "refuse" else ZeroDivisionError("of this number")
             report(10, 1)
             yield task * task
 
