@@ -20,7 +20,9 @@ from c3tools.corpus.images import read_sound
 from c3tools.encoders import Encoder
 from c3tools.encoders.plugins import find_plugin
 from c3tools.errors import C3Error, EncoderError, MissingExtraError, StoreError
-from tests.conftest import C3, as_json, copy_photos, done
+from c3tools.store import Rows
+from tests.conftest import C3, as_json, contents, copy_photos, done
+from tests.stores import unit
 
 st = pytest.importorskip("sentence_transformers", reason="the extra st is not installed")
 soundfile = pytest.importorskip("soundfile", reason="the extra st is not installed")
@@ -32,7 +34,6 @@ LENGTH = 32  # tokens of a text, a character each, with start and end
 LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 embed = partial(c3tools.embed, dtype="float32")  # as exact as what it is compared with
 UNIT: dict[str, Any] = {"normalize_embeddings": True}
-QUICK = ["--size", "tiny", "--epochs", "1", "--sigma", "0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +44,37 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = ["<pad>", "<unk>", "<s>", "</s>", *map(chr, range(32, 127))]
     tokens = Tokenizer(BPE({letter: number for number, letter in enumerate(letters)}, [], unk_token="<unk>"))
     tokens.normalizer = normalizers.Lowercase()
-    ends = [("<s>", 2), ("</s>", 3)]
-    tokens.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+    tokens.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=LENGTH, **special)
-    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    words: dict[str, Any] = {**LAYERS, **ids, "vocab_size": len(letters), "max_position_embeddings": 2 * LENGTH}
+    words: dict[str, Any] = {**LAYERS, "vocab_size": len(letters), "max_position_embeddings": 2 * LENGTH}
+    words |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
     def save(name: str, model: Any, processor: Any) -> None:
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
 
-    pixels = {**LAYERS, "image_size": 32, "patch_size": 8}
-    clip = hf.CLIPConfig(text_config=words, vision_config=pixels, projection_dim=16)
+    vision = {**LAYERS, "image_size": 32, "patch_size": 8}
+    clip = hf.CLIPConfig(text_config=words, vision_config=vision, projection_dim=16)
     look = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     save("clip", hf.CLIPModel(clip), hf.CLIPProcessor(image_processor=look, tokenizer=tokenizer))
 
-    patches = {**LAYERS, "num_patches": 16, "patch_size": 16}
-    siglip = hf.Siglip2Config(text_config={**words, "projection_size": 32}, vision_config=patches)
+    vision = {**LAYERS, "num_patches": 16, "patch_size": 16}
+    siglip = hf.Siglip2Config(text_config={**words, "projection_size": 32}, vision_config=vision)
     look = hf.Siglip2ImageProcessor(patch_size=16, max_num_patches=16)
     save("siglip2", hf.Siglip2Model(siglip), hf.Siglip2Processor(image_processor=look, tokenizer=tokenizer))
 
-    window = {"spec_size": 64, "num_mel_bins": 32, "window_size": 2}
-    blocks = {
-        "patch_embeds_hidden_size": 16,
-        "hidden_size": 128,
-        "depths": [1] * 4,
-        "num_attention_heads": [1, 1, 2, 2],
-    }
-    clap = hf.ClapConfig(text_config=words, audio_config={**window, **blocks}, projection_dim=16)
-    hear = hf.ClapFeatureExtractor(
-        truncation="rand_trunc",
-        feature_size=32,
-        sampling_rate=RATE,
-        max_length_s=1,
-        fft_window_size=256,
-        hop_length=80,
-        frequency_max=4000,
-    )
+    audio = {"spec_size": 64, "num_mel_bins": 32, "window_size": 2, "patch_embeds_hidden_size": 16, "hidden_size": 128}
+    audio |= {"depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}  # type: ignore[dict-item]
+    clap = hf.ClapConfig(text_config=words, audio_config=audio, projection_dim=16)
+    cut = {"truncation": "rand_trunc", "max_length_s": 1, "hop_length": 80, "frequency_max": 4000}
+    hear = hf.ClapFeatureExtractor(32, RATE, **cut)
     save("clap", hf.ClapModel(clap), hf.ClapProcessor(feature_extractor=hear, tokenizer=tokenizer))
 
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters[4:], *(f"##{letter}" for letter in letters[4:])]
-    bert = hf.BertConfig(**{**words, "vocab_size": len(pieces)})
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    save("text", hf.BertModel(bert), hf.BertTokenizerFast(vocab=vocabulary, model_max_length=LENGTH))
+    bert = hf.BertModel(hf.BertConfig(**words | {"vocab_size": len(pieces)}))
+    save("text", bert, hf.BertTokenizerFast(vocab=vocabulary, model_max_length=LENGTH))
     return folder
 
 
@@ -108,24 +96,22 @@ def loaded(models: Path, name: str) -> Any:
     return st.SentenceTransformer(str(models / name), device="cpu", local_files_only=True)
 
 
-def contents(store: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*.parquet")}
+def assert_close(rows: Rows, expected: Any) -> None:
+    np.testing.assert_allclose(rows.embeddings, expected, atol=1e-6)
 
 
 def works(c3: C3, kind: str, store: Path) -> None:
     """The commands on a store of ``kind`` and text, in an empty folder."""
     report = as_json(c3("gap-report", store, "--json"))
-    assert set(report["modalities"]) == {kind, "text"}
-    assert report["pairs"]["n"] > 0
+    assert (set(report["modalities"]), report["pairs"]["n"] > 0) == ({kind, "text"}, True)
     done(c3("index", "--store", store))
-    opened = Store.open(store)
-    caption = opened.load("text").captions[0]
+    caption = Store.open(store).load("text").captions[0]
     hits = as_json(c3("search", caption, "-k", "50", "--json"))[0]["hits"]
     assert {kind, "text"} == {hit["modality"] for hit in hits}
     assert next(hit["caption"] for hit in hits if hit["modality"] == "text") == caption
-    done(c3("train-decoder", "--store", store, *QUICK))
+    done(c3("train-decoder", "--store", store, "--size", "tiny", "--epochs", "1", "--sigma", "0.1"))
     captions = as_json(c3("caption", "--embeddings", store, "--modality", kind, "--json"))
-    assert len(captions) == opened.count(kind)
+    assert len(captions) == Store.open(store).count(kind)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip2"])
@@ -136,17 +122,14 @@ def test_images_and_texts_are_embedded_as_the_library_does(name: str, models: Pa
     found = [embed(photos, f"store-{n}", model=model, workers=n, batch_size=3) for n in (0, 2)]
     assert contents(Path("store-0")) == contents(Path("store-2"))
     store = embed(photos, "store-0")
-    assert (store.summary.modalities["image"].embedded, store.summary.modalities["image"].already) == (0, 5)
-    assert [failure.key for failure in store.recorded_failures()] == ["broken"]
-    assert store.info.normalised
-    longest = {"clip": 32, "siglip2": 64}[name]
-    assert (store.info.backend, store.info.precision, store.info.model["max_length"]) == ("st", "fp32", longest)
+    known, info, longest = store.summary.modalities["image"], store.info, {"clip": 32, "siglip2": 64}[name]
+    assert (known.embedded, known.already, *(each.key for each in store.recorded_failures())) == (0, 5, "broken")
+    assert (info.normalised, info.backend, info.precision, info.model["max_length"]) == (True, "st", "fp32", longest)
     own, images, texts = loaded(models, name), store.load("image"), store.load("text")
     opened = [Image.open(path).convert("RGB") for path in images.column("path")]
-    np.testing.assert_allclose(images.embeddings, own.encode(opened, **UNIT), atol=1e-6)
+    assert_close(images, own.encode(opened, **UNIT))
     padded: Any = {"processing_kwargs": {"text": {"padding": "max_length"}}} if name == "siglip2" else {}
-    expected = own.encode(texts.captions, **UNIT, **padded)
-    np.testing.assert_allclose(texts.embeddings, expected, atol=1e-6)
+    assert_close(texts, own.encode(texts.captions, **UNIT, **padded))
     assert found[0].summary.modalities["text"].truncated == sum(len(text) > longest - 2 for text in texts.captions)
     if name == "clip":
         works(c3, "image", store.path)
@@ -155,24 +138,20 @@ def test_images_and_texts_are_embedded_as_the_library_does(name: str, models: Pa
 
 
 def test_sounds_and_their_captions(models: Path, sounds: Path, c3: C3) -> None:
-    np.random.seed(7)
-    drawn = np.random.rand()
-    np.random.seed(7)
-    store = embed(sounds, "store", model=f"st:{models / 'clap'}")
-    assert np.random.rand() == drawn
+    model, before = f"st:{models / 'clap'}", np.random.get_state()
+    store = embed(sounds, "store", model=model)
+    np.testing.assert_equal(np.random.get_state(), before)
     rows = store.load("audio")
     assert rows.keys == [f"tone{number}" for number in range(10)]
     assert rows.column("duration") == pytest.approx([0.5] * 9 + [1.5], abs=1e-4)
     assert [failure.key for failure in store.recorded_failures()] == ["none"]
     own = loaded(models, "clap")
-    for path, row in zip(rows.column("path")[:9], rows.embeddings, strict=False):
-        inputs = {"array": read_sound(path, RATE)[0], "sampling_rate": RATE}
-        np.testing.assert_allclose(row, own.encode(inputs, **UNIT), atol=1e-6)
-    again = embed(sounds, "again", model=f"st:{models / 'clap'}")  # cut at the same random place
-    assert contents(store.path) == contents(again.path)
+    inputs = [{"array": read_sound(path, RATE)[0], "sampling_rate": RATE} for path in rows.column("path")[:9]]
+    assert_close(rows.select(np.arange(9)), np.stack([own.encode(each, **UNIT) for each in inputs]))
+    assert contents(store.path) == contents(embed(sounds, "again", model=model).path)  # cut at the same random place
     works(c3, "audio", store.path)
     with pytest.raises(EncoderError, match="takes text and audio, but not image"):
-        embed(copy_photos(Path("photos"), 1), "other", model=f"st:{models / 'clap'}")
+        embed(copy_photos(Path("photos"), 1), "other", model=model)
 
 
 def test_a_sound_is_resampled_and_its_channels_are_one(tmp_path: Path) -> None:
@@ -192,11 +171,15 @@ def test_a_model_for_texts_alone(models: Path, photos: Path) -> None:
     assert not Path("refused", "store.json").exists()
     lines = ["a dog", "https://example.org/photo.jpg", str(next(photos.glob("*.jpg")))]
     Path("texts.txt").write_text("\n".join(lines))
-    rows = embed("texts.txt", model=model).load("text")
-    expected = loaded(models, "text").encode(lines, **UNIT)
-    np.testing.assert_allclose(rows.embeddings, expected, atol=1e-6)
+    own = loaded(models, "text")
+    assert_close(embed("texts.txt", model=model).load("text"), own.encode(lines, **UNIT))
     with pytest.raises(StoreError, match="Embeddings of different models cannot be mixed"):
         embed("texts.txt", model="c3-mini")
+    own.similarity_fn_name = "dot"  # such a model keeps its norms
+    own.save("dot")
+    store = embed("texts.txt", "of-dot", model=f"st:{Path('dot').resolve()}")
+    assert not store.info.normalised
+    np.testing.assert_allclose(store.load("text").embeddings, own.encode(lines), atol=1e-5)
 
 
 def test_prompts_for_queries_and_documents(models: Path, tmp_path: Path, c3: C3) -> None:
@@ -206,23 +189,15 @@ def test_prompts_for_queries_and_documents(models: Path, tmp_path: Path, c3: C3)
     Path("texts.txt").write_text("a dog\na cat\na bird\n")
     model = f"st:{tmp_path / 'prompted'}"
     store = embed("texts.txt", model=model)
-    rows = store.load("text").embeddings
-    np.testing.assert_allclose(rows[:1], own.encode_document(["a dog"], **UNIT), atol=1e-6)
-    assert np.abs(rows[:1] - own.encode(["a dog"], prompt="", **UNIT)).max() > 1e-3
+    rows = store.load("text")
+    assert_close(rows, own.encode_document(rows.captions, **UNIT))
+    assert np.abs(rows.embeddings - own.encode(rows.captions, prompt="", **UNIT)).max() > 1e-3
     assert (store.info.model["query_prompt"], store.info.model["document_prompt"]) == ("find: ", "about: ")
     done(c3("index"))
-    index = c3tools.Index.open("c3-index")
-
-    def cosine(prompt: str) -> float:
-        (hits,) = index.rank(own.encode(["a dog"], prompt=prompt, **UNIT), "text", 3)
-        return next(hit.cosine for hit in hits if hit.caption == "a dog")
-
-    def found(*options: str) -> float:
+    for prompt, options in (("find: ", ()), ("seek: ", ("--query-prompt", "seek: "))):
         hits = as_json(c3("search", "a dog", "--json", *options))[0]["hits"]
-        return float(next(hit["cosine"] for hit in hits if hit["caption"] == "a dog"))
-
-    assert found() == pytest.approx(cosine("find: "), abs=1e-5)
-    assert found("--query-prompt", "seek: ") == pytest.approx(cosine("seek: "), abs=1e-5)
+        (expected,) = c3tools.Index.open("c3-index").rank(own.encode(["a dog"], prompt=prompt, **UNIT), "text", 3)
+        assert [hit["cosine"] for hit in hits] == pytest.approx([hit.cosine for hit in expected], abs=1e-5)
     other = embed("texts.txt", "other", model=model, query_prompt="seek: ")
     assert other.info.model["query_prompt"] == "seek: "
     with pytest.raises(StoreError, match="records another query prompt: 'seek: '"):
@@ -232,9 +207,8 @@ def test_prompts_for_queries_and_documents(models: Path, tmp_path: Path, c3: C3)
 @pytest.mark.usefixtures("c3")
 def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
     store = embed(photos, model=f"st:{models / 'clip'}", truncate_dim=8)
-    rows, own = store.load("text"), loaded(models, "clip")
-    expected = own.encode(rows.captions, truncate_dim=8, **UNIT)
-    np.testing.assert_allclose(rows.embeddings, expected, atol=1e-6)
+    rows = store.load("text")
+    assert_close(rows, loaded(models, "clip").encode(rows.captions, truncate_dim=8, **UNIT))
     (photos / "captions.jsonl").unlink()
     Path("more.txt").write_text("a dog")
     assert embed("more.txt").info.dim == 8  # as recorded
@@ -242,44 +216,28 @@ def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
         load_encoder("c3-mini", truncate_dim=8)
 
 
-def test_a_model_that_compares_by_dot_product_keeps_its_norms(models: Path, tmp_path: Path) -> None:
-    own = st.SentenceTransformer(str(models / "text"), device="cpu", similarity_fn_name="dot")
-    own.save(str(tmp_path / "dot"))
-    (tmp_path / "texts.txt").write_text("a dog\na cat\n")
-    store = embed(tmp_path / "texts.txt", tmp_path / "store", model=f"st:{tmp_path / 'dot'}")
-    assert not store.info.normalised
-    np.testing.assert_allclose(store.load("text").embeddings, own.encode(["a dog", "a cat"]), atol=1e-5)
-
-
 @pytest.mark.usefixtures("c3")
 def test_long_texts_are_cut_or_divided(models: Path) -> None:
     long = "a dog runs along the beach and a cat looks at the sea from a wall"
     parts = ["a dog runs along the beach and a", "cat looks at the sea from a wall"]  # 30 letters fit
     Path("texts.txt").write_text(f"a bird\n{long}\n")
-    model, own = f"st:{models / 'text'}", loaded(models, "text")
+    model = f"st:{models / 'text'}"
     encoder: Any = load_encoder(model)
     batches = encoder.token_batches([*"abc", "a" * 9000, "b" * 9000], None)
     assert [len(batch) for _, batch in batches] == [3, 1, 1]
-    stores = {how: embed("texts.txt", how, model=model, long_texts=how) for how in ("chunk", "mean")}
-    cut = embed("texts.txt", "cut", model=model)
-    assert [store.summary.modalities["text"].truncated for store in (cut, *stores.values())] == [1, 0, 0]
-    rows = stores["chunk"].load("text")
-    assert rows.keys == ["texts:1", *(f"texts:2~{number}" for number in range(2))]
-    assert (rows.captions[1:], rows.items[1:]) == (parts, ["texts:2"] * 2)
-    vectors = own.encode(["a bird", *parts], **UNIT)
-    np.testing.assert_allclose(rows.embeddings, vectors, atol=1e-6)
-    rows = stores["mean"].load("text")
-    assert rows.captions == ["a bird", long]
-    mean = vectors[1:].mean(axis=0)
-    np.testing.assert_allclose(rows.embeddings, [vectors[0], mean / np.linalg.norm(mean)], atol=1e-6)
+    stores = [embed("texts.txt", how, model=model, long_texts=how) for how in ("cut", "chunk", "mean")]
+    assert [store.summary.modalities["text"].truncated for store in stores] == [1, 0, 0]
+    _, chunks, means = (store.load("text") for store in stores)
+    assert chunks.keys == ["texts:1", "texts:2~0", "texts:2~1"]
+    assert (chunks.captions[1:], chunks.items[1:], means.captions) == (parts, ["texts:2"] * 2, ["a bird", long])
+    vectors = loaded(models, "text").encode(["a bird", *parts], **UNIT)
+    assert_close(chunks, vectors)
+    assert_close(means, unit(np.stack([vectors[0], vectors[1:].mean(axis=0)])))
     Path("texts.txt").write_text(f"a bird\n{long}\na fish\n")
     assert embed("texts.txt", "chunk").summary.modalities["text"].embedded == 1  # as recorded
     Path("texts.txt").write_text("a bird\n")
-    assert embed("texts.txt", "chunk", prune=True).summary.modalities["text"].gone == [
-        "texts:2~0",
-        "texts:2~1",
-        "texts:3",
-    ]
+    gone = embed("texts.txt", "chunk", prune=True).summary.modalities["text"].gone
+    assert gone == ["texts:2~0", "texts:2~1", "texts:3"]
     copy_photos(Path("photos"), 1)
     embed("photos", "mixed", model=f"st:{models / 'clip'}", long_texts="chunk")
     Path("texts.txt").write_text(f"{long * 3}\n")
@@ -296,18 +254,20 @@ def test_open_clip_divides_long_texts_too(encoder: Encoder) -> None:
 
 def test_what_cannot_be_loaded_is_one_error(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("c3tools.encoders.st.answers", lambda address: False)
-    with pytest.raises(EncoderError, match=r"(?s)does not answer.*st:PATH"):
-        load_encoder("st:nobody/nothing")
-    with pytest.raises(EncoderError, match="could not be loaded"):
-        load_encoder(f"st:{tmp_path}")
-    for options in ({"random_init": 1}, {"backend": "openvino"}):
-        with pytest.raises(EncoderError, match="does not take such an option"):
-            load_encoder(f"st:{models / 'clip'}", **options)
+    clip = f"st:{models / 'clip'}"
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("st:nobody/nothing", {}, r"(?s)does not answer.*st:PATH"),
+        (f"st:{tmp_path}", {}, "could not be loaded"),
+        *((clip, option, "does not take such an option") for option in ({"random_init": 1}, {"backend": "openvino"})),
+    ]
+    for name, options, named in cases:
+        with pytest.raises(EncoderError, match=named):
+            load_encoder(name, **options)
     with pytest.raises(C3Error, match="is not a model of open_clip"):
-        c3tools.connect_towers([tmp_path], model=f"st:{models / 'clip'}")
+        c3tools.connect_towers([tmp_path], model=clip)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingExtraError, match="sentence-transformers"):
-        load_encoder(f"st:{models / 'clip'}")
+        load_encoder(clip)
 
 
 def test_kinds_of_models(models: Path) -> None:
