@@ -109,7 +109,7 @@ def test_batches_follow_from_the_device_and_the_size_of_an_image() -> None:
     for device, side, *expected in cases:
         backend: Any = SimpleNamespace(compute=Compute(device, "fp32"))
         encoder = Encoder(backend, None, ImagePreprocessor((), {"size": side}), identity={}, trims_texts=False, dim=2)
-        assert [*map(encoder.batch_size, ("image", "text"))] == expected
+        assert [encoder.batch_size("image"), encoder.batch_size("text")] == expected
 
 
 class Limited(torch.nn.Module):

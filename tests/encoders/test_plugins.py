@@ -29,24 +29,19 @@ class Sizes:
         return np.array([[0.1 * len(text), np.nan if text == "nan" else 0, 0.2][:short] for text in texts])
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(group: str) -> list[EntryPoint]:
-        return [EntryPoint("sizes", f"{__name__}:Sizes", group)]
-
-    monkeypatch.setattr(plugins, "entry_points", found)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("sizes", f"{__name__}:Sizes", group)])
 
 
-@pytest.mark.usefixtures("own")
 def test_a_model_needs_no_more_than_two_methods() -> None:
     encoder = load_encoder("sizes:a:b", device="cpu")
     assert encoder.identity == {"rest": "a:b", "device": "cpu", "asked": "auto", "name": "sizes:a:b"}
     assert (encoder.compute, encoder.backend.name, encoder.backend.ahead) == (Compute("cpu", "fp32"), "sizes", 1)
     assert (encoder.modalities, encoder.normalised, encoder.sampling_rate) == (("image", "text"), True, 0)
     images = [np.zeros((20, 30, 3), np.uint8), np.zeros((600, 4096, 3), np.uint8)]
-    np.testing.assert_allclose(
-        encoder.encode_images(images), unit(np.array([[30.0, 20, 1], [2048, 300, 1]])), rtol=1e-6
-    )
+    expected = unit(np.array([[30.0, 20, 1], [2048, 300, 1]]))
+    np.testing.assert_allclose(encoder.encode_images(images), expected, rtol=1e-6)
     texts = ["", "dog"]
     for encode in (encoder.encode_texts, encoder.encode_queries):
         np.testing.assert_allclose(encode(texts), unit(np.array([[0, 0, 0.2], [0.3, 0, 0.2]])), rtol=1e-6)
@@ -56,7 +51,6 @@ def test_a_model_needs_no_more_than_two_methods() -> None:
     assert ("sizes:…", "", "") in plugins.model_kinds()
 
 
-@pytest.mark.usefixtures("own")
 def test_what_a_model_must_not_return_or_does_not_take_is_an_error() -> None:
     encoder = load_encoder("sizes:x")
     for text, shape in (("cut", r"\(1, 2\)"), ("nan", r"\(1, 3\)")):
