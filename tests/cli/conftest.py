@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from c3tools import build_index
-from tests.conftest import build_store, unit_rows, write_jsonl
+from tests.conftest import build_store, copy_photos, unit_rows
 from tests.stores import gap_store, make_vectors
 
 from ..captioning.conftest import TOY, make_captions_store, trained_captioner
+from ..connect.photos import save_tiny_clip
 
 
 @pytest.fixture
@@ -31,6 +32,8 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         build_index("c3-store")
+    copy_photos(folder / "photos", 8)
+    save_tiny_clip(folder / "tiny")
     images, texts = make_vectors(6)
     arrays: dict[str, np.ndarray] = {
         "i": images,
@@ -44,26 +47,26 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(folder / f"{name}.npy", array)
     np.savez(folder / "both.npz", a=images, b=images)
     (folder / "cut.npy").write_bytes((folder / "i.npy").read_bytes()[:100])
-    tables: dict[str, list[dict[str, object]]] = {
-        "one": [{"id": 1}],
-        "same": [{"id": i // 2} for i in range(6)],
-        "ids": [{"id": i} for i in range(6)],
-        "texts": [{"text": "a dog"}],
-        "splits": [{"key": "image01", "split": "val"}],
-    }
-    for name, rows in tables.items():
-        write_jsonl(folder / f"{name}.jsonl", *rows)
-    (folder / "broken.jsonl").write_text("{")
-    (folder / "steps.yaml").write_text("steps: [normalize]\n")
-    (folder / "notes.txt").write_text("a dog\n")
     for name in ("empty", "mine"):
         (folder / name).mkdir()
-    (folder / "mine" / "notes.txt").write_text("keep")
+    files = {
+        "mine/notes.txt": "keep",
+        "notes.txt": "a dog\n",
+        "steps.yaml": "steps: [normalize]\n",
+        "broken.jsonl": "{",
+        "one.jsonl": '{"id": 1}\n',
+        "same.jsonl": "".join(f'{{"id": {i // 2}}}\n' for i in range(6)),
+        "ids.jsonl": "".join(f'{{"id": {i}}}\n' for i in range(6)),
+        "texts.jsonl": '{"text": "a dog"}\n',
+        "splits.jsonl": '{"key": "image01", "split": "val"}\n',
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
     return folder
 
 
 @pytest.fixture
 def workplace(made_workplace: Path, tmp_path: Path) -> Path:
-    """A folder with stores, a decoder, an index, and files that are good, damaged and foreign."""
+    """A folder with stores, photos, models, an index, and files that are good, damaged and foreign."""
     shutil.copytree(made_workplace, tmp_path, dirs_exist_ok=True)
     return tmp_path

@@ -15,8 +15,6 @@ from c3tools.io.lock import locked
 from c3tools.reporter import Progress
 from tests.conftest import C3, done
 
-from ..connect.photos import save_photos, save_tiny_clip
-
 QUICK = "--epochs 1 --precision fp32 -o OUT"
 WRITERS = {
     "embed": "embed notes.txt --workers 0 --backend torch --precision fp32 --store OUT",
@@ -40,26 +38,19 @@ def command(name: str, output: str) -> list[str]:
     return WRITERS[name].replace("OUT", output).split()
 
 
-@pytest.fixture
-def place(workplace: Path) -> Path:
-    save_photos(workplace / "photos", 2)
-    save_tiny_clip(workplace / "tiny")
-    return workplace
-
-
 @pytest.mark.parametrize("name", [name for name in WRITERS if "OUT" in WRITERS[name]])
-def test_the_second_run_into_a_folder_is_refused(c3: C3, place: Path, name: str) -> None:
-    before = {path.name for path in place.iterdir()}
-    with locked(place / "out"):
+def test_the_second_run_into_a_folder_is_refused(c3: C3, workplace: Path, name: str) -> None:
+    before = {path.name for path in workplace.iterdir()}
+    with locked(workplace / "out"):
         result = c3(*command(name, "out"))
     assert result.exit_code == 1, result.output
     assert re.search(r"Another run is writing to \S*out\S* \(process \d+ on ", " ".join(result.stderr.split()))
-    assert {path.name for path in place.iterdir() if not path.name.startswith(".")} <= before
+    assert {path.name for path in workplace.iterdir() if not path.name.startswith(".")} <= before
 
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_ctrl_c_is_exit_code_130_and_the_same_command_goes_on(
-    c3: C3, place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    c3: C3, workplace: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     class Interrupted(Progress):
         def advance(self, count: int = 1, note: str | None = None) -> None:

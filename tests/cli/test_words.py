@@ -20,9 +20,7 @@ from c3tools.cli._console import err, out, print_table
 
 from c3tools import machine
 from c3tools.tables import Table
-from tests.conftest import C3, contents, copy_photos
-
-from ..connect.photos import save_tiny_clip
+from tests.conftest import C3, contents
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -70,8 +68,6 @@ def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkey
         monkeypatch.setattr(console, "width", 110)
     monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
     monkeypatch.setattr(machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text()))
-    copy_photos(workplace / "photos", 8)
-    save_tiny_clip(workplace / "tiny")
     compare(file, answers(c3, file, {0}, lines_of))
 
 
@@ -83,6 +79,13 @@ def test_a_refusal_is_one_message_and_changes_nothing(
     before = contents(workplace)
     compare(file, answers(c3, file, {1, 2}, error_of))
     assert contents(workplace) == before
+
+
+def test_commands_are_listed_by_their_summaries(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    said = c3("--help").stdout
+    assert said.strip() == c3().output.strip()
+    compare(FOLDER / "commands.txt", lines_of(re.sub("[│╭╮╰╯─]", "", said.partition("Commands")[2])) + "\n")
 
 
 def test_a_table_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
