@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(console|python)\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+_COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 _NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 _TIMINGS = (  # depend on the machine
     re.compile(r"^( +(?:image|text) +[\d,]+ +\d+ +\d+) +[\d.,]+ +[\d.,]+ *$", re.MULTILINE),
@@ -40,18 +41,15 @@ TOLERANCE = 0.05
 
 def prepare(folder: Path, page: str) -> None:
     """Put into the folder what the page starts from."""
-    start = re.search(r"<!-- starts from: (\w+) -->", page)
-    if start is None:
-        return
     from c3tools import copy_photos
 
-    copy_photos(folder / "images")
-    if start[1] == "store":
-        made = os.environ.get("C3_DOCS_STORE")
-        if made:
-            shutil.copytree(made, folder / "c3-store")
-        else:
-            run_command("c3 embed images")
+    if start := re.search(r"<!-- starts from: (\w+) -->", page):
+        copy_photos(folder / "images")
+        if start[1] == "store":
+            if made := os.environ.get("C3_DOCS_STORE"):
+                shutil.copytree(made, folder / "c3-store")
+            else:
+                run_command("c3 embed images")
 
 
 def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
@@ -69,21 +67,13 @@ def run_page(page: str, check: Callable[[str, str, str], str]) -> str:
     def replace(match: re.Match[str]) -> str:
         language, body, shown = match.groups()
         if language == "console":
-            parts = [
-                f"$ {command}\n" + check(command, output, run_command(command)) for command, output in _commands(body)
-            ]
+            parts = (f"$ {words}\n" + check(words, out, run_command(words)) for words, out in _COMMAND.findall(body))
             return "```console\n" + "".join(parts) + "```"
         printed = check(body, shown or "", _run_python(body, names))
         tail = f"\n\n```text\n{printed}```" if printed else ""
         return f"```python\n{body}```{tail}"
 
     return _FENCE.sub(replace, page)
-
-
-def _commands(body: str) -> Iterator[tuple[str, str]]:
-    for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-        command, _, output = part.partition("\n")
-        yield command, output
 
 
 def run_command(command: str) -> str:
@@ -94,7 +84,7 @@ def run_command(command: str) -> str:
 
         result = CliRunner().invoke(app, words[1:], prog_name="c3")
         printed, code = result.output, result.exit_code
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
+        if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
     else:
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -111,9 +101,8 @@ def _run_python(code: str, names: dict[str, Any]) -> str:
 
 
 def _tidy(printed: str) -> str:
-    lines = [line.rstrip() for line in printed.splitlines()]
-    lines = [line for line in lines if line and not _PROGRESS.search(line)]
-    return "".join(f"{line}\n" for line in lines)
+    lines = map(str.rstrip, printed.splitlines())
+    return "".join(f"{line}\n" for line in lines if line and not _PROGRESS.search(line))
 
 
 def same(shown: str, printed: str) -> bool:
@@ -138,15 +127,13 @@ def _match(shown: list[str], printed: list[str]) -> bool:
 
 
 def _same_word(shown: str, printed: str) -> bool:
-    if shown == printed:
-        return True
-    left, right = _NUMBER.findall(shown), _NUMBER.findall(printed)
-    if len(left) != len(right) or _NUMBER.sub("#", shown) != _NUMBER.sub("#", printed):
-        return False
-    return all(a == b or ("." in a and "." in b and _close(a, b)) for a, b in zip(left, right, strict=True))
+    numbers = map(_NUMBER.findall, (shown, printed))
+    return _NUMBER.sub("#", shown) == _NUMBER.sub("#", printed) and all(map(_close, *numbers))
 
 
 def _close(shown: str, printed: str) -> bool:
+    if shown == printed or not ("." in shown and "." in printed):
+        return shown == printed
     a, b = (float(text.replace(",", "").replace("−", "-")) for text in (shown, printed))
     last = 10.0 ** -len(shown.partition(".")[2].partition("e")[0])
     return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=2 * last)
