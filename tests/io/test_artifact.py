@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,64 +54,67 @@ def test_a_result_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) 
     (folder / "figure.png").write_text("may go")
     with reading(folder, THING) as (found, content):
         assert (found, content["format_version"], content["record"]["seed"]) == (folder, 1, 0)
-    for damage in ("cut", None):
-        weights = folder / "weights.safetensors"
-        weights.write_text(damage) if damage else weights.unlink()
-        with pytest.raises(DecoderError, match=str(weights)), reading(folder, THING):
-            pass
-    for record in ("[]", '{"format_version": 2, "files": {}}'):
-        (folder / "thing.json").write_text(record)
-        with pytest.raises(DecoderError, match=str(folder)), reading(folder, THING):
+    weights, record = folder / "weights.safetensors", folder / "thing.json"
+    for file, damage, named in (
+        (weights, "cut", weights),
+        (weights, None, weights),
+        (record, "[]", folder),
+        (record, '{"format_version": 2, "files": {}}', folder),
+    ):
+        file.write_text(damage) if damage else file.unlink()
+        with pytest.raises(DecoderError, match=str(named)), reading(folder, THING):
             pass
 
 
 def test_only_results_of_the_kind_are_in_question(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    assert not holds_result(folder, "thing", ("thing.json",))
+
+    def held(place: Path = folder) -> bool:
+        return holds_result(place, "thing", ("thing.json",))
+
+    assert not held()
     folder.mkdir()
-    (folder / ".hidden").write_text("x")
-    assert not holds_result(folder, "thing", ("thing.json",))
-    (folder / "notes.txt").write_text("mine")
+    (folder / ".hidden").touch()
+    assert not held()
+    (folder / "notes.txt").touch()
     for place in (folder, folder / "notes.txt"):
         with pytest.raises(OutputError, match=r"notes\.txt"):
-            holds_result(place, "thing", ("thing.json",))
-    (folder / "thing.json").write_text("{}")
-    assert holds_result(folder, "thing", ("thing.json",))
+            held(place)
+    (folder / "thing.json").touch()
+    assert held()
 
 
 def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path: Path) -> None:
     folder, told = tmp_path / "out", Messages()
+    record, weights = folder / "thing.json", folder / "weights.safetensors"
     make(folder)
-    before = (folder / "thing.json").stat().st_mtime_ns
+    before = record.stat().st_mtime_ns
     make(folder, reporter=told)
-    assert (folder / "thing.json").stat().st_mtime_ns == before
-    assert str(folder) in told.texts[0]
+    assert record.stat().st_mtime_ns == before and str(folder) in told.texts[0]
     for changes, named in (({"seed": 1, "set": ()}, "seed 0, not 1; set .*a=1"), ({"digest": "y"}, "data")):
         with pytest.raises(OutputError, match=f"(?s){named}.*out.previous"):
             make(folder, **changes)
     make(folder, overwrite=True, digest="y", reporter=told)
     assert (tmp_path / "out.previous" / "weights.safetensors").read_text() == "x"
     assert str(tmp_path / "out.previous") in told.texts[1]
-    (folder / "weights.safetensors").write_text("damaged")
+    weights.write_text("damaged")
     with pytest.raises(DecoderError, match="weights"):
         make(folder, digest="y")
     make(folder, digest="y", overwrite=True)
-    assert (folder / "weights.safetensors").read_text() == "y"
-    (folder / "thing.json").write_text("{}")
+    assert weights.read_text() == "y"
+    record.write_text("{}")
     with pytest.raises(OutputError, match="c3 make"):
         make(folder, digest="y")
 
 
 def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "out")
-    (folder / "thing.json").write_text("{}")
+    folder, claim = fill(tmp_path / "out"), partial(claimed, tmp_path / "out", THING, SETTINGS, overwrite=True)
+    (folder / "thing.json").touch()
     (tmp_path / "link").symlink_to(folder)
     for start in (folder, tmp_path / "link", tmp_path / "x" / ".." / "out", tmp_path / "out.previous"):
-        claim = claimed(folder, THING, SETTINGS, overwrite=True, start=start)
-        with pytest.raises(OutputError, match=str(start)), claim:
+        with pytest.raises(OutputError, match=str(start)), claim(start=start):
             pass
-    first, second = (claimed(folder, THING, SETTINGS, overwrite=True, start=tmp_path / "other") for _ in range(2))
-    with first, pytest.raises(OutputError, match=str(folder)), second:
+    with claim(start=tmp_path / "other"), pytest.raises(OutputError, match=str(folder)), claim():
         pass
 
 
@@ -152,25 +156,19 @@ def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(KeyboardInterrupt), replacing(folder) as new:
         (new / "a").write_text("new")
-    assert whole(folder) == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert whole(folder) == "old" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "out")
-    with pytest.raises(OSError, match="No such file"), replacing(folder / "in" / "side") as new:
+    with pytest.raises(OSError, match="No such file"), replacing(tmp_path / "in" / "side") as new:
         save_file({"weights": np.zeros(3)}, new / "missing" / "weights.safetensors")
-    assert whole(folder) == "old"
 
 
 def test_a_digest_depends_on_settings_types_and_rows() -> None:
     rows = np.arange(20_000, dtype=np.float32).reshape(10_000, 2)
     texts, settings = ["a", "b"], {"b": (2,), "a": 1}
     others = [(THING, rows, texts), (rows.view(np.int32), texts), (rows.reshape(-1, 4), texts), (rows, ["ab"])]
-    for row in (0, 8192, 9_999):
-        other = rows.copy()
-        other[row, 1] += 1
-        others.append((other, texts))
+    others += [(rows + (np.arange(20_000) == 2 * row + 1).reshape(rows.shape), texts) for row in (0, 8192, 9_999)]
     assert len({digest_of(*parts) for parts in others}) == 7
     # what was made by an earlier version is not made again
     digest = "35df4d970286d0789a85c1dc966a5982c254574b3a1fc878c4858bdbb41ee809"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 
@@ -14,41 +14,35 @@ from c3tools.io.artifact import answers
 from c3tools.io.locations import expand, location, retrying
 
 
-def error(kind: type[Exception] = ConnectionError, status: int | None = None, cause: Exception | None = None) -> Any:
-    made: Any = kind("a reason")
-    made.__cause__ = cause
-    if status:
-        made.status = status
+def error(kind: Any = ConnectionError, status: int | None = None, cause: Exception | None = None) -> Any:
+    made = kind("a reason")
+    made.__cause__, made.status = cause, status
     return made
 
 
 @pytest.mark.parametrize(
-    ("raised", "expected", "calls"),
+    ("raised", "expected"),
     [
-        *((error(status=status), RefusedError, 1) for status in (400, 401, 403, 405)),
-        (error(FileNotFoundError, cause=error(status=403)), RefusedError, 1),
-        (error(type("NoCredentialsError", (Exception,), {})), RefusedError, 1),
-        *((error(status=status), FileNotFoundError, 1) for status in (404, 410)),
-        (error(FileNotFoundError, cause=error(status=404)), FileNotFoundError, 1),
-        (error(FileNotFoundError, cause=error(FileNotFoundError)), FileNotFoundError, 1),
-        (error(ValueError, cause=error(OSError)), ValueError, 1),
-        *((error(ValueError, status), ValueError, 1) for status in (430, 499)),
-        *((error(ValueError, status), UnreachableError, 6) for status in (429, 500)),
-        (error(FileNotFoundError, cause=error(OSError)), UnreachableError, 6),
-        (KeyboardInterrupt(), KeyboardInterrupt, 1),
+        *((error(status=status), RefusedError) for status in (400, 401, 403, 405)),
+        (error(FileNotFoundError, cause=error(status=403)), RefusedError),
+        (error(type("NoCredentialsError", (Exception,), {})), RefusedError),
+        *((error(status=status), FileNotFoundError) for status in (404, 410)),
+        (error(FileNotFoundError, cause=error(status=404)), FileNotFoundError),
+        (error(FileNotFoundError, cause=error(FileNotFoundError)), FileNotFoundError),
+        (error(ValueError, cause=error(OSError)), ValueError),
+        *((error(ValueError, status), ValueError) for status in (430, 499)),
+        *((error(ValueError, status), UnreachableError) for status in (429, 500)),
+        (error(FileNotFoundError, cause=error(OSError)), UnreachableError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-def test_only_what_may_pass_is_tried_again(raised: BaseException, expected: type[BaseException], calls: int) -> None:
-    tried = []
-
-    def call() -> None:
-        tried.append(1)
-        raise raised
-
+def test_only_what_may_pass_is_tried_again(raised: BaseException, expected: type[BaseException]) -> None:
+    call = Mock(side_effect=raised)
     with pytest.raises(expected) as caught:
         retrying(call, "there")
-    assert len(tried) == calls
-    assert ("there could not be reached in 6 attempts (a reason)" in str(caught.value)) == (calls > 1)
+    again = expected is UnreachableError
+    assert call.call_count == (6 if again else 1)
+    assert ("there could not be reached in 6 attempts (a reason)" in str(caught.value)) == again
 
 
 @pytest.mark.parametrize(
@@ -65,14 +59,9 @@ def test_a_server_is_asked_at_its_own_port(
 ) -> None:
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, proxy if name == "HTTPS_PROXY" else "")
-    asked: list[Any] = []
-
-    def connect(*arguments: Any) -> Any:
-        asked.extend(arguments)
-        return nullcontext()
-
-    monkeypatch.setattr(socket, "create_connection", connect)
-    assert answers(address) and asked == [server, 5]
+    monkeypatch.setattr(socket, "create_connection", connect := MagicMock())
+    assert answers(address)
+    connect.assert_called_once_with(server, 5)
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("s3a", "s3"), ("gcs", "gs"), ("https", "url")])

@@ -28,13 +28,9 @@ def test_the_table_is_the_one_that_was_written(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str | None], group: int, encoding: str | None
 ) -> None:
     path = tmp_path_factory.mktemp("p") / "t.parquet"
-    table = pa.table(
-        {
-            "text": pa.array(texts, pa.string()),
-            "vector": pa.array([[1.0, 2.0]] * len(texts), pa.list_(pa.float32())),
-            "number": pa.array(range(len(texts)), pa.int64()),
-        }
-    )
+    n = len(texts)
+    vector = pa.array([[1.0, 2.0]] * n, pa.list_(pa.float32()))
+    table = pa.table({"text": pa.array(texts, pa.string()), "vector": vector, "number": pa.array(range(n), pa.int64())})
     layout: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"text": encoding}} if encoding else {}
     pq.write_table(table, path, row_group_size=group, **layout)
     assert read_parquet(path).equals(table)
