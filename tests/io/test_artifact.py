@@ -20,15 +20,19 @@ THING = Kind("thing", "thing.json", DecoderError, "c3 make", "--thing")
 SETTINGS: dict[str, Any] = {"seed": 0, "set": ("a=1",), "epochs": None}
 
 
-def fill(folder: Path, text: str = "old") -> Path:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def fill(folder: Path, text: str = "old") -> None:
     folder.mkdir(exist_ok=True)
-    for name in ("a", "b"):
+    for name in "ab":
         (folder / name).write_text(text)
-    return folder
 
 
 def whole(folder: Path) -> str | None:
-    texts = {(folder / name).read_text() for name in ("a", "b") if (folder / name).exists()}
+    texts = {file.read_text() for file in folder.glob("[ab]")}
     return texts.pop() if len(texts) == 1 else None
 
 
@@ -46,8 +50,7 @@ def make(folder: Path, digest: str = "x", overwrite: bool = False, reporter: Rep
             target.write(save)
 
 
-def test_a_result_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
+def test_a_result_is_read_as_it_was_written_and_damage_is_named(folder: Path) -> None:
     with pytest.raises(DecoderError, match=f"{folder}.*thing.json"), reading(folder, THING):
         pass
     make(folder)
@@ -66,9 +69,7 @@ def test_a_result_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) 
             pass
 
 
-def test_only_results_of_the_kind_are_in_question(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-
+def test_only_results_of_the_kind_are_in_question(folder: Path) -> None:
     def held(place: Path = folder) -> bool:
         return holds_result(place, "thing", ("thing.json",))
 
@@ -84,9 +85,8 @@ def test_only_results_of_the_kind_are_in_question(tmp_path: Path) -> None:
     assert held()
 
 
-def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path: Path) -> None:
-    folder, told = tmp_path / "out", Messages()
-    record, weights = folder / "thing.json", folder / "weights.safetensors"
+def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(folder: Path) -> None:
+    told, record, weights = Messages(), folder / "thing.json", folder / "weights.safetensors"
     make(folder)
     before = record.stat().st_mtime_ns
     make(folder, reporter=told)
@@ -95,8 +95,8 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path:
         with pytest.raises(OutputError, match=f"(?s){named}.*out.previous"):
             make(folder, **changes)
     make(folder, overwrite=True, digest="y", reporter=told)
-    assert (tmp_path / "out.previous" / "weights.safetensors").read_text() == "x"
-    assert str(tmp_path / "out.previous") in told.texts[1]
+    previous = folder.with_name("out.previous")
+    assert (previous / "weights.safetensors").read_text() == "x" and str(previous) in told.texts[1]
     weights.write_text("damaged")
     with pytest.raises(DecoderError, match="weights"):
         make(folder, digest="y")
@@ -107,8 +107,9 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(tmp_path:
         make(folder, digest="y")
 
 
-def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(tmp_path: Path) -> None:
-    folder, claim = fill(tmp_path / "out"), partial(claimed, tmp_path / "out", THING, SETTINGS, overwrite=True)
+def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(folder: Path, tmp_path: Path) -> None:
+    claim = partial(claimed, folder, THING, SETTINGS, overwrite=True)
+    fill(folder)
     (folder / "thing.json").touch()
     (tmp_path / "link").symlink_to(folder)
     for start in (folder, tmp_path / "link", tmp_path / "x" / ".." / "out", tmp_path / "out.previous"):
@@ -119,8 +120,8 @@ def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": False}])
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: Path, options: dict[str, bool]) -> None:
-    folder = tmp_path / "out"
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(folder: Path, options: dict[str, bool]) -> None:
+    previous = folder.with_name("out.previous")
 
     def replace() -> None:
         with replacing(folder, **options) as new:
@@ -128,25 +129,25 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(tmp_path: P
 
     for number in itertools.count():
         fill(folder)
-        fill(tmp_path / "out.previous", "older")
-        killed = kill_at(tmp_path, number, replace)
-        assert {"old", "new"} & {whole(path) for path in tmp_path.iterdir()}
+        fill(previous, "older")
+        killed = kill_at(folder.parent, number, replace)
+        assert {"old", "new"} & {*map(whole, folder.parent.iterdir())}
         if not killed:
             break
         with pytest.raises(KeyboardInterrupt), replacing(folder, **options):
             raise KeyboardInterrupt
-        assert {"old", "new"} & {whole(folder), whole(tmp_path / "out.previous")}
+        assert {"old", "new"} & {whole(folder), whole(previous)}
         replace()
-        assert (whole(folder), {path.name for path in tmp_path.iterdir()}) == ("new", {"out", "out.previous"})
-    assert whole(tmp_path / "out.previous") == ("older" if options else "old")
-    assert number > 8
+        assert (whole(folder), {*folder.parent.iterdir()}) == ("new", {folder, previous})
+    assert whole(previous) == ("older" if options else "old") and number > 8
 
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    folder, calls = fill(tmp_path / "out"), iter(range(1, 9))
+    calls = iter(range(1, 9))
+    fill(folder)
 
     def rename(self: Path, target: Path) -> None:
         if next(calls) == at:
@@ -156,11 +157,11 @@ def test_an_interrupt_between_the_renames_leaves_the_old_result_in_its_place(
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(KeyboardInterrupt), replacing(folder) as new:
         (new / "a").write_text("new")
-    assert whole(folder) == "old" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert whole(folder) == "old" and [*folder.parent.iterdir()] == [folder]
 
 
-def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"), replacing(tmp_path / "in" / "side") as new:
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(folder: Path) -> None:
+    with pytest.raises(OSError, match="No such file"), replacing(folder / "in" / "side") as new:
         save_file({"weights": np.zeros(3)}, new / "missing" / "weights.safetensors")
 
 

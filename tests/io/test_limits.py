@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c3tools import import_embeddings
 from c3tools.corpus.reading import read_corpus
 from c3tools.errors import StoreError
 from c3tools.io import files as io_files
 from c3tools.io import limits
 from c3tools.io.files import read_json
 from c3tools.io.limits import LARGEST_JSON, TooLargeError, limited_lines
-from c3tools.store.import_embeddings import import_embeddings
 from tests import bombs as files
 
 

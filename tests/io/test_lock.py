@@ -61,14 +61,12 @@ def test_the_lock_of_a_dead_process_is_free_at_once(tmp_path: Path, then: str) -
     """Also if a process that it has forked lives on."""
     code = "import os, sys, time; from pathlib import Path; from c3tools.io.lock import locked\n"
     code += f"with locked(Path(sys.argv[1])): {then}"
-    folder = tmp_path / "out"
+    folder, record = tmp_path / "out", tmp_path / ".out.lock"
     folder.mkdir()
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode != 0
-    record = tmp_path / ".out.lock"
-    before = json.loads(record.read_text())
+    assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode != 0
+    before = json.loads(record.read_text())["process"]
     with locked(folder):
-        now = json.loads(record.read_text())
-    assert before["process"] != now["process"] == os.getpid()
+        assert before != json.loads(record.read_text())["process"] == os.getpid()
     assert not record.exists()
 
 
@@ -84,7 +82,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_processes_that_take_and_leave_the_same_lock_are_never_in_it_together(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITERS, str(tmp_path / "out"), str(tmp_path / "inside")]
+    command = sys.executable, "-c", WRITERS, tmp_path / "out", tmp_path / "inside"
     runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for run in runs:
         _, errors = run.communicate(timeout=120)

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from c3tools import merge_stores, split_store, verify_store
 from c3tools.corpus.splits import splits_by_hash
 from c3tools.errors import OutputError, StoreError
 from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
-from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
-from c3tools.store.verify import verify_store
 from tests.conftest import add_shard, build_store, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 

@@ -17,14 +17,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from c3tools import Rows, Store, verify_store
 from c3tools.errors import StoreError
-from c3tools.moments import unit_rows
-from c3tools.store import Rows, Store
 from c3tools.store import import_embeddings as importing
+from c3tools.store import write_rows
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
-from c3tools.store.shards import write_rows
-from c3tools.store.verify import verify_store
-from tests.conftest import contents, write_jsonl
+from tests.conftest import contents, unit_rows, write_jsonl
 from tests.stores import make_vectors
 
 Ids = Sequence[Any]
@@ -124,7 +122,7 @@ def test_several_texts_have_the_id_of_their_image() -> None:
 
 
 def test_a_csv_file_without_names_is_a_matrix() -> None:
-    rows = unit_rows(np.random.default_rng(0).normal(size=(3, 4)))
+    rows = unit_rows(3, 4)
     np.savetxt("i.csv", rows, delimiter=",")
     assert import_embeddings(image="i.csv", dtype="float32").pairs == 0
     np.testing.assert_allclose(loaded("image").embeddings, rows, rtol=1e-6)
@@ -148,24 +146,23 @@ def test_row_order_only_where_one_side_has_no_ids() -> None:
 @pytest.mark.parametrize(
     ("ids", "named", "pairs"),
     [
-        ([7, 8, 9], ["9", "7", "7"], {(2, 0), (0, 1), (0, 2)}),
-        (["007", "008"], [8, 7], {(1, 0), (0, 1)}),
-        ([7.0, 8.0], ["8", "7"], {(1, 0), (0, 1)}),
-        (["007", "7", "8"], ["7", "07", "8"], {(1, 0), (2, 2)}),  # 07 could be either
-        (["000139.jpg", "a.b.png"], ["139", "a.b"], {(0, 0), (1, 1)}),
-        (["v1.5", "v1.6"], ["v1.6", "v1.5"], {(1, 0), (0, 1)}),
-        (["a", "b"], ["b", ""], {(1, 0)}),
-        (["1", "2"], [None, 2.0], {(1, 1)}),
-        ({"id": [0, 1], "image_id": [1, 0], "file_name": ["x.jpg", "y.jpg"]}, [1, 0], {(0, 0), (1, 1)}),
-        ([1, 2], {"id": ["x", "y"]}, set()),  # ids without one in common pair nothing
-        ([1, 2], {"caption_id": [1, 2]}, set()),
-        ([1, 2], ["x", "y"], set()),
+        ([7, 8, 9], ["9", "7", "7"], "01 02 20"),
+        (["007", "008"], [8, 7], "01 10"),
+        (["007", "7", "8"], ["7", "07", "8"], "10 22"),  # 07 could be either
+        (["000139.jpg", "a.b.png"], ["139", "a.b"], "00 11"),
+        (["v1.5", "v1.6"], ["v1.6", "v1.5"], "01 10"),
+        (["a", "b"], ["b", ""], "10"),
+        ([1.0, 2.0], [None, "2"], "11"),
+        ({"id": [0, 1], "image_id": [1, 0], "file_name": ["x.jpg", "y.jpg"]}, [1.0, 0], "00 11"),
+        ([1, 2], {"id": ["x", "y"]}, ""),  # ids without one in common pair nothing
+        ([1, 2], {"caption_id": [1, 2]}, ""),
+        ([1, 2], ["x", "y"], ""),
     ],
 )
-def test_pairs_by_ids(ids: Any, named: Any, pairs: set[tuple[int, int]]) -> None:
+def test_pairs_by_ids(ids: Any, named: Any, pairs: str) -> None:
     image = ids if isinstance(ids, dict) else {"id": ids}
     report = bring(image=image, text=named if isinstance(named, dict) else {"image_id": named})
-    assert set(stored()) == pairs and report.pairs == len(pairs)
+    assert [f"{i}{j}" for i, j in sorted(stored())] == pairs.split() and report.pairs == len(pairs.split())
     said = report.notes[0]
     assert (said.startswith("No rows are paired") and "--image-key-column" in said) == (not pairs)
 
@@ -319,7 +316,7 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
     np.testing.assert_array_equal(read_rows("both.npz", "image")[0].embeddings, images)
     for array in (np.ones((3, 0)), np.ones((2, 3, 4)), np.ones((3, 2), bool)):
         np.save("x.npy", array)
-        with pytest.raises(StoreError, match=rf"x\.npy contains .*{re.escape(str(array.shape))}"):
+        with pytest.raises(StoreError, match=re.escape(f"x.npy contains {array.dtype} values of shape {array.shape}")):
             read_rows("x.npy", "image")
     np.save("x.npy", np.arange(3))
     assert read_rows("x.npy", "image")[0].embeddings.tolist() == [[0, 1, 2]]

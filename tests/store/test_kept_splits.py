@@ -7,15 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools import export_store, gap_report
-from c3tools.connect.pairs import read_features
+from c3tools import Moments, Store, compute_means, export_store, gap_report, preset, read_features
 from c3tools.corpus.splits import STANDARD, splits_by_hash
 from c3tools.errors import DecoderError
-from c3tools.moments import Moments
-from c3tools.store import Store
-from c3tools.store.means import compute_means
 from c3tools.store.reader import training_split
-from c3tools.transforms import preset
 from tests.conftest import Messages, build_store
 from tests.stores import make_vectors, two_texts_per_image
 

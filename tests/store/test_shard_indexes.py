@@ -7,13 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c3tools import import_embeddings
+from c3tools import Index, Store, import_embeddings, merge_stores, split_store, verify_store
 from c3tools.errors import StoreError
-from c3tools.index import Index
-from c3tools.store import Store
-from c3tools.store.copies import merge_stores, split_store
 from c3tools.store.shard_indexes import keep_indexes, read_index
-from c3tools.store.verify import verify_store
 from tests.conftest import Messages, contents
 from tests.stores import colour_corpus, embed_colours, gap_store, make_vectors, unit, whole_store
 

@@ -15,12 +15,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from c3tools import ModelIdentity, verify_store
 from c3tools.errors import C3Error, StoreError
-from c3tools.identity import ModelIdentity
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import EXTERNAL_FILE, record_files
-from c3tools.store.verify import verify_store
 from tests.conftest import Messages, add_shard, build_store, contents, store_files, unit_rows
 from tests.stores import DIM, colour_corpus, embed_colours, one_byte_changed, whole_store
 
