@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from c3tools.errors import ConnectError, OutputError
 from c3tools.reporter import Progress
-from c3tools.seeds import generator
 from c3tools.training import loop
 from c3tools.training.loop import (
     DIVERGED,
@@ -56,11 +54,9 @@ class Line(Task):
         self.raw, self.validated = list[Tensor](), list[Tensor]()
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
-        rng = generator(5, number)
-        torch.manual_seed(int(rng.integers(2**62)))
+        torch.manual_seed(number)
         n = 3 + number % 4
-        x = torch.from_numpy(rng.normal(size=(n, 2)).astype("float32"))
-        loss = ((self.module(x)[:, 0] - 3 * x[:, 0]) ** 2).mean()
+        loss = self.loss(torch.randn(n, 2))
         if self.losses and number >= len(self.losses) * self.plan.validate_every:
             loss = loss * math.nan
         self.reported.append((update(loss), n))
@@ -72,15 +68,17 @@ class Line(Task):
         self.validated.append(self.weight.detach().clone())
         if self.losses is not None:
             return self.losses[len(self.validated) - 1], {"point": len(self.validated)}
-        x = torch.linspace(-1, 1, 20).reshape(10, 2)
-        return float(((self.module(x)[:, 0] - 3 * x[:, 0]) ** 2).mean()), {}
+        return float(self.loss(torch.linspace(-1, 1, 20).reshape(10, 2))), {}
+
+    def loss(self, x: Tensor) -> Any:
+        return ((self.module(x)[:, 0] - 3 * x[:, 0]) ** 2).mean()
 
     @property
     def weight(self) -> Tensor:
         return next(iter(self.module.parameters()))
 
     def digest(self, run: Run) -> tuple[Any, ...]:
-        history = [(point.step, point.train_loss, point.val_loss, point.count) for point in run.history]
+        history = [replace(point, seconds=0) for point in run.history]
         return *(p.tolist() for p in self.module.parameters()), history, run.trace, run.outcome
 
 
@@ -91,7 +89,7 @@ class KilledError(Exception):
 class Watcher(Messages, Progress):
     """Ends the run after some step, and keeps what it is told."""
 
-    def __init__(self, at: int = 0, interrupts: bool = False) -> None:
+    def __init__(self, at: int | None = None, interrupts: bool = False) -> None:
         super().__init__()
         self.at, self.interrupts, self.done = at, interrupts, 0
         self.scalars: dict[str, list[tuple[int, float]]] = {}
@@ -109,11 +107,10 @@ class Watcher(Messages, Progress):
         self.done += count
         if note is not None:
             self.notes.append(note)
-        if note is None or self.done != self.at:
-            return
-        if not self.interrupts:
-            raise KilledError
-        os.kill(os.getpid(), signal.SIGINT)
+        if self.done == self.at:
+            if not self.interrupts:
+                raise KilledError
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
@@ -141,25 +138,30 @@ def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
         assert all(note.startswith("loss") for note in watcher.notes)  # no epochs here
 
 
-def test_the_best_weights_are_kept_and_patience_ends_the_run() -> None:
-    task = Line([3.0, 2.0, 2.5, 2.4, 1.0], patience=2, validate_every=2)
-    run = train(task)
-    assert [point.val_loss for point in run.history] == [3.0, 2.0, 2.5, 2.4]
-    assert (run.outcome, run.kept) == (EARLY, run.history[1])
-    assert run.history[1].facts == {"point": 2}
-    assert torch.equal(task.weight, task.validated[1])
-    assert not task.module.training
-
-
-@pytest.mark.parametrize(("start", "kept"), [("keep", 0), ("report", 8), ("skip", 8)])
-def test_the_initial_weights_are_validated_and_kept_if_asked(start: str, kept: int) -> None:
-    losses = [1.0, 3.0, 2.0, 2.5] if start != "skip" else [3.0, 2.0, 2.5]
-    task = Line(losses, start=start)
-    run = train(task)
-    assert (run.start is None) == (start == "skip")
-    assert run.kept is not None
-    assert (run.kept.step, run.outcome) == (kept, FINISHED)
-    assert torch.equal(task.weight, task.validated[losses.index(run.kept.val_loss)])
+@pytest.mark.parametrize(
+    ("losses", "changes", "outcome", "kept", "point"),
+    [
+        ([3.0, 2.0, 2.5, 2.4], {"patience": 2, "validate_every": 2}, EARLY, 4, 2),
+        ([1.0, 3.0, 2.0, 2.5], {"start": "keep"}, FINISHED, 0, 1),
+        ([1.0, 3.0, 2.0, 2.5], {"start": "report"}, FINISHED, 8, 3),
+        ([3.0, 2.0, 2.5], {}, FINISHED, 8, 2),
+        ([1.0, math.nan], {}, DIVERGED, 4, 1),
+        ([1.0, 2.0], {}, DIVERGED, 4, 1),
+    ],
+)
+def test_the_best_weights_are_kept(
+    tmp_path: Path, losses: list[float], changes: dict[str, Any], outcome: str, kept: int, point: int
+) -> None:
+    task, again, watcher = Line(losses, **changes), Line(losses, **changes), Watcher()
+    run = train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)
+    assert train(again, checkpoints=CheckpointDir(tmp_path)).history == run.history
+    assert run.kept
+    assert (run.outcome, run.kept.step, run.kept.facts) == (outcome, kept, {"point": point})
+    validations = [one.val_loss for one in (run.start, *run.history) if one]
+    assert (validations, run.start is None) == ([loss for loss in losses if loss > 0], "start" not in changes)
+    told = [f"weights of step {kept}" in text for text in watcher.texts]
+    assert (again.reported, task.module.training, told) == ([], False, [True] * (outcome == DIVERGED))
+    assert torch.equal(task.weight, task.validated[point - 1])
 
 
 def test_a_loss_that_is_not_finite_is_an_error_as_long_as_no_weights_are_kept() -> None:
@@ -170,19 +172,6 @@ def test_a_loss_that_is_not_finite_is_an_error_as_long_as_no_weights_are_kept() 
     task.weight.data[:] = math.nan
     with pytest.raises(ConnectError, match="nan in step 1"):
         train(task)
-
-
-@pytest.mark.parametrize("losses", [[1.0, math.nan], [1.0, 2.0]])
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights_so_far(
-    tmp_path: Path, losses: list[float]
-) -> None:
-    task, again, watcher = Line(losses), Line(losses), Watcher()
-    run = train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)
-    assert train(again, checkpoints=CheckpointDir(tmp_path)) == run
-    assert again.reported == []
-    assert (run.outcome, len(watcher.texts)) == (DIVERGED, 1)
-    assert "weights of step 4" in watcher.texts[0]
-    assert torch.equal(task.weight, task.validated[0])
 
 
 def test_averaged_weights_are_what_is_validated_and_kept() -> None:
@@ -228,9 +217,9 @@ def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypat
     assert watcher.notes[34] == f"epoch 2, loss {loss:.3f}, val {val:.3f}, {speed:,.0f} pairs/s"
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.5}])
-def test_the_steps_are_those_of_plain_pytorch(changes: dict[str, Any]) -> None:
-    task, plain = Line(**changes), Line()
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_the_steps_are_those_of_plain_pytorch(clip_norm: float) -> None:
+    task, plain = Line(clip_norm=clip_norm), Line()
     train(task)
     first, _, last, bias = plain.module.parameters()
     groups: Any = [{"params": [first, last], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0}]
@@ -241,7 +230,7 @@ def test_the_steps_are_those_of_plain_pytorch(changes: dict[str, Any]) -> None:
             group["lr"] = plain.plan.rate(len(plain.reported))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([first, last, bias], changes.get("clip_norm", math.inf))
+        nn.utils.clip_grad_norm_([first, last, bias], clip_norm or math.inf)
         optimizer.step()
         return float(loss.detach())
 
@@ -251,30 +240,22 @@ def test_the_steps_are_those_of_plain_pytorch(changes: dict[str, Any]) -> None:
     torch.testing.assert_close([*task.raw, task.validated[-1]], [*plain.raw, plain.weight])
 
 
-def test_a_state_that_was_cut_short_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
-    whole = Line()
-    expected = whole.digest(train(whole))
-    with pytest.raises(KilledError):
-        train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
-    newest = max(tmp_path.glob("state-*.safetensors"))
-    newest.write_bytes(newest.read_bytes()[:-100])
-    task, watcher = Line(), Watcher()
-    assert task.digest(train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)) == expected
-    assert newest.name in watcher.texts[0]
-    assert "step 4 of 12" in watcher.texts[1]
-
-
-def test_a_run_of_other_settings_is_dropped_only_if_asked(tmp_path: Path) -> None:
+def test_a_state_cut_short_is_not_used_and_a_run_of_other_settings_dropped_only_if_asked(tmp_path: Path) -> None:
+    whole, task, watcher = Line(), Line(), Watcher()
     with pytest.raises(KilledError):
         train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
     with pytest.raises(OutputError, match="step 8 and has other"):
         train(Line(identity="other"), checkpoints=CheckpointDir(tmp_path, overwrite=False))
+    newest = max(tmp_path.glob("state-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    found = train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)
+    assert task.digest(found) == whole.digest(train(whole))
+    assert [newest.name in watcher.texts[0], "step 4 of 12" in watcher.texts[1]] == [True, True]
     (tmp_path / ".state-00000009.safetensors.0123456789abcdef.tmp").write_bytes(b"")  # of a run that was killed
-    watcher, checkpoints = Watcher(7), CheckpointDir(tmp_path, overwrite=True)
+    other, watcher, checkpoints = Line(identity="other"), Watcher(7), CheckpointDir(tmp_path, overwrite=True)
     with pytest.raises(KilledError):
-        train(task := Line(identity="other"), checkpoints=checkpoints, reporter=watcher)
-    assert len(task.reported) == 7
-    assert str(tmp_path) in watcher.texts[0]
+        train(other, checkpoints=checkpoints, reporter=watcher)
+    assert (len(other.reported), str(tmp_path) in watcher.texts[0]) == (7, True)
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000004.safetensors"]
     checkpoints.clear()
     assert not tmp_path.exists()
@@ -296,53 +277,40 @@ def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 
-def handlers() -> list[object]:
-    return [signal.getsignal(number) for number in BOTH]
+@pytest.fixture
+def told() -> Iterator[list[object]]:
+    """What a test notes, and the signals that are handled; their handlers raise nothing, and are there at the end."""
+    noted: list[object] = []
+    own = lambda number, frame: noted.append(number)  # noqa: E731
+    former = [(number, signal.signal(number, own)) for number in BOTH]
+    yield noted
+    assert [signal.signal(*pair) for pair in former] == [own, own]
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_waits_for_the_end_of_the_block(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    seen: list[int] = []
-
-    def handler(got: int, frame: FrameType | None) -> None:
-        seen.append(got)
-
-    former = signal.signal(number, handler)
-    before = handlers()
-    try:
-        # the handler of this test raises nothing; the block still ends as interrupted
-        with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
-            assert not interrupted()
-            os.kill(os.getpid(), number)
-            assert interrupted()
-            assert seen == []
-        assert seen == [number]
-        assert handlers() == before
-    finally:
-        signal.signal(number, former)
+def test_a_signal_waits_for_the_end_of_the_block(told: list[object], number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
+        told.append(interrupted())
+        signal.raise_signal(number)
+        told.append(interrupted())
+    assert told == [False, True, number]
 
 
-def test_a_second_signal_acts_at_once() -> None:
-    before, reached = handlers(), []
+def test_a_second_signal_acts_at_once(told: list[object]) -> None:
     with pytest.raises(KeyboardInterrupt), interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append("once")
-        os.kill(os.getpid(), signal.SIGINT)
-        reached.append("twice")
-    assert reached == ["once"]
-    assert handlers() == before
+        for number in BOTH:
+            signal.raise_signal(number)
+            told.append("on")
+    assert told == ["on", signal.SIGTERM, "on", signal.SIGINT]
 
 
-def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_so() -> None:
-    before = handlers()
+def test_an_error_in_the_block_is_not_hidden_and_a_signal_that_is_ignored_stays_so(told: list[object]) -> None:
     with pytest.raises(ValueError, match="mine"), interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise ValueError("mine")
-    assert handlers() == before
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interrupts_held() as interrupted:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not interrupted()
-    finally:
-        signal.signal(signal.SIGINT, former)
+    with interrupts_held() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        told.append(interrupted())
+    assert signal.signal(signal.SIGINT, former) == signal.SIG_IGN
+    assert told == [False]
