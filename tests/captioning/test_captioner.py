@@ -34,33 +34,31 @@ def test_a_saved_captioner_writes_the_same_captions(captioner: Captioner, tmp_pa
     assert (loaded.record, loaded.decoder.config) == (captioner.record, captioner.decoder.config)
     assert loaded.fingerprint() == captioner.fingerprint() != half.fingerprint()
     assert captioner.caption(embeddings=images[:0]) == []
-    whole_size, half_size = ((tmp_path / n / "weights.safetensors").stat().st_size for n in ("decoder", "half"))
-    assert half_size < 0.55 * whole_size
-    for name, own in captioner.decoder.state_dict().items():
-        assert torch.equal(half.decoder.state_dict()[name], own.half().float())
+    sizes = [(tmp_path / name / "weights.safetensors").stat().st_size for name in ("decoder", "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+    own, halves = captioner.decoder.state_dict(), half.decoder.state_dict()
+    assert all(torch.equal(halves[name], value.half().float()) for name, value in own.items())
 
 
 def test_embeddings_are_rounded_as_a_store_does(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     images, seen = make_world().images.embeddings, list[np.ndarray]()
     transform = captioner.pipeline.transform
 
-    def spy(x: np.ndarray, **options: Any) -> np.ndarray:
+    def spy(x: np.ndarray, *, training: bool, **options: Any) -> np.ndarray:
         seen.append(x)
-        assert not options["training"]  # no noise
-        return transform(x, **options)
+        assert not training  # no noise
+        return transform(x, training=training, **options)
 
     monkeypatch.setattr(captioner.pipeline, "transform", spy)
-    captioner.caption(embeddings=images)
-    captioner.caption(embeddings=images * 1e5)  # float16 has no such numbers
-    assert np.array_equal(seen[0], images.astype(np.float16).astype(np.float32))
-    assert np.array_equal(seen[1], images * np.float32(1e5))
+    for scale in (1, 1e5):  # float16 has no such numbers
+        captioner.caption(embeddings=images * np.float32(scale))
+    np.testing.assert_array_equal(seen, [images.astype(np.float16), images * np.float32(1e5)])
 
 
 def test_another_model_is_refused_with_both_named(captioner: Captioner) -> None:
     for same in (TOY, None, {"name": "toy-model"}):  # with no hash to compare the name decides
         captioner.check_model(same, DIM)
-    other = {"name": "other", "weights_sha256": "0" * 64}
-    encoder: Any = SimpleNamespace(identity=other, dim=DIM)
+    encoder: Any = SimpleNamespace(identity={"name": "other", "weights_sha256": "0" * 64}, dim=DIM)
     with pytest.raises(DecoderError, match=r"toy-model \(1{12}\).* other \(0{12}\)"):
         captioner.caption(["a.jpg"], encoder=encoder)
     with pytest.raises(DecoderError, match="have 31"):
@@ -79,13 +77,12 @@ def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(capt
     assert told.texts == []
     nan, zero = images.copy(), images.copy()
     nan[2], zero[3] = np.nan, 0
-    first_of = r"1 of 80 .*\(the first is 2\).*NaN"
-    refused = {first_of: nan, "first is 3": zero, "--modality text": texts, "80": -images, "have 5": images[:, :5]}
-    for named, wrong in refused.items():
+    refused = {r"1 of 80 .*\(the first is 2\).*NaN": nan, "first is 3": zero, "--modality text": texts}
+    for named, wrong in {**refused, "80": -images, "have 5": images[:, :5]}.items():
         with pytest.raises(DecoderError, match=named):
             captioner.caption(embeddings=wrong)
-    captioner.check_embeddings(1.5 * images, reporter=told)
-    captioner.check_embeddings(np.concatenate([images, texts[:1]]), reporter=told)
+    for doubtful in (1.5 * images, [*images, texts[0]]):
+        captioner.check_embeddings(np.array(doubtful), reporter=told)
     assert ["up to 1.5" in told.texts[0], "1 of 81" in told.texts[1]] == [True, True]
 
 
@@ -108,9 +105,10 @@ def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: P
     captioner.save(tmp_path)
     path = tmp_path / "decoder.json"
     content = json.loads(path.read_text())
-    configs = [{**content["config"], **change} for change in ({"width": 96}, {"heads": False}, {"layers": 10**300})]
-    changed = [{**content, "config": config} for config in configs]
-    for other in ({**content, "format_version": 99}, {**content, "files": None}, {"files": {}}, *changed):
-        path.write_text(json.dumps(other))
+    configs: Any = (
+        {"config": {**content["config"], **own}} for own in ({"width": 96}, {"heads": False}, {"layers": 10**300})
+    )
+    for change in ({"format_version": 99}, {"files": None}, *configs):
+        path.write_text(json.dumps({**content, **change}))
         with pytest.raises(DecoderError):
             Captioner.load(tmp_path)

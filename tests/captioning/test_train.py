@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from c3tools import Captioner, train_captioner
-from c3tools.captioning.config import SIZES, Size, TrainingConfig, load_size
+from c3tools.captioning.config import SIZES, TrainingConfig, load_size
 from c3tools.captioning.tokenizer import PAD_ID, TokenRows
 from c3tools.captioning.train import fit, training_rows
 from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
@@ -53,28 +53,21 @@ def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World,
     # a rate that spoils everything: what training started from is kept
     assert spoiled.decoder.digest() == before
     assert spoiled.record["start_val_loss"] == spoiled.record["best_val_loss"] == pytest.approx(best)
-    assert captioner.record["start_val_loss"] is None
 
 
 def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
-    """Toy captions across a gap: with Collapse and Corrupt images get the right words, with neither they do not."""
+    training = TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3)
+    captioner = fit(task_of(world, training, "c3", held_out=10))
+    captions = captioner.caption(embeddings=world.images.embeddings[-10:])
     said = [world.references[key][1].split() for key in world.images.keys[-10:]]  # on the PLACE stands a COLOUR ANIMAL
-    right = {}
-    for name in ("c1", "c3"):
-        training = TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3)
-        captioner = fit(task_of(world, training, name, held_out=10))
-        captions = captioner.caption(embeddings=world.images.embeddings[-10:])
-        found = zip(said, captions, strict=True)
-        right[name] = sum(word in caption for words, caption in found for word in (words[2], *words[5:]))
-        assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
-    assert right["c3"] >= 24  # of 30
-    assert right["c3"] > right["c1"]
+    assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
+    pairs = zip(said, captions, strict=True)
+    assert sum(word in caption for words, caption in pairs for word in (words[2], *words[5:])) >= 24  # of 30
 
 
 def test_a_decoder_is_trained_once_and_another_is_refused(train: Train, tmp_path: Path) -> None:
     captioner, messages = train(), Messages()
-    loaded = Captioner.load(tmp_path / "c3-decoder")
-    assert (loaded.record, loaded.decoder.digest()) == (captioner.record, captioner.decoder.digest())
+    assert Captioner.load(tmp_path / "c3-decoder").fingerprint() == captioner.fingerprint()
     assert captioner.record["notes"] == []
     train(overwrite=False, reporter=messages)
     assert "nothing to do" in messages.texts[-1]
@@ -120,20 +113,10 @@ def test_without_a_val_split_of_its_own_whole_images_are_held_out(
 
 
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
-    sizes = [
-        load_size("tiny", captions=30_000),
-        load_size("tiny", captions=800),  # 13 steps an epoch
-        load_size("tiny", captions=64),
-        load_size("tiny", captions=640, epochs=7, patience=2),
-        load_size("tiny", ["epochs=3", "patience=20"], captions=640),
-    ]
-    assert [(size.training.epochs, size.training.patience) for size in sizes] == [
-        (8, 0),
-        (47, 5),
-        (60, 5),
-        (7, 2),
-        (3, 20),
-    ]
+    found = [load_size("tiny", captions=count).training for count in (30_000, 800, 64)]  # 800: 13 steps an epoch
+    found.append(load_size("tiny", captions=640, epochs=7, patience=2).training)
+    found.append(load_size("tiny", ["epochs=3", "patience=20"], captions=640).training)
+    assert [(one.epochs, one.patience) for one in found] == [(8, 0), (47, 5), (60, 5), (7, 2), (3, 20)]
 
 
 def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Train, captions_store: Store) -> None:
@@ -141,9 +124,8 @@ def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Tra
     captioner = train(monitor="cross-modal", train_fraction=0.5, reporter=messages)
     record = captioner.record
     assert "16 captions" in messages.texts[1]
-    assert record["captions"]["train"] % 2 == 0
-    assert 30 <= record["captions"]["train"] <= 82
-    assert (record["monitor"], record["modality"], record["notes"]) == ("cross-modal", "text", messages.texts)
+    found = [record[name] for name in ("monitor", "modality", "notes", "captions")]
+    assert found == ["cross-modal", "text", messages.texts, {"train": 56, "val": 16}]
     images, texts = captions_store.load("image"), captions_store.load("text", split="val")
     rows = [images.keys.index(item) for item in texts.items]
     inputs = captioner.pipeline.transform(images.embeddings[rows], modality="image")
@@ -154,63 +136,57 @@ def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Tra
 
 def test_few_pairs_from_scratch_and_on_top_of_texts(captioner: Captioner, train: Train, tmp_path: Path) -> None:
     captioner.save(tmp_path / "texts")
-    options: dict[str, Any] = {"pairs": 0.25, "sigma": None}
-    tuned = train("tuned", start=tmp_path / "texts", size="small", **options)
-    scratch = train("scratch", **options)
-    for record in (tuned.record, scratch.record):
+    made = [
+        train(pairs=0.25, sigma=None, **options) for options in ({"start": tmp_path / "texts", "size": "small"}, {})
+    ]
+    tuned, scratch = (one.record for one in made)
+    for record in (tuned, scratch):
         assert record["captions"] == {"train": 28, "val": 4}  # a quarter of 56 and of 8 images, two captions each
         assert (record["modality"], record["monitor"], record["pairs"]) == ("image", "cross-modal", 0.25)
-    assert (tuned.record["from"], tuned.record["size"]) == (str(tmp_path / "texts"), "tiny")
-    assert [c.record["sigma"] for c in (tuned, scratch)] == [0.02, 0.0]
-    rates = [c.record["training"]["learning_rate"] for c in (tuned, scratch)]
-    assert rates[0] == pytest.approx(0.1 * rates[1])
-    assert tuned.record["best_val_loss"] <= tuned.record["start_val_loss"]
-    assert tuned.record["best_val_loss"] < scratch.record["best_val_loss"]  # what texts taught is not lost
-    assert captioner.pipeline.config() == tuned.pipeline.config()
+    assert (tuned["from"], tuned["size"]) == (str(tmp_path / "texts"), "tiny")
+    assert (tuned["sigma"], scratch["sigma"]) == (0.02, 0.0)
+    assert tuned["training"]["learning_rate"] == pytest.approx(0.1 * scratch["training"]["learning_rate"])
+    assert tuned["best_val_loss"] <= tuned["start_val_loss"]
+    assert tuned["best_val_loss"] < scratch["best_val_loss"]  # what texts taught is not lost
+    assert captioner.pipeline.config() == made[0].pipeline.config()
 
 
 def test_language_models_are_continued_and_put_behind_espers_mapper(
     language_model: Captioner, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     language_model.save(tmp_path / "lm")
-    start: dict[str, Any] = {"start": tmp_path / "lm", "sigma": None}
-    more = train("more", **start)
-    assert more.is_language_model
-    assert more.record["training"]["contrastive_margin"] == 0.5
-    fresh = train("fresh", unconditional=True, sigma=None)
+    more = train(start=tmp_path / "lm", sigma=None)
+    assert (more.is_language_model, more.record["training"]["contrastive_margin"]) == (True, 0.5)
+    fresh = train(unconditional=True, sigma=None)
     assert fresh.record["changes"] == ["prefix_length=0", "contrastive_margin=0.5", "batch_size=32"]
 
     encoder = counting_encoder(ANIMALS)
     monkeypatch.setattr("c3tools.captioning.train.load_text_encoder", lambda *_, **__: encoder)
-    esper = train("esper", esper=True, **{**start, "set": []})
-    assert (esper.record["monitor"], esper.record["captions"]) == ("reward", {"train": 56, "val": 8})
-    assert (esper.record["sigma"], esper.record["modality"], esper.record["training"]["batch_size"]) == (
-        0,
-        "image",
-        128,
-    )
+    esper = train(esper=True, start=tmp_path / "lm", sigma=None, set=[]).record
+    assert (esper["monitor"], esper["captions"]) == ("reward", {"train": 56, "val": 8})
+    assert (esper["sigma"], esper["modality"], esper["training"]["batch_size"]) == (0, "image", 128)
 
 
-CONTRADICTIONS = [
-    ({"start": "texts", "store": "other"}, "toy-model .*other-model"),
-    ({"start": "texts", "sigma": 0.1}, "--from"),
-    ({"start": "texts", "pairs": 0.5, "set": ["width=48"]}, "--from"),
-    ({"start": "lm", "pairs": 0.5}, "lm"),
-    ({"start": "lm", "unconditional": True}, "--unconditional"),
-    ({"unconditional": True, "sigma": 0.1}, "--sigma"),
-    ({"esper": True, "start": "lm", "pairs": 0.5}, "--seed"),
-    ({"esper": True, "start": "lm", "set": [], "store": "other"}, "other-model"),
-    ({"pipeline": preset("c1"), "sigma": 0.1}, "sigma"),
-    ({"preset": "lafite", "sigma": 0.2}, "lafite"),
-    ({"pairs": 0}, "--pairs .* 0"),
-    ({"pairs": 1.5}, "--pairs .* 1.5"),
-    ({"train_fraction": 1.5}, "--train-fraction .* 1.5"),
-    ({"monitor": "images"}, "'images'"),
-    ({"esper": True, "set": []}, "--from c3-lm"),
-    ({"pairs": 0.5, "store": "other"}, "image"),
-    ({"store": "one"}, "1 and 0"),
-    ({"store": "empty"}, "0 and 0"),
-]
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
+    "toy-model .*other-model": {"start": "texts", "store": "other"},
+    "--from": {"start": "texts", "sigma": 0.1},
+    "--from.*": {"start": "texts", "pairs": 0.5, "set": ["width=48"]},
+    "lm": {"start": "lm", "pairs": 0.5},
+    "--unconditional": {"start": "lm", "unconditional": True},
+    "--sigma": {"unconditional": True, "sigma": 0.1},
+    "--seed": {"esper": True, "start": "lm", "pairs": 0.5},
+    "other-model": {"esper": True, "start": "lm", "set": [], "store": "other"},
+    "sigma": {"pipeline": preset("c1"), "sigma": 0.1},
+    "lafite": {"preset": "lafite", "sigma": 0.2},
+    "--pairs .* 0": {"pairs": 0},
+    "--pairs .* 1.5": {"pairs": 1.5},
+    "--train-fraction .* 1.5": {"train_fraction": 1.5},
+    "'images'": {"monitor": "images"},
+    "--from c3-lm": {"esper": True, "set": []},
+    "image": {"pairs": 0.5, "store": "other"},
+    "1 and 0": {"store": "one"},
+    "0 and 0": {"store": "empty"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +200,9 @@ def starts(captioner: Captioner, language_model: Captioner, tmp_path_factory: py
     return folder
 
 
-@pytest.mark.parametrize(("changes", "named"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("named", "changes"), CONTRADICTIONS.items())
 def test_settings_that_contradict_each_other_are_refused(
-    starts: Path, train: Train, tmp_path: Path, changes: dict[str, Any], named: str
+    starts: Path, train: Train, tmp_path: Path, named: str, changes: dict[str, Any]
 ) -> None:
     places = {name: starts / value for name, value in changes.items() if name in ("start", "store")}
     with pytest.raises(C3Error, match=named):
@@ -243,25 +219,24 @@ def test_captions_that_are_empty_or_in_no_known_script_are_left_out_and_listed(t
 
 def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_training() -> None:
     changed = load_size("tiny", ["width=256", "heads=4", "word_dropout=0.15"])  # 256 does not go with 3 heads
-    tiny = SIZES["tiny"]
-    assert isinstance(tiny, Size)
+    tiny: Any = SIZES["tiny"]
     assert changed == replace(tiny, width=256, heads=4, training=replace(tiny.training, word_dropout=0.15))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [
-        ("training=1", "training=1"),
-        ("layers=two", "layers .*'two'"),
-        ("layers=1001", "1,000 .*1,001"),
-        ("decay=steps", "'steps'"),
-        ("heads=5", "192 .* 5"),
-        ("word_dropout=1", "word_dropout .*1"),
-        ("learning_rate=0", "learning_rate .*0"),
-        ("warmup=2", "warmup .*2"),
-        ("learning_rate=1e400", "learning_rate .*inf"),
-        ("beta2=1", "beta2 .*1"),
-    ],
+    {
+        "training=1": "training=1",
+        "layers=two": "layers .*'two'",
+        "layers=1001": "1,000 .*1,001",
+        "decay=steps": "'steps'",
+        "heads=5": "192 .* 5",
+        "word_dropout=1": "word_dropout .*1",
+        "learning_rate=0": "learning_rate .*0",
+        "warmup=2": "warmup .*2",
+        "learning_rate=1e400": "learning_rate .*inf",
+        "beta2=1": "beta2 .*1",
+    }.items(),
 )
 def test_wrong_settings_are_refused(change: str, named: str) -> None:
     with pytest.raises(DecoderError, match=named):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,74 +41,57 @@ def test_scores_equal_those_of_pycocoevalcap() -> None:
         written = {key: [tokenize(text)] for key, text in captions.items()}
         expected = Bleu(4).compute_score(targets, written, verbose=0)[0]
         expected += [scorer().compute_score(targets, written)[0] for scorer in (Rouge, Cider)]
-        assert [*score_captions(captions, REFERENCES).corpus] == [*METRICS]
-        found = [*score_captions(captions, REFERENCES).corpus.values()]
-        assert found == pytest.approx([100 * value for value in expected], abs=1e-6)
+        of = dict(zip(METRICS, 100 * np.array(expected), strict=True))
+        assert score_captions(captions, REFERENCES).corpus == pytest.approx(of, abs=1e-6)
 
 
-def test_a_resample_scores_like_its_captions() -> None:
+def test_a_resample_scores_like_its_captions_and_images_have_values() -> None:
     own = {str(row): PREDICTIONS[key] for row, key in enumerate("aac")}
     theirs = {str(row): REFERENCES[key] for row, key in enumerate("aac")}
-    scores, again = score_captions(PREDICTIONS, REFERENCES), score_captions(own, theirs)
+    scores, again, rows = score_captions(PREDICTIONS, REFERENCES), score_captions(own, theirs), np.arange(4)
     for metric in ("BLEU-4", "ROUGE-L"):
         assert scores.resampled(metric, np.array([0, 0, 2])) == pytest.approx(again.corpus[metric])
-
-
-def test_the_values_of_images_are_their_scores_or_for_bleu_what_leaving_each_out_changes() -> None:
-    scores, rows = score_captions(PREDICTIONS, REFERENCES), np.arange(4)
     for metric in METRICS:
         values = scores.per_image.get(metric)
-        if values is None:  # the jackknife
+        if values is None:  # of BLEU the jackknife
             without = np.array([scores.resampled(metric, np.delete(rows, row)) for row in rows])
             values = scores.corpus[metric] - 3 * (without - without.mean())
         np.testing.assert_allclose(scores.image_values(metric), values)
 
 
-def test_empty_captions_score_nothing() -> None:
+def test_empty_captions_score_nothing_and_what_cannot_be_scored_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = score_captions({"a": ""}, REFERENCES)
     assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[0]) == (0, 0, True)
-
-
-def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(MetricError, match=r"8 of 9 .*k0, k1, k2, k3, k4, …"):
         score_captions(dict.fromkeys([*(f"k{i}" for i in range(8)), "a"], "a dog"), {**REFERENCES, "k0": ["  "]})
     with pytest.raises(MetricError, match="no captions"):
         score_captions({}, REFERENCES)
-
-
-def test_without_pycocoevalcap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
     with pytest.raises(MissingExtraError, match=r"(?s)pycocoevalcap.*c3tools\[eval\]"):
         score_captions(PREDICTIONS, REFERENCES)
 
 
-@pytest.mark.parametrize(("java", "lacking"), [("/usr/bin/java", "no-such-model.jar"), (None, "`java`")])
-def test_java_scores_that_cannot_run_are_left_out(
-    monkeypatch: pytest.MonkeyPatch, java: str | None, lacking: str
-) -> None:
+def test_java_scores_that_cannot_run_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captions_module, "_SPICE_MODELS", ("no-such-model.jar",))
-    monkeypatch.setattr(shutil, "which", lambda name: java)
-    scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
-    assert scores.corpus == score_captions(PREDICTIONS, REFERENCES).corpus
-    (note,) = scores.notes
-    assert ("SPICE" in note, lacking in note, "\n" in note) == (True, True, False)
+    for java, lacking in (("/usr/bin/java", "no-such-model.jar"), (None, "`java`")):
+        monkeypatch.setattr(shutil, "which", lambda name, found=java: found)
+        scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
+        assert scores.corpus == score_captions(PREDICTIONS, REFERENCES).corpus
+        told = [("SPICE" in note, lacking in note, "\n" in note) for note in scores.notes]
+        assert told == [(True, True, False)]
 
 
 def test_spice_is_read_in_the_order_of_the_captions_and_its_failure_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Spice:
-        def compute_score(self, targets: dict[str, Any], written: dict[str, Any]) -> tuple[float, list[Any]]:
-            return 0.25, [{"All": {"f": float(ord(key))}} for key in sorted(targets)]
-
+    scored = lambda targets, _: (0.25, [{"All": {"f": float(ord(key))}} for key in sorted(targets)])  # noqa: E731
+    module = SimpleNamespace(Spice=lambda: SimpleNamespace(compute_score=scored))
     monkeypatch.setattr(captions_module, "missing_for", lambda name: None)
-    module = type(sys)("pycocoevalcap.spice.spice")
-    module.Spice = Spice  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", module)
     scores = score_captions({key: PREDICTIONS[key] for key in "cadb"}, REFERENCES, java=["SPICE"])
     assert scores.corpus["SPICE"] == 25
     assert scores.per_image["SPICE"].tolist() == [100.0 * ord(key) for key in "cadb"]
-    module.Spice = lambda: 1 / 0  # type: ignore[attr-defined]
+    module.Spice = lambda: 1 / 0
     with pytest.raises(MetricError, match=r"SPICE.*ZeroDivisionError"):
         score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
 
