@@ -28,7 +28,7 @@ def test_photos_of_two_folders_are_captioned_a_few_at_a_time(
         copy_photos(tmp_path / name, 3)
     photos, told = sorted(Path().glob("*/*.jpg")), Messages()
     (tmp_path / "b" / "broken.jpg").write_bytes(b"no")
-    options: dict[str, Any] = {"encoder": encoder, "json": "c.json", "beams": 1, "reporter": told}
+    options: Any = {"encoder": encoder, "json": "c.json", "beams": 1, "reporter": told}
     found = caption_images(["a", "b"], **options)
     assert list(found.captions) == [str(photo.with_suffix("")) for photo in photos]
     expected = Captioner.load("c3-mini").caption(photos, encoder=encoder, beams=1)

@@ -21,19 +21,17 @@ pytest.importorskip("pycocoevalcap")
 
 
 @pytest.fixture(scope="module")
-def known(captions_store: Store, world: World) -> dict[str, list[str]]:
+def known(captions_store: Store, world: World) -> Any:
     """What people wrote about the test images."""
     return {key: world.references[key] for key in captions_store.load("image", "test").keys}
 
 
 @pytest.fixture(scope="module")
-def perfect(known: dict[str, list[str]]) -> dict[str, str]:
+def perfect(known: Any) -> Any:
     return {key: texts[0] for key, texts in known.items()}
 
 
-def test_the_test_images_are_captioned_and_scored(
-    captions_store: Store, captioner: Captioner, known: dict[str, list[str]]
-) -> None:
+def test_the_test_images_are_captioned_and_scored(captions_store: Store, captioner: Captioner, known: Any) -> None:
     result = evaluate_captions(captions_store, decoder=captioner, resamples=200)
     images = captions_store.load("image", split="test")
     assert result.captions == dict(zip(images.keys, captioner.caption(embeddings=images.embeddings), strict=True))
@@ -45,23 +43,16 @@ def test_the_test_images_are_captioned_and_scored(
     assert [row[:2] for row in table.rows] == [[name, f"{value:.1f}"] for name, value in expected.items()]
 
 
-def references_file(folder: Path, known: dict[str, list[str]], name: str) -> Path:
+def references_file(folder: Path, known: Any, name: str) -> Path:
     """A file of references that names an image in its own way."""
     rows = ({"image": name.format(key), "captions": texts} for key, texts in known.items())
     return write_jsonl(folder / "theirs.jsonl", *rows)
 
 
-def test_perfect_captions_against_references_in_memory_and_in_a_file(
-    known: dict[str, list[str]], perfect: dict[str, str], tmp_path: Path
-) -> None:
-    for references in (known, references_file(tmp_path, known, "{}.png")):
-        place = tmp_path / "no store is read"
-        scores = evaluate_captions(place, captions=perfect, references=references, resamples=0).scores
-        assert [scores["BLEU-4"], scores["ROUGE-L"]] == pytest.approx([100, 100], abs=1e-4)
-
-
-def test_two_sets_of_captions_are_compared(captions_store: Store, perfect: dict[str, str]) -> None:
-    result = evaluate_captions(captions_store, captions=perfect, against=dict.fromkeys(perfect, "a photo of something"))
+def test_two_sets_of_captions_are_compared_without_a_store(known: Any, perfect: Any, tmp_path: Path) -> None:
+    poor, theirs = dict.fromkeys(perfect, "a photo of something"), references_file(tmp_path, known, "{}.png")
+    result = evaluate_captions(tmp_path / "none", captions=perfect, references=theirs, against=poor)
+    assert [result.scores[name] for name in ("BLEU-4", "ROUGE-L")] == pytest.approx([100, 100], abs=1e-4)
     cider = result.differences["CIDEr"]
     assert cider["difference"] == pytest.approx(result.scores["CIDEr"], abs=5)
     assert cider["p_value"] < 0.01
@@ -73,14 +64,14 @@ def test_two_sets_of_captions_are_compared(captions_store: Store, perfect: dict[
 
 
 def test_clip_scores_are_those_of_the_stored_images(
-    captions_store: Store, perfect: dict[str, str], known: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    captions_store: Store, perfect: Any, known: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
     monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
     known = {key: texts[rank:] for rank, (key, texts) in enumerate([*known.items()][:2])}  # two and one
     captions = {key: perfect[key] for key in known}
-    options: dict[str, Any] = {"captions": captions, "references": known, "clip_score": True, "resamples": 0}
+    options: Any = {"captions": captions, "references": known, "clip_score": True, "resamples": 0}
     scores = evaluate_captions(captions_store, **options).scores
     images = captions_store.load("image")
     written, theirs = (
@@ -101,7 +92,7 @@ def test_captions_in_the_store_are_of_the_image_and_the_model_that_they_name(
     world: World, captioner: Captioner, tmp_path: Path
 ) -> None:
     rows = world.images.embeddings[:3]
-    options: dict[str, Any] = {"owners": [1, 2], "split": "test"}
+    options: Any = {"owners": [1, 2], "split": "test"}
     store = make_store(tmp_path / "c3-store", rows, rows[1:], model=TOY, **options)
     result = evaluate_captions(store, decoder=captioner, resamples=0)
     assert (list(result.captions), result.left_out) == (["image1", "image2"], ["image0"])
@@ -111,7 +102,7 @@ def test_captions_in_the_store_are_of_the_image_and_the_model_that_they_name(
 
 
 def test_references_may_name_the_images_of_the_store_differently(
-    captions_store: Store, captioner: Captioner, known: dict[str, list[str]], tmp_path: Path
+    captions_store: Store, captioner: Captioner, known: Any, tmp_path: Path
 ) -> None:
     named = list(known)
     theirs = references_file(tmp_path, {key: known[key] for key in named[3:]}, "val/{}.jpg")
@@ -123,6 +114,6 @@ def test_references_may_name_the_images_of_the_store_differently(
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
-def test_java_scores_are_added(captions_store: Store, perfect: dict[str, str]) -> None:
+def test_java_scores_are_added(captions_store: Store, perfect: Any) -> None:
     result = evaluate_captions(captions_store, captions=perfect, meteor=True, spice=True, resamples=20)
-    assert [result.scores[name] for name in ("METEOR", "BLEU-4")] == pytest.approx([100, 100], abs=0.1)
+    assert result.scores["METEOR"] == pytest.approx(100, abs=0.1)

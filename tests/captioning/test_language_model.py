@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
 
 from c3tools import Captioner, Store, train_captioner
 from c3tools.captioning.config import SIZES, LanguageModelConfig, LanguageModelSize, TrainingConfig, load_size
@@ -69,9 +68,12 @@ def decoder_of(gpt2: Path, **changes: Any) -> LanguageModelDecoder:
 
 def test_the_mapper_is_that_of_the_paper() -> None:
     architecture = {"model_type": "gpt2", "n_embd": 768, "n_layer": 1, "vocab_size": 50, "n_positions": 60}
-    first, between, last = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture, 10, 40, False)).mapper
-    assert isinstance(between, nn.Tanh)
-    assert [first.in_features, first.out_features, last.in_features, last.out_features] == [512, 3840, 3840, 7680]
+    mapper: Any = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture, 10, 40, False)).mapper
+    assert [str(layer) for layer in mapper] == [
+        "Linear(in_features=512, out_features=3840, bias=True)",
+        "Tanh()",
+        "Linear(in_features=3840, out_features=7680, bias=True)",
+    ]
 
 
 def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
@@ -89,13 +91,11 @@ def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
 
 def test_a_frozen_model_stays_as_it_was(gpt2: Path) -> None:
     before = decoder_of(gpt2).language_model.state_dict()
-    captioner = train(gpt2, "frozen=true", "epochs=1")
-    assert isinstance(captioner.decoder, LanguageModelDecoder)
-    after = captioner.decoder.language_model.state_dict()
+    decoder: Any = train(gpt2, "frozen=true", "epochs=1").decoder
+    after = decoder.language_model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    captioner.decoder.train()
-    assert not captioner.decoder.language_model.training
-    assert captioner.decoder.mapper.training
+    decoder.train()
+    assert (decoder.language_model.training, decoder.mapper.training) == (False, True)
 
 
 def test_it_learns_to_caption_and_is_saved_without_its_source(tmp_path: Path, gpt2: Path) -> None:
@@ -117,7 +117,7 @@ def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
     captions_store: Store, tmp_path: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (f"model={gpt2}", "warmup_steps=2", "batch_size=32", "learning_rate=5e-3", "max_tokens=12")
-    options: dict[str, Any] = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
+    options: Any = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
     train_captioner(captions_store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
     lm, images, encoder = Captioner.load(tmp_path / "lm"), make_world().images, counting_encoder(ANIMALS)
     assert lm.is_language_model

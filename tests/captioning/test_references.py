@@ -13,81 +13,76 @@ CAPTIONS = {"7": "a dog, red", "8": "a cat"}
 TEXTS = {"7.jpg": ["a", "b"], "8.jpg": ["c"]}
 
 
-def write(folder: Path, value: Any, name: str = "file.json") -> Path:
-    """Write text or bytes as they are, rows to .jsonl, anything else as JSON."""
-    path = folder / name
+def write(folder: Path, value: Any, form: str) -> Path:
+    """Write text or bytes as they are, rows as JSON lines, anything else as JSON."""
+    path = folder / f"file.{form}"
     if isinstance(value, bytes):
         path.write_bytes(value)
-    elif name.endswith("l"):
-        path.write_text("\n".join(map(json.dumps, value)))
     else:
-        path.write_text(json.dumps(value))
+        path.write_text("\n".join(map(json.dumps, value)) if form == "jsonl" else json.dumps(value))
     return path
 
 
-def rows(key: str) -> list[dict[str, Any]]:
+def rows(key: str) -> list[Any]:
     return [{key: name, "caption": caption} for name, caption in CAPTIONS.items()]
 
 
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [
-        (rows("key"), "file.json"),
-        ([{**row, "image_id": int(row["image_id"])} for row in rows("image_id")], "file.json"),
-        (CAPTIONS, "file.json"),
-        ({"n": 2, "captions": rows("key")}, "file.json"),
-        ([rows("image")[0], rows("file_name")[1]], "file.jsonl"),
-        (b'key,path,caption,captioner\n7,7.jpg,"a dog, red",x\n8,8.jpg,a cat,x\n', "file.csv"),
-        (b"\xef\xbb\xbfcaption;image\na dog, red;7\na cat;8\n", "file.csv"),
-    ],
-)
-def test_layouts_of_captions(tmp_path: Path, value: Any, name: str) -> None:
-    assert read_predictions(write(tmp_path, value, name)) == CAPTIONS
+def test_layouts_of_captions(tmp_path: Path) -> None:
+    numbers = [{**row, "image_id": int(row["image_id"])} for row in rows("image_id")]
+    layouts: Any = {
+        "json": [rows("key"), numbers, CAPTIONS, {"n": 2, "captions": rows("key")}],
+        "jsonl": [[rows("image")[0], rows("file_name")[1]]],
+        "csv": [
+            b'key,path,caption,captioner\n7,7.jpg,"a dog, red",x\n8,8.jpg,a cat,x\n',
+            b"\xef\xbb\xbfcaption;image\na dog, red;7\na cat;8\n",
+        ],
+    }
+    for form, values in layouts.items():
+        for value in values:
+            assert read_predictions(write(tmp_path, value, form)) == CAPTIONS
 
 
-COCO = {
-    "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
-    "annotations": [{"image_id": i, "caption": text} for i, text in ((7, "a"), (8, "c"), (7, "b"))],
-}
-KARPATHY = {"images": [{"filename": k, "sentences": [{"raw": text} for text in texts]} for k, texts in TEXTS.items()]}
+def test_layouts_of_references(tmp_path: Path) -> None:
+    coco = {
+        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
+        "annotations": [{"image_id": i, "caption": text} for i, text in ((7, "a"), (8, "c"), (7, "b"))],
+    }
+    sentences = [{"filename": key, "sentences": [{"raw": text} for text in texts]} for key, texts in TEXTS.items()]
+    pairs = [{"image_key": key, "caption": text} for key, texts in TEXTS.items() for text in texts]
+    layouts: Any = {
+        "jsonl": [[{"image": key, "captions": texts} for key, texts in TEXTS.items()]],
+        "json": [coco, {"images": sentences}, {"7.jpg": ["a", "b"], "8.jpg": "c"}, pairs],
+        "tsv": [b"image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n"],
+    }
+    for form, values in layouts.items():
+        for value in values:
+            assert read_references(write(tmp_path, value, form)) == TEXTS
 
 
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [
-        ([{"image": key, "captions": texts} for key, texts in TEXTS.items()], "file.jsonl"),
-        (COCO, "file.json"),
-        (KARPATHY, "file.json"),
-        ({"7.jpg": ["a", "b"], "8.jpg": "c"}, "file.json"),
-        ([{"image_key": key, "caption": text} for key, texts in TEXTS.items() for text in texts], "file.json"),
-        (b"image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n", "file.tsv"),
-    ],
-)
-def test_layouts_of_references(tmp_path: Path, value: Any, name: str) -> None:
-    assert read_references(write(tmp_path, value, name)) == TEXTS
-
-
-@pytest.mark.parametrize(
-    ("value", "name", "named"),
-    [
-        ([{"key": "a", "text": "x"}], "file.json", "'caption'"),
-        ([{"key": "a", "caption": 3}], "file.json", "'int'"),
-        ([{"key": "a", "captions": [3]}], "file.json", "a is int"),
-        ([{"caption": "x"}], "file.json", "image_id"),
-        ([{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "file.json", "2 .* a"),
-        ([], "file.json", "no captions"),
-        (3, "file.json", "captions"),
-        ({"annotations": []}, "file.json", "no captions"),
-        (b"[{", "file.json", "JSON"),
-        (b"\xff\xfe", "file.csv", "CSV"),
-        (b"a,b\n1,2\n", "file.csv", "image_id"),
-        (b"", "file.csv", "no captions"),
-        (b"image,caption\n7.jpg,a dog, running\n", "file.csv", "line 2"),
-    ],
-)
-def test_wrong_files_are_refused(tmp_path: Path, value: Any, name: str, named: str) -> None:
-    with pytest.raises(C3Error, match=f"{name}.*{named}"):
-        read_predictions(write(tmp_path, value, name))
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    wrong: Any = {
+        "json": [
+            ([{"key": "a", "text": "x"}], "'caption'"),
+            ([{"key": "a", "caption": 3}], "'int'"),
+            ([{"key": "a", "captions": [3]}], "a is int"),
+            ([{"caption": "x"}], "image_id"),
+            ([{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "2 .* a"),
+            ([], "no captions"),
+            (3, "captions"),
+            ({"annotations": []}, "no captions"),
+            (b"[{", "JSON"),
+        ],
+        "csv": [
+            (b"\xff\xfe", "CSV"),
+            (b"a,b\n1,2\n", "image_id"),
+            (b"", "no captions"),
+            (b"image,caption\n7.jpg,a dog, running\n", "line 2"),
+        ],
+    }
+    for form, cases in wrong.items():
+        for value, named in cases:
+            with pytest.raises(C3Error, match=rf"file\.{form}.*{named}"):
+                read_predictions(write(tmp_path, value, form))
     with pytest.raises(MetricError, match=r"none\.json"):
         read_references(tmp_path / "none.json")
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def texts_store(path: Path, captions: list[str], model: dict[str, Any] = TOY, di
 
 def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World, captioner: Captioner) -> None:
     before, best = captioner.decoder.digest(), captioner.record["best_val_loss"]
-    settings = (TrainingConfig(epochs=1, batch_size=64, learning_rate=rate, clip_norm=0.0) for rate in (1e-5, 3.0))
+    settings = (TrainingConfig(1, 64, rate, clip_norm=0.0) for rate in (1e-5, 3.0))
     second, spoiled = (fit(task_of(world, own, "c3", start=captioner)) for own in settings)
     assert captioner.decoder.digest() == before != second.decoder.digest()  # a copy is trained
     assert second.tokenizer is captioner.tokenizer
@@ -56,8 +56,7 @@ def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World,
 
 
 def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
-    training = TrainingConfig(epochs=14, batch_size=16, learning_rate=3e-3)
-    captioner = fit(task_of(world, training, "c3", held_out=10))
+    captioner = fit(task_of(world, TrainingConfig(14, 16, 3e-3), "c3", held_out=10))
     captions = captioner.caption(embeddings=world.images.embeddings[-10:])
     said = [world.references[key][1].split() for key in world.images.keys[-10:]]  # on the PLACE stands a COLOUR ANIMAL
     assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
@@ -102,14 +101,12 @@ def test_sigma_is_taken_from_the_captions_by_default(train: Train, captions_stor
     assert (record["sigma"], record["made_from"]["settings"]["sigma"]) == (0.0, None)
 
 
-@pytest.mark.parametrize(("split", "splits"), [("train", ["train"]), ("all", SPLITS)])
-def test_without_a_val_split_of_its_own_whole_images_are_held_out(
-    world: World, tmp_path: Path, split: str, splits: Sequence[str]
-) -> None:
-    train, val, notes = training_rows(store_of(tmp_path / "c3-store", world, splits), split)
-    assert not set(train.items) & set(val.items)
-    assert (len(train), len(val)) == (144, 16)
-    assert ["16 captions of 8 images" in note for note in notes] == [True]
+def test_without_a_val_split_of_its_own_whole_images_are_held_out(world: World, tmp_path: Path) -> None:
+    for split, splits in (("train", ["train"]), ("all", SPLITS)):
+        train, val, notes = training_rows(store_of(tmp_path / split, world, splits), split)
+        assert not set(train.items) & set(val.items)
+        assert (len(train), len(val)) == (144, 16)
+        assert ["16 captions of 8 images" in note for note in notes] == [True]
 
 
 def test_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
@@ -167,47 +164,39 @@ def test_language_models_are_continued_and_put_behind_espers_mapper(
     assert (esper["sigma"], esper["modality"], esper["training"]["batch_size"]) == (0, "image", 128)
 
 
-CONTRADICTIONS: dict[str, dict[str, Any]] = {
-    "toy-model .*other-model": {"start": "texts", "store": "other"},
-    "--from": {"start": "texts", "sigma": 0.1},
-    "--from.*": {"start": "texts", "pairs": 0.5, "set": ["width=48"]},
-    "lm": {"start": "lm", "pairs": 0.5},
-    "--unconditional": {"start": "lm", "unconditional": True},
-    "--sigma": {"unconditional": True, "sigma": 0.1},
-    "--seed": {"esper": True, "start": "lm", "pairs": 0.5},
-    "other-model": {"esper": True, "start": "lm", "set": [], "store": "other"},
-    "sigma": {"pipeline": preset("c1"), "sigma": 0.1},
-    "lafite": {"preset": "lafite", "sigma": 0.2},
-    "--pairs .* 0": {"pairs": 0},
-    "--pairs .* 1.5": {"pairs": 1.5},
-    "--train-fraction .* 1.5": {"train_fraction": 1.5},
-    "'images'": {"monitor": "images"},
-    "--from c3-lm": {"esper": True, "set": []},
-    "image": {"pairs": 0.5, "store": "other"},
-    "1 and 0": {"store": "one"},
-    "0 and 0": {"store": "empty"},
-}
-
-
-@pytest.fixture(scope="module")
-def starts(captioner: Captioner, language_model: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("starts")
-    captioner.save(folder / "texts")
-    language_model.save(folder / "lm")
-    texts_store(folder / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
-    texts_store(folder / "one", ["a dog"], dim=4)
-    texts_store(folder / "empty", ["", "...", "\ue000", "!?"] * 5)
-    return folder
-
-
-@pytest.mark.parametrize(("named", "changes"), CONTRADICTIONS.items())
 def test_settings_that_contradict_each_other_are_refused(
-    starts: Path, train: Train, tmp_path: Path, named: str, changes: dict[str, Any]
+    captioner: Captioner, language_model: Captioner, train: Train, tmp_path: Path
 ) -> None:
-    places = {name: starts / value for name, value in changes.items() if name in ("start", "store")}
-    with pytest.raises(C3Error, match=named):
-        train("new", **{"sigma": None, **changes, **places})
-    assert not (tmp_path / "new").exists()
+    captioner.save(tmp_path / "texts")
+    language_model.save(tmp_path / "lm")
+    texts_store(tmp_path / "other", ["a dog", "a cat"] * 5, {"name": "other-model"}, dim=32)
+    texts_store(tmp_path / "one", ["a dog"], dim=4)
+    texts_store(tmp_path / "empty", ["", "...", "\ue000", "!?"] * 5)
+    contradictions: Any = {
+        "toy-model .*other-model": {"start": "texts", "store": "other"},
+        "--from": {"start": "texts", "sigma": 0.1},
+        "--from.*": {"start": "texts", "pairs": 0.5, "set": ["width=48"]},
+        "lm": {"start": "lm", "pairs": 0.5},
+        "--unconditional": {"start": "lm", "unconditional": True},
+        "--sigma": {"unconditional": True, "sigma": 0.1},
+        "--seed": {"esper": True, "start": "lm", "pairs": 0.5},
+        "other-model": {"esper": True, "start": "lm", "set": [], "store": "other"},
+        "sigma": {"pipeline": preset("c1"), "sigma": 0.1},
+        "lafite": {"preset": "lafite", "sigma": 0.2},
+        "--pairs .* 0": {"pairs": 0},
+        "--pairs .* 1.5": {"pairs": 1.5},
+        "--train-fraction .* 1.5": {"train_fraction": 1.5},
+        "'images'": {"monitor": "images"},
+        "--from c3-lm": {"esper": True, "set": []},
+        "image": {"pairs": 0.5, "store": "other"},
+        "1 and 0": {"store": "one"},
+        "0 and 0": {"store": "empty"},
+    }
+    for named, changes in contradictions.items():
+        places = {name: tmp_path / value for name, value in changes.items() if name in ("start", "store")}
+        with pytest.raises(C3Error, match=named):
+            train("new", **{"sigma": None, **changes, **places})
+        assert not (tmp_path / "new").exists()
 
 
 def test_captions_that_are_empty_or_in_no_known_script_are_left_out_and_listed(train: Train, tmp_path: Path) -> None:
@@ -221,11 +210,7 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
     changed = load_size("tiny", ["width=256", "heads=4", "word_dropout=0.15"])  # 256 does not go with 3 heads
     tiny: Any = SIZES["tiny"]
     assert changed == replace(tiny, width=256, heads=4, training=replace(tiny.training, word_dropout=0.15))
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    {
+    for wrong, named in {
         "training=1": "training=1",
         "layers=two": "layers .*'two'",
         "layers=1001": "1,000 .*1,001",
@@ -236,8 +221,6 @@ def test_settings_are_changed_by_name_whether_of_the_architecture_or_of_the_trai
         "warmup=2": "warmup .*2",
         "learning_rate=1e400": "learning_rate .*inf",
         "beta2=1": "beta2 .*1",
-    }.items(),
-)
-def test_wrong_settings_are_refused(change: str, named: str) -> None:
-    with pytest.raises(DecoderError, match=named):
-        load_size("tiny", [change])
+    }.items():
+        with pytest.raises(DecoderError, match=named):
+            load_size("tiny", [wrong])
