@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -31,22 +30,19 @@ def test_a_copy_of_a_training_photo_is_found() -> None:
     np.testing.assert_allclose(cosines, (unit(made) @ unit(training).T).max(axis=1), atol=1e-6)
 
 
-def derivatives(score: Callable[[np.ndarray], float], n: int, step: float = 1e-4) -> np.ndarray:
+def derivatives(score: Any, n: int, step: float = 1e-4) -> Any:
     """The derivatives (n,) of a score of weighted images when weight moves from all images to each in turn."""
     even = np.full(n, 1 / n)
     moves = np.eye(n) - even
     return np.array([(score(even + step * move) - score(even - step * move)) / (2 * step) for move in moves])
 
 
-def weighted_gaussian(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = weights @ x
-    return mean, (weights[:, None] * (x - mean)).T @ (x - mean) * len(x) / (len(x) - 1)
-
-
-def frechet_of(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> float:
-    """The distance by the eigenvalues of the product of the covariances, which is not symmetric."""
-    roots = np.sqrt(np.linalg.eigvals(one[1] @ two[1]).real.clip(min=0)).sum()
-    return float(np.sum((one[0] - two[0]) ** 2) + np.trace(one[1]) + np.trace(two[1]) - 2 * roots)
+def frechet_of(*sets: Any) -> float:
+    """The distance of weighted images by the eigenvalues of the product of the covariances, which is not symmetric."""
+    means = [weights @ x for x, weights in sets]
+    one, two = (np.cov(x.T, ddof=0, aweights=weights) * len(x) / (len(x) - 1) for x, weights in sets)
+    roots = np.sqrt(np.linalg.eigvals(one @ two).real.clip(min=0)).sum()
+    return float(np.sum((means[0] - means[1]) ** 2) + np.trace(one + two) - 2 * roots)
 
 
 @settings(max_examples=20)
@@ -56,11 +52,11 @@ def test_the_influence_on_the_frechet_distance_is_its_derivative(
 ) -> None:
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n, d)), 0.5 + scale * rng.normal(size=(m, d))
-    whole = [weighted_gaussian(rows, np.full(len(rows), 1 / len(rows))) for rows in (x, y)]
+    own, other = ((rows, np.full(len(rows), 1 / len(rows))) for rows in (x, y))
     distance, first, second = frechet_distance(x, y)
-    assert frechet_of(*whole) == pytest.approx(distance, abs=1e-8)
-    by_x = derivatives(lambda weights: frechet_of(weighted_gaussian(x, weights), whole[1]), n)
-    by_y = derivatives(lambda weights: frechet_of(whole[0], weighted_gaussian(y, weights)), m)
+    assert frechet_of(own, other) == pytest.approx(distance, abs=1e-8)
+    by_x = derivatives(lambda weights: frechet_of((x, weights), other), n)
+    by_y = derivatives(lambda weights: frechet_of(own, (y, weights)), m)
     np.testing.assert_allclose(first, by_x, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(second, by_y, rtol=1e-3, atol=1e-3)
 
@@ -68,9 +64,8 @@ def test_the_influence_on_the_frechet_distance_is_its_derivative(
 def test_the_influence_of_fewer_images_than_dimensions_is_that_within_their_span() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(10, 40)), 0.5 + rng.normal(size=(200, 40))
-    whole = weighted_gaussian(y, np.full(200, 1 / 200))
     _, first, second = frechet_distance(x, y)
-    by_x = derivatives(lambda weights: frechet_of(weighted_gaussian(x, weights), whole), 10, 1e-3)
+    by_x = derivatives(lambda weights: frechet_of((x, weights), (y, np.full(200, 1 / 200))), 10, 1e-3)
     np.testing.assert_allclose(first, by_x, rtol=0.01, atol=0.01 * first.std())
     turned = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     np.testing.assert_allclose(frechet_distance(x @ turned, y @ turned)[2], second, atol=1e-8)
@@ -83,11 +78,10 @@ def test_the_kernel_distance_and_the_influence_on_it(seed: int, n: int, m: int) 
     distance, *influences = kernel_distance(x, y)
     gaps = []
     for own, other, influence in ((x, y, influences[0]), (y, x, influences[1])):
-        rest = [np.delete(own, i, axis=0) for i in range(len(own))]
-        pairs = zip([*rest, *[other] * len(own)], [*own, *own], strict=True)
-        within, across = np.reshape([np.mean((rows @ row / 8 + 1) ** 3) for rows, row in pairs], (2, -1))
-        gaps.append(np.mean(within - across))
-        np.testing.assert_allclose(influence, 2 * (within - across - gaps[-1]), atol=1e-8)
+        same, cross = ((own @ rows.T / 8 + 1) ** 3 for rows in (own, other))
+        gap = (same.sum(axis=1) - same.diagonal()) / (len(own) - 1) - cross.mean(axis=1)
+        gaps.append(gap.mean())
+        np.testing.assert_allclose(influence, 2 * (gap - gaps[-1]), atol=1e-8)
     assert distance == pytest.approx(sum(gaps), abs=1e-8)
 
 
