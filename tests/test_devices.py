@@ -28,16 +28,19 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if name != driver:
                 raise OSError(name)
 
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: system != "Darwin")
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-        monkeypatch.setattr(platform, "system", lambda: system)
-        monkeypatch.setattr(platform, "machine", lambda: kind)
-        monkeypatch.setattr(ctypes, "CDLL", open_library)
-        monkeypatch.setattr(devices, "has_int8", lambda: True)
-        monkeypatch.setattr(Path, "exists", lambda path: driver == str(path))
-        monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"model: flags\nflags : fpu {flags}\n")
+        for place, name, value in (
+            (torch.cuda, "is_available", lambda: system != "Darwin"),
+            (torch.cuda, "device_count", lambda: gpus),
+            (torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation),
+            (torch.backends.mps, "is_available", lambda: True),
+            (platform, "system", lambda: system),
+            (platform, "machine", lambda: kind),
+            (ctypes, "CDLL", open_library),
+            (devices, "has_int8", lambda: True),
+            (Path, "exists", lambda path: driver == str(path)),
+            (Path, "read_text", lambda *_, **__: f"model: flags\nflags : fpu {flags}\n"),
+        ):
+            monkeypatch.setattr(place, name, value)
 
     return make
 
@@ -67,38 +70,33 @@ def test_devices_and_precisions(machine: Callable[..., None]) -> None:
             refused("cuda")
 
 
-@pytest.mark.parametrize(
-    ("best", "system", "kind", "driver"),
-    [
+def test_the_best_device_there_is(machine: Callable[..., None]) -> None:
+    for best, system, kind, driver in (
         ("cuda", "Linux", "x86_64", "libcuda.so.1"),
         ("cuda", "Linux", "x86_64", "/dev/kfd"),
         ("cuda", "Windows", "AMD64", "nvcuda.dll"),
         ("cpu", "Linux", "x86_64", "nvcuda.dll"),
         ("cpu", "Darwin", "x86_64", "libcuda.so.1"),
         ("mps", "Darwin", "arm64", ""),
-    ],
-)
-def test_the_best_device_there_is(machine: Callable[..., None], best: str, system: str, kind: str, driver: str) -> None:
-    machine(system, kind, driver)
-    assert pick(precision="fp32").device == best
-    if system != "Darwin":
-        expected = [f"cuda:{number}" for number in range(3)] if best == "cuda" else ["cpu"]
-        assert devices.pick_devices() == devices.pick_devices(" ,") == expected
-    assert devices.pick_devices("cpu, cpu") == ["cpu", "cpu"]
+    ):
+        machine(system, kind, driver)
+        assert pick(precision="fp32").device == best
+        if system != "Darwin":
+            expected = [f"cuda:{number}" for number in range(3)] if best == "cuda" else ["cpu"]
+            assert devices.pick_devices() == devices.pick_devices(" ,") == expected
+        assert devices.pick_devices("cpu, cpu") == ["cpu", "cpu"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "precision"),
-    [
-        ("avx2", "fp32"),
-        ("avx512_bf16", "bf16"),
-        ("avx512_bf16 avx512_fp16", "fp32"),
-        ("avx512_bf16 avx512_fp16 amx_bf16", "bf16"),
-    ],
-)
-def test_auto_is_bf16_on_cpus_that_are_faster_in_it(machine: Callable[..., None], flags: str, precision: str) -> None:
-    machine(flags=flags)
-    assert pick("cpu").precision == precision
+def test_auto_is_bf16_on_cpus_that_are_faster_in_it(machine: Callable[..., None]) -> None:
+    without = "avx512_bf16 avx512_fp16"
+    for flags, precision in {
+        "avx2": "fp32",
+        "avx512_bf16": "bf16",
+        without: "fp32",
+        f"{without} amx_bf16": "bf16",
+    }.items():
+        machine(flags=flags)
+        assert pick("cpu").precision == precision
 
 
 def test_the_cpu_is_picked_without_torch() -> None:
@@ -143,8 +141,6 @@ for _ in range(20):
     [torch.ones(4 * 2**20) for _ in range(4)]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
-    kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("kept", "given back")
-    )
+    command = [sys.executable, "-c", code]
+    kept, given_back = (int(subprocess.check_output([*command, how])) for how in ("kept", "given back"))
     assert given_back - kept > 15 * 2**26 // resource.getpagesize()  # 19 times 64 MiB, page by page
