@@ -36,8 +36,7 @@ def test_an_import_that_runs_up_or_in_a_circle_is_found(tmp_path: Path, file: st
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert said in result.stdout
-    assert result.returncode == (line != "")
+    assert (result.returncode, said in result.stdout) == (line != "", True)
 
 
 def test_functions_say_what_they_do_with_a_verb() -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from c3tools.errors import reason_of
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
+def test_the_reason_is_one_line_of_at_most_500_letters() -> None:
+    for error, said in (
         (ValueError("a\n\n b"), "a b"),
         (KeyError(), "KeyError"),
         (OSError(2, "No such file", "x.png"), "No such file"),
         (ValueError("ab " * 300), "ab " * 166 + "ab"),
-    ],
-)
-def test_the_reason_is_one_line_of_at_most_500_letters(error: Exception, said: str) -> None:
-    assert reason_of(error) == said
+    ):
+        assert reason_of(error) == said

@@ -25,21 +25,17 @@ for module in pkgutil.walk_packages(c3tools.__path__, "c3tools."):
 RUN = "import sys; sys.argv[0] = 'c3'\nfrom c3tools.cli import main; main()"
 
 
-def run(code: str, *arguments: str, folder: Path) -> str:
-    command = [sys.executable, "-c", WITHOUT + code, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def run(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", WITHOUT + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing has to be taken away")
-def test_modules_that_windows_lacks_are_not_needed(tmp_path: Path) -> None:
-    run(IMPORT_ALL, folder=tmp_path)
-    assert "gap-report" in run(RUN, "--help", folder=tmp_path)
-    photo = next((PHOTOS / "images").iterdir())
-    assert (
-        json.loads(run(RUN, "embed", str(photo), "--workers", "1", "--json", folder=tmp_path))["modalities"]["image"][
-            "failed"
-        ]
-        == 0
-    )
+def test_modules_that_windows_lacks_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(IMPORT_ALL)
+    assert "gap-report" in run(RUN, "--help")
+    embedded = json.loads(run(RUN, "embed", next((PHOTOS / "images").iterdir()), "--workers", "1", "--json"))
+    assert embedded["modalities"]["image"]["failed"] == 0

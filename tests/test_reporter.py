@@ -24,55 +24,54 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-@pytest.mark.parametrize(
-    ("total", "note", "shown"),
-    [
+def test_a_terminal_gets_a_bar(clock: SimpleNamespace) -> None:
+    for total, note, shown in (
         # a long note takes no room from the numbers
         (1240, "loss 2.191, val 2.506", " ━━━━━      620 of 1,240, 1,240.0/s, 0:00:00 elapsed, eta 0:00:00, loss…"),
         (None, None, " 620, 1,240.0/s, 0:00:00 elapsed"),  # of unknown length: neither a bar nor an end
-    ],
-)
-def test_a_terminal_gets_a_bar(clock: SimpleNamespace, total: int | None, note: str | None, shown: str) -> None:
-    text, reporter = screen(terminal=True)
-    with reporter.progress("Indexing", total) as progress:
-        clock.now += 0.5
-        progress.advance(619, "none yet")
-        progress.advance(note=note or "")
-    assert text.getvalue().endswith(f"Indexing{shown}\n\x1b[?25h")
+    ):
+        text, reporter = screen(terminal=True)
+        with reporter.progress("Indexing", total) as progress:
+            clock.now += 0.5
+            progress.advance(619, "none yet")
+            progress.advance(note=note or "")
+        assert text.getvalue().endswith(f"Indexing{shown}\n\x1b[?25h")
 
 
-@pytest.mark.parametrize(("done", "left"), [(0, False), (1, True)])
-def test_an_error_at_the_start_leaves_no_bar(done: int, left: bool) -> None:
-    text, reporter = screen(terminal=True)
-    with pytest.raises(ValueError, match="wrong"), reporter.progress("Indexing", 9) as progress:
-        progress.advance(done)
-        raise ValueError("wrong")
-    assert text.getvalue().endswith("\x1b[2K") != left  # the line is erased
+def test_an_error_at_the_start_leaves_no_bar() -> None:
+    for done, left in (
+        (0, False),
+        (1, True),
+    ):
+        text, reporter = screen(terminal=True)
+        with pytest.raises(ValueError, match="wrong"), reporter.progress("Indexing", 9) as progress:
+            progress.advance(done)
+            raise ValueError("wrong")
+        assert text.getvalue().endswith("\x1b[2K") != left  # the line is erased
 
 
-@pytest.mark.parametrize(
-    ("before", "steps", "total", "lines"),
-    [
-        (0, [(40, 20, "loss 2.5"), (40, 60, None)], 80, [
-            "20 of 80, 0.5/s, 0:00:40 elapsed, eta 0:02:00, loss 2.5", "80 of 80, 1.0/s, 0:01:20 elapsed, loss 2.5"]),
+def test_a_log_gets_a_line_now_and_then(clock: SimpleNamespace) -> None:
+    for before, steps, total, lines in (
+        (
+            0,
+            [(40, 20, "loss 2.5"), (40, 60, None)],
+            80,
+            ["20 of 80, 0.5/s, 0:00:40 elapsed, eta 0:02:00, loss 2.5", "80 of 80, 1.0/s, 0:01:20 elapsed, loss 2.5"],
+        ),
         (94, [(40, 20, None)], 470, ["114 of 470, 0.5/s, 0:00:40 elapsed, eta 0:11:52"]),  # the rate is of this run
         (0, [(27, 1, None), (27, 1, None)], 100, ["2 of 100, 0.037/s, 0:00:54 elapsed, eta 0:44:06"]),  # never 0.0/s
         (94, [(30, 0, None)], 470, ["94 of 470, 0/s, 0:00:30 elapsed"]),
         (0, [(10, 5, None)], None, []),  # it ends before the first line is due
         (0, [(40, 9, None), (5, 9, None)], None, ["9, 0.23/s, 0:00:40 elapsed", "18, 0.4/s, 0:00:45 elapsed"]),
         (0, [(40, 1234, None)], None, ["1,234, 30.9/s, 0:00:40 elapsed"]),
-    ],
-)  # fmt: skip
-def test_a_log_gets_a_line_now_and_then(
-    clock: SimpleNamespace, before: int, steps: list[tuple[int, int, str]], total: int, lines: list[str]
-) -> None:
-    text, reporter = screen(terminal=False)
-    with reporter.progress("Training", total) as progress:
-        progress.resume(before)
-        for seconds, count, note in steps:
-            clock.now += seconds
-            progress.advance(count, note)
-    assert text.getvalue().splitlines() == [f"Training: {line}" for line in lines]
+    ):
+        text, reporter = screen(terminal=False)
+        with reporter.progress("Training", total) as progress:
+            progress.resume(before)
+            for seconds, count, note in steps:
+                clock.now += seconds
+                progress.advance(count, note)
+        assert text.getvalue().splitlines() == [f"Training: {line}" for line in lines]
 
 
 def test_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import pytest
 from scipy import stats
 from scipy.linalg import hadamard
 
@@ -32,12 +31,12 @@ def independent(seed: int, epoch: int, key: str, dim: int) -> np.ndarray:
     return rotated.reshape(-1)[:dim]
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 33, 512])
-def test_keyed_normal_is_what_its_docstring_says(dim: int) -> None:
+def test_keyed_normal_is_what_its_docstring_says() -> None:
     keys = ["a", "img 1#0", "naïve", ""]
-    noise = keyed_normal(3, 7, keys, dim)
-    assert noise.dtype == np.float32
-    np.testing.assert_allclose(noise, [independent(3, 7, key, dim) for key in keys], atol=2e-6)
+    for dim in (1, 2, 3, 4, 33, 512):
+        noise = keyed_normal(3, 7, keys, dim)
+        assert noise.dtype == np.float32
+        np.testing.assert_allclose(noise, [independent(3, 7, key, dim) for key in keys], atol=2e-6)
 
 
 def test_known_values() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from c3tools.errors import TransformError
 from c3tools.seeds import stable_hashes
 from c3tools.transforms import Pipeline
-from c3tools.transforms.steps import Collapse, MemoryProjection, Normalize, Retrieval, Step
+from c3tools.transforms.steps import Collapse, MemoryProjection, Normalize, Retrieval
 from tests.stores import assert_close, unit
 
 from .conftest import Array, Pairs, retrieved
@@ -28,13 +28,12 @@ def kept(pipeline: Pipeline) -> Array:
     return np.asarray(pipeline.steps[1].state["memory"], np.float64)
 
 
-@pytest.mark.parametrize("settings", [(10, 0.05, 1.0), (1, 0.05, 1.0), (3, 0.2, 0.4), (5, 0.0, 1.0), (500, 0.1, 2.0)])
-def test_the_mean_of_the_nearest_rows_is_added(pairs: Pairs, settings: tuple[int, float, float]) -> None:
+def test_the_mean_of_the_nearest_rows_is_added(pairs: Pairs) -> None:
     """With more neighbours than the memory has rows, all of these are weighed."""
-    changes = dict(zip(("neighbours", "tau", "weight"), settings, strict=True))
-    pipeline = retrieving(pairs.y, pairs.items, **changes)
-    expected = [retrieved(q, kept(pipeline), **changes) for q in unit(pairs.x)]  # type: ignore[arg-type]
-    assert_close(pipeline.transform(3 * pairs.x, modality="image"), expected)
+    for neighbours, tau, weight in ((10, 0.05, 1.0), (1, 0.05, 1.0), (3, 0.2, 0.4), (5, 0.0, 1.0), (500, 0.1, 2.0)):
+        pipeline = retrieving(pairs.y, pairs.items, neighbours=neighbours, tau=tau, weight=weight)
+        expected = [retrieved(q, kept(pipeline), neighbours, tau, weight) for q in unit(pairs.x)]
+        assert_close(pipeline.transform(3 * pairs.x, modality="image"), expected)
 
 
 @given(
@@ -73,11 +72,11 @@ def test_a_limited_memory_is_drawn_from_all_rows_with_their_items(pairs: Pairs) 
     np.testing.assert_array_equal(items, stable_hashes([pairs.items[row] for row in numbers]))
 
 
-@pytest.mark.parametrize("step", [MemoryProjection(role="inference"), Retrieval(role="inference")])
-def test_a_memory_keeps_the_rows_as_they_reached_its_step(pairs: Pairs, step: Step) -> None:
+def test_a_memory_keeps_the_rows_as_they_reached_its_step(pairs: Pairs) -> None:
     """Collapse is fitted on the same rows afterwards, and centres them in place."""
-    later = [Collapse(), Normalize(), Retrieval(), Normalize()]
-    assert_close(kept(Pipeline([Normalize(), step, Normalize(), *later]).fit(pairs.rows)), pairs.y, 4e-4)
+    for step in (MemoryProjection(role="inference"), Retrieval(role="inference")):
+        later = [Collapse(), Normalize(), Retrieval(), Normalize()]
+        assert_close(kept(Pipeline([Normalize(), step, Normalize(), *later]).fit(pairs.rows)), pairs.y, 4e-4)
 
 
 def test_training_needs_items_on_both_sides(pairs: Pairs) -> None:

@@ -101,9 +101,8 @@ def test_settings_at_their_limits_are_accepted() -> None:
         assert Pipeline.from_config(pipeline.config()).config() == pipeline.config()
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    {
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    for text, words in {
         "steps: [normalise]": r"'normalise'[\s\S]*normalize",
         "steps: [{step: gaussian-noise, sgima: 1}]": r"sgima[\s\S]*sigma",
         "steps: [{step: gaussian-noise, sigma: big}]": "sigma",
@@ -121,9 +120,7 @@ def test_settings_at_their_limits_are_accepted() -> None:
         "- normalize": "object",
         "steps: [": "not valid YAML",
         "\xff": r"p\.yaml.*utf-8",
-    }.items(),
-)
-def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "p.yaml").write_text(text, "latin-1")
-    with pytest.raises(TransformError, match=words):
-        Pipeline.from_config(tmp_path / "p.yaml")
+    }.items():
+        (tmp_path / "p.yaml").write_text(text, "latin-1")
+        with pytest.raises(TransformError, match=words):
+            Pipeline.from_config(tmp_path / "p.yaml")
