@@ -1,3 +1,5 @@
+"""What is told of progress and of errors."""
+
 from __future__ import annotations
 
 import io
@@ -6,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from c3tools.errors import reason_of
 from c3tools.reporter import Progress
 from c3tools.terminal import TerminalReporter
 
@@ -39,10 +42,7 @@ def test_a_terminal_gets_a_bar(clock: SimpleNamespace) -> None:
 
 
 def test_an_error_at_the_start_leaves_no_bar() -> None:
-    for done, left in (
-        (0, False),
-        (1, True),
-    ):
+    for done, left in ((0, False), (1, True)):
         text, reporter = screen(terminal=True)
         with pytest.raises(ValueError, match="wrong"), reporter.progress("Indexing", 9) as progress:
             progress.advance(done)
@@ -89,3 +89,13 @@ def test_what_an_earlier_run_has_done_is_told_as_progress() -> None:
             assert told == (3, "epoch 2")
 
     Told().resume(3, "epoch 2")
+
+
+def test_the_reason_is_one_line_of_at_most_500_letters() -> None:
+    for error, said in (
+        (ValueError("a\n\n b"), "a b"),
+        (KeyError(), "KeyError"),
+        (OSError(2, "No such file", "x.png"), "No such file"),
+        (ValueError("ab " * 300), "ab " * 166 + "ab"),
+    ):
+        assert reason_of(error) == said

@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, call
+from unittest.mock import DEFAULT, MagicMock, Mock, call, patch
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +16,17 @@ import pytest
 from safetensors import safe_open
 
 from c3tools import Pipeline, Store, preset
-from c3tools.errors import C3Error
+from c3tools.errors import C3Error, OutputError
 from c3tools.export import FORMATS, ExportReport, export_store
+from c3tools.io.locations import location
 from c3tools.seeds import keyed_normal
 from c3tools.store import Rows
 from c3tools.store.rows import embedding_matrix
+from c3tools.store.shards import write_rows
 from c3tools.store.verify import verify_store
-from tests.conftest import build_store, contents
+from tests.conftest import build_store, contents, contents_at_url
 from tests.crashes import kill_at
+from tests.servers import Faults
 from tests.stores import assert_close, gap_store, make_vectors, unit
 
 
@@ -217,3 +220,24 @@ def test_what_is_refused(here: Path) -> None:
         with pytest.raises(C3Error, match=words):
             ok(**options)
         assert len([*here.glob("c3-export/*/part-*")]) == (5 if "workers" in options else 0)
+
+
+URL = "s3://bucket/runs/export"
+
+
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: str) -> None:
+    disk = export_store(store, tmp_path / "disk", format=format)
+    s3.every = 7
+    cut = Mock(wraps=write_rows, side_effect=[DEFAULT] * 3 + [KeyboardInterrupt])
+    with patch("c3tools.export.write_rows", cut), pytest.raises(KeyboardInterrupt):
+        export_store(store, URL, format=format, workers=1)
+    there = export_store(store, URL, format=format)
+    assert (there.parts, there.kept, there.rows, there.bytes) == (3, 3, disk.rows, disk.bytes)
+    assert contents_at_url(location(URL)) == contents(tmp_path / "disk")
+    assert s3.failed > 3
+    with pytest.raises(OutputError, match=r"\(c3\)"):
+        export_store(store, URL, preset="c1", format=format)
+    export_store(store, URL, preset="c1", format=format, overwrite=True)
+    export_store(store, tmp_path / "other", preset="c1", format=format)
+    assert contents_at_url(location(URL)) == contents(tmp_path / "other")

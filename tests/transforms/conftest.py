@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from scipy.special import softmax
 
 from c3tools.moments import Moments
@@ -47,9 +46,7 @@ def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:
     return Pairs(*(unit(v).astype(np.float32).astype(np.float64) for v in (x, y)))
 
 
-@pytest.fixture
-def pairs() -> Pairs:
-    return make_pairs()
+P = make_pairs()  # for tests that only read them
 
 
 def retrieved(q: Array, memory: Array, neighbours: int = 10, tau: float = 0.05, weight: float = 1) -> Array:

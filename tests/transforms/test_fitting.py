@@ -1,27 +1,41 @@
-"""What pipelines are fitted on: a store, moments, or arrays; and what they refuse."""
+"""What pipelines are fitted on and refuse; and the rules for sigma, each against its formula or what made the data."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import FrozenInstanceError
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from c3tools import Store
 from c3tools.errors import TransformError
 from c3tools.moments import Moments, save_moments
-from c3tools.store import Store
 from c3tools.store.manifest import EXTERNAL_FILE
 from c3tools.transforms import Pipeline, fitting, preset
 from c3tools.transforms.fitting import first_pairs
-from c3tools.transforms.sigma import PUBLISHED_SIGMA, pair_cosine, sigma_by_rule
+from c3tools.transforms.sigma import (
+    MIN_COSINE,
+    MIN_SIBLING_COSINE,
+    PUBLISHED,
+    PUBLISHED_SIGMA,
+    RULES,
+    Side,
+    caption_spread,
+    pair_cosine,
+    recommend,
+    scaled_spread,
+    sigma_by_rule,
+)
 from tests.conftest import make_store
+from tests.golden import recorded
 from tests.stores import assert_close, gap_store, make_vectors, unit
 
-from .conftest import Pairs, make_pairs
+from .conftest import P
 
 
 def assert_means(pipeline: Pipeline, modality: str, rows: npt.NDArray[Any], atol: float = 1e-6) -> None:
@@ -39,11 +53,7 @@ def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
 
 def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts = (store.load(name, "train") for name in ("image", "text"))
-    for max_rows in (
-        7,
-        100,
-        1000,
-    ):
+    for max_rows in (7, 100, 1000):
         place = {key: row for row, key in enumerate(images.keys[:max_rows])}
         pairs = [(place[key], row) for row, key in enumerate(texts.column("image_key")) if key in place][:max_rows]
         found = first_pairs(store, "train", max_rows).arrays()
@@ -53,19 +63,18 @@ def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, monkeypatch: pytest
         assert preset("ridge").fit(store).provenance["rows"] == {"image": len(pairs), "text": len(pairs)}
 
 
-def test_arrays_of_any_norm_and_kind_are_moments_and_rows(pairs: Pairs) -> None:
+def test_arrays_of_any_norm_and_kind_are_moments_and_rows() -> None:
     lengths = np.random.default_rng(0).uniform(0.1, 20, (120, 1))
-    pipeline = preset("c3").fit({"image": pairs.x * lengths, "text": pairs.y * lengths})
-    assert_means(pipeline, "image", pairs.x)
-    expected = unit(pairs.x - pairs.x.mean(axis=0))
-    tensors = torch.tensor(pairs.x, dtype=torch.bfloat16), torch.tensor(pairs.x, requires_grad=True)
-    for rows, off in ((pairs.x.tolist(), 1e-5), (tensors[0], 2e-2), (tensors[1], 1e-5)):
+    pipeline = preset("c3").fit({"image": P.x * lengths, "text": P.y * lengths})
+    assert_means(pipeline, "image", P.x)
+    expected = unit(P.x - P.x.mean(axis=0))
+    tensors = torch.tensor(P.x, dtype=torch.bfloat16), torch.tensor(P.x, requires_grad=True)
+    for rows, off in ((P.x.tolist(), 1e-5), (tensors[0], 2e-2), (tensors[1], 1e-5)):
         got = preset("c3", sigma=0).fit({"image": rows}).transform(rows)
         assert_close(got, expected, off)
         assert got.dtype == np.float32
 
 
-P = make_pairs()
 EQUAL = np.eye(24)[[3] * 4]
 NAN = np.where(np.arange(24) == 3, np.nan, P.y)
 
@@ -121,7 +130,6 @@ def test_auto_is_the_same_from_a_store_and_from_arrays(store: Store, tmp_path: P
     by_image = preset("c3", sigma="auto").fit({"image": images, "text": texts})
     by_item = preset("c3", sigma="auto").fit({"text": texts}, items={"text": store.load("text", "train").items})
     assert by_image.sigma == pytest.approx(by_item.sigma) == pytest.approx(expected, rel=1e-3)
-    assert preset("c3", sigma=0.3).fit(store).sigma == 0.3
 
 
 def test_norms_make_no_difference(tmp_path: Path) -> None:
@@ -163,14 +171,14 @@ def test_pairs_is_the_cosine_around_the_train_means(
     assert sigma_by_rule("pairs", store, noised="image")[0] != pipeline.sigma
 
 
-def test_pairs_of_arrays_are_by_place_or_by_items(pairs: Pairs) -> None:
-    means = [pairs.x.mean(axis=0), pairs.y.mean(axis=0)]
-    pipeline = preset("c3", sigma="pairs").fit(pairs.rows)
-    assert pipeline.sigma == pytest.approx(pair_cosine(pairs.x, pairs.y, np.arange(120), means).sigma)
-    few = {"image": pairs.x[20::-1], "text": pairs.y}
+def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
+    means = [P.x.mean(axis=0), P.y.mean(axis=0)]
+    pipeline = preset("c3", sigma="pairs").fit(P.rows)
+    assert pipeline.sigma == pytest.approx(pair_cosine(P.x, P.y, np.arange(120), means).sigma)
+    few = {"image": P.x[20::-1], "text": P.y}
     items = {"image": [str(i) for i in range(20, -1, -1)], "text": [str(i) for i in range(120)]}
-    for known, mean in (({}, pairs.x[:21].mean(axis=0)), (pairs.moments, means[0])):
-        rule = pair_cosine(pairs.x[:21], pairs.y[:21], np.arange(21), [mean, means[1]])
+    for known, mean in (({}, P.x[:21].mean(axis=0)), (P.moments, means[0])):
+        rule = pair_cosine(P.x[:21], P.y[:21], np.arange(21), [mean, means[1]])
         assert preset("c3", sigma="pairs").fit(known, few, items=items).sigma == pytest.approx(rule.sigma)
 
 
@@ -196,3 +204,99 @@ def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
     assert "captions of 10 images" in sigma([*one, *range(1, 20, 2)])[1]
     alone = preset("c3", sigma="auto").fit({"text": texts[one]})
     assert alone.sigma == PUBLISHED_SIGMA and "constant" in alone.provenance["sigma"]
+
+
+def test_noise_of_this_size_gives_captions_their_cosine_and_auto_leaves_the_least() -> None:
+    """Ten images with two captions each, of length 2, at this cosine of each other."""
+    # |e| / sqrt(|e|^2 + 9 sigma^2 d) = 0.1 where the cosine of captions is |e| / sqrt(|e|^2 + sigma^2 d)
+    least = 1 / np.sqrt(1 + 99 / 9)
+    assert pytest.approx(least) == MIN_SIBLING_COSINE
+    for cosine in (least - 1e-6, least + 1e-6, 0.5, 0.99):
+        texts = 2 * np.array([[1.0, 0, 0], [cosine, np.sqrt(1 - cosine**2), 0]] * 10)
+        found = caption_spread(texts, np.repeat(range(10), 2), np.zeros(3))
+        left = [2 / np.hypot(2, rule.sigma * 3**0.5) for rule in (found, scaled_spread(found)) if rule.sigma]
+        assert not left if cosine < least else (left[0] == pytest.approx(cosine) and left[1] >= MIN_COSINE)
+
+
+def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
+    rng = np.random.default_rng(2)
+    items = rng.integers(-1, 12, size=60)
+    texts = (rng.normal(size=(13, 16))[items] + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
+    mean = rng.normal(size=16)
+    rows = texts[items >= 0] - mean
+    units, own = unit(rows), items[items >= 0]
+    cosines = []
+    for item in set(own):
+        of = units[own == item]
+        if len(of) > 1:
+            cosines.append((of @ of.T)[~np.eye(len(of), dtype=bool)].mean())
+    expected = np.linalg.norm(rows, axis=1).mean() * np.sqrt((1 / np.mean(cosines) ** 2 - 1) / 16)
+    for found in (caption_spread(texts, items, mean), caption_spread(texts[::-1], items[::-1], mean)):
+        assert found.sigma == pytest.approx(expected)
+    assert caption_spread(texts[:0], items[:0], mean).sigma is None
+    of_units = caption_spread(unit(texts.astype(np.float64)), items, mean).sigma
+    assert caption_spread(5 * texts, items, mean, normalise=True).sigma == pytest.approx(of_units)
+
+
+def test_the_rules_and_what_is_recommended() -> None:
+    rng = np.random.default_rng(4)
+    images, own, means = rng.normal(size=(40, 8)), np.arange(40), [*rng.normal(size=(2, 8))]
+    texts = images + rng.normal(size=(40, 8)) * 0.5
+    pairs = pair_cosine(images + means[0], texts + means[1], own, means)
+    cosine = np.mean(np.sum(unit(images) * unit(texts), axis=1))
+    with pytest.raises(FrozenInstanceError):
+        PUBLISHED.sigma = 0  # type: ignore[misc]
+    assert pairs.sigma == pytest.approx(np.linalg.norm(texts, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 8))
+    assert "not seen in training" in pairs.rests_on and "held-out" not in pairs.rests_on
+    alone = caption_spread(texts + means[1], own, means[1])
+    rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
+    assert rule == pairs and why.endswith(
+        "of the pairs instead of the spread of captions, because every image has one caption"
+    )
+    spread = caption_spread(np.concatenate([texts, texts + 0.1]) + means[1], np.tile(own, 2), means[1])
+    rule, why = recommend([spread, scaled_spread(spread), pairs])
+    assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
+    untold = pair_cosine(texts[:0], texts[:0], own[:0], means)
+    rule, why = recommend([scaled_spread(alone), untold])
+    assert rule.sigma == PUBLISHED_SIGMA and "one caption and there are no pairs" in why
+
+
+def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
+    """The cosine of text i is the mean plus or minus the spread with its own image i, and 0.05 with the one before."""
+    for mean, spread, missing in (
+        (0.45, 0.511, ""),  # 0.4 = 3 sqrt(16 / 15) spread / sqrt(16) at 0.516
+        (0.45, 0.521, "no closer than unrelated rows: their cosine is 0.450, that of unrelated rows 0.050"),
+        (0.09, 0.001, "the cosine is 0.090; below 0.1"),
+    ):
+        own = mean + spread * np.where(np.arange(16) % 2, 1, -1)
+        images, texts = np.eye(17)[:16], np.eye(17)[:16] * own[:, None]
+        texts[np.arange(16), np.arange(-1, 15) % 16] = 0.05
+        texts[:, 16] = np.sqrt(1 - own**2 - 0.05**2)
+        found = pair_cosine(images, texts, np.arange(16), [np.zeros(17)] * 2)
+        assert missing in found.missing and (found.sigma is None) == bool(missing)
+
+
+def test_the_rules_for_a_store_and_for_arrays_on_record(store: Store) -> None:
+    found: dict[str, Any] = {}
+    images, texts = make_vectors(40, 3)
+    for rule in RULES:
+        pipeline = preset("c3", sigma=rule).fit({"image": images.repeat(2, axis=0), "text": texts})
+        found[f"{rule} of arrays"] = (pipeline.sigma, pipeline.provenance["sigma"])
+        for side in get_args(Side):
+            found[f"{rule}, noise on {side}s"] = sigma_by_rule(rule, store, noised=side)
+    recorded(Path(__file__).parent / "golden" / "sigma.json", found, rel=1e-4)
+
+
+def test_for_generators_auto_is_twice_the_distance_to_the_nearest_photo(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    photos = unit(np.repeat(rng.normal(size=(250, 12)), 2, axis=0) + 0.1 * rng.normal(size=(500, 12)))
+    store = make_store(tmp_path / "s", photos, photos)
+    rows = photos - photos.mean(axis=0)
+    cosines = unit(rows) @ unit(rows).T - 2 * np.eye(500)
+    expected = 2 * np.linalg.norm(rows, axis=1).mean() * np.sqrt((1 / cosines.max(axis=1).mean() ** 2 - 1) / 12)
+    found, why = sigma_by_rule("auto", store, noised="image")
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert "nearest neighbours" in why
+    found, why = sigma_by_rule("auto", make_store(tmp_path / "few", photos[1:], photos), noised="image")
+    assert found == PUBLISHED_SIGMA
+    assert "fewer than 500 photos" in why

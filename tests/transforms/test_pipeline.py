@@ -1,6 +1,8 @@
-"""Properties of pipelines, noise, and what `transform` refuses."""
+"""Properties of pipelines, noise, memories and torch modules, and what `transform` refuses."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from c3tools.errors import TransformError
 from c3tools.moments import Moments
-from c3tools.seeds import keyed_normal
+from c3tools.seeds import keyed_normal, stable_hashes
 from c3tools.transforms import Pipeline, preset
 from c3tools.transforms.steps import (
     AdaptiveNoise,
@@ -19,41 +21,43 @@ from c3tools.transforms.steps import (
     FairScale,
     GapShift,
     GaussianNoise,
+    MemoryProjection,
     Normalize,
     Procrustes,
     ProjectOutGap,
+    Retrieval,
     Standardize,
     Whiten,
 )
 from c3tools.transforms.torch_module import TransformModule
 from tests.stores import assert_close, unit
 
-from .conftest import Pairs, make_pairs
+from .conftest import Array, P, make_pairs, retrieved
 
 
-def test_two_steps_draw_different_noise(pairs: Pairs) -> None:
+def test_two_steps_draw_different_noise() -> None:
     pipeline = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.2), Normalize()])
-    first, second = (keyed_normal(0, 0, [f"{own}{key}" for key in pairs.keys], 24) for own in ("", "1\x1f"))
-    expected = unit(pairs.y + 0.1 * first + 0.2 * second)
-    got = pipeline.transform(pairs.y, training=True, keys=pairs.keys)
+    first, second = (keyed_normal(0, 0, [f"{own}{key}" for key in P.keys], 24) for own in ("", "1\x1f"))
+    expected = unit(P.y + 0.1 * first + 0.2 * second)
+    got = pipeline.transform(P.y, training=True, keys=P.keys)
     assert_close(got, expected)
     module = TransformModule(pipeline).train()
-    assert_close(module(torch.from_numpy(pairs.y), pairs.keys).numpy(), expected)
+    assert_close(module(torch.from_numpy(P.y), P.keys).numpy(), expected)
 
 
-def test_steps_are_fitted_on_what_the_steps_before_leave(pairs: Pairs) -> None:
+def test_steps_are_fitted_on_what_the_steps_before_leave() -> None:
     steps = [Normalize(), ProjectOutGap(), Normalize(), Collapse(), Normalize()]
-    pipeline = Pipeline(steps).fit(pairs.moments, pairs.rows)
-    u = unit((pairs.x.mean(0) - pairs.y.mean(0))[None])[0]
-    expected = unit(pairs.y - (pairs.y @ u)[:, None] * u).mean(0)
+    pipeline = Pipeline(steps).fit(P.moments, P.rows)
+    u = unit((P.x.mean(0) - P.y.mean(0))[None])[0]
+    expected = unit(P.y - (P.y @ u)[:, None] * u).mean(0)
     assert_close(pipeline.steps[3].state["centre/text"], expected, 1e-7)
     with pytest.raises(TransformError, match="collapse needs the moments"):  # unknown after normalising again
-        Pipeline(steps).fit(pairs.moments)
+        Pipeline(steps).fit(P.moments)
     steps[1] = ProjectOutGap(role="training")  # which inference inputs do not go through
-    centred = Pipeline(steps).fit(pairs.rows).steps[3]
-    assert_close(centred.state["centre/text"], pairs.y.mean(0), 1e-7)
-    scaled = Pipeline([Normalize(), FairScale(), Collapse(), Normalize()]).fit(pairs.moments)  # known after scaling
-    expected = scaled.steps[1].state["scale/text"] * pairs.y.mean(0)
+    centred = Pipeline(steps).fit(P.rows).steps[3]
+    assert_close(centred.state["centre/text"], P.y.mean(0), 1e-7)
+    scaled = Pipeline([Normalize(), FairScale(), Collapse(), Normalize()]).fit(P.moments)  # known after scaling
+    expected = scaled.steps[1].state["scale/text"] * P.y.mean(0)
     assert_close(scaled.steps[2].state["centre/text"], expected, 1e-12)
 
 
@@ -73,26 +77,26 @@ def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(
     assert_close(found, expected, 1e-4)
 
 
-def test_input_is_left_alone_and_may_be_short(pairs: Pairs) -> None:
-    y = pairs.y.astype(np.float32)
+def test_input_is_left_alone_and_may_be_short() -> None:
+    y = P.y.astype(np.float32)
     before = y.copy()
-    preset("c3").fit(pairs.moments).transform(y, modality="text", training=True, keys=pairs.keys)
+    preset("c3").fit(P.moments).transform(y, modality="text", training=True, keys=P.keys)
     assert (y == before).all()
     assert_close(preset("c1").fit().transform(np.array([[3e-30, 4e-30]])), [[0.6, 0.8]])
 
 
-def test_the_modality_is_asked_for_where_it_makes_a_difference(pairs: Pairs) -> None:
+def test_the_modality_is_asked_for_where_it_makes_a_difference() -> None:
     for name in ("c3", "decap", "ridge"):
         with pytest.raises(TransformError, match=r"image and text[\s\S]*modality='image' or modality='text'"):
-            preset(name).fit(pairs.rows).transform(pairs.x)
-    alone = preset("c3").fit({"image": pairs.x})
-    assert (alone.transform(pairs.x) == alone.transform(pairs.x, modality="image")).all()
+            preset(name).fit(P.rows).transform(P.x)
+    alone = preset("c3").fit({"image": P.x})
+    assert (alone.transform(P.x) == alone.transform(P.x, modality="image")).all()
     for name in ("c1", "project-out-gap", "lafite"):
-        pipeline = preset(name).fit(pairs.moments)
-        assert (pipeline.transform(pairs.x) == pipeline.transform(pairs.x, modality="image")).all()
+        pipeline = preset(name).fit(P.moments)
+        assert (pipeline.transform(P.x) == pipeline.transform(P.x, modality="image")).all()
 
 
-def test_what_transform_refuses(pairs: Pairs) -> None:
+def test_what_transform_refuses() -> None:
     for name, rows, options, words in (
         ("c3", np.ones((2, 24)), {"modality": "audio"}, "'audio', only for image, text"),
         ("c3", np.where(np.eye(24)[:12], np.nan, 1), {}, "12 of 12 rows .*row 0"),
@@ -101,17 +105,17 @@ def test_what_transform_refuses(pairs: Pairs) -> None:
         ("c3", np.ones((2, 24)), {"training": True, "keys": ["a"]}, "1 keys for 2 rows"),
     ):
         with pytest.raises(TransformError, match=words):
-            preset(name).fit(pairs.moments).transform(rows, **{"modality": "text", **options})  # type: ignore[arg-type]
+            preset(name).fit(P.moments).transform(rows, **{"modality": "text", **options})  # type: ignore[arg-type]
 
 
-def test_pipelines_that_are_not_fitted_or_of_other_models(pairs: Pairs) -> None:
+def test_pipelines_that_are_not_fitted_or_of_other_models() -> None:
     for pipeline, step in ((preset("c3"), "collapse"), (preset("c2-corrupt", sigma="auto"), "gaussian-noise")):
         with pytest.raises(TransformError, match=f"not fitted.*{step}"):
-            pipeline.transform(pairs.y, modality="text")
-    missing = preset("c3").fit({"text": pairs.moments["text"], "image": Moments.empty(24)})
+            pipeline.transform(P.y, modality="text")
+    missing = preset("c3").fit({"text": P.moments["text"], "image": Moments.empty(24)})
     assert missing.provenance["n"] == {"text": 120} and not missing.knows("image")
-    assert Pipeline([Normalize(), Collapse(role="training"), Normalize()]).fit({"text": pairs.y}).knows("image")
-    pipeline = preset("c3").fit(pairs.moments, provenance={"model": {"name": "a", "weights_sha256": "1"}})
+    assert Pipeline([Normalize(), Collapse(role="training"), Normalize()]).fit({"text": P.y}).knows("image")
+    pipeline = preset("c3").fit(P.moments, provenance={"model": {"name": "a", "weights_sha256": "1"}})
     pipeline.check_model({"name": "renamed", "weights_sha256": "1"})
     pipeline.check_model(None)
     for model in ({"name": "b", "weights_sha256": "2"}, {"name": "b"}):
@@ -132,3 +136,127 @@ def test_orders_that_cost_accuracy_are_refused() -> None:
     ):
         with pytest.raises(TransformError, match=words):
             Pipeline(steps)
+
+
+def retrieving(memory: Array, items: list[str], **changes: Any) -> Pipeline:
+    steps = [Normalize(), Retrieval(**changes), Normalize()]
+    return Pipeline(steps).fit({"text": memory}, items={"text": items})
+
+
+def kept(pipeline: Pipeline) -> Array:
+    """The memory (m, d) that the second step keeps."""
+    return np.asarray(pipeline.steps[1].state["memory"], np.float64)
+
+
+def test_the_mean_of_the_nearest_rows_is_added() -> None:
+    """With more neighbours than the memory has rows, all of these are weighed."""
+    for neighbours, tau, weight in ((10, 0.05, 1.0), (1, 0.05, 1.0), (3, 0.2, 0.4), (5, 0.0, 1.0), (500, 0.1, 2.0)):
+        pipeline = retrieving(P.y, P.items, neighbours=neighbours, tau=tau, weight=weight)
+        expected = [retrieved(q, kept(pipeline), neighbours, tau, weight) for q in unit(P.x)]
+        assert_close(pipeline.transform(3 * P.x, modality="image"), expected)
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=12, max_size=40),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.05, 1.0]),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=30)
+def test_rows_of_ones_own_item_are_never_retrieved_in_training(
+    numbers: list[int], neighbours: int, tau: float, seed: int
+) -> None:
+    """A training input becomes what it becomes with a memory that never had the rows of its item."""
+    rows = unit(np.random.default_rng(seed).normal(size=(len(numbers), 12)))
+    items = [f"item {number}" for number in numbers]
+    changes = {"neighbours": neighbours, "tau": tau}
+    got = retrieving(rows, items, **changes).transform(rows, modality="text", training=True, items=items)
+    for item in set(items):
+        own = np.array([other == item for other in items])
+        if own.all():
+            assert_close(got, rows)
+            continue
+        others = retrieving(rows[~own], [other for other in items if other != item], **changes)
+        assert_close(got[own], others.transform(rows[own], modality="text"), 2e-6)
+
+
+def test_a_limited_memory_is_drawn_from_all_rows_with_their_items() -> None:
+    """Rows of a train split are sorted by their source, so its first rows would be of one source."""
+    drawn, again, whole = (retrieving(P.y, P.items, limit=n) for n in (30, 30, 500))
+    numbers = [int(np.abs(kept(whole) - row).sum(axis=1).argmin()) for row in kept(drawn)]
+    for same in (kept(again), kept(whole)[numbers]):
+        np.testing.assert_array_equal(same, kept(drawn))
+    assert numbers == sorted(set(numbers)) and numbers[:3] == [1, 4, 5] and numbers[-1] >= 90
+    items = drawn.steps[1].state["items"]
+    assert items.dtype == np.int64
+    np.testing.assert_array_equal(items, stable_hashes([P.items[row] for row in numbers]))
+
+
+def test_a_memory_keeps_the_rows_as_they_reached_its_step() -> None:
+    """Collapse is fitted on the same rows afterwards, and centres them in place."""
+    for step in (MemoryProjection(role="inference"), Retrieval(role="inference")):
+        later = [Collapse(), Normalize(), Retrieval(), Normalize()]
+        assert_close(kept(Pipeline([Normalize(), step, Normalize(), *later]).fit(P.rows)), P.y, 4e-4)
+
+
+def test_training_needs_items_on_both_sides() -> None:
+    known = retrieving(P.y, P.items)
+    unknown = Pipeline([Normalize(), Retrieval(), Normalize()]).fit({"text": P.y})
+    for pipeline, items, words in (
+        (known, None, "items="),
+        (known, P.items[:3], "120 training inputs"),
+        (unknown, P.items, r"items=\{'text': \[\.\.\.\]\}"),
+    ):
+        with pytest.raises(TransformError, match=words):
+            pipeline.transform(P.y, modality="text", training=True, items=items)
+    np.testing.assert_array_equal(unknown.transform(P.y), known.transform(P.y))
+
+
+def test_retrieval_agrees_with_numpy() -> None:
+    items = ["one"] * 115 + ["two"] * 5  # fewer than neighbours are left to some inputs
+    for changes in ({}, {"tau": 0.0}, {"neighbours": 500, "weight": 0.3}):
+        for own in (items, ["one"] * 120):  # and none to these
+            pipeline = Pipeline([Normalize(), Retrieval(**changes), Normalize()]).fit(  # type: ignore[arg-type]
+                {"text": P.y}, items={"text": own}
+            )
+            module = TransformModule(pipeline, "text").train()
+            expected = pipeline.transform(P.y, modality="text", training=True, items=items)
+            assert_close(module(torch.from_numpy(P.y), items=items).numpy(), expected)
+            with pytest.raises(TransformError, match="items="):
+                module(torch.from_numpy(P.y))
+        assert [name for name in module.state_dict() if "memory" in name] == ["memory_1"]  # once, for both roles
+
+
+def test_noise_without_keys_only_in_training() -> None:
+    module = TransformModule(preset("c3").fit(P.moments), "text")
+    x = torch.from_numpy(P.y)
+    assert torch.equal(module(x), module(x))
+    module.train()
+    torch.manual_seed(0)
+    first, second = module(x), module(x)
+    assert not torch.allclose(first, second, atol=1e-2)
+    torch.manual_seed(0)
+    assert torch.equal(first, module(x))
+
+
+def test_state_dict_holds_the_fit_and_gradients_flow() -> None:
+    module = TransformModule(preset("ridge").fit(P.moments, P.rows), "image")
+    assert module.state_dict()["matrix_1"].shape == (24, 24)
+    x = torch.from_numpy(P.x).float().requires_grad_()
+    module(x).square().sum().backward()
+    # outputs have unit norm whatever x is, so their squared norm has no gradient
+    assert x.grad is not None and x.grad.abs().max() < 1e-5
+
+
+def test_module_refusals() -> None:
+    pipeline = preset("c3").fit({"text": P.moments["text"]})
+    module = TransformModule(pipeline).train()
+    assert module.modality == "text"
+    for refused, words in (
+        (lambda: TransformModule(preset("c3")), "not fitted"),
+        (lambda: TransformModule(pipeline, "image"), "'image'"),
+        (lambda: TransformModule(preset("c3").fit(P.moments)), "modality='image'"),
+        (lambda: module(torch.zeros(2, 3)), "24 .* 3"),
+    ):
+        with pytest.raises(TransformError, match=words):
+            refused()

@@ -22,9 +22,8 @@ from c3tools.transforms.torch_module import TransformModule
 from tests.golden import recorded
 from tests.stores import assert_close, unit
 
-from .conftest import Array, Pairs, make_pairs, retrieved
+from .conftest import Array, P, Pairs, retrieved
 
-P = make_pairs()
 SIGMA = 0.1
 
 
@@ -104,26 +103,26 @@ def test_every_preset_has_a_formula_and_the_steps_on_record() -> None:
     recorded(Path(__file__).parent / "golden" / "presets.json", {"noisy, needs rows, is fitted": needs, "steps": steps})
 
 
-def test_steps_of_another_size(pairs: Pairs) -> None:
-    z = keyed_normal(0, 0, pairs.keys, 24).astype(np.float64)
-    noisy = unit(pairs.y - pairs.y.mean(0) + covariant(pairs, z, 0.3))
+def test_steps_of_another_size() -> None:
+    z = keyed_normal(0, 0, P.keys, 24).astype(np.float64)
+    noisy = unit(P.y - P.y.mean(0) + covariant(P, z, 0.3))
     for steps, expected in (
-        ([GapShift(delta=0.3)], unit(pairs.y + 0.3 / 2 * gap_unit(pairs))),
+        ([GapShift(delta=0.3)], unit(P.y + 0.3 / 2 * gap_unit(P))),
         ([Collapse(), CovarianceNoise(0.3)], noisy),
     ):
-        pipeline = Pipeline([Normalize(), *steps, Normalize()]).fit(pairs.rows)
-        got = pipeline.transform(pairs.y, modality="text", training=True, keys=pairs.keys)
+        pipeline = Pipeline([Normalize(), *steps, Normalize()]).fit(P.rows)
+        got = pipeline.transform(P.y, modality="text", training=True, keys=P.keys)
         assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, pairs: Pairs, tmp_path: Path) -> None:
-    own = dict.fromkeys(pairs.rows, pairs.items)
-    pipeline = preset(name, sigma=SIGMA).fit(pairs.moments, pairs.rows, items=own)
+def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, tmp_path: Path) -> None:
+    own = dict.fromkeys(P.rows, P.items)
+    pipeline = preset(name, sigma=SIGMA).fit(P.moments, P.rows, items=own)
     loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
     expected = dict(zip((True, False), FORMULAS[name], strict=True))
-    names: dict[str, Any] = {"keys": pairs.keys, "items": pairs.items, "epoch": 2}
-    for training, modality, rows in ((True, "text", pairs.y * 3), (False, "image", pairs.x * 0.5)):
+    names: dict[str, Any] = {"keys": P.keys, "items": P.items, "epoch": 2}
+    for training, modality, rows in ((True, "text", P.y * 3), (False, "image", P.x * 0.5)):
         got = pipeline.transform(rows, modality=modality, training=training, seed=5, **names)
         assert got.dtype == np.float32
         assert_close(got, expected[training])

@@ -22,18 +22,18 @@ from c3tools.transforms.steps import (
 from tests.golden import recorded
 from tests.stores import assert_close
 
-from .conftest import Pairs
+from .conftest import P
 
 MODEL = {"name": "ViT-B-16/öpenai", "weights_sha256": "ab12"}
 
 
 @pytest.fixture
-def saved(pairs: Pairs, tmp_path: Path) -> Path:
-    pipeline = preset("c3").fit(pairs.moments, provenance={"model": MODEL, "split": "train"})
+def saved(tmp_path: Path) -> Path:
+    pipeline = preset("c3").fit(P.moments, provenance={"model": MODEL, "split": "train"})
     return pipeline.save(tmp_path / "p")
 
 
-def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tmp_path: Path) -> None:
+def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, tmp_path: Path) -> None:
     text = (saved / "transform.json").read_text("utf-8")
     record = json.loads(text)
     assert text == json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -43,7 +43,7 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, pairs: Pairs, tm
     loaded = Pipeline.load(saved / "transform.json")
     mean = loaded.steps[1].state["centre/text"]
     assert mean.dtype == np.float64
-    assert_close(mean, pairs.y.mean(axis=0), 1e-15)
+    assert_close(mean, P.y.mean(axis=0), 1e-15)
     loaded.save(tmp_path / "again")
     for name in ("transform.json", "transform.safetensors"):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
