@@ -110,16 +110,20 @@ def write_bombs(folder: Path) -> Iterator[tuple[list[str], str]]:
         (folder / name).write_bytes(content)
         yield ["embed", name], name
     lists = b'{"images":[],"annotations":[' + b"[]," * 30_000_000 + b'{"caption":""}]}'
-    for name, size, start in (
-        ("line.jsonl", 4 * GIB, b'{"'),
-        ("line.txt", 4 * GIB, b"x"),
-        ("line.csv", 4 * GIB, b"image,text\na,"),
-        ("deep.jsonl", 10**7, b"[" * 10**7),
-        ("coco.json", 64 * GIB, b'{"images":['),
-        ("dense.json", len(lists), lists),
+    for verb, name, size, start in (
+        ("embed", "line.jsonl", 4 * GIB, b'{"'),
+        ("embed", "line.txt", 4 * GIB, b"x"),
+        ("embed", "line.csv", 4 * GIB, b"image,text\na,"),
+        ("embed", "deep.jsonl", 10**7, b"[" * 10**7),
+        ("embed", "coco.json", 64 * GIB, b'{"images":['),
+        ("embed", "dense.json", len(lists), lists),
+        ("import --image", "declares.npy", 128, npy_header((2**40, 512))),
+        ("import --image", "sparse.npy", 64 * GIB + 128, npy_header((2**25, 512))),
+        ("import --image", "header.safetensors", 64 * GIB, bytes(4) + b"\x08" + bytes(3) + b'{"'),
+        ("import --image", "line.csv", 4 * GIB, b"id,e0\n1,2,"),
     ):
         sparse(folder / name, size, start)
-        yield ["embed", name], name
+        yield [*verb.split(), name], name
     tar_with_a_long_name(folder / "name.tar", 4 * GIB)
     yield ["embed", "name.tar"], "name.tar"
     repeated = pa.DictionaryArray.from_arrays(np.zeros(100_000, np.int32), pa.array(["x" * MIB]))
@@ -130,11 +134,3 @@ def write_bombs(folder: Path) -> Iterator[tuple[list[str], str]]:
     ):
         parquet(folder / name, captions, image)
         yield ["embed", name], name
-    for name, size, start in (
-        ("declares.npy", 128, npy_header((2**40, 512))),
-        ("sparse.npy", 64 * GIB + 128, npy_header((2**25, 512))),
-        ("header.safetensors", 64 * GIB, bytes(4) + b"\x08" + bytes(3) + b'{"'),
-        ("line.csv", 4 * GIB, b"id,e0\n1,2,"),
-    ):
-        sparse(folder / name, size, start)
-        yield ["import", "--image", name], name

@@ -1,11 +1,16 @@
-"""The steps that make c3-mini, on a small world in which captions are known from the features of their photo."""
+"""The steps that make c3-mini, on a small world in which captions are known from the features of their photo.
+
+And the script that makes the bundled captioner, on a few captions.
+"""
 
 from __future__ import annotations
 
+import importlib
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -34,19 +39,21 @@ def made() -> Iterator[ModuleType]:
         yield make
 
 
+def row(number: int, *captions: str, **more: Any) -> dict[str, Any]:
+    return {"image": f"{number}.jpg", "captions": [*captions], **more}
+
+
 def write_corpus(folder: Path) -> None:
     """120 photos (nothing reads them), half of the last 40 held out, and a file of captions alone."""
     rows = []
     for i in range(PHOTOS):
-        what = f"{COLOURS[i % 4]} {THINGS[i % 5]}"
-        split = "train" if i < 80 else ("val" if i % 2 else "test")
-        rows.append({"image": f"{i}.jpg", "captions": [f"A {what}.", f"There is a {what} here"], "split": split})
-    alone = [{"captions": ["A dog in a boat"] * 3}, {"captions": ["secret"], "has_photo_in_coco_cc": True}]
+        what, split = f"{COLOURS[i % 4]} {THINGS[i % 5]}", "train" if i < 80 else ("test", "val")[i % 2]
+        rows.append(row(i, f"A {what}.", f"There is a {what} here", split=split))
     write_jsonl(folder / "captions.jsonl", *rows)
-    write_jsonl(folder / "alone.jsonl", *alone)
+    write_jsonl(folder / "alone.jsonl", row(0, *["A dog in a boat"] * 3), row(1, "secret", has_photo_in_coco_cc=True))
 
 
-def features_of(made: ModuleType, run: object) -> tuple[object, list[object], torch.Tensor, torch.Tensor]:
+def features_of(made: ModuleType, run: Any) -> tuple[object, list[object], torch.Tensor, torch.Tensor]:
     """What `make.features` gives, without the packages of weights."""
     from features import split_tower
     from student import text_inputs
@@ -63,9 +70,9 @@ def features_of(made: ModuleType, run: object) -> tuple[object, list[object], to
             return made.Photos(late(tensor.float()), tensor)
 
     views = [seen(plain[:80] + 0.1 * rng.normal(size=(80, 192, 2, 2))) for _ in range(2)]
-    corpora = run.corpora  # type: ignore[attr-defined]
-    words = word_vectors(corpora.captions, corpora.caption_rows(corpora.photo_rows()), dim=10)
-    return seen(plain), views, torch.from_numpy(words), text_inputs(corpora.captions)
+    captions = run.corpora.captions
+    words = word_vectors(captions, run.corpora.caption_rows(run.corpora.photo_rows()), dim=10)
+    return seen(plain), views, torch.from_numpy(words), text_inputs(captions)
 
 
 def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, tmp_path: Path) -> None:
@@ -75,23 +82,38 @@ def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, tmp_path: Path
         members=2, teacher_epochs=40, image_steps=20, text_epochs=60, tower_epochs=5,
     )  # fmt: skip
     run = made.make_run(arguments)
-    assert run.corpora.photo_rows().tolist() == list(range(80))  # nothing held out is trained on
+    assert run.corpora.photo_rows().tolist() == [*range(80)]  # nothing held out is trained on
     assert run.corpora.training_captions.tolist() == [*range(160), 240, 241, 242]
     assert not any("secret" in caption for caption in run.corpora.captions)
-    assert run.corpora.photo_rows("val").tolist() == list(range(81, 120, 2))
-    plain, views, texts, tokens = features_of(made, run)
-    model, log, seconds = made.train(run, plain, views, texts, tokens)
-    assert log[0]["gap"] == pytest.approx(1.13, abs=0.1)
-    assert log[-1]["gap"] > 0.3
+    assert run.corpora.photo_rows("val").tolist() == [*range(81, 120, 2)]
+    model, log, seconds = made.train(run, *features_of(made, run))
     forwards, backwards = log[-1]["recall"].values()  # chance is 1 / 20
-    assert forwards["recall@10"] > 0.45
-    assert backwards["recall@1"] > 0.1
+    assert log[0]["gap"] == pytest.approx(1.13, abs=0.1)
+    assert log[-1]["gap"] > 0.3 and forwards["recall@10"] > 0.45 and backwards["recall@1"] > 0.1
     made.write(tmp_path / "out", run, model, log, seconds)
-    loaded = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")[0]
+    place = f"local-dir:{tmp_path / 'out'}"
+    loaded = open_clip.create_model_and_transforms(place)[0].eval()
     assert loaded.visual.trunk.conv_head.weight.shape[0] == 1280
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
+    sentences, photos = open_clip.get_tokenizer(place)(["A red dog.", "zyzzyva"]), torch.rand(3, 3, 64, 64)
     with torch.no_grad():
-        sentence = tokenizer(["A red dog.", "zyzzyva"])
-        np.testing.assert_allclose(loaded.eval().encode_text(sentence), model.encode_text(sentence), atol=2e-2)
-        photos = torch.rand(3, 3, 64, 64)
+        np.testing.assert_allclose(loaded.encode_text(sentences), model.encode_text(sentences), atol=2e-2)
         np.testing.assert_allclose(loaded.encode_image(photos), model.encode_image(photos), atol=3e-2)
+
+
+def test_what_is_held_out_is_no_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "c3_mini")
+    maker = importlib.import_module("captioner")
+    monkeypatch.setattr(maker, "PHOTOS", tmp_path / "bundled")
+    train, val = row(1, "A dog", "A cat", split="train"), row(2, "A boat", split="val")
+    alone = [row(900, "A lamp on a table .", "A BOAT .", "a tree"), row(903, "A swan on a lake")]
+    alone += [row(901, "A kite", has_photo_in_coco_cc_more=True)]
+    alone += [row(902, "a kite", "A lamp", has_photo_in_coco_cc_more=False)]
+    lines = {"pairs": [train, val, row(3, "A tree", split="test")], "alone": alone}
+    lines["bundled"] = [row(903, "Something else", split="val2017")]
+    for name, rows in lines.items():
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "captions.jsonl", *rows)
+    found = maker.training_rows(tmp_path / "pairs", [tmp_path / "alone" / "captions.jsonl"])
+    # without the sentences of photos of val and test, and of the row that is marked
+    texts = [row(900, "A lamp on a table .", split="train"), row(902, "A lamp", split="train")]
+    assert found == [train, *texts, val]

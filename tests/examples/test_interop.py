@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from c3tools import export_store
-from tests.stores import gap_store
+from c3tools import Store, export_store
 
 from .conftest import script
 
@@ -20,44 +18,41 @@ pytestmark = pytest.mark.filterwarnings(*(f"ignore::{kind}Warning" for kind in (
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> Callable[..., Path]:
-    store = gap_store(tmp_path / "c3-store")
+def export(store: Store, tmp_path: Path) -> Callable[..., Path]:
     return lambda **options: export_store(store, tmp_path / "c3-export", **options).output
 
 
-def expected(folder: Path, pattern: str = "text/*.parquet") -> tuple[list[str], np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def expected(folder: Path) -> tuple[list[str], np.ndarray]:
+    import pyarrow.dataset as ds
 
-    table: Any = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(pattern))])
-    return table.column("key").to_pylist(), np.stack(table.column("embedding").to_pylist()).astype(np.float32)
+    columns = ds.dataset(folder).to_table(["key", "embedding"]).to_pydict()
+    return columns["key"], np.array(columns["embedding"], np.float32)
 
 
 @pytest.mark.parametrize("name", ["c3-store", "parquet", "hf", "npy"])
-def test_folders_are_read_as_they_are(tmp_path: Path, export: Callable[..., Path], name: str) -> None:
+def test_folders_are_read_as_they_are(store: Store, export: Callable[..., Path], name: str) -> None:
     import polars
     import pyarrow.dataset as ds
 
-    duckdb, pandas = (importlib.import_module(package) for package in ("duckdb", "pandas"))
+    duckdb, pandas = map(importlib.import_module, ("duckdb", "pandas"))
 
-    folder = tmp_path / "c3-store" if name == "c3-store" else export(format=name)
+    folder = store.path if name == "c3-store" else export(format=name)
     folder = folder / "text" / ("metadata" if name == "npy" else "")
-    assert ds.dataset(folder).count_rows() == 180
-    assert len(pandas.read_parquet(folder)) == 180
-    assert duckdb.sql(f"SELECT count(DISTINCT key) FROM read_parquet('{folder}/**/*.parquet')").fetchall() == [(180,)]
-    assert polars.read_parquet(f"{folder}/**/*.parquet").height == 180
+    distinct = duckdb.sql(f"SELECT count(DISTINCT key) FROM read_parquet('{folder}/**/*.parquet')").fetchall()[0][0]
+    every = polars.read_parquet(f"{folder}/**/*.parquet").height
+    assert [distinct, every, ds.dataset(folder).count_rows(), len(pandas.read_parquet(folder))] == [180] * 4
 
 
 def test_duckdb(export: Callable[..., Path]) -> None:
     module = script("interop/duckdb_query.py", "duckdb")
     folder = export(role="inference")
     assert module.provenance(folder)["transform"]["name"] == "c3"
-    keys, matrix = expected(folder)
+    keys, matrix = expected(folder / "text")
     cosines = matrix @ matrix[keys.index("img007#1")]
     best = np.argsort(-cosines)[:5]
-    found = module.nearest(folder, "img007#1")
-    assert [key for key, _, _ in found] == [keys[place] for place in best]
-    np.testing.assert_allclose([cosine for _, _, cosine in found], cosines[best], atol=1e-5)
+    found, _, scores = zip(*module.nearest(folder, "img007#1"), strict=True)
+    assert [*found] == [keys[place] for place in best]
+    np.testing.assert_allclose(scores, cosines[best], atol=1e-5)
 
 
 def test_polars(export: Callable[..., Path]) -> None:
@@ -66,7 +61,7 @@ def test_polars(export: Callable[..., Path]) -> None:
     assert module.provenance(folder)["store"]["model"]["name"] == "test-model"
     frame = module.read(folder)
     assert module.counts(frame).rows() == [("test", "inference", 60), ("train", "training", 120)]
-    assert (module.embeddings(frame) == expected(folder)[1]).all()
+    assert (module.embeddings(frame) == expected(folder / "text")[1]).all()
 
 
 def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +70,9 @@ def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: p
     folder = export(format="hf")
     loaded = module.load(folder, "text", tmp_path / "cache")
     assert {name: len(split) for name, split in loaded.items()} == {"train": 120, "test": 60}
-    keys, matrix = expected(folder, "text/test/*.parquet")
+    keys, matrix = expected(folder / "text" / "test")
     assert loaded["test"]["key"][:] == keys
-    np.testing.assert_array_equal(np.array(loaded["test"]["embedding"][:], dtype=np.float32), matrix)
+    np.testing.assert_array_equal(np.array(loaded["test"]["embedding"][:], np.float32), matrix)
     assert module.provenance(folder)["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
 
 

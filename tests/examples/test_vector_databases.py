@@ -6,10 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from c3tools import Calibration, Index, Pipeline, Store, build_index, export_store
+from c3tools import Calibration, Index, Pipeline, build_index, export_store
 from tests.stores import gap_store
 
 from .conftest import script
@@ -21,7 +20,7 @@ pytest.importorskip("faiss", reason="faiss is an extra")
 @pytest.mark.parametrize(("name", "package"), [("lancedb_search", "lancedb"), ("qdrant_search", "qdrant_client")])
 def test_the_list_is_that_of_c3_search_and_of_the_preset_fair(tmp_path: Path, name: str, package: str) -> None:
     example, library = script(f"vector_databases/{name}.py", package), importlib.import_module(package)
-    store = Store.open(gap_store(tmp_path / "c3-store", dtype="float32"))
+    store = gap_store(tmp_path / "c3-store", dtype="float32")
     place = library.connect(tmp_path / "db") if package == "lancedb" else library.QdrantClient(":memory:")
 
     def filled(preset: str) -> tuple[Pipeline, Index, tuple[Any, ...]]:
@@ -39,8 +38,8 @@ def test_the_list_is_that_of_c3_search_and_of_the_preset_fair(tmp_path: Path, na
             query, fair_query = (pipeline.transform(row, modality=modality)[0] for pipeline in (gap_free, fair))
             merged = example.merged(*table, calibration, query, 10)
             (expected,) = index.rank(row, modality, 10)
-            assert [key for key, _, _ in merged] == [hit.key for hit in expected]
-            np.testing.assert_allclose([z for _, _, z in merged], [hit.score for hit in expected], rtol=1e-3)
+            found = [(hit.key, pytest.approx(hit.score, rel=1e-3)) for hit in expected]
+            assert [(key, z) for key, _, z in merged] == found
             (hits,) = fair_index.rank(row, modality, 10, separate=True)
             keys, _ = example.find(*fair_table, fair_query, 10)
             assert keys == [hit.key for hit in sorted(hits, key=lambda hit: -hit.cosine)[:10]]

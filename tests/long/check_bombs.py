@@ -38,14 +38,8 @@ def test_bombs(tmp_path: Path, budget: Any) -> None:
             count += 1
             if arguments[0] == "embed":
                 arguments += ["--workers", "1", "--backend", "torch", "--precision", "fp32"]
-            measured = subprocess.run(
-                [sys.executable, "-S", "-c", _MEASURE, *_C3, *arguments],
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            code, peak = json.loads(measured.stdout)
+            command = [sys.executable, "-S", "-c", _MEASURE, *_C3, *arguments]
+            code, peak = json.loads(subprocess.check_output(command, cwd=folder))
             said = (folder / "said").read_text(encoding="utf-8")
             store = Store.open(folder / "c3-store") if code == 0 else None
             listed = store is not None and (store.count("image") <= 1 or store.recorded_failures())

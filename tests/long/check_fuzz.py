@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ TOKENS = [b"\0", b"\xff" * 8, b"\n", b'"', b",", b"{", b"]", b"NaN", b"1e999", b
 ROWS = [{"image": "a.png", "captions": ["a dog", "it runs"], "split": "train"}, {"image": "b.png", "caption": "いぬ"}]
 
 
-def _corpus(name: str, content: bytes) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
+Use = Callable[[Path], object]
+
+
+def _corpus(name: str, content: bytes) -> tuple[Use, Use]:
     def make(folder: Path) -> None:
         (folder / name).write_bytes(content)
         (folder / "a.png").write_bytes(saved(Image.new("RGB", (2, 2)), "PNG"))
@@ -45,7 +48,7 @@ def _corpus(name: str, content: bytes) -> tuple[Callable[[Path], object], Callab
     return make, lambda folder: list(read_corpus(folder / name).texts)
 
 
-def _vectors(name: str) -> tuple[Callable[[Path], object], Callable[[Path], object]]:
+def _vectors(name: str) -> tuple[Use, Use]:
     def read(folder: Path) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
         given: dict[str, Any] = {"source" if name.endswith(".pkl") else "image": folder / name}
@@ -63,13 +66,10 @@ def _read_store(folder: Path) -> None:
     store.recorded_failures()
 
 
-def _parquet_captions() -> bytes:
-    stream = io.BytesIO()
-    pq.write_table(pa.table({"file_name": ["a.png", None], "text": ["a dog", "いぬ"]}), stream)
-    return stream.getvalue()
+PARQUET = pa.BufferOutputStream()
+pq.write_table(pa.table({"file_name": ["a.png", None], "text": ["a dog", "いぬ"]}), PARQUET)
 
-
-TARGETS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
+TARGETS: dict[str, tuple[Use, Use]] = {
     "store": (lambda folder: whole_store(folder / "s", images=4, part_rows=2), _read_store),
     "pipeline": (
         lambda folder: (
@@ -83,7 +83,7 @@ TARGETS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
     ),
     "captions.jsonl": _corpus("captions.jsonl", "\n".join(map(json.dumps, ROWS)).encode()),
     "captions.csv": _corpus("captions.csv", b'file_name,text\na.png,"a ""big"" dog"\n'),
-    "captions.parquet": _corpus("captions.parquet", _parquet_captions()),
+    "captions.parquet": _corpus("captions.parquet", PARQUET.getvalue().to_pybytes()),
     **{f"vectors.{kind}": _vectors(f"v.{kind}") for kind in "npy npz csv jsonl parquet safetensors pt pkl".split()},
 }
 
@@ -98,16 +98,15 @@ def changed(content: bytes, draw: random.Random) -> bytes:
     return content
 
 
-def _ends_well(read: Callable[[Path], object], folder: Path) -> bool:
+def _ends_well(read: Use, folder: Path) -> bool:
     """Read in a forked process, which a crash of a library would end; return whether it was refused or read."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
             signal.alarm(SECONDS)
-            read(folder)
-            status = 0
-        except C3Error:
+            with suppress(C3Error):
+                read(folder)
             status = 0
         finally:
             os._exit(status)

@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,15 @@ def vectors(folder: Path) -> None:
         np.save(folder / f"{name}.npy", rows[:2000])
 
 
-def stores(folder: Path) -> None:
+def stores(folder: Path, then: str = "") -> None:
     gap_store(folder / "c3-store", 300)
     gap_store(folder / "other", 200)
+    if then:
+        command(folder, then)
 
 
 def captions(folder: Path) -> None:
     make_captions_store(folder / "c3-store")
-
-
-def exported(folder: Path) -> None:
-    stores(folder)
-    command(folder, "export --preset c1")
 
 
 def embedded(folder: Path) -> None:
@@ -85,7 +83,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "merge": (stores, "merge out c3-store other --prefix"),
     "split": (stores, "split out --fractions 0.5,0.25,0.25"),
     "index": (stores, "index --shard-rows 100"),
-    "export": (exported, "export --preset c2-collapse --overwrite"),
+    "export": (partial(stores, then="export --preset c1"), "export --preset c2-collapse --overwrite"),
     "train-decoder": (captions, f"train-decoder {QUICK}"),
     "train-generator": (embedded, "train-generator --steps 4 --set pixels=8 --sigma 0.05 --precision fp32"),
     "connect": (captions, "connect heads --dim 16 --epochs 20 --precision fp32"),
@@ -146,9 +144,13 @@ def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget:
     folder.mkdir()
     run(prepare, folder)
     shutil.copytree(folder, template)
-    for _ in range(2):  # first to learn what the command imports
+
+    def again() -> None:
         shutil.rmtree(folder)
         shutil.copytree(template, folder)
+
+    for _ in range(2):  # first to learn what the command imports
+        again()
         start = time.monotonic()
         run(command, folder, arguments)
         seconds, whole = time.monotonic() - start, json.loads(folder.with_suffix(".json").read_text())
@@ -160,15 +162,12 @@ def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget:
     operations = whole["operations"]
     record = max(number for number, done in enumerate(operations) if done.startswith("os.rename"))
     while budget.is_left(kills):
-        shutil.rmtree(folder)
-        shutil.copytree(template, folder)
+        again()
         for _ in range(draw.randint(1, 3)):
-            if not kills:
-                kills += run(command, folder, arguments, record)
-            elif draw.random() < 0.5:
-                kills += run(command, folder, arguments, draw.randrange(len(operations)))
-            else:
+            if kills and draw.random() < 0.5:
                 kills += run(command, folder, arguments, seconds=draw.uniform(0, seconds))
+            else:
+                kills += run(command, folder, arguments, draw.randrange(len(operations)) if kills else record)
         run(command, folder, arguments)
         if results(folder) != expected:
             failed.append(folder.with_suffix(".said").read_text())
