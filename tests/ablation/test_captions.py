@@ -183,7 +183,7 @@ def test_each_sigma_is_a_row_once(table: Table, toy_store: Store, tmp_path: Path
     assert why in messages
     found = [(run.method, run.sigma, run.sigma_from) for run in made.runs]
     assert found == [("CLIPRe", 0, "pairs"), ("oracle", sigma, "pairs"), ("oracle", 0.1, "given")]
-    assert f"| oracle | {sigma:.3g} (pairs) |" in (tmp_path / "table" / "table.md").read_text()
+    assert f"| oracle | {sigma:.3g} (pairs) |" in (tmp_path / "table/table.md").read_text()
 
 
 def test_the_command_of_a_table_has_all_that_it_depends_on(table: Table, toy_store: Store) -> None:

@@ -63,7 +63,7 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
     store: Store, tmp_path: Path
 ) -> None:
     table, _ = table_of(store, tmp_path / "out", methods="C1,oracle", seeds=2, split="all")
-    page, markdown = ((tmp_path / "out" / f"table.{suffix}").read_text() for suffix in ("html", "md"))
+    page, markdown = ((tmp_path / f"out/table.{suffix}").read_text() for suffix in ("html", "md"))
     assert page.count("data:image/png") == 12 * 3  # two methods and the photo, of 12 captions
     distances = table.tables()[0]
     assert distances.title.startswith("24 images of each and ")

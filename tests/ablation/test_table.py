@@ -60,8 +60,8 @@ def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_p
     table = Ablation([read, computed, replace(read, seed=1)], examples={"k": ("first", "last")})
     shown = table.tables()[0]
     assert [row[::2] for row in shown.rows] == [["C1", "11.1 ± 0.0", "22.2 ± 0.0"], ["C3", "33.3", "44.4"]]
-    table.save(tmp_path / "a" / "b")
-    page = (tmp_path / "a" / "b" / "table.html").read_text(encoding="utf-8")
+    table.save(tmp_path / "a/b")
+    page = (tmp_path / "a/b/table.html").read_text(encoding="utf-8")
     sheet = re.findall(r"<t[dh]>(.*?)</t[dh]>", page.partition("of the first seed")[2])
     assert sheet == ["image", "C1", "C3, sigma 0.1", "written by a person", "first", "", "a dog", "last"]
     own = {"sigma_from": "given", "best_val_loss": None, "parameters": 0, "training_seconds": 0.0, "images": 0}

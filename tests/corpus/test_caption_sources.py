@@ -42,7 +42,7 @@ KARPATHY = '{"images": [{"filename": "000001.jpg", "split": "restval", "sentence
 
 @pytest.mark.parametrize("kind", ["coco", "karpathy"])
 def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: str) -> None:
-    image(tmp_path / "val2017" / "000001.jpg")
+    image(tmp_path / "val2017/000001.jpg")
     folder, name = tmp_path / "annotations", "captions_val.json" if kind == "coco" else "dataset_coco.json"
     folder.mkdir()
     if kind == "coco":
@@ -66,9 +66,9 @@ def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "a/y/c"):
         image(tmp_path / f"{name}.png")
     write_jsonl(tmp_path / "captions.jsonl", *({"image": f"train/{name}.png", "text": f"far {name}"} for name in "ab"))
-    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\na.png,near a\n")
+    (tmp_path / "train/metadata.csv").write_text("file_name,text\na.png,near a\n")
     (tmp_path / "metadata.csv").write_text("file_name,text,split\ntrain/a.png,not this,val\n")
-    write_jsonl(tmp_path / "a" / "y" / "captions.jsonl", {"image": "b.png", "text": "by its name alone"})
+    write_jsonl(tmp_path / "a/y/captions.jsonl", {"image": "b.png", "text": "by its name alone"})
     corpus = read_corpus(tmp_path)
     assert pairs(corpus) == [("near a", "train/a"), ("far b", "train/b")]
     assert [image.split for image in corpus.images] == [None, "val", None]  # only the table names a split
@@ -76,7 +76,7 @@ def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
 
 def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
     for name in "abc":
-        image(tmp_path / "new" / f"{name}.png")
+        image(tmp_path / f"new/{name}.png")
     names = ["/old/x/a.png", "/old/x/b.png", "/old/y/b.png", "c.png", "/old/x/a.png"]
     file = write_jsonl(tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names))
     corpus = read_corpus(tmp_path / "new", captions=file)
@@ -99,7 +99,7 @@ def test_a_damaged_second_source_is_said_and_the_first_still_counts(tmp_path: Pa
 def test_a_captions_file_that_is_given_counts_alone_and_is_for_all_paths(tmp_path: Path) -> None:
     for name in ("a", "b", "one/x", "one/x-1", "two/x", "two/z"):
         image(tmp_path / f"{name}.png").with_suffix(".txt").write_text("text")
-    write_jsonl(tmp_path / "two" / "captions.jsonl", {"image": "z.png", "text": "detected"})
+    write_jsonl(tmp_path / "two/captions.jsonl", {"image": "z.png", "text": "detected"})
     names = ["a", "b", "c", "x", "one/x", "one/x-1", "two/x"]
     file = write_jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
     corpus = read_corpus([tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file)

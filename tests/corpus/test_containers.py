@@ -153,7 +153,7 @@ def test_members_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
             archive.addfile(info)
     corpus = read_corpus(tmp_path / "x.tar")
     assert contents(corpus) == {"a": b"22", "n": b"4"}
-    recorded(Path(__file__).parent / "golden" / "members.json", errors(corpus))
+    recorded(Path(__file__).parent / "golden/members.json", errors(corpus))
 
 
 def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
 
 
 def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Path) -> None:
-    whole = write_tar(tmp_path / "t" / "x.tar", webdataset(photos_of(photos)))
-    write_tar(tmp_path / "t" / "other.tar", [("other.jpg", b"x")])  # a tar that is damaged is not the only input
+    whole = write_tar(tmp_path / "t/x.tar", webdataset(photos_of(photos)))
+    write_tar(tmp_path / "t/other.tar", [("other.jpg", b"x")])  # a tar that is damaged is not the only input
     content = whole.read_bytes()
     # the two zero blocks that end the members, and the padding of the last record
     with tarfile.open(whole) as archive:
@@ -316,7 +316,7 @@ def test_a_dataset_that_was_saved_to_disk(photos: Path, tmp_path: Path) -> None:
     folder, read = read_corpus(photos), read_corpus(saved)
     assert contents(read) == contents(folder)
     assert pairs(read) == pairs(folder)
-    path = saved / "train" / "data-00000-of-00001.arrow"
+    path = saved / "train/data-00000-of-00001.arrow"
     assert [image.split for image in read.images] == ["train"] * 3 + ["validation"]
     path.write_bytes(path.read_bytes()[:-2000])  # what is before the cut is used
     corpus = read_corpus(path)

@@ -86,7 +86,6 @@ def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
     counted = [(m.to_embed, m.to_update, m.to_remove) for m in planned.modalities.values()]
     assert (counted, store.exists()) == ([(5, 0, 0), (10, 0, 0)], False)
     embed_colours(folder, store)
-    assert embed_colours(folder, store).modalities["image"].changed == []
     recolour(folder / "b.png", "tan")  # of the same size
     write_captions(folder, {name: ["another", f"{name} 1"] for name in RAINBOW})
     assert embed_colours(folder, store).modalities["image"].changed == ["b"]
@@ -96,19 +95,19 @@ def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
 
 
 def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
-    one, two = colour_corpus(tmp_path / "one", {"a": "red", "b": "lime"}), tmp_path / "two"
+    one, two, s = colour_corpus(tmp_path / "one", {"a": "red", "b": "lime"}), tmp_path / "two", tmp_path / "s"
     colour_corpus(two, {"c": "blue", "d": "gold"})
-    embed_colours(one, tmp_path / "s")
-    before = rows(tmp_path / "s", "text")
-    summary = embed_colours(two, tmp_path / "s", update=True, prune=True)
+    embed_colours(one, s)
+    before = rows(s, "text")
+    summary = embed_colours(two, s, update=True, prune=True)
     assert [[*m.gone, *m.changed] for m in summary.modalities.values()] == [[], []]
     # a file of another folder with a key that is taken is neither a change nor embedded
     recolour(two / "a.png", "navy")
     write_captions(two, {"a": ["of another image"], "c": ["another", "c 1"], "d": ["d 0", "d 1"]})
-    summary = embed_colours(two, tmp_path / "s", update=True, prune=True)
+    summary = embed_colours(two, s, update=True, prune=True)
     assert summary.modalities["image"].from_elsewhere == ["a"]
     assert summary.modalities["text"].updated == 1
-    assert before.items() <= rows(tmp_path / "s", "text").items()
+    assert before.items() <= rows(s, "text").items()
     assert any("the store has their keys from other files: a" in note for note in summary.notes())
 
 
@@ -126,33 +125,33 @@ def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
 
 @pytest.mark.parametrize(("options", "left"), [({"update": True, "prune": True}, 0), ({"retry_failed": True}, 1)])
 def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path, options: dict[str, bool], left: int) -> None:
-    folder = colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None})
+    folder, s = colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None}), tmp_path / "s"
     for again, expected in ((False, (2, 0)), (False, (0, 2)), (True, (2, 0))):
-        summary = embed_colours(folder, tmp_path / "s", retry_failed=again)
+        summary = embed_colours(folder, s, retry_failed=again)
         images = summary.modalities["image"]
         assert (images.failed, images.failed_before, summary.failures_in_store) == (*expected, 2)
     (folder / "gone.png").unlink()
     recolour(folder / "mended.png", "tan")
-    assert embed_colours(folder, tmp_path / "s").failures_in_store == 2  # it is not tried again
-    summary = embed_colours(folder, tmp_path / "s", **options)
+    assert embed_colours(folder, s).failures_in_store == 2  # it is not tried again
+    summary = embed_colours(folder, s, **options)
     assert (summary.modalities["image"].embedded, summary.failures_in_store) == (1, left)
-    assert verify_store(tmp_path / "s").findings == []
+    assert verify_store(s).findings == []
 
 
 @pytest.mark.parametrize(("size", "parts"), [(1, [0, 1, 2]), (9, [1])])
 def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path, size: int, parts: list[int]) -> None:
-    folder = colour_corpus(tmp_path / "p", RAINBOW)
-    embed_colours(folder, tmp_path / "s")
+    folder, s = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
+    embed_colours(folder, s)
     for name in "ab":
         (folder / f"{name}.png").unlink()
-    embed_colours(folder, tmp_path / "s", prune=True)  # shard 0 is no more
-    before = rows(tmp_path / "s", "image")
+    embed_colours(folder, s, prune=True)  # shard 0 is no more
+    before = rows(s, "image")
     for number in (1, 2):
-        (tmp_path / "s" / "image" / f"part-0000{number}.parquet").unlink()
-    summary = embed_colours(folder, tmp_path / "s", shard_size=size)
-    assert (summary.lost, Store.open(tmp_path / "s").parts("image")) == ([], parts)
-    assert rows(tmp_path / "s", "image") == before
-    assert verify_store(tmp_path / "s").findings == []
+        (tmp_path / f"s/image/part-0000{number}.parquet").unlink()
+    summary = embed_colours(folder, s, shard_size=size)
+    assert (summary.lost, Store.open(s).parts("image")) == ([], parts)
+    assert rows(s, "image") == before
+    assert verify_store(s).findings == []
 
 
 def test_new_captions_have_the_split_of_their_image_in_the_store(tmp_path: Path) -> None:
@@ -175,45 +174,53 @@ def test_texts_that_stand_alone(tmp_path: Path) -> None:
 
 
 def test_members_of_tars(tmp_path: Path) -> None:
-    chosen = photos_of(colour_corpus(tmp_path / "p", {"a": "red", "b": "lime", "c": "blue"}))
-    write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[:2]))
-    write_tar(tmp_path / "t" / "1.tar", webdataset(chosen[2:]))
-    embed_colours(tmp_path / "t", tmp_path / "s")
-    write_tar(tmp_path / "t" / "0.tar", webdataset(chosen[:1]))
-    summary = embed_colours(tmp_path / "t" / "0.tar", tmp_path / "s", prune=True)
+    """They have the rows of their folder, too where one was cut at first."""
+    folder, s = colour_corpus(tmp_path / "p", {"a": "red", "b": "lime", "c": "blue"}), tmp_path / "s"
+    embed_colours(folder, tmp_path / "folder")
+    chosen, zero = photos_of(folder), tmp_path / "t/0.tar"
+    write_tar(tmp_path / "t/1.tar", webdataset(chosen[2:]))
+    whole = write_tar(zero, webdataset(chosen[:2])).read_bytes()
+    for content, failures in ((whole[:700], 1), (whole, 0)):
+        zero.write_bytes(content)
+        assert embed_colours(tmp_path / "t", s, workers=2).failures_in_store == failures
+    expected, found = (rows(tmp_path / name, "image") for name in ("folder", "s"))
+    assert [row[0] for row in found.values()] == [expected[key][0] for key in found]
+    assert found.keys() == expected.keys()
+    write_tar(zero, webdataset(chosen[:1]))
+    summary = embed_colours(zero, s, prune=True)
     assert summary.modalities["image"].gone == ["b"]  # the other tar was not given
-    (tmp_path / "t" / "1.tar").unlink()
-    assert embed_colours(tmp_path / "t", tmp_path / "s", prune=True).modalities["image"].gone == ["c"]
-    assert rows(tmp_path / "s", "text").keys() == {"a#0", "a#1"}
+    (tmp_path / "t/1.tar").unlink()
+    assert embed_colours(tmp_path / "t", s, prune=True).modalities["image"].gone == ["c"]
+    assert rows(s, "text").keys() == {"a#0", "a#1"}
 
 
 def test_rows_of_damaged_row_groups_are_kept(tmp_path: Path) -> None:
-    chosen = photos_of(colour_corpus(tmp_path / "p", RAINBOW))
+    chosen, s = photos_of(colour_corpus(tmp_path / "p", RAINBOW)), tmp_path / "s"
     path, columns = tmp_path / "x.parquet", {"image": [p.content for p in chosen], "key": [p.key for p in chosen]}
     pq.write_table(pa.table(columns), path, row_group_size=1, use_dictionary=False)
-    embed_colours(path, tmp_path / "s")
+    embed_colours(path, s, workers=2)
     for group in (1, 2):
         damage_column(path, group, 1)
     corpus = read_corpus(path)
     assert [item.path for item in corpus.images] == [f"{path}#{row}" for row in (0, 3, 4)]
     for group, skipped in enumerate(corpus.skipped, start=1):
         assert skipped.error == "DamagedTable" and f"row group {group} (1 row)" in skipped.message
-    summary = embed_colours(path, tmp_path / "s", prune=True)
-    assert (summary.modalities["image"].gone, Store.open(tmp_path / "s").count("image")) == ([], 5)
+    summary = embed_colours(path, s, prune=True)
+    assert (summary.modalities["image"].gone, Store.open(s).count("image")) == ([], 5)
     assert summary.failures_in_store == 2
     pq.write_table(pa.table(columns).slice(1), path)
-    summary = embed_colours(path, tmp_path / "s", prune=True)
+    summary = embed_colours(path, s, prune=True)
     assert (summary.modalities["image"].gone, summary.failures_in_store) == (["a"], 0)
 
 
 def test_another_tar_with_the_same_keys_is_not_the_same_images(tmp_path: Path) -> None:
-    chosen = photos_of(colour_corpus(tmp_path / "p", RAINBOW))
+    chosen, s = photos_of(colour_corpus(tmp_path / "p", RAINBOW)), tmp_path / "s"
     renamed = [photo._replace(name=first.name) for photo, first in zip(chosen[2:4], chosen[:2], strict=True)]
     paths = [write_tar(tmp_path / f"{n}.tar", webdataset(some)) for n, some in enumerate((chosen[:2], renamed))]
-    embed_colours(paths[0], tmp_path / "s")
-    before = rows(tmp_path / "s", "text")
-    summary = embed_colours(paths[1], tmp_path / "s", update=True)
+    embed_colours(paths[0], s)
+    before = rows(s, "text")
+    summary = embed_colours(paths[1], s, update=True)
     assert summary.modalities["image"].from_elsewhere == ["a", "b"]
-    assert rows(tmp_path / "s", "text") == before
-    summary = embed_colours(paths[0].rename(tmp_path / "moved.tar"), tmp_path / "s")
+    assert rows(s, "text") == before
+    summary = embed_colours(paths[0].rename(tmp_path / "moved.tar"), s)
     assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [(2, [], []), (4, [], [])]

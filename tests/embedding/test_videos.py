@@ -85,9 +85,9 @@ def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path) -> N
     photos = copy_photos(tmp_path / "mixed", 2)
     names = ["red", "green", "blue"]
     for name, colour in zip(names, COLOURS, strict=False):
-        write_video(photos / "clips" / f"{name}.mp4", [colour])
+        write_video(photos / f"clips/{name}.mp4", [colour])
     rows = [{"image": f"clips/{name}.mp4", "captions": [f"a {name} wall", name]} for name in names]
-    write_jsonl(photos / "clips" / "captions.jsonl", *rows)
+    write_jsonl(photos / "clips/captions.jsonl", *rows)
     store, again = (embed(photos, tmp_path / "store", encoder=encoder, workers=0) for _ in range(2))
     assert [store.count(name) for name in ("image", "video", "text")] == [2, 3, 16]
     pairs = store.pairs("video", "text")

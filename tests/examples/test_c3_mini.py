@@ -113,7 +113,7 @@ def test_what_is_held_out_is_no_training_text(tmp_path: Path, monkeypatch: pytes
     for name, rows in lines.items():
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "captions.jsonl", *rows)
-    found = maker.training_rows(tmp_path / "pairs", [tmp_path / "alone" / "captions.jsonl"])
+    found = maker.training_rows(tmp_path / "pairs", [tmp_path / "alone/captions.jsonl"])
     # without the sentences of photos of val and test, and of the row that is marked
     texts = [row(900, "A lamp on a table .", split="train"), row(902, "A lamp", split="train")]
     assert found == [train, *texts, val]

@@ -70,7 +70,7 @@ def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: p
     folder = export(format="hf")
     loaded = module.load(folder, "text", tmp_path / "cache")
     assert {name: len(split) for name, split in loaded.items()} == {"train": 120, "test": 60}
-    keys, matrix = expected(folder / "text" / "test")
+    keys, matrix = expected(folder / "text/test")
     assert loaded["test"]["key"][:] == keys
     np.testing.assert_array_equal(np.array(loaded["test"]["embedding"][:], np.float32), matrix)
     assert module.provenance(folder)["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
@@ -81,7 +81,7 @@ def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: P
     parts = list(script("interop/embedding_reader_batches.py", "embedding_reader").batches(folder, batch_size=50))
     keys = [key for _, frame in parts for key in frame["key"]]
     assert len(keys) == 180 and keys[61] == "img030#1"
-    arrays = [np.load(path) for path in sorted((folder / "text" / "embeddings").glob("*.npy"))]
+    arrays = [np.load(path) for path in sorted((folder / "text/embeddings").glob("*.npy"))]
     np.testing.assert_allclose(np.concatenate([array for array, _ in parts]), np.concatenate(arrays), atol=1e-6)
     threads = torch.get_num_threads()
     try:

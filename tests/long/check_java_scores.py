@@ -31,11 +31,12 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
         different += sum(tokenize(text).split() != expected[i][0].split() for i, text in enumerate(texts))
         seen += len(texts)
     assert different <= 0.0004 * seen  # 0.0001 to 0.0002 of the bundled captions
-    predictions = {str(i): group[0] for i, group in enumerate(groups[:20])}
-    references = {str(i): group[1:] for i, group in enumerate(groups[:20])}
+    predictions, references, tokens, own = {}, {}, {}, {}
+    for key, (first, *others) in zip(map(str, range(20)), groups, strict=False):
+        predictions[key], references[key] = first, others
+        own[key], tokens[key] = [tokenize(first)], [*map(tokenize, others)]
     scorer = meteor.Meteor()
-    written = {key: [tokenize(text)] for key, text in predictions.items()}
-    corpus, each = scorer.compute_score({key: [*map(tokenize, texts)] for key, texts in references.items()}, written)
+    corpus, each = scorer.compute_score(tokens, own)
     scorer.meteor_p.kill()
     scorer.meteor_p.communicate()  # closes its pipes
     scores = score_captions(predictions, references, java=["METEOR"])
