@@ -39,17 +39,27 @@ def connect(features: PairedFeatures, tmp_path: Path) -> Connect:
     return run
 
 
-def test_a_head_standardises_by_its_training_rows_alone(connect: Connect, tmp_path: Path) -> None:
-    files = write_files(tmp_path)
+def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones_are_reported(
+    connect: Connect, tmp_path: Path
+) -> None:
+    files, said = write_files(tmp_path), Messages()
     rows = np.random.default_rng(0).normal(5, 0.3, size=(120, 20)).astype(np.float16)
     rows[:, 3] = 7  # constant: its spread would divide by zero
     rows[84:] += 1000  # not in the train split
+    rows[0, 5] = np.nan  # an image of the train split: its two captions go as well
     np.save(files["image"], rows)
-    head: Any = connect(of=read_features(**files), epochs=1).heads[0]
-    kept = rows[:84].astype(np.float64)
+    features = read_features(**files)
+    heads = connect(of=features, epochs=1, reporter=said)
+    head: Any = heads.heads[0]
+    kept = rows[1:84].astype(np.float64)
     np.testing.assert_allclose(head.mean.numpy(), kept.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(np.delete(head.spread.numpy(), 3), np.delete(kept.std(axis=0), 3), rtol=1e-6)
-    assert head.spread[3] == 1
+    assert (head.spread[3], heads.record["pairs"]["train"]) == (1, 166)
+    for named in ("1 of 120 image rows", "near chance"):
+        assert any(named in text for text in said.texts)
+    report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
+    assert report.rows == {"image": 119, "text": 240}
+    assert [failure.key for failure in Store.open(tmp_path / "connected").recorded_failures()] == ["photo000"]
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
@@ -75,8 +85,8 @@ def test_a_training_is_that_on_record(connect: Connect, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"cone": 0.5, "logit_scale": "learned:20", "close_gap": 0.5, "seed": 3, "epochs": 4}
     record = connect(reporter=said, **changes).record
     del record["made_from"], record["seconds"]
-    log = json.loads((tmp_path / "heads" / "geometry.json").read_text())
-    recorded(Path(__file__).parent / "golden" / "heads.json", {**record, **log, "said": said.texts}, rel=2e-3)
+    record |= json.loads((tmp_path / "heads" / "geometry.json").read_text())
+    recorded(Path(__file__).parent / "golden" / "heads.json", {**record, "said": said.texts}, rel=2e-3)
     assert_interface(connect_heads, connect_towers)
 
 
@@ -95,9 +105,14 @@ def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(
     assert connect(dim=8, overwrite=True).record["dim"] == 8
 
 
-def test_heads_that_are_damaged_are_one_error(connect: Connect, tmp_path: Path) -> None:
-    connect(epochs=1)
-    folder = tmp_path / "heads"
+def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect, tmp_path: Path) -> None:
+    heads, files, folder = connect(epochs=1), write_files(tmp_path), tmp_path / "heads"
+    np.save(files["text"], np.ones((240, 13), np.float32))
+    with pytest.raises(ConnectError, match="12 features of text, not 13"):
+        apply_heads(heads, read_features(**files), tmp_path / "connected")
+    assert not (tmp_path / "connected").exists()
+    with pytest.raises(ConnectError, match=r"image and 12.*audio"):
+        heads.embed("audio", np.zeros((2, 12)))
     weights, record = folder / "heads.safetensors", folder / "connect.json"
     with one_byte_changed(weights, -9, 1), pytest.raises(ConnectError, match=str(folder)):
         ConnectedHeads.load(folder)
@@ -116,71 +131,32 @@ def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(co
     assert [list(each) for each in scores] == [["test", "val"], []]
 
 
-def test_other_features_are_refused(connect: Connect, tmp_path: Path) -> None:
-    heads, files = connect(epochs=1), write_files(tmp_path)
-    np.save(files["text"], np.ones((240, 13), np.float32))
-    with pytest.raises(ConnectError, match="12 features of text, not 13"):
-        apply_heads(heads, read_features(**files), tmp_path / "connected")
-    assert not (tmp_path / "connected").exists()
-    with pytest.raises(ConnectError, match=r"image and 12.*audio"):
-        heads.embed("audio", np.zeros((2, 12)))
-
-
 def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect, tmp_path: Path) -> None:
     first, second, index = views(120, 2, dims=(12, 12))
     for name, sign in (("one", 1), ("two", -1), ("other", 1)):
-        model = {"name": name, "weights_sha256": name}
-        sides = sign * unit(first), unit(second)
-        make_store(tmp_path / name, *sides, owners=index.tolist(), split=None, model=model)
-
-    def images_of(one: str) -> PairedFeatures:
-        names = ("image", "image")
-        return read_features(store=tmp_path / one, second_store=tmp_path / "two", modalities=names)
-
-    heads = connect(of=images_of("one"), epochs=6)
-    record = heads.record
-    assert record["modalities"] == ["image", "image_2"]
-    assert {name: model["name"] for name, model in record["models"].items()} == {"image": "one", "image_2": "two"}
-    assert sum(record["pairs"].values()) < 120  # a store without splits is split by the keys
-    assert record["scores"]["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
-    report = apply_heads(tmp_path / "heads", images_of("one"), tmp_path / "joined")
-    assert report.rows == {"image": 120, "image_2": 120}
+        options: dict[str, Any] = {"split": None, "model": {"name": name, "weights_sha256": name}}
+        make_store(tmp_path / name, sign * unit(first), unit(second), owners=index.tolist(), **options)
+    one, other = (
+        read_features(store=tmp_path / name, second_store=tmp_path / "two", modalities=("image", "image"))
+        for name in ("one", "other")
+    )
+    heads = connect(of=one, epochs=6)
+    models, pairs, scores = (heads.record[name] for name in ("models", "pairs", "scores"))
+    assert {name: model["name"] for name, model in models.items()} == {"image": "one", "image_2": "two"}
+    assert sum(pairs.values()) < 120  # a store without splits is split by the keys
+    assert scores["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
+    apply_heads(tmp_path / "heads", one, tmp_path / "joined")
     joined = Store.open(tmp_path / "joined")
     assert len(Pairs.match(joined.load("image"), joined.load("image_2"))) == 120
     with pytest.raises(ConnectError, match=r"one.*other"):
-        apply_heads(heads, images_of("other"), tmp_path / "refused")
+        apply_heads(heads, other, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("cone", -1, "cone.*-1"),
-        ("hidden", -5, "hidden.*-5"),
-        ("dropout", 1.0, "dropout.*1"),
-        ("dim", 1, "2 dimensions.*1"),
-        ("batch_size", 1, "batch of 1"),
-        ("epochs", 0, "epochs.*0"),
-        ("patience", -1, "patience.*-1"),
-        ("close_gap", -1.0, "close_gap.*-1"),
-    ],
-)
-def test_wrong_settings_are_one_message(connect: Connect, tmp_path: Path, name: str, value: float, said: str) -> None:
-    with pytest.raises(ConnectError, match=said):
-        connect(**{name: value})
+def test_wrong_settings_are_one_message(connect: Connect, tmp_path: Path) -> None:
+    said = {"dim": "2 dimensions", "batch_size": "batch of"}
+    wrong = {"cone": -1, "hidden": -5, "dropout": 1.0, "epochs": 0, "patience": -1, "close_gap": -1.0}
+    for name, value in {**wrong, **dict.fromkeys(said, 1)}.items():
+        with pytest.raises(ConnectError, match=f"{said.get(name, name)}.*{value:g}"):
+            connect(**{name: value})
     assert not (tmp_path / "heads").exists()
-
-
-def test_rows_with_nan_are_left_out_and_unrelated_ones_are_reported(connect: Connect, tmp_path: Path) -> None:
-    files = write_files(tmp_path)
-    rows = np.random.default_rng(0).normal(size=(120, 20)).astype(np.float32)
-    rows[0, 5] = np.nan  # an image of the train split: its two captions go as well
-    np.save(files["image"], rows)
-    features, said = read_features(**files), Messages()
-    record = connect(of=features, epochs=1, reporter=said).record
-    for named in ("1 of 120 image rows", "near chance"):
-        assert any(named in text for text in said.texts)
-    assert record["pairs"]["train"] == 166
-    report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
-    assert report.rows == {"image": 119, "text": 240}
-    assert [failure.key for failure in Store.open(tmp_path / "connected").recorded_failures()] == ["photo000"]
