@@ -30,19 +30,18 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> PairedFeatures:
 
 
 @pytest.fixture
-def connect(features: PairedFeatures, tmp_path: Path) -> Connect:
-    """Train two small heads into the folder ``heads``; what is given changes that."""
+def connect(features: PairedFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Train two small heads into the folder ``heads`` of an empty one; what is given changes that."""
+    monkeypatch.chdir(tmp_path)
 
     def run(output: str = "heads", of: PairedFeatures = features, **changes: Any) -> ConnectedHeads:
-        return connect_heads(of, tmp_path / output, **QUICK | changes)
+        return connect_heads(of, output, **QUICK | changes)
 
     return run
 
 
-def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones_are_reported(
-    connect: Connect, tmp_path: Path
-) -> None:
-    files, said = write_files(tmp_path), Messages()
+def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones_are_reported(connect: Connect) -> None:
+    files, said = write_files(), Messages()
     rows = np.random.default_rng(0).normal(5, 0.3, size=(120, 20)).astype(np.float16)
     rows[:, 3] = 7  # constant: its spread would divide by zero
     rows[84:] += 1000  # not in the train split
@@ -57,9 +56,9 @@ def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones
     assert (head.spread[3], heads.record["pairs"]["train"]) == (1, 166)
     for named in ("1 of 120 image rows", "near chance"):
         assert any(named in text for text in said.texts)
-    report = apply_heads(tmp_path / "heads", features, tmp_path / "connected")
+    report = apply_heads("heads", features, "connected")
     assert report.rows == {"image": 119, "text": 240}
-    assert [failure.key for failure in Store.open(tmp_path / "connected").recorded_failures()] == ["photo000"]
+    assert [failure.key for failure in Store.open("connected").recorded_failures()] == ["photo000"]
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
@@ -73,28 +72,28 @@ def test_embeddings_are_the_normalised_outputs(connect: Connect, features: Paire
     assert heads.embed("image", rows[:0]).shape == (0, 16)
 
 
-def test_a_cone_is_a_gap_of_the_stated_size(connect: Connect, tmp_path: Path) -> None:
-    connect(of=read_features(**write_files(tmp_path, 2000, 1)), dim=256, hidden=512, epochs=1, cone=1.33)
-    start = json.loads((tmp_path / "heads" / "geometry.json").read_text())["points"][0]
+def test_a_cone_is_a_gap_of_the_stated_size(connect: Connect) -> None:
+    connect(of=read_features(**write_files(items=2000, per_item=1)), dim=256, hidden=512, epochs=1, cone=1.33)
+    start = json.loads(Path("heads/geometry.json").read_text())["points"][0]
     # E[1/norm] is a little above 1/sqrt(E[norm^2]), and two random directions are not quite orthogonal
     assert (start["step"], start["gap"]) == (0, pytest.approx(1.13, rel=0.12))
 
 
-def test_a_training_is_that_on_record(connect: Connect, tmp_path: Path) -> None:
+def test_a_training_is_that_on_record(connect: Connect) -> None:
     said = Messages()
     changes: dict[str, Any] = {"cone": 0.5, "logit_scale": "learned:20", "close_gap": 0.5, "seed": 3, "epochs": 4}
     record = connect(reporter=said, **changes).record
     del record["made_from"], record["seconds"]
-    record |= json.loads((tmp_path / "heads" / "geometry.json").read_text())
+    record |= json.loads(Path("heads/geometry.json").read_text())
     recorded(Path(__file__).parent / "golden" / "heads.json", {**record, "said": said.texts}, rel=2e-3)
     assert_interface(connect_heads, connect_towers)
 
 
 def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(
-    connect: Connect, features: PairedFeatures, tmp_path: Path
+    connect: Connect, features: PairedFeatures
 ) -> None:
     first, again, said = connect(), connect("again"), Messages()
-    loaded, rows = ConnectedHeads.load(tmp_path / "heads"), features.second.embeddings[:3]
+    loaded, rows = ConnectedHeads.load("heads"), features.second.embeddings[:3]
     assert loaded.sha256 == first.sha256 == again.sha256
     assert {**loaded.record, "seconds": 0} == {**again.record, "seconds": 0}
     np.testing.assert_array_equal(loaded.embed("text", rows), again.embed("text", rows))
@@ -105,16 +104,17 @@ def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(
     assert connect(dim=8, overwrite=True).record["dim"] == 8
 
 
-def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect, tmp_path: Path) -> None:
-    heads, files, folder = connect(epochs=1), write_files(tmp_path), tmp_path / "heads"
+def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect) -> None:
+    heads, files = connect(epochs=1), write_files()
     np.save(files["text"], np.ones((240, 13), np.float32))
     with pytest.raises(ConnectError, match="12 features of text, not 13"):
-        apply_heads(heads, read_features(**files), tmp_path / "connected")
-    assert not (tmp_path / "connected").exists()
+        apply_heads(heads, read_features(**files), "connected")
+    assert not Path("connected").exists()
     with pytest.raises(ConnectError, match=r"image and 12.*audio"):
         heads.embed("audio", np.zeros((2, 12)))
-    weights, record = folder / "heads.safetensors", folder / "connect.json"
-    with one_byte_changed(weights, -9, 1), pytest.raises(ConnectError, match=str(folder)):
+    folder = Path("heads").resolve()
+    record = folder / "connect.json"
+    with one_byte_changed(folder / "heads.safetensors", -9, 1), pytest.raises(ConnectError, match=str(folder)):
         ConnectedHeads.load(folder)
     content = json.loads(record.read_text())
     for change in ({"modalities": 3}, {"hidden": 2**40}):
@@ -123,40 +123,39 @@ def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect,
             ConnectedHeads.load(folder)
 
 
-def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(connect: Connect, tmp_path: Path) -> None:
-    files = write_files(tmp_path)
+def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(connect: Connect) -> None:
+    files = write_files()
     files["meta"].write_text(re.sub("train|val|test", "web", files["meta"].read_text()))
     features = read_features(**files)
     scores = [connect(split, features, train_split=split, epochs=1).record["scores"] for split in ("train", "web")]
     assert [list(each) for each in scores] == [["test", "val"], []]
 
 
-def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect, tmp_path: Path) -> None:
+def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Connect) -> None:
     first, second, index = views(120, 2, dims=(12, 12))
     for name, sign in (("one", 1), ("two", -1), ("other", 1)):
         options: dict[str, Any] = {"split": None, "model": {"name": name, "weights_sha256": name}}
-        make_store(tmp_path / name, sign * unit(first), unit(second), owners=index.tolist(), **options)
+        make_store(Path(name), sign * unit(first), unit(second), owners=index.tolist(), **options)
     one, other = (
-        read_features(store=tmp_path / name, second_store=tmp_path / "two", modalities=("image", "image"))
-        for name in ("one", "other")
+        read_features(store=name, second_store="two", modalities=("image", "image")) for name in ("one", "other")
     )
     heads = connect(of=one, epochs=6)
     models, pairs, scores = (heads.record[name] for name in ("models", "pairs", "scores"))
     assert {name: model["name"] for name, model in models.items()} == {"image": "one", "image_2": "two"}
     assert sum(pairs.values()) < 120  # a store without splits is split by the keys
     assert scores["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
-    apply_heads(tmp_path / "heads", one, tmp_path / "joined")
-    joined = Store.open(tmp_path / "joined")
+    apply_heads("heads", one, "joined")
+    joined = Store.open("joined")
     assert len(Pairs.match(joined.load("image"), joined.load("image_2"))) == 120
     with pytest.raises(ConnectError, match=r"one.*other"):
-        apply_heads(heads, other, tmp_path / "refused")
-    assert not (tmp_path / "refused").exists()
+        apply_heads(heads, other, "refused")
+    assert not Path("refused").exists()
 
 
-def test_wrong_settings_are_one_message(connect: Connect, tmp_path: Path) -> None:
+def test_wrong_settings_are_one_message(connect: Connect) -> None:
     said = {"dim": "2 dimensions", "batch_size": "batch of"}
     wrong = {"cone": -1, "hidden": -5, "dropout": 1.0, "epochs": 0, "patience": -1, "close_gap": -1.0}
     for name, value in {**wrong, **dict.fromkeys(said, 1)}.items():
         with pytest.raises(ConnectError, match=f"{said.get(name, name)}.*{value:g}"):
             connect(**{name: value})
-    assert not (tmp_path / "heads").exists()
+    assert not Path("heads").exists()

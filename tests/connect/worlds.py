@@ -33,7 +33,7 @@ def some_pairs(first: Matrix, second: Matrix, item_index: Indices, rows: Indices
     )
 
 
-def write_files(folder: Path, items: int = 120, per_item: int = 2) -> dict[str, Any]:
+def write_files(folder: Path = Path(), items: int = 120, per_item: int = 2) -> dict[str, Any]:
     """Write two files of features and their table; return the arguments of `read_features` that name them."""
     first, second, item_index = views(items, per_item)
     folder.mkdir(parents=True, exist_ok=True)
