@@ -35,21 +35,18 @@ def test_files_are_paired_by_their_table(tmp_path: Path) -> None:
     assert [len(pairs.where(split)) for split in ("train", "val", "test")] == [168, 36, 36]
     assert len(pairs.where("val").item_rows) == 18
     # captions tell the texts apart, features the images
-    assert [len(set(ids.tolist())) for ids in pairs.ids] == [120, 239]
-    assert pairs.ids[1, 1] == pairs.ids[1, 239]
+    assert ([len({*ids.tolist()}) for ids in pairs.ids], pairs.ids[1, 1]) == ([120, 239], pairs.ids[1, 239])
 
 
 def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
     image, text, index = views(30, 2, dims=(8, 8))
     one = make_store(tmp_path / "one", image, text, owners=index.tolist())
     make_store(tmp_path / "two", -image, text, owners=index.tolist())
-    features = read_features(store=one, modalities=("text", "image"))
-    assert ((features.first.modality, features.second.modality), len(features)) == (("image", "text"), 60)
+    pairs = read_features(store=one, modalities=("text", "image"))
     twice = read_features(store=one, second_store=tmp_path / "two", modalities=("image", "image"))
-    assert (twice.first.modality, twice.second.modality) == ("image", "image_2")
     np.testing.assert_array_equal(twice.second.embeddings, -twice.first.embeddings)
-    both = read_features(store=one, second_store=tmp_path / "two")
-    assert (both.first.modality, both.second.modality) == ("image", "text")
+    for features in (pairs, read_features(store=one, second_store=tmp_path / "two")):
+        assert (features.first.modality, features.second.modality, len(features)) == ("image", "text", 60)
     with pytest.raises(ConnectError, match=r"3 \(image, text, audio\)"):
         read_features(store=one, modalities=("image", "text", "audio"))
     lonely = make_store(tmp_path / "lonely", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None])
@@ -97,20 +94,17 @@ def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path) -> No
 
 
 def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
-    # red rises from left to right, green from top to bottom
-    ramp = np.linspace(0, 255, 200).astype(np.uint8)
-    photo = np.zeros((200, 200, 3), np.uint8)
-    photo[..., 0], photo[..., 1] = ramp[None, :], ramp[:, None]
-    Image.fromarray(photo).save(tmp_path / "ramp.png")
+
+    green, red = np.linspace(0, 255, 200).astype(np.uint8)[np.indices((200, 200))]
+    Image.fromarray(np.stack([red, green, 0 * red], axis=2)).save(tmp_path / "ramp.png")
     preprocess = load_network(save_tiny_clip(tmp_path / "tiny")).preprocess
 
     def pixels(seed: int | None, epoch: int | None, *keys: str) -> npt.NDArray[np.float64]:
         photos = [ImageItem(key, str(tmp_path / "ramp.png"), None, None) for key in keys or "a"]
         return np.asarray(PhotoInputs(photos, preprocess, seed).rows(np.arange(len(photos)), epoch), float)
 
-    np.testing.assert_array_equal(pixels(0, 1), pixels(0, 1))
-    for other in (pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")):
-        assert not np.array_equal(pixels(0, 1), other)
+    others = pixels(0, 1), pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")
+    assert [np.array_equal(pixels(0, 1), other) for other in others] == [True, False, False, False]
     np.testing.assert_array_equal(pixels(None, 1), pixels(0, None))
     many = pixels(0, 0, *map(str, range(300))) / 255 * 32 / 31  # half are mirrored, none is turned
     width, height = many[:, 10, -1, 0] - many[:, 10, 0, 0], many[:, -1, 15, 1] - many[:, 0, 15, 1]

@@ -33,25 +33,22 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     options |= {"patience": 1, "seed": 5}
     connected = connect_towers(photos, tmp_path / "out", reporter=said, **options)
     record = connected.record
-    kept = {name: record[name] for name in ("augment", "pairs", "photos", "settings", "unreadable")}
-    log = json.loads((tmp_path / "out" / "geometry.json").read_text())["points"][:3]
-    value = {**kept, "log": log, "said": [text.replace(str(tmp_path), "") for text in said.texts[:1]]}
-    recorded(Path(__file__).parent / "golden" / f"{mode}.json", value, rel=2e-3)
-    assert record["outcome"] == "stopped early"
-    assert any(text.startswith(f"The training stopped early at step {record['steps']}") for text in said.texts)
-    files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"connect.json", "geometry.json", "geometry.svg", "open_clip_config.json"} < files
     before, after = (load_network(name).model.state_dict() for name in (tiny, connected.name))
     changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
-    assert ("visual" in changed) == (mode == "full")
+    value = {name: record[name] for name in ("augment", "outcome", "pairs", "photos", "settings", "unreadable")}
+    value |= {"changed": sorted(changed), "files": sorted(path.name for path in (tmp_path / "out").iterdir())}
+    value["log"] = json.loads((tmp_path / "out" / "geometry.json").read_text())["points"][:3]
+    value["said"] = said.texts[0].replace(str(tmp_path), "")
+    recorded(Path(__file__).parent / "golden" / f"{mode}.json", value, rel=2e-3)
+    assert any(text.startswith(f"The training stopped early at step {record['steps']}") for text in said.texts)
     assert float(after["logit_scale"].exp()) == pytest.approx(record["logit_scale"], rel=1e-5)
     # the scores are those of what was written, as every command encodes it
     how: dict[str, Any] = {"backend": "torch", "precision": "fp32", "dtype": "float32", "workers": 0}
     pairs = embed(photos, tmp_path / "c3-store", model=connected.name, **how).pairs(split="val")
     expected = measure(pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, ("image", "text"))
-    assert record["scores"]["val"]["paired_cosine"] == pytest.approx(expected["paired_cosine"], abs=1e-5)
-    assert record["scores"]["val"]["recall"] == expected["recall"]
-    assert "transformer" in changed
+    scores = record["scores"]["val"]
+    cosine = pytest.approx(expected["paired_cosine"], abs=1e-5)
+    assert (scores["paired_cosine"], scores["recall"]) == (cosine, expected["recall"])
     again = connect_towers(photos, tmp_path / "out", reporter=said, **options)
     assert again.record == record
     assert "nothing to do" in said.texts[-1]
@@ -70,11 +67,9 @@ def test_a_tokenizer_of_transformers_is_written_with_its_model(tmp_path: Path) -
 
 
 def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path: Path, tiny: str) -> None:
-    bare, photos, said = tmp_path / "bare", save_photos(tmp_path / "photos", 3), Messages()
-    bare.mkdir()
-    (photos / "dark-red-0.png").rename(bare / "one.png")
+    photos, said = save_photos(tmp_path / "photos", 3), Messages()
     cases: Any = (
-        (bare, {"model": None}, "'train'.*none"),
+        (photos / "dark-red-0.png", {"model": None}, "'train'.*none"),
         (photos, {"train_split": "other"}, "test, train, val"),
         ("nowhere", {"mode": "half"}, "'half'"),
         ("nowhere", {"chunk": 0}, "chunk.*0"),

@@ -36,15 +36,13 @@ def some_pairs(first: Matrix, second: Matrix, item_index: Indices, rows: Indices
 def write_files(folder: Path = Path(), items: int = 120, per_item: int = 2) -> dict[str, Any]:
     """Write two files of features and their table; return the arguments of `read_features` that name them."""
     first, second, item_index = views(items, per_item)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "image.npy", first)
-    np.save(folder / "text.npy", second)
-    images = []
-    for item in range(items):
-        split = "train" if item < 0.7 * items else "val" if item < 0.85 * items else "test"
-        images.append({"image": f"photo{item:03d}.jpg", "split": split})
-    write_jsonl(folder / "meta.jsonl", *images)
-    texts = [{"image": f"photo{item:03d}.jpg", "caption": f"caption {row}"} for row, item in enumerate(item_index)]
-    write_jsonl(folder / "texts.jsonl", *texts)
-    arrays = {"image": folder / "image.npy", "text": folder / "text.npy"}
-    return {**arrays, "meta": folder / "meta.jsonl", "text_meta": folder / "texts.jsonl"}
+    names = {"image": "image.npy", "text": "text.npy", "meta": "meta.jsonl", "text_meta": "texts.jsonl"}
+    files = {name: folder / file for name, file in names.items()}
+    np.save(files["image"], first)
+    np.save(files["text"], second)
+    splits = np.repeat(["train", "val", "test"], np.multiply([14, 3, 3], items // 20)).tolist()
+    photos = [f"photo{item:03d}.jpg" for item in range(items)]
+    write_jsonl(files["meta"], *({"image": photo, "split": split} for photo, split in zip(photos, splits, strict=True)))
+    texts = ({"image": photos[item], "caption": f"caption {row}"} for row, item in enumerate(item_index))
+    write_jsonl(files["text_meta"], *texts)
+    return files

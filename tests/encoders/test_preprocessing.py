@@ -22,8 +22,7 @@ EXIF[0x0112] = 5  # the orientation: rows are columns
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    x = np.linspace(0, 255, width)[None, :].repeat(height, 0)
-    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
 
 
@@ -141,4 +140,4 @@ def test_a_thumbnail_is_the_image_made_smaller(tmp_path: Path) -> None:
     head, _, content = thumbnail(tmp_path / "a.png", 200).partition(",")
     assert head == "data:image/jpeg;base64"
     shown = Image.open(io.BytesIO(base64.b64decode(content)))
-    np.testing.assert_allclose(np.asarray(shown).astype(int), np.asarray(gradient(200, 100)), atol=24)
+    np.testing.assert_allclose(np.asarray(shown, int), np.asarray(gradient(200, 100)), atol=24)

@@ -16,13 +16,14 @@ from .conftest import image_rows, write_photos
 def test_photos_become_squares_about_the_middle_in_the_order_of_their_rows(tmp_path: Path) -> None:
     wide = np.zeros((4, 12, 3), np.uint8)
     wide[:, 4:8] = [[[10], [200], [90], [20]]]
-    for number, pixels in enumerate((wide, wide.transpose(1, 0, 2), wide[:, 4:8].repeat(2, 0).repeat(2, 1))):
+    square = wide[:, 4:8]
+    large = square.repeat(2, 0).repeat(2, 1)
+    for number, pixels in enumerate((wide, wide.transpose(1, 0, 2), large)):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     rows = image_rows([tmp_path / f"{number}.png" for number in range(3)])
     photos = read_photos(build_store(tmp_path / "c3-store", rows), rows, 4)
     assert (photos.rows.keys, photos.unread) == (rows.keys, "")
-    square = wide[:, 4:8]
-    small = Image.fromarray(square.repeat(2, 0).repeat(2, 1)).resize((4, 4), Image.Resampling.LANCZOS)
+    small = Image.fromarray(large).resize((4, 4), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(photos.pixels, np.stack([square, square.transpose(1, 0, 2), np.asarray(small)]))
 
 
