@@ -33,18 +33,12 @@ class Told(Reporter, Progress):
         self.done, self.note = self.done + count, note
 
 
-def paper_model(
-    items: int, dim: int, *, gap: float = 0.8, sigma: float = 0.03, captions: int = 1, seed: int = 0
-) -> tuple[Floats, Floats, Ints]:
+def paper_model(items: int, dim: int, *, sigma: float = 0.03, captions: int = 1) -> tuple[Floats, Floats, Ints]:
     """`e_x - e_y = c + eps`, c constant and orthogonal to what varies: (images, texts, owner), not normalised."""
-    rng = np.random.default_rng(seed)
-    content = rng.normal(size=(items, dim)) * 0.05
+    rng, owner = np.random.default_rng(0), np.repeat(np.arange(items), captions)
+    content, half_gap = rng.normal(size=(items, dim)) * 0.05, 0.4 * np.eye(dim)[0]
     content[:, 0] = 0
-    direction = np.eye(dim)[0]
-    owner = np.repeat(np.arange(items), captions)
-    image = content + gap / 2 * direction
-    text = content[owner] - gap / 2 * direction + rng.normal(size=(len(owner), dim)) * sigma
-    return image, text, owner
+    return content + half_gap, content[owner] - half_gap + rng.normal(size=(len(owner), dim)) * sigma, owner
 
 
 def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
@@ -57,12 +51,8 @@ def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> di
     x, y = unit(image), unit(text)
     cosines = x @ y.T
     matching = np.arange(len(x))[:, None] == owner[None, :]
-    difference = x[owner] - y
-    num = np.mean((1 - cosines[owner, np.arange(len(y))]) / 2)
-    within = []
-    for rows in (x, y):
-        own = rows @ rows.T
-        within.append(np.mean((1 - own[~np.eye(len(rows), dtype=bool)]) / 2))
+    difference, num = x[owner] - y, np.mean(1 - cosines[matching]) / 2
+    within = [np.mean(1 - (rows @ rows.T)[~np.eye(len(rows), dtype=bool)]) / 2 for rows in (x, y)]
     result = {
         "length": np.linalg.norm(x.mean(axis=0) - y.mean(axis=0)),
         "instance_distance": np.linalg.norm(difference, axis=1).mean(),

@@ -1,58 +1,146 @@
-"""Closed forms of the measures; benchmarks/interval_coverage.py measures the intervals."""
+"""Closed forms and plain loops of the measures; benchmarks/interval_coverage.py measures the intervals."""
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
+from typing import Any
 
 import numpy as np
 import pytest
 
+from c3tools import geometry
 from c3tools.geometry.collect import collect
 from c3tools.geometry.measures import effective_dimension, measure_gap, measure_modality, measure_pairs, relative_gap
+from c3tools.geometry.one_list import measure_one_list
+from c3tools.geometry.spaces import modality_bias, separability, uniformity
+from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
-from tests.conftest import make_store
+from c3tools.seeds import generator
+from tests.conftest import make_store, unit_rows
 from tests.geometry.spaces import paper_model, plain_measures, unit
+from tests.golden import recorded
+from tests.stores import gap_store
 
 
-@pytest.mark.parametrize(("values", "dimension"), [([99.0, 1.0], 2), ([99.1, 0.9], 1), ([0.0, 0.0], 0)])
-def test_dimension_counts_until_more_than_99_percent(values: list[float], dimension: int) -> None:
-    assert effective_dimension(np.array(values)) == dimension
-    found = measure_modality(Moments(50, np.array([1.0, 0]), 50 * np.diag(values)))
-    ratio = sum(values) ** 2 / sum(v**2 for v in values) if dimension else 0
-    assert found.effective_dimension == dimension
-    assert found.participation_ratio == pytest.approx(ratio)
-    assert (found.effective_rank > 0) == (dimension > 0)
-    assert measure_modality(Moments(2, np.eye(2)[0], np.eye(2))).limited_by_rows
-    assert not measure_modality(Moments(3, np.eye(2)[0], np.eye(2))).limited_by_rows
+def test_dimension_counts_until_more_than_99_percent() -> None:
+    for values, dimension in (([99.0, 1.0], 2), ([99.1, 0.9], 1), ([0.0, 0.0], 0)):
+        found = measure_modality(Moments(50, np.array([1.0, 0]), 50 * np.diag(values)))
+        assert found.effective_dimension == effective_dimension(np.array(values)) == dimension
+        ratio = sum(values) ** 2 / sum(v**2 for v in values) if dimension else 0
+        assert found.participation_ratio == pytest.approx(ratio)
+        assert (found.effective_rank > 0) == (dimension > 0)
+    assert [measure_modality(Moments(n, np.eye(2)[0], np.eye(2))).limited_by_rows for n in (2, 3)] == [True, False]
 
 
 def test_the_relative_gap_of_two_pairs() -> None:
     image, text, owner = paper_model(2, 4)
     expected = plain_measures(image, text, owner)
-    found = relative_gap(expected["paired_cosine"], Moments.from_rows(unit(image)), Moments.from_rows(unit(text)))
-    assert found == pytest.approx(expected["rmg"])
+    moments = [Moments.from_rows(unit(rows)) for rows in (image, text)]
+    assert relative_gap(expected["paired_cosine"], *moments) == pytest.approx(expected["rmg"])
 
 
 def test_mean_norm_and_its_errors_agree_with_repeated_draws() -> None:
     rng = np.random.default_rng(0)
-    draws = [rng.normal(size=(100, 5)) * 0.3 + np.eye(5)[0] for _ in range(300)]
-    found, means = measure_modality(Moments.from_rows(draws[0])), np.array([rows.mean(axis=0) for rows in draws])
+    draws = rng.normal(size=(300, 100, 5)) * 0.3 + np.eye(5)[0]
+    found, means = measure_modality(Moments.from_rows(draws[0])), draws.mean(axis=1)
     lengths = np.linalg.norm(means, axis=1)
-    angles = np.degrees(np.arccos(means[:, 0] / lengths))
+    angle = np.sqrt(np.mean(np.degrees(np.arccos(means[:, 0] / lengths)) ** 2))
     assert found.mean_norm_error == pytest.approx(lengths.std(), rel=0.2)
-    assert found.mean_direction_error_degrees == pytest.approx(np.sqrt(np.mean(angles**2)), rel=0.2)
-    assert found.rows_for_one_degree == pytest.approx(
-        100 * float(found.mean_direction_error_degrees or 0) ** 2, rel=0.05
-    )
+    assert (error := found.mean_direction_error_degrees) == pytest.approx(angle, rel=0.2)
+    assert error and found.rows_for_one_degree == pytest.approx(100 * error**2, rel=0.05)
     together = measure_modality(Moments.from_rows(draws[0]), 10)
     assert together.mean_norm_error == pytest.approx(found.mean_norm_error * np.sqrt(99 / 9))
 
 
 def test_gap_and_residuals_of_single_pairs_are_debiased_by_the_variance_of_their_differences(tmp_path: Path) -> None:
-    image, text, _ = paper_model(30, 8, sigma=0.2)
-    x, y = unit(image), unit(text)
+    x, y = (unit(rows) for rows in paper_model(30, 8, sigma=0.2)[:2])
     data = collect(make_store(tmp_path / "s", x, y), "image", "text")
     gap, pairs = measure_gap(data, 0), measure_pairs(data, 0)
     chance = np.trace(np.cov((x - y).T)) / 30
     assert gap.length_debiased.value**2 == pytest.approx(gap.length.value**2 - chance)
     assert pairs and pairs.residual_rms_debiased.value == pytest.approx(pairs.residual_rms.value * np.sqrt(30 / 29))
+
+
+def half_width(found: Estimate) -> float:
+    assert found.interval
+    return (found.interval[1] - found.interval[0]) / 2
+
+
+def test_uniformity_is_the_definition() -> None:
+    rows, owner = unit_rows(40, 5).astype(np.float64), np.repeat(np.arange(10), 4)
+    squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
+    expected = np.log(np.exp(-2 * squared)[owner[:, None] != owner[None]].mean())
+    found = uniformity(rows, owner)
+    assert found.value == pytest.approx(expected)
+    assert found.rows == 40
+
+
+def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
+    x, y, own, away = unit_rows(400, 12), unit_rows(400, 12, seed=1), np.arange(400), np.eye(12)[0]
+    assert separability(x + 3 * away, y - 3 * away, (own, own)).value == 1.0
+    assert separability(x, y, (own, own)).value == pytest.approx(0.5, abs=0.07)
+    assert separability(unit(x + away), y, (own, own), collapse=True).value == pytest.approx(0.5, abs=0.08)
+    probe = separability(x + 0.3 * away, y, (own, own + 400))
+    assert probe.rows == 800
+    assert half_width(probe) == pytest.approx(1.96 * np.sqrt(probe.value * (1 - probe.value) / 800), rel=0.15)
+
+
+def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
+    x, y = unit_rows(30, 5), unit_rows(30, 5, seed=1)
+    corpus, own = np.concatenate([x, y]).astype(np.float64), np.arange(60) < 30
+    near = np.argsort(-(corpus @ corpus.T) - 9 * np.eye(60), axis=1)[:, 1:11]  # but for the row itself
+    shares = (own[near] == own[:, None]).mean(axis=1)
+    assert [side.value for side in modality_bias(x, y)] == pytest.approx([shares[:30].mean(), shares[30:].mean()])
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(600, 16))
+    one, other = (unit(centres + rng.normal(size=centres.shape) + side * np.eye(16)[0]) for side in (0.7, -0.7))
+    small, large = (modality_bias(one[:n], other[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 600))
+    assert small.rows == large.rows == 100  # it does not grow with the store
+    assert small.value == pytest.approx(large.value, abs=half_width(small))
+
+
+def test_fewer_than_three_rows_have_no_interval() -> None:
+    rows = unit_rows(2, 4)
+    bias = modality_bias(rows, rows[::-1])[0]
+    assert uniformity(rows, np.arange(2)).interval is bias.interval is None
+    assert bias.value == pytest.approx(1 / 3)  # of all others
+
+
+def test_one_list_counts_the_first_ten_of_each_query(tmp_path: Path) -> None:
+    """Of 90 items the first 45, in an order by seed, have their image in the corpus, and the others a text."""
+    store = gap_store(tmp_path / "s", dtype="float32")
+    collected = collect(store, "image", "text")
+    found, moments = measure_one_list(collected, seed=3), collected.fit_moments
+    order, items = generator(3, "one list").permutation(90), np.arange(90)
+    rows = {"image": store.load("image").embeddings, "text": store.load("text").embeddings[::2]}
+    plain = {name: unit(x[order]) for name, x in rows.items()}
+    centred = {name: unit(x - moments[name].mean) for name, x in plain.items()}
+    for asked, others in (("image", items >= 45), ("text", items < 45)):
+        for kind, x in (("raw", plain), ("centred", centred), ("calibrated", centred)):
+            q = x[asked][others]
+            scores = q @ np.concatenate([x["image"][:45], x["text"][45:]]).T
+            if kind == "calibrated":
+                spread = [np.sum(q @ m.covariance * q, axis=1) / np.trace(m.covariance) for m in moments.values()]
+                scores /= np.sqrt(np.repeat(spread, 45, axis=0)).T
+            first = np.argsort(-scores)[:, :10]
+            assert found[asked].other_modality[kind].value == pytest.approx(others[first].mean())
+            hits = (first == items[others, None]).any(axis=1)
+            assert found[asked].recall[kind].value == pytest.approx(hits.mean())
+
+
+def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
+    """docs/reference/geometry.md and the docstrings name them; one that changes gives all users other results."""
+    found: dict[str, Any] = {}
+    for module in walk_packages(geometry.__path__, "c3tools.geometry."):
+        for name, value in sorted(vars(import_module(module.name)).items()):
+            place = f"{module.name}.{name}".removeprefix("c3tools.geometry.")
+            if name.isupper() and isinstance(value, int | float | tuple | dict):
+                found |= {place: value} if name not in ("PRESETS", "UNREADABLE") else {}
+            elif inspect.isfunction(value) and value.__module__ == module.name:
+                defaults = {key: own.default for key, own in inspect.signature(value).parameters.items()}
+                numbers = {key: own for key, own in defaults.items() if isinstance(own, int | float)}
+                found |= {place: numbers} if numbers else {}
+    recorded(Path(__file__).parent / "golden" / "settings.json", found)
