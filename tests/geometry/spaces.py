@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from c3tools.identity import ModelIdentity
 from c3tools.reporter import Progress, Reporter
@@ -16,8 +15,6 @@ from c3tools.store import Rows, Store
 from tests import stores
 from tests.conftest import build_store
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 EVIL = "<script>alert(1)</script>"
 
 
@@ -26,14 +23,14 @@ class Told(Reporter, Progress):
 
     @contextmanager
     def progress(self, label: str, total: int | None = None) -> Iterator[Progress]:
-        self.total, self.done = total, 0
+        self.left = total or 0
         yield self
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        self.done, self.note = self.done + count, note
+        self.left, self.note = self.left - count, note
 
 
-def paper_model(items: int, dim: int, *, sigma: float = 0.03, captions: int = 1) -> tuple[Floats, Floats, Ints]:
+def paper_model(items: int, dim: int, *, sigma: float = 0.03, captions: int = 1) -> tuple[np.ndarray, ...]:
     """`e_x - e_y = c + eps`, c constant and orthogonal to what varies: (images, texts, owner), not normalised."""
     rng, owner = np.random.default_rng(0), np.repeat(np.arange(items), captions)
     content, half_gap = rng.normal(size=(items, dim)) * 0.05, 0.4 * np.eye(dim)[0]
@@ -41,7 +38,7 @@ def paper_model(items: int, dim: int, *, sigma: float = 0.03, captions: int = 1)
     return content + half_gap, content[owner] - half_gap + rng.normal(size=(len(owner), dim)) * sigma, owner
 
 
-def unit(rows: npt.NDArray[np.floating[Any]]) -> Floats:
+def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1, float64."""
     return stores.unit(rows.astype(np.float64))
 

@@ -16,7 +16,6 @@ from c3tools.geometry.collect import collect
 from c3tools.geometry.measures import measure_gap, measure_modality, measure_pairs, relative_gap
 from c3tools.geometry.one_list import measure_one_list
 from c3tools.geometry.spaces import modality_bias, separability, uniformity
-from c3tools.metrics.significance import Estimate
 from c3tools.moments import Moments
 from c3tools.seeds import generator
 from tests.conftest import make_store, unit_rows
@@ -62,11 +61,6 @@ def test_gap_and_residuals_of_single_pairs_are_debiased_by_the_variance_of_their
     assert pairs and pairs.residual_rms_debiased.value == pytest.approx(pairs.residual_rms.value * np.sqrt(30 / 29))
 
 
-def half_width(found: Estimate) -> float:
-    assert found.interval
-    return (found.interval[1] - found.interval[0]) / 2
-
-
 def test_uniformity_is_the_definition() -> None:
     rows, owner = unit_rows(40, 5).astype(np.float64), np.repeat(np.arange(10), 4)
     squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
@@ -83,7 +77,8 @@ def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
     assert separability(unit(x + away), y, (own, own), collapse=True).value == pytest.approx(0.5, abs=0.08)
     probe = separability(x + 0.3 * away, y, (own, own + 400))
     assert probe.rows == 800
-    assert half_width(probe) == pytest.approx(1.96 * np.sqrt(probe.value * (1 - probe.value) / 800), rel=0.15)
+    width = 2 * 1.96 * np.sqrt(probe.value * (1 - probe.value) / 800)
+    assert np.ptp(probe.interval or 0) == pytest.approx(width, rel=0.15)
 
 
 def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
@@ -97,7 +92,7 @@ def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
     one, other = (unit(centres + rng.normal(size=centres.shape) + side * np.eye(16)[0]) for side in (0.7, -0.7))
     small, large = (modality_bias(one[:n], other[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 600))
     assert small.rows == large.rows == 100  # it does not grow with the store
-    assert small.value == pytest.approx(large.value, abs=half_width(small))
+    assert small.value == pytest.approx(large.value, abs=np.ptp(small.interval or 0) / 2)
 
 
 def test_fewer_than_three_rows_have_no_interval() -> None:
