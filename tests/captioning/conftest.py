@@ -88,7 +88,7 @@ def make_captions_store(path: Path, *, noise: float = 0.02) -> tuple[Store, Worl
     return store_of(path, world), world
 
 
-def store_of(path: Path, world: World, splits: Sequence[str] = SPLITS, model: dict[str, str] = TOY) -> Store:
+def store_of(path: Path, world: World, splits: Sequence[str] = SPLITS, model: Any = TOY) -> Store:
     """A store of a world, whose images have these splits, over and over, and captions the split of their image."""
     split = dict(zip(world.images.keys, cycle(splits), strict=False))
     sides = (
@@ -147,7 +147,7 @@ def counting_encoder(words: Sequence[str], dim: int = DIM) -> Any:
     return SimpleNamespace(encode_texts=encode_texts)
 
 
-def logits_after(model: Decoder, x: np.ndarray, written: Any) -> torch.Tensor:
+def logits_after(model: Decoder, x: Any, written: Any) -> Any:
     """The definition of the scores of the next token, (V,): the whole sequence is computed again."""
     with torch.no_grad():
         logits = model(torch.from_numpy(x[None]), torch.tensor([[*written, model.pad_id]]))[0]
@@ -155,13 +155,13 @@ def logits_after(model: Decoder, x: np.ndarray, written: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def mean_loss(model: Decoder, x: np.ndarray, tokens: torch.Tensor) -> float:
+def mean_loss(model: Decoder, x: Any, tokens: torch.Tensor) -> float:
     """The definition of the loss of captions (B, T): the mean of -log p over their tokens, without padding."""
     log_p = model(torch.from_numpy(x), tokens)[0].log_softmax(-1)
     return -float(log_p.gather(2, tokens[..., None])[..., 0][tokens != model.pad_id].mean())
 
 
-def greedy_without_cache(model: Decoder, x: np.ndarray) -> Any:
+def greedy_without_cache(model: Decoder, x: Any) -> Any:
     written: Any = []
     for _ in range(model.config.max_tokens):
         token = int(logits_after(model, x, written).argmax())

@@ -22,7 +22,7 @@ def test_photos_of_two_folders_are_captioned_a_few_at_a_time(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("c3tools.captioning.caption._PHOTOS", 3)
     monkeypatch.setattr(Encoder, "batch_size", lambda *_: 2)
-    done: list[int] = []
+    done: Any = []
     monkeypatch.setattr(Progress, "advance", lambda self, count=1, note=None: done.append(count))
     for name in ("a", "b"):
         copy_photos(tmp_path / name, 3)

@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(b"")
 
 
-def write_pending(by: str = BY, photos: dict[str, Path] = PHOTOS, **files: Any) -> dict[str, str]:
+def write_pending(by: str = BY, photos: Any = PHOTOS, **files: Any) -> Any:
     """Write what no file has yet, and return the captions that the files have then."""
     with CaptionWriter(photos, by, **files) as writer:
         for key in writer.pending:

@@ -17,7 +17,7 @@ from c3tools.store.verify import verify_store
 from c3tools.transforms import Pipeline
 from tests.conftest import Messages
 
-TINY: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["batch_size=32"]}
+TINY: Any = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["batch_size=32"]}
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,14 @@ def collapsed(captions_store: Store, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize(
-    ("options", "settings"),
-    [
-        ({"preset": "c2-collapse", "dtype": "float32"}, {"preset": "c2-collapse"}),
-        ({"preset": "c3", "sigma": 0.1, "before_noise": True}, {"preset": "c3", "sigma": 0.1}),
-    ],
+    ("settings", "options"),
+    [({"preset": "c2-collapse"}, {"dtype": "float32"}), ({"preset": "c3", "sigma": 0.1}, {"before_noise": True})],
     ids=["finished", "before-noise"],
 )
 def test_an_export_gives_the_weights_of_the_store(
-    captions_store: Store, tmp_path: Path, options: dict[str, Any], settings: dict[str, Any]
+    captions_store: Store, tmp_path: Path, settings: Any, options: Any
 ) -> None:
-    export = export_store(captions_store, tmp_path / "export", **options).output
+    export = export_store(captions_store, tmp_path / "export", **settings, **options).output
     own = train_captioner(export, output=tmp_path / "own", **TINY)
     train_captioner(captions_store, output=tmp_path / "other", **settings, **TINY)
     for name in ("weights.safetensors", "transform.safetensors", "tokenizer.json"):

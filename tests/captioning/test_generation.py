@@ -29,7 +29,7 @@ def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> 
     x, limit, alpha = unit_rows(3, 6), 3, 0.7
     tiny_model.config = replace(tiny_model.config, max_tokens=limit)
 
-    def score(x: np.ndarray, caption: tuple[int, ...]) -> float:
+    def score(x: Any, caption: Any) -> float:
         ids = [*caption, END_ID][:limit]
         likely = [float(logits_after(tiny_model, x, ids[:t]).log_softmax(-1)[ids[t]]) for t in range(len(ids))]
         return sum(likely) / float(len(ids) ** alpha)

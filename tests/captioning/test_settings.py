@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_settings_that_are_published_or_by_default_are_those_on_record() -> None:
-    functions: tuple[Any, ...] = (caption_images, evaluate_captions, train_captioner, load_size, Captioner.caption)
+    functions: Any = (caption_images, evaluate_captions, train_captioner, load_size, Captioner.caption)
     defaults = {
         one.__qualname__: {
             name: own.default

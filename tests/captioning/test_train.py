@@ -29,14 +29,14 @@ def train(captions_store: Store, tmp_path: Path) -> Train:
     """Train a tiny decoder for one epoch in an empty folder; what is given changes that."""
 
     def run(output: str = "c3-decoder", **changes: Any) -> Captioner:
-        options: dict[str, Any] = {"store": captions_store, "size": "tiny", "epochs": 1, "sigma": 0.1}
+        options: Any = {"store": captions_store, "size": "tiny", "epochs": 1, "sigma": 0.1}
         options |= {"precision": "fp32", "set": ["batch_size=32"], "overwrite": True} | changes
         return train_captioner(output=tmp_path / output, **options)
 
     return run
 
 
-def texts_store(path: Path, captions: list[str], model: dict[str, Any] = TOY, dim: int = 8) -> Store:
+def texts_store(path: Path, captions: list[str], model: Any = TOY, dim: int = 8) -> Store:
     """A store of texts without images, all of the split train."""
     keys = [f"t{i}" for i in range(len(captions))]
     texts = Rows.of("text", keys, unit_rows(len(keys), dim), caption=captions, split=["train"] * len(keys))
@@ -45,19 +45,18 @@ def texts_store(path: Path, captions: list[str], model: dict[str, Any] = TOY, di
 
 def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World, captioner: Captioner) -> None:
     before, best = captioner.decoder.digest(), captioner.record["best_val_loss"]
-    settings = (TrainingConfig(1, 64, rate, clip_norm=0.0) for rate in (1e-5, 3.0))
-    second, spoiled = (fit(task_of(world, own, "c3", start=captioner)) for own in settings)
-    assert captioner.decoder.digest() == before != second.decoder.digest()  # a copy is trained
-    assert second.tokenizer is captioner.tokenizer
-    assert second.record["best_val_loss"] == pytest.approx(best, abs=0.02)
     # a rate that spoils everything: what training started from is kept
-    assert spoiled.decoder.digest() == before
+    spoiled = fit(task_of(world, TrainingConfig(1, 64, 3.0, clip_norm=0.0), "c3", start=captioner))
+    assert captioner.decoder.digest() == before == spoiled.decoder.digest()
+    assert (spoiled.tokenizer, spoiled.decoder is captioner.decoder) == (
+        captioner.tokenizer,
+        False,
+    )  # a copy is trained
     assert spoiled.record["start_val_loss"] == spoiled.record["best_val_loss"] == pytest.approx(best)
 
 
-def test_a_decoder_trained_on_texts_captions_images(world: World) -> None:
-    captioner = fit(task_of(world, TrainingConfig(14, 16, 3e-3), "c3", held_out=10))
-    captions = captioner.caption(embeddings=world.images.embeddings[-10:])
+def test_a_decoder_trained_on_texts_captions_images(world: World, captioner: Captioner) -> None:
+    captions = captioner.caption(embeddings=world.images.embeddings[-10:])  # nothing of them was learned from
     said = [world.references[key][1].split() for key in world.images.keys[-10:]]  # on the PLACE stands a COLOUR ANIMAL
     assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
     pairs = zip(said, captions, strict=True)
@@ -78,8 +77,8 @@ def test_a_decoder_is_trained_once_and_another_is_refused(train: Train, tmp_path
 
 
 def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Train, captions_store: Store) -> None:
-    named, unfitted = train(preset="c3"), train(pipeline=preset("c3", sigma=0.1), sigma=None)
-    assert unfitted.decoder.digest() == named.decoder.digest()
+    made = train(preset="c3"), train(pipeline=preset("c3", sigma=0.1), sigma=None)
+    assert made[0].decoder.digest() == made[1].decoder.digest()
     moments = {name: captions_store.moments(name, "val") for name in ("image", "text")}
     own = preset("c2-collapse").fit(moments)
     captioner = train(pipeline=own, sigma=None)
@@ -96,7 +95,6 @@ def test_sigma_is_taken_from_the_captions_by_default(train: Train, captions_stor
     captioner = train(sigma=None, reporter=messages)
     assert captioner.record["sigma"] == pytest.approx(expected)
     assert f"{expected:.4g}" in messages.texts[-1]
-    assert train("named", sigma="auto").decoder.digest() == captioner.decoder.digest()
     record = train("lafite", preset="lafite", sigma=None).record
     assert (record["sigma"], record["made_from"]["settings"]["sigma"]) == (0.0, None)
 

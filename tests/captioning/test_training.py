@@ -26,7 +26,7 @@ def value_of(loss: torch.Tensor | float) -> float:
 def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[Any] = []
+    calls: Any = []
     transform = Pipeline.transform
 
     def spy(*rows: Any, **how: Any) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> No
     tokens = torch.from_numpy(task.train_tokens.batch(np.arange(ROWS), task.model.pad_id))
     hidden = task.model(torch.from_numpy(task.train.embeddings), tokens)[1].detach()
     expected = mean_loss(task.model, task.train.embeddings, tokens)
-    moved: list[float] = []
+    moved: Any = []
 
     def update(loss: torch.Tensor | float) -> float:
         moved.append(value_of(loss))

@@ -4,7 +4,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ class Line(Task):
         self.identity = identity
         self.losses, self.reported, self.raw, self.validated = losses, list[Any](), list[Any](), list[Any]()
 
-    def step(self, number: int, update: Callable[[Tensor | float], float]) -> Any:
+    def step(self, number: int, update: Any) -> Any:
         torch.manual_seed(number)
         n = 3 + number % 4
         loss = self.loss(torch.randn(n, 2))
@@ -195,12 +195,13 @@ def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypat
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal([*task.module.parameters()][1], bias)  # only weights that require a gradient move
 
-    def mean(start: int, stop: int) -> Any:
-        losses, counts = zip(*task.reported[start:stop], strict=True)
-        return pytest.approx(np.average(losses, weights=counts))
+    losses, counts = np.transpose(task.reported)
 
-    def count(start: int, stop: int) -> int:
-        return sum(items for _, items in task.reported[start:stop])
+    def mean(start: int, stop: int) -> Any:
+        return pytest.approx(np.average(losses[start:stop], weights=counts[start:stop]))
+
+    def count(start: int, stop: int) -> Any:
+        return counts[start:stop].sum()
 
     assert run.trace == [(25, mean(0, 25)), (50, mean(25, 50)), (60, mean(50, 60))]
     assert watcher.scalars == {
@@ -274,7 +275,7 @@ def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
 
 
 def test_a_signal_waits_for_the_end_of_the_block_and_a_second_acts_at_once() -> None:
-    noted: list[object] = []
+    noted: Any = []
     own = lambda number, frame: noted.append(number)  # noqa: E731 - raises nothing; the block still ends as interrupted
     both = (signal.SIGINT, signal.SIGTERM)
     former = [(number, signal.signal(number, own)) for number in both]
