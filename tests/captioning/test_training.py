@@ -48,7 +48,7 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> No
     tokens = torch.from_numpy(task.train_tokens.batch(np.arange(ROWS), task.model.pad_id))
     hidden = task.model(torch.from_numpy(task.train.embeddings), tokens)[1].detach()
     expected = mean_loss(task.model, task.train.embeddings, tokens)
-    moved: Any = []
+    moved = list[float]()
 
     def update(loss: torch.Tensor | float) -> float:
         moved.append(value_of(loss))
