@@ -66,10 +66,9 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
     assert [*by_name["ZeroCap"].outputs] == ["image61", "image52", "image76"]  # drawn once for all
     # methods that train alike are trained once
     assert by_name["CapDec"].outputs == by_name["C2_2"].outputs
-    assert by_name["DeCap"].best_val_loss == by_name["C1"].best_val_loss
-    assert by_name["CLIPRe"].best_val_loss is None
+    losses = [by_name[name].best_val_loss for name in ("CLIPRe", "DeCap", "C1", "MAGIC", "ZeroCap")]
     # MAGIC and ZeroCap steer one language model, and ESPER's mapper is put in front of it
-    assert by_name["MAGIC"].best_val_loss == by_name["ZeroCap"].best_val_loss != by_name["C1"].best_val_loss
+    assert losses == [None, *losses[1:2] * 2, *losses[3:4] * 2] and losses[1] != losses[3]
     for name in ("parameters", "training_seconds"):
         esper, magic, clipre = (getattr(by_name[method], name) for method in ("ESPER", "MAGIC", "CLIPRe"))
         assert esper > magic > clipre == 0

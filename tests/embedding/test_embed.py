@@ -47,16 +47,9 @@ def write_odd_images(folder: Path) -> None:
     image.resize((1, 1)).save(folder / "one.png")
     image.resize((20_000, 10)).save(folder / "wide.jpg")
     (folder / "a folder named x.jpg").mkdir()
-    names = (
-        "twin.png",
-        "twin.jpg",
-        "фото 写真 صورة.jpg",
-        "two\nlines.jpg",
-        "UPPER.JPG",
-        "a folder named x.jpg/inside.png",
-    )
-    for name in names:
+    for name in ("twin.png", "twin.jpg", "фото 写真 صورة.jpg", "two\nlines.jpg", "UPPER.JPG"):
         image.save(folder / name)
+    image.save(folder / "a folder named x.jpg/inside.png")
     (folder / "link-inside.jpg").symlink_to(folder / "turned.jpg")
 
 
@@ -76,8 +69,7 @@ def write_bad_files(folder: Path) -> None:
 
 
 def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
-    corpus = read_corpus(photos)
-    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2)
+    summary = embed_corpus(read_corpus(photos), tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2)
     done = [(m.embedded, m.seconds["waiting"] > 0) for m in summary.modalities.values()]
     assert (done, summary.notes()) == ([(4, True), (20, False)], [])
     store = Store.open(tmp_path / "s")
@@ -92,8 +84,6 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     assert set(texts.column("image_key")) == set(images.keys)
     assert store.moments("image", "val").n == 1
     assert summary.to_dict()["modalities"]["image"]["rate"] > 0
-    again = embed_corpus(corpus, store.path, encoder, shard_size=3, workers=0)
-    assert [(m.embedded, m.already, again.notes()) for m in again.modalities.values()] == [(0, 4, []), (0, 20, [])]
 
 
 def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,10 +44,6 @@ def rows(store: Path, modality: str) -> dict[str, tuple[Any, ...]]:
         key: (embedding.tobytes(), *values)
         for key, embedding, *values in zip(loaded.keys, loaded.embeddings, *columns, strict=True)
     }
-
-
-def interrupt(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
 
 
 def counts(summary: EmbedSummary) -> dict[str, tuple[int, int, int]]:
@@ -118,7 +115,7 @@ def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
     for colour in ("tan", "pink"):  # files of the same size
         recolour(folder / "c.png", colour)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(StoreWriter, "finish", interrupt)
+            patch.setattr(StoreWriter, "finish", Mock(side_effect=KeyboardInterrupt))
             embed_colours(folder, tmp_path / "s", update=True)
     assert embed_colours(folder, tmp_path / "s", update=True).modalities["image"].updated == 1
 

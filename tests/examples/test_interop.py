@@ -1,16 +1,18 @@
-"""Each script in examples/interop reads a real export, where its package is installed."""
+"""Scripts in examples/interop and examples/vector_databases use a real export, where their packages are installed."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from c3tools import Store, export_store
+from c3tools import Calibration, Index, Pipeline, Store, build_index, export_store
+from tests.stores import gap_store
 
 from .conftest import script
 
@@ -89,3 +91,33 @@ def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: P
     finally:  # autofaiss sets the threads of the whole process, and torch's last bits depend on them
         torch.set_num_threads(threads)
     assert made.ntotal == 180
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "package"), [("lancedb_search", "lancedb"), ("qdrant_search", "qdrant_client")])
+def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(tmp_path: Path, name: str, package: str) -> None:
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    example, library = script(f"vector_databases/{name}.py", package), importlib.import_module(package)
+    store = gap_store(tmp_path / "c3-store", dtype="float32")
+    place = library.connect(tmp_path / "db") if package == "lancedb" else library.QdrantClient(":memory:")
+
+    def filled(preset: str) -> tuple[Pipeline, Index, tuple[Any, ...]]:
+        """The pipeline of an export, the index of its preset, and where the database has its rows."""
+        export = export_store(store, tmp_path / preset, preset=preset, dtype="float32", role="inference")
+        table = example.fill(place, preset, tmp_path / preset)
+        index = build_index(store, tmp_path / f"{preset}-index", preset=preset)
+        return export.pipeline, index, (table,) if package == "lancedb" else (place, preset)
+
+    gap_free, index, table = filled("gr-clip")
+    fair, fair_index, fair_table = filled("fair")
+    calibration = Calibration.fit(store.path, pipeline=gap_free)
+    for modality in ("text", "image"):
+        for row in store.load(modality).embeddings[:5, None]:
+            query, fair_query = (pipeline.transform(row, modality=modality)[0] for pipeline in (gap_free, fair))
+            merged = example.merged(*table, calibration, query, 10)
+            (expected,) = index.rank(row, modality, 10)
+            found = [(hit.key, pytest.approx(hit.score, rel=1e-3)) for hit in expected]
+            assert [(key, z) for key, _, z in merged] == found
+            (hits,) = fair_index.rank(row, modality, 10, separate=True)
+            keys, _ = example.find(*fair_table, fair_query, 10)
+            assert keys == [hit.key for hit in sorted(hits, key=lambda hit: -hit.cosine)[:10]]

@@ -85,12 +85,12 @@ def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
     (folder / "broken.jpg").write_text("no image")
     corpus = read_corpus(folder)
     embed_corpus(corpus, tmp_path / "here", encoder, shard_size=3, workers=0)
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    there = shutil.copytree(tmp_path / "here", tmp_path / "there")
     for path in ["manifest.json", "image/part-00001.parquet", *(f"text/part-0000{n}.parquet" for n in range(1, 7))]:
-        (tmp_path / "there" / path).unlink()
-    summary = embed_corpus(corpus, tmp_path / "there", encoder, executor=executor, shard_size=3, workers=0)
+        (there / path).unlink()
+    summary = embed_corpus(corpus, there, encoder, executor=executor, shard_size=3, workers=0)
     assert [(m.embedded, m.already) for m in summary.modalities.values()] == [(1, 3), (17, 3)]
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert contents(there) == contents(tmp_path / "here")
 
 
 def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
