@@ -53,9 +53,9 @@ class World:
         return self.texts.select(~inside), self.texts.select(inside)
 
 
-def make_world(gap: float = 1.0, noise: float = 0.02) -> World:
+def make_world(gap: float = 1.0, noise: float = 0.02, seed: int = 0) -> World:
     """80 images of a colour, an animal and a place, with two captions each."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     words = {word: rng.normal(size=DIM) / np.sqrt(DIM) for word in (*COLOURS, *ANIMALS, *PLACES)}
     offset = gap * rng.normal(size=DIM) / np.sqrt(DIM)
     scenes = list(product(COLOURS, ANIMALS, PLACES))
