@@ -67,11 +67,10 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
     assert sha256_of(tmp_path / "x.json") == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/x", "", ".", "..", "C:\\x", "a\\..\\..\\x", "C:x", "ü" * 128, 7, None, ["x"]]
-)
-def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path, name: object) -> None:
-    with pytest.raises(ValueError, match="not in its folder"):
-        recorded_file(tmp_path, name)
+def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path) -> None:
+    paths = "../x|a/../../x|/etc/x||.|..|C:\\x|a\\..\\..\\x|C:x".split("|")
+    for name in [*paths, "ü" * 128, 7, None, ["x"]]:
+        with pytest.raises(ValueError, match="not in its folder"):
+            recorded_file(tmp_path, name)
     for inside in ("x", "image/part-00000.parquet", "..x", "x" + "ü" * 127):
         assert recorded_file(tmp_path, inside) == tmp_path / inside

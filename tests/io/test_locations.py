@@ -45,31 +45,22 @@ def test_only_what_may_pass_is_tried_again(raised: BaseException, expected: type
     assert ("there could not be reached in 6 attempts (a reason)" in str(caught.value)) == again
 
 
-@pytest.mark.parametrize(
-    ("address", "proxy", "server"),
-    [
-        ("https://a.org/x", "", ("a.org", 443)),
-        ("http://a.org", "", ("a.org", 80)),
-        ("https://a.org:8443", "", ("a.org", 8443)),
-        ("https://a.org", "http://proxy:3128", ("proxy", 3128)),
-    ],
-)
-def test_a_server_is_asked_at_its_own_port(
-    monkeypatch: pytest.MonkeyPatch, address: str, proxy: str, server: tuple[str, int]
-) -> None:
-    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, proxy if name == "HTTPS_PROXY" else "")
+def test_a_server_is_asked_at_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", connect := MagicMock())
-    assert answers(address)
-    connect.assert_called_once_with(server, 5)
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert all(map(answers, ("https://a.org/x", "http://a.org", "https://a.org:8443")))
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    assert answers("https://a.org")
+    asked = [("a.org", 443), ("a.org", 80), ("a.org", 8443), ("proxy", 3128)]
+    assert connect.call_args_list == [((server, 5),) for server in asked]
 
 
-@pytest.mark.parametrize(("scheme", "extra"), [("s3a", "s3"), ("gcs", "gs"), ("https", "url")])
-def test_a_scheme_names_its_extra(monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str) -> None:
+def test_a_scheme_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "upath", None)
-    with pytest.raises(MissingExtraError, match=f"{scheme}://") as missing:
-        location(f"{scheme.upper()}://bucket/x://y")
-    assert f"c3tools[{extra}]" in str(missing.value.remedy)
+    for scheme, extra in (("s3a", "s3"), ("gcs", "gs"), ("https", "url")):
+        with pytest.raises(MissingExtraError, match=f"(?s){scheme}://.*c3tools\\[{extra}]"):
+            location(f"{scheme.upper()}://bucket/x://y")
 
 
 def test_patterns_go_through_folders(tmp_path: Path) -> None:
