@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from c3tools import import_embeddings
 from c3tools.corpus.reading import read_corpus
 from c3tools.errors import StoreError
-from c3tools.io import files as io_files
 from c3tools.io import limits
 from c3tools.io.files import read_json
 from c3tools.io.limits import LARGEST_JSON, TooLargeError, limited_lines
@@ -49,7 +48,7 @@ def test_json_that_is_large_or_dense_is_not_read(tmp_path: Path, monkeypatch: py
     lists = b"[" + b"[]," * 400 + b"[]]"
     path.write_bytes(lists)
     assert len(read_json(path)) == 401
-    monkeypatch.setattr(io_files, "LARGEST_TEXT", 1000)
+    monkeypatch.setattr("c3tools.io.files.LARGEST_TEXT", 1000)
     with pytest.raises(TooLargeError, match="802 values in 1,204 bytes"):
         read_json(path)
     path.write_text(json.dumps(["a dog"] * 200, separators=(",", ":")))  # 8 bytes each

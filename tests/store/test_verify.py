@@ -21,6 +21,7 @@ from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import EXTERNAL_FILE, record_files
 from tests.conftest import Messages, add_shard, build_store, contents, store_files, unit_rows
+from tests.golden import recorded
 from tests.stores import DIM, colour_corpus, embed_colours, one_byte_changed, whole_store
 
 
@@ -71,7 +72,7 @@ def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **changes: An
     StoreWriter(path).finish()
 
 
-def _rewrite_moments(path: Path, change: Callable[[dict[str, Moments]], None]) -> None:
+def _rewrite_moments(path: Path, change: Callable[[dict[str, Moments]], object]) -> None:
     groups = {f"{m}/{s}": found for m in ("image", "text") for s, found in Store.open(path).moments_by_split(m).items()}
     change(groups)
     save_moments(path / "moments.safetensors", groups, {})
@@ -98,41 +99,38 @@ def _longer(path: Path, by: float, dtype: str) -> None:
     _rows(path, 3, ["one", "longer"], unit_rows(2, DIM, 9) * np.array([[1], [by]]))
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda p: _rows(p, 3, ["zero", "nan", "good"], BAD), "values image/part-00003.parquet 2 rows"),
-        (lambda p: _rows(p, 3, ["k"], NEW, normalised=False), "schema image/part-00003.parquet normalised"),
-        (lambda p: _rows(p, 3, ["img004"], NEW), "keys image/part-00003.parquet img004"),
-        (lambda p: _rows(p, 3, [""], NEW), "keys image/part-00003.parquet come again"),
-        (lambda p: _rows(p, 0, ["other"], NEW), "pairing text/part-00000.parquet img000"),
-        (lambda p: _longer(p, 1.002, "float16"), "norms image/part-00003.parquet off by up to 0.00"),
-        (lambda p: _longer(p, 1.0002, "float32"), "norms image/part-00003.parquet off by up to 0.00"),
-        (lambda p: _rewrite_moments(p, _shifted), "moments moments.safetensors image/train"),
-        (lambda p: _rewrite_moments(p, lambda g: g.pop("text/val")), "moments moments.safetensors text/val"),  # type: ignore[arg-type]
-        (lambda p: (p / "manifest.json").unlink(), "unfinished manifest.json c3 embed"),
-        (lambda p: (p / "text/part-00001.parquet").unlink(), "files text/part-00001.parquet 20 rows"),
-        (lambda p: (p / "manifest.json").write_text("{}"), "manifest manifest.json manifest.json cannot be read"),
-        (lambda p: (p / "store.json").unlink(), "description store.json is missing"),
-        (lambda p: (p / "failures.parquet").write_text("x"), "failures failures.parquet parquet cannot be read"),
-        (_rewrite, "unfinished .rewriting interrupted"),
-        (lambda p: (p / EXTERNAL_FILE).unlink(), "files external-moments.safetensors --unload"),
-        (
-            lambda p: shutil.copyfile(p / "image/part-00002.parquet", p / "image/part-00000.parquet"),
-            "checksum image/part-00000.parquet sha256",
-        ),
-        (lambda p: add_shard(p, Store.open(p).info, "image", 7, NEW, {"key": ["n"]}), "unfinished image not listed"),
-    ],
-)
-def test_a_defect_is_named_with_its_file(tmp_path: Path, damage: Callable[[Path], object], said: str) -> None:
-    path, (check, where, named) = whole_store(tmp_path / "s").path, said.split(" ", 2)
-    damage(path)
-    result = verify_store(path)
-    (finding, *others) = result.findings
-    assert [result.whole, finding["check"], finding["where"]] == [False, check, where]
-    assert named in finding["what"] + finding["remedy"]
-    # the manifest says the same of a file that is lost or damaged
-    assert [other["where"] for other in others] == [where] * (check in ("description", "failures"))
+DAMAGE: dict[str, Any] = {  # a function, or the name of a file that is lost
+    "rows of no length": lambda p: _rows(p, 3, ["zero", "nan", "good"], BAD),
+    "rows that are not normalised": lambda p: _rows(p, 3, ["k"], NEW, normalised=False),
+    "a key that is there": lambda p: _rows(p, 3, ["img004"], NEW),
+    "no key": lambda p: _rows(p, 3, [""], NEW),
+    "another image": lambda p: _rows(p, 0, ["other"], NEW),
+    "norms in float16": lambda p: _longer(p, 1.002, "float16"),
+    "norms in float32": lambda p: _longer(p, 1.0002, "float32"),
+    "shifted moments": lambda p: _rewrite_moments(p, _shifted),
+    "moments of fewer splits": lambda p: _rewrite_moments(p, lambda groups: groups.pop("text/val")),
+    "another manifest": lambda p: (p / "manifest.json").write_text("{}"),
+    "another shard": lambda p: shutil.copyfile(p / "image/part-00002.parquet", p / "image/part-00000.parquet"),
+    "a new shard": lambda p: add_shard(p, Store.open(p).info, "image", 7, NEW, {"key": ["n"]}),
+    "other failures": lambda p: (p / "failures.parquet").write_text("x"),
+    "half a rewrite": _rewrite,
+    "lost manifest": "manifest.json",
+    "lost description": "store.json",
+    "lost shard": "text/part-00001.parquet",
+    "lost moments of another corpus": EXTERNAL_FILE,
+}
+
+
+def test_a_defect_is_named_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name, damage in DAMAGE.items():
+        path = whole_store(Path(name)).path
+        damage(path) if callable(damage) else (path / damage).unlink()
+        result = verify_store(name)
+        assert not result.whole
+        found[name] = result.findings
+    recorded(Path(__file__).parent / "golden" / "defects.json", found)
 
 
 @pytest.mark.parametrize(
