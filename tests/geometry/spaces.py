@@ -47,7 +47,7 @@ def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> di
     """Every number that must agree, from the definitions, on all cosines at once."""
     x, y = unit(image), unit(text)
     cosines = x @ y.T
-    matching = np.arange(len(x))[:, None] == owner[None, :]
+    matching = np.arange(len(x))[:, None] == owner
     difference, num = x[owner] - y, np.mean(1 - cosines[matching]) / 2
     within = [np.mean(1 - (rows @ rows.T)[~np.eye(len(rows), dtype=bool)]) / 2 for rows in (x, y)]
     result = {
@@ -61,7 +61,7 @@ def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> di
     for name, rows in (("image", x), ("text", y)):
         s = np.linalg.svd(np.cov(rows.T, bias=True), compute_uv=False)
         p = s[s > 0] / s.sum()
-        result[f"{name}_effective_dimension"] = np.sum(np.cumsum(s) / s.sum() <= 0.99) + 1
+        result[f"{name}_effective_dimension"] = np.sum(np.cumsum(p) <= 0.99) + 1
         result[f"{name}_effective_rank"] = np.exp(-np.sum(p * np.log(p)))
         result[f"{name}_participation_ratio"] = 1 / np.sum(p**2)
         result[f"{name}_mean_norm"] = np.linalg.norm(rows.mean(axis=0))

@@ -63,8 +63,8 @@ def test_gap_and_residuals_of_single_pairs_are_debiased_by_the_variance_of_their
 
 def test_uniformity_is_the_definition() -> None:
     rows, owner = unit_rows(40, 5).astype(np.float64), np.repeat(np.arange(10), 4)
-    squared = np.sum((rows[:, None] - rows[None]) ** 2, axis=2)
-    expected = np.log(np.exp(-2 * squared)[owner[:, None] != owner[None]].mean())
+    squared = np.sum((rows[:, None] - rows) ** 2, axis=2)
+    expected = np.log(np.exp(-2 * squared)[owner[:, None] != owner].mean())
     found = uniformity(rows, owner)
     assert found.value == pytest.approx(expected)
     assert found.rows == 40
