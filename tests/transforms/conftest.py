@@ -7,6 +7,8 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from c3tools.moments import Moments
+from c3tools.transforms import Pipeline
+from c3tools.transforms.steps import Normalize, Step
 from tests.stores import unit
 
 Array = npt.NDArray[np.float64]
@@ -44,6 +46,11 @@ def make_pairs(n: int = 120, dim: int = 24, seed: int = 0) -> Pairs:
     y = shared - gap + 0.2 * rng.normal(size=(n, dim))
     # float32 values, so that the float64 formulas start from the same numbers
     return Pairs(*(unit(v).astype(np.float32).astype(np.float64) for v in (x, y)))
+
+
+def between(*steps: Step) -> Pipeline:
+    """A pipeline that normalises before and after these steps."""
+    return Pipeline([Normalize(), *steps, Normalize()])
 
 
 P = make_pairs()  # for tests that only read them

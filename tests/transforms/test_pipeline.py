@@ -1,7 +1,10 @@
-"""Properties of pipelines, noise, memories and torch modules, and what `transform` refuses."""
+"""Pipelines: noise, memories, torch modules; what is refused; on disk the same again, damage found, mistakes named."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
 
-from c3tools.errors import TransformError
+from c3tools.errors import MissingExtraError, TransformError
 from c3tools.moments import Moments
 from c3tools.seeds import keyed_normal, stable_hashes
 from c3tools.transforms import Pipeline, preset
@@ -30,13 +33,14 @@ from c3tools.transforms.steps import (
     Whiten,
 )
 from c3tools.transforms.torch_module import TransformModule
+from tests.golden import recorded
 from tests.stores import assert_close, unit
 
-from .conftest import Array, P, make_pairs, retrieved
+from .conftest import Array, P, between, make_pairs, retrieved
 
 
 def test_two_steps_draw_different_noise() -> None:
-    pipeline = Pipeline([Normalize(), GaussianNoise(0.1), GaussianNoise(0.2), Normalize()])
+    pipeline = between(GaussianNoise(0.1), GaussianNoise(0.2))
     first, second = (keyed_normal(0, 0, [f"{own}{key}" for key in P.keys], 24) for own in ("", "1\x1f"))
     expected = unit(P.y + 0.1 * first + 0.2 * second)
     got = pipeline.transform(P.y, training=True, keys=P.keys)
@@ -56,7 +60,7 @@ def test_steps_are_fitted_on_what_the_steps_before_leave() -> None:
     steps[1] = ProjectOutGap(role="training")  # which inference inputs do not go through
     centred = Pipeline(steps).fit(P.rows).steps[3]
     assert_close(centred.state["centre/text"], P.y.mean(0), 1e-7)
-    scaled = Pipeline([Normalize(), FairScale(), Collapse(), Normalize()]).fit(P.moments)  # known after scaling
+    scaled = between(FairScale(), Collapse()).fit(P.moments)  # known after scaling
     expected = scaled.steps[1].state["scale/text"] * P.y.mean(0)
     assert_close(scaled.steps[2].state["centre/text"], expected, 1e-12)
 
@@ -114,7 +118,7 @@ def test_pipelines_that_are_not_fitted_or_of_other_models() -> None:
             pipeline.transform(P.y, modality="text")
     missing = preset("c3").fit({"text": P.moments["text"], "image": Moments.empty(24)})
     assert missing.provenance["n"] == {"text": 120} and not missing.knows("image")
-    assert Pipeline([Normalize(), Collapse(role="training"), Normalize()]).fit({"text": P.y}).knows("image")
+    assert between(Collapse(role="training")).fit({"text": P.y}).knows("image")
     pipeline = preset("c3").fit(P.moments, provenance={"model": {"name": "a", "weights_sha256": "1"}})
     pipeline.check_model({"name": "renamed", "weights_sha256": "1"})
     pipeline.check_model(None)
@@ -139,8 +143,7 @@ def test_orders_that_cost_accuracy_are_refused() -> None:
 
 
 def retrieving(memory: Array, items: list[str], **changes: Any) -> Pipeline:
-    steps = [Normalize(), Retrieval(**changes), Normalize()]
-    return Pipeline(steps).fit({"text": memory}, items={"text": items})
+    return between(Retrieval(**changes)).fit({"text": memory}, items={"text": items})
 
 
 def kept(pipeline: Pipeline) -> Array:
@@ -195,13 +198,13 @@ def test_a_limited_memory_is_drawn_from_all_rows_with_their_items() -> None:
 def test_a_memory_keeps_the_rows_as_they_reached_its_step() -> None:
     """Collapse is fitted on the same rows afterwards, and centres them in place."""
     for step in (MemoryProjection(role="inference"), Retrieval(role="inference")):
-        later = [Collapse(), Normalize(), Retrieval(), Normalize()]
-        assert_close(kept(Pipeline([Normalize(), step, Normalize(), *later]).fit(P.rows)), P.y, 4e-4)
+        later = (Normalize(), Collapse(), Normalize(), Retrieval())
+        assert_close(kept(between(step, *later).fit(P.rows)), P.y, 4e-4)
 
 
 def test_training_needs_items_on_both_sides() -> None:
     known = retrieving(P.y, P.items)
-    unknown = Pipeline([Normalize(), Retrieval(), Normalize()]).fit({"text": P.y})
+    unknown = between(Retrieval()).fit({"text": P.y})
     for pipeline, items, words in (
         (known, None, "items="),
         (known, P.items[:3], "120 training inputs"),
@@ -216,7 +219,7 @@ def test_retrieval_agrees_with_numpy() -> None:
     items = ["one"] * 115 + ["two"] * 5  # fewer than neighbours are left to some inputs
     for changes in ({}, {"tau": 0.0}, {"neighbours": 500, "weight": 0.3}):
         for own in (items, ["one"] * 120):  # and none to these
-            pipeline = Pipeline([Normalize(), Retrieval(**changes), Normalize()]).fit(  # type: ignore[arg-type]
+            pipeline = between(Retrieval(**changes)).fit(  # type: ignore[arg-type]
                 {"text": P.y}, items={"text": own}
             )
             module = TransformModule(pipeline, "text").train()
@@ -260,3 +263,105 @@ def test_module_refusals() -> None:
     ):
         with pytest.raises(TransformError, match=words):
             refused()
+
+
+MODEL = {"name": "ViT-B-16/öpenai", "weights_sha256": "ab12"}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    pipeline = preset("c3").fit(P.moments, provenance={"model": MODEL, "split": "train"})
+    return pipeline.save(tmp_path / "p")
+
+
+def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, tmp_path: Path) -> None:
+    text = (saved / "transform.json").read_text("utf-8")
+    record = json.loads(text)
+    assert text == json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    assert record["provenance"] == {"model": MODEL, "split": "train", "n": {"image": 120, "text": 120}}
+    assert [step["step"] for step in record["steps"]] == ["normalize", "collapse", "gaussian-noise", "normalize"]
+    assert (record["dim"], record["steps"][2]["role"]) == (24, "training")
+    loaded = Pipeline.load(saved / "transform.json")
+    mean = loaded.steps[1].state["centre/text"]
+    assert mean.dtype == np.float64
+    assert_close(mean, P.y.mean(axis=0), 1e-15)
+    loaded.save(tmp_path / "again")
+    for name in ("transform.json", "transform.safetensors"):
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    recorded(Path(__file__).parent / "golden" / "card.json", loaded.card())
+    with pytest.raises(TransformError, match="not fitted"):
+        preset("c3").save(tmp_path / "unfitted")
+    assert not (tmp_path / "unfitted").exists()
+
+
+def test_damage_is_found(saved: Path) -> None:
+    files = [(path := saved / f"transform.{suffix}", path.read_bytes()) for suffix in ("json", "safetensors")]
+    (_, text), (_, arrays) = files
+    damaged = [text.replace(b'"training"', b'"both"'), text[:-40], b'{"format": "other"}', None]
+    for (path, whole), contents in zip(files, (damaged, [arrays[:-1] + b"x", arrays[:-8], None]), strict=True):
+        for content in contents:
+            path.write_bytes(content) if content else path.unlink()
+            with pytest.raises(TransformError, match=path.name):
+                Pipeline.load(saved)
+        path.write_bytes(whole)
+
+
+YAML = """
+name: mine
+steps:
+  - normalize
+  - step: collapse
+    modalities: [text, image]
+  - {step: gaussian-noise, sigma: 0.05}
+  - step: normalize
+"""
+
+
+def test_yaml_and_json_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.yaml").write_text(YAML)
+    from_yaml = Pipeline.from_config(tmp_path / "p.yaml")
+    (tmp_path / "p.json").write_text(json.dumps(from_yaml.config()))
+    assert from_yaml.config() == Pipeline.from_config(str(tmp_path / "p.json")).config()
+    collapse, noise = from_yaml.steps[1:3]
+    found = (from_yaml.name, vars(collapse)["modalities"], vars(noise)["sigma"], noise.role)
+    assert found == ("mine", ("text", "image"), 0.05, "training")
+    for sigma in ("auto", "pairs"):
+        assert Pipeline.from_config(preset("c3", sigma=sigma).config()).sigma == sigma
+    (tmp_path / "p.json").write_text("{")
+    with pytest.raises(TransformError, match=r"p\.json"):
+        Pipeline.from_config(tmp_path / "p.json")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingExtraError, match=r"c3tools\[yaml\]"):
+        Pipeline.from_config(tmp_path / "p.yaml")
+
+
+def test_settings_at_their_limits_are_accepted() -> None:
+    steps = [Whiten(shrinkage=1), MemoryProjection(tau=0, neighbours=1, limit=1), Retrieval(neighbours=1)]
+    for step in (*steps, AdaptiveNoise(mix=0), AdaptiveNoise(mix=1), GaussianNoise(0)):
+        pipeline = between(step)
+        assert Pipeline.from_config(pipeline.config()).config() == pipeline.config()
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    for text, words in {
+        "steps: [normalise]": r"'normalise'[\s\S]*normalize",
+        "steps: [{step: gaussian-noise, sgima: 1}]": r"sgima[\s\S]*sigma",
+        "steps: [{step: gaussian-noise, sigma: big}]": "sigma",
+        "steps: [{step: gaussian-noise, role: both}]": "both",
+        "steps: [{step: gaussian-noise, sigma: .inf}]": "inf",
+        "steps: [{step: retrieval, tau: .nan}]": r"retrieval.*tau",
+        "steps: [{step: retrieval, neighbours: 0}]": r"retrieval.*neighbours",
+        "steps: [{step: whiten, shrinkage: 0}]": r"whiten.*shrinkage",
+        "steps: [{step: whiten, shrinkage: 1.1}]": r"whiten.*shrinkage",
+        "steps: [{step: adaptive-noise, mix: 1.1}]": r"adaptive-noise.*mix",
+        "steps: [{step: collapse, modalities: text}]": "modalities",
+        "stages: [normalize]": "steps|stages",
+        "steps: [normalize]\nnoise: 1": "noise",
+        "steps: [collapse, normalize]": "order",
+        "- normalize": "object",
+        "steps: [": "not valid YAML",
+        "\xff": r"p\.yaml.*utf-8",
+    }.items():
+        (tmp_path / "p.yaml").write_text(text, "latin-1")
+        with pytest.raises(TransformError, match=words):
+            Pipeline.from_config(tmp_path / "p.yaml")

@@ -17,12 +17,12 @@ from c3tools.errors import TransformError
 from c3tools.seeds import keyed_normal
 from c3tools.transforms import PRESETS, Pipeline, preset
 from c3tools.transforms.sigma import PUBLISHED_SIGMA
-from c3tools.transforms.steps import Collapse, CovarianceNoise, GapShift, Normalize
+from c3tools.transforms.steps import Collapse, CovarianceNoise, GapShift
 from c3tools.transforms.torch_module import TransformModule
 from tests.golden import recorded
 from tests.stores import assert_close, unit
 
-from .conftest import Array, P, Pairs, retrieved
+from .conftest import Array, P, Pairs, between, retrieved
 
 SIGMA = 0.1
 
@@ -110,7 +110,7 @@ def test_steps_of_another_size() -> None:
         ([GapShift(delta=0.3)], unit(P.y + 0.3 / 2 * gap_unit(P))),
         ([Collapse(), CovarianceNoise(0.3)], noisy),
     ):
-        pipeline = Pipeline([Normalize(), *steps, Normalize()]).fit(P.rows)
+        pipeline = between(*steps).fit(P.rows)
         got = pipeline.transform(P.y, modality="text", training=True, keys=P.keys)
         assert_close(got, expected)
 
