@@ -112,10 +112,6 @@ def s3_server(faults: Faults) -> Iterator[str]:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
-    class Quiet(WSGIRequestHandler):
-        def log(self, *_: object) -> None:
-            pass
-
     store = DomainDispatcherApplication(create_backend_app)
 
     def application(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -126,7 +122,8 @@ def s3_server(faults: Faults) -> Iterator[str]:
             return [b""]
         return store(environment, start_response)
 
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    quiet = type("Quiet", (WSGIRequestHandler,), {"log": lambda *_: None})
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=quiet)
     with _running(server) as endpoint:
         # what moto keeps belongs to the process, not to the server
         with urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b""):

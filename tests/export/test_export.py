@@ -31,11 +31,14 @@ from tests.stores import assert_close, gap_store, make_vectors, unit
 
 
 @pytest.fixture(autouse=True)
-def here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory, with a small synthetic store in c3-store."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(store.path, tmp_path / "c3-store")
-    return tmp_path
+
+
+def same(one: str, other: str = "c3-export") -> bool:
+    return contents(Path(one)) == contents(Path(other))
 
 
 def ok(store: str = "c3-store", **options: Any) -> ExportReport:
@@ -55,23 +58,23 @@ def expected_text(store: Store, sigma: float) -> np.ndarray:
     return unit(unit(stored) - stored[train].mean(axis=0) + sigma * noise * train[:, None])
 
 
-def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path) -> None:
+def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline() -> None:
     told = MagicMock()
     report, source = ok(reporter=told), Store.open("c3-store")
     assert told.progress.call_args == call("Exporting c3", 270)
     assert sum(each.args[0] for each in told.progress().__enter__().advance.call_args_list) == 270
     assert [each.args[0].split(":")[0] for each in told.message.call_args_list] == ["Fitted c3 on the train split"]
     assert report.rows == {"image": {"training": 0, "inference": 90}, "text": {"training": 120, "inference": 60}}
-    assert (report.output, report.parts, report.kept) == (Path("c3-export"), 6, 0)
-    assert report.bytes == sum(path.stat().st_size for path in here.glob("c3-export/*/part-*.parquet"))
-    store = Store.open("c3-export")
+    assert (report.output, report.parts, report.kept) == (OUT, 6, 0)
+    assert report.bytes == sum(path.stat().st_size for path in OUT.glob("*/part-*.parquet"))
+    store = Store.open(OUT)
     text, image = store.load("text"), store.load("image")
     assert_close(text.embeddings, expected_text(source, 0.016**0.5), 1e-3)  # float16
     for name in ("key", "caption", "image_key", "split"):
         assert text.column(name) == source.load("text").column(name)
     roles = [("inference", "training")[split == "train"] for split in text.column("split")]
     assert text.column("role") == roles and set(image.column("role")) == {"inference"}
-    pipeline = Pipeline.load("c3-export")
+    pipeline = Pipeline.load(OUT)
     again = pipeline.transform(source.load("image").embeddings, modality="image")
     assert_close(image.embeddings, again, 1e-3)
     assert store.info.extra["exported"]["transform"] == json.loads(json.dumps(pipeline.record()))
@@ -79,41 +82,41 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline(here: Path)
     assert found.whole and not found.defects
     train = store.load("text", "train").embeddings
     assert_close(store.moments("text", "train").mean, train.mean(0))
-    with pq.ParquetFile(here / "c3-export" / "text" / "part-00000.parquet") as file:  # DuckDB reads no other encoding
+    with pq.ParquetFile(OUT / "text" / "part-00000.parquet") as file:  # DuckDB reads no other encoding
         columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
     assert not any("BYTE_STREAM_SPLIT" in column.encodings for column in columns)
     assert preset("c2-collapse").fit(store).provenance["n"] == {"image": 60, "text": 120}
     with pytest.raises(C3Error, match="c3 export"):
-        build_store(Path("c3-export"), Rows.of("image", ["new"], np.eye(16)[:1]), model=source.info.model)
+        build_store(OUT, Rows.of("image", ["new"], np.eye(16)[:1]), model=source.info.model)
 
 
-def test_all_rows_can_be_training_inputs(here: Path) -> None:
+def test_all_rows_can_be_training_inputs() -> None:
     report = ok(role="training", modality=["image"], preset="c2-corrupt", sigma=0.3, dtype="float32")
     assert report.to_dict()["rows"] == {"image": {"training": 90, "inference": 0}}
-    source, made = Store.open("c3-store").load("image"), Store.open("c3-export").load("image")
+    source, made = Store.open("c3-store").load("image"), Store.open(OUT).load("image")
     expected = unit(unit(source.embeddings) + 0.3 * keyed_normal(0, 0, source.keys, 16))
     assert_close(made.embeddings, expected)
     assert set(made.column("role")) == {"training"}
 
 
-@pytest.mark.parametrize("name", ["c1", "c3", "decap", "ridge", "c3-retrieval"])
-def test_presets(here: Path, name: str) -> None:
-    ok(preset=name, sigma=0.1, dtype="float32")
-    source, store, pipeline = Store.open("c3-store"), Store.open("c3-export"), Pipeline.load("c3-export")
-    if name == "c3":
-        assert_close(store.load("text").embeddings, expected_text(source, 0.1))
-    for split in ("train", "test"):  # in training, rows do not retrieve their own item
-        own = source.load("text", split)
-        names: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
-        expected = pipeline.transform(own.embeddings, modality="text", **names)
-        assert_close(store.load("text", split).embeddings, expected)
+def test_presets() -> None:
+    for name in ("c1", "c3", "decap", "ridge", "c3-retrieval"):
+        ok(preset=name, sigma=0.1, dtype="float32", output=name)
+        source, store, pipeline = Store.open("c3-store"), Store.open(name), Pipeline.load(name)
+        if name == "c3":
+            assert_close(store.load("text").embeddings, expected_text(source, 0.1))
+        for split in ("train", "test"):  # in training, rows do not retrieve their own item
+            own = source.load("text", split)
+            names: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
+            expected = pipeline.transform(own.embeddings, modality="text", **names)
+            assert_close(store.load("text", split).embeddings, expected)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_files_for_other_programs(here: Path, format: str) -> None:
+def test_files_for_other_programs(format: str) -> None:
     report = ok(format=format, modality=["text"], role="inference", dtype="float32", seed=3)
-    assert list(report.rows) == ["text"] and not (here / "c3-export" / "image").exists()
-    folder, expected = here / "c3-export" / "text", expected_text(Store.open("c3-store"), 0.0)
+    assert list(report.rows) == ["text"] and not (OUT / "image").exists()
+    folder, expected = OUT / "text", expected_text(Store.open("c3-store"), 0.0)
     match format:
         case "npy":
             rows = np.concatenate([np.load(path) for path in sorted((folder / "embeddings").glob("*.npy"))])
@@ -127,19 +130,19 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
         case "hf":
             tables = [read(folder / split) for split in ("train", "test")]
             assert [*map(len, tables)] == [120, 60]
-            card = (here / "c3-export" / "README.md").read_text()
+            card = (OUT / "README.md").read_text()
             assert "config_name: text" in card and "path: text/test/*.parquet" in card and "image" not in card
             rows = embedding_matrix(pa.concat_tables(tables).sort_by("key"))
             expected = expected[np.argsort(Store.open("c3-store").load("text").keys)]
         case _:
-            rows = Store.open("c3-export").load("text").embeddings
+            rows = Store.open(OUT).load("text").embeddings
     assert_close(rows, expected)
     if format in ("npy", "safetensors"):
         beside = [pq.read_table(path) for path in sorted((folder / "metadata").glob("*.parquet"))]
         assert [table.num_rows for table in beside] == [60, 60, 60]
         assert "embedding" not in beside[0].column_names
     if format != "parquet":
-        on_disk = contents(here / "c3-export")
+        on_disk = contents(OUT)
         record = json.loads(on_disk.pop("manifest.json"))
         assert record["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in on_disk.items()}
         assert record["provenance"]["store"]["model"]["name"] == "test-model"
@@ -147,65 +150,65 @@ def test_files_for_other_programs(here: Path, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_same_bytes_however_it_came_about(here: Path, format: str) -> None:
+def test_the_same_bytes_however_it_came_about(format: str) -> None:
     ok(format=format, output="whole", workers=4)
     for modality in ("text", "image"):
         assert list(ok(format=format, modality=[modality], workers=1).rows) == [modality]
-    assert contents(here / "c3-export") == contents(here / "whole")
-    cut = next(path for path in sorted(here.glob("c3-export/text/**/*")) if path.name == "part-00001.parquet")
+    assert same("whole")
+    cut = next(path for path in sorted(OUT.glob("text/**/*")) if path.name == "part-00001.parquet")
     cut.write_bytes(cut.read_bytes()[:100])
     assert ok(format=format).kept == 5
-    assert contents(here / "c3-export") == contents(here / "whole")
+    assert same("whole")
 
 
 @pytest.mark.parametrize(("format", "operation"), [("parquet", 27), ("parquet", 47), ("npy", 35), ("hf", 41)])
-def test_a_killed_export_is_continued_to_the_same_bytes(here: Path, format: str, operation: int) -> None:
+def test_a_killed_export_is_continued_to_the_same_bytes(format: str, operation: int) -> None:
     ok(output="whole", format=format)
-    assert kill_at(here / "c3-export", operation, lambda: ok(format=format, workers=1))
+    assert kill_at(OUT.absolute(), operation, lambda: ok(format=format, workers=1))
     assert ok(format=format).kept > 0
-    assert contents(here / "c3-export") == contents(here / "whole")
+    assert same("whole")
 
 
-def test_another_export_is_replaced_only_if_asked(here: Path) -> None:
+def test_another_export_is_replaced_only_if_asked() -> None:
     ok()
-    gap_store(here / "grown", 93)
+    gap_store(Path("grown"), 93)
     for change in ({"preset": "c1"}, {"store": "grown"}):
         with pytest.raises(C3Error, match=r"c3-export.*\(c3\)[\s\S]*--overwrite"):
             ok(**change)
-    (here / "c3-export" / "text" / "notes.txt").write_text("of the user")
+    (OUT / "text" / "notes.txt").write_text("of the user")
     ok(preset="c1", overwrite=True, format="npy")
-    assert Pipeline.load("c3-export").name == "c1"
-    assert not list((here / "c3-export").glob("*/part-*")) and (here / "c3-export" / "text" / "notes.txt").exists()
+    assert Pipeline.load(OUT).name == "c1"
+    assert not list((OUT).glob("*/part-*")) and (OUT / "text" / "notes.txt").exists()
     ok(preset="c1", format="npy", output="fresh")
-    (here / "c3-export" / "text" / "notes.txt").unlink()
-    assert contents(here / "c3-export") == contents(here / "fresh")
+    (OUT / "text" / "notes.txt").unlink()
+    assert same("fresh")
 
 
-def test_pipelines_of_files_and_of_exports(here: Path) -> None:
-    (here / "p.yaml").write_text("name: mine\nsteps: [normalize, standardize, normalize]\n")
+def test_pipelines_of_files_and_of_exports() -> None:
+    Path("p.yaml").write_text("name: mine\nsteps: [normalize, standardize, normalize]\n")
     ok(pipeline="p.yaml", output="a")
     ok(pipeline="a", output="b")
     assert Pipeline.load("b").name == "mine"
-    assert contents(here / "a") == contents(here / "b")
+    assert same("a", "b")
 
 
-def test_a_store_that_keeps_norms(here: Path) -> None:
-    gap_store(here / "raw", dtype="float32", normalised=False)
+def test_a_store_that_keeps_norms() -> None:
+    gap_store(Path("raw"), dtype="float32", normalised=False)
     ok(store="raw", role="inference", dtype="float32")
     x = unit(make_vectors()[1].astype(np.float64))
     expected = unit(x - x[np.arange(180) // 2 % 3 > 0].mean(axis=0))
-    store = Store.open("c3-export")
+    store = Store.open(OUT)
     assert store.info.normalised
     assert_close(store.load("text").embeddings, expected)
 
 
-def test_what_is_refused(here: Path) -> None:
+def test_what_is_refused() -> None:
     moments = {"text": Store.open("c3-store").moments("text")}
-    preset("c3").fit(moments, provenance={"model": {"name": "ViT-B-32/openai"}}).save(here / "other")
-    preset("c3").fit(rows={"text": np.eye(8)}).save(here / "small")
-    (here / "file").write_text("")
+    preset("c3").fit(moments, provenance={"model": {"name": "ViT-B-32/openai"}}).save("other")
+    preset("c3").fit(rows={"text": np.eye(8)}).save("small")
+    Path("file").write_text("")
     shutil.copytree("c3-store", "cut")
-    path = here / "cut" / "text" / "part-00002.parquet"
+    path = Path("cut/text/part-00002.parquet")
     path.write_bytes(path.read_bytes()[:200])
     refused: list[tuple[dict[str, Any], str]] = [
         ({"pipeline": "other"}, "ViT-B-32/openai.*test-model"),
@@ -219,10 +222,10 @@ def test_what_is_refused(here: Path) -> None:
     for options, words in refused:
         with pytest.raises(C3Error, match=words):
             ok(**options)
-        assert len([*here.glob("c3-export/*/part-*")]) == (5 if "workers" in options else 0)
+        assert len([*OUT.glob("*/part-*")]) == (5 if "workers" in options else 0)
 
 
-URL = "s3://bucket/runs/export"
+OUT, URL = Path("c3-export"), "s3://bucket/runs/export"
 
 
 @pytest.mark.parametrize("format", ["parquet", "npy"])
