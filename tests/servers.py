@@ -64,13 +64,13 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         if not self.ranges or wanted is None or not path.is_file():
             super().do_GET()
             return
-        content = path.read_bytes()
-        start, stop = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+        content, start = path.read_bytes(), int(wanted[1])
+        part = content[start : int(wanted[2]) + 1 if wanted[2] else None]
         self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{stop}/{len(content)}")
-        self.send_header("Content-Length", str(stop + 1 - start))
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        self.wfile.write(content[start : stop + 1])
+        self.wfile.write(part)
 
     def _drip(self) -> None:
         """Send a byte now and then, and never end."""

@@ -47,8 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_devices_and_precisions(machine: Callable[..., None]) -> None:
     machine()
-    assert pick("cpu", "fp32") == Compute("cpu", "fp32")
-    assert pick("cpu", "int8", encoder=True) == Compute("cpu", "int8")
+    assert (pick("cpu", "fp32"), pick("cpu", "int8", encoder=True)) == (Compute("cpu", "fp32"), Compute("cpu", "int8"))
     assert (pick(), pick("cuda:2", "fp16")) == (Compute("cuda", "bf16"), Compute("cuda:2", "fp16"))
     assert (pick("cuda:2").device_type, pick("cuda:2", "fp16").dtype) == ("cuda", torch.float16)
     for device, precision, said in (

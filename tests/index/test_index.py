@@ -227,8 +227,8 @@ def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: P
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     write_tar(tmp_path / "x.tar", [("in.png", (tmp_path / "red.png").read_bytes())])
     paths = ["red.png", "broken.jpg", "gone.jpg", "x.tar#in.png", "x.tar#none.png"]
-    hits = [Hit(2.5, 0.5, 0, path, "image", path=str(tmp_path / path)) for path in paths]
-    hits.append(Hit(2.4, 0.4, 0, "u", "image", path="https://example.org/a.jpg"))
+    places = [*(str(tmp_path / path) for path in paths), "https://example.org/a.jpg"]
+    hits = [Hit(2.5, 0.5, 0, "u", "image", path=place) for place in places]
     hits.append(Hit(2.3, 0.3, 0, "<b>", "text", caption="<i>a & b</i>"))
     page = contact_sheet([SearchResult("<script>dog", hits)])
     thumbnails = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", page)

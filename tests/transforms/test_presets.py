@@ -65,11 +65,11 @@ def formulas(p: Pairs, z: Array) -> dict[str, tuple[Array, Array]]:
         memories = (stored[(items != item) | own] for item in items)
         return np.stack([retrieved(*each) for each in zip(unit(queries), memories, strict=True)])
 
-    corrupt = (unit(y + noise), x)
+    collapse, corrupt = (unit(cy), collapsed), (unit(y + noise), x)
     return {
         "c1": (y, x),
-        "c2-collapse": (unit(cy), collapsed),
-        "gr-clip": (unit(cy), collapsed),
+        "c2-collapse": collapse,
+        "gr-clip": collapse,
         "c2-corrupt": corrupt,
         "capdec": corrupt,
         "c3": (unit(cy + noise), collapsed),
