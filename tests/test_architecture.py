@@ -1,10 +1,12 @@
-"""Imports run down the floors of the house, and need no module that Windows lacks."""
+"""Imports run down the floors and need no module that Windows lacks; pages and benchmarks name each other."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from c3tools.assets.paths import PHOTOS
+from tests.conftest import unit_rows
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [file for name in ("c3tools", "cli", "benchmarks", "examples") for file in (ROOT / name).rglob("*.py")]
@@ -84,3 +87,31 @@ def test_modules_that_windows_lacks_are_not_needed(tmp_path: Path, monkeypatch: 
     assert "gap-report" in run(RUN, "--help")
     embedded = json.loads(run(RUN, "embed", next((PHOTOS / "images").iterdir()), "--workers", "1", "--json"))
     assert embedded["modalities"]["image"]["failed"] == 0
+
+
+FOLDER = ROOT / "benchmarks"
+OF_DEVELOPERS = {"measuring", "mutants", "same_results", "same_speed"}
+
+
+def test_pages_and_benchmarks_name_each_other() -> None:
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
+    there = {path.stem for path in FOLDER.glob("*.py")}
+    assert there - OF_DEVELOPERS <= named <= there
+
+
+def test_a_benchmark_gives_its_command_and_its_cost() -> None:
+    for path in {*FOLDER.glob("*.py")} - {FOLDER / "measuring.py"}:
+        words = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        assert f"python benchmarks/{path.name}" in words and re.search(r"minute|second|hour", words), path
+
+
+def test_the_table_of_presets_has_numbers_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("preset_table")
+    header, _, *rows = benchmark.table(unit_rows(120, 16, 1), unit_rows(120, 16, 2), 2)
+    assert len(rows) == len(benchmark.PRESETS) - 1
+    for row in rows:
+        cells = row.strip("| ").split(" | ")
+        assert len(cells) == header.count("|") - 1
+        assert all(re.fullmatch(r"-?\d+\.\d+ ± \d+\.\d+", cell) for cell in cells[1:])

@@ -54,6 +54,8 @@ def between(*steps: Step) -> Pipeline:
 
 
 P = make_pairs()  # for tests that only read them
+X, Y = P
+MOMENTS, ROWS = P.moments, P.rows
 
 
 def retrieved(q: Array, memory: Array, neighbours: int = 10, tau: float = 0.05, weight: float = 1) -> Array:

@@ -7,25 +7,25 @@ from c3tools.errors import TransformError
 from c3tools.transforms import preset
 from tests.stores import assert_close, unit
 
-from .conftest import P
+from .conftest import MOMENTS, ROWS, X, Y
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 from c3tools.transforms.estimator import EmbeddingTransformer
 
 
 def test_fit_and_transform_rows_and_pairs() -> None:
-    got = EmbeddingTransformer("c2-collapse").fit_transform(P.x * 4)
-    assert_close(got, unit(P.x - P.x.mean(0)))
-    got = EmbeddingTransformer("procrustes").fit(P.x, P.y).transform(P.x)
-    expected = preset("procrustes").fit(P.moments, P.rows).transform(P.x, modality="image")
+    got = EmbeddingTransformer("c2-collapse").fit_transform(X * 4)
+    assert_close(got, unit(X - X.mean(0)))
+    got = EmbeddingTransformer("procrustes").fit(X, Y).transform(X)
+    expected = preset("procrustes").fit(MOMENTS, ROWS).transform(X, modality="image")
     assert_close(got, expected)
 
 
 def test_refusals() -> None:
     with pytest.raises(TransformError, match="not fitted"):
-        EmbeddingTransformer().transform(P.x)
+        EmbeddingTransformer().transform(X)
     with pytest.raises(TransformError, match="needs the rows of 'text'"):
-        EmbeddingTransformer("ridge").fit(P.x, np.zeros(len(P.x)))
+        EmbeddingTransformer("ridge").fit(X, np.zeros(len(X)))
 
 
 def test_works_with_scikit_learn() -> None:
@@ -33,10 +33,10 @@ def test_works_with_scikit_learn() -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    estimator = EmbeddingTransformer("whiten", modality="text", sigma=0.2).fit(P.y)
+    estimator = EmbeddingTransformer("whiten", modality="text", sigma=0.2).fit(Y)
     copy = clone(estimator)
     assert copy.get_params() == estimator.get_params()
     assert not hasattr(copy, "pipeline_")
-    labels = (P.y[:, -1] > np.median(P.y[:, -1])).astype(int)
-    model = make_pipeline(EmbeddingTransformer(), LogisticRegression(C=100.0)).fit(P.y, labels)
-    assert model.score(P.y, labels) > 0.9
+    labels = (Y[:, -1] > np.median(Y[:, -1])).astype(int)
+    model = make_pipeline(EmbeddingTransformer(), LogisticRegression(C=100.0)).fit(Y, labels)
+    assert model.score(Y, labels) > 0.9

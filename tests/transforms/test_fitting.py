@@ -1,9 +1,9 @@
-"""What pipelines are fitted on and refuse; and the rules for sigma, each against its formula or what made the data."""
+"""What pipelines are fitted on and refuse; the rules for sigma and calibrated scores, each against its formula."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,11 +12,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from c3tools import Store
+from c3tools import Calibration, Moments, Pipeline, Store, preset
 from c3tools.errors import TransformError
-from c3tools.moments import Moments, save_moments
+from c3tools.moments import save_moments
 from c3tools.store.manifest import EXTERNAL_FILE
-from c3tools.transforms import Pipeline, fitting, preset
+from c3tools.store.means import save_means
+from c3tools.transforms import fitting
 from c3tools.transforms.fitting import first_pairs
 from c3tools.transforms.sigma import (
     MIN_COSINE,
@@ -35,7 +36,7 @@ from tests.conftest import make_store
 from tests.golden import recorded
 from tests.stores import assert_close, gap_store, make_vectors, unit
 
-from .conftest import P
+from .conftest import MOMENTS, ROWS, X, Y
 
 
 def assert_means(pipeline: Pipeline, modality: str, rows: npt.NDArray[Any], atol: float = 1e-6) -> None:
@@ -65,37 +66,37 @@ def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, monkeypatch: pytest
 
 def test_arrays_of_any_norm_and_kind_are_moments_and_rows() -> None:
     lengths = np.random.default_rng(0).uniform(0.1, 20, (120, 1))
-    pipeline = preset("c3").fit({"image": P.x * lengths, "text": P.y * lengths})
-    assert_means(pipeline, "image", P.x)
-    expected = unit(P.x - P.x.mean(axis=0))
-    tensors = torch.tensor(P.x, dtype=torch.bfloat16), torch.tensor(P.x, requires_grad=True)
-    for rows, off in ((P.x.tolist(), 1e-5), (tensors[0], 2e-2), (tensors[1], 1e-5)):
+    pipeline = preset("c3").fit({"image": X * lengths, "text": Y * lengths})
+    assert_means(pipeline, "image", X)
+    expected = unit(X - X.mean(axis=0))
+    tensors = torch.tensor(X, dtype=torch.bfloat16), torch.tensor(X, requires_grad=True)
+    for rows, off in ((X.tolist(), 1e-5), (tensors[0], 2e-2), (tensors[1], 1e-5)):
         got = preset("c3", sigma=0).fit({"image": rows}).transform(rows)
         assert_close(got, expected, off)
         assert got.dtype == np.float32
 
 
 EQUAL = np.eye(24)[[3] * 4]
-NAN = np.where(np.arange(24) == 3, np.nan, P.y)
+NAN = np.where(np.arange(24) == 3, np.nan, Y)
 
 
 def test_what_a_pipeline_cannot_be_fitted_on() -> None:
     for name, data, words in (
-        ("c3", {"text": Moments.from_rows(P.y * 10)}, r"text.* 100[\s\S]*unit_rows\(array\)"),
-        ("c3", P.x, "ndarray"),
+        ("c3", {"text": Moments.from_rows(Y * 10)}, r"text.* 100[\s\S]*unit_rows\(array\)"),
+        ("c3", X, "ndarray"),
         ("c3", {"image": [[1.0, 2.0], [3.0]]}, r"image.*\(n, d\)"),
-        ("c3", {"image": P.x[:, :8], "text": P.y}, "8.*24"),
+        ("c3", {"image": X[:, :8], "text": Y}, "8.*24"),
         ("c3", {"text": NAN}, "NaN"),
-        ("decap", P.moments, "memory-projection needs the rows of 'text'"),
-        ("ridge", {"image": P.x, "text": P.y[:100]}, "120 image rows and 100 text rows"),
-        ("gap-shift", {"image": P.x, "text": P.x}, "gap"),
-        ("tomcap", {"text": P.y}, "match-moments needs the moments of 'image'"),
+        ("decap", MOMENTS, "memory-projection needs the rows of 'text'"),
+        ("ridge", {"image": X, "text": Y[:100]}, "120 image rows and 100 text rows"),
+        ("gap-shift", {"image": X, "text": X}, "gap"),
+        ("tomcap", {"text": Y}, "match-moments needs the moments of 'image'"),
         ("whiten", {"text": EQUAL}, "equal, so they cannot be whitened"),
         ("fair", {"text": Moments.from_rows(EQUAL)}, "All text rows or all text rows are equal"),
-        ("realign", {"image": EQUAL, "text": P.y}, "All image rows are equal"),
-        ("c3 auto", P.moments, r"'auto'[\s\S]*number"),
-        ("c3 pairs", {"image": P.x[:20], "text": P.y}, "at least 10 .* 0 in the arrays"),
-        ("c3 pairs", {"image": P.x[:9], "text": P.y[:9]}, "at least 10 .* 9 in the arrays"),
+        ("realign", {"image": EQUAL, "text": Y}, "All image rows are equal"),
+        ("c3 auto", MOMENTS, r"'auto'[\s\S]*number"),
+        ("c3 pairs", {"image": X[:20], "text": Y}, "at least 10 .* 0 in the arrays"),
+        ("c3 pairs", {"image": X[:9], "text": Y[:9]}, "at least 10 .* 9 in the arrays"),
     ):
         plain, _, sigma = name.partition(" ")
         with pytest.raises(TransformError, match=words):
@@ -104,15 +105,15 @@ def test_what_a_pipeline_cannot_be_fitted_on() -> None:
 
 def test_what_a_pipeline_cannot_be_fitted_on_of_a_store_or_with_options(store: Store, tmp_path: Path) -> None:
     other = gap_store(tmp_path / "store")
-    long = {"image": Moments.from_rows(7 * unit(P.x[:, :16]))}
+    long = {"image": Moments.from_rows(7 * unit(X[:, :16]))}
     save_moments(other.path / EXTERNAL_FILE, long, {"split": "train"})
     for name, data, options, words in (
         ("ridge", store, {"split": "nowhere"}, "nowhere"),
         ("c3", store, {"split": "nowhere"}, "nowhere"),
         ("c3", store, {"split": "test"}, "test"),
         ("c3", other, {}, r"image.* 49[\s\S]*c3 means --unload"),
-        ("c3", P.moments, {"provenance": {"split": "test"}}, "test"),
-        ("c3", {"text": P.y}, {"items": {"text": ["a"]}}, "1 item for 120 text rows"),
+        ("c3", MOMENTS, {"provenance": {"split": "test"}}, "test"),
+        ("c3", {"text": Y}, {"items": {"text": ["a"]}}, "1 item for 120 text rows"),
     ):
         with pytest.raises(TransformError, match=words):
             preset(name).fit(data, **options)
@@ -126,10 +127,9 @@ def test_auto_is_the_same_from_a_store_and_from_arrays(store: Store, tmp_path: P
     assert (pipeline.sigma, pipeline.provenance["sigma"]) == (expected, why)
     assert f" {why}." in pipeline.describe_fit(store)
     assert Pipeline.load(pipeline.save(tmp_path / "p")).sigma == expected
-    images, texts = store.pairs(split="train").arrays()  # an image stands once for each of its texts
-    by_image = preset("c3", sigma="auto").fit({"image": images, "text": texts})
-    by_item = preset("c3", sigma="auto").fit({"text": texts}, items={"text": store.load("text", "train").items})
-    assert by_image.sigma == pytest.approx(by_item.sigma) == pytest.approx(expected, rel=1e-3)
+    items = store.load("text", "train").items
+    by_item = preset("c3", sigma="auto").fit({"text": store.load("text", "train").embeddings}, items={"text": items})
+    assert by_item.sigma == pytest.approx(expected, rel=1e-3)
 
 
 def test_norms_make_no_difference(tmp_path: Path) -> None:
@@ -168,17 +168,16 @@ def test_pairs_is_the_cosine_around_the_train_means(
     pipeline = preset("c3", sigma="pairs").fit(store)
     assert pipeline.sigma == pytest.approx(expected)
     assert re.search(of, pipeline.provenance["sigma"])
-    assert sigma_by_rule("pairs", store, noised="image")[0] != pipeline.sigma
 
 
 def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
-    means = [P.x.mean(axis=0), P.y.mean(axis=0)]
-    pipeline = preset("c3", sigma="pairs").fit(P.rows)
-    assert pipeline.sigma == pytest.approx(pair_cosine(P.x, P.y, np.arange(120), means).sigma)
-    few = {"image": P.x[20::-1], "text": P.y}
+    means = [X.mean(axis=0), Y.mean(axis=0)]
+    pipeline = preset("c3", sigma="pairs").fit(ROWS)
+    assert pipeline.sigma == pytest.approx(pair_cosine(X, Y, np.arange(120), means).sigma)
+    few = {"image": X[20::-1], "text": Y}
     items = {"image": [str(i) for i in range(20, -1, -1)], "text": [str(i) for i in range(120)]}
-    for known, mean in (({}, P.x[:21].mean(axis=0)), (P.moments, means[0])):
-        rule = pair_cosine(P.x[:21], P.y[:21], np.arange(21), [mean, means[1]])
+    for known, mean in (({}, X[:21].mean(axis=0)), (MOMENTS, means[0])):
+        rule = pair_cosine(X[:21], Y[:21], np.arange(21), [mean, means[1]])
         assert preset("c3", sigma="pairs").fit(known, few, items=items).sigma == pytest.approx(rule.sigma)
 
 
@@ -247,7 +246,7 @@ def test_the_rules_and_what_is_recommended() -> None:
     with pytest.raises(FrozenInstanceError):
         PUBLISHED.sigma = 0  # type: ignore[misc]
     assert pairs.sigma == pytest.approx(np.linalg.norm(texts, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 8))
-    assert "not seen in training" in pairs.rests_on and "held-out" not in pairs.rests_on
+    assert "not seen in training" in pairs.rests_on
     alone = caption_spread(texts + means[1], own, means[1])
     rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
     assert rule == pairs and why.endswith(
@@ -300,3 +299,83 @@ def test_for_generators_auto_is_twice_the_distance_to_the_nearest_photo(tmp_path
     found, why = sigma_by_rule("auto", make_store(tmp_path / "few", photos[1:], photos), noised="image")
     assert found == PUBLISHED_SIGMA
     assert "fewer than 500 photos" in why
+
+
+def test_it_is_the_formula(store: Store) -> None:
+    train = {name: unit(store.load(name, "train").embeddings.astype(np.float64)) for name in ("image", "text")}
+    calibration = Calibration.fit(train)
+    queries = unit(train["text"][3:5] - train["text"].mean(axis=0))
+    for name, rows in train.items():
+        off = rows - rows.mean(axis=0)
+        spread = off.T @ off / (off**2).sum()  # the covariance, its trace 1
+        cosines = queries @ unit(off).T
+        expected = [own / np.sqrt(query @ spread @ query) for query, own in zip(queries, cosines, strict=True)]
+        assert_close(calibration.z(1e-3 * queries, cosines, name), expected, 1e-5)
+
+
+def test_every_source_gives_the_same(store: Store, tmp_path: Path) -> None:
+    calibration = Calibration.fit(store)
+    save_means(store, tmp_path / "means.safetensors")
+    moments = {name: store.moments(name, "train") for name in store.modalities}
+    for source in (store.path, str(tmp_path / "means.safetensors"), moments):
+        found, expected = ({n: asdict(m) for n, m in c.moments.items()} for c in (Calibration.fit(source), calibration))
+        np.testing.assert_equal(found, expected)
+    other = Calibration.fit({name: 3 * store.load(name, "train").embeddings for name in store.modalities})
+    assert_close(other.moments["text"].scatter, calibration.moments["text"].scatter, 1e-2)
+
+
+def test_merging_orders_all_modalities_by_z() -> None:
+    rng = np.random.default_rng(0)
+    rows = {name: rng.normal(size=(50, 8)) + 5 * rng.normal(size=8) for name in ("image", "text", "audio")}
+    found = Calibration.fit(rows)
+    queries = found.pipeline.transform(rows["text"][:3], modality="text")
+    cosines = {name: queries @ found.pipeline.transform(own, modality=name).T for name, own in rows.items()}
+    cosines["audio"][:, 7] = -np.inf  # what indexes give where there is no row
+    merged = found.merge(queries, {name: (np.tile(range(50), (3, 1)), own) for name, own in cosines.items()}, k=200)
+    for row, query in enumerate(queries):
+        alone = {name: (range(50), own[row]) for name, own in cosines.items()}
+        scores = [(z, n, name) for name in rows for n, z in enumerate(found.z(query, cosines[name][row], name))]
+        expected = [(n, name, z) for z, n, name in sorted(scores, reverse=True) if np.isfinite(z)]
+        assert (merged[row], {name for _, name, _ in expected[:100]}) == (expected, set(rows))
+        assert (found.merge(query, alone, k=4), found.merge(query, alone)) == (expected[:4], expected[:10])
+
+
+def test_curves_are_the_logistic_regression_of_pairs() -> None:
+    rows = dict(zip(("image", "text"), make_vectors(60, 1), strict=True))
+    rows["text"] = rows["text"][::2]
+    found = Calibration.fit(rows)
+    x = {name: found.pipeline.transform(own, modality=name).astype(np.float64) for name, own in rows.items()}
+    pairs = {("text", name): (3 * x["text"], own) for name, own in x.items()}
+    fitted = found.fit_pairs({**pairs, ("image", "text"): (x["image"], x["text"])})
+    assert fitted.curves.keys() == pairs.keys()  # images lack pairs with images
+    cosines = x["text"] @ x["image"].T
+    off = 1 / (1 + np.exp(-fitted.z(x["text"], cosines, "image", "text"))) - np.eye(60)
+    assert [off.sum(), (off * cosines).sum()] == pytest.approx([0, 0], abs=1e-4)  # the likelihood is at its maximum
+    assert (fitted.z(x["image"], cosines.T, "text", "image") == found.z(x["image"], cosines.T, "text")).all()
+    query, searched = x["text"][0], {name: (range(60), x["text"][0] @ own.T) for name, own in x.items()}
+    curves = [(name, *fitted.curves["text", name]) for name in x]
+    expected = max((a * s + b, name) for name, a, b in curves for s in searched[name][1])
+    assert fitted.merge(query, searched, 1, "text")[0][1:] == (expected[1], pytest.approx(expected[0]))
+
+
+def test_degenerate_inputs() -> None:
+    flat = np.random.default_rng(0).normal(size=(100, 3)) * [1, 1, 1e-9]
+    found = Calibration.fit({"image": flat}, pipeline=preset("c1").fit({"image": flat}))
+    assert (found.z(np.zeros(3), [0.3, np.nan], "image")[0]) == 0
+    steep = found.z([0, 0, 1.0], [0.1], "image")[0]  # no row varies in this direction
+    assert steep == pytest.approx(0.1 / np.sqrt(1e-3 / 3), rel=0.05)
+    constant = {"text": np.eye(3)[[0] * 4]}
+    plain = preset("c1").fit(constant)
+    assert Calibration.fit(constant, pipeline=plain).z([1.0, 0, 0], [1.0], "text") == [0]
+    assert found.merge([1.0, 0, 0], {"image": ([], [])}) == []
+    for query, modality in (([1.0, 0, 0], "audio"), ([1.0, 0], "image")):
+        with pytest.raises(TransformError, match=r"image \(3 dimensions\)"):
+            found.z(query, [0.5], modality)
+    refused: list[tuple[Any, Pipeline, str]] = [
+        (Moments.from_rows(3 * flat), plain, "norm 1"),
+        (flat, preset("c3"), "'c3' is not fitted"),
+        (flat, preset("clipre").fit({"image": flat, "text": flat}), "only rows"),
+    ]
+    for rows, pipeline, words in refused:
+        with pytest.raises(TransformError, match=words):
+            Calibration.fit({"image": rows}, pipeline=pipeline)

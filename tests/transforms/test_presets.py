@@ -22,7 +22,7 @@ from c3tools.transforms.torch_module import TransformModule
 from tests.golden import recorded
 from tests.stores import assert_close, unit
 
-from .conftest import Array, P, Pairs, between, retrieved
+from .conftest import MOMENTS, ROWS, Array, P, Pairs, X, Y, between, retrieved
 
 SIGMA = 0.1
 
@@ -105,24 +105,24 @@ def test_every_preset_has_a_formula_and_the_steps_on_record() -> None:
 
 def test_steps_of_another_size() -> None:
     z = keyed_normal(0, 0, P.keys, 24).astype(np.float64)
-    noisy = unit(P.y - P.y.mean(0) + covariant(P, z, 0.3))
+    noisy = unit(Y - Y.mean(0) + covariant(P, z, 0.3))
     for steps, expected in (
-        ([GapShift(delta=0.3)], unit(P.y + 0.3 / 2 * gap_unit(P))),
+        ([GapShift(delta=0.3)], unit(Y + 0.3 / 2 * gap_unit(P))),
         ([Collapse(), CovarianceNoise(0.3)], noisy),
     ):
-        pipeline = between(*steps).fit(P.rows)
-        got = pipeline.transform(P.y, modality="text", training=True, keys=P.keys)
+        pipeline = between(*steps).fit(ROWS)
+        got = pipeline.transform(Y, modality="text", training=True, keys=P.keys)
         assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, tmp_path: Path) -> None:
-    own = dict.fromkeys(P.rows, P.items)
-    pipeline = preset(name, sigma=SIGMA).fit(P.moments, P.rows, items=own)
+    own = dict.fromkeys(ROWS, P.items)
+    pipeline = preset(name, sigma=SIGMA).fit(MOMENTS, ROWS, items=own)
     loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
     expected = dict(zip((True, False), FORMULAS[name], strict=True))
     names: dict[str, Any] = {"keys": P.keys, "items": P.items, "epoch": 2}
-    for training, modality, rows in ((True, "text", P.y * 3), (False, "image", P.x * 0.5)):
+    for training, modality, rows in ((True, "text", Y * 3), (False, "image", X * 0.5)):
         got = pipeline.transform(rows, modality=modality, training=training, seed=5, **names)
         assert got.dtype == np.float32
         assert_close(got, expected[training])
