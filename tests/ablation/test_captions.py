@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import inspect
-import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools import ablate
 from c3tools.ablation.captions import CaptionTask
 from c3tools.ablation.methods import METHODS, Cell
 from c3tools.ablation.run import run_cells
@@ -186,12 +183,11 @@ def test_each_sigma_is_a_row_once(table: Table, toy_store: Store, tmp_path: Path
 
 
 def test_the_command_of_a_table_has_all_that_it_depends_on(table: Table, toy_store: Store) -> None:
-    defaults = {name: each.default for name, each in inspect.signature(ablate).parameters.items()}
-    assert [defaults[name] for name in ("seeds", "sigma", "spice", "jobs")] == [3, (0.1,), False, 1]
     result, messages = table(methods="C3,CLIPRe", sigma=0.05, set=["dropout=0.2"], beams=2, split="val", device="cpu")
-    options = "--methods C3,CLIPRe --seeds 1 --sigma 0.05 --split val --size tiny --set dropout=0.2"
-    expected = f"c3 ablate --store {toy_store.path} {options} --epochs 1 --beams 2 --device cpu --precision fp32"
-    assert shlex.split(result.command) == shlex.split(expected)
+    options = (
+        "--methods C3,CLIPRe --seeds 1 --sigma 0.05 --split val --size tiny --set dropout=0.2 --epochs 1 --beams 2"
+    )
+    assert result.command == f"c3 ablate --store {toy_store.path} {options} --device cpu --precision fp32"
     assert any("checkpoints are chosen on" in text for text in messages)
 
 

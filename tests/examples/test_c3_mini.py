@@ -53,7 +53,7 @@ def write_corpus(folder: Path) -> None:
     write_jsonl(folder / "alone.jsonl", row(0, *["A dog in a boat"] * 3), row(1, "secret", has_photo_in_coco_cc=True))
 
 
-def features_of(made: ModuleType, run: Any) -> tuple[object, list[object], torch.Tensor, torch.Tensor]:
+def features_of(made: ModuleType, run: Any) -> Any:
     """What `make.features` gives, without the packages of weights."""
     from features import split_tower
     from student import text_inputs

@@ -24,7 +24,7 @@ def export(store: Store, tmp_path: Path) -> Callable[..., Path]:
     return lambda **options: export_store(store, tmp_path / "c3-export", **options).output
 
 
-def expected(folder: Path) -> tuple[list[str], np.ndarray]:
+def expected(folder: Path) -> Any:
     import pyarrow.dataset as ds
 
     columns = ds.dataset(folder).to_table(["key", "embedding"]).to_pydict()
@@ -80,11 +80,12 @@ def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: p
 
 def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: Path) -> None:
     folder = export(format="npy", dtype="float32", role="inference")
-    parts = list(script("interop/embedding_reader_batches.py", "embedding_reader").batches(folder, batch_size=50))
-    keys = [key for _, frame in parts for key in frame["key"]]
+    reader = script("interop/embedding_reader_batches.py", "embedding_reader")
+    read, frames = zip(*reader.batches(folder, batch_size=50), strict=True)
+    keys = [key for frame in frames for key in frame["key"]]
     assert len(keys) == 180 and keys[61] == "img030#1"
     arrays = [np.load(path) for path in sorted((folder / "text/embeddings").glob("*.npy"))]
-    np.testing.assert_allclose(np.concatenate([array for array, _ in parts]), np.concatenate(arrays), atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(read), np.concatenate(arrays), atol=1e-6)
     threads = torch.get_num_threads()
     try:
         made = script("interop/autofaiss_index.py", "autofaiss").index(folder, tmp_path)
@@ -101,7 +102,7 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(tmp_path: P
     store = gap_store(tmp_path / "c3-store", dtype="float32")
     place = library.connect(tmp_path / "db") if package == "lancedb" else library.QdrantClient(":memory:")
 
-    def filled(preset: str) -> tuple[Pipeline, Index, tuple[Any, ...]]:
+    def filled(preset: str) -> tuple[Pipeline, Index, Any]:
         """The pipeline of an export, the index of its preset, and where the database has its rows."""
         export = export_store(store, tmp_path / preset, preset=preset, dtype="float32", role="inference")
         table = example.fill(place, preset, tmp_path / preset)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,21 @@ print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
 def test_bombs(tmp_path: Path, budget: Any) -> None:
-    count = 0
+    done, folder = 0, tmp_path / "bomb"
+    folder.mkdir()
+    bombs = chain.from_iterable(write_bombs(folder) for _ in count())
     while budget.is_left():
-        folder = tmp_path / "bomb"
-        folder.mkdir()
-        for arguments, name in write_bombs(folder):
-            count += 1
-            if arguments[0] == "embed":
-                arguments += ["--workers", "1", "--backend", "torch", "--precision", "fp32"]
-            command = [sys.executable, "-S", "-c", _MEASURE, *_C3, *arguments]
-            code, peak = json.loads(subprocess.check_output(command, cwd=folder))
-            said = (folder / "said").read_text(encoding="utf-8")
-            store = Store.open(folder / "c3-store") if code == 0 else None
-            listed = store is not None and (store.count("image") <= 1 or store.recorded_failures())
-            assert listed or (code == 1 and "Error:" in said), (name, code, said)
-            assert peak < _MOST, (name, peak)
-            shutil.rmtree(folder)
-            folder.mkdir()
-            if not budget.is_left():
-                break
+        arguments, name = next(bombs)
+        done += 1
+        if arguments[0] == "embed":
+            arguments += ["--workers", "1", "--backend", "torch", "--precision", "fp32"]
+        command = [sys.executable, "-S", "-c", _MEASURE, *_C3, *arguments]
+        code, peak = json.loads(subprocess.check_output(command, cwd=folder))
+        said = (folder / "said").read_text(encoding="utf-8")
+        store = Store.open(folder / "c3-store") if code == 0 else None
+        listed = store is not None and (store.count("image") <= 1 or store.recorded_failures())
+        assert listed or (code == 1 and "Error:" in said), (name, code, said)
+        assert peak < _MOST, (name, peak)
         shutil.rmtree(folder)
-    budget.report(f"{count} bombs, each an error or a failure")
+        folder.mkdir()
+    budget.report(f"{done} bombs, each an error or a failure")
