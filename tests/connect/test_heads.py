@@ -85,7 +85,7 @@ def test_a_training_is_that_on_record(connect: Connect) -> None:
     record = connect(reporter=said, **changes).record
     del record["made_from"], record["seconds"]
     record |= json.loads(Path("heads/geometry.json").read_text())
-    recorded(Path(__file__).parent / "golden" / "heads.json", {**record, "said": said.texts}, rel=2e-3)
+    recorded(Path(__file__).parent / "golden/heads.json", {**record, "said": said.texts}, rel=2e-3)
     assert_interface(connect_heads, connect_towers)
 
 

@@ -139,7 +139,7 @@ def test_models_are_listed_with_their_sizes_and_what_is_on_this_machine(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", found)
     asked = "", "ViT-L-14/OpenAI", "ViT-L-14-336/openai", "roberta-ViT-B-32", "ViT-B-16-SigLIP-512"
     value = [loading.list_models(name)[0] for name in asked]
-    recorded(Path(__file__).parent / "golden" / "models.json", value)
+    recorded(Path(__file__).parent / "golden/models.json", value)
     here = {row["name"] for row in loading.list_models(here=True)}
     assert {row["name"] in here for row in value if row["here"]} == {True}
     with pytest.raises(EncoderError, match=r"on this machine.*'roberta'"):

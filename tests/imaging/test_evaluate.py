@@ -56,7 +56,7 @@ def test_the_scores_are_those_of_the_features_and_real_photos_have_the_best(
     )
     table = result.table()
     value = {**result.to_dict(), "table": [table.title, table.columns, *table.rows]}
-    recorded(Path(__file__).parent / "golden" / "scores.json", value, rel=2e-3)
+    recorded(Path(__file__).parent / "golden/scores.json", value, rel=2e-3)
     assert result.scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[:12], reference.pixels), rel=1e-3)
     nearest = (encoder.encode_texts(texts.captions) @ encoder.encode_images(NOISE[:12]).T).argmax(axis=1)
     assert result.scores["recall@1-c3-mini"] == pytest.approx(100 * np.mean(nearest == np.arange(12)), abs=1e-3)
@@ -142,14 +142,14 @@ def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path
 def test_photos_that_are_gone_are_named_beside_the_scores(c3: C3, encoder: Encoder, tmp_path: Path) -> None:
     store = mini_store(tmp_path / "c3-store", encoder)
     gone = Path(store.load("image", "test").column("path")[0])
-    write_made(tmp_path / "made", NOISE[:6])
+    write_made(Path("made"), NOISE[:6])
     gone.unlink()
     said = done(c3("evaluate", "--images", "made", "--json", "scores.json")).stdout
-    content = json.loads((tmp_path / "scores.json").read_text())
+    content = json.loads(Path("scores.json").read_text())
     assert ("FD-c3-mini" in said, "Images nearest" in said, str(gone) in content["notes"][0]) == (True, True, True)
     assert (content["n"], content["reference"]) == (6, 11)
     for path in store.load("image", "train").column("path"):
         Path(path).unlink()
-    unknown = evaluate_images(tmp_path / "made", store, precision="fp32")
+    unknown = evaluate_images("made", store, precision="fp32")
     assert (unknown.nearest, unknown.copied) == ([], None)
     assert "Copies of training photos were not looked for" in unknown.notes[1]

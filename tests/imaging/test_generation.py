@@ -25,11 +25,11 @@ Make = Callable[..., GeneratedImages]
 
 
 @pytest.fixture
-def make(untrained: Generator, encoder: Encoder, tmp_path: Path) -> Make:
-    """Generate images into ``out``."""
+def make(untrained: Generator, encoder: Encoder, c3: C3) -> Make:
+    """Generate images into ``out`` in an empty folder."""
 
     def run(texts: Any = (), **options: Any) -> GeneratedImages:
-        shared = {"generator": untrained, "encoder": encoder, "output": tmp_path / "out", "sampling_steps": 2}
+        shared = {"generator": untrained, "encoder": encoder, "output": "out", "sampling_steps": 2}
         return generate(texts, **{**shared, **options})
 
     return run
@@ -44,7 +44,7 @@ def test_the_same_text_and_seed_give_the_same_image(make: Make, untrained: Gener
     made, alone = make(texts), make("a red bus")
     together = pixels(made.open())
     colours = [np.asarray(image).mean(axis=(0, 1)).tolist() for image in made.open()]
-    recorded(Path(__file__).parent / "golden" / "colours.json", colours, rel=0.02)
+    recorded(Path(__file__).parent / "golden/colours.json", colours, rel=0.02)
     assert alone.images[0] == made.images[1]
     ask = partial(untrained.generate, encoder=encoder, sampling_steps=2)
     assert pixels(ask(texts[::-1]))[::-1] == together
@@ -54,8 +54,8 @@ def test_the_same_text_and_seed_give_the_same_image(make: Make, untrained: Gener
     assert len({*together, *three, *other}) == 6
 
 
-def test_a_folder_has_images_a_list_and_a_page_and_what_is_there_is_not_made_again(make: Make, tmp_path: Path) -> None:
-    texts, folder, told = ["<b>a dog</b>", "snow"], tmp_path / "out", Messages()
+def test_a_folder_has_images_a_list_and_a_page_and_what_is_there_is_not_made_again(make: Make) -> None:
+    texts, folder, told = ["<b>a dog</b>", "snow"], Path("out"), Messages()
     made = make(texts, n=2)
     names = [image.file for image in made.images]
     assert {path.name for path in folder.iterdir()} == {*names, "images.json", "images.html"}
@@ -74,11 +74,11 @@ def test_a_folder_has_images_a_list_and_a_page_and_what_is_there_is_not_made_aga
     assert make(["snow"], sampling_steps=3).images[0].file not in names  # another setting has another name
 
 
-def test_images_of_embeddings_and_of_photos(make: Make, untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
-    photo = write_photos(tmp_path / "photos", 2)[1]
-    np.save(tmp_path / "vectors.npy", encoder.encode_images([photo], batch_size=1))
+def test_images_of_embeddings_and_of_photos(make: Make, untrained: Generator, encoder: Encoder) -> None:
+    photo = write_photos(Path("photos"), 2)[1]
+    np.save("vectors.npy", encoder.encode_images([photo], batch_size=1))
     of_photo = make(images=[photo])
-    of_image, of_text = (make(modality=name, embeddings=tmp_path / "vectors.npy") for name in ("image", "text"))
+    of_image, of_text = (make(modality=name, embeddings="vectors.npy") for name in ("image", "text"))
     assert of_photo.images[0].file.startswith("photo001-")
     assert of_photo.modality == of_image.modality == "image"
     own = untrained.generate(images=[photo], keys=["embedding 0"], encoder=encoder, sampling_steps=2)
@@ -90,11 +90,11 @@ def test_images_of_embeddings_and_of_photos(make: Make, untrained: Generator, en
     assert pixels(first.open()) == pixels(again.open()) != pixels(second.open())
 
 
-def test_one_caption_of_each_image_is_drawn_by_the_seed(make: Make, tmp_path: Path) -> None:
-    lines, splits = tmp_path / "texts.txt", ["test"] * 8 + ["train"] * 2
+def test_one_caption_of_each_image_is_drawn_by_the_seed(make: Make) -> None:
+    lines, splits = Path("texts.txt"), ["test"] * 8 + ["train"] * 2
     captions = [[f"{i} {j}" for j in range(3)] for i in range(10)]
     rows = ({"image": f"{i}.jpg", "captions": captions[i], "split": split} for i, split in enumerate(splits))
-    path = write_jsonl(tmp_path / "captions.jsonl", *rows)
+    path = write_jsonl(Path("captions.jsonl"), *rows)
     lines.write_text("a dog\n\na cat\n")
 
     def asked(path: Path, **options: Any) -> list[tuple[str, str | None]]:
@@ -109,7 +109,7 @@ def test_one_caption_of_each_image_is_drawn_by_the_seed(make: Make, tmp_path: Pa
         asked(path, split="val")
 
 
-def test_what_cannot_be_asked_is_refused(make: Make, untrained: Generator, encoder: Encoder, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_refused(make: Make, untrained: Generator, encoder: Encoder) -> None:
     short, bad = np.ones((1, 4), np.float32), np.full((2, untrained.dim), np.nan, np.float32)
     with pytest.raises(GeneratorError, match="one of"):
         untrained.generate(["a dog"], embeddings=short, encoder=encoder)
@@ -122,21 +122,21 @@ def test_what_cannot_be_asked_is_refused(make: Make, untrained: Generator, encod
     ):
         with pytest.raises(GeneratorError, match=named):
             make(**given)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.png").write_bytes(b"")
+    Path("out").mkdir()
+    Path("out/mine.png").touch()
     with pytest.raises(OutputError, match="mine"):
         make("a dog")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.png"]
+    assert [path.name for path in Path("out").iterdir()] == ["mine.png"]
 
 
-def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, tmp_path: Path, hub: Hub) -> None:
-    untrained.save(tmp_path / "c3-generator")
-    (tmp_path / "texts.txt").write_text("a dog\na cat\n")
+def test_the_command_asks_a_saved_generator(c3: C3, untrained: Generator, hub: Hub) -> None:
+    untrained.save(Path("c3-generator"))
+    Path("texts.txt").write_text("a dog\na cat\n")
     done(c3("generate", "--captions", "texts.txt", "--sampling-steps", "2", "--json", "made.json", "-n", "2"))
-    content, folder = json.loads((tmp_path / "made.json").read_text()), tmp_path / "c3-images"
+    content = json.loads(Path("made.json").read_text())
     assert [image["asked"] for image in content["images"]] == ["a dog", "a dog", "a cat", "a cat"]
-    assert {**content, "format_version": 1} == json.loads((folder / "images.json").read_text())
-    assert "4 images by c3-generator, seed 0, 2 steps, guidance 2." in (folder / "images.html").read_text()
+    assert {**content, "format_version": 1} == json.loads(Path("c3-images/images.json").read_text())
+    assert "4 images by c3-generator, seed 0, 2 steps, guidance 2." in Path("c3-images/images.html").read_text()
     untrained.push_to_hub("me/images")
     assert "pipeline_tag: text-to-image" in hub.last("models/me/images")["README.md"].decode()
     assert Generator.load("hf-hub:me/images", FP32).fingerprint() == untrained.fingerprint()

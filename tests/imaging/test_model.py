@@ -76,7 +76,7 @@ def test_sizes_are_those_on_record() -> None:
     for name, size in SIZES.items():
         with torch.device("meta"):
             sizes[name] = {**asdict(size), "parameters": sum(p.numel() for p in ImageNetwork(size).parameters())}
-    recorded(Path(__file__).parent / "golden" / "sizes.json", sizes)
+    recorded(Path(__file__).parent / "golden/sizes.json", sizes)
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -120,7 +120,7 @@ def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, tmp_pa
     record = made.record
     facts = {name: value for name, value in record.items() if name not in ("made_from", "seconds")}
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))  # nothing else of the run
-    recorded(Path(__file__).parent / "golden" / "training.json", {**facts, "said": said, "files": files}, rel=2e-3)
+    recorded(Path(__file__).parent / "golden/training.json", {**facts, "said": said, "files": files}, rel=2e-3)
     assert_interface(evaluate_images, generate, train_generator)
     assert Generator.load("c3-generator", FP32).record == record
     assert "nothing to do" in train(**options)[1][-1]
