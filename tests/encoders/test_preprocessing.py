@@ -40,7 +40,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
 
 
 def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
-    values = np.linspace(0, 65535, 700 * 3).astype(np.uint16).reshape(700, 3)
+    values = np.linspace(0, 65535, 2100).astype(np.uint16).reshape(700, 3)
     holes = values.astype(np.float32) / 2**20
     holes[0, 0], holes[300, 1], holes[300, 2] = np.nan, np.inf, -np.inf
     known = np.nan_to_num(holes.astype(float), posinf=65535 / 2**20).clip(0)
@@ -49,13 +49,12 @@ def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(open_image(tmp_path / name)[0])[..., 1], (scaled * 255).astype(int))
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [("avif", 12), ("jp2", 0), ("gif", 20)])
-def test_formats_that_pillow_may_have(tmp_path: Path, suffix: str, tolerance: int) -> None:
-    if f".{suffix}" not in Image.registered_extensions():
-        pytest.skip(f"Pillow was built without {suffix}")
-    more: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]} if suffix == "gif" else {}
-    gradient(64, 48).save(tmp_path / f"x.{suffix}", **more)  # of an animation, the first frame counts
-    assert_opened(tmp_path / f"x.{suffix}", gradient(64, 48), tolerance)
+def test_formats_that_pillow_may_have(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]}
+    for name, tolerance, options in (("x.avif", 12, {}), ("x.jp2", 0, {}), ("x.gif", 20, more)):
+        if Path(name).suffix in Image.registered_extensions():
+            gradient(64, 48).save(tmp_path / name, **options)  # of an animation, the first frame counts
+            assert_opened(tmp_path / name, gradient(64, 48), tolerance)
 
 
 def test_rotation_is_applied_and_heic_is_read_by_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def unclip(dim: int, folder: Path) -> Any:
     normalizer.mean.data[:], normalizer.std.data[:] = 0.3, 0.4
     unet = {"sample_size": 8, "block_out_channels": (32, 64), "attention_head_dim": (2, 4), "layers_per_block": 1}
     unet |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * dim}
-    unet |= {"cross_attention_dim": 16, "use_linear_projection": True}
+    unet["cross_attention_dim"] = 16
     unet |= {
         f"{way}_block_types": [f"{way.title()}Block2D", f"CrossAttn{way.title()}Block2D"] for way in ("up", "down")
     }
@@ -47,11 +47,11 @@ def unclip(dim: int, folder: Path) -> Any:
         feature_extractor=CLIPImageProcessor(crop_size=16, size=16),
         image_encoder=VisionModel(CLIPVisionConfig(**pixels)),
         image_normalizer=normalizer,
-        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        image_noising_scheduler=DDPMScheduler(),
         tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8),
         text_encoder=CLIPTextModel(CLIPTextConfig(max_position_embeddings=8, **words)),
         unet=UNet2DConditionModel(**unet),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1),
+        scheduler=DDIMScheduler(),
         vae=AutoencoderKL(block_out_channels=(32,), norm_num_groups=8),
     )
 

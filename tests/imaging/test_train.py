@@ -63,8 +63,7 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPa
         noisy, times, inputs, withhold, velocity = asked
         assert count == len(noisy)
         epoch, rows = task.batch(number)
-        assert sorted(rows) == list(range(len(TRAIN)))
-        assert epoch == number
+        assert (epoch, sorted(rows)) == (number, [*range(len(TRAIN))])
         images = as_images(TRAIN.pixels[rows])  # of one colour each, so that a flip changes nothing
         assert noisy.is_contiguous()
         keys = [rows_of.keys[row] for row in rows]  # Corrupt draws noise in every epoch; none retrieves itself
@@ -138,16 +137,15 @@ def test_the_method_reads_no_caption(train: Train, store: Store) -> None:
 
 
 def test_what_the_user_should_know_is_noted(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = replace(MICRO_SIZE, training=replace(MICRO_SIZE.training, steps=22))
+    size = replace(MICRO_SIZE, training=replace(QUICK, steps=22))
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": size})
-    rows = image_rows(write_photos(Path("photos"), 30))
-    plain = Rows.of("image", rows.keys, rows.embeddings, path=rows.column("path"), split=["train"] * 30)
+    paths = [*map(str, write_photos(Path("photos"), 30))]
+    plain = Rows.of("image", paths, of_colours(30, -1), path=paths, split=["train"] * 30)
     made, told = train(store=build_store(Path("plain"), plain, model=TOY))
     assert made.record["photos"] == {"train": 27, "val": 3}
-    notes = made.record["notes"]
-    expected = "3 images are held out", "no text", "2 steps are too few"
-    assert [named in note for named, note in zip(expected, notes, strict=True)] == [True] * 3
-    assert set(notes) <= set(told)
+    held, texts, steps = made.record["notes"]
+    assert ("3 images are held out" in held, "no text" in texts, "2 steps are too few" in steps) == (True, True, True)
+    assert {held, texts, steps} <= {*told}
 
 
 def test_sigma_of_a_rule_is_that_of_noise_on_photos(train: Train, store: Store) -> None:
