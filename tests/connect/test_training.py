@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +158,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole, first, second = (pair_task(settings) for _ in range(3))
     expected, step = train(whole), first.step
 
-    def killed(number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
+    def killed(number: int, update: Any) -> tuple[float, int]:
         if number == 11:
             raise TimeoutError
         return step(number, update)

@@ -92,9 +92,8 @@ def test_long_texts_are_counted_and_come_in_smaller_batches(encoder: Encoder) ->
 
 
 def test_the_number_of_threads_and_what_ran_before_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
+    pixels, results = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), np.uint8), []
     batches = [pixels[number : number + 1 + number % 5] for number in range(30)]
-    results = []
     for threads in (1, 3):
         monkeypatch.setattr(openvino_backend, "threads", lambda threads=threads: threads)
         backend = load_encoder(name, backend="openvino", precision="fp32").backend

@@ -45,9 +45,6 @@ def of_colours(count: int, side: int) -> np.ndarray:
     return unit((COLOURS[:count] / 127.5 - 1) @ turn + side * gap + 0.05 * noise)
 
 
-
-
-
 def write_photos(folder: Path, count: int) -> list[Path]:
     """Photos of one colour, with a darker left half, so that a flip can be seen."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,8 @@ def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: En
     photos = photos_of(squares)
     scorer = ImageScorer(photos, None, [encoder], conditioning=encoder.identity)
     moved = np.clip(squares + 40.0 + rng.integers(-20, 20, squares.shape), 0, 255).astype(np.uint8)
-    made, texts, keys = list(map(Image.fromarray, moved)), [f"photo {i}" for i in range(30)], photos.rows.keys
-    (scores, together), (_, alone) = (scorer.score(made, texts, case) for case in (keys, [*keys[:1], *[None] * 29]))
+    made, keys = [*map(Image.fromarray, moved)], photos.rows.keys
+    (scores, together), (_, alone) = (scorer.score(made, keys, case) for case in (keys, [*keys[:1], *[None] * 29]))
     for name, score in scores.items():
         for values, count in ((together[name], 30), (alone[name], 59)):
             assert (values.shape, values.mean()) == ((count,), pytest.approx(score))

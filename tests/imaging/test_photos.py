@@ -38,7 +38,6 @@ def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     gone = f"{paths[1]} (there is no such file); {paths[2]} (not an image in a format that Pillow can read); {paths[3]}"
     assert photos.unread == f"Could not read: {gone} (there is no such file); and 2 more"
     paths[0].unlink()
-    imported = build_store(tmp_path / "imported", image_rows([""] * 6))
-    for of in (store, imported):
+    for of in (store, build_store(tmp_path / "imported", image_rows([""] * 6))):
         with pytest.raises(GeneratorError, match=f"None of the 6 photos of the store {of.path}"):
             read_photos(of, of.load("image"), 8)
