@@ -40,13 +40,13 @@ class World:
 
     texts: Rows
     images: Rows
-    references: dict[str, list[str]]
+    references: Any
 
     @property
-    def moments(self) -> dict[str, Moments]:
+    def moments(self) -> Any:
         return {rows.modality: Moments.from_rows(rows.embeddings) for rows in (self.texts, self.images)}
 
-    def split(self, held_out: int) -> tuple[Rows, Rows]:
+    def split(self, held_out: int) -> Any:
         """The captions of the first images, and those of the last ``held_out``."""
         last = set(self.images.keys[-held_out:])
         inside = np.array([item in last for item in self.texts.items])

@@ -38,9 +38,7 @@ def test_the_test_images_are_captioned_and_scored(captions_store: Store, caption
     expected = score_captions(result.captions, known).corpus
     assert result.scores == pytest.approx(expected)
     assert all(low <= expected[name] <= high for name, (low, high) in result.intervals.items())
-    table = result.table()
-    assert table.columns == ["score", "%", "95 % interval"]
-    assert [row[:2] for row in table.rows] == [[name, f"{value:.1f}"] for name, value in expected.items()]
+    assert [row[:2] for row in result.table().rows] == [[name, f"{value:.1f}"] for name, value in expected.items()]
 
 
 def references_file(folder: Path, known: Any, name: str) -> Path:
@@ -58,7 +56,7 @@ def test_two_sets_of_captions_are_compared_without_a_store(known: Any, perfect: 
     assert cider["p_value"] < 0.01
     assert result.to_dict()["differences"]["CIDEr"] == cider
     table = result.table()
-    assert (table.title, table.columns[3:]) == ("16 captions", ["difference", "p"])
+    assert table.columns[3:] == ["difference", "p"]
     change = "{difference:+.1f} ({low:+.1f} – {high:+.1f})".format_map(cider)
     assert table.rows[-1][3:] == [change, f"{cider['p_value']:.3f}"]
 

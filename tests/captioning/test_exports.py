@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c3tools import Captioner, evaluate_captions, train_captioner
+from c3tools import evaluate_captions, train_captioner
 from c3tools.errors import DecoderError, MetricError, StoreError, TransformError
 from c3tools.export import export_store
 from c3tools.store import Store
@@ -45,15 +45,7 @@ def test_an_export_gives_the_weights_of_the_store(
     assert known[0].captions == known[1].captions
 
 
-def test_noise_on_a_finished_export_is_said_to_be_another_method(collapsed: Path, tmp_path: Path) -> None:
-    said = Messages()
-    captioner = train_captioner(collapsed, sigma=0.05, output=tmp_path / "d", reporter=said, **TINY)
-    assert any("0.05" in text and "--before-noise" in text for text in said.texts)
-    assert [step.kind for step in captioner.pipeline.steps][-2:] == ["gaussian-noise", "normalize"]
-    assert Captioner.load(tmp_path / "d").record["sigma"] == 0.05
-
-
-def test_what_contradicts_the_pipeline_of_an_export_is_refused(
+def test_what_contradicts_the_pipeline_of_an_export_is_refused_or_told(
     captions_store: Store, collapsed: Path, tmp_path: Path
 ) -> None:
     noised = export_store(captions_store, tmp_path / "noised", preset="c3", sigma=0.1).output
@@ -74,6 +66,12 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused(
             evaluate_captions(collapsed, decoder=own, **given)
     with pytest.raises(DecoderError, match="c2-collapse"):
         evaluate_captions(collapsed, decoder=own, resamples=0)
+    # noise on a finished export is another method
+    said = Messages()
+    captioner = train_captioner(collapsed, sigma=0.05, output=tmp_path / "d", reporter=said, **TINY)
+    assert any("0.05" in text and "--before-noise" in text for text in said.texts)
+    assert [step.kind for step in captioner.pipeline.steps][-2:] == ["gaussian-noise", "normalize"]
+    assert captioner.record["sigma"] == 0.05
 
 
 @pytest.mark.parametrize("with_pipeline", [True, False])

@@ -120,7 +120,6 @@ def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
     options: Any = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
     train_captioner(captions_store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
     lm, images, encoder = Captioner.load(tmp_path / "lm"), make_world().images, counting_encoder(ANIMALS)
-    assert lm.is_language_model
     for method in ("magic", "zerocap"):
         monkeypatch.setitem(CANDIDATES, method, 20)
         assert lm.caption(embeddings=images.embeddings[:1], steer=method, encoder=encoder)

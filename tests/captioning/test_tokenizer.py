@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 
 import numpy as np
 from hypothesis import given
@@ -43,25 +42,13 @@ def test_frequent_words_become_tokens_and_decoding_stops_at_the_end() -> None:
     assert rows.batch(np.array([1, 0]), PAD_ID).tolist() == [[*ids[:2], END_ID, PAD_ID], ids]
 
 
-def rows_of(lengths: Iterable[int]) -> TokenRows:
-    rows = TokenRows(TOKENIZER, [], 40)
-    rows.lengths = np.array(list(lengths))
-    return rows
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=300), st.integers(1, 50), st.integers(0, 5), st.integers(0, 3))
-def test_every_row_occurs_once(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
-    batches = rows_of(lengths).batches(batch_size, seed, epoch)
-    assert sorted(np.concatenate(batches).tolist()) == [*range(len(lengths))]
-    assert max(map(len, batches)) <= batch_size
-    assert len(batches) == -(-len(lengths) // batch_size)
-
-
-def test_epochs_and_seeds_differ_and_padding_is_rare() -> None:
-    lengths = np.random.default_rng(0).integers(6, 30, size=8000)
-    rows = rows_of(lengths)
-    batches = rows.batches(64, 0, 0)
+def test_every_row_occurs_once_in_an_epoch_and_epochs_and_seeds_differ_and_padding_is_rare() -> None:
+    for n in (1, 63, 64, 65, 5000, 8000):
+        rows, lengths = TokenRows(TOKENIZER, [], 40), np.random.default_rng(n).integers(6, 30, size=n)
+        rows.lengths = lengths
+        batches, *others = (rows.batches(64, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0)))
+        assert sorted(np.concatenate(batches).tolist()) == [*range(n)]
+        assert (max(map(len, batches)), len(batches)) == (min(n, 64), -(-n // 64))
     computed = sum(len(batch) * lengths[batch].max() for batch in batches)
     assert 1 - lengths.sum() / computed < 0.03
-    for other in (rows.batches(64, 0, 1), rows.batches(64, 1, 0)):
-        assert set(other[0].tolist()) != set(batches[0].tolist())
+    assert all({*other[0].tolist()} != {*batches[0].tolist()} for other in others)

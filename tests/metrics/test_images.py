@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 
 from c3tools.errors import MetricError
 from c3tools.metrics.images import (
@@ -27,7 +28,7 @@ def test_a_copy_of_a_training_photo_is_found() -> None:
     made[7] = 2 * training[23] + 1e-3
     rows, cosines, copied = nearest_photos(made, training, real)
     assert (rows[7], copied[7]) == (23, True)
-    np.testing.assert_allclose(cosines, (unit(made) @ unit(training).T).max(axis=1), atol=1e-6)
+    assert_allclose(cosines, (unit(made) @ unit(training).T).max(axis=1), atol=1e-6)
 
 
 def derivatives(score: Any, n: int, step: float = 1e-4) -> Any:
@@ -57,8 +58,8 @@ def test_the_influence_on_the_frechet_distance_is_its_derivative(
     assert frechet_of(own, other) == pytest.approx(distance, abs=1e-8)
     by_x = derivatives(lambda weights: frechet_of((x, weights), other), n)
     by_y = derivatives(lambda weights: frechet_of(own, (y, weights)), m)
-    np.testing.assert_allclose(first, by_x, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(second, by_y, rtol=1e-3, atol=1e-3)
+    assert_allclose(first, by_x, rtol=1e-3, atol=1e-3)
+    assert_allclose(second, by_y, rtol=1e-3, atol=1e-3)
 
 
 def test_the_influence_of_fewer_images_than_dimensions_is_that_within_their_span() -> None:
@@ -66,9 +67,9 @@ def test_the_influence_of_fewer_images_than_dimensions_is_that_within_their_span
     x, y = rng.normal(size=(10, 40)), 0.5 + rng.normal(size=(200, 40))
     _, first, second = frechet_distance(x, y)
     by_x = derivatives(lambda weights: frechet_of((x, weights), (y, np.full(200, 1 / 200))), 10, 1e-3)
-    np.testing.assert_allclose(first, by_x, rtol=0.01, atol=0.01 * first.std())
+    assert_allclose(first, by_x, rtol=0.01, atol=0.01 * first.std())
     turned = np.linalg.qr(rng.normal(size=(40, 40)))[0]
-    np.testing.assert_allclose(frechet_distance(x @ turned, y @ turned)[2], second, atol=1e-8)
+    assert_allclose(frechet_distance(x @ turned, y @ turned)[2], second, atol=1e-8)
 
 
 @given(st.integers(0, 1000), st.integers(2, 20), st.integers(2, 20))
@@ -81,7 +82,7 @@ def test_the_kernel_distance_and_the_influence_on_it(seed: int, n: int, m: int) 
         same, cross = ((own @ rows.T / 8 + 1) ** 3 for rows in (own, other))
         gap = (same.sum(axis=1) - same.diagonal()) / (len(own) - 1) - cross.mean(axis=1)
         gaps.append(gap.mean())
-        np.testing.assert_allclose(influence, 2 * (gap - gaps[-1]), atol=1e-8)
+        assert_allclose(influence, 2 * (gap - gaps[-1]), atol=1e-8)
     assert distance == pytest.approx(sum(gaps), abs=1e-8)
 
 
@@ -102,7 +103,7 @@ def test_the_inception_score_and_the_influence_on_it(seed: int, n: int) -> None:
 
     whole, influence = inception_score(p)
     assert score(np.full(n, 1 / n)) == pytest.approx(whole)
-    np.testing.assert_allclose(influence, derivatives(score, n, 1e-5), atol=1e-5)
+    assert_allclose(influence, derivatives(score, n, 1e-5), atol=1e-5)
     assert inception_score(np.eye(7))[0] == pytest.approx(7)  # images of which all is certain
 
 
@@ -110,6 +111,6 @@ def test_values_per_photo_join_what_belongs_to_a_photo() -> None:
     made, real = np.array([1.0, -2, 1, 0]), np.array([3.0, -3])
     # the first three images are of the two photos, the last one of a photo that is not among the real ones
     values = photo_values(10.0, [(made, [0, 1, 1, 2]), (real, [0, 1])], 3)
-    np.testing.assert_allclose(values, [10 + 3 * (1 / 4 + 3 / 2), 10 + 3 * (-1 / 4 - 3 / 2), 10])
+    assert_allclose(values, [10 + 3 * (1 / 4 + 3 / 2), 10 + 3 * (-1 / 4 - 3 / 2), 10])
     shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))], 4)
-    np.testing.assert_allclose(shares, [100, 0, 100, 0])  # of a mean they are its own values
+    assert_allclose(shares, [100, 0, 100, 0])  # of a mean they are its own values

@@ -11,10 +11,11 @@ from c3tools.metrics import retrieval
 from c3tools.metrics.retrieval import nearest, pair_hits
 from tests.conftest import unit_rows
 
+COUNTS = [st.integers(3, 15), st.integers(1, 3), st.integers(0, 10_000), st.integers(1, 6)]
 
-@pytest.mark.parametrize("block_bytes", [retrieval._BLOCK_BYTES, 1])
-@settings(max_examples=30)
-@given(st.integers(3, 15), st.integers(1, 3), st.integers(0, 10_000), st.integers(1, 6))
+
+@settings(max_examples=60)
+@given(st.sampled_from([retrieval._BLOCK_BYTES, 1]), *COUNTS)
 def test_recall_is_that_of_the_definition_in_blocks_of_any_size(
     block_bytes: int, images: int, most: int, seed: int, k: int
 ) -> None:

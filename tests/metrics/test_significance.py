@@ -23,7 +23,7 @@ from c3tools.metrics.significance import (
 from c3tools.seeds import generator
 
 
-def made_up(values: np.ndarray, keys: Any = None) -> CaptionScores:
+def made_up(values: Any, keys: Any = None) -> CaptionScores:
     names = keys or [*map(str, range(len(values)))]
     return CaptionScores(names, {"CIDEr": float(values.mean())}, {"CIDEr": values}, np.ones((len(values), 10)), [])
 
