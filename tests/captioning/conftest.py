@@ -46,7 +46,7 @@ class World:
     def moments(self) -> Any:
         return {rows.modality: Moments.from_rows(rows.embeddings) for rows in (self.texts, self.images)}
 
-    def split(self, held_out: int) -> Any:
+    def split(self, held_out: int) -> tuple[Rows, Rows]:
         """The captions of the first images, and those of the last ``held_out``."""
         last = set(self.images.keys[-held_out:])
         inside = np.array([item in last for item in self.texts.items])

@@ -7,6 +7,7 @@ import signal
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
@@ -140,9 +141,7 @@ def test_a_file_of_something_else_is_left_alone() -> None:
 
 
 def test_a_second_run_is_refused_and_a_full_disk_loses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with pytest.raises(OSError, match="No space left"), CaptionWriter(PHOTOS, BY, json=JSON) as writer:
         writer.write("x", "a boat")
         with pytest.raises(OutputError, match=str(os.getpid())):
@@ -150,7 +149,7 @@ def test_a_second_run_is_refused_and_a_full_disk_loses_no_row(monkeypatch: pytes
         writer.save()
         writer.write("y", "")
         monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "fsync", Mock())
     with CaptionWriter(PHOTOS, BY, json=JSON) as writer:
         assert writer.captions == {"x": "a boat"}
 

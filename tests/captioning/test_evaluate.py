@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,11 @@ def test_captions_in_the_store_are_of_the_image_and_the_model_that_they_name(
     world: World, captioner: Captioner, tmp_path: Path
 ) -> None:
     rows = world.images.embeddings[:3]
-    options: Any = {"owners": [1, 2], "split": "test"}
-    store = make_store(tmp_path / "c3-store", rows, rows[1:], model=TOY, **options)
+    store = make_store(tmp_path / "c3-store", rows, rows[1:], owners=[1, 2], split="test", model=TOY)
     result = evaluate_captions(store, decoder=captioner, resamples=0)
     assert (list(result.captions), result.left_out) == (["image1", "image2"], ["image0"])
-    other = make_store(tmp_path / "other", rows, rows[1:], model={"name": "other-model"}, **options)
-    with pytest.raises(DecoderError, match=r"toy-model .*other-model"):
-        evaluate_captions(other, decoder=captioner)
+    with pytest.raises(DecoderError, match=r"other-model.*toy-model"):
+        evaluate_captions(store, decoder=replace(captioner, record={"model": {"name": "other-model"}}))
 
 
 def test_references_may_name_the_images_of_the_store_differently(
