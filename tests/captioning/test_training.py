@@ -1,17 +1,15 @@
-"""One step of the training of a decoder: what it reads, what it computes, and how fast it learns."""
+"""One step of the training of a decoder: what it computes, and how fast it learns."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from c3tools.captioning.config import SIZES, TrainingConfig
-from c3tools.training.loop import Plan, train
-from c3tools.transforms import Pipeline
+from c3tools.training.loop import Plan
 
 from .conftest import World, mean_loss, task_of
 
@@ -21,26 +19,6 @@ WHOLE = TrainingConfig(1, ROWS, 1e-3)
 
 def value_of(loss: torch.Tensor | float) -> float:
     return float(torch.as_tensor(loss).detach())
-
-
-def test_noise_is_asked_for_training_inputs_only_anew_in_each_epoch(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: Any = []
-    transform = Pipeline.transform
-
-    def spy(*rows: Any, **how: Any) -> np.ndarray:
-        calls.append(how)
-        return transform(*rows, **how)
-
-    monkeypatch.setattr(Pipeline, "transform", spy)
-    task = task_of(world, TrainingConfig(2, 50, 1e-3, seed=5))
-    train(task)
-    assert [call["training"] for call in calls].count(False) == 1  # the same clean inputs serve every epoch
-    own = [call for call in calls if call["training"]]
-    names = [(call["epoch"], *pair) for call in own for pair in zip(call["keys"], call["items"], strict=True)]
-    assert sorted(names) == sorted((epoch, key, key[:7]) for epoch in (0, 1) for key in task.train.keys)
-    assert {(call["seed"], call["modality"]) for call in own} == {(5, "text")}
 
 
 def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> None:
