@@ -327,8 +327,8 @@ def store_files(folder: Path) -> list[Path]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of the files of a folder, but for the times of a store's inputs."""
-    files = {file.relative_to(folder).as_posix(): file for file in store_files(folder)}
-    return {name: file.read_bytes() for name, file in files.items() if file.name != "inputs.parquet"}
+    files = [file for file in store_files(folder) if file.name != "inputs.parquet"]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def put_store(folder: Path, url: str) -> Path:

@@ -56,8 +56,14 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         return not fails
 
     def do_GET(self) -> None:
-        if self.path == "/drip":
-            self._drip()
+        if self.path == "/drip":  # a byte now and then, without an end
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
@@ -71,16 +77,6 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part)
-
-    def _drip(self) -> None:
-        """Send a byte now and then, and never end."""
-        self.send_response(200)
-        self.send_header("Content-Length", "1000000")
-        self.end_headers()
-        with suppress(OSError):
-            while True:
-                self.wfile.write(b"x")
-                time.sleep(0.05)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -45,10 +45,6 @@ def ok(store: str = "c3-store", **options: Any) -> ExportReport:
     return export_store(store, **options)
 
 
-def read(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
-
-
 def expected_text(store: Store, sigma: float) -> np.ndarray:
     """C3 in float64: noise on the train rows, none on the test rows."""
     rows = store.load("text")
@@ -107,8 +103,8 @@ def test_presets() -> None:
             assert_close(store.load("text").embeddings, expected_text(source, 0.1))
         for split in ("train", "test"):  # in training, rows do not retrieve their own item
             own = source.load("text", split)
-            names: dict[str, Any] = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
-            expected = pipeline.transform(own.embeddings, modality="text", **names)
+            names = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
+            expected = pipeline.transform(own.embeddings, modality="text", **names)  # type: ignore[arg-type]
             assert_close(store.load("text", split).embeddings, expected)
 
 
@@ -128,7 +124,7 @@ def test_files_for_other_programs(format: str) -> None:
                     assert json.loads(file.metadata()["c3"])["extra"]["exported"]["settings"]["seed"] == 3
             rows = np.concatenate(tensors)
         case "hf":
-            tables = [read(folder / split) for split in ("train", "test")]
+            tables = [pq.read_table(folder / split) for split in ("train", "test")]
             assert [*map(len, tables)] == [120, 60]
             card = (OUT / "README.md").read_text()
             assert "config_name: text" in card and "path: text/test/*.parquet" in card and "image" not in card
@@ -210,7 +206,7 @@ def test_what_is_refused() -> None:
     shutil.copytree("c3-store", "cut")
     path = Path("cut/text/part-00002.parquet")
     path.write_bytes(path.read_bytes()[:200])
-    refused: list[tuple[dict[str, Any], str]] = [
+    for options, words in (
         ({"pipeline": "other"}, "ViT-B-32/openai.*test-model"),
         ({"pipeline": "small"}, "8 dimensions.* 16"),
         ({"output": "file"}, "file"),
@@ -218,8 +214,7 @@ def test_what_is_refused() -> None:
         ({"modality": ["audio"]}, "audio"),
         ({"role": "test"}, "role 'test'"),
         ({"workers": 1, "store": "cut"}, r"part-00002\.parquet"),
-    ]
-    for options, words in refused:
+    ):
         with pytest.raises(C3Error, match=words):
             ok(**options)
         assert len([*OUT.glob("*/part-*")]) == (5 if "workers" in options else 0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -39,7 +38,7 @@ from tests.stores import assert_close, gap_store, make_vectors, unit
 from .conftest import MOMENTS, ROWS, X, Y
 
 
-def assert_means(pipeline: Pipeline, modality: str, rows: npt.NDArray[Any], atol: float = 1e-6) -> None:
+def assert_means(pipeline: Pipeline, modality: str, rows: np.ndarray, atol: float = 1e-6) -> None:
     """The second step, of the preset ``c3`` the one of centring, takes the mean of these rows away."""
     assert_close(pipeline.steps[1].state[f"centre/{modality}"], rows.mean(axis=0), atol)
 
@@ -134,7 +133,7 @@ def test_auto_is_the_same_from_a_store_and_from_arrays(store: Store, tmp_path: P
 
 def test_norms_make_no_difference(tmp_path: Path) -> None:
     images, texts = make_vectors(50, 3)
-    options: dict[str, Any] = {"owners": sorted([*range(50)] * 2), "split": ["train", "val"] * 25}
+    options = {"owners": sorted([*range(50)] * 2), "split": ["train", "val"] * 25}
     unit_norm = make_store(tmp_path / "unit", images, texts, **options)
     others = make_store(tmp_path / "others", 3 * images, texts, normalised=False, **options)
     for rule in ("auto", "pairs"):
@@ -184,11 +183,11 @@ def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
 def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
     """What a repeated row, or one image with two captions, must not change; see docs/concepts/sigma.md."""
     images, texts = make_vectors(40, 3)
-    items = {"image": [f"{i:03d}" for i in range(40)], "text": [f"{i // 2:03d}" for i in range(80)]}
+    names = [f"{i:03d}" for i in range(40)]
 
     def sigma(rows: list[int]) -> tuple[float, str]:
-        own = {**items, "text": [items["text"][row] for row in rows]}
-        fitted = preset("c3", sigma="auto").fit({"image": images, "text": texts[rows]}, items=own)
+        items = {"image": names, "text": [names[row // 2] for row in rows]}
+        fitted = preset("c3", sigma="auto").fit({"image": images, "text": texts[rows]}, items=items)
         return fitted.sigma, fitted.provenance["sigma"]  # type: ignore[return-value]
 
     assert "40 images" in sigma([*range(80)])[1] and "40 images" in sigma([*range(80), 4, 4, 9])[1]
@@ -223,12 +222,9 @@ def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
     texts = (rng.normal(size=(13, 16))[items] + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
     mean = rng.normal(size=16)
     rows = texts[items >= 0] - mean
-    units, own = unit(rows), items[items >= 0]
-    cosines = []
-    for item in set(own):
-        of = units[own == item]
-        if len(of) > 1:
-            cosines.append((of @ of.T)[~np.eye(len(of), dtype=bool)].mean())
+    own = items[items >= 0]
+    groups = [unit(rows[own == item]) for item in set(own)]
+    cosines = [(of @ of.T)[~np.eye(len(of), dtype=bool)].mean() for of in groups if len(of) > 1]
     expected = np.linalg.norm(rows, axis=1).mean() * np.sqrt((1 / np.mean(cosines) ** 2 - 1) / 16)
     for found in (caption_spread(texts, items, mean), caption_spread(texts[::-1], items[::-1], mean)):
         assert found.sigma == pytest.approx(expected)
@@ -371,11 +367,10 @@ def test_degenerate_inputs() -> None:
     for query, modality in (([1.0, 0, 0], "audio"), ([1.0, 0], "image")):
         with pytest.raises(TransformError, match=r"image \(3 dimensions\)"):
             found.z(query, [0.5], modality)
-    refused: list[tuple[Any, Pipeline, str]] = [
+    for rows, pipeline, words in (
         (Moments.from_rows(3 * flat), plain, "norm 1"),
         (flat, preset("c3"), "'c3' is not fitted"),
         (flat, preset("clipre").fit({"image": flat, "text": flat}), "only rows"),
-    ]
-    for rows, pipeline, words in refused:
+    ):
         with pytest.raises(TransformError, match=words):
-            Calibration.fit({"image": rows}, pipeline=pipeline)
+            Calibration.fit({"image": rows}, pipeline=pipeline)  # type: ignore[arg-type]

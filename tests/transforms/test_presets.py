@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -121,12 +120,12 @@ def test_a_preset_is_its_formula_fitted_saved_and_in_torch(name: str, tmp_path: 
     pipeline = preset(name, sigma=SIGMA).fit(MOMENTS, ROWS, items=own)
     loaded = Pipeline.load(pipeline.save(tmp_path / "p"))
     expected = dict(zip((True, False), FORMULAS[name], strict=True))
-    names: dict[str, Any] = {"keys": P.keys, "items": P.items, "epoch": 2}
+    names = {"keys": P.keys, "items": P.items, "epoch": 2}
     for training, modality, rows in ((True, "text", Y * 3), (False, "image", X * 0.5)):
-        got = pipeline.transform(rows, modality=modality, training=training, seed=5, **names)
+        got = pipeline.transform(rows, modality=modality, training=training, seed=5, **names)  # type: ignore[arg-type]
         assert got.dtype == np.float32
         assert_close(got, expected[training])
-        same = loaded.transform(rows, modality=modality, training=training, seed=5, **names)
+        same = loaded.transform(rows, modality=modality, training=training, seed=5, **names)  # type: ignore[arg-type]
         np.testing.assert_array_equal(same, got)
         module = TransformModule(pipeline, modality, seed=5).train(training)
         assert_close(module(torch.from_numpy(rows), **names).numpy(), got, 2e-6)
