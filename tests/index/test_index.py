@@ -157,7 +157,7 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
         (found,) = index.search(vector=own.load(asked).embeddings[7], modality=asked, pairs=own, k=30)
         scores = [hit.score for hit in found.hits]
         lines = [curves[asked, hit.modality] @ [hit.cosine, 1] for hit in found.hits]
-        assert (scores, sorted(scores)[::-1]) == (pytest.approx(lines, rel=1e-3, abs=1e-3), scores)
+        assert scores == sorted(scores)[::-1] == pytest.approx(lines, rel=1e-3, abs=1e-3)
 
 
 def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: Index) -> None:

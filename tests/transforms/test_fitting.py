@@ -170,14 +170,15 @@ def test_pairs_is_the_cosine_around_the_train_means(
 
 
 def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
-    means = [X.mean(axis=0), Y.mean(axis=0)]
-    pipeline = preset("c3", sigma="pairs").fit(ROWS)
-    assert pipeline.sigma == pytest.approx(pair_cosine(X, Y, np.arange(120), means).sigma)
     few = {"image": X[20::-1], "text": Y}
-    items = {"image": [str(i) for i in range(20, -1, -1)], "text": [str(i) for i in range(120)]}
-    for known, mean in (({}, X[:21].mean(axis=0)), (MOMENTS, means[0])):
-        rule = pair_cosine(X[:21], Y[:21], np.arange(21), [mean, means[1]])
-        assert preset("c3", sigma="pairs").fit(known, few, items=items).sigma == pytest.approx(rule.sigma)
+    items = {"image": [*map(str, range(20, -1, -1))], "text": [*map(str, range(120))]}
+    for known, rows, named, count, mean in (
+        (ROWS, None, None, 120, X.mean(axis=0)),
+        ({}, few, items, 21, X[:21].mean(axis=0)),
+        (MOMENTS, few, items, 21, X.mean(axis=0)),
+    ):
+        rule = pair_cosine(X[:count], Y[:count], np.arange(count), [mean, Y.mean(axis=0)])
+        assert preset("c3", sigma="pairs").fit(known, rows, items=named).sigma == pytest.approx(rule.sigma)
 
 
 def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
@@ -245,9 +246,8 @@ def test_the_rules_and_what_is_recommended() -> None:
     assert "not seen in training" in pairs.rests_on
     alone = caption_spread(texts + means[1], own, means[1])
     rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
-    assert rule == pairs and why.endswith(
-        "of the pairs instead of the spread of captions, because every image has one caption"
-    )
+    assert rule == pairs
+    assert why.endswith("of the pairs instead of the spread of captions, because every image has one caption")
     spread = caption_spread(np.concatenate([texts, texts + 0.1]) + means[1], np.tile(own, 2), means[1])
     rule, why = recommend([spread, scaled_spread(spread), pairs])
     assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
