@@ -28,7 +28,6 @@ from tests.stores import make_vectors
 Ids = Sequence[Any]
 Columns = Mapping[str, Ids]
 Pairs = Counter[tuple[int, int]]
-FORMATS = [".csv", ".parquet", ".npz", ".safetensors", ".pt", ".npy"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +100,9 @@ def bring(suffix: Any = ".parquet", **modalities: Any) -> ImportReport:
     return import_embeddings(dtype="float32", **options)
 
 
-@pytest.mark.parametrize(("suffix", "column"), [*zip(FORMATS, ["image_key", "image_id"] * 3, strict=True)])
-def test_many_texts_to_one_image(suffix: str, column: str) -> None:
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".safetensors", ".pt", ".npy"])
+def test_many_texts_to_one_image(suffix: str) -> None:
+    column = "image_key" if len(suffix) == 4 else "image_id"
     named = [int(i) for i in np.random.default_rng(1).integers(100, 110, 40)]
     texts = {"id": range(100, 140), column: named}  # ids of texts, by chance alike
     assert bring(suffix, image={"id": range(109, 99, -1)}, text=texts).pairs == 40
@@ -332,16 +332,16 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
     write_jsonl(Path("w.jsonl"), {"id": 1, "text": ["a dog"]})
     write_jsonl(Path("half.jsonl"), {"id": "a", "embedding": [1, 0]}, {"id": "\ud83d", "embedding": [0, 1]})
     Path("list.jsonl").write_text('{"id": 1}\n[1]\n')
-    for name, column, said in (
-        ("v.parquet", None, "3, 5"),
-        ("w.jsonl", None, "'id', 'text'"),
-        ("half.jsonl", None, "half.jsonl.*utf-8"),
-        ("list.jsonl", None, "line 2 is not a JSON object"),
-        ("spaces.csv", "vector ", "JSON list"),
-        ("spaces.csv", "vector", "'vector '"),
+    for name, said, *column in (
+        ("v.parquet", "3, 5"),
+        ("w.jsonl", "'id', 'text'"),
+        ("half.jsonl", "half.jsonl.*utf-8"),
+        ("list.jsonl", "line 2 is not a JSON object"),
+        ("spaces.csv", "JSON list", "vector "),
+        ("spaces.csv", "'vector '", "vector"),
     ):
         with pytest.raises(StoreError, match=f"(?s){said}"):
-            read_rows(name, "image", column)
+            read_rows(name, "image", *column)
     for last in ("[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"):
         Path("x.jsonl").write_text(f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n')
         with pytest.raises(StoreError, match=r"x\.jsonl"):

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import DEFAULT, Mock
@@ -66,7 +67,7 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
         return lambda: export_store(folder / "s", folder / "e", preset="c2-collapse", workers=1)
     colour_corpus(folder / "c", COLOURS)
     if command == "embed":
-        return lambda: embed(folder)
+        return partial(embed, folder)
     embed(folder)
     if command == "update":
         change(folder)
@@ -115,13 +116,11 @@ def test_a_fault_is_one_clear_error_and_nothing_is_lost(tmp_path: Path, command:
 
 def test_a_killed_update_tries_a_mended_input_again(tmp_path: Path) -> None:
     folder = tmp_path / "work"
+    update = partial(embed, folder, update=True)
 
     def mend() -> None:
         prepare(folder, "embed")()
         Image.new("RGB", (3, 3), "red").save(folder / "c" / "b.png")
-
-    def update() -> None:
-        embed(folder, update=True)
 
     mend()
     first = next(number for number, name in enumerate(operations(folder, update)) if "part-" in name)
@@ -133,7 +132,7 @@ def test_a_killed_update_tries_a_mended_input_again(tmp_path: Path) -> None:
 
 def add(path: Path, info: StoreInfo, part: int, made_from: str | None = None) -> None:
     columns = {"key": [f"k{part}"], "split": ["train"]}
-    add_shard(path, info, "image", part, unit_rows(1, DIM, part), columns, made_from=made_from)
+    add_shard(path, info, "image", part, unit_rows(1, DIM, part), columns, (), made_from)
 
 
 def test_whole_shards_of_the_same_settings_are_adopted(tmp_path: Path) -> None:
