@@ -33,8 +33,7 @@ def texts(names: str, split: str | None = "train") -> Rows:
 
 
 def splits_of(store: Path) -> dict[str, str | None]:
-    found = Store.open(store)
-    loaded = [found.load(modality) for modality in found.modalities]
+    loaded = map(Store.open(store).load, Store.open(store).modalities)
     return {key: split for rows in loaded for key, split in zip(rows.keys, rows.column("split"), strict=True)}
 
 
@@ -59,7 +58,6 @@ def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_diff
     assert splits_of(tmp_path / "m") == {**dict.fromkeys(("a", "b", "a#0", "b#0", "b#1"), "val"), "c#0": "train"}
     first, merged = (Store.open(path).load("image").embeddings for path in (one, tmp_path / "m"))
     np.testing.assert_array_equal(merged, first)
-    assert verify_store(tmp_path / "m").rows == {"image": 2, "text": 4}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "two"]
     merge_stores(tmp_path / "p", [one, two], prefix=True)
     prefixed = {f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()}

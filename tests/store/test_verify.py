@@ -89,7 +89,6 @@ def _rewrite(path: Path) -> None:
     (path / ".rewriting" / "list.json").write_text("[]")
 
 
-BAD = np.ones((3, DIM), np.float32) / np.sqrt(DIM) * np.array([[0], [np.nan], [1]], np.float32)
 NEW = unit_rows(1, DIM, 9)
 
 
@@ -100,7 +99,7 @@ def _longer(path: Path, by: float, dtype: str) -> None:
 
 
 DAMAGE: dict[str, Any] = {  # a function, or the name of a file that is lost
-    "rows of no length": lambda p: _rows(p, 3, ["zero", "nan", "good"], BAD),
+    "rows of no length": lambda p: _rows(p, 3, ["zero", "nan", "good"], NEW * [[0], [np.nan], [1]]),
     "rows that are not normalised": lambda p: _rows(p, 3, ["k"], NEW, normalised=False),
     "a key that is there": lambda p: _rows(p, 3, ["img004"], NEW),
     "no key": lambda p: _rows(p, 3, [""], NEW),
