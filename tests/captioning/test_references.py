@@ -27,9 +27,9 @@ def rows(key: str) -> list[Any]:
     return [{key: name, "caption": caption} for name, caption in CAPTIONS.items()]
 
 
-def test_layouts_of_captions(tmp_path: Path) -> None:
+def test_layouts_of_captions_and_of_references(tmp_path: Path) -> None:
     numbers = [{**row, "image_id": int(row["image_id"])} for row in rows("image_id")]
-    layouts: Any = {
+    captions: Any = {
         "json": [rows("key"), numbers, CAPTIONS, {"n": 2, "captions": rows("key")}],
         "jsonl": [[rows("image")[0], rows("file_name")[1]]],
         "csv": [
@@ -37,26 +37,20 @@ def test_layouts_of_captions(tmp_path: Path) -> None:
             b"\xef\xbb\xbfcaption;image\na dog, red;7\na cat;8\n",
         ],
     }
-    for form, values in layouts.items():
-        for value in values:
-            assert read_predictions(write(tmp_path, value, form)) == CAPTIONS
-
-
-def test_layouts_of_references(tmp_path: Path) -> None:
     coco = {
         "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
         "annotations": [{"image_id": i, "caption": text} for i, text in ((7, "a"), (8, "c"), (7, "b"))],
     }
     sentences = [{"filename": key, "sentences": [{"raw": text} for text in texts]} for key, texts in TEXTS.items()]
     pairs = [{"image_key": key, "caption": text} for key, texts in TEXTS.items() for text in texts]
-    layouts: Any = {
+    references: Any = {
         "jsonl": [[{"image": key, "captions": texts} for key, texts in TEXTS.items()]],
         "json": [coco, {"images": sentences}, {"7.jpg": ["a", "b"], "8.jpg": "c"}, pairs],
         "tsv": [b"image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n"],
     }
-    for form, values in layouts.items():
-        for value in values:
-            assert read_references(write(tmp_path, value, form)) == TEXTS
+    for read, layouts, expected in ((read_predictions, captions, CAPTIONS), (read_references, references, TEXTS)):
+        for form, value in [(form, value) for form, values in layouts.items() for value in values]:
+            assert read(write(tmp_path, value, form)) == expected
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from c3tools.training.loop import Plan
 
 from .conftest import World, mean_loss, task_of
 
-ROWS = 120  # of the training split
-WHOLE = TrainingConfig(1, ROWS, 1e-3)
+WHOLE = TrainingConfig(1, 120, 1e-3)  # of all rows of the training split
 
 
 def value_of(loss: torch.Tensor | float) -> float:
@@ -23,7 +22,7 @@ def value_of(loss: torch.Tensor | float) -> float:
 
 def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> None:
     task = task_of(world, WHOLE)
-    tokens = torch.from_numpy(task.train_tokens.batch(np.arange(ROWS), task.model.pad_id))
+    tokens = torch.from_numpy(task.train_tokens.batch(np.arange(120), task.model.pad_id))
     hidden = task.model(torch.from_numpy(task.train.embeddings), tokens)[1].detach()
     expected = mean_loss(task.model, task.train.embeddings, tokens)
     moved = list[float]()

@@ -18,7 +18,6 @@ from c3tools.metrics.significance import (
     crossed_interval,
     mean_interval,
     share_interval,
-    student_quantile,
 )
 from c3tools.seeds import generator
 
@@ -52,11 +51,6 @@ def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
     assert same == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
     with pytest.raises(MetricError, match="2 and 2"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
-
-
-@given(st.floats(1, 3000))
-def test_the_quantile_is_students(freedom: float) -> None:
-    assert student_quantile(freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), rel=2e-5)
 
 
 def test_the_percentiles_of_few_values_are_expanded() -> None:
