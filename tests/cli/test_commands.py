@@ -22,13 +22,12 @@ from tests.stores import whole_store
 from ..captioning.conftest import trained_captioner
 
 
-def test_photos_are_embedded_without_options_and_continued(
+def test_photos_are_embedded_without_options(
     c3: C3, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done(c3("embed", photos, "--workers", 0))
     store = Store.open(tmp_path / "c3-store")
     assert (store.count("image"), store.count("text")) == (4, 20)
-    assert as_json(c3("embed", photos, "--json", "--workers", 0))["modalities"]["image"]["already"] == 4
     (photos / "broken.jpg").write_text("no")
     assert "1 input was not embedded" in done(c3("embed", photos, "--workers", 0)).stdout
     assert c3("embed", photos, "--strict", "--workers", 0).exit_code == 1
@@ -45,12 +44,11 @@ def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
     c3: C3, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
-    for kept in (0, 4):
+    for kept in (False, True):
         result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
         said = " ".join(result.stderr.split())
-        for words in ("1 of 5 files could not", "broken.jpg: Unidentified", "Wrote a.json and a.html Error"):
-            assert (result.exit_code, words in said) == (1, True)
-        assert (f"{kept} of 5 captions already existed." in said) == (kept > 0)
+        assert (result.exit_code, "4 of 5 captions already existed." in said) == (1, kept)
+        assert re.search("broken.jpg: Unidentified.* Wrote a.json and a.html Error: 1 of 5 files could not ", said)
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.glob("0*.jpg"))]
     assert re.findall(r"^ ?(\d+)  ", result.stdout, re.MULTILINE) == [row["key"] for row in rows]
@@ -79,12 +77,11 @@ def test_a_table_names_its_command(c3: C3, workplace: Path, monkeypatch: pytest.
 
 
 def test_verify_has_an_exit_code_for_damage(c3: C3, tmp_path: Path) -> None:
-    (whole_store(tmp_path / "c3-store").path / "text" / "part-00001.parquet").unlink()
+    folder = whole_store(tmp_path / "c3-store").path
+    (folder / "text" / "part-00001.parquet").unlink()
+    (folder / "image" / "part-00000.parquet").write_bytes(b"cut")
     result = c3("verify", "--store", "c3-store", "--json", "-")
-    value = json.loads(result.stdout)
-    assert (result.exit_code, value["whole"]) == (3, False)
-    assert any("part-00001" in str(finding) for finding in value["findings"])
-    (tmp_path / "c3-store" / "image" / "part-00000.parquet").write_bytes(b"cut")
+    assert (result.exit_code, json.loads(result.stdout)["whole"]) == (3, False)
     result = c3("verify", "--repair")
     assert result.exit_code == 3  # until it is made again
     assert "Repaired: image/part-00000.parquet was removed" in result.stdout
@@ -96,7 +93,6 @@ def test_verify_has_an_exit_code_for_damage(c3: C3, tmp_path: Path) -> None:
 def test_models_and_the_machine_are_described(c3: C3) -> None:
     found = as_json(c3("models", "--json"))
     assert {model["name"] for model in found[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
-    assert (found[0]["name"], found[0]["dim"], found[0]["here"]) == ("c3-mini", 256, True)
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
     assert f"{described['devices'][0]['memory'] / 2**30:.1f} GiB" in done(c3("info")).stdout
@@ -142,7 +138,7 @@ def test_a_page_is_not_made_beside_json_and_is_shown_in_the_browser(
     shown: list[str] = []
     monkeypatch.setattr("webbrowser.open", shown.append)
     assert as_json(c3("gap-report", "--json")) == gap_report("c3-store").to_dict()
-    assert isinstance(as_json(c3("simulate", "depth", "--width", 8, "--layers", 1, "--rows", 9, "--json")), dict)
+    as_json(c3(*"simulate depth --width 8 --layers 1 --rows 9 --json".split()))
     assert [path.name for path in here.iterdir()] == ["c3-store"]
     done(c3("gap-report", "--open"))
     assert "Is there a modality gap?" in (here / "gap-report.html").read_text()

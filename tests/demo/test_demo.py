@@ -83,9 +83,7 @@ def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("few_photos")
-def test_the_demo_end_to_end_on_few_photos_and_captions(
-    c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole job on a small part of what is bundled: every row is there, the page stands alone."""
     monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
@@ -97,16 +95,13 @@ def test_the_demo_end_to_end_on_few_photos_and_captions(
     assert re.search(parts, " ".join((result.stdout + result.stderr).split()))
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
-    assert all(entry["scores"]["CIDEr"] >= 0 for entry in runs)
-    assert "real photos" in (tmp_path / "c3-demo" / "images" / "table.md").read_text("utf-8")
     for name, made in (("captions.html", False), ("demo.html", True)):
         page = (tmp_path / "c3-demo" / name).read_text("utf-8")
         counts = ("data:image/jpeg;base64,", "<script", '<dt title="Connect, Collapse, Corrupt">C3</dt>')
         # the scripts are of the map: its data and what draws it
         assert [*map(page.count, counts)] == ([40, 2, 20] if made else [20, 0, 0])
         assert not re.search(r'(?:src|href)="(?!data:|#|https://www\.flickr\.com/)', page)
-        drawn = [word in page for word in ("<svg", "95 % interval</th>", "C2_1 − C1: ")]
-        assert drawn == [made] * 3
+        assert [word in page for word in ("<svg", "95 % interval</th>", "C2_1 − C1: ")] == [made] * 3
 
 
 def test_first_captions_are_there_when_the_training_is_interrupted(
@@ -123,7 +118,7 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     rows = lines_of(few_photos / "captions.jsonl")
     assert page.count("CC BY-SA 2.0") == sum("ShareAlike" in row["license"] for row in rows) > 0
     assert Store.open("c3-demo/captions").fitting_moments("text").n == 30_000
-    told = [line for line in result.stderr.splitlines() if line.startswith(("   ", "1", "2", "3", "4"))]
+    told = re.findall("^(?:   |[1-4]).*", result.stderr, re.MULTILINE)
     recorded(GOLDEN / "messages.json", [re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line) for line in told])
     references = {Path(row["image"]).stem: row["captions"] for row in rows}
     key_of = {texts[0]: key for key, texts in references.items()}
@@ -131,12 +126,11 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
         [html.unescape(text) for text in re.findall(f'<dd class="{kind}">(.*?)</dd>', page)]
         for kind in ("judged", "muted", "score num")
     )
-    shown, keys = list(map(float, numbers)), [key_of[human] for human in people]
-    scores = score_captions(dict(zip(keys, written, strict=True)), references).per_image["CIDEr"]
-    assert shown == [round(score) for score in scores]
+    captions = dict(zip([key_of[human] for human in people], written, strict=True))
+    shown = [float(number) for number in numbers]
+    assert shown == [round(score) for score in score_captions(captions, references).per_image["CIDEr"]]
     best, worst, others = shown[:6], shown[6:12], shown[12:]
-    assert (best, worst, others) == (sorted(best)[::-1], sorted(worst), sorted(others)[::-1])
-    assert min(best) >= others[0] >= others[-1] >= max(worst)
+    assert [*best, *others, *worst[::-1]] == sorted(shown)[::-1]
     assert best[0] > 20
     said = " ".join(result.stderr.split())
     assert f"({best[0]:.0f}), the worst" in said and f"({worst[0]:.0f})." in said
