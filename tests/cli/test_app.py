@@ -42,12 +42,7 @@ Pipeline.load(preset("c3").fit({"text": np.eye(4)}).save("p")).transform(np.eye(
         ("embed --no-such-option", HEAVY, "typer", 450),
         (f"embed '{TABLE}' --text-column none", MODELS, "pyarrow", 1200),
         (f"embed '{TABLE}' --dry-run --store none", MODELS, "pyarrow", 1200),
-        (
-            f"embed '{next(PHOTOS.glob('images/*'))}' t.txt",
-            {"torch", "open_clip", "torchvision", "timm"},
-            "openvino",
-            2000,
-        ),
+        (f"embed '{next(PHOTOS.glob('images/*'))}' t.txt", {"torch", "open_clip"}, "openvino", 2000),
         (TRANSFORM, HEAVY - {"numpy"} | {"PIL", "sklearn", "yaml", "rich", "huggingface_hub"}, "numpy", 320),
         ("import c3tools.captioning.caption", {"matplotlib", "transformers", "torchvision"}, "torch", 2000),
     ],

@@ -26,15 +26,13 @@ def test_photos_are_embedded_without_options(
     c3: C3, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done(c3("embed", photos, "--workers", 0))
-    store = Store.open(tmp_path / "c3-store")
-    assert (store.count("image"), store.count("text")) == (4, 20)
+    assert Store.open("c3-store").count("image") == 4
     (photos / "broken.jpg").write_text("no")
     assert "1 input was not embedded" in done(c3("embed", photos, "--workers", 0)).stdout
     assert c3("embed", photos, "--strict", "--workers", 0).exit_code == 1
     monkeypatch.setenv("C3_STORE", "elsewhere")
     (tmp_path / "t.txt").write_text("a dog\na cat\n")
     done(c3("embed", "t.txt"))
-    assert Store.open(tmp_path / "elsewhere").modalities == ["text"]
     assert as_json(c3("verify", "--json"))["store"] == "elsewhere"
     again = embed("t.txt", "elsewhere", workers=0)
     assert pickle.loads(pickle.dumps(again)).summary.to_dict() == again.summary.to_dict()
@@ -57,9 +55,9 @@ def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
 
 @pytest.mark.usefixtures("workplace")
 def test_embeddings_are_captioned_without_an_encoder(c3: C3) -> None:
-    store = Store.open("c3-store")
-    expected = trained_captioner().caption(embeddings=store.load("image").embeddings)
-    np.savez("two.npz", photos=store.load("image").embeddings, others=unit_rows(3, 32))
+    images = Store.open("c3-store").load("image").embeddings
+    expected = trained_captioner().caption(embeddings=images)
+    np.savez("two.npz", photos=images, others=unit_rows(3, 32))
     for options in (("c3-store",), ("two.npz", "--key", "photos")):
         rows = as_json(c3("caption", "--embeddings", *options, "--json"))
         assert [row["caption"] for row in rows] == expected
@@ -125,10 +123,10 @@ def test_a_dash_reads_standard_input(c3: C3, here: Path) -> None:
     assert Store.open("piped").load("text").captions == ["a dog", "a cat"]
     piped("a bird\n", "embed", "-", "--store", "piped")
     done(c3("index", "--store", "piped"))
-    found = json.loads(piped("a dog\n\nsome cat\n", "search", "-", "--json").stdout)
+    found = as_json(piped("a dog\n\nsome cat\n", "search", "-", "--json"))
     assert [result["query"] for result in found] == ["a dog", "some cat"]
     paths = sorted(copy_photos(here / "photos", 2).glob("*.jpg"))
-    captions = json.loads(piped("".join(f"{path}\n" for path in paths), "caption", "-", "--json").stdout)
+    captions = as_json(piped("".join(f"{path}\n" for path in paths), "caption", "-", "--json"))
     assert [row["key"] for row in captions] == [path.stem for path in paths]
 
 

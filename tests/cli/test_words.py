@@ -38,14 +38,13 @@ def compare(file: Path, said: str) -> None:
     assert said == file.read_text(encoding="utf-8")
 
 
-def answers(c3: C3, file: Path, codes: set[int], tidy: Callable[[str], str]) -> str:
+def answers(c3: C3, file: Path, tidy: Callable[[str], str]) -> str:
     """Run the commands of a file, and return them with what they print."""
     said = ""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("$ c3 "):
             result = c3(*shlex.split(line)[2:])
-            assert result.exit_code in codes, (line, result.output)
-            assert "Traceback" not in result.output, line
+            assert "Traceback" not in result.output, result.output
             text = re.sub(r"[│╭╮╰╯─━]", " ", result.output).replace(f"{ROOT}/", "")
             said += f"{line}\n[{result.exit_code}] {tidy(text)}\n"
     return said
@@ -68,7 +67,7 @@ def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkey
         monkeypatch.setattr(console, "width", 110)
     monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
     monkeypatch.setattr(machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text()))
-    compare(file, answers(c3, file, {0}, lines_of))
+    compare(file, answers(c3, file, lines_of))
 
 
 @pytest.mark.parametrize("file", REFUSALS, ids=lambda file: file.stem)
@@ -77,7 +76,7 @@ def test_a_refusal_is_one_message_and_changes_nothing(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     before = contents(workplace)
-    compare(file, answers(c3, file, {1, 2}, error_of))
+    compare(file, answers(c3, file, error_of))
     assert contents(workplace) == before
 
 

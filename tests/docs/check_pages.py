@@ -47,9 +47,8 @@ def test_the_commands_of_a_page_print_what_it_shows(
         return printed
 
     run_page(page, check)
-    assert not wrong, (
-        "\n\n".join(wrong) + f"\npython -m tests.docs.pages {path.relative_to(ROOT)} writes what is printed."
-    )
+    fix = f"python -m tests.docs.pages {path.relative_to(ROOT)} writes what is printed."
+    assert not wrong, "\n\n".join([*wrong, fix])
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from .pages import ROOT
 pytest.importorskip("furo", reason="the extra docs is not installed")
 GOOD = "# Top\n\n[other](other.md#here), [above](#top)\n\n![A figure](figure.svg)\n\n```{toctree}\nother\n```\n"
 OTHER = "# Other\n\n## Here\n\n| a | b |\n|---|---|\n| 1.0 ± 0.1 | words |\n"
-SVG = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 100"'
-FIGURE = f'<?xml version="1.0"?>\n<svg {SVG}><path fill="#2364aa"/></svg>\n'
+FIGURE = """<?xml version="1.0"?>
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 100"><path fill="#2364aa"/></svg>
+"""
 
 
 def build(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
