@@ -100,8 +100,7 @@ def test_validations_of_a_generator_are_listed_with_the_loss_of_the_steps_around
     c3: C3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {"trace": [[2, 1.5], [4, 1.25]], "validations": [[1, 1.1], [3, 1.0], [1005, 1.2]], "best_val_loss": 1.0}
-    made = SimpleNamespace(to_dict=lambda: losses)
-    monkeypatch.setattr(c3tools, "train_generator", lambda **_: made, raising=False)
+    monkeypatch.setattr(c3tools, "train_generator", lambda **_: SimpleNamespace(to_dict=lambda: losses))
     result = done(c3("train-generator"))
     assert result.stdout.split()[-10:] == "1 1.5000 1.1000 3 1.2500 1.0000 (kept) 1,005 1.2500 1.2000".split()
     assert result.stderr.startswith("Wrote c3-generator/. Next: c3 generate ")

@@ -40,8 +40,8 @@ def test_commands_make_the_same(c3: C3, tmp_path: Path, s3: Faults) -> None:
     assert found[0] == found[1]
     assert found[0][0][0]["hits"][0]["key"] == "img004"
     assert len(found[0][1]) > 4
-    options = ("--html", f"{BASE}/of/page.html", "--json", f"{BASE}/of/values.json", "--figures", f"{BASE}/of/figures")
-    done(c3("gap-report", URL, "--split", "all", "--presets", "raw", *options))
+    files = f"--html {BASE}/of/page.html --json {BASE}/of/values.json --figures {BASE}/of/figures"
+    done(c3(*f"gap-report {URL} --split all --presets raw {files}".split()))
     made = contents_at_url(location(f"{BASE}/of"))
     assert (made["page.html"][:15], len(made) > 6) == (b"<!doctype html>", True)
     assert json.loads(made["values.json"])["provenance"]["store"] == URL

@@ -25,9 +25,8 @@ def build(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
     source = folder / "docs"
     shutil.copytree(ROOT / "docs" / "_static", source / "_static")
     shutil.copy(ROOT / "docs" / "conf.py", source)
-    (source / "index.md").write_text(page, encoding="utf-8")
-    (source / "other.md").write_text(OTHER, encoding="utf-8")
-    (source / "figure.svg").write_text(FIGURE, encoding="utf-8")
+    for name, text in {"index.md": page, "other.md": OTHER, "figure.svg": FIGURE}.items():
+        (source / name).write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "sphinx", "-q", "-E", "-a", "-W", "--keep-going", "-b", "html", str(source)]
     return subprocess.run([*command, str(folder / "site")], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -36,9 +35,8 @@ def test_figures_follow_the_theme_and_numbers_stay_on_one_line(tmp_path: Path) -
     built = build(tmp_path, GOOD)
     assert (built.returncode, built.stderr) == (0, "")
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert '<path fill="var(--c3-first)"/>' in page
-    assert 'aria-label="A figure"' in page
-    assert 'class="wide"' in page
+    for part in ('<path fill="var(--c3-first)"/>', 'aria-label="A figure"', 'class="wide"'):
+        assert part in page
     assert "number" in (tmp_path / "site" / "other.html").read_text(encoding="utf-8").partition("1.0 ± 0.1")[0][-40:]
 
 

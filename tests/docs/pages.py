@@ -82,10 +82,8 @@ def run_command(command: str) -> str:
     if words[0] == "c3" and not {"|", ">", "&&"} & set(words):
         from c3tools.cli import app
 
-        result = CliRunner().invoke(app, words[1:], prog_name="c3")
+        result = CliRunner().invoke(app, words[1:], prog_name="c3", catch_exceptions=False)
         printed, code = result.output, result.exit_code
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
     else:
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
@@ -120,10 +118,8 @@ def _match(shown: list[str], printed: list[str]) -> bool:
     if "..." not in shown:
         return len(shown) == len(printed) and all(map(_same_word, shown, printed))
     first = shown.index("...")
-    if len(printed) < first or not all(map(_same_word, shown[:first], printed)):
-        return False
-    rest = shown[first + 1 :]
-    return not rest or any(_match(rest, printed[start:]) for start in range(first, len(printed)))
+    rests = (printed[start:] for start in range(first, len(printed) + 1))
+    return all(map(_same_word, shown[:first], printed)) and any(_match(shown[first + 1 :], rest) for rest in rests)
 
 
 def _same_word(shown: str, printed: str) -> bool:

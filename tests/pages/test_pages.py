@@ -14,8 +14,6 @@ from c3tools.pages import close_up, figure_svg, new_figure, palette, render_page
 from c3tools.pages.render import interval, number, signed
 from tests.golden import recorded
 
-GOLDEN = Path(__file__).parent / "golden"
-
 
 @styled
 def drawing(title: str = "Title") -> Figure:
@@ -42,8 +40,9 @@ def test_figures_are_part_of_the_page_and_of_no_other_figure() -> None:
 
 @styled
 def test_all_figures_have_one_style() -> None:
-    changed = {name: value for name, value in rcParams.items() if value != rcParamsDefault[name] and name != "backend"}
-    recorded(GOLDEN / "style.json", {name: str(value) for name, value in sorted(changed.items())})
+    changed = {name: str(rcParams[name]) for name in sorted(rcParams) if rcParams[name] != rcParamsDefault[name]}
+    changed.pop("backend", None)
+    recorded(Path(__file__).parent / "golden" / "style.json", changed)
     _, grid = new_figure(4, 3, rows=2, columns=3)
     assert grid.shape == (2, 3)
     tidy = grid[0, 2]

@@ -78,13 +78,12 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
 
 def test_a_thumbnail_is_a_small_jpeg_of_its_row_if_the_photo_is_there(client: Any, index: Index) -> None:
     row, gone = map(index.rows.column("key").to_pylist().index, "de")
-    before, thumbnail = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (900, 450), "gold").save(before, "JPEG")
-    Path(str(index.rows.column("path")[row])).write_bytes(before.getvalue())
-    with Image.open(before) as image:
+    thumbnail, paths = io.BytesIO(), index.rows.column("path")
+    Image.new("RGB", (900, 450), "gold").save(str(paths[row]), "JPEG")
+    with Image.open(str(paths[row])) as image:
         image.resize((320, 160)).save(thumbnail, "JPEG", quality=85)
     assert client.get(f"/thumbnail/{row}?path=/etc/passwd").content == thumbnail.getvalue()
-    Path(str(index.rows.column("path")[gone])).unlink()
+    Path(str(paths[gone])).unlink()
     assert client.get(f"/thumbnail/{gone}").status_code == 404
 
 
@@ -145,10 +144,8 @@ def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) ->
     assert [[result["query"], result["hits"][0]["caption"]] for result in found] == [[text, text] for text in texts]
 
 
-def test_the_page_in_a_real_browser(index: Index, tmp_path: Path, browser: Any) -> None:
+def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -> None:
     import uvicorn
-
-    from c3tools.serve.app import create_app
 
     def until(script: str) -> None:
         for _ in range(100):
@@ -162,7 +159,7 @@ def test_the_page_in_a_real_browser(index: Index, tmp_path: Path, browser: Any) 
 
     (tmp_path / "gold.png").write_bytes(photo("gold"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(index, colour_encoder()), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(client.app, log_level="error"))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
