@@ -59,17 +59,16 @@ def test_embeddings_are_captioned_without_an_encoder(c3: C3) -> None:
     expected = trained_captioner().caption(embeddings=images)
     np.savez("two.npz", photos=images, others=unit_rows(3, 32))
     for options in (("c3-store",), ("two.npz", "--key", "photos")):
-        rows = as_json(c3("caption", "--embeddings", *options, "--json"))
-        assert [row["caption"] for row in rows] == expected
+        assert [row["caption"] for row in as_json(c3("caption", "--embeddings", *options, "--json"))] == expected
 
 
-def test_a_table_names_its_command(c3: C3, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_a_table_names_its_command(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap")
     monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
-    quick = "--size tiny --epochs 1 --precision fp32 --seeds 1 --sigma 0.1 --json".split()
-    rows = as_json(c3("ablate", "--methods", "C1,C3", *quick))
-    text = (workplace / "c3-ablation" / "table.md").read_text()
-    (command,) = re.findall(r"^    c3 (ablate.*)", text, re.MULTILINE)
+    words = "ablate --methods C1,C3 --size tiny --epochs 1 --precision fp32 --seeds 1 --sigma 0.1 --json"
+    rows = as_json(c3(*words.split()))
+    (command,) = re.findall(r"^    c3 (ablate.*)", Path("c3-ablation/table.md").read_text(), re.MULTILINE)
     again = as_json(c3(*command.split(), "-o", "elsewhere", "--json"))
     assert [row["scores"] for row in again] == [row["scores"] for row in rows]
 

@@ -59,10 +59,8 @@ def test_no_training_caption_is_of_an_image_that_is_scored(request: pytest.Fixtu
 def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("deep/images", "empty"):
-        said = done(c3("demo", "--photos-to", folder)).stderr
-        assert said == f"Copied 124 photos with captions to {folder}.\n"
-        suffixes = Counter(path.suffix for path in (tmp_path / folder).iterdir())
-        assert suffixes == {".jpg": 124, ".jsonl": 1, ".md": 1}
+        assert done(c3("demo", "--photos-to", folder)).stderr == f"Copied 124 photos with captions to {folder}.\n"
+        assert Counter(path.suffix for path in (tmp_path / folder).iterdir()) == {".jpg": 124, ".jsonl": 1, ".md": 1}
     again = c3("demo", "--photos-to", "empty")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
 
@@ -74,7 +72,7 @@ def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     copy_photos(photos / "images", 20)
     (photos / "images" / "captions.jsonl").rename(photos / "captions.jsonl")
     few = tmp_path / "few.jsonl"
-    few.write_text("".join(CAPTIONS.read_text("utf-8").splitlines(keepends=True)[:30]), "utf-8")
+    few.write_bytes(b"".join(CAPTIONS.read_bytes().splitlines(keepends=True)[:30]))
     monkeypatch.setattr("c3tools.demo.run.PHOTOS", photos)
     monkeypatch.setattr("c3tools.demo.run.CAPTIONS", few)
     return photos
@@ -92,8 +90,7 @@ def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "5 The other direction: .* 2 steps .*/demo.html The .*/table.html Wrote "
     )
     assert re.search(parts, " ".join((result.stdout + result.stderr).split()))
-    runs = json.loads((tmp_path / "runs.json").read_text())
-    assert [entry["method"] for entry in runs] == ["C1", "C2_1", "C2_2", "C3"]
+    assert [run["method"] for run in json.loads(Path("runs.json").read_text())] == "C1 C2_1 C2_2 C3".split()
     for name, made in (("captions.html", False), ("demo.html", True)):
         page = (tmp_path / "c3-demo" / name).read_text("utf-8")
         counts = ("data:image/jpeg;base64,", "<script", '<dt title="Connect, Collapse, Corrupt">C3</dt>')
@@ -117,8 +114,7 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     rows = lines_of(few_photos / "captions.jsonl")
     assert page.count("CC BY-SA 2.0") == sum("ShareAlike" in row["license"] for row in rows) > 0
     assert Store.open("c3-demo/captions").fitting_moments("text").n == 30_000
-    told = re.findall("^(?:   |[1-4]).*", result.stderr, re.MULTILINE)
-    plain = [re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line) for line in told]
+    plain = [re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line) for line in re.findall("(?m)^(?:   |[1-4]).*", result.stderr)]
     recorded(Path(__file__).parent / "golden" / "messages.json", plain)
     references = {Path(row["image"]).stem: row["captions"] for row in rows}
     key_of = {texts[0]: key for key, texts in references.items()}

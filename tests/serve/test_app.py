@@ -67,8 +67,7 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
         ("modality", "in", "image"),
         ("split", "split", splits[0]),
     ):
-        hits = client.get(f"/search?q=x&k=50&{option}={value}").json()["hits"]
-        assert {hit[column] for hit in hits} == {value}
+        assert {hit[column] for hit in client.get(f"/search?q=x&k=50&{option}={value}").json()["hits"]} == {value}
     apart = client.get("/search?q=x&k=2&separate").json()["hits"]
     assert [hit["modality"] for hit in apart] == ["image", "image", "text", "text"]
     page = client.get("/").text
