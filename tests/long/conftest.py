@@ -3,7 +3,7 @@
 A check is a test in ``check_NAME.py``, which `make test` does not collect. It takes the fixture `budget`, goes on while
 ``budget.is_left()``, draws from ``budget.random``, and ends with ``budget.report("212 kills, all continued")``:
 
-    pytest tests/long/check_crashes.py --minutes 10 --seed 0
+    pytest tests/long/check_kills.py --minutes 10 --seed 0
 """
 
 from __future__ import annotations
