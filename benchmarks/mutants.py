@@ -6,8 +6,8 @@
 ``sample`` draws faults, spread over the rooms by their size: a comparison turned, a constant changed, a call left out,
 two arguments swapped. Read the list before any test is run, and write a reason into "equivalent" for each fault that
 changes nothing a user could see. ``run`` runs all tests once to learn which of them run which line, then plants each
-fault in a copy of the repository and runs the tests of its line, the quickest first, and the others of its room, up to
-the first that fails. Results are added to the file, so a run that ends is continued; the copy is kept beside it.
+fault in a copy of the repository and runs the tests of its line, the quickest first, and, if these pass, the others of
+its room. Results are added to the file, so a run that ends is continued; the copy is kept in a folder beside it.
 
 For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults cost a few seconds.
 It prints a line for each fault and the share that was noticed, with its Wilson interval; at least 90 % are expected.
@@ -17,31 +17,28 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
 import json
 import os
+import queue
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from itertools import accumulate
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import coverage
 import numpy as np
-import pytest
+
+from c3tools.metrics.significance import share_interval
 
 ROOT = Path.cwd()
 TURNED = {ast.Lt: ">=", ast.LtE: ">", ast.Gt: "<=", ast.GtE: "<", ast.Eq: "!=", ast.NotEq: "=="}
 TURNED |= {ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}
 SECONDS = 300
-PRELOADED = ("torch", "pyarrow.parquet", "PIL.Image", "safetensors.torch", "scipy.stats", "tokenizers", "typer.testing")
 Fault = dict[str, Any]
 PLUGIN = """
 import os
@@ -55,7 +52,9 @@ def pytest_runtest_logreport(report):
 def faults_of(path: Path) -> Iterator[Fault]:
     """Yield every fault that can be planted in a file: its kind, its place in bytes, and the text put there."""
     source = path.read_bytes()
-    starts = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
 
     def text(node: ast.AST) -> str:
         return source[begin(node) : end(node)].decode()
@@ -91,8 +90,9 @@ def faults_of(path: Path) -> Iterator[Fault]:
 def behaving(tree: ast.AST) -> Iterator[ast.AST]:
     """Walk a module without what never runs or only words a message: annotations, type checking, f-strings."""
     for child in ast.iter_child_nodes(tree):
-        typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        if typing or isinstance(child, ast.JoinedStr | ast.Raise | ast.ImportFrom | ast.arg):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.JoinedStr | ast.Raise | ast.ImportFrom | ast.arg):
             continue
         if isinstance(child, ast.AnnAssign):
             yield from behaving(ast.Module([child.value] if child.value else [], []))  # type: ignore[list-item]
@@ -110,8 +110,10 @@ def room_of(file: str) -> str:
 def sample(count: int, seed: int) -> list[Fault]:
     """Draw faults: as many in each room as its share of all that can be planted, no two in one line."""
     rooms: dict[str, list[Fault]] = {}
-    for path in (path for top in ("c3tools", "cli") for path in sorted((ROOT / top).rglob("*.py"))):
-        rooms.setdefault(room_of(str(path.relative_to(ROOT))), []).extend(faults_of(path))
+    for top in ("c3tools", "cli"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            if not path.is_symlink():
+                rooms.setdefault(room_of(str(path.relative_to(ROOT))), []).extend(faults_of(path))
     draw, total, chosen = random.Random(seed), sum(map(len, rooms.values())), list[Fault]()
     for faults in rooms.values():
         draw.shuffle(faults)
@@ -132,9 +134,10 @@ def plant(fault: Fault, copy: Path) -> bytes:
 
 def statement_of(fault: Fault) -> range:
     """Return the lines of the innermost statement around a fault, up to the fault."""
+    source = (ROOT / fault["file"]).read_text("utf-8")
     around = [
         node.lineno
-        for node in ast.walk(ast.parse((ROOT / fault["file"]).read_bytes()))
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.stmt) and node.lineno <= fault["line"] <= (node.end_lineno or 0)
     ]
     return range(max(around, default=fault["line"]), fault["line"] + 1)
@@ -157,88 +160,81 @@ def tests_by_line(folder: Path) -> tuple[coverage.CoverageData, dict[str, float]
     return data, {name: float(seconds) for name, seconds in lines}
 
 
-def tests_of(fault: Fault, data: coverage.CoverageData, seconds: Mapping[str, float]) -> list[str]:
-    """Return the tests that run the line of a fault, the quickest first, then those of its room and `test_app`."""
+def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: Mapping[str, float]) -> str:
+    """Return what noticed a planted fault: a test that runs its ``line``, another one of its ``room``, or nothing."""
     measured = {re.sub(r".*/repository/(c3tools/(?=cli/))?", "", name): name for name in data.measured_files()}
     contexts = data.contexts_by_lineno(measured.get(fault["file"], ""))
-    direct = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
+    found = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
+    direct = sorted(found & seconds.keys(), key=lambda name: seconds[name])
     own = ("tests/test_", "tests/export/") if room_of(fault["file"]) == "." else (f"tests/{room_of(fault['file'])}/",)
-    room = {name for name in seconds if name.startswith((*own, "tests/cli/test_app.py"))}
-    return sorted((direct | room) & seconds.keys(), key=lambda name: (name not in direct, seconds[name]))
-
-
-def start(tests: list[str], copy: Path) -> int:
-    """Run tests in a fork of this process, which has imported what they need from others, and return its number."""
-    (copy / "chosen.txt").write_text("\n".join(tests))
-    process = os.fork()
-    if not process:
-        os.setsid()
-        os.chdir(copy)
-        sys.path.insert(0, str(copy))
-        os.environ["PYTHONPATH"] = str(copy)
-        sys.dont_write_bytecode = True
-        for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        code = 1
-        with suppress(BaseException):
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "@chosen.txt"]))
-        os._exit(code)
-    return process
+    room = sorted({name for name in seconds if name.startswith(own)} - found, key=lambda name: seconds[name])
+    before = plant(fault, copy)
+    quietly: Any = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy)}, "capture_output": True}
+    try:
+        for name, tests in (("line", direct), ("room", room)):
+            (copy / "chosen.txt").write_text("\n".join(tests))
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "@chosen.txt"]
+            try:
+                done = tests and subprocess.run(command, check=False, timeout=SECONDS, **quietly)
+                if done and done.returncode not in (0, 5):
+                    return name
+            except subprocess.TimeoutExpired:
+                return name
+    finally:
+        (copy / fault["file"]).write_bytes(before)
+    return ""
 
 
 def run(path: Path, jobs: int) -> None:
-    """Plant the faults of a file, several at a time, and write whether they were noticed into it."""
+    """Plant the faults of a file one after another, and write what noticed each into it."""
     faults: list[Fault] = json.loads(path.read_text())
     folder = path.absolute().with_suffix("")
     copy = folder / "repository"
     if not folder.exists():
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__"))
+        kept = shutil.ignore_patterns(".git", ".venv", "build", "dist", "__pycache__")
+        shutil.copytree(ROOT, copy, ignore=kept)
         (copy / "c3tools" / "cli").symlink_to("../cli")
         run_all_tests(copy, folder)
     data, seconds = tests_by_line(folder)
+    copies: queue.Queue[Path] = queue.Queue()
+    for number in range(jobs):
+        shutil.rmtree(folder / f"copy-{number}", ignore_errors=True)
+        shutil.copytree(copy, folder / f"copy-{number}", symlinks=True)
+        copies.put(folder / f"copy-{number}")
+
+    def judge(fault: Fault) -> Fault:
+        own = copies.get()
+        try:
+            return fault | {"noticed": noticed_by(fault, own, data, seconds)}
+        finally:
+            copies.put(own)
+
+    left_at = {(fault["file"], fault["begin"]): number for number, fault in enumerate(faults)}
     left = [fault for fault in faults if not fault["equivalent"] and "noticed" not in fault]
     random.Random(0).shuffle(left)  # a run that is stopped has judged a sample of all
-    for name in PRELOADED:
-        importlib.import_module(name)
-    free, running = [folder / f"copy-{number}" for number in range(jobs)], dict[int, tuple[Fault, Path, bytes, float]]()
-    for own in free:
-        shutil.rmtree(own, ignore_errors=True)
-        shutil.copytree(copy, own, symlinks=True)
-    while left or running:
-        while left and free:
-            fault, own = left.pop(), free.pop()
-            before, tests = plant(fault, own), tests_of(fault, data, seconds)
-            running[start(tests, own)] = fault, own, before, time.monotonic() + SECONDS
-        for process, (fault, own, before, end) in list(running.items()):
-            done, status = os.waitpid(process, os.WNOHANG)
-            if not done and time.monotonic() < end:
-                continue
-            if not done:
-                os.killpg(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-            fault["noticed"] = not done or os.waitstatus_to_exitcode(status) not in (0, 5)
-            (own / fault["file"]).write_bytes(before)
-            free.append(own)
-            del running[process]
+    with ThreadPool(jobs) as pool:
+        for fault in pool.imap_unordered(judge, left):
+            faults[left_at[fault["file"], fault["begin"]]] = fault
             path.write_text(json.dumps(faults, indent=1))
+            shown = f"{fault['file']}:{fault['line']} {fault['kind']}"
             change = f"{fault['old'][:60]!r} -> {fault['new'][:60]!r}"
-            said = "noticed" if fault["noticed"] else "SURVIVED"
-            print(f"{said:9} {fault['file']}:{fault['line']} {fault['kind']}: {change}", flush=True)
-        time.sleep(0.02)
-    from c3tools.metrics.significance import share_interval  # not before: the forks have one of their own
-
-    noticed = np.array([bool(fault["noticed"]) for fault in faults if not fault["equivalent"]], float)
+            print(f"{fault['noticed'] or 'SURVIVED':9} {shown}: {change}", flush=True)
+    judged = [fault for fault in faults if not fault["equivalent"]]
+    noticed = np.array([bool(fault["noticed"]) for fault in judged], float)
     low, high = share_interval(noticed) or (0.0, 1.0)
-    print(f"{noticed.sum():.0f} of {len(noticed)} noticed: {noticed.mean():.1%} ({low:.1%} to {high:.1%})")
+    print(f"{noticed.sum():.0f} of {len(judged)} noticed: {noticed.mean():.1%} ({low:.1%} to {high:.1%})")
 
 
 def main() -> None:
     """Sample or run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["sample", "run"])
-    parser.add_argument("file", type=Path, nargs="?", help="of a sample, for run")
-    for name, default in (("count", 150), ("seed", 0), ("jobs", 2)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    sampling = verbs.add_parser("sample")
+    sampling.add_argument("--count", type=int, default=150)
+    sampling.add_argument("--seed", type=int, default=0)
+    running = verbs.add_parser("run")
+    running.add_argument("file", type=Path)
+    running.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     if options.verb == "run":
         run(options.file, options.jobs)
