@@ -172,7 +172,7 @@ def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: M
     quietly: Any = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy)}, "capture_output": True}
     try:
         for name, tests in (("line", direct), ("room", room)):
-            (copy / "chosen.txt").write_text("\n".join(tests))
+            (copy / "chosen.txt").write_text("\n".join(tests).replace("/repository/", f"/{copy.name}/"))
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "@chosen.txt"]
             try:
                 done = tests and subprocess.run(command, check=False, timeout=SECONDS, **quietly)
