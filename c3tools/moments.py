@@ -71,6 +71,12 @@ class Moments:
         """Merge any number of moments."""
         return reduce(cls.merge, parts, cls.empty(dim))
 
+    @staticmethod
+    def merge_groups(groups: dict[str, Moments], more: Mapping[str, Moments]) -> None:
+        """Merge named moments (of splits, or of modalities) into those of the same name in ``groups``."""
+        for name, moments in more.items():
+            groups[name] = groups[name].merge(moments) if name in groups else moments
+
     @property
     def dim(self) -> int:
         """The dimension d of the rows."""

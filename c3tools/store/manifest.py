@@ -229,10 +229,10 @@ class StoreWriter:
         groups = load_moments(path)[0] if appended else {}
         read = sorted(new) if appended else present
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
-            for shard, (own, rows, digest) in zip(read, pool.map(self._read, read), strict=True):
-                groups |= {name: groups[name].merge(m) if name in groups else m for name, m in own.items()}
-                if shard in new:
-                    records[shard] = ShardRecord(rows, digest)
+            for shard, (own, record) in zip(read, pool.map(self._read, read, map(new.__contains__, read)), strict=True):
+                Moments.merge_groups(groups, own)
+                if record is not None:
+                    records[shard] = record
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
@@ -247,14 +247,14 @@ class StoreWriter:
         _remove_folder(self.path / REWRITING)
         return self.before
 
-    def _read(self, shard: ShardName) -> tuple[dict[str, Moments], int, str]:
-        """Return the moments of a shard, its number of rows and its SHA-256."""
+    def _read(self, shard: ShardName, is_new: bool) -> tuple[dict[str, Moments], ShardRecord | None]:
+        """Return the moments of a shard, and the record of a new one."""
         groups, rows = dict[str, Moments](), 0
         with on_this_machine(self.path / part_name(*shard)) as file:
             for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
                 add_moments(groups, shard[0], batch)
                 rows += len(batch)
-            return groups, rows, sha256_of(file)
+            return groups, ShardRecord(rows, sha256_of(file)) if is_new else None
 
     def _put_in_place(self) -> list[ShardName]:
         """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""

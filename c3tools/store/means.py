@@ -183,8 +183,7 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
         one, own = ModelIdentity(headers[0].get("model") or {}), f"The moments file {paths[0]}"
         remedy = "Merge files of one model."
         one.require_same(header.get("model"), own=own, theirs=str(path), error=StoreError, remedy=remedy)
-        for name, moments in groups.items():
-            total[name] = total[name].merge(moments) if name in total else moments
+        Moments.merge_groups(total, groups)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
     merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}
     write_atomically(target, lambda temporary: save_moments(temporary, total, merged))

@@ -343,6 +343,5 @@ def add_moments(
     """
     column = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
     matrix, splits = embedding_matrix(batch, column), np.array(row_splits(batch, kept), dtype=object)
-    for split in sorted(set(splits)):
-        name, moments = f"{modality}/{split}", Moments.from_rows(matrix[splits == split])
-        groups[name] = groups[name].merge(moments) if name in groups else moments
+    own = {f"{modality}/{split}": Moments.from_rows(matrix[splits == split]) for split in sorted(set(splits))}
+    Moments.merge_groups(groups, own)
