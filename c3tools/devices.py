@@ -115,8 +115,9 @@ def _keep_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library; TypeError: on Windows
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, size in ((-3, 2**25), (-3, 2**30), (-1, 2**30)):  # M_MMAP_THRESHOLD, of old glibcs 32 MiB at the
-            mallopt(parameter, size)  # most; M_TRIM_THRESHOLD
+        # -3 is M_MMAP_THRESHOLD, which old glibcs limit to 32 MiB; -1 is M_TRIM_THRESHOLD
+        for parameter, size in ((-3, 2**25), (-3, 2**30), (-1, 2**30)):
+            mallopt(parameter, size)
 
 
 def has_int8() -> bool:

@@ -50,8 +50,8 @@ _EXTREMES = 6  # photos in each of the two groups that come first
 _PHOTO_SIDE = 360
 _SPECTRA = "How many dimensions each modality uses."
 _IMAGE_STEPS = 300
-# settings and epochs: of the size tiny a quarter of the work of five epochs with two layers, to be short
-_CHANGES: Mapping[str, tuple[Sequence[str], int | None]] = {"tiny": (("layers=1", "learning_rate=3e-3"), 2)}
+# of the size tiny: a quarter of the work of five epochs with two layers, to be short
+_SHORT = ("layers=1", "learning_rate=3e-3")
 _BEAMS = 5  # of the bundled captioner, which is not compared with the decoders
 _References = Mapping[str, Sequence[str]]
 
@@ -232,9 +232,22 @@ def run_demo(
         train, val = (rows.select(np.arange(len(rows))[:captions]) for rows in (train, val))
         means = {name: photos.fitting_moments(name) for name in ("image", "text")}
         reporter.message(f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image")
-        # none of these methods learns from images, or is asked with texts
-        data = train, val, scored, references, means, devices.pick(), None, scored.embeddings
-        task = CaptionTask(*data, size, *_CHANGES.get(size, ((), None)), GenerationConfig(), None, ())
+        task = CaptionTask(
+            train,
+            val,
+            scored,
+            references,
+            means,
+            devices.pick(),
+            train_images=None,
+            described=scored.embeddings,  # none of these methods learns from images, or is asked with texts
+            size=size,
+            set=_SHORT if size == "tiny" else (),
+            epochs=2 if size == "tiny" else None,
+            generation=GenerationConfig(),
+            encoder=None,
+            java=(),
+        )
         cells = [Cell(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
         with TemporaryDirectory() as folder:
             runs = list(run_cells(task, cells, Path(folder), jobs=cores(), reporter=reporter))
