@@ -32,9 +32,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.numpy import save
+from threadpoolctl import threadpool_limits
 
 from .errors import OutputError, StoreError, TransformError, telling_what_is_kept
-from .executors import Executor, Report, Work, open_executor
+from .executors import Executor, Report, Work, cores, open_executor
 from .io.artifact import digest_of, holds_result
 from .io.files import (
     MALFORMED,
@@ -47,6 +48,7 @@ from .io.files import (
 )
 from .io.locations import location, names_in, remove, size_of
 from .io.lock import locked
+from .moments import Moments
 from .reporter import SILENT, Reporter
 from .store import Store, StoreInfo, embedding_matrix
 from .store.manifest import MOMENTS_FILE, StoreWriter
@@ -56,6 +58,7 @@ from .store.shards import (
     INFO_FILE,
     MANIFEST_FILE,
     ShardName,
+    add_moments,
     part_name,
     read_header,
     shard_table,
@@ -163,8 +166,7 @@ def export_store(
     if before_noise and applied == len(chosen.steps):
         raise TransformError(f"{chosen.name} adds no noise.", remedy="Leave out --before-noise.")
     applied = applied if before_noise else len(chosen.steps)
-    dtype = "float32" if before_noise else dtype
-    settings |= {"dtype": dtype, "applied": applied}
+    settings |= {"dtype": "float32" if before_noise else dtype, "applied": applied}
     output = location(output)
     modalities = list(modality) if modality else store.modalities
     for name in modalities:
@@ -185,7 +187,7 @@ def export_store(
     digest = digest_of(provenance)
     unit = all(step.role == "both" and isinstance(step, Normalize) for step in chosen.steps[:applied][-1:])
     exported = {"exported": {"made_from": digest, **provenance}}
-    info = replace(store.info, dtype=dtype, normalised=unit and bool(chosen.steps), extra=exported)
+    info = replace(store.info, dtype=str(settings["dtype"]), normalised=unit and bool(chosen.steps), extra=exported)
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
     with locked(output), telling_what_is_kept(lambda: kept):
         present, stale = _parts_there(output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors"))
@@ -204,10 +206,13 @@ def export_store(
         todo = [shard for shard in shards if shard[0] in modalities and shard not in present]
         with (
             open_executor(executor, threads=workers, address=address, processes=processes, cores=1) as where,
+            threadpool_limits(max(1, cores() // max(1, workers)), "blas"),
             reporter.progress(f"Exporting {chosen.name}", sum(shards[shard] for shard in todo)) as progress,
         ):
             work = _ExportWork(store, chosen.part(0, applied), output, info)
-            where.run(work, todo, lambda count, _: progress.advance(count))
+            for shard, moments in zip(todo, where.run(work, todo, lambda n, _: progress.advance(n)), strict=True):
+                if writer is not None:
+                    writer.add(shard, moments)
         parts = _parts(output)
         rows = {name: _count_roles(store, name, settings) for name in dict.fromkeys(modality for modality, _ in parts)}
         if writer is not None:
@@ -222,7 +227,7 @@ def export_store(
 
 
 @dataclass
-class _ExportWork(Work[ShardName, None]):
+class _ExportWork(Work[ShardName, dict[str, Moments]]):
     """Parts of an export: each is a shard of the store, transformed and written."""
 
     store: Store
@@ -230,12 +235,16 @@ class _ExportWork(Work[ShardName, None]):
     output: Path
     info: StoreInfo  # of the export, with its settings
 
-    def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[None]:
-        """Write parts."""
+    def run(self, tasks: Iterable[ShardName], report: Report) -> Iterator[dict[str, Moments]]:
+        """Write parts, and yield the moments of each that is a shard of a store."""
         for modality, part in tasks:
             batches = self.store.batches(modality, parts=[part])
-            self._write(modality, part, pa.concat_tables(self._transform(modality, b, report) for b in batches))
-            yield None
+            rows = pa.concat_tables(self._transform(modality, batch, report) for batch in batches)
+            self._write(modality, part, rows)
+            groups = dict[str, Moments]()
+            for batch in rows.to_batches() if self.info.extra["exported"]["settings"]["format"] == "parquet" else ():
+                add_moments(groups, modality, batch)
+            yield groups
 
     def name(self, task: ShardName) -> str:
         """Return a name such as ``text part 3``."""

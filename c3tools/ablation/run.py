@@ -195,7 +195,7 @@ def run_cells(
         executor = Executor([names[number % len(names)] for number in range(count)])
         label = f"Percent of {counted(len(ahead), 'training')}, {count} at a time"
         with reporter.progress(label, 100 * len(ahead)) as progress:
-            executor.run(_Trainings(task.learner(), folder), ahead, lambda done, _: progress.advance(done))
+            list(executor.run(_Trainings(task.learner(), folder), ahead, lambda done, _: progress.advance(done)))
     for cell in cells:
         if cell in finished:
             reporter.message(f"{cell.label}: already finished")

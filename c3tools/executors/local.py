@@ -59,8 +59,8 @@ class Executor:
         self._devices = tuple(devices)
         self._threads = threads
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
-        """Do all tasks, and return their results in their order.
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> Iterator[Result]:
+        """Do all tasks, and yield their results in their order; nothing is done before the first is asked for.
 
         Args:
             work: the work that is done with each task.
@@ -69,12 +69,13 @@ class Executor:
             report: is called in this process with the number of inputs done, and of those that failed.
         """
         if len(self._devices) > 1 and len(tasks):
-            return _in_processes(self._devices[: len(tasks)], work, tasks, report)
-        if self._threads < 2:
-            return list(work.run((tasks[position] for position in range(len(tasks))), report))
-        with ThreadPoolExecutor(self._threads) as pool:
-            found = pool.map(lambda at: list(work.run([tasks[at]], report)), range(len(tasks)))
-            return [result for results in found for result in results]  # an error cancels what has not begun
+            yield from _in_processes(self._devices[: len(tasks)], work, tasks, report)
+        elif self._threads < 2:
+            yield from work.run((tasks[position] for position in range(len(tasks))), report)
+        else:
+            with ThreadPoolExecutor(self._threads) as pool:  # an error cancels what has not begun
+                for results in pool.map(lambda at: list(work.run([tasks[at]], report)), range(len(tasks))):
+                    yield from results
 
 
 def cores() -> int:
@@ -92,11 +93,11 @@ def end_with_parent() -> None:
 
 def _in_processes(
     devices: Sequence[str], work: Work[Task, Result], tasks: Sequence[Task], report: Report
-) -> list[Result]:
+) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     running: dict[Connection, str] = {}
     processes = []
-    results: dict[int, Result] = {}
+    results, position = dict[int, Result](), 0  # those that came before their turn, and whose turn it is
     try:
         for number, device in enumerate(devices):
             own, other = context.Pipe(duplex=False)
@@ -121,9 +122,11 @@ def _in_processes(
                     raise C3Error(f"{running[end]}: {value[0]}", remedy=value[1])
                 elif kind == "result":
                     results[value[0]] = value[1]
+                    while position in results:
+                        yield results.pop(position)
+                        position += 1
                 else:
                     del running[end]
-        return [results[position] for position in range(len(tasks))]
     except BaseException:
         for process in processes:
             process.terminate()

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
@@ -71,12 +71,12 @@ class RayExecutor(Executor):
             _ray().shutdown()
             self._joined = False
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> list[Result]:
+    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> Iterator[Result]:
         """Do all tasks; see `Executor.run`. Workers stay for the next call, with what they have loaded."""
         ray = _ray()
         shared, folder = ray.put(work), os.getcwd()  # noqa: PTH109 - as text, for other machines
         waiting, attempts = deque(range(len(tasks))), Counter[int]()
-        results: dict[int, Result] = {}
+        results, next_one = dict[int, Result](), 0  # those that came before their turn, and whose turn it is
         running: dict[Any, tuple[Any, int]] = {}  # actor and task of each call
         if waiting and not self._idle:
             self._idle.append(self._start_actor())
@@ -111,10 +111,12 @@ class RayExecutor(Executor):
                         raise C3Error(f"{work.name(tasks[position])}: {refused[0]}", remedy=refused[1])
                     results[position] = result
                     report(done, failed)
+                    while next_one in results:
+                        yield results.pop(next_one)
+                        next_one += 1
         finally:
             for actor, _ in running.values():
                 ray.kill(actor)
-        return [results[position] for position in range(len(tasks))]
 
     def _start_actor(self) -> Any:
         resources = "cuda" if self._gpu else "cpu", max(1, int(self._cores))

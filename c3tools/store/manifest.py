@@ -165,6 +165,8 @@ class StoreWriter:
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
         self._removed: set[ShardName] = set()
+        self._added: dict[ShardName, int] = {}  # their numbers of rows
+        self._groups: dict[str, Moments] = {}  # of what was added
         if kind_of(path / REWRITING_LIST) == "file":
             self.finish()
         _remove_folder(path / REWRITING)
@@ -202,6 +204,14 @@ class StoreWriter:
         else:
             self._removed.add((modality, part))
 
+    def add(self, shard: ShardName, moments: Mapping[str, Moments]) -> None:
+        """Take the moments of a shard that was just written, so that `finish` need not read it again.
+
+        It has to if these are not the first shards of the store, in their order.
+        """
+        Moments.merge_groups(self._groups, moments)
+        self._added[shard] = sum(of.n for of in moments.values())
+
     def finish(self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()) -> Manifest:
         """Put rewritten shards in place, and write failures.parquet, the moments and, last, the manifest.
 
@@ -226,7 +236,9 @@ class StoreWriter:
         last, path = dict(sorted(before.shards)), self.path / MOMENTS_FILE
         appended = len(records) == len(before.shards) and all(part > last.get(name, -1) for name, part in new)
         appended = appended and kind_of(path) is not None and sha256_of(path) == before.files.get(MOMENTS_FILE)
-        groups = load_moments(path)[0] if appended else {}
+        if appended or [*self._added] != present[: len(self._added)]:
+            self._added, self._groups = {}, {}
+        groups = load_moments(path)[0] if appended else {**self._groups}
         read = sorted(new) if appended else present
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
             for shard, (own, record) in zip(read, pool.map(self._read, read, map(new.__contains__, read)), strict=True):
@@ -249,9 +261,9 @@ class StoreWriter:
 
     def _read(self, shard: ShardName, is_new: bool) -> tuple[dict[str, Moments], ShardRecord | None]:
         """Return the moments of a shard, and the record of a new one."""
-        groups, rows = dict[str, Moments](), 0
+        groups, rows = dict[str, Moments](), self._added.get(shard, 0)
         with on_this_machine(self.path / part_name(*shard)) as file:
-            for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
+            for batch in () if rows else read_batches(file, shard[0], self.info, _OF_MOMENTS):
                 add_moments(groups, shard[0], batch)
                 rows += len(batch)
             return groups, ShardRecord(rows, sha256_of(file)) if is_new else None

@@ -45,7 +45,7 @@ def executor(request: pytest.FixtureRequest) -> Any:
 
 def squares(executor: Executor, work: Squares) -> tuple[list[int], list[int]]:
     told: list[tuple[int, int]] = []
-    results = executor.run(work, range(6), lambda done, failed: told.append((done, failed)))
+    results = [*executor.run(work, range(6), lambda done, failed: told.append((done, failed)))]
     return results, [sum(each) for each in zip(*told, strict=True)]
 
 
