@@ -97,9 +97,9 @@ class ImageTask:
             photo = int(pairs.item_index[row])
             if pairs.first.keys[photo] in readable:
                 texts_of.setdefault(photo, []).append(row)
-        if len(texts_of) < 2:
+        if len(texts_of) < 4:  # of three, one half would be a single photo
             raise MetricError(
-                f"At least two photos with texts are needed; of those in the split {split!r}, {len(texts_of)} can be "
+                f"At least four photos with texts are needed; of those in the split {split!r}, {len(texts_of)} can be "
                 f"read. The splits of images are {store.list_splits('image')}.",
                 remedy="Choose another split with --split, or run this command in the folder that c3 embed was run in.",
             )

@@ -81,9 +81,9 @@ def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encode
     table, _ = table_of(store, tmp_path / "out", methods="C1")
     assert table.runs[0].images == 11
     assert any(str(first) in remark for remark in table.facts)
-    for path in others:
+    for path in others[2:]:
         path.unlink()
-    with pytest.raises(MetricError, match="'test', 1 can be read"):
+    with pytest.raises(MetricError, match="'test', 3 can be read"):
         table_of(store, tmp_path / "none", methods="C1")
     assert not (tmp_path / "none").exists()
 

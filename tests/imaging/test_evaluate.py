@@ -76,6 +76,7 @@ def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: En
     rng, squares = np.random.default_rng(0), NOISE[:30]
     photos = photos_of(squares)
     scorer = ImageScorer(photos, None, [encoder], conditioning=encoder.identity)
+    assert scorer.real(30)[1] == 15  # one half against the other
     moved = np.clip(squares + 40.0 + rng.integers(-20, 20, squares.shape), 0, 255).astype(np.uint8)
     made, keys = [*map(Image.fromarray, moved)], photos.rows.keys
     (scores, together), (_, alone) = (scorer.score(made, keys, case) for case in (keys, [*keys[:1], *[None] * 29]))
