@@ -6,8 +6,9 @@
 ``sample`` draws faults, spread over the rooms by their size: a comparison turned, a constant changed, a call left out,
 two arguments swapped. Read the list before any test is run, and write a reason into "equivalent" for each fault that
 changes nothing a user could see. ``run`` runs all tests once to learn which of them run which line, then plants each
-fault in a copy of the repository and runs the tests of its line, the quickest first, and, if these pass, the others of
-its room. Results are added to the file, so a run that ends is continued; the copy is kept in a folder beside it.
+fault in a copy of the repository and runs the tests of its line, the quickest first, the others of its room if these
+pass, and all others if those do. Results are added to the file, so a run that ends is continued; the copy is kept in a
+folder beside it.
 
 For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults cost a few seconds.
 It prints a line for each fault and the share that was noticed, with its Wilson interval; at least 90 % are expected.
@@ -38,7 +39,6 @@ from c3tools.metrics.significance import share_interval
 ROOT = Path.cwd()
 TURNED = {ast.Lt: ">=", ast.LtE: ">", ast.Gt: "<=", ast.GtE: "<", ast.Eq: "!=", ast.NotEq: "=="}
 TURNED |= {ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}
-SECONDS = 300
 Fault = dict[str, Any]
 PLUGIN = """
 import os
@@ -148,8 +148,10 @@ def run_all_tests(copy: Path, folder: Path) -> None:
     (folder / "seconds.py").write_text(PLUGIN)
     environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{folder}", "COVERAGE_FILE": str(folder / "coverage")}
     environment["SECONDS_FILE"] = str(folder / "seconds.txt")
-    options = "-q -n 2 --dist worksteal -p seconds -p no:cacheprovider --cov=c3tools --cov-context=test --cov-report="
-    subprocess.run([sys.executable, "-m", "pytest", *options.split()], cwd=copy, env=environment, check=False)
+    options = "-q -n 2 --dist worksteal -p seconds -p no:cacheprovider"
+    measured = "--cov=c3tools --cov=cli --cov-context=test --cov-report="
+    command = [sys.executable, "-m", "pytest", *options.split(), *measured.split()]
+    subprocess.run(command, cwd=copy, env=environment, check=False)
 
 
 def tests_by_line(folder: Path) -> tuple[coverage.CoverageData, dict[str, float]]:
@@ -161,24 +163,22 @@ def tests_by_line(folder: Path) -> tuple[coverage.CoverageData, dict[str, float]
 
 
 def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: Mapping[str, float]) -> str:
-    """Return what noticed a planted fault: a test that runs its ``line``, another one of its ``room``, or nothing."""
+    """Return what noticed a planted fault: a test of its ``line``, of its ``room``, of ``all``, or nothing."""
     measured = {re.sub(r".*/repository/(c3tools/(?=cli/))?", "", name): name for name in data.measured_files()}
     contexts = data.contexts_by_lineno(measured.get(fault["file"], ""))
     found = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
-    direct = sorted(found & seconds.keys(), key=lambda name: seconds[name])
     own = ("tests/test_", "tests/export/") if room_of(fault["file"]) == "." else (f"tests/{room_of(fault['file'])}/",)
-    room = sorted({name for name in seconds if name.startswith(own)} - found, key=lambda name: seconds[name])
+    room = {name for name in seconds if name.startswith(own)} - found
+    stages = {"line": found & seconds.keys(), "room": room, "all": seconds.keys() - found - room}
     before = plant(fault, copy)
     quietly: Any = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy)}, "capture_output": True}
     try:
-        for name, tests in (("line", direct), ("room", room)):
+        for name, chosen in stages.items():
+            tests = sorted(chosen, key=lambda name: seconds[name])
             (copy / "chosen.txt").write_text("\n".join(tests).replace("/repository/", f"/{copy.name}/"))
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "@chosen.txt"]
-            try:
-                done = tests and subprocess.run(command, check=False, timeout=SECONDS, **quietly)
-                if done and done.returncode not in (0, 5):
-                    return name
-            except subprocess.TimeoutExpired:
+            done = tests and subprocess.run(command, check=False, **quietly)  # pytest ends a test that hangs
+            if done and done.returncode not in (0, 5):
                 return name
     finally:
         (copy / fault["file"]).write_bytes(before)
