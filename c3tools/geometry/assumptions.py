@@ -170,7 +170,7 @@ def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | N
     unit = unit_rows(moments.mean[None])[0]
     drawn = unit_rows(drawn - np.outer(drawn @ unit, unit))
     cosine = float(gap @ unit) / float(np.linalg.norm(gap))
-    ratios = ((cosine * unit + sqrt(abs(1 - cosine**2)) * drawn) @ vectors) ** 2 @ values * (dim / total)
+    ratios = ((cosine * unit + sqrt(max(1 - cosine**2, 0.0)) * drawn) @ vectors) ** 2 @ values * (dim / total)
     return {
         "variance_ratio": max(along, 0.0) / square * dim / total,
         "random_directions": [float(end) for end in np.quantile(ratios, [0.025, 0.975])],

@@ -100,7 +100,7 @@ class Sample:
             distance[part] = np.sqrt(x.sum(axis=1))
             squares += x.sum(axis=0, dtype=np.float64)
         mean = total / count
-        return cosine, distance, mean, np.abs(squares / count - mean**2), np.concatenate(groups)
+        return cosine, distance, mean, np.maximum(squares / count - mean**2, 0.0), np.concatenate(groups)
 
     def part(self, items: Indices) -> tuple[Sample, Indices]:
         """Return the rows of these items, ascending rows of ``first``, and the rows of ``second`` that they are."""

@@ -184,9 +184,9 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
     length_error, direction_error, enough = float("nan"), None, None
     if length > 0 and rows > 1:
         unit = moments.mean / length
-        along = float(unit @ covariance @ unit)
-        across = abs(float(np.trace(covariance)) - along)
-        length_error = float(np.sqrt(abs(along) / (rows - 1)))
+        along = max(float(unit @ covariance @ unit), 0.0)
+        across = max(float(np.trace(covariance)) - along, 0.0)
+        length_error = float(np.sqrt(along / (rows - 1)))
         direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
         enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
     squares = float(values @ values)
@@ -239,7 +239,7 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     length, debiased = Estimate(norm), Estimate(sqrt(max(square, 0.0)))
     if independent >= 3 and norm > 0:
         quantile = student_quantile(independent - 1)
-        along = abs(float(gap @ covariance @ gap))
+        along = max(float(gap @ covariance @ gap), 0.0)
         # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
         freedom = min(independent, len(collected.working.first)) - 1
         chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
