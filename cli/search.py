@@ -40,7 +40,7 @@ def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool =
     for name, counts in report.rows.items():
         noise = f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
         message(f"{name}: {counted(sum(counts.values()), 'row')}{noise}")
-    kept = f" ({report.kept} files were already finished)" if report.kept else ""
+    kept = f" ({counted(report.kept, 'file was', 'files were')} already finished)" if report.kept else ""
     message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):
         for name in report.rows if format == "hf" else ():

@@ -175,8 +175,8 @@ class StoreWriter:
         self.lost = {shard: listed.shards[shard] for shard in lost}
         if missing:
             reporter.message(
-                f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example {missing[0]}; their "
-                "inputs are embedded again."
+                f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example {missing[0]}. This "
+                "run makes again what it can."
             )
 
     def adopt(self, made_from: str) -> None:
