@@ -203,11 +203,12 @@ def test_queries_by_number_and_by_key(store: Store, index: Index) -> None:
 
 def test_an_index_is_searched_on_gpus(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """What faiss-gpu offers, on the CPU; it refuses the second part."""
+    queries = index.shards[0].reconstruct_n(0, 3)
+    expected = index.rank(queries, "image")
     move = Mock(wraps=faiss.clone_index, side_effect=[DEFAULT, RuntimeError("not this kind")])
     for name, value in {"StandardGpuResources": 0, "get_num_gpus": lambda: 1, "index_cpu_to_all_gpus": move}.items():
         monkeypatch.setattr(faiss, name, value, raising=False)
-    queries = index.shards[0].reconstruct_n(0, 3)
-    assert Index.open(index.path).rank(queries, "image") == index.rank(queries, "image")
+    assert Index.open(index.path).rank(queries, "image") == expected
     assert move.call_count == 2
 
 
