@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..assets.paths import C3_MINI, PHOTOS
+from ..assets.paths import C3_MINI
 from ..devices import Compute, pick
 from ..errors import C3Error, EncoderError, MissingExtraError, reason_of
 from ..io.artifact import HUB, answers
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
-from .encoder import Backend, Encoder, Modality
-from .openvino_backend import PROBE_TEXTS, OpenVINOBackend, convert, quantized
+from .encoder import Encoder, Modality
+from .openvino_backend import AGREEMENT, PROBE_TEXTS, OpenVINOBackend, convert, probe_photos, quantized
 from .plugins import PluginEncoder, find_plugin
 from .preprocessing import ImagePreprocessor
 from .tokenizer import ClipTokenizer
@@ -45,8 +45,6 @@ _NAMES = (
     "another kind that `c3 models` lists."
 )
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-AGREEMENT = 0.999
-_PROBE_PHOTOS = 8
 _TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
 
 
@@ -155,39 +153,45 @@ def load_encoder(
     network = None if bundled else load_network(model, random_init=random_init)
     facts = bundled or network.describe()  # type: ignore[union-attr]
     if possible:
-        towers: dict[Modality, Any] = {"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"}
         try:
-            if network is not None:
-                towers = convert(network.model, facts)
-            if precision == "int8":
-                return Encoder(quantized(Encoder(OpenVINOBackend(towers), **facts)), **facts)
-            # of the bundled model it is known that bf16 agrees: to measure it again would take two seconds of each run
-            asked = compute.precision if bundled else precision
-            return _in_precision(lambda one: OpenVINOBackend(towers, one), facts, compute.precision, asked)
+            return Encoder(_by_openvino(network, facts, compute.precision, precision), **facts)
         except EncoderError as error:
             if required:
                 raise
             reporter.message(f"{error.message} torch runs it instead.")
         network = load_network(model, random_init=random_init)  # its attentions were replaced
     assert network is not None
+    return _by_torch(network, facts, compute, precision)
+
+
+def _by_openvino(network: Network | None, facts: Mapping[str, Any], own: str, asked: str) -> OpenVINOBackend:
+    """Return a model, or the bundled one for None, in the precision asked for; ``auto``: in the CPU's own if it agrees.
+
+    Of the bundled model it is known that bf16 agrees: to measure it would take two seconds of each run.
+    """
+    if network is None:
+        towers: dict[Modality, Any] = {"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"}
+        backend = OpenVINOBackend(towers, "fp32" if asked == "int8" else own)
+    else:
+        backend = convert(network.model, facts, (own, "fp32") if asked == "auto" else ("fp32",))
+    if asked == "int8":
+        return quantized(Encoder(backend, **facts))
+    return backend if asked in ("auto", backend.compute.precision) else OpenVINOBackend(backend.towers, asked)
+
+
+def _by_torch(network: Network, facts: Mapping[str, Any], compute: Compute, asked: str) -> Encoder:
+    """Return a model in a precision; with ``auto`` in fp32 where the embeddings of a few inputs differ too much."""
     from .towers import TorchBackend
 
-    def by_torch(number: str) -> TorchBackend:
-        own = network.model if number == "fp32" else copy.deepcopy(network.model)
-        return TorchBackend(own, network.preprocess, Compute(compute.device, number), facts["trims_texts"])
+    def load(precision: str) -> Encoder:
+        own = network.model if precision == "fp32" else copy.deepcopy(network.model)
+        one = Compute(compute.device, precision)
+        return Encoder(TorchBackend(own, network.preprocess, one, facts["trims_texts"]), **facts)
 
-    return _in_precision(by_torch, facts, compute.precision, precision)
-
-
-def _in_precision(make: Callable[[str], Backend], facts: Mapping[str, Any], precision: str, asked: str) -> Encoder:
-    """Return an encoder in a precision; with ``auto`` in fp32 where the embeddings of a few inputs differ too much.
-
-    These are bundled photos because rounding changes the embeddings of random images by other amounts.
-    """
-    rounded = Encoder(make(precision), **facts)
-    if precision == "fp32" or asked != "auto":
+    rounded = load(compute.precision)
+    if compute.precision == "fp32" or asked != "auto":
         return rounded
-    exact, photos = Encoder(make("fp32"), **facts), sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
+    exact, photos = load("fp32"), probe_photos()
     a, b = (
         np.concatenate([one.encode_images(photos, batch_size=len(photos)), one.encode_texts(PROBE_TEXTS)])
         for one in (exact, rounded)

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -31,13 +31,20 @@ from .encoder import Encoder, Modality
 if TYPE_CHECKING:
     from torch import nn
 
+AGREEMENT = 0.999  # least cosine of an embedding with that of torch in fp32
 PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
+_PROBE_PHOTOS = 8
 _CALIBRATION_INPUTS = 64  # of each modality
 _INT8_AGREEMENT = 0.99
 # int8 is in the model itself; the hint is for what is not in 8 bits
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 # the division by the norm, and its likes, stay in float32: embeddings have unit length in any precision
 _IN_FLOAT = ("Divide", "Maximum", "ReduceL2")
+
+
+def probe_photos() -> list[Path]:
+    """Return a few bundled photos to compare embeddings by: those of random images are rounded by other amounts."""
+    return sorted((PHOTOS / "images").iterdir())[:_PROBE_PHOTOS]
 
 
 class OpenVINOBackend:
@@ -109,15 +116,16 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def convert(model: nn.Module, facts: Mapping[str, Any]) -> dict[Modality, Any]:
-    """Return the towers of a model as models of OpenVINO, after comparing the embeddings of a few inputs with torch's.
+def convert(model: nn.Module, facts: Mapping[str, Any], precisions: Iterable[str]) -> OpenVINOBackend:
+    """Return the towers of a model in the first precision in which a few embeddings are those of torch in fp32.
 
     Args:
         model: open_clip's module; its attentions are replaced.
         facts: what an `Encoder` needs to know of it, see `c3tools.encoders.Network.describe`.
+        precisions: of `OpenVINOBackend`.
 
     Raises:
-        EncoderError: if the model cannot be converted, or the results differ.
+        EncoderError: if the model cannot be converted, or the embeddings differ in each.
     """
     import openvino
     import torch
@@ -125,45 +133,45 @@ def convert(model: nn.Module, facts: Mapping[str, Any]) -> dict[Modality, Any]:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     from torch.nn.functional import normalize
 
-    from .towers import ImageTower, TextTower, end_positions, use_plain_attention
+    from .towers import ImageTower, TextTower, use_plain_attention
 
-    preprocess, trims = facts["preprocess"], facts["trims_texts"]
-    random = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (3, *preprocess.size, 3), dtype=torch.uint8, generator=random)
-    # all sizes that may change have to change between tracing and comparing
-    texts = [
-        tokens[:, : int(end_positions(model, tokens).max()) + 1 if trims else None]
-        for tokens in torch.as_tensor(facts["tokenizer"](list(PROBE_TEXTS))).split(2)
-    ]
+    towers: dict[Modality, Any] = {}
+    expected: dict[Modality, Matrix] = {}
+    plain, cosine = Encoder(OpenVINOBackend(towers), **facts), float("nan")
+    photos = np.stack([plain.pixels(photo) for photo in probe_photos()])
+    few, texts = (next(plain.token_batches(plain.tokenise(PROBE_TEXTS[:n]), n))[1] for n in (2, 4))
     try:
         use_plain_attention(model)
+        # all sizes that may change do so between tracing and comparing
         cases: dict[Modality, Any] = {
-            "image": (ImageTower(model, preprocess).eval(), images[:2], images[2:], images.shape[1:]),
-            "text": (TextTower(model, trims=trims).eval(), *texts, (-1,)),
+            "image": (ImageTower(model, facts["preprocess"]).eval(), photos[:2], photos, photos.shape[1:]),
+            "text": (TextTower(model, trims=facts["trims_texts"]).eval(), few, texts, (-1,)),
         }
-        towers: dict[Modality, Any] = {}
-        backend = OpenVINOBackend(towers)
         # what `openvino.convert_model` does, without the messages that it sends to its makers
         frontend = FrontEndManager().load_by_framework("pytorch")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of every size that it takes for a constant
-            for modality, (tower, example, others, sizes) in cases.items():
+            for modality, (tower, example, inputs, sizes) in cases.items():
                 # as a function, which takes half the time of a module
                 unit = lambda x, tower=tower: normalize(tower(x).float(), dim=-1)  # noqa: E731
-                decoder = TorchScriptPythonDecoder(torch.jit.trace(unit, example, check_trace=False))
+                traced = torch.jit.trace(unit, torch.as_tensor(example), check_trace=False)
+                decoder = TorchScriptPythonDecoder(traced)
                 towers[modality] = frontend.convert(frontend.load(decoder))  # the decoder has to outlive it
                 towers[modality].reshape({0: openvino.PartialShape([-1, *sizes])})
-                expected = normalize(tower(others), dim=-1).numpy()
-                cosine = float((backend.submit(modality, others.numpy())() * expected).sum(axis=1).min())
-                if not cosine >= 0.999:
-                    raise ValueError(f"the cosine of {modality} embeddings with those of torch falls to {cosine:.4f}")
+                expected[modality] = normalize(tower(torch.as_tensor(inputs)), dim=-1).numpy()
+        for precision in precisions:
+            backend = OpenVINOBackend(towers, precision)
+            results = {modality: backend.submit(modality, inputs) for modality, (_, _, inputs, _) in cases.items()}
+            cosine = float(min((results[one]() * expected[one]).sum(axis=1).min() for one in results))
+            if cosine >= AGREEMENT:
+                return backend
+        raise ValueError(f"the cosine of embeddings with those of torch falls to {cosine:.4f}")
     except Exception as error:  # converters raise whatever their layers raise
         raise EncoderError(
             f"{facts['identity']['name']} cannot be converted to OpenVINO ({type(error).__name__}: "
             f"{reason_of(error)}).",
             remedy="Use --backend torch.",
         ) from error
-    return towers
 
 
 def quantized(exact: Encoder) -> OpenVINOBackend:

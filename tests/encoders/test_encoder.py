@@ -154,13 +154,13 @@ def test_auto_is_bf16_only_where_the_cpu_is_faster_in_it_and_the_model_bears_it(
     if backend == "openvino" and "bf16" not in OpenVINOBackend.precisions():
         pytest.skip("this CPU has no bf16")
     monkeypatch.setattr(devices, "_cpu_has_fast_bf16", lambda: True)
-    for agreement, expected in ((0.9, "bf16"), (1.1, "fp32")):
-        monkeypatch.setattr(loading, "AGREEMENT", agreement)
+    for agreement, expected in ((0.9, "bf16"), (0.99999, "fp32")):
+        for module in (loading, openvino_backend):
+            monkeypatch.setattr(module, "AGREEMENT", agreement)
         rounded = load_encoder(name, backend=backend)
         assert (rounded.backend.name, rounded.compute.precision) == (backend, expected)
     kept = rounded.encode_texts(TEXTS)
-    monkeypatch.setattr(loading, "PHOTOS", None)  # a precision that was recorded is not decided again
-    rounded = load_encoder(name, backend=backend, precision="bf16")
+    rounded = load_encoder(name, backend=backend, precision="bf16")  # as recorded: it is not decided again
     exact = load_encoder(name, backend=backend, precision="fp32")
     np.testing.assert_array_equal(kept, exact.encode_texts(TEXTS))
     assert_close_but_rounded(rounded.encode_texts(TEXTS), kept, 0.99)
@@ -196,7 +196,7 @@ def test_auto_is_openvino_where_it_is_installed_and_runs_the_model_else_torch(
 def test_openvino_refuses_what_it_cannot_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = OpenVINOBackend._compute
     monkeypatch.setattr(OpenVINOBackend, "_compute", lambda *arguments: np.flip(compute(*arguments), axis=1))
-    cases: Any = ({"precision": "fp16"}, "fp16"), ({"device": "meta"}, "meta"), ({}, "cosine of image")
+    cases: Any = ({"precision": "fp16"}, "fp16"), ({"device": "meta"}, "meta"), ({}, "cosine of embeddings")
     for options, named in cases:
         with pytest.raises(C3Error, match=named):
             load_encoder(name, backend="openvino", **options)
