@@ -25,7 +25,7 @@ from ..io.artifact import HUB, answers
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
 from .encoder import Encoder, Modality
-from .openvino_backend import AGREEMENT, PROBE_TEXTS, OpenVINOBackend, convert, probe_photos, quantized
+from .openvino_backend import AGREEMENT, PROBE_PHOTOS, PROBE_TEXTS, OpenVINOBackend, convert, quantized
 from .plugins import PluginEncoder, find_plugin
 from .preprocessing import ImagePreprocessor
 from .tokenizer import ClipTokenizer
@@ -183,20 +183,19 @@ def _by_torch(network: Network, facts: Mapping[str, Any], compute: Compute, aske
     """Return a model in a precision; with ``auto`` in fp32 where the embeddings of a few inputs differ too much."""
     from .towers import TorchBackend
 
-    def load(precision: str) -> Encoder:
-        own = network.model if precision == "fp32" else copy.deepcopy(network.model)
-        one = Compute(compute.device, precision)
-        return Encoder(TorchBackend(own, network.preprocess, one, facts["trims_texts"]), **facts)
-
-    rounded = load(compute.precision)
-    if compute.precision == "fp32" or asked != "auto":
-        return rounded
-    exact, photos = load("fp32"), probe_photos()
-    a, b = (
-        np.concatenate([one.encode_images(photos, batch_size=len(photos)), one.encode_texts(PROBE_TEXTS)])
-        for one in (exact, rounded)
+    precisions = dict.fromkeys((compute.precision, "fp32")) if asked == "auto" else [compute.precision]
+    models = {one: network.model if one == "fp32" else copy.deepcopy(network.model) for one in precisions}
+    rounded, *exact = (
+        Encoder(TorchBackend(own, network.preprocess, Compute(compute.device, one), facts["trims_texts"]), **facts)
+        for one, own in models.items()
     )
-    return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact
+    if not exact:
+        return rounded
+    a, b = (
+        np.concatenate([one.encode_images(PROBE_PHOTOS, batch_size=len(PROBE_PHOTOS)), one.encode_texts(PROBE_TEXTS)])
+        for one in (exact[0], rounded)
+    )
+    return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact[0]
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
