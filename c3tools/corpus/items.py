@@ -229,7 +229,7 @@ class Corpus:
         elif not is_utf8(f"{text.key}{caption}{text.image_key}{text.split}"):
             self.skip(text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8")
         else:
-            self.texts.append(text._replace(caption=caption))
+            self.texts.append(text if caption == text.caption else text._replace(caption=caption))
             return True
         return False
 

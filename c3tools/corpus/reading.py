@@ -331,9 +331,9 @@ def _detect_captions(
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
-    texts_of_image: Counter[str] = Counter()
+    texts_of_image, name, path = Counter[str](), file.stem, str(file)
     for row in read_captions(file, options):
-        start = row.key if options.key_column and row.key else f"{file.stem}:{row.line}"
+        start = row.key if options.key_column and row.key else f"{name}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         for number, caption in enumerate(row.captions):
             if image_key:
@@ -341,7 +341,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
                 texts_of_image[image_key] += 1
             else:
                 key = f"{start}#{number}" if len(row.captions) > 1 else start
-            corpus.add_text(TextItem(key, caption, image_key, row.split), str(file))
+            corpus.add_text(TextItem(key, caption, image_key, row.split), path)
     if texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. With --image-column "
