@@ -133,7 +133,7 @@ def convert(model: nn.Module, facts: Mapping[str, Any], precisions: Iterable[str
 
     towers: dict[Modality, Any] = {}
     expected: dict[Modality, Matrix] = {}
-    plain, cosine = Encoder(OpenVINOBackend(towers), **facts), float("nan")
+    plain, least = Encoder(OpenVINOBackend(towers), **facts), float("nan")
     photos = np.stack([plain.pixels(photo) for photo in PROBE_PHOTOS])
     few, texts = (next(plain.token_batches(plain.tokenise(PROBE_TEXTS[:n]), n))[1] for n in (2, 4))
     try:
@@ -158,10 +158,11 @@ def convert(model: nn.Module, facts: Mapping[str, Any], precisions: Iterable[str
         for precision in precisions:
             backend = OpenVINOBackend(towers, precision)
             results = {modality: backend.submit(modality, inputs) for modality, (_, _, inputs, _) in cases.items()}
-            cosine = float(min((results[one]() * expected[one]).sum(axis=1).min() for one in results))
-            if cosine >= AGREEMENT:
+            cosines = [(results[modality]() * expected[modality]).sum(axis=1) for modality in cases]
+            least = float(np.concatenate(cosines).min())
+            if least >= AGREEMENT:  # NaN is refused, too
                 return backend
-        raise ValueError(f"the cosine of embeddings with those of torch falls to {cosine:.4f}")
+        raise ValueError(f"the cosine of embeddings with those of torch falls to {least:.4f}")
     except Exception as error:  # converters raise whatever their layers raise
         raise EncoderError(
             f"{facts['identity']['name']} cannot be converted to OpenVINO ({type(error).__name__}: "

@@ -26,7 +26,7 @@ Report = Callable[[int, int], None]
 class Work(ABC, Generic[Task, Result]):
     """Work that is done with each task; it can be pickled, and so can tasks and results.
 
-    A task writes to storage that all workers share, and returns a few numbers. It may be run twice, even at the same
+    A task writes to storage that all workers share, and returns little. It may be run twice, even at the same
     time: its files appear whole, and are the same each time.
     """
 

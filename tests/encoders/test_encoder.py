@@ -195,6 +195,14 @@ def test_auto_is_openvino_where_it_is_installed_and_runs_the_model_else_torch(
 
 def test_openvino_refuses_what_it_cannot_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = OpenVINOBackend._compute
+    for wrong in ("image", "text"):
+
+        def broken(own: OpenVINOBackend, modality: str, *arguments: Any, wrong: str = wrong) -> Any:
+            return compute(own, modality, *arguments) * (np.nan if modality == wrong else 1)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(OpenVINOBackend, "_compute", broken)
+        with pytest.raises(C3Error, match="falls to nan"):
+            load_encoder(name, backend="openvino")
     monkeypatch.setattr(OpenVINOBackend, "_compute", lambda *arguments: np.flip(compute(*arguments), axis=1))
     cases: Any = ({"precision": "fp16"}, "fp16"), ({"device": "meta"}, "meta"), ({}, "cosine of embeddings")
     for options, named in cases:
