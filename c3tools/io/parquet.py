@@ -67,6 +67,9 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
         chunks = _column_chunks(content.read())
         repeated = sorted({path for group in chunks for path, _, _, kind, how in group if _repeats(kind, how)})
+        schema = file.metadata.schema
+        if unknown := {*repeated} - {schema.column(number).path for number in range(len(schema))}:
+            raise pa.ArrowInvalid(f"its schema has no column {unknown.pop()!r}")
         with pq.ParquetFile(source, metadata=file.metadata, read_dictionary=repeated) as dictionaries:
             yield _Reader(file, dictionaries, chunks, size)
 

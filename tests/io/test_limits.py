@@ -138,6 +138,11 @@ def test_no_footer_ends_the_process(parquet: Path) -> None:
         parquet.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
         with contextlib.suppress(pa.ArrowException, OSError, UnicodeDecodeError):
             read_parquet(parquet)
+    pq.write_table(pa.table({"text": ["a dog"] * 9}), parquet, store_schema=False, write_statistics=False)
+    before, after = parquet.read_bytes().rsplit(b"text", 1)  # the column of a row group, after that of the schema
+    parquet.write_bytes(before + b"test" + after)
+    with pytest.raises(pa.ArrowInvalid, match="no column 'test'"):
+        read_parquet(parquet)
 
 
 def test_rows_that_share_a_text_come_in_small_batches(parquet: Path) -> None:
