@@ -10,7 +10,8 @@ fault in a copy of the repository and runs the tests of its line, the quickest f
 pass, and all others if those do. Results are added to the file, so a run that ends is continued; the copy is kept in a
 folder beside it.
 
-For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults cost a few seconds.
+For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults cost a few seconds,
+but one that survives costs a run of all tests.
 It prints a line for each fault and the share that was noticed, with its Wilson interval; at least 90 % are expected.
 """
 
@@ -186,7 +187,7 @@ def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: M
 
 
 def run(path: Path, jobs: int) -> None:
-    """Plant the faults of a file one after another, and write what noticed each into it."""
+    """Plant the faults of a file, each in a copy of its own, and write what noticed each into it."""
     faults: list[Fault] = json.loads(path.read_text())
     folder = path.absolute().with_suffix("")
     copy = folder / "repository"

@@ -185,17 +185,18 @@ def _by_torch(network: Network, facts: Mapping[str, Any], compute: Compute, aske
 
     precisions = dict.fromkeys((compute.precision, "fp32")) if asked == "auto" else [compute.precision]
     models = {one: network.model if one == "fp32" else copy.deepcopy(network.model) for one in precisions}
-    rounded, *exact = (
+    encoders = [
         Encoder(TorchBackend(own, network.preprocess, Compute(compute.device, one), facts["trims_texts"]), **facts)
         for one, own in models.items()
-    )
-    if not exact:
+    ]
+    rounded, exact = encoders[0], encoders[-1]
+    if rounded is exact:
         return rounded
     a, b = (
         np.concatenate([one.encode_images(PROBE_PHOTOS, batch_size=len(PROBE_PHOTOS)), one.encode_texts(PROBE_TEXTS)])
-        for one in (exact[0], rounded)
+        for one in (exact, rounded)
     )
-    return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact[0]
+    return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
