@@ -1,15 +1,18 @@
-"""Measure how often the gap report's answers are right, on synthetic stores that follow or violate its assumptions.
+"""Measure how often the gap report's answers are right, on synthetic stores that follow or violate
+its assumptions.
 
-    python benchmarks/assumption_power.py                 # prints the table of docs/results/geometry.md
-    python benchmarks/assumption_power.py --draws 100     # more precise
+    python benchmarks/assumption_power.py                 # prints the table of
+    docs/results/geometry.md python benchmarks/assumption_power.py --draws 100     # more precise
 
-The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions, a constant gap c
-orthogonal to it, and isotropic Gaussian noise on the texts. Rows are scaled to unit length. With several captions per
-image, half of the noise belongs to the image and half to the caption. Each of ten variants violates one assumption.
-For each answer, a store is drawn, written and read.
+The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions,
+a constant gap c orthogonal to it, and isotropic Gaussian noise on the texts. Rows are scaled to
+unit length. With several captions per image, half of the noise belongs to the image and half to the
+caption. Each of ten variants violates one assumption. For each answer, a store is drawn, written
+and read.
 
-Takes about ten minutes on 2 cores with the default of 20 draws. If all assumptions hold, at least 95 of 100 answers to
-each question should be "yes"; if one is violated, the answer to its question should be "no".
+Takes about ten minutes on 2 cores with the default of 20 draws. If all assumptions hold, at least
+95 of 100 answers to each question should be "yes"; if one is violated, the answer to its question
+should be "no".
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ Floats = npt.NDArray[np.float64]
 Drawn = tuple[Floats, Floats]  # images (n, d), texts (n k, d)
 
 DIM, CONTENT = 96, 32
-GAP, CONTENT_SIZE, NOISE = 0.8, 0.6, 0.4  # length of the gap; root mean square lengths of content and noise
+# length of the gap; root mean square lengths of content and noise
+GAP, CONTENT_SIZE, NOISE = 0.8, 0.6, 0.4
 SIZES = (100, 500, 2_000)
 
 
@@ -64,10 +68,14 @@ class Model:
         self.base = np.eye(DIM)[-2]
 
     def draw_noise(self, draw: Callable[[tuple[int, int]], Floats]) -> Floats:
-        """Return noise of one size in every dimension (n k, d): per image, plus per caption if there are several."""
+        """Return noise of one size in every dimension (n k, d): per image, plus per caption if
+        there are several.
+        """
         items = int(self.owner[-1]) + 1
         one, other = draw((items, DIM)), draw((len(self.owner), DIM))
-        both = one[self.owner] if items == len(self.owner) else (one[self.owner] + other) / np.sqrt(2)
+        both = (
+            one[self.owner] if items == len(self.owner) else (one[self.owner] + other) / np.sqrt(2)
+        )
         return np.asarray(both * NOISE / np.sqrt(DIM))
 
     def rows(self) -> Drawn:
@@ -122,8 +130,11 @@ def laplace_in_some(model: Model) -> None:
     some = model.rng.permutation(DIM) < 0.45 * DIM
     laplace = model.draw_noise(lambda shape: model.rng.laplace(size=shape) / np.sqrt(2))
     model.noise[:, some] = laplace[:, some]
-    if len(model.owner) > len(model.gap):  # the image's part and the caption's would add up to something more Gaussian
-        several = model.rng.laplace(size=(len(model.gap), DIM))[model.owner] * NOISE / np.sqrt(2 * DIM)
+    # the image's part and the caption's would add up to something more Gaussian
+    if len(model.owner) > len(model.gap):
+        several = (
+            model.rng.laplace(size=(len(model.gap), DIM))[model.owner] * NOISE / np.sqrt(2 * DIM)
+        )
         model.noise[:, some] = several[:, some]
 
 
@@ -159,16 +170,23 @@ def verdicts(image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> dict[
         path, keys = Path(folder) / "store", [f"i{number}" for number in range(len(image))]
         info = StoreInfo(ModelIdentity(name="drawn"), image.shape[1], dtype="float32")
         create_store(path, info)
-        columns = {"key": [f"t{number}" for number in range(len(text))], "image_key": [keys[item] for item in owner]}
+        columns = {
+            "key": [f"t{number}" for number in range(len(text))],
+            "image_key": [keys[item] for item in owner],
+        }
         for modality, vectors, own in (("image", image, {"key": keys}), ("text", text, columns)):
-            write_rows(path / part_name(modality, 0), info, shard_table(info, modality, vectors, own))
+            write_rows(
+                path / part_name(modality, 0), info, shard_table(info, modality, vectors, own)
+            )
         collected = collect(Store.open(path), "image", "text")
         working = collected.working
         noise = residuals(working.first[working.item_index] - working.second, working.item_index)
         return {name: found.answer for name, found in answer_questions(collected, noise).items()}
 
 
-def answers(change: Callable[[Model], None] | None, items: int, captions: int, draws: int) -> list[dict[str, str]]:
+def answers(
+    change: Callable[[Model], None] | None, items: int, captions: int, draws: int
+) -> list[dict[str, str]]:
     """Return the verdicts on so many draws of the model, or of one of its breaks."""
     found = []
     for draw in range(draws):
@@ -181,7 +199,9 @@ def answers(change: Callable[[Model], None] | None, items: int, captions: int, d
 
 def main() -> None:
     """Print the share of each answer, in percent: yes / partly / no."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=20, help="stores per cell")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images")
     arguments = parser.parse_args()
@@ -194,7 +214,12 @@ def main() -> None:
         for change in changes:
             found = [answers(change, items, captions, arguments.draws) for items, captions in cases]
             what = (change.__doc__ or "").rstrip(".")
-            rows.append([f"{question}: {what[0].lower()}{what[1:]}", *(_shares(each, question) for each in found)])
+            rows.append(
+                [
+                    f"{question}: {what[0].lower()}{what[1:]}",
+                    *(_shares(each, question) for each in found),
+                ]
+            )
     heads = [f"{items:,} × {captions}" for items, captions in cases]
     print_table(["question: store", *heads], rows)
 

@@ -2,9 +2,9 @@
 
     python benchmarks/demo_seeds.py  # 3 seeds: 7 minutes on 2 cores; less than 2 GiB
 
-Prints mean ± standard deviation over seeds for each method, with the 95 % interval of CIDEr over photos and seeds, the
-methods in the order of their mean CIDEr, and the differences of the steps of the method and of C3 and C1. Nothing is
-chosen on the photos: see `c3tools.demo`.
+Prints mean ± standard deviation over seeds for each method, with the 95 % interval of CIDEr over
+photos and seeds, the methods in the order of their mean CIDEr, and the differences of the steps of
+the method and of C3 and C1. Nothing is chosen on the photos: see `c3tools.demo`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     start = time.perf_counter()
-    result = run_demo(options.out, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter())
+    result = run_demo(
+        options.out, seeds=options.seeds, sigma=options.sigma, reporter=TerminalReporter()
+    )
     print(
-        f"\nsigma {result.sigma:.4f}, {options.seeds} seeds, {time.perf_counter() - start:.0f} s, peak "
+        f"\nsigma {result.sigma:.4f}, {options.seeds} seeds, {time.perf_counter() - start:.0f} s, "
+        f"peak "
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB\n"
     )
     table = result.table()
@@ -40,7 +43,9 @@ def main() -> None:
         print("| " + " | ".join(row) + " |")
     cider = {row["method"]: row["scores"]["CIDEr"] for row in result.ablation.rows}
     print("\norder: " + " < ".join(sorted(cider, key=lambda name: cider[name]["mean"])))
-    ends = replace(result.ablation, runs=[run for run in result.ablation.runs if run.method in ("C1", "C3")])
+    ends = replace(
+        result.ablation, runs=[run for run in result.ablation.runs if run.method in ("C1", "C3")]
+    )
     print("\n".join([*result.ablation.notes, *ends.notes]))
     if options.json:
         options.json.write_text(json.dumps(result.to_dict()["runs"], indent=1))

@@ -1,19 +1,22 @@
-"""Measure images and texts per second of `c3 embed`, beside clip-retrieval and a plain open_clip loop.
+"""Measure images and texts per second of `c3 embed`, beside clip-retrieval and a plain open_clip
+loop.
 
     python benchmarks/embed_speed.py flickr8k/images --count 400 --peer clip-retrieval
     python benchmarks/embed_speed.py captions.jsonl --count 8000 --few 2000 --peer clip-retrieval
-    python benchmarks/embed_speed.py flickr8k/images --model c3-mini --count 2000 --how auto torch:fp32
-    python benchmarks/embed_speed.py flickr8k/images --model st:FOLDER  # beside a loop of sentence-transformers
+    python benchmarks/embed_speed.py flickr8k/images --model c3-mini --count 2000 --how auto
+    torch:fp32 python benchmarks/embed_speed.py flickr8k/images --model st:FOLDER  # beside a loop
+    of sentence-transformers
 
-The model is ViT-B/32 with random weights, which all programs read from one file, or the one that --model names, without
-the others. ``--how`` lists BACKEND:PRECISION, or ``auto``. clip-retrieval 2.45 needs an environment of its own:
-`pip install "setuptools<70" clip-retrieval==2.45`. Of texts, clip-retrieval and the loop get the first ``--few``: they
-pad and are slow. The programs run in turn; medians over the rounds are printed, without the time to load the model. For
-photos, the last column is the share of what is possible: decoding alone on all cores, and the bare image tower alone.
-The output ends with the smallest cosine of an embedding with that of torch in fp32.
+The model is ViT-B/32 with random weights, which all programs read from one file, or the one that
+--model names, without the others. ``--how`` lists BACKEND:PRECISION, or ``auto``. clip-retrieval
+2.45 needs an environment of its own: `pip install "setuptools<70" clip-retrieval==2.45`. Of texts,
+clip-retrieval and the loop get the first ``--few``: they pad and are slow. The programs run in
+turn; medians over the rounds are printed, without the time to load the model. For photos, the last
+column is the share of what is possible: decoding alone on all cores, and the bare image tower
+alone. The output ends with the smallest cosine of an embedding with that of torch in fp32.
 
-Takes about 8 minutes per round on 2 cores without bf16. It should print at least 3 times the speed of clip-retrieval
-for photos and 10 times for texts on a machine where bf16 is faster.
+Takes about 8 minutes per round on 2 cores without bf16. It should print at least 3 times the speed
+of clip-retrieval for photos and 10 times for texts on a machine where bf16 is faster.
 """
 
 from __future__ import annotations
@@ -36,11 +39,15 @@ REFERENCE = "torch:fp32"
 
 
 def plain_loop(source: Path, weights: Path, sizes: tuple[int, ...] = (64,)) -> None:
-    """Encode as people write it: open or tokenise with padding, stack, encode; a folder by sentence-transformers."""
+    """Encode as people write it: open or tokenise with padding, stack, encode; a folder by
+    sentence-transformers.
+    """
     import torch
     from PIL import Image
 
-    items: list[Any] = sorted(source.iterdir()) if source.is_dir() else source.read_text("utf-8").splitlines()
+    items: list[Any] = (
+        sorted(source.iterdir()) if source.is_dir() else source.read_text("utf-8").splitlines()
+    )
     if weights.is_dir():
         from sentence_transformers import SentenceTransformer
 
@@ -64,7 +71,9 @@ def plain_loop(source: Path, weights: Path, sizes: tuple[int, ...] = (64,)) -> N
         if weights.is_dir() and not source.is_dir():  # it orders them by length itself
             return len(library.encode(items, batch_size=size, normalize_embeddings=True))
         with torch.inference_mode():
-            return sum(len(encode(items[start : start + size])) for start in range(0, len(items), size))
+            return sum(
+                len(encode(items[start : start + size])) for start in range(0, len(items), size)
+            )
 
     print(max(timed(partial(work, size)) for size in sizes))
 
@@ -76,7 +85,9 @@ def bare_pass(model: str, how: str) -> None:
     backend, precision = options(how)
     encoder = load_encoder(model, backend=backend, precision=precision)
     size = encoder.batch_size("image")
-    pixels = np.random.default_rng(0).integers(0, 255, (size, *encoder.preprocess.size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 255, (size, *encoder.preprocess.size, 3), dtype=np.uint8
+    )
     batches = [pixels] * max(1, 256 // size)
 
     def encode() -> int:
@@ -88,7 +99,9 @@ def bare_pass(model: str, how: str) -> None:
 
 
 def decode(folder: Path, model: str) -> None:
-    """Read, decode and resize all photos by as many processes as there are cores, and do nothing else."""
+    """Read, decode and resize all photos by as many processes as there are cores, and do nothing
+    else.
+    """
     from c3tools.encoders import load_encoder
 
     load = load_encoder(model, backend="torch", precision="fp32").preprocess.load
@@ -103,7 +116,9 @@ def options(how: str) -> tuple[str, str]:
 
 
 def embeddings(store: Path, modality: str) -> dict[str, np.ndarray]:
-    """Return the unit vectors of a store by key; storage in float16 has moved their lengths a little."""
+    """Return the unit vectors of a store by key; storage in float16 has moved their lengths a
+    little.
+    """
     from c3tools import Store
 
     rows = Store.open(store).load(modality)
@@ -112,7 +127,9 @@ def embeddings(store: Path, modality: str) -> dict[str, np.ndarray]:
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, Path, Path]:
-    """Return the modality, what c3tools reads, and what the loop and the peer read: parts of the corpus."""
+    """Return the modality, what c3tools reads, and what the loop and the peer read: parts of the
+    corpus.
+    """
     if arguments.source.is_dir():
         photos = folder / "photos"
         photos.mkdir()
@@ -121,7 +138,11 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[str, Path, Pat
         return "image", photos, photos, photos
     from c3tools.corpus.captions import read_captions
 
-    rows = (" ".join(caption.split()) for row in read_captions(arguments.source, None) for caption in row.captions)
+    rows = (
+        " ".join(caption.split())
+        for row in read_captions(arguments.source, None)
+        for caption in row.captions
+    )
     captions = [caption for caption, _ in zip(rows, range(arguments.count), strict=False)]
     few = captions[: arguments.few]
     for name, part in (("all.txt", captions), ("few.txt", few)):
@@ -146,7 +167,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         for how in hows:
             backend, precision = options(how)
             store = folder / f"{how}-{number}"
-            result, _ = c3_embed(whole, store, "--model", model, "--backend", backend, "--precision", precision)
+            result, _ = c3_embed(
+                whole, store, "--model", model, "--backend", backend, "--precision", precision
+            )
             names[how] = f"c3 embed, {how} ({result['backend']} {result['precision']})"
             rates.setdefault(names[how], []).append(result["modalities"][modality]["rate"])
             if modality == "image" and not library:
@@ -154,13 +177,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         if modality == "image" and not library:
             rates.setdefault("decoding alone", []).append(child_rate("decode", whole, model))
         if arguments.peer and not arguments.model:
-            found = clip_retrieval(arguments.peer, peer, folder / f"peer-{number}", weights, modality)
+            found = clip_retrieval(
+                arguments.peer, peer, folder / f"peer-{number}", weights, modality
+            )
             rates.setdefault("clip-retrieval", []).append(found)
         if library or not arguments.model:
-            rates.setdefault("plain loop", []).append(child_rate("plain", plain, model[3:] if library else weights))
+            rates.setdefault("plain loop", []).append(
+                child_rate("plain", plain, model[3:] if library else weights)
+            )
     middle = {name: statistics.median(values) for name, values in rates.items()}
     possible = {
-        names[how]: 1 / (1 / statistics.median(values) + 1 / middle["decoding alone"]) for how, values in bare.items()
+        names[how]: 1 / (1 / statistics.median(values) + 1 / middle["decoding alone"])
+        for how, values in bare.items()
     }
     rows = [
         (
@@ -174,8 +202,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     print_table(("", f"{modality}s/s", "of clip-retrieval", "of what is possible"), rows)
     exact = embeddings(folder / f"{reference}-0", modality)
     for how in hows:
-        cosines = [float(row @ exact[key]) for key, row in embeddings(folder / f"{how}-0", modality).items()]
-        print(f"{how}: smallest cosine with {reference} over {len(cosines):,} {modality}s {min(cosines):.5f}")
+        cosines = [
+            float(row @ exact[key])
+            for key, row in embeddings(folder / f"{how}-0", modality).items()
+        ]
+        print(
+            f"{how}: smallest cosine with {reference} over {len(cosines):,} {modality}s "
+            f"{min(cosines):.5f}"
+        )
 
 
 def child_rate(task: str, *arguments: object) -> float:
@@ -187,20 +221,30 @@ def main() -> None:
     """Parse, measure."""
     if sys.argv[1:2] == ["--task"]:
         task, first, second = sys.argv[2:]
-        tasks = {"plain": lambda: plain_loop(Path(first), Path(second)), "bare": lambda: bare_pass(first, second)}
+        tasks = {
+            "plain": lambda: plain_loop(Path(first), Path(second)),
+            "bare": lambda: bare_pass(first, second),
+        }
         tasks["decode"] = lambda: decode(Path(first), second)
         tasks[task]()
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="a folder of photos, or a file of captions")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--few", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="another model; without the other programs")
     parser.add_argument(
-        "--how", nargs="+", default=["auto", "torch:fp32", "openvino:int8"], metavar="BACKEND:PRECISION"
+        "--how",
+        nargs="+",
+        default=["auto", "torch:fp32", "openvino:int8"],
+        metavar="BACKEND:PRECISION",
     )
-    parser.add_argument("--peer", type=Path, help="clip-retrieval's command; left out if it is not given")
+    parser.add_argument(
+        "--peer", type=Path, help="clip-retrieval's command; left out if it is not given"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         measure(parser.parse_args(), Path(temporary))
 

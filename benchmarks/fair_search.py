@@ -1,33 +1,37 @@
-"""Compare ways to put images and texts into one ranking, on Flickr8k and on two sets of real CLIP embeddings.
+"""Compare ways to put images and texts into one ranking, on Flickr8k and on two sets of real CLIP
+embeddings.
 
     c3 embed FLICKR8K --store STORE
     python benchmarks/fair_search.py STORE FLICKR8K/images CLIP_EMBEDDINGS --coco FOLDER
 
-Each item is in the corpus once: as its photo or as one caption. A query is another caption of the item, or another view
-of its photo (mirrored, the middle 80 %), so that the corpus has one right row for it and never the query itself. With
-real CLIP embeddings there is no other view, and captions of COCO are one an item: there the right row is always of the
-other kind. The score is NDCG@10 in percent, with a bootstrap interval over items.
+Each item is in the corpus once: as its photo or as one caption. A query is another caption of the
+item, or another view of its photo (mirrored, the middle 80 %), so that the corpus has one right row
+for it and never the query itself. With real CLIP embeddings there is no other view, and captions of
+COCO are one an item: there the right row is always of the other kind. The score is NDCG@10 in
+percent, with a bootstrap interval over items.
 
-The forms that are compared, registered before any result. e is a unit row or query, c = unit(e - mu) the same centred
-by the mean of its own kind; mu and S are mean and covariance over train rows of kind m.
+The forms that are compared, registered before any result. e is a unit row or query, c = unit(e -
+mu) the same centred by the mean of its own kind; mu and S are mean and covariance over train rows
+of kind m.
 
     raw             e.e'
     centred         c.c'
     rrf             1 / (60 + rank within its kind)
     min-max         (s - s_10) / (s_1 - s_10) within its kind, s = c.c'
-    pseudo-positive (s - a_m) / b_m, a and b mean and deviation of the best score of train queries (2511.22141)
-    A               (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
-    A, moments      c.c' / sqrt(c' S c / tr S), S of plain rows: what A is if centred rows have all the same norm
-    B               e.(e' - mu) / sqrt(e' S e)
+    pseudo-positive (s - a_m) / b_m, a and b mean and deviation of the best score of train queries
+    (2511.22141) A               (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
+    A, moments      c.c' / sqrt(c' S c / tr S), S of plain rows: what A is if centred rows have all
+    the same norm B               e.(e' - mu) / sqrt(e' S e)
     C               (e - mu).(e' - mu) / sqrt(tr S_m)
     C, unit         c.c' / sqrt(tr(S_q S_m) / tr S_q / tr S_m): the preset fair
     Platt           logistic(a_m s + b_m), from train pairs
     known           the rows of the right kind alone
-    NNN             A, moments less alpha times the mean of a row's k best such scores with train queries (2410.24114);
+    NNN             A, moments less alpha times the mean of a row's k best such scores with train
+    queries (2410.24114);
                     alpha and k are chosen on val
 
-The form to be shipped is chosen on val between A, its moments form and B by the mean over all cells of Flickr8k.
-Takes about five minutes on 2 cores.
+The form to be shipped is chosen on val between A, its moments form and B by the mean over all cells
+of Flickr8k. Takes about five minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ Scores = dict[str, Array]  # of all queries with all items (q, n), by kind of ro
 
 @dataclass
 class Task:
-    """Queries of one kind, float64 (q, d), the number of the item of each, and the items as rows of each kind."""
+    """Queries of one kind, float64 (q, d), the number of the item of each, and the items as rows of
+    each kind.
+    """
 
     kind: str
     queries: Array
@@ -72,14 +78,18 @@ class Task:
 
 @dataclass
 class Train:
-    """Rows of each kind to take moments from, and the pairs among them as queries of each kind with their rows."""
+    """Rows of each kind to take moments from, and the pairs among them as queries of each kind with
+    their rows.
+    """
 
     rows: dict[str, Array]
     pairs: dict[str, tuple[Array, dict[str, Array]]]
 
     def __post_init__(self) -> None:
         self.plain = {kind: Moments.from_rows(rows) for kind, rows in self.rows.items()}
-        self.centred = {kind: Moments.from_rows(self.centre(rows, kind)) for kind, rows in self.rows.items()}
+        self.centred = {
+            kind: Moments.from_rows(self.centre(rows, kind)) for kind, rows in self.rows.items()
+        }
 
     def centre(self, rows: Array, kind: str) -> Array:
         """Return unit(e - mu)."""
@@ -99,7 +109,9 @@ def calibrated(make: Callable[[Train], Calibration]) -> Callable[..., Scores]:
         calibration = make(train)
         transform = calibration.pipeline.transform
         q = transform(queries, modality=kind)
-        return {own: calibration.z(q, q @ transform(x, modality=own).T, own) for own, x in rows.items()}
+        return {
+            own: calibration.z(q, q @ transform(x, modality=own).T, own) for own, x in rows.items()
+        }
 
     return score
 
@@ -112,7 +124,9 @@ def score_c(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) 
     q = queries - train.plain[kind].mean
     spread = train.plain[kind].covariance
     return {
-        own: q @ (x - train.plain[own].mean).T / np.sqrt((spread * train.plain[own].covariance).sum())
+        own: q
+        @ (x - train.plain[own].mean).T
+        / np.sqrt((spread * train.plain[own].covariance).sum())
         for own, x in rows.items()
     }
 
@@ -121,13 +135,17 @@ def score_c_unit(train: Train, kind: str, queries: Array, rows: Mapping[str, Arr
     """Return C with rows of norm 1 after centring, as the preset has it."""
     fair = preset("fair", train_on=kind).fit(train.plain)
     q = fair.transform(queries, modality=kind)
-    return {own: (q @ fair.transform(x, modality=own).T).astype(np.float64) for own, x in rows.items()}
+    return {
+        own: (q @ fair.transform(x, modality=own).T).astype(np.float64) for own, x in rows.items()
+    }
 
 
 def score_pseudo(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
     """Standardise by the best scores of train queries in this corpus."""
     found = cosines(train, kind, queries, rows)
-    best = {own: s.max(axis=1) for own, s in cosines(train, kind, train.pairs[kind][0], rows).items()}
+    best = {
+        own: s.max(axis=1) for own, s in cosines(train, kind, train.pairs[kind][0], rows).items()
+    }
     return {own: (s - best[own].mean()) / best[own].std() for own, s in found.items()}
 
 
@@ -149,7 +167,9 @@ def score_platt(train: Train, kind: str, queries: Array, rows: Mapping[str, Arra
 
 
 def with_hubs(alpha: float, k: int, base: Callable[..., Scores] = SHIPPED) -> Callable[..., Scores]:
-    """Return A less a bias of each row: the mean of its k best scores with train queries of the kind."""
+    """Return A less a bias of each row: the mean of its k best scores with train queries of the
+    kind.
+    """
 
     def score(train: Train, kind: str, queries: Array, rows: Mapping[str, Array]) -> Scores:
         found, bank = (base(train, kind, q, rows) for q in (queries, train.pairs[kind][0]))
@@ -178,7 +198,11 @@ NNN = (0.5, 10)  # alpha and k
 
 def per_item(method: str, scores: Scores, task: Task, share: float) -> Array:
     """Return NDCG@10 (n,) of each item, the mean over its queries and over corpora."""
-    n, total, counts = len(task.rows["image"]), np.zeros(len(task.queries)), np.zeros(len(task.queries))
+    n, total, counts = (
+        len(task.rows["image"]),
+        np.zeros(len(task.queries)),
+        np.zeros(len(task.queries)),
+    )
     columns, ranks = np.arange(len(task.queries)), np.arange(1, n + 1)
     gains = np.r_[0, np.cumsum(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0))]
     for draw in range(DRAWS):
@@ -195,8 +219,13 @@ def per_item(method: str, scores: Scores, task: Task, share: float) -> Array:
         right = s[columns, task.items][:, None]
         rivals = (photo == photo[task.items][:, None]) if method == "known" else True
         better, equal = (((s > right) & rivals).sum(axis=1), ((s == right) & rivals).sum(axis=1))
-        asked = photo[task.items] == (task.kind == "text") if task.other_kind else np.ones(len(better), bool)
-        total += asked * (gains[better + equal] - gains[better]) / equal  # rows of one score come in any order
+        asked = (
+            photo[task.items] == (task.kind == "text")
+            if task.other_kind
+            else np.ones(len(better), bool)
+        )
+        # rows of one score come in any order
+        total += asked * (gains[better + equal] - gains[better]) / equal
         counts += asked
     seen = counts > 0
     sums, sizes = (np.bincount(task.items[seen], v[seen], n) for v in (total, counts))
@@ -207,7 +236,9 @@ Cell = tuple[str, float]
 
 
 def measure(
-    parts: Sequence[tuple[Train, Sequence[Task]]], method: str, score: Callable[..., Scores] | None = None
+    parts: Sequence[tuple[Train, Sequence[Task]]],
+    method: str,
+    score: Callable[..., Scores] | None = None,
 ) -> dict[Cell, Array]:
     """Return the values of all items of the parts, by kind of query and share of photos."""
     cells: dict[Cell, list[Array]] = {}
@@ -233,7 +264,9 @@ def shown(values: Array, *, sign: bool = False) -> str:
     return f"{values.mean():{'+' if sign else ''}.1f} [{low:.1f}, {high:.1f}]"
 
 
-def report(name: str, parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapping[str, Any]) -> None:
+def report(
+    name: str, parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapping[str, Any]
+) -> None:
     """Print the table of one set, and the differences of the shipped form from centring."""
     found = {method: measure(parts, method) for method in METHODS}
     found |= {method: measure(parts, method, score) for method, score in extra.items()}
@@ -247,7 +280,12 @@ def report(name: str, parts: Sequence[tuple[Train, Sequence[Task]]], extra: Mapp
         ("NNN - shipped", "NNN", "A, moments"),
     ):
         if one in found:
-            rows.append([label, *(shown(found[one][cell] - found[other][cell], sign=True) for cell in cells)])
+            rows.append(
+                [
+                    label,
+                    *(shown(found[one][cell] - found[other][cell], sign=True) for cell in cells),
+                ]
+            )
     print_table(["method", *headings], rows)
 
 
@@ -277,15 +315,20 @@ def flickr(store: Store, photos: Path) -> tuple[Train, dict[str, list[Task]]]:
     tasks, pairs = {}, {}
     for split in ("train", "val", "test"):
         found = store.pairs(split=split)
-        of = found.item_index  # the image of each caption; captions of an image are one after the other
-        firsts = np.flatnonzero(np.r_[True, of[1:] != of[:-1]])[: 1000 if split == "train" else None]
+        # the image of each caption; captions of an image are one after the other
+        of = found.item_index
+        firsts = np.flatnonzero(np.r_[True, of[1:] != of[:-1]])[
+            : 1000 if split == "train" else None
+        ]
         texts, images = (
             unit_rows(found.second.embeddings.astype(float)),
             unit_rows(found.first.embeddings.astype(float)),
         )
         names = found.first.column("path")
         paths = [photos / names[row] for row in of[firsts]]
-        views = encoded(Path(f"{store.path}-{split}-views.npy"), partial(encode_views, encoder, paths))
+        views = encoded(
+            Path(f"{store.path}-{split}-views.npy"), partial(encode_views, encoder, paths)
+        )
         rows = {"image": images[of[firsts]], "text": texts[firsts]}
         if split == "train":
             plain = {"image": images, "text": texts}
@@ -301,13 +344,23 @@ def flickr(store: Store, photos: Path) -> tuple[Train, dict[str, list[Task]]]:
 
 
 def clip_sets(folder: Path) -> dict[str, list[tuple[Train, list[Task]]]]:
-    """Return both sets of real CLIP embeddings in two halves: moments from one, queries and corpus from the other."""
+    """Return both sets of real CLIP embeddings in two halves: moments from one, queries and corpus
+    from the other.
+    """
     found: dict[str, list[tuple[Train, list[Task]]]] = {}
     for name in ("coco_val2017_vitb16_500", "flickr8k_vitb32_combined"):
-        x, y = (unit_rows(np.load(folder / name / f"{kind}.npy").astype(np.float64)) for kind in KINDS)
-        meta = [json.loads(line) for line in (folder / name / "meta.jsonl").read_text().splitlines()]
+        x, y = (
+            unit_rows(np.load(folder / name / f"{kind}.npy").astype(np.float64)) for kind in KINDS
+        )
+        meta = [
+            json.loads(line) for line in (folder / name / "meta.jsonl").read_text().splitlines()
+        ]
         captions = np.array(
-            [(row["row"], *row.get("text_rows", [row["row"]])) for row in meta if row.get("text_rows", 1)]
+            [
+                (row["row"], *row.get("text_rows", [row["row"]]))
+                for row in meta
+                if row.get("text_rows", 1)
+            ]
         )
         order = generator(0, "halves").permutation(len(captions))
         alone = np.setdiff1d(np.arange(len(x)), captions[:, 0])  # photos without captions
@@ -315,25 +368,43 @@ def clip_sets(folder: Path) -> dict[str, list[tuple[Train, list[Task]]]]:
         found[name] = []
         for fit, held in (halves, halves[::-1]):
             known = {"image": x[fit[:, 0]], "text": y[fit[:, 1]]}
-            pairs = {"image": (known["image"], {"text": known["text"]}), "text": (y[fit[:, -1]], dict(known))}
+            pairs = {
+                "image": (known["image"], {"text": known["text"]}),
+                "text": (y[fit[:, -1]], dict(known)),
+            }
             if len(captions[0]) == 2:
                 pairs["text"][1].pop("text")
-            train = Train({"image": x[np.r_[fit[:, 0], alone]], "text": y[fit[:, 1:].ravel()]}, pairs)
+            train = Train(
+                {"image": x[np.r_[fit[:, 0], alone]], "text": y[fit[:, 1:].ravel()]}, pairs
+            )
             rows, n = {"image": x[held[:, 0]], "text": y[held[:, 1]]}, len(held)
             several = held.shape[1] > 2
             queries = held[:, 2:] if several else held[:, 1:]
-            text = Task("text", y[queries.T.ravel()], np.tile(np.arange(n), queries.shape[1]), rows, not several)
-            found[name].append((train, [text, Task("image", rows["image"], np.arange(n), rows, other_kind=True)]))
+            text = Task(
+                "text",
+                y[queries.T.ravel()],
+                np.tile(np.arange(n), queries.shape[1]),
+                rows,
+                not several,
+            )
+            found[name].append(
+                (train, [text, Task("image", rows["image"], np.arange(n), rows, other_kind=True)])
+            )
     return found
 
 
-def report_moments(train: Train, tasks: Sequence[Task], others: Mapping[str, Mapping[str, Moments]]) -> None:
-    """Print what the shipped form gains over centring by all train rows, with moments of few rows or another corpus."""
+def report_moments(
+    train: Train, tasks: Sequence[Task], others: Mapping[str, Mapping[str, Moments]]
+) -> None:
+    """Print what the shipped form gains over centring by all train rows, with moments of few rows
+    or another corpus.
+    """
     usual, sources = measure([(train, tasks)], "centred"), dict(others)
     for n in (20, 50, 200, 1000, 6000):
         rng = generator(0, "few rows", n)
         sources[f"{n:,} train rows of each kind"] = {
-            kind: Moments.from_rows(x[rng.choice(len(x), n, replace=False)]) for kind, x in train.rows.items()
+            kind: Moments.from_rows(x[rng.choice(len(x), n, replace=False)])
+            for kind, x in train.rows.items()
         }
     rows = []
     for name, moments in sources.items():
@@ -341,22 +412,36 @@ def report_moments(train: Train, tasks: Sequence[Task], others: Mapping[str, Map
         found = measure([(train, tasks)], "A, moments")
         rows.append([name, *(shown(found[cell] - usual[cell], sign=True) for cell in usual)])
     print("\nShipped form less centring, by the rows that its moments are from\n")
-    print_table(["moments from", *(f"{kind} queries, {share:.0%} photos" for kind, share in usual)], rows)
+    print_table(
+        ["moments from", *(f"{kind} queries, {share:.0%} photos" for kind, share in usual)], rows
+    )
 
 
 def main() -> None:
     """Choose on val, print the tables of test."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("store", type=Path, help="a store of Flickr8k with c3-mini")
     parser.add_argument("photos", type=Path, help="the folder of its photos")
     parser.add_argument("clip", type=Path, help="folder with both sets of CLIP embeddings")
-    parser.add_argument("--val", action="store_true", help="print the tables of val, on which the choices were made")
-    parser.add_argument("--coco", type=Path, help="the folder with coco_captions/ and coco_cc*/, for moments of COCO")
+    parser.add_argument(
+        "--val", action="store_true", help="print the tables of val, on which the choices were made"
+    )
+    parser.add_argument(
+        "--coco",
+        type=Path,
+        help="the folder with coco_captions/ and coco_cc*/, for moments of COCO",
+    )
     arguments = parser.parse_args()
     train, tasks = flickr(Store.open(arguments.store), arguments.photos)
     split = "val" if arguments.val else "test"
     parts = [(train, tasks[split])]
-    grid = [(alpha, k) for alpha in (0.25, 0.5, 0.75) for k in (1, 5, 10, 50)] if arguments.val else [NNN]
+    grid = (
+        [(alpha, k) for alpha in (0.25, 0.5, 0.75) for k in (1, 5, 10, 50)]
+        if arguments.val
+        else [NNN]
+    )
     extra = {("NNN" if choice == NNN else f"NNN {choice}"): with_hubs(*choice) for choice in grid}
     report(f"Flickr8k {split}, c3-mini", parts, extra)
     if arguments.val:

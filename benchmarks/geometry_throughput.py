@@ -1,17 +1,19 @@
-"""Measure how long a gap report takes, compared with reading the shards and with the usual way in a notebook.
+"""Measure how long a gap report takes, compared with reading the shards and with the usual way in a
+notebook.
 
     python benchmarks/geometry_throughput.py --folder geometry-benchmark --notebook
 
-Writes synthetic stores (unit vectors that follow the model of the paper, d = 512, one caption per image, float16), runs
-each task in a process of its own, in turn, and prints medians:
+Writes synthetic stores (unit vectors that follow the model of the paper, d = 512, one caption per
+image, float16), runs each task in a process of its own, in turn, and prints medians:
 
 - moments: gap, effective dimensions and errors of the means, from the moments of the shards alone;
 - read: read every shard with pyarrow, and nothing else;
 - report: all measures of `c3 gap-report` in one pass over the rows, without drawing the page;
-- notebook: everything in memory as float32, as in the notebooks of the paper (only with --notebook).
+- notebook: everything in memory as float32, as in the notebooks of the paper (only with
+  --notebook).
 
-Takes about 2 GB of disk and ten minutes for a million pairs. It should print less than 2 s for the moments, a report at
-0.6 or more of the speed of reading, and a peak below 1.5 GiB.
+Takes about 2 GB of disk and ten minutes for a million pairs. It should print less than 2 s for the
+moments, a report at 0.6 or more of the speed of reading, and a peak below 1.5 GiB.
 """
 
 from __future__ import annotations
@@ -38,7 +40,14 @@ TASKS = ("moments", "read", "report")
 def write_store(folder: Path, pairs: int) -> None:
     """Two sets of shards of ``pairs`` rows each, unless they are there."""
     from c3tools.identity import ModelIdentity
-    from c3tools.store import StoreInfo, StoreWriter, create_store, part_name, shard_table, write_rows
+    from c3tools.store import (
+        StoreInfo,
+        StoreWriter,
+        create_store,
+        part_name,
+        shard_table,
+        write_rows,
+    )
 
     parts = math.ceil(pairs / PART_ROWS)
     if (folder / "manifest.json").exists():
@@ -53,7 +62,11 @@ def write_store(folder: Path, pairs: int) -> None:
         keys = [f"{part * PART_ROWS + row:09d}" for row in range(count)]
         columns = {
             "image": {"key": keys, "split": ["train"] * count},
-            "text": {"key": [f"{key}#0" for key in keys], "image_key": keys, "split": ["train"] * count},
+            "text": {
+                "key": [f"{key}#0" for key in keys],
+                "image_key": keys,
+                "split": ["train"] * count,
+            },
         }
         for modality, sign in (("image", 1), ("text", -1)):
             rows = content + rng.standard_normal((count, DIM), dtype=np.float32) * 0.02
@@ -95,11 +108,17 @@ def run_report(folder: Path) -> object:
     from c3tools.geometry.report import gap_report
 
     values = gap_report(folder).to_dict()
-    return [values["gap"]["length"], values["pairs"]["paired_cosine"], values["pairs"]["residual_rms"]]
+    return [
+        values["gap"]["length"],
+        values["pairs"]["paired_cosine"],
+        values["pairs"]["residual_rms"],
+    ]
 
 
 def run_notebook(folder: Path) -> object:
-    """Measure as notebooks do: both matrices in memory, means, covariances and differences of all pairs."""
+    """Measure as notebooks do: both matrices in memory, means, covariances and differences of all
+    pairs.
+    """
     from c3tools.store import Store
 
     store = Store.open(folder)
@@ -110,12 +129,22 @@ def run_notebook(folder: Path) -> object:
         s = np.linalg.svd(np.cov(rows.T), compute_uv=False)
         spans.append(int(np.argmax(np.cumsum(s) / s.sum() > 0.99)) + 1)
     difference = image - text
-    return [float(gap), *spans, float((image * text).sum(axis=1).mean()), float(difference.std(axis=0).mean())]
+    return [
+        float(gap),
+        *spans,
+        float((image * text).sum(axis=1).mean()),
+        float(difference.std(axis=0).mean()),
+    ]
 
 
 def one_task(task: str, folder: Path) -> None:
     """Run one task and print its seconds, beyond imports, and its peak memory as JSON."""
-    run = {"moments": run_moments, "read": run_read, "report": run_report, "notebook": run_notebook}[task]
+    run = {
+        "moments": run_moments,
+        "read": run_read,
+        "report": run_report,
+        "notebook": run_notebook,
+    }[task]
     if task != "read":
         import c3tools.geometry.report  # noqa: F401  (start-up is not what is measured)
     start = time.perf_counter()
@@ -135,18 +164,25 @@ def measured(task: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write the stores, run the tasks, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("geometry-benchmark"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--notebook", action="store_true", help="also the notebook's way (4 GB for a million pairs)")
+    parser.add_argument(
+        "--notebook", action="store_true", help="also the notebook's way (4 GB for a million pairs)"
+    )
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
         one_task(arguments.task, arguments.store)
         return
-    print(f"{'pairs':>10}  {'task':<9} {'seconds':>8} {'rows/s':>12} {'of reading':>10} {'peak GiB':>9}")
+    print(
+        f"{'pairs':>10}  {'task':<9} {'seconds':>8} {'rows/s':>12} {'of reading':>10} "
+        f"{'peak GiB':>9}"
+    )
     for pairs in sorted(arguments.sizes):
         folder = arguments.folder / str(pairs)
         write_store(folder, pairs)
@@ -157,13 +193,17 @@ def main() -> None:
             for task in tasks:
                 if task != "notebook" or not runs[task]:
                     runs[task].append(measured(task, folder))
-        medians = {task: statistics.median(run["seconds"] for run in found) for task, found in runs.items()}
+        medians = {
+            task: statistics.median(run["seconds"] for run in found) for task, found in runs.items()
+        }
         for task in tasks:
             ratio = medians["read"] / medians[task]
             peak = max(run["peak_gib"] for run in runs[task])
             rate = 2 * pairs / medians[task]
             print(
-                f"{pairs:>10,}  {task:<9} {medians[task]:>8.2f} {rate:>12,.0f} {ratio:>10.2f} {peak:>9.2f}", flush=True
+                f"{pairs:>10,}  {task:<9} {medians[task]:>8.2f} {rate:>12,.0f} {ratio:>10.2f} "
+                f"{peak:>9.2f}",
+                flush=True,
             )
 
 

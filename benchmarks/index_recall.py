@@ -1,18 +1,23 @@
-"""Measure the recall of the indexes that `c3 index` builds, and the modality bias of a mixed index by preset.
+"""Measure the recall of the indexes that `c3 index` builds, and the modality bias of a mixed index
+by preset.
 
     c3 embed flickr8k && python benchmarks/index_recall.py
-    python benchmarks/index_recall.py --quantised          # also product quantisation after a rotation
+    python benchmarks/index_recall.py --quantised          # also product quantisation after a
+    rotation
 
-The first table shows recall@10 compared with exact search (a float32 matrix product), after each modality was centred.
-The 200 queries are embeddings of the other modality (for a mixed index, of its own), so no query finds itself.
+The first table shows recall@10 compared with exact search (a float32 matrix product), after each
+modality was centred. The 200 queries are embeddings of the other modality (for a mixed index, of
+its own), so no query finds itself.
 
-The second table shows bias@10, the share of the ten nearest rows that have the modality of the query, in corpora of 100
-images and 100 texts of the test split, without the query itself. 0.5 means no bias. Pipelines are fitted on the train
-split. Beside it are the spreads of the cosines within and between the modalities.
+The second table shows bias@10, the share of the ten nearest rows that have the modality of the
+query, in corpora of 100 images and 100 texts of the test split, without the query itself. 0.5 means
+no bias. Pipelines are fitted on the train split. Beside it are the spreads of the cosines within
+and between the modalities.
 
-Takes about a minute on 2 cores for 48,546 rows; --quantised adds 12 minutes of processor time, most of it to train two
-rotations. On Flickr8k with c3-mini it should print at least 0.98 for Flat and SQfp16, 0.85 and 0.90 for the product
-quantisers, and a bias of 1.00 before centring (c1) that is a few hundredths lower after it (gr-clip).
+Takes about a minute on 2 cores for 48,546 rows; --quantised adds 12 minutes of processor time, most
+of it to train two rotations. On Flickr8k with c3-mini it should print at least 0.98 for Flat and
+SQfp16, 0.85 and 0.90 for the product quantisers, and a bias of 1.00 before centring (c1) that is a
+few hundredths lower after it (gr-clip).
 """
 
 from __future__ import annotations
@@ -48,38 +53,60 @@ def print_recall(store: Store, *, slow: bool) -> None:
     for modalities, factory in CASES + (SLOW_CASES if slow else ()):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            record = build_index(store, folder, pipeline=pipeline, modality=modalities, factory=factory).record
+            record = build_index(
+                store, folder, pipeline=pipeline, modality=modalities, factory=factory
+            ).record
             seconds = time.perf_counter() - start
         label = f"{record['rows']:,} {' + '.join(modalities)}"
         probes = record["nprobe"] or "-"
-        print(f"{label:24} {record['factory']:24} {probes:>6} {record['recall@10']:9.3f} {seconds:8.1f}", flush=True)
+        print(
+            f"{label:24} {record['factory']:24} {probes:>6} {record['recall@10']:9.3f} "
+            f"{seconds:8.1f}",
+            flush=True,
+        )
 
 
 def print_bias(store: Store, split: str = "test") -> None:
     """One line per preset, measured on the rows of ``split``."""
     rows = {modality: store.load(modality, split).embeddings for modality in ("image", "text")}
     print(f"\n{'':16} {'bias@10 of queries':>20} {'standard deviation of cosines':>34}")
-    print(f"{split + ' rows':16} {'image':>10} {'text':>9} {'images':>12} {'texts':>10} {'between':>10}")
+    print(
+        f"{split + ' rows':16} {'image':>10} {'text':>9} {'images':>12} {'texts':>10} "
+        f"{'between':>10}"
+    )
     for name in BIAS_PRESETS:
         pipeline = preset(name).fit(store)
         image, text = (pipeline.transform(x, modality=modality) for modality, x in rows.items())
         bias = [estimate.value for estimate in modality_bias(image, text)]
         spreads = [spread(image, image), spread(text, text), spread(image, text)]
-        print(f"{name:16} {bias[0]:10.3f} {bias[1]:9.3f} " + " ".join(f"{x:10.3f}" for x in spreads), flush=True)
+        print(
+            f"{name:16} {bias[0]:10.3f} {bias[1]:9.3f} " + " ".join(f"{x:10.3f}" for x in spreads),
+            flush=True,
+        )
 
 
 def spread(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the standard deviation of the cosines of unit rows, those of a row with itself left out."""
-    cosines = x[:1000] @ y[:: max(1, len(y) // 1000)][:1000].T if x is not y else x[:1000] @ x[:1000].T
+    """Return the standard deviation of the cosines of unit rows, those of a row with itself left
+    out.
+    """
+    cosines = (
+        x[:1000] @ y[:: max(1, len(y) // 1000)][:1000].T if x is not y else x[:1000] @ x[:1000].T
+    )
     apart = np.eye(*cosines.shape) == 0
     return float(cosines[apart].std() if x is y else cosines.std())
 
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", type=Path, default=Path("c3-store"))
-    parser.add_argument("--quantised", action="store_true", help="add the product quantisers, which train for minutes")
+    parser.add_argument(
+        "--quantised",
+        action="store_true",
+        help="add the product quantisers, which train for minutes",
+    )
     arguments = parser.parse_args()
     store = Store.open(arguments.store)
     print_recall(store, slow=arguments.quantised)

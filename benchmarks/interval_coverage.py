@@ -1,24 +1,28 @@
-"""Measure how often the intervals of the gap report, and those of caption scores, contain the true value.
+"""Measure how often the intervals of the gap report, and those of caption scores, contain the true
+value.
 
-    python benchmarks/interval_coverage.py --store flickr8k-store   # prints the table of docs/results/geometry.md
-    python benchmarks/interval_coverage.py --scores --draws 1000    # of caption scores, over images and seeds
-    python benchmarks/interval_coverage.py --images                 # of scores of generated images, likewise
+    python benchmarks/interval_coverage.py --store flickr8k-store   # prints the table of
+    docs/results/geometry.md python benchmarks/interval_coverage.py --scores --draws 1000    # of
+    caption scores, over images and seeds python benchmarks/interval_coverage.py --images
+    # of scores of generated images, likewise
 
-A large store is the population. The script draws 30 to 500 images with one or all of their captions, makes a report of
-each sample, and counts how many of the 95 % intervals contain the value of the population. Some values depend on the
-number of rows (recall, separability, modality bias of few rows); for these it uses the mean over samples of the same
-size instead.
+A large store is the population. The script draws 30 to 500 images with one or all of their
+captions, makes a report of each sample, and counts how many of the 95 % intervals contain the value
+of the population. Some values depend on the number of rows (recall, separability, modality bias of
+few rows); for these it uses the mean over samples of the same size instead.
 
 Takes half an hour on 2 cores with 200 samples of each size from the Flickr8k store of c3-mini
-(`c3 embed flickr8k --store flickr8k-store`). It should print 0.92 to 0.98; the documentation names the exceptions.
+(`c3 embed flickr8k --store flickr8k-store`). It should print 0.92 to 0.98; the documentation names
+the exceptions.
 
---scores needs no store: each score is the sum of a part of its seed, a part of its image and a part of both, as CIDEr
-is, with the spreads of CIDEr of one method and of the difference of two. Takes some minutes of one core with 1,000
-draws. It should print 0.93 to 0.98 for 3 and 5 seeds.
+--scores needs no store: each score is the sum of a part of its seed, a part of its image and a part
+of both, as CIDEr is, with the spreads of CIDEr of one method and of the difference of two. Takes
+some minutes of one core with 1,000 draws. It should print 0.93 to 0.98 for 3 and 5 seeds.
 
---images needs no store either: photos are directions around a mean in 64 dimensions, and images are such directions
-that depend on the photo, the method and the seed. The true value is the mean over draws. Takes some minutes of one core
-with 200 draws. It should print 0.92 to 0.99, and 0.99 to 1 where the images have the distribution of the photos.
+--images needs no store either: photos are directions around a mean in 64 dimensions, and images are
+such directions that depend on the photo, the method and the seed. The true value is the mean over
+draws. Takes some minutes of one core with 200 draws. It should print 0.92 to 0.99, and 0.99 to 1
+where the images have the distribution of the photos.
 """
 
 from __future__ import annotations
@@ -46,14 +50,27 @@ def numbers(report: GapReport) -> dict[str, tuple[float, tuple[float, float] | N
     """Return every number that has an interval, with its interval, by the name in the JSON."""
     found: dict[str, Any] = {**vars(report.gap), **vars(report.pairs)}
     for preset, space in report.spaces.items():
-        found |= {f"{preset} {way} {k}": one for way, scores in space.recall.items() for k, one in scores.items()}
+        found |= {
+            f"{preset} {way} {k}": one
+            for way, scores in space.recall.items()
+            for k, one in scores.items()
+        }
         found[f"{preset} separability"] = space.separability
-        for name, several in (("modality_bias@10", space.modality_bias), ("uniformity", space.uniformity)):
-            found |= {f"{preset} {name} {modality}": one for modality, one in (several or {}).items()}
-    return {name: (one.value, one.interval) for name, one in found.items() if isinstance(one, Estimate)}
+        for name, several in (
+            ("modality_bias@10", space.modality_bias),
+            ("uniformity", space.uniformity),
+        ):
+            found |= {
+                f"{preset} {name} {modality}": one for modality, one in (several or {}).items()
+            }
+    return {
+        name: (one.value, one.interval) for name, one in found.items() if isinstance(one, Estimate)
+    }
 
 
-def report(images: np.ndarray, texts: np.ndarray, info: Any) -> dict[str, tuple[float, tuple[float, float] | None]]:
+def report(
+    images: np.ndarray, texts: np.ndarray, info: Any
+) -> dict[str, tuple[float, tuple[float, float] | None]]:
     """Write images (n, d) and their texts (n, k, d) to a store and measure it."""
     keys = [f"i{number}" for number in range(len(images))]
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +82,9 @@ def report(images: np.ndarray, texts: np.ndarray, info: Any) -> dict[str, tuple[
         }
         flat = texts.reshape(-1, texts.shape[2])
         for modality, vectors, own in (("image", images, {"key": keys}), ("text", flat, columns)):
-            write_rows(path / part_name(modality, 0), info, shard_table(info, modality, vectors, own))
+            write_rows(
+                path / part_name(modality, 0), info, shard_table(info, modality, vectors, own)
+            )
         return numbers(gap_report(path, presets=()))
 
 
@@ -77,7 +96,9 @@ def population(store: Store) -> tuple[np.ndarray, np.ndarray]:
     kept = np.flatnonzero(counts == captions)
     order = np.argsort(pairs.item_index, kind="stable")
     order = order[np.isin(pairs.item_index[order], kept)]
-    return pairs.first.embeddings[kept], pairs.second.embeddings[order].reshape(len(kept), captions, -1)
+    return pairs.first.embeddings[kept], pairs.second.embeddings[order].reshape(
+        len(kept), captions, -1
+    )
 
 
 def coverage(
@@ -94,12 +115,16 @@ def coverage(
     for name, each in found.items():
         sized = any(word in name for word in ("recall", "separability", "bias", COLLAPSE))
         true = np.mean([value for value, _ in each]) if sized else whole[name][0]
-        shares[name] = float(np.mean([ends is not None and ends[0] <= true <= ends[1] for _, ends in each]))
+        shares[name] = float(
+            np.mean([ends is not None and ends[0] <= true <= ends[1] for _, ends in each])
+        )
     return shares
 
 
 def scores_coverage(draws: int) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows: the coverage of intervals over images and seeds, by the spreads of simulated scores."""
+    """Return headings and rows: the coverage of intervals over images and seeds, by the spreads of
+    simulated scores.
+    """
     spreads = {
         "a method, seeds alike": (0.5, 40, 35),
         "a method, seeds differ": (3, 40, 35),
@@ -114,7 +139,9 @@ def scores_coverage(draws: int) -> tuple[list[str], list[list[str]]]:
                 held: list[bool] = []
                 for draw in range(draws):
                     rng = generator(draw, "coverage of scores", what, seeds, images)
-                    values = of_seed * rng.normal(size=(seeds, 1)) + of_image * rng.normal(size=images)
+                    values = of_seed * rng.normal(size=(seeds, 1)) + of_image * rng.normal(
+                        size=images
+                    )
                     values += of_both * rng.normal(size=(seeds, images))
                     ends = crossed_interval(values)
                     held.append(ends is not None and ends[0] <= 0 <= ends[1])
@@ -123,7 +150,8 @@ def scores_coverage(draws: int) -> tuple[list[str], list[list[str]]]:
 
 
 def images_coverage(draws: int) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows: the coverage of intervals of distances over photos and seeds, for simulated images.
+    """Return headings and rows: the coverage of intervals of distances over photos and seeds, for
+    simulated images.
 
     A method has its distance from the photos, and the spread of this distance over seeds.
     """
@@ -144,13 +172,19 @@ def images_coverage(draws: int) -> tuple[list[str], list[list[str]]]:
                     values = [each[name] for each in found]
                     true = np.mean([each.mean() for each in values])
                     ends = [crossed_interval(each) for each in values]
-                    cells.append(f"{np.mean([e is not None and e[0] <= true <= e[1] for e in ends]):.2f}")
+                    cells.append(
+                        f"{np.mean([e is not None and e[0] <= true <= e[1] for e in ends]):.2f}"
+                    )
                 rows.append([what, str(seeds), str(photos), *cells])
     return ["scores of", "seeds", "photos", "FD", "KID"], rows
 
 
-def simulated(methods: tuple[tuple[float, float], ...], seeds: int, photos: int, draw: int) -> dict[str, np.ndarray]:
-    """Return the values (seeds, photos) of FD and KID of one method, or of the second method less the first."""
+def simulated(
+    methods: tuple[tuple[float, float], ...], seeds: int, photos: int, draw: int
+) -> dict[str, np.ndarray]:
+    """Return the values (seeds, photos) of FD and KID of one method, or of the second method less
+    the first.
+    """
     rng = generator(draw, "coverage of images", methods, seeds, photos)
     spread = np.arange(1, 65) ** -0.5 / 2
     shown, unseen = rng.normal(size=(2, photos, 64)) * spread
@@ -167,19 +201,33 @@ def simulated(methods: tuple[tuple[float, float], ...], seeds: int, photos: int,
             ):
                 parts = [(influence, range(photos)) for influence in influences]
                 found[name].append(photo_values(score, parts, photos))
-    stacked = {name: np.reshape(each, (len(methods), seeds, photos)) for name, each in found.items()}
-    return {name: each[-1] - each[0] if len(methods) > 1 else each[0] for name, each in stacked.items()}
+    stacked = {
+        name: np.reshape(each, (len(methods), seeds, photos)) for name, each in found.items()
+    }
+    return {
+        name: each[-1] - each[0] if len(methods) > 1 else each[0] for name, each in stacked.items()
+    }
 
 
 def main() -> None:
     """Print the coverage of each interval by number of images and captions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=Path("c3-store"), help="a large store: the population")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path("c3-store"), help="a large store: the population"
+    )
     parser.add_argument("--draws", type=int, default=200, help="draws of each size")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images")
-    parser.add_argument("--captions", type=int, nargs="+", help="captions per image; by default one and all")
-    parser.add_argument("--scores", action="store_true", help="measure the intervals of caption scores instead")
-    parser.add_argument("--images", action="store_true", help="measure those of scores of generated images instead")
+    parser.add_argument(
+        "--captions", type=int, nargs="+", help="captions per image; by default one and all"
+    )
+    parser.add_argument(
+        "--scores", action="store_true", help="measure the intervals of caption scores instead"
+    )
+    parser.add_argument(
+        "--images", action="store_true", help="measure those of scores of generated images instead"
+    )
     arguments = parser.parse_args()
     if arguments.scores:
         print_table(*scores_coverage(arguments.draws))
@@ -198,7 +246,8 @@ def main() -> None:
             print(f"{items} × {captions} done", flush=True)
     names = list(next(iter(columns.values())))
     print_table(
-        ["interval of", *columns], [[name, *(f"{drawn[name]:.2f}" for drawn in columns.values())] for name in names]
+        ["interval of", *columns],
+        [[name, *(f"{drawn[name]:.2f}" for drawn in columns.values())] for name in names],
     )
 
 

@@ -1,17 +1,20 @@
-"""Measure how much a few image–caption pairs help a decoder that was trained on texts, and one that was not.
+"""Measure how much a few image–caption pairs help a decoder that was trained on texts, and one that
+was not.
 
-    python benchmarks/low_data.py --store c3-store                     # 1, 5, 10, 25 % of the pairs, 3 seeds, size tiny
-    python benchmarks/low_data.py --store c3-store --minutes 30        # stop after 30 minutes; run again to continue
+    python benchmarks/low_data.py --store c3-store                     # 1, 5, 10, 25 % of the
+    pairs, 3 seeds, size tiny python benchmarks/low_data.py --store c3-store --minutes 30        #
+    stop after 30 minutes; run again to continue
 
-For each seed, a decoder is trained on texts (`c3 train-decoder`). For each share of the pairs it is then trained
-further with its noise (--from, --pairs), and another decoder is trained from scratch on the same pairs (--pairs alone).
-The seed chooses the pairs. The checkpoint is chosen on the same share of the val pairs, and the scores are those of the
-test images, with their 95 % interval over images and seeds. Finished scores are kept in --out. --noised adds training
-from scratch with the same noise.
+For each seed, a decoder is trained on texts (`c3 train-decoder`). For each share of the pairs it is
+then trained further with its noise (--from, --pairs), and another decoder is trained from scratch
+on the same pairs (--pairs alone). The seed chooses the pairs. The checkpoint is chosen on the same
+share of the val pairs, and the scores are those of the test images, with their 95 % interval over
+images and seeds. Finished scores are kept in --out. --noised adds training from scratch with the
+same noise.
 
-On Flickr8k (one core, size tiny) a seed takes about 4 minutes for the texts and 0.5 to 1 minute for each of the other 8
-trainings, 25 minutes in total. It should print a table in which the pre-trained decoder is ahead, with the largest
-difference where pairs are few, and draw low-data.svg.
+On Flickr8k (one core, size tiny) a seed takes about 4 minutes for the texts and 0.5 to 1 minute for
+each of the other 8 trainings, 25 minutes in total. It should print a table in which the pre-trained
+decoder is ahead, with the largest difference where pairs are few, and draw low-data.svg.
 """
 
 from __future__ import annotations
@@ -48,8 +51,12 @@ def main() -> None:
     parser.add_argument("--sigma", default="auto")
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--noised", action="store_true", help="from scratch with the same noise too")
-    parser.add_argument("--minutes", type=float, default=None, help="start no further training after so long")
+    parser.add_argument(
+        "--noised", action="store_true", help="from scratch with the same noise too"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="start no further training after so long"
+    )
     options = parser.parse_args()
     store = Store.open(options.store)
     path = options.out / "image-scores.json"
@@ -57,11 +64,23 @@ def main() -> None:
     started = time.monotonic()
     for seed in range(options.seeds):
         texts = options.out / f"texts-{seed}"
-        shared: dict[str, Any] = {"size": options.size, "epochs": options.epochs, "seed": seed, "overwrite": True}
+        shared: dict[str, Any] = {
+            "size": options.size,
+            "epochs": options.epochs,
+            "seed": seed,
+            "overwrite": True,
+        }
         jobs = {f"texts alone/0/{seed}": {"output": texts, "sigma": options.sigma}}
         for share in (float(text) for text in options.shares.split(",")):
-            jobs[f"{TUNED}/{share:g}/{seed}"] = {"output": options.out / "tuned", "start": texts, "pairs": share}
-            jobs[f"{SCRATCH}/{share:g}/{seed}"] = {"output": options.out / "scratch", "pairs": share}
+            jobs[f"{TUNED}/{share:g}/{seed}"] = {
+                "output": options.out / "tuned",
+                "start": texts,
+                "pairs": share,
+            }
+            jobs[f"{SCRATCH}/{share:g}/{seed}"] = {
+                "output": options.out / "scratch",
+                "pairs": share,
+            }
             if options.noised:
                 noised = {"output": options.out / "noised", "sigma": options.sigma, "pairs": share}
                 jobs[f"{NOISED}/{share:g}/{seed}"] = noised
@@ -73,7 +92,9 @@ def main() -> None:
                 report(options, scores)
                 return
             captioner = train_captioner(store, **shared, **settings, reporter=TerminalReporter())
-            result = evaluate_captions(store, decoder=captioner, split=options.split, beams=1, resamples=0)
+            result = evaluate_captions(
+                store, decoder=captioner, split=options.split, beams=1, resamples=0
+            )
             scores[name] = result.details.image_values("CIDEr").round(4).tolist()
             options.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(scores, indent=1))
@@ -94,7 +115,11 @@ def report(options: argparse.Namespace, scores: dict[str, list[float]]) -> None:
     print("| pairs | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
     shares = sorted({share for kind in kinds for share in found[kind]})
     for share in shares:
-        print(f"| {100 * share:g} % | " + " | ".join(cell(found[kind].get(share, [])) for kind in kinds) + " |")
+        print(
+            f"| {100 * share:g} % | "
+            + " | ".join(cell(found[kind].get(share, [])) for kind in kinds)
+            + " |"
+        )
     print(f"texts alone: {cell(alone)}")
     for kind in kinds:
         points = found[kind]
@@ -102,9 +127,23 @@ def report(options: argparse.Namespace, scores: dict[str, list[float]]) -> None:
         of_seeds = [np.mean(points[share], axis=1) for share in own]
         means = [float(np.mean(scores)) for scores in of_seeds]
         bars = [float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0 for scores in of_seeds]
-        axes.errorbar([100 * s for s in own], means, yerr=bars, fmt="o-", color=KINDS[kind], capsize=2, label=kind)
+        axes.errorbar(
+            [100 * s for s in own],
+            means,
+            yerr=bars,
+            fmt="o-",
+            color=KINDS[kind],
+            capsize=2,
+            label=kind,
+        )
     if alone:
-        axes.axhline(np.mean(alone), color=palette.MUTED, linestyle=(0, (4, 3)), linewidth=0.9, label="texts alone")
+        axes.axhline(
+            np.mean(alone),
+            color=palette.MUTED,
+            linestyle=(0, (4, 3)),
+            linewidth=0.9,
+            label="texts alone",
+        )
     axes.set_xscale("log")
     axes.set_xticks([100 * share for share in shares], [f"{100 * share:g}" for share in shares])
     axes.set_xlabel("pairs, % of the training images")

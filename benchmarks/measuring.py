@@ -26,7 +26,9 @@ MODEL = "ViT-B-32"
 
 @dataclass(frozen=True)
 class Run:
-    """A command that has ended: its wall-clock time, its peak memory if it has `PEAK`, and what it printed."""
+    """A command that has ended: its wall-clock time, its peak memory if it has `PEAK`, and what it
+    printed.
+    """
 
     seconds: float
     peak_mib: float
@@ -41,7 +43,9 @@ def run(command: Sequence[object]) -> Run:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     last = done.stderr.split()[-1:] or ["0"]
-    return Run(time.perf_counter() - start, int(last[0]) / 1024 if last[0].isdigit() else 0.0, done.stdout)
+    return Run(
+        time.perf_counter() - start, int(last[0]) / 1024 if last[0].isdigit() else 0.0, done.stdout
+    )
 
 
 def c3_embed(inputs: Path, store: Path, *options: object) -> tuple[dict[str, Any], Run]:
@@ -51,7 +55,8 @@ def c3_embed(inputs: Path, store: Path, *options: object) -> tuple[dict[str, Any
 
 
 def clip_retrieval(command: Path, inputs: Path, output: Path, weights: Path, kind: str) -> float:
-    """Run `clip-retrieval inference` on ``image`` or ``text`` files; return items per second by its own clock.
+    """Run `clip-retrieval inference` on ``image`` or ``text`` files; return items per second by its
+    own clock.
 
     Its clock starts after loading and warming up.
     """
@@ -65,7 +70,9 @@ def clip_retrieval(command: Path, inputs: Path, output: Path, weights: Path, kin
 
 
 def random_weights(path: Path) -> Path:
-    """Write a file with random weights of the benchmark's model, the same for everybody who reads it."""
+    """Write a file with random weights of the benchmark's model, the same for everybody who reads
+    it.
+    """
     if not path.exists():
         import open_clip
         import torch

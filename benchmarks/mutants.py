@@ -3,16 +3,18 @@
     python benchmarks/mutants.py sample --count 150 --seed 0 > mutants.json
     python benchmarks/mutants.py run mutants.json
 
-``sample`` draws faults, spread over the rooms by their size: a comparison turned, a constant changed, a call left out,
-two arguments swapped. Read the list before any test is run, and write a reason into "equivalent" for each fault that
-changes nothing a user could see. ``run`` runs all tests once to learn which of them run which line, then plants each
-fault in a copy of the repository and runs the tests of its line, the quickest first, the others of its room if these
-pass, and all others if those do. Results are added to the file, so a run that ends is continued; the copy is kept in a
-folder beside it.
+``sample`` draws faults, spread over the rooms by their size: a comparison turned, a constant
+changed, a call left out, two arguments swapped. Read the list before any test is run, and write a
+reason into "equivalent" for each fault that changes nothing a user could see. ``run`` runs all
+tests once to learn which of them run which line, then plants each fault in a copy of the repository
+and runs the tests of its line, the quickest first, the others of its room if these pass, and all
+others if those do. Results are added to the file, so a run that ends is continued; the copy is kept
+in a folder beside it.
 
-For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults cost a few seconds,
-but one that survives costs a run of all tests.
-It prints a line for each fault and the share that was noticed, with its Wilson interval; at least 90 % are expected.
+For another commit, run both from a checkout of it, with this file (needs pytest-cov). Most faults
+cost a few seconds, but one that survives costs a run of all tests.
+It prints a line for each fault and the share that was noticed, with its Wilson interval; at least
+90 % are expected.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def pytest_runtest_logreport(report):
 
 
 def faults_of(path: Path) -> Iterator[Fault]:
-    """Yield every fault that can be planted in a file: its kind, its place in bytes, and the text put there."""
+    """Yield every fault that can be planted in a file: its kind, its place in bytes, and the text
+    put there.
+    """
     source = path.read_bytes()
     starts = [0]
     for line in source.splitlines(keepends=True):
@@ -67,7 +71,12 @@ def faults_of(path: Path) -> Iterator[Fault]:
         return int(starts[node.end_lineno - 1] + node.end_col_offset)
 
     def fault(kind: str, node: Any, new: str) -> Fault:
-        place = {"file": str(path.relative_to(ROOT)), "line": node.lineno, "kind": kind, "begin": begin(node)}
+        place = {
+            "file": str(path.relative_to(ROOT)),
+            "line": node.lineno,
+            "kind": kind,
+            "begin": begin(node),
+        }
         return place | {"old": text(node), "new": new, "equivalent": ""}
 
     for node in behaving(ast.parse(source)):
@@ -76,20 +85,37 @@ def faults_of(path: Path) -> Iterator[Fault]:
             yield fault("comparison turned", node, f"({new})")
         elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
             value = node.value
-            changed = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2 + 1
+            changed = (
+                not value
+                if isinstance(value, bool)
+                else value + 1
+                if isinstance(value, int)
+                else value * 2 + 1
+            )
             yield fault("constant changed", node, str(changed))
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             yield fault("call left out", node, "pass")
-        elif isinstance(node, ast.Call) and len(node.args) > 1 and text(node.args[0]) != text(node.args[1]):
+        elif (
+            isinstance(node, ast.Call)
+            and len(node.args) > 1
+            and text(node.args[0]) != text(node.args[1])
+        ):
             first, second = node.args[:2]
             if not isinstance(first, ast.Starred) and not isinstance(second, ast.Starred):
                 between = source[end(first) : begin(second)].decode()
-                head, tail = source[begin(node) : begin(first)].decode(), source[end(second) : end(node)].decode()
-                yield fault("arguments swapped", node, f"{head}{text(second)}{between}{text(first)}{tail}")
+                head, tail = (
+                    source[begin(node) : begin(first)].decode(),
+                    source[end(second) : end(node)].decode(),
+                )
+                yield fault(
+                    "arguments swapped", node, f"{head}{text(second)}{between}{text(first)}{tail}"
+                )
 
 
 def behaving(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk a module without what never runs or only words a message: annotations, type checking, f-strings."""
+    """Walk a module without what never runs or only words a message: annotations, type checking,
+    f-strings.
+    """
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
@@ -103,13 +129,17 @@ def behaving(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def room_of(file: str) -> str:
-    """Return the room of a file: a folder of the package, ``cli``, or ``.`` for what is at its root."""
+    """Return the room of a file: a folder of the package, ``cli``, or ``.`` for what is at its
+    root.
+    """
     parts = Path(file).parts
     return parts[0] if parts[0] == "cli" else parts[1] if len(parts) > 2 else "."
 
 
 def sample(count: int, seed: int) -> list[Fault]:
-    """Draw faults: as many in each room as its share of all that can be planted, no two in one line."""
+    """Draw faults: as many in each room as its share of all that can be planted, no two in one
+    line.
+    """
     rooms: dict[str, list[Fault]] = {}
     for top in ("c3tools", "cli"):
         for path in sorted((ROOT / top).rglob("*.py")):
@@ -128,8 +158,12 @@ def plant(fault: Fault, copy: Path) -> bytes:
     path = copy / fault["file"]
     before: bytes = path.read_bytes()
     old = fault["old"].encode()
-    assert before[fault["begin"] :].startswith(old), f"{fault['file']} is not the file that was sampled"
-    path.write_bytes(before[: fault["begin"]] + fault["new"].encode() + before[fault["begin"] + len(old) :])
+    assert before[fault["begin"] :].startswith(old), (
+        f"{fault['file']} is not the file that was sampled"
+    )
+    path.write_bytes(
+        before[: fault["begin"]] + fault["new"].encode() + before[fault["begin"] + len(old) :]
+    )
     return before
 
 
@@ -145,9 +179,14 @@ def statement_of(fault: Fault) -> range:
 
 
 def run_all_tests(copy: Path, folder: Path) -> None:
-    """Run all tests once, and record which test runs which line, and the seconds that each test takes."""
+    """Run all tests once, and record which test runs which line, and the seconds that each test
+    takes.
+    """
     (folder / "seconds.py").write_text(PLUGIN)
-    environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{folder}", "COVERAGE_FILE": str(folder / "coverage")}
+    environment = os.environ | {
+        "PYTHONPATH": f"{copy}{os.pathsep}{folder}",
+        "COVERAGE_FILE": str(folder / "coverage"),
+    }
     environment["SECONDS_FILE"] = str(folder / "seconds.txt")
     options = "-q -n 2 --dist worksteal -p seconds -p no:cacheprovider"
     measured = "--cov=c3tools --cov=cli --cov-context=test --cov-report="
@@ -163,22 +202,51 @@ def tests_by_line(folder: Path) -> tuple[coverage.CoverageData, dict[str, float]
     return data, {name: float(seconds) for name, seconds in lines}
 
 
-def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: Mapping[str, float]) -> str:
-    """Return what noticed a planted fault: a test of its ``line``, of its ``room``, of ``all``, or nothing."""
-    measured = {re.sub(r".*/repository/(c3tools/(?=cli/))?", "", name): name for name in data.measured_files()}
+def noticed_by(
+    fault: Fault, copy: Path, data: coverage.CoverageData, seconds: Mapping[str, float]
+) -> str:
+    """Return what noticed a planted fault: a test of its ``line``, of its ``room``, of ``all``, or
+    nothing.
+    """
+    measured = {
+        re.sub(r".*/repository/(c3tools/(?=cli/))?", "", name): name
+        for name in data.measured_files()
+    }
     contexts = data.contexts_by_lineno(measured.get(fault["file"], ""))
-    found = {name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])}
-    own = ("tests/test_", "tests/export/") if room_of(fault["file"]) == "." else (f"tests/{room_of(fault['file'])}/",)
+    found = {
+        name.rpartition("|")[0] for line in statement_of(fault) for name in contexts.get(line, [])
+    }
+    own = (
+        ("tests/test_", "tests/export/")
+        if room_of(fault["file"]) == "."
+        else (f"tests/{room_of(fault['file'])}/",)
+    )
     room = {name for name in seconds if name.startswith(own)} - found
     stages = {"line": found & seconds.keys(), "room": room, "all": seconds.keys() - found - room}
     before = plant(fault, copy)
-    quietly: Any = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy)}, "capture_output": True}
+    quietly: Any = {
+        "cwd": copy,
+        "env": os.environ | {"PYTHONPATH": str(copy)},
+        "capture_output": True,
+    }
     try:
         for name, chosen in stages.items():
             tests = sorted(chosen, key=lambda name: seconds[name])
-            (copy / "chosen.txt").write_text("\n".join(tests).replace("/repository/", f"/{copy.name}/"))
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "@chosen.txt"]
-            done = tests and subprocess.run(command, check=False, **quietly)  # pytest ends a test that hangs
+            (copy / "chosen.txt").write_text(
+                "\n".join(tests).replace("/repository/", f"/{copy.name}/")
+            )
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-x",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "@chosen.txt",
+            ]
+            # pytest ends a test that hangs
+            done = tests and subprocess.run(command, check=False, **quietly)
             if done and done.returncode not in (0, 5):
                 return name
     finally:
@@ -187,7 +255,9 @@ def noticed_by(fault: Fault, copy: Path, data: coverage.CoverageData, seconds: M
 
 
 def run(path: Path, jobs: int) -> None:
-    """Plant the faults of a file, each in a copy of its own, and write what noticed each into it."""
+    """Plant the faults of a file, each in a copy of its own, and write what noticed each into
+    it.
+    """
     faults: list[Fault] = json.loads(path.read_text())
     folder = path.absolute().with_suffix("")
     copy = folder / "repository"
@@ -223,12 +293,17 @@ def run(path: Path, jobs: int) -> None:
     judged = [fault for fault in faults if not fault["equivalent"]]
     noticed = np.array([bool(fault["noticed"]) for fault in judged], float)
     low, high = share_interval(noticed) or (0.0, 1.0)
-    print(f"{noticed.sum():.0f} of {len(judged)} noticed: {noticed.mean():.1%} ({low:.1%} to {high:.1%})")
+    print(
+        f"{noticed.sum():.0f} of {len(judged)} noticed: {noticed.mean():.1%} ({low:.1%} to "
+        f"{high:.1%})"
+    )
 
 
 def main() -> None:
     """Sample or run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     sampling = verbs.add_parser("sample")
     sampling.add_argument("--count", type=int, default=150)

@@ -1,14 +1,16 @@
 """Measure how much a lower precision changes embeddings and retrieval.
 
-    python benchmarks/precision_agreement.py FOLDER --split test --count 500 --backend openvino --precisions bf16
-    python benchmarks/precision_agreement.py FOLDER --model ViT-B-32/openai --backend openvino --precisions bf16 int8
+    python benchmarks/precision_agreement.py FOLDER --split test --count 500 --backend openvino
+    --precisions bf16 python benchmarks/precision_agreement.py FOLDER --model ViT-B-32/openai
+    --backend openvino --precisions bf16 int8
 
-FOLDER contains photos with captions. Those of one split are embedded in fp32 and in each precision. The script prints
-the smallest and the mean cosine between the two, over all photos and over all captions, and recall@1, 5 and 10 in both
-directions.
+FOLDER contains photos with captions. Those of one split are embedded in fp32 and in each precision.
+The script prints the smallest and the mean cosine between the two, over all photos and over all
+captions, and recall@1, 5 and 10 in both directions.
 
-Takes a minute for 500 photos of the Flickr8k test split with the bundled model on 2 cores. For bf16 it should print
-means of 0.9997 and 0.9999, and a recall within 0.01 of fp32; with int8, nearly every cosine should be at least 0.99.
+Takes a minute for 500 photos of the Flickr8k test split with the bundled model on 2 cores. For bf16
+it should print means of 0.9997 and 0.9999, and a recall within 0.01 of fp32; with int8, nearly
+every cosine should be at least 0.99.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from c3tools.metrics.retrieval import pair_hits
 
 def main() -> None:
     """Embed, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="c3-mini")
     parser.add_argument("--split", default="test")
@@ -48,11 +52,20 @@ def main() -> None:
         exact = exact or (x, y)
         both = [(a * b).sum(axis=1) for a, b in zip((x, y), exact, strict=True)]
         cosines = [f"{cosine.min():.5f}, {cosine.mean():.5f}" for cosine in both]
-        recalls = [" / ".join(f"{own.mean():.3f}" for own in found.values()) for found in pair_hits(x, y, owners)]
+        recalls = [
+            " / ".join(f"{own.mean():.3f}" for own in found.values())
+            for found in pair_hits(x, y, owners)
+        ]
         rows.append((precision, *cosines, *recalls))
     print(f"{len(images):,} images, {len(texts):,} texts, {arguments.model}")
     print_table(
-        ("precision", "smallest and mean cosine, images", "texts", "image → text R@1/5/10", "text → image R@1/5/10"),
+        (
+            "precision",
+            "smallest and mean cosine, images",
+            "texts",
+            "image → text R@1/5/10",
+            "text → image R@1/5/10",
+        ),
         rows,
     )
 

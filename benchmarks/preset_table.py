@@ -3,12 +3,13 @@
     python benchmarks/preset_table.py FOLDER             # prints the table
     python benchmarks/preset_table.py FOLDER --write     # also writes docs/reference/presets.md
 
-FOLDER contains image.npy and text.npy, paired rows: 500 image and caption embeddings of COCO val2017 by OpenAI's CLIP
-ViT-B/16 (512 dimensions). In each of 20 splits, the pipeline (means, maps, memories) is fitted on one half, and the
-other half is measured as inference inputs, so no pair is used for both. The table shows mean ± standard deviation over
-the splits.
+FOLDER contains image.npy and text.npy, paired rows: 500 image and caption embeddings of COCO
+val2017 by OpenAI's CLIP ViT-B/16 (512 dimensions). In each of 20 splits, the pipeline (means, maps,
+memories) is fitted on one half, and the other half is measured as inference inputs, so no pair is
+used for both. The table shows mean ± standard deviation over the splits.
 
-Takes about a minute on 2 cores. It should print a gap near 0.85 for c1, and a gap near that by chance for c2-collapse.
+Takes about a minute on 2 cores. It should print a gap near 0.85 for c1, and a gap near that by
+chance for c2-collapse.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def measure(name: str, x: np.ndarray, y: np.ndarray, split: int) -> list[float]:
     image = pipeline.transform(x[held], modality="image").astype(np.float64)
     text = pipeline.transform(y[held], modality="text").astype(np.float64)
     names = [str(row) for row in held]
-    noised = pipeline.transform(y[held], modality="text", training=True, keys=names, items=names, seed=split).astype(
-        np.float64
-    )
+    noised = pipeline.transform(
+        y[held], modality="text", training=True, keys=names, items=names, seed=split
+    ).astype(np.float64)
     cosines = image @ text.T
     fitted = 1 / len(fit) if any(step.state for step in pipeline.steps) else 0.0
     own, n = np.diag(cosines), len(held)
@@ -66,15 +67,20 @@ def table(x: np.ndarray, y: np.ndarray, splits: int) -> list[str]:
     """Return a Markdown table: one row per preset."""
     lines = [
         "| preset | gap | gap by chance | paired cosine | unpaired cosine | recall@1 image→text, % "
-        "| recall@1 text→image, % | cosine with the training input | bias@10, image queries | bias@10, text queries |",
+        "| recall@1 text→image, % | cosine with the training input | bias@10, image queries | "
+        "bias@10, text queries |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in (name for name in PRESETS if name != "fair"):  # gr-clip with another norm for each modality
+    # gr-clip with another norm for each modality
+    for name in (name for name in PRESETS if name != "fair"):
         values = np.array([measure(name, x, y, split) for split in range(splits)])
         cells = [
             f"{mean:.{digits}f} ± {std:.{digits}f}"
             for mean, std, digits in zip(
-                values.mean(axis=0), values.std(axis=0, ddof=1), (3, 3, 3, 3, 1, 1, 3, 3, 3), strict=True
+                values.mean(axis=0),
+                values.std(axis=0, ddof=1),
+                (3, 3, 3, 3, 1, 1, 3, 3, 3),
+                strict=True,
             )
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -110,10 +116,13 @@ measured as inference inputs. Values are mean ± standard deviation over the spl
 
 def page(lines: list[str], splits: int) -> str:
     """Return the page docs/reference/presets.md."""
-    listing = [f"| `{name}` | {formula} | {source} |" for name, (formula, source) in PRESETS.items()]
+    listing = [
+        f"| `{name}` | {formula} | {source} |" for name, (formula, source) in PRESETS.items()
+    ]
     sections = [
         "# Presets",
-        "Made by `python benchmarks/preset_table.py FOLDER --write`; change the script, not this page.",
+        "Made by `python benchmarks/preset_table.py FOLDER --write`; change the script, not this "
+        "page.",
         PROSE["intro"],
         "\n".join(["| preset | embedding | source |", "|---|---|---|", *listing]),
         "## On real CLIP pairs",
@@ -126,12 +135,16 @@ def page(lines: list[str], splits: int) -> str:
 
 def main() -> None:
     """Print the table; write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder with image.npy and text.npy, paired rows")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(HERE)}")
     arguments = parser.parse_args()
-    x, y = (np.load(arguments.folder / f"{name}.npy", allow_pickle=False) for name in ("image", "text"))
+    x, y = (
+        np.load(arguments.folder / f"{name}.npy", allow_pickle=False) for name in ("image", "text")
+    )
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
     lines = table(x, y, arguments.splits)
     if arguments.write:

@@ -1,13 +1,15 @@
-"""Check that two commits of c3tools give a user the same results, to show that a restructuring changed no behaviour.
+"""Check that two commits of c3tools give a user the same results, to show that a restructuring
+changed no behaviour.
 
     python benchmarks/same_results.py --before 2c54937               # against the working tree
     python benchmarks/same_results.py --before 2c54937 --after HEAD
 
-Runs the same commands with both, on the installed versions of everything else, with one thread, in fp32 on the CPU: on
-the bundled photos, and on the two sets of real CLIP embeddings of the development data (left out where these are not
-there). Compared are values, never layouts: the numbers of gap reports, all presets applied to embeddings, exports,
-captions, scores, the results of a search, and the losses of a decoder and a generator that are trained for a few steps.
-A number may differ by `CLOSE`, a loss by `LOSS`, and a measure of a sample by its own interval.
+Runs the same commands with both, on the installed versions of everything else, with one thread, in
+fp32 on the CPU: on the bundled photos, and on the two sets of real CLIP embeddings of the
+development data (left out where these are not there). Compared are values, never layouts: the
+numbers of gap reports, all presets applied to embeddings, exports, captions, scores, the results of
+a search, and the losses of a decoder and a generator that are trained for a few steps. A number may
+differ by `CLOSE`, a loss by `LOSS`, and a measure of a sample by its own interval.
 
 Takes 8 minutes of processor time. It should end with "0 differ" and exit with 0.
 """
@@ -82,21 +84,27 @@ arrays = {}
 for modality in ("image", "text"):
     tables = [pq.read_table(path) for path in sorted(folder.rglob(f"{modality}/*.parquet"))]
     tables += [pq.read_table(path) for path in sorted(folder.glob(f"{modality}-*.parquet"))]
-    rows = {str(k): e for table in tables for k, e in zip(table["key"].to_pylist(), table["embedding"].to_pylist())}
+    rows = {}
+    for table in tables:
+        rows.update(zip(map(str, table["key"].to_pylist()), table["embedding"].to_pylist()))
     arrays[modality] = np.array([rows[key] for key in sorted(rows)], dtype="float32")
 np.savez(output, **arrays)
 """
 
 
 class Commit:
-    """The package of a commit (or of the working tree), and a project folder in which its commands run."""
+    """The package of a commit (or of the working tree), and a project folder in which its commands
+    run.
+    """
 
     def __init__(self, name: str, ref: str | None, work: Path) -> None:
         self.name, self.source, self.project = name, work / name / "source", work / name / "project"
         self.project.mkdir(parents=True)
         if ref is None:
             for part in ("c3tools", "cli"):
-                shutil.copytree(ROOT / part, self.source / part, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    ROOT / part, self.source / part, ignore=shutil.ignore_patterns("__pycache__")
+                )
         else:
             archive = subprocess.run(
                 ["git", "archive", ref, "c3tools", "cli"], cwd=ROOT, check=True, capture_output=True
@@ -106,14 +114,22 @@ class Commit:
         (self.source / "cli").rename(self.source / "c3tools" / "cli")
 
     def python(self, code: str, *words: object) -> str:
-        """Run Python code with this commit's package, and return what it prints; a failure ends the comparison."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("C3_")}
+        """Run Python code with this commit's package, and return what it prints; a failure ends the
+        comparison.
+        """
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("C3_")
+        }
         environment |= {"PYTHONPATH": str(self.source), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         environment |= {"C3_CACHE": str(self.project / "cache")}
         command = [sys.executable, "-P", "-c", code, *map(str, words)]
-        done = subprocess.run(command, cwd=self.project, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.project, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise SystemExit(f"{self.name}: {' '.join(map(str, words))[:300]} failed:\n{done.stderr[-3000:]}")
+            raise SystemExit(
+                f"{self.name}: {' '.join(map(str, words))[:300]} failed:\n{done.stderr[-3000:]}"
+            )
         return done.stdout
 
     def c3(self, command: str, *paths: object) -> Any:
@@ -138,25 +154,43 @@ def bundled(commit: Commit) -> Iterator[tuple[str, Any, float]]:
     yield "report of the bundled photos", commit.c3("gap-report --seed 0"), CLOSE
     presets = [entry["name"] for entry in commit.c3("export --list")]
     yield "presets", presets, 0
-    yield "presets on the bundled photos", commit.arrays(APPLY, "c3-store", json.dumps(presets)), CLOSE
+    yield (
+        "presets on the bundled photos",
+        commit.arrays(APPLY, "c3-store", json.dumps(presets)),
+        CLOSE,
+    )
     commit.c3("export --preset c3 --sigma 0.1 --dtype float32 -o exported")
     yield "export of c3", commit.arrays(EXPORTED, "exported"), CLOSE
     commit.c3("index")
-    found = [commit.c3("search --device cpu --in image", words) for words in ("a dog in the snow", "a red bus")]
-    yield "first photos of a search", [[hit["key"] for hit in hits_of(answer)] for answer in found], 0
+    found = [
+        commit.c3("search --device cpu --in image", words)
+        for words in ("a dog in the snow", "a red bus")
+    ]
+    yield (
+        "first photos of a search",
+        [[hit["key"] for hit in hits_of(answer)] for answer in found],
+        0,
+    )
     captions = commit.c3(f"caption --beams 1 {ENCODER}", photos)
     yield "captions of the bundled photos", {row["key"]: row["caption"] for row in captions}, 0
-    predictions, references = commit.project / "predictions.json", commit.project / "references.jsonl"
+    predictions, references = (
+        commit.project / "predictions.json",
+        commit.project / "references.jsonl",
+    )
     predictions.write_text(json.dumps(captions))
     rows = [json.loads(line) for line in (photos / "captions.jsonl").read_text().splitlines()]
     named = [{"key": Path(row["image"]).stem, "captions": row["captions"]} for row in rows]
     references.write_text("".join(json.dumps(row) + "\n" for row in named))
     yield (
         "scores",
-        commit.c3("evaluate --seed 0 --resamples 200 --captions", predictions, "--references", references),
+        commit.c3(
+            "evaluate --seed 0 --resamples 200 --captions", predictions, "--references", references
+        ),
         CLOSE,
     )
-    trained = commit.c3(f"train-decoder --sigma 0.1 --size tiny --epochs 6 --set batch_size=64 {CPU}")
+    trained = commit.c3(
+        f"train-decoder --sigma 0.1 --size tiny --epochs 6 --set batch_size=64 {CPU}"
+    )
     yield "losses of a decoder", losses(trained), LOSS
     trained = commit.c3(f"train-generator --sigma 0.1 --steps 50 {CPU}")
     yield "losses of a generator", losses(trained), LOSS
@@ -168,8 +202,17 @@ def real_clip(name: str) -> Callable[[Commit], Iterator[tuple[str, Any, float]]]
     def values(commit: Commit) -> Iterator[tuple[str, Any, float]]:
         folder, store = CLIP_SETS / name, f"store-{name}"
         files = ["--image", folder / "image.npy", "--text", folder / "text.npy"]
-        commit.c3(f"import --store {store} --model ViT-B-16/openai", *files, "--meta", folder / "meta.jsonl")
-        yield f"report of {name}", commit.c3(f"gap-report --store {store} --split all --seed 0"), CLOSE
+        commit.c3(
+            f"import --store {store} --model ViT-B-16/openai",
+            *files,
+            "--meta",
+            folder / "meta.jsonl",
+        )
+        yield (
+            f"report of {name}",
+            commit.c3(f"gap-report --store {store} --split all --seed 0"),
+            CLOSE,
+        )
         presets = [entry["name"] for entry in commit.c3("export --list")]
         yield f"presets on {name}", commit.arrays(APPLY, store, json.dumps(presets)), CLOSE
 
@@ -184,7 +227,11 @@ def hits_of(answer: Any) -> list[Any]:
 
 def losses(trained: Any) -> list[float]:
     """Return all numbers of a record of training whose name has "loss" in it, in their order."""
-    return [number for name, number in leaves(trained) if "loss" in name.lower() and isinstance(number, float)]
+    return [
+        number
+        for name, number in leaves(trained)
+        if "loss" in name.lower() and isinstance(number, float)
+    ]
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -201,24 +248,34 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def compare(before: Any, after: Any, close: float) -> tuple[int, int, list[str]]:
-    """Return how many leaves are equal, how many differ within an interval of theirs, and what else differs."""
+    """Return how many leaves are equal, how many differ within an interval of theirs, and what else
+    differs.
+    """
     import numpy as np
 
     equal, within, found = 0, 0, []
     olds, news = dict(leaves(before)), dict(leaves(after))
     ends = {
-        re.sub(r"_intervals?|\[[01]\]$", "", name): name[:-3] for name in olds if re.search(r"_interval.*\[0\]$", name)
+        re.sub(r"_intervals?|\[[01]\]$", "", name): name[:-3]
+        for name in olds
+        if re.search(r"_interval.*\[0\]$", name)
     }
     for name, old in olds.items():
         new = news.get(name, "missing")
         if isinstance(old, np.ndarray):
-            apart = float(np.abs(old - new).max(initial=0)) if isinstance(new, np.ndarray) else math.inf
+            apart = (
+                float(np.abs(old - new).max(initial=0)) if isinstance(new, np.ndarray) else math.inf
+            )
             same, text = apart <= close, f"{name}: {apart:.2g} apart"
         elif isinstance(old, float) and isinstance(new, int | float):
-            same, text = math.isclose(old, new, rel_tol=close, abs_tol=close), f"{name}: {old} before, {new} after"
+            same, text = (
+                math.isclose(old, new, rel_tol=close, abs_tol=close),
+                f"{name}: {old} before, {new} after",
+            )
             interval = ends.get(name)
             if not same and (
-                "_interval" in name or (interval and olds[f"{interval}[0]"] <= new <= olds[f"{interval}[1]"])
+                "_interval" in name
+                or (interval and olds[f"{interval}[0]"] <= new <= olds[f"{interval}[1]"])
             ):
                 within += 1
                 continue
@@ -231,11 +288,17 @@ def compare(before: Any, after: Any, close: float) -> tuple[int, int, list[str]]
 
 def main() -> None:
     """Run both commits, compare, and print a table and what differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--before", default="2c54937")
     parser.add_argument("--after", help="a commit; the working tree by default")
     options = parser.parse_args()
-    sets = [name for name in ("coco_val2017_vitb16_500", "flickr8k_vitb32_combined") if (CLIP_SETS / name).is_dir()]
+    sets = [
+        name
+        for name in ("coco_val2017_vitb16_500", "flickr8k_vitb32_combined")
+        if (CLIP_SETS / name).is_dir()
+    ]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="same-results-") as work:
         before = Commit("before", options.before, Path(work))

@@ -2,8 +2,8 @@
 
     python benchmarks/serve_load.py INDEX CAPTIONS.jsonl
 
-INDEX is what `c3 index` made; the queries are the captions. Prints the median and the 99th percentile of 1,000 text
-queries, and the memory of the server. Takes about a minute on 2 cores.
+INDEX is what `c3 index` made; the queries are the captions. Prints the median and the 99th
+percentile of 1,000 text queries, and the memory of the server. Takes about a minute on 2 cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ CLIENTS, QUERIES = 10, 1_000
 
 def main() -> None:
     """Start the server, measure it, end it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("index", type=Path)
     parser.add_argument("captions", type=Path)
     arguments = parser.parse_args()
@@ -43,7 +45,9 @@ def main() -> None:
 
         def timed(text: str) -> float:
             start = time.perf_counter()
-            with urlopen(f"http://127.0.0.1:{port}/search?k=10&q={quote(text)}", timeout=60) as answer:
+            with urlopen(
+                f"http://127.0.0.1:{port}/search?k=10&q={quote(text)}", timeout=60
+            ) as answer:
                 json.load(answer)
             return 1000 * (time.perf_counter() - start)
 
@@ -54,9 +58,14 @@ def main() -> None:
             rate = len(took) / (time.perf_counter() - start)
 
         status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
-        peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) // 1024
+        peak = (
+            int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+            // 1024
+        )
         numbers = [*(f"{np.percentile(took, p):.0f}" for p in (50, 99)), f"{rate:.0f}", peak]
-        print_table(["median, ms", "99th percentile, ms", "queries/s", "peak memory, MiB"], [numbers])
+        print_table(
+            ["median, ms", "99th percentile, ms", "queries/s", "peak memory, MiB"], [numbers]
+        )
     finally:
         server.terminate()
         server.wait()

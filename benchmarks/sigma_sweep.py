@@ -1,18 +1,19 @@
 """Measure CIDEr by sigma for C2_2 and C3, and mark the candidate rules for `--sigma auto`.
 
-    python benchmarks/sigma_sweep.py --store c3-store                       # 9 sigmas, 3 seeds, size tiny
-    python benchmarks/sigma_sweep.py --store c3-store --minutes 30        # stop after 30 minutes; run again to continue
-    python benchmarks/sigma_sweep.py --store c3-store --out c3-ablation     # share the decoders of `c3 ablate`
+    python benchmarks/sigma_sweep.py --store c3-store                       # 9 sigmas, 3 seeds,
+    size tiny python benchmarks/sigma_sweep.py --store c3-store --minutes 30        # stop after 30
+    minutes; run again to continue python benchmarks/sigma_sweep.py --store c3-store --out
+    c3-ablation     # share the decoders of `c3 ablate`
 
-`c3 ablate` trains, captions and scores each cell of the table. Finished cells are kept in --out, so the sweep can be
-run in pieces, or on several cores with one method each; the figure shows the cells that are finished. Without noise,
-C2_2 is C1 and C3 is C2_1, so these are run for sigma 0. The rules are computed from the val split, whose pairs the
-decoder did not learn from (the encoder may have).
+`c3 ablate` trains, captions and scores each cell of the table. Finished cells are kept in --out, so
+the sweep can be run in pieces, or on several cores with one method each; the figure shows the cells
+that are finished. Without noise, C2_2 is C1 and C3 is C2_1, so these are run for sigma 0. The rules
+are computed from the val split, whose pairs the decoder did not learn from (the encoder may have).
 
-On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3 minutes, or 2 with --epochs 5; 54 cells take 2
-to 3 hours. --paired adds the decoder trained on real pairs as a line (3 cells). For each rule, the script should print
-how much the sigma it gives loses compared with the best sigma of the sweep, and last the sigmas that 10 and 20 pairs
-give. --minutes 0 prints only these.
+On Flickr8k (30,000 captions, 2 cores) a cell of size tiny takes about 3 minutes, or 2 with --epochs
+5; 54 cells take 2 to 3 hours. --paired adds the decoder trained on real pairs as a line (3 cells).
+For each rule, the script should print how much the sigma it gives loses compared with the best
+sigma of the sweep, and last the sigmas that 10 and 20 pairs give. --minutes 0 prints only these.
 """
 
 from __future__ import annotations
@@ -68,17 +69,33 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--paired", action="store_true", help="also train on real pairs, as a level to compare with")
+    parser.add_argument(
+        "--paired", action="store_true", help="also train on real pairs, as a level to compare with"
+    )
     parser.add_argument("--title", default=None, help="of the figure, in place of the model's name")
-    parser.add_argument("--minutes", type=float, default=None, help="start no further sigma after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="start no further sigma after so long"
+    )
     options = parser.parse_args()
     store = Store.open(options.store)
     sigmas = tuple(float(text) for text in options.sigmas.split(","))
     methods = tuple(options.methods.split(","))
     rules = store_rules(store)
-    shared = {"seeds": options.seeds, "size": options.size, "set": options.set, "epochs": options.epochs}
-    shared |= {"split": options.split, "beams": 1, "output": options.out, "reporter": TerminalReporter()}
-    tables = [(sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas]
+    shared = {
+        "seeds": options.seeds,
+        "size": options.size,
+        "set": options.set,
+        "epochs": options.epochs,
+    }
+    shared |= {
+        "split": options.split,
+        "beams": 1,
+        "output": options.out,
+        "reporter": TerminalReporter(),
+    }
+    tables = [
+        (sigma, methods if sigma else [WITHOUT_NOISE[name] for name in methods]) for sigma in sigmas
+    ]
     tables += [(0.0, ["paired"])] if options.paired else []
     runs: list[Run] = []
     started = time.monotonic()
@@ -93,7 +110,9 @@ def main() -> None:
     print("", *(few_pairs(store, count) for count in (MIN_IMAGES, RECOMMENDED_IMAGES)), sep="\n")
 
 
-def report(options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[Run]) -> str:
+def report(
+    options: argparse.Namespace, store: Store, rules: dict[str, float], runs: list[Run]
+) -> str:
     """Write sweep.json and sweep.svg from the runs so far; returns the table."""
     curves: dict[str, dict[float, list[float]]] = {}
     values: dict[tuple[str, float], list[list[float]]] = {}
@@ -106,7 +125,10 @@ def report(options: argparse.Namespace, store: Store, rules: dict[str, float], r
     content = {
         "store": str(options.store),
         "model": store.info.model.get("name"),
-        "cider": {name: {f"{sigma:g}": values for sigma, values in points.items()} for name, points in curves.items()},
+        "cider": {
+            name: {f"{sigma:g}": values for sigma, values in points.items()}
+            for name, points in curves.items()
+        },
         "paired": paired,
         "rules": rules,
     }
@@ -124,7 +146,8 @@ def markdown_table(
     intervals: dict[tuple[str, float], tuple[float, float] | None],
     rules: dict[str, float],
 ) -> str:
-    """Mean ± standard deviation by sigma, the 95 % interval over images and seeds, the number of seeds.
+    """Mean ± standard deviation by sigma, the 95 % interval over images and seeds, the number of
+    seeds.
 
     Then what each rule loses, by linear interpolation between sigmas.
     """
@@ -134,7 +157,11 @@ def markdown_table(
         for name, points in curves.items():
             values = points.get(sigma, [])
             ends = interval(intervals.get((name, sigma)), 1)
-            cells.append(f"{mean_and_spread(values)}{ends and f', {ends}'} ({len(values)})" if values else "–")
+            cells.append(
+                f"{mean_and_spread(values)}{ends and f', {ends}'} ({len(values)})"
+                if values
+                else "–"
+            )
         lines.append(f"| {sigma:g} | " + " | ".join(cells) + " |")
     for name, points in curves.items():
         sigmas = sorted(points)
@@ -148,14 +175,18 @@ def markdown_table(
 
 
 def val_pairs(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Return images, texts and the image of each text of the val split, and the means of the train split."""
+    """Return images, texts and the image of each text of the val split, and the means of the train
+    split.
+    """
     pairs = store.pairs(split="val")
     means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
     return pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means
 
 
 def few_pairs(store: Store, count: int, draws: int = 500) -> str:
-    """Return where the sigma of so many random images with their captions lies, in 95 % of the draws."""
+    """Return where the sigma of so many random images with their captions lies, in 95 % of the
+    draws.
+    """
     images, texts, owner, means = val_pairs(store)
     found = []
     for draw in range(draws):
@@ -188,20 +219,31 @@ def draw(
     title: str,
     level: tuple[str, float] | None,
 ) -> None:
-    """Draw scores by sigma with their spread over seeds, the rules as vertical lines, the level as a dashed one."""
+    """Draw scores by sigma with their spread over seeds, the rules as vertical lines, the level as
+    a dashed one.
+    """
     figure, axes = new_figure(7.2, 4.2)
     for (name, points), colour in zip(curves.items(), palette.SERIES, strict=False):
         sigmas = sorted(points)
         means = [float(np.mean(points[sigma])) for sigma in sigmas]
-        spreads = [float(np.std(points[sigma], ddof=1)) if len(points[sigma]) > 1 else 0.0 for sigma in sigmas]
-        axes.errorbar(sigmas, means, yerr=spreads, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+        spreads = [
+            float(np.std(points[sigma], ddof=1)) if len(points[sigma]) > 1 else 0.0
+            for sigma in sigmas
+        ]
+        axes.errorbar(
+            sigmas, means, yerr=spreads, fmt="o-", color=colour, markersize=4, capsize=2, label=name
+        )
     if level is not None:
-        axes.axhline(level[1], color=palette.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=level[0])
+        axes.axhline(
+            level[1], color=palette.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label=level[0]
+        )
     for number, (name, sigma) in enumerate(sorted(rules.items(), key=lambda item: item[1])):
         axes.axvline(sigma, color=palette.FOURTH, linewidth=0.9)
         place = (sigma, 0.02 + 0.07 * number)
         text = f" {NAMES[name]} {sigma:.3f}"
-        axes.annotate(text, place, xycoords=("data", "axes fraction"), color=palette.FOURTH, fontsize=7.5)
+        axes.annotate(
+            text, place, xycoords=("data", "axes fraction"), color=palette.FOURTH, fontsize=7.5
+        )
     axes.set(xlabel="sigma per dimension", ylabel="CIDEr, %", title=title)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves) + 1, borderaxespad=0.4)
     save_figure(figure, path)

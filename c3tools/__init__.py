@@ -1,7 +1,7 @@
 """Connect, Collapse, Corrupt: cross-modal tasks from uni-modal data.
 
-The public names are those that `__init__.pyi` imports. They are imported lazily: `import c3tools` loads neither torch
-nor pyarrow.
+The public names are those that `__init__.pyi` imports. They are imported lazily: `import c3tools`
+loads neither torch nor pyarrow.
 """
 
 from __future__ import annotations

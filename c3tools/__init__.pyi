@@ -1,4 +1,6 @@
-"""The public names and their modules: read by editors and type checkers, and by `__init__.py` to import lazily."""
+"""The public names and their modules: read by editors and type checkers, and by `__init__.py` to
+import lazily.
+"""
 
 from .ablation.run import ablate as ablate
 from .ablation.run import ablate_images as ablate_images

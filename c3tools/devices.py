@@ -1,4 +1,6 @@
-"""The one place that picks device, precision and the number of threads; torch is imported only where it is needed."""
+"""The one place that picks device, precision and the number of threads; torch is imported only
+where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -59,15 +61,18 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or None for the best one available.
-        precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 if the hardware computes in it natively
-            (GPU from Ampere on; CPUs of `_cpu_has_fast_bf16`), else fp32.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``int8``, or ``auto``: bf16 if the hardware
+            computes in it natively (GPU from Ampere on; CPUs of `_cpu_has_fast_bf16`), else fp32.
         encoder: it is for an encoder, which may run in int8.
 
     Raises:
-        C3Error: for an unknown precision, a missing device, or a precision that the device does not support.
+        C3Error: for an unknown precision, a missing device, or a precision that the device does not
+            support.
     """
     if precision not in ("auto", *_DTYPES):
-        raise C3Error(f"There is no precision {precision!r}.", remedy="Use auto, fp32, bf16, fp16 or int8.")
+        raise C3Error(
+            f"There is no precision {precision!r}.", remedy="Use auto, fp32, bf16, fp16 or int8."
+        )
     if precision == "int8" and not encoder:
         raise C3Error("int8 is for encoders only.", remedy="Use auto, fp32, bf16 or fp16.")
     name = _device(device)
@@ -77,7 +82,9 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
     if precision == "fp16" and kind == "cpu":
         raise C3Error("CPUs do not compute in fp16.", remedy="Use --precision bf16 or fp32 here.")
     if precision == "int8" and not (kind == "cpu" and has_int8()):
-        raise C3Error(f"int8 needs a CPU with avx512_vnni, not {name}.", remedy="Use --precision auto.")
+        raise C3Error(
+            f"int8 needs a CPU with avx512_vnni, not {name}.", remedy="Use --precision auto."
+        )
     if precision == "auto":
         fast = kind == "cpu" and _cpu_has_fast_bf16()
         if kind == "cuda":
@@ -89,7 +96,8 @@ def pick(device: str | None = None, precision: str = "auto", *, encoder: bool = 
 
 
 def pick_devices(devices: str | None = None) -> list[str]:
-    """Return the devices to spread work over: those named, or every CUDA GPU, or the best one available.
+    """Return the devices to spread work over: those named, or every CUDA GPU, or the best one
+    available.
 
     Args:
         devices: names with commas between them (``cuda:0,cuda:1``), or None.
@@ -110,8 +118,9 @@ def pick_devices(devices: str | None = None) -> list[str]:
 def _keep_freed_memory() -> None:
     """Have glibc's malloc keep freed memory, up to 1 GiB, for the next allocation.
 
-    By default it gives large blocks back to the kernel at once, which clears each page again when the next activations
-    are allocated: a third of the time of a small model on a CPU. Other C libraries are left as they are.
+    By default it gives large blocks back to the kernel at once, which clears each page again when
+    the next activations are allocated: a third of the time of a small model on a CPU. Other C
+    libraries are left as they are.
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library; TypeError: on Windows
         mallopt = ctypes.CDLL(None).mallopt
@@ -128,9 +137,11 @@ def has_int8() -> bool:
 
 
 def threads() -> int:
-    """Return the number of threads that a model may use: OMP_NUM_THREADS, else one for each core of this process.
+    """Return the number of threads that a model may use: OMP_NUM_THREADS, else one for each core of
+    this process.
 
-    Two threads of the processor that share a core count once: matrix products keep a core busy with one.
+    Two threads of the processor that share a core count once: matrix products keep a core busy with
+    one.
     """
     with suppress(ValueError):
         return max(1, int(os.environ.get(_THREADS_VARIABLE, "").partition(",")[0]))
@@ -138,7 +149,10 @@ def threads() -> int:
         return os.cpu_count() or 1
     own = os.sched_getaffinity(0)
     try:
-        topology = [Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list") for number in own]
+        topology = [
+            Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+            for number in own
+        ]
         return len({path.read_text(encoding="ascii") for path in topology})
     except OSError:
         return len(own)
@@ -159,15 +173,29 @@ def _device(name: str | None) -> str:
     import torch
 
     if not name:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise C3Error(f"There is no device {name!r}.", remedy="Use cpu, cuda, cuda:1 or mps.") from error
+        raise C3Error(
+            f"There is no device {name!r}.", remedy="Use cpu, cuda, cuda:1 or mps."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise C3Error(f"The device {device} is not available: torch finds no CUDA GPU.", remedy="Use --device cpu.")
+        raise C3Error(
+            f"The device {device} is not available: torch finds no CUDA GPU.",
+            remedy="Use --device cpu.",
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise C3Error(f"The device {device} is not available: this machine has {torch.cuda.device_count()} CUDA GPUs.")
+        raise C3Error(
+            f"The device {device} is not available: this machine has {torch.cuda.device_count()} "
+            f"CUDA GPUs."
+        )
     return str(device)
 
 
@@ -188,8 +216,8 @@ def _may_have_gpu() -> bool:
 def _cpu_has_fast_bf16() -> bool:
     """Return whether this CPU computes faster in bf16 than in fp32, by what Linux says of it.
 
-    With AMX it does, and so it does with avx512_bf16, except on CPUs that have avx512_fp16 too: those are Intel's with
-    AMX switched off by the hypervisor, which run bf16 slower.
+    With AMX it does, and so it does with avx512_bf16, except on CPUs that have avx512_fp16 too:
+    those are Intel's with AMX switched off by the hypervisor, which run bf16 slower.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,7 @@
 """The exceptions that c3tools raises on purpose.
 
-    C3Error                    errors that the user can solve; the commands print them without a traceback
-    ├── CorpusError            inputs: paths, images, captions files, columns
+    C3Error                    errors that the user can solve; the commands print them without a
+    traceback ├── CorpusError            inputs: paths, images, captions files, columns
     ├── EncoderError           models: unknown names, weights that cannot be loaded, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
     │   └── IncompleteStoreError   files that the manifest records are missing
@@ -9,10 +9,10 @@
     ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
     ├── ConnectError           contrastive training: too few pairs, invalid settings, failed runs
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
-    ├── GeneratorError         image generators: missing, damaged, made for other embeddings, missing photos
-    ├── MetricError            scores: missing references, too few rows
-    ├── UnreachableError       a server that stays down, wrong credentials, a file that may not be read; also an OSError
-    └── MissingExtraError      an optional dependency is not installed
+    ├── GeneratorError         image generators: missing, damaged, made for other embeddings,
+    missing photos ├── MetricError            scores: missing references, too few rows
+    ├── UnreachableError       a server that stays down, wrong credentials, a file that may not be
+    read; also an OSError └── MissingExtraError      an optional dependency is not installed
 
 Each message says what is wrong, where, and what to do.
 """
@@ -56,7 +56,9 @@ class IncompleteStoreError(StoreError):
 
 
 class OutputError(C3Error):
-    """A folder cannot be written to, because another run is writing to it or its content would be lost."""
+    """A folder cannot be written to, because another run is writing to it or its content would be
+    lost.
+    """
 
 
 class TransformError(C3Error):
@@ -72,7 +74,9 @@ class DecoderError(C3Error):
 
 
 class GeneratorError(C3Error):
-    """An image generator is missing, damaged, or was made for other embeddings, or has no photos to learn from."""
+    """An image generator is missing, damaged, or was made for other embeddings, or has no photos to
+    learn from.
+    """
 
 
 class MetricError(C3Error):
@@ -80,7 +84,9 @@ class MetricError(C3Error):
 
 
 class UnreachableError(C3Error, ConnectionError):
-    """A URL cannot be read or written, after several attempts; or a file is there and cannot be read."""
+    """A URL cannot be read or written, after several attempts; or a file is there and cannot be
+    read.
+    """
 
 
 class RefusedError(UnreachableError):
@@ -110,13 +116,19 @@ def optional_module(name: str, package: str, *, extra: str, purpose: str) -> Any
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error of any library says, in one line of at most 500 letters; its kind if it says nothing."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:500] or type(error).__name__
+    """Return what an error of any library says, in one line of at most 500 letters; its kind if it
+    says nothing.
+    """
+    return (
+        " ".join(str(getattr(error, "strerror", None) or error).split())[:500]
+        or type(error).__name__
+    )
 
 
 @contextmanager
 def telling_what_is_kept(describe: Callable[[], str]) -> Iterator[None]:
-    """Add to a KeyboardInterrupt of the block what is kept of the work, for `c3` and notebooks to show.
+    """Add to a KeyboardInterrupt of the block what is kept of the work, for `c3` and notebooks to
+    show.
 
     Args:
         describe: returns it in words, and whether the same command continues.

@@ -1,4 +1,6 @@
-"""The identity of the model that made embeddings, as it is saved in stores, pipelines, decoders and indexes."""
+"""The identity of the model that made embeddings, as it is saved in stores, pipelines, decoders and
+indexes.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from .errors import C3Error
 
 
 class ModelIdentity(dict[str, Any]):
-    """The identity of a contrastive model: a JSON object that is stored with everything made by the model.
+    """The identity of a contrastive model: a JSON object that is stored with everything made by the
+    model.
 
-    It has ``name`` and, if known, ``architecture``, ``pretrained``, ``random_init`` (the seed of random weights) and
-    ``weights_sha256`` (`c3tools.encoders.weights_sha256`). It is empty for an unknown model.
+    It has ``name`` and, if known, ``architecture``, ``pretrained``, ``random_init`` (the seed of
+    random weights) and ``weights_sha256`` (`c3tools.encoders.weights_sha256`). It is empty for an
+    unknown model.
     """
 
     @property
@@ -31,7 +35,8 @@ class ModelIdentity(dict[str, Any]):
         return self.name + (f" ({str(digest)[:12]})" if digest else "")
 
     def same_as(self, other: ModelIdentity) -> bool:
-        """Return True if both are the same model, by the hash of the weights if both have one, else by name.
+        """Return True if both are the same model, by the hash of the weights if both have one, else
+        by name.
 
         An unknown model counts as the same as any other.
         """
@@ -42,7 +47,13 @@ class ModelIdentity(dict[str, Any]):
         return self.get("name") == other.get("name")
 
     def require_same(
-        self, model: Mapping[str, Any] | None, *, own: str, theirs: str, error: type[C3Error] = C3Error, remedy: str
+        self,
+        model: Mapping[str, Any] | None,
+        *,
+        own: str,
+        theirs: str,
+        error: type[C3Error] = C3Error,
+        remedy: str,
     ) -> None:
         """Refuse to mix embeddings of two models.
 
@@ -59,7 +70,8 @@ class ModelIdentity(dict[str, Any]):
         other = ModelIdentity(model or {})
         if not self.same_as(other):
             raise error(
-                f"{own} is of the model {self}, but {theirs} of {other}. Embeddings of different models cannot be "
+                f"{own} is of the model {self}, but {theirs} of {other}. Embeddings of different "
+                f"models cannot be "
                 "mixed.",
                 remedy=remedy,
             )

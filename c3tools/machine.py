@@ -1,4 +1,6 @@
-"""A description of this machine: versions, devices with their precisions, installed extras, scores that need Java."""
+"""A description of this machine: versions, devices with their precisions, installed extras, scores
+that need Java.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,24 @@ import torch
 from . import __version__, devices
 from .metrics.captions import JAVA_METRICS, missing_for
 
-_PACKAGES = "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()
-_EXTRA = re.compile(r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']""")
+_PACKAGES = (
+    "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()
+)
+_EXTRA = re.compile(
+    r"""^(?P<package>[A-Za-z0-9._-]+).*;\s*extra\s*==\s*["'](?P<extra>[^"']+)["']"""
+)
 
 
 def describe_machine() -> dict[str, Any]:
     """Return versions, devices and installed extras of this machine.
 
     Returns:
-        ``c3tools``, ``python``, ``platform``: versions; ``packages``: versions by name, None if not installed;
-        ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown), ``precisions`` and
-        ``auto``, the precision that ``--precision auto`` chooses; ``extras``: the missing packages of each extra;
+        ``c3tools``, ``python``, ``platform``: versions; ``packages``: versions by name, None if not
+            installed;
+        ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown),
+            ``precisions`` and
+        ``auto``, the precision that ``--precision auto`` chooses; ``extras``: the missing packages
+        of each extra;
         ``java``: for each score None, or what is missing.
     """
     extras: dict[str, list[str]] = {}
@@ -66,4 +75,10 @@ def _device(name: str) -> dict[str, Any]:
         precisions = ["fp32", "bf16", *(["int8"] if devices.has_int8() else [])]
     else:
         description, precisions = platform.machine(), ["fp32", "fp16"]
-    return {"name": name, "description": description, "memory": memory, "precisions": precisions, "auto": auto}
+    return {
+        "name": name,
+        "description": description,
+        "memory": memory,
+        "precisions": precisions,
+        "auto": auto,
+    }

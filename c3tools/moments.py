@@ -1,8 +1,8 @@
 """Mergeable first and second moments of embeddings, and rows at unit length.
 
-The statistics behind Collapse and most of the geometry: count, mean and scatter (the centred sum of outer
-products), kept in float64 whatever the dtype of the rows, and merged exactly by the pairwise update of
-Chan, Golub and LeVeque (1983). A float16 sum of 200,000 ones is inf; these sums are not.
+The statistics behind Collapse and most of the geometry: count, mean and scatter (the centred sum of
+outer products), kept in float64 whatever the dtype of the rows, and merged exactly by the pairwise
+update of Chan, Golub and LeVeque (1983). A float16 sum of 200,000 ones is inf; these sums are not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _BLOCK_ROWS = 8192
 
 
 def unit_rows(rows: npt.NDArray[Float]) -> npt.NDArray[Float]:
-    """Return the rows (n, d), float32 or float64, divided by their L2 norms; rows of norm 0 stay 0."""
+    """Return the rows (n, d), float32 or float64, divided by their L2 norms; rows of norm 0 stay
+    0.
+    """
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     norms[norms == 0] = 1
     return np.asarray(rows / norms)
@@ -56,7 +58,9 @@ class Moments:
 
     @classmethod
     def from_rows(cls, rows: npt.ArrayLike) -> Moments:
-        """Compute the moments of ``rows`` (n, d), of any float dtype, in blocks of bounded memory."""
+        """Compute the moments of ``rows`` (n, d), of any float dtype, in blocks of bounded
+        memory.
+        """
         x = np.asarray(rows)
         total = cls.empty(x.shape[1])
         for start in range(0, len(x), _BLOCK_ROWS):
@@ -73,7 +77,9 @@ class Moments:
 
     @staticmethod
     def merge_groups(groups: dict[str, Moments], more: Mapping[str, Moments]) -> None:
-        """Merge named moments (of splits, or of modalities) into those of the same name in ``groups``."""
+        """Merge named moments (of splits, or of modalities) into those of the same name in
+        ``groups``.
+        """
         for name, moments in more.items():
             groups[name] = groups[name].merge(moments) if name in groups else moments
 
@@ -94,7 +100,9 @@ class Moments:
 
     @property
     def of_unit_rows(self) -> bool:
-        """Return True if the mean squared norm is within 0.01 of 1; rows of float16 and bfloat16 are within 0.004."""
+        """Return True if the mean squared norm is within 0.01 of 1; rows of float16 and bfloat16
+        are within 0.004.
+        """
         return self.n == 0 or abs(self.mean_squared_norm - 1) <= 0.01
 
     def merge(self, other: Moments) -> Moments:
@@ -121,7 +129,8 @@ class Moments:
 def save_moments(path: Path, groups: Mapping[str, Moments], metadata: Mapping[str, object]) -> None:
     """Write named moments (of splits, or of modalities) to one safetensors file.
 
-    Only the upper triangle of each scatter matrix is stored. ``metadata`` is kept as JSON in the header.
+    Only the upper triangle of each scatter matrix is stored. ``metadata`` is kept as JSON in the
+    header.
     """
     tensors: dict[str, Array] = {}
     for name, moments in sorted(groups.items()):

@@ -1,7 +1,8 @@
 """The reporter: messages, progress and scalars of long work.
 
-Library functions send messages and progress to a ``reporter``; the default one ignores them. The commands pass a
-`TerminalReporter` (terminal.py). This file imports nothing else, so that numpy-only code can use it.
+Library functions send messages and progress to a ``reporter``; the default one ignores them. The
+commands pass a `TerminalReporter` (terminal.py). This file imports nothing else, so that numpy-only
+code can use it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ class Progress:
         """Count ``count`` more items as done; ``note`` replaces the text behind the bar."""
 
     def resume(self, count: int, note: str | None = None) -> None:
-        """Count the items that an earlier run has done; the rate and the time that is left do not depend on them."""
+        """Count the items that an earlier run has done; the rate and the time that is left do not
+        depend on them.
+        """
         self.advance(count, note)
 
 
@@ -45,5 +48,7 @@ SILENT = Reporter()
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, as messages say it: ``1 image``, ``2,000 images``; ``plural`` is noun + s."""
+    """Return a number with its noun, as messages say it: ``1 image``, ``2,000 images``; ``plural``
+    is noun + s.
+    """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

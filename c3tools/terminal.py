@@ -51,8 +51,15 @@ class TerminalReporter(Reporter):
 class _Work(Progress):
     """The progress of one piece of work, as lines for a log or a bar for a terminal."""
 
-    def __init__(self, reporter: TerminalReporter, label: str, total: int | None, line_seconds: float) -> None:
-        self._reporter, self._label, self._total, self._seconds = reporter, label, total, line_seconds
+    def __init__(
+        self, reporter: TerminalReporter, label: str, total: int | None, line_seconds: float
+    ) -> None:
+        self._reporter, self._label, self._total, self._seconds = (
+            reporter,
+            label,
+            total,
+            line_seconds,
+        )
         self.done = self._earlier = self._printed = 0
         self._note = ""
         self._started = self._last = time.monotonic()
@@ -73,10 +80,14 @@ class _Work(Progress):
             self._print()
 
     def bar(self) -> Table:
-        """Return label, bar, numbers and note; the numbers and the note are cut in a narrow terminal."""
+        """Return label, bar, numbers and note; the numbers and the note are cut in a narrow
+        terminal.
+        """
         grid = Table.grid(padding=(0, 1))
         bar = [] if self._total is None else [ProgressBar(self._total, self.done, width=10)]
-        grid.add_row(Text(self._label), *bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis"))
+        grid.add_row(
+            Text(self._label), *bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis")
+        )
         return grid
 
     def _print(self) -> None:

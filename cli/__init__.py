@@ -1,4 +1,5 @@
-"""The command `c3`: one file per command, which parses options, calls c3tools and prints the result.
+"""The command `c3`: one file per command, which parses options, calls c3tools and prints the
+result.
 
 Command modules import typer and nothing heavy; c3tools is imported inside the commands, so that
 `c3 --help` is fast.

@@ -15,7 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 from ._console import err, message, write_json
 from ._derive import derive, summary
 
-COMMANDS = {  # the module of this folder with the function, the verbs whose parameters are its options, less some
+# the module of this folder with the function, the verbs whose parameters are its options, less some
+COMMANDS = {
     "embed": "stores embed",
     "import": "stores import_embeddings",
     "connect heads": "connect connect_heads read_features",
@@ -68,14 +69,18 @@ def _build(name: str) -> Any:
 
 
 class _Group(TyperGroup):
-    """Lists commands in the order of the workflow; prints expected errors as one message, with exit code 1."""
+    """Lists commands in the order of the workflow; prints expected errors as one message, with exit
+    code 1.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands: dict[str, Any] = dict.fromkeys(words.split()[0] for words in COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command; it is built when it is asked for, since building all of them delays every start."""
+        """Return a command; it is built when it is asked for, since building all of them delays
+        every start.
+        """
         return (self.commands[cmd_name] or _build(cmd_name)) if cmd_name in self.commands else None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -86,7 +91,9 @@ class _Group(TyperGroup):
         super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; print expected errors without a traceback, and as JSON too where `--json` prints."""
+        """Run the command; print expected errors without a traceback, and as JSON too where
+        `--json` prints.
+        """
         from c3tools.errors import C3Error
 
         try:
@@ -96,10 +103,15 @@ class _Group(TyperGroup):
         except C3Error as error:
             _fail(ctx, error, error.message, error.remedy)
         except OSError as error:
-            remedy = "Check the path, its permissions and the free disk space, then run the same command again."
+            remedy = (
+                "Check the path, its permissions and the free disk space, then run the same "
+                "command again."
+            )
             _fail(ctx, error, str(error), remedy)
         except MemoryError as error:
-            remedy = "What was finished is kept. Give smaller files, or use a machine with more memory."
+            remedy = (
+                "What was finished is kept. Give smaller files, or use a machine with more memory."
+            )
             _fail(ctx, error, "There is not enough memory for this.", remedy)
         except KeyboardInterrupt as interrupt:
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
@@ -130,13 +142,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Close the gap between image and text embeddings: train on one modality, use on the other.",
+    help="Close the gap between image and text embeddings: train on one modality, use on the "
+    "other.",
 )
 
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_show_version, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, help="Show the version."
+    ),
 ) -> None:
     pass
 
@@ -154,8 +169,10 @@ def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(os, "register_at_fork"):  # not on Windows
-        os.register_at_fork(after_in_child=_leave_termination_to_the_system)  # workers end without a message
+        # workers end without a message
+        os.register_at_fork(after_in_child=_leave_termination_to_the_system)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that the terminal cannot show is no reason to stop
+            # a character that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")
     app(prog_name="c3")

@@ -30,12 +30,15 @@ _VERDICTS = {"yes": "green", "partly": "yellow", "no": "red", "unknown": "dim"}
 
 
 def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None) -> None:
-    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or nowhere for None."""
+    """Write ``value`` as JSON to the file or URL ``destination``, to standard output for ``-``, or
+    nowhere for None.
+    """
     encode = partial(json.dumps, value, indent=2)
     text = encode(ensure_ascii=False)
     try:
         text.encode((sys.stdout.encoding or "utf-8") if destination == "-" else "utf-8")
-    except UnicodeEncodeError:  # the output has no such character, or a file name is not valid Unicode
+    except UnicodeEncodeError:
+        # the output has no such character, or a file name is not valid Unicode
         text = encode()
     if destination == "-":
         sys.stdout.write(text + "\n")
@@ -47,7 +50,9 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
 def lines_for_dash(values: Sequence[str]) -> list[str]:
     """Return arguments with the lines of standard input, but for empty ones, in place of ``-``."""
     lines = sys.stdin.read().splitlines() if "-" in values else []
-    return [line for value in values for line in (filter(str.strip, lines) if value == "-" else [value])]
+    return [
+        line for value in values for line in (filter(str.strip, lines) if value == "-" else [value])
+    ]
 
 
 def reporter() -> Reporter:
@@ -61,14 +66,25 @@ def print_table(table: Table, most: int | None = None) -> None:
     """Print a table, or its first ``most`` rows and how many more there are."""
     rows = table.rows[:most]
     rich = RichTable(
-        title=table.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=table.title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
-    # the first column names the row, so the other columns are narrowed first, unless nothing would be left of them
+    # the first column names the row, so the other columns are narrowed first, unless nothing would
+    # be left of them
     whole = all(Text(row[0]).cell_len <= out.width // 2 for row in rows)
     for position, column in enumerate(table.columns):
-        left = column in table.left or (position == 0 and not all(row[0][:1].isdigit() for row in rows))
-        justify = "left" if left else "right"
-        rich.add_column(Text(column), justify=justify, overflow="fold", no_wrap=position == 0 and whole)  # type: ignore[arg-type]
+        left = column in table.left or (
+            position == 0 and not all(row[0][:1].isdigit() for row in rows)
+        )
+        rich.add_column(
+            Text(column),
+            justify="left" if left else "right",
+            overflow="fold",
+            no_wrap=position == 0 and whole,
+        )
     for row in rows:
         rich.add_row(Text(row[0]), *(Text(cell, style=_VERDICTS.get(cell, "")) for cell in row[1:]))
     out.print(rich)

@@ -1,10 +1,12 @@
-"""Derives a command from its verbs: their signatures and docstrings give the options, the defaults and the help.
+"""Derives a command from its verbs: their signatures and docstrings give the options, the defaults
+and the help.
 
-A command is a function of this folder. Its positional parameters are the command's arguments. Its keyword parameters
-are options that only the shell has, or words or defaults that differ there; ``**options`` stands for all other options
-of the verbs. What it returns is what `--json` writes, with the exit code behind it if that is not 0. A group may have
-one function, which is given the verb; then arguments and help are the verb's. An entry "See `verb`." in a docstring
-stands for the words of that verb. Sources are parsed, not imported, so that `c3 X --help` and a wrong option load
+A command is a function of this folder. Its positional parameters are the command's arguments. Its
+keyword parameters are options that only the shell has, or words or defaults that differ there;
+``**options`` stands for all other options of the verbs. What it returns is what `--json` writes,
+with the exit code behind it if that is not 0. A group may have one function, which is given the
+verb; then arguments and help are the verb's. An entry "See `verb`." in a docstring stands for the
+words of that verb. Sources are parsed, not imported, so that `c3 X --help` and a wrong option load
 neither torch nor pyarrow.
 """
 
@@ -38,7 +40,8 @@ def output_file(text: str | Path) -> Path:
     """Parse the path or URL of a file to write, before any work is done.
 
     Raises:
-        C3Error: if its folder on this machine is missing or cannot be written to, or if the path is a folder.
+        C3Error: if its folder on this machine is missing or cannot be written to, or if the path is
+            a folder.
     """
     path = location(text)
     if isinstance(path, Path):
@@ -67,7 +70,10 @@ def _local_path(text: str | Path) -> Path:
 def _named_file(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name.isidentifier() or not path:
-        raise C3Error(f"--other {text} is not of the form NAME=FILE.", remedy="For example: --other audio=a.npy")
+        raise C3Error(
+            f"--other {text} is not of the form NAME=FILE.",
+            remedy="For example: --other audio=a.npy",
+        )
     return name, Path(path)
 
 
@@ -81,17 +87,25 @@ def _numbers(text: str) -> list[float]:
 
 _EXPERT_PANEL = "Options for experts and clusters"
 _EXPERT = (
-    "executor address processes random_init image_timeout shard_size workers batch_size dtype backend "
+    "executor address processes random_init image_timeout shard_size workers batch_size dtype "
+    "backend "
     "precision follow_symlinks set monitor chunk "
     "cone shard_rows nprobe role train_on resamples"
 ).split()
-# what an option has beside its name, default and words: each table is by option, or by command and option
+# what an option has beside its name, default and words: each table is by option, or by command and
+# option
 _SMALLEST: dict[str, float] = {
     **dict.fromkeys("beams epochs steps seeds jobs processes shard_size shard_rows k n".split(), 1),
     **dict.fromkeys("batch_size nprobe sampling_steps width layers every".split(), 1),
     **dict.fromkeys("workers image_timeout resamples patience recall".split(), 0),
     **dict.fromkeys(("pairs", "dim"), 2),
-    **{"rows": 3, "export workers": 1, "demo sigma": 0, "demo captions": 2, "train-decoder pairs": 0},
+    **{
+        "rows": 3,
+        "export workers": 1,
+        "demo sigma": 0,
+        "demo captions": 2,
+        "train-decoder pairs": 0,
+    },
 }
 _LARGEST = {"recall": 1}
 _FLAGS: dict[str, list[str]] = {
@@ -131,7 +145,8 @@ _METAVARS = {
     "verify path": "[STORE]",
     "source": "[SOURCE]",
 }
-_PAGES = {"ablate": "{output}/table.html", "demo": "{out}/demo.html"}  # of commands without an option for it
+# of commands without an option for it
+_PAGES = {"ablate": "{output}/table.html", "demo": "{out}/demo.html"}
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 _REFERENCE = re.compile(r"See `(\w+)`\.")
@@ -146,7 +161,9 @@ class _Parameter(NamedTuple):
 
 
 class _JsonCommand(TyperCommand):
-    """A command whose `--json` takes an optional path that ends in .json: without one, the result is printed."""
+    """A command whose `--json` takes an optional path that ends in .json: without one, the result
+    is printed.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Turn `--json` without a path into `--json -`."""
@@ -176,9 +193,14 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
             del found[verb[1:]]
             continue
         options = _parameters(_verb(verb))
-        found = {**{n: p._replace(is_argument=p.is_argument and shared) for n, p in options.items()}, **found}
+        found = {
+            **{n: p._replace(is_argument=p.is_argument and shared) for n, p in options.items()},
+            **found,
+        }
     for n, parameter in _parameters(own).items():
-        found[n] = parameter._replace(words=parameter.words or (found[n].words if n in found else ""))
+        found[n] = parameter._replace(
+            words=parameter.words or (found[n].words if n in found else "")
+        )
     takes_json = "json" in found
     page = _PAGES.get(name) or ("{html}" if "html" in found else None)
     if page:
@@ -211,19 +233,26 @@ def derive(group: typer.Typer, name: str, module: str, *verbs: str) -> None:
 
     signature = [
         inspect.Parameter(
-            n, inspect.Parameter.KEYWORD_ONLY, annotation=_annotate(name, n, found), default=found[n].default
+            n,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=_annotate(name, n, found),
+            default=found[n].default,
         )
         for n in sorted(found, key=lambda n: (not found[n].is_argument, n == "json"))
     ]
     run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
-    paragraphs = _SECTION.split(ast.get_docstring(_verb(verbs[0]) if shared else own) or "")[0].split("\n\n")
+    paragraphs = _SECTION.split(ast.get_docstring(_verb(verbs[0]) if shared else own) or "")[
+        0
+    ].split("\n\n")
     run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name.rsplit(maxsplit=1)[-1], cls=_JsonCommand)(run)
 
 
 def _import_pyarrow() -> None:
-    """Import pyarrow without pandas: it imports it with the first array, half a second that no command needs."""
+    """Import pyarrow without pandas: it imports it with the first array, half a second that no
+    command needs.
+    """
     finder: Any = SimpleNamespace(find_spec=_hide_pandas)
     sys.meta_path.insert(0, finder)
     try:
@@ -240,8 +269,9 @@ def _hide_pandas(name: str, *_: object) -> None:
 
 
 def summary(name: str, module: str) -> str:
-    """Return the first line of the docstring of a command."""
-    return (ast.get_docstring(_own(name, module)) or "").partition("\n")[0]
+    """Return the first paragraph of the docstring of a command, as one line."""
+    paragraph = (ast.get_docstring(_own(name, module)) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
@@ -250,7 +280,9 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
     kind, parser = _type(annotation), _entry(_PARSERS, command, name)
     if parser in (_names, _numbers, _named_file):  # the first two take one text for all
         kind = list[str] if parser is _named_file else str
-    words = re.sub(r"``(\w+)``", lambda match: _flags(command, match[1], found)[0], words).replace("``", "")
+    words = re.sub(r"``(\w+)``", lambda match: _flags(command, match[1], found)[0], words).replace(
+        "``", ""
+    )
     if get_origin(kind) is list and not is_argument:
         words += " May be repeated."
     settings = {
@@ -260,7 +292,10 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
         "show_default": default not in (None, False, "", [], inspect.Parameter.empty),
     }
     if kind in (int, float):
-        settings |= {"min": _entry(_SMALLEST, command, name), "max": _entry(_LARGEST, command, name)}
+        settings |= {
+            "min": _entry(_SMALLEST, command, name),
+            "max": _entry(_LARGEST, command, name),
+        }
     if default == "c3-store" or (command == "verify" and is_argument):
         settings["envvar"] = "C3_STORE"
     if name in _EXPERT:
@@ -271,7 +306,9 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
 
 
 def _entry(table: dict[str, Any], command: str, name: str) -> Any:
-    return table.get(f"{command} {name}", table.get(f"{command.split(maxsplit=1)[0]} {name}", table.get(name)))
+    return table.get(
+        f"{command} {name}", table.get(f"{command.split(maxsplit=1)[0]} {name}", table.get(name))
+    )
 
 
 def _flags(command: str, name: str, found: dict[str, _Parameter]) -> list[str]:
@@ -281,11 +318,15 @@ def _flags(command: str, name: str, found: dict[str, _Parameter]) -> list[str]:
     if found[name].is_argument:
         return [name.upper().removesuffix("S")]
     flag = f"{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}"
-    return _entry(_FLAGS, command, name) or [f"{flag}/--no-{flag[2:]}" if found[name].default is True else flag]
+    return _entry(_FLAGS, command, name) or [
+        f"{flag}/--no-{flag[2:]}" if found[name].default is True else flag
+    ]
 
 
 def _type(annotation: str) -> Any:
-    """Return the type that typer reads for an annotation; None if no text stands for such a value."""
+    """Return the type that typer reads for an annotation; None if no text stands for such a
+    value.
+    """
     words = re.findall(r"\w+", annotation)
     kind = next((kind for names, kind in _KINDS if names & set(words)), None)
     return list[kind] if kind and words[0] in ("list", "Sequence") else kind  # type: ignore[valid-type]
@@ -299,7 +340,9 @@ def _parameters(function: ast.FunctionDef) -> dict[str, _Parameter]:
     required = [None] * (len(arguments.args) - len(arguments.defaults))
     found = {}
     for argument, value in zip(
-        [*arguments.args, *arguments.kwonlyargs], [*required, *arguments.defaults, *arguments.kw_defaults], strict=True
+        [*arguments.args, *arguments.kwonlyargs],
+        [*required, *arguments.defaults, *arguments.kw_defaults],
+        strict=True,
     ):
         annotation = ast.unparse(argument.annotation) if argument.annotation else ""
         if argument.arg == "self" or not _type(annotation):
@@ -314,7 +357,9 @@ def _parameters(function: ast.FunctionDef) -> dict[str, _Parameter]:
 
 
 def _verb(name: str) -> ast.FunctionDef:
-    """Return the definition of a public function, or of the method ``Class.name`` of a public class."""
+    """Return the definition of a public function, or of the method ``Class.name`` of a public
+    class.
+    """
     names = name.split(".")
     path = Path(c3tools.__file__).parent / c3tools._HOMES[names[0]].replace(".", "/")
     node: Any = _parse(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
@@ -325,9 +370,15 @@ def _verb(name: str) -> ast.FunctionDef:
 
 
 def _own(name: str, module: str) -> ast.FunctionDef:
-    """Return the definition of the function of this folder that is a command (``import_`` of import), or its group."""
+    """Return the definition of the function of this folder that is a command (``import_`` of
+    import), or its group.
+    """
     source = _parse(Path(__file__).with_name(f"{module}.py"))
-    there = {node.name.removesuffix("_"): node for node in source.body if isinstance(node, ast.FunctionDef)}
+    there = {
+        node.name.removesuffix("_"): node
+        for node in source.body
+        if isinstance(node, ast.FunctionDef)
+    }
     return next(there[word] for word in name.replace("-", "_").split()[::-1] if word in there)
 
 

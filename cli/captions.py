@@ -1,4 +1,6 @@
-"""`c3 train-decoder`, `caption`, `evaluate`, `ablate` and `demo`: captions from embeddings, and their scores."""
+"""`c3 train-decoder`, `caption`, `evaluate`, `ablate` and `demo`: captions from embeddings, and
+their scores.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from ._console import SHORT, lines_for_dash, message, out, print_table, reporter
 def train_decoder(**options: Any) -> Any:
     """Train the caption decoder on transformed text embeddings alone, and write it to c3-decoder/.
 
-    If you have a few pairs, train on texts first, then run it again with --from c3-decoder --pairs 0.01 -o tuned. Run
-    the same command again to continue an interrupted training. --overwrite replaces a decoder of other settings.
+    If you have a few pairs, train on texts first, then run it again with --from c3-decoder --pairs
+    0.01 -o tuned. Run the same command again to continue an interrupted training. --overwrite
+    replaces a decoder of other settings.
     """
     record = c3tools.train_captioner(**options, reporter=reporter()).to_dict()
     best, start, rows = record["best_val_loss"], record["start_val_loss"], []
@@ -37,19 +40,24 @@ def train_decoder(**options: Any) -> Any:
 def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: Any) -> None:
     """Caption images, or embeddings, with a trained decoder.
 
-    The images are encoded with the model that the decoder was trained for. Each caption is written as soon as it is
-    made. Run the same command again to continue an interrupted run: existing captions are kept.
+    The images are encoded with the model that the decoder was trained for. Each caption is written
+    as soon as it is made. Run the same command again to continue an interrupted run: existing
+    captions are kept.
 
     Args:
         paths: Images and folders of images; - reads the paths from standard input, one a line.
     """
     file = None if json in (None, "-") or is_url(json) else json
-    result = c3tools.caption_images(lines_for_dash(paths), **options, json=file, reporter=reporter())
+    result = c3tools.caption_images(
+        lines_for_dash(paths), **options, json=file, reporter=reporter()
+    )
     if not file:
         write_json(result.to_dict()["captions"], json)
     rows = list(result.captions.items())
     if rows:
-        print_table(Table(["image", "caption"], rows, left=["caption"]), SHORT if result.files else None)
+        print_table(
+            Table(["image", "caption"], rows, left=["caption"]), SHORT if result.files else None
+        )
     for failure in result.failures:
         message(f"Could not read {failure.path}: {failure.error}: {failure.message}")
     written = [name for name in (result.files, str(options["html"] or "")) if name]
@@ -57,7 +65,8 @@ def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: An
         message(f"Wrote {' and '.join(written)}")
     if result.failures:
         raise CorpusError(
-            f"{len(result.failures)} of {len(result.failures) + len(rows)} files could not be read as images. They are "
+            f"{len(result.failures)} of {len(result.failures) + len(rows)} files could not be "
+            f"read as images. They are "
             "named above.",
             remedy="The other images have captions. Replace or remove these files.",
         )
@@ -73,8 +82,8 @@ def evaluate(
 ) -> Any:
     """Caption the test images of the store and score the captions, in percent.
 
-    The images are captioned from their embeddings. With --images, generated images are compared with the photos of the
-    store instead.
+    The images are captioned from their embeddings. With --images, generated images are compared
+    with the photos of the store instead.
 
     Args:
         coco: Also write the captions to this file, in COCO's results format.
@@ -90,12 +99,23 @@ def evaluate(
             write_json(coco_results(result.captions), str(coco))
         print_table(result.table())
     else:
-        shared = {name: options[name] for name in ("store", "split", "device", "backend", "precision")}
-        result = c3tools.evaluate_images(images, **shared, encoder=encoder, download=download, reporter=reporter())
+        shared = {
+            name: options[name] for name in ("store", "split", "device", "backend", "precision")
+        }
+        result = c3tools.evaluate_images(
+            images, **shared, encoder=encoder, download=download, reporter=reporter()
+        )
         print_table(result.table())
         if result.nearest:
-            copied = "" if result.copied is None else f"; {result.copied:.1%} are nearer than 99 % of real photos"
-            rows = [[near["file"], near["photo"], f"{near['cosine']:.3f}"] for near in result.nearest[:3]]
+            copied = (
+                ""
+                if result.copied is None
+                else f"; {result.copied:.1%} are nearer than 99 % of real photos"
+            )
+            rows = [
+                [near["file"], near["photo"], f"{near['cosine']:.3f}"]
+                for near in result.nearest[:3]
+            ]
             title = f"Images nearest to a training photo{copied}"
             print_table(Table(["image", "photo", "cosine"], rows, title=title, left=["photo"]))
     for note in result.notes:
@@ -106,12 +126,13 @@ def evaluate(
 def ablate(*, list_all: bool = False, **options: Any) -> Any:
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
-    With --task images, generators are trained on the photos alone. Each then makes an image from a caption of every
-    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 17
-    minutes on one core with AVX-512 bf16, and an hour or more on one without.
+    With --task images, generators are trained on the photos alone. Each then makes an image from a
+    caption of every test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle).
+    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
+    more on one without.
 
-    Finished results and trained decoders or generators are kept. Run the same command again to continue, or add
-    methods, seeds, sigmas or other decoding options (such as --beams).
+    Finished results and trained decoders or generators are kept. Run the same command again to
+    continue, or add methods, seeds, sigmas or other decoding options (such as --beams).
 
     Args:
         list_all: List the methods and exit.
@@ -140,14 +161,16 @@ def ablate(*, list_all: bool = False, **options: Any) -> Any:
 def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
     """Caption the bundled photos, then run the whole method on them, offline.
 
-    The captions of the bundled captioner are in OUT/captions.html within a minute. Then four decoders are trained and
-    compared; their scores and captions are in OUT/demo.html.
+    The captions of the bundled captioner are in OUT/captions.html within a minute. Then four
+    decoders are trained and compared; their scores and captions are in OUT/demo.html.
 
     Args:
         photos_to: Only copy the bundled photos to this folder.
     """
     if photos_to is not None:
-        message(f"Copied {c3tools.copy_photos(Path(photos_to))} photos with captions to {photos_to}.")
+        message(
+            f"Copied {c3tools.copy_photos(Path(photos_to))} photos with captions to {photos_to}."
+        )
         return None
     result = c3tools.run_demo(**options, reporter=reporter())
     print_table(result.table())
@@ -159,5 +182,8 @@ def demo(*, photos_to: Path | None = None, **options: Any) -> Any:
             print_table(table)
         for note in result.images.notes:
             out.print(note)
-        message(f"The images that were generated from captions are in {options['out']}/images/table.html")
+        message(
+            f"The images that were generated from captions are in "
+            f"{options['out']}/images/table.html"
+        )
     return result.to_dict()["runs"]

@@ -13,10 +13,12 @@ from ._console import message, print_table, reporter
 
 
 def heads(**options: Any) -> Any:
-    """Train two small heads on frozen features: two modalities of a store, two stores, or two files of vectors.
+    """Train two small heads on frozen features: two modalities of a store, two stores, or two files
+    of vectors.
 
-    The output folder contains the heads and a log of the geometry by step (geometry.json, geometry.svg).
-    Run the same command again to continue an interrupted training. `c3 connect apply` makes a store with the heads.
+    The output folder contains the heads and a log of the geometry by step (geometry.json,
+    geometry.svg). Run the same command again to continue an interrupted training. `c3 connect
+    apply` makes a store with the heads.
     """
     features = _read_features(options)
     connected = c3tools.connect_heads(features, **options, reporter=reporter())
@@ -33,15 +35,20 @@ def apply(heads: str = "c3-heads", **options: Any) -> Any:
         message(note)
     listing = ", ".join(f"{count:,} {name}" for name, count in report.rows.items())
     output = options["output"]
-    message(f"Wrote {listing} rows into {output} ({counted(report.pairs, 'pair')}). Next: c3 gap-report {output}")
+    message(
+        f"Wrote {listing} rows into {output} ({counted(report.pairs, 'pair')}). Next: c3 "
+        f"gap-report {output}"
+    )
     return report.to_dict()
 
 
 def lit(paths: list[str], **options: Any) -> Any:
-    """Train the text tower of an open_clip model on photos with captions; the image tower stays frozen.
+    """Train the text tower of an open_clip model on photos with captions; the image tower stays
+    frozen.
 
-    The photos are encoded once. The output folder is a model for every command (--model local-dir:c3-model), with a
-    log of the geometry. Run the same command again to continue an interrupted training.
+    The photos are encoded once. The output folder is a model for every command (--model
+    local-dir:c3-model), with a log of the geometry. Run the same command again to continue an
+    interrupted training.
     """
     return _connect_towers(paths, "lit", options)
 
@@ -49,16 +56,18 @@ def lit(paths: list[str], **options: Any) -> Any:
 def full(paths: list[str], **options: Any) -> Any:
     """Train both towers of an open_clip model on photos with captions.
 
-    Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching). The output folder is
-    a model for every command (--model local-dir:c3-model), with a log of the geometry. Run the same
-    command again to continue an interrupted training.
+    Large batches fit into memory, because --chunk pairs are embedded at a time (gradient caching).
+    The output folder is a model for every command (--model local-dir:c3-model), with a log of the
+    geometry. Run the same command again to continue an interrupted training.
     """
     return _connect_towers(paths, "full", options)
 
 
 def _connect_towers(paths: list[str], mode: Any, options: dict[str, Any]) -> Any:
     connected = c3tools.connect_towers(paths, mode=mode, **options, reporter=reporter())
-    return _print(connected.record, options["output"], f"c3 embed --model local-dir:{options['output']} …")
+    return _print(
+        connected.record, options["output"], f"c3 embed --model local-dir:{options['output']} …"
+    )
 
 
 def _read_features(options: dict[str, Any]) -> Any:
@@ -66,10 +75,13 @@ def _read_features(options: dict[str, Any]) -> Any:
     files, of_files = ("image", "text", "other"), ("meta", "text_meta", "image_array", "text_array")
     of_stores = ("modalities", "second_store")
     chosen = {name: options.pop(name) for name in ("store", *files, *of_files, *of_stores)}
-    if any(chosen[name] for name in (of_stores if any(chosen[name] for name in files) else of_files)):
+    if any(
+        chosen[name] for name in (of_stores if any(chosen[name] for name in files) else of_files)
+    ):
         raise C3Error(
             "Options of a store and of files of vectors were given together.",
-            remedy="Give files with --image, --text or --other, or one or two stores with --store and --second-store.",
+            remedy="Give files with --image, --text or --other, or one or two stores with --store "
+            "and --second-store.",
         )
     return c3tools.read_features(**chosen, reporter=reporter())
 
@@ -82,7 +94,19 @@ def _print(record: dict[str, Any], output: str, following: str) -> Any:
         for direction, recall in score["recall"].items():
             cells = [f"{100 * value:.1f} %" for value in recall.values()]
             rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
-    columns = ["split", "direction", "recall@1", "recall@5", "recall@10", "gap", "paired cosine", "unpaired"]
+    columns = [
+        "split",
+        "direction",
+        "recall@1",
+        "recall@5",
+        "recall@10",
+        "gap",
+        "paired cosine",
+        "unpaired",
+    ]
     print_table(Table(columns, rows, left=["direction"]))
-    message(f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: {following}")
+    message(
+        f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: "
+        f"{following}"
+    )
     return record

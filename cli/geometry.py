@@ -24,7 +24,8 @@ def gap_report(
 ) -> Any:
     """Measure the modality gap of a store, and predict whether Collapse and Corrupt will help.
 
-    Prints a verdict in a few sentences, or every table with --full, and writes an HTML page with tables and figures.
+    Prints a verdict in a few sentences, or every table with --full, and writes an HTML page with
+    tables and figures.
 
     Args:
         path: The store, instead of ``store``: a folder or a URL (s3://, gs://).
@@ -46,17 +47,27 @@ def gap_report(
         out.print(f"Note: {note}", style="dim")
     if not full:
         seen = f", {page} shows them with figures" if page else ""
-        out.print(f"More: --full prints every table{seen}; docs/reference/geometry.md defines the terms.", style="dim")
-    for file in [*([report.save(page)] if page else []), *(report.save_figures(figures) if figures else [])]:
+        out.print(
+            f"More: --full prints every table{seen}; docs/reference/geometry.md defines the terms.",
+            style="dim",
+        )
+    for file in [
+        *([report.save(page)] if page else []),
+        *(report.save_figures(figures) if figures else []),
+    ]:
         message(f"Wrote {file}")
     return report.to_dict()
 
 
-def simulate(verb: Callable[..., Any], *, figure: Path | None = None, json: str | None = None, **options: Any) -> Any:
-    """Run a simulation and print its result. The figure is named after the function unless ``figure`` is given.
+def simulate(
+    verb: Callable[..., Any], *, figure: Path | None = None, json: str | None = None, **options: Any
+) -> Any:
+    """Run a simulation and print its result. The figure is named after the function unless
+    ``figure`` is given.
 
     Args:
-        figure: File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none with --json.
+        figure: File to draw the figure to: .svg, .png or .pdf. By default simulate-NAME.svg, none
+            with --json.
     """
     drawing = _extra_output(figure, f"{verb.__name__.replace('_', '-')}.svg", json)
     result = verb(**options, reporter=reporter())
@@ -70,5 +81,7 @@ def simulate(verb: Callable[..., Any], *, figure: Path | None = None, json: str 
 
 
 def _extra_output(given: Path | None, default: str, json: str | None) -> Path | None:
-    """Return the file to write in addition to printing: ``given``, else ``default``, or None if `--json` is used."""
+    """Return the file to write in addition to printing: ``given``, else ``default``, or None if
+    `--json` is used.
+    """
     return given if given is not None or json else output_file(default)

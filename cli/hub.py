@@ -11,7 +11,9 @@ from c3tools.errors import C3Error, UnreachableError
 
 from ._console import message
 
-_KINDS = {  # class and default folder, by a file that the folder has; a decoder and a generator have a pipeline too
+# class and default folder, by a file that the folder has; a decoder and a generator have a pipeline
+# too
+_KINDS = {
     "store.json": ("Store", "c3-store"),
     "decoder.json": ("Captioner", "c3-decoder"),
     "generator.json": ("Generator", "c3-generator"),
@@ -29,7 +31,8 @@ def push(
 ) -> Any:
     """Upload a decoder, a generator, a pipeline or a store to the Hugging Face hub, with a card.
 
-    A store becomes a data set, without the images. Log in with `hf auth login` or the variable HF_TOKEN.
+    A store becomes a data set, without the images. Log in with `hf auth login` or the variable
+    HF_TOKEN.
 
     Args:
         folder: A decoder, a generator, a fitted pipeline or a store.
@@ -46,24 +49,35 @@ def push(
         )
     kind = getattr(c3tools, name)
     result = (kind.open if name == "Store" else kind.load)(folder)
-    address = result.push_to_hub(repository, private=private or None, revision=revision, license=license)
+    address = result.push_to_hub(
+        repository, private=private or None, revision=revision, license=license
+    )
     message(f"Pushed the {name} in {folder}: {address}")
     return {"class": name, "repository": repository, "commit": address}
 
 
-def pull(repository: str, *, output: Path | None = None, revision: str | None = None, dataset: bool = False) -> Any:
+def pull(
+    repository: str,
+    *,
+    output: Path | None = None,
+    revision: str | None = None,
+    dataset: bool = False,
+) -> Any:
     """Fetch a decoder, a generator, a pipeline or a store from the Hugging Face hub to a folder.
 
     Args:
         repository: A repository that c3 push made.
-        output: A new folder. By default c3-decoder, c3-generator, c3-pipeline or c3-store, by what it is.
+        output: A new folder. By default c3-decoder, c3-generator, c3-pipeline or c3-store, by what
+            it is.
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
     from c3tools.io.artifact import class_of, download_repository, holds_result, replacing
 
     try:
-        fetched = download_repository(repository, "dataset" if dataset else "model", revision=revision)
+        fetched = download_repository(
+            repository, "dataset" if dataset else "model", revision=revision
+        )
     except C3Error as error:
         if dataset:
             raise
@@ -74,7 +88,10 @@ def pull(repository: str, *, output: Path | None = None, revision: str | None = 
     name = str(class_of(fetched))
     folders = dict(_KINDS.values())
     if name not in folders:
-        raise C3Error(f"{repository} holds a {name}, which this c3tools does not know.", remedy="Update c3tools.")
+        raise C3Error(
+            f"{repository} holds a {name}, which this c3tools does not know.",
+            remedy="Update c3tools.",
+        )
     folder = output or Path(folders[name])
     holds_result(folder, name, ())
     kind = getattr(c3tools, name)

@@ -12,17 +12,20 @@ from ._console import SHORT, message, print_table, reporter
 
 
 def train_generator(**options: Any) -> Any:
-    """Train an image generator on the store's photos and their image embeddings alone, and write it to c3-generator/.
+    """Train an image generator on the store's photos and their image embeddings alone, and write it
+    to c3-generator/.
 
-    Training reads no text; afterwards, `c3 generate "a dog on the beach"` makes images from texts. The photos are read
-    from the paths in the store. Run the same command again to continue an interrupted training. --overwrite replaces a
-    generator of other settings.
+    Training reads no text; afterwards, `c3 generate "a dog on the beach"` makes images from texts.
+    The photos are read from the paths in the store. Run the same command again to continue an
+    interrupted training. --overwrite replaces a generator of other settings.
     """
     record = c3tools.train_generator(**options, reporter=reporter()).to_dict()
     best, trace, rows = record["best_val_loss"], record["trace"], []
     for step, loss in record["validations"]:
         trained = next((value for at, value in trace if at >= step), trace[-1][1])
-        rows.append([f"{step:,}", f"{trained:.4f}", f"{loss:.4f}{' (kept)' if loss == best else ''}"])
+        rows.append(
+            [f"{step:,}", f"{trained:.4f}", f"{loss:.4f}{' (kept)' if loss == best else ''}"]
+        )
     print_table(Table(["step", "training loss", "validation loss"], rows))
     folder = options["output"]
     message(f'Wrote {folder}/. Next: c3 generate "a dog on the beach"')
@@ -32,8 +35,8 @@ def train_generator(**options: Any) -> Any:
 def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options: Any) -> Any:
     """Generate images from texts, captions, embeddings or photos, with a page of them.
 
-    The same text and seed give the same image. Run the same command again to continue an interrupted run: existing
-    images are kept. Only pre-trained generators need the store.
+    The same text and seed give the same image. Run the same command again to continue an
+    interrupted run: existing images are kept. Only pre-trained generators need the store.
 
     Args:
         images: Make variations of this photo.

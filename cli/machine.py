@@ -11,12 +11,20 @@ from ._console import out, print_table
 
 
 def models(containing: str = "", *, here: bool = False) -> Any:
-    """List the model names that --model takes: the bundled model, those of open_clip, and kinds of other libraries."""
+    """List the model names that --model takes: the bundled model, those of open_clip, and kinds of
+    other libraries.
+    """
     from c3tools.encoders.plugins import model_kinds
 
     found = c3tools.list_models(containing, here=here)
     rows = [
-        [m["name"], str(m["dim"]), f"{m['image_size']} px", f"{m['context_length']} tokens", "yes" if m["here"] else ""]
+        [
+            m["name"],
+            str(m["dim"]),
+            f"{m['image_size']} px",
+            f"{m['context_length']} tokens",
+            "yes" if m["here"] else "",
+        ]
         for m in found
     ]
     print_table(Table(["model", "d", "image", "text", "here"], rows))
@@ -26,17 +34,32 @@ def models(containing: str = "", *, here: bool = False) -> Any:
 
 
 def info() -> Any:
-    """Show versions, devices with their precisions, and installed extras. Include this in bug reports."""
+    """Show versions, devices with their precisions, and installed extras. Include this in bug
+    reports.
+    """
     found = c3tools.describe_machine()
     out.print(f"c3tools {found['c3tools']}, Python {found['python']}, {found['platform']}")
-    out.print(", ".join(f"{name} {version}" for name, version in found["packages"].items() if version))
+    out.print(
+        ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
+    )
     devices = []
     for device in found["devices"]:
         memory = f"{device['memory'] / 2**30:.1f} GiB" if device["memory"] else ""
-        devices.append([device["name"], device["description"], memory, ", ".join(device["precisions"]), device["auto"]])
+        devices.append(
+            [
+                device["name"],
+                device["description"],
+                memory,
+                ", ".join(device["precisions"]),
+                device["auto"],
+            ]
+        )
     columns = ["device", "description", "memory", "precisions", "auto chooses"]
     print_table(Table(columns, devices, left=columns))
-    extras = [[name, "" if missing else "yes", ", ".join(missing)] for name, missing in found["extras"].items()]
+    extras = [
+        [name, "" if missing else "yes", ", ".join(missing)]
+        for name, missing in found["extras"].items()
+    ]
     print_table(Table(["extra", "installed", "missing"], extras, left=["installed", "missing"]))
     for name, lacking in found["java"].items():
         out.print(f"{name}: {lacking or 'can be computed'}")

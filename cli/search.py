@@ -14,11 +14,14 @@ from c3tools.tables import Table
 from ._console import lines_for_dash, message, out, print_table, reporter
 
 
-def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool = False, **options: Any) -> Any:
+def export(
+    *, format: str = "parquet", overwrite: bool = False, list_all: bool = False, **options: Any
+) -> Any:
     """Write transformed embeddings, and the fitted pipeline that made them, to a folder.
 
     Args:
-        format: parquet, npy, safetensors, hf (a folder for datasets) or faiss (an index, as c3 index makes it).
+        format: parquet, npy, safetensors, hf (a folder for datasets) or faiss (an index, as c3
+            index makes it).
         overwrite: Replace an existing export in ``output``; with -f faiss, rebuild the index.
         list_all: List the presets and exit.
     """
@@ -26,21 +29,42 @@ def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool =
 
     if list_all:
         columns = ["preset", "embedding", "source"]
-        print_table(Table(columns, [[name, *about] for name, about in PRESETS.items()], left=columns))
-        return [{"name": n, "summary": formula, "source": source} for n, (formula, source) in PRESETS.items()]
+        print_table(
+            Table(columns, [[name, *about] for name, about in PRESETS.items()], left=columns)
+        )
+        return [
+            {"name": n, "summary": formula, "source": source}
+            for n, (formula, source) in PRESETS.items()
+        ]
     if format == "faiss":
         chosen = {name: options[name] for name in ("store", "output", "modality", "seed")}
         pipeline = open_pipeline(
-            options["pipeline"], options["preset"], sigma=options["sigma"], train_on=options["train_on"]
+            options["pipeline"],
+            options["preset"],
+            sigma=options["sigma"],
+            train_on=options["train_on"],
         )
-        built = c3tools.build_index(**chosen, pipeline=pipeline, rebuild=overwrite, reporter=reporter())
-        message(f"Indexed {counted(built.record['rows'], 'row')} as {built.record['factory']} in {built.path}.")
+        built = c3tools.build_index(
+            **chosen, pipeline=pipeline, rebuild=overwrite, reporter=reporter()
+        )
+        message(
+            f"Indexed {counted(built.record['rows'], 'row')} as {built.record['factory']} in "
+            f"{built.path}."
+        )
         return built.to_dict()
-    report = c3tools.export_store(**options, format=format, overwrite=overwrite, reporter=reporter())
+    report = c3tools.export_store(
+        **options, format=format, overwrite=overwrite, reporter=reporter()
+    )
     for name, counts in report.rows.items():
-        noise = f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
+        noise = (
+            f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
+        )
         message(f"{name}: {counted(sum(counts.values()), 'row')}{noise}")
-    kept = f" ({counted(report.kept, 'file was', 'files were')} already finished)" if report.kept else ""
+    kept = (
+        f" ({counted(report.kept, 'file was', 'files were')} already finished)"
+        if report.kept
+        else ""
+    )
     message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):
         for name in report.rows if format == "hf" else ():
@@ -52,24 +76,35 @@ def export(*, format: str = "parquet", overwrite: bool = False, list_all: bool =
 def index(factory: str = "auto", **options: Any) -> Any:
     """Build a FAISS index of the store for `c3 search`. The mean of each modality is subtracted.
 
-    Run it again to add the new rows of the store. The index is rebuilt if rows of the store changed, if the settings
-    differ, or if the store has more than doubled; a message gives the reason.
+    Run it again to add the new rows of the store. The index is rebuilt if rows of the store
+    changed, if the settings differ, or if the store has more than doubled; a message gives the
+    reason.
     """
     built = c3tools.build_index(factory=factory, **options, reporter=reporter())
     record = built.record
     rows = f"{counted(record['rows'], 'row')} as {record['factory']}"
     if record["added"] < record["rows"]:
-        added = f"Added {counted(record['added'], 'row')} to" if record["added"] else "There are no new rows for"
+        added = (
+            f"Added {counted(record['added'], 'row')} to"
+            if record["added"]
+            else "There are no new rows for"
+        )
         message(f"{added} {built.path}: {rows}.")
         return built.to_dict()
     message(f"Indexed {rows} in {built.path}.")
-    measured = next((f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), "")
+    measured = next(
+        (f"{name} {value:.3f}" for name, value in record.items() if name.startswith("recall@")), ""
+    )
     probes = f" with nprobe {record['nprobe']}" if record.get("nprobe") else ""
-    message(f"{measured} against exact search{probes} ({counted(record['recall_queries'], 'query', 'queries')}).")
+    message(
+        f"{measured} against exact search{probes} "
+        f"({counted(record['recall_queries'], 'query', 'queries')})."
+    )
     bias = built.bias or {"before": {}, "after": {}}
     for name, before in bias["before"].items():
         message(
-            f"{name} queries: the share of {name} rows among the 10 nearest is {before:.2f} before centring and "
+            f"{name} queries: the share of {name} rows among the 10 nearest is {before:.2f} "
+            f"before centring and "
             f"{bias['after'][name]:.2f} after (balanced sample; 0.50 means no bias)."
         )
     return built.to_dict()
@@ -86,13 +121,13 @@ def search(
 ) -> Any:
     """Find the rows of an index that are nearest to a query: images and texts in one list.
 
-    The score says how many standard deviations the cosine of a row is above that of unrelated rows of its own modality,
-    so rows of both modalities can be compared.
+    The score says how many standard deviations the cosine of a row is above that of unrelated rows
+    of its own modality, so rows of both modalities can be compared.
 
     Args:
         image: Search with this image.
-        index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index; if it is not there,
-            such a store.
+        index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index;
+            if it is not there, such a store.
         html: Also write an HTML page with thumbnails.
         text: Texts to search for; - reads them from standard input, one a line.
     """
@@ -100,7 +135,11 @@ def search(
 
     opened = c3tools.Index.open(find_index(index))
     results = opened.search(
-        lines_for_dash(text) or None, image=image or None, vector=vector, **options, reporter=reporter()
+        lines_for_dash(text) or None,
+        image=image or None,
+        vector=vector,
+        **options,
+        reporter=reporter(),
     )
     if html is not None:
         write_all(html, contact_sheet(results).encode())
@@ -116,7 +155,7 @@ def search(
 def serve(**options: Any) -> None:
     """Serve a page to search an index with texts and photos, and the same search in JSON.
 
-    Images and texts are in one list, as in `c3 search`. GET /search?q=TEXT&k=10 returns JSON; POST /search takes a
-    photo (Content-Type: image/...) or {"vector": [...], "modality": "text"}.
+    Images and texts are in one list, as in `c3 search`. GET /search?q=TEXT&k=10 returns JSON; POST
+    /search takes a photo (Content-Type: image/...) or {"vector": [...], "modality": "text"}.
     """
     c3tools.serve_index(**options, reporter=reporter())

@@ -20,9 +20,9 @@ NOT_WHOLE = 3  # the exit code of `c3 verify`
 def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     """Embed images and videos with their captions, or texts, into a store.
 
-    Captions are detected automatically for each image: captions.jsonl, metadata.jsonl, metadata.csv or COCO
-    .json in the folder, or a .txt file with the name of the image. Tars and tables contain their own.
-    Run the same command again to continue an interrupted run or to add new inputs.
+    Captions are detected automatically for each image: captions.jsonl, metadata.jsonl, metadata.csv
+    or COCO .json in the folder, or a .txt file with the name of the image. Tars and tables contain
+    their own. Run the same command again to continue an interrupted run or to add new inputs.
 
     Args:
         strict: Exit with code 1 if any input could not be embedded.
@@ -40,17 +40,22 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
 
 
 def import_(source: Path | None = None, **options: Any) -> Any:
-    """Make a store from embeddings of another program. Rows without ids are paired by their order."""
+    """Make a store from embeddings of another program. Rows without ids are paired by their
+    order.
+    """
     report = c3tools.import_embeddings(source, **options, reporter=reporter())
     for note in report.notes:
         message(note)
     if report.failures:
         first = report.failures[0]
         message(
-            f"{counted(len(report.failures), 'row was', 'rows were')} left out; {report.store}/failures.parquet lists "
+            f"{counted(len(report.failures), 'row was', 'rows were')} left out; "
+            f"{report.store}/failures.parquet lists "
             f"the reasons. The first ({first.path}): {first.message}."
         )
-    message(f"Imported {_listing(report.rows)} into {report.store} ({counted(report.pairs, 'pair')}).")
+    message(
+        f"Imported {_listing(report.rows)} into {report.store} ({counted(report.pairs, 'pair')})."
+    )
     return report.to_dict()
 
 
@@ -72,7 +77,8 @@ def means(
     if merge:
         if save is None or load is not None or unload:
             raise C3Error(
-                "--merge needs --save, and neither --load nor --unload.", remedy="Load the result afterwards."
+                "--merge needs --save, and neither --load nor --unload.",
+                remedy="Load the result afterwards.",
             )
         merged = {name: moments.n for name, moments in c3tools.merge_means(merge, save).items()}
         message(f"Wrote {save}: {_listing(merged)}")
@@ -80,7 +86,10 @@ def means(
     if unload:
         c3tools.unload_means(store)
     if load is not None:
-        message(f"Collapse now uses the moments in {load}: {', '.join(c3tools.load_means(store, load))}.")
+        message(
+            f"Collapse now uses the moments in {load}: "
+            f"{', '.join(c3tools.load_means(store, load))}."
+        )
     opened = c3tools.Store.open(store, reporter=reporter())
     if save is not None:
         saved = c3tools.save_means(opened, save, split=split)
@@ -94,13 +103,16 @@ def means(
     return found.to_dict()
 
 
-def verify(path: str | Path | None = None, *, store: str | Path | None = None, **options: Any) -> Any:
+def verify(
+    path: str | Path | None = None, *, store: str | Path | None = None, **options: Any
+) -> Any:
     """Check that every file of a store is there and undamaged.
 
-    Every problem is reported with its file and with the command that solves it. The exit code is 0 if the store is
-    whole, 3 if files are missing or damaged or the run that writes the store did not finish, and 1 for an error, such
-    as a missing store. --repair removes damaged shards. The `c3 embed` or `c3 import` command that made the store then
-    makes them again; if their inputs are gone, --forget gives their rows up.
+    Every problem is reported with its file and with the command that solves it. The exit code is 0
+    if the store is whole, 3 if files are missing or damaged or the run that writes the store did
+    not finish, and 1 for an error, such as a missing store. --repair removes damaged shards. The
+    `c3 embed` or `c3 import` command that made the store then makes them again; if their inputs are
+    gone, --forget gives their rows up.
 
     Args:
         path: The store: a folder or a URL (s3://, gs://). By default c3-store.
@@ -108,7 +120,9 @@ def verify(path: str | Path | None = None, *, store: str | Path | None = None, *
     """
     result = c3tools.verify_store(store or path or "c3-store", **options, reporter=reporter())
     for name, shards in result.shards.items():
-        out.print(f"{name}: {counted(result.rows.get(name, 0), 'row')} in {counted(shards, 'shard')}")
+        out.print(
+            f"{name}: {counted(result.rows.get(name, 0), 'row')} in {counted(shards, 'shard')}"
+        )
     for finding in result.findings if not out.quiet else ():
         err.print(f"{finding['level']} ({finding['check']})", style="bold", end=" ")
         message(f"{result.store / finding['where']}: {finding['what']}\n  {finding['remedy']}")
@@ -117,7 +131,9 @@ def verify(path: str | Path | None = None, *, store: str | Path | None = None, *
     state = f"has {counted(result.open, 'defect')}"
     if result.whole:
         state = f"is {'now ' if result.repaired else ''}complete and undamaged"
-        state += f"; see the {counted(len(result.findings), 'finding')} above" if result.findings else ""
+        state += (
+            f"; see the {counted(len(result.findings), 'finding')} above" if result.findings else ""
+        )
     out.print(f"{result.store} {state}.")
     return result.to_dict(), 0 if result.whole else NOT_WHOLE
 
@@ -137,13 +153,16 @@ def merge(destination: str, stores: list[Path], **options: Any) -> Any:
 def split(destination: str, **options: Any) -> Any:
     """Copy the store with new splits: by a stable hash of the key, or from a file.
 
-    Texts are in the split of their image. The moments are computed for the new splits, so that Collapse is fitted on
-    the new train split. The old store is not changed.
+    Texts are in the split of their image. The moments are computed for the new splits, so that
+    Collapse is fitted on the new train split. The old store is not changed.
     """
     report = c3tools.split_store(destination, **options, reporter=reporter())
     print_table(report.table())
     if report.unnamed:
-        message(f"The table does not name {counted(report.unnamed, 'row')}; these stay in the split they were in.")
+        message(
+            f"The table does not name {counted(report.unnamed, 'row')}; these stay in the split "
+            f"they were in."
+        )
     return report.to_dict()
 
 

@@ -39,7 +39,9 @@ python_maximum_signature_line_length = 88
 
 
 class InlineFigures(SphinxPostTransform):
-    """Put SVG figures into the page, with the palette as CSS variables, so that they follow the light or dark theme."""
+    """Put SVG figures into the page, with the palette as CSS variables, so that they follow the
+    light or dark theme.
+    """
 
     default_priority = 5
     formats = ("html",)
@@ -48,7 +50,8 @@ class InlineFigures(SphinxPostTransform):
         """Replace each image node that names an .svg file of the documentation."""
         for image in list(self.document.findall(nodes.image)):
             uri = image["uri"]
-            if uri.endswith(".svg") and Path(self.env.srcdir, uri).is_file():  # Sphinx warns of missing files
+            # Sphinx warns of missing files
+            if uri.endswith(".svg") and Path(self.env.srcdir, uri).is_file():
                 label = image.get("alt", "")
                 svg = _inline(Path(self.env.srcdir, uri).read_text("utf-8"), Path(uri).stem, label)
                 image.replace_self(nodes.raw("", f'<div class="figure">{svg}</div>', format="html"))
@@ -59,16 +62,22 @@ def _inline(svg: str, name: str, label: str) -> str:
     for role, (light, _) in palette.ROLES.items():
         svg = svg.replace(light, f"var(--c3-{role})")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    head = f'<svg role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    head = (
+        f'<svg role="img" aria-label="{html.escape(label)}" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink" '
+    )
     found = re.search(r'<svg [^>]*?(viewBox="0 0 ([\d.]+) [^"]*")[^>]*>', svg)
     if found is None:
         raise ValueError(f"{name}.svg has no viewBox.")
-    size = ' class="wide"' if float(found[2]) > 540 else ""  # points; a phone shows it scrolled, at a readable size
+    # points; a phone shows it scrolled, at a readable size
+    size = ' class="wide"' if float(found[2]) > 540 else ""
     return f"{head}{found[1]}{size}>{svg[found.end() :]}"
 
 
 class CellWidths(SphinxPostTransform):
-    """Name the cells of tables by what they hold: numbers stay on one line, and sentences get room on a phone."""
+    """Name the cells of tables by what they hold: numbers stay on one line, and sentences get room
+    on a phone.
+    """
 
     default_priority = 5
     formats = ("html",)
@@ -87,7 +96,9 @@ class CellWidths(SphinxPostTransform):
 
 def check_requests(app: Sphinx, failure: Exception | None) -> None:
     """Warn of pages that load something from another server."""
-    loads = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']((?:https?:)?//[^"']+)""")
+    loads = re.compile(
+        r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']((?:https?:)?//[^"']+)"""
+    )
     for page in [] if failure else sorted(Path(app.outdir).rglob("*.html")):
         for address in loads.findall(page.read_text("utf-8")):
             getLogger(__name__).warning("%s loads %s from another server", page.name, address)

@@ -14,8 +14,9 @@
 # %% [markdown]
 # # c3tools in a notebook
 #
-# From photos and captions to a captioner that never saw an image, with the public names of `c3tools` alone. Everything
-# runs offline on a few bundled photos, with the bundled model `c3-mini`; it takes about a minute on two cores.
+# From photos and captions to a captioner that never saw an image, with the public names of
+# `c3tools` alone. Everything runs offline on a few bundled photos, with the bundled model
+# `c3-mini`; it takes about a minute on two cores.
 
 # %%
 from pathlib import Path
@@ -45,8 +46,9 @@ report
 # %% [markdown]
 # ## Collapse and Corrupt
 #
-# A pipeline is fitted on the train split and then applied to arrays: the mean of each modality is subtracted, and
-# training inputs get noise. Applied with numpy alone, it is what another project takes as a step.
+# A pipeline is fitted on the train split and then applied to arrays: the mean of each modality is
+# subtracted, and training inputs get noise. Applied with numpy alone, it is what another project
+# takes as a step.
 
 # %%
 pipeline = c3tools.preset("c3", sigma=0.08).fit(store)
@@ -57,11 +59,13 @@ pipeline
 # %% [markdown]
 # ## Learn from texts, caption images
 #
-# The captioner sees the embeddings of the captions alone. These few captions are enough to show how it works, not to
-# write well: `c3 demo` trains on 19,672.
+# The captioner sees the embeddings of the captions alone. These few captions are enough to show how
+# it works, not to write well: `c3 demo` trains on 19,672.
 
 # %%
-captioner = c3tools.train_captioner(store, pipeline, output=folder / "c3-decoder", size="tiny", epochs=20)
+captioner = c3tools.train_captioner(
+    store, pipeline, output=folder / "c3-decoder", size="tiny", epochs=20
+)
 written = captioner.caption(embeddings=images.embeddings[:3], modality="image")
 dict(zip(images.keys[:3], written, strict=True))
 

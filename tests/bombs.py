@@ -27,17 +27,26 @@ def sparse(path: Path, size: int, start: bytes = b"") -> None:
 
 
 def zeros(size: int) -> bytes:
-    """Return so many zeros as zlib packs them, in blocks of 1 MiB that do not refer to each other."""
+    """Return so many zeros as zlib packs them, in blocks of 1 MiB that do not refer to each
+    other."""
     blocks, ends = (zlib.compressobj(9, wbits=-15) for _ in range(2))
     block = blocks.compress(bytes(MIB)) + blocks.flush(zlib.Z_FULL_FLUSH)
     end = ends.compress(bytes(size % MIB)) + ends.flush()
-    return b"\x78\xda" + block * (size // MIB) + end + struct.pack(">I", size % 65521 << 16 | 1)  # Adler-32
+    # Adler-32
+    return b"\x78\xda" + block * (size // MIB) + end + struct.pack(">I", size % 65521 << 16 | 1)
 
 
 def png(
-    width: int, height: int, *, depth: int = 8, colour: int = 2, extra: bytes = b"", rows: int | None = None
+    width: int,
+    height: int,
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    extra: bytes = b"",
+    rows: int | None = None,
 ) -> bytes:
-    """Return a black PNG of this size: depth and colour as in its header, chunks after it, rows that are there."""
+    """Return a black PNG of this size: depth and colour as in its header, chunks after it, rows
+    that are there."""
     row = 1 + (width * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth + 7) // 8
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     pixels = _chunk(b"IDAT", zeros(row * (height if rows is None else rows)))
@@ -45,7 +54,12 @@ def png(
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -58,9 +72,26 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 def tiff_of_one_strip(width: int, height: int) -> bytes:
     """Return a black TIFF in RGB, deflated in one piece."""
     content = zeros(width * height * 3)
-    own = {256: width, 257: height, 258: 8, 259: 8, 262: 2, 273: 8, 277: 3, 278: height, 279: len(content)}
+    own = {
+        256: width,
+        257: height,
+        258: 8,
+        259: 8,
+        262: 2,
+        273: 8,
+        277: 3,
+        278: height,
+        279: len(content),
+    }
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in own.items())
-    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(own)) + entries + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(content))
+        + content
+        + struct.pack("<H", len(own))
+        + entries
+        + bytes(4)
+    )
 
 
 def gif_of_frames(count: int) -> bytes:
@@ -79,13 +110,17 @@ def tar_with_a_long_name(path: Path, size: int) -> None:
 def parquet(path: Path, captions: pa.Array[Any], image: bytes) -> None:
     """Write a table of images and captions."""
     table = pa.table({"image": pa.array([image] * len(captions), pa.binary()), "caption": captions})
-    pq.write_table(table, path, compression="brotli", use_dictionary=pa.types.is_dictionary(captions.type))
+    pq.write_table(
+        table, path, compression="brotli", use_dictionary=pa.types.is_dictionary(captions.type)
+    )
 
 
 def npy_header(shape: tuple[int, int]) -> bytes:
     """Return the start of a .npy file of float32."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
     return stream.getvalue()
 
 
@@ -105,7 +140,8 @@ def image_bombs() -> dict[str, bytes]:
 
 
 def write_bombs(folder: Path) -> Iterator[tuple[list[str], str]]:
-    """Write one bomb after another into an empty folder; yield the arguments of `c3` and the name of the file."""
+    """Write one bomb after another into an empty folder; yield the arguments of `c3` and the name
+    of the file."""
     for name, content in image_bombs().items():
         (folder / name).write_bytes(content)
         yield ["embed", name], name

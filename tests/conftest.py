@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# read where numpy and torch are first imported, here and in the processes that tests start: small products lose more by
-# waiting for threads than they gain, tests run side by side, and the last bits of a sum depend on the number of threads
+# read where numpy and torch are first imported, here and in the processes that tests start: small
+# products lose more by waiting for threads than they gain, tests run side by side, and the last
+# bits of a sum depend on the number of threads
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
@@ -26,17 +27,29 @@ from c3tools.assets.paths import PHOTOS
 from c3tools.identity import ModelIdentity
 from c3tools.io import locations
 from c3tools.reporter import Progress, Reporter
-from c3tools.store import Failure, Rows, Store, StoreInfo, StoreWriter, create_store, part_name, shard_table, write_rows
+from c3tools.store import (
+    Failure,
+    Rows,
+    Store,
+    StoreInfo,
+    StoreWriter,
+    create_store,
+    part_name,
+    shard_table,
+    write_rows,
+)
 from tests.servers import Faults, Hub, hub_server, s3_credentials, s3_server
 
 if TYPE_CHECKING:
     from c3tools.encoders import Encoder
 
-# a shell starts what runs in the background with Ctrl-C ignored, and every process that it starts inherits that
+# a shell starts what runs in the background with Ctrl-C ignored, and every process that it starts
+# inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 locations.FIRST_PAUSE = 0.001  # between attempts to reach a server
-settings.register_profile("c3", deadline=None)  # how long an example takes depends on what else the machine does
+# how long an example takes depends on what else the machine does
+settings.register_profile("c3", deadline=None)
 settings.load_profile("c3")
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -46,7 +59,8 @@ C3 = Callable[..., Result]  # the fixture `c3`
 
 @pytest.fixture(autouse=True)
 def numbers_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everywhere, what is told of progress is a label and a number, which work on shards reaches."""
+    """Everywhere, what is told of progress is a label and a number, which work on shards
+    reaches."""
     plain = Reporter.progress
 
     @contextmanager
@@ -84,7 +98,13 @@ def browser() -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(programs[0])
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--window-size=1000,900"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-proxy-server",
+        "--window-size=1000,900",
+    ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
     yield driver
@@ -144,7 +164,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
         for name, value in {
             "ENDPOINT": server.endpoint,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.endpoint
+            + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
             "HF_HUB_DISABLE_PROGRESS_BARS": True,
         }.items():
@@ -157,7 +178,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture(params=["disk", "s3"])
 def put(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
-    """Where a test has its stores: on disk, as they were made, or in an object store whose every seventh request fails.
+    """Where a test has its stores: on disk, as they were made, or in an object store whose every
+    seventh request fails.
 
     What is yielded takes the folder of a store and gives its place.
     """
@@ -208,7 +230,9 @@ def copy_photos(folder: Path, count: int) -> Path:
     """Copy the first bundled photos with their captions, those of the split test last."""
     folder.mkdir(parents=True)
     lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = sorted((json.loads(line) for line in lines), key=lambda row: (row["split"] == "test", row["image"]))[:count]
+    rows = sorted(
+        (json.loads(line) for line in lines), key=lambda row: (row["split"] == "test", row["image"])
+    )[:count]
     for number, row in enumerate(rows):
         shutil.copyfile(PHOTOS / "images" / row["image"], folder / row["image"])
         row["split"] = "val" if number % 4 == 3 else "train"
@@ -270,7 +294,11 @@ def build_store(
         for part, start in enumerate(range(0, len(rows), size)):
             chosen = rows.select(np.arange(len(rows))[start : start + size])
             columns = {name: chosen.column(name) for name in chosen.table.column_names}
-            failed = [failure for number, failure in failures if (rows.modality, part) == ("image", number)]
+            failed = [
+                failure
+                for number, failure in failures
+                if (rows.modality, part) == ("image", number)
+            ]
             add_shard(path, info, rows.modality, part, chosen.embeddings, columns, failed)
     StoreWriter(path).finish()
     return Store.open(path)
@@ -300,9 +328,11 @@ def make_store(
     split: str | Sequence[str] | None = "train",
     **options: Any,
 ) -> Store:
-    """A store of given embeddings: image rows ``image0``…, text row i belongs to image ``owners[i]`` (i by default).
+    """A store of given embeddings: image rows ``image0``…, text row i belongs to image
+    ``owners[i]`` (i by default).
 
-    ``split`` is that of all rows, or that of each image, in which its texts are too; ``options`` are of `build_store`.
+    ``split`` is that of all rows, or that of each image, in which its texts are too; ``options``
+    are of `build_store`.
     """
     owners = range(len(text)) if owners is None else owners
     keys = [f"image{i}" for i in range(len(image))]
@@ -344,7 +374,9 @@ def contents_at_url(place: Path) -> dict[str, bytes]:
     folders, files = locations.names_in(place)
     found = {name: locations.read_all(place / name) for name in files if name != "inputs.parquet"}
     for folder in folders:
-        found |= {f"{folder}/{name}": content for name, content in contents_at_url(place / folder).items()}
+        found |= {
+            f"{folder}/{name}": content for name, content in contents_at_url(place / folder).items()
+        }
     return found
 
 

@@ -1,4 +1,5 @@
-"""Kill a function at one of its operations on files, as `kill -9` does, or let the operation fail."""
+"""Kill a function at one of its operations on files, as `kill -9` does, or let the operation
+fail."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ _installed = False
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _listener is None or not arguments or not isinstance(arguments[0], str | bytes | os.PathLike):
+    if (
+        _listener is None
+        or not arguments
+        or not isinstance(arguments[0], str | bytes | os.PathLike)
+    ):
         return
     if event in _CHANGES or (event == "open" and (arguments[2] or 0) & _WRITING):
         _listener(event, Path(os.path.join(os.getcwd(), os.fsdecode(arguments[0]))))  # noqa: PTH109, PTH118
@@ -24,7 +29,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def at_operation(folder: Path, number: int, act: Callable[[Path], None]) -> Iterator[list[str]]:
-    """Call ``act`` before the operation of this number below a folder; what is yielded lists all of them."""
+    """Call ``act`` before the operation of this number below a folder; what is yielded lists all of
+    them."""
     global _listener, _installed  # noqa: PLW0603
     if not _installed:
         sys.addaudithook(_hook)  # it stays for the life of the process
@@ -52,7 +58,8 @@ def operations(folder: Path, run: Callable[[], object]) -> list[str]:
 
 
 def kill_at(folder: Path, number: int, run: Callable[[], object]) -> bool:
-    """Run a function in a forked process that ends at the operation of this number; return whether it got there."""
+    """Run a function in a forked process that ends at the operation of this number; return whether
+    it got there."""
     child = os.fork()
     if child == 0:
         status = 1

@@ -15,12 +15,17 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-STYLE = "label color facecolor edgecolor linewidth marker markersize alpha zorder sizes text position ha".split()
-INTERFACE = Path(__file__).parent / "cli" / "interface.txt"  # made anew by ``C3_RECORD=1 pytest tests/cli/test_app.py``
+STYLE = (
+    "label color facecolor edgecolor linewidth marker markersize alpha zorder sizes text "
+    "position ha"
+).split()
+# made anew by ``C3_RECORD=1 pytest tests/cli/test_app.py``
+INTERFACE = Path(__file__).parent / "cli" / "interface.txt"
 
 
 def recorded(file: Path, value: Any, rel: float = 1e-5) -> None:
-    """Compare a JSON value with a file, floats within ``rel``; with ``C3_RECORD=1`` it is written there first.
+    """Compare a JSON value with a file, floats within ``rel``; with ``C3_RECORD=1`` it is written
+    there first.
 
     Read the difference in review: a result has changed for all users.
     """
@@ -30,17 +35,29 @@ def recorded(file: Path, value: Any, rel: float = 1e-5) -> None:
     found, golden = _flat(value), _flat(json.loads(file.read_text(encoding="utf-8")))
     assert found.keys() == golden.keys()
     for path, before in golden.items():
-        close = isinstance(before, float) and found[path] == pytest.approx(before, rel=rel, abs=1e-7)
+        close = isinstance(before, float) and found[path] == pytest.approx(
+            before, rel=rel, abs=1e-7
+        )
         assert close or found[path] == before, path
 
 
 def drawn(figure: Figure) -> list[Any]:
-    """What a figure shows, as JSON: its size, its axes, and of everything in them the style and a sum of the points."""
+    """What a figure shows, as JSON: its size, its axes, and of everything in them the style and a
+    sum of the points."""
     found: list[Any] = [figure.get_size_inches().tolist()]
     for axes in figure.axes:
-        ticks = [axis.get_major_formatter().format_ticks([*axis.get_ticklocs()]) for axis in (axes.xaxis, axes.yaxis)]
+        ticks = [
+            axis.get_major_formatter().format_ticks([*axis.get_ticklocs()])
+            for axis in (axes.xaxis, axes.yaxis)
+        ]
         legend = axes.get_legend()
-        words = axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale(), str(axes.get_aspect())
+        words = (
+            axes.get_title("left"),
+            axes.get_xlabel(),
+            axes.get_ylabel(),
+            axes.get_yscale(),
+            str(axes.get_aspect()),
+        )
         found += [
             words,
             [*axes.get_xlim(), *axes.get_ylim()],
@@ -48,11 +65,21 @@ def drawn(figure: Figure) -> list[Any]:
             [text.get_text() for text in legend.get_texts()] if legend else None,
         ]
         for artist in (*axes.lines, *axes.patches, *axes.collections, *axes.texts):
-            style = [str(getattr(artist, f"get_{name}")()) for name in STYLE if hasattr(artist, f"get_{name}")]
-            paths = [artist.get_path()] if hasattr(artist, "get_path") else getattr(artist, "get_paths", list)()
+            style = [
+                str(getattr(artist, f"get_{name}")())
+                for name in STYLE
+                if hasattr(artist, f"get_{name}")
+            ]
+            paths = (
+                [artist.get_path()]
+                if hasattr(artist, "get_path")
+                else getattr(artist, "get_paths", list)()
+            )
             shifts = [np.asarray(artist.get_offsets())] if hasattr(artist, "get_offsets") else []
             shifts += [np.array([artist.xy])] if isinstance(artist, Annotation) else []
-            points = np.nan_to_num(np.concatenate([np.zeros((1, 2)), *(path.vertices for path in paths), *shifts]))
+            points = np.nan_to_num(
+                np.concatenate([np.zeros((1, 2)), *(path.vertices for path in paths), *shifts])
+            )
             found.append({"style": " ".join(style), "sum": [*(np.arange(len(points)) @ points)]})
     return found
 
@@ -61,7 +88,8 @@ def described(name: str, value: Any) -> str:
     """Return a line with the parameters of a function, or of a class, and their defaults."""
     plain = inspect.isclass(value) and issubclass(value, (dict, Exception))
     parameters = () if plain else inspect.signature(value).parameters.values()
-    said = f"{name}({', '.join(str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters)})\n"
+    unannotated = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    said = f"{name}({', '.join(map(str, unannotated))})\n"
     return re.sub(r"<c3tools\.(\S+) object at \w+>", r"\1()", said)
 
 
@@ -74,5 +102,7 @@ def assert_interface(*functions: Callable[..., Any]) -> None:
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: leaf for name, item in items for key, leaf in _flat(item, f"{path}.{name}").items()}
+        return {
+            key: leaf for name, item in items for key, leaf in _flat(item, f"{path}.{name}").items()
+        }
     return {path: value}

@@ -23,7 +23,8 @@ _POLL = 0.02  # seconds until a server notices that it is to stop
 
 @dataclass
 class Faults:
-    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with which answer."""
+    """Which requests fail: every ``every``-th, none for 0; all after the ``last`` one; and with
+    which answer."""
 
     every: int = 0
     last: int | None = None
@@ -86,7 +87,9 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
 def web_server(folder: Path, faults: Faults, *, ranges: bool = True) -> Iterator[str]:
     """Serve a folder; yields its address."""
     handler = type("Handler", (FileHandler,), {"faults": faults, "ranges": ranges})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(handler, directory=str(folder))
+    )
     with _running(server) as endpoint:
         yield endpoint
 
@@ -98,7 +101,8 @@ def s3_credentials(endpoint: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_MAX_ATTEMPTS": "1",  # the client's own retries pause for seconds; those of c3tools are tested
+        # the client's own retries pause for seconds; those of c3tools are tested
+        "AWS_MAX_ATTEMPTS": "1",
     }
 
 
@@ -112,7 +116,8 @@ def s3_server(faults: Faults) -> Iterator[str]:
 
     def application(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if faults.next_fails():
-            # a server that closes the connection without reading what was sent leaves the client with a broken pipe
+            # a server that closes the connection without reading what was sent leaves the client
+            # with a broken pipe
             environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             start_response(faults.answer, [("Content-Length", "0")])
             return [b""]
@@ -145,7 +150,8 @@ class Hub:
 
     Attributes:
         endpoint: its address.
-        files: by ``models/ORG/NAME`` or ``datasets/ORG/NAME`` the files of each commit, oldest first.
+        files: by ``models/ORG/NAME`` or ``datasets/ORG/NAME`` the files of each commit, oldest
+            first.
         private: whether new repositories were asked to be private.
         token: what requests that write have to bring.
     """
@@ -169,7 +175,9 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urllib.parse.unquote(self.path.partition("?")[0])
-        api = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)(/tree|/revision)?(?:/(.+))?", path)
+        api = re.fullmatch(
+            r"/api/((?:models|datasets)/[^/]+/[^/]+)(/tree|/revision)?(?:/(.+))?", path
+        )
         file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         name = api[1] if api else f"{file[1] or 'models/'}{file[2]}" if file else ""
         commits = self.hub.files.get(name)
@@ -182,7 +190,9 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self._send(200, content, {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": _sha(commits)})
         elif api and api[2] == "/tree":
             entries = commits[-1].items()
-            self._answer([{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in entries])
+            self._answer(
+                [{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in entries]
+            )
         elif api and api[3] not in (None, "main", _sha(commits)):
             self._missing("Revision")
         else:
@@ -193,11 +203,20 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self._chunks()
         path = urllib.parse.unquote(self.path.partition("?")[0])
         found = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)/(preupload|commit)/.+", path)
-        if self.headers.get("Authorization") != f"Bearer {self.hub.token}" and path != "/api/validate-yaml":
+        if (
+            self.headers.get("Authorization") != f"Bearer {self.hub.token}"
+            and path != "/api/validate-yaml"
+        ):
             self._send(401, b"{}", {})
         elif found and found[2] == "preupload":
             files = [file["path"] for file in json.loads(body)["files"]]
-            self._answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
+            self._answer(
+                {
+                    "files": [
+                        {"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files
+                    ]
+                }
+            )
         elif found:
             content = dict(self.hub.last(found[1]))
             for line in map(json.loads, body.splitlines()):
@@ -208,22 +227,30 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self.hub.files[found[1]].append(content)
             oid = _sha(self.hub.files[found[1]])
             address = f"{self.hub.endpoint}/{found[1].removeprefix('models/')}/commit/{oid}"
-            self._answer({"success": True, "commitOid": oid, "commitUrl": address, "hookOutput": ""})
+            self._answer(
+                {"success": True, "commitOid": oid, "commitUrl": address, "hookOutput": ""}
+            )
         elif path == "/api/repos/create":
             asked = json.loads(body)
             repository = f"{asked.get('type') or 'model'}s/{asked['organization']}/{asked['name']}"
             there = repository in self.hub.files
-            self.hub.private.setdefault(repository, asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.hub.private.setdefault(
+                repository, asked.get("visibility") == "private" or bool(asked.get("private"))
+            )
             self.hub.files.setdefault(repository, [{}])
             url = f"{self.hub.endpoint}/{repository.removeprefix('models/')}"
-            self._answer({"url": url, **({"error": "it exists"} if there else {})}, 409 if there else 200)
+            self._answer(
+                {"url": url, **({"error": "it exists"} if there else {})}, 409 if there else 200
+            )
         else:
             self._answer({"errors": [], "warnings": []})
 
     def _chunks(self) -> bytes:
         """Read a body that comes in chunks."""
         body = b""
-        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
+        while self.headers.get("Transfer-Encoding") == "chunked" and (
+            size := int(self.rfile.readline(), 16)
+        ):
             body += self.rfile.read(size)
             self.rfile.readline()
         return body
@@ -261,6 +288,8 @@ def _sha(commits: list[dict[str, bytes]]) -> str:
 def hub_server() -> Iterator[Hub]:
     """A Hugging Face hub in memory."""
     hub = Hub()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub}))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (HubHandler,), {"hub": hub})
+    )
     with _running(server) as hub.endpoint:
         yield hub

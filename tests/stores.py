@@ -30,7 +30,9 @@ DIM = 12
 FAILURE = Failure("broken", "photos/broken.jpg", "decode", "OSError", "image file is truncated")
 
 
-def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **columns: list[Any]) -> tuple[Rows, Rows]:
+def two_texts_per_image(
+    splits: list[str], images: Matrix, texts: Matrix, **columns: list[Any]
+) -> tuple[Rows, Rows]:
     """Rows of images img000, img001, … and of two texts each."""
     keys = [f"img{i:03d}" for i in range(len(images))]
     owners = np.repeat(keys, 2).tolist()
@@ -45,7 +47,9 @@ def two_texts_per_image(splits: list[str], images: Matrix, texts: Matrix, **colu
     return Rows.of("image", keys, images, split=splits, **columns), text_rows
 
 
-def whole_store(path: Path, *, images: int = 30, part_rows: int = 10, dtype: str = "float16") -> Store:
+def whole_store(
+    path: Path, *, images: int = 30, part_rows: int = 10, dtype: str = "float16"
+) -> Store:
     """A store with every kind of file: shards, splits, a failure, and external moments."""
     rows = two_texts_per_image(
         ["val" if i % 5 == 4 else "train" for i in range(images)],
@@ -67,7 +71,10 @@ class _Colours:
     name, compute, ahead = "torch", Compute("cpu", "fp32"), 0
 
     def submit(self, modality: str, batch: Any) -> Callable[[], Matrix]:
-        rows = [row[0, 0] if modality == "image" else row[row > 0].astype(np.uint8) for row in np.asarray(batch)]
+        rows = [
+            row[0, 0] if modality == "image" else row[row > 0].astype(np.uint8)
+            for row in np.asarray(batch)
+        ]
         vectors = np.stack([colour_row(bytes(row)) for row in rows])
         return lambda: vectors
 
@@ -87,7 +94,8 @@ def colour_encoder() -> Encoder:
 
 
 def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 2) -> Path:
-    """A folder of images of one colour each, None for one that cannot be read, and their captions."""
+    """A folder of images of one colour each, None for one that cannot be read, and their
+    captions."""
     folder.mkdir(exist_ok=True)
     for name, colour in colours.items():
         path = folder / f"{name}.png"
@@ -95,15 +103,21 @@ def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 
             path.write_bytes(b"broken")
         else:
             Image.new("RGB", (3, 3), colour).save(path)
-    rows = [{"image": f"{name}.png", "captions": [f"{name} {n}" for n in range(texts)]} for name in sorted(colours)]
+    rows = [
+        {"image": f"{name}.png", "captions": [f"{name} {n}" for n in range(texts)]}
+        for name in sorted(colours)
+    ]
     write_jsonl(folder / "captions.jsonl", *rows)
     return folder
 
 
 def embed_colours(corpus: Corpus | Path | list[Path], store: Path, **options: Any) -> EmbedSummary:
-    """Embed a corpus as `colour_corpus` makes them, in this process, two rows a shard unless the options say other."""
+    """Embed a corpus as `colour_corpus` makes them, in this process, two rows a shard unless the
+    options say other."""
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    return embed_corpus(corpus, store, colour_encoder(), **{"shard_size": 2, "workers": 0, **options})
+    return embed_corpus(
+        corpus, store, colour_encoder(), **{"shard_size": 2, "workers": 0, **options}
+    )
 
 
 def unit(rows: Floats) -> Floats:
@@ -116,7 +130,8 @@ def assert_close(found: Any, expected: Any, atol: float = 1e-6) -> None:
 
 
 def make_vectors(n: int = 90, seed: int = 0, dim: int = 16) -> tuple[Matrix, Matrix]:
-    """Images (n, d) and texts (2 n, d) with a modality gap, unit rows; texts 2 i and 2 i + 1 belong to image i."""
+    """Images (n, d) and texts (2 n, d) with a modality gap, unit rows; texts 2 i and 2 i + 1 belong
+    to image i."""
     rng = np.random.default_rng(seed)
     shared, gap = rng.normal(size=(n, dim)), rng.normal(size=dim)
     images = unit(shared + gap + 0.1 * rng.normal(size=(n, dim)))
@@ -136,20 +151,28 @@ def gap_store(
     """A store of `make_vectors`, splits train (two thirds) and test, in several shards."""
     images, texts = make_vectors(n)
     if not normalised:
-        images, texts = images * 3, texts * np.linspace(0.5, 2, len(texts), dtype=np.float32)[:, None]
+        images, texts = (
+            images * 3,
+            texts * np.linspace(0.5, 2, len(texts), dtype=np.float32)[:, None],
+        )
     splits = ["train" if i % 3 else "test" for i in range(n)]
     paths = [f"img{i:03d}.jpg" for i in range(n)]
     rows = two_texts_per_image(splits, images, texts, path=paths)
     size = -(-n // parts)
     part_rows = {"image": size, "text": 2 * size}
-    return build_store(path, *rows, model=model, dtype=dtype, normalised=normalised, part_rows=part_rows)
+    return build_store(
+        path, *rows, model=model, dtype=dtype, normalised=normalised, part_rows=part_rows
+    )
 
 
 @contextmanager
 def one_byte_changed(file: Path, position: int, flip: int) -> Iterator[None]:
-    """The byte at ``position`` combined with ``flip`` (not 0) by exclusive or, while the block runs."""
+    """The byte at ``position`` combined with ``flip`` (not 0) by exclusive or, while the block
+    runs."""
     content = file.read_bytes()
-    file.write_bytes(content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :])
+    file.write_bytes(
+        content[:position] + bytes([content[position] ^ flip]) + content[position + 1 :]
+    )
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
-"""Imports run down the floors and need no module that Windows lacks; pages and benchmarks name each other."""
+"""Imports run down the floors and need no module that Windows lacks; pages and benchmarks name each
+other."""
 
 from __future__ import annotations
 
@@ -19,18 +20,32 @@ from c3tools.assets.paths import PHOTOS
 from tests.conftest import unit_rows
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [file for name in ("c3tools", "cli", "benchmarks", "examples") for file in (ROOT / name).rglob("*.py")]
+SOURCES = [
+    file
+    for name in ("c3tools", "cli", "benchmarks", "examples")
+    for file in (ROOT / name).rglob("*.py")
+]
 
 
 @pytest.mark.parametrize(
     ("file", "line", "said"),
     [
         ("store/reader.py", "", "0 broken"),
-        ("store/reader.py", "from ..captioning.captioner import Captioner", "c3tools.store is not allowed to import"),
-        ("store/rows.py", "def f():\n    from .reader import Store", "No cycles are allowed in c3tools.store"),
+        (
+            "store/reader.py",
+            "from ..captioning.captioner import Captioner",
+            "c3tools.store is not allowed to import",
+        ),
+        (
+            "store/rows.py",
+            "def f():\n    from .reader import Store",
+            "No cycles are allowed in c3tools.store",
+        ),
     ],
 )
-def test_an_import_that_runs_up_or_in_a_circle_is_found(tmp_path: Path, file: str, line: str, said: str) -> None:
+def test_an_import_that_runs_up_or_in_a_circle_is_found(
+    tmp_path: Path, file: str, line: str, said: str
+) -> None:
     for source in SOURCES:
         copy = tmp_path / source.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -38,10 +53,14 @@ def test_an_import_that_runs_up_or_in_a_circle_is_found(tmp_path: Path, file: st
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "c3tools" / file).open("a") as changed:
         changed.write(f"\n\n{line}\n")
-    code = "from importlinter.cli import lint_imports_command as run; run(['--no-cache', '--no-logo'])"
+    code = (
+        "from importlinter.cli import lint_imports_command as run; run(['--no-cache', '--no-logo'])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert (result.returncode, said in result.stdout) == (line != "", True)
 
 
@@ -50,11 +69,16 @@ def test_functions_say_what_they_do_with_a_verb() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 first = (ast.get_docstring(node) or "-").split()[0]
-                assert first not in {"What", "Where", "Whether", "How", "Which", "Why", "When"}, (file, node)
+                assert first not in {"What", "Where", "Whether", "How", "Which", "Why", "When"}, (
+                    file,
+                    node,
+                )
 
 
 def test_the_packages_of_the_distribution_are_those_of_the_tree() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
     there = [file.parent.relative_to(ROOT) for file in (ROOT / "c3tools").rglob("__init__.py")]
     assert listed == sorted(["c3tools.cli", *(".".join(folder.parts) for folder in there)])
 
@@ -81,11 +105,15 @@ def run(code: str, *arguments: object) -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing has to be taken away")
-def test_modules_that_windows_lacks_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_that_windows_lacks_are_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run(IMPORT_ALL)
     assert "gap-report" in run(RUN, "--help")
-    embedded = json.loads(run(RUN, "embed", next((PHOTOS / "images").iterdir()), "--workers", "1", "--json"))
+    embedded = json.loads(
+        run(RUN, "embed", next((PHOTOS / "images").iterdir()), "--workers", "1", "--json")
+    )
     assert embedded["modalities"]["image"]["failed"] == 0
 
 
@@ -94,8 +122,17 @@ OF_DEVELOPERS = {"measuring", "mutants", "same_results", "same_speed"}
 
 
 def test_pages_and_benchmarks_name_each_other() -> None:
-    pages = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
-    named = {name for page in pages for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
+    pages = [
+        ROOT / "README.md",
+        ROOT / "SECURITY.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))
+    }
     there = {path.stem for path in FOLDER.glob("*.py")}
     assert there - OF_DEVELOPERS <= named <= there
 
@@ -103,7 +140,9 @@ def test_pages_and_benchmarks_name_each_other() -> None:
 def test_a_benchmark_gives_its_command_and_its_cost() -> None:
     for path in {*FOLDER.glob("*.py")} - {FOLDER / "measuring.py"}:
         words = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-        assert f"python benchmarks/{path.name}" in words and re.search(r"minute|second|hour", words), path
+        assert f"python benchmarks/{path.name}" in words and re.search(
+            r"minute|second|hour", words
+        ), path
 
 
 def test_the_table_of_presets_has_numbers_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A machine with GPUs, whose CPU has these flags, as far as torch and the system can tell."""
 
     def make(
-        system: str = "Linux", kind: str = "x86_64", driver: str = "libcuda.so.1", flags: str = "", gpus: int = 3
+        system: str = "Linux",
+        kind: str = "x86_64",
+        driver: str = "libcuda.so.1",
+        flags: str = "",
+        gpus: int = 3,
     ) -> None:
         def open_library(name: str) -> None:
             if name != driver:
@@ -47,7 +51,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_devices_and_precisions(machine: Callable[..., None]) -> None:
     machine()
-    assert (pick("cpu", "fp32"), pick("cpu", "int8", encoder=True)) == (Compute("cpu", "fp32"), Compute("cpu", "int8"))
+    assert (pick("cpu", "fp32"), pick("cpu", "int8", encoder=True)) == (
+        Compute("cpu", "fp32"),
+        Compute("cpu", "int8"),
+    )
     assert (pick(), pick("cuda:2", "fp16")) == (Compute("cuda", "bf16"), Compute("cuda:2", "fp16"))
     assert (pick("cuda:2").device_type, pick("cuda:2", "fp16").dtype) == ("cuda", torch.float16)
     for device, precision, said in (
@@ -141,5 +148,7 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
     command = [sys.executable, "-c", code]
-    kept, given_back = (int(subprocess.check_output([*command, how])) for how in ("kept", "given back"))
+    kept, given_back = (
+        int(subprocess.check_output([*command, how])) for how in ("kept", "given back")
+    )
     assert given_back - kept > 15 * 2**26 // resource.getpagesize()  # 19 times 64 MiB, page by page

@@ -14,14 +14,19 @@ from c3tools.errors import StoreError
 from c3tools.moments import Moments, load_moments, save_moments, unit_rows
 
 
-@given(st.integers(1, 60), st.integers(1, 8), st.lists(st.integers(0, 60), max_size=6), st.randoms())
+@given(
+    st.integers(1, 60), st.integers(1, 8), st.lists(st.integers(0, 60), max_size=6), st.randoms()
+)
 @settings(max_examples=80)
 def test_rows_and_their_merged_parts_have_the_moments_of_numpy(
     n: int, dim: int, cuts: list[int], random: Random
 ) -> None:
     rng = np.random.default_rng(random.randrange(2**32))
     x = rng.normal(size=(n, dim)) * 10.0 ** rng.integers(-3, 4) + rng.normal(size=dim)
-    pieces = [Moments.from_rows(p) for p in np.split(rng.permutation(x), sorted({min(c, n) for c in cuts}))]
+    pieces = [
+        Moments.from_rows(p)
+        for p in np.split(rng.permutation(x), sorted({min(c, n) for c in cuts}))
+    ]
     random.shuffle(pieces)
     expected = Moments(n, x.mean(axis=0), np.atleast_2d(np.cov(x.T, bias=True)) * n)
     for found in (Moments.from_rows(x), Moments.merge_all(pieces, dim)):
@@ -32,10 +37,13 @@ def test_rows_and_their_merged_parts_have_the_moments_of_numpy(
 
 
 def test_sums_are_of_double_precision_and_centred() -> None:
-    moments = Moments.from_rows(np.ones((200_000, 1), dtype=np.float16))  # whose sum is infinite in float16
+    # whose sum is infinite in float16
+    moments = Moments.from_rows(np.ones((200_000, 1), dtype=np.float16))
     assert (moments.n, moments.mean[0], moments.scatter[0, 0]) == (200_000, 1.0, 0.0)
     x = 1e8 + np.array([[1.0], [2.0], [3.0]])  # where E x^2 - (E x)^2 gives 0 or less
-    assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[0, 0] == pytest.approx(2 / 3)
+    assert Moments.from_rows(x[:1]).merge(Moments.from_rows(x[1:])).covariance[
+        0, 0
+    ] == pytest.approx(2 / 3)
 
 
 def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
@@ -51,7 +59,10 @@ def test_empty_is_neutral_and_other_dimensions_are_refused() -> None:
 
 
 def test_saved_moments_are_exact(tmp_path: Path) -> None:
-    groups = {"val": Moments.empty(5), "train": Moments.from_rows(np.random.default_rng(1).normal(size=(50, 5)))}
+    groups = {
+        "val": Moments.empty(5),
+        "train": Moments.from_rows(np.random.default_rng(1).normal(size=(50, 5))),
+    }
     save_moments(tmp_path / "m", groups, {"modality": "text", "a": 1})
     save_moments(tmp_path / "again", dict(reversed(groups.items())), {"a": 1, "modality": "text"})
     assert (tmp_path / "m").read_bytes() == (tmp_path / "again").read_bytes()

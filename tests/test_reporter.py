@@ -16,7 +16,9 @@ from c3tools.terminal import TerminalReporter
 
 def screen(*, terminal: bool) -> tuple[io.StringIO, TerminalReporter]:
     text = io.StringIO()
-    console = Console(file=text, width=80, force_terminal=terminal, color_system=None, soft_wrap=not terminal)
+    console = Console(
+        file=text, width=80, force_terminal=terminal, color_system=None, soft_wrap=not terminal
+    )
     return text, TerminalReporter(console)
 
 
@@ -31,8 +33,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_terminal_gets_a_bar(clock: SimpleNamespace) -> None:
     for total, note, shown in (
         # a long note takes no room from the numbers
-        (1240, "loss 2.191, val 2.506", " ━━━━━      620 of 1,240, 1,240.0/s, 0:00:00 elapsed, eta 0:00:00, loss…"),
-        (None, None, " 620, 1,240.0/s, 0:00:00 elapsed"),  # of unknown length: neither a bar nor an end
+        (
+            1240,
+            "loss 2.191, val 2.506",
+            " ━━━━━      620 of 1,240, 1,240.0/s, 0:00:00 elapsed, eta 0:00:00, loss…",
+        ),
+        # of unknown length: neither a bar nor an end
+        (None, None, " 620, 1,240.0/s, 0:00:00 elapsed"),
     ):
         text, reporter = screen(terminal=True)
         with reporter.progress("Indexing", total) as progress:
@@ -57,13 +64,28 @@ def test_a_log_gets_a_line_now_and_then(clock: SimpleNamespace) -> None:
             0,
             [(40, 20, "loss 2.5"), (40, 60, None)],
             80,
-            ["20 of 80, 0.5/s, 0:00:40 elapsed, eta 0:02:00, loss 2.5", "80 of 80, 1.0/s, 0:01:20 elapsed, loss 2.5"],
+            [
+                "20 of 80, 0.5/s, 0:00:40 elapsed, eta 0:02:00, loss 2.5",
+                "80 of 80, 1.0/s, 0:01:20 elapsed, loss 2.5",
+            ],
         ),
-        (94, [(40, 20, None)], 470, ["114 of 470, 0.5/s, 0:00:40 elapsed, eta 0:11:52"]),  # the rate is of this run
-        (0, [(27, 1, None), (27, 1, None)], 100, ["2 of 100, 0.037/s, 0:00:54 elapsed, eta 0:44:06"]),  # never 0.0/s
+        # the rate is of this run
+        (94, [(40, 20, None)], 470, ["114 of 470, 0.5/s, 0:00:40 elapsed, eta 0:11:52"]),
+        # never 0.0/s
+        (
+            0,
+            [(27, 1, None), (27, 1, None)],
+            100,
+            ["2 of 100, 0.037/s, 0:00:54 elapsed, eta 0:44:06"],
+        ),
         (94, [(30, 0, None)], 470, ["94 of 470, 0/s, 0:00:30 elapsed"]),
         (0, [(10, 5, None)], None, []),  # it ends before the first line is due
-        (0, [(40, 9, None), (5, 9, None)], None, ["9, 0.23/s, 0:00:40 elapsed", "18, 0.4/s, 0:00:45 elapsed"]),
+        (
+            0,
+            [(40, 9, None), (5, 9, None)],
+            None,
+            ["9, 0.23/s, 0:00:40 elapsed", "18, 0.4/s, 0:00:45 elapsed"],
+        ),
         (0, [(40, 1234, None)], None, ["1,234, 30.9/s, 0:00:40 elapsed"]),
     ):
         text, reporter = screen(terminal=False)
@@ -76,7 +98,10 @@ def test_a_log_gets_a_line_now_and_then(clock: SimpleNamespace) -> None:
 
 
 def test_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "[bold] is no markup, 12 no number, s3://bucket/a path, and a line is as long as it is, without a break"
+    line = (
+        "[bold] is no markup, 12 no number, s3://bucket/a path, and a line is as long as it "
+        "is, without a break"
+    )
     text = io.StringIO()
     coloured = Console(file=text, width=200, force_terminal=True, color_system="truecolor")
     for reporter in (TerminalReporter(coloured), TerminalReporter()):

@@ -32,8 +32,19 @@ OFFENCES = (
 
 
 def lint(*arguments: object, given: str | None = None) -> str:
-    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=False).stdout
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--no-cache",
+        "--output-format",
+        "concise",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, input=given, capture_output=True, text=True, check=False
+    ).stdout
 
 
 def test_no_source_unpickles_or_starts_a_shell() -> None:
@@ -44,7 +55,11 @@ def test_no_source_unpickles_or_starts_a_shell() -> None:
     for path in SOURCES:
         for call in re.findall(r"(?:torch|np)\.load\(.*", path.read_text("utf-8")):
             assert "weights_only=True" in call or "allow_pickle=False" in call, path
-    users = [path for path in SOURCES if re.search(r"^\s*(import|from) pickle\b", path.read_text(), re.MULTILINE)]
+    users = [
+        path
+        for path in SOURCES
+        if re.search(r"^\s*(import|from) pickle\b", path.read_text(), re.MULTILINE)
+    ]
     assert len(users) == 1  # the restricted unpickler of published files
 
 
@@ -79,7 +94,9 @@ def test_code_in_a_file_is_never_run(c3: C3, tmp_path: Path) -> None:
         if suffix == ".pt":
             torch.save({"embedding": Evil()}, path)
         else:
-            (np.save if suffix == ".npy" else np.savez)(path, np.array([Evil()], dtype=object), allow_pickle=True)
+            (np.save if suffix == ".npy" else np.savez)(
+                path, np.array([Evil()], dtype=object), allow_pickle=True
+            )
         assert c3("import", "--image", path.name).exit_code == 1
         assert [*tmp_path.iterdir()] == [path]
         path.unlink()
@@ -90,7 +107,11 @@ def test_yaml_neither_makes_objects_nor_grows(tmp_path: Path) -> None:
     path.write_text(f"steps: !!python/object/apply:os.system ['touch {tmp_path}/owned']")
     with pytest.raises(TransformError):
         Pipeline.from_config(path)
-    lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)), "steps: [*a59]"]
+    lines = [
+        "a0: &a0 [x, x]",
+        *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)),
+        "steps: [*a59]",
+    ]
     path.write_text("\n".join(lines))
     with pytest.raises(TransformError) as error:
         Pipeline.from_config(path)
@@ -98,7 +119,9 @@ def test_yaml_neither_makes_objects_nor_grows(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_no_command_on_local_data_opens_a_connection(tmp_path: Path, c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_command_on_local_data_opens_a_connection(
+    tmp_path: Path, c3: C3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole_store(tmp_path / "c3-store")
 
     def refused(*_: object, **__: object) -> None:
@@ -122,7 +145,11 @@ def test_a_newer_store_is_refused_and_unchanged(tmp_path: Path, c3: C3) -> None:
 
 
 def test_every_promise_names_tests_that_are_there() -> None:
-    table = [line for line in (ROOT / "SECURITY.md").read_text("utf-8").splitlines() if line.startswith("| ")][1:]
+    table = [
+        line
+        for line in (ROOT / "SECURITY.md").read_text("utf-8").splitlines()
+        if line.startswith("| ")
+    ][1:]
     assert len(table) > 15
     for line in table:
         named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", line)

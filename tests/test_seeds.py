@@ -21,8 +21,12 @@ def splitmix64(z: int) -> int:
 def independent(seed: int, epoch: int, key: str, dim: int) -> np.ndarray:
     """One row by another route: Python's integers, scipy's quantiles, a matrix product."""
     quarter = -(-dim // 4)
-    digest = int.from_bytes(hashlib.blake2b(f"{seed}\x1f{epoch}\x1f{key}".encode(), digest_size=16).digest(), "little")
-    words = [splitmix64((digest + (digest >> 64 | 1) * (place + 1)) % 2**64) for place in range(quarter)]
+    digest = int.from_bytes(
+        hashlib.blake2b(f"{seed}\x1f{epoch}\x1f{key}".encode(), digest_size=16).digest(), "little"
+    )
+    words = [
+        splitmix64((digest + (digest >> 64 | 1) * (place + 1)) % 2**64) for place in range(quarter)
+    ]
     codes = [(word >> shift) & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
     quantiles = stats.norm.ppf((np.arange(65536) + 0.5) / 65536)
     quantiles[[0, -1]] = np.array([-1, 1]) * np.sqrt((65536 - (quantiles[1:-1] ** 2).sum()) / 2)
@@ -43,9 +47,14 @@ def test_known_values() -> None:
     # fixed: recipes and reports depend on these numbers staying the same from version to version
     digest = hashlib.sha256(keyed_normal(3, 1, KEYS, 512).astype("<f4").tobytes()).hexdigest()
     assert digest.startswith("d9423de22fc53ee6")
-    np.testing.assert_allclose(keyed_normal(0, 0, ["key"], 3), [[-1.1672176, 1.6905304, 0.11065296]], rtol=1e-6)
+    np.testing.assert_allclose(
+        keyed_normal(0, 0, ["key"], 3), [[-1.1672176, 1.6905304, 0.11065296]], rtol=1e-6
+    )
     np.testing.assert_allclose(stable_fractions(["key"]), 0.36444743768619714, rtol=1e-15)
-    assert [int(generator(3, "a").integers(2**32)), torch_seed(3, "a")] == [1798893179, 2903926400082656158]
+    assert [int(generator(3, "a").integers(2**32)), torch_seed(3, "a")] == [
+        1798893179,
+        2903926400082656158,
+    ]
 
 
 def test_rows_do_not_depend_on_their_batch() -> None:
@@ -59,5 +68,7 @@ def test_hashes_of_keys_are_the_first_half_of_their_digests() -> None:
     digests = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys]
     hashes = stable_hashes(keys)
     assert hashes.dtype == np.int64
-    assert hashes.tolist() == [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+    assert hashes.tolist() == [
+        int.from_bytes(digest[:8], "little", signed=True) for digest in digests
+    ]
     assert stable_hashes([]).shape == (0,)

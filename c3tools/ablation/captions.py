@@ -1,7 +1,7 @@
 """The table for captions: its data, and the training, captioning and scoring of one cell.
 
-Methods with the same training share a decoder: CapDec trains as C2_2 does, and DeCap as C1; MAGIC, ZeroCap and ESPER
-share a language model.
+Methods with the same training share a decoder: CapDec trains as C2_2 does, and DeCap as C1; MAGIC,
+ZeroCap and ESPER share a language model.
 """
 
 from __future__ import annotations
@@ -46,19 +46,23 @@ _TOGETHER = {"zerocap": 1, "magic": 16}  # images that are captioned at a time
 
 @dataclass(frozen=True)
 class CaptionTask:
-    """Cells of captions: the data, and the settings that all cells share. Embeddings are L2-normalised.
+    """Cells of captions: the data, and the settings that all cells share. Embeddings are
+    L2-normalised.
 
     Attributes:
         train: training captions with their text embeddings.
         val: other captions with their text embeddings, to choose checkpoints on.
         images: the images to caption.
         references: captions that people wrote, by the keys of ``images``; others are not used.
-        moments: of both modalities over training data; the image mean must not come from the scored images.
+        moments: of both modalities over training data; the image mean must not come from the scored
+            images.
         compute: device and precision.
-        train_images: images of training and validation captions, for the methods that learn from images; None if the
-            store has none.
-        described: float32 (n, d), the text embedding of one caption of each of ``images``, for the oracle.
-        size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner` takes them.
+        train_images: images of training and validation captions, for the methods that learn from
+            images; None if the store has none.
+        described: float32 (n, d), the text embedding of one caption of each of ``images``, for the
+            oracle.
+        size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner`
+            takes them.
         generation: how captions are generated.
         encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
         java: of METEOR and SPICE, the scores to add.
@@ -100,7 +104,8 @@ class CaptionTask:
         reporter: Reporter = SILENT,
         **_: Any,
     ) -> CaptionTask:
-        """Read the rows of a table: train and val captions, the images of ``split`` with their captions.
+        """Read the rows of a table: train and val captions, the images of ``split`` with their
+        captions.
 
         The arguments are those of `c3tools.ablate`.
 
@@ -111,13 +116,18 @@ class CaptionTask:
         """
         compute, encoder = devices.pick(device, precision), None
         if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
-            encoder = load_text_encoder(store.info.model, asking, device=device, precision=precision, reporter=reporter)
+            encoder = load_text_encoder(
+                store.info.model, asking, device=device, precision=precision, reporter=reporter
+            )
         train, val, notes = training_rows(store)
         lacking = {name: missing_for(name) for name in JAVA_METRICS[: 1 + spice]}
         if reason := lacking.get("SPICE"):
             notes.append(f"SPICE is left out: {reason}")
         if exported := Pipeline.of_export(store):
-            notes.append(f"The rows of {store.path} went through {exported[0].name}; the methods begin with them.")
+            notes.append(
+                f"The rows of {store.path} went through {exported[0].name}; the methods begin "
+                f"with them."
+            )
         moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
         scored = store
         if test_store is not None:  # another domain, in which the same key names another image
@@ -128,30 +138,43 @@ class CaptionTask:
             require_captions(scored)
             if not moments["image"].n:
                 moments["image"] = scored.fitting_moments("image")
-                notes.append(f"{store.path} has no image mean; it is that of the train images of {scored.path}.")
+                notes.append(
+                    f"{store.path} has no image mean; it is that of the train images of "
+                    f"{scored.path}."
+                )
         references = store_references(scored)
         images, left_out = images_with_references(scored, split, references)
         if left_out:
             notes.append(f"Left out: {counted(len(left_out), 'image')} without reference captions.")
         if "oracle" in methods and not any(len({*references[key]}) > 1 for key in images.keys):
             raise MetricError(
-                "The oracle reads one caption of an image, and the others score it; but no image has two.",
+                "The oracle reads one caption of an image, and the others score it; but no image "
+                "has two.",
                 remedy="Leave out the oracle.",
             )
         own = None
         if "image" in store.modalities:
             own, learned = store.load("image"), {*train.items, *val.items}
-            seen = learned.intersection(images.keys) if scored.path.resolve() == store.path.resolve() else frozenset()
+            seen = (
+                learned.intersection(images.keys)
+                if scored.path.resolve() == store.path.resolve()
+                else frozenset()
+            )
             if seen:
                 notes.append(
-                    f"The captions of {len(seen):,} scored images are trained on, or checkpoints are chosen on them."
+                    f"The captions of {len(seen):,} scored images are trained on, or checkpoints "
+                    f"are chosen on them."
                 )
             # images that are scored are not learned from
             own = own.select(np.isin(own.keys, [*(learned - (seen - {*val.items}))]))
         for note in notes:
             reporter.message(note)
         texts = scored.load("text")
-        first = {item: row for row, item in reversed([*enumerate(texts.items)]) if texts.captions[row].strip()}
+        first = {
+            item: row
+            for row, item in reversed([*enumerate(texts.items)])
+            if texts.captions[row].strip()
+        }
         described = texts.embeddings[[first[key] for key in images.keys]]
         data = train, val, images, references, moments, compute, own, described
         built_in = isinstance(load_size(size or "small", set), Size)
@@ -166,11 +189,12 @@ class CaptionTask:
         return pipeline.fit(self.moments, rows, items=items, provenance={"split": "train"})
 
     def learned_from(self, learns_from: str) -> tuple[Rows, Rows]:
-        """Return the rows to learn from and to validate on: texts, real pairs, pseudo pairs, or images.
+        """Return the rows to learn from and to validate on: texts, real pairs, pseudo pairs, or
+        images.
 
-        Pseudo pairs are training images, each with the captions nearest to it, whichever image these describe. The
-        checkpoint is chosen on pseudo pairs of held-out images: the method has no others, and a decoder that reads
-        images says little about texts.
+        Pseudo pairs are training images, each with the captions nearest to it, whichever image
+        these describe. The checkpoint is chosen on pseudo pairs of held-out images: the method has
+        no others, and a decoder that reads images says little about texts.
 
         Raises:
             DecoderError: if images are needed and there are none.
@@ -181,9 +205,11 @@ class CaptionTask:
         held_out = np.isin([] if images is None else images.keys, self.val.items)
         if images is None or held_out.all() or not held_out.any():
             raise DecoderError(
-                f"This method needs images for training and for validation, but there are {int((~held_out).sum())} and "
+                f"This method needs images for training and for validation, but there are "
+                f"{int((~held_out).sum())} and "
                 f"{int(held_out.sum())}.",
-                remedy="Embed images of the train split, or leave out paired, ESPER and WS-ClipCap.",
+                remedy="Embed images of the train split, or leave out paired, ESPER and "
+                "WS-ClipCap.",
             )
         own, others = images.select(~held_out), images.select(held_out)
         if learns_from == "pairs":
@@ -198,7 +224,9 @@ class CaptionTask:
 
     @cached_property
     def learned(self) -> str:
-        """A digest of everything that a trained decoder depends on, except its method, sigma and seed."""
+        """A digest of everything that a trained decoder depends on, except its method, sigma and
+        seed.
+        """
         return digest_of(
             [asdict(load_size(self.size, self.set, epochs=self.epochs)), self.compute.precision],
             *(part for rows in (self.train, self.val) for part in (rows.captions, rows.embeddings)),
@@ -218,16 +246,28 @@ class CaptionTask:
         return Captioner.load(folder)
 
     def fit_model(
-        self, training: Training, start: Captioner | None, checkpoints: CheckpointDir, reporter: Reporter
+        self,
+        training: Training,
+        start: Captioner | None,
+        checkpoints: CheckpointDir,
+        reporter: Reporter,
     ) -> Captioner:
         """Train a decoder; ``start`` is the language model of ESPER."""
         rows = self.learned_from(training.learns_from)
-        options: dict[str, Any] = {"checkpoints": checkpoints, "label": training.label, "reporter": reporter}
+        options: dict[str, Any] = {
+            "checkpoints": checkpoints,
+            "label": training.label,
+            "reporter": reporter,
+        }
         if start is not None:
             assert self.encoder is not None
             record: dict[str, Any] = {"language_model_seconds": _training_seconds(start)}
             own = replace(ESPER_TRAINING, seed=training.seed)
-            return fit(EsperTask(*rows, start, self.encoder, own, self.compute.device), record=record, **options)
+            return fit(
+                EsperTask(*rows, start, self.encoder, own, self.compute.device),
+                record=record,
+                **options,
+            )
         changes = (*UNCONDITIONAL, *self.set) if training.learns_from == "captions" else self.set
         size = load_size(self.size, changes, epochs=self.epochs, seed=training.seed)
         pipeline = self.fit(training.preset, training.sigma, rows[0].modality)
@@ -241,15 +281,25 @@ class CaptionTask:
             for key in self.images.keys:
                 references[key] = [text for text in references[key] if text != references[key][0]]
         rows = np.flatnonzero([bool(references[key]) for key in self.images.keys])
-        if method.images is not None and len(rows) > method.images:  # depends only on the number of images
-            rows = rows[np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])]
+        # depends only on the number of images
+        if method.images is not None and len(rows) > method.images:
+            rows = rows[
+                np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])
+            ]
         asked = (self.described if method.asked_with == "text" else self.images.embeddings)[rows]
         keys, texts = [self.images.keys[row] for row in rows], list[str]()
         if captioner is None:  # CLIPRe: the caption is the nearest training text
-            texts = [self.train.captions[row] for row in nearest(asked, unit_rows(self.train.embeddings), 1)[0][:, 0]]
+            texts = [
+                self.train.captions[row]
+                for row in nearest(asked, unit_rows(self.train.embeddings), 1)[0][:, 0]
+            ]
         else:
-            captioner = replace(captioner, pipeline=self.fit(method.inference or str(method.training), cell.sigma))
-            steered = None if method.steer is None else GenerationConfig.from_options(steer=method.steer)
+            captioner = replace(
+                captioner, pipeline=self.fit(method.inference or str(method.training), cell.sigma)
+            )
+            steered = (
+                None if method.steer is None else GenerationConfig.from_options(steer=method.steer)
+            )
             block = _TOGETHER.get(method.steer or "", len(rows))
             with reporter.progress(f"{cell.label}: captions", len(rows)) as progress:
                 for part in (slice(first, first + block) for first in range(0, len(rows), block)):
@@ -269,7 +319,10 @@ class CaptionTask:
             scores.corpus,
             outputs,
             len(outputs),
-            {name: scores.image_values(name)[order].round(_KEPT_DIGITS).tolist() for name in scores.corpus},
+            {
+                name: scores.image_values(name)[order].round(_KEPT_DIGITS).tolist()
+                for name in scores.corpus
+            },
             best_val_loss=None if captioner is None else captioner.record["best_val_loss"],
             parameters=0 if captioner is None else captioner.decoder.count_parameters(),
             training_seconds=0.0 if captioner is None else _training_seconds(captioner),
@@ -277,7 +330,9 @@ class CaptionTask:
 
     def table(self, runs: Sequence[Run], **shown: Any) -> Ablation:
         """Return the table of runs."""
-        title = f"{counted(len(self.images), 'image')}, {counted(len(self.train), 'training caption')}"
+        title = (
+            f"{counted(len(self.images), 'image')}, {counted(len(self.train), 'training caption')}"
+        )
         examples = {key: (key, self.references[key][0]) for key in self.images.keys[:_EXAMPLES]}
         return Ablation(runs, title=title, examples=examples, facts=[PUBLISHED], **shown)
 

@@ -43,7 +43,8 @@ class ImageTask:
     Attributes:
         store: that pipelines are fitted on.
         photos: to learn from, and to choose the checkpoint on, with their embeddings.
-        asked: by modality, the rows that images are made from: one text of each scored photo, and the photos.
+        asked: by modality, the rows that images are made from: one text of each scored photo, and
+            the photos.
         compute: device and precision.
         scorer: of the images; None where nothing is scored.
         notes: what the user should know about the photos.
@@ -76,7 +77,8 @@ class ImageTask:
         reporter: Reporter,
         **_: Any,
     ) -> ImageTask:
-        """Read the photos of a table, and one text of each scored photo: the same for every method and seed.
+        """Read the photos of a table, and one text of each scored photo: the same for every method
+        and seed.
 
         The arguments are those of `c3tools.ablate`.
 
@@ -90,7 +92,14 @@ class ImageTask:
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
         n, model = len(pairs.first), store.info.model
         scorer = ImageScorer.of(
-            store, own.pixels, split, n, encoder, conditioning=model, device=device, reporter=reporter
+            store,
+            own.pixels,
+            split,
+            n,
+            encoder,
+            conditioning=model,
+            device=device,
+            reporter=reporter,
         )
         readable, texts_of = frozenset(scorer.reference.rows.keys), dict[int, list[int]]()
         for row in pairs.rows.tolist():
@@ -99,15 +108,20 @@ class ImageTask:
                 texts_of.setdefault(photo, []).append(row)
         if len(texts_of) < 4:  # of three, one half would be a single photo
             raise MetricError(
-                f"At least four photos with texts are needed; of those in the split {split!r}, {len(texts_of)} can be "
+                f"At least four photos with texts are needed; of those in the split {split!r}, "
+                f"{len(texts_of)} can be "
                 f"read. The splits of images are {store.list_splits('image')}.",
-                remedy="Choose another split with --split, or run this command in the folder that c3 embed was run in.",
+                remedy="Choose another split with --split, or run this command in the folder that "
+                "c3 embed was run in.",
             )
         drawn = [
             rows[int(generator(0, "caption", pairs.first.keys[photo]).integers(len(rows)))]
             for photo, rows in texts_of.items()
         ]
-        asked = {"image": pairs.first.select(np.array([*texts_of])), "text": pairs.second.select(np.array(drawn))}
+        asked = {
+            "image": pairs.first.select(np.array([*texts_of])),
+            "text": pairs.second.select(np.array(drawn)),
+        }
         notes = [*notes, *filter(None, [scorer.reference.unread]), *scorer.notes()]
         return cls(store, (train, val), asked, compute, own, scorer, notes)
 
@@ -130,15 +144,24 @@ class ImageTask:
         assert self.scorer is not None
         encoders, reference = self.scorer.encoders, self.scorer.reference
         rows = (each.embeddings for each in (*self.asked.values(), reference.rows))
-        return digest_of(self.asked["text"].captions, [each.identity for each in encoders], *rows, reference.pixels)
+        return digest_of(
+            self.asked["text"].captions,
+            [each.identity for each in encoders],
+            *rows,
+            reference.pixels,
+        )
 
     def load(self, folder: Path) -> Generator:
         """Load a generator that was kept."""
         return Generator.load(folder, self.compute)
 
-    def fit_model(self, training: Training, start: None, checkpoints: CheckpointDir, reporter: Reporter) -> Generator:
+    def fit_model(
+        self, training: Training, start: None, checkpoints: CheckpointDir, reporter: Reporter
+    ) -> Generator:
         """Train a generator."""
-        pipeline = preset(training.preset, sigma=training.sigma, train_on="image", infer_on="text").fit(self.store)
+        pipeline = preset(
+            training.preset, sigma=training.sigma, train_on="image", infer_on="text"
+        ).fit(self.store)
         size = replace(self.size, training=replace(self.size.training, seed=training.seed))
         record = {"model": dict(self.store.info.model), "sigma": training.sigma}
         task = GeneratorTask(*self.photos, pipeline, size, self.compute)
@@ -167,10 +190,22 @@ class ImageTask:
     def table(self, runs: Sequence[Run], **shown: Any) -> Ablation:
         """Return the table of runs, with what real photos score."""
         assert self.scorer is not None
-        keys, captions, reference = self.asked["image"].keys, self.asked["text"].captions, self.scorer.reference
+        keys, captions, reference = (
+            self.asked["image"].keys,
+            self.asked["text"].captions,
+            self.scorer.reference,
+        )
         real, count = self.scorer.real(len(keys), captions, keys)
         pixels = dict(zip(reference.rows.keys, map(Image.fromarray, reference.pixels), strict=True))
         photos = zip(keys[:_EXAMPLES], captions, strict=False)
         examples = {key: (caption, data_url(pixels[key])) for key, caption in photos}
         title = f"{len(keys):,} images of each and {count:,} real photos"
-        return Ablation(runs, task="images", title=title, real=real, examples=examples, facts=self.notes, **shown)
+        return Ablation(
+            runs,
+            task="images",
+            title=title,
+            real=real,
+            examples=examples,
+            facts=self.notes,
+            **shown,
+        )

@@ -1,4 +1,6 @@
-"""The methods of the tables: what each learns from, how its inputs are transformed, and its published score; cells."""
+"""The methods of the tables: what each learns from, how its inputs are transformed, and its
+published score; cells.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,20 @@ class Method:
     """A method of a table.
 
     Attributes:
-        training: preset of the pipeline that training inputs go through; None if nothing is trained.
+        training: preset of the pipeline that training inputs go through; None if nothing is
+            trained.
         summary: one line.
-        published: its published CIDEr on MS-COCO in percent, of another encoder and decoder; a dash for none.
+        published: its published CIDEr on MS-COCO in percent, of another encoder and decoder; a dash
+            for none.
         inference: preset that the inputs go through afterwards; None for that of the training.
-        learns_from: ``texts`` (each caption from its own embedding), ``pairs`` (from its image's embedding),
-            ``pseudo pairs`` (each training image with the captions nearest to it), ``captions`` (a language model,
-            which reads no embedding), ``images`` (a mapper before that language model, rewarded by the encoder), or
-            ``photos`` (each from its own embedding).
+        learns_from: ``texts`` (each caption from its own embedding), ``pairs`` (from its image's
+            embedding), ``pseudo pairs`` (each training image with the captions nearest to it),
+            ``captions`` (a language model, which reads no embedding), ``images`` (a mapper before
+            that language model, rewarded by the encoder), or ``photos`` (each from its own
+            embedding).
         asked_with: modality of the embeddings that captions or images are made from.
-        steer: how the encoder steers the decoder, if it does (see `c3tools.captioning.GenerationConfig`).
+        steer: how the encoder steers the decoder, if it does (see
+            `c3tools.captioning.GenerationConfig`).
         images: how many of the images are captioned, where a caption is costly; None for all.
     """
 
@@ -51,13 +57,16 @@ class Method:
         return "–" if self.training is None else self.learns_from.replace("captions", "texts")
 
 
-_OF_SIGMA = ("c2-corrupt", "c3", "c3-retrieval", "tomcap")  # presets whose noise has a standard deviation
+# presets whose noise has a standard deviation
+_OF_SIGMA = ("c2-corrupt", "c3", "c3-retrieval", "tomcap")
 METHODS: Mapping[str, Method] = {
     "C1": Method("c1", "Connect alone", "13.0"),
     "C2_1": Method("c2-collapse", "Connect, Collapse", "25.2"),
     "C2_2": Method("c2-corrupt", "Connect, Corrupt", "87.6"),
     "C3": Method("c3", "Connect, Collapse, Corrupt", "93.3 ± 0.3"),
-    "C3-retrieval": Method("c3-retrieval", "C3, mixed with its nearest training captions (after IFCap, 2024)"),
+    "C3-retrieval": Method(
+        "c3-retrieval", "C3, mixed with its nearest training captions (after IFCap, 2024)"
+    ),
     "ZeroCap": Method(
         "c1",
         "a language model whose context the encoder's gradient shifts (Tewel et al., 2022)",
@@ -79,18 +88,29 @@ METHODS: Mapping[str, Method] = {
         "78.2",
         learns_from="images",
     ),
-    "CapDec": Method("c2-corrupt", "noise on training texts (Nukrai et al., 2022)", "91.8", "capdec"),
+    "CapDec": Method(
+        "c2-corrupt", "noise on training texts (Nukrai et al., 2022)", "91.8", "capdec"
+    ),
     "LAFITE": Method("lafite", "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "TOMCap": Method("tomcap", "texts moved to the moments of images, noise (2026)", "97.8"),
-    "DeCap": Method("c1", "images projected on a memory of texts (Li et al., 2023)", "50.6", "decap"),
+    "DeCap": Method(
+        "c1", "images projected on a memory of texts (Li et al., 2023)", "50.6", "decap"
+    ),
     "CLIPRe": Method(None, "the nearest training caption (Su et al., 2022)", "25.6"),
-    "WS-ClipCap": Method("c1", "training images with their nearest captions", "33.7", learns_from="pseudo pairs"),
-    "WS-ClipCap-Multi": Method("c2-corrupt", "like WS-ClipCap, with noise", "74.6", learns_from="pseudo pairs"),
+    "WS-ClipCap": Method(
+        "c1", "training images with their nearest captions", "33.7", learns_from="pseudo pairs"
+    ),
+    "WS-ClipCap-Multi": Method(
+        "c2-corrupt", "like WS-ClipCap, with noise", "74.6", learns_from="pseudo pairs"
+    ),
     "paired": Method("c1", "trained on real pairs, for comparison", "108.3", learns_from="pairs"),
-    "oracle": Method("c3", "C3, given one caption of an image; scored by the others", asked_with="text"),
+    "oracle": Method(
+        "c3", "C3, given one caption of an image; scored by the others", asked_with="text"
+    ),
 }
 PUBLISHED = (
-    "Published: CIDEr on MS-COCO, with other encoders and decoders: Zhang et al. (C3), ICLR 2024 (for ESPER: "
+    "Published: CIDEr on MS-COCO, with other encoders and decoders: Zhang et al. (C3), ICLR 2024 "
+    "(for ESPER: "
     "ESPER-Style, whose checkpoint was chosen by references); TOMCap (2026), with its retrieval."
 )
 
@@ -103,11 +123,14 @@ IMAGE_METHODS: Mapping[str, Method] = {
     "C3": _of_photos("c3", "Connect, Collapse, Corrupt"),
     "LAFITE": _of_photos("lafite", "noise of 0.75 of each vector (Zhou et al., 2022)"),
     "oracle": _of_photos(
-        "c3", "the generator of C3, given the embeddings of the photos themselves", asked_with="image"
+        "c3",
+        "the generator of C3, given the embeddings of the photos themselves",
+        asked_with="image",
     ),
 }
 ABLATION = ("C1", "C2_1", "C2_2", "C3")
-# FID and IS on MS-COCO, as the paper prints them (Zhang et al., ICLR 2024): another generator and other data
+# FID and IS on MS-COCO, as the paper prints them (Zhang et al., ICLR 2024): another generator and
+# other data
 PUBLISHED_IMAGES = (
     ("DALL-E", "27.5", "17.9"),
     ("CogView", "27.1", "18.2"),
@@ -120,7 +143,9 @@ PUBLISHED_IMAGES = (
 
 
 class Cell(NamedTuple):
-    """A cell of a table: a method, a seed, and the standard deviation of its noise per dimension."""
+    """A cell of a table: a method, a seed, and the standard deviation of its noise per
+    dimension.
+    """
 
     method: str
     seed: int

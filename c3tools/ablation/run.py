@@ -1,12 +1,14 @@
-"""`c3 ablate`: the table of a store, from cells that are kept in a folder, so that it can be continued and extended.
+"""`c3 ablate`: the table of a store, from cells that are kept in a folder, so that it can be
+continued and extended.
 
     c3-ablation/
       table.md, table.html    the table
-      cells/DIGEST.json       a finished cell; the digest is of its method, sigma, seed, and all that it depends on
-      decoders/DIGEST/        a trained decoder (``generators/`` for images), which several cells may share
+      cells/DIGEST.json       a finished cell; the digest is of its method, sigma, seed, and all
+      that it depends on decoders/DIGEST/        a trained decoder (``generators/`` for images),
+      which several cells may share
 
-Small networks do not use several cores well: on two cores, two parallel trainings take about two thirds of the time of
-two trainings one after the other.
+Small networks do not use several cores well: on two cores, two parallel trainings take about two
+thirds of the time of two trainings one after the other.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ from .images import ImageTask
 from .methods import Cell, Method, Training
 from .table import CHOOSE_BY, Ablation, Run
 
-_OTHER_TASK = {"captions": ("steps", "encoder"), "images": ("test_store", "epochs", "beams", "spice")}
+_OTHER_TASK = {
+    "captions": ("steps", "encoder"),
+    "images": ("test_store", "epochs", "beams", "spice"),
+}
 _NOT_IN_COMMAND = ("store", "methods", "output", "reporter")
 
 
@@ -65,26 +70,27 @@ def ablate(
 ) -> Ablation:
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
-    With ``task`` images, generators are trained on the photos alone. Each then makes an image from a caption of every
-    test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle). Training a tiny generator takes about 17
-    minutes on one core with AVX-512 bf16, and an hour or more on one without.
+    With ``task`` images, generators are trained on the photos alone. Each then makes an image from
+    a caption of every test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle).
+    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
+    more on one without.
 
-    Finished results and trained decoders or generators are kept. Run the same command again to continue, or add
-    methods, seeds, sigmas or other decoding options (such as ``beams``).
+    Finished results and trained decoders or generators are kept. Run the same command again to
+    continue, or add methods, seeds, sigmas or other decoding options (such as ``beams``).
 
     Args:
         store: See `embed`.
         task: captions (train decoders) or images (train generators).
         methods: Methods to compare, comma-separated, or all.
         seeds: Number of seeds per method: 0, 1, 2, ...
-        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the captions; for images,
-            from the photos), or pairs (from the cosine of at least 10 images with their captions, as in c3
-            train-decoder).
+        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the
+            captions; for images, from the photos), or pairs (from the cosine of at least 10 images
+            with their captions, as in c3 train-decoder).
         output: The folder for results, table.md and table.html.
         split: The split whose images are captioned and scored, or all.
         test_store: Caption and score the images of this store, to test in another domain.
-        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf). Of the generator: tiny,
-            small or base. By default small; for images tiny.
+        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf). Of the
+            generator: tiny, small or base. By default small; for images tiny.
         set: See `train_captioner`.
         epochs: See `train_captioner`.
         steps: Training steps of a generator. The default depends on ``size``.
@@ -113,15 +119,25 @@ def ablate(
     sigmas = list(dict.fromkeys(map(parse_sigma, _listed(sigma))))
     if kind is None or not names or not known.keys() >= {*names}:
         raise C3Error(
-            f"There is no method {', '.join(name for name in names if name not in known)!r} for --task {task}.",
-            remedy=f"Choose from {', '.join(known)}." if known else "Use --task captions or --task images.",
+            f"There is no method {', '.join(name for name in names if name not in known)!r} for "
+            f"--task {task}.",
+            remedy=f"Choose from {', '.join(known)}."
+            if known
+            else "Use --task captions or --task images.",
         )
     if wrong := [f"--{name.replace('_', '-')}" for name in _OTHER_TASK[task] if name in asked]:
-        raise C3Error(f"{', '.join(wrong)} cannot be used with --task {task}.", remedy=f"Leave out {wrong[0]}.")
+        raise C3Error(
+            f"{', '.join(wrong)} cannot be used with --task {task}.",
+            remedy=f"Leave out {wrong[0]}.",
+        )
     if split == "val" and PAIRS in sigmas:
-        raise C3Error(f"--sigma {PAIRS} uses the val split, so the table cannot be scored on that split.")
+        raise C3Error(
+            f"--sigma {PAIRS} uses the val split, so the table cannot be scored on that split."
+        )
     folder = Path(output)
-    kept = f"Finished results are kept in {folder}; run the same command again to compute the others."
+    kept = (
+        f"Finished results are kept in {folder}; run the same command again to compute the others."
+    )
     with locked(folder), telling_what_is_kept(lambda: kept):
         holds_result(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
         store = Store.open(store, reporter=reporter)
@@ -129,7 +145,9 @@ def ablate(
         runs: list[Run] = []
         for number, noise in enumerate(sigmas):
             if isinstance(noise, str):
-                value, why = sigma_by_rule(noise, store, noised="text" if task == "captions" else "image")
+                value, why = sigma_by_rule(
+                    noise, store, noised="text" if task == "captions" else "image"
+                )
                 reporter.message(why)
             else:
                 value = noise
@@ -139,12 +157,19 @@ def ablate(
             for run in run_cells(made, cells, folder, jobs=jobs, reporter=reporter):
                 runs.append(replace(run, sigma_from=noise if isinstance(noise, str) else "given"))
                 metric = next(name for name in (CHOOSE_BY, *run.scores) if name in run.scores)
-                reporter.message(f"{run.method}, seed {run.seed}: {metric} {score_text(metric, run.scores[metric])}")
+                reporter.message(
+                    f"{run.method}, seed {run.seed}: {metric} "
+                    f"{score_text(metric, run.scores[metric])}"
+                )
         parts = ["c3", "ablate", "--store", str(store.path), "--methods", ",".join(names)]
         for name in [name for name in asked if name not in _NOT_IN_COMMAND]:
             values = asked[name] if isinstance(asked[name], list | tuple) else [asked[name]]
             for value in values:
-                own = [] if value is True else [str(value.path if isinstance(value, Store) else value)]
+                own = (
+                    []
+                    if value is True
+                    else [str(value.path if isinstance(value, Store) else value)]
+                )
                 parts += [f"--{name.replace('_', '-')}", *own]
         table = made.table(runs, command=shlex.join(parts))
         table.save(folder)
@@ -155,16 +180,24 @@ ablate_images = partial(ablate, task="images")
 
 
 def _listed(values: Any) -> list[Any]:
-    """Return the values of a sequence, of a text in which they are separated by commas, or the one value."""
+    """Return the values of a sequence, of a text in which they are separated by commas, or the one
+    value.
+    """
     if isinstance(values, str):
         return [part.strip() for part in values.split(",") if part.strip()]
     return [values] if isinstance(values, float | int) else list(values)
 
 
 def run_cells(
-    task: CaptionTask | ImageTask, cells: Iterable[Cell], folder: Path, *, jobs: int = 1, reporter: Reporter = SILENT
+    task: CaptionTask | ImageTask,
+    cells: Iterable[Cell],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    reporter: Reporter = SILENT,
 ) -> Iterator[Run]:
-    """Yield the cells of a table in their order: those that are finished are read, the others made and written.
+    """Yield the cells of a table in their order: those that are finished are read, the others made
+    and written.
 
     Args:
         task: how cells are made.
@@ -174,10 +207,16 @@ def run_cells(
         reporter: shows messages and progress.
 
     Raises:
-        C3Error: if a training fails; those that are finished are kept, and the others saved at their last step.
+        C3Error: if a training fails; those that are finished are kept, and the others saved at
+            their last step.
     """
-    cells = [cell if task.methods[cell.method].noisy else cell._replace(sigma=0.0) for cell in cells]
-    paths = {cell: folder / "cells" / f"{digest_of(cell, task.learned, task.scored)[:16]}.json" for cell in cells}
+    cells = [
+        cell if task.methods[cell.method].noisy else cell._replace(sigma=0.0) for cell in cells
+    ]
+    paths = {
+        cell: folder / "cells" / f"{digest_of(cell, task.learned, task.scored)[:16]}.json"
+        for cell in cells
+    }
     finished: dict[Cell, Run] = {}
     for cell, path in paths.items():
         with suppress(OSError, *MALFORMED):
@@ -195,7 +234,13 @@ def run_cells(
         executor = Executor([names[number % len(names)] for number in range(count)])
         label = f"Percent of {counted(len(ahead), 'training')}, {count} at a time"
         with reporter.progress(label, 100 * len(ahead)) as progress:
-            list(executor.run(_Trainings(task.learner(), folder), ahead, lambda done, _: progress.advance(done)))
+            list(
+                executor.run(
+                    _Trainings(task.learner(), folder),
+                    ahead,
+                    lambda done, _: progress.advance(done),
+                )
+            )
     for cell in cells:
         if cell in finished:
             reporter.message(f"{cell.label}: already finished")

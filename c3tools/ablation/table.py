@@ -1,4 +1,6 @@
-"""The result of an ablation: its cells, and rows with mean, spread and interval as text, Markdown, JSON and HTML."""
+"""The result of an ablation: its cells, and rows with mean, spread and interval as text, Markdown,
+JSON and HTML.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _INTERVAL = "95 % interval"  # heading
 CHOOSE_BY = "CIDEr"
 _OF_CAPTIONS = (CHOOSE_BY, "BLEU-4", "ROUGE-L")
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
-_BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}  # a step, and what it follows
+# a step, and what it follows
+_BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}
 Row = dict[str, Any]
 
 
@@ -39,7 +42,8 @@ class Run:
         scores: by metric, in percent where metrics are.
         outputs: what was made, by image key: the captions, or the first images as ``data:`` URLs.
         images: how many captions or images were scored.
-        values: by metric, a value per image whose mean is the score (`CaptionScores.image_values`, `photo_values`).
+        values: by metric, a value per image whose mean is the score (`CaptionScores.image_values`,
+            `photo_values`).
         sigma_from: ``given``, or the rule ``auto`` or ``pairs``.
         best_val_loss: that the checkpoint was chosen by; None if nothing was trained.
         parameters: number of weights; 0 where nothing was trained.
@@ -69,8 +73,9 @@ class Ablation:
         title: what was scored, in words.
         command: that makes the table; empty to leave it out.
         real: scores of real photos: what a perfect generator would get; empty for captions.
-        examples: of the page: by image key, what stands before and behind the outputs of the methods: the key and a
-            caption that a person wrote, or the caption that images were made from and the photo.
+        examples: of the page: by image key, what stands before and behind the outputs of the
+            methods: the key and a caption that a person wrote, or the caption that images were made
+            from and the photo.
         facts: what a reader should know about the data, and where published values are from.
     """
 
@@ -99,8 +104,8 @@ class Ablation:
     def rows(self) -> list[Row]:
         """One row per method and sigma.
 
-        Each score has its mean and sample standard deviation over seeds, and the 95 % interval of the mean over images
-        and seeds (see `c3tools.imaging.evaluate.score_interval`).
+        Each score has its mean and sample standard deviation over seeds, and the 95 % interval of
+        the mean over images and seeds (see `c3tools.imaging.evaluate.score_interval`).
         """
         rows = []
         for runs in self._groups:
@@ -110,7 +115,9 @@ class Ablation:
                 std = float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None
                 ends = score_interval(name, _stacked([run.values.get(name, ()) for run in runs]))
                 scores[name] = {"mean": float(np.mean(of_seeds)), "std": std, "interval": ends}
-            row = {name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images")}
+            row = {
+                name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images")
+            }
             of_method = {"published": known.published, "checkpoint": known.chosen_on}
             rows.append({**row, "seeds": len(runs), **of_method, "scores": scores})
         return rows
@@ -118,27 +125,45 @@ class Ablation:
     def tables(self) -> list[Table]:
         """Return the rows as tables that fit a terminal.
 
-        Captions have one of scores, and one of trainings with the scores that need Java. Images have two for each
-        encoder, of distances and of other scores; then come the published scores. One score of each table has its
-        interval.
+        Captions have one of scores, and one of trainings with the scores that need Java. Images
+        have two for each encoder, of distances and of other scores; then come the published scores.
+        One score of each table has its interval.
         """
         scored = self.rows[0]["scores"] if self.rows else {}
         if self.task == "captions":
             trainings = ("seeds", "images", "published", "checkpoint")
-            return [self._table(self.title, _OF_CAPTIONS, CHOOSE_BY), self._table("", JAVA_METRICS, facts=trainings)]
+            return [
+                self._table(self.title, _OF_CAPTIONS, CHOOSE_BY),
+                self._table("", JAVA_METRICS, facts=trainings),
+            ]
         tables = []
         for own in [name.removeprefix("KID") for name in scored if name.startswith("KID-")]:
             title = f"{self.title}, scored by {own[1:]}"
             others = [f"IS{own}-coco80", f"recall@1{own}", f"recall@10{own}"]
-            tables.append(self._table(title, [f"KID{own}", f"FD{own}"], f"KID{own}", own, ["seeds"]))
+            tables.append(
+                self._table(title, [f"KID{own}", f"FD{own}"], f"KID{own}", own, ["seeds"])
+            )
             tables.append(self._table(title, others, others[-1], own))
-        title = "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes are not comparable"
-        return [*tables, Table(["method", "FID", "IS"], [[*row] for row in PUBLISHED_IMAGES], title)]
+        title = (
+            "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes "
+            "are not comparable"
+        )
+        return [
+            *tables,
+            Table(["method", "FID", "IS"], [[*row] for row in PUBLISHED_IMAGES], title),
+        ]
 
     def _table(
-        self, title: str, metrics: Sequence[str], with_interval: str = "", own: str = "", facts: Sequence[str] = ()
+        self,
+        title: str,
+        metrics: Sequence[str],
+        with_interval: str = "",
+        own: str = "",
+        facts: Sequence[str] = (),
     ) -> Table:
-        """Return one table: what names a row, facts of it, and its scores, without ``own`` in their names."""
+        """Return one table: what names a row, facts of it, and its scores, without ``own`` in their
+        names.
+        """
         lines, real = [], {"method": "real photos"}
         for row in self.rows:
             line = {"method": row["method"], "sigma": self._sigma(row)} | {
@@ -146,7 +171,10 @@ class Ablation:
             }
             for name in [name for name in metrics if name in row["scores"]]:
                 heading, score = name.replace(own, ""), row["scores"][name]
-                line[heading], real[heading] = _with_spread(name, score), score_text(name, self.real.get(name))
+                line[heading], real[heading] = (
+                    _with_spread(name, score),
+                    score_text(name, self.real.get(name)),
+                )
                 if name == with_interval:
                     line[_INTERVAL] = score_text(name, score["interval"], interval)
             lines.append(line)
@@ -159,29 +187,41 @@ class Ablation:
         """Return the sigma of a row and its source, or a dash if there is no noise."""
         if not self._known[row["method"]].noisy:
             return "–"
-        return f"{row['sigma']:.3g}" + ("" if row["sigma_from"] == "given" else f" ({row['sigma_from']})")
+        return f"{row['sigma']:.3g}" + (
+            "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"
+        )
 
     @cached_property
     def notes(self) -> list[str]:
-        """Sentences that compare each step of the method with what it follows, and other methods with C3.
+        """Sentences that compare each step of the method with what it follows, and other methods
+        with C3.
 
-        Rows are compared that have the same noise, where they have any. Collapse alone and Corrupt alone each follow
-        C1. C3 follows Corrupt alone or, if that is missing, what there is.
+        Rows are compared that have the same noise, where they have any. Collapse alone and Corrupt
+        alone each follow C1. C3 follows Corrupt alone or, if that is missing, what there is.
         """
         notes = []
         for sigma in dict.fromkeys(run.sigma for run in self.runs):
             found = {runs[0].method: runs for runs in self._groups if runs[0].sigma in (sigma, 0)}
-            pairs = [(next((b for b in before if b in found), ""), name) for name, before in _BEFORE.items()]
+            pairs = [
+                (next((b for b in before if b in found), ""), name)
+                for name, before in _BEFORE.items()
+            ]
             pairs += [("C3", name) for name in found if name not in ABLATION]
             for before, after in [pair for pair in pairs if found.keys() >= {*pair}]:
                 noise = max(found[before][0].sigma, found[after][0].sigma)
-                for metric in [name for name in found[before][0].scores if name.startswith(_COMPARED)]:
+                for metric in [
+                    name for name in found[before][0].scores if name.startswith(_COMPARED)
+                ]:
                     if said := _difference(found[before], found[after], metric):
-                        notes.append(f"{after} − {before}{f', sigma {noise:.3g}' if noise else ''}: {said}")
+                        notes.append(
+                            f"{after} − {before}{f', sigma {noise:.3g}' if noise else ''}: {said}"
+                        )
         return list(dict.fromkeys(notes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores of real photos."""
+        """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores
+        of real photos.
+        """
         runs = [
             {name: value for name, value in vars(run).items() if name not in ("outputs", "values")}
             for runs in self._groups
@@ -203,7 +243,9 @@ class Ablation:
         return "\n".join(lines).rstrip() + "\n"
 
     def to_html(self) -> str:
-        """Return one self-contained page: the tables, and captions or images by every method, of its first seed."""
+        """Return one self-contained page: the tables, and captions or images by every method, of
+        its first seed.
+        """
         first: dict[str, Run] = {}
         for run in self.runs:
             first.setdefault(run.method + (f", sigma {run.sigma:.3g}" if run.sigma else ""), run)
@@ -214,7 +256,11 @@ class Ablation:
             result=self,
             seeds=max((row["seeds"] for row in self.rows), default=0),
             summaries={run.method: self._known[run.method].summary for run in self.runs},
-            headings=["image" if captions else "caption", *first, "written by a person" if captions else "photo"],
+            headings=[
+                "image" if captions else "caption",
+                *first,
+                "written by a person" if captions else "photo",
+            ],
             examples=[
                 [before, *(run.outputs.get(key, "") for run in first.values()), behind]
                 for key, (before, behind) in self.examples.items()
@@ -242,7 +288,9 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
     Returns:
         None if the rows share no seed, have different numbers of images, or fewer than 3.
     """
-    first, second = ({run.seed: run.values.get(metric, ()) for run in row} for row in (before, after))
+    first, second = (
+        {run.seed: run.values.get(metric, ()) for run in row} for row in (before, after)
+    )
     seeds = [seed for seed in second if seed in first]
     values = _stacked([found[seed] for found in (first, second) for seed in seeds])
     differences = values[len(seeds) :] - values[: len(seeds)]
@@ -251,7 +299,9 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
         return None
     sampled = "images and seeds" if len(seeds) > 1 else "images (one seed)"
     shown = "" if ends[0] > 0 or ends[1] < 0 else "; not shown to differ"
-    difference, low, high = (score_text(metric, value, signed) for value in (float(differences.mean()), *ends))
+    difference, low, high = (
+        score_text(metric, value, signed) for value in (float(differences.mean()), *ends)
+    )
     return f"{difference} {metric}, 95 % interval {low} to {high} over {sampled}{shown}"
 
 
@@ -263,4 +313,6 @@ def _with_spread(metric: str, score: Mapping[str, Any]) -> str:
 
 def _stacked(values: Sequence[Sequence[float]]) -> Array:
     """Return float64 (seeds, images), without images if a seed has others."""
-    return np.array(values) if len({len(each) for each in values}) == 1 else np.empty((len(values), 0))
+    return (
+        np.array(values) if len({len(each) for each in values}) == 1 else np.empty((len(values), 0))
+    )

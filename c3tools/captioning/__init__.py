@@ -1,1 +1,3 @@
-"""Captions from embeddings: decoders, their training, generation, evaluation, and the methods to compare with."""
+"""Captions from embeddings: decoders, their training, generation, evaluation, and the methods to
+compare with.
+"""

@@ -28,7 +28,8 @@ from .caption_files import CaptionWriter
 from .captioner import Captioner
 
 _FEW = 4  # photos that are decoded before a worker process has started
-_ROWS, _PHOTOS = 256, 64  # embeddings, and photos, captioned at a time; steered ones take seconds each
+# embeddings, and photos, captioned at a time; steered ones take seconds each
+_ROWS, _PHOTOS = 256, 64
 
 
 @dataclass
@@ -50,8 +51,12 @@ class Captions:
     def to_dict(self) -> dict[str, Any]:
         """Return captions and failures as JSON values."""
         return {
-            "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
-            "failures": [{"path": one.path, "error": f"{one.error}: {one.message}"} for one in self.failures],
+            "captions": [
+                {"key": key, "caption": caption} for key, caption in self.captions.items()
+            ],
+            "failures": [
+                {"path": one.path, "error": f"{one.error}: {one.message}"} for one in self.failures
+            ],
         }
 
 
@@ -84,30 +89,31 @@ def caption_images(
 ) -> Captions:
     """Caption image files and the images of folders (searched recursively), or embeddings.
 
-    Each caption is written as soon as it is made. The same call continues an interrupted run, and existing captions are
-    kept. See `c3tools.captioning.caption_files`.
+    Each caption is written as soon as it is made. The same call continues an interrupted run, and
+    existing captions are kept. See `c3tools.captioning.caption_files`.
 
     Args:
         paths: Images, or folders of images.
-        embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl, parquet) or a store.
+        embeddings: Embeddings of the same model: a file (npy, npz, pt, safetensors, csv, jsonl,
+            parquet) or a store.
         modality: Modality of ``embeddings``: image or text.
-        key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it is not
-            ``modality``.
-        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled decoder of that model. By
-            default c3-decoder if that folder exists, otherwise c3-mini.
+        key: The array, tensor or column of ``embeddings`` to read. For a store: the modality, if it
+            is not ``modality``.
+        decoder: The folder of a trained decoder, hf-hub:ORG/NAME, or c3-mini for the bundled
+            decoder of that model. By default c3-decoder if that folder exists, otherwise c3-mini.
         json: A file for rows of key, path, caption and captioner, written one after another.
         txt: Write each caption to photo.txt beside photo.jpg, the layout of training sets.
         xmp: Write each caption to photo.xmp beside photo.jpg, for photo managers.
         html: Also write an HTML page with the photos and their captions.
         overwrite: Replace existing captions: the files beside photos and the rows of ``json``.
         follow_symlinks: Also read symbolic links that lead out of the given folders.
-        beams: Number of beams in beam search; 1 is greedy decoding. By default 5; for GPT-2 and other language models
-            of transformers 1.
+        beams: Number of beams in beam search; 1 is greedy decoding. By default 5; for GPT-2 and
+            other language models of transformers 1.
         length_penalty: Beams are ranked by log-probability / length ** PENALTY.
         top_p: Sample each word from the most likely ones that together have this probability.
         temperature: Sampling temperature.
-        steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders of train-decoder
-            --unconditional. Slow.
+        steer: Have the encoder steer the decoder at every word: magic or zerocap. Made for decoders
+            of train-decoder --unconditional. Slow.
         seed: Seed for all random numbers.
         model: See `embed`.
         random_init: See `embed`.
@@ -118,22 +124,26 @@ def caption_images(
         reporter: Shows messages and progress.
 
     Raises:
-        CorpusError: if a path is missing or not an image, a folder contains no images, or two photos would share a
-            file of captions.
+        CorpusError: if a path is missing or not an image, a folder contains no images, or two
+            photos would share a file of captions.
         StoreError: if the embeddings cannot be read.
         DecoderError: if there is no decoder, or it was trained for another model.
         EncoderError: if the encoder cannot be loaded.
-        OutputError: if a file has captions by another captioner or of other photos, or another run is writing to it.
+        OutputError: if a file has captions by another captioner or of other photos, or another run
+            is writing to it.
     """
     if json is not None and is_url(json):
-        raise OutputError(f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine.")
+        raise OutputError(
+            f"{json} is a URL, where no rows can be added.", remedy="Choose a file on this machine."
+        )
     rows: Rows | None = None
     failures: list[Failure] = []
     if embeddings is None:
         photos, failures = _images_by_key([Path(path) for path in paths], follow_symlinks)
     elif paths or txt or xmp or html is not None or model is not None or random_init is not None:
         raise DecoderError(
-            "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model and --random-init "
+            "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model "
+            "and --random-init "
             "cannot be used with them.",
             remedy="Leave these out; write the captions with --json.",
         )
@@ -149,14 +159,19 @@ def caption_images(
     if rows is not None:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
-    how = {"beam": f"{generation.beams} beams", "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}"}
+    how = {
+        "beam": f"{generation.beams} beams",
+        "nucleus": f"top-p {generation.top_p:g}, seed {generation.seed}",
+    }
     method = how.get(generation.method, generation.method)
-    # the vectors of a file are part of the digest, because their keys may be just the numbers of the rows
+    # the vectors of a file are part of the digest, because their keys may be just the numbers of
+    # the rows
     vectors = [] if rows is None or identity else [rows.embeddings]
     digest = digest_of([decoder.fingerprint(), generation, modality], *vectors)
     writer = CaptionWriter(
         photos,
-        f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {method} ({digest[:12]})",
+        f"{decoder.record.get('size', 'a')} decoder of {decoder.model.name}, {method} "
+        f"({digest[:12]})",
         json=None if json is None else Path(json),
         txt=txt,
         xmp=xmp,
@@ -166,10 +181,13 @@ def caption_images(
 
     def what_is_kept() -> str:
         if not writer.files:
-            return "No output of this run was kept; --json and --txt write captions as they are made."
+            return (
+                "No output of this run was kept; --json and --txt write captions as they are made."
+            )
         again = "start over" if overwrite else "continue"
         return (
-            f"{counted(len(writer.captions), 'caption')} kept in {writer.files}; run the same command again to {again}."
+            f"{counted(len(writer.captions), 'caption')} kept in {writer.files}; run the same "
+            f"command again to {again}."
         )
 
     with telling_what_is_kept(what_is_kept), writer:
@@ -188,7 +206,9 @@ def caption_images(
             )
             decoder.check_model(encoder.identity, encoder.dim)
         with reporter.progress("Captioning", len(writer.pending)) as progress:
-            for keys, batch, failed in _batches(photos, rows, writer.pending, encoder, 1 if steer else _ROWS):
+            for keys, batch, failed in _batches(
+                photos, rows, writer.pending, encoder, 1 if steer else _ROWS
+            ):
                 captions = decoder.write(batch, modality, keys, encoder, generation)
                 for name, caption in zip(keys, captions, strict=True):
                     writer.write(name, caption)
@@ -198,7 +218,11 @@ def caption_images(
 
 
 def _batches(
-    photos: Mapping[str, Path], rows: Rows | None, pending: Sequence[str], encoder: Encoder | None, size: int
+    photos: Mapping[str, Path],
+    rows: Rows | None,
+    pending: Sequence[str],
+    encoder: Encoder | None,
+    size: int,
 ) -> Iterator[tuple[Sequence[str], Matrix, list[Failure]]]:
     """Yield keys and embeddings (n, d) of what is pending, with the photos that cannot be read."""
     if rows is not None:
@@ -215,13 +239,17 @@ def _batches(
             failures += batch.failures
             parts.append(vectors)
             left -= len(batch.rows) + len(batch.failures)
-            if len(names) >= min(size, _PHOTOS) or not left:  # encoders take fewer at a time than beams do well with
+            # encoders take fewer at a time than beams do well with
+            if len(names) >= min(size, _PHOTOS) or not left:
                 yield names, np.concatenate(parts), failures
                 names, parts, failures = [], [], []
 
 
-def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tuple[dict[str, Path], list[Failure]]:
-    """Find image files; their keys are paths relative to the folder without the suffix, as in a store.
+def _images_by_key(
+    paths: Sequence[Path], follow_symlinks: bool = False
+) -> tuple[dict[str, Path], list[Failure]]:
+    """Find image files; their keys are paths relative to the folder without the suffix, as in a
+    store.
 
     Returns:
         The paths by key; and the files that are not used, such as links that lead nowhere.
@@ -241,12 +269,15 @@ def _images_by_key(paths: Sequence[Path], follow_symlinks: bool = False) -> tupl
         images = find_images(listed, root, follow_symlinks)
         if not images and root.is_dir():
             raise CorpusError(
-                f"There are no images in {root} or its subfolders.", remedy="Give a folder that contains images."
+                f"There are no images in {root} or its subfolders.",
+                remedy="Give a folder that contains images.",
             )
         if not images:
             raise CorpusError(
-                f"{str(root)!r} does not exist, or does not have the name of an image file in UTF-8.",
-                remedy="Check the path. A relative path starts from the current folder. Names of images end in "
+                f"{str(root)!r} does not exist, or does not have the name of an image file in "
+                f"UTF-8.",
+                remedy="Check the path. A relative path starts from the current folder. Names of "
+                "images end in "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}.",
             )
         prefix = f"{root.name}/" if several and root.is_dir() else ""

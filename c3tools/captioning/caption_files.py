@@ -4,10 +4,10 @@
     photos/dog.txt    the caption of photos/dog.jpg alone, as training sets have it
     photos/dog.xmp    the caption as dc:description, as photo managers read it
 
-Every file appears complete or not at all. JSON is written again every few seconds, and when the run ends or is
-interrupted; files beside photos as soon as their caption is made. So a run that is killed loses a few seconds, and the
-same command continues it. Existing captions are kept. Rows by another captioner or of other photos are refused, so that
-no file mixes two results.
+Every file appears complete or not at all. JSON is written again every few seconds, and when the run
+ends or is interrupted; files beside photos as soon as their caption is made. So a run that is
+killed loses a few seconds, and the same command continues it. Existing captions are kept. Rows by
+another captioner or of other photos are refused, so that no file mixes two results.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 """
 _SIDECARS: Mapping[str, Callable[[str], str]] = {
     ".txt": lambda caption: f"{caption}\n",
-    ".xmp": lambda caption: _XMP.format(escape("".join(letter for letter in caption if letter >= " "))),
+    ".xmp": lambda caption: _XMP.format(
+        escape("".join(letter for letter in caption if letter >= " "))
+    ),
 }
 
 
@@ -58,7 +60,8 @@ class _Row(msgspec.Struct):
 class CaptionWriter:
     """Writes captions to all requested files, and knows which photos have none.
 
-    A context manager: the JSON file is locked against other runs in its block, and written when it ends.
+    A context manager: the JSON file is locked against other runs in its block, and written when it
+    ends.
 
     Args:
         photos: the paths of photos by key; of embeddings the path they come from.
@@ -75,8 +78,8 @@ class CaptionWriter:
         files: the files that captions are kept in, in words; empty if there are none.
 
     Raises:
-        OutputError: if a file cannot be written to, contains something else, or captions of other settings or photos,
-            or two photos would share a file beside them.
+        OutputError: if a file cannot be written to, contains something else, or captions of other
+            settings or photos, or two photos would share a file beside them.
     """
 
     def __init__(
@@ -90,8 +93,15 @@ class CaptionWriter:
         html: Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self._photos, self._captioner, self._html, self._overwrite = photos, captioner, html, overwrite
-        self._sidecars = [suffix for suffix, wanted in zip(_SIDECARS, (txt, xmp), strict=True) if wanted]
+        self._photos, self._captioner, self._html, self._overwrite = (
+            photos,
+            captioner,
+            html,
+            overwrite,
+        )
+        self._sidecars = [
+            suffix for suffix, wanted in zip(_SIDECARS, (txt, xmp), strict=True) if wanted
+        ]
         self._json = None if json is None else json.resolve()
         self._rows: dict[str, _Row] = {}
         self._stack = ExitStack()
@@ -105,8 +115,10 @@ class CaptionWriter:
             other = owners.setdefault(photo.with_suffix(""), photo)
             if other != photo:
                 raise OutputError(
-                    f"The captions of {photo} and {other} cannot be written beside them: they would share a file.",
-                    remedy="Rename one of the photos, or write the captions to one file with --json.",
+                    f"The captions of {photo} and {other} cannot be written beside them: they "
+                    f"would share a file.",
+                    remedy="Rename one of the photos, or write the captions to one file with "
+                    "--json.",
                 )
 
     def __enter__(self) -> CaptionWriter:
@@ -116,13 +128,22 @@ class CaptionWriter:
             if self._json is not None:
                 stack.enter_context(locked_file(self._json))
                 self._read(self._json)
-            own += [path.with_suffix(suffix) for suffix in self._sidecars for path in self._photos.values()]
+            own += [
+                path.with_suffix(suffix)
+                for suffix in self._sidecars
+                for path in self._photos.values()
+            ]
             names = {path.name for path in own}  # no other program uses their temporary names
             for folder in {path.parent for path in own}:
                 remove_leftovers(folder, names)
             for key, caption in list(self.captions.items()):
-                self.write(key, caption)  # to the files beside photos, if the run was killed between the two
-            self.pending = [key for key in self._photos if key not in self.captions and not self._has_sidecars(key)]
+                # to the files beside photos, if the run was killed between the two
+                self.write(key, caption)
+            self.pending = [
+                key
+                for key in self._photos
+                if key not in self.captions and not self._has_sidecars(key)
+            ]
             self._stack = stack.pop_all()
         return self
 
@@ -140,15 +161,21 @@ class CaptionWriter:
             beside = path.with_suffix(suffix)
             if self._overwrite or not (beside.exists() or beside.is_symlink()):
                 write_text_atomically(beside, _SIDECARS[suffix](caption))
-        if time.monotonic() - self._saved > SAVE_SECONDS + 20 * self._cost:  # a long file is written less often
+        # a long file is written less often
+        if time.monotonic() - self._saved > SAVE_SECONDS + 20 * self._cost:
             self.save()
 
     def save(self) -> None:
         """Write the rows to the JSON file."""
         started = time.monotonic()
         if self._json is not None:
-            rows = [json.dumps(msgspec.to_builtins(row), ensure_ascii=False) for row in self._rows.values()]
-            write_text_atomically(self._json, "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[\n]\n")
+            rows = [
+                json.dumps(msgspec.to_builtins(row), ensure_ascii=False)
+                for row in self._rows.values()
+            ]
+            write_text_atomically(
+                self._json, "[\n" + ",\n".join(rows) + "\n]\n" if rows else "[\n]\n"
+            )
         self._saved = time.monotonic()
         self._cost = self._saved - started
 
@@ -180,14 +207,25 @@ class CaptionWriter:
             content = read_limited(path) if path.exists() else b""
             rows = msgspec.json.decode(content, type=list[_Row]) if content else []
         except MALFORMED as error:
-            raise OutputError(f"{path} was not written by c3 caption.", remedy="Choose another file.") from error
+            raise OutputError(
+                f"{path} was not written by c3 caption.", remedy="Choose another file."
+            ) from error
         for row in () if self._overwrite else rows:
             photo, by = self._photos.get(row.key), row.captioner
-            moved = photo is not None and str(photo) != row.path and photo.absolute() != Path(row.path).absolute()
+            moved = (
+                photo is not None
+                and str(photo) != row.path
+                and photo.absolute() != Path(row.path).absolute()
+            )
             if by != self._captioner or moved:
                 raise OutputError(
-                    f"{path} contains a caption of {row.path}, with the key {row.key!r}, by {by}. This run would add "
-                    + (f"one of {photo} with the same key." if moved else f"captions by {self._captioner}."),
+                    f"{path} contains a caption of {row.path}, with the key {row.key!r}, by {by}. "
+                    f"This run would add "
+                    + (
+                        f"one of {photo} with the same key."
+                        if moved
+                        else f"captions by {self._captioner}."
+                    ),
                     remedy="Choose another file, or replace its rows with --overwrite.",
                 )
             self._rows[row.key] = row
@@ -195,7 +233,9 @@ class CaptionWriter:
                 self.captions[row.key] = row.caption
 
     def _has_sidecars(self, key: str) -> bool:
-        """Return whether a photo has all its files and needs no caption for another output; remember the answer."""
+        """Return whether a photo has all its files and needs no caption for another output;
+        remember the answer.
+        """
         files = [self._photos[key].with_suffix(suffix) for suffix in self._sidecars]
         if self._overwrite or self._json or not files or not all(file.exists() for file in files):
             return False

@@ -43,8 +43,9 @@ DECODER = Kind("decoder", "decoder.json", DecoderError, "c3 train-decoder", "--d
 _WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
 _OWN = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01
-# The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08 of its length, its
-# texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25. Near the origin a mean tells nothing.
+# The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08
+# of its length, its texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25.
+# Near the origin a mean tells nothing.
 _FAR, _SHORTEST_MEAN = 0.5, 0.3
 
 
@@ -56,7 +57,8 @@ class Captioner(HubRepository):
         decoder: the built-in Transformer, or a language model behind a mapper.
         tokenizer: its tokenizer.
         pipeline: the fitted transform of its inputs.
-        record: of its training: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``best_val_loss``, ….
+        record: of its training: ``model`` (identity of the encoder), ``preset``, ``sigma``,
+            ``best_val_loss``, ….
     """
 
     decoder: Decoder
@@ -86,30 +88,36 @@ class Captioner(HubRepository):
     ) -> list[str]:
         """Return one caption per image, or per embedding.
 
-        An image has the same caption as its embedding in a store, because both are rounded to float16.
+        An image has the same caption as its embedding in a store, because both are rounded to
+        float16.
 
         Args:
             images: paths or PIL images; None if embeddings are given.
-            embeddings: (n, d), as the encoder computes them; the pipeline is applied here. No encoder is loaded for
-                them, unless they are steered.
+            embeddings: (n, d), as the encoder computes them; the pipeline is applied here. No
+                encoder is loaded for them, unless they are steered.
             modality: of the embeddings.
             keys: one per row, for sampling; by default the numbers of the rows.
-            encoder: of the decoder's model, to encode images, and texts to ``steer``; loaded by default.
-            beams: number of beams of beam search, which ranks by log-probability / length ** ``length_penalty``; 1 is
-                greedy. By default 5, or 1 for a language model of transformers.
+            encoder: of the decoder's model, to encode images, and texts to ``steer``; loaded by
+                default.
+            beams: number of beams of beam search, which ranks by log-probability / length **
+                ``length_penalty``; 1 is greedy. By default 5, or 1 for a language model of
+                transformers.
             top_p, temperature: of nucleus sampling.
-            steer: ``magic`` or ``zerocap``: the encoder steers the decoder at every word (see `GenerationConfig`).
+            steer: ``magic`` or ``zerocap``: the encoder steers the decoder at every word (see
+                `GenerationConfig`).
             seed: of sampling.
             generation: all settings at once, instead of the six before.
             reporter: gets messages about embeddings that may be wrong (see `check_embeddings`).
 
         Raises:
-            DecoderError: if the model or the dimension is not that of the decoder, the embeddings cannot come from the
-                encoder, or the options contradict each other.
+            DecoderError: if the model or the dimension is not that of the decoder, the embeddings
+                cannot come from the encoder, or the options contradict each other.
             EncoderError: if the encoder cannot be loaded, or an image cannot be read.
         """
         if (images is None) == (embeddings is None):
-            raise DecoderError("Captions need either images or embeddings.", remedy="Pass one of them.")
+            raise DecoderError(
+                "Captions need either images or embeddings.", remedy="Pass one of them."
+            )
         if generation is None:
             generation = self.generation(beams, length_penalty, top_p, temperature, steer, seed)
         if images is not None:
@@ -122,7 +130,8 @@ class Captioner(HubRepository):
         return self.write(embeddings, modality, keys, encoder, generation)
 
     def after(self, pipeline: Pipeline, applied: int) -> Captioner:
-        """Return the captioner of rows that went through the first ``applied`` steps of a pipeline already.
+        """Return the captioner of rows that went through the first ``applied`` steps of a pipeline
+        already.
 
         Raises:
             DecoderError: if its own pipeline begins with other steps.
@@ -133,7 +142,8 @@ class Captioner(HubRepository):
         )
         if own != theirs:
             raise DecoderError(
-                f"The rows of this export went through {pipeline.name}, but the decoder was trained with "
+                f"The rows of this export went through {pipeline.name}, but the decoder was "
+                f"trained with "
                 f"{self.pipeline.name}, or with one that was fitted on other data.",
                 remedy="Use the store that was exported.",
             )
@@ -149,7 +159,9 @@ class Captioner(HubRepository):
         encoder: Encoder | None,
         generation: GenerationConfig,
     ) -> list[str]:
-        """Return one caption per embedding, float32 (n, d), without checking them; see `caption`."""
+        """Return one caption per embedding, float32 (n, d), without checking them; see
+        `caption`.
+        """
         if not len(embeddings):
             return []
         if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max() < _UNIT_TOLERANCE:
@@ -158,11 +170,15 @@ class Captioner(HubRepository):
         if generation.method in STEERED:
             encoder = encoder or load_text_encoder(self.model, generation.method)
             unit = unit_rows(embeddings)
-            captions = write_steered(self.decoder, self.tokenizer, inputs, unit, generation.method, encoder)
+            captions = write_steered(
+                self.decoder, self.tokenizer, inputs, unit, generation.method, encoder
+            )
         elif self.is_language_model:
             raise DecoderError(
-                "The decoder is a language model: it reads no embedding, and its captions say nothing about an image.",
-                remedy="Steer it by the encoder with --steer magic or --steer zerocap, or use another --decoder.",
+                "The decoder is a language model: it reads no embedding, and its captions say "
+                "nothing about an image.",
+                remedy="Steer it by the encoder with --steer magic or --steer zerocap, or use "
+                "another --decoder.",
             )
         else:
             keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
@@ -170,8 +186,12 @@ class Captioner(HubRepository):
         return [self.tokenizer.decode(ids) for ids in captions]
 
     def generation(self, *options: Any) -> GenerationConfig:
-        """Return the settings that the options of `GenerationConfig.from_options` mean for this decoder."""
-        return GenerationConfig.from_options(*options, built_in=isinstance(self.decoder, CaptionDecoder))
+        """Return the settings that the options of `GenerationConfig.from_options` mean for this
+        decoder.
+        """
+        return GenerationConfig.from_options(
+            *options, built_in=isinstance(self.decoder, CaptionDecoder)
+        )
 
     @property
     def is_language_model(self) -> bool:
@@ -198,11 +218,13 @@ class Captioner(HubRepository):
             raise DecoderError(
                 f"The decoder was trained on embeddings of {self.decoder.config.dim} dimensions "
                 f"({self.model}), but these have {dim}.",
-                remedy="Use embeddings of the same model, or train a decoder on these: `c3 train-decoder`.",
+                remedy="Use embeddings of the same model, or train a decoder on these: `c3 "
+                "train-decoder`.",
             )
 
     def check_model(self, model: Mapping[str, Any] | None, dim: int) -> None:
-        """Refuse embeddings of another model than the decoder's: by the hash of the weights, else by name.
+        """Refuse embeddings of another model than the decoder's: by the hash of the weights, else
+        by name.
 
         Raises:
             DecoderError: with both models named.
@@ -212,7 +234,8 @@ class Captioner(HubRepository):
             own="The decoder",
             theirs="these embeddings",
             error=DecoderError,
-            remedy="Use the same --model, or train a decoder on these embeddings: `c3 train-decoder`.",
+            remedy="Use the same --model, or train a decoder on these embeddings: `c3 "
+            "train-decoder`.",
         )
         self.check_dim(dim)
 
@@ -225,9 +248,10 @@ class Captioner(HubRepository):
     ) -> None:
         """Reject embeddings (n, d) from another model, and warn about doubtful ones.
 
-        Rejected are embeddings with NaN or infinity, or of norm 0, and embeddings that are all far from the mean of
-        their modality, if the pipeline has one: they are of another model or modality, or they are transformed already.
-        If some are far, or norms differ from 1, the reporter is told.
+        Rejected are embeddings with NaN or infinity, or of norm 0, and embeddings that are all far
+        from the mean of their modality, if the pipeline has one: they are of another model or
+        modality, or they are transformed already. If some are far, or norms differ from 1, the
+        reporter is told.
 
         Raises:
             DecoderError: if they have another dimension or come from another space.
@@ -242,12 +266,14 @@ class Captioner(HubRepository):
         norms = np.linalg.norm(embeddings, axis=1)
         if (bad := ~np.isfinite(norms) | (norms == 0)).any():
             raise DecoderError(
-                f"{named(bad)} contain NaN or infinity, or are zero vectors, which have no direction.",
+                f"{named(bad)} contain NaN or infinity, or are zero vectors, which have no "
+                f"direction.",
                 remedy="Leave them out, or embed them again.",
             )
         if (off := np.abs(norms - 1) > _UNIT_TOLERANCE).any():
             reporter.message(
-                f"{named(off)} have another norm than 1, up to {norms[off].max():.3g}, but those of {self.model.name} "
+                f"{named(off)} have another norm than 1, up to {norms[off].max():.3g}, but those "
+                f"of {self.model.name} "
                 "have norm 1."
             )
         shares = {}  # of the mean that the pipeline subtracts from unit rows, by modality
@@ -259,7 +285,9 @@ class Captioner(HubRepository):
         if modality not in shares or not (far := shares[modality] < _FAR).any():
             return
         near = next((name for name, share in shares.items() if np.median(share[far]) >= _FAR), None)
-        message = f"{named(far)} are far from the mean of {modality} embeddings of {self.model.name}"
+        message = (
+            f"{named(far)} are far from the mean of {modality} embeddings of {self.model.name}"
+        )
         message += f", but close to that of {near} embeddings" if near else ""
         if not far.all():
             reporter.message(f"{message}, so their captions may be wrong.")
@@ -268,15 +296,24 @@ class Captioner(HubRepository):
             f"{message}.",
             remedy=f"If they are {near} embeddings, use --modality {near}."
             if near
-            else "Use embeddings of the same model, exactly as the encoder computes them, without a transform.",
+            else (
+                "Use embeddings of the same model, exactly as the encoder computes them, without "
+                "a transform."
+            ),
         )
 
     def fingerprint(self) -> str:
-        """Return a digest of everything that a caption depends on, except the settings of generation."""
-        return digest_of(self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"])
+        """Return a digest of everything that a caption depends on, except the settings of
+        generation.
+        """
+        return digest_of(
+            self.decoder.digest(), self.tokenizer.to_json(), self.pipeline.record()["checksum"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the training record and the number of parameters, as `c3 train-decoder --json` prints them."""
+        """Return the training record and the number of parameters, as `c3 train-decoder --json`
+        prints them.
+        """
         return {**self.record, "parameters": self.decoder.count_parameters()}
 
     def card(self) -> Card:
@@ -288,13 +325,20 @@ class Captioner(HubRepository):
         learned = "captions alone, without images"
         if record.get("modality") == "image":
             rewarded = record.get("monitor") == "reward"  # ESPER
-            learned = "images alone, without captions of them" if rewarded else "images and their captions"
+            learned = (
+                "images alone, without captions of them"
+                if rewarded
+                else "images and their captions"
+            )
         return (
             f"A captioner of embeddings of `{self.model.name}`. It learned from {learned}.",
             'import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
             'captioner.caption(["photo.jpg"])',
             {"encoder": self.model, **chosen, "validation loss": record.get("best_val_loss")},
-            {"tags": ["c3tools", "image-captioning", "CLIP", "modality-gap"], "pipeline_tag": "image-to-text"},
+            {
+                "tags": ["c3tools", "image-captioning", "CLIP", "modality-gap"],
+                "pipeline_tag": "image-to-text",
+            },
         )
 
     def save(self, folder: str | Path, *, dtype: str = "float32") -> None:
@@ -302,8 +346,8 @@ class Captioner(HubRepository):
 
         Args:
             folder: the folder.
-            dtype: of the weights in the file: ``float32``, or ``float16``, which is half as large and is read as
-                float32.
+            dtype: of the weights in the file: ``float32``, or ``float16``, which is half as large
+                and is read as float32.
         """
         config = self.decoder.config
         content = {
@@ -322,8 +366,8 @@ class Captioner(HubRepository):
         """Load what `save` wrote.
 
         Args:
-            folder: the folder; ``c3-mini`` for the bundled captioner of that model; ``hf-hub:ORG/NAME`` for one of the
-                hub; None for the default; see `find`.
+            folder: the folder; ``c3-mini`` for the bundled captioner of that model;
+                ``hf-hub:ORG/NAME`` for one of the hub; None for the default; see `find`.
             device: of the weights.
 
         Raises:
@@ -338,14 +382,18 @@ class Captioner(HubRepository):
             load_model(decoder, found / _WEIGHTS_FILE)
             text = (found / _TOKENIZER_FILE).read_text(encoding="utf-8")
             tokenizer = CaptionTokenizer(Tokenizer.from_str(text), decoder.pad_id, decoder.end_id)
-            return cls(decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"]))
+            return cls(
+                decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"])
+            )
 
     @staticmethod
     def find(folder: str | Path | None = None) -> Path:
-        """Return the folder of a decoder: the given one, that of a bundled one for its name, or for None a default.
+        """Return the folder of a decoder: the given one, that of a bundled one for its name, or for
+        None a default.
 
-        One of the hub, ``hf-hub:ORG/NAME``, is fetched. The default is ``c3-decoder``, where `c3 train-decoder` writes
-        to, and if there is none here the bundled decoder. A folder comes before a bundled decoder of the same name.
+        One of the hub, ``hf-hub:ORG/NAME``, is fetched. The default is ``c3-decoder``, where `c3
+        train-decoder` writes to, and if there is none here the bundled decoder. A folder comes
+        before a bundled decoder of the same name.
         """
         if folder is None:
             return _OWN if _OWN.exists() else C3_MINI_CAPTIONER

@@ -1,4 +1,6 @@
-"""Settings of decoders: their architecture and their training, as plain data that is saved beside the weights."""
+"""Settings of decoders: their architecture and their training, as plain data that is saved beside
+the weights.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ class DecoderConfig:
         width: dimension W of the residual stream.
         layers: number of Transformer blocks.
         heads: attention heads per block; divides ``width``.
-        prefix_length: number P of positions that the embedding is mapped to; 0 for a language model of captions, which
-            reads no embedding and begins with the end-of-text token.
+        prefix_length: number P of positions that the embedding is mapped to; 0 for a language model
+            of captions, which reads no embedding and begins with the end-of-text token.
         dropout: dropout probability on embeddings and on the output of each sub-layer.
         max_tokens: longest caption in tokens, the end-of-text token included.
     """
@@ -56,7 +58,9 @@ class DecoderConfig:
             error=DecoderError,
         )
         if self.layers > _MOST_LAYERS:
-            raise DecoderError(f"A decoder has at most {_MOST_LAYERS:,} layers, not {self.layers:,}.")
+            raise DecoderError(
+                f"A decoder has at most {_MOST_LAYERS:,} layers, not {self.layers:,}."
+            )
         if self.width % self.heads:
             raise DecoderError(
                 f"The width {self.width} cannot be divided into {self.heads} heads.",
@@ -73,7 +77,8 @@ class LanguageModelConfig:
         vocab_size: number V of tokens that the model scores.
         end_id: its end-of-text token.
         architecture: the model's own configuration, as transformers writes it.
-        prefix_length: number P of positions that the embedding is mapped to; 0 for none, and no mapper.
+        prefix_length: number P of positions that the embedding is mapped to; 0 for none, and no
+            mapper.
         max_tokens: longest caption in tokens, the end-of-text token included.
         frozen: whether the mapper alone is trained.
     """
@@ -87,9 +92,14 @@ class LanguageModelConfig:
     frozen: bool
 
     def __post_init__(self) -> None:
-        require_valid(self, positive=("max_tokens",), not_negative=("prefix_length",), error=DecoderError)
+        require_valid(
+            self, positive=("max_tokens",), not_negative=("prefix_length",), error=DecoderError
+        )
         if self.frozen and not self.prefix_length:
-            raise DecoderError("A frozen language model without a prefix has nothing to train.", remedy="Unfreeze it.")
+            raise DecoderError(
+                "A frozen language model without a prefix has nothing to train.",
+                remedy="Unfreeze it.",
+            )
 
 
 @dataclass(frozen=True)
@@ -105,14 +115,15 @@ class TrainingConfig:
         decay: ``cosine`` or ``linear``, both to zero.
         weight_decay: AdamW's, on matrices only.
         beta2: AdamW's second decay rate.
-        word_dropout: probability that an input word is hidden from the decoder, which makes it rely more on the
-            embedding (Bowman et al., 2016).
-        label_smoothing: share of the target's probability spread over the vocabulary; not in validation.
-        contrastive_margin: hidden states of a caption with a cosine above 1 minus this are pushed apart (SimCTG, Su et
-            al., 2022; 0.5 in MAGIC); 0 for none.
+        word_dropout: probability that an input word is hidden from the decoder, which makes it rely
+            more on the embedding (Bowman et al., 2016).
+        label_smoothing: share of the target's probability spread over the vocabulary; not in
+            validation.
+        contrastive_margin: hidden states of a caption with a cosine above 1 minus this are pushed
+            apart (SimCTG, Su et al., 2022; 0.5 in MAGIC); 0 for none.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
-        ema: decay per step of an exponential moving average of the weights; the average is then validated and kept.
-            0 for none.
+        ema: decay per step of an exponential moving average of the weights; the average is then
+            validated and kept. 0 for none.
         patience: stop after this many epochs without a better validation loss; 0 never stops early.
         seed: seed of initialisation, order, noise and dropout.
     """
@@ -135,11 +146,19 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "linear"):
-            raise DecoderError(f"There is no decay {self.decay!r}.", remedy="Choose cosine or linear.")
+            raise DecoderError(
+                f"There is no decay {self.decay!r}.", remedy="Choose cosine or linear."
+            )
         require_valid(
             self,
             positive=("epochs", "batch_size", "learning_rate"),
-            not_negative=("warmup_steps", "weight_decay", "contrastive_margin", "clip_norm", "patience"),
+            not_negative=(
+                "warmup_steps",
+                "weight_decay",
+                "contrastive_margin",
+                "clip_norm",
+                "patience",
+            ),
             fractions=("beta2", "word_dropout", "label_smoothing", "ema"),
             shares=("warmup",),
             error=DecoderError,
@@ -175,7 +194,9 @@ class Size(DecoderConfig):
     dropout: float = 0.0
 
     def config(self, dim: int, vocab_size: int) -> DecoderConfig:
-        """Return the architecture for embeddings of ``dim`` dimensions and a tokenizer of ``vocab_size`` tokens."""
+        """Return the architecture for embeddings of ``dim`` dimensions and a tokenizer of
+        ``vocab_size`` tokens.
+        """
         own = {field.name: getattr(self, field.name) for field in fields(DecoderConfig)}
         return DecoderConfig(**{**own, "dim": dim, "vocab_size": vocab_size})
 
@@ -200,24 +221,37 @@ class LanguageModelSize:
 
 
 AnySize = Size | LanguageModelSize
-# what turns a size into a language model of captions: no prefix, and the contrastive loss that MAGIC's is trained with
+# what turns a size into a language model of captions: no prefix, and the contrastive loss that
+# MAGIC's is trained with
 UNCONDITIONAL = ("prefix_length=0", "contrastive_margin=0.5")
 
 
 def _size(epochs: int, learning_rate: float, **architecture: Any) -> Size:
-    return Size(training=TrainingConfig(epochs, 64, learning_rate, word_dropout=0.1), **architecture)
+    return Size(
+        training=TrainingConfig(epochs, 64, learning_rate, word_dropout=0.1), **architecture
+    )
 
 
 SIZES: Mapping[str, AnySize] = MappingProxyType(
     {
         "tiny": _size(8, 2e-3, width=192, layers=2, heads=3, prefix_length=2, vocab_size=2048),
         "small": _size(6, 1.5e-3, width=256, layers=3, heads=4, prefix_length=4, vocab_size=4096),
-        "base": _size(10, 6e-4, width=512, layers=6, heads=8, prefix_length=10, vocab_size=8192, dropout=0.1),
-        # GPT-2 fully fine-tuned behind an MLP 512 -> 3840 -> 7680, AdamW; 5,000 steps of warm-up, then linear decay
+        "base": _size(
+            10, 6e-4, width=512, layers=6, heads=8, prefix_length=10, vocab_size=8192, dropout=0.1
+        ),
+        # GPT-2 fully fine-tuned behind an MLP 512 -> 3840 -> 7680, AdamW; 5,000 steps of warm-up,
+        # then linear decay
         "paper": LanguageModelSize(
             "gpt2",
             TrainingConfig(
-                10, 40, 2e-5, warmup_steps=5000, decay="linear", weight_decay=0.0, beta2=0.999, clip_norm=0.0
+                10,
+                40,
+                2e-5,
+                warmup_steps=5000,
+                decay="linear",
+                weight_decay=0.0,
+                beta2=0.999,
+                clip_norm=0.0,
             ),
         ),
     }
@@ -234,11 +268,13 @@ def load_size(
     patience: int | None = None,
     seed: int = 0,
 ) -> AnySize:
-    """Return a size by name, with some of its settings changed; few captions get more epochs, and stop early.
+    """Return a size by name, with some of its settings changed; few captions get more epochs, and
+    stop early.
 
     Args:
         name: a key of `SIZES`.
-        overrides: ``setting=value``, for fields of the size or of its training; epochs and patience are kept.
+        overrides: ``setting=value``, for fields of the size or of its training; epochs and patience
+            are kept.
         fine_tuned: of a decoder that training continues from, with a lower learning rate.
         captions: how many there are to learn from; None for the epochs of the size, however few.
         epochs: None for those of the size, or as many as give 600 steps (at most 60).
@@ -246,12 +282,16 @@ def load_size(
         seed: for all random numbers.
 
     Raises:
-        DecoderError: if there is no such size or setting, a value is not of the setting's type, or the architecture
-            of a decoder that training continues from is changed.
+        DecoderError: if there is no such size or setting, a value is not of the setting's type, or
+            the architecture of a decoder that training continues from is changed.
     """
-    size = load_named_size(SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError)
+    size = load_named_size(
+        SIZES, name, overrides, ("seed", "dim"), kind="decoder", error=DecoderError
+    )
     if fine_tuned and replace(size, training=SIZES[name].training) != SIZES[name]:
-        raise DecoderError("The architecture comes from the decoder given by --from and cannot be changed.")
+        raise DecoderError(
+            "The architecture comes from the decoder given by --from and cannot be changed."
+        )
     own, changed = size.training, [override.partition("=")[0].strip() for override in overrides]
     if captions and epochs is None and isinstance(size, Size) and "epochs" not in changed:
         steps = math.ceil(captions / own.batch_size)
@@ -261,4 +301,7 @@ def load_size(
     given: dict[str, Any] = {"seed": seed, "epochs": epochs, "patience": patience}
     if fine_tuned and "learning_rate" not in changed:
         given["learning_rate"] = _FINE_TUNING * own.learning_rate
-    return replace(size, training=replace(own, **{key: value for key, value in given.items() if value is not None}))
+    return replace(
+        size,
+        training=replace(own, **{key: value for key, value in given.items() if value is not None}),
+    )

@@ -1,14 +1,18 @@
-"""ESPER (Yu et al., CVPR 2023): a mapper in front of a frozen language model, trained with images alone.
+"""ESPER (Yu et al., CVPR 2023): a mapper in front of a frozen language model, trained with images
+alone.
 
-The language model writes captions of images that have none, the encoder compares each caption with its image, and a
-policy gradient trains the mapper to write captions that are closer. The reward, the penalty for leaving the language
-model, the clipped objective of PPO and its advantages are those of the paper. These parts differ:
+The language model writes captions of images that have none, the encoder compares each caption with
+its image, and a policy gradient trains the mapper to write captions that are closer. The reward,
+the penalty for leaving the language model, the clipped objective of PPO and its advantages are
+those of the paper. These parts differ:
 
-- The language model is one of captions (``c3 train-decoder --unconditional``), which the paper compares with as
-  ESPER-Style. The mapper starts as the token that the language model begins with, so that it departs from it slowly.
-- There are no rewards for fluency and against repetition, only the penalty for leaving the language model.
-- A few hundred updates replace thousands. The encoder chooses the checkpoint on other images, while the paper chose it
-  with captions that people wrote.
+- The language model is one of captions (``c3 train-decoder --unconditional``), which the paper
+  compares with as ESPER-Style. The mapper starts as the token that the language model begins with,
+  so that it departs from it slowly.
+- There are no rewards for fluency and against repetition, only the penalty for leaving the language
+  model.
+- A few hundred updates replace thousands. The encoder chooses the checkpoint on other images, while
+  the paper chose it with captions that people wrote.
 
 Shapes: B captions, T tokens, V vocabulary.
 """
@@ -40,8 +44,12 @@ from .generation import generate
 from .model import Decoder
 from .steering import encode_once
 
-ESPER_TRAINING = TrainingConfig(epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95)
-LANGUAGE_MODEL_REMEDY = "Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm."
+ESPER_TRAINING = TrainingConfig(
+    epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95
+)
+LANGUAGE_MODEL_REMEDY = (
+    "Train one with `c3 train-decoder --unconditional -o c3-lm`, and name it with --from c3-lm."
+)
 _PREFIX_LENGTH = 10
 _REWARD_SCALE, _REWARD_OFFSET = 50.0, -10.0
 _DIVERGENCE = 0.15  # weight of log p / p_lm per token
@@ -51,15 +59,17 @@ _VALUE_WEIGHT = 0.5
 
 
 class EsperTask(Task):
-    """The training of a mapper in front of a language model on images; no caption of them is used. In fp32.
+    """The training of a mapper in front of a language model on images; no caption of them is used.
+    In fp32.
 
     Args:
         train: images to learn from.
-        val: other images, the first 500 of which choose the checkpoint: by the mean cosine with their captions.
+        val: other images, the first 500 of which choose the checkpoint: by the mean cosine with
+            their captions.
         start: a captioner without a prefix; it is not changed.
         encoder: of the model that the embeddings are of.
-        config: ``epochs`` (over the images), ``batch_size``, ``learning_rate``, ``warmup``, ``decay``, ``clip_norm``
-            and ``seed`` are used.
+        config: ``epochs`` (over the images), ``batch_size``, ``learning_rate``, ``warmup``,
+            ``decay``, ``clip_norm`` and ``seed`` are used.
         device: to train on; the fastest available when None.
 
     Raises:
@@ -79,16 +89,24 @@ class EsperTask(Task):
     ) -> None:
         if not start.is_language_model:
             raise DecoderError(
-                "ESPER starts from a language model, and this decoder reads embeddings.", remedy=LANGUAGE_MODEL_REMEDY
+                "ESPER starts from a language model, and this decoder reads embeddings.",
+                remedy=LANGUAGE_MODEL_REMEDY,
             )
         self.train, self.val = train, val.select(np.arange(min(len(val), _VALIDATION_IMAGES)))
-        self.tokenizer, self.pipeline, self.encoder, self.config = start.tokenizer, start.pipeline, encoder, config
+        self.tokenizer, self.pipeline, self.encoder, self.config = (
+            start.tokenizer,
+            start.pipeline,
+            encoder,
+            config,
+        )
         self.device = device or devices.pick(precision="fp32").device
         self.language_model = copy.deepcopy(start.decoder).to(self.device).eval()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(config.seed, "initialise"))
             self.model = self.language_model.behind_prefix(_PREFIX_LENGTH)
-        width = self.language_model.prefill(torch.zeros(1, self.model.config.dim, device=self.device))[1].shape[1]
+        width = self.language_model.prefill(
+            torch.zeros(1, self.model.config.dim, device=self.device)
+        )[1].shape[1]
         self.value = nn.Linear(width, 1)  # of each state
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
@@ -99,7 +117,14 @@ class EsperTask(Task):
         self.optimizer = config.optimizer(self.module)
         self.per_epoch = math.ceil(len(train) / config.batch_size)
         self.plan = config.plan(self.per_epoch, config.warmup * self.per_epoch)
-        settings = [config, self.model.digest(), _PREFIX_LENGTH, _DIVERGENCE, _PASSES, _REWARD_SCALE]
+        settings = [
+            config,
+            self.model.digest(),
+            _PREFIX_LENGTH,
+            _DIVERGENCE,
+            _PASSES,
+            _REWARD_SCALE,
+        ]
         data = [part for rows in (train, self.val) for part in (rows.keys, rows.embeddings)]
         self.identity = digest_of(settings, *data)
         self.facts = {
@@ -111,7 +136,9 @@ class EsperTask(Task):
         }
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
-        """Write captions of some images, and train towards those that are closer to their images."""
+        """Write captions of some images, and train towards those that are closer to their
+        images.
+        """
         config, model, language_model = self.config, self.model, self.language_model
         self.module.eval()  # without dropout
         epoch, place = divmod(number, self.per_epoch)
@@ -121,7 +148,10 @@ class EsperTask(Task):
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(self.device)
         tokens = _sample(model, inputs)  # (B, T)
         real = tokens != model.pad_id
-        cosines = torch.from_numpy(self._cosines(tokens.tolist(), self.train.embeddings[rows])).to(self.device)  # (B,)
+        # (B,)
+        cosines = torch.from_numpy(self._cosines(tokens.tolist(), self.train.embeddings[rows])).to(
+            self.device
+        )
         with torch.no_grad():
             before, values = self._policy(inputs, tokens)
             log_p_lm, _ = _token_log_probabilities(language_model, inputs, tokens)
@@ -157,9 +187,15 @@ class EsperTask(Task):
 
     @staticmethod
     def advantages(
-        cosines: Tensor, log_p: Tensor, log_p_lm: Tensor, values: Tensor, real: Tensor, smoothing: float = 0.95
+        cosines: Tensor,
+        log_p: Tensor,
+        log_p_lm: Tensor,
+        values: Tensor,
+        real: Tensor,
+        smoothing: float = 0.95,
     ) -> Tensor:
-        """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016); of padding 0.
+        """Return the advantage of each token (B, T), without discount (GAE, Schulman et al., 2016);
+        of padding 0.
 
             A_t = sum_k smoothing^k (r_(t+k) + V_(t+k+1) - V_(t+k)),  V = 0 after the last token
             r_t = -0.15 (log p(t) - log p_lm(t)) + [t is the last] (50 cos(image, caption) - 10)
@@ -175,7 +211,9 @@ class EsperTask(Task):
             smoothing: lambda.
         """
         rewards = -_DIVERGENCE * (log_p - log_p_lm) * real
-        rewards[torch.arange(len(rewards)), real.sum(1) - 1] += _REWARD_SCALE * cosines + _REWARD_OFFSET
+        rewards[torch.arange(len(rewards)), real.sum(1) - 1] += (
+            _REWARD_SCALE * cosines + _REWARD_OFFSET
+        )
         advantages = torch.zeros_like(rewards)
         after = torch.zeros_like(rewards[:, 0])
         following = torch.zeros_like(after)
@@ -186,8 +224,11 @@ class EsperTask(Task):
         return advantages
 
     @staticmethod
-    def policy_loss(log_p: Tensor, before: Tensor, advantages: Tensor, real: Tensor, clip: float = 0.2) -> Tensor:
-        """Return the clipped objective of PPO (Schulman et al., 2017) as a loss, mean over tokens without padding.
+    def policy_loss(
+        log_p: Tensor, before: Tensor, advantages: Tensor, real: Tensor, clip: float = 0.2
+    ) -> Tensor:
+        """Return the clipped objective of PPO (Schulman et al., 2017) as a loss, mean over tokens
+        without padding.
 
             -min(p / p_before A, clamp(p / p_before, 1 - clip, 1 + clip) A)
 
@@ -199,12 +240,16 @@ class EsperTask(Task):
             clip: 0.2 in ESPER.
         """
         ratio = (log_p - before).exp()
-        return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)[real].mean()
+        return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)[
+            real
+        ].mean()
 
 
 @torch.no_grad()
 def _sample(model: Decoder, inputs: Tensor) -> Tensor:
-    """Draw one caption per row of what the decoder reads (B, d): int64 (B, T), right-padded; from torch's generator."""
+    """Draw one caption per row of what the decoder reads (B, d): int64 (B, T), right-padded; from
+    torch's generator.
+    """
     logits, _, cache = model.prefill(inputs)
     going = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
     columns: list[Tensor] = []
@@ -217,8 +262,12 @@ def _sample(model: Decoder, inputs: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _token_log_probabilities(model: Decoder, inputs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of each token (B, T), of padding 0, and the hidden states (B, T, W)."""
+def _token_log_probabilities(
+    model: Decoder, inputs: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each token (B, T), of padding 0, and the hidden states (B, T,
+    W).
+    """
     logits, hidden = model(inputs, tokens)
     real = tokens != model.pad_id
     known = tokens.masked_fill(~real, model.end_id)

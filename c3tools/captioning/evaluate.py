@@ -35,7 +35,8 @@ class Evaluation:
         scores: by metric, in percent.
         intervals: 95 % bootstrap intervals over images, by metric.
         details: the scores per image.
-        differences: comparison with other captions of the same images, by metric; empty if there are none.
+        differences: comparison with other captions of the same images, by metric; empty if there
+            are none.
         notes: what a reader should know.
         left_out: keys of the captions that were not scored.
     """
@@ -56,7 +57,9 @@ class Evaluation:
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "notes": self.notes,
             "left_out": self.left_out,
-            "captions": [{"key": key, "caption": caption} for key, caption in self.captions.items()],
+            "captions": [
+                {"key": key, "caption": caption} for key, caption in self.captions.items()
+            ],
         }
         if self.differences:
             content["differences"] = self.differences
@@ -64,7 +67,12 @@ class Evaluation:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per metric."""
-        columns = ["score", "%", "95 % interval", *(["difference", "p"] if self.differences else [])]
+        columns = [
+            "score",
+            "%",
+            "95 % interval",
+            *(["difference", "p"] if self.differences else []),
+        ]
         rows = []
         for name, value in self.scores.items():
             interval, change = self.intervals.get(name), self.differences.get(name)
@@ -99,13 +107,17 @@ def evaluate_captions(
     precision: str = "auto",
     reporter: Reporter = SILENT,
 ) -> Evaluation:
-    """Caption the images of a store from their embeddings and score the captions, or score given captions.
+    """Caption the images of a store from their embeddings and score the captions, or score given
+    captions.
 
     Args:
         store: See `embed`.
-        captions: Score the captions in this file (of c3 caption --json, CSV, or COCO's JSON) instead of new ones.
-        references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of those of the store.
-        against: A second file of captions of the same images; tests whether the difference is significant.
+        captions: Score the captions in this file (of c3 caption --json, CSV, or COCO's JSON)
+            instead of new ones.
+        references: Compare with the captions in this file (jsonl, csv, COCO's JSON) instead of
+            those of the store.
+        against: A second file of captions of the same images; tests whether the difference is
+            significant.
         decoder: See `caption_images`.
         split: The split to score: train, val, test or all.
         beams: See `caption_images`.
@@ -126,7 +138,8 @@ def evaluate_captions(
     Raises:
         StoreError: if the store is missing, or has no images or no captions.
         DecoderError: if there is no decoder, or it was trained on another model or dimension.
-        MetricError: if there is nothing to score, or references are missing (their keys are listed).
+        MetricError: if there is nothing to score, or references are missing (their keys are
+            listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
     if captions is None:
@@ -144,7 +157,8 @@ def evaluate_captions(
         exported = Pipeline.of_export(opened)
         if exported and (steer or clip_score):
             raise MetricError(
-                "--steer and --clip-score compare images with texts as the encoder gives them, but the rows of the "
+                "--steer and --clip-score compare images with texts as the encoder gives them, "
+                "but the rows of the "
                 f"export {opened.path} went through {exported[0].name}.",
                 remedy="Use the store that was exported.",
             )
@@ -152,7 +166,11 @@ def evaluate_captions(
             require_captions(opened)
         if clip_score or (steer and captions is None):
             encoder = resolve_encoder(
-                recorded=opened.info.model, device=device, backend=backend, precision=precision, reporter=reporter
+                recorded=opened.info.model,
+                device=device,
+                backend=backend,
+                precision=precision,
+                reporter=reporter,
             )
     known: Texts = references if references is not None else store_references(opened)
     left_out: list[str] = []
@@ -165,20 +183,30 @@ def evaluate_captions(
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
         writer = decoder.after(*exported) if exported else decoder
-        texts = writer.caption(embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation)
+        texts = writer.caption(
+            embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation
+        )
         own = dict(zip(images.keys, texts, strict=True))
     details = score_captions(own, align_keys(own, known), java=java)
     scored, differences, notes = details.corpus if resamples else (), {}, [*details.notes]
     intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in scored}
     if left_out:
-        said = counted(len(left_out), "image without reference captions is", "images without reference captions are")
+        said = counted(
+            len(left_out),
+            "image without reference captions is",
+            "images without reference captions are",
+        )
         notes.append(f"{said} left out; the first is {left_out[0]}.")
     shown = _clip_scores(opened, encoder, own, known) if clip_score and encoder is not None else {}
     if against is not None:
         others = read_predictions(against)
         other = score_captions(others, align_keys(others, known), java=java)
-        differences = {name: compare(other, details, name) for name in details.corpus if name in other.corpus}
-    return Evaluation(own, {**details.corpus, **shown}, intervals, details, differences, notes, left_out)
+        differences = {
+            name: compare(other, details, name) for name in details.corpus if name in other.corpus
+        }
+    return Evaluation(
+        own, {**details.corpus, **shown}, intervals, details, differences, notes, left_out
+    )
 
 
 def require_captions(store: Store) -> None:
@@ -190,10 +218,13 @@ def require_captions(store: Store) -> None:
     texts = store.batches("text", ["caption"]) if "text" in store.modalities else ()
     if any(any(batch.column("caption").to_pylist()) for batch in texts):
         return
-    there = ", ".join(f"{store.count(name):,} {name} rows" for name in store.modalities) or "no rows"
+    there = (
+        ", ".join(f"{store.count(name):,} {name} rows" for name in store.modalities) or "no rows"
+    )
     raise StoreError(
         f"The store {store.path} has no captions in text rows; it has {there}.",
-        remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a table that has a column "
+        remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a "
+        "table that has a column "
         "of captions (`c3 import --text FILE --meta FILE`) into a new store.",
     )
 
@@ -203,7 +234,9 @@ def store_references(store: Store) -> dict[str, list[str]]:
     references: dict[str, list[str]] = {}
     columns = ["caption", "image_key"]
     for batch in store.batches("text", columns=columns):
-        for caption, item in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+        for caption, item in zip(
+            *(batch.column(name).to_pylist() for name in columns), strict=True
+        ):
             if item is not None and caption and caption.strip():
                 references.setdefault(item, []).append(caption)
     return references
@@ -226,26 +259,34 @@ def images_with_references(
     images = store.load("image", split=split)
     if not exact:
         references = align_keys(images.keys, references)
-    has = np.array([any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool)
+    has = np.array(
+        [any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool
+    )
     if not has.any():
         first = f" The first image is {images.keys[0]!r}." if len(images) else ""
         raise MetricError(
             f"No image of the store {store.path} in the split {split!r} has a reference caption. "
             f"The splits of images are {store.list_splits('image')}.{first}",
-            remedy="Choose another split with --split, or references that name the images as the store does.",
+            remedy="Choose another split with --split, or references that name the images as the "
+            "store does.",
         )
     return images.select(has), images.select(~has).keys
 
 
-def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts) -> dict[str, float]:
+def _clip_scores(
+    store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts
+) -> dict[str, float]:
     """Return CLIPScore and RefCLIPScore, in percent, from the stored embeddings of the images."""
-    store.info.require_same_model(encoder.identity, own=f"The store {store.path}", theirs="the encoder")
+    store.info.require_same_model(
+        encoder.identity, own=f"The store {store.path}", theirs="the encoder"
+    )
     images = store.load("image")
     rows = positions(images.keys)
     missing = [key for key in captions if key not in rows]
     if missing:
         raise MetricError(
-            f"CLIPScore needs the images, but {len(missing)} are not in the store, for example {missing[0]}."
+            f"CLIPScore needs the images, but {len(missing)} are not in the store, for example "
+            f"{missing[0]}."
         )
     aligned = align_keys(captions, references)
     embeddings = images.embeddings[[rows[key] for key in captions]]
@@ -253,4 +294,7 @@ def _clip_scores(store: Store, encoder: Encoder, captions: Mapping[str, str], re
     item_index = np.repeat(np.arange(len(captions)), [len(aligned[key]) for key in captions])
     described = encoder.encode_texts([PROMPT + text for key in captions for text in aligned[key]])
     scores = clip_scores(embeddings, candidates, described, item_index)
-    return {name: float(values.mean()) for name, values in zip(("CLIPScore", "RefCLIPScore"), scores, strict=True)}
+    return {
+        name: float(values.mean())
+        for name, values in zip(("CLIPScore", "RefCLIPScore"), scores, strict=True)
+    }

@@ -1,10 +1,11 @@
-"""A causal language model of transformers behind a mapper: ClipCap's decoder, and the paper's (the extra ``hf``).
+"""A causal language model of transformers behind a mapper: ClipCap's decoder, and the paper's (the
+extra ``hf``).
 
-A mapper turns an embedding into P prefix positions of the model's width; the model continues them with a caption and
-its own end-of-text token. The model is fine-tuned with the mapper, or frozen. Any causal model that takes
-``inputs_embeds`` and has a fast tokenizer will do. Padding is the id after the last token: no token of the model is
-ever ignored by the loss. With P = 0 there is no mapper: the model reads no embedding, and begins with its end-of-text
-token.
+A mapper turns an embedding into P prefix positions of the model's width; the model continues them
+with a caption and its own end-of-text token. The model is fine-tuned with the mapper, or frozen.
+Any causal model that takes ``inputs_embeds`` and has a fast tokenizer will do. Padding is the id
+after the last token: no token of the model is ever ignored by the loss. With P = 0 there is no
+mapper: the model reads no embedding, and begins with its end-of-text token.
 
 Shapes: B captions, T tokens, P prefix positions, W width of the model, V vocabulary.
 """
@@ -30,7 +31,9 @@ class LanguageModelDecoder(Decoder):
     config: LanguageModelConfig
     language_model: Any
 
-    def __init__(self, config: LanguageModelConfig, language_model: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: LanguageModelConfig, language_model: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.pad_id, self.end_id = config.vocab_size, config.end_id
@@ -42,7 +45,9 @@ class LanguageModelDecoder(Decoder):
         width = self.language_model.get_input_embeddings().weight.shape[1]
         if config.prefix_length:
             filled = config.prefix_length * width
-            self.mapper = nn.Sequential(nn.Linear(config.dim, filled // 2), nn.Tanh(), nn.Linear(filled // 2, filled))
+            self.mapper = nn.Sequential(
+                nn.Linear(config.dim, filled // 2), nn.Tanh(), nn.Linear(filled // 2, filled)
+            )
         if config.frozen:
             self.language_model.requires_grad_(False)
         # its name changed with the version of transformers
@@ -50,12 +55,16 @@ class LanguageModelDecoder(Decoder):
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
 
     @classmethod
-    def pretrained(cls, size: LanguageModelSize, dim: int) -> tuple[LanguageModelDecoder, CaptionTokenizer]:
-        """Load a language model and its tokenizer, and put it behind a new mapper for embeddings of ``dim`` dimensions.
+    def pretrained(
+        cls, size: LanguageModelSize, dim: int
+    ) -> tuple[LanguageModelDecoder, CaptionTokenizer]:
+        """Load a language model and its tokenizer, and put it behind a new mapper for embeddings of
+        ``dim`` dimensions.
 
         Raises:
             MissingExtraError: if transformers is not installed.
-            DecoderError: if there is no such model, or it has no fast tokenizer or end-of-text token.
+            DecoderError: if there is no such model, or it has no fast tokenizer or end-of-text
+                token.
         """
         transformers = _transformers()
         try:
@@ -64,13 +73,22 @@ class LanguageModelDecoder(Decoder):
         except (OSError, ValueError, KeyError) as error:
             raise DecoderError(
                 f"The language model {size.model!r} cannot be loaded ({reason_of(error)}).",
-                remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set model=PATH), or a model of "
-                "the Hugging Face hub if it can be reached. The sizes tiny, small and base need neither.",
+                remedy="Give a folder that save_pretrained wrote, with its tokenizer (--set "
+                "model=PATH), or a model of "
+                "the Hugging Face hub if it can be reached. The sizes tiny, small and base need "
+                "neither.",
             ) from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+        end_id = (
+            tokenizer.eos_token_id
+            if tokenizer.eos_token_id is not None
+            else model.config.eos_token_id
+        )
         if backend is None or end_id is None:
-            raise DecoderError(f"The language model {size.model!r} has no fast tokenizer with an end-of-text token.")
+            raise DecoderError(
+                f"The language model {size.model!r} has no fast tokenizer with an end-of-text "
+                f"token."
+            )
         backend.no_padding()
         backend.no_truncation()
         vocab_size = int(model.get_output_embeddings().weight.shape[0])
@@ -119,4 +137,6 @@ class LanguageModelDecoder(Decoder):
 
 
 def _transformers() -> Any:
-    return optional_module("transformers", "transformers", extra="hf", purpose="A language-model decoder")
+    return optional_module(
+        "transformers", "transformers", extra="hf", purpose="A language-model decoder"
+    )

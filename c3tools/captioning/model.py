@@ -1,12 +1,14 @@
 """The base of all caption decoders, and the built-in one: a small Transformer behind an MLP prefix.
 
-An embedding becomes P prefix positions by a two-layer MLP (the mapping of ClipCap and of C3, in small); the
-Transformer continues them with the tokens of a caption and an end-of-text token. Token embeddings are tied to
-the output layer, positions are learned, blocks are pre-norm (GPT-2). Captions are padded on the right, so causal
-attention alone keeps padding away from real tokens, and no mask is needed. With P = 0 it is a language model of
-captions: it reads no embedding, and begins with the end-of-text token.
+An embedding becomes P prefix positions by a two-layer MLP (the mapping of ClipCap and of C3, in
+small); the Transformer continues them with the tokens of a caption and an end-of-text token. Token
+embeddings are tied to the output layer, positions are learned, blocks are pre-norm (GPT-2).
+Captions are padded on the right, so causal attention alone keeps padding away from real tokens, and
+no mask is needed. With P = 0 it is a language model of captions: it reads no embedding, and begins
+with the end-of-text token.
 
-Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W width, H heads, V vocabulary.
+Shapes: B captions, T tokens, P prefix positions, S = positions in this call, W width, H heads, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Decoder(nn.Module):
 
     Attributes:
         config: its architecture.
-        pad_id: fills captions on the right, and stands for words that training hides; never generated.
+        pad_id: fills captions on the right, and stands for words that training hides; never
+            generated.
         end_id: the end-of-text token.
     """
 
@@ -48,7 +51,8 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def predict(self, x: Tensor, first: int, cache: Any = None) -> tuple[Tensor, Tensor]:
-        """Run inputs (B, S, W) behind those of the cache: scores (B, S', V) and hidden states (B, S', W).
+        """Run inputs (B, S, W) behind those of the cache: scores (B, S', V) and hidden states (B,
+        S', W).
 
         Args:
             x: prefix positions and embedded tokens.
@@ -62,17 +66,22 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def copy_behind_mapper(self, length: int) -> tuple[Decoder, nn.Sequential]:
-        """Return a copy of a language model behind a new mapper to so many positions, and the mapper."""
+        """Return a copy of a language model behind a new mapper to so many positions, and the
+        mapper.
+        """
         raise NotImplementedError
 
     def behind_prefix(self, length: int) -> Decoder:
-        """Return a copy of a language model behind a new mapper to so many positions, which alone is to be trained.
+        """Return a copy of a language model behind a new mapper to so many positions, which alone
+        is to be trained.
 
-        The mapper starts near what the language model begins with, the end-of-text token, at every position.
+        The mapper starts near what the language model begins with, the end-of-text token, at every
+        position.
         """
         decoder, mapper = self.copy_behind_mapper(length)
         last: Any = mapper[-1]
-        start = self.embed_tokens(torch.tensor([self.end_id], device=self.device))[0].detach()  # (W,)
+        # (W,)
+        start = self.embed_tokens(torch.tensor([self.end_id], device=self.device))[0].detach()
         last.weight.data *= _START_SPREAD
         last.bias.data = start.repeat(length).to(last.bias.device)
         decoder.requires_grad_(False)
@@ -80,13 +89,20 @@ class Decoder(nn.Module):
         return decoder
 
     def embed_prefix(self, embeddings: Tensor) -> Tensor:
-        """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it begins with."""
+        """Map embeddings (B, d) to prefix positions (B, P, W), or for a language model to what it
+        begins with.
+        """
         if length := self.config.prefix_length:
             return self.map_prefix(embeddings).view(len(embeddings), length, -1)
-        return self.embed_tokens(torch.full((len(embeddings), 1), self.end_id, device=embeddings.device))
+        return self.embed_tokens(
+            torch.full((len(embeddings), 1), self.end_id, device=embeddings.device)
+        )
 
-    def forward(self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the scores that predict each token (teacher forcing), and the hidden states they are made from.
+    def forward(
+        self, embeddings: Tensor, tokens: Tensor, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the scores that predict each token (teacher forcing), and the hidden states they
+        are made from.
 
         Args:
             embeddings: (B, d), transformed as the decoder's pipeline says.
@@ -94,7 +110,8 @@ class Decoder(nn.Module):
             seen: the tokens that the decoder reads, ``tokens`` by default; training hides some.
 
         Returns:
-            (B, T, V) and (B, T, W): entry t predicts ``tokens[:, t]`` from the embedding and ``tokens[:, :t]``.
+            (B, T, V) and (B, T, W): entry t predicts ``tokens[:, t]`` from the embedding and
+            ``tokens[:, :t]``.
         """
         prefix = self.embed_prefix(embeddings)  # (B, P, W)
         shown = tokens if seen is None else seen
@@ -102,18 +119,24 @@ class Decoder(nn.Module):
         return self.predict(x, prefix.shape[1] - 1)
 
     def prefill(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Run the prefix of embeddings (B, d): scores of the first token (B, V), the hidden state (B, W), the cache."""
+        """Run the prefix of embeddings (B, d): scores of the first token (B, V), the hidden state
+        (B, W), the cache.
+        """
         cache = self.new_cache()
         logits, hidden = self.predict(self.embed_prefix(embeddings), -1, cache)
         return logits[:, 0], hidden[:, 0], cache
 
     def decode_step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states (B, W)."""
+        """Run ``tokens`` (B,) and extend the cache: scores of the next token (B, V), hidden states
+        (B, W).
+        """
         logits, hidden = self.predict(self.embed_tokens(tokens[:, None]), 0, cache)
         return logits[:, 0], hidden[:, 0]
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """Return scores (..., V) in float32 with padding ruled out: it is never trained, so its score means nothing."""
+        """Return scores (..., V) in float32 with padding ruled out: it is never trained, so its
+        score means nothing.
+        """
         scores = logits.float()
         if self.pad_id < scores.shape[-1]:
             scores[..., self.pad_id] = -torch.inf
@@ -134,7 +157,9 @@ class Decoder(nn.Module):
 
 
 class _KeyValueCache(list[tuple[Tensor, Tensor]]):
-    """Keys and values (B, H, S, W / H) of the positions so far, by block; its methods are those of DynamicCache."""
+    """Keys and values (B, H, S, W / H) of the positions so far, by block; its methods are those of
+    DynamicCache.
+    """
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Append those of one block's new positions, and return those of all."""
@@ -146,8 +171,12 @@ class _KeyValueCache(list[tuple[Tensor, Tensor]]):
         return self[layer]
 
     def batch_select_indices(self, rows: Tensor) -> None:
-        """Keep or repeat the given rows of the batch (finished captions leave, beams are reordered)."""
-        self[:] = [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self]
+        """Keep or repeat the given rows of the batch (finished captions leave, beams are
+        reordered).
+        """
+        self[:] = [
+            (keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in self
+        ]
 
 
 class _Attention(nn.Module):
@@ -166,10 +195,13 @@ class _Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, S, W / H)
         if cache is not None:
             k, v = cache.update(k, v, layer)  # (B, H, all so far, W / H)
-        # written out: for sequences this short, batched products are 4x faster in bf16 than torch's fused kernels
+        # written out: for sequences this short, batched products are 4x faster in bf16 than torch's
+        # fused kernels
         scores = (q * (W // self.heads) ** -0.5) @ k.transpose(-1, -2)  # (B, H, S, all so far)
         if S > 1:  # the whole sequence, or the whole prefix; a single new position sees everything
-            scores = scores + torch.full((S, S), -torch.inf, dtype=scores.dtype, device=x.device).triu(1)
+            scores = scores + torch.full(
+                (S, S), -torch.inf, dtype=scores.dtype, device=x.device
+            ).triu(1)
         y = scores.softmax(dim=-1) @ v  # (B, H, S, W / H)
         joined: Tensor = self.out(y.transpose(1, 2).reshape(B, S, W))  # (B, S, W)
         return joined
@@ -206,9 +238,13 @@ class CaptionDecoder(Decoder):
         if config.prefix_length:
             hidden = config.width * max(1, config.prefix_length // 2)
             filled = config.prefix_length * config.width
-            self.prefix = nn.Sequential(nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, filled))
+            self.prefix = nn.Sequential(
+                nn.Linear(config.dim, hidden), nn.Tanh(), nn.Linear(hidden, filled)
+            )
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Parameter(torch.empty(max(1, config.prefix_length) + config.max_tokens, config.width))
+        self.positions = nn.Parameter(
+            torch.empty(max(1, config.prefix_length) + config.max_tokens, config.width)
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -218,7 +254,8 @@ class CaptionDecoder(Decoder):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.tokens.weight, std=1 / math.sqrt(self.config.width))
         nn.init.normal_(self.positions, std=1 / math.sqrt(self.config.width))
-        residual = 1 / math.sqrt(2 * self.config.layers)  # keeps the residual stream's scale at any depth
+        # keeps the residual stream's scale at any depth
+        residual = 1 / math.sqrt(2 * self.config.layers)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "down.weight")):
                 parameter.data *= residual
@@ -232,8 +269,12 @@ class CaptionDecoder(Decoder):
         """Embed tokens (B, T) as (B, T, W)."""
         return self.tokens(tokens)  # type: ignore[no-any-return]
 
-    def predict(self, x: Tensor, first: int, cache: _KeyValueCache | None = None) -> tuple[Tensor, Tensor]:
-        """Run blocks, final norm and the output layer, whose weights are the tied token embeddings."""
+    def predict(
+        self, x: Tensor, first: int, cache: _KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run blocks, final norm and the output layer, whose weights are the tied token
+        embeddings.
+        """
         start = cache[0][0].shape[2] if cache else 0
         x = self.dropout(x + self.positions[start : start + x.shape[1]])  # (B, S, W)
         for layer, block in enumerate(self.blocks):
@@ -248,7 +289,11 @@ class CaptionDecoder(Decoder):
     def copy_behind_mapper(self, length: int) -> tuple[CaptionDecoder, nn.Sequential]:
         """Return a copy behind a new mapper; see `behind_prefix`."""
         decoder = CaptionDecoder(replace(self.config, prefix_length=length))
-        decoder.load_state_dict({**decoder.state_dict(), **self.state_dict()} | {"positions": decoder.positions})
+        decoder.load_state_dict(
+            {**decoder.state_dict(), **self.state_dict()} | {"positions": decoder.positions}
+        )
         # the last position of the prefix is where the language model begins
-        decoder.positions.data = torch.cat([self.positions.data[:1].repeat(length - 1, 1), self.positions.data])
+        decoder.positions.data = torch.cat(
+            [self.positions.data[:1].repeat(length - 1, 1), self.positions.data]
+        )
         return decoder, decoder.prefix

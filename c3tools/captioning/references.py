@@ -13,13 +13,16 @@ from ..io.files import read_json
 
 _KEYS = ("key", "image_id", "image", "file_name", "image_key")
 _LAYOUTS = (
-    'Use rows of {"key", "caption"}, {"image_id", "caption"} (COCO results) or {"image", "captions": [...]}, '
-    '{key: caption or [captions]}, {"images", "annotations"} as COCO\'s, or {"images"} with "sentences" as Karpathy\'s.'
+    'Use rows of {"key", "caption"}, {"image_id", "caption"} (COCO results) or {"image", '
+    '"captions": [...]}, '
+    '{key: caption or [captions]}, {"images", "annotations"} as COCO\'s, or {"images"} with '
+    '"sentences" as Karpathy\'s.'
 )
 
 
 def read_predictions(captions: Mapping[str, str] | str | Path) -> dict[str, str]:
-    """Return one caption per key: those given, or of a file as `read_references` takes it, keys as in the file.
+    """Return one caption per key: those given, or of a file as `read_references` takes it, keys as
+    in the file.
 
     Raises:
         MetricError, CorpusError: as `read_references`, and if a file has two captions for one key.
@@ -29,15 +32,20 @@ def read_predictions(captions: Mapping[str, str] | str | Path) -> dict[str, str]
     found = read_references(captions)
     for key, own in found.items():
         if len(own) != 1:
-            raise MetricError(f"{captions} has {len(own)} captions for {key}.", remedy="Keep one caption per image.")
+            raise MetricError(
+                f"{captions} has {len(own)} captions for {key}.",
+                remedy="Keep one caption per image.",
+            )
     return {key: own[0] for key, own in found.items()}
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
-    """Read captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO, Karpathy and `c3 evaluate --json`.
+    """Read captions by key from a .json, .jsonl, .csv or .tsv file, also of COCO, Karpathy and `c3
+    evaluate --json`.
 
     Raises:
-        MetricError, CorpusError: if the file is missing or of another layout, or a row of it is malformed.
+        MetricError, CorpusError: if the file is missing or of another layout, or a row of it is
+            malformed.
     """
     value, found = _read(Path(path)), dict[str, list[str]]()
     rows: Iterable[tuple[Any, Any]]
@@ -47,32 +55,49 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
                 pass
         match value:
             case {"annotations": annotations}:
-                names = {image["id"]: image.get("file_name", image["id"]) for image in value.get("images", [])}
-                rows = [(names.get(row["image_id"], row["image_id"]), row["caption"]) for row in annotations]
+                names = {
+                    image["id"]: image.get("file_name", image["id"])
+                    for image in value.get("images", [])
+                }
+                rows = [
+                    (names.get(row["image_id"], row["image_id"]), row["caption"])
+                    for row in annotations
+                ]
             case {"images": list(images)}:
-                rows = [(image["filename"], [row["raw"] for row in image["sentences"]]) for image in images]
+                rows = [
+                    (image["filename"], [row["raw"] for row in image["sentences"]])
+                    for image in images
+                ]
             case dict():
                 rows = value.items()
             case _:
-                rows = [(_key(row), row["captions" if "captions" in row else "caption"]) for row in value]
+                rows = [
+                    (_key(row), row["captions" if "captions" in row else "caption"])
+                    for row in value
+                ]
         for key, texts in rows:
             for text in [texts] if isinstance(texts, str) else texts:
                 if not isinstance(text, str):
                     raise TypeError(f"a caption of {key} is {type(text).__name__}")
                 found.setdefault(str(key), []).append(text)
     except (KeyError, TypeError, AttributeError) as error:
-        raise MetricError(f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS) from error
+        raise MetricError(
+            f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS
+        ) from error
     if not found:
         raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
     return found
 
 
-def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Return the references of each wanted key that has some, although the two files may name images differently.
+def align_keys(
+    wanted: Iterable[str], known: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Return the references of each wanted key that has some, although the two files may name
+    images differently.
 
-    A key matches itself. Otherwise it matches the only key with the same name without folder and suffix, or the
-    only one with the same number, if one of the two names is just that number: COCO's image_id 397133 is
-    000000397133.jpg, but dog_1.jpg is not cat_1.jpg.
+    A key matches itself. Otherwise it matches the only key with the same name without folder and
+    suffix, or the only one with the same number, if one of the two names is just that number:
+    COCO's image_id 397133 is 000000397133.jpg, but dog_1.jpg is not cat_1.jpg.
     """
     aliases: dict[str, list[str]] = {}
     for key in known:
@@ -80,7 +105,9 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
             aliases.setdefault(alias, []).append(key)
     found: dict[str, Sequence[str]] = {}
     for key in wanted:
-        matches = [key] if key in known else aliases.get(_stem(key)) or aliases.get(_number(key)) or []
+        matches = (
+            [key] if key in known else aliases.get(_stem(key)) or aliases.get(_number(key)) or []
+        )
         stems = {_stem(match) for match in (key, *matches)}
         if len(matches) == 1 and (len(stems) == 1 or any(map(str.isdigit, stems))):
             found[key] = known[matches[0]]
@@ -88,21 +115,30 @@ def align_keys(wanted: Iterable[str], known: Mapping[str, Sequence[str]]) -> dic
 
 
 def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return captions as COCO's evaluation reads them; image ids are numbers if the keys end in different ones."""
+    """Return captions as COCO's evaluation reads them; image ids are numbers if the keys end in
+    different ones.
+    """
     numbers = {key: int(number) for key in captions if (number := _number(key))}
     ids: Mapping[str, int | str] = numbers if len({*numbers.values()}) == len(numbers) else {}
-    return [{"image_id": ids.get(key, key), "caption": caption} for key, caption in captions.items()]
+    return [
+        {"image_id": ids.get(key, key), "caption": caption} for key, caption in captions.items()
+    ]
 
 
 def _read(path: Path) -> Any:
     table = path.suffix.lower() in (".csv", ".tsv")
     try:
-        return [row for _, row in read_records(path)] if table or path.suffix.lower() == ".jsonl" else read_json(path)
+        return (
+            [row for _, row in read_records(path)]
+            if table or path.suffix.lower() == ".jsonl"
+            else read_json(path)
+        )
     except OSError as error:
         raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
     except (ValueError, RecursionError, csv.Error) as error:
         raise MetricError(
-            f"{path} is not {'CSV' if table else 'JSON'} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
+            f"{path} is not {'CSV' if table else 'JSON'} ({error}).",
+            remedy="Use a .json, .jsonl, .csv or .tsv file.",
         ) from error
 
 
@@ -120,6 +156,8 @@ def _stem(key: str) -> str:
 
 
 def _number(key: str) -> str:
-    """Return the number in a name such as ``000000397133.jpg``, or after its last underscore, without leading zeros."""
+    """Return the number in a name such as ``000000397133.jpg``, or after its last underscore,
+    without leading zeros.
+    """
     last = _stem(key).rpartition("_")[2]
     return str(int(last)) if last.isascii() and last.isdigit() else ""

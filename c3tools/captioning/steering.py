@@ -1,27 +1,30 @@
 """MAGIC and ZeroCap: captions that the encoder steers while a decoder writes them.
 
-Both were made for a language model that reads no image (``c3 train-decoder --unconditional``); a decoder that reads the
-image is steered in the same way.
+Both were made for a language model that reads no image (``c3 train-decoder --unconditional``); a
+decoder that reads the image is steered in the same way.
 
-MAGIC (Su et al., 2022) scores each word again. Of the k tokens that the decoder finds likeliest, the one is taken that
-has the highest
+MAGIC (Su et al., 2022) scores each word again. Of the k tokens that the decoder finds likeliest,
+the one is taken that has the highest
 
     (1 - alpha) p(v | text) - alpha max_j cos(h_v, h_j) + beta softmax_k(scale cos(image, text + v))
 
-The first term is the decoder's probability, the second penalises hidden states that repeat earlier ones, the third is
-the encoder's view of the text so far. Published settings: k = 45, alpha = 0.1, beta = 2. It costs k text encodings per
-word.
+The first term is the decoder's probability, the second penalises hidden states that repeat earlier
+ones, the third is the encoder's view of the text so far. Published settings: k = 45, alpha = 0.1,
+beta = 2. It costs k text encodings per word.
 
-ZeroCap (Tewel et al., 2022) shifts what the language model has read, by a gradient of the encoder. Before each word but
-the first, five gradient steps shift the keys and values of what was written, to lower
+ZeroCap (Tewel et al., 2022) shifts what the language model has read, by a gradient of the encoder.
+Before each word but the first, five gradient steps shift the keys and values of what was written,
+to lower
 
-    - sum_v q(v) log p(v) + 0.2 KL(p || p_0),    q = softmax(scale cos(image, text + v)) over the 512 likeliest
+    - sum_v q(v) log p(v) + 0.2 KL(p || p_0),    q = softmax(scale cos(image, text + v)) over the
+      512 likeliest
 
-where p_0 is the probability without a shift, and q has no gradient. A step is -0.3 g / |g|^0.9 for the keys and for the
-values of each layer. Words are then scored by p^0.99 p_0^0.01, normalised; of five beams, compared by their mean
-log-probability, the one closest to the image is returned. The published model is GPT-2, which continues "Image of a"; a
-language model of captions begins without a prompt, so its first word has no context to shift. It costs up to 5 x 512
-text encodings per beam and word.
+where p_0 is the probability without a shift, and q has no gradient. A step is -0.3 g / |g|^0.9 for
+the keys and for the values of each layer. Words are then scored by p^0.99 p_0^0.01, normalised; of
+five beams, compared by their mean log-probability, the one closest to the image is returned. The
+published model is GPT-2, which continues "Image of a"; a language model of captions begins without
+a prompt, so its first word has no context to shift. It costs up to 5 x 512 text encodings per beam
+and word.
 
 Shapes: B captions or open beams, K candidates, W width, V vocabulary.
 """
@@ -66,12 +69,15 @@ def load_text_encoder(model: ModelIdentity, asked_by: str, **options: Any) -> En
     if not model:
         raise DecoderError(
             f"{asked_by} needs an encoder, and the model is unknown.",
-            remedy="Use embeddings that say which model they are of and that it can be loaded, or pass an encoder.",
+            remedy="Use embeddings that say which model they are of and that it can be loaded, or "
+            "pass an encoder.",
         )
     try:
         return resolve_encoder(recorded=model, **options)
     except EncoderError as error:
-        raise DecoderError(f"{asked_by} need the encoder {model}: {error.message}", remedy=error.remedy) from error
+        raise DecoderError(
+            f"{asked_by} need the encoder {model}: {error.message}", remedy=error.remedy
+        ) from error
 
 
 def encode_once(encoder: Encoder, texts: Sequence[str]) -> Matrix:
@@ -89,7 +95,9 @@ def write_steered(
     method: str,
     encoder: Encoder,
 ) -> list[list[int]]:
-    """Write captions of the inputs of a decoder, float32 (n, d), and of their images, unit vectors (n, d)."""
+    """Write captions of the inputs of a decoder, float32 (n, d), and of their images, unit vectors
+    (n, d).
+    """
     batch = torch.from_numpy(inputs).to(model.device)
     if method == "zerocap":
         similar = [_similarity(encoder, tokenizer, image) for image in images]
@@ -112,7 +120,10 @@ def _magic(
     earlier = F.normalize(hidden.float(), dim=-1)[:, None]  # (B, steps so far, W)
     for step in range(limit):
         probabilities = model.allowed(logits).softmax(-1)
-        likely, tokens = probabilities.topk(min(CANDIDATES["magic"], probabilities.shape[1]), dim=-1)  # (B, K)
+        # (B, K)
+        likely, tokens = probabilities.topk(
+            min(CANDIDATES["magic"], probabilities.shape[1]), dim=-1
+        )
         B, K = tokens.shape
         texts = [
             tokenizer.decode([*captions[row], token])
@@ -120,8 +131,10 @@ def _magic(
             for token in line
         ]
         encoded = encode_once(encoder, texts).reshape(B, K, -1)
-        similar = torch.from_numpy(np.einsum("bd,bkd->bk", images[rows], encoded)).to(likely.device)  # (B, K)
-        # every candidate is run one position further: its hidden state is needed, and its scores if it is taken
+        # (B, K)
+        similar = torch.from_numpy(np.einsum("bd,bkd->bk", images[rows], encoded)).to(likely.device)
+        # every candidate is run one position further: its hidden state is needed, and its scores if
+        # it is taken
         cache.batch_select_indices(torch.arange(B, device=batch.device).repeat_interleave(K))
         logits, hidden = model.decode_step(tokens.flatten(), cache)  # (B * K, V), (B * K, W)
         states = F.normalize(hidden.float(), dim=-1).view(B, K, -1)  # (B, K, W)
@@ -144,7 +157,9 @@ def _magic(
 
 
 def _similarity(encoder: Encoder, tokenizer: CaptionTokenizer, image: Matrix) -> _Similar:
-    """Return a function from B texts and the tokens (B, K) that continue them to cosines (B, K) with an image."""
+    """Return a function from B texts and the tokens (B, K) that continue them to cosines (B, K)
+    with an image.
+    """
     known: dict[str, float] = {}  # each different text is encoded once
 
     def similar(written: Sequence[Sequence[int]], tokens: Tensor) -> Tensor:
@@ -153,7 +168,9 @@ def _similarity(encoder: Encoder, tokenizer: CaptionTokenizer, image: Matrix) ->
         new = list(dict.fromkeys(text for text in texts if text not in known))
         if new:
             known.update(zip(new, (encoder.encode_texts(new) @ image).tolist(), strict=True))
-        return torch.tensor([known[text] for text in texts], device=tokens.device).view(tokens.shape)
+        return torch.tensor([known[text] for text in texts], device=tokens.device).view(
+            tokens.shape
+        )
 
     return similar
 
@@ -163,12 +180,14 @@ def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar) -> list[int]:
     with torch.no_grad():
         logits, _, cache = model.prefill(prefix)
     log_p = _log_probabilities(model, logits)  # (1, V)
-    # tokens, with the end-of-text token if the beam has ended, and the sum of their log-probabilities
+    # tokens, with the end-of-text token if the beam has ended, and the sum of their
+    # log-probabilities
     beams: list[tuple[list[int], float]] = [([], 0.0)]
     for step in range(model.config.max_tokens):
         going = [beam for beam in beams if model.end_id not in beam[0]]
         if step:
-            log_p = _shifted(model, cache, [tokens for tokens, _ in going], similar)  # the cache is one longer
+            # the cache is one longer
+            log_p = _shifted(model, cache, [tokens for tokens, _ in going], similar)
         options = [(tokens, total, -1) for tokens, total in beams if model.end_id in tokens]
         for row, (written, total) in enumerate(going):
             likely, tokens = log_p[row].topk(min(_BEAMS, log_p.shape[1]))
@@ -183,12 +202,14 @@ def _zerocap(model: Decoder, prefix: Tensor, similar: _Similar) -> list[int]:
             break
         cache.batch_select_indices(torch.tensor(parents, device=prefix.device))
     captions = [[token for token in tokens if token != model.end_id] for tokens, _ in beams]
-    closest = similar(captions, torch.full((len(captions), 1), model.end_id, device=prefix.device))  # (beams, 1)
+    # (beams, 1)
+    closest = similar(captions, torch.full((len(captions), 1), model.end_id, device=prefix.device))
     return captions[int(closest.argmax())]
 
 
 def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: _Similar) -> Tensor:
-    """Return the log-probabilities (B, V) of the words after ``written``, and extend the cache by the last of these.
+    """Return the log-probabilities (B, V) of the words after ``written``, and extend the cache by
+    the last of these.
 
     Args:
         model: the decoder.
@@ -197,7 +218,8 @@ def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: 
         similar: to the image.
     """
     last = torch.tensor([tokens[-1] for tokens in written], device=model.device)  # (B,)
-    context = [part for layer in cache for part in layer[:2]]  # keys and values of each layer in turn
+    # keys and values of each layer in turn
+    context = [part for layer in cache for part in layer[:2]]
     with torch.no_grad():
         log_p0 = _log_probabilities(model, model.decode_step(last, cache)[0])  # (B, V)
 
@@ -218,7 +240,10 @@ def _shifted(model: Decoder, cache: Any, written: Sequence[list[int]], similar: 
         loss = (_FLUENCY * divergence - (view * likely).sum(-1)).sum()
         gradients = torch.autograd.grad(loss, shift)
         shift = [
-            part.detach() - _STEP_SIZE * own / (own.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1) ** _NORM_POWER
+            part.detach()
+            - _STEP_SIZE
+            * own
+            / (own.flatten(1).norm(dim=1) + 1e-15).view(-1, 1, 1, 1) ** _NORM_POWER
             for part, own in zip(shift, gradients, strict=True)
         ]
     with torch.no_grad():

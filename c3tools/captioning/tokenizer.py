@@ -1,9 +1,10 @@
 """Captions as tokens: cleaning, the tokenizer, and batches of captions of similar length.
 
-The built-in decoder has a byte-level BPE tokenizer that is learned from the training captions: byte-level, so that
-any script can be encoded and decoded; small, because captions use few words and the output layer is a large part of a
-small decoder. Padding and end-of-text are tokens of their own, so no real token is ever ignored by the loss. A language
-model brings its own tokenizer, which is used in the same way with its own end-of-text token.
+The built-in decoder has a byte-level BPE tokenizer that is learned from the training captions:
+byte-level, so that any script can be encoded and decoded; small, because captions use few words and
+the output layer is a large part of a small decoder. Padding and end-of-text are tokens of their
+own, so no real token is ever ignored by the loss. A language model brings its own tokenizer, which
+is used in the same way with its own end-of-text token.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ _SPACE_BEFORE_PUNCTUATION = re.compile(r"\s+([.,;:!?%)])")
 
 
 def clean_caption(caption: str) -> str:
-    """Bring a caption to one line with single spaces, no space before punctuation and no full stop at the end.
+    """Bring a caption to one line with single spaces, no space before punctuation and no full stop
+    at the end.
 
-    Corpora differ in these (Flickr8k writes ``A dog runs .``, COCO both ``A dog runs.`` and ``a dog runs``), and a
-    decoder should not have to learn the difference.
+    Corpora differ in these (Flickr8k writes ``A dog runs .``, COCO both ``A dog runs.`` and ``a dog
+    runs``), and a decoder should not have to learn the difference.
     """
     line = _SPACE_BEFORE_PUNCTUATION.sub(r"\1", _SPACE.sub(" ", caption).strip())
     return line.rstrip(". ") if not line.endswith("...") else line
@@ -50,13 +52,15 @@ class CaptionTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 4096) -> CaptionTokenizer:
-        """Learn a vocabulary of at most ``vocab_size`` tokens; the same captions give the same vocabulary.
+        """Learn a vocabulary of at most ``vocab_size`` tokens; the same captions give the same
+        vocabulary.
 
         Case is folded, as caption corpora are scored.
 
         Args:
             captions: the training captions.
-            vocab_size: upper limit; at least 258 are needed for the 256 bytes and the two special tokens.
+            vocab_size: upper limit; at least 258 are needed for the 256 bytes and the two special
+                tokens.
         """
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -82,7 +86,9 @@ class CaptionTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Return the token ids of each caption, at most ``max_tokens``, the last one end-of-text."""
+        """Return the token ids of each caption, at most ``max_tokens``, the last one
+        end-of-text.
+        """
         encoded = self._tokenizer.encode_batch_fast(
             [clean_caption(caption) for caption in captions], add_special_tokens=False
         )
@@ -90,7 +96,11 @@ class CaptionTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the caption of token ids, up to the first end-of-text token."""
-        kept = [token for token in takewhile(lambda token: token != self.end_id, ids) if token != self.pad_id]
+        kept = [
+            token
+            for token in takewhile(lambda token: token != self.end_id, ids)
+            if token != self.pad_id
+        ]
         return str(self._tokenizer.decode(kept, skip_special_tokens=False)).strip()
 
 
@@ -106,7 +116,9 @@ class TokenRows:
         lengths: of the captions in tokens, int64 (n,).
     """
 
-    def __init__(self, tokenizer: CaptionTokenizer, captions: Sequence[str], max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: CaptionTokenizer, captions: Sequence[str], max_tokens: int
+    ) -> None:
         self._rows: list[npt.NDArray[np.uint32]] = []
         for start in range(0, len(captions), _ENCODED):
             encoded = tokenizer.encode(captions[start : start + _ENCODED], max_tokens)
@@ -121,10 +133,11 @@ class TokenRows:
         return batch
 
     def batches(self, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-        """Split rows into batches of like length, so that little is spent on padding; order depends on (seed, epoch).
+        """Split rows into batches of like length, so that little is spent on padding; order depends
+        on (seed, epoch).
 
-        Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are shuffled: every
-        epoch mixes rows again, and each row occurs exactly once.
+        Rows are shuffled, sorted by length within buckets of 32 batches, cut, and the batches are
+        shuffled: every epoch mixes rows again, and each row occurs exactly once.
 
         Args:
             batch_size: rows per batch; the last batch of a bucket may be smaller.
@@ -135,7 +148,11 @@ class TokenRows:
             int64 arrays of row numbers, one per batch.
         """
         rng = generator(seed, "batches", epoch)
-        order, batches, bucket = rng.permutation(len(self.lengths)), [], batch_size * _BATCHES_PER_BUCKET
+        order, batches, bucket = (
+            rng.permutation(len(self.lengths)),
+            [],
+            batch_size * _BATCHES_PER_BUCKET,
+        )
         for start in range(0, len(order), bucket):
             rows = order[start : start + bucket]
             rows = rows[np.argsort(self.lengths[rows], kind="stable")]

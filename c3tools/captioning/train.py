@@ -1,8 +1,9 @@
 """Training a captioner: from the captions, the pairs or the images of a store to a decoder folder.
 
-It follows the method as published, which the released code of the paper does not always do: noise is drawn again in
-every epoch, for training inputs only, from (seed, epoch, key); the validation loss that chooses the checkpoint has no
-noise; an end-of-text token is learned; the loss ignores padding and nothing else.
+It follows the method as published, which the released code of the paper does not always do: noise
+is drawn again in every epoch, for training inputs only, from (seed, epoch, key); the validation
+loss that chooses the checkpoint has no noise; an end-of-text token is learned; the loss ignores
+padding and nothing else.
 """
 
 from __future__ import annotations
@@ -74,31 +75,33 @@ def train_captioner(
 ) -> Captioner:
     """Train a decoder on the text embeddings of a store, and write it to the folder ``output``.
 
-    With ``pairs`` it is trained on images instead: after a training on texts (``start``) with the noise of that
-    training, which is the low-data regime of the paper; or from scratch, without noise unless sigma is given. The state
-    of the run is saved in a folder beside ``output``. The same call continues an interrupted run, and returns the
-    decoder of a finished run.
+    With ``pairs`` it is trained on images instead: after a training on texts (``start``) with the
+    noise of that training, which is the low-data regime of the paper; or from scratch, without
+    noise unless sigma is given. The state of the run is saved in a folder beside ``output``. The
+    same call continues an interrupted run, and returns the decoder of a finished run.
 
-    With ``unconditional`` it is a language model of the captions, which reads no embedding: what MAGIC and ZeroCap
-    steer by the encoder while they write. With ``esper`` a mapper in front of one (``start``) learns from images alone,
-    rewarded by the encoder (`c3tools.captioning.esper`).
+    With ``unconditional`` it is a language model of the captions, which reads no embedding: what
+    MAGIC and ZeroCap steer by the encoder while they write. With ``esper`` a mapper in front of one
+    (``start``) learns from images alone, rewarded by the encoder (`c3tools.captioning.esper`).
 
     Args:
         store: See `embed`.
         pipeline: Used instead of a preset; fitted on the store if it is not yet fitted.
         output: The folder to write the decoder to.
         preset: The preset: c3, c1, c2-collapse, c2-corrupt, capdec, ... By default c3.
-        sigma: Standard deviation of the noise, per dimension. auto: derived from how much captions of the same image
-            differ. pairs: from the cosine of at least 10 images with their captions, those of the val split or of all
-            splits but test. By default auto.
+        sigma: Standard deviation of the noise, per dimension. auto: derived from how much captions
+            of the same image differ. pairs: from the cosine of at least 10 images with their
+            captions, those of the val split or of all splits but test. By default auto.
         size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
         set: Change settings of ``size``, such as dropout=0.2, learning_rate=1e-3 or model=PATH.
-        unconditional: Train a language model of the captions, without a prefix, which --steer of c3 caption steers.
+        unconditional: Train a language model of the captions, without a prefix, which --steer of c3
+            caption steers.
         epochs: Passes over the captions. The default depends on ``size``.
         train_split: The split to train on.
         train_fraction: Use the captions of this fraction of the images.
         patience: Stop after this many epochs without improvement.
-        monitor: Choose the best epoch by the loss on val captions (text) or on captions of val images (cross-modal).
+        monitor: Choose the best epoch by the loss on val captions (text) or on captions of val
+            images (cross-modal).
         start: Start from this decoder, and use its pipeline unless ``preset`` is given.
         pairs: Train on pairs: the images and captions of this fraction of the images.
         esper: Put a mapper before the language model of ``start``; train it on images alone.
@@ -113,10 +116,10 @@ def train_captioner(
 
     Raises:
         StoreError: if the store has no texts, or no images if they are needed.
-        DecoderError: if there are too few captions, the settings contradict each other, or the decoder to start from
-            has another model.
-        OutputError: if ``output`` contains another decoder or other files, another run is writing to it, or it is
-            ``start``.
+        DecoderError: if there are too few captions, the settings contradict each other, or the
+            decoder to start from has another model.
+        OutputError: if ``output`` contains another decoder or other files, another run is writing
+            to it, or it is ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
     settings = {name: value for name, value in locals().items() if name not in _NO_SETTINGS}
@@ -130,33 +133,56 @@ def train_captioner(
     else:
         given = previous.pipeline if previous is not None and own_pipeline else pipeline
         default = AUTO if pairs is None else 0.0
-        chosen = TrainingPipeline.choose(store, given, preset, sigma, default=default, reporter=reporter)
+        chosen = TrainingPipeline.choose(
+            store, given, preset, sigma, default=default, reporter=reporter
+        )
     if previous is not None:
         previous.check_model(store.info.model, store.info.dim)
         if previous.is_language_model:
             if not (own_pipeline and pairs is None and monitor == "text"):
                 raise DecoderError(
                     f"The decoder at {start} is a language model: it reads no embedding.",
-                    remedy="Leave out --preset, --pairs and --monitor, or continue from another decoder.",
+                    remedy="Leave out --preset, --pairs and --monitor, or continue from another "
+                    "decoder.",
                 )
             set = (*UNCONDITIONAL[1:], *set)
     compute, output = devices.pick(device, precision), Path(output)
-    settings |= {"preset": chosen.preset, "sigma": chosen.sigma, "set": set, "precision": compute.precision}
-    with claimed(output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter) as target:
-        record: dict[str, Any] = {"model": dict(store.info.model)} | ({"from": str(start)} if start else {})
+    settings |= {
+        "preset": chosen.preset,
+        "sigma": chosen.sigma,
+        "set": set,
+        "precision": compute.precision,
+    }
+    with claimed(
+        output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter
+    ) as target:
+        record: dict[str, Any] = {"model": dict(store.info.model)} | (
+            {"from": str(start)} if start else {}
+        )
         task: DecoderTask | EsperTask
         if esper and previous is not None:
             train, val, notes = training_rows(store, train_split, "image")
-            encoder = load_text_encoder(store.info.model, "ESPER", device=compute.device, reporter=reporter)
+            encoder = load_text_encoder(
+                store.info.model, "ESPER", device=compute.device, reporter=reporter
+            )
             training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
             task = EsperTask(train, val, previous, encoder, training, compute.device)
         else:
-            train, val, notes = _rows_to_learn(store, train_split, train_fraction, pairs, monitor, seed)
+            train, val, notes = _rows_to_learn(
+                store, train_split, train_fraction, pairs, monitor, seed
+            )
             pipeline, more = chosen.fit(store, train_split, "text")
             notes += more
-            record |= {"sigma": float(pipeline.sigma or 0)} | ({} if pairs is None else {"pairs": pairs})
+            record |= {"sigma": float(pipeline.sigma or 0)} | (
+                {} if pairs is None else {"pairs": pairs}
+            )
             size = size if previous is None else previous.size or size
-            changes: dict[str, Any] = {"epochs": epochs, "patience": patience, "seed": seed, "captions": len(train)}
+            changes: dict[str, Any] = {
+                "epochs": epochs,
+                "patience": patience,
+                "seed": seed,
+                "captions": len(train),
+            }
             own_size = load_size(size, set, fine_tuned=previous is not None, **changes)
             record |= {"size": size, "changes": list(set)}
             task = DecoderTask(train, val, pipeline, own_size, compute, previous, chosen.applied)
@@ -168,24 +194,46 @@ def train_captioner(
             task,
             partial(Captioner.load, device=compute.device),
             lambda run, made_from: _captioner(task, run, {**record, "made_from": made_from}).save,
-            label="Training a language model" if unconditional else f"Training {task.pipeline.name}",
+            label="Training a language model"
+            if unconditional
+            else f"Training {task.pipeline.name}",
         )
 
 
 def _check_options(asked: dict[str, Any], pipeline: Pipeline | None) -> None:
-    """Refuse arguments of `train_captioner` that contradict each other, or that are out of range."""
-    preset, sigma, start, pairs, monitor = (asked[name] for name in ("preset", "sigma", "start", "pairs", "monitor"))
+    """Refuse arguments of `train_captioner` that contradict each other, or that are out of
+    range.
+    """
+    preset, sigma, start, pairs, monitor = (
+        asked[name] for name in ("preset", "sigma", "start", "pairs", "monitor")
+    )
     fraction, language_model = asked["train_fraction"], asked["unconditional"]
-    of_texts, no_pipeline = pairs is None and monitor == "text", preset is None and sigma is None and pipeline is None
+    of_texts, no_pipeline = (
+        pairs is None and monitor == "text",
+        preset is None and sigma is None and pipeline is None,
+    )
     own_training = asked["set"] or language_model or asked["patience"] is not None or fraction != 1
     refused = [
-        (not 0 < fraction <= 1, f"--train-fraction must be above 0 and at most 1, not {fraction}.", None),
-        (pairs is not None and not 0 < pairs <= 1, f"--pairs must be above 0 and at most 1, not {pairs}.", None),
-        (monitor not in _MONITORS, f"There is no --monitor {monitor!r}.", f"Choose from {', '.join(_MONITORS)}."),
+        (
+            not 0 < fraction <= 1,
+            f"--train-fraction must be above 0 and at most 1, not {fraction}.",
+            None,
+        ),
+        (
+            pairs is not None and not 0 < pairs <= 1,
+            f"--pairs must be above 0 and at most 1, not {pairs}.",
+            None,
+        ),
+        (
+            monitor not in _MONITORS,
+            f"There is no --monitor {monitor!r}.",
+            f"Choose from {', '.join(_MONITORS)}.",
+        ),
         (
             asked["esper"] and (start is None or own_training or not (of_texts and no_pipeline)),
             "ESPER starts from a language model, and learns from all images by its own settings.",
-            f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, --train-split and --seed alone.",
+            f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, --train-split "
+            f"and --seed alone.",
         ),
         (
             language_model and not (no_pipeline and of_texts and start is None),
@@ -198,11 +246,15 @@ def _check_options(asked: dict[str, Any], pipeline: Pipeline | None) -> None:
             raise DecoderError(message, remedy=remedy)
 
 
-def training_rows(store: Store, split: str = "train", modality: str = "text") -> tuple[Rows, Rows, list[str]]:
-    """Read the captions, or images, to learn from and others to validate on, with what the user should know about them.
+def training_rows(
+    store: Store, split: str = "train", modality: str = "text"
+) -> tuple[Rows, Rows, list[str]]:
+    """Read the captions, or images, to learn from and others to validate on, with what the user
+    should know about them.
 
-    Captions without a letter of any script are left out. Where the store has no ``val`` split, a tenth of the
-    training images (by a stable hash of their keys) is held out with all their captions.
+    Captions without a letter of any script are left out. Where the store has no ``val`` split, a
+    tenth of the training images (by a stable hash of their keys) is held out with all their
+    captions.
 
     Raises:
         StoreError: if the store has no such rows, or no captions.
@@ -218,11 +270,17 @@ def training_rows(store: Store, split: str = "train", modality: str = "text") ->
 
 def _drop_empty(rows: Rows, notes: list[str]) -> Rows:
     """Leave out captions without a letter or digit of any script, and note how many they are."""
-    kept = np.array([any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions], bool)
+    kept = np.array(
+        [any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions],
+        bool,
+    )
     if kept.all():
         return rows
     left_out = rows.select(~kept).keys
-    note = f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are left out"
+    note = (
+        f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are "
+        f"left out"
+    )
     notes.append(f"{note}; the first is {left_out[0]}.")
     return rows.select(kept)
 
@@ -237,7 +295,8 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
     if not len(rows):
         raise DecoderError(
             f"None of the {len(texts):,} captions belongs to an image of the store.",
-            remedy="Embed the images of these captions, or train on texts only (without --pairs and --monitor).",
+            remedy="Embed the images of these captions, or train on texts only (without --pairs "
+            "and --monitor).",
         )
     return rows
 
@@ -245,7 +304,9 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
 def _rows_to_learn(
     store: Store, split: str, fraction: float, pairs: float | None, monitor: str, seed: int
 ) -> tuple[Rows, Rows, list[str]]:
-    """Return the rows to learn from and to validate on: texts, or captions with the embeddings of their images."""
+    """Return the rows to learn from and to validate on: texts, or captions with the embeddings of
+    their images.
+    """
     train, val, notes = training_rows(store, split)
     if fraction < 1:
         train = train.sample(fraction)
@@ -255,14 +316,26 @@ def _rows_to_learn(
     images = store.load("image")
     if pairs is None:
         val = captions_of_images(images, val)
-        note = f"The checkpoint is chosen on {counted(len(val), 'caption')} from the embeddings of their images."
+        note = (
+            f"The checkpoint is chosen on {counted(len(val), 'caption')} from the embeddings "
+            f"of their images."
+        )
         return train, val, [*notes, note]
     # the same share of both, so that the pairs used to choose the checkpoint are counted too
     train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
-    of_images, of_others = (counted(rows.item_count, noun) for rows, noun in ((train, "image"), (val, "other")))
+    of_images, of_others = (
+        counted(rows.item_count, noun) for rows, noun in ((train, "image"), (val, "other"))
+    )
     train, val = captions_of_images(images, train), captions_of_images(images, val)
     chosen_on = f"the checkpoint is chosen on {counted(len(val), 'caption')} of {of_others}."
-    return train, val, [*notes, f"Training on pairs: {counted(len(train), 'caption')} of {of_images}; {chosen_on}"]
+    return (
+        train,
+        val,
+        [
+            *notes,
+            f"Training on pairs: {counted(len(train), 'caption')} of {of_images}; {chosen_on}",
+        ],
+    )
 
 
 def fit(
@@ -278,7 +351,11 @@ def fit(
     Raises:
         DecoderError: if the loss is not finite.
     """
-    return _captioner(task, run_training(task, checkpoints=checkpoints, label=label, reporter=reporter), record or {})
+    return _captioner(
+        task,
+        run_training(task, checkpoints=checkpoints, label=label, reporter=reporter),
+        record or {},
+    )
 
 
 def _captioner(task: DecoderTask | EsperTask, run: Run, record: Mapping[str, Any]) -> Captioner:
@@ -301,15 +378,18 @@ def _captioner(task: DecoderTask | EsperTask, run: Run, record: Mapping[str, Any
 
 
 class DecoderTask(Task):
-    """The training of one decoder; it sees no image when both ``train`` and ``val`` are rows of texts.
+    """The training of one decoder; it sees no image when both ``train`` and ``val`` are rows of
+    texts.
 
     Args:
-        train: rows with the column ``caption``; the decoder learns to write each caption from its embedding.
+        train: rows with the column ``caption``; the decoder learns to write each caption from its
+            embedding.
         val: rows that the checkpoint is chosen on; their embeddings get no noise.
         pipeline: fitted; applied to the embeddings during training.
         size: of the decoder, with the settings of its training; see `load_size`.
         compute: device and precision; the fastest available when None.
-        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better validation loss.
+        start: continue from its weights, with its tokenizer; they are kept if no epoch has a better
+            validation loss.
         applied: the steps of the pipeline that the rows went through already.
 
     Raises:
@@ -330,11 +410,17 @@ class DecoderTask(Task):
     ) -> None:
         if not len(train) or not len(val):
             raise DecoderError(
-                f"Training needs captions for training and for validation, but there are {len(train)} and {len(val)}.",
+                f"Training needs captions for training and for validation, but there are "
+                f"{len(train)} and {len(val)}.",
                 remedy="Embed a corpus with more captions, or check that they are not empty.",
             )
         dim = train.embeddings.shape[1]
-        self.train, self.val, self.pipeline, self._rest = train, val, pipeline, pipeline.part(applied)
+        self.train, self.val, self.pipeline, self._rest = (
+            train,
+            val,
+            pipeline,
+            pipeline.part(applied),
+        )
         self.config = config = size.training
         self.compute = compute = compute or devices.pick()
         model: Decoder
@@ -358,12 +444,25 @@ class DecoderTask(Task):
         self._batches: Callable[[int], list[Indices]] = lru_cache(maxsize=1)(batches)
         self.steps_per_epoch = len(self._batches(0))
         total = config.epochs * self.steps_per_epoch
-        rise = min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
+        rise = (
+            min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
+        )
         self.plan = config.plan(self.steps_per_epoch, rise, "skip" if start is None else "keep")
         self.optimizer = config.optimizer(model, fused=True)
-        self._val_inputs = self._rest.transform(val.embeddings, modality=val.modality, training=False)
-        settings = [model.config, config, pipeline.config(), applied, model.digest(), compute.precision]
-        data = [part for rows in (train, val) for part in (rows.keys, rows.captions, rows.embeddings)]
+        self._val_inputs = self._rest.transform(
+            val.embeddings, modality=val.modality, training=False
+        )
+        settings = [
+            model.config,
+            config,
+            pipeline.config(),
+            applied,
+            model.digest(),
+            compute.precision,
+        ]
+        data = [
+            part for rows in (train, val) for part in (rows.keys, rows.captions, rows.embeddings)
+        ]
         self.identity = digest_of(settings, pipeline.record()["tensors"], *data)
         self.facts = {
             "modality": train.modality,
@@ -394,7 +493,9 @@ class DecoderTask(Task):
             seen = tokens.masked_fill(hidden, pad)
         tokens = tokens.to(device)
         with self.compute.autocast():
-            logits, states = self.model(torch.from_numpy(inputs).to(device), tokens, seen.to(device))
+            logits, states = self.model(
+                torch.from_numpy(inputs).to(device), tokens, seen.to(device)
+            )
         real = tokens != pad
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
         margin = config.contrastive_margin
@@ -416,16 +517,23 @@ class DecoderTask(Task):
         return total / count, {}
 
     def _loss(self, logits: Tensor, tokens: Tensor, **options: Any) -> Tensor:
-        """Return the cross-entropy of scores (B, T, V) and tokens (B, T), in nats; padding is left out."""
+        """Return the cross-entropy of scores (B, T, V) and tokens (B, T), in nats; padding is left
+        out.
+        """
         return F.cross_entropy(
-            logits.flatten(0, 1).float(), tokens.flatten(), ignore_index=self.model.pad_id, **options
+            logits.flatten(0, 1).float(),
+            tokens.flatten(),
+            ignore_index=self.model.pad_id,
+            **options,
         )
 
 
 def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
-    """Return the contrastive loss of SimCTG (Su et al., 2022), which keeps the hidden states of a caption apart.
+    """Return the contrastive loss of SimCTG (Su et al., 2022), which keeps the hidden states of a
+    caption apart.
 
-        1 / (T (T - 1)) sum_i sum_(j != i) max(0, margin - 1 + cos(h_i, h_j)), mean over the captions
+        1 / (T (T - 1)) sum_i sum_(j != i) max(0, margin - 1 + cos(h_i, h_j)), mean over the
+        captions
 
     Args:
         hidden: hidden states (B, T, W).

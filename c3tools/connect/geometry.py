@@ -1,4 +1,6 @@
-"""The geometry of the shared space during training: its measures at one moment, and a figure over all steps."""
+"""The geometry of the shared space during training: its measures at one moment, and a figure over
+all steps.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,11 @@ from ..moments import Moments
 from ..pages import new_figure, palette, styled
 
 
-def measure(first: Matrix, second: Matrix, item_index: Indices, names: tuple[str, str]) -> dict[str, Any]:
-    """Measure unit rows of items (n, d), and of what belongs to them (m, d), as in docs/reference/geometry.md.
+def measure(
+    first: Matrix, second: Matrix, item_index: Indices, names: tuple[str, str]
+) -> dict[str, Any]:
+    """Measure unit rows of items (n, d), and of what belongs to them (m, d), as in
+    docs/reference/geometry.md.
 
     Args:
         first: one row per item.
@@ -25,8 +30,10 @@ def measure(first: Matrix, second: Matrix, item_index: Indices, names: tuple[str
         names: of the two modalities.
 
     Returns:
-        JSON values: the distance of the means (``gap``), ``effective_dimension`` by modality, the mean cosine of pairs
-        and of all other combinations, the relative modality gap (``rmg``; Schrodi et al., 2024), and by direction
+        JSON values: the distance of the means (``gap``), ``effective_dimension`` by modality, the
+            mean cosine of pairs
+        and of all other combinations, the relative modality gap (``rmg``; Schrodi et al., 2024),
+        and by direction
         ``recall`` at 1, 5 and 10 as fractions.
     """
     moments = Moments.from_rows(first), Moments.from_rows(second)
@@ -54,7 +61,8 @@ def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], ke
     """Draw gap, cosines, recall@1 and dimensions over steps.
 
     Args:
-        log: points with ``step``, ``logit_scale`` and what `measure` returns, in the order of the steps.
+        log: points with ``step``, ``logit_scale`` and what `measure` returns, in the order of the
+            steps.
         names: of the two modalities.
         kept: the step whose weights are kept; a dashed line is there.
     """
@@ -62,7 +70,8 @@ def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], ke
     start, end = log[0], log[-1]
     panels = (
         (
-            f"Gap: {start['gap']:.2f} at initialisation, {end['gap']:.2f} at the end; dashed: the kept step",
+            f"Gap: {start['gap']:.2f} at initialisation, {end['gap']:.2f} at the end; dashed: the "
+            f"kept step",
             {"gap": "gap", "rmg": "relative gap (RMG)"},
             log,
         ),
@@ -84,7 +93,9 @@ def geometry_figure(log: Sequence[Mapping[str, Any]], names: tuple[str, str], ke
     )
     figure, grid = new_figure(9.4, 5.2, 2, 2)
     for axes, (title, labels, points) in zip(grid.flat, panels, strict=True):
-        for (key, label), colour in zip(labels.items(), (palette.FIRST, palette.SECOND), strict=True):
+        for (key, label), colour in zip(
+            labels.items(), (palette.FIRST, palette.SECOND), strict=True
+        ):
             axes.plot(steps, [point[key] for point in points], color=colour, label=label)
         axes.set(title=title, xlabel="step")
         axes.axvline(kept, color=palette.MUTED, linewidth=0.9, linestyle="--")

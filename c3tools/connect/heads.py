@@ -1,8 +1,9 @@
 """Two small heads on frozen features: trained by `c3 connect heads`, used by `c3 connect apply`.
 
-A head standardises its features by mean and spread of the train split and maps them into the joint space, by one
-linear layer or by a perceptron with one hidden layer. It can start in a cone: a random offset, one per modality, on
-its last layer, as the outputs of a large random CLIP tower have one. Two cones are a gap.
+A head standardises its features by mean and spread of the train split and maps them into the joint
+space, by one linear layer or by a perceptron with one hidden layer. It can start in a cone: a
+random offset, one per modality, on its last layer, as the outputs of a large random CLIP tower have
+one. Two cones are a gap.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from .pairs import PairedFeatures
 from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers
 
 _WEIGHTS_FILE = "heads.safetensors"
-_KIND = Kind("pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", (_WEIGHTS_FILE, LOG_FILE))
+_KIND = Kind(
+    "pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", (_WEIGHTS_FILE, LOG_FILE)
+)
 _BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
 
@@ -46,8 +49,9 @@ class _HeadShape:
         dim: dimension d of the joint space.
         hidden: width of the hidden layer; 0 for a linear head.
         dropout: of hidden units, while training.
-        cone: length of the random offset of a head, as a multiple of the spread of its outputs; 0 for none. The gap
-            at initialisation is then near ``cone * sqrt(2 / (1 + cone^2))``: 1.13 at 1.33.
+        cone: length of the random offset of a head, as a multiple of the spread of its outputs; 0
+            for none. The gap at initialisation is then near ``cone * sqrt(2 / (1 + cone^2))``: 1.13
+            at 1.33.
     """
 
     dim: int
@@ -58,7 +62,9 @@ class _HeadShape:
     def __post_init__(self) -> None:
         if self.dim < 2:
             raise ConnectError(f"A head needs at least 2 dimensions, not {self.dim}.")
-        require_valid(self, not_negative=("hidden", "cone"), fractions=("dropout",), error=ConnectError)
+        require_valid(
+            self, not_negative=("hidden", "cone"), fractions=("dropout",), error=ConnectError
+        )
 
 
 class _Head(nn.Module):
@@ -83,22 +89,31 @@ class _Head(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def fitted(cls, features: npt.NDArray[Any], numbers: Indices, shape: _HeadShape, seed: int, side: int) -> _Head:
-        """Return a head with random weights and the mean and spread of the rows ``numbers`` of features (n, e).
+    def fitted(
+        cls, features: npt.NDArray[Any], numbers: Indices, shape: _HeadShape, seed: int, side: int
+    ) -> _Head:
+        """Return a head with random weights and the mean and spread of the rows ``numbers`` of
+        features (n, e).
 
-        A constant feature gets the spread 1. The offset of a cone is ``shape.cone`` times as long as the outputs of
-        the first rows are spread.
+        A constant feature gets the spread 1. The offset of a cone is ``shape.cone`` times as long
+        as the outputs of the first rows are spread.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "head", side))
             head = cls(features.shape[1], shape)
-        blocks = [numbers[start : start + _BLOCK_ROWS] for start in range(0, len(numbers), _BLOCK_ROWS)]
+        blocks = [
+            numbers[start : start + _BLOCK_ROWS] for start in range(0, len(numbers), _BLOCK_ROWS)
+        ]
         mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(numbers)
-        spread = np.sqrt(sum(np.square(features[block] - mean).sum(axis=0) for block in blocks) / len(numbers))
+        spread = np.sqrt(
+            sum(np.square(features[block] - mean).sum(axis=0) for block in blocks) / len(numbers)
+        )
         head.mean.copy_(torch.from_numpy(mean))
         head.spread.copy_(torch.from_numpy(np.where(spread > 1e-12, spread, 1.0)))
         if shape.cone:
-            outputs = head.eval()(torch.from_numpy(features[numbers[:_SAMPLED_ROWS]].astype(np.float32)))
+            outputs = head.eval()(
+                torch.from_numpy(features[numbers[:_SAMPLED_ROWS]].astype(np.float32))
+            )
             own = torch.Generator().manual_seed(torch_seed(seed, "cone", side))
             direction = nn.functional.normalize(torch.randn(shape.dim, generator=own), dim=0)
             center = outputs.mean(dim=0)
@@ -130,18 +145,26 @@ class ConnectedHeads:
         """Return L2-normalised embeddings, float32 (n, d), of features (n, e).
 
         Raises:
-            ConnectError: if there is no head for the modality, or it needs another number of features.
+            ConnectError: if there is no head for the modality, or it needs another number of
+                features.
         """
         heads: dict[str, Any] = dict(zip(self.names, self.heads, strict=True))
         if modality not in heads or features.shape[1] != len(heads[modality].mean):
-            taken = " and ".join(f"{len(head.mean)} features of {name}" for name, head in heads.items())
+            taken = " and ".join(
+                f"{len(head.mean)} features of {name}" for name, head in heads.items()
+            )
             raise ConnectError(
                 f"The heads take {taken}, not {features.shape[1]} of {modality}.",
                 remedy="Use features of the towers that the heads were trained on.",
             )
         starts = range(0, max(1, len(features)), _BLOCK_ROWS)
-        blocks = (torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32)) for start in starts)
-        return torch.cat([nn.functional.normalize(heads[modality](block), dim=1) for block in blocks]).numpy()
+        blocks = (
+            torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32))
+            for start in starts
+        )
+        return torch.cat(
+            [nn.functional.normalize(heads[modality](block), dim=1) for block in blocks]
+        ).numpy()
 
     @classmethod
     def load(cls, folder: str | Path) -> ConnectedHeads:
@@ -153,10 +176,17 @@ class ConnectedHeads:
         with reading(folder, _KIND) as (path, content):
             record = content["record"]
             shape = _HeadShape(**{each.name: record[each.name] for each in fields(_HeadShape)})
-            # copies, as these are views of the file, which may be written again while the heads are in use
-            tensors = {name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()}
-            with torch.device("meta"):  # a damaged record could request a larger network than the file holds
-                heads = [_Head(len(tensors[f"{place}.mean"]), shape) for place in range(len(record["modalities"]))]
+            # copies, as these are views of the file, which may be written again while the heads are
+            # in use
+            tensors = {
+                name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()
+            }
+            # a damaged record could request a larger network than the file holds
+            with torch.device("meta"):
+                heads = [
+                    _Head(len(tensors[f"{place}.mean"]), shape)
+                    for place in range(len(record["modalities"]))
+                ]
             nn.ModuleList(heads).load_state_dict(tensors, assign=True)
             return cls(heads, record)
 
@@ -193,11 +223,12 @@ def connect_heads(
         dim: Dimension of the shared space.
         hidden: Width of the hidden layer; 0: linear heads.
         dropout: Dropout of the hidden units in training.
-        cone: Start each modality in its own narrow cone, as a large random CLIP does; 1.33 gives a gap of 1.1.
-        logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most 100), or
-            learned:20 (starts at 20).
-        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one pushes centroids
-            apart.
+        cone: Start each modality in its own narrow cone, as a large random CLIP does; 1.33 gives a
+            gap of 1.1.
+        logit_scale: 1 / temperature: a number such as 100 (fixed), learned (starts at 14.3, at most
+            100), or learned:20 (starts at 20).
+        close_gap: Weight of two extra loss terms that close the gap: one pulls pairs together, one
+            pushes centroids apart.
         batch_size: Number of pairs per step.
         epochs: Largest number of passes over the pairs.
         learning_rate: Peak learning rate of AdamW.
@@ -206,18 +237,24 @@ def connect_heads(
         seed: Seed for all random numbers.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
         precision: See `embed`.
-        overwrite: Replace an existing result that has other settings. It is kept as OUTPUT.previous.
+        overwrite: Replace an existing result that has other settings. It is kept as
+            OUTPUT.previous.
         reporter: Shows messages and progress.
 
     Raises:
         ConnectError: if an option is not valid, or there are too few pairs.
-        OutputError: if ``output`` contains other heads or other files, or another run is writing to it.
+        OutputError: if ``output`` contains other heads or other files, or another run is writing to
+            it.
     """
     shape = _HeadShape(dim, hidden, dropout, cone)
     settings = TrainingSettings(
         logit_scale, close_gap, batch_size, None, epochs, learning_rate, patience, train_split, seed
     )
-    output, names, compute = Path(output), (features.first.modality, features.second.modality), pick(device, precision)
+    output, names, compute = (
+        Path(output),
+        (features.first.modality, features.second.modality),
+        pick(device, precision),
+    )
     asked = {**asdict(settings), **asdict(shape), "precision": compute.precision}
     with claimed(output, _KIND, asked, overwrite=overwrite, reporter=reporter) as target:
         for note in features.notes:
@@ -248,7 +285,8 @@ def apply_heads(
     dtype: str = "float16",
     reporter: Reporter = SILENT,
 ) -> ImportReport:
-    """Apply heads to features of both modalities, paired or not, and write a store with keys, splits and captions.
+    """Apply heads to features of both modalities, paired or not, and write a store with keys,
+    splits and captions.
 
     Args:
         heads: The folder of the heads.
@@ -258,7 +296,8 @@ def apply_heads(
         reporter: Shows messages and progress.
 
     Raises:
-        ConnectError: if a modality has no head, another number of features, or features of another model.
+        ConnectError: if a modality has no head, another number of features, or features of another
+            model.
         StoreError: if the store has rows of these modalities already, or the dtype is unknown.
         OutputError: if another run is writing to it.
     """
@@ -270,11 +309,16 @@ def apply_heads(
             own=f"The {rows.modality} head",
             theirs="these features",
             error=ConnectError,
-            remedy="Use features of the tower that the heads were trained on, or train heads on these.",
+            remedy="Use features of the tower that the heads were trained on, or train heads on "
+            "these.",
         )
-        modalities.append(Rows(rows.modality, heads.embed(rows.modality, rows.embeddings), rows.table))
+        modalities.append(
+            Rows(rows.modality, heads.embed(rows.modality, rows.embeddings), rows.table)
+        )
         digests[rows.modality] = digest_of(rows.embeddings)
     model = ModelIdentity(name="connected-heads", weights_sha256=heads.sha256)
-    info = StoreInfo(model=model, dim=heads.record["dim"], dtype=dtype, extra={"connected": digests})
+    info = StoreInfo(
+        model=model, dim=heads.record["dim"], dtype=dtype, extra={"connected": digests}
+    )
     result = write_modalities(Path(output), info, modalities, reporter=reporter)
     return replace(result, pairs=len(features), notes=list(features.notes))

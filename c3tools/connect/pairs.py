@@ -1,7 +1,8 @@
-"""Pairs that towers are trained on: features, photos or texts of two modalities, paired by the keys of their items.
+"""Pairs that towers are trained on: features, photos or texts of two modalities, paired by the keys
+of their items.
 
-A batch is drawn from a permutation of all pairs that depends on (seed, epoch) alone, so that a run that was killed
-continues exactly.
+A batch is drawn from a permutation of all pairs that depends on (seed, epoch) alone, so that a run
+that was killed continues exactly.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class PhotoInputs:
         seed: of the augmentation; None for none.
     """
 
-    def __init__(self, photos: Sequence[ImageItem], preprocess: ImagePreprocessor, seed: int | None = None) -> None:
+    def __init__(
+        self, photos: Sequence[ImageItem], preprocess: ImagePreprocessor, seed: int | None = None
+    ) -> None:
         self._photos, self._preprocess, self._seed = photos, preprocess, seed
         self._reader, self._pool = ImageReader(), ThreadPoolExecutor(_READERS)
         self._lock = threading.Lock()  # a batch may be loaded while photos to validate on are
@@ -78,12 +81,16 @@ class PhotoInputs:
             ConnectError: if a photo cannot be read or decoded.
         """
         pixels = self.decode(numbers, epoch)
-        if missing := [number for number, one in zip(numbers.tolist(), pixels, strict=True) if one is None]:
+        if missing := [
+            number for number, one in zip(numbers.tolist(), pixels, strict=True) if one is None
+        ]:
             raise ConnectError(f"{self._photos[missing[0]].path} could not be decoded again.")
         return torch.from_numpy(np.stack(pixels))  # type: ignore[arg-type]
 
     def decode(self, numbers: Indices, epoch: int | None = None) -> list[Pixels | None]:
-        """Return the pixels (height, width, 3) of photos, None for one that cannot be read or decoded."""
+        """Return the pixels (height, width, 3) of photos, None for one that cannot be read or
+        decoded.
+        """
         order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
         photos, files = [self._photos[row] for row in numbers[order].tolist()], list[BinaryIO]()
         with self._lock:
@@ -91,7 +98,9 @@ class PhotoInputs:
                 files.append(io.BytesIO())
                 with suppress(OSError, ValueError):
                     files[-1] = io.BytesIO(self._reader.read(photo))
-        pixels = list(self._pool.map(lambda photo, file: self._pixels(photo, file, epoch), photos, files))
+        pixels = list(
+            self._pool.map(lambda photo, file: self._pixels(photo, file, epoch), photos, files)
+        )
         return [pixels[place] for place in np.argsort(order).tolist()]
 
     def _pixels(self, photo: ImageItem, file: BinaryIO, epoch: int | None) -> Pixels | None:
@@ -109,7 +118,8 @@ Inputs = ArrayInputs | PhotoInputs  # the rows of one side, as its tower takes t
 
 
 def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    """Return a random part of half the area or more, mirrored half the time: uint8 (height, width, 3).
+    """Return a random part of half the area or more, mirrored half the time: uint8 (height, width,
+    3).
 
     Args:
         image: RGB.
@@ -132,7 +142,8 @@ class PairInputs:
     """p pairs of rows of two sides, as training draws batches from them.
 
     Attributes:
-        inputs: of both sides: one row per item (images), and any number of rows per item (captions).
+        inputs: of both sides: one row per item (images), and any number of rows per item
+            (captions).
         rows: int64 (2, p), the rows of each pair.
         ids: int64 (2, p), equal on a side if the content is.
         items: the key of each pair's item.
@@ -183,7 +194,9 @@ class PairInputs:
         return replace(self, rows=rows, ids=ids, items=self.items[pairs], splits=self.splits[pairs])
 
     def where(self, split: str) -> PairInputs:
-        """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be asked of all pairs."""
+        """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be
+        asked of all pairs.
+        """
         kept = kept_splits(self.splits) if split in STANDARD else None
         found = splits_of(self.items.tolist(), self.splits.tolist(), kept)
         return self.select(np.array([one == split.lower() for one in found], dtype=bool))
@@ -191,7 +204,8 @@ class PairInputs:
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
     ) -> tuple[PairInputs, PairInputs]:
-        """Return pairs to learn from and pairs to validate on; without a val split, a tenth of the items is held out.
+        """Return pairs to learn from and pairs to validate on; without a val split, a tenth of the
+        items is held out.
 
         Raises:
             ConnectError: if there is no pair in the split.
@@ -199,9 +213,11 @@ class PairInputs:
         train, val = self.where(train_split), self.where("val")
         if not len(train):
             raise ConnectError(
-                f"There are no pairs of {' and '.join(names)} in the split {train_split!r}, but in these: "
+                f"There are no pairs of {' and '.join(names)} in the split {train_split!r}, but "
+                f"in these: "
                 f"{', '.join(sorted(set(self.splits))) or 'none'}.",
-                remedy="Check that the keys of the two modalities match, or choose another split with --train-split.",
+                remedy="Check that the keys of the two modalities match, or choose another split "
+                "with --train-split.",
             )
         rule = describe_rule(self.splits)
         if rule and train_split in STANDARD:
@@ -210,13 +226,16 @@ class PairInputs:
         if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
             held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)
-            reporter.message(f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out.")
+            reporter.message(
+                f"There is no val split, so {len(val):,} pairs of {train_split!r} are held out."
+            )
         return train, val
 
 
 @dataclass(frozen=True)
 class PairedFeatures(Pairs):
-    """Rows of features of two modalities, of any dimension and float dtype each, paired by the keys of their items.
+    """Rows of features of two modalities, of any dimension and float dtype each, paired by the keys
+    of their items.
 
     Attributes:
         notes: how rows were paired, and what else the user should know, a sentence each.
@@ -253,18 +272,20 @@ def read_features(
     modalities: Sequence[str] | None = None,
     reporter: Reporter = SILENT,
 ) -> PairedFeatures:
-    """Read features of two modalities, from files of vectors if any is given, else from one or two stores.
+    """Read features of two modalities, from files of vectors if any is given, else from one or two
+    stores.
 
-    Rows of the same item are pairs; those with NaN or infinity are in none. The sides change places where only the
-    first has several rows of one item.
+    Rows of the same item are pairs; those with NaN or infinity are in none. The sides change places
+    where only the first has several rows of one item.
 
     Args:
         image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
         text: A file of text vectors, in one of the same formats.
         other: A file of vectors of another modality by its name, for example audio=audio.npy.
-        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per text, without
-            images).
-        text_meta: A table like ``meta`` with one row per text; its column image_key names the image.
+        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per
+            text, without images).
+        text_meta: A table like ``meta`` with one row per text; its column image_key names the
+            image.
         image_array: The array, tensor or column of the file ``image`` to read.
         text_array: The array, tensor or column of the file ``text`` to read.
         store: See `embed`.
@@ -280,17 +301,26 @@ def read_features(
     notes: list[str] = []
     files = {"image": image, "text": text, **(other or {})}
     if any(files.values()):
-        tables, arrays = {"image": meta, "text": text_meta}, {"image": image_array, "text": text_array}
+        tables, arrays = (
+            {"image": meta, "text": text_meta},
+            {"image": image_array, "text": text_array},
+        )
         sides, notes = read_files(files, tables, arrays, {})
     else:
         first = Store.open(store, reporter=reporter)
         second = first if second_store is None else Store.open(second_store, reporter=reporter)
         if modalities is None:
-            modalities = first.modalities[:2] if second is first else [*first.modalities[:1], *second.modalities[-1:]]
+            modalities = (
+                first.modalities[:2]
+                if second is first
+                else [*first.modalities[:1], *second.modalities[-1:]]
+            )
         sides = []
         for one, name in zip((first, second), modalities, strict=False):
             rows = one.load(name)
-            table = rows.table.select([column for column in rows.table.column_names if column not in _NOT_COLUMNS])
+            table = rows.table.select(
+                [column for column in rows.table.column_names if column not in _NOT_COLUMNS]
+            )
             unique = f"{name}_2" if name in models else name
             models[unique] = one.info.model
             sides.append(replace(rows, table=table, modality=unique))
@@ -298,7 +328,8 @@ def read_features(
     if len(names) != 2:
         raise ConnectError(
             f"Two modalities are needed, not {len(names)} ({', '.join(names)}).",
-            remedy="For example --modalities audio,text, --second-store, or --image FILE --text FILE.",
+            remedy="For example --modalities audio,text, --second-store, or --image FILE --text "
+            "FILE.",
         )
     items = [own_items(side.table) for side in sides]
     if [pc.count_distinct(own).as_py() < len(own) for own in items] == [True, False]:
@@ -306,7 +337,9 @@ def read_features(
     index = match_items(*items)
     bad: list[Mask] = [np.asarray(~np.isfinite(side.embeddings).all(axis=1)) for side in sides]
     left_out = [(index < 0, sides[1], f"have no {sides[0].modality} row")]
-    left_out += [(wrong, side, "contain NaN or infinity") for wrong, side in zip(bad, sides, strict=True)]
+    left_out += [
+        (wrong, side, "contain NaN or infinity") for wrong, side in zip(bad, sides, strict=True)
+    ]
     for wrong, side, why in left_out:
         if count := np.count_nonzero(wrong):
             notes.append(f"{count:,} of {len(side):,} {side.modality} rows {why} and are left out.")

@@ -74,15 +74,18 @@ def connect_towers(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ConnectedTowers:
-    """Train the text tower, or both towers, of an open_clip model on photos and write it as a ``local-dir:`` model.
+    """Train the text tower, or both towers, of an open_clip model on photos and write it as a
+    ``local-dir:`` model.
 
-    The folder ``output`` contains the model, the log of the geometry as a table and as a figure, and the record.
-    The same call continues an interrupted run, and returns the model of a finished run.
+    The folder ``output`` contains the model, the log of the geometry as a table and as a figure,
+    and the record. The same call continues an interrupted run, and returns the model of a finished
+    run.
 
     Args:
         paths: Photos with captions, as for c3 embed.
         output: The folder to write the trained model to.
-        mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022), ``full`` trains both.
+        mode: ``lit`` trains the text tower with a frozen image tower (Zhai et al., CVPR 2022),
+            ``full`` trains both.
         captions: A file of captions, instead of those that are detected.
         model: See `embed`.
         random_init: See `embed`.
@@ -105,8 +108,8 @@ def connect_towers(
         CorpusError: if there are no photos or captions.
         EncoderError: if the model cannot be loaded.
         ConnectError: if an option is not valid, or there are too few pairs.
-        OutputError: if ``output`` contains another model or other files, another run is writing to it, or it is
-            ``model``.
+        OutputError: if ``output`` contains another model or other files, another run is writing to
+            it, or it is ``model``.
     """
     if mode not in _MODES:
         raise ConnectError(f"There is no mode {mode!r}.", remedy="Use lit or full.")
@@ -126,11 +129,21 @@ def connect_towers(
     augment = augment and not lit
     chosen = {"mode": mode, "augment": augment}
     name = model or DEFAULT_MODEL
-    asked = {**asdict(settings), **chosen, "model": name, "random_init": random_init, "precision": compute.precision}
+    asked = {
+        **asdict(settings),
+        **chosen,
+        "model": name,
+        "random_init": random_init,
+        "precision": compute.precision,
+    }
     start = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
-    with claimed(output, _KIND, asked, overwrite=overwrite, start=start, reporter=reporter) as target:
+    with claimed(
+        output, _KIND, asked, overwrite=overwrite, start=start, reporter=reporter
+    ) as target:
         if model is None:
-            reporter.message(f"Starting from the bundled model {DEFAULT_MODEL}; choose another with --model.")
+            reporter.message(
+                f"Starting from the bundled model {DEFAULT_MODEL}; choose another with --model."
+            )
         network = load_network(name, random_init=random_init)
         made_from = [mode, augment, weights_sha256(network.model)]
         corpus = read_corpus([paths] if isinstance(paths, str | Path) else paths, captions=captions)
@@ -145,7 +158,9 @@ def connect_towers(
             with reporter.progress("Encoding photos with the frozen tower", photos) as progress:
                 for block in np.split(np.arange(photos), range(_ENCODED, photos, _ENCODED)):
                     with torch.inference_mode():
-                        rows.append(towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy())
+                        rows.append(
+                            towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy()
+                        )
                     progress.advance(len(block))
             features = ArrayInputs(np.concatenate(rows))
             parts = [replace(part, inputs=(features, part.inputs[1])) for part in parts]
@@ -183,21 +198,32 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> No
     """
     model = network.model
     nn.init.constant_(model.get_parameter("logit_scale"), float(loss.log_scale))
-    if hasattr(network.tokenizer, "save_pretrained"):  # one of transformers; CLIP's own comes with open_clip
+    # one of transformers; CLIP's own comes with open_clip
+    if hasattr(network.tokenizer, "save_pretrained"):
         network.tokenizer.save_pretrained(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
     settings = ("mean", "std", "interpolation", "resize_mode")
-    preprocess = {key: network.preprocess.config[key] for key in settings if key in network.preprocess.config}
+    preprocess = {
+        key: network.preprocess.config[key] for key in settings if key in network.preprocess.config
+    }
     config = network.model_config()
-    for part, switch in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
+    for part, switch in (
+        ("vision_cfg", "timm_model_pretrained"),
+        ("text_cfg", "hf_model_pretrained"),
+    ):
         if switch in config.get(part, {}):  # its weights are in the file
             config[part] = {**config[part], switch: False}
-    write_json_atomically(folder / _CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess})
+    write_json_atomically(
+        folder / _CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess}
+    )
 
 
-def _photo_pairs(corpus: Corpus, network: Network, seed: int | None, reporter: Reporter) -> tuple[PairInputs, int]:
-    """Pair photos with their captions; with a seed, photos are augmented. Return how many cannot be decoded, too.
+def _photo_pairs(
+    corpus: Corpus, network: Network, seed: int | None, reporter: Reporter
+) -> tuple[PairInputs, int]:
+    """Pair photos with their captions; with a seed, photos are augmented. Return how many cannot be
+    decoded, too.
 
     Every photo is decoded once, so that no training ends at a broken one after hours.
     """
@@ -207,7 +233,9 @@ def _photo_pairs(corpus: Corpus, network: Network, seed: int | None, reporter: R
     with reporter.progress("Decoding", len(photos)) as progress:
         for block in np.split(np.arange(len(photos)), range(_ENCODED, len(photos), _ENCODED)):
             pixels = every.decode(block)
-            broken.update(row for row, one in zip(block.tolist(), pixels, strict=True) if one is None)
+            broken.update(
+                row for row, one in zip(block.tolist(), pixels, strict=True) if one is None
+            )
             progress.advance(len(block))
     if broken:
         bad = f"{len(broken):,} of {len(photos):,} photos cannot be decoded"

@@ -1,18 +1,19 @@
 """The contrastive training of two towers, the same for heads on features and for whole models.
 
-With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature), the loss is the mean
-over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged (Radford et al., 2021). Besides, ``close_gap``
-times (Grassucci et al., ICLR 2026)
+With unit rows a_i, b_j (n, d), z_ij = s a_i . b_j and s the logit scale (the inverse temperature),
+the loss is the mean over i of -log softmax_j(z_ij)[i], and of the same for columns, averaged
+(Radford et al., 2021). Besides, ``close_gap`` times (Grassucci et al., ICLR 2026)
 
     mean over i of |a_i - b_i|^2 + log mean over i != j of exp(-2 |c_i - c_j|^2)
 
 draws pairs together, and spreads their centroids c_i, the unit vectors along a_i + b_i.
 
-Entries of one item that are not its own pair (a second caption of an image, the same sentence under two images) are
-false negatives: they are left out of both.
+Entries of one item that are not its own pair (a second caption of an image, the same sentence under
+two images) are false negatives: they are left out of both.
 
-Everything random in a step depends on (seed, step) alone, so that a run that was killed continues exactly. The
-checkpoint is the epoch with the highest recall@1 (mean of both directions) among the validation pairs.
+Everything random in a step depends on (seed, step) alone, so that a run that was killed continues
+exactly. The checkpoint is the epoch with the highest recall@1 (mean of both directions) among the
+validation pairs.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise ConnectError(f"A batch of {self.batch_size} contains no negatives.", remedy="Use at least 2 pairs.")
+            raise ConnectError(
+                f"A batch of {self.batch_size} contains no negatives.",
+                remedy="Use at least 2 pairs.",
+            )
         if self.chunk is not None and self.chunk < 1:
             raise ConnectError(f"chunk must be at least 1, not {self.chunk}.")
         ContrastiveLoss(self.logit_scale)
@@ -102,7 +106,8 @@ class ContrastiveLoss(nn.Module):
                 f"{scale!r} is not a logit scale.",
                 remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
             )
-        self.close_gap, self.limit = close_gap, math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
+        # of log_scale
+        self.close_gap, self.limit = close_gap, math.log(_MAX_LOGIT_SCALE) if learned else math.inf
         self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learned)
 
     @property
@@ -111,7 +116,9 @@ class ContrastiveLoss(nn.Module):
         return math.exp(float(self.log_scale.detach()))
 
     def forward(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
-        """Return the loss of pairs of unit rows (n, d), of which ``same`` (n, n) tells those of one item."""
+        """Return the loss of pairs of unit rows (n, d), of which ``same`` (n, n) tells those of one
+        item.
+        """
         logits = self.log_scale.exp() * (first @ second.T)  # (n, n)
         own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(same & ~own, -torch.inf)
@@ -119,7 +126,9 @@ class ContrastiveLoss(nn.Module):
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def gap_terms(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
-        """Return ``close_gap`` times the two terms that close the gap; the arguments are those of `forward`."""
+        """Return ``close_gap`` times the two terms that close the gap; the arguments are those of
+        `forward`.
+        """
         centroids = F.normalize(first + second, dim=1)
         near = (-4 + 4 * (centroids @ centroids.T)).exp()  # exp(-2 |c_i - c_j|^2) of unit rows
         others = ~(same | same.T)
@@ -130,7 +139,8 @@ class ContrastiveLoss(nn.Module):
 class TwoTowers(nn.Module):
     """Two modules that map the inputs of two sides into one space.
 
-    Normalisation layers with running statistics stay as they are: a batch in chunks has no statistics of its own.
+    Normalisation layers with running statistics stay as they are: a batch in chunks has no
+    statistics of its own.
     """
 
     def __init__(self, first: nn.Module, second: nn.Module, compute: Compute) -> None:
@@ -158,16 +168,23 @@ class TwoTowers(nn.Module):
 
     @torch.inference_mode()
     def embed_pairs(self, pairs: PairInputs) -> tuple[Matrix, Matrix, Indices]:
-        """Embed all pairs by the present weights, every item once; leaves the towers in evaluation mode.
+        """Embed all pairs by the present weights, every item once; leaves the towers in evaluation
+        mode.
 
         Returns:
-            Unit rows of the items (n, d) and of the second side (p, d), and the item of each pair, int64 (p,).
+            Unit rows of the items (n, d) and of the second side (p, d), and the item of each pair,
+            int64 (p,).
         """
         self.eval()
 
         def rows(side: int, numbers: Indices) -> Matrix:
-            blocks = (numbers[start : start + _EMBED_ROWS] for start in range(0, len(numbers), _EMBED_ROWS))
-            return np.concatenate([self.embed(pairs.inputs[side].rows(block), side).cpu().numpy() for block in blocks])
+            blocks = (
+                numbers[start : start + _EMBED_ROWS]
+                for start in range(0, len(numbers), _EMBED_ROWS)
+            )
+            return np.concatenate(
+                [self.embed(pairs.inputs[side].rows(block), side).cpu().numpy() for block in blocks]
+            )
 
         items = np.searchsorted(pairs.item_rows, pairs.rows[0])
         return rows(0, pairs.item_rows), rows(1, pairs.rows[1]), items
@@ -181,13 +198,15 @@ class TwoTowers(nn.Module):
         chunk: int | None = None,
         scope: tuple[int, ...] = (0,),
     ) -> float:
-        """Add the gradient of the loss of one batch to the weights, and return the contrastive loss.
+        """Add the gradient of the loss of one batch to the weights, and return the contrastive
+        loss.
 
-        The loss joins every pair of the batch with every other, so its gradient cannot be added up from smaller
-        batches. It can be split in two (gradient caching; Gao et al., RepL4NLP 2021): embed the batch in chunks without
-        keeping activations, take the gradient of the loss with respect to the embeddings, then embed each chunk again
-        and pass its part of that gradient on to the weights. What is random in a forward pass is drawn from the chunk's
-        own seed, so that both passes agree.
+        The loss joins every pair of the batch with every other, so its gradient cannot be added up
+        from smaller batches. It can be split in two (gradient caching; Gao et al., RepL4NLP 2021):
+        embed the batch in chunks without keeping activations, take the gradient of the loss with
+        respect to the embeddings, then embed each chunk again and pass its part of that gradient on
+        to the weights. What is random in a forward pass is drawn from the chunk's own seed, so that
+        both passes agree.
 
         Args:
             loss: gets its gradient too.
@@ -253,7 +272,8 @@ class PairTask(Task):
     ) -> None:
         if min(len(np.unique(ids)) for pairs in (train_pairs, val_pairs) for ids in pairs.ids) < 2:
             raise ConnectError(
-                f"There are {len(train_pairs):,} training and {len(val_pairs):,} validation pairs; at least 2 of "
+                f"There are {len(train_pairs):,} training and {len(val_pairs):,} validation "
+                f"pairs; at least 2 of "
                 "different items are needed of each.",
                 remedy="Add more pairs, and check that the keys of the two modalities match.",
             )
@@ -264,7 +284,14 @@ class PairTask(Task):
         self.steps_per_epoch = len(train_pairs) // settings.batch_size
         steps = settings.epochs * self.steps_per_epoch
         rise, patience = max(1, round(_WARMUP * steps)), settings.patience
-        self.plan = Plan(steps, settings.learning_rate, self.steps_per_epoch, rise, patience=patience, start="report")
+        self.plan = Plan(
+            steps,
+            settings.learning_rate,
+            self.steps_per_epoch,
+            rise,
+            patience=patience,
+            start="report",
+        )
         self.optimizer = adamw(self.module.parameters(), weight_decay=_WEIGHT_DECAY, betas=_BETAS)
         parts: list[object] = [asdict(settings), towers.compute.precision, names, made_from]
         for pairs in (train_pairs, val_pairs):
@@ -277,7 +304,9 @@ class PairTask(Task):
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of pairs, while the next one is read."""
         inputs, ids = (self._loading or self._loader.submit(self._load, number)).result()
-        self._loading = self._loader.submit(self._load, number + 1) if number + 1 < self.plan.steps else None
+        self._loading = (
+            self._loader.submit(self._load, number + 1) if number + 1 < self.plan.steps else None
+        )
         scope, chunk = (self.settings.seed, number), self.settings.chunk
         value = update(self.towers.backward(self.loss, inputs, ids, chunk=chunk, scope=scope))
         with torch.no_grad():
@@ -285,14 +314,25 @@ class PairTask(Task):
         return value, self.settings.batch_size
 
     def _load(self, step: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return the inputs of a step and their ids; what is left over of an epoch's full batches is not used in it."""
-        (epoch, place), size, pairs = divmod(step, self.steps_per_epoch), self.settings.batch_size, self.train
+        """Return the inputs of a step and their ids; what is left over of an epoch's full batches
+        is not used in it.
+        """
+        (epoch, place), size, pairs = (
+            divmod(step, self.steps_per_epoch),
+            self.settings.batch_size,
+            self.train,
+        )
         batch = self.order(len(pairs), self.settings.seed, "pairs", epoch)[place * size :][:size]
-        inputs = pairs.inputs[0].rows(pairs.rows[0, batch], epoch), pairs.inputs[1].rows(pairs.rows[1, batch], epoch)
+        inputs = (
+            pairs.inputs[0].rows(pairs.rows[0, batch], epoch),
+            pairs.inputs[1].rows(pairs.rows[1, batch], epoch),
+        )
         return inputs, torch.from_numpy(pairs.ids[:, batch])
 
     def validate(self) -> tuple[float, dict[str, Any]]:
-        """Return the recall@1 of the validation pairs, negative, and their geometry; NaN if embeddings are."""
+        """Return the recall@1 of the validation pairs, negative, and their geometry; NaN if
+        embeddings are.
+        """
         first, second, items = self.towers.embed_pairs(self.val)
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             return math.nan, {}
@@ -308,7 +348,10 @@ class PairTask(Task):
         """Return the log of the geometry, from the initial weights on, as JSON values."""
         points = [run.start, *run.history] if run.start else run.history
         losses = (None if math.isnan(point.train_loss) else point.train_loss for point in points)
-        return [{"step": one.step, "loss": loss, **one.facts} for one, loss in zip(points, losses, strict=True)]
+        return [
+            {"step": one.step, "loss": loss, **one.facts}
+            for one, loss in zip(points, losses, strict=True)
+        ]
 
     def connect(
         self,
@@ -319,7 +362,8 @@ class PairTask(Task):
         save: Callable[[Path], None],
         load: Callable[[Path], T],
     ) -> T:
-        """Train the towers and write the result, unless it is there already; return what is loaded from the folder.
+        """Train the towers and write the result, unless it is there already; return what is loaded
+        from the folder.
 
         Args:
             target: the folder of the result.
@@ -335,11 +379,13 @@ class PairTask(Task):
             assert kept is not None
             if run.outcome != FINISHED:
                 reporter.message(
-                    f"The training {run.outcome} at step {run.step:,}; the weights of step {kept.step:,} are kept."
+                    f"The training {run.outcome} at step {run.step:,}; the weights of step "
+                    f"{kept.step:,} are kept."
                 )
             if -kept.val_loss <= 3 / len(self.val.item_rows):
                 reporter.message(
-                    "Retrieval among the validation pairs is near chance. Check that the rows of a pair belong "
+                    "Retrieval among the validation pairs is near chance. Check that the rows of "
+                    "a pair belong "
                     "together, and try a lower --learning-rate or --logit-scale."
                 )
             # rows that are split by hash are in val and test, even if another split is learned from

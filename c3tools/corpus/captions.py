@@ -1,4 +1,6 @@
-"""Captions and texts from files: JSON lines, CSV, TSV, Parquet, COCO JSON, token files of Flickr8k, and plain text."""
+"""Captions and texts from files: JSON lines, CSV, TSV, Parquet, COCO JSON, token files of Flickr8k,
+and plain text.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,25 @@ from ..io.parquet import UNREADABLE, open_parquet
 from .items import ReadOptions
 
 IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
-TEXT_COLUMNS = ("captions", "text", "caption", "sentences", "sentence", "description", "title", "comment", "raw")
+TEXT_COLUMNS = (
+    "captions",
+    "text",
+    "caption",
+    "sentences",
+    "sentence",
+    "description",
+    "title",
+    "comment",
+    "raw",
+)
 KEY_COLUMNS = ("key", "__key__")
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
-_LIST = re.compile(rf"\[\s*{_STRING}(?:,\s*{_STRING})*\]", re.DOTALL)  # of strings, as JSON or Python writes it
-_TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")  # a line of Flickr8k.token.txt: image#number, tab, caption
+# of strings, as JSON or Python writes it
+_LIST = re.compile(rf"\[\s*{_STRING}(?:,\s*{_STRING})*\]", re.DOTALL)
+# a line of Flickr8k.token.txt: image#number, tab, caption
+_TOKENS = re.compile(r"(\S.*\.\w+)#\d+\t(.+)")
 
 
 class CaptionRow(NamedTuple):
@@ -53,34 +67,44 @@ _Pick = Callable[[Iterable[str]], _Columns]
 _Record = tuple[int, Mapping[str, Any], _Columns]  # line, values by column, and the columns to use
 
 
-def read_captions(path: Path, options: ReadOptions | None = None, *, images: bool = False) -> Iterator[CaptionRow]:
-    """Yield the rows of a captions file, a text file or a list of images; the suffix names the format.
+def read_captions(
+    path: Path, options: ReadOptions | None = None, *, images: bool = False
+) -> Iterator[CaptionRow]:
+    """Yield the rows of a captions file, a text file or a list of images; the suffix names the
+    format.
 
     Args:
-        path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in ImageFolder), .csv and
-            .tsv with a header, .parquet, COCO captions or Karpathy splits in .json; .txt and .token with a text a
-            line, with ``image#number`` and a tab before each as in Flickr8k.token.txt, or with the header of a .csv.
+        path: .jsonl (``{"image", "captions": [...], "split"}``, or `file_name` and `text` as in
+            ImageFolder), .csv and .tsv with a header, .parquet, COCO captions or Karpathy splits in
+            .json; .txt and .token with a text a line, with ``image#number`` and a tab before each
+            as in Flickr8k.token.txt, or with the header of a .csv.
         options: ``text_column`` and ``key_column`` are used if the usual names do not fit.
-        images: read it as a list of images: ``options.image_column`` names them, and texts may be missing.
+        images: read it as a list of images: ``options.image_column`` names them, and texts may be
+            missing.
 
     Raises:
-        CorpusError: if the file is missing, of an unknown format, unreadable, or has no such column.
+        CorpusError: if the file is missing, of an unknown format, unreadable, or has no such
+            column.
     """
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise CorpusError(
             f"{path} is not a text file in a supported format.",
-            remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of images. Decompress a "
+            remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of "
+            f"images. Decompress a "
             "compressed tar first (gunzip, unxz, zstd -d).",
         )
     chosen = options or ReadOptions()
     try:
-        for line, record, columns in read(path, lambda names: _pick_columns(path, chosen, images, names)):
+        for line, record, columns in read(
+            path, lambda names: _pick_columns(path, chosen, images, names)
+        ):
             captions = captions_of(record, columns.texts, f"{path}, line {line}")
             name = record.get(columns.image) if columns.image else None
             if name is not None and not isinstance(name, str):
                 raise CorpusError(
-                    f"{path}, line {line}: the column {columns.image!r} contains {name!r} instead of a file name."
+                    f"{path}, line {line}: the column {columns.image!r} contains {name!r} instead "
+                    f"of a file name."
                 )
             split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
             key = None if key is None else str(key)
@@ -90,7 +114,8 @@ def read_captions(path: Path, options: ReadOptions | None = None, *, images: boo
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and values of each row of JSON lines, or of a table with a header as CSV has it.
+    """Yield line number and values of each row of JSON lines, or of a table with a header as CSV
+    has it.
 
     Raises:
         CorpusError: if a line is no JSON object, or a row has more cells than the header.
@@ -104,7 +129,8 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         yield line, dict(json.loads(raw).items())
                     except MALFORMED as error:
                         raise CorpusError(
-                            f"{path}, line {line} is not JSON ({error}).", remedy="Each line needs to be a JSON object."
+                            f"{path}, line {line} is not JSON ({error}).",
+                            remedy="Each line needs to be a JSON object.",
                         ) from error
         return
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as text:
@@ -113,7 +139,8 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if any(record.pop(None, [])):
                 raise CorpusError(
                     f"{path}, line {reader.line_num} has more cells than the header has columns.",
-                    remedy=f"Put double quotes around each cell that contains {reader.reader.dialect.delimiter!r}.",
+                    remedy=f"Put double quotes around each cell that contains "
+                    f"{reader.reader.dialect.delimiter!r}.",
                 )
             yield reader.line_num, record
 
@@ -129,11 +156,14 @@ def _read_rows(path: Path, pick: _Pick) -> Iterator[_Record]:
 
 
 def _unlisted(cell: str | None) -> Any:
-    """Return the strings in a cell that contains a list of them, as Hugging Face and pandas write it; else the cell."""
+    """Return the strings in a cell that contains a list of them, as Hugging Face and pandas write
+    it; else the cell.
+    """
     if cell and _LIST.fullmatch(cell):
         with suppress(ValueError):
             return json.loads(cell)
-        with suppress(ValueError, SyntaxError), warnings.catch_warnings(action="ignore"):  # unknown escapes
+        # unknown escapes
+        with suppress(ValueError, SyntaxError), warnings.catch_warnings(action="ignore"):
             return ast.literal_eval(cell)
     return cell
 
@@ -143,12 +173,16 @@ def _read_parquet(path: Path, pick: _Pick) -> Iterator[_Record]:
         columns = pick(file.schema.names)
         used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN}
         batches = file.batches([name for name in file.schema.names if name in used])
-        for line, record in enumerate((record for batch in batches for record in batch.to_pylist()), start=1):
+        for line, record in enumerate(
+            (record for batch in batches for record in batch.to_pylist()), start=1
+        ):
             yield line, record, columns
 
 
 def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
-    """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`, captions in the order of the file."""
+    """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`, captions in the
+    order of the file.
+    """
     captions: dict[Any, list[str]] = defaultdict(list)
     try:
         value = read_json(path)
@@ -157,21 +191,34 @@ def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
         if "annotations" in value:
             rows = [(image["file_name"], captions[image["id"]], None) for image in value["images"]]
         else:  # Karpathy's splits
-            rows = [(i["filename"], [str(s["raw"]) for s in i["sentences"]], i.get("split")) for i in value["images"]]
+            rows = [
+                (i["filename"], [str(s["raw"]) for s in i["sentences"]], i.get("split"))
+                for i in value["images"]
+            ]
     except MALFORMED as error:
         raise CorpusError(
-            f"{path} is not a COCO captions file: it is not JSON, or something is missing ({error!r}).",
-            remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
+            f"{path} is not a COCO captions file: it is not JSON, or something is missing "
+            f"({error!r}).",
+            remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
+            '"caption"}]}.',
         ) from error
     for line, (name, texts, split) in enumerate(rows, start=1):
-        yield line, {"file_name": str(name), "captions": texts, "split": split}, _Columns(("captions",), "file_name")
+        yield (
+            line,
+            {"file_name": str(name), "captions": texts, "split": split},
+            _Columns(("captions",), "file_name"),
+        )
 
 
 def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
-    """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates, which callers refuse."""
+    """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates,
+    which callers refuse.
+    """
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
-            names = {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
+            names = (
+                {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
+            )
             if names.intersection(IMAGE_COLUMNS) and names.intersection(TEXT_COLUMNS):
                 yield from _read_rows(path, pick)  # captions.txt, of Flickr8k on Kaggle
                 return
@@ -199,16 +246,24 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         CorpusError: if a requested column is missing, or the file has neither texts nor images.
     """
     present = list(names)
-    image = require_column(present, options.image_column if images else None, "--image-column", path)
+    image = require_column(
+        present, options.image_column if images else None, "--image-column", path
+    )
     texts = pick_text_columns(present, options.text_column, path)
     if not texts and image is None:
         raise CorpusError(
-            f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); its columns are: "
+            f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); its "
+            f"columns are: "
             f"{', '.join(present) or 'none'}.",
-            remedy="Choose the column of the texts with --text-column, or that of the images with --image-column.",
+            remedy="Choose the column of the texts with --text-column, or that of the images with "
+            "--image-column.",
         )
     key = require_column(present, options.key_column, "--key-column", path)
-    return _Columns(texts, image or first_column(IMAGE_COLUMNS, present), key or first_column(KEY_COLUMNS, present))
+    return _Columns(
+        texts,
+        image or first_column(IMAGE_COLUMNS, present),
+        key or first_column(KEY_COLUMNS, present),
+    )
 
 
 def require_column(present: list[str], wanted: str | None, option: str, path: Path) -> str | None:
@@ -226,12 +281,15 @@ def require_column(present: list[str], wanted: str | None, option: str, path: Pa
 
 
 def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tuple[str, ...]:
-    """Return the columns with texts: ``wanted``, else the first of the usual names, else caption_0, caption_1, ….
+    """Return the columns with texts: ``wanted``, else the first of the usual names, else caption_0,
+    caption_1, ….
 
     Raises:
         CorpusError: if ``wanted`` is missing.
     """
-    usual = require_column(present, wanted, "--text-column", path) or first_column(TEXT_COLUMNS, present)
+    usual = require_column(present, wanted, "--text-column", path) or first_column(
+        TEXT_COLUMNS, present
+    )
     return (usual,) if usual else tuple(filter(_NUMBERED.fullmatch, present))
 
 
@@ -242,7 +300,8 @@ def first_column(usual: Iterable[str], present: list[str]) -> str | None:
 
 
 def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> list[str]:
-    """Return the captions of a record: a text may be a string or a list of strings, null counts as no caption.
+    """Return the captions of a record: a text may be a string or a list of strings, null counts as
+    no caption.
 
     Raises:
         CorpusError: if it is of another type.

@@ -1,7 +1,9 @@
-"""Images in other files: members of WebDataset tars, cells of Parquet and Arrow tables, lists of paths or URLs.
+"""Images in other files: members of WebDataset tars, cells of Parquet and Arrow tables, lists of
+paths or URLs.
 
-Nothing is unpacked or copied: an item says where in its file the image is. A reader yields images with their captions,
-and tells the corpus what it leaves out. Rows with one key are one image with several captions.
+Nothing is unpacked or copied: an item says where in its file the image is. A reader yields images
+with their captions, and tells the corpus what it leaves out. Rows with one key are one image with
+several captions.
 """
 
 from __future__ import annotations
@@ -37,7 +39,16 @@ from .captions import (
     require_column,
 )
 from .images import ImageReader, cells_of_group, not_asked_for, open_table, resolve_inside
-from .items import IMAGE_SUFFIXES, Corpus, ImageItem, ImageSource, ReadOptions, as_storable, is_utf8, key_of_name
+from .items import (
+    IMAGE_SUFFIXES,
+    Corpus,
+    ImageItem,
+    ImageSource,
+    ReadOptions,
+    as_storable,
+    is_utf8,
+    key_of_name,
+)
 from .splits import split_in_name
 
 # usual names of the column with the images, those of Hugging Face and img2dataset among them
@@ -48,7 +59,10 @@ _DIGITS = 12  # of the checksum of an image, in a key
 _LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
 _TEXT_MEMBERS = ("txt", "caption", "text", "json")
 _BLOCK = 512  # bytes of a header in a tar
-_REMEDY = "everything before that is used; copy the file again, then run the same command again to add the rest"
+_REMEDY = (
+    "everything before that is used; copy the file again, then run the same command again "
+    "to add the rest"
+)
 _INSIDE = re.compile(r"(?P<file>.+?\.(?:tar|parquet|arrow))#.+", re.IGNORECASE | re.DOTALL)
 
 _Captioned = tuple[ImageItem, list[str]]  # an image and its captions
@@ -56,7 +70,8 @@ Reader = Callable[[Path, ReadOptions, Corpus], Iterator[_Captioned]]
 
 
 def reader_of(path: Path, options: ReadOptions, *, has_images: bool = False) -> Reader | None:
-    """Return the function that reads the images of a file; None for a file of texts, or of an unknown format.
+    """Return the function that reads the images of a file; None for a file of texts, or of an
+    unknown format.
 
     A Parquet file that ``has_images`` by its place is not looked into.
     """
@@ -64,7 +79,9 @@ def reader_of(path: Path, options: ReadOptions, *, has_images: bool = False) -> 
     if suffix == ".parquet" and not has_images:
         try:
             with name_or_file(path) as source:
-                has_images = _image_column(pq.read_schema(source), options.image_column, path) is not None
+                has_images = (
+                    _image_column(pq.read_schema(source), options.image_column, path) is not None
+                )
         except (*UNREADABLE, CorpusError):  # its reader says why
             has_images = True
     if suffix == ".arrow" or (suffix == ".parquet" and has_images):
@@ -74,7 +91,8 @@ def reader_of(path: Path, options: ReadOptions, *, has_images: bool = False) -> 
 
 
 def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
-    """Yield the images of a tar in the order of the samples' first members: members with one stem are a sample.
+    """Yield the images of a tar in the order of the samples' first members: members with one stem
+    are a sample.
 
     Captions are the lines of ``.txt``, else the text column of ``.json``.
 
@@ -92,7 +110,9 @@ def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Cap
         if content is None:
             # a.jpg is the image even where a.seg.jpg comes before it
             if key in images and ("." in suffix or "." not in _split_member(images[key][0])[1]):
-                corpus.skip(*where, "SecondImage", f"the sample already has an image: {images[key][0]}")
+                corpus.skip(
+                    *where, "SecondImage", f"the sample already has an image: {images[key][0]}"
+                )
             else:
                 images[key] = name, start, length
         elif suffix == "json":
@@ -103,28 +123,41 @@ def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Cap
         else:
             text = content.decode("utf-8-sig", errors="surrogateescape")
             lines[key] += filter(None, map(str.strip, text.splitlines()))
-    column, names = options.text_column, sorted({name for record in records.values() for name in record})
+    column, names = (
+        options.text_column,
+        sorted({name for record in records.values() for name in record}),
+    )
     if column is not None and lines and column not in names:
         raise CorpusError(
             f"No .json member of {path} has {column!r}. Their fields: "
             f"{', '.join(names) or 'none, there is no .json member'}.",
-            remedy="Choose one of them with --text-column, or leave it out to use the .txt members.",
+            remedy="Choose one of them with --text-column, or leave it out to use the .txt "
+            "members.",
         )
     for key, of_text in lines.items():
         if key not in images:
-            corpus.skip(f"{path.name}#{key}", f"{path}#{key}", "NoImage", "the sample has no usable image")
+            corpus.skip(
+                f"{path.name}#{key}", f"{path}#{key}", "NoImage", "the sample has no usable image"
+            )
             continue
         name, start, length = images[key]
         record, captions = records.get(key, {}), of_text
         if column is not None or not captions:
             texts = [column] if column is not None else pick_text_columns(list(record), None, path)
-            captions = _captions(record, texts, (f"{path.name}#{key}.json", f"{path}#{key}.json"), corpus)
+            captions = _captions(
+                record, texts, (f"{path.name}#{key}.json", f"{path}#{key}.json"), corpus
+            )
         split = record.get(SPLIT_COLUMN) or split_in_name(path.stem)
         source = ImageSource(str(path), start, length)
-        yield ImageItem(key, f"{path}#{name}", str(split) if split else None, length, source), captions
+        yield (
+            ImageItem(key, f"{path}#{name}", str(split) if split else None, length, source),
+            captions,
+        )
 
 
-def _captions(record: dict[str, Any], texts: Iterable[str], where: tuple[str, str], corpus: Corpus) -> list[str]:
+def _captions(
+    record: dict[str, Any], texts: Iterable[str], where: tuple[str, str], corpus: Corpus
+) -> list[str]:
     try:
         return captions_of(record, texts, where[1])
     except CorpusError as error:
@@ -133,14 +166,17 @@ def _captions(record: dict[str, Any], texts: Iterable[str], where: tuple[str, st
 
 
 def _split_member(name: str) -> tuple[str, str]:
-    """Return key and suffix of a member, as in WebDataset: ``a/b.seg.png`` → ``a/b``, ``seg.png`` (in lower case)."""
+    """Return key and suffix of a member, as in WebDataset: ``a/b.seg.png`` → ``a/b``, ``seg.png``
+    (in lower case).
+    """
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower()
 
 
 def _members(path: Path, corpus: Corpus) -> Iterator[tuple[str, int, int, bytes | None]]:
-    """Yield name, start and length of the images of a tar, and of texts and JSON, with the content of these.
+    """Yield name, start and length of the images of a tar, and of texts and JSON, with the content
+    of these.
 
     It goes from header to header; the contents of images are jumped over.
     """
@@ -195,7 +231,10 @@ def _refused(member: tarfile.TarInfo, is_image: bool) -> tuple[str, str] | None:
     """Return why a member is refused (error, message), or None."""
     parts = member.name.replace("\\", "/").split("/")
     if not parts[0] or ".." in parts or parts[0].endswith(":"):
-        return "UnsafePath", "the member's path is absolute or leads to a parent folder; such members are not read"
+        return (
+            "UnsafePath",
+            "the member's path is absolute or leads to a parent folder; such members are not read",
+        )
     if member.issym() or member.islnk() or member.isdev():
         return "NotAFile", "a link, device or pipe in a tar, which is not read"
     if member.issparse():
@@ -210,22 +249,31 @@ def _refused(member: tarfile.TarInfo, is_image: bool) -> tuple[str, str] | None:
 def _read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
     """Yield the images of a Parquet or Arrow table.
 
-    A key from the path in an image's cell may be that of several images, since most writers leave the folders out.
-    These are compared; no other image is read.
+    A key from the path in an image's cell may be that of several images, since most writers leave
+    the folders out. These are compared; no other image is read.
 
     Raises:
         CorpusError: if it is no such table, or a column is missing.
     """
     folder = path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
-    stem, split = f"{folder}/{path.stem}" if folder else path.stem, folder or split_in_name(path.stem)
+    stem, split = (
+        f"{folder}/{path.stem}" if folder else path.stem,
+        folder or split_in_name(path.stem),
+    )
     images: dict[str, _Captioned] = {}
     renamed: list[str] = []
     digests = lru_cache(2)(_digests)
 
     def digest(cell: Any) -> str:
-        """Return the digest of the image in a cell; that of one that cannot be read is like no other."""
+        """Return the digest of the image in a cell; that of one that cannot be read is like no
+        other.
+        """
         known = digests(cell._replace(place=0))
-        return known[cell.place] if cell.place < len(known) else sha256(repr(cell).encode()).hexdigest()
+        return (
+            known[cell.place]
+            if cell.place < len(known)
+            else sha256(repr(cell).encode()).hexdigest()
+        )
 
     for number, cell, named, image_path, own_split, captions in _rows(path, options, corpus):
         key = named or (key_of_name(image_path) if image_path else f"{stem}:{number}")
@@ -238,8 +286,10 @@ def _read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_C
     yield from images.values()
     if renamed:
         corpus.notes.append(
-            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of another image. Digits of a "
-            f"checksum are added to their keys, for example {renamed[0]}. To use other keys, choose a column with "
+            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of "
+            f"another image. Digits of a "
+            f"checksum are added to their keys, for example {renamed[0]}. To use other keys, "
+            f"choose a column with "
             "--key-column."
         )
 
@@ -247,27 +297,44 @@ def _read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_C
 def _rows(
     path: Path, options: ReadOptions, corpus: Corpus
 ) -> Iterator[tuple[int, ImageSource, str, str | None, Any, list[str]]]:
-    """Yield the rows of a table: number, cell of the image, key ("": none), path in the cell, split, captions."""
+    """Yield the rows of a table: number, cell of the image, key ("": none), path in the cell,
+    split, captions.
+    """
     opened, first = False, 0
     try:
         with open_table(path) as (schema, read):
             image, has_path, key_column, texts = _columns(path, schema, options)
             names = [name for name in schema.names if name in {key_column, SPLIT_COLUMN, *texts}]
-            files = str(options.images_root or path.parent), options.follow_symlinks, options.download
+            files = (
+                str(options.images_root or path.parent),
+                options.follow_symlinks,
+                options.download,
+            )
             opened = True
-            for group, (count, batches) in enumerate(read([*names, *([f"{image}.path"] if has_path else [])])):
+            for group, (count, batches) in enumerate(
+                read([*names, *([f"{image}.path"] if has_path else [])])
+            ):
                 place = 0
                 try:
                     for batch in batches:
                         cells: Any = batch.column(image) if has_path else None
                         paths = cells.field("path").to_pylist() if has_path else [None] * len(batch)
-                        for record, image_path in zip(batch.select(names).to_pylist(), paths, strict=True):
+                        for record, image_path in zip(
+                            batch.select(names).to_pylist(), paths, strict=True
+                        ):
                             where = f"{path.name}#{first + place}", f"{path}#{first + place}"
                             cell = ImageSource(str(path), group, place, image, *files)
                             key = "" if record.get(key_column) is None else str(record[key_column])
                             named = key_of_name(key) if key and key_column in IMAGE_COLUMNS else key
                             captions = _captions(record, texts, where, corpus)
-                            yield first + place, cell, named, image_path, record.get(SPLIT_COLUMN), captions
+                            yield (
+                                first + place,
+                                cell,
+                                named,
+                                image_path,
+                                record.get(SPLIT_COLUMN),
+                                captions,
+                            )
                             place += 1
                 except UNREADABLE as error:
                     damaged = f"row group {group} ({counted(count, 'row')}), from row {place} on"
@@ -277,31 +344,46 @@ def _rows(
     except UNREADABLE as error:
         if not opened:
             raise CorpusError(
-                f"{path} is not a readable {path.suffix[1:].capitalize()} file ({reason_of(error)}).",
+                f"{path} is not a readable {path.suffix[1:].capitalize()} file "
+                f"({reason_of(error)}).",
                 remedy="It may be cut short. Copy it again.",
             ) from error
         corpus.skip(path.name, str(path), "DamagedTable", reason_of(error))
 
 
-def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> tuple[str, bool, str, tuple[str, ...]]:
-    """Return the column of images, whether its cells have paths, the column of keys ("": none), those of texts.
+def _columns(
+    path: Path, schema: pa.Schema, options: ReadOptions
+) -> tuple[str, bool, str, tuple[str, ...]]:
+    """Return the column of images, whether its cells have paths, the column of keys ("": none),
+    those of texts.
 
     Raises:
-        CorpusError: if there is no image column, or a requested column is missing; lists the columns of the table.
+        CorpusError: if there is no image column, or a requested column is missing; lists the
+            columns of the table.
     """
     image = _image_column(schema, options.image_column, path)
     if image is None:
         raise CorpusError(
-            f"{path} has no column with images; its columns are: {', '.join(schema.names) or 'none'}.",
+            f"{path} has no column with images; its columns are: "
+            f"{', '.join(schema.names) or 'none'}.",
             remedy="Choose the column of images, or of their paths or URLs, with --image-column.",
         )
-    kinds = {field.name: field.type for field in schema if field.name != image and not _holds_bytes(field.type)}
+    kinds = {
+        field.name: field.type
+        for field in schema
+        if field.name != image and not _holds_bytes(field.type)
+    }
     texts = pick_text_columns(list(kinds), options.text_column, path)
     known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *_ID_COLUMNS) if name in kinds]
     usable = (name for name in known if _is_text(kinds[name]) or pa.types.is_integer(kinds[name]))
     key = require_column(list(kinds), options.key_column, "--key-column", path) or next(usable, "")
     kind = schema.field(image).type
-    return image, pa.types.is_struct(kind) and any(f.name == "path" and _is_text(f.type) for f in kind), key, texts
+    return (
+        image,
+        pa.types.is_struct(kind) and any(f.name == "path" and _is_text(f.type) for f in kind),
+        key,
+        texts,
+    )
 
 
 def _digests(group: ImageSource) -> list[str]:
@@ -309,7 +391,9 @@ def _digests(group: ImageSource) -> list[str]:
     digests = []
     try:
         for value in cells_of_group(group):
-            digests.append(sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest())
+            digests.append(
+                sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest()
+            )
     except UnreachableError:
         raise
     except Exception:  # a damaged or hostile cell may raise anything, as when images are decoded
@@ -318,7 +402,8 @@ def _digests(group: ImageSource) -> list[str]:
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
-    """Return the column that contains images in the file itself: the one wanted, known by name, or of bytes and path.
+    """Return the column that contains images in the file itself: the one wanted, known by name, or
+    of bytes and path.
 
     None if there is none, or if the one wanted contains paths or URLs.
 
@@ -343,7 +428,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
-    """Yield the images of a list in its order; paths are relative to ``images_root``, or to the list's folder.
+    """Yield the images of a list in its order; paths are relative to ``images_root``, or to the
+    list's folder.
 
     Raises:
         CorpusError: if the list cannot be read or a column is missing.
@@ -363,7 +449,10 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ca
         if known.path == image.path:
             captions.extend(row.captions)
         else:
-            message = f"{known.path} has the same key {image.key}; choose another column of keys with --key-column"
+            message = (
+                f"{known.path} has the same key {image.key}; choose another column of keys "
+                f"with --key-column"
+            )
             corpus.skip(*where, "DuplicateKey", message)
     yield from images.values()
 
@@ -392,7 +481,8 @@ class PhotoFinder(ImageReader):
     """Reads the images of a store again by the path in their row (see `ImageItem.path`).
 
     Args:
-        beside: a store: relative paths that lead nowhere from the current folder start from the folder it is in.
+        beside: a store: relative paths that lead nowhere from the current folder start from the
+            folder it is in.
         download: images at URLs may be fetched.
     """
 
@@ -424,13 +514,21 @@ class PhotoFinder(ImageReader):
                 if file not in self._containers:
                     place, told = location(file), Corpus()
                     if file.lower().endswith(".tar"):
-                        found: Any = {image.path: image.source for image, _ in _read_tar(place, self._options, told)}
+                        found: Any = {
+                            image.path: image.source
+                            for image, _ in _read_tar(place, self._options, told)
+                        }
                     else:
-                        found = {f"{place}#{row}": cell for row, cell, *_ in _rows(place, self._options, told)}
+                        found = {
+                            f"{place}#{row}": cell
+                            for row, cell, *_ in _rows(place, self._options, told)
+                        }
                     self._containers[file] = found
                 source = self._containers[file][path]
             except (*UNREADABLE, CorpusError, KeyError) as error:
-                reason = "the image is not in it" if isinstance(error, KeyError) else reason_of(error)
+                reason = (
+                    "the image is not in it" if isinstance(error, KeyError) else reason_of(error)
+                )
                 raise FileNotFoundError(0, f"{file}: {reason}") from error
         elif is_url(path):
             if not self._options.download:

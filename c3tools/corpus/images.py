@@ -1,4 +1,6 @@
-"""Read the bytes of images (of files, members of tars, cells of tables, and URLs), frames of videos, and sounds."""
+"""Read the bytes of images (of files, members of tars, cells of tables, and URLs), frames of
+videos, and sounds.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
 
 
 class ImageReader:
-    """A reader of images one after the other: the last tar stays open, the last rows of a table stay in memory."""
+    """A reader of images one after the other: the last tar stays open, the last rows of a table
+    stay in memory.
+    """
 
     def __init__(self) -> None:
         self._tar: tuple[str, BinaryIO] | None = None
@@ -47,7 +51,8 @@ class ImageReader:
         """Return the bytes of an image.
 
         Raises:
-            UnreachableError: if the server of a tar, a table or a list does not answer, or refuses access.
+            UnreachableError: if the server of a tar, a table or a list does not answer, or refuses
+                access.
             OSError: if it cannot be read, or its path leads out of where it may.
             ValueError: if the row is null.
         """
@@ -66,7 +71,11 @@ class ImageReader:
         file.seek(source.start)
         content = file.read(source.place)
         if len(content) != source.place:
-            raise OSError(0, f"only {len(content):,} of {source.place:,} bytes could be read; the file became shorter")
+            raise OSError(
+                0,
+                f"only {len(content):,} of {source.place:,} bytes could be read; the file became "
+                f"shorter",
+            )
         return content
 
     def _read_cell(self, cell: ImageSource) -> bytes:
@@ -88,7 +97,9 @@ class ImageReader:
                 raise not_asked_for(str(value))
             return download(str(value))
         try:
-            return _read_file(resolve_inside(location(cell.folder or "."), str(value), anywhere=cell.anywhere))
+            return _read_file(
+                resolve_inside(location(cell.folder or "."), str(value), anywhere=cell.anywhere)
+            )
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 0, f"the row has no bytes, and its path {str(value)[:200]} does not exist"
@@ -108,7 +119,8 @@ class ImageReader:
 
 
 def cells_of_group(cell: ImageSource) -> Iterator[Any]:
-    """Yield the images of a cell's column as bytes, or else as paths, from the start of its row group on.
+    """Yield the images of a cell's column as bytes, or else as paths, from the start of its row
+    group on.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: at a row that cannot be read.
@@ -116,13 +128,20 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
     column = str(cell.column)
     with open_table(location(cell.file)) as (_, read):
         groups = islice(read([column]), cell.start, cell.start + 1)
-        for value in (scalar.as_py() for _, batches in groups for batch in batches for scalar in batch.column(column)):
+        for value in (
+            scalar.as_py()
+            for _, batches in groups
+            for batch in batches
+            for scalar in batch.column(column)
+        ):
             yield (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
 
 
 @contextmanager
 def open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _Groups]]]:
-    """Yield the schema of a Parquet or Arrow table, and what reads columns: by group, its rows and its batches."""
+    """Yield the schema of a Parquet or Arrow table, and what reads columns: by group, its rows and
+    its batches.
+    """
     if path.suffix.lower() == ".arrow":
         batches = record_batches(path)
         start = next(batches, None)
@@ -132,7 +151,10 @@ def open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _G
         return
     with open_parquet(path) as file:
         counts = file.row_counts
-        yield file.schema, lambda names: ((n, file.batches(names, group=group)) for group, n in enumerate(counts))
+        yield (
+            file.schema,
+            lambda names: ((n, file.batches(names, group=group)) for group, n in enumerate(counts)),
+        )
 
 
 def not_asked_for(url: str) -> OSError:
@@ -164,9 +186,11 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
     """Return the file that a path in a list or table means; relative ones start from ``folder``.
 
     Raises:
-        PermissionError: if it leads out of the folder, by itself or through a link, and may not go ``anywhere``.
+        PermissionError: if it leads out of the folder, by itself or through a link, and may not go
+            ``anywhere``.
     """
-    if not isinstance(folder, Path):  # behind a URL there are no links, and nothing but what is below it is meant
+    # behind a URL there are no links, and nothing but what is below it is meant
+    if not isinstance(folder, Path):
         if name.startswith("/") or ".." in name.split("/"):
             raise PermissionError(0, f"the path {name[:200]} leads out of {folder}")
         return location(f"{str(folder).rstrip('/')}/{name}")
@@ -174,7 +198,8 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
     if not anywhere and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise PermissionError(
             0,
-            f"the path {name[:200]} leads out of {folder}; choose the folder to start from with --images-root, or read "
+            f"the path {name[:200]} leads out of {folder}; choose the folder to start from with "
+            f"--images-root, or read "
             "it anyway with --follow-symlinks",
         )
     return path
@@ -185,10 +210,13 @@ def download(url: str) -> bytes:
 
     Raises:
         OSError: if it cannot be fetched in several attempts, or is larger than 256 MiB.
-        ValueError: if the URL is of a kind that images are not fetched from, or the server sends it too slowly.
+        ValueError: if the URL is of a kind that images are not fetched from, or the server sends it
+            too slowly.
     """
     if not url.lower().startswith(_DOWNLOAD_SCHEMES):
-        raise ValueError(f"images are only downloaded from {', '.join(_DOWNLOAD_SCHEMES)}, not from {url[:200]}")
+        raise ValueError(
+            f"images are only downloaded from {', '.join(_DOWNLOAD_SCHEMES)}, not from {url[:200]}"
+        )
     try:
         if url.lower().startswith("http"):
             content = retrying(lambda: _fetch(url), url, _DOWNLOAD_ATTEMPTS)
@@ -201,7 +229,9 @@ def download(url: str) -> bytes:
 
 
 def _fetch(url: str) -> bytes:
-    """Read the answer of a server within limits of size and time: a server could send a byte a minute for days."""
+    """Read the answer of a server within limits of size and time: a server could send a byte a
+    minute for days.
+    """
     content = bytearray()
     end = time.monotonic() + _SLOWEST_DOWNLOAD
     request = urllib.request.Request(url, headers={"User-Agent": "c3tools"})
@@ -214,12 +244,15 @@ def _fetch(url: str) -> bytes:
         while len(content) <= LARGEST_IMAGE_FILE and (chunk := answer.read1(_CHUNK)):
             content += chunk
             if time.monotonic() > end:  # not an OSError, which would be tried again
-                raise ValueError(f"{url[:200]} sent {len(content):,} bytes and did not finish in time")
+                raise ValueError(
+                    f"{url[:200]} sent {len(content):,} bytes and did not finish in time"
+                )
     return bytes(content)
 
 
 def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
-    """Return the first five minutes of a sound, (samples,), all channels as one, and its whole length in seconds.
+    """Return the first five minutes of a sound, (samples,), all channels as one, and its whole
+    length in seconds.
 
     Args:
         path: a file.
@@ -244,8 +277,11 @@ def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
     return sound.astype(np.float32), length
 
 
-def read_frames(path: str | Path, fps: float, time_limit: float | None = None) -> Iterator[tuple[float, Image.Image]]:
-    """Yield frames of a video and their times in seconds: the first one, and the first at or after each 1 / ``fps``.
+def read_frames(
+    path: str | Path, fps: float, time_limit: float | None = None
+) -> Iterator[tuple[float, Image.Image]]:
+    """Yield frames of a video and their times in seconds: the first one, and the first at or after
+    each 1 / ``fps``.
 
     Frames are RGB images, turned as the video says. Sound and subtitles are not decoded.
 
@@ -269,7 +305,9 @@ def read_frames(path: str | Path, fps: float, time_limit: float | None = None) -
         wanted, began = 0, time.monotonic()
         for number, frame in enumerate(container.decode(stream)):
             if time_limit is not None and time.monotonic() - began > time_limit:
-                raise TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
+                raise TimeoutError(
+                    f"took longer than {time_limit:g} s to decode; --image-timeout allows more"
+                )
             at = frame.time if frame.time is not None else number / float(stream.average_rate or 1)
             first = at if first is None else first
             if (at - first) * fps >= wanted - 1e-6:

@@ -1,4 +1,6 @@
-"""A corpus: its images, videos and texts as Arrow tables, what was left out, and the options it is read with."""
+"""A corpus: its images, videos and texts as Arrow tables, what was left out, and the options it is
+read with.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,26 @@ from ..io.locations import is_url
 
 PART_SUFFIX = r"~\d+"  # see `part_key`
 IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".heic", ".heif"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".heic",
+        ".heif",
+    ]
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg"})
-_BLOCK = 1 << 16  # items that are kept as objects before they become Arrow columns: small columns waste memory
+# items that are kept as objects before they become Arrow columns: small columns waste memory
+_BLOCK = 1 << 16
 
 
 class ImageSource(NamedTuple):
@@ -26,9 +43,10 @@ class ImageSource(NamedTuple):
 
     Attributes:
         file: path or URL of the tar or table.
-        start: where the member begins, in bytes; of a cell, the number of its row group or record batch.
-        place: the length of the member, in bytes; of a cell, the number of its row within the group. For a whole file
-            at a URL both are 0.
+        start: where the member begins, in bytes; of a cell, the number of its row group or record
+            batch.
+        place: the length of the member, in bytes; of a cell, the number of its row within the
+            group. For a whole file at a URL both are 0.
         column: of the cell; None for a tar.
         folder: paths in the cell are relative to it; None for a tar.
         anywhere: paths in the cell may lead out of the folder.
@@ -82,12 +100,14 @@ class TextItem(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that was not embedded, and why: in the metadata of its shard, and a row of `failures.parquet`.
+    """An input that was not embedded, and why: in the metadata of its shard, and a row of
+    `failures.parquet`.
 
     Attributes:
         key: of the input, or while inputs are listed the name of its file.
         path: see `ImageItem`.
-        stage: ``list`` if it was refused before encoding began, else ``read``, ``decode`` or ``import``.
+        stage: ``list`` if it was refused before encoding began, else ``read``, ``decode`` or
+            ``import``.
         error: the kind of error.
         message: the reason in words.
     """
@@ -102,7 +122,15 @@ class Failure:
 Item = TypeVar("Item", ImageItem, TextItem)
 _TEXT, _NUMBER = pa.large_string(), pa.int64()
 # no dictionaries in a struct that may be null: Ray's own way to pickle tables fails at these
-_SOURCE_TYPES: tuple[pa.DataType, ...] = (_TEXT, _NUMBER, _NUMBER, _TEXT, _TEXT, pa.bool_(), pa.bool_())
+_SOURCE_TYPES: tuple[pa.DataType, ...] = (
+    _TEXT,
+    _NUMBER,
+    _NUMBER,
+    _TEXT,
+    _TEXT,
+    pa.bool_(),
+    pa.bool_(),
+)
 _SOURCE = pa.struct(list(zip(ImageSource._fields, _SOURCE_TYPES, strict=True)))
 _SPLIT = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _SPLIT}
@@ -136,7 +164,9 @@ class ItemTable(Sequence[Item]):
 
     @property
     def table(self) -> pa.Table:
-        """All items, a column for each of their fields, in one piece: taking rows of several pieces copies them all."""
+        """All items, a column for each of their fields, in one piece: taking rows of several pieces
+        copies them all.
+        """
         if self._new:
             self._convert()
         self._table = self._table.combine_chunks()
@@ -173,13 +203,15 @@ class Corpus:
     """Images, videos, texts and skipped inputs, in a fixed order.
 
     Attributes:
-        images: those in files sorted by key, then those of tars, tables and lists in the order of these.
+        images: those in files sorted by key, then those of tars, tables and lists in the order of
+            these.
         videos, audio: those in files, sorted by key; no key is that of an image.
         texts: in the order of their images and captions.
         skipped: inputs that cannot be used, and why; their stage is ``list``.
         images_without_caption: keys of images that no captions file names.
         captions_without_image: names in captions files for which no image was found.
-        containers: the tars, tables and lists that were read; images in them have a path like ``container#…``.
+        containers: the tars, tables and lists that were read; images in them have a path like
+            ``container#…``.
         notes: what the user may want to know about how the inputs were read.
         sources: the paths and URLs that were given, patterns expanded.
         captions: the captions file that was given; None where captions were detected.
@@ -207,27 +239,37 @@ class Corpus:
         self.skipped.append(Failure(*map(as_storable, (key, path, "list", error, message))))
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
-        """Add an image, a video or a sound with its captions; what cannot be used is skipped, and reported."""
+        """Add an image, a video or a sound with its captions; what cannot be used is skipped, and
+        reported.
+        """
         if not is_utf8(f"{image.key}{image.path}{image.split}"):
             self.skip(image.key, image.path, "UnicodeError", "the key, path or split is not UTF-8")
             return
         suffix = "" if image.source else Path(image.path).suffix.lower()
         is_audio = suffix in AUDIO_SUFFIXES
-        (self.videos if suffix in VIDEO_SUFFIXES else self.audio if is_audio else self.images).append(image)
+        (
+            self.videos if suffix in VIDEO_SUFFIXES else self.audio if is_audio else self.images
+        ).append(image)
         added = [
-            self.add_text(TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path)
+            self.add_text(
+                TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path
+            )
             for number, caption in enumerate(captions)
         ]
         if not any(added):
             self.images_without_caption.append(image.key)
 
     def add_text(self, text: TextItem, path: str) -> bool:
-        """Add a text found at ``path`` without the white space around it; return whether it can be used."""
+        """Add a text found at ``path`` without the white space around it; return whether it can be
+        used.
+        """
         caption = text.caption.strip()
         if not caption:
             self.skip(text.key, path, "EmptyCaption", "the caption is empty")
         elif not is_utf8(f"{text.key}{caption}{text.image_key}{text.split}"):
-            self.skip(text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8")
+            self.skip(
+                text.key, path, "UnicodeError", "the caption, its key or its split is not UTF-8"
+            )
         else:
             self.texts.append(text if caption == text.caption else text._replace(caption=caption))
             return True
@@ -235,7 +277,9 @@ class Corpus:
 
 
 class ReadOptions(NamedTuple):
-    """Settings of reading a corpus, which `c3tools.embed` describes; ``audio`` looks for sounds, too."""
+    """Settings of reading a corpus, which `c3tools.embed` describes; ``audio`` looks for sounds,
+    too.
+    """
 
     captions: Path | None = None
     text_column: str | None = None
@@ -248,7 +292,9 @@ class ReadOptions(NamedTuple):
 
 
 def key_of_name(name: str) -> str:
-    """Return the key of an image by its file name: without the suffix of an image; of absolute paths the last part."""
+    """Return the key of an image by its file name: without the suffix of an image; of absolute
+    paths the last part.
+    """
     posix = PurePosixPath(name)
     short = posix.name if posix.is_absolute() or is_url(name) else posix.as_posix()
     stem, suffix = splitext(short)
@@ -256,7 +302,9 @@ def key_of_name(name: str) -> str:
 
 
 def part_key(key: str, number: int) -> str:
-    """Return the key of a part of a long text that was divided; `PART_SUFFIX` matches what is added."""
+    """Return the key of a part of a long text that was divided; `PART_SUFFIX` matches what is
+    added.
+    """
     return f"{key}~{number}"
 
 
@@ -266,5 +314,7 @@ def is_utf8(text: str) -> bool:
 
 
 def as_storable(text: str) -> str:
-    """Return a text as it can be stored: halves of characters, as in file names, are written as ``\\udc80``."""
+    """Return a text as it can be stored: halves of characters, as in file names, are written as
+    ``\\udc80``.
+    """
     return text.encode("utf-8", errors="backslashreplace").decode()

@@ -1,9 +1,11 @@
-"""Read the paths that a user gives as a corpus: images and videos, their captions, and texts without an image.
+"""Read the paths that a user gives as a corpus: images and videos, their captions, and texts
+without an image.
 
-Captions of a folder are looked for in captions files, of two folders in the deeper one's first, in one folder in
-captions.jsonl, metadata.jsonl, metadata.csv, then those of COCO and Karpathy (captions*.json, dataset*.json); then in
-the .txt file with the stem of the image. Each image takes those of the first source that has some. A source that names
-an image by its path comes before one that has only its file name. Links that lead out of the folder are refused.
+Captions of a folder are looked for in captions files, of two folders in the deeper one's first, in
+one folder in captions.jsonl, metadata.jsonl, metadata.csv, then those of COCO and Karpathy
+(captions*.json, dataset*.json); then in the .txt file with the stem of the image. Each image takes
+those of the first source that has some. A source that names an image by its path comes before one
+that has only its file name. Links that lead out of the folder are refused.
 """
 
 from __future__ import annotations
@@ -43,43 +45,67 @@ _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
 # by precedence; the last two are those of COCO and of Karpathy
-_CAPTIONS_NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv", "captions*.json", "dataset*.json")
+_CAPTIONS_NAMES = (
+    "captions.jsonl",
+    "metadata.jsonl",
+    "metadata.csv",
+    "captions*.json",
+    "dataset*.json",
+)
 _IMAGES_FOLDER = "images"
 
 
 def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
     """Find images, videos, captions and texts.
 
-    A folder is searched recursively for images and videos; their captions come from ``captions`` alone, else from what
-    is in the folder. A folder without images is searched for tars and tables. A file is an image, a video, a WebDataset
-    tar, a Parquet or Arrow table of images, a list of images (with ``image_column``), or a text file (.txt, .jsonl,
-    .csv, .tsv, .parquet, COCO .json).
+    A folder is searched recursively for images and videos; their captions come from ``captions``
+    alone, else from what is in the folder. A folder without images is searched for tars and tables.
+    A file is an image, a video, a WebDataset tar, a Parquet or Arrow table of images, a list of
+    images (with ``image_column``), or a text file (.txt, .jsonl, .csv, .tsv, .parquet, COCO .json).
 
     Args:
-        paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are expanded.
+        paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are
+            expanded.
         options: of `ReadOptions`; paths may be text.
 
     Returns:
-        The corpus; images in files sorted by key, then those of tars, tables and lists, in the order of their paths;
+        The corpus; images in files sorted by key, then those of tars, tables and lists, in the
+        order of their paths;
         texts in the order of their images.
 
     Raises:
-        CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs claim a key.
+        CorpusError: if a path is missing, nothing is found, a captions file is wrong, or two inputs
+            claim a key.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
-    places = {name: location(options[name]) for name in ("captions", "images_root") if options.get(name)}
+    places = {
+        name: location(options[name]) for name in ("captions", "images_root") if options.get(name)
+    }
     chosen, corpus = ReadOptions(**options | places), Corpus()
-    roots = [root for path in ([paths] if isinstance(paths, str | Path) else paths) for root in expand(path)]
+    roots = [
+        root
+        for path in ([paths] if isinstance(paths, str | Path) else paths)
+        for root in expand(path)
+    ]
     kinds = {root: kind_of(root) for root in roots}
     corpus.sources = [str(root) for root in kinds]
     corpus.captions = None if chosen.captions is None else str(chosen.captions)
     if missing := [root for root in roots if kinds[root] is None]:
         more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         local = "Check the path. A relative path starts from the current folder."
-        hint = "Check the address and the credentials in the environment." if is_url(missing[0]) else local
+        hint = (
+            "Check the address and the credentials in the environment."
+            if is_url(missing[0])
+            else local
+        )
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
-    follow, suffixes = chosen.follow_symlinks, _MEDIA_SUFFIXES | (AUDIO_SUFFIXES if chosen.audio else set())
-    media = {root: [] if is_url(root) else find_images(corpus, root, follow, suffixes) for root in kinds}
+    follow, suffixes = (
+        chosen.follow_symlinks,
+        _MEDIA_SUFFIXES | (AUDIO_SUFFIXES if chosen.audio else set()),
+    )
+    media = {
+        root: [] if is_url(root) else find_images(corpus, root, follow, suffixes) for root in kinds
+    }
     several = list(kinds.values()).count("folder") > 1
     given = None
     if chosen.captions is not None and any(media.values()):  # one captions file for all paths
@@ -90,11 +116,21 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     for root, kind in kinds.items():
         if media[root]:
             images, prefix = media[root], f"{root.name}/" if several and kind == "folder" else ""
-            found, files = (given, [chosen.captions]) if given else _detect_captions(corpus, root, images, chosen)
+            found, files = (
+                (given, [chosen.captions])
+                if given
+                else _detect_captions(corpus, root, images, chosen)
+            )
             # keys are relative to the folder; beside a captions file, to its images/
-            beside = any(isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files)
-            names = [image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images]
-            for key, image in sorted(zip(assign_keys(names), images, strict=True), key=itemgetter(0)):
+            beside = any(
+                isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files
+            )
+            names = [
+                image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images
+            ]
+            for key, image in sorted(
+                zip(assign_keys(names), images, strict=True), key=itemgetter(0)
+            ):
                 _, captions, split = found.of(_absolute(image.path))
                 corpus.add_image(image._replace(key=prefix + key, split=split), captions)
         elif kind == "folder":
@@ -119,10 +155,12 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
 def find_images(
     corpus: Corpus, root: Path, follow_symlinks: bool, suffixes: frozenset[str] = IMAGE_SUFFIXES
 ) -> list[ImageItem]:
-    """Find the image files below ``root``, or ``root`` itself, by their ``suffixes`` in any case; no hidden files.
+    """Find the image files below ``root``, or ``root`` itself, by their ``suffixes`` in any case;
+    no hidden files.
 
-    Links to folders are not entered (a loop would not end), and the corpus is told of links to files outside ``root``,
-    unless ``follow_symlinks``. The key of an image is its path relative to ``root`` until `assign_keys`.
+    Links to folders are not entered (a loop would not end), and the corpus is told of links to
+    files outside ``root``, unless ``follow_symlinks``. The key of an image is its path relative to
+    ``root`` until `assign_keys`.
     """
     found: list[ImageItem] = []
     is_folder = root.is_dir()
@@ -134,14 +172,18 @@ def find_images(
         try:
             if _may_be_read(corpus, key, path, inside):
                 status = path.stat()
-                found.append(ImageItem(key, str(path), None, status.st_size, mtime=status.st_mtime_ns))
+                found.append(
+                    ImageItem(key, str(path), None, status.st_size, mtime=status.st_mtime_ns)
+                )
         except OSError as error:
             corpus.skip(key, str(path), type(error).__name__, reason_of(error))
     return found
 
 
 def assign_keys(names: list[str]) -> list[str]:
-    """Return unique keys for relative file names: without the suffix, or with it if that would not be unique."""
+    """Return unique keys for relative file names: without the suffix, or with it if that would not
+    be unique.
+    """
     stems = [splitext(name)[0] for name in names]
     count, whole = Counter(stems), set(names)
     return [
@@ -175,7 +217,9 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
 
 
 def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> bool:
-    """Return whether a file is to be read, else tell the corpus; a link may not lead out of the folder ``inside``."""
+    """Return whether a file is to be read, else tell the corpus; a link may not lead out of the
+    folder ``inside``.
+    """
     problem = None
     if not is_utf8(str(path)):
         problem = "UnicodeError", "the file name is not UTF-8"
@@ -183,10 +227,14 @@ def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> b
         try:
             target = path.resolve(strict=True)
             if inside is not None and not target.is_relative_to(inside):
-                problem = "SymlinkOutside", "a symbolic link that leads out of the corpus; --follow-symlinks reads it"
+                problem = (
+                    "SymlinkOutside",
+                    "a symbolic link that leads out of the corpus; --follow-symlinks reads it",
+                )
         except (OSError, RuntimeError):  # missing, or a loop
             problem = "BrokenLink", "a symbolic link whose target does not exist"
-    if problem is None and not path.is_file():  # opening a pipe would wait for somebody to write into it
+    # opening a pipe would wait for somebody to write into it
+    if problem is None and not path.is_file():
         problem = "NotAFile", "not a regular file"
     if problem is not None:
         corpus.skip(key, str(path), *problem)
@@ -194,7 +242,8 @@ def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> b
 
 
 class _CaptionSources:
-    """The captions and splits of images, from sources that are added in the order in which these count.
+    """The captions and splits of images, from sources that are added in the order in which these
+    count.
 
     Args:
         images: all that a source may name.
@@ -209,20 +258,26 @@ class _CaptionSources:
         self._paths = [_absolute(image.path) for image in images]
         for path in self._paths:
             self._by_name[Path(path).name].append(path)
-        # of each image the rows of sources: whether these have its file name alone, source, captions and split
+        # of each image the rows of sources: whether these have its file name alone, source,
+        # captions and split
         self._found: dict[str, list[tuple[bool, str, list[str], str | None]]] = defaultdict(list)
 
     def of(self, path: str) -> tuple[str, list[str], str | None]:
-        """Return the source and the captions of an image, and its split: that of the first source that names one."""
+        """Return the source and the captions of an image, and its split: that of the first source
+        that names one.
+        """
         found = sorted(self._found.get(path, ()), key=itemgetter(0))
-        _, source, captions, _ = next((row for row in found if _any(row[2])), found[0] if found else (0, "", [], 0))
+        _, source, captions, _ = next(
+            (row for row in found if _any(row[2])), found[0] if found else (0, "", [], 0)
+        )
         return source, captions, next((split for *_, split in found if split), None)
 
     def add(self, source: str, file: Path, options: ReadOptions) -> int:
         """Add a captions file; return how many of its rows name an image.
 
-        A row without an image at its path is matched by its file name, if one image and one path in the rows have it.
-        If other rows are matched by path, a row that names a folder is not: it is of an image that is not here.
+        A row without an image at its path is matched by its file name, if one image and one path in
+        the rows have it. If other rows are matched by path, a row that names a folder is not: it is
+        of an image that is not here.
 
         Args:
             source: as messages name the file.
@@ -232,14 +287,17 @@ class _CaptionSources:
         Raises:
             CorpusError: if it cannot be read, or a row names no image; nothing is added.
         """
-        found: dict[tuple[bool, str], list[CaptionRow]] = defaultdict(list)  # by file name alone or not, and image
+        # by file name alone or not, and image
+        found: dict[tuple[bool, str], list[CaptionRow]] = defaultdict(list)
         unmatched: list[str] = []
         folder, known, matched = Path(_absolute(str(file.parent))), set(self._paths), 0
         for row in read_captions(file, options):
             if not row.file_name:
                 raise _no_image(file, row)
             same = self._by_name.get(PurePosixPath(row.file_name).name, [])
-            places = (normpath(start / row.file_name) for start in (folder, folder / _IMAGES_FOLDER))
+            places = (
+                normpath(start / row.file_name) for start in (folder, folder / _IMAGES_FOLDER)
+            )
             if path := next((place for place in places if place in known), None):
                 found[False, path].append(row)
             elif len(same) == 1:
@@ -249,28 +307,41 @@ class _CaptionSources:
         some_by_path = not all(by_name for by_name, _ in found)
         for (by_name, path), rows in found.items():
             names = {normpath(str(row.file_name)) for row in rows}
-            if by_name and ((False, path) in found or len(names) > 1 or (some_by_path and "/" in min(names))):
+            if by_name and (
+                (False, path) in found or len(names) > 1 or (some_by_path and "/" in min(names))
+            ):
                 unmatched += [str(row.file_name) for row in rows]
             else:
                 self._found[path].append((by_name, source, *_join_rows(rows)))
                 matched += len(rows)
-        if matched or not source.endswith(".json"):  # COCO files are often of another part of the same data set
+        # COCO files are often of another part of the same data set
+        if matched or not source.endswith(".json"):
             self.unmatched += unmatched
         return matched
 
     def add_texts(self, corpus: Corpus, inside: Path | None) -> None:
-        """Add the .txt files with the stems of the images, one caption a line, where no other source has captions."""
+        """Add the .txt files with the stems of the images, one caption a line, where no other
+        source has captions.
+        """
         for path in self._paths:
             text = Path(path).with_suffix(".txt")
-            if not _any(self.of(path)[1]) and text.exists() and _may_be_read(corpus, text.name, text, inside):
-                self._found[path].append((True, ".txt files", *_join_rows(list(read_captions(text)))))
+            if (
+                not _any(self.of(path)[1])
+                and text.exists()
+                and _may_be_read(corpus, text.name, text, inside)
+            ):
+                self._found[path].append(
+                    (True, ".txt files", *_join_rows(list(read_captions(text))))
+                )
 
     def note(self, root: Path) -> list[str]:
         """Return one line on what was taken from where."""
         taken: Counter[str] = Counter()
         for source, captions, _ in map(self.of, self._paths):
             taken[source] += len(captions)
-        parts = " and ".join(f"{count:,} from {source}" for source, count in taken.most_common() if count)
+        parts = " and ".join(
+            f"{count:,} from {source}" for source, count in taken.most_common() if count
+        )
         return [f"{root}: {counted(taken.total(), 'caption')}: {parts}."] if parts else []
 
 
@@ -283,7 +354,8 @@ def _join_rows(rows: Sequence[CaptionRow]) -> tuple[list[str], str | None]:
 def _no_image(file: Path, row: CaptionRow) -> CorpusError:
     return CorpusError(
         f"{file}, line {row.line}: the image is missing.",
-        remedy="Captions of images need a column file_name, image or key. To embed texts only, give the file as PATH.",
+        remedy="Captions of images need a column file_name, image or key. To embed texts only, "
+        "give the file as PATH.",
     )
 
 
@@ -298,7 +370,8 @@ def _any(captions: Iterable[str]) -> bool:
 def _detect_captions(
     corpus: Corpus, root: Path, images: Sequence[ImageItem], options: ReadOptions
 ) -> tuple[_CaptionSources, list[Path]]:
-    """Return the captions of images that are found beside them, and the captions files, but for COCO's.
+    """Return the captions of images that are found beside them, and the captions files, but for
+    COCO's.
 
     Raises:
         CorpusError: if the first captions file of a folder cannot be used; later ones become notes.
@@ -344,7 +417,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             corpus.add_text(TextItem(key, caption, image_key, row.split), path)
     if texts_of_image:
         corpus.notes.append(
-            f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. With --image-column "
+            f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
+            f"With --image-column "
             "it is read as a list of images."
         )
 
@@ -352,7 +426,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
 def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> dict[Path, Reader]:
     """Return the tars and tables of a folder without images, or at a URL.
 
-    The tables that img2dataset writes beside its tars, and the caches of Hugging Face datasets, are left out.
+    The tables that img2dataset writes beside its tars, and the caches of Hugging Face datasets, are
+    left out.
 
     Raises:
         CorpusError: if it has none.
@@ -373,7 +448,8 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
             containers[path] = read
     if not containers:
         raise CorpusError(
-            f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files with images."
+            f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files "
+            f"with images."
             f"{_first_reason(corpus)}",
             remedy="To embed texts, give the files: c3 embed captions.txt",
         )
@@ -388,13 +464,15 @@ def _first_reason(corpus: Corpus) -> str:
 
 
 def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: ReadOptions) -> None:
-    """Add the images and videos of all containers, in the order of their paths; of those with one key the first counts.
+    """Add the images and videos of all containers, in the order of their paths; of those with one
+    key the first counts.
 
     Raises:
         CorpusError: if a container cannot be read and is the only input.
     """
     alone = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
-    owners = {image.key: image.path for image in chain(corpus.images, corpus.videos)}  # path of the image with a key
+    # path of the image with a key
+    owners = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
     given: dict[str, list[CaptionRow]] = defaultdict(list)  # captions by the key of the image
     for row in read_captions(options.captions, options) if options.captions else ():
         key = row.key or (key_of_name(row.file_name) if row.file_name else None)
@@ -407,33 +485,52 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
             for image, captions in read(container, options, corpus):
                 if image.key in owners:
                     message = (
-                        f"{owners[image.key]} has the same key {image.key}, and only the first one is embedded; embed "
-                        "the files into two stores, or choose another column of keys with --key-column"
+                        f"{owners[image.key]} has the same key {image.key}, and only the first "
+                        f"one is embedded; embed "
+                        "the files into two stores, or choose another column of keys with "
+                        "--key-column"
                     )
                     place = f"{container.name}#{image.path.rpartition('#')[2]}"
                     corpus.skip(place, image.path, "DuplicateKey", message)
                     continue
                 owners[image.key] = image.path if image.source is None else image.source.file
-                own, split = (captions, None) if options.captions is None else _join_rows(given.pop(image.key, []))
+                own, split = (
+                    (captions, None)
+                    if options.captions is None
+                    else _join_rows(given.pop(image.key, []))
+                )
                 corpus.add_image(image._replace(split=split or image.split), own)
         except (CorpusError, OSError) as error:
             reason = reason_of(error)
             if alone:
-                raise error if isinstance(error, CorpusError) else CorpusError(f"{container}: {reason}.") from error
+                raise (
+                    error
+                    if isinstance(error, CorpusError)
+                    else CorpusError(f"{container}: {reason}.")
+                ) from error
             corpus.skip(container.name, str(container), "UnreadableContainer", reason)
     corpus.captions_without_image += sorted(given)
 
 
 def _check(corpus: Corpus, given: Path | None) -> None:
-    items = {"audio" if name == "audio" else f"{name}s": items for name, items in corpus.by_modality().items() if items}
+    items = {
+        "audio" if name == "audio" else f"{name}s": items
+        for name, items in corpus.by_modality().items()
+        if items
+    }
     if not items:
         places = ", ".join(corpus.sources)
-        raise CorpusError(f"There is nothing to embed in {places}: no images, videos or texts.{_first_reason(corpus)}")
+        raise CorpusError(
+            f"There is nothing to embed in {places}: no images, videos or "
+            f"texts.{_first_reason(corpus)}"
+        )
     media = sum(len(some) for name, some in corpus.by_modality().items() if name != "text")
     if given is not None and 0 < media == len(corpus.images_without_caption):
         raise CorpusError(
-            f"{given} has no caption for any of the {len(corpus.images_without_caption):,} {' and '.join(items)}.",
-            remedy="File names in it are looked up in the folder of the captions file, then in its subfolder images/.",
+            f"{given} has no caption for any of the {len(corpus.images_without_caption):,} "
+            f"{' and '.join(items)}.",
+            remedy="File names in it are looked up in the folder of the captions file, then in "
+            "its subfolder images/.",
         )
     for kind, some in items.items():
         keys = some.table["key"]

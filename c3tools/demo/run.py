@@ -1,8 +1,9 @@
-"""The demo: caption the bundled photos with the bundled captioner; then train four decoders and compare them.
+"""The demo: caption the bundled photos with the bundled captioner; then train four decoders and
+compare them.
 
-The first captions are there within a minute. No choice depends on the scored photos: the decoders are trained on COCO
-captions of other images, both means come from the corpus that c3-mini was trained on, and sigma comes from the spread
-of the training captions (`--sigma auto`).
+The first captions are there within a minute. No choice depends on the scored photos: the decoders
+are trained on COCO captions of other images, both means come from the corpus that c3-mini was
+trained on, and sigma comes from the spread of the training captions (`--sigma auto`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ _References = Mapping[str, Sequence[str]]
 
 
 class _Captioned(NamedTuple):
-    """Captions of all photos by one decoder: its name on the page, what it is, captions and their scores by key."""
+    """Captions of all photos by one decoder: its name on the page, what it is, captions and their
+    scores by key.
+    """
 
     name: str
     summary: str
@@ -65,10 +68,17 @@ class _Captioned(NamedTuple):
     scores: Mapping[str, float]
 
     @classmethod
-    def score(cls, name: str, summary: str, captions: Mapping[str, str], references: _References) -> _Captioned:
+    def score(
+        cls, name: str, summary: str, captions: Mapping[str, str], references: _References
+    ) -> _Captioned:
         """Score the captions, each with the captions that people wrote of its photo."""
         found = score_captions(captions, references)
-        return cls(name, summary, captions, dict(zip(found.keys, found.per_image[CHOOSE_BY].tolist(), strict=True)))
+        return cls(
+            name,
+            summary,
+            captions,
+            dict(zip(found.keys, found.per_image[CHOOSE_BY].tolist(), strict=True)),
+        )
 
     @property
     def mean(self) -> float:
@@ -90,9 +100,11 @@ class DemoResult:
         sigma: the noise that was used, per dimension.
         photos: the store of photos and their captions.
         facts: how it was made, in words.
-        bundled: the captions of the bundled captioner, which was trained on more captions, and their scores.
+        bundled: the captions of the bundled captioner, which was trained on more captions, and
+            their scores.
         page: the page with the table, the photos and their captions.
-        images: the table of generated images, with a page in ``images/``; None unless it was requested.
+        images: the table of generated images, with a page in ``images/``; None unless it was
+            requested.
     """
 
     ablation: Ablation
@@ -106,19 +118,27 @@ class DemoResult:
 
     def table(self) -> Table:
         """Return the scores as a table, one row per method."""
-        own, title = self.ablation.tables()[0], f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}"
+        own, title = (
+            self.ablation.tables()[0],
+            f"{self.photos.count('image')} photos, sigma {self.sigma:.3f}",
+        )
         rows = [[name, METHODS[name].summary, *scores] for name, _, *scores in own.rows]
         return Table(["method", "steps", *own.columns[2:]], rows, title=title, left=["steps"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows of the table, and all runs (``runs``, the list that `c3 demo --json` writes)."""
+        """Return the rows of the table, and all runs (``runs``, the list that `c3 demo --json`
+        writes).
+        """
         return self.ablation.to_dict()
 
 
-def _write_page(path: Path, bundled: _Captioned, references: _References, result: DemoResult | None = None) -> None:
+def _write_page(
+    path: Path, bundled: _Captioned, references: _References, result: DemoResult | None = None
+) -> None:
     """Write one self-contained page of photos with the captions of the bundled captioner.
 
-    With ``result``, the page has the captions of all decoders, the table, and the geometry of the photos too.
+    With ``result``, the page has the captions of all decoders, the table, and the geometry of the
+    photos too.
     """
     decoders, context = [bundled], dict[str, Any]()
     judged, title = bundled, "Captions from text alone"
@@ -138,28 +158,50 @@ def _write_page(path: Path, bundled: _Captioned, references: _References, result
     for key in judged.best_first():
         share_alike = "ShareAlike" in attributions[key]["license"]
         source = thumbnail(PHOTOS / "images" / f"{key}.jpg", _PHOTO_SIDE)
-        photo = {"source": source, "reference": references[key][0], "url": attributions[key]["flickr_url"]}
+        photo = {
+            "source": source,
+            "reference": references[key][0],
+            "url": attributions[key]["flickr_url"],
+        }
         photo["licence"] = "CC BY-SA 2.0" if share_alike else "CC BY 2.0"
-        photos.append({**photo, "captions": [(each, each.captions[key], each.scores[key]) for each in decoders]})
+        photos.append(
+            {
+                **photo,
+                "captions": [(each, each.captions[key], each.scores[key]) for each in decoders],
+            }
+        )
     groups = [
         ("The best", photos[:_EXTREMES]),
         ("The worst", photos[-_EXTREMES:][::-1]),
         ("All others, from the best to the worst", photos[_EXTREMES:-_EXTREMES]),
     ]
-    context |= {"title": title, "judged": judged, "metric": CHOOSE_BY, "groups": groups, "total": len(photos)}
+    context |= {
+        "title": title,
+        "judged": judged,
+        "metric": CHOOSE_BY,
+        "groups": groups,
+        "total": len(photos),
+    }
     template = Path(__file__).parent / "templates" / "demo.html"
     write_text_atomically(path, render_page(template, result=result, **context))
 
 
 def _geometry_of(photos: Store) -> dict[str, Any]:
-    """Return the map and the spectra of the gap report of the photos, and the gap in one sentence."""
+    """Return the map and the spectra of the gap report of the photos, and the gap in one
+    sentence.
+    """
     report = gap_report(photos)
     assert report.gap is not None and report.draw_map is not None
     gap = report.gap.length.value
-    before, after = (report.spaces[name].recall["image_to_text"]["recall@1"].value for name in ("raw", "c2-collapse"))
+    before, after = (
+        report.spaces[name].recall["image_to_text"]["recall@1"].value
+        for name in ("raw", "c2-collapse")
+    )
     sentence = (
-        f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has length 1. Collapse "
-        f"subtracts the mean of each modality. The caption nearest to a photo is its own for {before:.0%} of the "
+        f"The means of photos and captions are {gap:.2f} apart, in a space where every vector has "
+        f"length 1. Collapse "
+        f"subtracts the mean of each modality. The caption nearest to a photo is its own for "
+        f"{before:.0%} of the "
         f"photos before Collapse and for {after:.0%} after it."
     )
     spectra = figure_blocks(report, prefix="demo")["spectra"].svg
@@ -176,15 +218,18 @@ def run_demo(
     images: bool = False,
     reporter: Reporter = SILENT,
 ) -> DemoResult:
-    """Caption the bundled photos, and write a page; then run the method on them, and write a page with the table.
+    """Caption the bundled photos, and write a page; then run the method on them, and write a page
+    with the table.
 
     Args:
         out: The folder for stores and pages.
         seeds: Number of trainings per method.
-        sigma: Standard deviation of the noise, per dimension. By default derived from the training captions.
+        sigma: Standard deviation of the noise, per dimension. By default derived from the training
+            captions.
         size: Size of the decoder: tiny, small or base.
         captions: Train on this many captions only.
-        images: Also generate images from captions. Needs the extra images and about ten more minutes.
+        images: Also generate images from captions. Needs the extra images and about ten more
+            minutes.
         reporter: Shows messages, one per step, and progress.
 
     Raises:
@@ -193,7 +238,10 @@ def run_demo(
     """
     out = Path(out)
     first_page = out / "captions.html"
-    kept = f"The embeddings, and the first captions in {first_page}, are kept, but the decoders are not; run the same "
+    kept = (
+        f"The embeddings, and the first captions in {first_page}, are kept, but the decoders "
+        f"are not; run the same "
+    )
     with locked(out), telling_what_is_kept(lambda: f"{kept}command again to train them."):
         if not (out / "photos" / INFO_FILE).is_file():
             holds_result(out, "demo", ("demo.html", "captions"))
@@ -206,12 +254,18 @@ def run_demo(
         captioner = Captioner.load("c3-mini")
         written = captioner.caption(embeddings=scored.embeddings, keys=scored.keys, beams=_BEAMS)
         summary = (
-            f"learned from {count(captioner.record['captions']['train'])} captions, and searches with {_BEAMS} beams"
+            f"learned from {count(captioner.record['captions']['train'])} captions, and "
+            f"searches with {_BEAMS} beams"
         )
-        bundled = _Captioned.score("bundled", summary, dict(zip(scored.keys, written, strict=True)), references)
+        bundled = _Captioned.score(
+            "bundled", summary, dict(zip(scored.keys, written, strict=True)), references
+        )
         _write_page(first_page, bundled, references)
         order = bundled.best_first()
-        best, worst = (f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})" for key in (order[0], order[-1]))
+        best, worst = (
+            f"“{bundled.captions[key]}” ({bundled.scores[key]:.0f})"
+            for key in (order[0], order[-1])
+        )
         reporter.message(
             f"   The bundled captioner wrote captions. Their {CHOOSE_BY} is {bundled.mean:.1f} %.\n"
             f"   The best is {best}, the worst {worst}.\n"
@@ -221,17 +275,26 @@ def run_demo(
         embed_corpus(read_corpus(CAPTIONS), out / "captions", encoder, reporter=reporter)
         texts = Store.open(out / "captions")
         load_means(texts, "c3-mini")
-        means_from = f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions c3-mini was trained on"
-        reporter.message(f"2  Collapse: subtracting the means of {means_from}, not of the scored photos")
+        means_from = (
+            f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions "
+            f"c3-mini was trained on"
+        )
+        reporter.message(
+            f"2  Collapse: subtracting the means of {means_from}, not of the scored photos"
+        )
         train, val = texts.load("text", "train"), texts.load("text", "val")
         sigma_from = "as given"
         if sigma is None:
-            rule = scaled_spread(caption_spread(train.embeddings, train.item_index, moments["text"].mean))
+            rule = scaled_spread(
+                caption_spread(train.embeddings, train.item_index, moments["text"].mean)
+            )
             sigma, sigma_from = rule.sigma or 0.0, f"from {rule.rests_on}"
         reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {sigma_from}")
         train, val = (rows.select(np.arange(len(rows))[:captions]) for rows in (train, val))
         means = {name: photos.fitting_moments(name) for name in ("image", "text")}
-        reporter.message(f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image")
+        reporter.message(
+            f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image"
+        )
         task = CaptionTask(
             train,
             val,
@@ -240,7 +303,8 @@ def run_demo(
             means,
             devices.pick(),
             train_images=None,
-            described=scored.embeddings,  # none of these methods learns from images, or is asked with texts
+            # none of these methods learns from images, or is asked with texts
+            described=scored.embeddings,
             size=size,
             set=_SHORT if size == "tiny" else (),
             epochs=2 if size == "tiny" else None,
@@ -253,8 +317,10 @@ def run_demo(
             runs = list(run_cells(task, cells, Path(folder), jobs=cores(), reporter=reporter))
         facts = {
             "Encoder": f"c3-mini, {photos.info.dim} dimensions",
-            "Trained on": f"{len(train):,} COCO val2017 captions, none of these photos; checkpoints were chosen on "
-            f"{len(val):,} other captions, without noise",
+            "Trained on": (
+                f"{len(train):,} COCO val2017 captions, none of these photos; checkpoints were "
+                f"chosen on {len(val):,} other captions, without noise"
+            ),
             "Means": f"of {means_from}, not of these photos",
             "Sigma": f"{sigma:.4f} per dimension, {sigma_from}",
         }
@@ -263,8 +329,13 @@ def run_demo(
         _write_page(result.page, bundled, references, result)
         if not images:
             return result
-        reporter.message("5  The other direction: generators trained on photos alone, given captions")
-        reporter.message(f"   {_IMAGE_STEPS} steps on so few photos show how it is done, not which method is better")
+        reporter.message(
+            "5  The other direction: generators trained on photos alone, given captions"
+        )
+        reporter.message(
+            f"   {_IMAGE_STEPS} steps on so few photos show how it is done, not which method is "
+            f"better"
+        )
         generated = ablate_images(
             photos,
             methods=("C1", "C3"),
@@ -279,7 +350,8 @@ def run_demo(
 
 
 def copy_photos(destination: Path) -> int:
-    """Copy the bundled photos, with captions and attribution, into a folder; return the number of photos.
+    """Copy the bundled photos, with captions and attribution, into a folder; return the number of
+    photos.
 
     Raises:
         CorpusError: if the folder exists and is not empty.

@@ -1,11 +1,12 @@
 """The plan of an embedding run: a join by key of the corpus with the rows of the store.
 
-A shard takes a fixed number of inputs, in the order of the corpus, and gets the lowest number that is free. Finished
-shards take whole such blocks out of the order, so a run that was interrupted plans the same shards again.
+A shard takes a fixed number of inputs, in the order of the corpus, and gets the lowest number that
+is free. Finished shards take whole such blocks out of the order, so a run that was interrupted
+plans the same shards again.
 
-A text has changed if its words have. An image has changed if its size in bytes has or, for a file on this machine, if
-its time of modification is not the recorded one; no image is read for this. Only inputs from the given paths can be
-removed.
+A text has changed if its words have. An image has changed if its size in bytes has or, for a file
+on this machine, if its time of modification is not the recorded one; no image is read for this.
+Only inputs from the given paths can be removed.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ _INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ig
 # what rows, and failures, say of their inputs
 _FILE = pa.schema({"key": pa.large_string(), "path": pa.large_string(), "size": pa.int64()})  # type: ignore[arg-type]
 _TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key")])
-_AT, _FAILED = pc.field("at"), pc.field("failed")  # of these: the position in the corpus, and whether it is a failure
-# the key of a text without an image: the stem of its file, its line; of a long text that was divided, its part
+# of these: the position in the corpus, and whether it is a failure
+_AT, _FAILED = pc.field("at"), pc.field("failed")
+# the key of a text without an image: the stem of its file, its line; of a long text that was
+# divided, its part
 _LINE = rf"(?s)^(?P<file>.*):\d+(?:#\d+)?(?:{PART_SUFFIX})?$"
 
 
@@ -52,7 +55,8 @@ class Plan:
     items: ItemTable[Any]  # its inputs in the corpus, with the splits that they have in the store
     new: list[ShardTask]  # inputs to embed
     changed: list[ShardTask]  # inputs to embed again, by the shards that have them
-    gone: dict[int, list[str]]  # keys of rows and of failures to remove, by the number of their shard
+    # keys of rows and of failures to remove, by the number of their shard
+    gone: dict[int, list[str]]
     made_up_for: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
     summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
 
@@ -65,8 +69,8 @@ def plan_corpus(
 ) -> dict[str, Plan]:
     """Return the plan of each modality that the corpus or the store has.
 
-    The numbers of ``lost`` shards, which are recorded and do not exist, are free only if enough items are to be
-    embedded to bring their rows back.
+    The numbers of ``lost`` shards, which are recorded and do not exist, are free only if enough
+    items are to be embedded to bring their rows back.
     """
     sources, times = Sources(corpus), _read_times(store.path)
     plans: dict[str, Plan] = {}
@@ -90,14 +94,21 @@ def plan_corpus(
         else:
             recorded = times["mtime"].take(pc.index_in(table["key"], times["key"]))
             modified = _true(pc.not_equal(table["mtime"], recorded))  # not where either is null
-            differs = pc.or_kleene(pc.not_equal(before["size"], own["size"]), pa.array(modified[positions]))
+            differs = pc.or_kleene(
+                pc.not_equal(before["size"], own["size"]), pa.array(modified[positions])
+            )
             foreign = ~_true(pc.equal(before["path"], own["path"]))
             images: Any = items.take(positions[foreign])
-            foreign[foreign] = list(map(sources.is_other, before["path"].filter(pa.array(foreign)).to_pylist(), images))
+            foreign[foreign] = list(
+                map(sources.is_other, before["path"].filter(pa.array(foreign)).to_pylist(), images)
+            )
             elsewhere = own["key"].filter(pa.array(foreign))
         summary.from_elsewhere = sorted(elsewhere.to_pylist())
         again, of_part = _true(differs) & ~foreign, before["part"].to_numpy()
-        changed = [(int(part), np.sort(positions[again & (of_part == part)])) for part in np.unique(of_part[again])]
+        changed = [
+            (int(part), np.sort(positions[again & (of_part == part)]))
+            for part in np.unique(of_part[again])
+        ]
         gone: dict[int, list[str]] = defaultdict(list)
         for row in (
             away.filter(pa.array(sources.lost_rows(away)))
@@ -114,9 +125,15 @@ def plan_corpus(
         pending, size = np.flatnonzero(~known), options.shard_size
         missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
         made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
-        numbers = chain(made_up_for, (number for number in count() if number not in {*parts, *missing}))
-        new = [(next(numbers), pending[start : start + size]) for start in range(0, len(pending), size)]
-        summary.changed = [key for _, found in changed for key in table["key"].take(pa.array(found)).to_pylist()]
+        numbers = chain(
+            made_up_for, (number for number in count() if number not in {*parts, *missing})
+        )
+        new = [
+            (next(numbers), pending[start : start + size]) for start in range(0, len(pending), size)
+        ]
+        summary.changed = [
+            key for _, found in changed for key in table["key"].take(pa.array(found)).to_pylist()
+        ]
         plans[modality] = Plan(
             _with_known_splits(items, store) if (new or changed) and store.modalities else items,
             new,
@@ -131,9 +148,14 @@ def plan_corpus(
 
 
 def _stored_inputs(store: Store, modality: str) -> Any:
-    """Return what the rows and the failures of a modality say of their inputs, with the numbers of their shards."""
+    """Return what the rows and the failures of a modality say of their inputs, with the numbers of
+    their shards.
+    """
     schema, parts = _TEXT if modality == "text" else _FILE, store.parts(modality)
-    batches = [batch.select(schema.names).cast(schema) for batch in store.batches(modality, schema.names, parts=parts)]
+    batches = [
+        batch.select(schema.names).cast(schema)
+        for batch in store.batches(modality, schema.names, parts=parts)
+    ]
     counts = [store.shards[modality, part].rows for part in parts]
     failures = [
         {"key": failure.key, "path": failure.path, "part": part, "failed": True}
@@ -150,8 +172,12 @@ def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
     """Return the items with the splits that they have in the store, or else in the corpus."""
     table, known = items.table, store.item_splits()
     own = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
-    splits = pa.array([known.get(item, split) for item, split in own], table.schema.field("split").type)
-    return ItemTable(items.kind, table.set_column(table.column_names.index("split"), "split", splits))
+    splits = pa.array(
+        [known.get(item, split) for item, split in own], table.schema.field("split").type
+    )
+    return ItemTable(
+        items.kind, table.set_column(table.column_names.index("split"), "split", splits)
+    )
 
 
 def _true(mask: Any) -> Mask:
@@ -161,11 +187,15 @@ def _true(mask: Any) -> Mask:
 
 def _is_in(column: Any, keys: Any) -> Mask:
     """Return which texts of a column are among some keys."""
-    return _true(pc.is_in(column, pa.array(keys, pa.large_string()) if isinstance(keys, list) else keys))
+    return _true(
+        pc.is_in(column, pa.array(keys, pa.large_string()) if isinstance(keys, list) else keys)
+    )
 
 
 def _read_times(store: Path) -> pa.Table:
-    """Return keys and recorded times of a store's inputs; none without inputs.parquet, or if it is damaged."""
+    """Return keys and recorded times of a store's inputs; none without inputs.parquet, or if it is
+    damaged.
+    """
     try:
         with name_or_file(store / INPUTS_FILE) as source:
             return pq.read_table(source, schema=_INPUTS)
@@ -174,7 +204,9 @@ def _read_times(store: Path) -> pa.Table:
 
 
 def write_times(store: Path, plans: Mapping[str, Plan], *, replace: bool) -> None:
-    """Record the times of new inputs in inputs.parquet; with ``replace`` also of changed ones, and of keys there."""
+    """Record the times of new inputs in inputs.parquet; with ``replace`` also of changed ones, and
+    of keys there.
+    """
     found = [_INPUTS.empty_table()]
     for plan in plans.values():
         if "mtime" in plan.items.table.column_names:
@@ -186,14 +218,18 @@ def write_times(store: Path, plans: Mapping[str, Plan], *, replace: bool) -> Non
         before = _read_times(store)
         one, other = (before, new) if replace else (new, before)
         kept = one.filter(pc.invert(pc.is_in(one["key"], other["key"])))
-        write_atomically(store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, other]), path))
+        write_atomically(
+            store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, other]), path)
+        )
 
 
 class Sources:
-    """The paths of a corpus, which separate rows whose source no longer exists from rows of other paths.
+    """The paths of a corpus, which separate rows whose source no longer exists from rows of other
+    paths.
 
-    An image was removed if it was below one of the paths. A caption was removed with its image, or if the image now has
-    other captions, or none while captions were detected. A text without an image was removed if its file has others.
+    An image was removed if it was below one of the paths. A caption was removed with its image, or
+    if the image now has other captions, or none while captions were detected. A text without an
+    image was removed if its file has others.
 
     Attributes:
         foreign: keys of images that the store has from files that are not of this corpus.
@@ -213,21 +249,25 @@ class Sources:
         self.gone_images: list[str] = []
 
     def lost_rows(self, rows: Any) -> Mask:
-        """Return which rows, whose keys are not in the corpus, have a source that no longer exists: bool (n,)."""
+        """Return which rows, whose keys are not in the corpus, have a source that no longer exists:
+        bool (n,).
+        """
         if "path" in rows.column_names:
             return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
         images = rows["image_key"]
         known = [_is_in(images, keys) for keys in (self.gone_images, self._captioned, *self._media)]
         files = _files_of_lines(self._texts["key"].filter(_stands_alone(self._texts)))
-        of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(_stands_alone(rows))
+        of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(
+            _stands_alone(rows)
+        )
         lost: Mask = (np.any(known, axis=0) & ~_is_in(images, self.foreign)) | of_file
         return lost
 
     def is_other(self, before: str | None, image: ImageItem) -> bool:
         """Return True if a row is of another file than the image of its key.
 
-        It is not if the file that it was embedded from is gone, or is a tar or table that was read now and has its key
-        no more.
+        It is not if the file that it was embedded from is gone, or is a tar or table that was read
+        now and has its key no more.
         """
         if before is None or is_url(before):
             return False
@@ -239,11 +279,20 @@ class Sources:
     def has_below(self, path: str) -> bool:
         """Return whether a file is one of the given paths, or below one."""
         absolute = _absolute(path)
-        return any(absolute == root or absolute.startswith((f"{root}/", f"{root}#")) for root in self._roots)
+        return any(
+            absolute == root or absolute.startswith((f"{root}/", f"{root}#"))
+            for root in self._roots
+        )
 
     def was_below(self, path: str | None) -> bool:
-        """Return whether a file was one of the given paths, or below one, and can be told to have gone."""
-        return path is not None and self.has_below(path) and self._unusable.isdisjoint(_possible_files(path))
+        """Return whether a file was one of the given paths, or below one, and can be told to have
+        gone.
+        """
+        return (
+            path is not None
+            and self.has_below(path)
+            and self._unusable.isdisjoint(_possible_files(path))
+        )
 
 
 def _absolute(path: str) -> str:
@@ -251,13 +300,17 @@ def _absolute(path: str) -> str:
 
 
 def _possible_files(path: str) -> set[str]:
-    """Return the path of an input, and each file that may be meant if it is ``file#…``, of a tar, table or list."""
+    """Return the path of an input, and each file that may be meant if it is ``file#…``, of a tar,
+    table or list.
+    """
     absolute = _absolute(path)
     return {absolute, *(absolute[:i] for i, letter in enumerate(absolute) if letter == "#")}
 
 
 def _stands_alone(texts: Any) -> Any:
-    """Return which texts belong to no image: they have no item, or are parts of a long text, which is their item."""
+    """Return which texts belong to no image: they have no item, or are parts of a long text, which
+    is their item.
+    """
     whole = pc.replace_substring_regex(texts["key"], pattern=f"{PART_SUFFIX}$", replacement="")
     return pc.fill_null(pc.equal(whole, texts["image_key"]), True)
 

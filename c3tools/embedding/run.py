@@ -1,4 +1,6 @@
-"""The embedding run: read the corpus, load the model, plan and make the shards, and return a summary."""
+"""The embedding run: read the corpus, load the model, plan and make the shards, and return a
+summary.
+"""
 
 from __future__ import annotations
 
@@ -71,29 +73,33 @@ def embed(
     Inputs that are already in the store are kept, so the same call continues an interrupted run.
 
     Args:
-        paths: Folders of images and videos, files of these, WebDataset tars, Parquet or Arrow tables, text files.
-            {000..012} and * are expanded. URLs work too: s3://, gs://, hf://, http(s)://. In the shell, - reads texts
-            from standard input, one a line.
+        paths: Folders of images and videos, files of these, WebDataset tars, Parquet or Arrow
+            tables, text files. {000..012} and * are expanded. URLs work too: s3://, gs://, hf://,
+            http(s)://. In the shell, - reads texts from standard input, one a line.
         store: The store of embeddings: a folder or a URL (s3://, gs://).
         captions: A file of captions: .jsonl, .csv, .tsv, .parquet or COCO .json.
         text_column: Column of the texts.
         image_column: Column of the images, or of their paths or URLs.
         key_column: Column of the keys.
-        images_root: The folder that relative paths in lists start from. By default the folder of the list.
+        images_root: The folder that relative paths in lists start from. By default the folder of
+            the list.
         download: Download images that are given by URL.
-        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip, local-dir:PATH,
-            hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the extra st), or NAME:... of an
-            installed package.
+        model: The model: c3-mini (bundled, the default), ARCH/PRETRAINED as in open_clip,
+            local-dir:PATH, hf-hub:ORG/NAME, st:NAME or st:FOLDER (sentence-transformers; needs the
+            extra st), or NAME:... of an installed package.
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
-        device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each (cuda:0,cuda:1). By
-            default all GPUs, else the fastest available.
+        device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each
+            (cuda:0,cuda:1). By default all GPUs, else the fastest available.
         backend: auto, torch or openvino (for CPUs; needs the extra openvino).
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
-        truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was trained for that.
-        query_prompt: What an st: model is given before each query of c3 search. By default the prompt that the model
-            has for queries. Texts are embedded with the one that it has for documents.
-        long_texts: What is done with texts that are longer than the model reads. cut (the default): only the beginning
-            is embedded. chunk: parts are embedded, one row each. mean: the row is the normalised mean of the parts.
+        truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was
+            trained for that.
+        query_prompt: What an st: model is given before each query of c3 search. By default the
+            prompt that the model has for queries. Texts are embedded with the one that it has for
+            documents.
+        long_texts: What is done with texts that are longer than the model reads. cut (the default):
+            only the beginning is embedded. chunk: parts are embedded, one row each. mean: the row
+            is the normalised mean of the parts.
         dtype: Number format of the embeddings on disk: float16 or float32.
         shard_size: Inputs per shard. A run that is killed loses at most one shard.
         workers: Number of processes that decode images. The default depends on the cores.
@@ -107,8 +113,8 @@ def embed(
         dry_run: Show what would be embedded, updated and removed, and write nothing.
         follow_symlinks: Also read symbolic links, and paths in lists, that lead out of ``paths``.
         executor: Run on this machine (local) or on a Ray cluster (ray; needs the extra ray).
-        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this machine, else a new one
-            here.
+        address: Address of the Ray cluster. By default RAY_ADDRESS, else the cluster of this
+            machine, else a new one here.
         processes: Number of worker processes on the cluster. By default as many as fit.
         encoder: A loaded encoder, which replaces ``model`` and its options.
         reporter: Shows messages and progress.
@@ -131,12 +137,14 @@ def embed(
     given["long_texts"] = long_texts = str(long_texts or before or "cut")
     if long_texts not in ("cut", "chunk", "mean") or before not in (None, long_texts):
         raise StoreError(
-            f"--long-texts is {long_texts}" + (f", but the store {folder} was made with {before}." if before else "."),
+            f"--long-texts is {long_texts}"
+            + (f", but the store {folder} was made with {before}." if before else "."),
             remedy="Use cut, chunk or mean, the same for all texts of a store.",
         )
     if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
         raise StoreError(
-            f"The store {folder} records another query prompt: {recorded.model.get('query_prompt')!r}.",
+            f"The store {folder} records another query prompt: "
+            f"{recorded.model.get('query_prompt')!r}.",
             remedy="Leave --query-prompt out, and give it to `c3 search`.",
         )
     options = EmbedOptions(*(given[name] for name in EmbedOptions._fields))
@@ -146,7 +154,11 @@ def embed(
         load_faiss()  # or the error comes before the work
     reading = {name: given[name] for name in ReadOptions._fields if name in given}
     named = model or (recorded.model.name if recorded else "")
-    corpus = read_corpus(paths, audio="audio" in encoder.modalities if encoder else bool(find_plugin(named)), **reading)
+    corpus = read_corpus(
+        paths,
+        audio="audio" in encoder.modalities if encoder else bool(find_plugin(named)),
+        **reading,
+    )
     *others, texts = [
         counted(len(items), {"audio": "sound"}.get(name, name))
         for name, items in corpus.by_modality().items()
@@ -157,8 +169,12 @@ def embed(
         reporter.message(note)
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     how = {"backend": backend, "precision": precision}
-    if recorded and model in (None, recorded.model.name):  # what auto stood for when the store was begun
-        how = {name: (getattr(recorded, name) or own) if own == "auto" else own for name, own in how.items()}
+    # what auto stood for when the store was begun
+    if recorded and model in (None, recorded.model.name):
+        how = {
+            name: (getattr(recorded, name) or own) if own == "auto" else own
+            for name, own in how.items()
+        }
 
     def load() -> Encoder:
         then = recorded.model if recorded else None
@@ -186,11 +202,18 @@ def embed(
         planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
         return planned
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
-    if encoder is None and ((model, random_init) not in ((None, None), own) or truncate_dim is not None):
-        encoder = load()  # another model than the store's is refused even if there is nothing to embed
+    if encoder is None and (
+        (model, random_init) not in ((None, None), own) or truncate_dim is not None
+    ):
+        # another model than the store's is refused even if there is nothing to embed
+        encoder = load()
     gpu = devices[0].startswith("cuda")
-    with open_executor(executor, devices=devices, address=address, processes=processes, gpu=gpu) as chosen:
-        summary = embed_corpus(corpus, folder, encoder or load, executor=chosen, reporter=reporter, **options._asdict())
+    with open_executor(
+        executor, devices=devices, address=address, processes=processes, gpu=gpu
+    ) as chosen:
+        summary = embed_corpus(
+            corpus, folder, encoder or load, executor=chosen, reporter=reporter, **options._asdict()
+        )
     opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
@@ -210,7 +233,8 @@ def embed_corpus(
     Args:
         corpus: images, videos and texts.
         store: the folder or URL of the store; created if it does not exist.
-        encoder: the contrastive model, or a function that loads it, called only if there is something to embed.
+        encoder: the contrastive model, or a function that loads it, called only if there is
+            something to embed.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.
         settings: of `EmbedOptions`.
@@ -235,7 +259,10 @@ def embed_corpus(
         # before the first shard; the times of what is tried or made again are changed after it
         write_times(folder, plans, replace=False)
         for name, plan in plans.items():
-            summary, dropped = plan.summary, {part: plan.gone.pop(part, []) for part, _ in plan.changed}
+            summary, dropped = (
+                plan.summary,
+                {part: plan.gone.pop(part, []) for part, _ in plan.changed},
+            )
             if tasks := plan.new + plan.changed:
                 encoder = _loaded_for(folder, encoder, options, needed)
                 work = EmbedWork(opened, name, plan.items, encoder, options, dropped)
@@ -243,9 +270,15 @@ def embed_corpus(
             for part, keys in plan.gone.items():
                 writer.replace_shard(name, part, *rewritten_shard(opened, name, part, keys))
             summary.removed = len(summary.gone) if options.prune else 0
-        made_up_for = [(modality, part) for modality in plans for part in plans[modality].made_up_for]
+        made_up_for = [
+            (modality, part) for modality in plans for part in plans[modality].made_up_for
+        ]
         sources = Sources(corpus)
-        listed = [f for f in opened.recorded_failures() if f.stage == "list" and not sources.has_below(f.path)]
+        listed = [
+            f
+            for f in opened.recorded_failures()
+            if f.stage == "list" and not sources.has_below(f.path)
+        ]
         listed += corpus.skipped
         indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
         present = writer.finish(listed, forget=made_up_for).shards
@@ -269,7 +302,9 @@ def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSumma
         model=store.info.model,
         precision=store.info.precision,
         backend=store.info.backend,
-        modalities={name: plan.summary for name, plan in plans.items() if plan.items or plan.summary.gone},
+        modalities={
+            name: plan.summary for name, plan in plans.items() if plan.items or plan.summary.gone
+        },
         images_without_caption=corpus.images_without_caption,
         captions_without_image=corpus.captions_without_image,
         skipped=len(corpus.skipped),
@@ -286,28 +321,41 @@ def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem
     found = ItemTable(TextItem)
     for start in range(0, len(texts), _BLOCK):
         block = texts[start : start + _BLOCK]
-        for text, parts in zip(block, encoder.chunks([text.caption for text in block]), strict=True):
+        for text, parts in zip(
+            block, encoder.chunks([text.caption for text in block]), strict=True
+        ):
             item = text.image_key or text.key
-            several = [text._replace(key=part_key(text.key, n), caption=c, image_key=item) for n, c in enumerate(parts)]
+            several = [
+                text._replace(key=part_key(text.key, n), caption=c, image_key=item)
+                for n, c in enumerate(parts)
+            ]
             for one in several if len(parts) > 1 else [text]:
                 found.append(one)
     return found
 
 
 def _loaded_for(
-    folder: Path, encoder: Encoder | Callable[[], Encoder], options: EmbedOptions, needed: Collection[str]
+    folder: Path,
+    encoder: Encoder | Callable[[], Encoder],
+    options: EmbedOptions,
+    needed: Collection[str],
 ) -> Encoder:
-    """Return the loaded encoder; create the store if it is missing, and check that it is of the same model.
+    """Return the loaded encoder; create the store if it is missing, and check that it is of the
+    same model.
 
     Raises:
         EncoderError: if the model does not embed all modalities that are needed.
     """
     if not isinstance(encoder, Encoder):
         encoder = encoder()
-    if lacking := [name for name in needed if {"video": "image"}.get(name, name) not in encoder.modalities]:
+    if lacking := [
+        name for name in needed if {"video": "image"}.get(name, name) not in encoder.modalities
+    ]:
         raise EncoderError(
-            f"The model {encoder.identity.name} takes {' and '.join(encoder.modalities)}, but not {lacking[0]}.",
-            remedy="Choose another --model, or embed files of the other kinds alone, such as a file of captions.",
+            f"The model {encoder.identity.name} takes {' and '.join(encoder.modalities)}, but not "
+            f"{lacking[0]}.",
+            remedy="Choose another --model, or embed files of the other kinds alone, such as a "
+            "file of captions.",
         )
     own = {} if options.long_texts == "cut" else {"long_texts": options.long_texts}
     info = StoreInfo(
@@ -324,11 +372,17 @@ def _loaded_for(
 
 
 def _make_shards(
-    work: EmbedWork, tasks: Sequence[ShardTask], summary: ModalitySummary, executor: Executor, reporter: Reporter
+    work: EmbedWork,
+    tasks: Sequence[ShardTask],
+    summary: ModalitySummary,
+    executor: Executor,
+    reporter: Reporter,
 ) -> None:
     """Make the shards of one modality, and add them to its summary."""
     failed, start = 0, time.perf_counter()
-    with reporter.progress(f"{work.modality.capitalize()}s", sum(len(inputs) for _, inputs in tasks)) as progress:
+    with reporter.progress(
+        f"{work.modality.capitalize()}s", sum(len(inputs) for _, inputs in tasks)
+    ) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed

@@ -1,7 +1,8 @@
 """Shards on one device: decode, encode and write one after another, as work for an executor.
 
-Images are decoded in worker processes, a bounded number of batches in advance. If a worker hangs or dies, the pool is
-made anew and the images in flight are decoded one by one; the image that does it again is a failure.
+Images are decoded in worker processes, a bounded number of batches in advance. If a worker hangs or
+dies, the pool is made anew and the images in flight are decoded one by one; the image that does it
+again is a failure.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ _SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the st
 
 
 ShardTask = tuple[int, Indices]  # a shard's number, and the positions of its inputs in the corpus
-_Shards = Iterable[tuple[int, Sequence[Any]]]  # numbers of shards and their inputs, `ImageItem` or `TextItem`
+# numbers of shards and their inputs, `ImageItem` or `TextItem`
+_Shards = Iterable[tuple[int, Sequence[Any]]]
 
 
 class EmbedOptions(NamedTuple):
-    """The options of `c3tools.embed` that are not about its inputs or its model, described there."""
+    """The options of `c3tools.embed` that are not about its inputs or its model, described
+    there.
+    """
 
     dtype: str = "float16"
     shard_size: int = 4096
@@ -68,7 +72,8 @@ class EmbedOptions(NamedTuple):
 
 
 class EmbedWork(Work[ShardTask, ModalitySummary]):
-    """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is made.
+    """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is
+    made.
 
     Args:
         store: the store to write to, which already exists.
@@ -76,7 +81,8 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         items: the inputs that the positions in tasks are of.
         encoder: is used in this process; others load the same model, once each.
         options: see there.
-        dropped: the shards that exist and whose rows are replaced, with the keys of the rows that are left out.
+        dropped: the shards that exist and whose rows are replaced, with the keys of the rows that
+            are left out.
     """
 
     def __init__(
@@ -124,47 +130,76 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         embed = {"image": self._images, "text": self._texts}.get(self.modality, self._singly)
         shards = ((number, self._items.take(positions)) for number, positions in tasks)
         nothing, start = np.zeros((0, self._encoder.dim), np.float32), time.perf_counter()
-        for number, shard in groupby(embed(self._encoder, shards, report), key=lambda embedded: embedded[0].shard):
+        for number, shard in groupby(
+            embed(self._encoder, shards, report), key=lambda embedded: embedded[0].shard
+        ):
             batches, features = zip(*shard, strict=True)
             rows = [row for batch in batches for row in batch.rows]
             failures = [failure for batch in batches for failure in batch.failures]
-            columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))}
-            table = shard_table(self.store.info, self.modality, np.concatenate([nothing, *features]), columns)
+            columns = {
+                name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))
+            }
+            table = shard_table(
+                self.store.info, self.modality, np.concatenate([nothing, *features]), columns
+            )
             encoded, path, content = time.perf_counter(), self.store.path, (table, failures)
             with writing_to(path):
                 if number in self.dropped:
                     path /= REWRITING
-                    content = rewritten_shard(self.store, self.modality, number, self.dropped[number], *content)
+                    content = rewritten_shard(
+                        self.store, self.modality, number, self.dropped[number], *content
+                    )
                 write_rows(path / part_name(self.modality, number), self.store.info, *content)
             waited, end = sum(batch.waited for batch in batches), time.perf_counter()
-            seconds = {"waiting": waited, "encoding": encoded - start - waited, "writing": end - encoded}
+            seconds = {
+                "waiting": waited,
+                "encoding": encoded - start - waited,
+                "writing": end - encoded,
+            }
             names = ("updated", "not_updated") if number in self.dropped else ("embedded", "failed")
             counts: Any = dict(zip(names, (len(rows), len(failures)), strict=True))
-            yield ModalitySummary(truncated=sum(batch.truncated for batch in batches), seconds=seconds, **counts)
+            yield ModalitySummary(
+                truncated=sum(batch.truncated for batch in batches), seconds=seconds, **counts
+            )
             start = end
 
-    def _images(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
+    def _images(
+        self, encoder: Encoder, shards: _Shards, report: Report
+    ) -> Iterator[tuple[_Batch, Matrix]]:
         for batch, features in encoded_images(encoder, shards, self._options, self._cores):
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             yield batch, features
 
-    def _singly(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
+    def _singly(
+        self, encoder: Encoder, shards: _Shards, report: Report
+    ) -> Iterator[tuple[_Batch, Matrix]]:
         """Yield the embedding (1, d) of each video or sound."""
         embed = self._video if self.modality == "video" else self._sound
         for number, item in ((number, item) for number, items in shards for item in items):
             batch, features = _Batch(number, [], []), np.zeros((0, encoder.dim), np.float32)
-            row: dict[str, Any] = {name: getattr(item, name) for name in ("key", "path", "size", "split")}
+            row: dict[str, Any] = {
+                name: getattr(item, name) for name in ("key", "path", "size", "split")
+            }
             try:
                 features, waited = embed(encoder, item, row)
                 batch = batch._replace(rows=[row], waited=waited)
-            except Exception as error:  # a decoder may raise anything on a damaged file, as for images
+            except Exception as error:
+                # a decoder may raise anything on a damaged file, as for images
                 batch.failures.append(_failure_of(item, "decode", error))
             report(1, len(batch.failures))
             yield batch, features
 
-    def _video(self, encoder: Encoder, item: ImageItem, row: dict[str, Any]) -> tuple[Matrix, float]:
-        """Return the mean of the embeddings of a video's frames, at unit length, and seconds of waiting."""
-        size, waited, start = self._options.batch_size or encoder.batch_size("image"), 0.0, time.perf_counter()
+    def _video(
+        self, encoder: Encoder, item: ImageItem, row: dict[str, Any]
+    ) -> tuple[Matrix, float]:
+        """Return the mean of the embeddings of a video's frames, at unit length, and seconds of
+        waiting.
+        """
+        size, waited, start = (
+            self._options.batch_size or encoder.batch_size("image"),
+            0.0,
+            time.perf_counter(),
+        )
         total, row["frames"] = np.zeros((1, encoder.dim)), 0
         frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
         while some := list(islice(frames, size)):
@@ -180,17 +215,28 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             raise ValueError("the embeddings of its frames cancel out")
         return (total / norm).astype(np.float32), waited
 
-    def _sound(self, encoder: Encoder, item: ImageItem, row: dict[str, Any]) -> tuple[Matrix, float]:
+    def _sound(
+        self, encoder: Encoder, item: ImageItem, row: dict[str, Any]
+    ) -> tuple[Matrix, float]:
         start = time.perf_counter()
         sound, row["duration"] = read_sound(item.path, encoder.sampling_rate)
         waited = time.perf_counter() - start
         return encoder.encode_audio(sound), waited
 
-    def _texts(self, encoder: Encoder, shards: _Shards, report: Report) -> Iterator[tuple[_Batch, Matrix]]:
+    def _texts(
+        self, encoder: Encoder, shards: _Shards, report: Report
+    ) -> Iterator[tuple[_Batch, Matrix]]:
         for number, items in shards:
             captions = [item.caption for item in items]
-            parts = encoder.chunks(captions) if self._options.long_texts == "mean" else [[text] for text in captions]
-            pieces, starts = [piece for own in parts for piece in own], np.cumsum([0, *map(len, parts)])[:-1]
+            parts = (
+                encoder.chunks(captions)
+                if self._options.long_texts == "mean"
+                else [[text] for text in captions]
+            )
+            pieces, starts = (
+                [piece for own in parts for piece in own],
+                np.cumsum([0, *map(len, parts)])[:-1],
+            )
             tokens, is_first = encoder.tokenise(pieces), np.isin(np.arange(len(pieces)), starts)
             embeddings = np.zeros((len(pieces), encoder.dim), np.float32)
             batches = encoder.token_batches(tokens, self._options.batch_size)
@@ -199,15 +245,21 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 report(int(is_first[rows].sum()), 0)
             truncated = int(encoder.truncated(pieces, tokens).sum())
             if len(pieces) > len(items):
-                means = np.add.reduceat(embeddings.astype(np.float64), starts) / [[len(own)] for own in parts]
+                means = np.add.reduceat(embeddings.astype(np.float64), starts) / [
+                    [len(own)] for own in parts
+                ]
                 norms = np.linalg.norm(means, axis=1, keepdims=True) if encoder.normalised else 1.0
                 embeddings = (means / norms).astype(np.float32)
-            yield _Batch(number, [item._asdict() for item in items], [], truncated=truncated), embeddings
+            yield (
+                _Batch(number, [item._asdict() for item in items], [], truncated=truncated),
+                embeddings,
+            )
 
 
 @contextmanager
 def writing_to(store: Path) -> Iterator[None]:
-    """Turn an error of the operating system in the block into one that says what is kept, and what to do.
+    """Turn an error of the operating system in the block into one that says what is kept, and what
+    to do.
 
     Raises:
         StoreError: if the store cannot be written.
@@ -219,7 +271,8 @@ def writing_to(store: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"The store {store} cannot be written ({error.strerror or error}).",
-            remedy="Finished work is kept. Free some disk space, or check the disk, then run the same command again.",
+            remedy="Finished work is kept. Free some disk space, or check the disk, then run the "
+            "same command again.",
         ) from error
 
 
@@ -231,7 +284,8 @@ def rewritten_shard(
     new: pa.Table | None = None,
     failed: Sequence[Failure] = (),
 ) -> tuple[pa.Table, list[Failure]]:
-    """Return the rows and failures of a shard without some of them, and with others in their places.
+    """Return the rows and failures of a shard without some of them, and with others in their
+    places.
 
     Args:
         store: the store.
@@ -260,14 +314,17 @@ def rewritten_shard(
 
 @lru_cache(maxsize=1)
 def _load_once(identity: str, backend: str, precision: str, device: str) -> Encoder:
-    return resolve_encoder(recorded=json.loads(identity), device=device, backend=backend, precision=precision)
+    return resolve_encoder(
+        recorded=json.loads(identity), device=device, backend=backend, precision=precision
+    )
 
 
 class _Batch(NamedTuple):
     """Part of a shard."""
 
     shard: int  # its number
-    rows: list[dict[str, Any]]  # the store's columns, without embeddings, of the inputs that could be decoded
+    # the store's columns, without embeddings, of the inputs that could be decoded
+    rows: list[dict[str, Any]]
     failures: list[Failure]  # the inputs that could not
     waited: float = 0.0  # seconds, for inputs to be read and decoded
     truncated: int = 0  # texts that were cut
@@ -276,7 +333,8 @@ class _Batch(NamedTuple):
 def encoded_images(
     encoder: Encoder, shards: _Shards, options: EmbedOptions, cores: int
 ) -> Iterator[tuple[_Batch, Matrix]]:
-    """Yield batches of images with their features (n, d); the next are decoded and encoded while one is used.
+    """Yield batches of images with their features (n, d); the next are decoded and encoded while
+    one is used.
 
     Raises:
         C3Error: if no worker process can be started.
@@ -303,13 +361,15 @@ def _decode(
     pixels: Pixels | None,
     items: Sequence[ImageItem],
 ) -> _Decoded:
-    """Decode images into the first places of ``pixels``, or return them if that is None; others are failures.
+    """Decode images into the first places of ``pixels``, or return them if that is None; others are
+    failures.
 
-    Where an image takes longer than ``time_limit``, this process ends: a decoder is C code that may not return for
-    hours, and signal handlers and threads of Python wait for it.
+    Where an image takes longer than ``time_limit``, this process ends: a decoder is C code that may
+    not return for hours, and signal handlers and threads of Python wait for it.
 
     Raises:
-        UnreachableError: if a server does not answer, or refuses access: no image of it can be read.
+        UnreachableError: if a server does not answer, or refuses access: no image of it can be
+            read.
     """
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
@@ -326,7 +386,8 @@ def _decode(
             decoded, width, height = preprocess.load(io.BytesIO(content))
         except UnreachableError:
             raise
-        except Exception as error:  # a decoder may raise anything on a damaged file; no file may stop the others
+        except Exception as error:
+            # a decoder may raise anything on a damaged file; no file may stop the others
             failures.append(_failure_of(item, stage, error))
             continue
         finally:
@@ -348,27 +409,39 @@ def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
     return Failure(item.key, item.path, stage, type(error).__name__, message)
 
 
-_worker: list[Callable[[int, Sequence[ImageItem]], _Decoded]] = []  # what a worker process does with a place and images
+# what a worker process does with a place and images
+_worker: list[Callable[[int, Sequence[ImageItem]], _Decoded]] = []
 
 
-def _start_worker(preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]) -> None:
+def _start_worker(
+    preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff and libjpeg write a line for every tag they find odd
+    # libtiff and libjpeg write a line for every tag they find odd
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     shared, reader = _shared(preprocess, memory, shape), ImageReader()
-    _worker.append(lambda place, items: _decode(reader, preprocess, time_limit, shared[place], items))
-    with suppress(ImportError, OSError, ValueError, IndexError):  # a limit of memory, where the system has one
+    _worker.append(
+        lambda place, items: _decode(reader, preprocess, time_limit, shared[place], items)
+    )
+    # a limit of memory, where the system has one
+    with suppress(ImportError, OSError, ValueError, IndexError):
         import resource
 
         status = Path("/proc/self/status").read_text(encoding="ascii")
         used = int(status.partition("VmData:")[2].split()[0]) << 10
-        allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)  # some decoders start threads
-        resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        # some decoders start threads
+        allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1])
+        )
 
 
 def _shared(preprocess: ImagePreprocessor, memory: Any, shape: tuple[int, ...]) -> Any:
-    """Return memory as places for pixels, uint8 of a shape; None for each place if images keep their own sizes."""
+    """Return memory as places for pixels, uint8 of a shape; None for each place if images keep
+    their own sizes.
+    """
     return np.frombuffer(memory, np.uint8).reshape(shape) if preprocess.fixed else [None] * shape[0]
 
 
@@ -385,22 +458,24 @@ def _decoded_batches(
     time_limit: float | None = None,
     ahead: int = _BATCHES_AHEAD,
 ) -> Generator[tuple[_Batch, Pixels | list[Pixels]], None, None]:
-    """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on its shard alone.
+    """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on
+    its shard alone.
 
-    If a worker hangs or dies, the pool is made anew. The batches that were in flight are decoded again by a worker that
-    has one image at a time; an image that ends this one, too, is a failure.
+    If a worker hangs or dies, the pool is made anew. The batches that were in flight are decoded
+    again by a worker that has one image at a time; an image that ends this one, too, is a failure.
 
     Args:
         shards: number and images of each.
         preprocess: of the encoder.
         batch_size: images in a batch.
         workers: number of decoding processes; 0 decodes in this one.
-        time_limit: seconds that decoding one image may take; one that takes longer is a failure. It ends its process,
-            so the limit needs ``workers``.
+        time_limit: seconds that decoding one image may take; one that takes longer is a failure. It
+            ends its process, so the limit needs ``workers``.
         ahead: batches in flight, for each worker.
 
     Yields:
-        batches with their pixels, uint8 (n, height, width, 3); a list of n images if these keep their own sizes.
+        batches with their pixels, uint8 (n, height, width, 3); a list of n images if these keep
+        their own sizes.
 
     Raises:
         C3Error: if no worker process can be started.
@@ -413,10 +488,12 @@ def _decoded_batches(
     )
     places = max(1, workers * ahead)
     shape = (places, batch_size, *preprocess.size, 3)
-    memory = multiprocessing.RawArray("B", math.prod(shape) if preprocess.fixed else 0)  # shared with the workers
+    # shared with the workers
+    memory = multiprocessing.RawArray("B", math.prod(shape) if preprocess.fixed else 0)
     shared = _shared(preprocess, memory, shape)
     pool: ProcessPoolExecutor | None = None
-    in_flight: deque[tuple[int, int, Callable[[], _Decoded]]] = deque()  # shard, place, and what waits for it
+    # shard, place, and what waits for it
+    in_flight: deque[tuple[int, int, Callable[[], _Decoded]]] = deque()
     free = cycle(range(places))
 
     def submit(place: int, items: Sequence[ImageItem]) -> Callable[[], _Decoded]:
@@ -425,18 +502,23 @@ def _decoded_batches(
             return partial(_decode, reader, preprocess, None, shared[place], items)
         try:
             arguments = preprocess, time_limit, memory, shape
-            pool = pool or ProcessPoolExecutor(workers, initializer=_start_worker, initargs=arguments)
+            pool = pool or ProcessPoolExecutor(
+                workers, initializer=_start_worker, initargs=arguments
+            )
             return partial(wait, place, items, pool, pool.submit(_decode_in_worker, place, items))
         except BrokenProcessPool:
             pool = None
             return submit(place, items)
         except OSError as error:
             raise C3Error(
-                f"The {workers:,} processes for decoding images could not be started ({error.strerror or error}).",
+                f"The {workers:,} processes for decoding images could not be started "
+                f"({error.strerror or error}).",
                 remedy="Use fewer --workers.",
             ) from error
 
-    def wait(place: int, items: Sequence[ImageItem], pool: ProcessPoolExecutor, future: Future[_Decoded]) -> _Decoded:
+    def wait(
+        place: int, items: Sequence[ImageItem], pool: ProcessPoolExecutor, future: Future[_Decoded]
+    ) -> _Decoded:
         start = time.perf_counter()
         try:
             return future.result()
@@ -445,7 +527,9 @@ def _decoded_batches(
         if ahead == 1:
             error: Exception = ValueError("the process that decodes it ends each time")
             if time_limit and time.perf_counter() - start >= time_limit:
-                error = TimeoutError(f"took longer than {time_limit:g} s to decode; --image-timeout allows more")
+                error = TimeoutError(
+                    f"took longer than {time_limit:g} s to decode; --image-timeout allows more"
+                )
             return [], [_failure_of(items[0], "decode", error)], []
         again: Any = {"batch_size": 1, "workers": 1, "time_limit": time_limit, "ahead": 1}
         batches, images = zip(*_decoded_batches([(0, items)], preprocess, **again), strict=True)
@@ -470,5 +554,6 @@ def _decoded_batches(
         finally:
             if pool is not None:
                 for worker in list((pool._processes or {}).values()):
-                    worker.kill()  # it has nothing to tidy up, and may be in a decoder that does not come back
+                    # it has nothing to tidy up, and may be in a decoder that does not come back
+                    worker.kill()
                 pool.shutdown(cancel_futures=True)

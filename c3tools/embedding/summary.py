@@ -13,8 +13,14 @@ from ..tables import Table
 _NAMES_SHOWN = 5
 _ENOUGH_TO_ADVISE = 500  # inputs; with fewer, start-up is most of the time
 _STAGES = {  # in words, and what would help
-    "waiting": ("Reading and decoding", "more --workers, smaller image files or a faster disk would help."),
-    "encoding": ("Encoding", "a GPU, a lower --precision if the hardware supports it, or a smaller model would help."),
+    "waiting": (
+        "Reading and decoding",
+        "more --workers, smaller image files or a faster disk would help.",
+    ),
+    "encoding": (
+        "Encoding",
+        "a GPU, a lower --precision if the hardware supports it, or a smaller model would help.",
+    ),
     "writing": ("Writing", "a faster disk or larger shards (--shard-size) would help."),
 }
 
@@ -34,10 +40,11 @@ class ModalitySummary:
         not_updated: how many of these failed, so that their rows were not changed.
         gone: keys of rows whose source is no longer in the given paths.
         removed: how many of these were removed.
-        from_elsewhere: keys of inputs that were not embedded, because the store has these keys, or those of their
-            images, from other files.
+        from_elsewhere: keys of inputs that were not embedded, because the store has these keys, or
+            those of their images, from other files.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
-        seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``, ``writing``.
+        seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``,
+            ``writing``.
         elapsed: wall-clock seconds.
     """
 
@@ -72,18 +79,29 @@ class ModalitySummary:
 
     def notes(self, name: str) -> list[str]:
         """Return sentences about inputs that changed, have gone, or are special otherwise."""
-        again = f"{self.updated:,} embedded again" if self.updated or self.not_updated else "--update embeds them again"
+        again = (
+            f"{self.updated:,} embedded again"
+            if self.updated or self.not_updated
+            else "--update embeds them again"
+        )
         removed = "rows removed" if self.removed else "--prune removes their rows"
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
-            *_listed(f"{name} input", "not embedded: the store has their keys from other files", self.from_elsewhere),
+            *_listed(
+                f"{name} input",
+                "not embedded: the store has their keys from other files",
+                self.from_elsewhere,
+            ),
         ]
         if self.not_updated:
             inputs = counted(self.not_updated, f"changed {name} input")
             notes.append(f"{inputs} cannot be read; the rows in the store were not changed.")
         if self.truncated:
-            notes.append(f"{counted(self.truncated, name)} longer than the context of the model, and cut short.")
+            notes.append(
+                f"{counted(self.truncated, name)} longer than the context of the model, and cut "
+                f"short."
+            )
         return notes
 
 
@@ -94,7 +112,8 @@ class EmbedSummary:
     Attributes:
         store: its path.
         model: identity of the encoder.
-        precision, backend: of the encoder; None if the store does not record them and nothing was embedded.
+        precision, backend: of the encoder; None if the store does not record them and nothing was
+            embedded.
         modalities: by name, ``image`` and ``text``.
         images_without_caption, captions_without_image: images and captions without a partner.
         skipped: inputs refused before encoding (empty captions, links out of the corpus).
@@ -117,13 +136,19 @@ class EmbedSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        modalities = {name: {**vars(m), "rate": round(m.rate, 2)} for name, m in self.modalities.items()}
+        modalities = {
+            name: {**vars(m), "rate": round(m.rate, 2)} for name, m in self.modalities.items()
+        }
         return {**vars(self), "modalities": modalities}
 
     def table(self) -> Table:
         """Return the counts as a table, one row per modality."""
         columns = ["embedded", "already there", "failed", "per second", "seconds"]
-        how = [self.model["name"], self.precision, None if self.backend == "torch" else self.backend]
+        how = [
+            self.model["name"],
+            self.precision,
+            None if self.backend == "torch" else self.backend,
+        ]
         if self.dry_run:
             columns = ["to embed", "to update", "to remove", "already there", "failed before"]
             how = [self.model["name"], "dry run: nothing was written"]
@@ -131,12 +156,21 @@ class EmbedSummary:
         for name, m in self.modalities.items():
             counts = (m.embedded + m.updated, m.already - m.updated, m.failed + m.failed_before)
             done = [f"{n:,}" for n in counts]
-            planned = [f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before)]
-            rows.append([name, *(planned if self.dry_run else [*done, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"])])
+            planned = [
+                f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before)
+            ]
+            rows.append(
+                [
+                    name,
+                    *(planned if self.dry_run else [*done, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"]),
+                ]
+            )
         return Table(["modality", *columns], rows, f"{self.store}   {', '.join(filter(None, how))}")
 
     def notes(self) -> list[str]:
-        """Return notes, one sentence each, on missing partners, changes, failures and the slowest stage."""
+        """Return notes, one sentence each, on missing partners, changes, failures and the slowest
+        stage.
+        """
         notes = [
             *_listed("image", "without a caption", self.images_without_caption),
             *_listed("caption", "for images that were not found", self.captions_without_image),
@@ -148,25 +182,38 @@ class EmbedSummary:
         if self.failures_in_store:
             inputs = counted(self.failures_in_store, "input was", "inputs were")
             notes.append(
-                f"{inputs} not embedded; {self.store}/failures.parquet lists the reasons. --retry-failed tries again."
+                f"{inputs} not embedded; {self.store}/failures.parquet lists the reasons. "
+                f"--retry-failed tries again."
             )
         if self.lost:
             notes += _listed("shard", "missing and not made from these inputs", self.lost)
             notes.append(
-                "Embed the inputs that they were made from too. If no inputs are missing, delete manifest.json and run "
+                "Embed the inputs that they were made from too. If no inputs are missing, delete "
+                "manifest.json and run "
                 f"`c3 verify {self.store} --repair`: it records the shards that exist."
             )
         if sum(m.embedded for m in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
             name, stage = max(stages, key=lambda key: stages[key])
-            share, (words, advice) = stages[name, stage] / max(sum(stages.values()), 1e-9), _STAGES[stage]
+            share, (words, advice) = (
+                stages[name, stage] / max(sum(stages.values()), 1e-9),
+                _STAGES[stage],
+            )
             notes.append(f"{words} {name}s took {share:.0%} of the time: {advice}")
         return notes
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_() + "".join(f"<p>{escape(note)}</p>" for note in self.notes())
+        return self.table()._repr_html_() + "".join(
+            f"<p>{escape(note)}</p>" for note in self.notes()
+        )
 
 
 def _listed(noun: str, what: str, names: Sequence[str]) -> list[str]:
-    """Return one sentence with the number of names and the first of them, or none if there are no names."""
+    """Return one sentence with the number of names and the first of them, or none if there are no
+    names.
+    """
     more = ", …" if len(names) > _NAMES_SHOWN else ""
-    return [f"{counted(len(names), noun)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}"] if names else []
+    return (
+        [f"{counted(len(names), noun)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}"]
+        if names
+        else []
+    )

@@ -1,4 +1,6 @@
-"""The encoder: from image files and texts to embeddings, through a contrastive model that a backend runs."""
+"""The encoder: from image files and texts to embeddings, through a contrastive model that a backend
+runs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from .preprocessing import UNREADABLE, ImagePreprocessor
 Modality = Literal["image", "text", "query", "audio"]
 T = TypeVar("T")
 
-# inputs at a time: with few the activations stay in the cache of a CPU, and a GPU gains nothing from more
+# inputs at a time: with few the activations stay in the cache of a CPU, and a GPU gains nothing
+# from more
 ON_CPU, _ON_GPU = {"image": 32, "text": 128}, {"image": 256, "text": 1024}
 # a batch is full up to these sizes, and smaller for larger inputs
 _USUAL_PIXELS = 224 * 224
@@ -45,15 +48,17 @@ class Backend(Protocol):
 
         Args:
             modality: of the batch.
-            batch: pixels, uint8 (n, height, width, 3), or tokens, int64 (n, length); an array or a torch tensor.
+            batch: pixels, uint8 (n, height, width, 3), or tokens, int64 (n, length); an array or a
+                torch tensor.
         """
 
 
 class Encoder:
-    """A contrastive model with its tokenizer and preprocessing: embeddings of images and texts in one space.
+    """A contrastive model with its tokenizer and preprocessing: embeddings of images and texts in
+    one space.
 
-    Most callers need `identity`, `dim`, `encode_images` and `encode_texts`; the other methods are for embedding in
-    batches that are prepared elsewhere.
+    Most callers need `identity`, `dim`, `encode_images` and `encode_texts`; the other methods are
+    for embedding in batches that are prepared elsewhere.
 
     Attributes:
         modalities: what can be embedded; frames of videos are images.
@@ -62,7 +67,8 @@ class Encoder:
 
     Args:
         backend: runs the model.
-        tokenizer: from texts to token ids, (n, context length); takes another context length as second argument.
+        tokenizer: from texts to token ids, (n, context length); takes another context length as
+            second argument.
         preprocess: from an RGB image to the pixels that the model takes.
         identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
         trims_texts: whether texts are run without their padding (only if that is exact).
@@ -96,7 +102,8 @@ class Encoder:
     def batch_size(self, modality: Modality) -> int:
         """Return how many images or texts are run at a time, a power of two.
 
-        The same on every machine with the same device: what is batched together decides the last bits of the result.
+        The same on every machine with the same device: what is batched together decides the last
+        bits of the result.
         """
         most = (_ON_GPU if self.compute.device_type == "cuda" else ON_CPU)[modality]
         height, width = self.preprocess.size
@@ -113,12 +120,14 @@ class Encoder:
         """Return L2-normalised embeddings, float32 (n, d), of images.
 
         Args:
-            images: paths of image files, Pillow images, or arrays, uint8 (height, width, 3), of any size.
+            images: paths of image files, Pillow images, or arrays, uint8 (height, width, 3), of any
+                size.
             batch_size: images run at a time; None for `batch_size`.
             progress: counts the images of each batch.
 
         Raises:
-            EncoderError: if a file cannot be decoded (the message names it), or an array is no RGB image.
+            EncoderError: if a file cannot be decoded (the message names it), or an array is no RGB
+                image.
         """
         size = batch_size or self.batch_size("image")
         stack: Any = np.stack if self.preprocess.fixed else list
@@ -134,30 +143,48 @@ class Encoder:
         return np.concatenate(parts)
 
     def encode_audio(self, sound: Floats) -> Matrix:
-        """Return the embedding, float32 (1, d), of a sound (samples,) at the sampling rate of the model."""
+        """Return the embedding, float32 (1, d), of a sound (samples,) at the sampling rate of the
+        model.
+        """
         return self.backend.submit("audio", [sound])()
 
     def chunks(self, texts: Sequence[str]) -> list[list[str]]:
-        """Return the parts of each text that the model reads whole: its halves, and theirs, divided at white space."""
+        """Return the parts of each text that the model reads whole: its halves, and theirs, divided
+        at white space.
+        """
         words = [text.split() for text in texts]
-        longer = [row for row in np.flatnonzero(self.truncated(texts, self.tokenise(texts))) if len(words[row]) > 1]
+        longer = [
+            row
+            for row in np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
+            if len(words[row]) > 1
+        ]
         parts, middles = [[text] for text in texts], [len(words[row]) // 2 for row in longer]
         if longer:
-            left = self.chunks([" ".join(words[row][:middle]) for row, middle in zip(longer, middles, strict=True)])
-            right = self.chunks([" ".join(words[row][middle:]) for row, middle in zip(longer, middles, strict=True)])
+            left = self.chunks(
+                [" ".join(words[row][:middle]) for row, middle in zip(longer, middles, strict=True)]
+            )
+            right = self.chunks(
+                [" ".join(words[row][middle:]) for row, middle in zip(longer, middles, strict=True)]
+            )
             for row, *halves in zip(longer, left, right, strict=True):
                 parts[row] = [*halves[0], *halves[1]]
         return parts
 
     def encode_queries(self, texts: Sequence[str]) -> Matrix:
-        """Return embeddings, float32 (n, d), of what is searched for; some models take a prompt for these."""
+        """Return embeddings, float32 (n, d), of what is searched for; some models take a prompt for
+        these.
+        """
         return self.encode_texts(texts)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
-        """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length are cut."""
+        """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length
+        are cut.
+        """
         return self._encode("text", texts, batch_size)
 
-    def _encode(self, modality: Modality, texts: Sequence[str], batch_size: int | None = None) -> Matrix:
+    def _encode(
+        self, modality: Modality, texts: Sequence[str], batch_size: int | None = None
+    ) -> Matrix:
         out = np.zeros((len(texts), self.dim), np.float32)
         if texts:
             batches = self.token_batches(self.tokenise(texts), batch_size)
@@ -170,35 +197,47 @@ class Encoder:
         return np.asarray(self._tokenizer(list(texts)), dtype=np.int64)
 
     def truncated(self, texts: Sequence[str], tokens: Indices) -> Mask:
-        """Return which of n texts, whose tokens are (n, context length), were cut to it, bool (n,)."""
+        """Return which of n texts, whose tokens are (n, context length), were cut to it, bool
+        (n,).
+        """
         length = tokens.shape[1]
         full = np.flatnonzero(tokens[:, -1] != tokens[:, -2])  # others end with padding
-        longer = np.asarray(self._tokenizer(["", *(texts[row] for row in full.tolist())], length + 1))
-        padding, there = longer[0, -2], longer[1:, length - 1]  # a text that goes on has no end at this place
+        longer = np.asarray(
+            self._tokenizer(["", *(texts[row] for row in full.tolist())], length + 1)
+        )
+        # a text that goes on has no end at this place
+        padding, there = longer[0, -2], longer[1:, length - 1]
         cut = np.zeros(len(texts), bool)
         cut[full] = (there != tokens[full, -1]) & (there != padding)
         return cut
 
-    def token_batches(self, tokens: Indices, batch_size: int | None) -> Iterator[tuple[Indices, Indices]]:
-        """Yield row numbers and tokens, as the text tower is given them, of one batch after another.
+    def token_batches(
+        self, tokens: Indices, batch_size: int | None
+    ) -> Iterator[tuple[Indices, Indices]]:
+        """Yield row numbers and tokens, as the text tower is given them, of one batch after
+        another.
 
-        Where padding is not computed on, rows are ordered by length, so that a batch is as short as it can be; what
-        is batched together depends on the tokens alone.
+        Where padding is not computed on, rows are ordered by length, so that a batch is as short as
+        it can be; what is batched together depends on the tokens alone.
         """
         ends = tokens if self._end_token is None else tokens == self._end_token
-        lengths = ends.argmax(axis=1) + 1 if self.trims_texts else np.full(len(tokens), tokens.shape[1])
+        lengths = (
+            ends.argmax(axis=1) + 1 if self.trims_texts else np.full(len(tokens), tokens.shape[1])
+        )
         order = np.argsort(lengths, kind="stable")
         size = batch_size or self.batch_size("text")
         start = 0
         while start < len(order):
             rows = order[start : start + size]
-            if batch_size is None:  # long texts in smaller batches, so that they take no more memory than short ones
+            # long texts in smaller batches, so that they take no more memory than short ones
+            if batch_size is None:
                 rows = rows[: max(1, size * _USUAL_TEXT_LENGTH // int(lengths[rows].max()))]
             yield rows, tokens[rows, : int(lengths[rows].max())]
             start += len(rows)
 
     def pixels(self, image: str | Path | BinaryIO | Image.Image | Pixels) -> Pixels:
-        """Return pixels, uint8 (height, width, 3), as the image tower takes them, of a file, an image or an array.
+        """Return pixels, uint8 (height, width, 3), as the image tower takes them, of a file, an
+        image or an array.
 
         Raises:
             EncoderError: if it cannot be decoded, or is no RGB image.
@@ -217,12 +256,18 @@ class Encoder:
         except UNREADABLE as error:
             raise EncoderError(f"{image} cannot be read as an image ({error}).") from error
 
-    def encode_batches(self, modality: Modality, batches: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Matrix]]:
-        """Yield the embeddings of labelled batches, in order; as many as are computed at a time are read ahead."""
+    def encode_batches(
+        self, modality: Modality, batches: Iterable[tuple[T, Any]]
+    ) -> Iterator[tuple[T, Matrix]]:
+        """Yield the embeddings of labelled batches, in order; as many as are computed at a time are
+        read ahead.
+        """
         nothing = np.zeros((0, self.dim), np.float32)
         running: deque[tuple[T, Callable[[], Matrix]]] = deque()
         for label, batch in batches:
-            running.append((label, self.backend.submit(modality, batch) if len(batch) else lambda: nothing))
+            running.append(
+                (label, self.backend.submit(modality, batch) if len(batch) else lambda: nothing)
+            )
             if len(running) > self.backend.ahead:
                 done, result = running.popleft()
                 yield done, result()

@@ -25,7 +25,14 @@ from ..io.artifact import HUB, answers
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
 from .encoder import Encoder, Modality
-from .openvino_backend import AGREEMENT, PROBE_PHOTOS, PROBE_TEXTS, OpenVINOBackend, convert, quantized
+from .openvino_backend import (
+    AGREEMENT,
+    PROBE_PHOTOS,
+    PROBE_TEXTS,
+    OpenVINOBackend,
+    convert,
+    quantized,
+)
 from .plugins import PluginEncoder, find_plugin
 from .preprocessing import ImagePreprocessor
 from .tokenizer import ClipTokenizer
@@ -38,14 +45,17 @@ _LOCAL = "local-dir:"
 _DOWNLOADS = Path("~/.cache/clip")  # where open_clip keeps weights that it fetched by address
 _TAGS_SHOWN = 8
 OFFLINE_REMEDY = (
-    "Offline, use the bundled --model c3-mini, or a folder on this machine: --model local-dir:PATH or st:PATH."
+    "Offline, use the bundled --model c3-mini, or a folder on this machine: --model "
+    "local-dir:PATH or st:PATH."
 )
 _NAMES = (
-    "A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH, hf-hub:ORG/NAME, st:NAME, or of "
+    "A model is c3-mini, ARCH/PRETRAINED (as open_clip lists them), local-dir:PATH, "
+    "hf-hub:ORG/NAME, st:NAME, or of "
     "another kind that `c3 models` lists."
 )
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_TENSOR_STEPS = 2  # open_clip ends its preprocessing with the conversion to a tensor and the scaling
+# open_clip ends its preprocessing with the conversion to a tensor and the scaling
+_TENSOR_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,9 @@ class Network:
         return dict(open_clip.get_model_config(_parse_name(self.identity["name"])[0]))
 
     def describe(self) -> dict[str, Any]:
-        """Return what an `Encoder` needs to know beside the towers, by the names of its arguments."""
+        """Return what an `Encoder` needs to know beside the towers, by the names of its
+        arguments.
+        """
         import torch
 
         from .towers import can_trim, end_token
@@ -102,22 +114,25 @@ def load_encoder(
     """Load a contrastive model for inference.
 
     Args:
-        model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be the path of a
-            weights file), ``local-dir:PATH``, ``hf-hub:ORG/NAME``, ``st:NAME`` or ``st:FOLDER`` (what
-            sentence-transformers loads), or ``KIND:…`` of an installed package (`c3tools.encoders.plugins`).
+        model: ``c3-mini`` (bundled), ``ARCH/PRETRAINED`` as open_clip lists them (PRETRAINED may be
+            the path of a weights file), ``local-dir:PATH``, ``hf-hub:ORG/NAME``, ``st:NAME`` or
+            ``st:FOLDER`` (what sentence-transformers loads), or ``KIND:…`` of an installed package
+            (`c3tools.encoders.plugins`).
         random_init: use random weights, drawn with this seed, instead of the trained ones.
         device: see `c3tools.devices.pick`.
-        backend: ``torch`` or ``openvino``; ``auto`` uses OpenVINO on a CPU if it is installed and can run the model.
-        precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the embeddings with those in
-            fp32 is at least 0.999 for a probe, as that of c3-mini is; ``int8`` (backend openvino, extra ``int8``) is
-            refused if it is below 0.99.
-        truncate_dim: keep only so many dimensions of the embeddings of an ``st:`` model that was trained for it.
+        backend: ``torch`` or ``openvino``; ``auto`` uses OpenVINO on a CPU if it is installed and
+            can run the model.
+        precision: see `c3tools.devices.pick`; ``auto`` uses bf16 only if the cosine of the
+            embeddings with those in fp32 is at least 0.999 for a probe, as that of c3-mini is;
+            ``int8`` (backend openvino, extra ``int8``) is refused if it is below 0.99.
+        truncate_dim: keep only so many dimensions of the embeddings of an ``st:`` model that was
+            trained for it.
         query_prompt: what precedes the queries of an ``st:`` model; None for its own prompt.
         reporter: gets a message if OpenVINO cannot run the model.
 
     Raises:
-        EncoderError: for an unknown name, weights that cannot be loaded, or a backend or precision that does not work
-            with the model.
+        EncoderError: for an unknown name, weights that cannot be loaded, or a backend or precision
+            that does not work with the model.
         MissingExtraError: if a package that the backend or int8 needs is not installed.
     """
     own = {"truncate_dim": truncate_dim, "query_prompt": query_prompt}
@@ -126,12 +141,16 @@ def load_encoder(
     if (random_init is not None or backend not in ("auto", plugin.name)) if plugin else own:
         raise EncoderError(
             f"The model {model} does not take such an option.",
-            remedy="Use --random-init and --backend with open_clip, --truncate-dim and --query-prompt with st:.",
+            remedy="Use --random-init and --backend with open_clip, --truncate-dim and "
+            "--query-prompt with st:.",
         )
     if plugin:
         with _loading(model):
             made = plugin.load()(
-                model.partition(":")[2], device=pick(device, precision).device, precision=precision, **own
+                model.partition(":")[2],
+                device=pick(device, precision).device,
+                precision=precision,
+                **own,
             )
             return PluginEncoder(plugin.name, made, {**made.identity, "name": model})
     compute = pick(device, precision, encoder=True)
@@ -146,7 +165,8 @@ def load_encoder(
     if required and not possible:
         raise EncoderError(
             f"The backend {backend} does not compute in {precision} on {compute.device}.",
-            remedy="OpenVINO runs on CPUs, and int8 needs it: use --device cpu and --backend openvino, or --backend "
+            remedy="OpenVINO runs on CPUs, and int8 needs it: use --device cpu and --backend "
+            "openvino, or --backend "
             "torch with --precision auto.",
         )
     bundled = read_bundled() if possible and (model, random_init) == (DEFAULT_MODEL, None) else None
@@ -164,49 +184,79 @@ def load_encoder(
     return _by_torch(network, facts, compute, precision)
 
 
-def _by_openvino(network: Network | None, facts: Mapping[str, Any], own: str, asked: str) -> OpenVINOBackend:
-    """Return a model, or the bundled one for None, in the precision asked for; ``auto``: in the CPU's own if it agrees.
+def _by_openvino(
+    network: Network | None, facts: Mapping[str, Any], own: str, asked: str
+) -> OpenVINOBackend:
+    """Return a model, or the bundled one for None, in the precision asked for; ``auto``: in the
+    CPU's own if it agrees.
 
-    Of the bundled model it is known that bf16 agrees: to measure it would take two seconds of each run.
+    Of the bundled model it is known that bf16 agrees: to measure it would take two seconds of each
+    run.
     """
     if network is None:
-        towers: dict[Modality, Any] = {"image": C3_MINI / "image.onnx", "text": C3_MINI / "text.onnx"}
+        towers: dict[Modality, Any] = {
+            "image": C3_MINI / "image.onnx",
+            "text": C3_MINI / "text.onnx",
+        }
         backend = OpenVINOBackend(towers, "fp32" if asked == "int8" else own)
     else:
         backend = convert(network.model, facts, (own, "fp32") if asked == "auto" else ("fp32",))
     if asked == "int8":
         return quantized(Encoder(backend, **facts))
-    return backend if asked in ("auto", backend.compute.precision) else OpenVINOBackend(backend.towers, asked)
+    return (
+        backend
+        if asked in ("auto", backend.compute.precision)
+        else OpenVINOBackend(backend.towers, asked)
+    )
 
 
 def _by_torch(network: Network, facts: Mapping[str, Any], compute: Compute, asked: str) -> Encoder:
-    """Return a model in a precision; with ``auto`` in fp32 where the embeddings of a few inputs differ too much."""
+    """Return a model in a precision; with ``auto`` in fp32 where the embeddings of a few inputs
+    differ too much.
+    """
     from .towers import TorchBackend
 
-    precisions = dict.fromkeys((compute.precision, "fp32")) if asked == "auto" else [compute.precision]
-    models = {one: network.model if one == "fp32" else copy.deepcopy(network.model) for one in precisions}
+    precisions = (
+        dict.fromkeys((compute.precision, "fp32")) if asked == "auto" else [compute.precision]
+    )
+    models = {
+        one: network.model if one == "fp32" else copy.deepcopy(network.model) for one in precisions
+    }
     encoders = [
-        Encoder(TorchBackend(own, network.preprocess, Compute(compute.device, one), facts["trims_texts"]), **facts)
+        Encoder(
+            TorchBackend(
+                own, network.preprocess, Compute(compute.device, one), facts["trims_texts"]
+            ),
+            **facts,
+        )
         for one, own in models.items()
     ]
     rounded, exact = encoders[0], encoders[-1]
     if rounded is exact:
         return rounded
     a, b = (
-        np.concatenate([one.encode_images(PROBE_PHOTOS, batch_size=len(PROBE_PHOTOS)), one.encode_texts(PROBE_TEXTS)])
+        np.concatenate(
+            [
+                one.encode_images(PROBE_PHOTOS, batch_size=len(PROBE_PHOTOS)),
+                one.encode_texts(PROBE_TEXTS),
+            ]
+        )
         for one in (exact, rounded)
     )
     return rounded if float((a * b).sum(axis=1).min()) >= AGREEMENT else exact
 
 
 def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) -> Network:
-    """Load a contrastive model in float32, with its tokenizer and preprocessing; no weight requires a gradient yet.
+    """Load a contrastive model in float32, with its tokenizer and preprocessing; no weight requires
+    a gradient yet.
 
     Raises:
         EncoderError: for an unknown name, or weights that cannot be loaded.
     """
     if find_plugin(model):
-        raise EncoderError(f"{model} is not a model of open_clip.", remedy="Choose one of `c3 models`.")
+        raise EncoderError(
+            f"{model} is not a model of open_clip.", remedy="Choose one of `c3 models`."
+        )
     architecture, pretrained = _parse_name(model)
     _require_known(model, weights=random_init is None)
     import open_clip  # takes seconds
@@ -219,14 +269,19 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
             pretrained=pretrained if random_init is None else None,
             load_weights=random_init is None,
             pretrained_image=False,
-            pretrained_hf=False,  # random weights of a text tower are not those that its maker trained
+            # random weights of a text tower are not those that its maker trained
+            pretrained_hf=False,
             precision="fp32",
             device="cpu",
         )
         tokenizer = open_clip.get_tokenizer(architecture)
     network.eval().requires_grad_(False)
     config: dict[str, Any] = dict(network.visual.preprocess_cfg)
-    steps = tuple(step for step in transform.transforms[:-_TENSOR_STEPS] if type(step).__name__ != "MaybeConvertMode")
+    steps = tuple(
+        step
+        for step in transform.transforms[:-_TENSOR_STEPS]
+        if type(step).__name__ != "MaybeConvertMode"
+    )
     preprocess = ImagePreprocessor(steps, config)
     identity = {
         "name": model,
@@ -238,13 +293,15 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
 
 
 def read_bundled(folder: Path = C3_MINI) -> dict[str, Any] | None:
-    """Return what an `Encoder` needs to know of the bundled model, so that it starts without open_clip and torch.
+    """Return what an `Encoder` needs to know of the bundled model, so that it starts without
+    open_clip and torch.
 
-    ``encoder.json`` is written by examples/c3_mini/describe.py, from the model itself, and so are its towers as ONNX
-    graphs, whose weights are those of the weights file.
+    ``encoder.json`` is written by examples/c3_mini/describe.py, from the model itself, and so are
+    its towers as ONNX graphs, whose weights are those of the weights file.
 
     Returns:
-        The arguments of `Encoder` by name; None if a file in the folder is not the one that was described.
+        The arguments of `Encoder` by name; None if a file in the folder is not the one that was
+        described.
     """
     try:
         noted = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
@@ -275,10 +332,12 @@ def resolve_encoder(
 
     Args:
         model: the model's name, as in `load_encoder`; None for the recorded model.
-        recorded: the identity recorded in a store, decoder or index (`c3tools.identity.ModelIdentity`); its weights
-            have to be the same still. None or empty if no model is recorded.
+        recorded: the identity recorded in a store, decoder or index
+            (`c3tools.identity.ModelIdentity`); its weights have to be the same still. None or empty
+            if no model is recorded.
         random_init: see `load_encoder`.
-        reporter: is told when the bundled model is used because no other was named; see `load_encoder`.
+        reporter: is told when the bundled model is used because no other was named; see
+            `load_encoder`.
         options: of `load_encoder`.
 
     Raises:
@@ -286,26 +345,39 @@ def resolve_encoder(
     """
     then = None
     if model is None and random_init is None and recorded:
-        model, random_init, then = recorded["name"], recorded.get("random_init"), recorded.get("weights_sha256")
+        model, random_init, then = (
+            recorded["name"],
+            recorded.get("random_init"),
+            recorded.get("weights_sha256"),
+        )
         given = {name: value for name, value in options.items() if value is not None}
-        options = {**{name: recorded.get(name) for name in ("truncate_dim", "query_prompt")}, **given}
+        options = {
+            **{name: recorded.get(name) for name in ("truncate_dim", "query_prompt")},
+            **given,
+        }
     elif model is None:
         reporter.message(
-            f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things out. For real work "
+            f"Using the bundled model {DEFAULT_MODEL}, which is small and meant for trying things "
+            f"out. For real work "
             "choose another, for example --model ViT-B-32/openai."
         )
-    encoder = load_encoder(model or DEFAULT_MODEL, random_init=random_init, reporter=reporter, **options)
+    encoder = load_encoder(
+        model or DEFAULT_MODEL, random_init=random_init, reporter=reporter, **options
+    )
     now = str(encoder.identity.weights_sha256)
     if then and then != now:
         raise EncoderError(
-            f"The weights of the model {model} have changed: they are {now[:12]}, but {then[:12]} was recorded.",
+            f"The weights of the model {model} have changed: they are {now[:12]}, but {then[:12]} "
+            f"was recorded.",
             remedy="Use the old weights, or embed again into another --store.",
         )
     return encoder
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 over names, shapes and float32 values of all weights: the same for any file format."""
+    """Return the SHA-256 over names, shapes and float32 values of all weights: the same for any
+    file format.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -323,12 +395,16 @@ def _loading(model: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {reason_of(error)}"
-        raise EncoderError(f"The model {model} could not be loaded: {said}", remedy=OFFLINE_REMEDY) from error
+        raise EncoderError(
+            f"The model {model} could not be loaded: {said}", remedy=OFFLINE_REMEDY
+        ) from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide log lines and warnings of the libraries that load models: a user can do nothing about them."""
+    """Hide log lines and warnings of the libraries that load models: a user can do nothing about
+    them.
+    """
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -340,7 +416,8 @@ def quiet() -> Iterator[None]:
 
 
 def _parse_name(model: str) -> tuple[str, str | None]:
-    """Return what open_clip calls a model: an architecture or a name with a schema, and a tag or a file of weights.
+    """Return what open_clip calls a model: an architecture or a name with a schema, and a tag or a
+    file of weights.
 
     Raises:
         EncoderError: for a ``local-dir:`` that is not a folder of a model.
@@ -362,7 +439,8 @@ def _parse_name(model: str) -> tuple[str, str | None]:
 
 
 def _require_known(model: str, *, weights: bool) -> None:
-    """Refuse a model that is unknown or whose weights cannot be loaded, within seconds: the hubs try for a minute.
+    """Refuse a model that is unknown or whose weights cannot be loaded, within seconds: the hubs
+    try for a minute.
 
     Raises:
         EncoderError: with the names that are close, or the server that does not answer.
@@ -402,7 +480,8 @@ def _require_known(model: str, *, weights: bool) -> None:
     server = str(constants.ENDPOINT if source.get("hf_hub") else source.get("url"))
     if weights and not _is_local(source) and not answers(server):
         raise EncoderError(
-            f"The weights of {model} are not on this machine, and they cannot be downloaded: {server} does not answer.",
+            f"The weights of {model} are not on this machine, and they cannot be downloaded: "
+            f"{server} does not answer.",
             remedy=OFFLINE_REMEDY,
         )
 
@@ -415,18 +494,25 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
         here: List only models whose weights are on this machine.
 
     Returns:
-        Of each model ``name``, ``dim`` (of its embeddings), ``image_size`` (pixels), ``context_length`` (tokens),
-        ``source`` (``bundled``, or where the weights come from) and ``here`` (whether they are on this machine).
+        Of each model ``name``, ``dim`` (of its embeddings), ``image_size`` (pixels),
+        ``context_length`` (tokens),
+        ``source`` (``bundled``, or where the weights come from) and ``here`` (whether they are on
+        this machine).
 
     Raises:
         EncoderError: if there is no such model.
     """
     import open_clip  # takes seconds
 
-    config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    config = json.loads((C3_MINI / "open_clip_config.json").read_text(encoding="utf-8"))[
+        "model_cfg"
+    ]
     found = [(DEFAULT_MODEL, config, "bundled", True)]
     for architecture, tag in open_clip.list_pretrained():
-        weights, config = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
+        weights, config = (
+            open_clip.get_pretrained_cfg(architecture, tag),
+            open_clip.get_model_config(architecture),
+        )
         if weights and config is not None:
             source = str(weights.get("hf_hub") or weights.get("url") or "").rstrip("/")
             found.append((f"{architecture}/{tag}", config, source, _is_local(weights)))
@@ -446,14 +532,17 @@ def list_models(containing: str = "", *, here: bool = False) -> list[dict[str, A
         where = " with weights on this machine" if here else ""
         raise EncoderError(
             f"No model{where} has {containing!r} in its name.",
-            remedy="`c3 models` lists all names. A folder is local-dir:PATH, and a repository of the hub is "
+            remedy="`c3 models` lists all names. A folder is local-dir:PATH, and a repository of "
+            "the hub is "
             "hf-hub:ORG/NAME.",
         )
     return models
 
 
 def _is_local(weights: Mapping[str, Any]) -> bool:
-    """Return whether weights, as open_clip describes them (``url``, ``hf_hub``), are on this machine."""
+    """Return whether weights, as open_clip describes them (``url``, ``hf_hub``), are on this
+    machine.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     address = str(weights.get("url") or "")

@@ -1,7 +1,9 @@
-"""The backend OpenVINO (extra ``openvino``): models converted from torch, in fp32, bf16 or int8, on CPUs.
+"""The backend OpenVINO (extra ``openvino``): models converted from torch, in fp32, bf16 or int8, on
+CPUs.
 
-A model is converted in memory each time that it is loaded, which takes about as long as reading it from a file would.
-Each batch is computed by one thread, so the result does not depend on their number.
+A model is converted in memory each time that it is loaded, which takes about as long as reading it
+from a file would. Each batch is computed by one thread, so the result does not depend on their
+number.
 """
 
 from __future__ import annotations
@@ -32,14 +34,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 AGREEMENT = 0.999  # least cosine of an embedding with that of torch in fp32
-PROBE_TEXTS = ("a dog runs on the grass", "two people at a table", "an old red train in the snow", "food")
+PROBE_TEXTS = (
+    "a dog runs on the grass",
+    "two people at a table",
+    "an old red train in the snow",
+    "food",
+)
 # photos, since random images are rounded by other amounts
-PROBE_PHOTOS = [PHOTOS / f"images/{number:012d}.jpg" for number in (285, 785, 790, 872, 885, 1296, 2149, 2473)]
+PROBE_PHOTOS = [
+    PHOTOS / f"images/{number:012d}.jpg" for number in (285, 785, 790, 872, 885, 1296, 2149, 2473)
+]
 _CALIBRATION_INPUTS = 64  # of each modality
 _INT8_AGREEMENT = 0.99
 # int8 is in the model itself; the hint is for what is not in 8 bits
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-# the division by the norm, and its likes, stay in float32: embeddings have unit length in any precision
+# the division by the norm, and its likes, stay in float32: embeddings have unit length in any
+# precision
 _IN_FLOAT = ("Divide", "Maximum", "ReduceL2")
 
 
@@ -47,7 +57,8 @@ class OpenVINOBackend:
     """Towers as OpenVINO models; each thread has a stream of its own.
 
     Args:
-        towers: models of OpenVINO, or files that it reads, by modality; they are compiled when they are first run.
+        towers: models of OpenVINO, or files that it reads, by modality; they are compiled when they
+            are first run.
         precision: ``fp32``, ``bf16`` or ``int8``.
 
     Attributes:
@@ -72,11 +83,17 @@ class OpenVINOBackend:
     @staticmethod
     def precisions() -> tuple[str, ...]:
         """Return fp32, and bf16 where the CPU has it."""
-        return ("fp32", "bf16") if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ("fp32",)
+        return (
+            ("fp32", "bf16")
+            if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            else ("fp32",)
+        )
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Start a batch on a free thread."""
-        return self._pool.submit(self._compute, modality, self._compiled(modality), np.ascontiguousarray(batch)).result
+        return self._pool.submit(
+            self._compute, modality, self._compiled(modality), np.ascontiguousarray(batch)
+        ).result
 
     def _compile(self, modality: Modality) -> Any:
         settings = {
@@ -99,12 +116,12 @@ class OpenVINOBackend:
 def _core() -> Any:
     """Return the one core of this process, which is never dropped.
 
-    A core gives the thread that makes it another stack for signals, and takes it away when it goes. Of two that go in
-    the order they came the first leaves the thread with a stack that is no longer there: the next Ctrl-C, or any other
-    signal, would be a segmentation fault.
+    A core gives the thread that makes it another stack for signals, and takes it away when it goes.
+    Of two that go in the order they came the first leaves the thread with a stack that is no longer
+    there: the next Ctrl-C, or any other signal, would be a segmentation fault.
 
-    The bindings fill their tables of types at first use. Two threads that both come first wait for each other for ever,
-    so the tables are filled here, before there are threads.
+    The bindings fill their tables of types at first use. Two threads that both come first wait for
+    each other for ever, so the tables are filled here, before there are threads.
     """
     import openvino
 
@@ -112,8 +129,11 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def convert(model: nn.Module, facts: Mapping[str, Any], precisions: Iterable[str]) -> OpenVINOBackend:
-    """Return the towers of a model in the first precision in which a few embeddings are those of torch in fp32.
+def convert(
+    model: nn.Module, facts: Mapping[str, Any], precisions: Iterable[str]
+) -> OpenVINOBackend:
+    """Return the towers of a model in the first precision in which a few embeddings are those of
+    torch in fp32.
 
     Args:
         model: open_clip's module; its attentions are replaced.
@@ -140,24 +160,34 @@ def convert(model: nn.Module, facts: Mapping[str, Any], precisions: Iterable[str
         use_plain_attention(model)
         # all sizes that may change do so between tracing and comparing
         cases: dict[Modality, Any] = {
-            "image": (ImageTower(model, facts["preprocess"]).eval(), photos[:2], photos, photos.shape[1:]),
+            "image": (
+                ImageTower(model, facts["preprocess"]).eval(),
+                photos[:2],
+                photos,
+                photos.shape[1:],
+            ),
             "text": (TextTower(model, trims=facts["trims_texts"]).eval(), few, texts, (-1,)),
         }
         # what `openvino.convert_model` does, without the messages that it sends to its makers
         frontend = FrontEndManager().load_by_framework("pytorch")
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns of every size that it takes for a constant
+            # the tracer warns of every size that it takes for a constant
+            warnings.simplefilter("ignore")
             for modality, (tower, example, inputs, sizes) in cases.items():
                 # as a function, which takes half the time of a module
                 unit = lambda x, tower=tower: normalize(tower(x).float(), dim=-1)  # noqa: E731
                 traced = torch.jit.trace(unit, torch.as_tensor(example), check_trace=False)
                 decoder = TorchScriptPythonDecoder(traced)
-                towers[modality] = frontend.convert(frontend.load(decoder))  # the decoder has to outlive it
+                # the decoder has to outlive it
+                towers[modality] = frontend.convert(frontend.load(decoder))
                 towers[modality].reshape({0: openvino.PartialShape([-1, *sizes])})
                 expected[modality] = normalize(tower(torch.as_tensor(inputs)), dim=-1).numpy()
         for precision in precisions:
             backend = OpenVINOBackend(towers, precision)
-            results = {modality: backend.submit(modality, inputs) for modality, (_, _, inputs, _) in cases.items()}
+            results = {
+                modality: backend.submit(modality, inputs)
+                for modality, (_, _, inputs, _) in cases.items()
+            }
             cosines = [(results[modality]() * expected[modality]).sum(axis=1) for modality in cases]
             least = float(np.concatenate(cosines).min())
             if least >= AGREEMENT:  # NaN is refused, too
@@ -183,7 +213,9 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
     if not importlib.util.find_spec("nncf"):
         raise MissingExtraError("nncf", extra="int8", purpose="--precision int8")
     lines = (PHOTOS / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [caption for line in lines for caption in json.loads(line)["captions"]][:_CALIBRATION_INPUTS]
+    texts = [caption for line in lines for caption in json.loads(line)["captions"]][
+        :_CALIBRATION_INPUTS
+    ]
     photos = sorted((PHOTOS / "images").iterdir())[:_CALIBRATION_INPUTS]
     inputs: dict[Modality, list[Any]] = {  # each a batch of its own
         "image": [exact.pixels(photo)[None] for photo in photos],
@@ -192,7 +224,9 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
     plain: Any = exact.backend
     name = exact.identity.name
     try:
-        rounded = OpenVINOBackend({one: _quantize(plain.towers[one], inputs[one]) for one in inputs}, "int8")
+        rounded = OpenVINOBackend(
+            {one: _quantize(plain.towers[one], inputs[one]) for one in inputs}, "int8"
+        )
     except Exception as error:  # NNCF raises errors of many kinds
         raise EncoderError(
             f"{name} cannot be converted to int8 ({type(error).__name__}: {reason_of(error)}).",
@@ -200,13 +234,16 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
         ) from error
     for modality, batches in inputs.items():
         a, b = (
-            np.concatenate([result() for result in [backend.submit(modality, batch) for batch in batches]])
+            np.concatenate(
+                [result() for result in [backend.submit(modality, batch) for batch in batches]]
+            )
             for backend in (plain, rounded)
         )
         cosine = float((a * b).sum(axis=1).min())
         if not cosine >= _INT8_AGREEMENT:  # NaN is refused, too
             raise EncoderError(
-                f"int8 changes the embeddings of {name} too much: the cosine of {modality} embeddings with fp32 is "
+                f"int8 changes the embeddings of {name} too much: the cosine of {modality} "
+                f"embeddings with fp32 is "
                 f"{cosine:.4f} on the calibration inputs (limit: {_INT8_AGREEMENT}).",
                 remedy="Use --precision auto.",
             )
@@ -214,7 +251,9 @@ def quantized(exact: Encoder) -> OpenVINOBackend:
 
 
 def _quantize(tower: Any, batches: list[Any]) -> Any:
-    """Return a tower in 8 bits where NNCF knows how; its activations are scaled for these inputs."""
+    """Return a tower in 8 bits where NNCF knows how; its activations are scaled for these
+    inputs.
+    """
     os.environ.setdefault("NNCF_CI", "1")  # or NNCF sends messages to its makers
     with contextlib.redirect_stdout(io.StringIO()):  # NNCF prints its progress, and its log
         import nncf

@@ -19,11 +19,14 @@ from ..arrays import Array, Pixels
 from ..errors import optional_module
 from ..io.limits import LARGEST_DECODED, LARGEST_IMAGE_FILE, TooLargeError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # `open_image`, of a damaged file
-# beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side resized to 224,
-# would have 100 million pixels before the centre crop throws almost all of them away
+# `open_image`, of a damaged file
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# beyond this ratio of the sides only the middle is used: a 20,000 × 10 image, its short side
+# resized to 224, would have 100 million pixels before the centre crop throws almost all of them
+# away
 MAX_ASPECT_RATIO = 16
-# JPEGs may be decoded at a lower scale (1/2, 1/4, 1/8) while that leaves this many times the pixels needed per side
+# JPEGs may be decoded at a lower scale (1/2, 1/4, 1/8) while that leaves this many times the pixels
+# needed per side
 SCALED_DECODING_MARGIN = 2
 # bytes per pixel that decoders take beside the image itself, measured
 _DECODER_BYTES = {"AVIF": 8, "HEIF": 6, "JPEG2000": 16, "WEBP": 13}
@@ -44,8 +47,8 @@ def open_image(
 
     Args:
         source: the file's path, or its content as a binary stream.
-        target_size: (height, width) the model takes; large JPEGs are then decoded at a lower scale that keeps at
-            least twice that.
+        target_size: (height, width) the model takes; large JPEGs are then decoded at a lower scale
+            that keeps at least twice that.
 
     Returns:
         The image, and width and height in pixels as the viewer sees the file (after EXIF rotation).
@@ -53,16 +56,20 @@ def open_image(
     Raises:
         OSError: if the file cannot be read or decoded.
         Image.DecompressionBombError: if it has more than 179 million pixels.
-        TooLargeError: if the file has more than 256 MiB, or decoding it would take more than 600 MiB.
+        TooLargeError: if the file has more than 256 MiB, or decoding it would take more than 600
+            MiB.
         MissingExtraError: if it is HEIC, and the package that reads it is not installed.
         SyntaxError, ValueError: for some kinds of damaged file.
     """
-    with Path(source).open("rb") if isinstance(source, str | Path) else nullcontext(source) as stream:
+    with (
+        Path(source).open("rb") if isinstance(source, str | Path) else nullcontext(source) as stream
+    ):
         content = stream.read(LARGEST_IMAGE_FILE + 1)
     if len(content) > LARGEST_IMAGE_FILE:
         raise TooLargeError(f"an image file may have {LARGEST_IMAGE_FILE:,} bytes")
     with warnings.catch_warnings():
-        # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no reason to stop
+        # metadata that Pillow finds odd, and images between 89 and 179 million pixels, are no
+        # reason to stop
         warnings.simplefilter("ignore")
         with _open(content) as file:
             width, height = file.size
@@ -84,7 +91,8 @@ def open_image(
 
 
 def thumbnail(source: str | Path | bytes, side: int) -> str:
-    """Return an image file (its path or content) as a ``data:`` URL of a JPEG of at most ``side`` pixels a side.
+    """Return an image file (its path or content) as a ``data:`` URL of a JPEG of at most ``side``
+    pixels a side.
 
     Raises:
         OSError, Image.DecompressionBombError, SyntaxError, ValueError: as `open_image`.
@@ -95,22 +103,30 @@ def thumbnail(source: str | Path | bytes, side: int) -> str:
 
 
 def data_url(image: Image.Image, kind: str = "png", **options: Any) -> str:
-    """Return an image as a ``data:`` URL, by default without loss; ``options`` are those of `Image.save`."""
+    """Return an image as a ``data:`` URL, by default without loss; ``options`` are those of
+    `Image.save`.
+    """
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _open(content: bytes) -> Image.Image:
-    """Open an image file of any format that this installation reads without starting another program."""
+    """Open an image file of any format that this installation reads without starting another
+    program.
+    """
     for load_plugins in (Image.preinit, Image.init):  # those of the usual formats, then all
         load_plugins()
         with suppress(UnidentifiedImageError):
-            return Image.open(io.BytesIO(content), formats=[name for name in Image.ID if name != _NOT_OPENED])
+            return Image.open(
+                io.BytesIO(content), formats=[name for name in Image.ID if name != _NOT_OPENED]
+            )
     if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
         # Pillow's own message contains the object that was read
         raise UnidentifiedImageError("not an image in a format that Pillow can read")
-    heif = optional_module("pillow_heif", "pillow-heif", extra="heif", purpose="Reading HEIC images")
+    heif = optional_module(
+        "pillow_heif", "pillow-heif", extra="heif", purpose="Reading HEIC images"
+    )
     heif.register_heif_opener()
     return Image.open(io.BytesIO(content), formats=["HEIF"])
 
@@ -127,7 +143,11 @@ def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> 
         TooLargeError: with the size and the memory.
     """
     own = 1 if file.mode in _ONE_BYTE_MODES else 2 if file.mode.startswith("I;16") else 4
-    kept = _PROGRESSIVE_BYTES if file.info.get("progressive") else _DECODER_BYTES.get(file.format or "", 0)
+    kept = (
+        _PROGRESSIVE_BYTES
+        if file.info.get("progressive")
+        else _DECODER_BYTES.get(file.format or "", 0)
+    )
     converted = 0 if file.mode == "RGB" else 4
     needed = (own * copies + converted) * file.width * file.height + kept * size[0] * size[1]
     if needed > LARGEST_DECODED:
@@ -139,11 +159,13 @@ def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> 
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """The resizing and cropping that a model was trained with; scaling to floats is left to the device.
+    """The resizing and cropping that a model was trained with; scaling to floats is left to the
+    device.
 
     Attributes:
         geometry: open_clip's own transforms up to, and without, the conversion to a tensor.
-        config: open_clip's preprocessing settings: ``size``, ``mean`` and ``std`` (per channel, in units of 0…1), ….
+        config: open_clip's preprocessing settings: ``size``, ``mean`` and ``std`` (per channel, in
+            units of 0…1), ….
         fixed: whether all results have this size; if not, it is the most that they have.
     """
 
@@ -165,7 +187,8 @@ class ImagePreprocessor:
         return np.array(image, dtype=np.uint8)
 
     def load(self, source: str | Path | BinaryIO) -> tuple[Pixels, int, int]:
-        """Return pixels (height, width, 3) of an image file (a path or a stream), and width and height of the original.
+        """Return pixels (height, width, 3) of an image file (a path or a stream), and width and
+        height of the original.
 
         Raises:
             OSError, Image.DecompressionBombError, SyntaxError, ValueError: as `open_image`.
@@ -175,17 +198,24 @@ class ImagePreprocessor:
 
 
 def _to_bytes(image: Image.Image) -> Image.Image:
-    """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at 255."""
+    """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at
+    255.
+    """
     pixels = np.empty((image.height, image.width), np.uint8)
 
     def bands() -> Iterator[tuple[slice, Array]]:
         for top in range(0, image.height, _ROWS_AT_A_TIME):
             bottom = min(top + _ROWS_AT_A_TIME, image.height)
-            yield slice(top, bottom), np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
+            yield (
+                slice(top, bottom),
+                np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64),
+            )
 
     highest = 65535.0
     if image.mode.startswith("F"):
-        highest = max(float(np.max(values, where=np.isfinite(values), initial=1e-12)) for _, values in bands())
+        highest = max(
+            float(np.max(values, where=np.isfinite(values), initial=1e-12)) for _, values in bands()
+        )
     for rows, values in bands():
         pixels[rows] = np.clip(np.nan_to_num(values / highest * 255.0), 0, 255)
     return Image.fromarray(pixels)
@@ -195,4 +225,8 @@ def _crop_extreme(image: Image.Image) -> Image.Image:
     most = MAX_ASPECT_RATIO * min(image.size)
     width, height = (min(side, most) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+    return (
+        image
+        if (width, height) == image.size
+        else image.crop((left, top, left + width, top + height))
+    )

@@ -1,4 +1,6 @@
-"""Models that sentence-transformers loads (extra ``st``), behind the interface of `c3tools.encoders.plugins`."""
+"""Models that sentence-transformers loads (extra ``st``), behind the interface of
+`c3tools.encoders.plugins`.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,16 @@ from ..errors import EncoderError, MissingExtraError
 from ..io.artifact import answers
 from .loading import OFFLINE_REMEDY, weights_sha256
 
-_DOCUMENTS = ("document", "passage", "corpus")  # names of prompts, by precedence as in `encode_document`
+# names of prompts, by precedence as in `encode_document`
+_DOCUMENTS = ("document", "passage", "corpus")
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class SentenceTransformersModel:
     """A model of sentence-transformers.
 
-    Texts and images are given the model's prompt for documents, queries that for queries. Code that comes with a model
-    is not run.
+    Texts and images are given the model's prompt for documents, queries that for queries. Code that
+    comes with a model is not run.
 
     Args:
         name: of a repository of the Hugging Face hub, or a folder.
@@ -53,7 +56,9 @@ class SentenceTransformersModel:
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.base.modality import infer_modality
         except ImportError:
-            raise MissingExtraError("sentence-transformers", extra="st", purpose=f"The model st:{name}") from None
+            raise MissingExtraError(
+                "sentence-transformers", extra="st", purpose=f"The model st:{name}"
+            ) from None
         from huggingface_hub import constants
         from transformers.utils import logging
 
@@ -71,7 +76,8 @@ class SentenceTransformersModel:
             if not offline:
                 raise
             raise EncoderError(
-                f"The model st:{name} is not on this machine, and it cannot be downloaded: {constants.ENDPOINT} does "
+                f"The model st:{name} is not on this machine, and it cannot be downloaded: "
+                f"{constants.ENDPOINT} does "
                 "not answer.",
                 remedy=OFFLINE_REMEDY,
             ) from error
@@ -83,7 +89,8 @@ class SentenceTransformersModel:
         self._options: dict[str, Any] = {}
         self._lock = threading.Lock()
         if str(getattr(self._model.config, "model_type", "")).startswith("siglip"):
-            # it was trained with texts padded to full length; padded to the longest of a batch they depend on the batch
+            # it was trained with texts padded to full length; padded to the longest of a batch they
+            # depend on the batch
             self._longest = self._model.config.text_config.max_position_embeddings
             self._options["processing_kwargs"] = {"text": {"padding": "max_length"}}
         self.identity = {
@@ -96,13 +103,20 @@ class SentenceTransformersModel:
         }
         if precision != "auto":
             self._model.to(Compute(device, precision).dtype)
-        self.device, self.precision = device, _PRECISIONS[str(self._model.dtype).removeprefix("torch.")]
+        self.device, self.precision = (
+            device,
+            _PRECISIONS[str(self._model.dtype).removeprefix("torch.")],
+        )
         self.parallel = threads() if device == "cpu" else 1
         self.dim = truncate_dim or self._model.get_embedding_dimension()
         self.normalised = self._model.similarity_fn_name == "cosine"
         processor = self._model.processor
-        self.sampling_rate = getattr(getattr(processor, "feature_extractor", processor), "sampling_rate", 0)
-        self.modalities = [kind for kind in ("image", "text", "audio") if self._model.supports(kind)]
+        self.sampling_rate = getattr(
+            getattr(processor, "feature_extractor", processor), "sampling_rate", 0
+        )
+        self.modalities = [
+            kind for kind in ("image", "text", "audio") if self._model.supports(kind)
+        ]
 
     def encode_images(self, images: Sequence[Image.Image]) -> Floats:
         """Return embeddings (n, d) of RGB images."""
@@ -117,7 +131,9 @@ class SentenceTransformersModel:
         return self._run(self._as_texts(texts), self._query, "query")
 
     def encode_audio(self, sounds: Sequence[Floats]) -> Floats:
-        """Return embeddings (n, d) of sounds (samples,); processors that cut at a random place cut at the same."""
+        """Return embeddings (n, d) of sounds (samples,); processors that cut at a random place cut
+        at the same.
+        """
         random = np.random.get_state()
         np.random.seed(0)
         try:
@@ -127,11 +143,16 @@ class SentenceTransformersModel:
             np.random.set_state(random)
 
     def is_longer(self, texts: Sequence[str]) -> list[bool]:
-        """Return which texts the model cuts; those with fewer bytes than it reads tokens are not tokenised for this."""
+        """Return which texts the model cuts; those with fewer bytes than it reads tokens are not
+        tokenised for this.
+        """
         most, tokenizer = self._longest, self._model.tokenizer
         if most is None or tokenizer is None:
             return [False] * len(texts)
-        given, special = [(self._document or "") + text for text in texts], tokenizer.num_special_tokens_to_add()
+        given, special = (
+            [(self._document or "") + text for text in texts],
+            tokenizer.num_special_tokens_to_add(),
+        )
         longer = np.array([len(text.encode()) + special > most for text in given], bool)
         if longer.any():
             uncut = self._lengths([given[row] for row in np.flatnonzero(longer)])
@@ -146,7 +167,9 @@ class SentenceTransformersModel:
 
     @cached_property
     def _uncut(self) -> Any:
-        """A copy of a tokenizer in Rust that does not cut, which is quicker; None if it is another tokenizer."""
+        """A copy of a tokenizer in Rust that does not cut, which is quicker; None if it is another
+        tokenizer.
+        """
         copied = copy.deepcopy(getattr(self._model.tokenizer, "backend_tokenizer", None))
         if copied is not None:
             copied.no_truncation()
@@ -154,18 +177,29 @@ class SentenceTransformersModel:
         return copied
 
     def _as_texts(self, texts: Sequence[str]) -> list[Any]:
-        """Return texts in a form in which the path or URL of a file is a text too: it would be opened."""
+        """Return texts in a form in which the path or URL of a file is a text too: it would be
+        opened.
+        """
         return [text if self._infer(text) == "text" else {"text": text} for text in texts]
 
     def _run(self, inputs: Sequence[Any], prompt: str | None, task: str) -> Floats:
-        """Compute what ``encode`` does for one batch, on one core of a CPU: each of them has a batch of its own."""
+        """Compute what ``encode`` does for one batch, on one core of a CPU: each of them has a
+        batch of its own.
+        """
         import torch
 
         if self.device == "cpu":
             torch.set_num_threads(1)  # of this thread
         with torch.inference_mode():
             with self._lock:  # tokenizers are changed while they are used
-                features = self._model.preprocess(list(inputs), prompt=prompt, task=task, **self._options)
-            features = {name: each.to(self.device) if hasattr(each, "to") else each for name, each in features.items()}
-            rows: Floats = self._model(features, task=task)["sentence_embedding"].float().cpu().numpy()
+                features = self._model.preprocess(
+                    list(inputs), prompt=prompt, task=task, **self._options
+                )
+            features = {
+                name: each.to(self.device) if hasattr(each, "to") else each
+                for name, each in features.items()
+            }
+            rows: Floats = (
+                self._model(features, task=task)["sentence_embedding"].float().cpu().numpy()
+            )
         return rows[:, : self.dim]

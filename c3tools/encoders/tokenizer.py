@@ -1,4 +1,6 @@
-"""The tokenizer of CLIP without torch: byte-pair encoding with the vocabulary that open_clip ships."""
+"""The tokenizer of CLIP without torch: byte-pair encoding with the vocabulary that open_clip
+ships.
+"""
 
 from __future__ import annotations
 
@@ -51,28 +53,48 @@ class ClipTokenizer:
         for word in regex.findall(_WORDS, cleaned, regex.IGNORECASE):
             mapped = "".join(self._letters[byte] for byte in word.encode("utf-8"))
             special = _SPECIALS.get(mapped)
-            ids += [token.id for token in self._bpe.tokenize(mapped)] if special is None else [special]
+            ids += (
+                [token.id for token in self._bpe.tokenize(mapped)] if special is None else [special]
+            )
         return ids
 
     @cached_property
     def _letters(self) -> dict[int, str]:
         """A printable letter for each byte: its own, or one from 256 on."""
-        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        printable = [
+            *range(ord("!"), ord("~") + 1),
+            *range(ord("¡"), ord("¬") + 1),
+            *range(ord("®"), ord("ÿ") + 1),
+        ]
         others = [byte for byte in range(256) if byte not in printable]
-        return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+        return {byte: chr(byte) for byte in printable} | {
+            byte: chr(256 + n) for n, byte in enumerate(others)
+        }
 
     @cached_property
     def _bpe(self) -> BPE:
         found = importlib.util.find_spec("open_clip")  # does not import it
         folders = (found.submodule_search_locations or []) if found else []
-        path = next((Path(folder) / _VOCABULARY for folder in folders if (Path(folder) / _VOCABULARY).is_file()), None)
+        path = next(
+            (
+                Path(folder) / _VOCABULARY
+                for folder in folders
+                if (Path(folder) / _VOCABULARY).is_file()
+            ),
+            None,
+        )
         if path is None:
             raise EncoderError(
-                f"The file {_VOCABULARY} of open_clip is missing.", remedy="Install open_clip_torch again."
+                f"The file {_VOCABULARY} of open_clip is missing.",
+                remedy="Install open_clip_torch again.",
             )
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
         merges = [(left, right) for left, right in (line.split() for line in lines)]
         letters = list(self._letters.values())
-        words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+        words = [
+            *letters,
+            *(f"{letter}</w>" for letter in letters),
+            *("".join(merge) for merge in merges),
+        ]
         vocabulary = {word: number for number, word in enumerate([*words, *_SPECIALS])}
         return BPE(vocabulary, merges, end_of_word_suffix="</w>")

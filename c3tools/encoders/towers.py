@@ -1,4 +1,6 @@
-"""The two towers of a model as torch modules, texts without their padding, and the backend torch that runs them."""
+"""The two towers of a model as torch modules, texts without their padding, and the backend torch
+that runs them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class ImageTower(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, preprocess: ImagePreprocessor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: nn.Module, preprocess: ImagePreprocessor, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
@@ -51,7 +55,9 @@ class TextTower(nn.Module):
         self.trims = trims
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Encode the tokens; if the tower trims, the length may be any that contains every end-of-text token."""
+        """Encode the tokens; if the tower trims, the length may be any that contains every
+        end-of-text token.
+        """
         if self.trims:
             return trimmed_forward(self.model, tokens)
         return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
@@ -69,7 +75,9 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, model: nn.Module, preprocess: ImagePreprocessor, compute: Compute, trims: bool) -> None:
+    def __init__(
+        self, model: nn.Module, preprocess: ImagePreprocessor, compute: Compute, trims: bool
+    ) -> None:
         self.compute = compute
         self.ahead = 0 if compute.device_type == "cpu" else 1
         model = model.to(compute.device, compute.dtype)
@@ -82,7 +90,9 @@ class TorchBackend:
         self._limits: dict[str, int] = {}  # largest batch that fits into memory, once one did not
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
-        """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is run in halves."""
+        """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is
+        run in halves.
+        """
         tensor = torch.as_tensor(batch)
         if self.compute.device_type == "cuda" and not tensor.is_cuda:
             tensor = tensor.pin_memory()  # the copy to the GPU then runs in the background
@@ -117,7 +127,9 @@ def _plain_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Compute as `nn.MultiheadAttention` with ``batch_first``; key and value are the query, (n, length, width)."""
+    """Compute as `nn.MultiheadAttention` with ``batch_first``; key and value are the query, (n,
+    length, width).
+    """
     n, length, width = query.shape
     heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias)
     heads = heads.view(n, length, 3, own.num_heads, width // own.num_heads)
@@ -127,7 +139,9 @@ def _plain_attention(
 
 
 def use_plain_attention(module: nn.Module) -> None:
-    """Let the attentions in ``module`` compute in operations that can be converted: tracing fixes sizes in torch's."""
+    """Let the attentions in ``module`` compute in operations that can be converted: tracing fixes
+    sizes in torch's.
+    """
     for part in module.modules():
         if (
             isinstance(part, nn.MultiheadAttention)
@@ -139,7 +153,8 @@ def use_plain_attention(module: nn.Module) -> None:
 
 
 def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return text features (n, d) from tokens (n, length) cut to any length that contains every end-of-text token.
+    """Return text features (n, d) from tokens (n, length) cut to any length that contains every
+    end-of-text token.
 
     Only for models that `can_trim` accepts.
     """
@@ -150,11 +165,15 @@ def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
     x = x + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     # the layer norm acts on each position alone, so it may come after the pooling
-    ends = end_positions(model, tokens)[:, None, None]  # gathered: tracing would fix the n of torch.arange(n)
+    # gathered: tracing would fix the n of torch.arange(n)
+    ends = end_positions(model, tokens)[:, None, None]
     pooled = x.gather(1, ends.expand(-1, 1, x.shape[2])).squeeze(1)  # (n, width)
     pooled = tower.ln_final(pooled)
     projection = tower.text_projection
-    features: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection  # (n, d)
+    # (n, d)
+    features: Tensor = (
+        projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    )
     return features
 
 
@@ -167,18 +186,30 @@ def end_positions(model: nn.Module, tokens: Tensor) -> Tensor:
 def end_token(model: nn.Module) -> int | None:
     """Return the id of the end-of-text token; None if it is the largest."""
     tower = _tower(model)
-    return int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1))) if _pool_type(tower) == "eos" else None
+    return (
+        int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1)))
+        if _pool_type(tower) == "eos"
+        else None
+    )
 
 
 def can_trim(model: nn.Module, tokenizer: Any) -> bool:
-    """Return whether cutting the context leaves the features unchanged: by structure, then by measurement on a probe.
+    """Return whether cutting the context leaves the features unchanged: by structure, then by
+    measurement on a probe.
 
-    In a causal tower read at the end-of-text token nothing after that token is seen, so the context can be cut to the
-    longest text of a batch. Towers that pool over all positions, attend in both directions, or were trained to see
-    padding (SigLIP) are run at their full context.
+    In a causal tower read at the end-of-text token nothing after that token is seen, so the context
+    can be cut to the longest text of a batch. Towers that pool over all positions, attend in both
+    directions, or were trained to see padding (SigLIP) are run at their full context.
     """
     tower = _tower(model)
-    parts = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "attn_mask")
+    parts = (
+        "transformer",
+        "token_embedding",
+        "positional_embedding",
+        "ln_final",
+        "text_projection",
+        "attn_mask",
+    )
     structure = (
         all(getattr(tower, part, None) is not None for part in parts)
         and getattr(tower, "cls_emb", None) is None

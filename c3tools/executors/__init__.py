@@ -1,4 +1,5 @@
-"""Executors: work in this process, in others of this machine, or on a Ray cluster, by one interface.
+"""Executors: work in this process, in others of this machine, or on a Ray cluster, by one
+interface.
 
 with open_executor("ray", address="head:6379") as executor:
     embed_corpus(corpus, "s3://bucket/store", encoder, executor=executor)
@@ -17,7 +18,11 @@ __all__ = ["Executor", "Report", "Work", "cores", "end_with_parent", "open_execu
 
 
 def open_executor(
-    name: str | Executor = "local", *, devices: Sequence[str] = (), threads: int = 1, **of_cluster: Any
+    name: str | Executor = "local",
+    *,
+    devices: Sequence[str] = (),
+    threads: int = 1,
+    **of_cluster: Any,
 ) -> AbstractContextManager[Executor]:
     """Open an executor for the length of a block.
 

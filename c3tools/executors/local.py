@@ -18,20 +18,21 @@ from ..errors import C3Error
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-# called with further inputs done, and how many of them the work counts apart, such as those that failed; may raise to
-# end a task
+# called with further inputs done, and how many of them the work counts apart, such as those that
+# failed; may raise to end a task
 Report = Callable[[int, int], None]
 
 
 class Work(ABC, Generic[Task, Result]):
     """Work that is done with each task; it can be pickled, and so can tasks and results.
 
-    A task writes to storage that all workers share, and returns little. It may be run twice, even at the same
-    time: its files appear whole, and are the same each time.
+    A task writes to storage that all workers share, and returns little. It may be run twice, even
+    at the same time: its files appear whole, and are the same each time.
     """
 
     def load(self, device: str, threads: int) -> None:
-        """Load what tasks need, in a worker process. It is called before each task, so it has to remember.
+        """Load what tasks need, in a worker process. It is called before each task, so it has to
+        remember.
 
         Args:
             device: ``cpu``, ``cuda``, ``cuda:1``.
@@ -59,14 +60,18 @@ class Executor:
         self._devices = tuple(devices)
         self._threads = threads
 
-    def run(self, work: Work[Task, Result], tasks: Sequence[Task], report: Report) -> Iterator[Result]:
-        """Do all tasks, and yield their results in their order; nothing is done before the first is asked for.
+    def run(
+        self, work: Work[Task, Result], tasks: Sequence[Task], report: Report
+    ) -> Iterator[Result]:
+        """Do all tasks, and yield their results in their order; nothing is done before the first is
+        asked for.
 
         Args:
             work: the work that is done with each task.
-            tasks: the tasks, or a sequence that makes large ones on demand: one is made when a worker is free for it,
-                and again for another attempt. It can be pickled.
-            report: is called in this process with the number of inputs done, and of those that failed.
+            tasks: the tasks, or a sequence that makes large ones on demand: one is made when a
+                worker is free for it, and again for another attempt. It can be pickled.
+            report: is called in this process with the number of inputs done, and of those that
+                failed.
         """
         if len(self._devices) > 1 and len(tasks):
             yield from _in_processes(self._devices[: len(tasks)], work, tasks, report)
@@ -74,7 +79,9 @@ class Executor:
             yield from work.run((tasks[position] for position in range(len(tasks))), report)
         else:
             with ThreadPoolExecutor(self._threads) as pool:  # an error cancels what has not begun
-                for results in pool.map(lambda at: list(work.run([tasks[at]], report)), range(len(tasks))):
+                for results in pool.map(
+                    lambda at: list(work.run([tasks[at]], report)), range(len(tasks))
+                ):
                     yield from results
 
 
@@ -97,12 +104,18 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
     running: dict[Connection, str] = {}
     processes = []
-    results, position = dict[int, Result](), 0  # those that came before their turn, and whose turn it is
+    # those that came before their turn, and whose turn it is
+    results, position = dict[int, Result](), 0
     try:
         for number, device in enumerate(devices):
             own, other = context.Pipe(duplex=False)
-            positions, share = range(number, len(tasks), len(devices)), max(1, cores() // len(devices))
-            processes.append(context.Process(target=_serve, args=(device, share, work, tasks, positions, other)))
+            positions, share = (
+                range(number, len(tasks), len(devices)),
+                max(1, cores() // len(devices)),
+            )
+            processes.append(
+                context.Process(target=_serve, args=(device, share, work, tasks, positions, other))
+            )
             processes[-1].start()
             other.close()
             running[own] = device
@@ -137,14 +150,21 @@ def _in_processes(
 
 
 def _serve(
-    device: str, threads: int, work: Work[Any, Any], tasks: Sequence[Any], positions: range, end: Connection
+    device: str,
+    threads: int,
+    work: Work[Any, Any],
+    tasks: Sequence[Any],
+    positions: range,
+    end: Connection,
 ) -> None:
     """Do the tasks at these positions in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         work.load(device, threads)
-        results = work.run((tasks[at] for at in positions), lambda *counts: end.send(("progress", counts)))
+        results = work.run(
+            (tasks[at] for at in positions), lambda *counts: end.send(("progress", counts))
+        )
         for at, result in zip(positions, results, strict=True):
             end.send(("result", (at, result)))
         end.send(("end", None))

@@ -1,1 +1,3 @@
-"""The geometry of a contrastive space: its measures, the gap report, and in `theory` the simulations."""
+"""The geometry of a contrastive space: its measures, the gap report, and in `theory` the
+simulations.
+"""

@@ -1,4 +1,6 @@
-"""Read what the measures of two modalities need: exact moments, and one seeded sample of items in memory."""
+"""Read what the measures of two modalities need: exact moments, and one seeded sample of items in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,16 @@ MIN_FIT_ROWS = 100
 MAX_ITEMS, MAX_ROWS = 100_000, 200_000
 """Largest sample: items, and rows of the second modality."""
 EXACT_SCORES, EXACT_ROWS = 400_000_000, 100_000
-"""With at most so many cosines and rows, all rows are compared with all others, else those of a part of the items."""
+"""With at most so many cosines and rows, all rows are compared with all others, else those of a
+part of the items."""
 PART_ITEMS, PART_ROWS = 2_500, 12_500
 EXACT_VALUES = 2**25
 """Up to so many values are computed in float64, more in float32 with sums in float64."""
 GROUP_PAIRS = 100
 _BLOCK_ROWS = 2_000
 NORM_TOLERANCE = 1e-3
-"""Largest distance of a norm from 1 in a store of normalised rows: rounding to float16 explains half of it."""
+"""Largest distance of a norm from 1 in a store of normalised rows: rounding to float16 explains
+half of it."""
 _NAMED_KEYS = 5
 
 
@@ -40,7 +44,8 @@ class Sample:
     Attributes:
         first: (m, d), one row per item; float64 if the store has few rows, else float32.
         second: (k, d).
-        item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty without pairs.
+        item_index: int64 (k,), the row of ``first`` that each row of ``second`` belongs to; empty
+            without pairs.
         complete: whether it has every paired row, or every row where nothing is paired.
     """
 
@@ -56,7 +61,9 @@ class Sample:
 
     @property
     def items(self) -> tuple[Indices, Indices]:
-        """The item of each row, int64 (m,) and (k,); without pairs, each row is an item of its own."""
+        """The item of each row, int64 (m,) and (k,); without pairs, each row is an item of its
+        own.
+        """
         first = np.arange(len(self.first))
         return first, self.item_index if self.paired else len(first) + np.arange(len(self.second))
 
@@ -70,7 +77,10 @@ class Sample:
         """Mean of each item's rows of the second modality: float64 (m, d)."""
         order = np.argsort(self.item_index, kind="stable")
         starts = np.unique(self.item_index[order], return_index=True)[1]
-        return np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64) / self.rows_per_item[:, None]
+        return (
+            np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64)
+            / self.rows_per_item[:, None]
+        )
 
     @property
     def group_size(self) -> int:
@@ -81,8 +91,8 @@ class Sample:
     def sums(self) -> tuple[Array, Array, Array, Array, Array]:
         """Sums over pairs, in one pass.
 
-        Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``, float64 (d,); its mean
-        over groups of consecutive pairs, float64 (g, d).
+        Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``,
+        float64 (d,); its mean over groups of consecutive pairs, float64 (g, d).
         """
         count, dim = self.second.shape
         cosine, distance, groups = np.empty(count), np.empty(count), [np.empty((0, dim))]
@@ -100,10 +110,18 @@ class Sample:
             distance[part] = np.sqrt(x.sum(axis=1))
             squares += x.sum(axis=0, dtype=np.float64)
         mean = total / count
-        return cosine, distance, mean, np.maximum(squares / count - mean**2, 0.0), np.concatenate(groups)
+        return (
+            cosine,
+            distance,
+            mean,
+            np.maximum(squares / count - mean**2, 0.0),
+            np.concatenate(groups),
+        )
 
     def part(self, items: Indices) -> tuple[Sample, Indices]:
-        """Return the rows of these items, ascending rows of ``first``, and the rows of ``second`` that they are."""
+        """Return the rows of these items, ascending rows of ``first``, and the rows of ``second``
+        that they are.
+        """
         if len(items) == len(self.first):
             return self, np.arange(len(self.second))
         rows = np.flatnonzero(np.isin(self.item_index, items))
@@ -126,7 +144,8 @@ class Collected:
         pairs: number of pairs in the store.
         sample: rows in memory, for means over pairs.
         working: its part for the measures that compare all rows with all others.
-        places: per modality, int64, the place of each row of ``working`` among all rows that were read.
+        places: per modality, int64, the place of each row of ``working`` among all rows that were
+            read.
         notes: what the reader should know.
     """
 
@@ -152,13 +171,15 @@ class Collected:
     def gap_covariance(self) -> Array:
         """Covariance of the gap over draws of the data, float64 (d, d); items are what is drawn.
 
-        Its trace is what ``|mu_x - mu_y|^2`` is too large by on average. An item moves the gap by its own row and by
-        the mean of its rows in the other modality, weighted by their number; rows without a partner add the variance
-        of their modality.
+        Its trace is what ``|mu_x - mu_y|^2`` is too large by on average. An item moves the gap by
+        its own row and by the mean of its rows in the other modality, weighted by their number;
+        rows without a partner add the variance of their modality.
         """
         x, y = self.moments[self.first], self.moments[self.second]
         working, items = self.working, self.items
-        alone = (x.n - items) / x.n * x.covariance / (x.n - 1) + (y.n - self.pairs) / y.n * y.covariance / (y.n - 1)
+        alone = (x.n - items) / x.n * x.covariance / (x.n - 1) + (
+            y.n - self.pairs
+        ) / y.n * y.covariance / (y.n - 1)
         if not working.paired or len(working.first) < 2:
             return alone
         weight = working.rows_per_item[:, None] * items / y.n
@@ -173,7 +194,13 @@ class Collected:
 
 
 def collect(
-    store: Store, first: str, second: str, *, split: str | None = None, seed: int = 0, reporter: Reporter = SILENT
+    store: Store,
+    first: str,
+    second: str,
+    *,
+    split: str | None = None,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
 ) -> Collected:
     """Read two modalities: their keys, then their embeddings once (again if the store keeps norms).
 
@@ -186,7 +213,8 @@ def collect(
         reporter: shows the progress of reading.
 
     Raises:
-        StoreError: if a modality is missing or has fewer than 3 rows, or a row has no direction or a wrong norm.
+        StoreError: if a modality is missing or has fewer than 3 rows, or a row has no direction or
+            a wrong norm.
     """
     notes = [store.split_note] if store.split_note else []
     rows = {name: _read_keys(store, name, split) for name in (first, second)}
@@ -194,13 +222,16 @@ def collect(
     if independent[first] < len(rows[first]):
         if independent[second] < len(rows[second]):
             notes.append(
-                f"Several {first} rows belong to the same item. The first of them is paired with each {second} row of "
+                f"Several {first} rows belong to the same item. The first of them is paired with "
+                f"each {second} row of "
                 "the item."
             )
         else:
             first, second = second, first
     if not store.info.normalised:
-        notes.append("The store keeps the norms of its rows. Everything is measured after L2 normalisation.")
+        notes.append(
+            "The store keeps the norms of its rows. Everything is measured after L2 normalisation."
+        )
     item_index = Pairs.match(rows[first], rows[second]).item_index
     paired = np.flatnonzero(item_index >= 0)
     items, sizes = np.unique(item_index[paired], return_counts=True)
@@ -214,9 +245,17 @@ def collect(
             return np.sort(items[chosen[: max(1, fitting)]])
 
         kept = drawn_items(MAX_ITEMS, MAX_ROWS)
-        compared = len(items) * len(paired) <= EXACT_SCORES and len(items) + len(paired) <= EXACT_ROWS
-        part, complete = items if compared else drawn_items(PART_ITEMS, PART_ROWS), len(kept) == len(items)
-        wanted = {first: kept, second: paired if complete else np.flatnonzero(np.isin(item_index, kept))}
+        compared = (
+            len(items) * len(paired) <= EXACT_SCORES and len(items) + len(paired) <= EXACT_ROWS
+        )
+        part, complete = (
+            items if compared else drawn_items(PART_ITEMS, PART_ROWS),
+            len(kept) == len(items),
+        )
+        wanted = {
+            first: kept,
+            second: paired if complete else np.flatnonzero(np.isin(item_index, kept)),
+        }
     else:
         wanted = {name: np.arange(len(rows[name])) for name in (first, second)}
         complete = max(map(len, wanted.values())) <= PART_ITEMS
@@ -232,19 +271,29 @@ def collect(
             return _read_rows(store, rows[name], split, wanted[name], dtype, progress)
 
         x, y = pool.map(read, (first, second))
-    index = np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
+    index = (
+        np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
+    )
     sample = Sample(x, y, index, complete)
     working, chosen = sample.part(np.searchsorted(wanted[first], part))
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
     none = Moments.empty(store.info.dim)
-    train = {name: store.unit_moments(name, "train") if store.count(name, "train") else none for name in moments}
+    train = {
+        name: store.unit_moments(name, "train") if store.count(name, "train") else none
+        for name in moments
+    }
     enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
     fit_moments = train if enough else moments
     listed = ", ".join(f"{own.n:,} {name}" for name, own in fit_moments.items()) + " rows"
-    fitted_on = f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
+    fitted_on = (
+        f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
+    )
     if not enough:
         which = "all rows" if split in (None, ALL) else f"the {split} split"
-        fitted_on = f"{which} ({listed}), because the train split has fewer than {MIN_FIT_ROWS} rows of a modality"
+        fitted_on = (
+            f"{which} ({listed}), because the train split has fewer than {MIN_FIT_ROWS} "
+            f"rows of a modality"
+        )
     return Collected(
         first=first,
         second=second,
@@ -265,7 +314,8 @@ def collect_single(store: Store, modality: str, *, split: str | None = None) -> 
     """Return the moments of one modality's rows, L2-normalised, and the number of their items.
 
     Raises:
-        StoreError: if the modality is missing or has fewer than 3 rows, or a row has no direction or a wrong norm.
+        StoreError: if the modality is missing or has fewer than 3 rows, or a row has no direction
+            or a wrong norm.
     """
     rows = _read_keys(store, modality, split)
     _read_rows(store, rows, split, np.empty(0, np.int64), np.float32, Progress())
@@ -281,15 +331,23 @@ def _read_keys(store: Store, modality: str, split: str | None) -> Rows:
         which = "" if every else f" in the split {split!r}"
         there = f"Choose another --split. The splits are {store.list_splits(modality)}."
         raise StoreError(
-            f"The modality {modality!r} of the store {store.path} has {counted(count, 'row')}{which}; a report needs "
+            f"The modality {modality!r} of the store {store.path} has "
+            f"{counted(count, 'row')}{which}; a report needs "
             f"at least {MIN_ROWS}.",
             remedy="Embed more." if every else there,
         )
-    return Rows(modality, np.empty((count, 0), np.float32), pa.Table.from_batches(batches).combine_chunks())
+    return Rows(
+        modality, np.empty((count, 0), np.float32), pa.Table.from_batches(batches).combine_chunks()
+    )
 
 
 def _read_rows(
-    store: Store, rows: Rows, split: str | None, wanted: Indices, dtype: type[np.floating], progress: Progress
+    store: Store,
+    rows: Rows,
+    split: str | None,
+    wanted: Indices,
+    dtype: type[np.floating],
+    progress: Progress,
 ) -> Floats:
     """Read one modality, check the norms of all rows, and return the wanted ones, L2-normalised."""
     norms, sample, start = np.empty(len(rows)), np.empty((len(wanted), store.info.dim), dtype), 0
@@ -305,10 +363,14 @@ def _read_rows(
     bad = np.flatnonzero(off | ~np.isfinite(norms))
     if len(bad):
         named = ", ".join(map(str, rows.table.column("key").take(bad[:_NAMED_KEYS]).to_pylist()))
-        wrong = " or another norm than 1, though store.json says that all are normalised" * store.info.normalised
+        wrong = (
+            " or another norm than 1, though store.json says that all are normalised"
+            * store.info.normalised
+        )
         raise StoreError(
             f"{len(bad)} of {counted(len(rows), f'{rows.modality} row')} of the store {store.path} "
-            f"({named}{', …' * (len(bad) > _NAMED_KEYS)}) contain NaN or infinity, or have norm 0{wrong}.",
+            f"({named}{', …' * (len(bad) > _NAMED_KEYS)}) contain NaN or infinity, or have norm "
+            f"0{wrong}.",
             remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
         )
     return sample if store.info.normalised else unit_rows(sample)

@@ -1,4 +1,6 @@
-"""The map of a gap report: the rows of two modalities in a plane, where a slider closes the gap before your eyes."""
+"""The map of a gap report: the rows of two modalities in a plane, where a slider closes the gap
+before your eyes.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +27,29 @@ PHOTO_SIDE = 112
 PHOTO_BYTES = 1_500_000  # of all thumbnails together, so that a page stays below 2 MB
 
 
-def gap_map(store: Store, collected: Collected, *, split: str | None = None, by: str | None = None) -> Markup:
+def gap_map(
+    store: Store, collected: Collected, *, split: str | None = None, by: str | None = None
+) -> Markup:
     """Return the data of the map as JSON that is safe in a script element.
 
-    A row r of modality m with mean mu_m is at ``((r - mu_m) @ g, (r - mu_m) @ v)``, with the unit vector ``g`` along
-    the gap and ``v`` the first principal direction of the collapsed rows that is orthogonal to it. ``shift`` is where
-    the mean of the modality is, from the middle of both means: the slider adds it to the rows.
+    A row r of modality m with mean mu_m is at ``((r - mu_m) @ g, (r - mu_m) @ v)``, with the unit
+    vector ``g`` along the gap and ``v`` the first principal direction of the collapsed rows that is
+    orthogonal to it. ``shift`` is where the mean of the modality is, from the middle of both means:
+    the slider adds it to the rows.
 
     Args:
         store: what was read.
-        collected: what the report measures: a seeded sample of `MOST` items of its working set is drawn with the rows
-            of the other modality that belong to them; if there are no pairs, a sample of both.
+        collected: what the report measures: a seeded sample of `MOST` items of its working set is
+            drawn with the rows of the other modality that belong to them; if there are no pairs, a
+            sample of both.
         split: the rows that were read.
         by: a column of the store to colour the dots by, besides modality and split.
     """
     first, second, working = collected.first, collected.second, collected.working
     sides = working.first, working.second
-    drawn = [np.sort(generator(n, "map").permutation(len(side))[:MOST]) for n, side in enumerate(sides)]
+    drawn = [
+        np.sort(generator(n, "map").permutation(len(side))[:MOST]) for n, side in enumerate(sides)
+    ]
     if working.paired:
         drawn[1] = np.flatnonzero(np.isin(working.item_index, drawn[0]))[:MOST]
     rows, tables = {}, {}
@@ -73,12 +81,18 @@ def gap_map(store: Store, collected: Collected, *, split: str | None = None, by:
     partners = np.searchsorted(drawn[0], working.item_index[drawn[1]]) if working.paired else ()
     pairs = [[int(item), row] for row, item in enumerate(partners)]
     data = {"modalities": modalities, "pairs": pairs, "gap": float(np.linalg.norm(gap))}
-    return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+    return Markup(
+        json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    )
 
 
-def _take(store: Store, modality: str, split: str | None, places: Indices, by: str | None) -> pa.Table:
+def _take(
+    store: Store, modality: str, split: str | None, places: Indices, by: str | None
+) -> pa.Table:
     """Return the rows of a split with these numbers, ascending, without their embeddings."""
-    columns = dict.fromkeys(["key", "caption", "path", "split", *ITEM_COLUMNS, *([by] if by else [])])
+    columns = dict.fromkeys(
+        ["key", "caption", "path", "split", *ITEM_COLUMNS, *([by] if by else [])]
+    )
     batches, start = [], 0
     for batch in store.batches(modality, list(columns), split=split):
         low, high = np.searchsorted(places, [start, start + len(batch)])
@@ -88,7 +102,9 @@ def _take(store: Store, modality: str, split: str | None, places: Indices, by: s
 
 
 def _main_direction(rows: list[Array], along: Array) -> Array:
-    """Return the first principal direction (d,) of centred rows that is orthogonal to a unit vector."""
+    """Return the first principal direction (d,) of centred rows that is orthogonal to a unit
+    vector.
+    """
     scatter = np.sum([matrix.T @ matrix for matrix in rows], axis=0)
     flat = np.eye(len(along)) - np.outer(along, along)
     main: Array = np.linalg.eigh(flat @ scatter @ flat)[1][:, -1]
@@ -106,7 +122,9 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 
 
 def _photos(store: Store, table: pa.Table) -> list[str | None]:
-    """Return a thumbnail of each photo as a ``data:`` URL, None where it is not at hand, or the page is full."""
+    """Return a thumbnail of each photo as a ``data:`` URL, None where it is not at hand, or the
+    page is full.
+    """
     found, size = list[str | None](), 0
     with PhotoFinder(beside=store.path) as photos:
         for path in _column(table, "path"):

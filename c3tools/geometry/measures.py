@@ -1,10 +1,12 @@
-"""Measures of one modality, of the gap, of the pairs and of the alignment noise, with their intervals.
+"""Measures of one modality, of the gap, of the pairs and of the alignment noise, with their
+intervals.
 
-Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over pairs are those of the
-sample, which has every pair if there are not too many.
+Definitions and sources are in docs/reference/geometry.md. What moments give is exact; means over
+pairs are those of the sample, which has every pair if there are not too many.
 
-The interval of a function of means is that of its linearisation: the first-order contribution of each pair, averaged
-over bootstrap draws of the items. Items are drawn independently; the captions of one image are not.
+The interval of a function of means is that of its linearisation: the first-order contribution of
+each pair, averaged over bootstrap draws of the items. Items are drawn independently; the captions
+of one image are not.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class ModalityMeasures:
         dim: d.
         effective_dimension: see `effective_dimension`.
         effective_rank: see `effective_rank`.
-        participation_ratio: ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 if there is no variance.
+        participation_ratio: ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance; 0 if
+            there is no variance.
         mean_norm: length of the mean of the rows, not the mean of their lengths.
         mean_norm_error: standard error of that length; NaN for one row or a mean of zero.
         mean_direction_error_degrees: standard error of the mean's direction; None likewise.
-        rows_for_one_degree: independent rows at which that error falls to one degree; None likewise.
+        rows_for_one_degree: independent rows at which that error falls to one degree; None
+            likewise.
         independent_rows: rows that the errors count as independent (captions of one image are not).
         limited_by_rows: whether n, not the encoder, bounds the dimensions (``n - 1 < d``).
         spectrum: float64 (d,), eigenvalues of the covariance, descending.
@@ -65,8 +69,8 @@ class GapMeasures:
     """Measures of the modality gap; all but the lengths need pairs.
 
     Attributes:
-        length: norm of the difference of the means (L2M). Its square is too large by what the means of so few items
-            differ by chance, on average (`Collected.gap_bias`).
+        length: norm of the difference of the means (L2M). Its square is too large by what the means
+            of so few items differ by chance, on average (`Collected.gap_bias`).
         length_debiased: the square root of the square less that; 0 if nothing is left.
         instance_distance: mean distance of pairs (L2I).
         rmg: relative modality gap (Schrodi et al., 2024).
@@ -91,7 +95,8 @@ class PairMeasures:
         items: items that have pairs.
         paired_cosine: mean cosine of pairs.
         unpaired_cosine: mean cosine over all pairs that do not match; None if there are none.
-        residual_rms: root mean square, over dimensions, of the alignment noise about the mean of these pairs.
+        residual_rms: root mean square, over dimensions, of the alignment noise about the mean of
+            these pairs.
         residual_rms_debiased: about the true mean, from which that of so few items differs.
         alignment: mean squared distance of pairs (Wang and Isola, 2020).
     """
@@ -112,19 +117,20 @@ class Residuals:
     Attributes:
         pairs: number of pairs.
         items: number of items they belong to.
-        isotropy: share of the dimensions that the noise fills: the participation ratio over d, corrected for the
-            number of items, 1 for isotropic noise.
+        isotropy: share of the dimensions that the noise fills: the participation ratio over d,
+            corrected for the number of items, 1 for isotropic noise.
         std_smallest: smallest standard deviation of a dimension.
         std_largest: largest.
         direction_mean: mean of ``cosines``; None if there are none.
         direction_std: their standard deviation.
-        distance_to_normal: largest distance between the distribution function of the pooled standardised marginals and
-            the normal one (Kolmogorov's).
+        distance_to_normal: largest distance between the distribution function of the pooled
+            standardised marginals and the normal one (Kolmogorov's).
         per_dimension: float64 (d,), standard deviation per dimension.
         skewness: float64 (d,), per dimension.
         kurtosis: float64 (d,), excess, per dimension.
         cosines: cosines between residuals of different items.
-        marginals: float64 (60,), densities of the pooled standardised marginals in the bins `EDGES`.
+        marginals: float64 (60,), densities of the pooled standardised marginals in the bins
+            `EDGES`.
     """
 
     pairs: int
@@ -143,15 +149,17 @@ class Residuals:
 
 
 def eigenvalues(covariance: Array) -> Array:
-    """Return the eigenvalues (d,) of a covariance (d, d), descending, negative rounding errors set to zero."""
+    """Return the eigenvalues (d,) of a covariance (d, d), descending, negative rounding errors set
+    to zero.
+    """
     return np.asarray(np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0))
 
 
 def effective_dimension(values: Array) -> int:
     """Return the smallest k whose k largest singular values make up more than 99 % of their sum.
 
-    The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values of the
-    covariance of L2-normalised rows. 0 if there is no variance at all.
+    The paper's measure of dimensional collapse (Zhang et al., ICLR 2024), with the singular values
+    of the covariance of L2-normalised rows. 0 if there is no variance at all.
 
     Args:
         values: (d,) eigenvalues of the covariance, descending.
@@ -161,7 +169,9 @@ def effective_dimension(values: Array) -> int:
 
 
 def effective_rank(values: Array) -> float:
-    """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 if there is no variance."""
+    """Return ``exp(-sum p log p)``, ``p = s / sum(s)`` (Roy and Vetterli, 2007); 0 if there is no
+    variance.
+    """
     if values.sum() <= 0:
         return 0.0
     p = values[values > 0] / values.sum()
@@ -171,12 +181,13 @@ def effective_rank(values: Array) -> float:
 def measure_modality(moments: Moments, independent: int | None = None) -> ModalityMeasures:
     """Measure one modality from its moments.
 
-    The errors of the mean treat ``independent`` rows as independent draws: the mean's length has the variance of
-    the rows along the mean over that number, its direction the variance across it.
+    The errors of the mean treat ``independent`` rows as independent draws: the mean's length has
+    the variance of the rows along the mean over that number, its direction the variance across it.
 
     Args:
         moments: of the L2-normalised rows.
-        independent: how many rows count as independent; all of them by default. For captions, the images.
+        independent: how many rows count as independent; all of them by default. For captions, the
+            images.
     """
     rows = moments.n if independent is None else min(independent, moments.n)
     covariance, length = moments.covariance, float(np.linalg.norm(moments.mean))
@@ -207,11 +218,12 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
 
 
 def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float | None:
-    """Return RMG (Schrodi et al., 2024): the distance of pairs over itself plus the distance within modalities.
+    """Return RMG (Schrodi et al., 2024): the distance of pairs over itself plus the distance within
+    modalities.
 
-    ``D = (1 - cos) / 2``; num = mean D over pairs; den = num + (mean D within x + mean D within y) / 2, diagonals
-    excluded: the mean cosine of different rows is ``(n^2 |mu|^2 - sum |x|^2) / (n (n - 1))``. None for fewer than two
-    rows of a modality.
+    ``D = (1 - cos) / 2``; num = mean D over pairs; den = num + (mean D within x + mean D within y)
+    / 2, diagonals excluded: the mean cosine of different rows is ``(n^2 |mu|^2 - sum |x|^2) / (n (n
+    - 1))``. None for fewer than two rows of a modality.
     """
     within = []
     for moments in (first, second):
@@ -226,11 +238,13 @@ def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float
 
 
 def measure_gap(collected: Collected, seed: int) -> GapMeasures:
-    """Measure the gap: its length with and without bias, distances of pairs, and how it varies along the store.
+    """Measure the gap: its length with and without bias, distances of pairs, and how it varies
+    along the store.
 
-    The interval of the plain length is that of the linearised length. The other is found for the square, whose variance
-    is ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws of the data, so that it contains for a gap
-    of zero too; both have the quantiles of Student's distribution.
+    The interval of the plain length is that of the linearised length. The other is found for the
+    square, whose variance is ``4 g' A g - 2 tr(A^2)`` with A the covariance of the gap g over draws
+    of the data, so that it contains for a gap of zero too; both have the quantiles of Student's
+    distribution.
     """
     first, second = (collected.moments[name] for name in (collected.first, collected.second))
     gap, covariance, sample = collected.gap, collected.gap_covariance, collected.sample
@@ -243,9 +257,14 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
         freedom = min(independent, len(collected.working.first)) - 1
         chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
-        plain, wide = quantile * sqrt(along) / norm, quantile * sqrt(max(4 * along - chance, chance))
+        plain, wide = (
+            quantile * sqrt(along) / norm,
+            quantile * sqrt(max(4 * along - chance, chance)),
+        )
         length = replace(length, interval=(norm - plain, norm + plain))
-        debiased = replace(debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0))))
+        debiased = replace(
+            debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0)))
+        )
     distance = rmg = direction = group_length = None
     if sample.paired:
         cosine, distances, *_, groups = sample.sums
@@ -253,12 +272,16 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
         lengths, directions = np.linalg.norm(groups, axis=1), row_cosines(groups[:-1], groups[1:])
         direction = float(directions.mean()) if len(directions) else None
         group_length = float(lengths.mean()), float(lengths.std())
-        value, num = relative_gap(float(cosine.mean()), first, second), float((1 - cosine.mean()) / 2)
+        value, num = (
+            relative_gap(float(cosine.mean()), first, second),
+            float((1 - cosine.mean()) / 2),
+        )
         rmg = None if value is None else Estimate(value)
         if value:
-            # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A pair adds
-            # (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands on both sides of the pairs of
-            # its modality; the derivatives are W / (N + W)^2 and -N / (N + W)^2
+            # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A
+            # pair adds (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands
+            # on both sides of the pairs of its modality; the derivatives are W / (N + W)^2 and -N /
+            # (N + W)^2
             within = num * (1 - value) / value
             added = within * (1 - cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
             rmg = _estimate(collected, added / (num + within) ** 2, seed, value)
@@ -266,17 +289,29 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
 
 
 def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
-    """Measure the cosines of pairs and of unrelated rows, and the alignment noise; None without pairs."""
+    """Measure the cosines of pairs and of unrelated rows, and the alignment noise; None without
+    pairs.
+    """
     sample = collected.sample
     if not sample.paired:
         return None
-    (cosine, distance, mean, variance, _), items, pairs = sample.sums, len(sample.first), len(sample.second)
+    (cosine, distance, mean, variance, _), items, pairs = (
+        sample.sums,
+        len(sample.first),
+        len(sample.second),
+    )
     # the mean over rows that do not match is (sum x . sum y - sum over pairs of x . y) / rest
     rest, unpaired = items * pairs - pairs, None
     if rest > 0:
-        total = sample.first.sum(axis=0, dtype=np.float64) @ sample.second.sum(axis=0, dtype=np.float64)
-        first, second = (collected.moments[name].mean for name in (collected.first, collected.second))
-        unpaired = _estimate(collected, _along(sample, second, first), seed, float((total - cosine.sum()) / rest))
+        total = sample.first.sum(axis=0, dtype=np.float64) @ sample.second.sum(
+            axis=0, dtype=np.float64
+        )
+        first, second = (
+            collected.moments[name].mean for name in (collected.first, collected.second)
+        )
+        unpaired = _estimate(
+            collected, _along(sample, second, first), seed, float((total - cosine.sum()) / rest)
+        )
     rms = sqrt(variance.mean())
     residual = Estimate(rms, None, pairs)
     if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
@@ -289,7 +324,10 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         off /= len(working.item_index) / count
         excess = float(np.sum(off**2) / ((count - 1) * items * off.shape[1]))
     debiased = sqrt(variance.mean() + excess)
-    ends = residual.interval and (residual.interval[0] * debiased / rms, residual.interval[1] * debiased / rms)
+    ends = residual.interval and (
+        residual.interval[0] * debiased / rms,
+        residual.interval[1] * debiased / rms,
+    )
     return PairMeasures(
         n=collected.pairs,
         items=collected.items,
@@ -315,7 +353,9 @@ def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Res
     cosines = row_cosines(noise[left], noise[right])
     standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
     squares = standard * standard
-    counts, fine = np.histogram(standard, bins=_FINE * (len(EDGES) - 1), range=(EDGES[0], EDGES[-1]))
+    counts, fine = np.histogram(
+        standard, bins=_FINE * (len(EDGES) - 1), range=(EDGES[0], EDGES[-1])
+    )
     # from a histogram: sorting all values of a large sample would cost more than everything else
     below = np.count_nonzero(standard < fine[0]) + np.concatenate([[0], np.cumsum(counts)])
     normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in fine])
@@ -337,7 +377,8 @@ def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Res
 
 
 def orthogonality(rows: Floats, item_index: Indices, gap: Array, *, seed: int = 0) -> Array:
-    """Return cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean gap.
+    """Return cosines of same-modality differences ``x_i - x_j``, of distinct items, with the mean
+    gap.
 
     Args:
         rows: (n, d) of one modality.
@@ -350,17 +391,21 @@ def orthogonality(rows: Floats, item_index: Indices, gap: Array, *, seed: int = 
 
 
 def row_cosines(left: Floats, right: Floats) -> Array:
-    """Return cosines of rows of ``left`` (n, d) with those of ``right``, or its only row, where both have a norm."""
+    """Return cosines of rows of ``left`` (n, d) with those of ``right``, or its only row, where
+    both have a norm.
+    """
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     known = norms > 0
     return np.asarray(np.einsum("ij,ij->i", left, right)[known] / norms[known])
 
 
 def _isotropy(noise: Array, item_index: Indices) -> float:
-    """Return ``tr(S)^2 / (d tr(S^2))``, S the covariance of the residuals, without the bias of few items.
+    """Return ``tr(S)^2 / (d tr(S^2))``, S the covariance of the residuals, without the bias of few
+    items.
 
-    tr(S^2) is the variance of ``r_a . r_b`` over residuals of different items (Chen, Zhang and Zhong, 2010): what
-    residuals of one item share does not count. Not above 1; 0 if there is no noise.
+    tr(S^2) is the variance of ``r_a . r_b`` over residuals of different items (Chen, Zhang and
+    Zhong, 2010): what residuals of one item share does not count. Not above 1; 0 if there is no
+    noise.
     """
     pairs, dim = noise.shape
     scatter = noise.T @ noise
@@ -369,7 +414,8 @@ def _isotropy(noise: Array, item_index: Indices) -> float:
     items, order, starts = len(sizes), np.argsort(numbers, kind="stable"), np.cumsum(sizes) - sizes
     own_squares = own_sums = 0.0
     for size in np.unique(sizes):
-        rows = noise[order[starts[sizes == size][:, None] + np.arange(size)]]  # (items of this size, size, d)
+        # (items of this size, size, d)
+        rows = noise[order[starts[sizes == size][:, None] + np.arange(size)]]
         own_squares += float(np.sum((rows @ rows.transpose(0, 2, 1)) ** 2))
         own_sums += float(np.sum(rows.sum(axis=1) ** 2))
     count, trace = pairs**2 - float(np.sum(sizes**2)), float(np.trace(scatter)) / pairs
@@ -393,12 +439,24 @@ def _different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indi
 
 def _along(sample: Sample, a: Array, b: Array) -> Array:
     """Return ``x . a + y . b`` of every pair: float64 (k,)."""
-    x, y = sample.first @ a.astype(sample.first.dtype), sample.second @ b.astype(sample.second.dtype)
+    x, y = (
+        sample.first @ a.astype(sample.first.dtype),
+        sample.second @ b.astype(sample.second.dtype),
+    )
     return np.asarray(x[sample.item_index].astype(np.float64) + y)
 
 
-def _estimate(collected: Collected, added: Array, seed: int, value: float | None = None) -> Estimate:
-    """Return the mean of ``added`` (k,) with its interval, or ``value`` with that of what each pair adds to it."""
+def _estimate(
+    collected: Collected, added: Array, seed: int, value: float | None = None
+) -> Estimate:
+    """Return the mean of ``added`` (k,) with its interval, or ``value`` with that of what each pair
+    adds to it.
+    """
     mean = float(added.mean())
-    ends, off = mean_interval(added, collected.sample.item_index, seed=seed), 0.0 if value is None else value - mean
-    return Estimate(mean if value is None else value, ends and (ends[0] + off, ends[1] + off), len(added))
+    ends, off = (
+        mean_interval(added, collected.sample.item_index, seed=seed),
+        0.0 if value is None else value - mean,
+    )
+    return Estimate(
+        mean if value is None else value, ends and (ends[0] + off, ends[1] + off), len(added)
+    )

@@ -1,4 +1,6 @@
-"""Can images and texts be searched in one list? What the first ten of a mixed corpus are, for three ways to rank it."""
+"""Can images and texts be searched in one list? What the first ten of a mixed corpus are, for three
+ways to rank it.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ _LEAST_ITEMS = 4 * FIRST
 
 @dataclass
 class OneList:
-    """Results of queries of one modality in a corpus where half the items have a row of each modality.
+    """Results of queries of one modality in a corpus where half the items have a row of each
+    modality.
 
-    The answer of a query, the row of its own item, is of the other modality, and the query is not in the corpus.
+    The answer of a query, the row of its own item, is of the other modality, and the query is not
+    in the corpus.
 
     Attributes:
-        other_modality: list → share of the first ten that are of the modality of the answer; 0.5 without bias.
+        other_modality: list → share of the first ten that are of the modality of the answer; 0.5
+            without bias.
         recall: list → share of queries with their answer among the first ten.
     """
 
@@ -35,7 +40,8 @@ class OneList:
 
 
 def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneList]:
-    """Measure it for queries of each modality, of at most 2,000 items with pairs; nothing with fewer than 40.
+    """Measure it for queries of each modality, of at most 2,000 items with pairs; nothing with
+    fewer than 40.
 
     Moments are those that transforms are fitted on; intervals are over items.
     """
@@ -49,9 +55,13 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
         collected.second: unit_rows(working.second[rows[order]]),
     }
     calibration = Calibration.fit(collected.fit_moments)
-    centred = {name: calibration.pipeline.transform(x, modality=name).astype(x.dtype) for name, x in plain.items()}
+    centred = {
+        name: calibration.pipeline.transform(x, modality=name).astype(x.dtype)
+        for name, x in plain.items()
+    }
     half = len(order) // 2
-    corpus = {collected.first: slice(0, half), collected.second: slice(half, None)}  # the items of each modality
+    # the items of each modality
+    corpus = {collected.first: slice(0, half), collected.second: slice(half, None)}
     found = {}
     for asked, other in (tuple(corpus), tuple(corpus)[::-1]):
         answers, scores = corpus[other], {}
@@ -67,7 +77,9 @@ def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneLis
             top = np.argpartition(-np.hstack(scores[name]), FIRST - 1, axis=1)[:, :FIRST]
             share = (top < others.shape[1]).mean(axis=1)
             right = (top == np.arange(len(others))[:, None]).any(axis=1).astype(np.float64)
-            shares[name] = Estimate(float(share.mean()), mean_interval(share, seed=seed), len(share))
+            shares[name] = Estimate(
+                float(share.mean()), mean_interval(share, seed=seed), len(share)
+            )
             recall[name] = Estimate(float(right.mean()), share_interval(right), len(right))
         found[asked] = OneList(shares, recall)
     return found

@@ -38,15 +38,25 @@ from .verdict import Measured
 
 SCHEMA = 1
 SPREAD_ROWS = 50_000
-"""Captions that sigma is derived from; trainings read ten times as many, which changes the fourth digit."""
+"""Captions that sigma is derived from; trainings read ten times as many, which changes the fourth
+digit."""
 BIASED_ITEMS = 300
-"""With fewer items the plain length and residual have approximate intervals: see docs/results/geometry.md."""
-_PAPER_FIGURES = "gap-length", "gap-direction", "orthogonality", "noise-marginals", "noise-size", "noise-direction"
+"""With fewer items the plain length and residual have approximate intervals: see
+docs/results/geometry.md."""
+_PAPER_FIGURES = (
+    "gap-length",
+    "gap-direction",
+    "orthogonality",
+    "noise-marginals",
+    "noise-size",
+    "noise-direction",
+)
 TEMPLATE = Path(__file__).parent / "templates" / "gap_report.html"
 
 
 class GapReport(Measured):
-    """The geometry of two modalities of a store, or of one, which terminal, JSON, page and figures read.
+    """The geometry of two modalities of a store, or of one, which terminal, JSON, page and figures
+    read.
 
     docs/reference/geometry.md defines the measures.
     """
@@ -75,12 +85,18 @@ class GapReport(Measured):
             "retrieval_intervals": intervals,
             "spaces": spaces,
             "one_list": self.one_list,
-            "assumptions": {name: {"name": name, **vars(answer)} for name, answer in self.assumptions.items()},
+            "assumptions": {
+                name: {"name": name, **vars(answer)} for name, answer in self.assumptions.items()
+            },
             "noise": self.noise,
             "sigma": self.recommended
             and {
                 "candidates": {
-                    each.name: {"sigma": each.sigma, "rests_on": each.rests_on, "missing": each.missing or None}
+                    each.name: {
+                        "sigma": each.sigma,
+                        "rests_on": each.rests_on,
+                        "missing": each.missing or None,
+                    }
                     for each in self.sigmas
                 },
                 "recommended": self.recommended[0].name,
@@ -89,13 +105,18 @@ class GapReport(Measured):
             },
             "provenance": self.provenance,
             "notes": self.notes,
-            "verdict": {name: {"name": name, **vars(answer)} for name, answer in self.verdict.items()},
+            "verdict": {
+                name: {"name": name, **vars(answer)} for name, answer in self.verdict.items()
+            },
         }
         return to_json(values)  # type: ignore[no-any-return]
 
     def summary(self) -> list[Section]:
         """Return the report in a few sentences."""
-        said = (f"{each.question} {each.answer.capitalize()}. {each.because}" for each in self.verdict.values())
+        said = (
+            f"{each.question} {each.answer.capitalize()}. {each.because}"
+            for each in self.verdict.values()
+        )
         return [Section("Verdict", list(said))]
 
     def sections(self) -> list[Section]:
@@ -115,9 +136,15 @@ class GapReport(Measured):
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON to a path or URL that ends in ``.json``, else the HTML page; return the written file."""
+        """Write JSON to a path or URL that ends in ``.json``, else the HTML page; return the
+        written file.
+        """
         target = location(path)
-        values = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n" if target.suffix == ".json" else None
+        values = (
+            json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            if target.suffix == ".json"
+            else None
+        )
         write_text_atomically(target, values or self.to_html())
         return target
 
@@ -131,7 +158,9 @@ class GapReport(Measured):
         return written
 
     def _repr_html_(self) -> str:
-        return "".join(table._repr_html_() for section in self.sections() for table in section.tables)
+        return "".join(
+            table._repr_html_() for section in self.sections() for table in section.tables
+        )
 
 
 def gap_report(
@@ -148,22 +177,26 @@ def gap_report(
 
     Args:
         store: See `embed`.
-        modalities: The two modalities to compare, or one to measure alone; by default image and text, or the first two.
+        modalities: The two modalities to compare, or one to measure alone; by default image and
+            text, or the first two.
         split: Use only the rows of this split: train, val, test or all.
-        presets: Measure recall for raw, c2-collapse and these presets, for example gap-shift,whiten.
+        presets: Measure recall for raw, c2-collapse and these presets, for example
+            gap-shift,whiten.
         by: A column of the store, such as width, by which the map of the page can be coloured too.
         seed: Seed for all random numbers.
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows are invalid.
+        StoreError: if there is no store, a modality is missing or has fewer than 3 rows, or rows
+            are invalid.
     """
     store = Store.open(store, reporter=reporter)
     there, info = store.modalities, store.info
     chosen = list(there[:2] if modalities is None else modalities)
     if not 1 <= len(chosen) <= 2 or len(set(chosen)) != len(chosen):
         raise StoreError(
-            f"A report on {store.path} needs two different modalities, not {', '.join(chosen) or 'none'}.",
+            f"A report on {store.path} needs two different modalities, not "
+            f"{', '.join(chosen) or 'none'}.",
             remedy=f"The store has {', '.join(there) or 'none: fill it with `c3 embed PATH`'}.",
         )
     if unknown := [name for name in presets or () if name not in RECALL_PRESETS]:
@@ -171,9 +204,13 @@ def gap_report(
             f"The gap report cannot measure recall for {unknown[0]!r}.",
             remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
         )
-    columns = {column for name in chosen if by for column in next(store.batches(name)).schema.names} - {"embedding"}
+    columns = {
+        column for name in chosen if by for column in next(store.batches(name)).schema.names
+    } - {"embedding"}
     if by is not None and by not in columns:
-        raise StoreError(f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(sorted(columns))}.")
+        raise StoreError(
+            f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(sorted(columns))}."
+        )
     provenance: dict[str, Any] = {
         "store": str(store.path),
         "model": str(info.model),
@@ -186,7 +223,8 @@ def gap_report(
     if len(chosen) == 1:
         alone = measure_modality(*collect_single(store, chosen[0], split=split))
         notes = [
-            f"This report is on one modality, {chosen[0]}, so there are no gap and no pairs to measure. A full report "
+            f"This report is on one modality, {chosen[0]}, so there are no gap and no pairs to "
+            f"measure. A full report "
             "needs another modality in the same store.",
             *_row_limits({chosen[0]: alone}),
         ]
@@ -197,10 +235,15 @@ def gap_report(
         spread = sigma_rules.spread_of_captions(store, most=SPREAD_ROWS)
     data = collect(store, *chosen, split=split, seed=seed, reporter=reporter)
     first, second, working = data.first, data.second, data.working
-    measured = {name: measure_modality(moments, data.independent[name]) for name, moments in data.moments.items()}
+    measured = {
+        name: measure_modality(moments, data.independent[name])
+        for name, moments in data.moments.items()
+    }
     notes = [*data.notes, *_row_limits(measured), *_limits(data)]
     cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
-    names = dict.fromkeys([RAW, COLLAPSE, *(RECALL_PRESETS if presets is None and cheap else presets or ())])
+    names = dict.fromkeys(
+        [RAW, COLLAPSE, *(RECALL_PRESETS if presets is None and cheap else presets or ())]
+    )
     spaces: dict[str, SpaceMeasures] = {}
     transformed = {}
     with reporter.progress("Measuring spaces", len(names)) as progress:
@@ -214,17 +257,26 @@ def gap_report(
             if name in (RAW, COLLAPSE):
                 transformed[name] = x, y
     if presets is None and not cheap:
-        notes.append("Recall is measured before and after Collapse only. Choose other presets with --presets.")
+        notes.append(
+            "Recall is measured before and after Collapse only. Choose other presets with "
+            "--presets."
+        )
     others = [name for name in there if name not in chosen]
     if others and modalities is None:
         notes.append(
-            f"The store also has {', '.join(others)}; this report is about {chosen[0]} and {chosen[1]}. Choose two "
+            f"The store also has {', '.join(others)}; this report is about {chosen[0]} and "
+            f"{chosen[1]}. Choose two "
             "modalities with --modalities A,B."
         )
     noise = None
     if working.paired:
-        noise = residuals(working.first[working.item_index] - working.second, working.item_index, seed=seed)
-    pairs, means = measure_pairs(data, seed), [data.fit_moments[name].mean for name in (first, second)]
+        noise = residuals(
+            working.first[working.item_index] - working.second, working.item_index, seed=seed
+        )
+    pairs, means = (
+        measure_pairs(data, seed),
+        [data.fit_moments[name].mean for name in (first, second)],
+    )
     sigmas = [
         spread,
         sigma_rules.scaled_spread(spread),
@@ -245,7 +297,11 @@ def gap_report(
             "rows": {name: moments.n for name, moments in data.moments.items()},
             "items": data.items,
             "pairs": data.pairs,
-            "working_set": {"complete": working.complete, first: len(working.first), second: len(working.second)},
+            "working_set": {
+                "complete": working.complete,
+                first: len(working.first),
+                second: len(working.second),
+            },
             "fitted_on": data.fitted_on,
         },
         notes=notes,
@@ -258,7 +314,9 @@ def gap_report(
         sigmas=sigmas,
         recommended=sigma_rules.recommend(sigmas),
         collected=data,
-        orthogonal={name: orthogonality(rows, items, data.gap, seed=seed) for name, rows, items in sides},
+        orthogonal={
+            name: orthogonality(rows, items, data.gap, seed=seed) for name, rows, items in sides
+        },
         transformed=transformed,
         draw_map=partial(gap_map, store, data, split=split, by=by),
     )
@@ -266,7 +324,8 @@ def gap_report(
 
 def _row_limits(modalities: dict[str, ModalityMeasures]) -> list[str]:
     return [
-        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the number of rows limits "
+        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the "
+        f"number of rows limits "
         "the effective dimension."
         for name, found in modalities.items()
         if found.limited_by_rows
@@ -278,24 +337,29 @@ def _limits(data: Collected) -> list[str]:
     first, second, working, sample = data.first, data.second, data.working, data.sample
     if not sample.paired:
         return [
-            f"No {second} row belongs to any {first} row, so distances of pairs, RMG, alignment noise and recall "
+            f"No {second} row belongs to any {first} row, so distances of pairs, RMG, alignment "
+            f"noise and recall "
             "cannot be measured. The gap, the spectra and the modality bias can."
         ]
     notes = []
     if data.items < BIASED_ITEMS:
         notes.append(
-            f"With only {data.items} {first} rows, the length of the gap and the residual rms are biased and their "
+            f"With only {data.items} {first} rows, the length of the gap and the residual rms are "
+            f"biased and their "
             "intervals are approximate; use the debiased values."
         )
     if not working.complete:
         notes.append(
-            f"Recall, uniformity, separability, modality bias and the shape of the noise are measured on a seeded "
-            f"sample of {len(working.first):,} {first} rows with all their {len(working.second):,} {second} rows, so "
+            f"Recall, uniformity, separability, modality bias and the shape of the noise are "
+            f"measured on a seeded "
+            f"sample of {len(working.first):,} {first} rows with all their "
+            f"{len(working.second):,} {second} rows, so "
             "recall is for a search among that many rows."
         )
     if not sample.complete:
         notes.append(
-            f"Distances and cosines of pairs are those of a seeded sample of {len(sample.second):,} pairs; their "
+            f"Distances and cosines of pairs are those of a seeded sample of "
+            f"{len(sample.second):,} pairs; their "
             "intervals say how exact they are."
         )
     return notes
@@ -308,20 +372,32 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
         return [figures[name] for name in names if name in figures]
 
     known = [[name.replace("_", " "), _listed(value)] for name, value in report.provenance.items()]
-    settings = Section("Data and settings", tables=[Table(["setting", "value"], known, left=("value",))])
+    settings = Section(
+        "Data and settings", tables=[Table(["setting", "value"], known, left=("value",))]
+    )
     if report.gap is None or report.recommended is None:
-        return [Section("The modality", tables=_modalities(report), figures=shown("spectra")), settings]
+        return [
+            Section("The modality", tables=_modalities(report), figures=shown("spectra")),
+            settings,
+        ]
     pairs, (rule, why) = report.pairs, report.recommended
-    assumptions = [[found.question, found.answer, found.because] for found in report.assumptions.values()]
+    assumptions = [
+        [found.question, found.answer, found.because] for found in report.assumptions.values()
+    ]
     option = "pairs" if rule.name == "pair_cosine" else "auto"
     noise = f"--sigma {option} gives {number(rule.sigma)}: {why}."
     if pairs and pairs.residual_rms.value > 0:
         ratio = sigma_rules.PUBLISHED_SIGMA / pairs.residual_rms.value
         noise += (
-            f" The published {sigma_rules.PUBLISHED_SIGMA:.4f} is {ratio:.1f} times the alignment noise measured here."
+            f" The published {sigma_rules.PUBLISHED_SIGMA:.4f} is {ratio:.1f} times the "
+            f"alignment noise measured here."
         )
     sigmas = [
-        [each.name.replace("_", " "), number(each.sigma, 4), each.rests_on + (each.missing and f"; {each.missing}")]
+        [
+            each.name.replace("_", " "),
+            number(each.sigma, 4),
+            each.rests_on + (each.missing and f"; {each.missing}"),
+        ]
         for each in report.sigmas
     ]
     return [
@@ -329,33 +405,52 @@ def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Sec
         Section(
             "Does the model of the paper hold here?",
             [
-                "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the directions in which the "
+                "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the "
+                "directions in which the "
                 "modalities vary, and Gaussian noise ε of the same size in every direction."
             ],
             [Table(["question", "answer", "because"], assumptions, left=("answer", "because"))],
             shown(*_PAPER_FIGURES),
-            "Bars show shares; the line in the gap's length marks that over all rows. For CLIP ViT-B/32 on COCO, the "
-            "paper reports length 0.83 ± 0.01, direction 0.99, orthogonality 0.00 ± 0.06 and noise direction "
+            "Bars show shares; the line in the gap's length marks that over all rows. For CLIP "
+            "ViT-B/32 on COCO, the "
+            "paper reports length 0.83 ± 0.01, direction 0.99, orthogonality 0.00 ± 0.06 and "
+            "noise direction "
             "0.00 ± 0.10.",
         ),
-        Section("The two modalities", tables=_modalities(report), figures=shown("spectra", "projection")),
+        Section(
+            "The two modalities", tables=_modalities(report), figures=shown("spectra", "projection")
+        ),
         Section(
             "What Collapse will do",
             [f"Transforms are fitted on {report.provenance['fitted_on']}."],
             [*([_recall(report)] if pairs and report.spaces else []), _before_and_after(report)],
         ),
-        *([Section("One list of both modalities", tables=[_one_list(report)])] if report.one_list else []),
-        Section("How much noise to add", [noise], [Table(["rule", "sigma", "rests on"], sigmas, left=("rests on",))]),
+        *(
+            [Section("One list of both modalities", tables=[_one_list(report)])]
+            if report.one_list
+            else []
+        ),
+        Section(
+            "How much noise to add",
+            [noise],
+            [Table(["rule", "sigma", "rests on"], sigmas, left=("rests on",))],
+        ),
         settings,
     ]
 
 
 def _listed(value: Any) -> str:
-    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{name} {part}" for name, part in value.items())
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 def _cells(found: Estimate | None, digits: int, scale: float = 1) -> list[str]:
-    """Return a measured number and its interval, multiplied by ``scale``, or dashes if there are none."""
+    """Return a measured number and its interval, multiplied by ``scale``, or dashes if there are
+    none.
+    """
     if found is None:
         return [number(None), interval(None)]
     return [number(scale * found.value, digits), interval(found.interval, digits, scale)]
@@ -365,17 +460,32 @@ def _modalities(report: GapReport) -> list[Table]:
     spans, means = [], []
     for name, found in report.modalities.items():
         ranks = number(found.effective_rank, 1), number(found.participation_ratio, 1)
-        spans.append([name, number(found.n, 0), f"{found.effective_dimension} of {found.dim}", *ranks])
-        angle, counts = found.mean_direction_error_degrees, (found.independent_rows, found.rows_for_one_degree)
+        spans.append(
+            [name, number(found.n, 0), f"{found.effective_dimension} of {found.dim}", *ranks]
+        )
+        angle, counts = (
+            found.mean_direction_error_degrees,
+            (found.independent_rows, found.rows_for_one_degree),
+        )
         lengths = number(found.mean_norm), number(found.mean_norm_error, 4)
         means.append([name, *lengths, number(angle, 2), *(number(count, 0) for count in counts)])
     note = (
-        "Collapse subtracts the mean, which is accurate enough if its direction is known to about one degree. The "
+        "Collapse subtracts the mean, which is accurate enough if its direction is known to about "
+        "one degree. The "
         "errors count independent rows only: all captions of an image count as one."
     )
     return [
-        Table(["modality", "rows", "eff. dimension", "eff. rank", "participation ratio"], spans, "Dimensions"),
-        Table(["modality", "length", "±", "direction ±, °", "independent", "rows for 1°"], means, "Means", note=note),
+        Table(
+            ["modality", "rows", "eff. dimension", "eff. rank", "participation ratio"],
+            spans,
+            "Dimensions",
+        ),
+        Table(
+            ["modality", "length", "±", "direction ±, °", "independent", "rows for 1°"],
+            means,
+            "Means",
+            note=note,
+        ),
     ]
 
 
@@ -390,7 +500,11 @@ def _measures(report: GapReport) -> Table:
         true = "around the true mean, not that of so few items"
         rows += [
             ("instance distance", gap.instance_distance, "mean, over pairs"),
-            ("relative gap (RMG)", gap.rmg, "pairs, relative to distances within a modality; 0 is aligned"),
+            (
+                "relative gap (RMG)",
+                gap.rmg,
+                "pairs, relative to distances within a modality; 0 is aligned",
+            ),
             ("paired cosine", pairs.paired_cosine, f"over {pairs.n:,} pairs"),
             ("unpaired cosine", pairs.unpaired_cosine, "over all unrelated rows"),
             ("residual rms", pairs.residual_rms, "alignment noise, per dimension"),
@@ -405,13 +519,22 @@ def _recall(report: GapReport) -> Table:
     rows = [
         [
             name,
-            *(number(100 * space.recall[way][f"recall@{k}"].value, 1) for way in ways for k in DEFAULT_KS),
+            *(
+                number(100 * space.recall[way][f"recall@{k}"].value, 1)
+                for way in ways
+                for k in DEFAULT_KS
+            ),
             number(space.gap),
         ]
         for name, space in report.spaces.items()
     ]
-    formulas = (f"{name}: {'norm(e)' if name == RAW else PRESETS[name][0]}" for name in report.spaces)
-    note = f"How often one of the k nearest rows belongs to the same item. The presets: {'; '.join(formulas)}."
+    formulas = (
+        f"{name}: {'norm(e)' if name == RAW else PRESETS[name][0]}" for name in report.spaces
+    )
+    note = (
+        f"How often one of the k nearest rows belongs to the same item. The presets: "
+        f"{'; '.join(formulas)}."
+    )
     heads = [f"to {way.split('_to_')[-1]} @{k}" for way in ways for k in DEFAULT_KS]
     return Table(["preset", *heads, "gap left"], rows, "Recall, %", note=note)
 
@@ -421,17 +544,28 @@ def _one_list(report: GapReport) -> Table:
     for asked, found in report.one_list.items():
         for name in found.recall:
             measured = found.other_modality[name], found.recall[name]
-            rows.append([f"{asked}, {name}", *(cell for one in measured for cell in _cells(one, 1, 100))])
-    heads = ["queries, list", "other modality in the first ten, %", "95 %", "answer in the first ten, %", "95 %"]
+            rows.append(
+                [f"{asked}, {name}", *(cell for one in measured for cell in _cells(one, 1, 100))]
+            )
+    heads = [
+        "queries, list",
+        "other modality in the first ten, %",
+        "95 %",
+        "answer in the first ten, %",
+        "95 %",
+    ]
     note = (
-        "The corpus has one row an item, half of each modality; the answer is of the other modality than the query. "
+        "The corpus has one row an item, half of each modality; the answer is of the other "
+        "modality than the query. "
         "Without bias half of the first ten are. Calibrated: docs/results/fair-search.md."
     )
     return Table(heads, rows, "One list", note=note)
 
 
 def _before_and_after(report: GapReport) -> Table:
-    heads = {name: head for name, head in ((RAW, "before"), (COLLAPSE, "after")) if name in report.spaces}
+    heads = {
+        name: head for name, head in ((RAW, "before"), (COLLAPSE, "after")) if name in report.spaces
+    }
     spaces = [report.spaces[name] for name in heads]
 
     def row(name: str, found: Iterable[Estimate | None], digits: int, scale: float) -> list[str]:
@@ -439,11 +573,20 @@ def _before_and_after(report: GapReport) -> Table:
 
     rows = [row("linear separability, %", (space.separability for space in spaces), 1, 100)]
     for name in report.modalities:
-        rows.append(row(f"modality bias@10, %, {name}", (space.modality_bias[name] for space in spaces), 1, 100))
+        rows.append(
+            row(
+                f"modality bias@10, %, {name}",
+                (space.modality_bias[name] for space in spaces),
+                1,
+                100,
+            )
+        )
         rows.append(row(f"uniformity, {name}", (space.uniformity[name] for space in spaces), 3, 1))
     note = (
-        "Separability: accuracy, on held-out rows, of a linear probe for the modality. Modality bias: share of the "
-        "ten nearest rows of both modalities that have the modality of the query. 50 % is ideal for both. Uniformity: "
+        "Separability: accuracy, on held-out rows, of a linear probe for the modality. Modality "
+        "bias: share of the "
+        "ten nearest rows of both modalities that have the modality of the query. 50 % is ideal "
+        "for both. Uniformity: "
         "log E exp(−2 |x − x′|²); lower means more spread out."
     )
     columns = ["measure", *(part for head in heads.values() for part in (head, "95 %"))]

@@ -1,7 +1,7 @@
 """Keep what was measured, and judge it in five sentences.
 
-They answer: is there a gap, will Collapse help, will Corrupt help, can images and texts be searched in one list, is
-anything unusual. Each follows from numbers of
+They answer: is there a gap, will Collapse help, will Corrupt help, can images and texts be searched
+in one list, is anything unusual. Each follows from numbers of
 the report by the thresholds below; docs/reference/geometry.md has them as a table.
 """
 
@@ -27,16 +27,20 @@ from .spaces import COLLAPSE, RAW, SpaceMeasures
 CHANCE = 2.0
 """A gap of at most twice the length that sampling alone gives is none."""
 NO_GAP, LARGE_GAP = 0.05, 0.25
-"""Shares of the gap in the squared distance of a pair: below the first there is none, from the second it is large."""
+"""Shares of the gap in the squared distance of a pair: below the first there is none, from the
+second it is large."""
 CLOSED, NOT_CLOSED = 0.25, 0.5
-"""Shares of the gap's length that Collapse leaves: up to the first it is closed, beyond the second it is not."""
+"""Shares of the gap's length that Collapse leaves: up to the first it is closed, beyond the second
+it is not."""
 SEPARABLE = 0.75
-"""Accuracy of a linear probe for the modality, from which the modalities count as told apart (0.5 is a coin)."""
+"""Accuracy of a linear probe for the modality, from which the modalities count as told apart (0.5
+is a coin)."""
 LOST_RECALL = 0.01
-"""Recall@1 that Collapse may lose; more counts if it is also below the interval of the recall before."""
+"""Recall@1 that Collapse may lose; more counts if it is also below the interval of the recall
+before."""
 ALIKE, STRANGERS = 0.05, 0.95
-"""Squared distance of pairs over that of strangers, without the gap: up to the first pairs coincide, from the second
-they are as far apart as any rows."""
+"""Squared distance of pairs over that of strangers, without the gap: up to the first pairs
+coincide, from the second they are as far apart as any rows."""
 SIGMA_FACTOR = 2.0
 """The sigma of --sigma auto and that of --sigma pairs agree within this factor."""
 HARDLY_CLOSER = 0.02
@@ -44,19 +48,21 @@ HARDLY_CLOSER = 0.02
 CHANCE_RECALL = 5.0
 """Times the recall@1 of chance, up to which the pairs are doubtful."""
 CROWDED = 0.05
-"""Mean squared distance of the rows of a modality from their mean, up to which they are crowded (1: spread out)."""
+"""Mean squared distance of the rows of a modality from their mean, up to which they are crowded (1:
+spread out)."""
 FEW_DIRECTIONS = 0.05
 """Effective dimension over the dimension, up to which rows fill few directions."""
 FAIR, UNFAIR = 0.35, 0.2
-"""Share of the first ten that are of the other modality, in the calibrated list of the worse kind of query: from the
-first one list is fair, below the second it is not (0.5: no bias)."""
+"""Share of the first ten that are of the other modality, in the calibrated list of the worse kind
+of query: from the first one list is fair, below the second it is not (0.5: no bias)."""
 UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
 
 @dataclass(repr=False)
 class Measured:
-    """Everything that is measured of two modalities, or of one: then ``gap`` is None, and what follows is empty.
+    """Everything that is measured of two modalities, or of one: then ``gap`` is None, and what
+    follows is empty.
 
     Attributes:
         modalities: measures of each modality.
@@ -102,7 +108,11 @@ class Measured:
             return unusual
         gap = Answer("Is there a modality gap?", *_judge_gap(self))
         names = " and ".join(f"{name}s" for name in self.modalities)
-        one_list = Answer(f"Can {names} be searched in one list?", *_judge_one_list(self)) if self.one_list else None
+        one_list = (
+            Answer(f"Can {names} be searched in one list?", *_judge_one_list(self))
+            if self.one_list
+            else None
+        )
         return {
             "gap": gap,
             "collapse": Answer("Will Collapse help?", *_judge_collapse(self, gap)),
@@ -113,19 +123,31 @@ class Measured:
 
 
 def _judge_gap(report: Measured) -> Judgement:
-    """Judge whether there is a gap, by its share in the squared distance of a pair and by what sampling alone gives."""
+    """Judge whether there is a gap, by its share in the squared distance of a pair and by what
+    sampling alone gives.
+    """
     assert report.gap is not None
     length = report.gap.length.value
     spread = _variances(report)
-    chance = math.sqrt(sum(spread[name] / found.independent_rows for name, found in report.modalities.items()))
+    chance = math.sqrt(
+        sum(spread[name] / found.independent_rows for name, found in report.modalities.items())
+    )
     if length <= CHANCE * chance:
-        small = f"The means are {length:.2f} apart, but so few rows show {chance:.2f} without any gap."
+        small = (
+            f"The means are {length:.2f} apart, but so few rows show {chance:.2f} without any gap."
+        )
         return "no", small
     first, second = report.modalities
     if report.pairs:
-        share, between = length**2 / max(report.pairs.alignment.value, 1e-12), f"a {second} row and its own {first} row"
+        share, between = (
+            length**2 / max(report.pairs.alignment.value, 1e-12),
+            f"a {second} row and its own {first} row",
+        )
     else:
-        share, between = length**2 / (length**2 + sum(spread.values())), f"a {second} row and any {first} row"
+        share, between = (
+            length**2 / (length**2 + sum(spread.values())),
+            f"a {second} row and any {first} row",
+        )
     size = "hardly a gap" if share < NO_GAP else "small" if share < LARGE_GAP else "large"
     shown = f"{100 * share:.0f} % of the squared distance between {between}"
     because = f"The means are {length:.2f} apart, which is {size}: {shown}."
@@ -145,18 +167,25 @@ def _judge_collapse(report: Measured, gap: Answer) -> Judgement:
         return "no", f"{closes} only: the subtracted means are not those of these rows."
     probe, told = collapsed.separability, ""
     if probe is not None:
-        told = f", and a linear probe recognises the modality of {100 * probe.value:.0f} % of the rows"
+        told = (
+            f", and a linear probe recognises the modality of {100 * probe.value:.0f} % of the rows"
+        )
     lost = []
     for way, recall in raw.recall.items():
         before, after = recall["recall@1"], collapsed.recall[way]["recall@1"].value
-        if before.value - after > LOST_RECALL and (before.interval is None or after < before.interval[0]):
+        if before.value - after > LOST_RECALL and (
+            before.interval is None or after < before.interval[0]
+        ):
             lost.append(f"{100 * before.value:.1f} to {100 * after:.1f} % {way.replace('_', ' ')}")
     if lost:
         return "partly", f"{closes}{told}, but recall@1 falls: {', '.join(lost)}."
     if left > CLOSED:
         return "partly", f"{closes}{told}."
     if _denied(report, "constant"):
-        because = "but the gap is not the same across the store, so one mean per modality does not close it everywhere."
+        because = (
+            "but the gap is not the same across the store, so one mean per modality does "
+            "not close it everywhere."
+        )
         return "partly", f"{closes}, {because}"
     if probe is not None and probe.value >= SEPARABLE:
         return "partly", f"{closes}{told}: the modalities differ in more than their means."
@@ -164,7 +193,9 @@ def _judge_collapse(report: Measured, gap: Answer) -> Judgement:
 
 
 def _judge_corrupt(report: Measured) -> Judgement:
-    """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto`` fits that."""
+    """Judge whether pairs differ once the gap is gone, and whether the sigma of ``--sigma auto``
+    fits that.
+    """
     assert report.recommended is not None
     pairs, (rule, why) = report.pairs, report.recommended
     option, sigma = PAIRS if rule.name == "pair_cosine" else AUTO, float(rule.sigma or 0.0)
@@ -179,10 +210,15 @@ def _judge_corrupt(report: Measured) -> Judgement:
         return "no", f"Without the gap, pairs are almost equal: {distance}."
     if ratio >= STRANGERS:
         distance = f"as unrelated rows ({100 * ratio:.0f} % of their squared distance)"
-        because = f"Without the gap, pairs are as far apart {distance}, and no noise makes up for that."
+        because = (
+            f"Without the gap, pairs are as far apart {distance}, and no noise makes up for that."
+        )
         return "no", because
     needed = next((each.sigma for each in report.sigmas if each.name == "pair_cosine"), None)
-    differ = f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of unrelated rows"
+    differ = (
+        f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of "
+        f"unrelated rows"
+    )
     if not needed or option == PAIRS:
         return "yes", f"{differ}. {chosen}."
     other = f"the cosine of the pairs gives {needed:.3f} (--sigma pairs)"
@@ -193,38 +229,61 @@ def _judge_corrupt(report: Measured) -> Judgement:
 
 
 def _judge_one_list(report: Measured) -> Judgement:
-    """Judge whether the calibrated list has enough rows of the other modality, for the worse kind of query."""
-    asked, worst = min(report.one_list.items(), key=lambda pair: pair[1].other_modality["calibrated"].value)
+    """Judge whether the calibrated list has enough rows of the other modality, for the worse kind
+    of query.
+    """
+    asked, worst = min(
+        report.one_list.items(), key=lambda pair: pair[1].other_modality["calibrated"].value
+    )
     raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
     other = next(name for name in report.modalities if name != asked)
     because = (
-        f"Where {other}s have the answers, {raw:.1f} of the first ten that {asked} queries find are {other}s by "
-        f"cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores of `c3 search` "
+        f"Where {other}s have the answers, {raw:.1f} of the first ten that {asked} queries find "
+        f"are {other}s by "
+        f"cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores of "
+        f"`c3 search` "
         "(5 without bias)."
     )
-    return "yes" if calibrated >= 10 * FAIR else "partly" if calibrated >= 10 * UNFAIR else "no", because
+    return (
+        "yes" if calibrated >= 10 * FAIR else "partly" if calibrated >= 10 * UNFAIR else "no",
+        because,
+    )
 
 
 def _unusual(report: Measured) -> Iterator[str]:
-    """Yield what contrastive embeddings rarely show; anisotropic noise is not among it, as every model has that."""
+    """Yield what contrastive embeddings rarely show; anisotropic noise is not among it, as every
+    model has that.
+    """
     pairs, raw = report.pairs, report.spaces.get(RAW)
     if pairs and pairs.unpaired_cosine:
         own, other = pairs.paired_cosine.value, pairs.unpaired_cosine.value
         if own - other <= HARDLY_CLOSER:
             cosines = f"{own:.3f} against {other:.3f}"
-            yield f"Pairs are hardly closer than unrelated rows (cosine {cosines}): check that the pairs are correct"
+            yield (
+                f"Pairs are hardly closer than unrelated rows (cosine {cosines}): check that "
+                f"the pairs are correct"
+            )
         elif raw and raw.recall and report.collected:
             working = report.collected.working
             best = max(recall["recall@1"].value for recall in raw.recall.values())
             if (times := best * min(len(working.first), len(working.second))) <= CHANCE_RECALL:
-                yield f"Recall@1 is only {times:.1f} times that of chance: check that the pairs are correct"
+                yield (
+                    f"Recall@1 is only {times:.1f} times that of chance: check that the pairs "
+                    f"are correct"
+                )
     for name, found in report.modalities.items():
         if 1 - found.mean_norm**2 <= CROWDED:
-            yield f"The {name} rows are all similar: their mean has length {found.mean_norm:.3f} of at most 1"
+            yield (
+                f"The {name} rows are all similar: their mean has length {found.mean_norm:.3f} "
+                f"of at most 1"
+            )
         error = found.mean_direction_error_degrees
         if error is not None and error > UNSURE_DEGREES:
             rows = counted(found.independent_rows, "independent row")
-            yield f"The direction of the {name} mean is uncertain by {error:.0f}° ({rows}): embed more rows"
+            yield (
+                f"The direction of the {name} mean is uncertain by {error:.0f}° ({rows}): embed "
+                f"more rows"
+            )
         if not found.limited_by_rows and found.effective_dimension <= FEW_DIRECTIONS * found.dim:
             yield f"The {name} rows fill only {found.effective_dimension} of {found.dim} dimensions"
     said = {
@@ -236,7 +295,9 @@ def _unusual(report: Measured) -> Iterator[str]:
 
 
 def _variances(report: Measured) -> dict[str, float]:
-    """Return the mean squared distance of the rows of each modality, of unit length, from their mean."""
+    """Return the mean squared distance of the rows of each modality, of unit length, from their
+    mean.
+    """
     return {name: max(1 - found.mean_norm**2, 0.0) for name, found in report.modalities.items()}
 
 

@@ -1,1 +1,3 @@
-"""Images from embeddings: generators, their training, and an adapter to pre-trained ones (the extra ``images``)."""
+"""Images from embeddings: generators, their training, and an adapter to pre-trained ones (the extra
+``images``).
+"""

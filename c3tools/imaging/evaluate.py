@@ -1,7 +1,8 @@
-"""Evaluation of generated images: how similar they are to real photos, and whether they show their texts.
+"""Evaluation of generated images: how similar they are to real photos, and whether they show their
+texts.
 
-Every score is named after the encoder whose features it is computed from. Real photos are shrunk to the size of the
-generated images first, so that the resolution is not what is measured.
+Every score is named after the encoder whose features it is computed from. Real photos are shrunk to
+the size of the generated images first, so that the resolution is not what is measured.
 """
 
 from __future__ import annotations
@@ -49,16 +50,18 @@ class ImageEvaluation:
 
     Attributes:
         n: number of images.
-        scores: by metric: ``KID-…`` and ``recall@k-…`` in percent, ``FD-…`` and ``IS-…`` as they are.
+        scores: by metric: ``KID-…`` and ``recall@k-…`` in percent, ``FD-…`` and ``IS-…`` as they
+            are.
         real: the same scores of real photos: what a perfect generator would get.
         real_n: how many real photos these are from.
         reference: how many real photos the images are compared with.
-        nearest: of the images that are nearest to a photo that was learned from: file, key of the photo, cosine, and
-            whether it is nearer than real photos are.
+        nearest: of the images that are nearest to a photo that was learned from: file, key of the
+            photo, cosine, and whether it is nearer than real photos are.
         copied: share of the images that are so near, or None if it is not known.
         notes: what a reader should know.
-        intervals: by metric, the 95 % interval over photos: where the score would be with other photos and texts of the
-            same kinds, as many of them; without scores that do not vary, and with fewer than 3 photos.
+        intervals: by metric, the 95 % interval over photos: where the score would be with other
+            photos and texts of the same kinds, as many of them; without scores that do not vary,
+            and with fewer than 3 photos.
     """
 
     n: int
@@ -76,13 +79,21 @@ class ImageEvaluation:
         return asdict(self)
 
     def table(self) -> Table:
-        """Return the scores as a table, one row per metric, with their intervals and those of real photos beside."""
+        """Return the scores as a table, one row per metric, with their intervals and those of real
+        photos beside.
+        """
         rows = []
         for name, value in self.scores.items():
             ends = score_text(name, self.intervals.get(name), interval)
-            rows.append([name, score_text(name, value), ends, score_text(name, self.real.get(name))])
+            rows.append(
+                [name, score_text(name, value), ends, score_text(name, self.real.get(name))]
+            )
         title = f"{self.n:,} images, compared with {self.reference:,} real photos"
-        return Table(["score", "generated", "95 % interval", f"{self.real_n:,} real photos"], rows, title=title)
+        return Table(
+            ["score", "generated", "95 % interval", f"{self.real_n:,} real photos"],
+            rows,
+            title=title,
+        )
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
@@ -102,9 +113,9 @@ def evaluate_images(
 ) -> ImageEvaluation:
     """Score the images of a folder, compared with the real photos of a store.
 
-    The scores are KID and FD with the features of each encoder, IS by its zero-shot classification into COCO's
-    categories, recall of an image among all by its text, and the nearest training photo. Real photos are scored too,
-    because a perfect generator would have their scores.
+    The scores are KID and FD with the features of each encoder, IS by its zero-shot classification
+    into COCO's categories, recall of an image among all by its text, and the nearest training
+    photo. Real photos are scored too, because a perfect generator would have their scores.
 
     Args:
         images: The folder of images to score, made by ``c3 generate``.
@@ -159,7 +170,10 @@ def evaluate_images(
     if near is not None:
         photos, cosines, copies = near
         for row in np.lexsort([-cosines, ~copies])[:_NAMED].tolist():
-            found = {"photo": training.rows.keys[photos[row]], "cosine": round(float(cosines[row]), 4)}
+            found = {
+                "photo": training.rows.keys[photos[row]],
+                "cosine": round(float(cosines[row]), 4),
+            }
             named.append({"file": made.images[row].file, **found, "copied": bool(copies[row])})
     return ImageEvaluation(
         len(opened),
@@ -170,7 +184,11 @@ def evaluate_images(
         named,
         None if near is None else float(near[2].mean()),
         [*filter(None, unread), *scorer.notes()],
-        {name: ends for name in values if (ends := score_interval(name, values[name][None])) is not None},
+        {
+            name: ends
+            for name in values
+            if (ends := score_interval(name, values[name][None])) is not None
+        },
     )
 
 
@@ -180,7 +198,8 @@ def score_text(name: str, value: Any, write: Callable[[Any, int], str] = number)
 
 
 def score_interval(name: str, values: Array) -> Ends | None:
-    """Return the 95 % interval of a score over seeds and photos; see `c3tools.metrics.significance.crossed_interval`.
+    """Return the 95 % interval of a score over seeds and photos; see
+    `c3tools.metrics.significance.crossed_interval`.
 
     Args:
         name: of the score; none but KID can be below 0, and recall not above 100.
@@ -195,15 +214,21 @@ def score_interval(name: str, values: Array) -> Ends | None:
     ends = crossed_interval(values)
     if ends is None or np.ptp(values) == 0:
         return None
-    return ends if name.startswith("KID") else (max(ends[0], 0.0), min(ends[1], 100.0 if share else np.inf))
+    return (
+        ends
+        if name.startswith("KID")
+        else (max(ends[0], 0.0), min(ends[1], 100.0 if share else np.inf))
+    )
 
 
 class ImageScorer:
-    """Scores sets of images of one size against the same real photos, whose features are computed once.
+    """Scores sets of images of one size against the same real photos, whose features are computed
+    once.
 
     Args:
         reference: real photos of the scored split, at the size of the images.
-        others: further real photos that nothing was trained on, for what a perfect generator would get; or None.
+        others: further real photos that nothing was trained on, for what a perfect generator would
+            get; or None.
         encoders: whose features are used.
         conditioning: the model whose embeddings the generator was asked with.
         reporter: shows the progress.
@@ -220,9 +245,17 @@ class ImageScorer:
     ) -> None:
         self.reference, self.encoders, self.conditioning = reference, encoders, conditioning
         real = [reference.pixels, reference.pixels[:0] if others is None else others.pixels]
-        with reporter.progress("Encoding real photos", sum(map(len, real)) * len(encoders)) as progress:
-            self._real = [[encoder.encode_images(pixels, progress=progress) for pixels in real] for encoder in encoders]
-        prompts = [f"a photo of a {name}" for name in COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()]
+        with reporter.progress(
+            "Encoding real photos", sum(map(len, real)) * len(encoders)
+        ) as progress:
+            self._real = [
+                [encoder.encode_images(pixels, progress=progress) for pixels in real]
+                for encoder in encoders
+            ]
+        prompts = [
+            f"a photo of a {name}"
+            for name in COCO_CATEGORIES.read_text(encoding="utf-8").splitlines()
+        ]
         self._categories = [encoder.encode_texts(prompts) for encoder in encoders]
 
     @classmethod
@@ -246,7 +279,8 @@ class ImageScorer:
             pixels: height and width of the images.
             split: of the reference.
             n: how many images will be scored.
-            names: of encoders whose features are used after those of the store's model, if that is known.
+            names: of encoders whose features are used after those of the store's model, if that is
+                known.
             conditioning, reporter: see there.
             download: fetch photos that are at URLs.
             options: of the encoders.
@@ -257,7 +291,11 @@ class ImageScorer:
             MetricError: if the split has no images.
         """
         own = store.info.model
-        encoders = [resolve_encoder(recorded=own, reporter=reporter, **options)] if own or not names else []
+        encoders = (
+            [resolve_encoder(recorded=own, reporter=reporter, **options)]
+            if own or not names
+            else []
+        )
         encoders += [load_encoder(name, **options) for name in names if name != own.name]
         chosen, others = store.load("image", split), None
         if not len(chosen):
@@ -267,7 +305,10 @@ class ImageScorer:
                 remedy="Choose another with --split.",
             )
         reference = read_photos(store, chosen, pixels, download=download, reporter=reporter)
-        spare = next((name for name in ("val", "test") if name != split and store.count("image", name) > 1), None)
+        spare = next(
+            (name for name in ("val", "test") if name != split and store.count("image", name) > 1),
+            None,
+        )
         if spare is not None and split != "all" and n > 1:
             rest = store.load("image", spare)
             rest = rest.select(rest.hash_order("real photos")[:n])
@@ -275,12 +316,17 @@ class ImageScorer:
         return cls(reference, others, encoders, conditioning=conditioning, reporter=reporter)
 
     def score(
-        self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, keys: Sequence[str | None] = ()
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str] | None = None,
+        keys: Sequence[str | None] = (),
     ) -> tuple[dict[str, float], dict[str, Array]]:
-        """Return the scores of images, including recall if their texts are given, and a value of each per photo.
+        """Return the scores of images, including recall if their texts are given, and a value of
+        each per photo.
 
-        The mean of the values (photos,) is the score. Photos are the real ones, in their order; images of other keys
-        follow, and those without a key are on their own. See `c3tools.metrics.images.photo_values`.
+        The mean of the values (photos,) is the score. Photos are the real ones, in their order;
+        images of other keys follow, and those without a key are on their own. See
+        `c3tools.metrics.images.photo_values`.
 
         Args:
             images: generated images.
@@ -296,7 +342,10 @@ class ImageScorer:
             measured |= self._measure(which, features, self._real[which][0], texts)
         found: dict[str | int, int] = {}
         photos = [found.setdefault(key, len(found)) for key in self.reference.rows.keys]
-        own = [found.setdefault(key or row, len(found)) for row, key in enumerate(keys or [None] * len(images))]
+        own = [
+            found.setdefault(key or row, len(found))
+            for row, key in enumerate(keys or [None] * len(images))
+        ]
         values = {
             name: photo_values(score, ((generated, own), (real, photos)), len(found))
             for name, (score, generated, real) in measured.items()
@@ -308,8 +357,8 @@ class ImageScorer:
     ) -> tuple[dict[str, float], int]:
         """Return the scores of real photos instead of ``n`` generated ones, and how many they are.
 
-        They are photos of other splits; if there are too few, one half of the reference against the other. Recall is
-        that of the very photos that the texts are of.
+        They are photos of other splits; if there are too few, one half of the reference against the
+        other. Recall is that of the very photos that the texts are of.
         """
         measured: dict[str, Measured] = {}
         order, count = np.random.default_rng(0).permutation(len(self.reference)), 0
@@ -326,21 +375,28 @@ class ImageScorer:
                 measured |= self._recall(which, reference[own], texts)
         return {name: score for name, (score, _, _) in measured.items()}, count
 
-    def nearest(self, images: Sequence[Image.Image], training: Photos) -> tuple[Indices, Array, Mask] | None:
+    def nearest(
+        self, images: Sequence[Image.Image], training: Photos
+    ) -> tuple[Indices, Array, Mask] | None:
         """Return `nearest_photos` of the images; None if the conditioning encoder is unknown.
 
-        All are of one size. The features of the encoder find what looks alike; pixels, mirrored ones too, find copies
-        that noise hides from the encoder.
+        All are of one size. The features of the encoder find what looks alike; pixels, mirrored
+        ones too, find copies that noise hides from the encoder.
 
         Args:
             images: generated images.
             training: photos that were learned from, at the size of the images.
         """
-        which = next((n for n, each in enumerate(self.encoders) if each.identity.same_as(self.conditioning)), None)
+        which = next(
+            (n for n, each in enumerate(self.encoders) if each.identity.same_as(self.conditioning)),
+            None,
+        )
         if which is None:
             return None
         encode = self.encoders[which].encode_images
-        rows, cosines, copied = nearest_photos(encode(list(images)), encode(training.pixels), self._real[which][0])
+        rows, cosines, copied = nearest_photos(
+            encode(list(images)), encode(training.pixels), self._real[which][0]
+        )
         mirrored = np.concatenate([training.pixels, training.pixels[:, :, ::-1]])
         made = np.stack([np.asarray(image) for image in images])
         alike, _, same = nearest_photos(*map(_thumbnails, (made, mirrored, self.reference.pixels)))
@@ -350,12 +406,14 @@ class ImageScorer:
         """Return what a reader of the scores should know."""
         return [
             *(
-                f"{encoder.identity.name} also encoded the texts that the images were generated from; scores with "
+                f"{encoder.identity.name} also encoded the texts that the images were generated "
+                f"from; scores with "
                 "another encoder are more reliable (--encoder)."
                 for encoder in self.encoders
                 if encoder.identity.same_as(self.conditioning)
             ),
-            "KID and recall are in percent. FD depends on the number of images: compare it with the FD of real photos.",
+            "KID and recall are in percent. FD depends on the number of images: compare it with "
+            "the FD of real photos.",
         ]
 
     def _measure(
@@ -378,7 +436,9 @@ class ImageScorer:
         encoder, measured = self.encoders[which], {}
         items = np.unique(texts, return_inverse=True)[1]  # images of one text are all right for it
         ks = [k for k in RECALL_KS if k < len(texts)] or [1]
-        for name, found in hits(encoder.encode_texts(list(texts)), features, items, items, ks).items():
+        for name, found in hits(
+            encoder.encode_texts(list(texts)), features, items, items, ks
+        ).items():
             share, nothing = float((100.0 * found).mean()), np.zeros(len(self.reference))
             measured[f"{name}-{encoder.identity.name}"] = share, 100.0 * found - share, nothing
         return measured

@@ -1,11 +1,13 @@
-"""`c3 generate`: images of texts, captions, embeddings or photos into a folder, with a page of them.
+"""`c3 generate`: images of texts, captions, embeddings or photos into a folder, with a page of
+them.
 
     c3-images/
       images.json             the text of each image, and the settings
-      NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image depends on
-      images.html             all images on one page
+      NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image
+      depends on images.html             all images on one page
 
-An image that already exists is not made again, so the same command continues, and another adds to the folder.
+An image that already exists is not made again, so the same command continues, and another adds to
+the folder.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ class GeneratedImages:
                     opened.append(file.convert("RGB"))
             except (OSError, SyntaxError, ValueError) as error:
                 raise GeneratorError(
-                    f"The image {path} cannot be read ({error}).", remedy="Run the same `c3 generate` command again."
+                    f"The image {path} cannot be read ({error}).",
+                    remedy="Run the same `c3 generate` command again.",
                 ) from error
         return opened
 
@@ -107,7 +110,8 @@ class GeneratedImages:
 
     @classmethod
     def load(cls, folder: str | Path) -> GeneratedImages:
-        """Read what `c3 generate` wrote; in another folder, each PNG or JPEG is an image whose text is its name.
+        """Read what `c3 generate` wrote; in another folder, each PNG or JPEG is an image whose text
+        is its name.
 
         Raises:
             GeneratorError: if there are no images.
@@ -121,14 +125,25 @@ class GeneratedImages:
             for image in images:
                 recorded_file(folder, image.file)
         except FileNotFoundError:
-            files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
-            images, modality, content = [GeneratedImage(file.name, file.stem) for file in files], "unknown", {}
+            files = sorted(
+                file
+                for file in folder.glob("*")
+                if file.suffix.lower() in (".png", ".jpg", ".jpeg")
+            )
+            images, modality, content = (
+                [GeneratedImage(file.name, file.stem) for file in files],
+                "unknown",
+                {},
+            )
         except (OSError, *MALFORMED) as error:
             raise GeneratorError(
                 f"{path} is damaged ({error}).", remedy="Run the same `c3 generate` command again."
             ) from error
         if not images:
-            raise GeneratorError(f"There are no generated images in {folder}.", remedy="Make some with `c3 generate`.")
+            raise GeneratorError(
+                f"There are no generated images in {folder}.",
+                remedy="Make some with `c3 generate`.",
+            )
         return cls(folder, images, modality, content)
 
 
@@ -153,14 +168,15 @@ def generate(
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> GeneratedImages:
-    """Generate images from texts, from the captions in a file, from embeddings, or from photos (variations).
+    """Generate images from texts, from the captions in a file, from embeddings, or from photos
+    (variations).
 
     The same text and seed give the same image, whatever else is generated in the same call.
 
     Args:
         texts: Texts that say what the images show.
-        captions: A file of captions. One caption of each image is drawn with the seed; from a .txt file every line is
-            used.
+        captions: A file of captions. One caption of each image is drawn with the seed; from a .txt
+            file every line is used.
         split: Use only this split of ``captions``.
         embeddings: See `caption_images`.
         modality: Modality of ``embeddings``: image or text.
@@ -170,8 +186,10 @@ def generate(
         output: The folder to write the images to.
         n: Number of images per text.
         seed: Seed for all random numbers.
-        sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper images.
-        guidance: Weight of the text; 1 is the weight in training. The default depends on the generator.
+        sampling_steps: Number of sampling steps. More steps are slower and give slightly sharper
+            images.
+        guidance: Weight of the text; 1 is the weight in training. The default depends on the
+            generator.
         device: See `connect_heads`.
         backend: See `embed`.
         precision: See `embed`.
@@ -179,8 +197,8 @@ def generate(
         reporter: Shows messages and progress.
 
     Raises:
-        GeneratorError: if there is nothing to generate, embeddings are not finite rows, there is no generator, or it
-            has another model or dimension.
+        GeneratorError: if there is nothing to generate, embeddings are not finite rows, there is no
+            generator, or it has another model or dimension.
         OutputError: if the folder contains other files.
         EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         OSError: if an image cannot be written; the images before it are kept.
@@ -188,14 +206,19 @@ def generate(
     texts = [texts] if isinstance(texts, str) else list(texts)
     if n < 1 or sum([bool(texts), captions is not None, embeddings is not None, bool(images)]) != 1:
         raise GeneratorError(
-            "Give either texts, or one of --captions, --embeddings and --image; and -n of at least 1.",
+            "Give either texts, or one of --captions, --embeddings and --image; and -n of at "
+            "least 1.",
             remedy='For example: c3 generate "a dog on the beach"',
         )
     folder, compute, name = Path(output), devices.pick(device, precision), "a generator"
     if isinstance(generator, str | Path):
         name = str(generator)
         pretrained = name.startswith(PREFIX)
-        generator = PretrainedGenerator(name, store, compute) if pretrained else Generator.load(name, compute)
+        generator = (
+            PretrainedGenerator(name, store, compute)
+            if pretrained
+            else Generator.load(name, compute)
+        )
     if embeddings is not None:
         if isinstance(embeddings, np.ndarray):
             vectors, model = np.atleast_2d(np.asarray(embeddings, dtype=np.float32)), None
@@ -204,17 +227,24 @@ def generate(
             vectors = rows.embeddings
         if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
             raise GeneratorError(
-                f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} or contain NaN or "
+                f"Embeddings must be finite and of shape (n, d); these have shape {vectors.shape} "
+                f"or contain NaN or "
                 "infinity."
             )
         generator.check_model(model, vectors.shape[1])
-        prompts: list[tuple[str, str | None]] = [(f"embedding {row}", None) for row in range(len(vectors))]
+        prompts: list[tuple[str, str | None]] = [
+            (f"embedding {row}", None) for row in range(len(vectors))
+        ]
     else:
         modality = "image" if images else "text"
         prompts = [(str(asked), None) for asked in images or texts]
-        prompts = _captions_to_show(Path(captions), split, seed) if captions is not None else prompts
+        prompts = (
+            _captions_to_show(Path(captions), split, seed) if captions is not None else prompts
+        )
         given: dict[str, Any] = {"images" if images else "texts": [asked for asked, _ in prompts]}
-        vectors = generator.encode(**given, encoder=encoder, device=device, backend=backend, reporter=reporter)
+        vectors = generator.encode(
+            **given, encoder=encoder, device=device, backend=backend, reporter=reporter
+        )
     settings = {
         "generator": name,
         "model": dict(generator.model),
@@ -225,10 +255,13 @@ def generate(
     }
     made_from = {**settings, "generator": generator.fingerprint(), "modality": modality}
     listed: list[GeneratedImage] = []
-    wanted: dict[str, tuple[int, tuple[str, int]]] = {}  # by file: the row of the vectors, the key of the noise
+    # by file: the row of the vectors, the key of the noise
+    wanted: dict[str, tuple[int, tuple[str, int]]] = {}
     for row, (asked, key) in enumerate(prompts):
         subject = asked if embeddings is None and not images else digest_of(vectors[row])
-        slug = _SLUG.sub("-", Path(asked).stem.lower() if modality == "image" else asked.lower()).strip("-")
+        slug = _SLUG.sub(
+            "-", Path(asked).stem.lower() if modality == "image" else asked.lower()
+        ).strip("-")
         for number in range(n):
             digest = digest_of(made_from, asked, subject, number)[:8]
             file = f"{slug[:48].strip('-') or 'image'}-{digest}.png"
@@ -258,7 +291,8 @@ def generate(
 
 
 def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[str, str | None]]:
-    """Read a captions file: one caption of each image and its key, drawn by the seed; without images every caption.
+    """Read a captions file: one caption of each image and its key, drawn by the seed; without
+    images every caption.
 
     Raises:
         CorpusError: if the file cannot be read.
@@ -269,7 +303,9 @@ def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[st
     rows = list(read_captions(path))
     keys = [row.key or (key_of_name(row.file_name) if row.file_name else None) for row in rows]
     names = [key or f"{path.stem}:{row.line}" for key, row in zip(keys, rows, strict=True)]
-    for row, key, own_split in zip(rows, keys, splits_of(names, [row.split for row in rows]), strict=True):
+    for row, key, own_split in zip(
+        rows, keys, splits_of(names, [row.split for row in rows]), strict=True
+    ):
         if split not in (None, own_split):
             continue
         own = [caption.strip() for caption in row.captions if caption.strip()]
@@ -282,7 +318,9 @@ def _captions_to_show(path: Path, split: str | None, seed: int) -> list[tuple[st
             prompts.append((own[int(seeded(seed, "caption", key).integers(len(own)))], key))
     if not prompts:
         where = f" in the split {split!r}" if split else ""
-        raise GeneratorError(f"{path} has no captions{where}.", remedy="Choose another file or --split.")
+        raise GeneratorError(
+            f"{path} has no captions{where}.", remedy="Choose another file or --split."
+        )
     return prompts
 
 
@@ -293,7 +331,9 @@ def _save_page(made: GeneratedImages) -> None:
     for image, picture in zip(shown.images, shown.open(), strict=True):
         groups.setdefault(image.asked, []).append(data_url(picture))
     more = f"; the first {_IN_PAGE:,} are shown" if len(made.images) > _IN_PAGE else ""
-    lead = "{generator}, seed {seed}, {sampling_steps} steps, guidance {guidance:g}".format(**made.settings)
+    lead = "{generator}, seed {seed}, {sampling_steps} steps, guidance {guidance:g}".format(
+        **made.settings
+    )
     lead = f"{len(made.images):,} images by {lead}{more}."
     template = Path(__file__).parent / "templates" / "images.html"
     page = render_page(template, title="Generated images", lead=lead, groups=groups)

@@ -1,4 +1,5 @@
-"""Image generators: trained ones with their fitted pipeline and training record, and pre-trained ones of diffusers.
+"""Image generators: trained ones with their fitted pipeline and training record, and pre-trained
+ones of diffusers.
 
 A trained one is saved as a folder, without any pickle:
 
@@ -56,7 +57,12 @@ class ImageGenerator(ABC):
     """
 
     def __init__(
-        self, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute, dim: int, guidance: float
+        self,
+        pipeline: Pipeline,
+        record: Mapping[str, Any],
+        compute: Compute,
+        dim: int,
+        guidance: float,
     ) -> None:
         self.pipeline, self.record, self.compute = pipeline, dict(record), compute
         self.dim, self.guidance = dim, guidance
@@ -69,7 +75,9 @@ class ImageGenerator(ABC):
     def _sample(
         self, inputs: Matrix, keys: Sequence[str], seed: int, steps: int, guidance: float
     ) -> Iterator[Image.Image]:
-        """Yield one image per transformed embedding (n, d); its noise comes from (seed, its key)."""
+        """Yield one image per transformed embedding (n, d); its noise comes from (seed, its
+        key).
+        """
 
     def generate(
         self,
@@ -88,21 +96,23 @@ class ImageGenerator(ABC):
     ) -> list[Image.Image]:
         """Return ``n`` images for each text, photo or embedding, one after another.
 
-        An image depends on its text, its key, its number among the ``n``, and the settings, but not on the other images
-        of the call.
+        An image depends on its text, its key, its number among the ``n``, and the settings, but not
+        on the other images of the call.
 
         Args:
-            texts: what the images are to show; one of ``texts``, ``images`` and ``embeddings`` is given.
+            texts: what the images are to show; one of ``texts``, ``images`` and ``embeddings`` is
+                given.
             images: paths or PIL images to make variations of.
             embeddings: float32 (m, d) as the encoder computes them; the pipeline is applied here.
             modality: of ``embeddings``.
-            keys: one per text, photo or embedding, from which the noise is drawn; by default the text itself, or the
-                number of the row.
+            keys: one per text, photo or embedding, from which the noise is drawn; by default the
+                text itself, or the number of the row.
             encoder: of the generator's model; by default it is loaded.
             n: images for each.
             seed: of the noise.
             sampling_steps: more are slower and a little sharper.
-            guidance: how much the embedding counts; 1 is as in training. None for the generator's own default.
+            guidance: how much the embedding counts; 1 is as in training. None for the generator's
+                own default.
             reporter: shows messages and progress.
 
         Raises:
@@ -118,7 +128,9 @@ class ImageGenerator(ABC):
             keys = texts if texts is not None else [str(row) for row in range(len(embeddings))]
         numbered = [(key, number) for key in keys for number in range(n)]
         repeated = embeddings.repeat(n, axis=0)
-        return list(self.sample(repeated, modality, numbered, seed, sampling_steps, guidance, reporter))
+        return list(
+            self.sample(repeated, modality, numbered, seed, sampling_steps, guidance, reporter)
+        )
 
     def sample(
         self,
@@ -147,7 +159,9 @@ class ImageGenerator(ABC):
         inputs = self.pipeline.transform(embeddings, modality=modality, training=False)
         own = [f"{number}\x1f{key}" if number else key for key, number in keys]
         with reporter.progress("Generating images", len(own)) as progress:
-            for image in self._sample(inputs, own, seed, steps, self.guidance if guidance is None else guidance):
+            for image in self._sample(
+                inputs, own, seed, steps, self.guidance if guidance is None else guidance
+            ):
                 yield image
                 progress.advance()
 
@@ -161,14 +175,17 @@ class ImageGenerator(ABC):
     ) -> Matrix:
         """Return the embeddings of texts, or of photos, float32 (n, d).
 
-        They are encoded one by one: in a batch, the last bits of an embedding depend on the others in it. The
-        ``options`` are those of `c3tools.encoders.resolve_encoder`, for an encoder that is loaded.
+        They are encoded one by one: in a batch, the last bits of an embedding depend on the others
+        in it. The ``options`` are those of `c3tools.encoders.resolve_encoder`, for an encoder that
+        is loaded.
 
         Raises:
             GeneratorError: if the encoder is of another model than the generator.
             EncoderError: if the encoder cannot be loaded, or a photo cannot be read.
         """
-        encoder = encoder or resolve_encoder(recorded=self.model, **{"device": self.compute.device, **options})
+        encoder = encoder or resolve_encoder(
+            recorded=self.model, **{"device": self.compute.device, **options}
+        )
         self.check_model(encoder.identity, encoder.dim)
         if texts is None:
             return encoder.encode_images(list(images or ()), batch_size=1)
@@ -185,13 +202,20 @@ class ImageGenerator(ABC):
         Raises:
             GeneratorError: with both models or dimensions named.
         """
-        remedy = "Use embeddings of the same model, or train a generator on these: `c3 train-generator`."
+        remedy = (
+            "Use embeddings of the same model, or train a generator on these: `c3 train-generator`."
+        )
         self.model.require_same(
-            model, own="The generator", theirs="these embeddings", error=GeneratorError, remedy=remedy
+            model,
+            own="The generator",
+            theirs="these embeddings",
+            error=GeneratorError,
+            remedy=remedy,
         )
         if dim != self.dim:
             raise GeneratorError(
-                f"The generator needs embeddings of {self.dim} dimensions ({self.model}), but these have {dim}.",
+                f"The generator needs embeddings of {self.dim} dimensions ({self.model}), but "
+                f"these have {dim}.",
                 remedy=remedy,
             )
 
@@ -201,11 +225,13 @@ class Generator(ImageGenerator, HubRepository):
 
     Attributes:
         network: predicts the velocity of its flow.
-        record: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``size``, ``seed``, ``photos``,
-            ``training``, ``trace``, ``validations``, ``best_val_loss``.
+        record: ``model`` (identity of the encoder), ``preset``, ``sigma``, ``size``, ``seed``,
+            ``photos``, ``training``, ``trace``, ``validations``, ``best_val_loss``.
     """
 
-    def __init__(self, network: ImageNetwork, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute) -> None:
+    def __init__(
+        self, network: ImageNetwork, pipeline: Pipeline, record: Mapping[str, Any], compute: Compute
+    ) -> None:
         super().__init__(pipeline, record, compute, network.config.dim, GUIDANCE)
         self.network = network.to(compute.device).eval()
 
@@ -220,13 +246,17 @@ class Generator(ImageGenerator, HubRepository):
         self, inputs: Matrix, keys: Sequence[str], seed: int, steps: int, guidance: float
     ) -> Iterator[Image.Image]:
         pixels = self.network.config.pixels
-        noise = torch.from_numpy(keyed_normal(seed, 0, keys, 3 * pixels**2)).view(-1, 3, pixels, pixels)
+        noise = torch.from_numpy(keyed_normal(seed, 0, keys, 3 * pixels**2)).view(
+            -1, 3, pixels, pixels
+        )
         told = torch.from_numpy(inputs)
         sampled = self.network.sample(told, noise, self.compute, steps=steps, guidance=guidance)
         yield from map(Image.fromarray, sampled)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the training record and the number of parameters, as `c3 train-generator --json` prints them."""
+        """Return the training record and the number of parameters, as `c3 train-generator --json`
+        prints them.
+        """
         return {**self.record, "parameters": sum(p.numel() for p in self.network.parameters())}
 
     def card(self) -> Card:
@@ -234,12 +264,21 @@ class Generator(ImageGenerator, HubRepository):
         chosen = {name: self.record.get(name) for name in _FACTS}
         photos = (self.record.get("photos") or {}).get("train")
         return (
-            f"A generator of small images from embeddings of `{self.model.name}`. It learned from photos and their "
+            f"A generator of small images from embeddings of `{self.model.name}`. It learned from "
+            f"photos and their "
             "image embeddings alone, without texts.",
             'import c3tools\n\ngenerator = c3tools.Generator.from_pretrained("{name}")\n'
             'generator.generate(["a dog on the beach"])',
-            {"encoder": self.model, **chosen, "photos": photos, "validation loss": self.record.get("best_val_loss")},
-            {"tags": ["c3tools", "image-generation", "CLIP", "modality-gap"], "pipeline_tag": "text-to-image"},
+            {
+                "encoder": self.model,
+                **chosen,
+                "photos": photos,
+                "validation loss": self.record.get("best_val_loss"),
+            },
+            {
+                "tags": ["c3tools", "image-generation", "CLIP", "modality-gap"],
+                "pipeline_tag": "text-to-image",
+            },
         )
 
     def save(self, folder: str | Path) -> None:
@@ -259,29 +298,37 @@ class Generator(ImageGenerator, HubRepository):
             compute: device and precision of sampling; None for the fastest available.
 
         Raises:
-            GeneratorError: if there is no generator, or a file of it is missing, damaged or cut short.
+            GeneratorError: if there is no generator, or a file of it is missing, damaged or cut
+                short.
             MissingExtraError: if diffusers is not installed.
         """
         with reading(folder, KIND) as (found, content):
             network = ImageNetwork(Size(**content["config"]))
             load_model(network, found / _WEIGHTS_FILE)
-            return cls(network, Pipeline.load(found), dict(content["record"]), compute or devices.pick())
+            return cls(
+                network, Pipeline.load(found), dict(content["record"]), compute or devices.pick()
+            )
 
 
 class PretrainedGenerator(ImageGenerator):
-    """A pre-trained pipeline of diffusers, driven by embeddings of a store's model; nothing is trained.
+    """A pre-trained pipeline of diffusers, driven by embeddings of a store's model; nothing is
+    trained.
 
-    It is a `StableUnCLIPImg2ImgPipeline`, for embeddings of OpenCLIP ViT-H-14 (1024-d) or of CLIP ViT-L-14 (768-d). A
-    text embedding is moved to where image embeddings are, ``(e - mean_text) s + mean_image`` (ReAlign), so that no
-    prior model is needed, and scaled to the length that the generator knows: its image embeddings are not normalised.
+    It is a `StableUnCLIPImg2ImgPipeline`, for embeddings of OpenCLIP ViT-H-14 (1024-d) or of CLIP
+    ViT-L-14 (768-d). A text embedding is moved to where image embeddings are, ``(e - mean_text) s +
+    mean_image`` (ReAlign), so that no prior model is needed, and scaled to the length that the
+    generator knows: its image embeddings are not normalised.
 
     Args:
-        name: ``unclip:PATH`` of a folder that ``save_pretrained`` wrote, or ``unclip:ID`` on the Hugging Face hub.
-        store: of the model that the generator was trained with, with images and texts; its means are used.
+        name: ``unclip:PATH`` of a folder that ``save_pretrained`` wrote, or ``unclip:ID`` on the
+            Hugging Face hub.
+        store: of the model that the generator was trained with, with images and texts; its means
+            are used.
         compute: device and precision; on a CPU always fp32.
 
     Raises:
-        GeneratorError: if the weights cannot be loaded, or are of another model than the store (both are named).
+        GeneratorError: if the weights cannot be loaded, or are of another model than the store
+            (both are named).
         StoreError: if the store is missing.
         MissingExtraError: if diffusers is not installed.
     """
@@ -298,10 +345,13 @@ class PretrainedGenerator(ImageGenerator):
                 self.pipe = pipeline.from_pretrained(name.removeprefix(PREFIX))
                 self.pipe.set_progress_bar_config(disable=True)
                 self.pipe.to(compute.device, compute.dtype)
-        except Exception as error:  # diffusers, transformers and the hub raise whatever their layers raise
+        except Exception as error:
+            # diffusers, transformers and the hub raise whatever their layers raise
             raise GeneratorError(
-                f"The generator {name} could not be loaded as {_PIPELINE}: {type(error).__name__}: {reason_of(error)}",
-                remedy="Give a folder that save_pretrained wrote, or a repository of the hub if it can be reached.",
+                f"The generator {name} could not be loaded as {_PIPELINE}: "
+                f"{type(error).__name__}: {reason_of(error)}",
+                remedy="Give a folder that save_pretrained wrote, or a repository of the hub if "
+                "it can be reached.",
             ) from error
         normalizer = self.pipe.image_normalizer
         dim, model = int(normalizer.config.embedding_dim), store.info.model
@@ -310,9 +360,11 @@ class PretrainedGenerator(ImageGenerator):
         if store.info.dim != dim or (model and expected and expected not in (known, model.name)):
             wanted = expected or " or ".join(_MODELS.values())
             raise GeneratorError(
-                f"The generator {name} needs embeddings of {wanted}, {dim} dimensions, but the store {store.path} has "
+                f"The generator {name} needs embeddings of {wanted}, {dim} dimensions, but the "
+                f"store {store.path} has "
                 f"those of {model}, {store.info.dim} dimensions.",
-                remedy=f"Embed with the model that it was trained with: c3 embed PATH --model {wanted}",
+                remedy=f"Embed with the model that it was trained with: c3 embed PATH --model "
+                f"{wanted}",
             )
         # the typical length of image embeddings by the statistics that the pipeline ships
         mean, std = normalizer.mean.detach().float(), normalizer.std.detach().float()
@@ -324,18 +376,27 @@ class PretrainedGenerator(ImageGenerator):
         return self.name
 
     def fingerprint(self) -> str:
-        """Return a digest of its name and its transform; the weights of a name are taken to stay the same."""
+        """Return a digest of its name and its transform; the weights of a name are taken to stay
+        the same.
+        """
         return digest_of(self.name, self.norm, self.pipeline.record()["checksum"])
 
     def _sample(
         self, inputs: Matrix, keys: Sequence[str], seed: int, steps: int, guidance: float
     ) -> Iterator[Image.Image]:
         device = self.compute.device
-        for row, key in enumerate(keys):  # one by one, so that an image does not depend on the others
+        # one by one, so that an image does not depend on the others
+        for row, key in enumerate(keys):
             random = torch.Generator(device).manual_seed(torch_seed(seed, "image", key))
-            told = (torch.from_numpy(inputs[row : row + 1]) * self.norm).to(device, self.compute.dtype)
+            told = (torch.from_numpy(inputs[row : row + 1]) * self.norm).to(
+                device, self.compute.dtype
+            )
             with quiet():
                 made = self.pipe(
-                    prompt="", image_embeds=told, generator=random, num_inference_steps=steps, guidance_scale=guidance
+                    prompt="",
+                    image_embeds=told,
+                    generator=random,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
                 )
             yield made.images[0]

@@ -1,8 +1,9 @@
 """The built-in image generator: its sizes, its network, and how images are sampled from it.
 
-A rectified flow on pixels (Liu et al., 2023): ``x_t = (1 - t) x + t noise``, and the network predicts the velocity
-``noise - x`` from ``x_t``, ``t`` and one embedding. Sampling follows it from noise (t = 1) to an image (t = 0).
-The network is the `UNet2DModel` of diffusers (the extra ``images``), and its flow-matching scheduler takes the steps.
+A rectified flow on pixels (Liu et al., 2023): ``x_t = (1 - t) x + t noise``, and the network
+predicts the velocity ``noise - x`` from ``x_t``, ``t`` and one embedding. Sampling follows it from
+noise (t = 1) to an image (t = 0). The network is the `UNet2DModel` of diffusers (the extra
+``images``), and its flow-matching scheduler takes the steps.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class TrainingConfig:
         warmup: steps of the warm-up, at most a tenth of all.
         weight_decay: AdamW's, on matrices only.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
-        ema: decay per step of the exponential moving average of the weights, which is validated and kept.
+        ema: decay per step of the exponential moving average of the weights, which is validated and
+            kept.
         drop: share of the rows whose embedding is withheld, so that guidance works.
         validations: how often, evenly over the run, the checkpoint is compared with the best one.
         seed: of initialisation, order, flips, times and noise.
@@ -67,11 +69,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Size:
-    """A size of the built-in generator: the architecture of the network, and training settings that suit it.
+    """A size of the built-in generator: the architecture of the network, and training settings that
+    suit it.
 
     Attributes:
         pixels: height and width of the images.
-        patch: squares of so many pixels a side are the channels of one position, which makes the network cheaper.
+        patch: squares of so many pixels a side are the channels of one position, which makes the
+            network cheaper.
         channels: of each level; each has half the resolution of the one before.
         attention: of each level, whether it has self-attention.
         blocks: residual blocks per level.
@@ -90,15 +94,31 @@ class Size:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        require_valid(self, positive=("dim", "pixels", "patch", "blocks"), fractions=("dropout",), error=GeneratorError)
+        require_valid(
+            self,
+            positive=("dim", "pixels", "patch", "blocks"),
+            fractions=("dropout",),
+            error=GeneratorError,
+        )
         step = self.patch * 2 ** (len(self.channels) - 1)
         if self.pixels % step:
-            raise GeneratorError(f"The number of pixels per side must be a multiple of {step}, not {self.pixels}.")
+            raise GeneratorError(
+                f"The number of pixels per side must be a multiple of {step}, not {self.pixels}."
+            )
 
 
 SIZES: Mapping[str, Size] = {
-    "tiny": Size(32, 2, (64, 64, 128), (False, True, True), training=TrainingConfig(6000, 32, 2e-3)),
-    "small": Size(64, 2, (96, 192, 256), (False, True, True), 2, training=TrainingConfig(30_000, 64, 5e-4, ema=0.9995)),
+    "tiny": Size(
+        32, 2, (64, 64, 128), (False, True, True), training=TrainingConfig(6000, 32, 2e-3)
+    ),
+    "small": Size(
+        64,
+        2,
+        (96, 192, 256),
+        (False, True, True),
+        2,
+        training=TrainingConfig(30_000, 64, 5e-4, ema=0.9995),
+    ),
     "base": Size(
         128,
         2,
@@ -118,7 +138,8 @@ def load_size(name: str, overrides: Sequence[str] = ()) -> Size:
         overrides: ``setting=value``, for numbers of the size or of its training.
 
     Raises:
-        GeneratorError: if there is no such size or setting, or a value is not of the setting's type.
+        GeneratorError: if there is no such size or setting, or a value is not of the setting's
+            type.
     """
     fixed = ("seed", "steps", "dim", "channels", "attention")
     return load_named_size(SIZES, name, overrides, fixed, kind="generator", error=GeneratorError)
@@ -149,14 +170,19 @@ class ImageNetwork(nn.Module):
             attn_norm_num_groups=_GROUPS,
             attention_head_dim=min(32, *config.channels),
             resnet_time_scale_shift="scale_shift",
-            class_embed_type="identity",  # the embedding comes projected, and is added to that of the time
+            # the embedding comes projected, and is added to that of the time
+            class_embed_type="identity",
         )
-        self.project = nn.Sequential(nn.Linear(config.dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.project = nn.Sequential(
+            nn.Linear(config.dim, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.withheld = nn.Parameter(torch.zeros(width))  # stands for an embedding that is not told
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def forward(self, images: Tensor, times: Tensor, embeddings: Tensor, withhold: Tensor) -> Tensor:
+    def forward(
+        self, images: Tensor, times: Tensor, embeddings: Tensor, withhold: Tensor
+    ) -> Tensor:
         """Return the velocity, (n, 3, pixels, pixels).
 
         Args:
@@ -167,7 +193,8 @@ class ImageNetwork(nn.Module):
         """
         told = self.project(embeddings * self.config.dim**0.5)  # (n, width)
         told = torch.where(withhold[:, None], self.withheld.to(told.dtype), told)
-        squares = F.pixel_unshuffle(images, self.config.patch)  # (n, 3 patch^2, pixels / patch, pixels / patch)
+        # (n, 3 patch^2, pixels / patch, pixels / patch)
+        squares = F.pixel_unshuffle(images, self.config.patch)
         velocity = self.unet(squares, times * _TIMES, told).sample
         return F.pixel_shuffle(velocity, self.config.patch)
 
@@ -181,18 +208,20 @@ class ImageNetwork(nn.Module):
         steps: int = SAMPLING_STEPS,
         guidance: float = GUIDANCE,
     ) -> Iterator[Pixels]:
-        """Yield one image per embedding, uint8 (pixels, pixels, 3); in evaluation mode, on the device of ``compute``.
+        """Yield one image per embedding, uint8 (pixels, pixels, 3); in evaluation mode, on the
+        device of ``compute``.
 
-        The number of images that are sampled at a time is fixed, and a last batch is filled up: the last bits of a
-        convolution depend on the size of its batch, so that otherwise the same text would give another image in other
-        company.
+        The number of images that are sampled at a time is fixed, and a last batch is filled up: the
+        last bits of a convolution depend on the size of its batch, so that otherwise the same text
+        would give another image in other company.
 
         Args:
             embeddings: what each image is to be of, float32 (n, d), transformed as in training.
             noise: standard normal, float32 (n, 3, pixels, pixels).
             compute: device and precision.
             steps: of the scheduler; more are slower and a little sharper.
-            guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it did in training.
+            guidance: w of ``v_0 + w (v_e - v_0)``: above 1 the embedding counts for more than it
+                did in training.
         """
         scheduler = diffusers_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=_TIMES)
         size = 16 if compute.device_type == "cpu" else 64
@@ -200,7 +229,10 @@ class ImageNetwork(nn.Module):
         withhold = torch.arange(copies * size, device=compute.device) >= size
         for start in range(0, len(embeddings), size):
             rows = torch.arange(start, start + size).clamp(max=len(embeddings) - 1)
-            images, told = noise[rows].to(compute.device), embeddings[rows].to(compute.device).repeat(copies, 1)
+            images, told = (
+                noise[rows].to(compute.device),
+                embeddings[rows].to(compute.device).repeat(copies, 1),
+            )
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=compute.device)
             for time in scheduler.timesteps:
                 times = (time / _TIMES).expand(len(told))
@@ -210,7 +242,9 @@ class ImageNetwork(nn.Module):
                     with_embedding, without = velocity.chunk(2)
                     velocity = without + guidance * (with_embedding - without)
                 images = scheduler.step(velocity, time, images).prev_sample
-            squares = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            squares = (
+                ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            )
             yield from squares[: len(embeddings) - start]
 
 
@@ -220,4 +254,6 @@ def diffusers_class(name: str) -> Any:
     Raises:
         MissingExtraError: if it is not installed.
     """
-    return getattr(optional_module("diffusers", "diffusers", extra="images", purpose="Generating images"), name)
+    return getattr(
+        optional_module("diffusers", "diffusers", extra="images", purpose="Generating images"), name
+    )

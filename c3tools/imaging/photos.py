@@ -31,7 +31,8 @@ class Photos:
     Attributes:
         rows: of the photos that could be read.
         pixels: uint8 (n, pixels, pixels, 3).
-        unread: a note that names the first photos that could not be read and counts the others; empty if all were.
+        unread: a note that names the first photos that could not be read and counts the others;
+            empty if all were.
     """
 
     rows: Rows
@@ -46,7 +47,8 @@ class Photos:
 def read_photos(
     store: Store, rows: Rows, pixels: int, *, download: bool = False, reporter: Reporter = SILENT
 ) -> Photos:
-    """Read the photos of image rows, each resized to its shorter side and cut to a square about its middle.
+    """Read the photos of image rows, each resized to its shorter side and cut to a square about its
+    middle.
 
     Args:
         store: that the rows are of.
@@ -75,7 +77,9 @@ def read_photos(
         if isinstance(content, Exception):
             return content
         try:
-            return np.asarray(_to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels))
+            return np.asarray(
+                _to_square(open_image(io.BytesIO(content), (pixels, pixels))[0], pixels)
+            )
         except UNREADABLE as error:
             return error
 
@@ -99,7 +103,8 @@ def read_photos(
     if len(gone) == len(rows):
         raise GeneratorError(
             f"None of the {len(rows):,} photos of the store {store.path} can be read: {listed}.",
-            remedy="Run this command in the folder that c3 embed was run in, or embed the photos again. Imported "
+            remedy="Run this command in the folder that c3 embed was run in, or embed the photos "
+            "again. Imported "
             "embeddings have no photos.",
         )
     if not gone:
@@ -109,8 +114,12 @@ def read_photos(
 
 
 def _to_square(image: Image.Image, pixels: int) -> Image.Image:
-    """Return an RGB image resized to its shorter side and cut to ``pixels`` x ``pixels`` about its middle."""
+    """Return an RGB image resized to its shorter side and cut to ``pixels`` x ``pixels`` about its
+    middle.
+    """
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((pixels, pixels), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+    return image.resize(
+        (pixels, pixels), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
+    )

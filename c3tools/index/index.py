@@ -1,15 +1,17 @@
-"""An index of a store on disk: build it, add to it, open it, and search it by text, image, vector or key.
+"""An index of a store on disk: build it, add to it, open it, and search it by text, image, vector
+or key.
 
 c3-index/
-index.json                    factory, dimension, rows, nprobe, measured recall, shards of the store, settings
-part-00000.faiss              up to `shard_rows` vectors of one modality
+index.json                    factory, dimension, rows, nprobe, measured recall, shards of the
+store, settings part-00000.faiss              up to `shard_rows` vectors of one modality
 rows.parquet                  key, modality, caption, path of each row, in the order of the vectors
 transform.json, .safetensors  the pipeline that rows and queries are transformed with
-moments.safetensors           the moments of transformed rows, by modality, which scores are calibrated with
+moments.safetensors           the moments of transformed rows, by modality, which scores are
+calibrated with
 
-An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built from. After any
-other change of the store or the settings it is made again. The parts are copies of one trained FAISS index; scores are
-inner products of unit vectors, so cosines.
+An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built
+from. After any other change of the store or the settings it is made again. The parts are copies of
+one trained FAISS index; scores are inner products of unit vectors, so cosines.
 """
 
 from __future__ import annotations
@@ -52,11 +54,21 @@ from ..transforms.fitting import first_pairs, first_rows
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
-_KIND = Kind("index", "index.json", StoreError, "c3 index", "--index", others=("part-00000.faiss",), again="--rebuild")
+_KIND = Kind(
+    "index",
+    "index.json",
+    StoreError,
+    "c3 index",
+    "--index",
+    others=("part-00000.faiss",),
+    again="--rebuild",
+)
 _ROWS_FILE = "rows.parquet"
 _MOMENTS_FILE = "moments.safetensors"
 _OWN = Path("c3-index")  # where c3 index writes to
-_ROW_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key", "split")])
+_ROW_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "modality", "caption", "path", "image_key", "split")]
+)
 _TEMPLATE = Path(__file__).parent / "templates" / "contact_sheet.html"
 _THUMBNAIL = 480  # pixels of the longer side, for screens with two pixels to the point
 _PROVENANCE = ("format_version", "files", "model", "store", "store_shards", "settings")
@@ -75,8 +87,10 @@ class Hit:
     """A row that was found.
 
     Attributes:
-        score: how unusual the cosine is among rows of the same modality, in standard deviations (`Calibration.z`).
-        cosine: of the row with the query after the transform (with the preset fair, times a number of the modality).
+        score: how unusual the cosine is among rows of the same modality, in standard deviations
+            (`Calibration.z`).
+        cosine: of the row with the query after the transform (with the preset fair, times a number
+            of the modality).
         row: its number in the index.
         key: of the row.
         modality: of the row.
@@ -119,8 +133,13 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         """Return a table of the hits, for notebooks."""
-        rows = [(f"{hit.score:.2f}", hit.modality, hit.key, hit.caption or hit.path or "") for hit in self.hits]
-        return Table(("score", "modality", "key", "caption or path"), rows, self.query)._repr_html_()
+        rows = [
+            (f"{hit.score:.2f}", hit.modality, hit.key, hit.caption or hit.path or "")
+            for hit in self.hits
+        ]
+        return Table(
+            ("score", "modality", "key", "caption or path"), rows, self.query
+        )._repr_html_()
 
 
 @dataclass(repr=False)
@@ -133,8 +152,9 @@ class Index:
         shards: the FAISS indexes, each of rows of one modality.
         rows: the table of keys, one row per vector.
         calibration: compares scores of different modalities.
-        bias: share of own-modality rows among the 10 nearest, per modality, before and after the transform, in a
-            balanced sample (0.5 without bias); None for one modality, and for an index that was opened or extended.
+        bias: share of own-modality rows among the 10 nearest, per modality, before and after the
+            transform, in a balanced sample (0.5 without bias); None for one modality, and for an
+            index that was opened or extended.
     """
 
     path: Path
@@ -153,8 +173,8 @@ class Index:
     def open(cls, path: str | Path) -> Index:
         """Open the index in the folder ``path``; it is searched on GPUs where faiss finds any.
 
-        A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of its embeddings as
-        they are: nothing is centred.
+        A store whose shards have FAISS indexes (`c3 embed --faiss`) is opened as one exact index of
+        its embeddings as they are: nothing is centred.
 
         Raises:
             StoreError: if there is no index, it is damaged, or shards of a store have no index.
@@ -166,14 +186,20 @@ class Index:
             return cls._of_store(Store.open(path))
         with reading(path, _KIND) as (folder, record):
             try:
-                shards = [faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]]
+                shards = [
+                    faiss.read_index(str(recorded_file(folder, name))) for name in record["shards"]
+                ]
                 with pq.ParquetFile(folder / _ROWS_FILE) as file:  # read_table imports pandas
                     rows = file.read(_ROW_SCHEMA.names)
-                calibration = Calibration(load_moments(folder / _MOMENTS_FILE)[0], Pipeline.load(folder))
+                calibration = Calibration(
+                    load_moments(folder / _MOMENTS_FILE)[0], Pipeline.load(folder)
+                )
             except (OSError, pa.ArrowException) as error:
                 raise ValueError(error) from error
             if (vectors := sum(shard.ntotal for shard in shards)) != rows.num_rows:
-                raise ValueError(f"it has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}")
+                raise ValueError(
+                    f"it has {counted(vectors, 'vector')}, but {counted(rows.num_rows, 'key')}"
+                )
             return cls(folder, record, shards, rows, calibration)
 
     @classmethod
@@ -182,13 +208,17 @@ class Index:
         having = store.indexed
         if not 0 < len(having) == len(store.shards):
             raise StoreError(
-                f"{len(store.shards) - len(having):,} of {counted(len(store.shards), 'shard')} of the store "
+                f"{len(store.shards) - len(having):,} of {counted(len(store.shards), 'shard')} of "
+                f"the store "
                 f"{store.path} have no FAISS index of their present rows.",
                 remedy=f"Make those that are missing: c3 verify {store.path} --repair"
                 if having
                 else "Run the `c3 embed` that made it with --faiss, or make an index: c3 index",
             )
-        rows = _row_table(store, {name: [part for own, part in having if own == name] for name in store.modalities})
+        rows = _row_table(
+            store,
+            {name: [part for own, part in having if own == name] for name in store.modalities},
+        )
         record = {
             "model": store.info.model,
             "factory": "Flat",
@@ -211,7 +241,9 @@ class Index:
         return f"Index({str(self.path)!r}: {self.rows.num_rows:,} rows, {self.record['factory']})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return how the index was built, and its recall, as JSON values; index.json has the provenance too."""
+        """Return how the index was built, and its recall, as JSON values; index.json has the
+        provenance too.
+        """
         measured = {name: value for name, value in self.record.items() if name not in _PROVENANCE}
         return {"output": str(self.path), **measured, "bias@10": self.bias}
 
@@ -219,7 +251,9 @@ class Index:
     def store_path(self) -> Path:
         """The store that the index was built from: its folder, or a path-like object for a URL."""
         recorded = self.record["store"]
-        return location(recorded) if is_url(recorded) else Path(os.path.normpath(self.path / recorded))
+        return (
+            location(recorded) if is_url(recorded) else Path(os.path.normpath(self.path / recorded))
+        )
 
     def search(
         self,
@@ -241,10 +275,12 @@ class Index:
         backend: str = "auto",
         reporter: Reporter = SILENT,
     ) -> list[SearchResult]:
-        """Find the rows nearest to one or several queries of the same kind; return one result per query.
+        """Find the rows nearest to one or several queries of the same kind; return one result per
+        query.
 
-        Images and texts are in one list, ranked by how unusual their cosine is among rows of their own modality (see
-        `Calibration`). By the cosine itself, the modality gap would put rows of the query's own modality first.
+        Images and texts are in one list, ranked by how unusual their cosine is among rows of their
+        own modality (see `Calibration`). By the cosine itself, the modality gap would put rows of
+        the query's own modality first.
 
         Args:
             text: Texts to search for.
@@ -254,21 +290,25 @@ class Index:
             modality: Modality of the vectors in ``vector``: image, text, ...
             within: Return only rows of this modality (image, text, ...).
             split: Return only rows of this split: train, val, test or all.
-            separate: Return the best rows of each modality, one modality after the other, instead of one list.
+            separate: Return the best rows of each modality, one modality after the other, instead
+                of one list.
             k: Number of results; with ``separate``, per modality.
-            nprobe: Number of inverted lists to search. More are slower and find more. By default the tuned value of the
-                index.
+            nprobe: Number of inverted lists to search. More are slower and find more. By default
+                the tuned value of the index.
             store: The store to read the row of ``key`` from. By default the store of the index.
-            pairs: Score by the log odds that a row is the right one, learned from images with captions in this store
-                (not its test rows). That ranks better where images are asked with, and takes some seconds.
-            query_prompt: What the model is given before each text. By default the prompt that the store records.
+            pairs: Score by the log odds that a row is the right one, learned from images with
+                captions in this store (not its test rows). That ranks better where images are asked
+                with, and takes some seconds.
+            query_prompt: What the model is given before each text. By default the prompt that the
+                store records.
             device: cpu, cuda, cuda:1 or mps. By default the fastest available.
             backend: auto, torch or openvino (for CPUs; needs the extra openvino).
             reporter: Gets the messages of the encoder, and a message if the index is out of date.
 
         Raises:
-            StoreError: if there is not exactly one kind of query, a text is empty, the index has no rows of ``within``,
-                the key is unknown, or vectors or the store are of another model.
+            StoreError: if there is not exactly one kind of query, a text is empty, the index has no
+                rows of ``within``, the key is unknown, or vectors or the store are of another
+                model.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
             EncoderError: if the recorded model cannot be loaded, or an image cannot be read.
         """
@@ -277,7 +317,8 @@ class Index:
         texts = [text] if isinstance(text, str) else list(text or ())
         if len(kinds) != 1 or not all(query.strip() for query in texts):
             raise StoreError(
-                f"One kind of query is needed, with content, but these were given: {', '.join(kinds) or 'none'}.",
+                f"One kind of query is needed, with content, but these were given: "
+                f"{', '.join(kinds) or 'none'}.",
                 remedy='For example: c3 search "a dog on a beach"',
             )
         self._warn_if_stale(reporter)
@@ -288,10 +329,15 @@ class Index:
 
             model = self.record["model"]
             return resolve_encoder(
-                recorded=model, device=device, backend=backend, query_prompt=query_prompt, reporter=reporter
+                recorded=model,
+                device=device,
+                backend=backend,
+                query_prompt=query_prompt,
+                reporter=reporter,
             )
 
-        others: list[tuple[ModelIdentity, str]] = []  # models that have to be that of the index, and whose they are
+        # models that have to be that of the index, and whose they are
+        others: list[tuple[ModelIdentity, str]] = []
         if key is not None:
             opened = Store.open(self.store_path if store is None else store)
             others.append((opened.info.model, f"the store {opened.path}"))
@@ -299,7 +345,10 @@ class Index:
         elif isinstance(vector, str | Path):
             rows, model = read_rows(vector, modality)
             others.append((model, str(vector)))
-            embeddings, labels = rows.embeddings, [f"{vector} row {row}" for row in range(len(rows))]
+            embeddings, labels = (
+                rows.embeddings,
+                [f"{vector} row {row}" for row in range(len(rows))],
+            )
         elif vector is not None:
             embeddings = np.atleast_2d(np.asarray(vector))
             labels = [f"vector row {row}" for row in range(len(embeddings))]
@@ -313,12 +362,19 @@ class Index:
         if pairs is not None:
             known = Store.open(pairs)
             others.append((known.info.model, f"the store {known.path}"))
-            index = replace(self, calibration=_fit_on_pairs(self.calibration, known, modality, encoder))
+            index = replace(
+                self, calibration=_fit_on_pairs(self.calibration, known, modality, encoder)
+            )
         for model, theirs in others:
-            remedy, own = "Use embeddings of the model that the index was built from.", f"The index {self.path}"
+            remedy, own = (
+                "Use embeddings of the model that the index was built from.",
+                f"The index {self.path}",
+            )
             recorded = ModelIdentity(self.record["model"])
             recorded.require_same(model, own=own, theirs=theirs, error=StoreError, remedy=remedy)
-        lists = index.rank(embeddings, modality, k, within=within, split=split, separate=separate, nprobe=nprobe)
+        lists = index.rank(
+            embeddings, modality, k, within=within, split=split, separate=separate, nprobe=nprobe
+        )
         return [SearchResult(label, hits) for label, hits in zip(labels, lists, strict=True)]
 
     def rank(
@@ -332,13 +388,16 @@ class Index:
         separate: bool = False,
         nprobe: int | None = None,
     ) -> list[list[Hit]]:
-        """Return the hits of raw embeddings (q, d), a list for each; arguments and errors are those of `search`."""
+        """Return the hits of raw embeddings (q, d), a list for each; arguments and errors are those
+        of `search`.
+        """
         if k < 1:
             raise StoreError(f"k must be at least 1, not {k}.")
         queries = self.pipeline.transform(embeddings, modality=modality)
         if queries.shape[1] != self.record["dim"]:
             raise StoreError(
-                f"The index has vectors of {self.record['dim']} dimensions, but the queries have {queries.shape[1]}.",
+                f"The index has vectors of {self.record['dim']} dimensions, but the queries have "
+                f"{queries.shape[1]}.",
                 remedy="Embed the queries with the model of the index.",
             )
         starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)]).tolist()
@@ -346,34 +405,53 @@ class Index:
         groups = sorted({*owners}, key=lambda name: (name == "text", name != "image", name))
         if within not in (None, *groups):
             raise StoreError(
-                f"The index {self.path} has no {within} rows. Its modalities are {', '.join(groups)}.",
+                f"The index {self.path} has no {within} rows. Its modalities are "
+                f"{', '.join(groups)}.",
                 remedy="Choose one of them with --in, or leave it out for all.",
             )
         lists: list[list[Hit]] = [[] for _ in queries]
         for group in [within] if within else groups:
             own = [number for number, owner in enumerate(owners) if owner == group]
-            numbers = np.concatenate([np.arange(starts[number], starts[number + 1]) for number in own])
+            numbers = np.concatenate(
+                [np.arange(starts[number], starts[number + 1]) for number in own]
+            )
             shards = [self._searched[number] for number in own]
-            products, found = self._nearest(shards, numbers, queries, k, split, nprobe or self.record.get("nprobe"))
-            cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)  # some pipelines leave other norms
+            products, found = self._nearest(
+                shards, numbers, queries, k, split, nprobe or self.record.get("nprobe")
+            )
+            # some pipelines leave other norms
+            cosines = products / np.linalg.norm(queries, axis=1, keepdims=True)
             scores = self.calibration.z(queries, cosines, group, modality)
             for hits, z, cosine, rows in zip(lists, scores, cosines, found, strict=True):
-                for score, own_cosine, row in zip(z.tolist(), cosine.tolist(), rows.tolist(), strict=True):
+                for score, own_cosine, row in zip(
+                    z.tolist(), cosine.tolist(), rows.tolist(), strict=True
+                ):
                     if row >= 0:
                         about = self.rows.slice(row, 1).to_pylist()[0]  # `take` imports pandas
                         hits.append(Hit(round(score, 6), round(own_cosine, 6), row, **about))
-        return lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
+        return (
+            lists if separate else [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in lists]
+        )
 
     def _nearest(
-        self, shards: Sequence[Any], numbers: Indices, queries: Matrix, k: int, split: str | None, nprobe: int | None
+        self,
+        shards: Sequence[Any],
+        numbers: Indices,
+        queries: Matrix,
+        k: int,
+        split: str | None,
+        nprobe: int | None,
     ) -> tuple[Matrix, Indices]:
-        """Return scores and row numbers, both (q, k), of the rows in shards that are nearest to transformed queries.
+        """Return scores and row numbers, both (q, k), of the rows in shards that are nearest to
+        transformed queries.
 
         If there are fewer than ``k`` rows in the split, the row number is -1 and the score -inf.
         """
         wanted: Any = None  # bool (n,), the rows in the split
         if split not in (None, "all"):
-            wanted = np.asarray(pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False))
+            wanted = np.asarray(
+                pc.equal(self.rows.column("split"), pa.scalar(split)).fill_null(False)
+            )
         ask = k
         while True:
             scores, found = _search_shards(shards, queries, ask, nprobe)
@@ -383,7 +461,9 @@ class Index:
             fits = (rows >= 0) & wanted[rows]
             if ask >= len(numbers) or (fits.sum(axis=1) >= k).all():
                 best = np.argsort(~fits, axis=1, kind="stable")[:, :k]
-                fits, scores, rows = (np.take_along_axis(values, best, 1) for values in (fits, scores, rows))
+                fits, scores, rows = (
+                    np.take_along_axis(values, best, 1) for values in (fits, scores, rows)
+                )
                 return np.where(fits, scores, -np.inf), np.where(fits, rows, -1)
             ask = min(4 * ask, len(numbers))
 
@@ -405,27 +485,39 @@ class Index:
         return moved
 
     def _warn_if_stale(self, reporter: Reporter) -> None:
-        """Say so if the store has changed since it was indexed; an index can be searched without its store."""
+        """Say so if the store has changed since it was indexed; an index can be searched without
+        its store.
+        """
         if kind_of(self.store_path / INFO_FILE) != "file":
             return
         try:
             store = Store.open(self.store_path)
             modalities = self.record.get("settings", {}).get("modality") or store.modalities
             changed = _shards_of(store, modalities) != self.record["store_shards"]
-            text = f"The store {store.path} has changed since it was indexed; `c3 index` brings the index up to date."
+            text = (
+                f"The store {store.path} has changed since it was indexed; `c3 index` brings "
+                f"the index up to date."
+            )
         except C3Error as error:
-            changed, text = True, f"The index {self.path} cannot be compared with its store: {error.message}"
+            changed, text = (
+                True,
+                f"The index {self.path} cannot be compared with its store: {error.message}",
+            )
         if changed:
             reporter.message(text)
 
 
-def _search_shards(shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None) -> tuple[Matrix, Indices]:
+def _search_shards(
+    shards: Sequence[Any], queries: Matrix, k: int, nprobe: int | None
+) -> tuple[Matrix, Indices]:
     """Return the best scores and row numbers over FAISS indexes, both (q, k), best first.
 
-    Rows are numbered through all of them. Where there are fewer than ``k``, the row number is -1 and the score -inf.
+    Rows are numbered through all of them. Where there are fewer than ``k``, the row number is -1
+    and the score -inf.
     """
     faiss = load_faiss()
-    joined = faiss.IndexShards(queries.shape[1], False, True)  # one after the other, rows numbered through
+    # one after the other, rows numbered through
+    joined = faiss.IndexShards(queries.shape[1], False, True)
     for shard in shards:
         inverted = faiss.try_extract_index_ivf(shard)
         if inverted and nprobe:
@@ -436,9 +528,13 @@ def _search_shards(shards: Sequence[Any], queries: Matrix, k: int, nprobe: int |
 
 
 def _row_table(
-    store: Store, parts: Mapping[str, Sequence[int]], split: str | None = None, before: pa.Table | None = None
+    store: Store,
+    parts: Mapping[str, Sequence[int]],
+    split: str | None = None,
+    before: pa.Table | None = None,
 ) -> pa.Table:
-    """Return the columns of each row that a hit shows, of these shards by modality, in the order of the vectors.
+    """Return the columns of each row that a hit shows, of these shards by modality, in the order of
+    the vectors.
 
     They come after the rows ``before`` them. A text has the path of its image.
     """
@@ -453,19 +549,28 @@ def _row_table(
             tables.append(pa.table(own))
     rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
     images = rows.filter(pc.equal(rows.column("modality"), pa.scalar("image")))
-    places = pc.index_in(one_array(rows.column("image_key")), value_set=one_array(images.column("key")))
-    paths = pc.coalesce(one_array(rows.column("path")), one_array(images.column("path")).take(places))
+    places = pc.index_in(
+        one_array(rows.column("image_key")), value_set=one_array(images.column("key"))
+    )
+    paths = pc.coalesce(
+        one_array(rows.column("path")), one_array(images.column("path")).take(places)
+    )
     return rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
 
 
 def _shards_of(store: Store, modalities: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the checksums of the shards of a store, by modality and number."""
     known = (name for name in modalities if name in store.modalities)
-    return {name: {str(part): store.shard_digest(name, part) for part in store.parts(name)} for name in known}
+    return {
+        name: {str(part): store.shard_digest(name, part) for part in store.parts(name)}
+        for name in known
+    }
 
 
 def find_index(folder: str | Path | None = None) -> Path:
-    """Return the folder that is given; for None ``c3-index``, or the store here if that alone has FAISS indexes."""
+    """Return the folder that is given; for None ``c3-index``, or the store here if that alone has
+    FAISS indexes.
+    """
     if folder is not None:
         return location(folder)
     if not _OWN.exists():
@@ -475,11 +580,14 @@ def find_index(folder: str | Path | None = None) -> Path:
     return _OWN
 
 
-def _fit_on_pairs(calibration: Calibration, store: Store, asked: str, encoder: Callable[[], Encoder]) -> Calibration:
-    """Return the calibration with curves for queries of a modality, from the first images with captions of a store.
+def _fit_on_pairs(
+    calibration: Calibration, store: Store, asked: str, encoder: Callable[[], Encoder]
+) -> Calibration:
+    """Return the calibration with curves for queries of a modality, from the first images with
+    captions of a store.
 
-    What asks for an image is its first caption, or another view of it (mirrored, the middle 80 %), and what asks for a
-    caption is the next one of the image, or the image.
+    What asks for an image is its first caption, or another view of it (mirrored, the middle 80 %),
+    and what asks for a caption is the next one of the image, or the image.
     """
     from PIL import ImageOps
 
@@ -505,13 +613,18 @@ def _fit_on_pairs(calibration: Calibration, store: Store, asked: str, encoder: C
                     views.append(ImageOps.crop(view, min(view.size) // 10))
                     seen.append(row)
         asking = encoder().encode_images(views) if views else photos.embeddings[:0]
-        pairs = {"text": (images, texts[firsts]), "image": (transform(asking, modality="image"), images[seen])}
+        pairs = {
+            "text": (images, texts[firsts]),
+            "image": (transform(asking, modality="image"), images[seen]),
+        }
     for kind, (_, rows) in pairs.items():
         if len(rows) < _LEAST_PAIRS:
             raise StoreError(
-                f"{_LEAST_PAIRS} pairs are needed to learn how {kind} rows score where {asked} is asked with, but the "
+                f"{_LEAST_PAIRS} pairs are needed to learn how {kind} rows score where {asked} is "
+                f"asked with, but the "
                 f"store {store.path} has {len(rows)}.",
-                remedy="Give a store of images with two captions each, of which the files are still there.",
+                remedy="Give a store of images with two captions each, of which the files are "
+                "still there.",
             )
     return calibration.fit_pairs({(asked, kind): both for kind, both in pairs.items()})
 
@@ -524,15 +637,23 @@ def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
     """
     for name in store.modalities:
         for part in store.parts(name):  # keys are looked at before any embedding is read
-            keys = [own for batch in store.batches(name, ["key"], parts=[part]) for own in keys_of(batch)]
+            keys = [
+                own
+                for batch in store.batches(name, ["key"], parts=[part])
+                for own in keys_of(batch)
+            ]
             if key in keys:
-                blocks = [embedding_matrix(batch) for batch in store.batches(name, ["embedding"], parts=[part])]
+                blocks = [
+                    embedding_matrix(batch)
+                    for batch in store.batches(name, ["embedding"], parts=[part])
+                ]
                 return np.concatenate(blocks)[keys.index(key)][None], name
     raise StoreError(f"The store {store.path} has no row with the key {key!r}.")
 
 
 def contact_sheet(results: Sequence[SearchResult]) -> str:
-    """Return a self-contained page of the results: images as thumbnails, texts beside the image they belong to.
+    """Return a self-contained page of the results: images as thumbnails, texts beside the image
+    they belong to.
 
     An image that cannot be read from here is shown as its key and the reason.
     """
@@ -542,7 +663,12 @@ def contact_sheet(results: Sequence[SearchResult]) -> str:
 
     pictures: dict[str, dict[str, str]] = {}
     with PhotoFinder() as photos:
-        for path in {path for result in results for path in [result.query, *(hit.path for hit in result.hits)] if path}:
+        for path in {
+            path
+            for result in results
+            for path in [result.query, *(hit.path for hit in result.hits)]
+            if path
+        }:
             try:
                 pictures[path] = {"source": thumbnail(photos.read_again(path), _THUMBNAIL)}
             except UNREADABLE as error:
@@ -568,17 +694,19 @@ def build_index(
 ) -> Index:
     """Index the transformed embeddings of a store, as inference inputs without noise.
 
-    If ``output`` has an index with the same settings, and the store has only grown since, the new rows are added;
-    ``record["added"]`` is their number. Otherwise the index is rebuilt, and a message gives the reason.
+    If ``output`` has an index with the same settings, and the store has only grown since, the new
+    rows are added; ``record["added"]`` is their number. Otherwise the index is rebuilt, and a
+    message gives the reason.
 
     Args:
         store: See `embed`.
         output: The folder to write to.
-        factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS index string.
+        factory: auto (Flat for few rows, IVF,SQfp16 for more, OPQ,IVF,PQ for many), or a FAISS
+            index string.
         modality: Index only these modalities. By default all, in one index.
         split: See `gap_report`.
-        preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip does in a store of
-            one modality.
+        preset: The preset that transforms vectors and queries; c1 leaves them unchanged, as gr-clip
+            does in a store of one modality.
         pipeline: Your own pipeline instead of a preset.
         shard_rows: Number of vectors per file.
         recall: The recall@10 that the search is tuned to reach.
@@ -593,7 +721,10 @@ def build_index(
         MissingExtraError: if faiss is not installed.
     """
     if is_url(output):
-        raise StoreError(f"A FAISS index cannot be written to {output}.", remedy="Choose a folder on this machine.")
+        raise StoreError(
+            f"A FAISS index cannot be written to {output}.",
+            remedy="Choose a folder on this machine.",
+        )
     folder = Path(output)
     store = Store.open(store, reporter=reporter)
     external = store.external_moments()[0]
@@ -610,7 +741,9 @@ def build_index(
         "factory": factory,
         "modality": list(modality) if modality else None,
         "split": split,
-        "kept_splits": None if split == "all" or store.kept_splits is None else sorted(store.kept_splits),
+        "kept_splits": None
+        if split == "all" or store.kept_splits is None
+        else sorted(store.kept_splits),
         "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
         "moments": None if chosen.fitted or not loaded else digest_of(*loaded),
         "shard_rows": shard_rows,
@@ -619,7 +752,10 @@ def build_index(
     }
     shards = _shards_of(store, modalities)
     local = isinstance(store.path, Path)  # relative, since both may move together
-    source = {"store": os.path.relpath(store.path, folder) if local else str(store.path), "store_shards": shards}
+    source = {
+        "store": os.path.relpath(store.path, folder) if local else str(store.path),
+        "store_shards": shards,
+    }
     kept = "The former index was kept; run the same command again to make the new one."
     with (
         claimed(folder, _KIND, settings, overwrite=True, reporter=reporter) as target,
@@ -639,25 +775,38 @@ def build_index(
             reporter.message(f"Rebuilding {folder}: {reason}.")
         if not centred:
             reporter.message(
-                f"The store has {' and '.join(sorted(known))} rows only, so nothing is centred; that takes the moments "
-                "of another modality too: c3 means --load FILE (those of c3-mini: c3 means --load c3-mini)."
+                f"The store has {' and '.join(sorted(known))} rows only, so nothing is centred; "
+                f"that takes the moments "
+                "of another modality too: c3 means --load FILE (those of c3-mini: c3 means --load "
+                "c3-mini)."
             )
         return _build(store, folder, chosen, settings, source, reporter)
 
 
 def _reason_to_rebuild(
-    record: Mapping[str, Any], store: Store, settings: Mapping[str, Any], shards: Mapping[str, Mapping[str, str]]
+    record: Mapping[str, Any],
+    store: Store,
+    settings: Mapping[str, Any],
+    shards: Mapping[str, Mapping[str, str]],
 ) -> str | None:
     """Return why the rows that an index lacks cannot be added to it; None if they can."""
     former, known = record["settings"], record["store_shards"]
     if changed := [name for name, value in settings.items() if former.get(name) != value]:
         digest = changed[0] in ("model", "pipeline", "moments")
-        values = " changed" if digest else f" was {former.get(changed[0])} and is now {settings[changed[0]]}"
+        values = (
+            " changed"
+            if digest
+            else f" was {former.get(changed[0])} and is now {settings[changed[0]]}"
+        )
         return f"its {changed[0]}{values}"
-    if known.keys() != shards.keys() or any(not own.items() <= shards[name].items() for name, own in known.items()):
+    if known.keys() != shards.keys() or any(
+        not own.items() <= shards[name].items() for name, own in known.items()
+    ):
         return "shards of the store changed or were removed"
     rows = sum(
-        store.shards[name, int(part)].rows for name in shards for part in shards[name].keys() - known[name].keys()
+        store.shards[name, int(part)].rows
+        for name in shards
+        for part in shards[name].keys() - known[name].keys()
     )
     if record["rows"] + rows > _GROWTH * record["built_from"]:
         return f"the store has more than twice the {record['built_from']:,} rows it was built from"
@@ -672,7 +821,9 @@ def _build(
     source: Mapping[str, Any],
     reporter: Reporter,
 ) -> Index:
-    """Build the index as a whole, with the settings of `build_index`; ``source`` names the store and its shards."""
+    """Build the index as a whole, with the settings of `build_index`; ``source`` names the store
+    and its shards.
+    """
     faiss, split, dim = load_faiss(), settings["split"], store.info.dim
     if not chosen.fitted:
         chosen.fit(store)
@@ -683,7 +834,8 @@ def _build(
     n = rows.num_rows
     if n == 0:
         raise StoreError(
-            f"The store {store.path} has no rows in the split {split!r} to index. Its splits are {store.list_splits()}."
+            f"The store {store.path} has no rows in the split {split!r} to index. Its splits are "
+            f"{store.list_splits()}."
         )
     queries = _sample_queries(store, chosen, list(parts), split)
     x, blocks = _vectors(store, chosen, parts, split, n, reporter)
@@ -692,7 +844,9 @@ def _build(
         empty = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not empty.is_trained:
             wanted = min(n, max(_cells(empty) * _TRAINING_ROWS_PER_CELL, 65_536))
-            sample = generator(settings["seed"], "index training").choice(n, size=wanted, replace=False)
+            sample = generator(settings["seed"], "index training").choice(
+                n, size=wanted, replace=False
+            )
             empty.train(x[np.sort(sample)])
         filled = _fill(empty, blocks, settings["shard_rows"])
     except RuntimeError as error:
@@ -701,12 +855,25 @@ def _build(
             f"({last_line(error)}).",
             remedy="Use --factory auto, Flat, or fewer cells.",
         ) from error
-    made = {"model": store.info.model, "factory": factory, "dim": dim, "metric": "cosine", "built_from": n}
-    record = {**made, **_measure_recall(filled, queries, x, settings["recall"]), "settings": settings, **source}
+    made = {
+        "model": store.info.model,
+        "factory": factory,
+        "dim": dim,
+        "metric": "cosine",
+        "built_from": n,
+    }
+    record = {
+        **made,
+        **_measure_recall(filled, queries, x, settings["recall"]),
+        "settings": settings,
+        **source,
+    }
     try:
         calibration = Calibration.fit(store, pipeline=chosen)
     except TransformError:  # a memory, whose effect only rows show
-        calibration = Calibration(dict(zip(parts, map(Moments.from_rows, blocks), strict=True)), chosen)
+        calibration = Calibration(
+            dict(zip(parts, map(Moments.from_rows, blocks), strict=True)), chosen
+        )
     index = Index(folder, record, filled, rows, calibration)
     _write(index)
     if len(parts) == 2:
@@ -717,7 +884,9 @@ def _build(
         for label, pipeline in (("before", preset("c1")), ("after", chosen)):
             x, y = (pipeline.transform(rows, modality=name) for name, rows in samples.items())
             shares = modality_bias(x, y, seed=settings["seed"])
-            index.bias[label] = {name: round(share.value, 4) for name, share in zip(parts, shares, strict=True)}
+            index.bias[label] = {
+                name: round(share.value, 4) for name, share in zip(parts, shares, strict=True)
+            }
     index.record["added"] = n
     return index
 
@@ -728,8 +897,15 @@ def _add_rows(index: Index, store: Store, source: Mapping[str, Any], reporter: R
     Raises:
         RuntimeError: if FAISS cannot add rows to an index of this kind.
     """
-    settings, known, before = index.record["settings"], index.record["store_shards"], index.rows.num_rows
-    parts = {n: sorted(map(int, own.keys() - known[n].keys())) for n, own in source["store_shards"].items()}
+    settings, known, before = (
+        index.record["settings"],
+        index.record["store_shards"],
+        index.rows.num_rows,
+    )
+    parts = {
+        n: sorted(map(int, own.keys() - known[n].keys()))
+        for n, own in source["store_shards"].items()
+    }
     index.rows = _row_table(store, parts, settings["split"], index.rows)
     added, kept = index.rows.num_rows - before, index.record["shards"]
     empty = load_faiss().clone_index(index.shards[-1])
@@ -761,23 +937,34 @@ def _write(index: Index, kept: Sequence[str] = ()) -> None:
 
 
 def _vectors(
-    store: Store, pipeline: Pipeline, parts: Mapping[str, Sequence[int]], split: str, n: int, reporter: Reporter
+    store: Store,
+    pipeline: Pipeline,
+    parts: Mapping[str, Sequence[int]],
+    split: str,
+    n: int,
+    reporter: Reporter,
 ) -> tuple[Matrix, list[Matrix]]:
-    """Return the n transformed rows of these shards (n, d), and the blocks of them that are of one modality."""
+    """Return the n transformed rows of these shards (n, d), and the blocks of them that are of one
+    modality.
+    """
     x, blocks, end = np.empty((n, store.info.dim), np.float32), [], 0
     with reporter.progress("Indexing", n) as progress:
         for name, numbers in parts.items():
             first = end
             for batch in store.batches(name, split=split, parts=numbers):
                 end += len(batch)
-                x[end - len(batch) : end] = pipeline.transform(embedding_matrix(batch), modality=name)
+                x[end - len(batch) : end] = pipeline.transform(
+                    embedding_matrix(batch), modality=name
+                )
                 progress.advance(len(batch))
             blocks.append(x[first:end])
     return x, blocks
 
 
 def _fill(empty: Any, blocks: Sequence[Matrix], shard_rows: int) -> list[Any]:
-    """Return copies of the trained index ``empty`` with up to ``shard_rows`` vectors of one modality each."""
+    """Return copies of the trained index ``empty`` with up to ``shard_rows`` vectors of one
+    modality each.
+    """
     filled = []
     for block in blocks:
         for start in range(0, len(block), shard_rows):
@@ -786,17 +973,25 @@ def _fill(empty: Any, blocks: Sequence[Matrix], shard_rows: int) -> list[Any]:
     return filled
 
 
-def _measure_recall(shards: Sequence[Any], queries: Matrix, x: Matrix, target: float) -> dict[str, Any]:
+def _measure_recall(
+    shards: Sequence[Any], queries: Matrix, x: Matrix, target: float
+) -> dict[str, Any]:
     """Return recall@10 against exact search in the vectors, and the nprobe that it takes."""
     faiss, k = load_faiss(), min(10, len(x))
     truth = faiss.knn(np.ascontiguousarray(queries), x, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
     cells = _cells(shards[0])
-    probes: list[int | None] = [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
+    probes: list[int | None] = (
+        [1 << power for power in range(int(np.log2(cells)) + 1)] if cells else [None]
+    )
     recall = 0.0
     for nprobe in probes:
         found = _search_shards(shards, queries, k, nprobe)[1]
-        previous, recall = recall, float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean())
-        # without inverted lists' misses, more probes change nothing: what is lost is lost by quantisation
+        previous, recall = (
+            recall,
+            float((found[:, :, None] == truth[:, None, :]).any(axis=2).mean()),
+        )
+        # without inverted lists' misses, more probes change nothing: what is lost is lost by
+        # quantisation
         if recall >= target or (nprobe and nprobe >= 64 and recall - previous < 1e-3):
             break
     return {"nprobe": nprobe, f"recall@{k}": round(recall, 4), "recall_queries": len(queries)}
@@ -808,14 +1003,19 @@ def _cells(index: Any) -> int:
     return int(inverted.nlist) if inverted else 0
 
 
-def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str) -> Matrix:
-    """Return queries for tuning the search, if possible rows of another modality that the pipeline is fitted for.
+def _sample_queries(
+    store: Store, pipeline: Pipeline, modalities: Sequence[str], split: str
+) -> Matrix:
+    """Return queries for tuning the search, if possible rows of another modality that the pipeline
+    is fitted for.
 
     Rows of the index itself would find themselves without effort.
     """
     for other in (name for name in store.modalities if name not in modalities):
         with suppress(TransformError):
-            return pipeline.transform(first_rows(store, other, None, _RECALL_QUERIES).embeddings, modality=other)
+            return pipeline.transform(
+                first_rows(store, other, None, _RECALL_QUERIES).embeddings, modality=other
+            )
     rows = first_rows(store, modalities[0], split, _RECALL_QUERIES)
     return pipeline.transform(rows.embeddings, modality=modalities[0])
 
@@ -823,8 +1023,8 @@ def _sample_queries(store: Store, pipeline: Pipeline, modalities: Sequence[str],
 def _choose_factory(n: int, dim: int) -> str:
     """Return the index string for ``n`` vectors of ``dim`` dimensions.
 
-    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond that product
-    quantisation after a rotation.
+    It is exact up to 20,000 rows, has inverted lists of float16 vectors up to 2 million, and beyond
+    that product quantisation after a rotation.
     """
     if n <= _FLAT_ROWS:
         return "Flat"

@@ -1,17 +1,21 @@
-"""Results that are folders: captioners, generators, pipelines, heads, towers. Written, checked, described, shared.
+"""Results that are folders: captioners, generators, pipelines, heads, towers. Written, checked,
+described, shared.
 
-A result is one JSON record with the SHA-256 of the other files beside it, none of which is a pickle. These rules hold
-for every command that writes one:
+A result is one JSON record with the SHA-256 of the other files beside it, none of which is a
+pickle. These rules hold for every command that writes one:
 
 - a new or empty folder is written to; a folder that contains anything else is never changed;
 - the same command continues an interrupted run, and does nothing if the run is finished;
-- a finished result of other settings or data is only replaced with ``--overwrite``, and kept as ``NAME.previous``.
+- a finished result of other settings or data is only replaced with ``--overwrite``, and kept as
+  ``NAME.previous``.
 
-What a result was made from is kept in its record: the settings of the command, and a digest of these with the data.
+What a result was made from is kept in its record: the settings of the command, and a digest of
+these with the data.
 
-On the Hugging Face hub a result is a repository of its files, ``config.json`` (the name of the class) and a card.
-``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION`` can be given instead of a folder. The mixins of huggingface_hub are
-not used: they know one file of weights alone, and importing the client takes a third of a second.
+On the Hugging Face hub a result is a repository of its files, ``config.json`` (the name of the
+class) and a card. ``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION`` can be given instead of a
+folder. The mixins of huggingface_hub are not used: they know one file of weights alone, and
+importing the client takes a third of a second.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ HUB = "hf-hub:"
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 T = TypeVar("T")
 RepositoryType = Literal["model", "dataset"]
-# a summary; Python that uses the result, with {name} for that of the repository; a table of facts; fields of the header
+# a summary; Python that uses the result, with {name} for that of the repository; a table of facts;
+# fields of the header
 Card = tuple[str, str, Mapping[str, object], Mapping[str, Any]]
 _DATA = (".json", ".parquet", ".safetensors")  # figures and cards may be removed
 _PATIENCE = 5.0  # seconds for a server to answer
@@ -75,30 +80,39 @@ class Kind:
 
 
 @contextmanager
-def writing(folder: str | Path, kind: Kind, content: Mapping[str, Any], *, keep: bool = True) -> Iterator[Path]:
-    """Yield a folder for the other files of a result, which appears whole or not at all; see `replacing`.
+def writing(
+    folder: str | Path, kind: Kind, content: Mapping[str, Any], *, keep: bool = True
+) -> Iterator[Path]:
+    """Yield a folder for the other files of a result, which appears whole or not at all; see
+    `replacing`.
 
     Its record has the JSON values of ``content``, and the SHA-256 of the files with data.
     """
     with replacing(Path(folder), keep=keep) as new:
         yield new
         digests = {path.name: sha256_of(path) for path in new.iterdir() if path.suffix in _DATA}
-        write_json_atomically(new / kind.record, {"format_version": FORMAT_VERSION, **content, "files": digests})
+        write_json_atomically(
+            new / kind.record, {"format_version": FORMAT_VERSION, **content, "files": digests}
+        )
 
 
 @contextmanager
 def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder on this machine and the record of a result, after all its files were checked.
+    """Yield the folder on this machine and the record of a result, after all its files were
+    checked.
 
     Errors of reading in the block mean that the result is damaged.
 
     Raises:
-        C3Error: of the kind's class, if there is no result, or a file of it is missing, damaged or of another layout.
+        C3Error: of the kind's class, if there is no result, or a file of it is missing, damaged or
+            of another layout.
         UnreachableError: if it has to be fetched from the hub, and cannot be.
     """
     folder = local_folder(folder)
     previous = _previous(folder)
-    remedy = f"Make one with `{kind.command}`" + (f", or choose another with {kind.option}." if kind.option else ".")
+    remedy = f"Make one with `{kind.command}`" + (
+        f", or choose another with {kind.option}." if kind.option else "."
+    )
     again = f"Make it again: `{kind.command} {kind.again}`."
     if (previous / kind.record).is_file():
         remedy = again = f"The previous {kind.name} is kept at {previous}: use it, or make another."
@@ -116,10 +130,13 @@ def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, An
         yield folder, content
     except (FileNotFoundError, NotADirectoryError):
         raise kind.error(
-            f"There is no finished {kind.name} at {folder} ({kind.record} is missing).", remedy=remedy
+            f"There is no finished {kind.name} at {folder} ({kind.record} is missing).",
+            remedy=remedy,
         ) from None
     except (*MALFORMED, RuntimeError, SafetensorError) as error:
-        raise kind.error(f"The {kind.name} at {folder} is damaged ({error}).", remedy=again) from error
+        raise kind.error(
+            f"The {kind.name} at {folder} is damaged ({error}).", remedy=again
+        ) from error
 
 
 def _previous(folder: Path) -> Path:
@@ -131,9 +148,9 @@ def _previous(folder: Path) -> Path:
 def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     """Yield a hidden folder to write to; when the block ends well it becomes ``folder``.
 
-    What was there becomes `_previous`; without ``keep`` it is removed when the new result is in its place. At every
-    moment the old or the new result is whole in one of the two; a run that is killed between the two renames leaves the
-    old one as `_previous`.
+    What was there becomes `_previous`; without ``keep`` it is removed when the new result is in its
+    place. At every moment the old or the new result is whole in one of the two; a run that is
+    killed between the two renames leaves the old one as `_previous`.
     """
     new, old = (folder.with_name(f".{folder.name}.{name}.tmp") for name in ("new", "old"))
     if old.exists() and not folder.exists():
@@ -167,7 +184,9 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
 
 
 def digest_of(*parts: object) -> str:
-    """Return a SHA-256 of settings and data: JSON values, dataclasses, arrays, columns of text, in their order."""
+    """Return a SHA-256 of settings and data: JSON values, dataclasses, arrays, columns of text, in
+    their order.
+    """
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -186,13 +205,17 @@ def _plain(value: object) -> object:
 
 
 def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
-    """Return whether a folder or URL has a result, and so one of its ``files``; an empty or missing one has none.
+    """Return whether a folder or URL has a result, and so one of its ``files``; an empty or missing
+    one has none.
 
     Raises:
         OutputError: if it is a file, or contains something else.
     """
     if kind_of(folder) == "file":
-        raise OutputError(f"{folder} is a file, but a folder is needed.", remedy="Choose another folder with --output.")
+        raise OutputError(
+            f"{folder} is a file, but a folder is needed.",
+            remedy="Choose another folder with --output.",
+        )
     folders, plain = names_in(folder)
     there = [name for name in (*plain, *folders) if not name.startswith(".")]
     if there and not set(files) & set(there):
@@ -213,17 +236,22 @@ class Target:
     overwrite: bool  # whether a finished result may be replaced
     reporter: Reporter
     there: bool = False  # whether a finished result is there
-    former: Mapping[str, Any] | None = None  # its record, if it has the same settings; None if it is to be replaced
+    # its record, if it has the same settings; None if it is to be replaced
+    former: Mapping[str, Any] | None = None
 
     def made_from(self, digest: str) -> dict[str, Any]:
-        """Return what the record of the result has as ``made_from``, given a digest of settings and data."""
+        """Return what the record of the result has as ``made_from``, given a digest of settings and
+        data.
+        """
         return {"settings": dict(self.settings), "digest": digest}
 
     def finished(self, digest: str, load: Callable[[Path], T]) -> T | None:
-        """Return the result that is there if it is of the run with this digest, and report that nothing is to do.
+        """Return the result that is there if it is of the run with this digest, and report that
+        nothing is to do.
 
         Raises:
-            OutputError: if it has the same settings, was made from other data, and is not to be replaced.
+            OutputError: if it has the same settings, was made from other data, and is not to be
+                replaced.
             C3Error: if it is damaged and not to be replaced.
         """
         if self.former is None:
@@ -237,7 +265,9 @@ class Target:
             if not self.overwrite:
                 raise
             return None
-        self.reporter.message(f"{self.folder} already contains this {self.kind.name}; there is nothing to do.")
+        self.reporter.message(
+            f"{self.folder} already contains this {self.kind.name}; there is nothing to do."
+        )
         return found
 
     def write(self, save: Callable[[Path], object]) -> None:
@@ -246,13 +276,16 @@ class Target:
         with telling_what_is_kept(lambda: kept):
             save(self.folder)
         if self.there:
-            self.reporter.message(f"The former {self.kind.name} was kept as {_previous(self.folder)}.")
+            self.reporter.message(
+                f"The former {self.kind.name} was kept as {_previous(self.folder)}."
+            )
 
     def _refuse(self, why: str) -> None:
         if not self.overwrite:
             raise OutputError(
                 f"{self.folder} already contains a finished {self.kind.name}: {why}.",
-                remedy="Choose another folder with --output, or replace it with --overwrite; it is then kept as "
+                remedy="Choose another folder with --output, or replace it with --overwrite; it "
+                "is then kept as "
                 f"{_previous(self.folder)}.",
             )
 
@@ -267,16 +300,21 @@ def claimed(
     start: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[Target]:
-    """Keep other runs off a folder while the block runs, and refuse what may not be replaced before anything is done.
+    """Keep other runs off a folder while the block runs, and refuse what may not be replaced before
+    anything is done.
 
     Raises:
-        OutputError: if another run is writing there; if the folder contains another result that is not to be replaced,
-            or anything else; or if it is that of ``start``, the result that a training starts from, or the former
-            result would be moved there.
+        OutputError: if another run is writing there; if the folder contains another result that is
+            not to be replaced, or anything else; or if it is that of ``start``, the result that a
+            training starts from, or the former result would be moved there.
     """
-    if start is not None and Path(start).resolve() in (folder.resolve(), _previous(folder).resolve()):
+    if start is not None and Path(start).resolve() in (
+        folder.resolve(),
+        _previous(folder).resolve(),
+    ):
         raise OutputError(
-            f"The training starts from {start}, but the new {kind.name} in {folder} would replace it.",
+            f"The training starts from {start}, but the new {kind.name} in {folder} would replace "
+            f"it.",
             remedy="Choose another folder with --output.",
         )
     folder = folder if folder.name else folder.absolute()
@@ -291,10 +329,16 @@ def claimed(
                 former = dict(record.get("made_from", {}).get("settings", {}))
             except (OSError, *MALFORMED):
                 record, former = {}, {}
-            changed = [name for name, value in plain.items() if name not in former or former[name] != value]
+            changed = [
+                name for name, value in plain.items() if name not in former or former[name] != value
+            ]
             target.former = None if changed else record
             if changed:
-                named = [f"{name} {former[name]}, not {plain[name]}" for name in changed if name in former]
+                named = [
+                    f"{name} {former[name]}, not {plain[name]}"
+                    for name in changed
+                    if name in former
+                ]
                 other = f"it is damaged, or it was not made by {kind.command}"
                 target._refuse(f"it was made with {'; '.join(named)}" if named else other)
         yield target
@@ -309,7 +353,13 @@ def _card_text(card: Card, name: str, license: str | None) -> str:
     lines = ["---", header, "---", "", f"# {name}", "", summary, ""]
     lines += ["```python", code.format(name=name), "```", "", "| | |", "|---|---|"]
     for key, value in {**facts, "licence": license or "not stated"}.items():
-        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        text = (
+            f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value)
+        )
         text = text.replace("|", r"\|").replace("\n", " ")
         lines += [f"| {key} | {text} |"] if value is not None else []
     fetch = f" `c3 pull {name}` fetches it." if "/" in name else ""
@@ -317,12 +367,16 @@ def _card_text(card: Card, name: str, license: str | None) -> str:
 
 
 class HubRepository:
-    """A class whose objects are repositories of the hub; a subclass has ``save(folder)``, ``load(folder)``, a card."""
+    """A class whose objects are repositories of the hub; a subclass has ``save(folder)``,
+    ``load(folder)``, a card.
+    """
 
     repository_type: ClassVar[RepositoryType] = "model"
 
     def card(self) -> Card:
-        """Return what its card says: a summary, Python that uses it, a table of facts, and fields of the header."""
+        """Return what its card says: a summary, Python that uses it, a table of facts, and fields
+        of the header.
+        """
         raise NotImplementedError
 
     def save_repository(self, folder: Path) -> None:
@@ -338,7 +392,8 @@ class HubRepository:
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, license: str | None = None
     ) -> None:
-        """Write a folder that is a repository of the Hugging Face hub: the files, ``config.json`` and a card.
+        """Write a folder that is a repository of the Hugging Face hub: the files, ``config.json``
+        and a card.
 
         Args:
             save_directory: the folder.
@@ -354,7 +409,9 @@ class HubRepository:
         self.save_repository(folder)
         config = {"class": type(self).__name__, "library_name": "c3tools", "version": __version__}
         write_json_atomically(folder / CONFIG_FILE, config)
-        write_text_atomically(folder / CARD_FILE, _card_text(self.card(), repo_id or folder.name, license))
+        write_text_atomically(
+            folder / CARD_FILE, _card_text(self.card(), repo_id or folder.name, license)
+        )
 
     def push_to_hub(
         self,
@@ -365,12 +422,14 @@ class HubRepository:
         revision: str | None = None,
         license: str | None = None,
     ) -> str:
-        """Upload it to the Hugging Face hub in one commit; the repository is made if it is not there.
+        """Upload it to the Hugging Face hub in one commit; the repository is made if it is not
+        there.
 
         Args:
             repo_id: ``ORG/NAME``.
             private: make a new repository private; None for the organisation's default.
-            token: with the right to write; by default that of `hf auth login` or of the variable HF_TOKEN.
+            token: with the right to write; by default that of `hf auth login` or of the variable
+                HF_TOKEN.
             revision: the branch; by default ``main``.
             license: see `save_pretrained`.
 
@@ -408,12 +467,14 @@ class HubRepository:
         token: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load it from a repository of the Hugging Face hub, or from a folder that `save_pretrained` wrote.
+        """Load it from a repository of the Hugging Face hub, or from a folder that
+        `save_pretrained` wrote.
 
         Args:
             pretrained_model_name_or_path: ``ORG/NAME``, or a folder, which comes first.
             revision: a branch, a tag or a commit; by default ``main``.
-            token: for private repositories; by default that of `hf auth login` or of the variable HF_TOKEN.
+            token: for private repositories; by default that of `hf auth login` or of the variable
+                HF_TOKEN.
             options: of the class, as for loading from a folder.
 
         Raises:
@@ -433,7 +494,9 @@ class HubRepository:
 
 
 def class_of(folder: Path) -> str | None:
-    """Return the name of the class that a repository is of, by its ``config.json``; None if it does not say."""
+    """Return the name of the class that a repository is of, by its ``config.json``; None if it does
+    not say.
+    """
     try:
         content = read_json(folder / CONFIG_FILE)
         return str(content["class"]) if content["library_name"] == "c3tools" else None
@@ -442,7 +505,8 @@ def class_of(folder: Path) -> str | None:
 
 
 def local_folder(folder: str | Path) -> Path:
-    """Return a path as it is; for ``hf-hub:ORG/NAME``, the folder on this machine with a copy of the repository.
+    """Return a path as it is; for ``hf-hub:ORG/NAME``, the folder on this machine with a copy of
+    the repository.
 
     Raises:
         UnreachableError: if it has to be fetched, and cannot be.
@@ -455,12 +519,18 @@ def local_folder(folder: str | Path) -> Path:
 
 
 def download_repository(
-    repo_id: str, repository_type: RepositoryType = "model", *, revision: str | None = None, token: str | None = None
+    repo_id: str,
+    repository_type: RepositoryType = "model",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Path:
-    """Fetch a repository to the hub's cache and return its folder; only files that c3tools reads are fetched.
+    """Fetch a repository to the hub's cache and return its folder; only files that c3tools reads
+    are fetched.
 
     Raises:
-        UnreachableError: if the hub does not answer and there is no copy, or there is no such repository.
+        UnreachableError: if the hub does not answer and there is no copy, or there is no such
+            repository.
         C3Error: if it is of another program.
     """
     with _explained(repo_id) as online:
@@ -479,14 +549,19 @@ def download_repository(
             if class_of(Path(fetched)) is None:
                 raise C3Error(
                     f"{repo_id} was not made by c3tools: its {CONFIG_FILE} names no class.",
-                    remedy="`c3 push` and push_to_hub make such repositories; encoders are named with --model.",
+                    remedy="`c3 push` and push_to_hub make such repositories; encoders are named "
+                    "with --model.",
                 )
     return Path(fetched)
 
 
 def answers(address: str) -> bool:
-    """Return whether a server, or the proxy before it, takes connections; in a thread, as name look-ups may hang."""
-    proxies = (os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"))
+    """Return whether a server, or the proxy before it, takes connections; in a thread, as name
+    look-ups may hang.
+    """
+    proxies = (
+        os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    )
     target = urlsplit(next(filter(None, proxies), address))
     connected: list[int] = []
 
@@ -503,7 +578,9 @@ def answers(address: str) -> bool:
 
 @contextmanager
 def _explained(repo_id: str) -> Iterator[bool]:
-    """Yield whether the hub answers; turn errors of its client, and of the layers below, into one with a remedy."""
+    """Yield whether the hub answers; turn errors of its client, and of the layers below, into one
+    with a remedy.
+    """
     if not _NAME.fullmatch(repo_id):
         raise C3Error(
             f"{repo_id} is neither a folder on this machine nor the name of a repository.",
@@ -515,11 +592,18 @@ def _explained(repo_id: str) -> Iterator[bool]:
         yield answers(constants.ENDPOINT)
     except C3Error:
         raise
-    except Exception as error:  # the client raises whatever its layers raise, and they differ by version
+    except Exception as error:
+        # the client raises whatever its layers raise, and they differ by version
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = " ".join(str(error).split())[:300]
-        text, remedy = f"{repo_id} on {constants.ENDPOINT}: {reason}", "Try again when the server can be reached."
+        text, remedy = (
+            f"{repo_id} on {constants.ENDPOINT}: {reason}",
+            "Try again when the server can be reached.",
+        )
         if status in (401, 403, 404):
-            text = f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may use ({status})."
+            text = (
+                f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may "
+                f"use ({status})."
+            )
             remedy = "Check the name; log in with `hf auth login`, or set HF_TOKEN."
         raise UnreachableError(text, remedy=remedy) from error

@@ -23,14 +23,23 @@ _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
 _SMALLEST_VALUE = 8
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 # errors raised by invalid JSON or an unexpected structure
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, fsync it, and rename it to ``path``.
 
-    A reader sees the old file or the new one, never a part of one. After a crash only a temporary file is left, which
-    `remove_leftovers` removes. For a URL, the file is filled on this machine and uploaded as one object.
+    A reader sees the old file or the new one, never a part of one. After a crash only a temporary
+    file is left, which `remove_leftovers` removes. For a URL, the file is filled on this machine
+    and uploaded as one object.
 
     Raises:
         OSError: if it cannot be written, for example because the disk is full.
@@ -41,7 +50,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             upload(Path(folder) / "object", path)
         return
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # unique among all machines
+    # unique among all machines
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         write(temporary)
         mask = os.umask(0o022)
@@ -57,7 +67,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_all(path: Path, content: bytes) -> None:
-    """Write one object at a URL, or a file on this machine in its place, which may be a device such as /dev/stdout.
+    """Write one object at a URL, or a file on this machine in its place, which may be a device such
+    as /dev/stdout.
 
     Raises:
         OSError: if it cannot be written.
@@ -79,18 +90,26 @@ def write_json_atomically(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return ``value`` as JSON in the one layout that stores use: sorted, indented, ending with a newline."""
+    """Return ``value`` as JSON in the one layout that stores use: sorted, indented, ending with a
+    newline.
+    """
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_csv(lines: Iterator[str], suffix: str) -> csv.DictReader[str]:
-    """Return the rows of a table with a header, as its lines; ``suffix`` is .tsv for one with tabs."""
+    """Return the rows of a table with a header, as its lines; ``suffix`` is .tsv for one with
+    tabs.
+    """
     header = next(lines, "")
-    return csv.DictReader(chain([header], lines), delimiter=delimiter_of(header, suffix), skipinitialspace=True)
+    return csv.DictReader(
+        chain([header], lines), delimiter=delimiter_of(header, suffix), skipinitialspace=True
+    )
 
 
 def delimiter_of(header: str, suffix: str = "") -> str:
-    """Return the character between the columns of a table, by its first line: the most frequent of , ; | and tab."""
+    """Return the character between the columns of a table, by its first line: the most frequent of
+    , ; | and tab.
+    """
     return "\t" if suffix.lower() == ".tsv" else max(",;|\t", key=header.count)
 
 
@@ -99,14 +118,16 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError, RecursionError: if it is not JSON; TooLargeError if it would take more memory than it may.
-            `MALFORMED` has both, and what comes of using a value that has another layout.
+        ValueError, RecursionError: if it is not JSON; TooLargeError if it would take more memory
+            than it may. `MALFORMED` has both, and what comes of using a value that has another
+            layout.
     """
     return json.loads(read_limited(path))
 
 
 def read_limited(path: Path) -> bytes:
-    """Return the content of a JSON file that Python can take in memory: a list that takes 3 bytes here takes 64 there.
+    """Return the content of a JSON file that Python can take in memory: a list that takes 3 bytes
+    here takes 64 there.
 
     Raises:
         OSError: if it cannot be read.
@@ -135,7 +156,9 @@ def recorded_file(folder: Path, name: object) -> Path:
 
 
 def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
-    """Remove the temporary files that a killed writer left in a folder, of all files or of those with ``names``."""
+    """Remove the temporary files that a killed writer left in a folder, of all files or of those
+    with ``names``.
+    """
     for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
         if (match := _TEMPORARY.fullmatch(path.name)) and (names is None or match[1] in names):
             path.unlink(missing_ok=True)
@@ -148,7 +171,9 @@ def sha256_of(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing, and tell the disk to keep their names."""
+    """Make a folder, and those above it, where they are missing, and tell the disk to keep their
+    names.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:

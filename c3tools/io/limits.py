@@ -1,8 +1,9 @@
 """Limits of every reader: how much memory a file may take.
 
-One rule: memory grows with what a file has on the disk, never with what it declares. A value has a largest size, by
-its kind; what is packed may unpack to so many times the size of the file; and a file that is read as a whole has a
-largest size. A file that breaks the rule ends in a `TooLargeError` before its content is in memory.
+One rule: memory grows with what a file has on the disk, never with what it declares. A value has a
+largest size, by its kind; what is packed may unpack to so many times the size of the file; and a
+file that is read as a whole has a largest size. A file that breaks the rule ends in a
+`TooLargeError` before its content is in memory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Paths on this machine and URLs, behind one interface.
 
-A local path needs neither fsspec nor universal_pathlib. A URL (``s3://``, ``gs://``, ``hf://``, ``http(s)://``) becomes
-an object with the interface of `pathlib.Path`, so that readers need not know the difference. Its bytes are read in
-independent ranges, and a request that fails is retried with growing pauses. Credentials come from the environment
-alone, as the client of each object store reads them.
+A local path needs neither fsspec nor universal_pathlib. A URL (``s3://``, ``gs://``, ``hf://``,
+``http(s)://``) becomes an object with the interface of `pathlib.Path`, so that readers need not
+know the difference. Its bytes are read in independent ranges, and a request that fails is retried
+with growing pauses. Credentials come from the environment alone, as the client of each object store
+reads them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableEr
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds, doubled after each attempt
 BLOCK = 4 * 2**20  # bytes per request
-SMALL_BLOCK = 2**16  # bytes per request where only a small part of a file is needed: its footer, one column
+# bytes per request where only a small part of a file is needed: its footer, one column
+SMALL_BLOCK = 2**16
 _MOST_NAMES = 100_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 _REFUSED_STATUS, _GONE_STATUS = (400, 401, 403, 405), (404, 410)
-_CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
+_CREDENTIAL_ERRORS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "DefaultCredentialsError",
+}
 _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT = (*_FILE_ERRORS, ImportError, ValueError, TypeError)  # another attempt would fail too
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -61,7 +68,8 @@ def location(text: str | Path) -> Path:
         path.fs  # noqa: B018 - imports the package that the scheme needs
     except ValueError as error:
         raise CorpusError(
-            f"{text} is not a URL that can be read ({error}).", remedy="Use s3://, gs://, hf://, http:// or https://."
+            f"{text} is not a URL that can be read ({error}).",
+            remedy="Use s3://, gs://, hf://, http:// or https://.",
         ) from error
     except ImportError as error:
         extra, purpose = _EXTRAS.get(scheme, "url"), f"Reading {scheme}:// locations"
@@ -72,12 +80,12 @@ def location(text: str | Path) -> Path:
 def expand(text: str | Path) -> list[Path]:
     """Return the locations that a path or pattern stands for.
 
-    Braces, ``{000..012}`` and ``{a,b}``, are expanded, and ``*`` is looked up. A pattern that is the name of an
-    existing file is taken literally.
+    Braces, ``{000..012}`` and ``{a,b}``, are expanded, and ``*`` is looked up. A pattern that is
+    the name of an existing file is taken literally.
 
     Raises:
-        CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, cannot be looked up, or braces stand for
-            more than 100,000 names.
+        CorpusError: if a pattern with ``*``, ``?`` or ``[`` matches nothing, cannot be looked up,
+            or braces stand for more than 100,000 names.
     """
     if isinstance(text, Path) or (not is_url(text) and os.path.exists(text)):  # noqa: PTH110 - of any length
         return [location(text)]
@@ -87,7 +95,8 @@ def expand(text: str | Path) -> list[Path]:
         raise CorpusError(f"{text[:200]} stands for more than {_MOST_NAMES:,} names.") from None
     found: list[Path] = []
     for name in names:
-        is_web = name.lower().startswith(("http://", "https://"))  # which list no files: * and ? are of the address
+        # which list no files: * and ? are of the address
+        is_web = name.lower().startswith(("http://", "https://"))
         if is_web or not _GLOB.search(name):
             found.append(location(name))
             continue
@@ -98,7 +107,9 @@ def expand(text: str | Path) -> list[Path]:
         else:
             matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - absolute ones
         if not matches:
-            raise CorpusError(f"Nothing matches {name}.", remedy="Check the path before the first *, ? or [.")
+            raise CorpusError(
+                f"Nothing matches {name}.", remedy="Check the path before the first *, ? or [."
+            )
         found += matches
     return found
 
@@ -118,7 +129,8 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
 
 
 def names_in(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files in a folder, sorted; none if the folder does not exist.
+    """Return the names of the folders and of the files in a folder, sorted; none if the folder does
+    not exist.
 
     Raises:
         OSError: if it cannot be looked up.
@@ -130,8 +142,12 @@ def names_in(folder: Path) -> tuple[list[str], list[str]]:
             entries = _request(folder, "ls", detail=True)
         except (FileNotFoundError, NotADirectoryError):
             entries = []
-        found = [(e["name"].rstrip("/").rpartition("/")[2], e["type"] == "directory") for e in entries]
-    return sorted(name for name, is_folder in found if is_folder), sorted(name for name, inner in found if not inner)
+        found = [
+            (e["name"].rstrip("/").rpartition("/")[2], e["type"] == "directory") for e in entries
+        ]
+    return sorted(name for name, is_folder in found if is_folder), sorted(
+        name for name, inner in found if not inner
+    )
 
 
 def upload(source: Path, target: Path) -> None:
@@ -146,13 +162,16 @@ def upload(source: Path, target: Path) -> None:
     except (FileNotFoundError, NotImplementedError) as error:
         raise UnreachableError(
             f"{target} cannot be written ({_reason(error)}).",
-            remedy="Check the address. The bucket has to exist, and files cannot be written to web servers.",
+            remedy="Check the address. The bucket has to exist, and files cannot be written to "
+            "web servers.",
         ) from error
 
 
 @contextmanager
 def on_this_machine(path: Path) -> Iterator[Path]:
-    """Yield a file on this machine: the file itself, or a copy of one at a URL, so that it is downloaded once."""
+    """Yield a file on this machine: the file itself, or a copy of one at a URL, so that it is
+    downloaded once.
+    """
     if isinstance(path, Path):
         yield path
         return
@@ -188,7 +207,8 @@ def size_of(path: Path) -> int:
 
 
 def open_binary(path: Path, block: int | None = None) -> BinaryIO:
-    """Open a seekable file for reading; a URL is read in ranges of ``block`` bytes (default `BLOCK`).
+    """Open a seekable file for reading; a URL is read in ranges of ``block`` bytes (default
+    `BLOCK`).
 
     Raises:
         OSError: if it cannot be read, after `ATTEMPTS` attempts if the error may be temporary.
@@ -200,7 +220,9 @@ def open_binary(path: Path, block: int | None = None) -> BinaryIO:
 
 @contextmanager
 def name_or_file(path: Path, block: int | None = None) -> Iterator[Path | BinaryIO]:
-    """Yield the path of a local file, which libraries read faster by name, or an open file for a URL."""
+    """Yield the path of a local file, which libraries read faster by name, or an open file for a
+    URL.
+    """
     if isinstance(path, Path):
         yield path
         return
@@ -218,10 +240,12 @@ def read_all(path: Path, limit: int = -1) -> bytes:
 
 @contextmanager
 def unread_is_not_damaged(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system in the block into one that says nothing about the content of the file.
+    """Turn an error of the operating system in the block into one that says nothing about the
+    content of the file.
 
     Raises:
-        UnreachableError: if the file is there and cannot be read, for example because too many files are open.
+        UnreachableError: if the file is there and cannot be read, for example because too many
+            files are open.
     """
     try:
         yield
@@ -232,12 +256,14 @@ def unread_is_not_damaged(path: Path) -> Iterator[None]:
             raise
         raise UnreachableError(
             f"{path} cannot be read ({error.strerror or error}). The file itself may be intact.",
-            remedy="Look at its permissions, the disk, and the number of open files (ulimit -n), then try again.",
+            remedy="Look at its permissions, the disk, and the number of open files (ulimit -n), "
+            "then try again.",
         ) from error
 
 
 def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> T:
-    """Return the result of ``call``; retry temporary errors (of the server, of the connection) with growing pauses.
+    """Return the result of ``call``; retry temporary errors (of the server, of the connection) with
+    growing pauses.
 
     Args:
         call: one request.
@@ -248,7 +274,13 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         FileNotFoundError, ValueError: at once.
         UnreachableError: at once if access is refused, otherwise when all attempts have failed.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+    from tenacity import (
+        Retrying,
+        retry_if_exception,
+        stop_after_attempt,
+        wait_exponential,
+        wait_random,
+    )
 
     attempts = ATTEMPTS if attempts is None else attempts
     again = Retrying(
@@ -264,16 +296,20 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
         if verdict == "refused":
             raise RefusedError(
                 f"Access to {where} was refused ({_reason(error)}).",
-                remedy="Check the address, the credentials in the environment (for s3://: AWS_ACCESS_KEY_ID, "
+                remedy="Check the address, the credentials in the environment (for s3://: "
+                "AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL) and their permissions.",
             ) from error
         if verdict == "gone":
-            raise FileNotFoundError(0, f"{where}: the server answers {getattr(error, 'status', '')}") from error
+            raise FileNotFoundError(
+                0, f"{where}: the server answers {getattr(error, 'status', '')}"
+            ) from error
         if verdict == "permanent":
             raise
         raise UnreachableError(
             f"{where} could not be reached in {attempts} attempts ({_reason(error)}).",
-            remedy="Check the address and the credentials in the environment, then run the same command again.",
+            remedy="Check the address and the credentials in the environment, then run the same "
+            "command again.",
         ) from error
 
 
@@ -281,7 +317,11 @@ def _verdict(error: BaseException) -> Literal["refused", "gone", "temporary", "p
     """Return what an error means; fsspec reports a web server that is down as a missing file."""
     cause, own = error.__cause__, getattr(error, "status", None)
     status = own or getattr(cause, "status", None)
-    if isinstance(error, PermissionError) or status in _REFUSED_STATUS or type(error).__name__ in _CREDENTIAL_ERRORS:
+    if (
+        isinstance(error, PermissionError)
+        or status in _REFUSED_STATUS
+        or type(error).__name__ in _CREDENTIAL_ERRORS
+    ):
         return "refused"
     if own in _GONE_STATUS:
         return "gone"
@@ -302,7 +342,8 @@ def _reason(error: Exception) -> str:
 def _request(path: Any, method: str, *arguments: Any, **options: Any) -> Any:
     """Call a method of the file system of a URL.
 
-    `exists` and similar functions cannot be called, because they treat every error as a missing file.
+    `exists` and similar functions cannot be called, because they treat every error as a missing
+    file.
     """
 
     def call() -> Any:
@@ -317,7 +358,8 @@ class _RangeReader(io.RawIOBase):
 
     def __init__(self, path: Any) -> None:
         self._path, self._position = path, 0
-        self._whole: bytes | None = None  # of a server that ignores ranges, or does not say how long a file is
+        # of a server that ignores ranges, or does not say how long a file is
+        self._whole: bytes | None = None
         size = _request(path, "info")["size"]
         if size is None:
             self._whole = _request(path, "cat_file")
@@ -353,5 +395,7 @@ class _RangeReader(io.RawIOBase):
         if len(content) == self._size:
             self._whole = content
         elif len(content) != stop - start:
-            raise ConnectionError(f"{stop - start:,} bytes were requested, but {len(content):,} were received")
+            raise ConnectionError(
+                f"{stop - start:,} bytes were requested, but {len(content):,} were received"
+            )
         return content

@@ -1,8 +1,9 @@
 """One writer at a time in a folder of this machine, with the name of the writer for the others.
 
-The lock is a file beside the folder, because folders of results are renamed. It ends with its process, however that
-ends, even if processes that it has forked live on. At a URL nothing is locked: there the last writer notices that the
-record of the result has changed since it began (`c3tools.store.manifest`).
+The lock is a file beside the folder, because folders of results are renamed. It ends with its
+process, however that ends, even if processes that it has forked live on. At a URL nothing is
+locked: there the last writer notices that the record of the result has changed since it began
+(`c3tools.store.manifest`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder: a folder, or a URL, where nothing is locked.
 
     Raises:
-        OutputError: if another run is writing, with its process, host and start; if the folder cannot be written, or a
-            file is in the way.
+        OutputError: if another run is writing, with its process, host and start; if the folder
+            cannot be written, or a file is in the way.
     """
     if not isinstance(folder, Path):
         yield
@@ -41,10 +42,13 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         make_folder(folder)
     except (FileExistsError, NotADirectoryError):
-        raise OutputError(f"{folder} is a file, but a folder is needed.", remedy="Choose another folder.") from None
+        raise OutputError(
+            f"{folder} is a file, but a folder is needed.", remedy="Choose another folder."
+        ) from None
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be made ({error.strerror or error}).", remedy="Choose a folder that can be written."
+            f"{folder} cannot be made ({error.strerror or error}).",
+            remedy="Choose a folder that can be written.",
         ) from error
     with locked_file(folder):
         try:
@@ -61,7 +65,8 @@ def locked_file(result: Path) -> Iterator[None]:
     """Keep other writers off a file of this machine while the block runs; see `locked`."""
     place = result.resolve()
     make_folder(place.parent)
-    beside = os.access(place.parent, os.W_OK) or not place.is_dir()  # else in a folder that nothing is written beside
+    # else in a folder that nothing is written beside
+    beside = os.access(place.parent, os.W_OK) or not place.is_dir()
     path = (place.parent if beside else place) / f".{place.name}.lock"
     lock = FileLock(path, timeout=0, thread_local=False, mode=0o666)
     try:
@@ -74,14 +79,17 @@ def locked_file(result: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"The lock file {path} cannot be used ({error.strerror or error}).",
-            remedy="Make its folder writable, or write to a folder on another file system. If the lock file is a link, "
+            remedy="Make its folder writable, or write to a folder on another file system. If the "
+            "lock file is a link, "
             "remove it.",
         ) from error
     process = os.getpid()
     try:
         started = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
         with suppress(OSError):
-            path.write_text(json.dumps({"process": process, "host": platform.node(), "since": started}))
+            path.write_text(
+                json.dumps({"process": process, "host": platform.node(), "since": started})
+            )
         yield
     finally:
         if os.getpid() == process:  # not in a forked process

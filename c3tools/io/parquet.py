@@ -1,4 +1,6 @@
-"""Read tables from strangers, Parquet and Arrow: what they declare is checked against their size on disk first."""
+"""Read tables from strangers, Parquet and Arrow: what they declare is checked against their size on
+disk first.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,28 @@ from ..errors import CorpusError
 from .limits import LARGEST_IMAGE_FILE, TooLargeError
 from .locations import name_or_file, open_binary
 
-UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)  # for damaged and hostile tables
-# bytes that any file may come to, and times its size: of what is unpacked, and of values, which dictionaries repeat
+# for damaged and hostile tables
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)
+# bytes that any file may come to, and times its size: of what is unpacked, and of values, which
+# dictionaries repeat
 _ANY_SIZE, _MOST_PACKED, _MOST_REPEATED = 1 << 26, 100, 1000
 _BATCH_BYTES = 1 << 25
 _MOST_ROWS = 1 << 10  # of a batch, which becomes Python objects
 _WIDEST = 8  # bytes of a number
-# the values of a column in one row group: path (captions.list.element), values, bytes unpacked, kind, encodings
+# the values of a column in one row group: path (captions.list.element), values, bytes unpacked,
+# kind, encodings
 _Chunk = tuple[str, int, int, str, list[str]]
 _TAIL = 8  # bytes after the footer: its length, and the mark of the format
-# pyarrow ends the process where it cannot make sense of what a footer says of a column, so another process looks at it
+# pyarrow ends the process where it cannot make sense of what a footer says of a column, so another
+# process looks at it
 _LOOK = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
 metadata = pq.read_metadata(pa.BufferReader(sys.stdin.buffer.read()))
 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
 chunks = [[group.column(number) for number in range(group.num_columns)] for group in groups]
-json.dump([[[c.path_in_schema, c.num_values, c.total_uncompressed_size, c.physical_type, c.encodings] for c in row]
-           for row in chunks], sys.stdout)
+json.dump([[[c.path_in_schema, c.num_values, c.total_uncompressed_size, c.physical_type,
+             c.encodings] for c in row] for row in chunks], sys.stdout)
 """
 
 
@@ -47,7 +53,12 @@ def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
     Raises:
         pyarrow.ArrowInvalid: if it is damaged.
     """
-    done = subprocess.run([sys.executable, "-P", "-c", _LOOK], input=b"PAR1" + footer, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _LOOK],
+        input=b"PAR1" + footer,
+        capture_output=True,
+        check=False,
+    )
     if done.returncode:
         raise pa.ArrowInvalid("its footer is damaged")
     groups: list[list[_Chunk]] = json.loads(done.stdout)
@@ -66,11 +77,15 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         content.seek(size - _TAIL)
         content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
         chunks = _column_chunks(content.read())
-        repeated = sorted({path for group in chunks for path, _, _, kind, how in group if _repeats(kind, how)})
+        repeated = sorted(
+            {path for group in chunks for path, _, _, kind, how in group if _repeats(kind, how)}
+        )
         schema = file.metadata.schema
         if unknown := {*repeated} - {schema.column(number).path for number in range(len(schema))}:
             raise pa.ArrowInvalid(f"its schema has no column {unknown.pop()!r}")
-        with pq.ParquetFile(source, metadata=file.metadata, read_dictionary=repeated) as dictionaries:
+        with pq.ParquetFile(
+            source, metadata=file.metadata, read_dictionary=repeated
+        ) as dictionaries:
             yield _Reader(file, dictionaries, chunks, size)
 
 
@@ -78,8 +93,8 @@ def read_parquet(path: Path) -> pa.Table:
     """Return the content of a Parquet file.
 
     Raises:
-        OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if it would take far more
-            memory than a file of its size has any reason to.
+        OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if it would
+            take far more memory than a file of its size has any reason to.
     """
     with open_parquet(path) as file:
         batches = list(file.batches())
@@ -87,17 +102,28 @@ def read_parquet(path: Path) -> pa.Table:
 
 
 class _Reader:
-    """An open Parquet file, read in batches whose size does not depend on what the file declares."""
+    """An open Parquet file, read in batches whose size does not depend on what the file
+    declares.
+    """
 
     def __init__(
-        self, file: pq.ParquetFile, dictionaries: pq.ParquetFile, chunks: Sequence[Sequence[_Chunk]], size: int
+        self,
+        file: pq.ParquetFile,
+        dictionaries: pq.ParquetFile,
+        chunks: Sequence[Sequence[_Chunk]],
+        size: int,
     ) -> None:
         self._file, self._dictionaries, self._chunks, self._size = file, dictionaries, chunks, size
-        self._most = self._left = max(_ANY_SIZE, _MOST_REPEATED * size)  # bytes that the values may come to
+        # bytes that the values may come to
+        self._most = self._left = max(_ANY_SIZE, _MOST_REPEATED * size)
         self.schema = file.schema_arrow
-        self.row_counts = [file.metadata.row_group(number).num_rows for number in range(len(chunks))]
+        self.row_counts = [
+            file.metadata.row_group(number).num_rows for number in range(len(chunks))
+        ]
 
-    def batches(self, columns: Sequence[str] | None = None, *, group: int | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str] | None = None, *, group: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, in batches of about 32 MiB.
 
         Args:
@@ -105,8 +131,8 @@ class _Reader:
             group: the row group to read; all by default.
 
         Raises:
-            OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if its values come to too
-                much.
+            OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if its
+                values come to too much.
         """
         prefixes = tuple("." if columns is None else f".{name}." for name in columns or [""])
         for number in range(len(self.row_counts)) if group is None else [group]:
@@ -122,7 +148,9 @@ class _Reader:
                         raise self._too_large(f"its column {path!r} has {values:,} values")
                     # a difference may be to a text that has nearly the size of the whole column
                     is_delta = any(encoding.startswith("DELTA_") for encoding in encodings)
-                    of_row += unpacked // (1 if is_delta and kind == "BYTE_ARRAY" else max(1, count))
+                    of_row += unpacked // (
+                        1 if is_delta and kind == "BYTE_ARRAY" else max(1, count)
+                    )
                     repeated += [path] if _repeats(kind, encodings) else []
             for batch in self._dictionaries.iter_batches(1, [number], repeated) if repeated else ():
                 of_row += sum(map(_largest_repeated, batch.columns))
@@ -141,12 +169,17 @@ class _Reader:
 
 def _written_out(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return rows with the values of dictionaries in their places."""
-    columns = [each.dictionary_decode() if isinstance(each, pa.DictionaryArray) else each for each in batch.columns]
+    columns = [
+        each.dictionary_decode() if isinstance(each, pa.DictionaryArray) else each
+        for each in batch.columns
+    ]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
 
 
 def _repeats(kind: str, encodings: Sequence[str]) -> bool:
-    """Return whether a column has texts or bytes that are stored once, and may be those of every row."""
+    """Return whether a column has texts or bytes that are stored once, and may be those of every
+    row.
+    """
     return kind == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in encodings)
 
 
@@ -185,7 +218,11 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 batches = iter(pa.ipc.open_stream(source))
             for batch in batches:
                 for column in batch.columns:  # what is mapped is taken as it lies in the file
-                    column.validate(full=not (pa.types.is_decimal(column.type) or pa.types.is_temporal(column.type)))
+                    column.validate(
+                        full=not (
+                            pa.types.is_decimal(column.type) or pa.types.is_temporal(column.type)
+                        )
+                    )
                 str(batch.schema)  # decodes the names of all fields
                 yield batch
                 count += 1
@@ -194,6 +231,7 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
     except UNREADABLE as error:
         raise OSError(
             0,
-            f"cut short or damaged after {count:,} record batches ({error}); copy it again, then run the same command "
+            f"cut short or damaged after {count:,} record batches ({error}); copy it again, then "
+            f"run the same command "
             "again",
         ) from error

@@ -1,11 +1,12 @@
 """Recall@k between two modalities, in both directions, with any number of captions per image.
 
-A query has one or more positives in the gallery (an image has its own captions, a caption its own image). Recall@k
-is the share of queries with at least one positive among their k nearest gallery rows by inner product (cosine, for
-unit rows). It is exact: every query is compared with every gallery row, in blocks of bounded memory.
+A query has one or more positives in the gallery (an image has its own captions, a caption its own
+image). Recall@k is the share of queries with at least one positive among their k nearest gallery
+rows by inner product (cosine, for unit rows). It is exact: every query is compared with every
+gallery row, in blocks of bounded memory.
 
-Ties are broken at random, and the expected value is returned: the order of the rows makes no difference, even where
-two images have the same caption or a transform makes embeddings equal.
+Ties are broken at random, and the expected value is returned: the order of the rows makes no
+difference, even where two images have the same caption or a transform makes embeddings equal.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ def hits(
     gallery_items: Indices,
     ks: Sequence[int] = DEFAULT_KS,
 ) -> dict[str, Array]:
-    """Return whether a positive is among the ``k`` nearest of each query, by ``recall@k``: float64 (n,).
+    """Return whether a positive is among the ``k`` nearest of each query, by ``recall@k``: float64
+    (n,).
 
-    The mean of the values is the recall. A value between 0 and 1 is the probability over the order of ties.
+    The mean of the values is the recall. A value between 0 and 1 is the probability over the order
+    of ties.
 
     Args:
         queries: (n, d), any float dtype; the products are computed in it.
         gallery: (m, d), the same dtype.
-        query_items: int64 (n,); a gallery row is a positive of a query when their items are equal. All have one.
+        query_items: int64 (n,); a gallery row is a positive of a query when their items are equal.
+            All have one.
         gallery_items: int64 (m,).
         ks: numbers of nearest rows, at least 1.
     """
@@ -47,13 +51,18 @@ def hits(
     columns = order[np.repeat(first - bounds[:-1], matches) + np.arange(bounds[-1])]
     found = {f"recall@{k}": np.zeros(len(queries)) for k in ks}
     for part, scores in _scored(queries, gallery):
-        # positives' scores are read from the same product, so that rounding cannot rank them against themselves
+        # positives' scores are read from the same product, so that rounding cannot rank them
+        # against themselves
         starts, counts = bounds[part] - bounds[part.start], matches[part]
-        own = scores[np.repeat(np.arange(len(scores)), counts), columns[bounds[part.start] : bounds[part.stop]]]
+        own = scores[
+            np.repeat(np.arange(len(scores)), counts),
+            columns[bounds[part.start] : bounds[part.stop]],
+        ]
         best = np.maximum.reduceat(own, starts)
         better = np.count_nonzero(scores > best[:, None], axis=1)
         positives = np.add.reduceat((own == np.repeat(best, counts)).astype(np.int64), starts)
-        negatives = np.count_nonzero(scores >= best[:, None], axis=1) - better - positives  # that tie with the best
+        # that tie with the best
+        negatives = np.count_nonzero(scores >= best[:, None], axis=1) - better - positives
         for k, values in zip(ks, found.values(), strict=True):
             values[part] = better < k
             for row in np.flatnonzero((better < k) & (negatives > 0)):
@@ -66,7 +75,8 @@ def hits(
 def pair_hits(
     first: Floats, second: Floats, item_index: Indices, ks: Sequence[int] = DEFAULT_KS
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the hits in both directions between items and the rows that belong to them; see `hits`.
+    """Return the hits in both directions between items and the rows that belong to them; see
+    `hits`.
 
     Args:
         first: (n, d), one row per item (images).
@@ -75,23 +85,30 @@ def pair_hits(
         ks: numbers of nearest rows.
 
     Returns:
-        first → second, where any row of the item counts as a hit, and second → first. Items without rows in
+        first → second, where any row of the item counts as a hit, and second → first. Items without
+        rows in
         ``second`` are no queries, but stay in the gallery.
     """
     items, with_rows = np.arange(len(first), dtype=np.int64), np.unique(item_index)
-    return hits(first[with_rows], second, with_rows, item_index, ks), hits(second, first, item_index, items, ks)
+    return hits(first[with_rows], second, with_rows, item_index, ks), hits(
+        second, first, item_index, items, ks
+    )
 
 
 def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
-    """Return the ``k`` nearest gallery rows of each query, best first, and their products: int64, float64 (n, k).
+    """Return the ``k`` nearest gallery rows of each query, best first, and their products: int64,
+    float64 (n, k).
 
-    Of rows with equal products the first comes first. Where the gallery has fewer rows, all are taken.
+    Of rows with equal products the first comes first. Where the gallery has fewer rows, all are
+    taken.
     """
     k = min(k, len(gallery))
     found, products = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
     for part, scores in _scored(queries, gallery):
         one = k == 1  # without sorting
-        found[part] = scores.argmax(1)[:, None] if one else np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        found[part] = (
+            scores.argmax(1)[:, None] if one else np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        )
         products[part] = np.take_along_axis(scores, found[part], axis=1)
     return found, products
 

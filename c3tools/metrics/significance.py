@@ -1,7 +1,7 @@
 """Uncertainty of scores: the spread over seeds, and intervals over items, or over items and seeds.
 
-Every bootstrap draws items with replacement (Efron, 1979; Koehn, 2004 for the paired one): an image always comes with
-all its captions. CIDEr's document frequencies stay those of the whole set.
+Every bootstrap draws items with replacement (Efron, 1979; Koehn, 2004 for the paired one): an image
+always comes with all its captions. CIDEr's document frequencies stay those of the whole set.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Estimate:
 def to_json(value: Any) -> Any:
     """Return dataclasses, lists and numbers as JSON values.
 
-    Floats have 9 significant digits, so that the last bits do not show; NaN and infinity become None. A field of
-    estimates becomes two, the second with ``_interval`` at its name, and estimates by name a third, ``_rows``. Arrays
-    are left out. The metadata ``json`` of a field is its name.
+    Floats have 9 significant digits, so that the last bits do not show; NaN and infinity become
+    None. A field of estimates becomes two, the second with ``_interval`` at its name, and estimates
+    by name a third, ``_rows``. Arrays are left out. The metadata ``json`` of a field is its name.
     """
     if isinstance(value, float):
         return float(f"{value:.9g}") if isfinite(value) else None
@@ -77,12 +77,14 @@ def _part(value: Any, name: str) -> Any:
 
 
 def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Ends | None:
-    """Return the 95 % interval of the mean of ``values`` by the expanded percentile bootstrap over items.
+    """Return the 95 % interval of the mean of ``values`` by the expanded percentile bootstrap over
+    items.
 
-    The percentiles lie further out than 2.5 and 97.5: as far as Student's distribution and the n / (n - 1) of the
-    variance ask for, which the plain bootstrap neglects (Hesterberg, 2015). Of 30 items they are 1.9 and 98.1.
-    More than 2,000 items are first put together in 2,000 random blocks, which leaves the interval of a mean as it is.
-    The same seed draws the same items for every mean, so that two presets are compared on the same resamples.
+    The percentiles lie further out than 2.5 and 97.5: as far as Student's distribution and the n /
+    (n - 1) of the variance ask for, which the plain bootstrap neglects (Hesterberg, 2015). Of 30
+    items they are 1.9 and 98.1. More than 2,000 items are first put together in 2,000 random
+    blocks, which leaves the interval of a mean as it is. The same seed draws the same items for
+    every mean, so that two presets are compared on the same resamples.
 
     Args:
         values: float64 (n,).
@@ -108,10 +110,12 @@ def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0)
 
 
 def share_interval(values: Array, items: Indices | None = None) -> Ends | None:
-    """Return the 95 % interval of a share of successes, by Wilson's score (1927) for their effective number.
+    """Return the 95 % interval of a share of successes, by Wilson's score (1927) for their
+    effective number.
 
-    Unlike a bootstrap's it is no point where every value is 1. The number of independent values is that at which their
-    share would have the variance of the mean over items; it is the number of items where all values are equal.
+    Unlike a bootstrap's it is no point where every value is 1. The number of independent values is
+    that at which their share would have the variance of the mean over items; it is the number of
+    items where all values are equal.
 
     Args:
         values: float64 (n,), from 0 to 1.
@@ -128,26 +132,35 @@ def share_interval(values: Array, items: Indices | None = None) -> Ends | None:
     share = float(values.mean())
     off = np.bincount(numbers, weights=values - share)
     variance = float(off @ off) / len(values) ** 2 * count / (count - 1)
-    independent = min(share * (1 - share) / variance, float(len(values))) if variance > 0 else float(count)
+    independent = (
+        min(share * (1 - share) / variance, float(len(values))) if variance > 0 else float(count)
+    )
     z2 = student_quantile(count - 1) ** 2
     centre = (share + z2 / (2 * independent)) / (1 + z2 / independent)
-    half = sqrt(z2 * (share * (1 - share) / independent + z2 / (4 * independent**2))) / (1 + z2 / independent)
-    return 0.0 if share == 0 else max(centre - half, 0.0), 1.0 if share == 1 else min(centre + half, 1.0)
+    half = sqrt(z2 * (share * (1 - share) / independent + z2 / (4 * independent**2))) / (
+        1 + z2 / independent
+    )
+    return 0.0 if share == 0 else max(centre - half, 0.0), 1.0 if share == 1 else min(
+        centre + half, 1.0
+    )
 
 
 def crossed_interval(values: Array) -> Ends | None:
-    """Return the 95 % interval of a mean over seeds and images, for other seeds and other images of the same kinds.
+    """Return the 95 % interval of a mean over seeds and images, for other seeds and other images of
+    the same kinds.
 
-    A score varies with the seed, with the image, and with both together; the variance of the mean is the sum of these
-    three components, estimated by the mean squares of a two-way layout with random effects. The quantile is Student's,
-    with Satterthwaite's (1946) degrees of freedom. In simulations of CIDEr and its differences on 100 and 1,000 images
-    (``benchmarks/interval_coverage.py --scores``), the interval covers 0.93 to 0.98 with 3 or 5 seeds and 0.90 to 0.98
-    with 2. The bootstrap that draws both seeds and images (Owen, 2007) reaches no further than the most extreme of the
-    few seeds: it covers 0.75 to 1.
+    A score varies with the seed, with the image, and with both together; the variance of the mean
+    is the sum of these three components, estimated by the mean squares of a two-way layout with
+    random effects. The quantile is Student's, with Satterthwaite's (1946) degrees of freedom. In
+    simulations of CIDEr and its differences on 100 and 1,000 images
+    (``benchmarks/interval_coverage.py --scores``), the interval covers 0.93 to 0.98 with 3 or 5
+    seeds and 0.90 to 0.98 with 2. The bootstrap that draws both seeds and images (Owen, 2007)
+    reaches no further than the most extreme of the few seeds: it covers 0.75 to 1.
 
     Args:
-        values: float64 (seeds, images), the score of each image with each seed; differences of two methods on the same
-            images give the interval of the difference. With one seed, the interval is over images alone.
+        values: float64 (seeds, images), the score of each image with each seed; differences of two
+            methods on the same images give the interval of the difference. With one seed, the
+            interval is over images alone.
 
     Returns:
         Lower and upper end, or None for fewer than 3 images.
@@ -161,11 +174,18 @@ def crossed_interval(values: Array) -> Ends | None:
     if seeds > 1:
         of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds
         rest = values - values.mean(axis=0) - values.mean(axis=1)[:, None] + mean
-        # both of the others contain this one, which is subtracted once; estimates may contradict that
-        of_both = min(float((rest**2).sum()) / ((seeds - 1) * (images - 1) * seeds * images), of_seeds, of_images)
+        # both of the others contain this one, which is subtracted once; estimates may contradict
+        # that
+        of_both = min(
+            float((rest**2).sum()) / ((seeds - 1) * (images - 1) * seeds * images),
+            of_seeds,
+            of_images,
+        )
         variance = of_seeds + of_images - of_both
         if variance > 0:
-            freedom = max(variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)), 1.0)
+            freedom = max(
+                variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)), 1.0
+            )
     half = student_quantile(freedom) * sqrt(variance)
     return mean - half, mean + half
 
@@ -174,12 +194,14 @@ def crossed_interval(values: Array) -> Ends | None:
 def student_quantile(freedom: float) -> float:
     """Return the quantile of Student's t that encloses 95 % on both sides, to 1e-5 of itself.
 
-    The density of the angle whose tangent is t / sqrt(freedom) is a power of its cosine, and is integrated.
+    The density of the angle whose tangent is t / sqrt(freedom) is a power of its cosine, and is
+    integrated.
 
     Args:
         freedom: degrees of freedom, at least 1; not necessarily whole.
     """
-    # points are denser towards the end, where the tangent is steep and, with few degrees of freedom, so is the density
+    # points are denser towards the end, where the tangent is steep and, with few degrees of
+    # freedom, so is the density
     angles = min(pi / 2, 10 / sqrt(freedom)) * (1 - np.linspace(1, 0, 4001) ** 2)
     density = np.cos(angles) ** (freedom - 1)
     enclosed = np.append(0, np.cumsum((density[1:] + density[:-1]) * np.diff(angles)))
@@ -188,7 +210,9 @@ def student_quantile(freedom: float) -> float:
 
 def bootstrap_interval(scores: CaptionScores, metric: str, *, resamples: int = RESAMPLES) -> Ends:
     """Return the percentile interval of a corpus score over images."""
-    return _quantiles([scores.resampled(metric, rows) for rows in _resamples(len(scores.keys), resamples)])
+    return _quantiles(
+        [scores.resampled(metric, rows) for rows in _resamples(len(scores.keys), resamples)]
+    )
 
 
 def compare(
@@ -197,7 +221,8 @@ def compare(
     """Compare two runs by the paired bootstrap of ``second - first``: both are resampled alike.
 
     Returns:
-        The ``difference`` in percent, ``low`` and ``high`` of its interval, and ``p_value``: two-sided, from the share
+        The ``difference`` in percent, ``low`` and ``high`` of its interval, and ``p_value``:
+            two-sided, from the share
         of resamples in which the sign turns.
 
     Raises:
@@ -209,12 +234,19 @@ def compare(
             remedy="Score both on the keys they share.",
         )
     samples = _resamples(len(first.keys), resamples)
-    draws = np.array([second.resampled(metric, rows) - first.resampled(metric, rows) for rows in samples])
+    draws = np.array(
+        [second.resampled(metric, rows) - first.resampled(metric, rows) for rows in samples]
+    )
     # add-one, so that a finite number of resamples never claims certainty
     tail = min(int((draws <= 0).sum()), int((draws >= 0).sum())) + 1
     low, high = _quantiles(draws)
     difference = second.corpus[metric] - first.corpus[metric]
-    return {"difference": difference, "low": low, "high": high, "p_value": min(1.0, 2 * tail / (resamples + 1))}
+    return {
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p_value": min(1.0, 2 * tail / (resamples + 1)),
+    }
 
 
 @lru_cache(maxsize=8)
@@ -222,7 +254,11 @@ def _draw_counts(seed: int, count: int) -> Array:
     """Return how often each item is drawn in each resample, float64 (resamples, items)."""
     drawn = generator(seed, "bootstrap").integers(count, size=(RESAMPLES, count))
     drawn += np.arange(RESAMPLES)[:, None] * count
-    return np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count).astype(np.float64)
+    return (
+        np.bincount(drawn.ravel(), minlength=RESAMPLES * count)
+        .reshape(RESAMPLES, count)
+        .astype(np.float64)
+    )
 
 
 def _resamples(n: int, count: int) -> Indices:

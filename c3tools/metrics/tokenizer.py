@@ -1,10 +1,11 @@
 """A caption tokenizer in the manner of the Penn Treebank, without Java.
 
-Caption scores are computed on the tokens of Stanford's PTBTokenizer with lower case and punctuation removed, as
-pycocoevalcap runs it in Java. This module has the part of its rules that captions use; on real captions the tokens are
-the same (a test compares them wherever Java is installed), with two exceptions. Names such as AT&T are split here. And
-the Java tokenizer reads all captions as one text, so the first word of the next caption decides whether an initial at
-the end of a caption keeps its full stop. Here each caption is read alone, and the initial keeps it.
+Caption scores are computed on the tokens of Stanford's PTBTokenizer with lower case and punctuation
+removed, as pycocoevalcap runs it in Java. This module has the part of its rules that captions use;
+on real captions the tokens are the same (a test compares them wherever Java is installed), with two
+exceptions. Names such as AT&T are split here. And the Java tokenizer reads all captions as one
+text, so the first word of the next caption decides whether an initial at the end of a caption keeps
+its full stop. Here each caption is read alone, and the initial keeps it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,31 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# what pycocoevalcap removes after tokenising, and quotes; brackets are not in it once they are lower-cased
-_PUNCTUATION = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+# what pycocoevalcap removes after tokenising, and quotes; brackets are not in it once they are
+# lower-cased
+_PUNCTUATION = frozenset(
+    ['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _PLAIN = str.maketrans(
     {"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - ", "…": "...", "\u00a0": " "}
-    | {"½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ", "£": "# ", "€": "$ ", "¢": " cents "}
+    | {
+        "½": " 1/2 ",
+        "⅓": " 1/3 ",
+        "⅔": " 2/3 ",
+        "¼": " 1/4 ",
+        "¾": " 3/4 ",
+        "£": "# ",
+        "€": "$ ",
+        "¢": " cents ",
+    }
     | {"\u00ad": ""}  # a soft hyphen
 )
-# characters that end a word and are dropped: all beyond 16 bits, such as emoji, and those without width
-_DROPPED = re.compile("[\U00010000-\U0010ffff\u200b-\u200f\u202a-\u202e\u2060-\u2064\u20e3\ufe00-\ufe0f\ufeff]+")
+# characters that end a word and are dropped: all beyond 16 bits, such as emoji, and those without
+# width
+_DROPPED = re.compile(
+    "[\U00010000-\U0010ffff\u200b-\u200f\u202a-\u202e\u2060-\u2064\u20e3\ufe00-\ufe0f\ufeff]+"
+)
 
 # the vowel signs and accents that follow letters in other scripts, which \w does not match
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
@@ -64,7 +80,7 @@ _TOKEN = re.compile(
     | \d*[.,]?\d+(?:[.,:/]\d+)*(?:(?:[-/]{_WORD}+)+|{_WORD}*)         # numbers
     | {_LETTER}{_WORD}*?(?=n't\b)                                     # do of don't
     | {_WORD}+(?=-?'(?:s|m|d|re|ve|ll)\b)                             # man of man's
-    | @?{_WORD}+(?:'{_WORD}+)?(?:[-./]{_WORD}+)*                      # words, with what they hold inside
+    | @?{_WORD}+(?:'{_WORD}+)?(?:[-./]{_WORD}+)*                      # words
     | [()\[\]{{}}]
     | [^\s\w{_MARKS}]
     """,

@@ -1,8 +1,9 @@
-"""The pieces that every HTML page and figure of c3tools shares: one look, one base template, one way to draw.
+"""The pieces that every HTML page and figure of c3tools shares: one look, one base template, one
+way to draw.
 
-A page is one self-contained file: styles, figures and the script of a map are inline, nothing is fetched. It follows
-the reader's light or dark setting, and prints. Text is escaped by the template (autoescape), so captions and file names
-may hold anything.
+A page is one self-contained file: styles, figures and the script of a map are inline, nothing is
+fetched. It follows the reader's light or dark setting, and prints. Text is escaped by the template
+(autoescape), so captions and file names may hold anything.
 
 Making a page::
 
@@ -20,21 +21,25 @@ Making a page::
         chart=figure_svg(values_figure(values), name="values", label="Histogram of the values"),
     )
 
-- ``@styled``: every function that draws is decorated with it; titles, labels and legends get the style only there.
-- ``new_figure(width, height, rows=1, columns=1)``: a matplotlib figure in the shared style (no pyplot, no state).
-- ``palette``: the colours to draw with; `figure_svg` turns each of them into a CSS variable of the page.
-- ``figure_svg(figure, name=, label=)``: the figure as inline SVG (a `Markup` string); ``name`` must be unique in
-  the page, ``label`` is what a screen reader says.
+- ``@styled``: every function that draws is decorated with it; titles, labels and legends get the
+  style only there.
+- ``new_figure(width, height, rows=1, columns=1)``: a matplotlib figure in the shared style (no
+  pyplot, no state).
+- ``palette``: the colours to draw with; `figure_svg` turns each of them into a CSS variable of the
+  page.
+- ``figure_svg(figure, name=, label=)``: the figure as inline SVG (a `Markup` string); ``name`` must
+  be unique in the page, ``label`` is what a screen reader says.
 - ``save_figure(figure, path)``: the same figure as a PNG, SVG or PDF file of its own.
-- ``render_page(template, **context)``: fill a template; it starts with ``{% extends "base.html" %}`` and fills the
-  blocks ``title``, ``header``, ``content`` and ``footer``. Filters: ``number(digits)``, ``count``,
-  ``interval(digits)``.
-- ``Table``, ``Section``, ``FigureBlock``: a report as data, which pages, the terminal and notebooks show alike.
-- Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``, ``parts.table(table)``,
-  ``parts.section(section)``.
-- Classes of the style sheet: ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a definition
-  list), ``scroll`` (around a wide table), ``broad`` (a table that scrolls rather than folds on a narrow screen),
-  ``num`` (a column of numbers), ``best``, ``muted``.
+- ``render_page(template, **context)``: fill a template; it starts with ``{% extends "base.html"
+  %}`` and fills the blocks ``title``, ``header``, ``content`` and ``footer``. Filters:
+  ``number(digits)``, ``count``, ``interval(digits)``.
+- ``Table``, ``Section``, ``FigureBlock``: a report as data, which pages, the terminal and notebooks
+  show alike.
+- Macros, by ``{% import "parts.html" as parts %}``: ``parts.figure(svg, caption)``,
+  ``parts.table(table)``, ``parts.section(section)``.
+- Classes of the style sheet: ``figures`` (a grid of figures), ``wide``, ``note``, ``facts`` (a
+  definition list), ``scroll`` (around a wide table), ``broad`` (a table that scrolls rather than
+  folds on a narrow screen), ``num`` (a column of numbers), ``best``, ``muted``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Figures in one style, as inline SVG that follows the page's light or dark colours, or as files."""
+"""Figures in one style, as inline SVG that follows the page's light or dark colours, or as
+files.
+"""
 
 from __future__ import annotations
 
@@ -60,11 +62,14 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 styled = mpl.rc_context(_STYLE)
-"""Decorator of a function that draws, so that titles, labels and legends get the shared style too."""
+"""Decorator of a function that draws, so that titles, labels and legends get the shared style
+too."""
 
 
 @styled
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, Any]:
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, Any]:
     """Make a figure in the shared style.
 
     Args:
@@ -82,7 +87,9 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **g
 
 
 def close_up(axes: Axes, *, ticks: bool = True) -> None:
-    """Tidy axes that show positions rather than amounts: without a grid, and if wanted without ticks."""
+    """Tidy axes that show positions rather than amounts: without a grid, and if wanted without
+    ticks.
+    """
     axes.grid(False)
     if not ticks:
         axes.set(xticks=[], yticks=[])
@@ -113,7 +120,8 @@ def figure_svg(figure: Figure, *, name: str, label: str) -> Markup:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG (200 dpi), SVG or PDF, chosen by the ending of ``path`` (or URL), in the light colours.
+    """Write the figure as PNG (200 dpi), SVG or PDF, chosen by the ending of ``path`` (or URL), in
+    the light colours.
 
     Raises:
         C3Error: for another ending.
@@ -123,6 +131,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise C3Error(f"A figure must be .png, .svg or .pdf, not {path.name}.")
     content = io.BytesIO()
     with mpl.rc_context({**_STYLE, "svg.fonttype": "path"}):
-        metadata = {"Software": None} if kind == "png" else _NO_METADATA if kind == "svg" else {"CreationDate": None}
+        metadata = (
+            {"Software": None}
+            if kind == "png"
+            else _NO_METADATA
+            if kind == "svg"
+            else {"CreationDate": None}
+        )
         figure.savefig(content, format=kind, dpi=200, facecolor=palette.PAPER, metadata=metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))

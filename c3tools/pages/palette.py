@@ -1,8 +1,8 @@
 """The colours of figures and pages, for light and for dark.
 
-Figures are drawn in the light colours; inline in a page each becomes the CSS variable of its role, so that one
-SVG serves both. The hues stay apart for colour-blind readers (blue, vermilion, green, purple of Okabe and Ito,
-darkened for contrast on white).
+Figures are drawn in the light colours; inline in a page each becomes the CSS variable of its role,
+so that one SVG serves both. The hues stay apart for colour-blind readers (blue, vermilion, green,
+purple of Okabe and Ito, darkened for contrast on white).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Fill page templates; tables and sections of a report, as pages, the terminal and notebooks all show them."""
+"""Fill page templates; tables and sections of a report, as pages, the terminal and notebooks all
+show them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _MISSING = "–"
 
 
 class FigureBlock(NamedTuple):
-    """A figure on a page: inline SVG (`figure_svg`), the caption below it, and whether it takes the full width."""
+    """A figure on a page: inline SVG (`figure_svg`), the caption below it, and whether it takes the
+    full width.
+    """
 
     svg: Markup
     caption: str
@@ -52,7 +56,9 @@ def render_page(template: Path, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, count=count, interval=interval)
-    light, dark = (" ".join(f"--{role}: {pair[i]};" for role, pair in palette.ROLES.items()) for i in (0, 1))
+    light, dark = (
+        " ".join(f"--{role}: {pair[i]};" for role, pair in palette.ROLES.items()) for i in (0, 1)
+    )
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     shared = {"style": Markup(style), "light": Markup(light), "dark": Markup(dark)}
     return environment.get_template(template.name).render(**shared, **context)

@@ -1,13 +1,15 @@
 """Serve an index: a page to search with a text or a photo, and the same in JSON.
 
     GET  /                  the page
-    GET  /search?q=TEXT     {"query": ..., "hits": [...]}, those of `c3 search --json`, some with "thumbnail"
-    POST /search            the same for a photo (the file is the body, Content-Type: image/...), or for
+    GET  /search?q=TEXT     {"query": ..., "hits": [...]}, those of `c3 search --json`, some with
+    "thumbnail" POST /search            the same for a photo (the file is the body, Content-Type:
+    image/...), or for
                             {"vector": [...], "modality": "text"} (Content-Type: application/json)
     GET  /thumbnail/ROW     the photo of a row, small, as JPEG
 
-`k` (10), `in` (a modality), `split` and `separate` may be added to the address of a search. Wrong input is answered
-with {"error": ...} and a status of 4xx. Requests name rows, never files: only photos of the index are opened.
+`k` (10), `in` (a modality), `split` and `separate` may be added to the address of a search. Wrong
+input is answered with {"error": ...} and a status of 4xx. Requests name rows, never files: only
+photos of the index are opened.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ LARGEST_UPLOAD = 20 * 2**20
 _MOST_RESULTS = 100
 _MOST_CHARACTERS = 1_000
 _UPLOAD_SECONDS = 30
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # others have decoders that a stranger's file could keep busy
+# others have decoders that a stranger's file could keep busy
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _UNREADABLE = (*UNREADABLE, Image.DecompressionBombWarning)
 _THUMBNAIL = 320  # pixels of the longer side
 _KEPT_THUMBNAILS = 2_000
@@ -57,14 +60,16 @@ class _VectorQuery(msgspec.Struct):
     modality: str = "text"
 
 
-def create_app(index: Index, encoder: Encoder, *, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> Starlette:
+def create_app(
+    index: Index, encoder: Encoder, *, hosts: Sequence[str] = ("127.0.0.1", "localhost")
+) -> Starlette:
     """Return the ASGI application of an index.
 
     Args:
         index: what is searched.
         encoder: the model of the index.
-        hosts: names that the server may be addressed by, so that pages of other sites cannot read it under a name of
-            theirs; ``*`` for any.
+        hosts: names that the server may be addressed by, so that pages of other sites cannot read
+            it under a name of theirs; ``*`` for any.
     """
     server = _Server(index, encoder)
     return Starlette(
@@ -84,11 +89,14 @@ class _Server:
 
     def __init__(self, index: Index, encoder: Encoder) -> None:
         self.index, self.encoder = index, encoder
-        # one at a time, since decoding a photo may take hundreds of megabytes, and a model uses all cores by itself
+        # one at a time, since decoding a photo may take hundreds of megabytes, and a model uses all
+        # cores by itself
         self.encoding, self.reading = Lock(), Lock()
         self.photos = PhotoFinder(beside=index.store_path)
         columns = {"in": "modality", "split": "split"}
-        self.choices = {name: index.rows.column(column).unique().to_pylist() for name, column in columns.items()}
+        self.choices = {
+            name: index.rows.column(column).unique().to_pylist() for name, column in columns.items()
+        }
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
 
     def page(self, request: Request) -> Response:
@@ -119,8 +127,12 @@ class _Server:
             raise HTTPException(400, f"This is not a vector: {error}.") from None
         vector = np.array([query.vector], np.float64)
         if vector.shape[1] != self.index.record["dim"]:
-            raise HTTPException(400, f"The vector has {vector.shape[1]} numbers, not {self.index.record['dim']}.")
-        return await run_in_threadpool(self._answer, request, "vector", lambda: vector, query.modality)
+            raise HTTPException(
+                400, f"The vector has {vector.shape[1]} numbers, not {self.index.record['dim']}."
+            )
+        return await run_in_threadpool(
+            self._answer, request, "vector", lambda: vector, query.modality
+        )
 
     def thumbnail(self, request: Request) -> Response:
         """Return the photo of a row."""
@@ -130,10 +142,14 @@ class _Server:
                 raise ValueError("there is no such row")
             content = self.jpeg(row)
         except _UNREADABLE as error:
-            raise HTTPException(404, f"There is no photo of row {row}: {reason_of(error)}.") from None
+            raise HTTPException(
+                404, f"There is no photo of row {row}: {reason_of(error)}."
+            ) from None
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
-    def _answer(self, request: Request, query: str, embed: Callable[[], Matrix], modality: str) -> Response:
+    def _answer(
+        self, request: Request, query: str, embed: Callable[[], Matrix], modality: str
+    ) -> Response:
         asked = request.query_params
         k = asked.get("k", "10")
         if k not in map(str, range(1, _MOST_RESULTS + 1)):
@@ -145,8 +161,13 @@ class _Server:
         with self.encoding:
             embeddings = embed()
         separate = "separate" in asked
-        (hits,) = self.index.rank(embeddings, modality, int(k), within=within, split=split, separate=separate)
-        found = [hit.to_dict() | ({"thumbnail": f"thumbnail/{hit.row}"} if hit.path else {}) for hit in hits]
+        (hits,) = self.index.rank(
+            embeddings, modality, int(k), within=within, split=split, separate=separate
+        )
+        found = [
+            hit.to_dict() | ({"thumbnail": f"thumbnail/{hit.row}"} if hit.path else {})
+            for hit in hits
+        ]
         return JSONResponse({"query": query, "hits": found})
 
     def _jpeg(self, row: int) -> bytes:
@@ -162,7 +183,10 @@ class _Server:
 
 async def _read(request: Request) -> bytes:
     """Return the body of a request, of a bounded size and in a bounded time."""
-    body, too_large = bytearray(), HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent.")
+    body, too_large = (
+        bytearray(),
+        HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent."),
+    )
     try:
         async with asyncio.timeout(_UPLOAD_SECONDS):
             async for chunk in request.stream():
@@ -181,7 +205,9 @@ def _photo(body: bytes) -> Image.Image:
             Image.open(io.BytesIO(body), formats=_FORMATS).close()
         return open_image(io.BytesIO(body), (512, 512))[0]
     except _UNREADABLE as error:
-        raise HTTPException(400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {error}.") from None
+        raise HTTPException(
+            400, f"This cannot be read as a photo ({', '.join(_FORMATS)}): {error}."
+        ) from None
 
 
 def _refused(request: Request, error: Exception) -> Response:

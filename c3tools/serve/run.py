@@ -25,10 +25,10 @@ def serve_index(
     """Serve a search page for an index until it is interrupted, and the same search in JSON.
 
     Args:
-        index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index; if it is not there,
-            such a store.
-        host: Address to listen on. 0.0.0.0: all of this machine's; anyone who reaches it can then search, and see the
-            photos of the index.
+        index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index;
+            if it is not there, such a store.
+        host: Address to listen on. 0.0.0.0: all of this machine's; anyone who reaches it can then
+            search, and see the photos of the index.
         port: Port to listen on.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
         backend: auto, torch or openvino (for CPUs; needs the extra openvino).
@@ -44,15 +44,21 @@ def serve_index(
 
         from .app import create_app
     except ImportError as error:
-        raise MissingExtraError(error.name or "starlette", extra="serve", purpose="Serving an index") from None
+        raise MissingExtraError(
+            error.name or "starlette", extra="serve", purpose="Serving an index"
+        ) from None
     opened = Index.open(find_index(index))
-    encoder = resolve_encoder(recorded=opened.record["model"], device=device, backend=backend, reporter=reporter)
+    encoder = resolve_encoder(
+        recorded=opened.record["model"], device=device, backend=backend, reporter=reporter
+    )
     is_local = host in ("127.0.0.1", "localhost")
     app = create_app(opened, encoder, hosts=("127.0.0.1", "localhost") if is_local else ("*",))
     try:
         listening = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise StoreError(f"{host}:{port} cannot be listened on: {error}.", remedy="Choose another --port.") from error
+        raise StoreError(
+            f"{host}:{port} cannot be listened on: {error}.", remedy="Choose another --port."
+        ) from error
     reporter.message(f"Serving {opened.path} at http://{host}:{port}/ (Ctrl-C ends it)")
     config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=_AT_ONCE)
     uvicorn.Server(config).run(sockets=[listening])

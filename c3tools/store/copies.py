@@ -48,7 +48,10 @@ class CopyReport:
     def table(self) -> Table:
         """Return the table that the terminal shows."""
         splits = sorted({name for counts in self.rows.values() for name in counts}, key=split_order)
-        cells = [[modality, *(f"{counts.get(name, 0):,}" for name in splits)] for modality, counts in self.rows.items()]
+        cells = [
+            [modality, *(f"{counts.get(name, 0):,}" for name in splits)]
+            for modality, counts in self.rows.items()
+        ]
         return Table(["", *splits], cells, str(self.store))
 
 
@@ -62,9 +65,9 @@ def merge_stores(
 ) -> CopyReport:
     """Join stores of the same model into a new store.
 
-    Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that several stores have
-    rows of is in its split of the first of them. The new store has FAISS indexes if one of the stores has. Moments that
-    `c3 means --load` loaded are not copied.
+    Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that
+    several stores have rows of is in its split of the first of them. The new store has FAISS
+    indexes if one of the stores has. Moments that `c3 means --load` loaded are not copied.
 
     Args:
         destination: The folder of the new store.
@@ -74,14 +77,18 @@ def merge_stores(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there are fewer than two stores, they are of different models, keys repeat, a shard is damaged,
-            or ``destination`` exists or is a URL.
+        StoreError: if there are fewer than two stores, they are of different models, keys repeat, a
+            shard is damaged, or ``destination`` exists or is a URL.
     """
     if keep and (prefix or keep != "first"):
-        raise StoreError(f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix.")
+        raise StoreError(
+            f"--keep {keep} cannot be used here.", remedy="Use either --keep first or --prefix."
+        )
     sources = [Store.open(store, reporter=reporter) for store in stores]
     if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
-        raise StoreError("A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE")
+        raise StoreError(
+            "A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE"
+        )
     first, *others = sources
     for store in others:
         own, theirs = f"The store {first.path}", f"the store {store.path}"
@@ -89,7 +96,8 @@ def merge_stores(
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
     if prefix and len({*prefixes.values()}) < len(prefixes):
         raise StoreError(
-            "Two of the stores have the same name, so --prefix would give their keys the same prefix.",
+            "Two of the stores have the same name, so --prefix would give their keys the same "
+            "prefix.",
             remedy="Rename one of the folders.",
         )
     owners: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
@@ -102,14 +110,18 @@ def merge_stores(
             named = pc.binary_join_element_wise(prefixes[store], own, "")
             table = with_column(table, name, pc.if_else(pc.equal(own, pa.scalar("")), own, named))
         own = zip(own_items(table).to_pylist(), table.column("split").to_pylist(), strict=True)
-        table = with_column(table, "split", pa.array([splits.setdefault(*row) for row in own], pa.string()))
+        table = with_column(
+            table, "split", pa.array([splits.setdefault(*row) for row in own], pa.string())
+        )
         known = [(key, owners[modality].setdefault(key, store)) for key in keys_of(table)]
         again = [(key, owner) for key, owner in known if owner is not store]
         if again and keep is None:
             raise StoreError(
-                f"{counted(len(again), 'key is', 'keys are')} in several stores, for example {again[0][0]!r} in "
+                f"{counted(len(again), 'key is', 'keys are')} in several stores, for example "
+                f"{again[0][0]!r} in "
                 f"{again[0][1].path} and {store.path}.",
-                remedy="Use --keep first to keep the row of the first store, or --prefix to begin keys with the name "
+                remedy="Use --keep first to keep the row of the first store, or --prefix to begin "
+                "keys with the name "
                 "of their store.",
             )
         report.dropped += len(again)
@@ -135,7 +147,8 @@ def split_store(
 ) -> CopyReport:
     """Copy a store with new splits; texts are in the split of their image.
 
-    Without ``file``, rows are split by a stable hash of the key, which is the same on every machine.
+    Without ``file``, rows are split by a stable hash of the key, which is the same on every
+    machine.
 
     Args:
         destination: The folder of the new store.
@@ -148,8 +161,8 @@ def split_store(
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, options contradict each other, the file names none of the keys, or
-            ``destination`` exists or is a URL.
+        StoreError: if there is no store, options contradict each other, the file names none of the
+            keys, or ``destination`` exists or is a URL.
     """
     report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
     if file is None:
@@ -162,7 +175,8 @@ def split_store(
         if chosen.keys().isdisjoint(kept):
             raise StoreError(
                 f"{file} contains none of the keys of {source.path}.",
-                remedy="Keys are file names without their suffix. Choose the column of keys with --key-column.",
+                remedy="Keys are file names without their suffix. Choose the column of keys with "
+                "--key-column.",
             )
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
@@ -176,7 +190,9 @@ def split_store(
     return report
 
 
-def _by_hash(fractions: Sequence[float] | None, seed: int) -> Callable[[list[str]], Iterable[str | None]]:
+def _by_hash(
+    fractions: Sequence[float] | None, seed: int
+) -> Callable[[list[str]], Iterable[str | None]]:
     given = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
     if len(given) != len(HASH_FRACTIONS) or given.min() < 0 or not math.isclose(given.sum(), 1):
         raise StoreError(

@@ -1,7 +1,9 @@
-"""A store as a data set on the Hugging Face hub, for `datasets.load_dataset`, and a store again from it.
+"""A store as a data set on the Hugging Face hub, for `datasets.load_dataset`, and a store again
+from it.
 
-The data set is a copy of the store with a card, one configuration per modality. Images are not in it. A path of an
-image that is absolute is cut to the name of the file, and failures have no messages, which may name folders too.
+The data set is a copy of the store with a card, one configuration per modality. Images are not in
+it. A path of an image that is absolute is cut to the name of the file, and failures have no
+messages, which may name folders too.
 """
 
 from __future__ import annotations
@@ -30,19 +32,26 @@ from .shards import Failure, StoreInfo, part_name, shard_schema, write_rows
 def card_of(store: Any) -> Card:
     """Return the facts of the card of a store."""
     info, names = store.info, [name for name in store.modalities if store.count(name)]
-    counts = {name: sorted(store.split_counts(name).items(), key=lambda item: split_order(item[0])) for name in names}
+    counts = {
+        name: sorted(store.split_counts(name).items(), key=lambda item: split_order(item[0]))
+        for name in names
+    }
     facts = {
         "encoder": info.model,
         "dimensions": info.dim,
         "dtype": info.dtype,
         "normalised": "yes: every embedding has length 1" if info.normalised else "no",
         "preprocessing": json.dumps(info.preprocessing) if info.preprocessing else "unknown",
-        **{f"{name} rows": ", ".join(f"{split} {n:,}" for split, n in own) for name, own in counts.items()},
+        **{
+            f"{name} rows": ", ".join(f"{split} {n:,}" for split, n in own)
+            for name, own in counts.items()
+        },
     }
     configs = [{"config_name": name, "data_files": f"{name}/part-*.parquet"} for name in names]
     return (
         f"Embeddings of `{info.model.name}` without the images themselves.",
-        f'import c3tools, datasets\n\nrows = datasets.load_dataset("{{name}}", "{names[0]}", split="train")  # all\n'
+        f'import c3tools, datasets\n\nrows = datasets.load_dataset("{{name}}", "{names[0]}", '
+        f'split="train")  # all\n'
         'store = c3tools.Store.from_pretrained("{name}", output="c3-store")',
         facts,
         {"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"], "configs": configs},
@@ -52,7 +61,9 @@ def card_of(store: Any) -> Card:
 def save_data_set(store: Any, folder: Path) -> None:
     """Write the data set of a store to a new folder, whole or not at all."""
     if not any(map(store.count, store.modalities)):
-        raise StoreError(f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first.")
+        raise StoreError(
+            f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first."
+        )
 
     def change(_: Any, modality: str, table: pa.Table) -> pa.Table:
         if "path" not in table.column_names:
@@ -75,7 +86,9 @@ def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
             if sha256_of(path) != source.shard_digest(modality, part):
                 raise ValueError("its sha256 is another one")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise StoreError(f"{path} cannot be read ({error}).", remedy="Fetch the data set again.") from error
+            raise StoreError(
+                f"{path} cannot be read ({error}).", remedy="Fetch the data set again."
+            ) from error
     copy_store(output, source.info, [source])
     return Path(output)
 
@@ -107,11 +120,19 @@ def copy_store(
     numbers = Counter[str]()  # of the next shard, by modality
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     with new_store(destination, info) as building:
-        with reporter.progress("Copying shards", sum(len(store.shards) for store in sources)) as progress:
-            for store, (modality, part) in [(source, shard) for source in sources for shard in source.shards]:
+        with reporter.progress(
+            "Copying shards", sum(len(store.shards) for store in sources)
+        ) as progress:
+            for store, (modality, part) in [
+                (source, shard) for source in sources for shard in source.shards
+            ]:
                 batches = list(store.batches(modality, parts=[part]))
-                table = pa.Table.from_batches(batches, None if batches else shard_schema(modality, info))
-                failed = [rename(store, failure) for failure in store.shard_failures(modality, part)]
+                table = pa.Table.from_batches(
+                    batches, None if batches else shard_schema(modality, info)
+                )
+                failed = [
+                    rename(store, failure) for failure in store.shard_failures(modality, part)
+                ]
                 path = building / part_name(modality, numbers[modality])
                 table = change(store, modality, table)
                 write_rows(path, info, table, failed, split_bytes=split_bytes)
@@ -120,7 +141,10 @@ def copy_store(
                 progress.advance()
         # of several failures of one input the last is listed: that of the first store
         listed = [
-            rename(store, f) for store in reversed(sources) for f in store.recorded_failures() if f.stage == "list"
+            rename(store, f)
+            for store in reversed(sources)
+            for f in store.recorded_failures()
+            if f.stage == "list"
         ]
         StoreWriter(building).finish(listed)
         if any(store.indexed for store in sources):
@@ -135,6 +159,8 @@ def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def _without_folder(path: str) -> str:
-    """Return a path, cut to the file name if it is absolute, because it reveals folders of the user."""
+    """Return a path, cut to the file name if it is absolute, because it reveals folders of the
+    user.
+    """
     plain = PurePath(path.strip("'\""))  # a path that is not UTF-8 is recorded in quotes
     return plain.name if plain.is_absolute() else path

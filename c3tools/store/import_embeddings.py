@@ -1,4 +1,6 @@
-"""`c3 import`: write embeddings from other programs into a store of the same format as `c3 embed` makes."""
+"""`c3 import`: write embeddings from other programs into a store of the same format as `c3 embed`
+makes.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class ImportReport:
     Attributes:
         store: the folder or URL.
         rows: rows written, by modality.
-        pairs: texts whose image is there; without images or texts, rows paired with the first modality.
+        pairs: texts whose image is there; without images or texts, rows paired with the first
+            modality.
         failures: rows left out, and why.
         notes: how rows were paired, and what else the user should know, a sentence each.
     """
@@ -72,10 +75,12 @@ def import_embeddings(
     normalise: bool = True,
     reporter: Reporter = SILENT,
 ) -> ImportReport:
-    """Write embeddings from files into a new store; rows are joined by id, or by order if there are no ids.
+    """Write embeddings from files into a new store; rows are joined by id, or by order if there are
+    no ids.
 
     Args:
-        source: A published pickle file (read without running its code), in place of the other files.
+        source: A published pickle file (read without running its code), in place of the other
+            files.
         store: See `embed`.
         image: See `read_features`.
         text: See `read_features`.
@@ -103,7 +108,12 @@ def import_embeddings(
             "Either files of vectors or a published pickle can be imported.",
             remedy="For example: c3 import --image FILE --text FILE",
         )
-    names = {"key": key_column, "image_key": image_key_column, "caption": caption_column, "split": split_column}
+    names = {
+        "key": key_column,
+        "image_key": image_key_column,
+        "caption": caption_column,
+        "split": split_column,
+    }
     given = {"image": image, "text": text, **(other or {})}
     tables, arrays = {"image": meta, "text": text_meta}, {"image": image_array, "text": text_array}
     found, notes = read_files(given, tables, arrays, names, source)
@@ -120,12 +130,16 @@ def import_embeddings(
     paths = {name: Path(file) for name, file in files.items() if file is not None}
     origin = {
         "rows": {rows.modality: len(rows) for rows in found},
-        "files": {name: {"name": path.name, "sha256": sha256_of(path)} for name, path in paths.items()},
+        "files": {
+            name: {"name": path.name, "sha256": sha256_of(path)} for name, path in paths.items()
+        },
         "arrays": [image_array, text_array],
         "columns": names,
     }
     identity = ModelIdentity(name=model or UNKNOWN_MODEL)
-    info = StoreInfo(identity, next(iter(dims.values())), dtype, normalise, extra={"imported": origin})
+    info = StoreInfo(
+        identity, next(iter(dims.values())), dtype, normalise, extra={"imported": origin}
+    )
     report = write_modalities(location(store), info, found, reporter=reporter)
     report.notes[:0] = notes
     return report
@@ -134,16 +148,19 @@ def import_embeddings(
 def write_modalities(
     path: Path, info: StoreInfo, modalities: Sequence[Rows], *, reporter: Reporter = SILENT
 ) -> ImportReport:
-    """Write rows of modalities into a new store, or continue an interrupted call with the same ``info``.
+    """Write rows of modalities into a new store, or continue an interrupted call with the same
+    ``info``.
 
     Args:
         path: the store.
         info: what it records about itself.
-        modalities: rows with their columns; embeddings may be of any float dtype, and memory-mapped.
+        modalities: rows with their columns; embeddings may be of any float dtype, and
+            memory-mapped.
         reporter: shows the progress.
 
     Raises:
-        StoreError: if the store contains rows of one of them from elsewhere, or its dtype is unknown.
+        StoreError: if the store contains rows of one of them from elsewhere, or its dtype is
+            unknown.
         OutputError: if another run is writing to it.
     """
     if info.dtype not in ("float16", "float32"):
@@ -158,8 +175,12 @@ def write_modalities(
         writer = StoreWriter(path, reporter=reporter)
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
-        own = [shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}]
-        if taken := sorted({shard[0] for shard in own if read_header(store.file(*shard)).made_from != digest}):
+        own = [
+            shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}
+        ]
+        if taken := sorted(
+            {shard[0] for shard in own if read_header(store.file(*shard)).made_from != digest}
+        ):
             raise StoreError(
                 f"The store {path} already has {' and '.join(taken)} rows.",
                 remedy="Import into another store with --store NAME.",
@@ -180,7 +201,8 @@ def write_modalities(
                 if off:
                     treated = "divided by their norms" if info.normalised else "kept as they are"
                     notes.append(
-                        f"{off:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they were {treated}."
+                        f"{off:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they "
+                        f"were {treated}."
                     )
         writer.finish()
         store = Store.open(path)
@@ -190,7 +212,8 @@ def write_modalities(
 
 
 def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[Failure], int]:
-    """Return the rows of a shard, those that cannot be stored as failures, and how many have another norm than 1.
+    """Return the rows of a shard, those that cannot be stored as failures, and how many have
+    another norm than 1.
 
     Only the vectors of these rows are read.
     """
@@ -207,7 +230,13 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[
         f"a component is too large for {info.dtype}; use --dtype float32",
     )
     bad = [
-        Failure(table.column("key")[row].as_py(), f"row {start + row}", "import", "BadVector", str(why[row]))
+        Failure(
+            table.column("key")[row].as_py(),
+            f"row {start + row}",
+            "import",
+            "BadVector",
+            str(why[row]),
+        )
         for row in np.flatnonzero(~good).tolist()
     ]
     kept, lengths = vectors[good], norms[good]
@@ -218,31 +247,43 @@ def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:
-    """Return the number of rows, texts if there are any, whose item is among the rows of the first modality."""
+    """Return the number of rows, texts if there are any, whose item is among the rows of the first
+    modality.
+    """
     first, *others = store.modalities
     others = [name for name in imported if name != first] or others
     if not others:
         return 0
     names, columns = (first, "text" if "text" in others else others[0]), ["key", *ITEM_COLUMNS]
-    items = [pa.chunked_array([item_keys(b) for b in store.batches(name, columns)], pa.string()) for name in names]
+    items = [
+        pa.chunked_array([item_keys(b) for b in store.batches(name, columns)], pa.string())
+        for name in names
+    ]
     return int((match_items(*map(one_array, items)) >= 0).sum())
 
 
-def read_rows(source: str | Path, modality: str, name: str | None = None) -> tuple[Rows, ModelIdentity]:
-    """Read embeddings that a command is given instead of images or texts: rows of a store, or a file of vectors.
+def read_rows(
+    source: str | Path, modality: str, name: str | None = None
+) -> tuple[Rows, ModelIdentity]:
+    """Read embeddings that a command is given instead of images or texts: rows of a store, or a
+    file of vectors.
 
     Args:
-        source: the folder or URL of a store, or a file that `read_vectors` reads; a .npy file may hold one vector (d,).
+        source: the folder or URL of a store, or a file that `read_vectors` reads; a .npy file may
+            hold one vector (d,).
         modality: what the rows are of.
-        name: the array, tensor or column in a file, if there are several; of a store the modality whose rows are
-            read, if it is not called ``modality``.
+        name: the array, tensor or column in a file, if there are several; of a store the modality
+            whose rows are read, if it is not called ``modality``.
 
     Returns:
-        The rows, embeddings as float32; their keys are those of the store, or the ids beside the vectors in the file,
-        or else the numbers of the rows from 0. And the identity of the model, which is empty for a file.
+        The rows, embeddings as float32; their keys are those of the store, or the ids beside the
+        vectors in the file,
+        or else the numbers of the rows from 0. And the identity of the model, which is empty for a
+        file.
 
     Raises:
-        StoreError: if there is nothing to read, it is damaged, it has no row, or a text is not UTF-8.
+        StoreError: if there is nothing to read, it is damaged, it has no row, or a text is not
+            UTF-8.
     """
     path = location(source)
     if kind_of(path) == "folder" or kind_of(path / INFO_FILE) == "file":
@@ -250,7 +291,8 @@ def read_rows(source: str | Path, modality: str, name: str | None = None) -> tup
         return store.load(name or modality), store.info.model
     if not isinstance(path, Path):
         raise StoreError(
-            f"There is no store at {path}, and files of vectors can only be read from this machine.",
+            f"There is no store at {path}, and files of vectors can only be read from this "
+            f"machine.",
             remedy="Copy the file to this machine, or give the URL of a store.",
         )
     vectors, keys = read_vectors(path, modality, name)

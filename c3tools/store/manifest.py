@@ -4,8 +4,9 @@
                      "files": {"moments.safetensors": sha256, "image/_part-00000.faiss": sha256, …},
                      "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …}}}
 
-What the manifest lists is the store. Shards that it does not list come from a run that did not finish; the same run
-adopts them. Listed files that are missing were lost, or are not yet copied. The same content gives the same bytes.
+What the manifest lists is the store. Shards that it does not list come from a run that did not
+finish; the same run adopts them. Listed files that are missing were lost, or are not yet copied.
+The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -111,20 +112,32 @@ class Manifest:
         return json_text({"checksum": digest_of(content), **content})
 
     def listing(self, store: Path, names: Collection[str], gone: Collection[str] = ()) -> Manifest:
-        """Return the manifest with other files beside the shards: those of ``names`` as they are, without ``gone``."""
+        """Return the manifest with other files beside the shards: those of ``names`` as they are,
+        without ``gone``.
+        """
         files = {name: digest for name, digest in self.files.items() if name not in {*names, *gone}}
-        return Manifest(self.shards, files | {n: sha256_of(store / n) for n in sorted(names) if kind_of(store / n)})
+        return Manifest(
+            self.shards,
+            files | {n: sha256_of(store / n) for n in sorted(names) if kind_of(store / n)},
+        )
 
     def compare(self, store: Path) -> tuple[list[str], list[ShardName], list[ShardName]]:
-        """Return the listed files that are missing, indexes apart; the shards among them; the shards not listed."""
+        """Return the listed files that are missing, indexes apart; the shards among them; the
+        shards not listed.
+        """
         present = {*shards_in(store)}
         lost = sorted(self.shards.keys() - present)
         files = {name for name in self.files if "/" not in name} - {*names_in(store)[1]}
-        return [*(part_name(*shard) for shard in lost), *sorted(files)], lost, sorted(present - self.shards.keys())
+        return (
+            [*(part_name(*shard) for shard in lost), *sorted(files)],
+            lost,
+            sorted(present - self.shards.keys()),
+        )
 
 
 def create_store(path: Path, info: StoreInfo) -> None:
-    """Make the folder and its store.json, or check that the store there contains the same kind of embeddings.
+    """Make the folder and its store.json, or check that the store there contains the same kind of
+    embeddings.
 
     Raises:
         StoreError: if a store of another model, dimension or dtype is there.
@@ -160,7 +173,9 @@ class StoreWriter:
         StoreError: if store.json or the manifest is damaged.
     """
 
-    def __init__(self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT) -> None:
+    def __init__(
+        self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT
+    ) -> None:
         self.path, self.info, self._files = path, StoreInfo.load(path), files
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
@@ -175,12 +190,15 @@ class StoreWriter:
         self.lost = {shard: listed.shards[shard] for shard in lost}
         if missing:
             reporter.message(
-                f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example {missing[0]}. This "
+                f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example "
+                f"{missing[0]}. This "
                 "run makes again what it can."
             )
 
     def adopt(self, made_from: str) -> None:
-        """Keep the whole shards of an interrupted run of the same settings; remove those that are damaged."""
+        """Keep the whole shards of an interrupted run of the same settings; remove those that are
+        damaged.
+        """
         for shard in self._unlisted:
             name = self.path / part_name(*shard)
             try:
@@ -193,73 +211,108 @@ class StoreWriter:
             if header.made_from != made_from:
                 raise StoreError(
                     f"{name} was made by a run with other settings that did not finish.",
-                    remedy="Finish it with its own command, choose another store, or keep its rows as they are with "
+                    remedy="Finish it with its own command, choose another store, or keep its "
+                    "rows as they are with "
                     "`c3 verify --repair`.",
                 )
 
-    def replace_shard(self, modality: str, part: int, rows: pa.Table, failures: Sequence[Failure]) -> None:
-        """Prepare other content for a shard, or its removal if there is none; `finish` puts it in place."""
+    def replace_shard(
+        self, modality: str, part: int, rows: pa.Table, failures: Sequence[Failure]
+    ) -> None:
+        """Prepare other content for a shard, or its removal if there is none; `finish` puts it in
+        place.
+        """
         if len(rows) or failures:
             write_rows(self.path / REWRITING / part_name(modality, part), self.info, rows, failures)
         else:
             self._removed.add((modality, part))
 
     def add(self, shard: ShardName, moments: Mapping[str, Moments]) -> None:
-        """Take the moments of a shard that was just written, so that `finish` need not read it again.
+        """Take the moments of a shard that was just written, so that `finish` need not read it
+        again.
 
         It has to if these are not the first shards of the store, in their order.
         """
         Moments.merge_groups(self._groups, moments)
         self._added[shard] = sum(of.n for of in moments.values())
 
-    def finish(self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()) -> Manifest:
-        """Put rewritten shards in place, and write failures.parquet, the moments and, last, the manifest.
+    def finish(
+        self, listed: Iterable[Failure] | None = None, *, forget: Collection[ShardName] = ()
+    ) -> Manifest:
+        """Put rewritten shards in place, and write failures.parquet, the moments and, last, the
+        manifest.
 
         Lost shards stay in the manifest until there are shards of their numbers again.
 
         Args:
-            listed: the inputs that were refused before encoding; None for those of failures.parquet.
+            listed: the inputs that were refused before encoding; None for those of
+                failures.parquet.
             forget: lost shards to take out of the manifest.
 
         Raises:
-            OutputError: if another run wrote to the store in the meantime (at a URL, where nothing is locked).
+            OutputError: if another run wrote to the store in the meantime (at a URL, where nothing
+                is locked).
             StoreError: if a shard cannot be read.
             OSError: if a file cannot be written.
         """
         for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
             remove_leftovers(folder)  # of runs that were killed, and of workers that were lost
-        replaced, before, present = self._put_in_place(), self.before or Manifest({}, {}), shards_in(self.path)
+        replaced, before, present = (
+            self._put_in_place(),
+            self.before or Manifest({}, {}),
+            shards_in(self.path),
+        )
         stale = {*forget, *replaced, *self.lost.keys() & {*present}}
         records = {shard: record for shard, record in before.shards.items() if shard not in stale}
         new = {*present} - records.keys()
-        # the moments are a left fold over all shards in their order, so that history leaves no trace in the bits
+        # the moments are a left fold over all shards in their order, so that history leaves no
+        # trace in the bits
         last, path = dict(sorted(before.shards)), self.path / MOMENTS_FILE
-        appended = len(records) == len(before.shards) and all(part > last.get(name, -1) for name, part in new)
-        appended = appended and kind_of(path) is not None and sha256_of(path) == before.files.get(MOMENTS_FILE)
+        appended = len(records) == len(before.shards) and all(
+            part > last.get(name, -1) for name, part in new
+        )
+        appended = (
+            appended
+            and kind_of(path) is not None
+            and sha256_of(path) == before.files.get(MOMENTS_FILE)
+        )
         if appended or [*self._added] != present[: len(self._added)]:
             self._added, self._groups = {}, {}
         groups = load_moments(path)[0] if appended else {**self._groups}
         read = sorted(new) if appended else present
         with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
-            for shard, (own, record) in zip(read, pool.map(self._read, read, map(new.__contains__, read)), strict=True):
+            for shard, (own, record) in zip(
+                read, pool.map(self._read, read, map(new.__contains__, read)), strict=True
+            ):
                 Moments.merge_groups(groups, own)
                 if record is not None:
                     records[shard] = record
         failures = self._gathered(present, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
-                f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has changed.",
-                remedy=f"Run the same command again, and check the result with `c3 verify {self.path}`.",
+                f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has "
+                f"changed.",
+                remedy=f"Run the same command again, and check the result with `c3 verify "
+                f"{self.path}`.",
             )
         write_atomically(path, lambda temporary: save_moments(temporary, groups, {}))
         write_failures(self.path, failures)
-        written = {FAILURES_FILE, MOMENTS_FILE, *self._files, *({INFO_FILE, EXTERNAL_FILE} - before.files.keys())}
-        self.before = Manifest(records, before.files).listing(self.path, written, {index_name(*s) for s in stale})
+        written = {
+            FAILURES_FILE,
+            MOMENTS_FILE,
+            *self._files,
+            *({INFO_FILE, EXTERNAL_FILE} - before.files.keys()),
+        }
+        self.before = Manifest(records, before.files).listing(
+            self.path, written, {index_name(*s) for s in stale}
+        )
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         _remove_folder(self.path / REWRITING)
         return self.before
 
-    def _read(self, shard: ShardName, is_new: bool) -> tuple[dict[str, Moments], ShardRecord | None]:
+    def _read(
+        self, shard: ShardName, is_new: bool
+    ) -> tuple[dict[str, Moments], ShardRecord | None]:
         """Return the moments of a shard, and the record of a new one."""
         groups, rows = dict[str, Moments](), self._added.get(shard, 0)
         with on_this_machine(self.path / part_name(*shard)) as file:
@@ -269,17 +322,25 @@ class StoreWriter:
             return groups, ShardRecord(rows, sha256_of(file)) if is_new else None
 
     def _put_in_place(self) -> list[ShardName]:
-        """List the shards that are to be put in place, so that they are even if this run is killed, and do it."""
+        """List the shards that are to be put in place, so that they are even if this run is killed,
+        and do it.
+        """
         path, folder = self.path / REWRITING_LIST, self.path / REWRITING
         if kind_of(path) is None:
-            # captions before their images: a crash could otherwise restore captions without their image
-            chosen = sorted({*shards_in(folder), *self._removed}, key=lambda shard: (shard[0] != "text", shard))
+            # captions before their images: a crash could otherwise restore captions without their
+            # image
+            chosen = sorted(
+                {*shards_in(folder), *self._removed}, key=lambda shard: (shard[0] != "text", shard)
+            )
             if not chosen:
                 return []
             write_json_atomically(path, [[*shard, shard in self._removed] for shard in chosen])
         listed = read_json(path)
         for modality, part, removed in listed:
-            source, target = folder / part_name(modality, part), self.path / part_name(modality, part)
+            source, target = (
+                folder / part_name(modality, part),
+                self.path / part_name(modality, part),
+            )
             if removed:
                 remove(target)
             elif kind_of(source) == "file":
@@ -287,15 +348,32 @@ class StoreWriter:
             sync_folder(target.parent)
         return [(modality, part) for modality, part, _ in listed]
 
-    def _gathered(self, present: Iterable[ShardName], listed: Iterable[Failure] | None) -> list[Failure]:
-        """Return the failures of listing and of all shards, without the inputs that are embedded now."""
-        kept = [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else listed
-        found = [("", failure) for failure in kept]  # with their modality, which listing does not know
-        found += [(name, f) for name, part in present for f in read_header(self.path / part_name(name, part)).failures]
+    def _gathered(
+        self, present: Iterable[ShardName], listed: Iterable[Failure] | None
+    ) -> list[Failure]:
+        """Return the failures of listing and of all shards, without the inputs that are embedded
+        now.
+        """
+        kept = (
+            [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else listed
+        )
+        # with their modality, which listing does not know
+        found = [("", failure) for failure in kept]
+        found += [
+            (name, f)
+            for name, part in present
+            for f in read_header(self.path / part_name(name, part)).failures
+        ]
         failing, embedded = {failure.key for _, failure in found}, set[tuple[str, str]]()
         for modality, part in present if failing else ():
-            for batch in read_batches(self.path / part_name(modality, part), modality, self.info, ["key"]):
-                embedded |= {(name, key) for key in failing.intersection(keys_of(batch)) for name in ("", modality)}
+            for batch in read_batches(
+                self.path / part_name(modality, part), modality, self.info, ["key"]
+            ):
+                embedded |= {
+                    (name, key)
+                    for key in failing.intersection(keys_of(batch))
+                    for name in ("", modality)
+                }
         return [failure for name, failure in found if (name, failure.key) not in embedded]
 
 
@@ -311,19 +389,24 @@ def record_files(store: Path, names: Collection[str]) -> None:
 
 @contextmanager
 def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
-    """Yield a hidden folder to build a store in; it is renamed to ``destination`` when the block ends well.
+    """Yield a hidden folder to build a store in; it is renamed to ``destination`` when the block
+    ends well.
 
     What a killed run left there is removed first.
     """
     if is_url(destination):
         raise StoreError(
-            f"A new store cannot be written to {destination}: it is built in a folder on this machine, so that a run "
+            f"A new store cannot be written to {destination}: it is built in a folder on this "
+            f"machine, so that a run "
             "that fails leaves nothing behind.",
-            remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive FOLDER s3://…",
+            remedy="Write to a local folder, then copy it, for example: aws s3 cp --recursive "
+            "FOLDER s3://…",
         )
     path = Path(destination).absolute()
     if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise StoreError(f"{destination} already exists.", remedy="Choose a new folder for the store.")
+        raise StoreError(
+            f"{destination} already exists.", remedy="Choose a new folder for the store."
+        )
     with locked_file(path), replacing(path, keep=False) as building:
         create_store(building, info)
         yield building

@@ -28,10 +28,11 @@ class Means:
 
     Attributes:
         store: the folder or URL.
-        rows: one for each modality and split, and for external moments: ``modality``, ``split`` (train, val, test,
-            another of the corpus, or all), ``n``, ``mean_norm`` (Euclidean), ``standard_error`` (root of the summed
-            squared standard errors of the mean's coordinates: how far the mean may be from that of the whole
-            population, as a length; None for fewer than two rows) and ``source`` (store, or a file that was loaded).
+        rows: one for each modality and split, and for external moments: ``modality``, ``split``
+            (train, val, test, another of the corpus, or all), ``n``, ``mean_norm`` (Euclidean),
+            ``standard_error`` (root of the summed squared standard errors of the mean's
+            coordinates: how far the mean may be from that of the whole population, as a length;
+            None for fewer than two rows) and ``source`` (store, or a file that was loaded).
         gap_length: distance of the two means over all rows; None unless two modalities have rows.
     """
 
@@ -47,7 +48,10 @@ class Means:
         """Return the table that the terminal shows."""
         numbers = {"n": "{:,}", "mean_norm": "{:.4f}", "standard_error": "{:.4f}"}
         cells = [
-            ["" if value is None else numbers.get(name, "{}").format(value) for name, value in row.items()]
+            [
+                "" if value is None else numbers.get(name, "{}").format(value)
+                for name, value in row.items()
+            ]
             for row in self.rows
         ]
         columns = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
@@ -67,7 +71,9 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
     means, found = [], list[tuple[str, str, Moments, str]]()
     for modality in filter(store.count, store.modalities):
         groups, whole = store.moments_by_split(modality), store.moments(modality)
-        found += [(modality, split, groups[split], "store") for split in sorted(groups, key=split_order)]
+        found += [
+            (modality, split, groups[split], "store") for split in sorted(groups, key=split_order)
+        ]
         found.append((modality, "all", whole, "store"))
         means.append(whole.mean)
     external, header = store.external_moments()
@@ -79,16 +85,23 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
             "split": split,
             "n": of.n,
             "mean_norm": float(np.linalg.norm(of.mean)),
-            "standard_error": float(np.sqrt(np.trace(of.scatter) / (of.n - 1) / of.n)) if of.n > 1 else None,
+            "standard_error": float(np.sqrt(np.trace(of.scatter) / (of.n - 1) / of.n))
+            if of.n > 1
+            else None,
             "source": source,
         }
         for modality, split, of, source in found
     ]
-    return Means(store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None)
+    return Means(
+        store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None
+    )
 
 
-def save_means(store: Store | str | Path, save: str | Path, *, split: str = "train") -> dict[str, Moments]:
-    """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they belong to.
+def save_means(
+    store: Store | str | Path, save: str | Path, *, split: str = "train"
+) -> dict[str, Moments]:
+    """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they
+    belong to.
 
     Args:
         store: See `embed`.
@@ -102,10 +115,15 @@ def save_means(store: Store | str | Path, save: str | Path, *, split: str = "tra
         StoreError: if no modality has rows in the split.
     """
     store = Store.open(store)
-    groups = {name: store.unit_moments(name, split) for name in store.modalities if store.count(name, split)}
+    groups = {
+        name: store.unit_moments(name, split)
+        for name in store.modalities
+        if store.count(name, split)
+    }
     if not groups:
         raise StoreError(
-            f"The store {store.path} has no rows in the split {split!r}. Its splits are {store.list_splits()}.",
+            f"The store {store.path} has no rows in the split {split!r}. Its splits are "
+            f"{store.list_splits()}.",
             remedy="Choose another split, or --split all.",
         )
     header = {"model": store.info.model, "split": split, "source": store.path.name}
@@ -118,14 +136,15 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
 
     Args:
         store: See `embed`.
-        load: Use the moments in this file or URL for Collapse (c3-mini: those of its training data).
+        load: Use the moments in this file or URL for Collapse (c3-mini: those of its training
+            data).
 
     Returns:
         The moments by modality.
 
     Raises:
-        StoreError: if the file is not readable, belongs to another model or dimension, or was computed from rows whose
-            norm is not 1, or another run is writing to the store.
+        StoreError: if the file is not readable, belongs to another model or dimension, or was
+            computed from rows whose norm is not 1, or another run is writing to the store.
     """
     store = Store.open(store, incomplete=True)
     bundled = str(load) == "c3-mini"
@@ -137,18 +156,25 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
     for name, moments in groups.items():
         if moments.dim != store.info.dim or not moments.of_unit_rows:
             raise StoreError(
-                f"The {name} moments in {load} are of rows of {moments.dim} dimensions with a mean squared norm of "
-                f"{moments.mean_squared_norm:.4g}; {store.path} needs {store.info.dim} dimensions and norm 1.",
-                remedy="Write them with `c3 means --save`, which normalises the rows, for a store of the same model.",
+                f"The {name} moments in {load} are of rows of {moments.dim} dimensions with a "
+                f"mean squared norm of "
+                f"{moments.mean_squared_norm:.4g}; {store.path} needs {store.info.dim} dimensions "
+                f"and norm 1.",
+                remedy="Write them with `c3 means --save`, which normalises the rows, for a store "
+                "of the same model.",
             )
     with locked(store.path):
-        write_atomically(store.path / EXTERNAL_FILE, lambda temporary: save_moments(temporary, groups, header))
+        write_atomically(
+            store.path / EXTERNAL_FILE, lambda temporary: save_moments(temporary, groups, header)
+        )
         record_files(store.path, [EXTERNAL_FILE])
     return groups
 
 
 def unload_means(store: Store | str | Path) -> None:
-    """Remove the moments that `load_means` loaded, so that Collapse is fitted on those of the store."""
+    """Remove the moments that `load_means` loaded, so that Collapse is fitted on those of the
+    store.
+    """
     store = Store.open(store, incomplete=True)
     with locked(store.path):
         remove(store.path / EXTERNAL_FILE)
@@ -166,13 +192,14 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
         The moments by modality.
 
     Raises:
-        StoreError: if a file is not readable, is given twice or as the result too, or two belong to different
-            models.
+        StoreError: if a file is not readable, is given twice or as the result too, or two belong to
+            different models.
     """
     paths, target = [location(path) for path in merge], location(save)
     if len({*paths, target}) <= len(paths):
         raise StoreError(
-            f"A moments file is given twice, or {target} is to be read and written: its rows would be counted twice.",
+            f"A moments file is given twice, or {target} is to be read and written: its rows "
+            f"would be counted twice.",
             remedy="Give each file once, and write to another one.",
         )
     total: dict[str, Moments] = {}
@@ -182,9 +209,15 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
         headers.append(header)
         one, own = ModelIdentity(headers[0].get("model") or {}), f"The moments file {paths[0]}"
         remedy = "Merge files of one model."
-        one.require_same(header.get("model"), own=own, theirs=str(path), error=StoreError, remedy=remedy)
+        one.require_same(
+            header.get("model"), own=own, theirs=str(path), error=StoreError, remedy=remedy
+        )
         Moments.merge_groups(total, groups)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)
-    merged = {**headers[0], "split": " + ".join(splits), "source": " + ".join(path.name for path in paths)}
+    merged = {
+        **headers[0],
+        "split": " + ".join(splits),
+        "source": " + ".join(path.name for path in paths),
+    }
     write_atomically(target, lambda temporary: save_moments(temporary, total, merged))
     return total

@@ -43,12 +43,14 @@ _LOOKS, _PAUSE = 5, 0.05  # at a file that a writer may be replacing, and second
 
 
 class Store(HubRepository):
-    """A store of embeddings, opened for reading: the shards that its manifest lists, or all if it has none.
+    """A store of embeddings, opened for reading: the shards that its manifest lists, or all if it
+    has none.
 
     Attributes:
         path: the folder, or a path-like object for a URL.
         info: the content of store.json: model, dimension, dtype.
-        manifest: what the store lists; None for all that is there, for writers and unfinished stores.
+        manifest: what the store lists; None for all that is there, for writers and unfinished
+            stores.
         summary: the `EmbedSummary` of the run, for a store that `c3tools.embed` returns; else None.
     """
 
@@ -61,19 +63,26 @@ class Store(HubRepository):
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
-        return f"Store({str(self.path)!r}, model={self.info.model.name!r}, dim={self.info.dim}, {self.info.dtype})"
+        return (
+            f"Store({str(self.path)!r}, model={self.info.model.name!r}, dim={self.info.dim}, "
+            f"{self.info.dtype})"
+        )
 
     @classmethod
-    def open(cls, path: Store | str | Path, *, incomplete: bool = False, reporter: Reporter = SILENT) -> Store:
+    def open(
+        cls, path: Store | str | Path, *, incomplete: bool = False, reporter: Reporter = SILENT
+    ) -> Store:
         """Open the store in the folder or at the URL ``path``; return an open store unchanged.
 
         Args:
             path: a store, its folder, or its URL.
-            incomplete: open all shards that are there, even if listed ones are missing; for writers.
+            incomplete: open all shards that are there, even if listed ones are missing; for
+                writers.
             reporter: gets a message if the store is unfinished.
 
         Raises:
-            IncompleteStoreError: if files that its manifest lists are missing, or it is being rewritten.
+            IncompleteStoreError: if files that its manifest lists are missing, or it is being
+                rewritten.
             StoreError: if there is no store, or it cannot be read.
         """
         if isinstance(path, Store):
@@ -84,7 +93,8 @@ class Store(HubRepository):
         if manifest is None:
             if not incomplete and "rows_of" not in info.extra:
                 reporter.message(
-                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are used; "
+                    f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are "
+                    f"used; "
                     f"`c3 verify {folder}` says more."
                 )
             return opened
@@ -93,8 +103,10 @@ class Store(HubRepository):
             if Manifest.load(folder) != manifest:  # a writer ended in between
                 return cls.open(folder, reporter=reporter)
             raise IncompleteStoreError(
-                f"The store {folder} is incomplete: {missing[0]} is missing, though {MANIFEST_FILE} lists it.",
-                remedy=f"Copy the store again, or run the `{info.command}` command that made it again. `c3 verify "
+                f"The store {folder} is incomplete: {missing[0]} is missing, though "
+                f"{MANIFEST_FILE} lists it.",
+                remedy=f"Copy the store again, or run the `{info.command}` command that made it "
+                f"again. `c3 verify "
                 f"{folder}` lists what is missing.",
             )
         if kind_of(folder / REWRITING_LIST):
@@ -104,14 +116,17 @@ class Store(HubRepository):
             )
         if unlisted:
             reporter.message(
-                f"`{info.command}` is writing to {folder} or was interrupted; what was finished before is used. Run "
+                f"`{info.command}` is writing to {folder} or was interrupted; what was finished "
+                f"before is used. Run "
                 "the same command again to continue."
             )
         opened._require_listed(INFO_FILE)
         return opened
 
     def _require_listed(self, name: str) -> bool:
-        """Refuse a small file that is not the one listed; return False if a writer has replaced it since."""
+        """Refuse a small file that is not the one listed; return False if a writer has replaced it
+        since.
+        """
         listed = None if self.manifest is None else self.manifest.files.get(name)
         for _ in range(_LOOKS):
             if listed in (None, sha256_of(self.path / name)):
@@ -120,8 +135,10 @@ class Store(HubRepository):
                 return False
             time.sleep(_PAUSE)  # a writer replaces it just before it writes the manifest
         raise StoreError(
-            f"{self.path / name} is not the file that {MANIFEST_FILE} lists: it is damaged, or a run did not finish.",
-            remedy=f"Run the same command again if a run was interrupted; else see `c3 verify {self.path}`.",
+            f"{self.path / name} is not the file that {MANIFEST_FILE} lists: it is damaged, or a "
+            f"run did not finish.",
+            remedy=f"Run the same command again if a run was interrupted; else see `c3 verify "
+            f"{self.path}`.",
         )
 
     @classmethod
@@ -131,10 +148,15 @@ class Store(HubRepository):
 
     @cached_property
     def shards(self) -> dict[ShardName, ShardRecord]:
-        """The record of every shard by modality and number, ascending; without a manifest it has no SHA-256."""
+        """The record of every shard by modality and number, ascending; without a manifest it has no
+        SHA-256.
+        """
         if self.manifest is not None:
             return dict(sorted(self.manifest.shards.items()))
-        return {shard: ShardRecord(read_header(self.file(*shard)).rows, "") for shard in shards_in(self.path)}
+        return {
+            shard: ShardRecord(read_header(self.file(*shard)).rows, "")
+            for shard in shards_in(self.path)
+        }
 
     @property
     def indexed(self) -> list[ShardName]:
@@ -145,7 +167,10 @@ class Store(HubRepository):
     @property
     def modalities(self) -> list[str]:
         """The names of the modalities that have shards, ``image`` and ``text`` first."""
-        return sorted({modality for modality, _ in self.shards}, key=lambda name: (name not in ("image", "text"), name))
+        return sorted(
+            {modality for modality, _ in self.shards},
+            key=lambda name: (name not in ("image", "text"), name),
+        )
 
     def parts(self, modality: str) -> list[int]:
         """Return the numbers of the shards of ``modality``, ascending."""
@@ -164,7 +189,9 @@ class Store(HubRepository):
         return read_header(self.file(modality, part)).failures
 
     def recorded_failures(self) -> list[Failure]:
-        """Return the rows of failures.parquet: the inputs that are not embedded; none if there is no such file."""
+        """Return the rows of failures.parquet: the inputs that are not embedded; none if there is
+        no such file.
+        """
         return read_failures(self.path)
 
     def count(self, modality: str, split: str | None = None) -> int:
@@ -175,11 +202,15 @@ class Store(HubRepository):
 
     def split_counts(self, modality: str) -> Counter[str]:
         """Return the number of rows of ``modality`` in each split of the corpus."""
-        return Counter({split: moments.n for split, moments in _splits_in(self._written, modality).items()})
+        return Counter(
+            {split: moments.n for split, moments in _splits_in(self._written, modality).items()}
+        )
 
     @cached_property
     def _written(self) -> dict[str, Moments]:
-        """The moments by modality and split of the corpus, ``image/train``: those of the file, or of the rows."""
+        """The moments by modality and split of the corpus, ``image/train``: those of the file, or
+        of the rows.
+        """
         listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
         if listed and self._require_listed(MOMENTS_FILE):
             return load_moments(self.path / MOMENTS_FILE)[0]
@@ -187,7 +218,9 @@ class Store(HubRepository):
 
     @cached_property
     def _ruled(self) -> dict[str, Moments]:
-        """The moments by modality and split as all commands see them; if rows are split by hash, they are read."""
+        """The moments by modality and split as all commands see them; if rows are split by hash,
+        they are read.
+        """
         return self._written if self.kept_splits is None else self._computed(self.kept_splits)
 
     def _computed(self, kept: Kept) -> dict[str, Moments]:
@@ -199,20 +232,29 @@ class Store(HubRepository):
 
     @cached_property
     def kept_splits(self) -> Kept:
-        """The splits that are used as they are, None for all: `c3tools.corpus.splits.kept_splits`."""
+        """The splits that are used as they are, None for all:
+        `c3tools.corpus.splits.kept_splits`.
+        """
         return kept_splits(self._split_names())
 
     @property
     def split_note(self) -> str | None:
-        """A message about rows that are split by hash although the corpus names their splits, or None."""
+        """A message about rows that are split by hash although the corpus names their splits, or
+        None.
+        """
         return describe_rule(self._split_names())
 
     def list_splits(self, modality: str | None = None) -> str:
         """Return the splits and their numbers of rows as text."""
         names = self.modalities if modality is None else [modality]
         counts = sum((self.split_counts(name) for name in names), Counter[str]())
-        listed = ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order)) or "none"
-        return listed if self.kept_splits is None else f"{listed}; split by hash: train, val and test"
+        listed = (
+            ", ".join(f"{split} ({counts[split]:,})" for split in sorted(counts, key=split_order))
+            or "none"
+        )
+        return (
+            listed if self.kept_splits is None else f"{listed}; split by hash: train, val and test"
+        )
 
     def _split_names(self) -> set[str]:
         return {name.partition("/")[2] for name in self._written}
@@ -235,13 +277,20 @@ class Store(HubRepository):
         return found
 
     def _in_split(self, modality: str, split: str | None) -> Moments:
-        """Return the moments of a split: of train, val and test as all commands see them, of others as written."""
+        """Return the moments of a split: of train, val and test as all commands see them, of others
+        as written.
+        """
         groups = _splits_in(self._ruled if split in STANDARD else self._written, modality)
-        chosen = (moments for name, moments in groups.items() if split in (None, ALL) or name == str(split).lower())
+        chosen = (
+            moments
+            for name, moments in groups.items()
+            if split in (None, ALL) or name == str(split).lower()
+        )
         return Moments.merge_all(chosen, self.info.dim)
 
     def moments_by_split(self, modality: str) -> SplitMoments:
-        """Return the moments of ``modality`` for each split, as all commands see them (`kept_splits`).
+        """Return the moments of ``modality`` for each split, as all commands see them
+        (`kept_splits`).
 
         If rows are split by hash, they are read once.
 
@@ -252,7 +301,8 @@ class Store(HubRepository):
         return _splits_in(self._ruled, modality)
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
-        """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and their header.
+        """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and
+        their header.
 
         Both are empty if none were loaded.
         """
@@ -263,19 +313,29 @@ class Store(HubRepository):
         return load_moments(path)
 
     def fitting_moments(self, modality: str, split: str = "train") -> Moments:
-        """Return the moments that transforms are fitted on: loaded ones if there are any, else those of ``split``.
+        """Return the moments that transforms are fitted on: loaded ones if there are any, else
+        those of ``split``.
 
-        They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no rows in the split.
+        They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no
+        rows in the split.
         """
         if external := self.external_moments()[0].get(modality):
             return external
-        return self.unit_moments(modality, split) if self.count(modality, split) else Moments.empty(self.info.dim)
+        return (
+            self.unit_moments(modality, split)
+            if self.count(modality, split)
+            else Moments.empty(self.info.dim)
+        )
 
     def unit_moments(self, modality: str, split: str | None = None) -> Moments:
-        """Return the moments of the rows scaled to norm 1; the rows are read once if the store keeps norms."""
+        """Return the moments of the rows scaled to norm 1; the rows are read once if the store
+        keeps norms.
+        """
         if self.info.normalised:
             return self.moments(modality, split)
-        blocks = (unit_rows(embedding_matrix(batch)) for batch in self.batches(modality, split=split))
+        blocks = (
+            unit_rows(embedding_matrix(batch)) for batch in self.batches(modality, split=split)
+        )
         return Moments.merge_all(map(Moments.from_rows, blocks), self.info.dim)
 
     def batches(
@@ -291,7 +351,8 @@ class Store(HubRepository):
         Args:
             modality: its name.
             columns: the columns to read; None for all.
-            split: the rows to read, of this split only (see `split_mask`); None or ``all`` for every row.
+            split: the rows to read, of this split only (see `split_mask`); None or ``all`` for
+                every row.
             parts: numbers of the shards to read; None for all.
 
         Raises:
@@ -307,9 +368,15 @@ class Store(HubRepository):
             path, rows = self.file(modality, part), 0
             for batch in read_batches(path, modality, self.info, wanted):
                 rows += len(batch)
-                chosen = batch if every else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
+                chosen = (
+                    batch
+                    if every
+                    else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
+                )
                 if wanted is not columns:
-                    chosen = chosen.select([name for name in columns or () if name in chosen.schema.names])
+                    chosen = chosen.select(
+                        [name for name in columns or () if name in chosen.schema.names]
+                    )
                 if len(chosen):
                     yield chosen
             if self.manifest is not None and rows != (listed := self.shards[modality, part].rows):
@@ -334,8 +401,11 @@ class Store(HubRepository):
         table = pa.Table.from_batches(blocks, schema).combine_chunks().replace_schema_metadata(None)
         return Rows(modality, embeddings[:end], table, self.kept_splits)
 
-    def pairs(self, first: str = "image", second: str = "text", *, split: str | None = None) -> Pairs:
-        """Return the rows of two modalities (of ``split``, or of all splits) and which of them belong together.
+    def pairs(
+        self, first: str = "image", second: str = "text", *, split: str | None = None
+    ) -> Pairs:
+        """Return the rows of two modalities (of ``split``, or of all splits) and which of them
+        belong together.
 
         Raises:
             StoreError: if the store does not have a modality, or a shard cannot be read.
@@ -351,7 +421,9 @@ class Store(HubRepository):
         found: dict[str, str | None] = {}
         for modality in sorted(self.modalities, key=lambda name: name == "text"):
             for batch in self.batches(modality, ["key", *ITEM_COLUMNS, "split"]):
-                own = zip(own_items(batch).to_pylist(), batch.column("split").to_pylist(), strict=True)
+                own = zip(
+                    own_items(batch).to_pylist(), batch.column("split").to_pylist(), strict=True
+                )
                 for item, split in own:
                     found.setdefault(item, split)
         return found
@@ -372,11 +444,13 @@ def _splits_in(groups: dict[str, Moments], modality: str) -> SplitMoments:
     return {split: moments for (name, _, split), moments in found if name == modality}
 
 
-def training_split(store: Store, modality: str, split: str, *, error: type[C3Error]) -> tuple[Rows, Rows, list[str]]:
+def training_split(
+    store: Store, modality: str, split: str, *, error: type[C3Error]
+) -> tuple[Rows, Rows, list[str]]:
     """Return the rows of a split, those to validate on, and what the user should know about them.
 
-    Without a ``val`` split, or if it is among the rows to learn from, a tenth of the items (by a stable hash of their
-    keys) is held out.
+    Without a ``val`` split, or if it is among the rows to learn from, a tenth of the items (by a
+    stable hash of their keys) is held out.
 
     Args:
         store: to read from.

@@ -1,9 +1,10 @@
-"""The data model: rows of one modality, and pairs of rows of two modalities that belong to one item.
+"""The data model: rows of one modality, and pairs of rows of two modalities that belong to one
+item.
 
-An *item* is what a row is about: an image has one row in the modality ``image`` and, with five captions, five in the
-modality ``text``. The column ``image_key`` of texts (``pair_key`` of other modalities) names the item; a row without
-one is an item of its own. Rows are paired by the keys of their items, never by their order, and an item is in one
-split with all its rows.
+An *item* is what a row is about: an image has one row in the modality ``image`` and, with five
+captions, five in the modality ``text``. The column ``image_key`` of texts (``pair_key`` of other
+modalities) names the item; a row without one is an item of its own. Rows are paired by the keys of
+their items, never by their order, and an item is in one split with all its rows.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Rows:
     Attributes:
         modality: ``image``, ``text`` or another name.
         embeddings: float32 (n, d).
-        table: an Arrow table of n rows with the column ``key``, of n unique keys, and the other columns.
+        table: an Arrow table of n rows with the column ``key``, of n unique keys, and the other
+            columns.
         kept_splits: the splits that are used as they are (`Store.kept_splits`); None for all.
     """
 
@@ -48,25 +50,37 @@ class Rows:
     def __post_init__(self) -> None:
         if len(self.embeddings) != self.table.num_rows:
             raise StoreError(
-                f"The numbers of keys and embeddings differ: {counted(self.table.num_rows, 'key')}, "
+                f"The numbers of keys and embeddings differ: "
+                f"{counted(self.table.num_rows, 'key')}, "
                 f"{counted(len(self.embeddings), 'embedding')}.",
                 remedy="Give one key, and one value per column, for each embedding.",
             )
 
     @classmethod
-    def of(cls, modality: str, keys: Sequence[str], embeddings: npt.ArrayLike, **columns: Sequence[Any] | None) -> Rows:
+    def of(
+        cls,
+        modality: str,
+        keys: Sequence[str],
+        embeddings: npt.ArrayLike,
+        **columns: Sequence[Any] | None,
+    ) -> Rows:
         """Make rows from arrays and lists.
 
         Args:
             modality: the modality of the embeddings.
             keys: n unique keys.
             embeddings: (n, d), converted to float32.
-            columns: further columns of n values, such as ``image_key``, ``split`` and ``caption``; None leaves one out.
+            columns: further columns of n values, such as ``image_key``, ``split`` and ``caption``;
+                None leaves one out.
 
         Raises:
             StoreError, pyarrow.ArrowInvalid: if the lengths differ.
         """
-        given = {name: list(values) for name, values in {"key": keys, **columns}.items() if values is not None}
+        given = {
+            name: list(values)
+            for name, values in {"key": keys, **columns}.items()
+            if values is not None
+        }
         arrays = {
             name: pa.array(values, pa.string() if all(value is None for value in values) else None)
             for name, values in given.items()
@@ -98,7 +112,9 @@ class Rows:
 
     @property
     def item_index(self) -> Indices:
-        """The number of each row's item, int64 (n,), items numbered in the order of their first rows."""
+        """The number of each row's item, int64 (n,), items numbered in the order of their first
+        rows.
+        """
         return _numbers(own_items(self.table).dictionary_encode().indices)
 
     @property
@@ -112,16 +128,23 @@ class Rows:
         return row_splits(self.table, self.kept_splits)
 
     def select(self, rows: Indices | Mask) -> Rows:
-        """Return the rows with these numbers, in this order, or those for which a mask (n,) is true."""
+        """Return the rows with these numbers, in this order, or those for which a mask (n,) is
+        true.
+        """
         chosen: Indices = np.arange(len(self))[rows]
-        return Rows(self.modality, self.embeddings[chosen], self.table.take(chosen), self.kept_splits)
+        return Rows(
+            self.modality, self.embeddings[chosen], self.table.take(chosen), self.kept_splits
+        )
 
     def hash_order(self, salt: str) -> Indices:
-        """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the order of the shards."""
+        """Return the numbers of the rows, ordered by a stable hash of their keys, whatever the
+        order of the shards.
+        """
         return np.argsort(stable_fractions(self.keys, salt), kind="stable")
 
     def sample(self, fraction: float, salt: str = "train fraction") -> Rows:
-        """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their keys.
+        """Return all rows of ``fraction`` of the items, at least one, by a stable hash of their
+        keys.
 
         A larger fraction contains a smaller one with the same salt.
         """
@@ -129,7 +152,9 @@ class Rows:
         return self.select(ranked < max(1, round(fraction * count)))
 
     def hold_out(self) -> tuple[Rows, Rows]:
-        """Divide the rows into those that are left and those of a tenth of the items, which are held out."""
+        """Divide the rows into those that are left and those of a tenth of the items, which are
+        held out.
+        """
         held = held_out(self.items)
         return self.select(~held), self.select(held)
 
@@ -150,7 +175,9 @@ class Pairs:
 
     @classmethod
     def match(cls, first: Rows, second: Rows) -> Pairs:
-        """Pair rows by the keys of their items; if several first rows have the same item, the first of them is used."""
+        """Pair rows by the keys of their items; if several first rows have the same item, the first
+        of them is used.
+        """
         return cls(first, second, match_items(item_keys(first.table), item_keys(second.table)))
 
     def __len__(self) -> int:
@@ -167,7 +194,9 @@ class Pairs:
         return self.first.embeddings[self.item_index[self.rows]], self.second.embeddings[self.rows]
 
     def captions_of_first(self) -> Rows:
-        """Return the paired rows of ``second`` with the embeddings of ``first`` instead of their own."""
+        """Return the paired rows of ``second`` with the embeddings of ``first`` instead of their
+        own.
+        """
         table = self.second.table.take(self.rows)
         return Rows(self.first.modality, self.arrays()[0], table, self.second.kept_splits)
 
@@ -182,7 +211,9 @@ def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
 
 
 def match_items(first: pa.Array[Any], second: pa.Array[Any]) -> Indices:
-    """Return for each key of ``second`` where ``first`` has it (first occurrence), or -1; null matches nothing."""
+    """Return for each key of ``second`` where ``first`` has it (first occurrence), or -1; null
+    matches nothing.
+    """
     return _numbers(pc.index_in(second, value_set=first, skip_nulls=True).fill_null(-1))
 
 
@@ -193,18 +224,27 @@ def keys_of(table: pa.Table | pa.RecordBatch) -> list[str]:
 
 
 def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
-    """Return the key of each row's item as a string array; null for a text that belongs to no image.
+    """Return the key of each row's item as a string array; null for a text that belongs to no
+    image.
 
     Rows of other modalities that name no item are items of their own.
     """
-    found = {name: one_array(table.column(name)) for name in ("key", *ITEM_COLUMNS) if name in table.schema.names}
+    found = {
+        name: one_array(table.column(name))
+        for name in ("key", *ITEM_COLUMNS)
+        if name in table.schema.names
+    }
     return found["image_key"] if "image_key" in found else pc.coalesce(*reversed(found.values()))
 
 
 def own_items(table: pa.Table | pa.RecordBatch) -> Any:
-    """Return the key of each row's item as a string array: its own key if it belongs to no other."""
+    """Return the key of each row's item as a string array: its own key if it belongs to no
+    other.
+    """
     items: Any = item_keys(table)
-    return pc.if_else(pc.equal(pc.coalesce(items, ""), pa.scalar("")), one_array(table.column("key")), items)
+    return pc.if_else(
+        pc.equal(pc.coalesce(items, ""), pa.scalar("")), one_array(table.column("key")), items
+    )
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
@@ -212,7 +252,11 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
 
     Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
     """
-    splits: Any = table.column("split").to_pylist() if "split" in table.schema.names else [None] * table.num_rows
+    splits: Any = (
+        table.column("split").to_pylist()
+        if "split" in table.schema.names
+        else [None] * table.num_rows
+    )
     names = {split: named_split(split, kept) for split in {*splits}}
     if all(names.values()):
         return [names[split] for split in splits]
@@ -222,8 +266,8 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
 def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept = None) -> Mask:
     """Return which rows are in a split: bool (n,), all of them for None or ``all``.
 
-    ``train``, ``val`` and ``test`` are as all commands see them, given the splits that are ``kept``; another name is
-    the corpus' own.
+    ``train``, ``val`` and ``test`` are as all commands see them, given the splits that are
+    ``kept``; another name is the corpus' own.
     """
     if split is None or split == ALL:
         return np.ones(table.num_rows, dtype=bool)
@@ -232,7 +276,8 @@ def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept =
 
 
 def held_out(items: Sequence[str]) -> Mask:
-    """Return which rows to hold out, bool (n,): those of about a tenth of the items, by a stable hash of their keys.
+    """Return which rows to hold out, bool (n,): those of about a tenth of the items, by a stable
+    hash of their keys.
 
     Of at least two items, at least one is held out.
     """
@@ -240,7 +285,9 @@ def held_out(items: Sequence[str]) -> Mask:
     return np.asarray(ranked < min(max(1, round(HELD_OUT * count)), count - 1))
 
 
-def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+def embedding_matrix(
+    table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np.float32
+) -> npt.NDArray[Any]:
     """Return the column ``embedding`` as a matrix (n, d) of ``dtype``.
 
     Raises:
@@ -252,7 +299,11 @@ def embedding_matrix(table: pa.Table | pa.RecordBatch, dtype: npt.DTypeLike = np
             f"{counted(column.null_count, 'row has', 'rows have')} no embedding.",
             remedy="Check the store with `c3 verify`.",
         )
-    return np.from_dlpack(column.flatten()).reshape(-1, column.type.list_size).astype(dtype, copy=False)
+    return (
+        np.from_dlpack(column.flatten())
+        .reshape(-1, column.type.list_size)
+        .astype(dtype, copy=False)
+    )
 
 
 def positions(keys: Sequence[str]) -> Mapping[str, int]:
@@ -261,7 +312,9 @@ def positions(keys: Sequence[str]) -> Mapping[str, int]:
 
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
-    """Return the place of each row's item among all items by a stable hash of their keys, and the number of items."""
+    """Return the place of each row's item among all items by a stable hash of their keys, and the
+    number of items.
+    """
     different, index = np.unique(stable_fractions(items, salt), return_inverse=True)
     return index, len(different)
 

@@ -1,10 +1,12 @@
 """FAISS shards: an exact FAISS index beside the rows of each shard, in the order of the rows.
 
-    image/_part-00000.faiss   the vectors, for inner products: if the store has unit rows of float16, the same values;
+    image/_part-00000.faiss   the vectors, for inner products: if the store has unit rows of
+    float16, the same values;
                               else float32, scaled to unit length
 
-The manifest lists the index; that of a shard that is rewritten is taken from the list. Every command that writes
-shards calls `keep_indexes`, so a store that has indexes, or is made from one that has, gets those that its shards lack.
+The manifest lists the index; that of a shard that is rewritten is taken from the list. Every
+command that writes shards calls `keep_indexes`, so a store that has indexes, or is made from one
+that has, gets those that its shards lack.
 """
 
 from __future__ import annotations
@@ -45,7 +47,11 @@ def save_index(index: Any, path: Path) -> None:
 
 def last_line(error: Exception) -> str:
     """Return what an error of FAISS says, without the place in its source."""
-    return re.sub(r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?", "", str(error).strip().splitlines()[-1])
+    return re.sub(
+        r"^(Error in .* at \S+:\d+: )?(Error: '.*' failed: )?",
+        "",
+        str(error).strip().splitlines()[-1],
+    )
 
 
 def read_index(store: Any, modality: str, part: int) -> Any:
@@ -59,7 +65,8 @@ def read_index(store: Any, modality: str, part: int) -> Any:
 
 
 def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
-    """Write the indexes that shards lack, in a store that had indexes before or is made from one that has.
+    """Write the indexes that shards lack, in a store that had indexes before or is made from one
+    that has.
 
     Without faiss, a message says that they are missing; the rows are not affected.
 
@@ -76,7 +83,8 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
         faiss = load_faiss()
     except MissingExtraError:
         reporter.message(
-            "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` indexes the whole store."
+            "New shards have no FAISS index, because faiss-cpu is not installed; `c3 index` "
+            "indexes the whole store."
         )
         return
     with reporter.progress("Writing FAISS shards", len(lacking)) as progress:
@@ -86,7 +94,9 @@ def keep_indexes(path: Path, reporter: Reporter = SILENT) -> None:
                 index = faiss.IndexScalarQuantizer(info.dim, kind, faiss.METRIC_INNER_PRODUCT)
             else:
                 index = faiss.IndexFlatIP(info.dim)
-            for batch in read_batches(path / part_name(modality, part), modality, info, ["embedding"]):
+            for batch in read_batches(
+                path / part_name(modality, part), modality, info, ["embedding"]
+            ):
                 rows = embedding_matrix(batch)
                 index.add(rows if info.normalised else unit_rows(rows))
             save_index(index, path / index_name(modality, part))

@@ -1,10 +1,12 @@
-"""The files of a store: `store.json`, which says what its embeddings are, one file a shard, and `failures.parquet`.
+"""The files of a store: `store.json`, which says what its embeddings are, one file a shard, and
+`failures.parquet`.
 
     image/part-00000.parquet    key, embedding, and the columns of the modality
 
-A shard takes a fixed block of inputs. The metadata of its file have a copy of store.json, the inputs that failed, and
-``made_from``, a digest of the settings that the shard was made with. It is written under a temporary name and renamed,
-so it exists whole or not at all, and every page has a checksum.
+A shard takes a fixed block of inputs. The metadata of its file have a copy of store.json, the
+inputs that failed, and ``made_from``, a digest of the settings that the shard was made with. It is
+written under a temporary name and renamed, so it exists whole or not at all, and every page has a
+checksum.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ ShardName = tuple[str, int]  # modality and number
 SplitMoments = dict[str, Moments]  # by the split that the rows name
 METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_from"
 ROW_GROUP_ROWS = 8192
-_MAKE_AGAIN = "Run `c3 verify --repair`, then the command that made the store again: it makes only this shard."
+_MAKE_AGAIN = (
+    "Run `c3 verify --repair`, then the command that made the store again: it makes "
+    "only this shard."
+)
 _NO_STORE = "Make one with `c3 embed PATH`, or choose another with --store."
 _LAYOUT = "A store has store.json; rows of another program have the columns key and embedding."
 _EXPORT_AGAIN = "Export again with -f parquet."
@@ -53,18 +58,24 @@ _FILE = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size":
 _COLUMNS: dict[str, dict[str, Any]] = {
     "image": _FILE,
     "video": {**_FILE, "frames": pa.int32(), "duration": pa.float32()},
-    "audio": {"path": pa.string(), "size": pa.int64(), "duration": pa.float32(), "pair_key": pa.string()},
+    "audio": {
+        "path": pa.string(),
+        "size": pa.int64(),
+        "duration": pa.float32(),
+        "pair_key": pa.string(),
+    },
     "text": {"caption": pa.string(), "image_key": pa.string()},
 }
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """Identity of the embeddings in a store: the content of `store.json`, repeated in the metadata of every shard.
+    """Identity of the embeddings in a store: the content of `store.json`, repeated in the metadata
+    of every shard.
 
     Attributes:
-        model: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init`` of the encoder; for
-            imported embeddings ``name`` alone.
+        model: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init`` of
+            the encoder; for imported embeddings ``name`` alone.
         dim: dimension d of the embeddings.
         dtype: ``float16`` or ``float32``, as stored.
         normalised: whether the embeddings have unit L2 norm.
@@ -89,7 +100,9 @@ class StoreInfo:
 
     @classmethod
     def decode(cls, content: bytes, source: Path) -> StoreInfo:
-        """Build the information from the content of a store.json, or of its copy in the file ``source``."""
+        """Build the information from the content of a store.json, or of its copy in the file
+        ``source``.
+        """
         value = msgspec.json.decode(content)
         if value["format_version"] > FORMAT_VERSION:
             raise StoreError(f"{source} was written by a newer version of c3tools.", remedy=UPDATE)
@@ -99,19 +112,27 @@ class StoreInfo:
     def load(cls, store: Path) -> StoreInfo:
         """Read ``store/store.json``."""
         path = store / INFO_FILE
-        with refusing_damage(path, "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."):
+        with refusing_damage(
+            path, "`c3 verify --repair` rewrites it from a shard: every shard contains a copy."
+        ):
             if kind_of(path):
                 return cls.decode(read_limited(path), path)
         return cls._of_other_program(store)
 
     @classmethod
     def _of_other_program(cls, store: Path) -> StoreInfo:
-        """Describe rows in the layout of an export from their first file, and from a pipeline beside it."""
+        """Describe rows in the layout of an export from their first file, and from a pipeline
+        beside it.
+        """
         names, shards = names_in(store)[1], shards_in(store)
         own, model, extra = b"", dict[str, Any](), dict[str, Any](rows_of="another program")
         if shards and MANIFEST_FILE not in names:
             path = store / part_name(*shards[0])
-            with refusing_damage(path, _LAYOUT), name_or_file(path) as source, pq.ParquetFile(source) as file:
+            with (
+                refusing_damage(path, _LAYOUT),
+                name_or_file(path) as source,
+                pq.ParquetFile(source) as file,
+            ):
                 if not file.metadata.num_rows:
                     raise ValueError("it has no rows")
                 column = next(file.iter_batches(1, columns=["embedding"])).column("embedding")
@@ -123,20 +144,32 @@ class StoreInfo:
                     extra["exported"] = {"settings": {"applied": len(pipeline["steps"])}}
             if not own:
                 dtype = "float16" if column.type.value_type == pa.float16() else "float32"
-                return cls(ModelIdentity(model), len(column[0]), dtype, normalised=False, extra=extra)
+                return cls(
+                    ModelIdentity(model), len(column[0]), dtype, normalised=False, extra=extra
+                )
         what, remedy = f"There is no store at {store} ({INFO_FILE} is missing).", _NO_STORE
         form = "faiss" if "index.json" in names else ""
         if MANIFEST_FILE in names:
             with refusing_damage(store / MANIFEST_FILE, remedy):
-                form = read_json(store / MANIFEST_FILE).get("provenance", {}).get("settings", {}).get("format")
+                form = (
+                    read_json(store / MANIFEST_FILE)
+                    .get("provenance", {})
+                    .get("settings", {})
+                    .get("format")
+                )
         if form:
-            what, remedy = f"{store} is an export to {form}, but only exports to Parquet are stores.", _EXPORT_AGAIN
+            what, remedy = (
+                f"{store} is an export to {form}, but only exports to Parquet are stores.",
+                _EXPORT_AGAIN,
+            )
         raise StoreError(what, remedy=remedy)
 
     @property
     def command(self) -> str:
         """The command that makes the shards of this store."""
-        return next((f"c3 {verb}" for verb in ("import", "export") if f"{verb}ed" in self.extra), "c3 embed")
+        return next(
+            (f"c3 {verb}" for verb in ("import", "export") if f"{verb}ed" in self.extra), "c3 embed"
+        )
 
     def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
         """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`)."""
@@ -144,7 +177,9 @@ class StoreInfo:
         self.model.require_same(model, own=own, theirs=theirs, error=StoreError, remedy=remedy)
 
     def require_same(self, other: StoreInfo, *more: str, own: str, theirs: str) -> None:
-        """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more`` attributes."""
+        """Refuse to mix embeddings of two models, dimensions or dtypes, or that differ in ``more``
+        attributes.
+        """
         self.require_same_model(other.model, own=own, theirs=theirs)
         for name in ("dim", "dtype", "normalised", *more):
             if (here := getattr(self, name)) != (there := getattr(other, name)):
@@ -157,13 +192,15 @@ class StoreInfo:
 def write_failures(store: Path, failures: Iterable[Failure]) -> None:
     """Write failures.parquet: one row per input that was not embedded, sorted.
 
-    Of several failures of one input the last counts. Keys tell inputs apart, except while they are listed: there a key
-    is a file name, which may be in several folders.
+    Of several failures of one input the last counts. Keys tell inputs apart, except while they are
+    listed: there a key is a file name, which may be in several folders.
     """
     unique = {(f.stage, f.key, f.path if f.stage == "list" else ""): f for f in failures}
     schema = pa.schema([(name, pa.string()) for name in Failure.__dataclass_fields__])
     table = pa.Table.from_pylist([asdict(unique[name]) for name in sorted(unique)], schema)
-    write_atomically(store / FAILURES_FILE, lambda path: pq.write_table(table, path, write_page_checksum=True))
+    write_atomically(
+        store / FAILURES_FILE, lambda path: pq.write_table(table, path, write_page_checksum=True)
+    )
 
 
 def read_failures(store: Path) -> list[Failure]:
@@ -174,13 +211,16 @@ def read_failures(store: Path) -> list[Failure]:
     with (
         refusing_damage(path, "Write it again: c3 verify --repair"),
         name_or_file(path) as source,
-        pq.ParquetFile(source, page_checksum_verification=True) as file,  # read_table imports pandas
+        # read_table imports pandas
+        pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):
         return msgspec.convert(file.read().to_pylist(), list[Failure])
 
 
 class _ShardHeader(NamedTuple):
-    """The metadata of a shard: number of rows, store.json (None for another program's), failed inputs, settings."""
+    """The metadata of a shard: number of rows, store.json (None for another program's), failed
+    inputs, settings.
+    """
 
     rows: int
     info: StoreInfo | None
@@ -194,33 +234,44 @@ def part_name(modality: str, index: int) -> str:
 
 
 def index_name(modality: str, index: int) -> str:
-    """Return the name of the FAISS index of a shard; readers of a folder skip names that begin with _."""
+    """Return the name of the FAISS index of a shard; readers of a folder skip names that begin with
+    _.
+    """
     return f"{modality}/_part-{index:05d}.faiss"
 
 
 def shards_in(store: Path) -> list[ShardName]:
     """Return all shards that are in a folder, listed in its manifest or not, ascending."""
     folders = [name for name in names_in(store)[0] if not name.startswith((".", "_"))]
-    found = [(name, _SHARD.fullmatch(file)) for name in folders for file in names_in(store / name)[1]]
+    found = [
+        (name, _SHARD.fullmatch(file)) for name in folders for file in names_in(store / name)[1]
+    ]
     return sorted((modality, int(match[1])) for modality, match in found if match)
 
 
 def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     """Return the Arrow schema of a shard: key, embedding, and the columns of the modality.
 
-    Modalities other than ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's item) and ``split``.
+    Modalities other than ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's
+    item) and ``split``.
     """
     value_type = pa.float16() if info.dtype == "float16" else pa.float32()
     columns = {**_COLUMNS.get(modality, {"pair_key": pa.string()}), "split": pa.string()}
     fields = [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.field("element", value_type, nullable=False), info.dim), nullable=False),
+        pa.field(
+            "embedding",
+            pa.list_(pa.field("element", value_type, nullable=False), info.dim),
+            nullable=False,
+        ),
         *(pa.field(name, kind) for name, kind in columns.items()),
     ]
     return pa.schema(fields)
 
 
-def shard_table(info: StoreInfo, modality: str, embeddings: Floats, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+def shard_table(
+    info: StoreInfo, modality: str, embeddings: Floats, columns: Mapping[str, Sequence[Any]]
+) -> pa.Table:
     """Return the rows of a shard with the columns of its modality.
 
     Args:
@@ -249,7 +300,8 @@ def write_rows(
     *,
     split_bytes: bool = True,
 ) -> None:
-    """Write the file of a shard, complete or not at all: zstd, byte-stream split on the embedding, dictionary on keys.
+    """Write the file of a shard, complete or not at all: zstd, byte-stream split on the embedding,
+    dictionary on keys.
 
     Measured on CLIP embeddings, this is the smallest of the layouts and as fast to read as any.
 
@@ -259,7 +311,8 @@ def write_rows(
         rows: with the columns of `shard_schema`, and others if there are any.
         failures: the inputs of this shard that were not embedded.
         made_from: digest of the settings; None for that of ``info``.
-        split_bytes: False for files that other programs are to read: DuckDB reads no byte-stream split of float16.
+        split_bytes: False for files that other programs are to read: DuckDB reads no byte-stream
+            split of float16.
     """
     metadata = {
         METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True),
@@ -277,12 +330,15 @@ def write_rows(
         "write_statistics": [name for name in names if name != "embedding"],
         "write_page_checksum": True,
     }
-    write_atomically(path, lambda file: pq.write_table(rows.replace_schema_metadata(metadata), file, **options))
+    write_atomically(
+        path, lambda file: pq.write_table(rows.replace_schema_metadata(metadata), file, **options)
+    )
 
 
 @contextmanager
 def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
-    """Turn what comes of reading a damaged file of a store in the block into a StoreError with the file.
+    """Turn what comes of reading a damaged file of a store in the block into a StoreError with the
+    file.
 
     Raises:
         StoreError: with the remedy, by default that of a shard.
@@ -299,11 +355,17 @@ def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
 
 def read_header(path: Path) -> _ShardHeader:
     """Return what a shard says of itself; that of another program says nothing. No row is read."""
-    with refusing_damage(path), name_or_file(path, SMALL_BLOCK) as source, pq.ParquetFile(source) as file:
+    with (
+        refusing_damage(path),
+        name_or_file(path, SMALL_BLOCK) as source,
+        pq.ParquetFile(source) as file,
+    ):
         metadata = file.schema_arrow.metadata or {}
         info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
         failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
-        return _ShardHeader(file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode())
+        return _ShardHeader(
+            file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode()
+        )
 
 
 def read_batches(
@@ -316,17 +378,27 @@ def read_batches(
         name_or_file(path, block) as source,
         pq.ParquetFile(source, page_checksum_verification=True) as file,
     ):
-        wanted = [column for column in shard_schema(modality, info) if columns is None or column.name in columns]
-        for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=None if columns is None else list(columns)):
+        wanted = [
+            column
+            for column in shard_schema(modality, info)
+            if columns is None or column.name in columns
+        ]
+        for batch in file.iter_batches(
+            batch_size=ROW_GROUP_ROWS, columns=None if columns is None else list(columns)
+        ):
             batch.validate(full=True)  # text that is not UTF-8 would fail later
             yield _completed(batch, wanted)
 
 
 def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.RecordBatch:
-    """Return rows with these columns, null where they are missing, and then the others that they have."""
+    """Return rows with these columns, null where they are missing, and then the others that they
+    have.
+    """
     arrays, found = [], dict(zip(batch.schema.names, batch.columns, strict=True))
     for column in wanted:
-        values = found.pop(column.name) if column.name in found else pa.nulls(len(batch), column.type)
+        values = (
+            found.pop(column.name) if column.name in found else pa.nulls(len(batch), column.type)
+        )
         if values.null_count and not column.nullable:
             raise ValueError(f"it has rows without {column.name!r}")
         arrays.append(values.cast(column.type))
@@ -335,13 +407,23 @@ def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.Rec
 
 
 def add_moments(
-    groups: dict[str, Moments], modality: str, batch: pa.RecordBatch, kept: frozenset[str] | None = None
+    groups: dict[str, Moments],
+    modality: str,
+    batch: pa.RecordBatch,
+    kept: frozenset[str] | None = None,
 ) -> None:
-    """Add rows to the moments of their splits, ``image/train`` and others; for ``kept`` see `row_splits`.
+    """Add rows to the moments of their splits, ``image/train`` and others; for ``kept`` see
+    `row_splits`.
 
     The moments are those of the stored values, so that they can be checked against the rows.
     """
     column = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
-    matrix, splits = embedding_matrix(batch, column), np.array(row_splits(batch, kept), dtype=object)
-    own = {f"{modality}/{split}": Moments.from_rows(matrix[splits == split]) for split in sorted(set(splits))}
+    matrix, splits = (
+        embedding_matrix(batch, column),
+        np.array(row_splits(batch, kept), dtype=object),
+    )
+    own = {
+        f"{modality}/{split}": Moments.from_rows(matrix[splits == split])
+        for split in sorted(set(splits))
+    }
     Moments.merge_groups(groups, own)

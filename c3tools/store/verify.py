@@ -49,7 +49,8 @@ from .shards import (
 _NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-4}
 _MOMENTS_TOLERANCE = 1e-9
 _DERIVED = (MANIFEST_FILE, MOMENTS_FILE, FAILURES_FILE)
-_OF_ROWS = ("checksum", "schema", "values", "norms", "keys")  # `--repair` removes the shard, so that it is made again
+# `--repair` removes the shard, so that it is made again
+_OF_ROWS = ("checksum", "schema", "values", "norms", "keys")
 _OTHER = f"its sha256 is not the one in {MANIFEST_FILE}"
 
 
@@ -61,9 +62,10 @@ class Verification:
         store: the folder, or a path-like object for a URL.
         shards: number of shards that were checked, by modality.
         rows: number of their rows, by modality.
-        findings: ``level`` (defect, or warning if the store is intact nevertheless), ``check`` that found it
-            (description, manifest, files, checksum, schema, values, norms, moments, faiss, keys, pairing, failures,
-            unfinished), ``where`` (the file, relative to the store), ``what`` is wrong with it, and ``remedy``.
+        findings: ``level`` (defect, or warning if the store is intact nevertheless), ``check`` that
+            found it (description, manifest, files, checksum, schema, values, norms, moments, faiss,
+            keys, pairing, failures, unfinished), ``where`` (the file, relative to the store),
+            ``what`` is wrong with it, and ``remedy``.
         repaired: repairs, a sentence each.
         open: number of defects that remain, or whose rows have to be made again.
     """
@@ -87,7 +89,9 @@ class Verification:
 
     def add(self, check: str, where: str, what: str, remedy: str, level: str = "defect") -> None:
         """Add a finding."""
-        self.findings.append({"level": level, "check": check, "where": where, "what": what, "remedy": remedy})
+        self.findings.append(
+            {"level": level, "check": check, "where": where, "what": what, "remedy": remedy}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -95,19 +99,26 @@ class Verification:
 
 
 def verify_store(
-    store: str | Path = "c3-store", *, repair: bool = False, forget: bool = False, reporter: Reporter = SILENT
+    store: str | Path = "c3-store",
+    *,
+    repair: bool = False,
+    forget: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Verification:
-    """Check everything in a store: files, checksums, schema, counts, keys, pairs, norms, moments, failures.
+    """Check everything in a store: files, checksums, schema, counts, keys, pairs, norms, moments,
+    failures.
 
     Args:
         store: The store: a folder or a URL (s3://, gs://).
-        repair: Repair what can be repaired, and remove damaged shards so that they can be made again.
-        forget: Give up the rows of shards that are missing: they are no longer listed in the manifest.
+        repair: Repair what can be repaired, and remove damaged shards so that they can be made
+            again.
+        forget: Give up the rows of shards that are missing: they are no longer listed in the
+            manifest.
         reporter: Shows the progress.
 
     Raises:
-        StoreError: if there is no store, it has a newer format version, or its description is lost; with ``repair``
-            also if another run is writing to it.
+        StoreError: if there is no store, it has a newer format version, or its description is lost;
+            with ``repair`` also if another run is writing to it.
         UnreachableError: if part of it cannot be read at the moment, which is not damage.
     """
     path = location(store)
@@ -125,7 +136,10 @@ def _check(path: Path, reporter: Reporter) -> Verification:
     result, present = Verification(path), shards_in(path)
     info, manifest = _described(result)
     again = f"the `{info.command}` command that made"
-    redo = f"Remove this shard with `c3 verify --repair`, then run {again} it again: it makes only the removed shards."
+    redo = (
+        f"Remove this shard with `c3 verify --repair`, then run {again} it again: it makes "
+        f"only the removed shards."
+    )
     listed = manifest.shards if manifest else {}
     lost, moments, failed = {*listed} - {*present}, dict[str, Moments](), set[str]()
     keys: dict[str, set[str]] = defaultdict(set)
@@ -139,10 +153,16 @@ def _check(path: Path, reporter: Reporter) -> Verification:
                 with on_this_machine(path / name) as file:
                     if shard in listed and sha256_of(file) != listed[shard].sha256:
                         raise ValueError("checksum", _OTHER)
-                    own, items[shard] = _read_shard(file, shard[0], info, moments if shard in listed else {})
+                    own, items[shard] = _read_shard(
+                        file, shard[0], info, moments if shard in listed else {}
+                    )
                     failed.update(failure.key for failure in read_header(file).failures)
             except (StoreError, ValueError) as error:
-                damage = ("schema", error.__cause__ or error.message) if isinstance(error, StoreError) else error.args
+                damage = (
+                    ("schema", error.__cause__ or error.message)
+                    if isinstance(error, StoreError)
+                    else error.args
+                )
                 result.add(damage[0], name, str(damage[1]), redo)
                 lost.add(shard)
                 continue
@@ -166,13 +186,26 @@ def _check(path: Path, reporter: Reporter) -> Verification:
         level, remedy = "warning", "Import the images too if you need them."
     for modality, own_keys in keys.items():  # the items of rows have to be there, or to have failed
         homes = {"image", "video", "audio"} if modality == "text" else keys.keys() - {modality}
-        if homes & keys.keys() and not homes & {name for name, _ in lost}:  # what is lost is reported already
+        # what is lost is reported already
+        if homes & keys.keys() and not homes & {name for name, _ in lost}:
             known = failed.union(*(keys[name] for name in homes & keys.keys()))
-            pairs = ((shard, item) for shard in items if shard[0] == modality for item in items[shard].to_pylist())
+            pairs = (
+                (shard, item)
+                for shard in items
+                if shard[0] == modality
+                for item in items[shard].to_pylist()
+            )
             # the parts of a long text that was divided belong to that text
-            absent = [at for at in pairs if at[1] and at[1] not in known and part_key(at[1], 0) not in own_keys]
+            absent = [
+                at
+                for at in pairs
+                if at[1] and at[1] not in known and part_key(at[1], 0) not in own_keys
+            ]
             for shard, item in absent[:1]:
-                what = f"{len(absent):,} rows belong to items that are neither there nor failed, first {item!r}"
+                what = (
+                    f"{len(absent):,} rows belong to items that are neither there nor failed, "
+                    f"first {item!r}"
+                )
                 result.add("pairing", part_name(*shard), what, remedy, level)
     if manifest is not None:
         _check_files(result, manifest, None if lost else moments, f"run {again} the store again")
@@ -181,18 +214,23 @@ def _check(path: Path, reporter: Reporter) -> Verification:
 
 
 def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
-    """Return what the store is, from store.json or else from a shard, and the manifest if there is a whole one."""
+    """Return what the store is, from store.json or else from a shard, and the manifest if there is
+    a whole one.
+    """
     path = result.store
     try:
         info = StoreInfo.load(path)
     except StoreError as error:
         copies = _copies(path)
-        if not copies or error.remedy == UPDATE:  # a newer version is no damage, whatever older shards in it say
+        # a newer version is no damage, whatever older shards in it say
+        if not copies or error.remedy == UPDATE:
             raise
         info, remedy = copies[0], "Write it again from the copy in a shard: c3 verify --repair"
         result.add("description", INFO_FILE, error.message, remedy)
     if "rows_of" in info.extra:
-        raise StoreError(f"{path} has rows of another program, and no checksums to compare them with.")
+        raise StoreError(
+            f"{path} has rows of another program, and no checksums to compare them with."
+        )
     again = f"Run the `{info.command}` command that made the store again"
     if kind_of(path / REWRITING_LIST):
         what = "shards are being put in place of others, and the run was interrupted"
@@ -200,7 +238,12 @@ def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
     try:
         manifest = Manifest.load(path)
     except StoreError as error:
-        result.add("manifest", MANIFEST_FILE, error.message, "Write it for the shards that exist: c3 verify --repair")
+        result.add(
+            "manifest",
+            MANIFEST_FILE,
+            error.message,
+            "Write it for the shards that exist: c3 verify --repair",
+        )
         return info, None
     if manifest is None:
         what = "it is missing: the run did not finish, or the copy is incomplete"
@@ -221,7 +264,8 @@ def _copies(path: Path) -> list[StoreInfo]:
 def _read_shard(
     path: Path, modality: str, info: StoreInfo, moments: dict[str, Moments]
 ) -> tuple[list[str | None], pa.Array[Any]]:
-    """Return the keys of a shard's rows and the items that they belong to, or null, and add to the moments.
+    """Return the keys of a shard's rows and the items that they belong to, or null, and add to the
+    moments.
 
     Raises:
         StoreError: if it cannot be read, or is of another store.
@@ -241,21 +285,34 @@ def _read_shard(
         if not invalid:
             add_moments(moments, modality, batch)
     if invalid:
-        raise ValueError("values", f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0")
+        raise ValueError(
+            "values", f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0"
+        )
     if info.normalised and off > _NORM_TOLERANCE[info.dtype]:
-        what = f"it has rows whose norm is off by up to {off:.2g}, though the store says they are normalised"
+        what = (
+            f"it has rows whose norm is off by up to {off:.2g}, though the store says they are "
+            f"normalised"
+        )
         raise ValueError("norms", what)
     return keys, pa.array(items, pa.string())
 
 
-def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str) -> None:
-    """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all were read."""
+def _check_files(
+    result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str
+) -> None:
+    """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all
+    were read.
+    """
     path, listed, copy = result.store, manifest.shards, f"Copy the store again, or {again}."
     _, gone, unlisted = manifest.compare(path)
     if gone:
         rows = counted(sum(listed[shard].rows for shard in gone), "row")
-        what = f"{len(gone):,} of {len(listed):,} listed shards are missing ({rows}), first this one"
-        result.add("files", part_name(*gone[0]), what, f"{copy} `c3 verify --forget` gives their rows up.")
+        what = (
+            f"{len(gone):,} of {len(listed):,} listed shards are missing ({rows}), first this one"
+        )
+        result.add(
+            "files", part_name(*gone[0]), what, f"{copy} `c3 verify --forget` gives their rows up."
+        )
     for modality in sorted({name for name, _ in unlisted}):
         what = "shards are not listed, so a run did not finish"
         result.add("unfinished", modality, what, f"{again} to finish it.")
@@ -264,7 +321,9 @@ def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Mo
         if "/" in name:
             check, remedy = "faiss", "Make it anew from the rows: c3 verify --repair"
         elif name == EXTERNAL_FILE:
-            remedy = "Load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
+            remedy = (
+                "Load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
+            )
         if kind_of(path / name) is None:
             result.add(check or "files", name, "it is listed, but missing", remedy)
         elif sha256_of(path / name) != digest:
@@ -272,9 +331,15 @@ def _check_files(result: Verification, manifest: Manifest, moments: dict[str, Mo
         elif name == MOMENTS_FILE and moments is not None:
             kept = load_moments(path / name)[0]
             none = Moments.empty(1)
-            wrong = [n for n in sorted({**kept, **moments}) if not _agree(kept.get(n, none), moments.get(n, none))]
+            wrong = [
+                n
+                for n in sorted({**kept, **moments})
+                if not _agree(kept.get(n, none), moments.get(n, none))
+            ]
             if wrong:
-                result.add("moments", name, f"they do not match the rows of {', '.join(wrong)}", remedy)
+                result.add(
+                    "moments", name, f"they do not match the rows of {', '.join(wrong)}", remedy
+                )
 
 
 def _agree(first: Moments, second: Moments) -> bool:
@@ -287,7 +352,11 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
     path, said = result.store, result.repaired
     wrong = {finding["where"]: finding["check"] for finding in reversed(result.defects)}
-    removed = [name for name, check in wrong.items() if check in _OF_ROWS and name.endswith(".parquet") and "/" in name]
+    removed = [
+        name
+        for name, check in wrong.items()
+        if check in _OF_ROWS and name.endswith(".parquet") and "/" in name
+    ]
     indexes = [name for name, check in wrong.items() if check == "faiss"]
     again = [name for name in (INFO_FILE, *_DERIVED) if name in wrong]
     if repair:
@@ -297,18 +366,26 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
         if INFO_FILE in wrong and (copies := [json_text(copy.to_dict()) for copy in _copies(path)]):
             manifest = Manifest.load(path)  # the copy that it lists, else the first
             listed = manifest.files.get(INFO_FILE) if manifest else None
-            text = next((text for text in copies if sha256(text.encode()).hexdigest() == listed), copies[0])
+            text = next(
+                (text for text in copies if sha256(text.encode()).hexdigest() == listed), copies[0]
+            )
             write_text_atomically(path / INFO_FILE, text)
             record_files(path, [INFO_FILE])
         said += [f"{name} was removed and has to be made again" for name in removed]
     writer = StoreWriter(path)
     if writer.before is None and removed and repair:
-        said.append(f"{MANIFEST_FILE} was not written, because the removed shards have to be made again first")
+        said.append(
+            f"{MANIFEST_FILE} was not written, because the removed shards have to be made again "
+            f"first"
+        )
         return
     lost = dict(writer.lost) if forget else {}
     if repair or lost:
         writer.finish(forget=lost)
-    said += [f"{part_name(*shard)} was given up; its {counted(lost[shard].rows, 'row')} are lost" for shard in lost]
+    said += [
+        f"{part_name(*shard)} was given up; its {counted(lost[shard].rows, 'row')} are lost"
+        for shard in lost
+    ]
     if repair:
         record_files(path, indexes)
         if indexes:

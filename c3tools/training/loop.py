@@ -1,8 +1,10 @@
-"""The one training loop: captioners, generators, heads, towers and ESPER's mapper are trained by it.
+"""The one training loop: captioners, generators, heads, towers and ESPER's mapper are trained by
+it.
 
-A `Task` knows what one step and one validation are; `train` does the rest: the learning rate, the averaged weights, the
-best weights, patience, progress and scalars, and the states from which a run that was killed continues exactly. For
-that, everything random in a step has to depend on the seed and the number of the step alone.
+A `Task` knows what one step and one validation are; `train` does the rest: the learning rate, the
+averaged weights, the best weights, patience, progress and scalars, and the states from which a run
+that was killed continues exactly. For that, everything random in a step has to depend on the seed
+and the number of the step alone.
 """
 
 from __future__ import annotations
@@ -55,10 +57,11 @@ class Plan:
         rise: steps of the warm-up.
         decay: ``cosine`` or ``linear``.
         clip_norm: gradients are scaled down to this norm; 0 leaves them.
-        ema: decay per step of an exponential moving average of the weights, which is then validated and kept; 0 for
-            none.
+        ema: decay per step of an exponential moving average of the weights, which is then validated
+            and kept; 0 for none.
         patience: stop after so many validations without a better one; 0 never stops early.
-        start: ``report`` validates the initial weights too, ``keep`` also keeps them if no later ones are better.
+        start: ``report`` validates the initial weights too, ``keep`` also keeps them if no later
+            ones are better.
         steps_per_epoch: for the progress; 0 where epochs are not shown.
     """
 
@@ -78,7 +81,9 @@ class Plan:
         if step < self.rise:
             return self.learning_rate * ((step + 1) / self.rise)
         done = (step - self.rise) / (self.steps - self.rise)
-        return self.learning_rate * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+        return self.learning_rate * (
+            1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        )
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,9 @@ class Run:
 class CheckpointDir:
     """The folder that one training run is saved in, beside the folder that it will write.
 
-    It contains the last two states, each one safetensors file that was renamed into place: tensors (weights, best
-    weights, the moments of the optimiser) and, in the header, the position in the run.
+    It contains the last two states, each one safetensors file that was renamed into place: tensors
+    (weights, best weights, the moments of the optimiser) and, in the header, the position in the
+    run.
 
     Args:
         path: the folder.
@@ -160,7 +166,10 @@ class CheckpointDir:
             tensors: by group (such as ``model`` and ``best``) and name.
             optimizer: its moments are saved too.
         """
-        moments = {f"{_OPTIMIZER}{number}": named for number, named in optimizer.state_dict()["state"].items()}
+        moments = {
+            f"{_OPTIMIZER}{number}": named
+            for number, named in optimizer.state_dict()["state"].items()
+        }
         flat = {
             f"{group}/{name}": value.detach().cpu().contiguous()
             for group, named in {**tensors, **moments}.items()
@@ -180,10 +189,12 @@ class CheckpointDir:
         """Read the last readable state of the same run; its moments go into ``optimizer``.
 
         Returns:
-            The position, and the tensors by group and name; None if there is no state to continue from.
+            The position, and the tensors by group and name; None if there is no state to continue
+            from.
 
         Raises:
-            OutputError: if the run that is saved has other settings or data, and is not to be dropped.
+            OutputError: if the run that is saved has other settings or data, and is not to be
+                dropped.
         """
         for path in self._states():
             groups: dict[str, dict[str, Tensor]] = {}
@@ -195,22 +206,31 @@ class CheckpointDir:
                         group, _, name = key.rpartition("/")
                         groups.setdefault(group, {})[name] = file.get_tensor(key)
             except (SafetensorError, OSError, *MALFORMED) as error:
-                reporter.message(f"The saved state {path} is cut short or damaged ({error}); the previous one is used.")
+                reporter.message(
+                    f"The saved state {path} is cut short or damaged ({error}); the previous one "
+                    f"is used."
+                )
                 continue
             if own == identity:
                 numbered = [group for group in groups if group.startswith(_OPTIMIZER)]
-                moments = {int(group.removeprefix(_OPTIMIZER)): groups.pop(group) for group in numbered}
+                moments = {
+                    int(group.removeprefix(_OPTIMIZER)): groups.pop(group) for group in numbered
+                }
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
                 self._saved_step = position["step"]
                 return position, groups
             if not self._overwrite:
                 raise OutputError(
-                    f"{self.path} contains a training that was interrupted at step {position['step']:,} and has other "
+                    f"{self.path} contains a training that was interrupted at step "
+                    f"{position['step']:,} and has other "
                     "settings or data.",
-                    remedy="Run its command again to continue it, choose another folder with --output, or discard "
+                    remedy="Run its command again to continue it, choose another folder with "
+                    "--output, or discard "
                     "it with --overwrite.",
                 )
-            reporter.message(f"The run saved in {self.path} has other settings or data; it is discarded.")
+            reporter.message(
+                f"The run saved in {self.path} has other settings or data; it is discarded."
+            )
             self.clear()
             break
         return None
@@ -228,7 +248,8 @@ class CheckpointDir:
         if self._saved_step is None:
             return NOTHING_KEPT
         return (
-            f"The training is saved at step {self._saved_step:,} of {total:,}; run the same command again to continue."
+            f"The training is saved at step {self._saved_step:,} of {total:,}; run the same "
+            f"command again to continue."
         )
 
     def _states(self) -> list[Path]:
@@ -241,8 +262,9 @@ class CheckpointDir:
 def interrupts_held() -> Iterator[Callable[[], bool]]:
     """Hold SIGINT (Ctrl-C) and SIGTERM back, so that a training can be saved between two steps.
 
-    Yields a function that returns whether one has arrived. It acts when the block ends; a second one acts at once.
-    Only the main thread is told of signals; in others this does nothing, as where a signal is ignored.
+    Yields a function that returns whether one has arrived. It acts when the block ends; a second
+    one acts at once. Only the main thread is told of signals; in others this does nothing, as where
+    a signal is ignored.
     """
     arrived: list[int] = []
     before: dict[int, Any] = {}
@@ -273,7 +295,8 @@ def interrupts_held() -> Iterator[Callable[[], bool]]:
 
 
 class Task(ABC):
-    """A training to run: one step, one validation, and the settings of both. A subclass sets the attributes.
+    """A training to run: one step, one validation, and the settings of both. A subclass sets the
+    attributes.
 
     Attributes:
         module: its parameters that require a gradient are trained, saved and kept.
@@ -299,8 +322,9 @@ class Task(ABC):
 
         Args:
             number: of the step; the batch and everything random depend on it and on the seed alone.
-            update: takes a loss, or the value of one whose gradients are already in the parameters; moves the weights
-                and returns the value. Called once, or for each of several passes over a batch.
+            update: takes a loss, or the value of one whose gradients are already in the parameters;
+                moves the weights and returns the value. Called once, or for each of several passes
+                over a batch.
 
         Returns:
             The loss to report, and how many items (see ``unit``) it is the mean of.
@@ -308,15 +332,19 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self) -> tuple[float, dict[str, Any]]:
-        """Return a loss by which weights are chosen, and facts for the record; ``module`` has the weights to measure.
+        """Return a loss by which weights are chosen, and facts for the record; ``module`` has the
+        weights to measure.
 
-        It is in evaluation mode, and nothing needs a gradient. A loss that is not finite ends the run.
+        It is in evaluation mode, and nothing needs a gradient. A loss that is not finite ends the
+        run.
         """
 
     @staticmethod
     @lru_cache(maxsize=1)
     def order(n: int, seed: int, *scope: int | str) -> Indices:
-        """Return the numbers below ``n`` in an order that depends on the seed, and whatever else is in ``scope``."""
+        """Return the numbers below ``n`` in an order that depends on the seed, and whatever else is
+        in ``scope``.
+        """
         return generator(seed, *scope).permutation(n)
 
     def note(self, latest: Validation) -> str:
@@ -335,21 +363,24 @@ def train(
 
     Args:
         task: what is trained.
-        checkpoints: where the run is saved after each validation and every `SAVE_SECONDS`; a run that is saved there
-            with the same identity is continued.
+        checkpoints: where the run is saved after each validation and every `SAVE_SECONDS`; a run
+            that is saved there with the same identity is continued.
         label: what the progress is called.
         reporter: shows the progress, and records losses, learning rate and rate.
 
     Raises:
         C3Error: ``task.error``, if the loss is not finite before any weights could be kept.
         OutputError: if a run of other settings is saved there that is not to be dropped.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step at hand is done and the run is saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step at hand is done and the run is
+            saved.
     """
     loop = _Loop(task, checkpoints, reporter)
     loop.resume()
     devices = {parameter.device for parameter in task.module.parameters() if parameter.is_cuda}
     with (
-        telling_what_is_kept(lambda: NOTHING_KEPT if checkpoints is None else checkpoints.kept(task.plan.steps)),
+        telling_what_is_kept(
+            lambda: NOTHING_KEPT if checkpoints is None else checkpoints.kept(task.plan.steps)
+        ),
         reporter.progress(label, task.plan.steps) as progress,
         torch.random.fork_rng(devices=list(devices)),
         interrupts_held() as interrupted,
@@ -369,16 +400,20 @@ def make(
     *,
     label: str,
 ) -> T:
-    """Train and write the result, unless it is there already, and return what is loaded from its folder.
+    """Train and write the result, unless it is there already, and return what is loaded from its
+    folder.
 
     Args:
         target: the folder of the result; the run is saved beside it.
         task: the training.
         load: reads the result, and raises a `C3Error` if it is damaged.
-        result: takes the run, and the ``made_from`` of its record; returns a function that writes the result.
+        result: takes the run, and the ``made_from`` of its record; returns a function that writes
+            the result.
         label: what the progress is called.
     """
-    checkpoints = CheckpointDir(target.folder.with_name(f".{target.folder.name}.run"), overwrite=target.overwrite)
+    checkpoints = CheckpointDir(
+        target.folder.with_name(f".{target.folder.name}.run"), overwrite=target.overwrite
+    )
     found = target.finished(task.identity, load)
     if found is None:
         run = train(task, checkpoints=checkpoints, label=label, reporter=target.reporter)
@@ -392,7 +427,9 @@ class _Loop:
         self.task, self.plan, self.reporter = task, task.plan, reporter
         self.checkpoints = checkpoints
         self.run = Run()
-        self.weights = {name: value for name, value in task.module.named_parameters() if value.requires_grad}
+        self.weights = {
+            name: value for name, value in task.module.named_parameters() if value.requires_grad
+        }
         self.best: dict[str, Tensor] = {}  # on the CPU
         self.average: dict[str, Tensor] = {}
 
@@ -423,12 +460,22 @@ class _Loop:
             if run.step % TRACE_STEPS == 0 or run.step == plan.steps:
                 run.trace.append((run.step, run.traced[0] / run.traced[1]))
                 run.traced = (0.0, 0)
-                scalars = {"loss/training": run.trace[-1][1], "learning rate": rate, f"{task.unit} per second": speed}
+                scalars = {
+                    "loss/training": run.trace[-1][1],
+                    "learning rate": rate,
+                    f"{task.unit} per second": speed,
+                }
                 for name, value in scalars.items():
                     self.reporter.scalar(name, value, run.step)
-            epoch = f"epoch {(run.step - 1) // plan.steps_per_epoch + 1}, " if plan.steps_per_epoch else ""
+            epoch = (
+                f"epoch {(run.step - 1) // plan.steps_per_epoch + 1}, "
+                if plan.steps_per_epoch
+                else ""
+            )
             val = f"{task.note(run.history[-1])}, " if run.history else ""
-            progress.advance(1, f"{epoch}loss {run.loss_sum / run.count:.3f}, {val}{speed:,.0f} {task.unit}/s")
+            progress.advance(
+                1, f"{epoch}loss {run.loss_sum / run.count:.3f}, {val}{speed:,.0f} {task.unit}/s"
+            )
             validates = run.step % plan.validate_every == 0 or run.step == plan.steps
             if validates:
                 self.end_interval()
@@ -451,7 +498,9 @@ class _Loop:
 
     @torch.no_grad()
     def move_average(self) -> None:
-        """Move the averaged weights towards those of this step, faster in the first steps (as Polyak averaging)."""
+        """Move the averaged weights towards those of this step, faster in the first steps (as
+        Polyak averaging).
+        """
         if not self.average:
             self.average = {name: value.detach().clone() for name, value in self.weights.items()}
             return
@@ -469,7 +518,11 @@ class _Loop:
         loss, facts = self.task.validate()
         mean = run.loss_sum / run.count if run.count else math.nan
         found = Validation(run.step, loss, facts, mean, run.count, run.seconds)
-        if run.kept is None or loss < run.kept.val_loss or (self.plan.start == "report" and not run.history):
+        if (
+            run.kept is None
+            or loss < run.kept.val_loss
+            or (self.plan.start == "report" and not run.history)
+        ):
             run.kept = found
             self.best = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
         if current:
@@ -498,7 +551,9 @@ class _Loop:
         if run.kept is None or not math.isfinite(run.kept.val_loss):
             raise self.task.error(f"{where}.", remedy=self.task.remedy)
         run.outcome = DIVERGED
-        self.reporter.message(f"{where}; training stops, and the weights of step {run.kept.step:,} are kept.")
+        self.reporter.message(
+            f"{where}; training stops, and the weights of step {run.kept.step:,} are kept."
+        )
         self.save()
 
     @torch.no_grad()
@@ -509,7 +564,11 @@ class _Loop:
     def save(self) -> None:
         if self.checkpoints is None:
             return
-        tensors: dict[str, Mapping[str, Tensor]] = {"now": self.weights, "best": self.best, "average": self.average}
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "now": self.weights,
+            "best": self.best,
+            "average": self.average,
+        }
         self.checkpoints.save(self.task.identity, asdict(self.run), tensors, self.task.optimizer)
 
     def resume(self) -> None:
@@ -523,16 +582,24 @@ class _Loop:
         self.set_weights(groups["now"])
         self.best = groups.get("best", {})
         average = groups.get("average", {})
-        self.average = {name: average[name].to(value.device) for name, value in self.weights.items() if average}
+        self.average = {
+            name: average[name].to(value.device) for name, value in self.weights.items() if average
+        }
         self.reporter.message(
-            f"Continuing the run saved in {self.checkpoints.path} at step {self.run.step:,} of {self.plan.steps:,}."
+            f"Continuing the run saved in {self.checkpoints.path} at step {self.run.step:,} of "
+            f"{self.plan.steps:,}."
         )
 
 
 def adamw(
-    parameters: Iterable[Tensor], *, weight_decay: float, betas: tuple[float, float], fused: bool | None = None
+    parameters: Iterable[Tensor],
+    *,
+    weight_decay: float,
+    betas: tuple[float, float],
+    fused: bool | None = None,
 ) -> torch.optim.AdamW:
-    """Return AdamW over the parameters that require a gradient; only matrices decay, not biases, gains or scales.
+    """Return AdamW over the parameters that require a gradient; only matrices decay, not biases,
+    gains or scales.
 
     `train` sets its learning rate at every step.
     """

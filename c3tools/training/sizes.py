@@ -1,4 +1,6 @@
-"""Named sizes of models, with settings that ``--set NAME=VALUE`` changes, and checks of such settings."""
+"""Named sizes of models, with settings that ``--set NAME=VALUE`` changes, and checks of such
+settings.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def load_named_size(
     """Return a size by name, with some of its settings changed.
 
     Args:
-        sizes: dataclasses by name; the field ``training`` of each contains the settings of its training.
+        sizes: dataclasses by name; the field ``training`` of each contains the settings of its
+            training.
         name: a key of ``sizes``.
         overrides: ``setting=value``, for fields of the size or of its training.
         fixed: fields that may not be changed.
@@ -32,8 +35,8 @@ def load_named_size(
         error: what is raised.
 
     Raises:
-        C3Error: of the type ``error``, if there is no such size or setting, or a value is not of the setting's
-            type or out of its range.
+        C3Error: of the type ``error``, if there is no such size or setting, or a value is not of
+            the setting's type or out of its range.
     """
     if name not in sizes:
         raise error(f"There is no {kind} size {name!r}.", remedy=f"Choose from {', '.join(sizes)}.")
@@ -55,14 +58,18 @@ def load_named_size(
         current = getattr(known[setting], setting)
         try:
             truth = {"true": True, "false": False}
-            changed[setting] = truth[text.lower()] if isinstance(current, bool) else type(current)(text)
+            changed[setting] = (
+                truth[text.lower()] if isinstance(current, bool) else type(current)(text)
+            )
         except (ValueError, KeyError):
             raise error(
-                f"{setting} needs a value of type {type(current).__name__}, for example {current}, not {text!r}."
+                f"{setting} needs a value of type {type(current).__name__}, for example "
+                f"{current}, not {text!r}."
             ) from None
     own = {setting: value for setting, value in changed.items() if known[setting] is size}
     training = {setting: value for setting, value in changed.items() if setting not in own}
-    return replace(size, training=replace(size.training, **training), **own)  # at once: one may need the other
+    # at once: one may need the other
+    return replace(size, training=replace(size.training, **training), **own)
 
 
 def require_valid(

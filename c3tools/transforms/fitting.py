@@ -1,4 +1,5 @@
-"""Data that pipelines are fitted on: given moments and rows, or those of the train split of a store.
+"""Data that pipelines are fitted on: given moments and rows, or those of the train split of a
+store.
 
 Only numpy is imported here; using a store imports pyarrow.
 """
@@ -35,15 +36,16 @@ class FitData:
         unit: whether the moments have to be those of rows at unit length.
 
     Attributes:
-        moments: of each modality; a modality is left out once a non-linear step made its moments unknown.
+        moments: of each modality; a modality is left out once a non-linear step made its moments
+            unknown.
         rows: float32 (n, d) of each modality; rows of two modalities are pairs, in the same order.
         items: the item of each row, of the modalities where it is known.
-        gap_from: the moments that the modality gap is taken from: those of the vectors that enter the pipeline,
-            since a step after Collapse would find no gap.
+        gap_from: the moments that the modality gap is taken from: those of the vectors that enter
+            the pipeline, since a step after Collapse would find no gap.
 
     Raises:
-        TransformError: if dimensions differ, something is not finite, moments are not of unit rows, or a row has no
-            item where others of its modality have one.
+        TransformError: if dimensions differ, something is not finite, moments are not of unit rows,
+            or a row has no item where others of its modality have one.
     """
 
     def __init__(
@@ -66,12 +68,17 @@ class FitData:
                 remedy="Fit on embeddings of the same model.",
             )
         for name, value in self.moments.items():
-            if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (unit and not value.of_unit_rows):
+            if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (
+                unit and not value.of_unit_rows
+            ):
                 raise TransformError(
-                    f"The moments of {name} are not those of rows of norm 1: the mean squared norm of the rows is "
+                    f"The moments of {name} are not those of rows of norm 1: the mean squared "
+                    f"norm of the rows is "
                     f"{value.mean_squared_norm:.4g}.",
-                    remedy=f"Pass the rows, fit({{'{name}': array}}), or Moments.from_rows(unit_rows(array)). "
-                    "Check a store with `c3 verify`; remove loaded moments with `c3 means --unload`.",
+                    remedy=f"Pass the rows, fit({{'{name}': array}}), or "
+                    f"Moments.from_rows(unit_rows(array)). "
+                    "Check a store with `c3 verify`; remove loaded moments with `c3 means "
+                    "--unload`.",
                 )
         for name, own in items.items():
             if len(own) != (n := len(self.rows.get(name, ()))):
@@ -86,7 +93,9 @@ class FitData:
         self.dim = next((value.dim for value in self.moments.values()), None)
 
     def pairs_of(self, first: str, second: str) -> tuple[Matrix, Matrix]:
-        """Return the paired rows of two modalities, or raise a TransformError if these are no pairs."""
+        """Return the paired rows of two modalities, or raise a TransformError if these are no
+        pairs.
+        """
         x, y = self.rows[first], self.rows[second]
         if len(x) != len(y):
             raise TransformError(
@@ -97,7 +106,9 @@ class FitData:
         return x, y
 
     def unit_gap(self, first: str, second: str) -> tuple[Array, float]:
-        """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that enter the pipeline."""
+        """Return direction (d,) and length of ``mean(first) - mean(second)`` of the vectors that
+        enter the pipeline.
+        """
         gap = self.gap_from[first].mean - self.gap_from[second].mean
         length = float(np.linalg.norm(gap))
         if length < 1e-9:
@@ -124,29 +135,37 @@ class FitData:
 def read_store(
     store: Store, split: str, *, rows: bool, pairs: bool
 ) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
-    """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they come from.
+    """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they
+    come from.
 
-    The moments are of rows at unit length, those that were loaded by `c3 means --load` before those of the store.
-    Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each of the first `MAX_FIT_ROWS` texts
-    whose image is among as many first images.
+    The moments are of rows at unit length, those that were loaded by `c3 means --load` before those
+    of the store. Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each
+    of the first `MAX_FIT_ROWS` texts whose image is among as many first images.
 
     Raises:
         StoreError: if the store cannot be read.
         TransformError: if pairs are requested, but there are none.
     """
     external, _ = store.external_moments()
-    moments = {name: store.fitting_moments(name, split) for name in dict.fromkeys([*store.modalities, *external])}
+    moments = {
+        name: store.fitting_moments(name, split)
+        for name in dict.fromkeys([*store.modalities, *external])
+    }
     read: dict[str, Rows] = {}
     if pairs:
         found = first_pairs(store, split, MAX_FIT_ROWS)
         if not len(found):
             raise TransformError(
                 f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
-                remedy="Use a pipeline that needs no pairs, or embed images together with their captions.",
+                remedy="Use a pipeline that needs no pairs, or embed images together with their "
+                "captions.",
             )
         read = {"image": found.captions_of_first(), "text": found.second.select(found.rows)}
     elif rows:
-        read = {modality: first_rows(store, modality, split, MAX_FIT_ROWS) for modality in store.modalities}
+        read = {
+            modality: first_rows(store, modality, split, MAX_FIT_ROWS)
+            for modality in store.modalities
+        }
     origin: dict[str, Any] = {"model": store.info.model, "split": split}
     if store.split_note:
         origin["split_rule"] = store.split_note
@@ -193,7 +212,8 @@ def first_rows(
 
 
 def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
-    """Return the first images that have texts, ``most`` at the most, and as many of their first texts.
+    """Return the first images that have texts, ``most`` at the most, and as many of their first
+    texts.
 
     They are those of one split, or for None of all splits but test.
     """

@@ -1,8 +1,8 @@
 """Primitive operations that every step is made of, in numpy.
 
-A fitted step describes itself as a short tuple of these, so that one interpreter per array library is enough:
-this module applies them to numpy arrays, `torch_module` to torch tensors. All work in float32, row by row:
-no row depends on another, so a block may be cut anywhere.
+A fitted step describes itself as a short tuple of these, so that one interpreter per array library
+is enough: this module applies them to numpy arrays, `torch_module` to torch tensors. All work in
+float32, row by row: no row depends on another, so a block may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class MemoryAttention:
-    """The mean m of the memory rows m_i, weighted by softmax(x . m_i / tau); with a weight x + weight m / |m|.
+    """The mean m of the memory rows m_i, weighted by softmax(x . m_i / tau); with a weight x +
+    weight m / |m|.
 
-    Rows of the memory that are of x's own item are left out; if there are no others, x stays as it is.
+    Rows of the memory that are of x's own item are left out; if there are no others, x stays as it
+    is.
 
     Attributes:
         memory: float32 (m, d), unit rows.
@@ -97,7 +99,9 @@ class MemoryAttention:
 Operation = Unit | Affine | Noise | MemoryAttention
 
 
-def apply(operation: Operation, x: Matrix, noise: Matrix | None = None, own: Indices | None = None) -> Matrix:
+def apply(
+    operation: Operation, x: Matrix, noise: Matrix | None = None, own: Indices | None = None
+) -> Matrix:
     """Apply one operation to ``x`` (n, d) float32, which may be overwritten.
 
     Args:
@@ -158,7 +162,12 @@ def _unit(x: Matrix) -> Matrix:
 
 def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
     """Change the rows x (b, d) in place, whose items are ``own`` (b,)."""
-    memory, tau, count, weight = operation.memory, operation.tau, operation.neighbours, operation.weight
+    memory, tau, count, weight = (
+        operation.memory,
+        operation.tau,
+        operation.neighbours,
+        operation.weight,
+    )
     scores = x @ memory.T  # (b, m)
     alone = np.zeros(len(x), bool)  # whose own rows are the whole memory
     if own is not None:
@@ -177,7 +186,9 @@ def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
         scores /= np.float32(tau)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=1, keepdims=True)
-        mean = scores @ memory if nearest is None else np.einsum("bk,bkd->bd", scores, memory[nearest])
+        mean = (
+            scores @ memory if nearest is None else np.einsum("bk,bkd->bd", scores, memory[nearest])
+        )
     if weight is None:
         x[:] = mean
         return
@@ -187,12 +198,15 @@ def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
 
 
 def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
-    """Return a new float32 (n, d) array of ``x``: an array, a list of lists, or a torch tensor on any device.
+    """Return a new float32 (n, d) array of ``x``: an array, a list of lists, or a torch tensor on
+    any device.
 
     Raises:
-        TransformError: if ``x`` does not have two dimensions, is not of numbers, or one of them is not finite.
+        TransformError: if ``x`` does not have two dimensions, is not of numbers, or one of them is
+            not finite.
     """
-    if hasattr(x, "detach"):  # a tensor: it may need a gradient, or be of bfloat16, which numpy has not
+    # a tensor: it may need a gradient, or be of bfloat16, which numpy has not
+    if hasattr(x, "detach"):
         x = x.detach().cpu().float().numpy()
     try:
         source = np.asarray(x)
@@ -205,7 +219,8 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
         )
     with np.errstate(all="ignore"):
         rows = np.array(source, np.float32, order="C")
-        if np.isfinite(rows.sum()):  # one pass without a temporary: a NaN or an infinity survives every sum
+        # one pass without a temporary: a NaN or an infinity survives every sum
+        if np.isfinite(rows.sum()):
             return rows
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):

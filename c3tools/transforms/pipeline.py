@@ -1,8 +1,8 @@
 """Pipelines: ordered steps that are fitted once, saved, and applied anywhere.
 
-    pipeline = preset("c3", sigma=0.1).fit({"image": images, "text": texts})  # arrays; or a store; or moments
-    train_inputs = pipeline.transform(texts, modality="text", training=True, keys=keys, seed=0, epoch=3)
-    test_inputs = pipeline.transform(images, modality="image")
+    pipeline = preset("c3", sigma=0.1).fit({"image": images, "text": texts})  # arrays; or a store;
+    or moments train_inputs = pipeline.transform(texts, modality="text", training=True, keys=keys,
+    seed=0, epoch=3) test_inputs = pipeline.transform(images, modality="image")
 
 Only numpy and safetensors are imported here.
 """
@@ -53,7 +53,8 @@ class Pipeline(HubRepository):
         name: used in messages and in the saved pipeline.
 
     Attributes:
-        dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs fitting.
+        dim: dimension of the embeddings it was fitted on; None before fitting, and if no step needs
+            fitting.
         provenance: the origin of the pipeline: model, split, number of rows per modality.
 
     Raises:
@@ -66,7 +67,9 @@ class Pipeline(HubRepository):
         self.dim: int | None = None
         self.provenance: dict[str, Any] = {}
         if findings := _order_findings(self.steps):
-            raise TransformError(f"The pipeline {name!r} has its steps in a wrong order: {' '.join(findings)}")
+            raise TransformError(
+                f"The pipeline {name!r} has its steps in a wrong order: {' '.join(findings)}"
+            )
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}: {' > '.join(step.kind for step in self.steps)})"
@@ -78,7 +81,9 @@ class Pipeline(HubRepository):
 
     @property
     def noisy(self) -> bool:
-        """Return whether training inputs get noise, so that `transform(training=True)` needs keys."""
+        """Return whether training inputs get noise, so that `transform(training=True)` needs
+        keys.
+        """
         return any(step.noisy for step in self.steps)
 
     @property
@@ -88,40 +93,51 @@ class Pipeline(HubRepository):
 
     @property
     def sigma(self) -> float | str | None:
-        """Return the noise per dimension, the rule before it is computed, None if there is no Gaussian noise."""
+        """Return the noise per dimension, the rule before it is computed, None if there is no
+        Gaussian noise.
+        """
         return next((vars(step)["sigma"] for step in self.steps if "sigma" in vars(step)), None)
 
     def fit(
         self,
-        data: Store | str | Path | Mapping[str, Moments] | Mapping[str, npt.ArrayLike] | None = None,
+        data: Store
+        | str
+        | Path
+        | Mapping[str, Moments]
+        | Mapping[str, npt.ArrayLike]
+        | None = None,
         rows: Mapping[str, npt.ArrayLike] | None = None,
         *,
         items: Mapping[str, Sequence[str]] | None = None,
         split: str = "train",
         provenance: Mapping[str, Any] | None = None,
     ) -> Pipeline:
-        """Fit the steps in order, each on the output of the steps before it, and return the pipeline.
+        """Fit the steps in order, each on the output of the steps before it, and return the
+        pipeline.
 
-        Only the parts of a store that the steps need are read: its moments, the first rows, or the first pairs by key.
-        Moments loaded by `c3 means --load` replace those of the store. A sigma of ``auto`` is computed from texts, one
-        of ``pairs`` from images with captions: of a store from those of its val split, or of all splits but test if val
-        has fewer than 20. In arrays without items, row i of the texts belongs to row i of the images, and two texts
-        belong to one image if their image rows are equal.
+        Only the parts of a store that the steps need are read: its moments, the first rows, or the
+        first pairs by key. Moments loaded by `c3 means --load` replace those of the store. A sigma
+        of ``auto`` is computed from texts, one of ``pairs`` from images with captions: of a store
+        from those of its val split, or of all splits but test if val has fewer than 20. In arrays
+        without items, row i of the texts belongs to row i of the images, and two texts belong to
+        one image if their image rows are equal.
 
         Args:
-            data: a store, or its folder; or, by modality, embeddings (n, d), of any norm, which are the same as
-                ``rows``; or, by modality, `Moments` over the train split, of embeddings at unit length.
-            rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where pairs are needed,
-                row i of one modality belongs to row i of the other. Moments that are not given are computed from them.
-                Not needed for a store.
-            items: by modality, the item of each row of an array, for steps that leave out rows of the same item in
-                training. A store has them.
+            data: a store, or its folder; or, by modality, embeddings (n, d), of any norm, which are
+                the same as ``rows``; or, by modality, `Moments` over the train split, of embeddings
+                at unit length.
+            rows: by modality, embeddings (n, d) for the steps that need them (`needs_rows`); where
+                pairs are needed, row i of one modality belongs to row i of the other. Moments that
+                are not given are computed from them. Not needed for a store.
+            items: by modality, the item of each row of an array, for steps that leave out rows of
+                the same item in training. A store has them.
             split: of a store: the rows to fit on.
-            provenance: saved with the pipeline: ``model`` (its identity, as in a store), ``split``, ....
+            provenance: saved with the pipeline: ``model`` (its identity, as in a store), ``split``,
+                ....
 
         Raises:
-            TransformError: if something is missing, of another dimension, not finite, or of a split that is not
-                for fitting, or if moments are not of unit rows.
+            TransformError: if something is missing, of another dimension, not finite, or of a split
+                that is not for fitting, or if moments are not of unit rows.
             StoreError: if the store cannot be read.
         """
         store, origin = None, dict[str, Any]()
@@ -130,13 +146,17 @@ class Pipeline(HubRepository):
             split = (provenance or {}).get("split") or "train"
         if split in ("test", "val", "validation", "dev"):
             raise TransformError(
-                f"The pipeline {self.name!r} is fitted on the {split} split: its means contain rows that are scored.",
+                f"The pipeline {self.name!r} is fitted on the {split} split: its means contain "
+                f"rows that are scored.",
                 remedy="Fit on the train split.",
             )
         if isinstance(data, Mapping | None):
             given: Mapping[str, Any] = data or {}
             moments = {name: value for name, value in given.items() if isinstance(value, Moments)}
-            arrays = {**(rows or {}), **{name: value for name, value in given.items() if name not in moments}}
+            arrays = {
+                **(rows or {}),
+                **{name: value for name, value in given.items() if name not in moments},
+            }
         else:
             from ..store import Store
 
@@ -150,9 +170,11 @@ class Pipeline(HubRepository):
             moments, read, origin = read_store(store, split, rows=self.needs_rows, pairs=pairs)
             if fits and not any(known.n for known in moments.values()):
                 raise TransformError(
-                    f"The store {store.path} has no rows in the split {split!r} to fit {self.name} on. Its splits are "
+                    f"The store {store.path} has no rows in the split {split!r} to fit "
+                    f"{self.name} on. Its splits are "
                     f"{store.list_splits()}.",
-                    remedy="Fit on another split, load moments with `c3 means --load`, or make new splits with `c3 "
+                    remedy="Fit on another split, load moments with `c3 means --load`, or make "
+                    "new splits with `c3 "
                     "split`.",
                 )
             arrays = {name: own.embeddings for name, own in read.items()}
@@ -176,10 +198,12 @@ class Pipeline(HubRepository):
                     raise TransformError(
                         f"The step {step.kind} needs the {what} of {error}, but only those of "
                         f"{', '.join(sorted(vars(known)[what])) or 'none'} were given.",
-                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such rows in its train "
+                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such "
+                        f"rows in its train "
                         "split, or load their moments with `c3 means --load`.",
                     ) from error
-            if not step.noisy and position < last:  # later steps are fitted on inference inputs as they reach them
+            # later steps are fitted on inference inputs as they reach them
+            if not step.noisy and position < last:
                 for modality in sorted(known.moments.keys() | known.rows.keys()):
                     if step.applies(modality, training=False) and step.knows(modality):
                         for operation in step.operations(modality):
@@ -189,7 +213,8 @@ class Pipeline(HubRepository):
 
     @classmethod
     def of_export(cls, store: Store) -> tuple[Pipeline, int] | None:
-        """Return the pipeline of an exported store, and how many of its steps the rows went through; None for others.
+        """Return the pipeline of an exported store, and how many of its steps the rows went
+        through; None for others.
 
         Raises:
             TransformError: if the pipeline is missing or damaged.
@@ -204,19 +229,30 @@ class Pipeline(HubRepository):
         return part
 
     def knows(self, modality: str) -> bool:
-        """Return whether inference inputs of a modality can be transformed: no fitted step lacks its statistics."""
-        return all(step.knows(modality) for step in self.steps if step.applies(modality, training=False))
+        """Return whether inference inputs of a modality can be transformed: no fitted step lacks
+        its statistics.
+        """
+        return all(
+            step.knows(modality) for step in self.steps if step.applies(modality, training=False)
+        )
 
     def describe_fit(self, store: Store) -> str:
-        """Return a sentence with the number of rows that it was fitted on, and how they were chosen."""
+        """Return a sentence with the number of rows that it was fitted on, and how they were
+        chosen.
+        """
         external = store.external_moments()[0]
         parts = [
-            f"{n:,} loaded {name} rows" if name in external else f"{n:,} of {store.count(name):,} {name} rows"
+            f"{n:,} loaded {name} rows"
+            if name in external
+            else f"{n:,} of {store.count(name):,} {name} rows"
             for name, n in self.provenance["n"].items()
         ]
         rule = f" {self.provenance['split_rule']}" if "split_rule" in self.provenance else ""
         sigma = f" {self.provenance['sigma']}." if "sigma" in self.provenance else ""
-        return f"Fitted {self.name} on the {self.provenance['split']} split: {' and '.join(parts)}.{rule}{sigma}"
+        return (
+            f"Fitted {self.name} on the {self.provenance['split']} split: "
+            f"{' and '.join(parts)}.{rule}{sigma}"
+        )
 
     def transform(
         self,
@@ -233,17 +269,18 @@ class Pipeline(HubRepository):
 
         Args:
             x: (n, d) embeddings, any float dtype: an array, a list or a tensor.
-            modality: of the rows, which decides which means are used. It may be left out if it makes no difference, or
-                if the pipeline was fitted for one modality only.
+            modality: of the rows, which decides which means are used. It may be left out if it
+                makes no difference, or if the pipeline was fitted for one modality only.
             training: True for training inputs; only these get noise.
             keys: one per row; needed if noise is added, because it depends on (seed, epoch, key).
-            items: of the rows (`Rows.items`); in training, captions of the same item are not retrieved.
+            items: of the rows (`Rows.items`); in training, captions of the same item are not
+                retrieved.
             seed: of the noise.
             epoch: of the training; each has different noise.
 
         Raises:
-            TransformError: if the pipeline is not fitted, the modality is missing, the dimension differs, a value is
-                not finite, a row has norm 0, or keys or items are missing.
+            TransformError: if the pipeline is not fitted, the modality is missing, the dimension
+                differs, a value is not finite, a row has norm 0, or keys or items are missing.
         """
         self.check_fitted()
         modality = self.choose_modality(modality)
@@ -268,29 +305,41 @@ class Pipeline(HubRepository):
         """
         if modality is not None:
             return modality
-        named = {name for step in self.steps for name in (*step.fitted_for, *(step.modalities or ()))}
+        named = {
+            name for step in self.steps for name in (*step.fitted_for, *(step.modalities or ()))
+        }
         known = sorted(named | self.provenance.get("n", {}).keys()) if named else []
         if len(known) > 1:
             raise TransformError(
-                f"The pipeline {self.name!r} is fitted for {' and '.join(known)}, which it transforms differently.",
-                remedy=f"Give the modality of these embeddings: {' or '.join(f'modality={name!r}' for name in known)}.",
+                f"The pipeline {self.name!r} is fitted for {' and '.join(known)}, which it "
+                f"transforms differently.",
+                remedy=f"Give the modality of these embeddings: "
+                f"{' or '.join(f'modality={name!r}' for name in known)}.",
             )
         return known[0] if known else "text"  # for no modality in particular, any name does
 
-    def draw_noise(self, shape: Sequence[int], keys: Sequence[str] | None, seed: int, epoch: int, draw: int) -> Matrix:
-        """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch, key).
+    def draw_noise(
+        self, shape: Sequence[int], keys: Sequence[str] | None, seed: int, epoch: int, draw: int
+    ) -> Matrix:
+        """Draw the standard normal noise (n, d) of the ``draw``-th noisy step from (seed, epoch,
+        key).
 
         Raises:
             TransformError: if there is not one key per row.
         """
         if keys is None:
             raise TransformError(
-                f"The pipeline {self.name!r} adds noise to training inputs, and the noise depends on their keys.",
-                remedy="Pass keys=, one string per row, or training=False for inputs without noise.",
+                f"The pipeline {self.name!r} adds noise to training inputs, and the noise depends "
+                f"on their keys.",
+                remedy="Pass keys=, one string per row, or training=False for inputs without "
+                "noise.",
             )
         if len(keys) != shape[0]:
-            raise TransformError(f"There are {len(keys)} keys for {shape[0]} rows.", remedy="Pass one key per row.")
-        own = keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]  # a second step must not repeat the first
+            raise TransformError(
+                f"There are {len(keys)} keys for {shape[0]} rows.", remedy="Pass one key per row."
+            )
+        # a second step must not repeat the first
+        own = keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]
         return keyed_normal(seed, epoch, own, shape[1])
 
     def check_fitted(self) -> None:
@@ -314,7 +363,8 @@ class Pipeline(HubRepository):
         """
         if self.dim is not None and dim != self.dim:
             raise TransformError(
-                f"The pipeline {self.name!r} was fitted on embeddings of {self.dim} dimensions, but these have {dim}.",
+                f"The pipeline {self.name!r} was fitted on embeddings of {self.dim} dimensions, "
+                f"but these have {dim}.",
                 remedy="Use embeddings of the same model, or fit the pipeline on these.",
             )
 
@@ -322,7 +372,8 @@ class Pipeline(HubRepository):
         """Refuse embeddings of another model than the one the pipeline was fitted for.
 
         Args:
-            model: identity of the embeddings' model, as a store keeps it (see `ModelIdentity.same_as`).
+            model: identity of the embeddings' model, as a store keeps it (see
+                `ModelIdentity.same_as`).
 
         Raises:
             TransformError: with both identities, if they differ.
@@ -346,7 +397,8 @@ class Pipeline(HubRepository):
             **{f"step {place}": repr(step) for place, step in enumerate(self.steps, start=1)},
         }
         return (
-            f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy applies it.",
+            f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy applies "
+            f"it.",
             'import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
             'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
             facts,
@@ -354,10 +406,11 @@ class Pipeline(HubRepository):
         )
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL, and return it.
+        """Write ``transform.json`` and ``transform.safetensors`` to a folder or a URL, and return
+        it.
 
-        The second has the fitted tensors in the dtype they are used in, so that a loaded pipeline gives the same bits.
-        The json is written last: a folder without it contains no pipeline.
+        The second has the fitted tensors in the dtype they are used in, so that a loaded pipeline
+        gives the same bits. The json is written last: a folder without it contains no pipeline.
 
         Raises:
             TransformError: if the pipeline is not fitted.
@@ -396,10 +449,18 @@ class Pipeline(HubRepository):
                 f"There is no saved pipeline at {folder} ({path.name} is missing).",
                 remedy="Save one with Pipeline.save(folder), or with `c3 export`.",
             ) from error
-        except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             raise TransformError(
                 f"{path} is not a valid saved pipeline: {error}.",
-                remedy="Save the pipeline again. To change steps by hand, write a pipeline in YAML or JSON instead.",
+                remedy="Save the pipeline again. To change steps by hand, write a pipeline in "
+                "YAML or JSON instead.",
             ) from error
         pipeline.dim, pipeline.provenance = record.dim, record.provenance
         return pipeline
@@ -408,7 +469,8 @@ class Pipeline(HubRepository):
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
         """Return an unfitted pipeline from a mapping, or from a YAML or JSON file.
 
-        The mapping has ``steps`` (a list of kinds, or of ``{"step": kind, ...settings}``), and may have a ``name``.
+        The mapping has ``steps`` (a list of kinds, or of ``{"step": kind, ...settings}``), and may
+        have a ``name``.
 
         Raises:
             TransformError: if the file, a step or a setting is unknown, or the order is refused.
@@ -427,17 +489,27 @@ class Pipeline(HubRepository):
 
     def config(self) -> dict[str, Any]:
         """Return name and steps with their settings, in the form of `from_config`."""
-        return {"name": self.name, "steps": [{"step": step.kind, **asdict(step)} for step in self.steps]}
+        return {
+            "name": self.name,
+            "steps": [{"step": step.kind, **asdict(step)} for step in self.steps],
+        }
 
     def record(self) -> dict[str, Any]:
-        """Return what `save` writes to transform.json: settings, provenance, checksums of the tensors and of itself.
+        """Return what `save` writes to transform.json: settings, provenance, checksums of the
+        tensors and of itself.
 
         Raises:
             TransformError: if the pipeline is not fitted.
         """
         digest = hashlib.sha256(self._tensors()).hexdigest()
-        content = {**self.config(), "dim": self.dim, "provenance": self.provenance, "tensors": digest}
-        record = json.loads(json.dumps(content))  # as a reader of the JSON sees it: tuples are lists there
+        content = {
+            **self.config(),
+            "dim": self.dim,
+            "provenance": self.provenance,
+            "tensors": digest,
+        }
+        # as a reader of the JSON sees it: tuples are lists there
+        record = json.loads(json.dumps(content))
         return {**record, "checksum": _checksum(record)}
 
     def _tensors(self) -> bytes:
@@ -454,8 +526,9 @@ class Pipeline(HubRepository):
 def _order_findings(order: Sequence[Step]) -> list[str]:
     """Return what is wrong with the order of steps, one sentence each.
 
-    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it silently costs accuracy
-    (C3, Zhang et al., ICLR 2024): noise before the means, means subtracted twice, no re-normalisation.
+    The method is normalise, collapse, corrupt, re-normalise. What breaks it does not fail, it
+    silently costs accuracy (C3, Zhang et al., ICLR 2024): noise before the means, means subtracted
+    twice, no re-normalisation.
     """
     findings = []
     for role in ("training", "inference"):
@@ -463,23 +536,37 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
         unit, path = False, [step for step in order if step.role in ("both", role)]
         for step in path:
             if step.fits and not step.noisy and not unit:
-                findings.append(f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right before it.")
+                findings.append(
+                    f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right "
+                    f"before it."
+                )
             if step.centres and noise:
-                findings.append(f"{noise} comes before {step.kind}, but noise is added to centred vectors.")
+                findings.append(
+                    f"{noise} comes before {step.kind}, but noise is added to centred vectors."
+                )
             if step.centres and centred:
-                findings.append(f"{step.kind} comes after {centred}, so the mean would be subtracted twice.")
+                findings.append(
+                    f"{step.kind} comes after {centred}, so the mean would be subtracted twice."
+                )
             if step.noisy and role == "inference":
-                findings.append(f"{step.kind} adds noise, which is for training inputs alone: its role is training.")
+                findings.append(
+                    f"{step.kind} adds noise, which is for training inputs alone: its role is "
+                    f"training."
+                )
             noise = step.kind if step.noisy else noise
             centred = step.kind if step.centres else centred
             unit = isinstance(step, Normalize | steps.FairScale)
         if path and not unit:
-            findings.append(f"{role} inputs do not end with normalize, but decoders and searches expect norm 1.")
+            findings.append(
+                f"{role} inputs do not end with normalize, but decoders and searches expect norm 1."
+            )
     return list(dict.fromkeys(findings))
 
 
 class _Recipe(msgspec.Struct, forbid_unknown_fields=True):
-    """An unfitted pipeline, as users write it: each step is its kind, or ``{"step": kind, ...settings}``."""
+    """An unfitted pipeline, as users write it: each step is its kind, or ``{"step": kind,
+    ...settings}``.
+    """
 
     steps: list[Any]
     name: str = "custom"
@@ -496,7 +583,11 @@ class _Saved(_Recipe, kw_only=True, forbid_unknown_fields=False):
 
 def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
     """Make the unfitted steps of a description, each a kind, or ``{"step": kind, ...settings}``."""
-    kinds = {kind.kind: kind for kind in vars(steps).values() if isinstance(kind, type) and issubclass(kind, Step)}
+    kinds = {
+        kind.kind: kind
+        for kind in vars(steps).values()
+        if isinstance(kind, type) and issubclass(kind, Step)
+    }
     made = []
     for entry in entries:
         given: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"step": entry}
@@ -504,14 +595,17 @@ def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
         if not isinstance(name, str) or not name or name not in kinds:
             # shortened: a few lines of YAML can stand for billions of entries
             named = ", ".join(filter(None, kinds))
-            raise TransformError(f"{place} has an unknown step {reprlib.repr(entry)}.", remedy=f"Steps: {named}.")
+            raise TransformError(
+                f"{place} has an unknown step {reprlib.repr(entry)}.", remedy=f"Steps: {named}."
+            )
         try:
             kinds[name](**given)  # refuses unknown settings, which msgspec ignores
             made.append(msgspec.convert(given, kinds[name]))
         except (TypeError, msgspec.ValidationError) as error:
             raise TransformError(
                 f"{place} has a wrong setting for the step {name}: {error}.",
-                remedy=f"Its settings are {', '.join(setting.name for setting in fields(kinds[name]))}.",
+                remedy=f"Its settings are "
+                f"{', '.join(setting.name for setting in fields(kinds[name]))}.",
             ) from error
     return made
 

@@ -39,13 +39,18 @@ if TYPE_CHECKING:
 def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]:
     """Return, by name, the formula of a preset, where it was published, and its steps.
 
-    The steps are those between the first and the last normalisation, given the sigma of Gaussian noise, the modality of
-    inference inputs (x, image for captioning), and that of training inputs (y, text).
+    The steps are those between the first and the last normalisation, given the sigma of Gaussian
+    noise, the modality of inference inputs (x, image for captioning), and that of training inputs
+    (y, text).
     """
     return {
         "c1": ("norm(e)", "C3 ablation, no Collapse, no Corrupt (ICLR 2024)", []),
         "c2-collapse": ("norm(e - mu)", "C3 ablation C2_1 (ICLR 2024)", [Collapse()]),
-        "c2-corrupt": ("training: norm(e + sigma z)", "C3 ablation C2_2 (ICLR 2024)", [GaussianNoise(sigma)]),
+        "c2-corrupt": (
+            "training: norm(e + sigma z)",
+            "C3 ablation C2_2 (ICLR 2024)",
+            [GaussianNoise(sigma)],
+        ),
         "c3": (
             "norm(e - mu), training: norm(e - mu + sigma z)",
             "C3 (Zhang et al., ICLR 2024)",
@@ -87,8 +92,10 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
             [Collapse()],
         ),
         "fair": (
-            "norm(e - mu) / sqrt(tr(S_q S)), S = C / tr C, C the covariance, q the queries' modality (of training)",
-            "one inner-product search that ranks images and texts fairly: docs/results/fair-search.md",
+            "norm(e - mu) / sqrt(tr(S_q S)), S = C / tr C, C the covariance, q the queries' "
+            "modality (of training)",
+            "one inner-product search that ranks images and texts fairly: "
+            "docs/results/fair-search.md",
             [Collapse(), Normalize(), FairScale(y)],
         ),
         "gap-shift": (
@@ -96,7 +103,11 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
             "Mind the Gap (Liang et al., NeurIPS 2022)",
             [GapShift(x, y)],
         ),
-        "project-out-gap": ("norm(e - (e . u) u), u the unit gap", "classical", [ProjectOutGap(x, y)]),
+        "project-out-gap": (
+            "norm(e - (e . u) u), u the unit gap",
+            "classical",
+            [ProjectOutGap(x, y)],
+        ),
         "standardize": ("norm((e - mu) / s) per dimension", "classical", [Standardize()]),
         "whiten": ("norm((e - mu) S^(-1/2)), S shrunk by 0.1", "classical (ZCA)", [Whiten()]),
         "ridge": (
@@ -120,7 +131,8 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
             [Collapse(), CovarianceNoise(first=x, second=y)],
         ),
         "c3-retrieval": (
-            "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted by "
+            "norm(q + unit(m)): q as in c3, m the mean of the 10 nearest training texts, weighted "
+            "by "
             "softmax(cos / 0.05)",
             "after IFCap (Lee et al., EMNLP 2024)",
             [Collapse(), GaussianNoise(sigma), Normalize(), Retrieval(y)],
@@ -128,32 +140,41 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
     }
 
 
-PRESETS = {name: (formula, source) for name, (formula, source, _) in _table(PUBLISHED_SIGMA, "image", "text").items()}
+PRESETS = {
+    name: (formula, source)
+    for name, (formula, source, _) in _table(PUBLISHED_SIGMA, "image", "text").items()
+}
 """Name → the formula of the pipeline, and where it was published."""
 
 
-def preset(name: str, *, sigma: float | str | None = None, train_on: str = "text", infer_on: str = "image") -> Pipeline:
+def preset(
+    name: str, *, sigma: float | str | None = None, train_on: str = "text", infer_on: str = "image"
+) -> Pipeline:
     """Return an unfitted pipeline by name.
 
     Args:
         name: a key of `PRESETS`.
-        sigma: standard deviation of Gaussian noise per dimension, if the method has noise; ``auto`` to compute it from
-            captions when the pipeline is fitted, ``pairs`` to compute it from a few images with captions; None for the
-            published sqrt(0.016).
+        sigma: standard deviation of Gaussian noise per dimension, if the method has noise; ``auto``
+            to compute it from captions when the pipeline is fitted, ``pairs`` to compute it from a
+            few images with captions; None for the published sqrt(0.016).
         train_on: modality of the training inputs; "text" for captioning, "image" for text-to-image.
         infer_on: modality of the inference inputs.
 
     Raises:
-        TransformError: if the name is unknown, sigma is negative or not finite, or it is ``pairs`` and the training
-            inputs are not texts.
+        TransformError: if the name is unknown, sigma is negative or not finite, or it is ``pairs``
+            and the training inputs are not texts.
     """
     if name not in PRESETS:
-        raise TransformError(f"There is no preset {name!r}.", remedy=f"Presets: {', '.join(PRESETS)}.")
+        raise TransformError(
+            f"There is no preset {name!r}.", remedy=f"Presets: {', '.join(PRESETS)}."
+        )
     strength = PUBLISHED_SIGMA if sigma is None else parse_sigma(sigma)
     if strength == PAIRS and train_on != "text":
         raise TransformError(
-            f"A preset with sigma 'pairs' adds its noise to texts, but this one trains on {train_on}.",
-            remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a number.",
+            f"A preset with sigma 'pairs' adds its noise to texts, but this one trains on "
+            f"{train_on}.",
+            remedy="For generators, use `c3 train-generator --sigma pairs`; else set sigma to a "
+            "number.",
         )
     inner = _table(strength, infer_on, train_on)[name][2]
     last = [Normalize()] if inner and not isinstance(inner[-1], FairScale) else []
@@ -189,7 +210,8 @@ class TrainingPipeline:
     ) -> TrainingPipeline:
         """Choose the given pipeline, that of an export, or a preset, c3 by default.
 
-        Noise can be added to the finished rows of an export; the reporter is told that this is another method.
+        Noise can be added to the finished rows of an export; the reporter is told that this is
+        another method.
 
         Args:
             store: to train on.
@@ -213,30 +235,40 @@ class TrainingPipeline:
                 wrong = f"leaves no rows to derive sigma {sigma} from"
             if wrong:
                 raise TransformError(
-                    f"The rows of the export {store.path} went through {whole.name}, which {wrong}.",
+                    f"The rows of the export {store.path} went through {whole.name}, which "
+                    f"{wrong}.",
                     remedy="Leave it out, or train on the store that was exported.",
                 )
             if sigma is None:
                 return cls(whole.name, whole.sigma or 0.0, whole, applied)
             reporter.message(
-                f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is not C3, which adds it "
+                f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is "
+                f"not C3, which adds it "
                 "before the last normalisation: for C3, export with --before-noise."
             )
-            noised = Pipeline([*whole.steps, GaussianNoise(float(sigma)), Normalize()], name=f"{whole.name}-noised")
+            noised = Pipeline(
+                [*whole.steps, GaussianNoise(float(sigma)), Normalize()],
+                name=f"{whole.name}-noised",
+            )
             noised.dim, noised.provenance = whole.dim, whole.provenance
             return cls(noised.name, sigma, noised, applied)
         if pipeline is not None:
             if name is not None or sigma is not None:
                 raise TransformError(
-                    "A pipeline, also that of a decoder given by --from, has its own steps and sigma.",
-                    remedy="Leave out preset and sigma; with --from, a preset takes the place of its pipeline.",
+                    "A pipeline, also that of a decoder given by --from, has its own steps and "
+                    "sigma.",
+                    remedy="Leave out preset and sigma; with --from, a preset takes the place of "
+                    "its pipeline.",
                 )
             return cls(pipeline.name, pipeline.sigma or 0.0, pipeline)
         name = name or "c3"
         if preset(name, sigma=0.0).sigma is not None:
             return cls(name, default if sigma is None else sigma)
         if sigma:
-            raise TransformError(f"The preset {name!r} has no sigma that could be chosen.", remedy="Leave out --sigma.")
+            raise TransformError(
+                f"The preset {name!r} has no sigma that could be chosen.",
+                remedy="Leave out --sigma.",
+            )
         return cls(name)
 
     def fit(self, store: Store, split: str, train_on: Side) -> tuple[Pipeline, list[str]]:
@@ -255,9 +287,12 @@ class TrainingPipeline:
         pipeline.check_model(store.info.model)
         if not any(map(pipeline.knows, {infer_on, *store.modalities} - {train_on})):
             notes.append(
-                f"There are no {infer_on} rows in the split {pipeline.provenance.get('split', 'train')!r}, so "
-                f"{pipeline.name} is fitted on {train_on} rows alone, and what is trained cannot be used on {infer_on} "
-                "embeddings. To change that, load the moments of such embeddings before training: c3 means --load FILE "
+                f"There are no {infer_on} rows in the split "
+                f"{pipeline.provenance.get('split', 'train')!r}, so "
+                f"{pipeline.name} is fitted on {train_on} rows alone, and what is trained cannot "
+                f"be used on {infer_on} "
+                "embeddings. To change that, load the moments of such embeddings before training: "
+                "c3 means --load FILE "
                 "(those of c3-mini: c3 means --load c3-mini)."
             )
         return pipeline, notes
@@ -270,23 +305,28 @@ def open_pipeline(
     sigma: float | str | None = None,
     train_on: str = "text",
 ) -> Pipeline:
-    """Return a pipeline as commands take it: one that is given, or that of a file or a folder, else a preset.
+    """Return a pipeline as commands take it: one that is given, or that of a file or a folder, else
+    a preset.
 
     Args:
-        pipeline: a pipeline; a folder, or ``hf-hub:ORG/NAME``, with a fitted one; a YAML or JSON file with an unfitted
-            one; None for a preset.
+        pipeline: a pipeline; a folder, or ``hf-hub:ORG/NAME``, with a fitted one; a YAML or JSON
+            file with an unfitted one; None for a preset.
         preset_name: a key of `PRESETS`.
         sigma: see `preset`.
-        train_on: modality of the training inputs of the preset; of text and image the other one is for inference.
+        train_on: modality of the training inputs of the preset; of text and image the other one is
+            for inference.
 
     Raises:
-        TransformError: if there is no such preset or pipeline, or sigma is given for a pipeline that has its own.
+        TransformError: if there is no such preset or pipeline, or sigma is given for a pipeline
+            that has its own.
     """
     if pipeline is None:
         infer_on = "image" if train_on == "text" else "text"
         return preset(preset_name, sigma=sigma, train_on=train_on, infer_on=infer_on)
     if sigma is not None:
-        raise TransformError("sigma can only be set for a preset.", remedy=f"Set sigma in {pipeline}.")
+        raise TransformError(
+            "sigma can only be set for a preset.", remedy=f"Set sigma in {pipeline}."
+        )
     if isinstance(pipeline, Pipeline):
         return pipeline
     path = local_folder(pipeline)

@@ -1,8 +1,10 @@
-"""The steps of pipelines: normalise, centre, rescale, move along the gap, map to another modality, retrieve, add noise.
+"""The steps of pipelines: normalise, centre, rescale, move along the gap, map to another modality,
+retrieve, add noise.
 
-A step is a small dataclass: its fields are its settings (saved in the recipe), `state` contains what it fitted (saved
-as tensors). Steps are fitted in order, each on what the steps before it leave. Noise is added to training inputs only;
-z is standard normal and drawn by the pipeline, keyed by (seed, epoch, key of the row).
+A step is a small dataclass: its fields are its settings (saved in the recipe), `state` contains
+what it fitted (saved as tensors). Steps are fitted in order, each on what the steps before it
+leave. Noise is added to training inputs only; z is standard normal and drawn by the pipeline, keyed
+by (seed, epoch, key of the row).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ Role = Literal["training", "inference", "both"]
 
 @dataclass(eq=False)
 class Step:
-    """One step of a pipeline: once it is fitted, an affine map of each modality, unless it has operations of its own.
+    """One step of a pipeline: once it is fitted, an affine map of each modality, unless it has
+    operations of its own.
 
     A step with a ``source`` applies to this modality alone.
 
@@ -82,7 +85,9 @@ class Step:
         }
 
     def maps(self, data: FitData) -> dict[str, Affine]:
-        """Return the map of each modality that it applies to, if there are moments; one of "" is for all of them."""
+        """Return the map of each modality that it applies to, if there are moments; one of "" is
+        for all of them.
+        """
         names = sorted(data.moments) if self.modalities is None else self.modalities
         present = [name for name in names if name in data.moments] or [(*names, "text")[0]]
         return {name: self.map_of(data.moments[name]) for name in present}
@@ -116,13 +121,16 @@ class Step:
         """
         own = modality if self.fitted_for else ""
         parts: dict[str, Any] = {
-            key.partition("/")[0]: value for key, value in self.state.items() if key.endswith(f"/{own}")
+            key.partition("/")[0]: value
+            for key, value in self.state.items()
+            if key.endswith(f"/{own}")
         }
         if not parts:
             raise TransformError(
                 f"The step {self.kind} is not fitted for the modality {modality!r}, only for "
                 f"{', '.join(sorted(self.fitted_for))}.",
-                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means --load` and fit again.",
+                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means "
+                f"--load` and fit again.",
             )
         return (Affine(**parts),)
 
@@ -154,10 +162,12 @@ class Collapse(Step):
 
 @dataclass(eq=False)
 class FairScale(Step):
-    """e / sqrt(tr(S_q S_m)) for centred unit rows of the modality m: one search ranks rows of all modalities fairly.
+    """e / sqrt(tr(S_q S_m)) for centred unit rows of the modality m: one search ranks rows of all
+    modalities fairly.
 
-    The variance of a row's inner products with queries is then the same for every modality, on average over queries.
-    S, the covariance of centred unit rows, is taken as C / tr C, C the covariance of the rows before they were centred.
+    The variance of a row's inner products with queries is then the same for every modality, on
+    average over queries. S, the covariance of centred unit rows, is taken as C / tr C, C the
+    covariance of the rows before they were centred.
 
     Attributes:
         queries: the modality q of the queries.
@@ -171,9 +181,14 @@ class FairScale(Step):
         """Scale every modality by a number of its own."""
         asked, found = data.gap_from[self.queries].covariance, {}
         for name, moments in data.gap_from.items():
-            spread = np.sum(asked * moments.covariance) / max(np.trace(asked) * np.trace(moments.covariance), 1e-30)
+            spread = np.sum(asked * moments.covariance) / max(
+                np.trace(asked) * np.trace(moments.covariance), 1e-30
+            )
             if not spread > 0:
-                raise TransformError(f"All {name} rows or all {self.queries} rows are equal, so they cannot be scaled.")
+                raise TransformError(
+                    f"All {name} rows or all {self.queries} rows are equal, so they cannot be "
+                    f"scaled."
+                )
             found[name] = Affine(scale=1 / np.sqrt(spread))
         return found
 
@@ -194,15 +209,19 @@ class Standardize(Step):
     def map_of(self, moments: Moments) -> Affine:
         """Centre and scale."""
         deviation = np.sqrt(np.diag(moments.covariance))
-        return Affine(centre=moments.mean, scale=1 / np.where(deviation < self.epsilon, 1.0, deviation))
+        return Affine(
+            centre=moments.mean, scale=1 / np.where(deviation < self.epsilon, 1.0, deviation)
+        )
 
 
 @dataclass(eq=False)
 class Whiten(Step):
-    """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own axes (ZCA).
+    """(e - mu) S^(-1/2), S = (1 - a) C + a tr(C)/d I: whitening that stays in the embedding's own
+    axes (ZCA).
 
     Attributes:
-        shrinkage: a, from above 0 (about the covariance C as it is) to 1 (a multiple of the identity).
+        shrinkage: a, from above 0 (about the covariance C as it is) to 1 (a multiple of the
+            identity).
     """
 
     shrinkage: Annotated[float, Meta(gt=0, le=1)] = 0.1
@@ -213,7 +232,9 @@ class Whiten(Step):
     def map_of(self, moments: Moments) -> Affine:
         """Centre and apply the inverse square root of the covariance."""
         covariance, dim = moments.covariance, moments.dim
-        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
+        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(
+            covariance
+        ) / dim * np.eye(dim)
         values, vectors = np.linalg.eigh(shrunk)
         if values[0] <= 0:
             raise TransformError("All rows of a modality are equal, so they cannot be whitened.")
@@ -227,7 +248,8 @@ class GapShift(Step):
     Attributes:
         first: the modality x, whose mean the gap points to.
         second: the modality y.
-        delta: how far the two move towards each other; None for the length of the gap, which closes it.
+        delta: how far the two move towards each other; None for the length of the gap, which closes
+            it.
     """
 
     first: str = "image"
@@ -266,10 +288,11 @@ class ProjectOutGap(Step):
 
 @dataclass(eq=False)
 class MatchMoments(Step):
-    """(e - mu_y) s_x / s_y + mu_x per dimension, s the population standard deviation (TOMCap, 2026).
+    """(e - mu_y) s_x / s_y + mu_x per dimension, s the population standard deviation (TOMCap,
+    2026).
 
-    Moves the modality y (``source``) so that mean and variance of every dimension are those of x (``target``); a
-    dimension in which y does not vary takes the mean of x.
+    Moves the modality y (``source``) so that mean and variance of every dimension are those of x
+    (``target``); a dimension in which y does not vary takes the mean of x.
     """
 
     source: str = "image"
@@ -282,15 +305,20 @@ class MatchMoments(Step):
         x, y = data.moments[self.target], data.moments[self.source]
         to, of = (np.sqrt(np.diag(moments.covariance)) for moments in (x, y))
         constant = of < np.finfo(np.float64).tiny
-        return {self.source: Affine(y.mean, np.where(constant, 0.0, to / np.where(constant, 1.0, of)), None, x.mean)}
+        return {
+            self.source: Affine(
+                y.mean, np.where(constant, 0.0, to / np.where(constant, 1.0, of)), None, x.mean
+            )
+        }
 
 
 @dataclass(eq=False)
 class ReAlign(Step):
     """mu_x + sqrt(tr_x / tr_y) (e - mu_y), then norm, then re-centred on mu_x (ReAlign, 2026).
 
-    Moves the modality y (``source``) into the distribution of x (``target``) with unpaired statistics alone: anchor
-    (means), trace (variances), and centroid, the last because normalising moves the mean again.
+    Moves the modality y (``source``) into the distribution of x (``target``) with unpaired
+    statistics alone: anchor (means), trace (variances), and centroid, the last because normalising
+    moves the mean again.
     """
 
     source: str = "image"
@@ -302,7 +330,9 @@ class ReAlign(Step):
     def fit(self, data: FitData) -> None:
         """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
         super().fit(data)
-        x, y, scale = (self.state[f"{name}/{self.source}"] for name in ("offset", "centre", "scale"))
+        x, y, scale = (
+            self.state[f"{name}/{self.source}"] for name in ("offset", "centre", "scale")
+        )
         moved = unit_rows((data.rows[self.source] - y) * scale + x)
         self.state["drift"] = moved.mean(axis=0) - x
 
@@ -310,7 +340,9 @@ class ReAlign(Step):
         """Match mean and trace."""
         x, y = data.moments[self.target], data.moments[self.source]
         if not np.trace(y.covariance) > 0:
-            raise TransformError(f"All {self.source} rows are equal, so their spread cannot be matched.")
+            raise TransformError(
+                f"All {self.source} rows are equal, so their spread cannot be matched."
+            )
         scale = np.sqrt(np.trace(x.covariance) / np.trace(y.covariance))
         return {self.source: Affine(y.mean, scale, None, x.mean)}
 
@@ -321,7 +353,9 @@ class ReAlign(Step):
 
 @dataclass(eq=False)
 class _PairedMap(Step):
-    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of ``target``."""
+    """A matrix M fitted on centred pairs: e -> (e - mean_x) M + mean_y, x of ``source`` and y of
+    ``target``.
+    """
 
     source: str = "image"
     target: str = "text"
@@ -361,10 +395,12 @@ class RidgeMap(_PairedMap):
 
 
 class Procrustes(_PairedMap):
-    """Orthogonal map of centred source rows that comes nearest to the target rows (Schönemann, 1966).
+    """Orthogonal map of centred source rows that comes nearest to the target rows (Schönemann,
+    1966).
 
-    M = U V^T from the singular vectors of X^T Y. With fewer pairs than dimensions these leave directions open, in which
-    any rotation fits equally well: of all solutions the one nearest to the identity is taken, and a warning says so.
+    M = U V^T from the singular vectors of X^T Y. With fewer pairs than dimensions these leave
+    directions open, in which any rotation fits equally well: of all solutions the one nearest to
+    the identity is taken, and a warning says so.
     """
 
     kind = "procrustes"
@@ -376,11 +412,14 @@ class Procrustes(_PairedMap):
         rank = int(np.count_nonzero(values > values[0] * dim * np.finfo(np.float64).eps))
         if rank < dim:
             warnings.warn(
-                f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} dimensions; in the "
-                "others the map nearest to the identity is used. More pairs than dimensions determine all of it.",
+                f"Procrustes is fitted on {len(x)} pairs, which determine only {rank} of {dim} "
+                f"dimensions; in the "
+                "others the map nearest to the identity is used. More pairs than dimensions "
+                "determine all of it.",
                 stacklevel=2,
             )
-        open_left, open_right = left[:, rank:], right[rank:]  # (d, d - rank) and (d - rank, d), any basis of the rest
+        # (d, d - rank) and (d - rank, d), any basis of the rest
+        open_left, open_right = left[:, rank:], right[rank:]
         turn, _, back = np.linalg.svd(open_left.T @ open_right.T)
         fitted = left[:, :rank] @ right[:rank]
         return np.asarray(fitted + open_left @ (turn @ back) @ open_right, dtype=np.float64)
@@ -394,7 +433,8 @@ class _MemoryStep(Step):
         memory: the modality whose train rows are the memory.
         tau: temperature; 0 takes the nearest row.
         neighbours: weigh only this many nearest rows; None weighs the whole memory.
-        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the train split.
+        limit: at most this many memory rows, drawn at random (with a fixed seed) from those of the
+            train split.
     """
 
     memory: str = "text"
@@ -405,17 +445,22 @@ class _MemoryStep(Step):
     needs_rows = True
 
     def draw(self, data: FitData) -> tuple[Matrix, Indices]:
-        """Return a copy of the rows to keep, because later steps overwrite those they are fitted on; their numbers."""
+        """Return a copy of the rows to keep, because later steps overwrite those they are fitted
+        on; their numbers.
+        """
         rows = data.rows[self.memory]
         kept = np.arange(len(rows))
         if len(rows) > self.limit:
-            kept = np.sort(generator(0, "memory", self.memory).choice(len(rows), self.limit, replace=False))
+            kept = np.sort(
+                generator(0, "memory", self.memory).choice(len(rows), self.limit, replace=False)
+            )
         return rows[kept], kept
 
 
 @dataclass(eq=False)
 class MemoryProjection(_MemoryStep):
-    """softmax(cos(e, M) / tau)-weighted mean of a memory M of the other modality (DeCap, Li et al., ICLR 2023).
+    """softmax(cos(e, M) / tau)-weighted mean of a memory M of the other modality (DeCap, Li et al.,
+    ICLR 2023).
 
     With tau 0 it takes the nearest row, which is CLIPRe (Su et al., 2022).
 
@@ -438,12 +483,14 @@ class MemoryProjection(_MemoryStep):
 
 @dataclass(eq=False)
 class Retrieval(_MemoryStep):
-    """e + weight m / |m|, m the softmax(cos(e, M) / tau)-weighted mean of the rows of a memory M that are nearest to e.
+    """e + weight m / |m|, m the softmax(cos(e, M) / tau)-weighted mean of the rows of a memory M
+    that are nearest to e.
 
-    The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training captions, with a mix in
-    place of its cross-attention. The memory contains the training captions themselves, so in training those of the
-    input's own item are left out; an input without any others stays as it is. The memory is kept in float16, because it
-    is most of what a decoder with this step takes on the disk.
+    The retrieval of IFCap (Lee et al., EMNLP 2024), where texts with noise retrieve training
+    captions, with a mix in place of its cross-attention. The memory contains the training captions
+    themselves, so in training those of the input's own item are left out; an input without any
+    others stays as it is. The memory is kept in float16, because it is most of what a decoder with
+    this step takes on the disk.
 
     Attributes:
         weight: length of the mean that is added to vectors of length 1.
@@ -470,9 +517,12 @@ class Retrieval(_MemoryStep):
         """See `Step.own_items`."""
         if "items" not in self.state or items is None or len(items) != n:
             raise TransformError(
-                f"The step retrieval needs the item of each of the {len(self.state['memory']):,} {self.memory} rows "
-                f"that it was fitted on, and of each of the {n} training inputs, or these would retrieve themselves.",
-                remedy=f"Fit on a store, or with fit(..., items={{{self.memory!r}: [...]}}), and pass items=, one for "
+                f"The step retrieval needs the item of each of the {len(self.state['memory']):,} "
+                f"{self.memory} rows "
+                f"that it was fitted on, and of each of the {n} training inputs, or these would "
+                f"retrieve themselves.",
+                remedy=f"Fit on a store, or with fit(..., items={{{self.memory!r}: [...]}}), and "
+                f"pass items=, one for "
                 "each row; or training=False for inputs that are not in the memory.",
             )
         return stable_hashes(items)
@@ -487,11 +537,13 @@ class Retrieval(_MemoryStep):
 
 @dataclass(eq=False)
 class GaussianNoise(Step):
-    """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with variance sigma^2).
+    """e + sigma N(0, I) (Corrupt; C3, Zhang et al., ICLR 2024; CapDec, Nukrai et al., 2022, with
+    variance sigma^2).
 
     Attributes:
-        sigma: standard deviation per dimension; ``auto`` or ``pairs`` until the pipeline is fitted on captions, with
-            ``pairs`` on some with their images, by the rules of `c3tools.transforms.sigma`.
+        sigma: standard deviation per dimension; ``auto`` or ``pairs`` until the pipeline is fitted
+            on captions, with ``pairs`` on some with their images, by the rules of
+            `c3tools.transforms.sigma`.
     """
 
     role: Literal["training"] = field(default="training", kw_only=True)
@@ -534,14 +586,16 @@ class SpanNoise(GaussianNoise):
 
 @dataclass(eq=False)
 class CovarianceNoise(SpanNoise):
-    """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i over pairs.
+    """e + z S^(1/2): noise with the shape of the alignment noise, S the covariance of x_i - y_i
+    over pairs.
 
     The alignment noise of real encoders is not isotropic; this draws from what was measured.
 
     Attributes:
         first: modality of the x_i.
         second: modality of the y_i.
-        sigma: rescale so that the root mean square per dimension is sigma; None keeps the measured size.
+        sigma: rescale so that the root mean square per dimension is sigma; None keeps the measured
+            size.
     """
 
     sigma: float | None = None  # type: ignore[assignment]
@@ -551,7 +605,9 @@ class CovarianceNoise(SpanNoise):
     needs_pairs = True
 
     def fit(self, data: FitData) -> None:
-        """Keep the symmetric square root of the residuals' covariance, of root mean square 1 if sigma is given."""
+        """Keep the symmetric square root of the residuals' covariance, of root mean square 1 if
+        sigma is given.
+        """
         x, y = data.pairs_of(self.first, self.second)
         residuals = x.astype(np.float64) - y
         residuals -= residuals.mean(axis=0)
@@ -564,7 +620,8 @@ class CovarianceNoise(SpanNoise):
 
 @dataclass(eq=False)
 class AdaptiveNoise(Step):
-    """(1 - l) e + l |e| z / |z| (LAFITE_G, Zhou et al., CVPR 2022): noise in proportion to the vector.
+    """(1 - l) e + l |e| z / |z| (LAFITE_G, Zhou et al., CVPR 2022): noise in proportion to the
+    vector.
 
     Attributes:
         mix: l, from 0 (no noise) to 1 (nothing but noise); the published value is 0.75.

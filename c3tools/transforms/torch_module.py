@@ -23,8 +23,9 @@ _LEAST_NORM = 1e-30
 class TransformModule(nn.Module):
     """A fitted pipeline for inputs of one modality, as a torch module.
 
-    In training mode (`module.train()`) inputs are training inputs and get the pipeline's noise; in evaluation mode
-    they never do. The fitted tensors are buffers: they move with the module and are saved with it.
+    In training mode (`module.train()`) inputs are training inputs and get the pipeline's noise; in
+    evaluation mode they never do. The fitted tensors are buffers: they move with the module and are
+    saved with it.
 
     Args:
         pipeline: fitted.
@@ -48,19 +49,25 @@ class TransformModule(nn.Module):
                     for name, value in vars(operation).items():
                         if isinstance(value, np.ndarray):
                             kind = torch.int64 if name == "items" else torch.float32
-                            self.register_buffer(f"{name}_{len(self._operations)}", torch.tensor(value, dtype=kind))
+                            self.register_buffer(
+                                f"{name}_{len(self._operations)}", torch.tensor(value, dtype=kind)
+                            )
                     self._operations.append((operation, step))
         self.train(False)
 
     def forward(
-        self, x: Tensor, keys: Sequence[str] | None = None, epoch: int = 0, items: Sequence[str] | None = None
+        self,
+        x: Tensor,
+        keys: Sequence[str] | None = None,
+        epoch: int = 0,
+        items: Sequence[str] | None = None,
     ) -> Tensor:
         """Return transformed embeddings, float32 (n, d), differentiable in ``x`` (n, d).
 
         Args:
             x: embeddings.
-            keys: one per row: noise is then drawn from (seed, epoch, key), the same as in the numpy path; without
-                keys it comes from torch's own generator.
+            keys: one per row: noise is then drawn from (seed, epoch, key), the same as in the numpy
+                path; without keys it comes from torch's own generator.
             epoch: training epoch.
             items: of the rows; in training, captions of the same item are not retrieved.
 
@@ -74,7 +81,10 @@ class TransformModule(nn.Module):
                 continue
             own = step.own_items(items, len(x)) if self.training else None
             fitted: Any = SimpleNamespace(
-                **{name: self._buffers.get(f"{name}_{number}", value) for name, value in vars(operation).items()}
+                **{
+                    name: self._buffers.get(f"{name}_{number}", value)
+                    for name, value in vars(operation).items()
+                }
             )
             match operation:  # as `operations.apply` does it, but with tensors, and never in place
                 case Unit():
@@ -88,14 +98,21 @@ class TransformModule(nn.Module):
                     if keys is None:
                         noise = torch.randn_like(x)
                     else:
-                        drawn = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draws)
+                        drawn = self.pipeline.draw_noise(
+                            tuple(x.shape), keys, self.seed, epoch, draws
+                        )
                         noise = torch.from_numpy(drawn).to(x.device)
                     draws += 1
                     noise = noise if fitted.matrix is None else noise @ fitted.matrix
-                    x = (1 - scale) * x + _norms(x) / _norms(noise) * scale * noise if relative else x + scale * noise
+                    x = (
+                        (1 - scale) * x + _norms(x) / _norms(noise) * scale * noise
+                        if relative
+                        else x + scale * noise
+                    )
                 case MemoryAttention(_, tau, count, weight):
                     memory, scores = fitted.memory, x @ fitted.memory.T  # (m, d), (n, m)
-                    alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)  # whose own rows are the whole memory
+                    # whose own rows are the whole memory
+                    alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)
                     if own is not None:
                         left_out = torch.from_numpy(own).to(x.device)[:, None] == fitted.items
                         alone = left_out.all(dim=1, keepdim=True)
@@ -106,7 +123,9 @@ class TransformModule(nn.Module):
                         mean = (scores / tau).softmax(dim=1) @ memory
                     else:
                         best = scores.topk(count, dim=1)
-                        mean = torch.einsum("nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices])
+                        mean = torch.einsum(
+                            "nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices]
+                        )
                     added = (mean / _norms(mean).clamp_min(_LEAST_NORM)).masked_fill(alone, 0)
                     x = mean if weight is None else x + weight * added
         return x

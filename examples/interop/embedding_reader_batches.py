@@ -15,7 +15,9 @@ from typing import Any
 from embedding_reader import EmbeddingReader
 
 
-def batches(export: Path, modality: str = "text", batch_size: int = 1024) -> Iterator[tuple[Any, Any]]:
+def batches(
+    export: Path, modality: str = "text", batch_size: int = 1024
+) -> Iterator[tuple[Any, Any]]:
     """Arrays (n, d) and data frames of the other columns."""
     reader = EmbeddingReader(
         embeddings_folder=str(export / modality / "embeddings"),

@@ -17,7 +17,9 @@ import datasets
 
 def load(export: Path, modality: str, cache: Path | None = None) -> datasets.DatasetDict:
     """Return the splits of one modality, by the configuration of that name."""
-    return datasets.load_dataset(str(export), modality, cache_dir=None if cache is None else str(cache))
+    return datasets.load_dataset(
+        str(export), modality, cache_dir=None if cache is None else str(cache)
+    )
 
 
 def provenance(export: Path) -> dict[str, Any]:

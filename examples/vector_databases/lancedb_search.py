@@ -1,9 +1,10 @@
 """Rank images and texts of a LanceDB table in one list.
 
-    c3 export --preset gr-clip --dtype float32 -o centred && c3 export --preset fair --dtype float32 -o fair
-    python lancedb_search.py "a dog on the beach"
+    c3 export --preset gr-clip --dtype float32 -o centred && c3 export --preset fair --dtype float32
+    -o fair python lancedb_search.py "a dog on the beach"
 
-Takes seconds on the bundled photos. Prints two lists of ten: merged from a search per modality, and from one search.
+Takes seconds on the bundled photos. Prints two lists of ten: merged from a search per modality, and
+from one search.
 """
 
 from __future__ import annotations
@@ -32,24 +33,36 @@ def fill(database: Any, name: str, export: Path) -> Any:
     return database.create_table(name, pa.concat_tables(parts), mode="overwrite")
 
 
-def find(table: Any, query: np.ndarray, k: int, modality: str | None = None) -> tuple[list[str], np.ndarray]:
+def find(
+    table: Any, query: np.ndarray, k: int, modality: str | None = None
+) -> tuple[list[str], np.ndarray]:
     """Return keys and inner products of the rows nearest to a query, of one modality or of all."""
-    asked = table.search(query.astype(np.float32), vector_column_name="embedding").distance_type("dot").limit(k)
+    asked = (
+        table.search(query.astype(np.float32), vector_column_name="embedding")
+        .distance_type("dot")
+        .limit(k)
+    )
     if modality:
         asked = asked.where(f"modality = '{modality}'", prefilter=True)
     rows = asked.to_arrow()
     return rows["key"].to_pylist(), 1 - rows["_distance"].to_numpy()
 
 
-def merged(table: Any, calibration: Calibration, query: np.ndarray, k: int) -> list[tuple[str, str, float]]:
-    """Return the best rows of both modalities: key, modality, and how unusual the cosine is among its own kind."""
+def merged(
+    table: Any, calibration: Calibration, query: np.ndarray, k: int
+) -> list[tuple[str, str, float]]:
+    """Return the best rows of both modalities: key, modality, and how unusual the cosine is among
+    its own kind.
+    """
     found = {modality: find(table, query, k, modality) for modality in MODALITIES}
     return list(calibration.merge(query, found, k))
 
 
 if __name__ == "__main__":
     text = load_encoder("c3-mini").encode_texts([sys.argv[1]])
-    centred, fair = (Pipeline.load(name).transform(text, modality="text")[0] for name in ("centred", "fair"))
+    centred, fair = (
+        Pipeline.load(name).transform(text, modality="text")[0] for name in ("centred", "fair")
+    )
     calibration = Calibration.fit("c3-store", pipeline=Pipeline.load("centred"))
     with tempfile.TemporaryDirectory() as folder:
         database = lancedb.connect(folder)

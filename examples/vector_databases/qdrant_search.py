@@ -1,9 +1,10 @@
 """Rank images and texts of a Qdrant collection in one list.
 
-    c3 export --preset gr-clip --dtype float32 -o centred && c3 export --preset fair --dtype float32 -o fair
-    python qdrant_search.py "a dog on the beach"
+    c3 export --preset gr-clip --dtype float32 -o centred && c3 export --preset fair --dtype float32
+    -o fair python qdrant_search.py "a dog on the beach"
 
-Takes seconds on the bundled photos. Prints two lists of ten: merged from a search per modality, and from one search.
+Takes seconds on the bundled photos. Prints two lists of ten: merged from a search per modality, and
+from one search.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def fill(client: QdrantClient, name: str, export: Path) -> None:
         rows = pq.read_table(export / modality, columns=["key", "embedding"]).to_pylist()
         for row in rows:
             payload = {"key": row["key"], "modality": modality}
-            points.append(models.PointStruct(id=len(points), vector=row["embedding"], payload=payload))
+            points.append(
+                models.PointStruct(id=len(points), vector=row["embedding"], payload=payload)
+            )
     size = len(np.asarray(points[0].vector))
     client.create_collection(name, models.VectorParams(size=size, distance=models.Distance.DOT))
     client.upsert(name, points)
@@ -46,14 +49,18 @@ def find(
 def merged(
     client: QdrantClient, name: str, calibration: Calibration, query: np.ndarray, k: int
 ) -> list[tuple[str, str, float]]:
-    """Return the best rows of both modalities: key, modality, and how unusual the cosine is among its own kind."""
+    """Return the best rows of both modalities: key, modality, and how unusual the cosine is among
+    its own kind.
+    """
     found = {modality: find(client, name, query, k, modality) for modality in MODALITIES}
     return list(calibration.merge(query, found, k))
 
 
 if __name__ == "__main__":
     text = load_encoder("c3-mini").encode_texts([sys.argv[1]])
-    centred, fair = (Pipeline.load(name).transform(text, modality="text")[0] for name in ("centred", "fair"))
+    centred, fair = (
+        Pipeline.load(name).transform(text, modality="text")[0] for name in ("centred", "fair")
+    )
     calibration = Calibration.fit("c3-store", pipeline=Pipeline.load("centred"))
     client = QdrantClient(":memory:")
     for name in ("centred", "fair"):

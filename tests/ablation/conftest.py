@@ -14,7 +14,12 @@ from tests.conftest import Messages
 from ..captioning.conftest import make_captions_store
 
 Table = Callable[..., tuple[Ablation, list[str]]]
-QUICK: dict[str, Any] = {"size": "tiny", "epochs": 1, "precision": "fp32", "set": ["layers=1", "batch_size=64"]}
+QUICK: dict[str, Any] = {
+    "size": "tiny",
+    "epochs": 1,
+    "precision": "fp32",
+    "set": ["layers=1", "batch_size=64"],
+}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -34,20 +34,38 @@ def task(toy_store: Store) -> CaptionTask:
     return task_of(toy_store)
 
 
-def task_of(store: Store, split: str = "test", told: Reporter = SILENT, **options: Any) -> CaptionTask:
-    options |= {"device": "cpu", "precision": "fp32", "size": "tiny", "set": ["layers=1", "max_tokens=4"]}
+def task_of(
+    store: Store, split: str = "test", told: Reporter = SILENT, **options: Any
+) -> CaptionTask:
+    options |= {
+        "device": "cpu",
+        "precision": "fp32",
+        "size": "tiny",
+        "set": ["layers=1", "max_tokens=4"],
+    }
     return CaptionTask.of(store, split=split, reporter=told, epochs=1, **options)
 
 
-def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_method_runs_and_is_scored(
+    task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))
     told = Counted()
-    monkeypatch.setattr("c3tools.ablation.captions.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1))
-    assert (len(task.train), len(task.val), len(task.images), task.moments["image"].n) == (112, 16, 16, 56)
+    monkeypatch.setattr(
+        "c3tools.ablation.captions.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1)
+    )
+    assert (len(task.train), len(task.val), len(task.images), task.moments["image"].n) == (
+        112,
+        16,
+        16,
+        56,
+    )
     assert task.train_images is not None  # what is scored is not learned from
     assert not {*task.train.items, *task.val.items, *task.train_images.keys} & {*task.images.keys}
     asking = replace(task, encoder=counting_encoder(ascii_lowercase))
-    runs = list(run_cells(asking, [Cell(name, 0, 0.1) for name in METHODS], tmp_path, reporter=told))
+    runs = list(
+        run_cells(asking, [Cell(name, 0, 0.1) for name in METHODS], tmp_path, reporter=told)
+    )
     assert [run.method for run in runs] == list(METHODS)
     for run in runs:
         assert [*run.outputs] == [key for key in task.images.keys if key in run.outputs]
@@ -55,9 +73,13 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
         # the oracle is not scored against what it reads
         own = {key: texts[run.method == "oracle" :] for key, texts in task.references.items()}
         assert run.scores == pytest.approx(score_captions(run.outputs, own).corpus)
-        assert {name: np.mean(each) for name, each in run.values.items()} == pytest.approx(run.scores, abs=1e-3)
+        assert {name: np.mean(each) for name, each in run.values.items()} == pytest.approx(
+            run.scores, abs=1e-3
+        )
         assert run.values == {name: np.round(each, 4).tolist() for name, each in run.values.items()}
-        assert told.counts[f"{run.method}, seed 0: captions"] == (run.method != "CLIPRe") * run.images
+        assert (
+            told.counts[f"{run.method}, seed 0: captions"] == (run.method != "CLIPRe") * run.images
+        )
         assert run.sigma == METHODS[run.method].noisy * 0.1
     by_name = {run.method: run for run in runs}
     assert [*by_name["ZeroCap"].outputs] == ["image61", "image52", "image76"]  # drawn once for all
@@ -67,7 +89,9 @@ def test_every_method_runs_and_is_scored(task: CaptionTask, tmp_path: Path, monk
     # MAGIC and ZeroCap steer one language model, and ESPER's mapper is put in front of it
     assert losses == [None, *losses[1:2] * 2, *losses[3:4] * 2] and losses[1] != losses[3]
     for name in ("parameters", "training_seconds"):
-        esper, magic, clipre = (getattr(by_name[method], name) for method in ("ESPER", "MAGIC", "CLIPRe"))
+        esper, magic, clipre = (
+            getattr(by_name[method], name) for method in ("ESPER", "MAGIC", "CLIPRe")
+        )
         assert esper > magic > clipre == 0
     # CLIPRe: the nearest training caption, by definition
     nearest = np.argmax(task.images.embeddings @ task.train.embeddings.T, axis=1)
@@ -78,14 +102,18 @@ def test_scores_that_need_java_are_in_the_table_where_it_is(
     task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("c3tools.metrics.captions.missing_for", lambda name: None)
-    monkeypatch.setattr("c3tools.metrics.captions._java_score", lambda name, targets, _: (12.5, np.full(16, 12.5)))
+    monkeypatch.setattr(
+        "c3tools.metrics.captions._java_score", lambda name, targets, _: (12.5, np.full(16, 12.5))
+    )
     (run,) = run_cells(replace(task, java=["METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path)
     scores, trainings = task.table([run]).tables()
     assert "CIDEr" in scores.columns
     assert ("METEOR", "12.5") in zip(trainings.columns, trainings.rows[0], strict=True)
 
 
-def test_images_with_one_caption_leave_the_oracle_out(task: CaptionTask, toy_store: Store, tmp_path: Path) -> None:
+def test_images_with_one_caption_leave_the_oracle_out(
+    task: CaptionTask, toy_store: Store, tmp_path: Path
+) -> None:
     first, *others = task.images.keys
     fewer = replace(task, references={**task.references, first: task.references[first][:1]})
     assert list(fewer.run(Cell("oracle", 0, 0.1), None, SILENT).outputs) == others
@@ -97,21 +125,29 @@ def test_images_with_one_caption_leave_the_oracle_out(task: CaptionTask, toy_sto
 
 def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: Path) -> None:
     told = Messages()
-    export = export_store(toy_store, tmp_path / "export", preset="c2-collapse", dtype="float32").output
+    export = export_store(
+        toy_store, tmp_path / "export", preset="c2-collapse", dtype="float32"
+    ).output
     train = task_of(Store.open(export), told=told).train
     assert any("went through c2-collapse" in text for text in told.texts)
-    found, before = (abs(rows.embeddings.mean(axis=0)).max() for rows in (train, toy_store.load("text")))
+    found, before = (
+        abs(rows.embeddings.mean(axis=0)).max() for rows in (train, toy_store.load("text"))
+    )
     assert found < 0.1 < before
 
 
-def test_pseudo_pairs_are_training_images_with_their_nearest_captions(task: CaptionTask, tmp_path: Path) -> None:
+def test_pseudo_pairs_are_training_images_with_their_nearest_captions(
+    task: CaptionTask, tmp_path: Path
+) -> None:
     train, val = task.learned_from("pseudo pairs")
     images, held_out = task.train_images, set(task.val.items)
     assert images is not None
     for rows, owners in ((train, {*images.keys} - held_out), (val, held_out)):
         assert {*rows.keys} == {f"{image}#{rank}" for image in owners for rank in range(5)}
         assert rows.modality == "image"
-        for key, embedding, caption in [*zip(rows.keys, rows.embeddings, rows.captions, strict=True)][::7]:
+        for key, embedding, caption in [
+            *zip(rows.keys, rows.embeddings, rows.captions, strict=True)
+        ][::7]:
             image, rank = key.split("#")
             np.testing.assert_array_equal(embedding, images.embeddings[images.keys.index(image)])
             order = np.argsort(-(task.train.embeddings @ embedding), kind="stable")
@@ -124,8 +160,15 @@ def test_a_cell_is_that_of_all_it_depends_on(table: Table, monkeypatch: pytest.M
     run: dict[str, Any] = {"methods": "CLIPRe", "epochs": None, "set": []}
     table(**run)
     tiny = load_size("tiny")
-    assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1  # what the size stands for
-    for change in ({"precision": "bf16"}, {"set": ["dropout=0.2"]}, {"beams": 2}, {"split": "val"}, {"seeds": 2}):
+    # what the size stands for
+    assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
+    for change in (
+        {"precision": "bf16"},
+        {"set": ["dropout=0.2"]},
+        {"beams": 2},
+        {"split": "val"},
+        {"seeds": 2},
+    ):
         assert finished(table(**run | change)[1]) == (1 if change == {"seeds": 2} else 0)
     # another release trains the same name in another way: its cells are others
     changed = replace(tiny, training=replace(tiny.training, epochs=tiny.training.epochs + 1))
@@ -134,7 +177,9 @@ def test_a_cell_is_that_of_all_it_depends_on(table: Table, monkeypatch: pytest.M
     assert finished(table(**run | {"epochs": tiny.training.epochs})[1]) == 1
 
 
-def test_cells_and_decoders_are_kept_and_damaged_ones_made_again(table: Table, tmp_path: Path) -> None:
+def test_cells_and_decoders_are_kept_and_damaged_ones_made_again(
+    table: Table, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"methods": "C1,C3,DeCap", "seeds": 2, "sigma": [0.05, 0.1]}
     made, _ = table(**options)
     folder, losses = tmp_path / "table", [run.best_val_loss for run in made.runs]
@@ -149,15 +194,20 @@ def test_cells_and_decoders_are_kept_and_damaged_ones_made_again(table: Table, t
     assert (finished(messages), again.rows) == (7, made.rows)
     assert [run.best_val_loss for run in table(**options, beams=2)[0].runs] == losses
     # other captions of the same decoders
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("weights.safetensors")} == weights
+    assert {
+        path: path.stat().st_mtime_ns for path in folder.rglob("weights.safetensors")
+    } == weights
     next(iter(weights)).write_bytes(b"cut")
     assert [run.best_val_loss for run in table(**options, beams=3)[0].runs] == losses
 
 
-def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_at_a_time_give_the_same_table(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     methods = "C1,C3,CapDec,CLIPRe"
     one, _ = table(methods=methods)
-    monkeypatch.setattr("c3tools.ablation.captions.fit", None)  # all are trained in the other processes
+    # all are trained in the other processes
+    monkeypatch.setattr("c3tools.ablation.captions.fit", None)
     told: list[tuple[str, int, int]] = []
 
     def progress(self: Messages, label: str, total: int) -> Any:
@@ -166,10 +216,15 @@ def test_trainings_at_a_time_give_the_same_table(table: Table, tmp_path: Path, m
 
     monkeypatch.setattr(Messages, "progress", progress)
     two, _ = table(methods=methods, jobs=2, output=tmp_path / "two")
-    shares = [count for *label, count in told if label == ["Percent of 3 trainings, 2 at a time", 300]]
+    shares = [
+        count for *label, count in told if label == ["Percent of 3 trainings, 2 at a time", 300]
+    ]
     assert sum(shares) == 300 and len(shares) > 3
     assert [run.method for run in two.runs] == methods.split(",")
-    losses = [[run.best_val_loss for run in made.runs if run.best_val_loss is not None] for made in (one, two)]
+    losses = [
+        [run.best_val_loss for run in made.runs if run.best_val_loss is not None]
+        for made in (one, two)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -183,11 +238,17 @@ def test_each_sigma_is_a_row_once(table: Table, toy_store: Store, tmp_path: Path
 
 
 def test_the_command_of_a_table_has_all_that_it_depends_on(table: Table, toy_store: Store) -> None:
-    result, messages = table(methods="C3,CLIPRe", sigma=0.05, set=["dropout=0.2"], beams=2, split="val", device="cpu")
-    options = (
-        "--methods C3,CLIPRe --seeds 1 --sigma 0.05 --split val --size tiny --set dropout=0.2 --epochs 1 --beams 2"
+    result, messages = table(
+        methods="C3,CLIPRe", sigma=0.05, set=["dropout=0.2"], beams=2, split="val", device="cpu"
     )
-    assert result.command == f"c3 ablate --store {toy_store.path} {options} --device cpu --precision fp32"
+    options = (
+        "--methods C3,CLIPRe --seeds 1 --sigma 0.05 --split val --size tiny --set "
+        "dropout=0.2 --epochs 1 --beams 2"
+    )
+    assert (
+        result.command
+        == f"c3 ablate --store {toy_store.path} {options} --device cpu --precision fp32"
+    )
     assert any("checkpoints are chosen on" in text for text in messages)
 
 
@@ -208,7 +269,9 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "table").exists()
 
 
-def test_another_domain_is_scored_with_what_was_learned_here(table: Table, toy_store: Store, tmp_path: Path) -> None:
+def test_another_domain_is_scored_with_what_was_learned_here(
+    table: Table, toy_store: Store, tmp_path: Path
+) -> None:
     """Nothing is learned from the other store but, where this one has no images, their mean."""
     other = store_of(tmp_path / "other", make_world(seed=1), ["test"])
     result, _ = table(methods="C1,C3", test_store=other.path)
@@ -223,7 +286,9 @@ def test_another_domain_is_scored_with_what_was_learned_here(table: Table, toy_s
     crossed, messages = table(alone, methods="C3", test_store=toy_store)
     assert any(f"train images of {toy_store.path}" in text for text in messages)
     assert len(crossed.runs[0].outputs) == 16
-    elsewhere = store_of(tmp_path / "model", make_world(), model={"name": "another", "weights_sha256": "2" * 64})
+    elsewhere = store_of(
+        tmp_path / "model", make_world(), model={"name": "another", "weights_sha256": "2" * 64}
+    )
     with pytest.raises(StoreError, match="another"):
         table(methods="C1", test_store=elsewhere)
 
@@ -238,7 +303,9 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     first = [world.texts.items.index(key) for key in found.images.keys]
     np.testing.assert_allclose(found.described, world.texts.embeddings[first], atol=1e-6)
     fewer = replace(world, texts=world.texts.select(np.arange(2, len(world.texts))))
-    task_of(toy_store, told=told, spice=True, test_store=store_of(tmp_path / "fewer", fewer, ["test"]))
+    task_of(
+        toy_store, told=told, spice=True, test_store=store_of(tmp_path / "fewer", fewer, ["test"])
+    )
     task_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
     missing = ["SPICE is left out: it needs Java", "Left out: 1 image without reference captions."]
     assert told.texts[:2] == missing and "trained on" in told.texts[2]

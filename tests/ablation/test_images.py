@@ -33,8 +33,16 @@ def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def table_of(store: Store, output: Path, **changes: Any) -> tuple[Ablation, list[str]]:
     told = Messages()
-    options: dict[str, Any] = {"seeds": 1, "steps": 2, "set": ["validations=1"], "device": "cpu", "precision": "fp32"}
-    return ablate_images(store, **{**options, "output": output, "reporter": told, **changes}), told.texts
+    options: dict[str, Any] = {
+        "seeds": 1,
+        "steps": 2,
+        "set": ["validations=1"],
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    return ablate_images(
+        store, **{**options, "output": output, "reporter": told, **changes}
+    ), told.texts
 
 
 def test_every_method_is_run_and_finished_cells_are_kept(
@@ -46,14 +54,22 @@ def test_every_method_is_run_and_finished_cells_are_kept(
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     trained = [call.kwargs["label"] for call in spy.mock_calls]
-    assert trained == [f"{name}, from photos, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")]
+    assert trained == [
+        f"{name}, from photos, seed 0" for name in ("c2-collapse", "c2-corrupt", "lafite")
+    ]
     assert finished(told) == 2
     assert [row["method"] for row in every.rows] == list(IMAGE_METHODS)
     scores, kept = every.runs[0].scores, every.runs[0].values
     assert scores == first.runs[0].scores
     assert kept == {name: np.round(each, 6).tolist() for name, each in kept.items()}
-    assert {*scores} == {f"{name}-c3-mini" for name in ("KID", "FD", "recall@1", "recall@10")} | {"IS-c3-mini-coco80"}
-    assert {run.images for run in every.runs} == {len(run.values["FD-c3-mini"]) for run in every.runs} == {12}
+    assert {*scores} == {f"{name}-c3-mini" for name in ("KID", "FD", "recall@1", "recall@10")} | {
+        "IS-c3-mini-coco80"
+    }
+    assert (
+        {run.images for run in every.runs}
+        == {len(run.values["FD-c3-mini"]) for run in every.runs}
+        == {12}
+    )
     by_method = {run.method: run.scores["FD-c3-mini"] for run in every.runs}
     assert by_method["oracle"] != by_method["C3"]
     assert finished(table_of(store, tmp_path / "out", methods="C1", steps=3)[1]) == 0
@@ -67,14 +83,18 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
     assert page.count("data:image/png") == 12 * 3  # two methods and the photo, of 12 captions
     distances = table.tables()[0]
     assert distances.title.startswith("24 images of each and ")
-    command = f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2 --split all"
+    command = (
+        f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2 --split all"
+    )
     for shown in ("LAFITE_G", "not comparable", command, distances.rows[0][4]):
         assert shown in page and shown in markdown
     assert "a photo of number 1" in page
     assert [run["seed"] for run in table.to_dict()["runs"]] == [0, 1, 0, 1]
 
 
-def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encoder: Encoder, tmp_path: Path) -> None:
+def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     store = mini_store(tmp_path / "c3-store", encoder)
     first, *others, _ = map(Path, store.load("image", "test").column("path"))
     first.unlink()
@@ -88,7 +108,9 @@ def test_scored_photos_that_are_gone_are_named_before_anything_is_trained(encode
     assert not (tmp_path / "none").exists()
 
 
-def test_generators_are_trained_at_a_time(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generators_are_trained_at_a_time(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()  # the other processes know the real sizes alone
     monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
     monkeypatch.setattr("c3tools.ablation.images.train", None)  # nothing is trained in this process

@@ -20,18 +20,40 @@ IMAGE_METRICS = ("FD-x", "IS-x-coco80", "KID-x", "recall@1-x", "recall@10-x")
 
 
 def run_of(
-    method: str, values: Any, seed: int = 0, sigma: float = 0.1, metrics: Sequence[str] = ("CIDEr",), **changes: Any
+    method: str,
+    values: Any,
+    seed: int = 0,
+    sigma: float = 0.1,
+    metrics: Sequence[str] = ("CIDEr",),
+    **changes: Any,
 ) -> Run:
     """A run whose images have these scores, in every metric."""
-    own, scores = {name: [*map(float, values)] for name in metrics}, dict.fromkeys(metrics, float(np.mean(values)))
-    return Run(method, seed, sigma if METHODS[method].noisy else 0.0, scores, images=len(values), values=own, **changes)
+    own, scores = (
+        {name: [*map(float, values)] for name in metrics},
+        dict.fromkeys(metrics, float(np.mean(values))),
+    )
+    return Run(
+        method,
+        seed,
+        sigma if METHODS[method].noisy else 0.0,
+        scores,
+        images=len(values),
+        values=own,
+        **changes,
+    )
 
 
 def runs_of(steps: dict[str, float], metrics: Sequence[str], **changes: Any) -> list[Run]:
-    """Runs that differ by steps, which the images' own part hides in the scores, but not in their differences."""
+    """Runs that differ by steps, which the images' own part hides in the scores, but not in their
+    differences."""
     rng = np.random.default_rng(0)
-    images, every = rng.normal(50, 40, size=400), [(*step, seed) for step in steps.items() for seed in range(3)]
-    noisy = ((name, images + step + rng.normal(0, 10, size=400), seed) for name, step, seed in every)
+    images, every = (
+        rng.normal(50, 40, size=400),
+        [(*step, seed) for step in steps.items() for seed in range(3)],
+    )
+    noisy = (
+        (name, images + step + rng.normal(0, 10, size=400), seed) for name, step, seed in every
+    )
     return [run_of(*values, metrics=metrics, **changes) for values in noisy]
 
 
@@ -59,13 +81,34 @@ def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_p
     computed = Run("C3", 0, 0.1, {"ROUGE-L": 44.4, "CIDEr": 33.3}, {"k": "a dog"})
     table = Ablation([read, computed, replace(read, seed=1)], examples={"k": ("first", "last")})
     shown = table.tables()[0]
-    assert [row[::2] for row in shown.rows] == [["C1", "11.1 ± 0.0", "22.2 ± 0.0"], ["C3", "33.3", "44.4"]]
+    assert [row[::2] for row in shown.rows] == [
+        ["C1", "11.1 ± 0.0", "22.2 ± 0.0"],
+        ["C3", "33.3", "44.4"],
+    ]
     table.save(tmp_path / "a/b")
     page = (tmp_path / "a/b/table.html").read_text(encoding="utf-8")
     sheet = re.findall(r"<t[dh]>(.*?)</t[dh]>", page.partition("of the first seed")[2])
-    assert sheet == ["image", "C1", "C3, sigma 0.1", "written by a person", "first", "", "a dog", "last"]
-    own = {"sigma_from": "given", "best_val_loss": None, "parameters": 0, "training_seconds": 0.0, "images": 0}
-    assert table.to_dict()["runs"][0] == {"method": "C1", "seed": 0, "sigma": 0.0, "scores": read.scores} | own
+    assert sheet == [
+        "image",
+        "C1",
+        "C3, sigma 0.1",
+        "written by a person",
+        "first",
+        "",
+        "a dog",
+        "last",
+    ]
+    own = {
+        "sigma_from": "given",
+        "best_val_loss": None,
+        "parameters": 0,
+        "training_seconds": 0.0,
+        "images": 0,
+    }
+    assert (
+        table.to_dict()["runs"][0]
+        == {"method": "C1", "seed": 0, "sigma": 0.0, "scores": read.scores} | own
+    )
 
 
 def test_what_the_methods_are_and_what_was_published_of_them() -> None:
@@ -79,8 +122,14 @@ def test_what_the_methods_are_and_what_was_published_of_them() -> None:
 
 
 def test_the_tables_of_a_terminal_fit_it() -> None:
-    runs = runs_of(dict.fromkeys(ABLATION, 0.0), METRICS, parameters=1_440_000, training_seconds=100.0)
-    images = Ablation(runs_of(dict.fromkeys(IMAGE_METHODS, 0.0), IMAGE_METRICS), task="images", real={"FD-x": 0.123})
+    runs = runs_of(
+        dict.fromkeys(ABLATION, 0.0), METRICS, parameters=1_440_000, training_seconds=100.0
+    )
+    images = Ablation(
+        runs_of(dict.fromkeys(IMAGE_METHODS, 0.0), IMAGE_METRICS),
+        task="images",
+        real={"FD-x": 0.123},
+    )
     tables = [*Ablation(runs).tables(), *images.tables()]
     recorded(GOLDEN / "tables.json", [*map(vars, tables)])
     for table in tables[:-1]:  # but what was published
@@ -92,7 +141,9 @@ def test_the_tables_of_a_terminal_fit_it() -> None:
     ("task", "metrics", "other"),
     [("captions", ["CIDEr", "ROUGE-L"], "DeCap"), ("images", ["FD-x", "recall@1-x"], "LAFITE")],
 )
-def test_steps_are_compared_on_the_same_images_and_seeds(task: str, metrics: Sequence[str], other: str) -> None:
+def test_steps_are_compared_on_the_same_images_and_seeds(
+    task: str, metrics: Sequence[str], other: str
+) -> None:
     steps = {"C1": 0.0, "C2_1": 5.0, "C2_2": 8.0, "C3": 8.0, other: 20.0}
     runs = runs_of(steps, metrics, sigma=0.0812345)
     recorded(GOLDEN / f"steps_{task}.json", Ablation(runs, task=task).notes)
@@ -102,6 +153,10 @@ def test_steps_are_compared_on_the_same_images_and_seeds(task: str, metrics: Seq
 
     assert "over images and seeds" in told([run for run in runs if run.seed < 2])[0]
     # only what both have is compared; nothing is said where that is too little
-    assert told([run for run in runs if run.method != "C2_1" or run.seed == 1])[0].endswith("over images (one seed)")
-    assert [note[:7] for note in told([run for run in runs if run.method in ("C1", "C3")])] == ["C3 − C1"]
+    assert told([run for run in runs if run.method != "C2_1" or run.seed == 1])[0].endswith(
+        "over images (one seed)"
+    )
+    assert [note[:7] for note in told([run for run in runs if run.method in ("C1", "C3")])] == [
+        "C3 − C1"
+    ]
     assert told([run_of(name, (1.0, 2.0), metrics=metrics) for name in ABLATION]) == []

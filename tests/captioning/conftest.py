@@ -1,4 +1,5 @@
-"""A toy world: captions made from a few words, embeddings that are sums of word vectors, and two modalities."""
+"""A toy world: captions made from a few words, embeddings that are sums of word vectors, and two
+modalities."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ SPLITS = ("test", "val", "train", "train", "train", "test", "train", "train", "t
 
 @dataclass(frozen=True)
 class World:
-    """Texts with the columns ``caption`` and ``image_key``, their images, and what people wrote about each."""
+    """Texts with the columns ``caption`` and ``image_key``, their images, and what people wrote
+    about each."""
 
     texts: Rows
     images: Rows
@@ -44,7 +46,9 @@ class World:
 
     @property
     def moments(self) -> Any:
-        return {rows.modality: Moments.from_rows(rows.embeddings) for rows in (self.texts, self.images)}
+        return {
+            rows.modality: Moments.from_rows(rows.embeddings) for rows in (self.texts, self.images)
+        }
 
     def split(self, held_out: int) -> tuple[Rows, Rows]:
         """The captions of the first images, and those of the last ``held_out``."""
@@ -62,7 +66,10 @@ def make_world(gap: float = 1.0, noise: float = 0.02, seed: int = 0) -> World:
     order, references = rng.permutation(len(scenes)), {}
     for number in order:
         colour, animal, place = scenes[number]
-        captions = [f"A {colour} {animal} on the {place}.", f"on the {place} stands a {colour} {animal}"]
+        captions = [
+            f"A {colour} {animal} on the {place}.",
+            f"on the {place} stands a {colour} {animal}",
+        ]
         references[f"image{number:02d}"] = captions
     meanings = np.array([sum(words[word] for word in scenes[number]) for number in order])
     sides = offset / 2 * np.array([[-1], [1], [1]])  # of the image, and of its captions
@@ -89,10 +96,13 @@ def make_captions_store(path: Path, *, noise: float = 0.02) -> tuple[Store, Worl
 
 
 def store_of(path: Path, world: World, splits: Sequence[str] = SPLITS, model: Any = TOY) -> Store:
-    """A store of a world, whose images have these splits, over and over, and captions the split of their image."""
+    """A store of a world, whose images have these splits, over and over, and captions the split of
+    their image."""
     split = dict(zip(world.images.keys, cycle(splits), strict=False))
     sides = (
-        replace(rows, table=rows.table.append_column("split", [[split[item] for item in rows.items]]))
+        replace(
+            rows, table=rows.table.append_column("split", [[split[item] for item in rows.items]])
+        )
         for rows in (world.images, world.texts)
     )
     return build_store(path, *sides, model=model, dtype="float32")
@@ -114,7 +124,8 @@ def task_of(
 
 @cache
 def trained_captioner() -> Captioner:
-    """A captioner of the toy world, trained once for all tests that need one; a test that changes it takes a copy."""
+    """A captioner of the toy world, trained once for all tests that need one; a test that changes
+    it takes a copy."""
     task = task_of(make_world(), TrainingConfig(3, 16, 3e-3), "c3")
     return fit(task, record={"model": TOY, "sigma": 0.02, "size": "tiny"})
 
@@ -127,7 +138,9 @@ def captioner() -> Captioner:
 @pytest.fixture(scope="session")
 def language_model(world: World) -> Captioner:
     """A language model of the toy world's captions, trained once."""
-    training = TrainingConfig(4, 16, 5e-3, contrastive_margin=0.5, word_dropout=0.1, label_smoothing=0.05)
+    training = TrainingConfig(
+        4, 16, 5e-3, contrastive_margin=0.5, word_dropout=0.1, label_smoothing=0.05
+    )
     return fit(task_of(world, training, "c1", *UNCONDITIONAL), record={"model": TOY})
 
 
@@ -141,14 +154,17 @@ def counting_encoder(words: Sequence[str], dim: int = DIM) -> Any:
     """An encoder of texts by how often each of some words is in them."""
 
     def encode_texts(texts: Sequence[str]) -> Matrix:
-        counts = np.array([[text.count(word) + 0.02 for word in words] for text in texts], np.float32)
+        counts = np.array(
+            [[text.count(word) + 0.02 for word in words] for text in texts], np.float32
+        )
         return unit(np.pad(counts, ((0, 0), (0, dim - len(words)))))
 
     return SimpleNamespace(encode_texts=encode_texts)
 
 
 def logits_after(model: Decoder, x: Any, written: Any) -> Any:
-    """The definition of the scores of the next token, (V,): the whole sequence is computed again."""
+    """The definition of the scores of the next token, (V,): the whole sequence is computed
+    again."""
     with torch.no_grad():
         logits = model(torch.from_numpy(x[None]), torch.tensor([[*written, model.pad_id]]))[0]
     return model.allowed(logits[0, len(written)])
@@ -156,7 +172,8 @@ def logits_after(model: Decoder, x: Any, written: Any) -> Any:
 
 @torch.no_grad()
 def mean_loss(model: Decoder, x: Any, tokens: torch.Tensor) -> float:
-    """The definition of the loss of captions (B, T): the mean of -log p over their tokens, without padding."""
+    """The definition of the loss of captions (B, T): the mean of -log p over their tokens, without
+    padding."""
     log_p = model(torch.from_numpy(x), tokens)[0].log_softmax(-1)
     return -float(log_p.gather(2, tokens[..., None])[..., 0][tokens != model.pad_id].mean())
 
@@ -175,7 +192,9 @@ def greedy_without_cache(model: Decoder, x: Any) -> Any:
 def tiny_model() -> Any:
     """A random decoder of 7 tokens whose scores are far from uniform."""
     torch.manual_seed(3)
-    config = DecoderConfig(dim=6, vocab_size=7, width=16, layers=2, heads=2, prefix_length=3, max_tokens=6, dropout=0.0)
+    config = DecoderConfig(
+        dim=6, vocab_size=7, width=16, layers=2, heads=2, prefix_length=3, max_tokens=6, dropout=0.0
+    )
     model: Any = CaptionDecoder(config).eval()
     for block in model.blocks:
         for layer in (block.attention.out, block.down):

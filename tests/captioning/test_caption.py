@@ -33,7 +33,11 @@ def test_photos_of_two_folders_are_captioned_a_few_at_a_time(
     assert list(found.captions) == [str(photo.with_suffix("")) for photo in photos]
     expected = Captioner.load("c3-mini").caption(photos, encoder=encoder, beams=1)
     assert list(found.captions.values()) == expected
-    assert (found.kept, found.files, [one.path for one in found.failures]) == (0, "c.json", ["b/broken.jpg"])
+    assert (found.kept, found.files, [one.path for one in found.failures]) == (
+        0,
+        "c.json",
+        ["b/broken.jpg"],
+    )
     assert done == [4, 3]
     assert caption_images(["a", "b"], **options).kept == 6
     assert told.texts[0] == "Using the bundled decoder of c3-mini."

@@ -31,7 +31,8 @@ PHOTOS = {key: Path("photos", f"{key}.jpg") for key in CAPTIONS}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with files that are there, but hold nothing: no writer reads a photo unless a page is asked for."""
+    """A folder with files that are there, but hold nothing: no writer reads a photo unless a page
+    is asked for."""
     monkeypatch.chdir(tmp_path)
     for path in PHOTOS.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,10 @@ def rows_of(path: Path = JSON) -> Any:
 
 def test_every_format_holds_every_caption() -> None:
     assert write_pending(json=JSON, txt=True, xmp=True, html=PAGE) == CAPTIONS
-    expected = [{"key": key, "path": str(PHOTOS[key]), "caption": CAPTIONS[key], "captioner": BY} for key in CAPTIONS]
+    expected = [
+        {"key": key, "path": str(PHOTOS[key]), "caption": CAPTIONS[key], "captioner": BY}
+        for key in CAPTIONS
+    ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in expected)
     assert JSON.read_text(encoding="utf-8") == f"[\n{lines}\n]\n"
     for key, caption in CAPTIONS.items():
@@ -60,14 +64,24 @@ def test_every_format_holds_every_caption() -> None:
         found = ElementTree.parse(PHOTOS[key].with_suffix(".xmp")).findall(
             ".//{http://purl.org/dc/elements/1.1/}description//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
         )
-        assert [element.text or "" for element in found] == [caption.replace("\r", "").replace("\n", "")]
+        assert [element.text or "" for element in found] == [
+            caption.replace("\r", "").replace("\n", "")
+        ]
     html = PAGE.read_text(encoding="utf-8")
     assert "a &#34;cat&#34;, ö 夢 &amp; &lt;it&gt;" in html
     # no photo here is one
-    assert (html.count("could not be read"), "no.jpg" in html, "are shown" in html) == (5, True, False)
+    assert (html.count("could not be read"), "no.jpg" in html, "are shown" in html) == (
+        5,
+        True,
+        False,
+    )
     write_pending(photos={str(row): Path("none.jpg") for row in range(1001)}, html=PAGE)
     html = PAGE.read_text(encoding="utf-8")
-    assert (html.count("could not be read"), "1,001 captions" in html, "are shown" in html) == (1000, True, True)
+    assert (html.count("could not be read"), "1,001 captions" in html, "are shown" in html) == (
+        1000,
+        True,
+        True,
+    )
 
 
 @pytest.mark.parametrize("every_row", [True, False])
@@ -131,8 +145,15 @@ def test_captions_of_other_settings_or_photos_are_refused() -> None:
 
 
 def test_a_file_of_something_else_is_left_alone() -> None:
-    lone = '[{"key": "a", "path": "a.jpg", "caption": "\\ud800", "captioner": "a test"}]'  # half of a surrogate pair
-    others = ('{"a": 1}', '[{"image_id": 3, "caption": "a dog"}]', "[1, 2]", "not JSON at all", lone)
+    # half of a surrogate pair
+    lone = '[{"key": "a", "path": "a.jpg", "caption": "\\ud800", "captioner": "a test"}]'
+    others = (
+        '{"a": 1}',
+        '[{"image_id": 3, "caption": "a dog"}]',
+        "[1, 2]",
+        "not JSON at all",
+        lone,
+    )
     for content, overwrite in product(others, (False, True)):
         JSON.write_text(content)
         with pytest.raises(OutputError, match=JSON.name):
@@ -140,9 +161,14 @@ def test_a_file_of_something_else_is_left_alone() -> None:
         assert JSON.read_text() == content
 
 
-def test_a_second_run_is_refused_and_a_full_disk_loses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_is_refused_and_a_full_disk_loses_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    with pytest.raises(OSError, match="No space left"), CaptionWriter(PHOTOS, BY, json=JSON) as writer:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        CaptionWriter(PHOTOS, BY, json=JSON) as writer,
+    ):
         writer.write("x", "a boat")
         with pytest.raises(OutputError, match=str(os.getpid())):
             write_pending(json=JSON)
@@ -157,4 +183,5 @@ def test_a_second_run_is_refused_and_a_full_disk_loses_no_row(monkeypatch: pytes
 def test_two_photos_cannot_share_a_file() -> None:
     with pytest.raises(OutputError, match=r"x\.png .*x\.jpg"):
         CaptionWriter({**PHOTOS, "x.png": PHOTOS["x"].with_suffix(".png")}, BY, txt=True)
-    CaptionWriter({**PHOTOS, "again": PHOTOS["x"]}, BY, txt=True)  # one photo under two keys is no collision
+    # one photo under two keys is no collision
+    CaptionWriter({**PHOTOS, "again": PHOTOS["x"]}, BY, txt=True)

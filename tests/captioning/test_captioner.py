@@ -30,18 +30,26 @@ def test_a_saved_captioner_writes_the_same_captions(captioner: Captioner, tmp_pa
         written = captioner.caption(embeddings=images, **options)
         assert loaded.caption(embeddings=images, **options) == written
         assert loaded.caption(embeddings=images[5:7], keys=["5", "6"], **options) == written[5:7]
-    encoder: Any = SimpleNamespace(identity=TOY, dim=DIM, encode_images=lambda paths: images[: len(paths)])
-    assert captioner.caption(["a.jpg", "b.jpg"], encoder=encoder) == captioner.caption(embeddings=images[:2])
+    encoder: Any = SimpleNamespace(
+        identity=TOY, dim=DIM, encode_images=lambda paths: images[: len(paths)]
+    )
+    assert captioner.caption(["a.jpg", "b.jpg"], encoder=encoder) == captioner.caption(
+        embeddings=images[:2]
+    )
     assert (loaded.record, loaded.decoder.config) == (captioner.record, captioner.decoder.config)
     assert loaded.fingerprint() == captioner.fingerprint() != half.fingerprint()
     assert captioner.caption(embeddings=images[:0]) == []
-    sizes = [(tmp_path / name / "weights.safetensors").stat().st_size for name in ("decoder", "half")]
+    sizes = [
+        (tmp_path / name / "weights.safetensors").stat().st_size for name in ("decoder", "half")
+    ]
     assert sizes[1] < 0.55 * sizes[0]
     own, halves = captioner.decoder.state_dict(), half.decoder.state_dict()
     assert all(torch.equal(halves[name], value.half().float()) for name, value in own.items())
 
 
-def test_embeddings_are_rounded_as_a_store_does(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_are_rounded_as_a_store_does(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, spy = make_world().images.embeddings, Mock(wraps=captioner.pipeline.transform)
     monkeypatch.setattr(captioner.pipeline, "transform", spy)
     for scale in (1, 1e5):  # float16 has no such numbers
@@ -62,7 +70,9 @@ def test_another_model_is_refused_with_both_named(captioner: Captioner) -> None:
             captioner.caption(images, embeddings=embeddings)
 
 
-def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(captioner: Captioner) -> None:
+def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(
+    captioner: Captioner,
+) -> None:
     world, told = make_world(gap=2.0), Messages()
     captioner = copy(captioner)
     captioner.pipeline = preset("c3", sigma=0.1).fit(world.moments)
@@ -71,7 +81,11 @@ def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(capt
     assert told.texts == []
     nan, zero = images.copy(), images.copy()
     nan[2], zero[3] = np.nan, 0
-    refused = {r"1 of 80 .*\(the first is 2\).*NaN": nan, "first is 3": zero, "--modality text": texts}
+    refused = {
+        r"1 of 80 .*\(the first is 2\).*NaN": nan,
+        "first is 3": zero,
+        "--modality text": texts,
+    }
     for named, wrong in {**refused, "80": -images, "have 5": images[:, :5]}.items():
         with pytest.raises(DecoderError, match=named):
             captioner.caption(embeddings=wrong)
@@ -82,11 +96,20 @@ def test_embeddings_of_another_space_are_refused_and_doubtful_ones_are_told(capt
 
 def test_a_card_says_what_was_learned_from(captioner: Captioner) -> None:
     rewarded = {"modality": "image", "monitor": "reward"}
-    for record, learned in (({}, "captions alone"), ({"modality": "image"}, "images and"), (rewarded, "images alone")):
-        assert f"learned from {learned}" in replace(captioner, record={**captioner.record, **record}).card()[0]
+    for record, learned in (
+        ({}, "captions alone"),
+        ({"modality": "image"}, "images and"),
+        (rewarded, "images alone"),
+    ):
+        assert (
+            f"learned from {learned}"
+            in replace(captioner, record={**captioner.record, **record}).card()[0]
+        )
 
 
-def test_a_decoder_is_found_by_folder_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_is_found_by_folder_or_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert Captioner.find() == Captioner.find("c3-mini") == C3_MINI_CAPTIONER
     for name in ("c3-decoder", "c3-mini"):
@@ -100,7 +123,8 @@ def test_a_record_of_another_layout_is_refused(captioner: Captioner, tmp_path: P
     path = tmp_path / "decoder.json"
     content = json.loads(path.read_text())
     configs: Any = (
-        {"config": {**content["config"], **own}} for own in ({"width": 96}, {"heads": False}, {"layers": 10**300})
+        {"config": {**content["config"], **own}}
+        for own in ({"width": 96}, {"heads": False}, {"layers": 10**300})
     )
     for change in ({"format_version": 99}, {"files": None}, *configs):
         path.write_text(json.dumps({**content, **change}))

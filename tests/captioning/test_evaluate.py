@@ -32,14 +32,20 @@ def perfect(known: Any) -> Any:
     return {key: texts[0] for key, texts in known.items()}
 
 
-def test_the_test_images_are_captioned_and_scored(captions_store: Store, captioner: Captioner, known: Any) -> None:
+def test_the_test_images_are_captioned_and_scored(
+    captions_store: Store, captioner: Captioner, known: Any
+) -> None:
     result = evaluate_captions(captions_store, decoder=captioner, resamples=200)
     images = captions_store.load("image", split="test")
-    assert result.captions == dict(zip(images.keys, captioner.caption(embeddings=images.embeddings), strict=True))
+    assert result.captions == dict(
+        zip(images.keys, captioner.caption(embeddings=images.embeddings), strict=True)
+    )
     expected = score_captions(result.captions, known).corpus
     assert result.scores == pytest.approx(expected)
     assert all(low <= expected[name] <= high for name, (low, high) in result.intervals.items())
-    assert [row[:2] for row in result.table().rows] == [[name, f"{value:.1f}"] for name, value in expected.items()]
+    assert [row[:2] for row in result.table().rows] == [
+        [name, f"{value:.1f}"] for name, value in expected.items()
+    ]
 
 
 def references_file(folder: Path, known: Any, name: str) -> Path:
@@ -48,10 +54,17 @@ def references_file(folder: Path, known: Any, name: str) -> Path:
     return write_jsonl(folder / "theirs.jsonl", *rows)
 
 
-def test_two_sets_of_captions_are_compared_without_a_store(known: Any, perfect: Any, tmp_path: Path) -> None:
-    poor, theirs = dict.fromkeys(perfect, "a photo of something"), references_file(tmp_path, known, "{}.png")
+def test_two_sets_of_captions_are_compared_without_a_store(
+    known: Any, perfect: Any, tmp_path: Path
+) -> None:
+    poor, theirs = (
+        dict.fromkeys(perfect, "a photo of something"),
+        references_file(tmp_path, known, "{}.png"),
+    )
     result = evaluate_captions(tmp_path / "none", captions=perfect, references=theirs, against=poor)
-    assert [result.scores[name] for name in ("BLEU-4", "ROUGE-L")] == pytest.approx([100, 100], abs=1e-4)
+    assert [result.scores[name] for name in ("BLEU-4", "ROUGE-L")] == pytest.approx(
+        [100, 100], abs=1e-4
+    )
     cider = result.differences["CIDEr"]
     assert cider["difference"] == pytest.approx(result.scores["CIDEr"], abs=5)
     assert cider["p_value"] < 0.01
@@ -68,7 +81,8 @@ def test_clip_scores_are_those_of_the_stored_images(
     encoder = counting_encoder(ANIMALS)
     encoder.identity = captions_store.info.model
     monkeypatch.setattr("c3tools.captioning.evaluate.resolve_encoder", lambda **options: encoder)
-    known = {key: texts[rank:] for rank, (key, texts) in enumerate([*known.items()][:2])}  # two and one
+    # two and one
+    known = {key: texts[rank:] for rank, (key, texts) in enumerate([*known.items()][:2])}
     captions = {key: perfect[key] for key in known}
     options: Any = {"captions": captions, "references": known, "clip_score": True, "resamples": 0}
     scores = evaluate_captions(captions_store, **options).scores
@@ -79,9 +93,16 @@ def test_clip_scores_are_those_of_the_stored_images(
     )
     rows = images.embeddings[[images.keys.index(key) for key in known]]
     expected = clip_scores(rows, written, theirs, np.array([0, 0, 1]))
-    assert [scores["CLIPScore"], scores["RefCLIPScore"]] == pytest.approx([one.mean() for one in expected])
+    assert [scores["CLIPScore"], scores["RefCLIPScore"]] == pytest.approx(
+        [one.mean() for one in expected]
+    )
     with pytest.raises(MetricError, match="elsewhere"):
-        evaluate_captions(captions_store, captions={"elsewhere": "a"}, references={"elsewhere": "a"}, clip_score=True)
+        evaluate_captions(
+            captions_store,
+            captions={"elsewhere": "a"},
+            references={"elsewhere": "a"},
+            clip_score=True,
+        )
     encoder.identity = ModelIdentity(name="other-model")
     with pytest.raises(StoreError, match=r"toy-model .*other-model"):
         evaluate_captions(captions_store, **options)
@@ -91,11 +112,15 @@ def test_captions_in_the_store_are_of_the_image_and_the_model_that_they_name(
     world: World, captioner: Captioner, tmp_path: Path
 ) -> None:
     rows = world.images.embeddings[:3]
-    store = make_store(tmp_path / "c3-store", rows, rows[1:], owners=[1, 2], split="test", model=TOY)
+    store = make_store(
+        tmp_path / "c3-store", rows, rows[1:], owners=[1, 2], split="test", model=TOY
+    )
     result = evaluate_captions(store, decoder=captioner, resamples=0)
     assert (list(result.captions), result.left_out) == (["image1", "image2"], ["image0"])
     with pytest.raises(DecoderError, match=r"other-model.*toy-model"):
-        evaluate_captions(store, decoder=replace(captioner, record={"model": {"name": "other-model"}}))
+        evaluate_captions(
+            store, decoder=replace(captioner, record={"model": {"name": "other-model"}})
+        )
 
 
 def test_references_may_name_the_images_of_the_store_differently(
@@ -112,5 +137,7 @@ def test_references_may_name_the_images_of_the_store_differently(
 
 @pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_java_scores_are_added(captions_store: Store, perfect: Any) -> None:
-    result = evaluate_captions(captions_store, captions=perfect, meteor=True, spice=True, resamples=20)
+    result = evaluate_captions(
+        captions_store, captions=perfect, meteor=True, spice=True, resamples=20
+    )
     assert result.scores["METEOR"] == pytest.approx(100, abs=0.1)

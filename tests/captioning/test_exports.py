@@ -29,7 +29,10 @@ def collapsed(captions_store: Store, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize(
     ("settings", "options"),
-    [({"preset": "c2-collapse"}, {"dtype": "float32"}), ({"preset": "c3", "sigma": 0.1}, {"before_noise": True})],
+    [
+        ({"preset": "c2-collapse"}, {"dtype": "float32"}),
+        ({"preset": "c3", "sigma": 0.1}, {"before_noise": True}),
+    ],
     ids=["finished", "before-noise"],
 )
 def test_an_export_gives_the_weights_of_the_store(
@@ -39,9 +42,14 @@ def test_an_export_gives_the_weights_of_the_store(
     own = train_captioner(export, output=tmp_path / "own", **TINY)
     train_captioner(captions_store, output=tmp_path / "other", **settings, **TINY)
     for name in ("weights.safetensors", "transform.safetensors", "tokenizer.json"):
-        assert len({(tmp_path / folder / name).read_bytes() for folder in ("own", "other")}) == 1, name
-    # it knows the whole pipeline: rows as the encoder gives them, and rows of the export, get the same captions
-    known = [evaluate_captions(store, decoder=own, resamples=0) for store in (captions_store, export)]
+        assert len({(tmp_path / folder / name).read_bytes() for folder in ("own", "other")}) == 1, (
+            name
+        )
+    # it knows the whole pipeline: rows as the encoder gives them, and rows of the export, get the
+    # same captions
+    known = [
+        evaluate_captions(store, decoder=own, resamples=0) for store in (captions_store, export)
+    ]
     assert known[0].captions == known[1].captions
 
 
@@ -80,7 +88,12 @@ def test_rows_of_another_program_are_trained_on(
 ) -> None:
     rows, folder, said = Store.open(collapsed).load("text"), tmp_path / "rows", Messages()
     (folder / "text").mkdir(parents=True)
-    columns = {"key": rows.keys, "embedding": rows.embeddings.tolist(), "caption": rows.captions, "split": rows.splits}
+    columns = {
+        "key": rows.keys,
+        "embedding": rows.embeddings.tolist(),
+        "caption": rows.captions,
+        "split": rows.splits,
+    }
     pq.write_table(pa.table(columns), folder / "text" / "part-00000.parquet")
     if with_pipeline:
         Pipeline.load(collapsed).save(folder)

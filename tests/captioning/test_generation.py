@@ -31,7 +31,10 @@ def test_wide_beams_find_the_best_caption_of_all(tiny_model: CaptionDecoder) -> 
 
     def score(x: Any, caption: Any) -> float:
         ids = [*caption, END_ID][:limit]
-        likely = [float(logits_after(tiny_model, x, ids[:t]).log_softmax(-1)[ids[t]]) for t in range(len(ids))]
+        likely = [
+            float(logits_after(tiny_model, x, ids[:t]).log_softmax(-1)[ids[t]])
+            for t in range(len(ids))
+        ]
         return sum(likely) / float(len(ids) ** alpha)
 
     words = [token for token in range(7) if token not in (PAD_ID, END_ID)]
@@ -50,13 +53,21 @@ def test_samples_follow_the_probabilities(tiny_model: CaptionDecoder) -> None:
     np.testing.assert_allclose(counts, expected, atol=0.012)  # more than three standard errors
 
 
-def test_samples_depend_on_seed_and_key_and_a_small_nucleus_is_greedy(tiny_model: CaptionDecoder) -> None:
+def test_samples_depend_on_seed_and_key_and_a_small_nucleus_is_greedy(
+    tiny_model: CaptionDecoder,
+) -> None:
     x, keys = unit_rows(50, 6), [f"k{i}" for i in range(50)]
     settings: Any = ({"seed": 1}, {"seed": 1, "batch_size": 7}, {"seed": 2}, {"top_p": 1e-6})
     made = [generate(tiny_model, x, GenerationConfig("nucleus", **own), keys) for own in settings]
     assert made[0] == made[1] != made[2]
     assert made[3] == generate(tiny_model, x)
-    wrong: Any = ({"beams": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}, {"method": "best"})
+    wrong: Any = (
+        {"beams": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"temperature": 0.0},
+        {"method": "best"},
+    )
     for own in (*wrong, {"temperature": float("nan")}):
         with pytest.raises(DecoderError):
             GenerationConfig(**own)

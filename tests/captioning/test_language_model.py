@@ -11,7 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from c3tools import Captioner, Store, train_captioner
-from c3tools.captioning.config import SIZES, LanguageModelConfig, LanguageModelSize, TrainingConfig, load_size
+from c3tools.captioning.config import (
+    SIZES,
+    LanguageModelConfig,
+    LanguageModelSize,
+    TrainingConfig,
+    load_size,
+)
 from c3tools.captioning.esper import EsperTask
 from c3tools.captioning.generation import GenerationConfig, generate
 from c3tools.captioning.language_model import LanguageModelDecoder
@@ -29,7 +35,8 @@ END = "<|endoftext|>"
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model as its users have one, a folder: a GPT-2 of 2 layers and width 16, with random weights.
+    """A language model as its users have one, a folder: a GPT-2 of 2 layers and width 16, with
+    random weights.
 
     Its byte-level tokenizer is learned from the captions of the toy world.
     """
@@ -44,7 +51,13 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
     end_id = fast.convert_tokens_to_ids(END)
     config = hf.GPT2Config(
-        vocab_size=len(fast), n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=end_id, eos_token_id=end_id
+        vocab_size=len(fast),
+        n_positions=64,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
     )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("gpt2")
@@ -67,8 +80,16 @@ def decoder_of(gpt2: Path, **changes: Any) -> LanguageModelDecoder:
 
 
 def test_the_mapper_is_that_of_the_paper() -> None:
-    architecture = {"model_type": "gpt2", "n_embd": 768, "n_layer": 1, "vocab_size": 50, "n_positions": 60}
-    mapper: Any = LanguageModelDecoder(LanguageModelConfig(512, 50, 49, architecture, 10, 40, False)).mapper
+    architecture = {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 1,
+        "vocab_size": 50,
+        "n_positions": 60,
+    }
+    mapper: Any = LanguageModelDecoder(
+        LanguageModelConfig(512, 50, 49, architecture, 10, 40, False)
+    ).mapper
     assert [str(layer) for layer in mapper] == [
         "Linear(in_features=512, out_features=3840, bias=True)",
         "Tanh()",
@@ -79,14 +100,16 @@ def test_the_mapper_is_that_of_the_paper() -> None:
 def test_greedy_equals_the_computation_without_cache(gpt2: Path) -> None:
     decoder = decoder_of(gpt2, prefix_length=3, max_tokens=12)
     language_model: Any = decoder.language_model
-    language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)  # scores that depend on what was written
+    # scores that depend on what was written
+    language_model.transformer.h[0].mlp.c_proj.weight.data.mul_(30)
     x = unit_rows(6, DIM)
     expected = [greedy_without_cache(decoder, row) for row in x]
     assert generate(decoder, x) == expected
     assert generate(decoder, x, GenerationConfig("beam", beams=1)) == expected
     assert len({tuple(caption) for caption in expected}) > 1
     logits, hidden = decoder(torch.from_numpy(x), torch.tensor([[1, 2]] * len(x)))
-    torch.testing.assert_close(language_model.lm_head(hidden), logits)  # the last layer's, which MAGIC compares
+    # the last layer's, which MAGIC compares
+    torch.testing.assert_close(language_model.lm_head(hidden), logits)
 
 
 def test_a_frozen_model_stays_as_it_was(gpt2: Path) -> None:
@@ -116,10 +139,22 @@ def test_it_learns_to_caption_and_is_saved_without_its_source(tmp_path: Path, gp
 def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
     captions_store: Store, tmp_path: Path, gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (f"model={gpt2}", "warmup_steps=2", "batch_size=32", "learning_rate=5e-3", "max_tokens=12")
+    settings = (
+        f"model={gpt2}",
+        "warmup_steps=2",
+        "batch_size=32",
+        "learning_rate=5e-3",
+        "max_tokens=12",
+    )
     options: Any = {"size": "paper", "epochs": 1, "precision": "fp32", "device": "cpu"}
-    train_captioner(captions_store, output=tmp_path / "lm", set=settings, unconditional=True, **options)
-    lm, images, encoder = Captioner.load(tmp_path / "lm"), make_world().images, counting_encoder(ANIMALS)
+    train_captioner(
+        captions_store, output=tmp_path / "lm", set=settings, unconditional=True, **options
+    )
+    lm, images, encoder = (
+        Captioner.load(tmp_path / "lm"),
+        make_world().images,
+        counting_encoder(ANIMALS),
+    )
     for method in ("magic", "zerocap"):
         monkeypatch.setitem(CANDIDATES, method, 20)
         assert lm.caption(embeddings=images.embeddings[:1], steer=method, encoder=encoder)
@@ -130,7 +165,9 @@ def test_without_an_embedding_it_is_steered_and_put_behind_a_mapper(
     assert Captioner.load(tmp_path / "esper").caption(embeddings=images.embeddings[-1:]) == written
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, gpt2: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, gpt2: Path, tmp_path: Path
+) -> None:
     for changes, named in (
         ([f"model={tmp_path / 'nowhere'}"], "nowhere"),
         (["max_tokens=0"], "0"),

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from c3tools.captioning.references import align_keys, coco_results, read_predictions, read_references
+from c3tools.captioning.references import (
+    align_keys,
+    coco_results,
+    read_predictions,
+    read_references,
+)
 from c3tools.errors import C3Error, MetricError
 
 CAPTIONS = {"7": "a dog, red", "8": "a cat"}
@@ -39,16 +44,24 @@ def test_layouts_of_captions_and_of_references(tmp_path: Path) -> None:
     }
     coco = {
         "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
-        "annotations": [{"image_id": i, "caption": text} for i, text in ((7, "a"), (8, "c"), (7, "b"))],
+        "annotations": [
+            {"image_id": i, "caption": text} for i, text in ((7, "a"), (8, "c"), (7, "b"))
+        ],
     }
-    sentences = [{"filename": key, "sentences": [{"raw": text} for text in texts]} for key, texts in TEXTS.items()]
+    sentences = [
+        {"filename": key, "sentences": [{"raw": text} for text in texts]}
+        for key, texts in TEXTS.items()
+    ]
     pairs = [{"image_key": key, "caption": text} for key, texts in TEXTS.items() for text in texts]
     references: Any = {
         "jsonl": [[{"image": key, "captions": texts} for key, texts in TEXTS.items()]],
         "json": [coco, {"images": sentences}, {"7.jpg": ["a", "b"], "8.jpg": "c"}, pairs],
         "tsv": [b"image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n"],
     }
-    for read, layouts, expected in ((read_predictions, captions, CAPTIONS), (read_references, references, TEXTS)):
+    for read, layouts, expected in (
+        (read_predictions, captions, CAPTIONS),
+        (read_references, references, TEXTS),
+    ):
         for form, value in [(form, value) for form, values in layouts.items() for value in values]:
             assert read(write(tmp_path, value, form)) == expected
 
@@ -82,12 +95,19 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_keys_match_themselves_first_then_stems_then_numbers() -> None:
-    known = {"000000397133.jpg": ["x"], "COCO_val2014_000000000042.jpg": ["y"], "a/one.jpg": ["1"], "b/one.jpg": ["2"]}
+    known = {
+        "000000397133.jpg": ["x"],
+        "COCO_val2014_000000000042.jpg": ["y"],
+        "a/one.jpg": ["1"],
+        "b/one.jpg": ["2"],
+    }
     found = align_keys(["397133", "42", "000000397133", "a/one.jpg", "one"], known)
-    assert found == {"397133": ["x"], "42": ["y"], "000000397133": ["x"], "a/one.jpg": ["1"]}  # one is ambiguous
+    # one is ambiguous
+    assert found == {"397133": ["x"], "42": ["y"], "000000397133": ["x"], "a/one.jpg": ["1"]}
     # names that share only a number are of different photos
     found = align_keys(
-        ["cat_1", "photos/dog_1.png", "bird_7", "a.1"], {"dog_1.jpg": ["a dog"], "7": ["a bird"], "a.2": []}
+        ["cat_1", "photos/dog_1.png", "bird_7", "a.1"],
+        {"dog_1.jpg": ["a dog"], "7": ["a bird"], "a.2": []},
     )
     assert found == {"photos/dog_1.png": ["a dog"], "bird_7": ["a bird"]}
 

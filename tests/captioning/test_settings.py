@@ -1,4 +1,5 @@
-"""Settings that are published or given by default, and the losses of trainings with some of them, as records."""
+"""Settings that are published or given by default, and the losses of trainings with some of them,
+as records."""
 
 from __future__ import annotations
 
@@ -19,24 +20,45 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_settings_that_are_published_or_by_default_are_those_on_record() -> None:
-    functions: Any = (caption_images, evaluate_captions, train_captioner, load_size, Captioner.caption)
+    functions: Any = (
+        caption_images,
+        evaluate_captions,
+        train_captioner,
+        load_size,
+        Captioner.caption,
+    )
     defaults = {
         one.__qualname__: {
             name: own.default
             for name, own in inspect.signature(one).parameters.items()
             if isinstance(own.default, int | float | str)
         }
-        for one in (*functions, CaptionWriter.__init__, GenerationConfig.from_options, GenerationConfig)
+        for one in (
+            *functions,
+            CaptionWriter.__init__,
+            GenerationConfig.from_options,
+            GenerationConfig,
+        )
     }
     sizes = {name: asdict(size) for name, size in SIZES.items()}
-    settings = {"sizes": sizes, "esper": asdict(ESPER_TRAINING), "candidates": CANDIDATES, "defaults": defaults}
+    settings = {
+        "sizes": sizes,
+        "esper": asdict(ESPER_TRAINING),
+        "candidates": CANDIDATES,
+        "defaults": defaults,
+    }
     recorded(GOLDEN / "settings.json", settings)
 
 
-def test_the_losses_of_trainings_are_those_on_record(captioner: Captioner, language_model: Captioner) -> None:
+def test_the_losses_of_trainings_are_those_on_record(
+    captioner: Captioner, language_model: Captioner
+) -> None:
     made = {}
     for name, one in (("captioner", captioner), ("language model", language_model)):
-        history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in one.record["history"]]
+        history = [
+            {key: value for key, value in epoch.items() if key != "seconds"}
+            for epoch in one.record["history"]
+        ]
         made[name] = {**one.to_dict(), "history": history[:2]}
         del made[name]["best_val_loss"], made[name]["trace"]
     recorded(GOLDEN / "trainings.json", made, rel=2e-3)

@@ -9,7 +9,12 @@ from tokenizers import normalizers
 
 from c3tools.captioning.tokenizer import END_ID, PAD_ID, CaptionTokenizer, TokenRows, clean_caption
 
-CAPTIONS = ["A dog runs on the beach .", "A dog runs.", "two dogs run on the snow", "Ein Hund läuft"] * 3
+CAPTIONS = [
+    "A dog runs on the beach .",
+    "A dog runs.",
+    "two dogs run on the snow",
+    "Ein Hund läuft",
+] * 3
 TOKENIZER = CaptionTokenizer.train(CAPTIONS, 300)
 
 
@@ -36,17 +41,28 @@ def test_any_text_is_read_back(text: str) -> None:
 
 def test_frequent_words_become_tokens_and_decoding_stops_at_the_end() -> None:
     (ids,) = TOKENIZER.encode(["a dog runs"], 40)
-    assert (len(ids), TOKENIZER.decode([*ids, *ids]), TOKENIZER.vocab_size <= 300) == (4, "a dog runs", True)
+    assert (len(ids), TOKENIZER.decode([*ids, *ids]), TOKENIZER.vocab_size <= 300) == (
+        4,
+        "a dog runs",
+        True,
+    )
     assert CaptionTokenizer.train(CAPTIONS, 300).to_json() == TOKENIZER.to_json()
     rows = TokenRows(TOKENIZER, ["a dog runs", "a dog"], 40)
     assert rows.batch(np.array([1, 0]), PAD_ID).tolist() == [[*ids[:2], END_ID, PAD_ID], ids]
 
 
-def test_every_row_occurs_once_in_an_epoch_and_epochs_and_seeds_differ_and_padding_is_rare() -> None:
+def test_every_row_occurs_once_in_an_epoch_and_epochs_and_seeds_differ_and_padding_is_rare() -> (
+    None
+):
     for n in (1, 63, 64, 65, 5000, 8000):
-        rows, lengths = TokenRows(TOKENIZER, [], 40), np.random.default_rng(n).integers(6, 30, size=n)
+        rows, lengths = (
+            TokenRows(TOKENIZER, [], 40),
+            np.random.default_rng(n).integers(6, 30, size=n),
+        )
         rows.lengths = lengths
-        batches, *others = (rows.batches(64, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0)))
+        batches, *others = (
+            rows.batches(64, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        )
         assert sorted(np.concatenate(batches).tolist()) == [*range(n)]
         assert (max(map(len, batches)), len(batches)) == (min(n, 64), -(-n // 64))
     computed = sum(len(batch) * lengths[batch].max() for batch in batches)

@@ -36,26 +36,35 @@ def train(captions_store: Store, tmp_path: Path) -> Any:
 def texts_store(path: Path, captions: list[str], model: Any = TOY, dim: int = 8) -> Store:
     """A store of texts without images, all of the split train."""
     keys = [f"t{i}" for i in range(len(captions))]
-    texts = Rows.of("text", keys, unit_rows(len(keys), dim), caption=captions, split=["train"] * len(keys))
+    texts = Rows.of(
+        "text", keys, unit_rows(len(keys), dim), caption=captions, split=["train"] * len(keys)
+    )
     return build_store(path, texts, model=model, dtype="float32")
 
 
-def test_training_starts_from_the_weights_and_tokenizer_of_another(world: World, captioner: Captioner) -> None:
+def test_training_starts_from_the_weights_and_tokenizer_of_another(
+    world: World, captioner: Captioner
+) -> None:
     before, best = captioner.decoder.digest(), captioner.record["best_val_loss"]
     # a rate that spoils everything: what training started from is kept
     spoiled = fit(task_of(world, TrainingConfig(1, 64, 3.0, clip_norm=0.0), "c3", start=captioner))
     assert captioner.decoder.digest() == before == spoiled.decoder.digest()
     assert spoiled.decoder is not captioner.decoder
     assert spoiled.tokenizer is captioner.tokenizer
-    assert spoiled.record["start_val_loss"] == spoiled.record["best_val_loss"] == pytest.approx(best)
+    assert (
+        spoiled.record["start_val_loss"] == spoiled.record["best_val_loss"] == pytest.approx(best)
+    )
 
 
 def test_a_decoder_trained_on_texts_captions_images(world: World, captioner: Captioner) -> None:
-    captions = captioner.caption(embeddings=world.images.embeddings[-10:])  # nothing of them was learned from
-    said = [world.references[key][1].split() for key in world.images.keys[-10:]]  # on the PLACE stands a COLOUR ANIMAL
+    # nothing of them was learned from
+    captions = captioner.caption(embeddings=world.images.embeddings[-10:])
+    # on the PLACE stands a COLOUR ANIMAL
+    said = [world.references[key][1].split() for key in world.images.keys[-10:]]
     assert all(len(caption.split()) <= 8 for caption in captions)  # the end of the text was learned
     pairs = zip(said, captions, strict=True)
-    assert sum(word in caption for words, caption in pairs for word in (words[2], *words[5:])) >= 24  # of 30
+    # of 30
+    assert sum(word in caption for words, caption in pairs for word in (words[2], *words[5:])) >= 24
 
 
 def test_a_decoder_is_trained_once_and_another_is_refused(train: Any, tmp_path: Path) -> None:
@@ -71,7 +80,9 @@ def test_a_decoder_is_trained_once_and_another_is_refused(train: Any, tmp_path: 
     assert not list(tmp_path.glob(".c3-decoder*"))  # neither the run nor a temporary folder is left
 
 
-def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(train: Any, captions_store: Store) -> None:
+def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(
+    train: Any, captions_store: Store
+) -> None:
     made = train(preset="c3"), train(pipeline=preset("c3", sigma=0.1), sigma=None)
     assert made[0].decoder.digest() == made[1].decoder.digest()
     moments = {name: captions_store.moments(name, "val") for name in ("image", "text")}
@@ -94,7 +105,9 @@ def test_sigma_is_taken_from_the_captions_by_default(train: Any, captions_store:
     assert (record["sigma"], record["made_from"]["settings"]["sigma"]) == (0.0, None)
 
 
-def test_without_a_val_split_of_its_own_whole_images_are_held_out(world: World, tmp_path: Path) -> None:
+def test_without_a_val_split_of_its_own_whole_images_are_held_out(
+    world: World, tmp_path: Path
+) -> None:
     for split, splits in (("train", ["train"]), ("all", SPLITS)):
         train, val, notes = training_rows(store_of(tmp_path / split, world, splits), split)
         assert not set(train.items) & set(val.items)
@@ -106,7 +119,9 @@ def test_without_a_val_split_of_its_own_whole_images_are_held_out(world: World, 
     assert (len(train) + len(val), any("t0" in note for note in notes)) == (20, True)
 
 
-def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Any, captions_store: Store) -> None:
+def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(
+    train: Any, captions_store: Store
+) -> None:
     messages = Messages()
     captioner = train(monitor="cross-modal", train_fraction=0.5, reporter=messages)
     record = captioner.record
@@ -120,18 +135,28 @@ def test_a_cross_modal_monitor_chooses_on_the_images_of_the_val_split(train: Any
     assert record["best_val_loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_few_pairs_from_scratch_and_on_top_of_texts(captioner: Captioner, train: Any, tmp_path: Path) -> None:
+def test_few_pairs_from_scratch_and_on_top_of_texts(
+    captioner: Captioner, train: Any, tmp_path: Path
+) -> None:
     captioner.save(tmp_path / "texts")
     made = [
-        train(pairs=0.25, sigma=None, **options) for options in ({"start": tmp_path / "texts", "size": "small"}, {})
+        train(pairs=0.25, sigma=None, **options)
+        for options in ({"start": tmp_path / "texts", "size": "small"}, {})
     ]
     tuned, scratch = (one.record for one in made)
     for record in (tuned, scratch):
-        assert record["captions"] == {"train": 28, "val": 4}  # a quarter of 56 and of 8 images, two captions each
-        assert (record["modality"], record["monitor"], record["pairs"]) == ("image", "cross-modal", 0.25)
+        # a quarter of 56 and of 8 images, two captions each
+        assert record["captions"] == {"train": 28, "val": 4}
+        assert (record["modality"], record["monitor"], record["pairs"]) == (
+            "image",
+            "cross-modal",
+            0.25,
+        )
     assert (tuned["from"], tuned["size"]) == (str(tmp_path / "texts"), "tiny")
     assert (tuned["sigma"], scratch["sigma"]) == (0.02, 0.0)
-    assert tuned["training"]["learning_rate"] == pytest.approx(0.1 * scratch["training"]["learning_rate"])
+    assert tuned["training"]["learning_rate"] == pytest.approx(
+        0.1 * scratch["training"]["learning_rate"]
+    )
     assert tuned["best_val_loss"] <= tuned["start_val_loss"]
     assert tuned["best_val_loss"] < scratch["best_val_loss"]  # what texts taught is not lost
     assert captioner.pipeline.config() == made[0].pipeline.config()
@@ -180,20 +205,32 @@ def test_settings_that_contradict_each_other_are_refused(
         "0 and 0": {"store": "empty"},
     }
     for named, changes in contradictions.items():
-        places = {name: tmp_path / value for name, value in changes.items() if name in ("start", "store")}
+        places = {
+            name: tmp_path / value for name, value in changes.items() if name in ("start", "store")
+        }
         with pytest.raises(C3Error, match=named):
             train("new", **{"sigma": None, **changes, **places})
         assert not (tmp_path / "new").exists()
 
 
 def test_settings_are_changed_by_name_and_a_small_corpus_gets_more_epochs_and_stops_early() -> None:
-    found = [load_size("tiny", captions=count).training for count in (30_000, 800, 64)]  # 800: 13 steps an epoch
+    # 800: 13 steps an epoch
+    found = [load_size("tiny", captions=count).training for count in (30_000, 800, 64)]
     found.append(load_size("tiny", captions=640, epochs=7, patience=2).training)
     found.append(load_size("tiny", ["epochs=3", "patience=20"], captions=640).training)
-    assert [(one.epochs, one.patience) for one in found] == [(8, 0), (47, 5), (60, 5), (7, 2), (3, 20)]
-    changed = load_size("tiny", ["width=256", "heads=4", "word_dropout=0.15"])  # 256 does not go with 3 heads
+    assert [(one.epochs, one.patience) for one in found] == [
+        (8, 0),
+        (47, 5),
+        (60, 5),
+        (7, 2),
+        (3, 20),
+    ]
+    # 256 does not go with 3 heads
+    changed = load_size("tiny", ["width=256", "heads=4", "word_dropout=0.15"])
     tiny: Any = SIZES["tiny"]
-    assert changed == replace(tiny, width=256, heads=4, training=replace(tiny.training, word_dropout=0.15))
+    assert changed == replace(
+        tiny, width=256, heads=4, training=replace(tiny.training, word_dropout=0.15)
+    )
     for wrong, named in {
         "training=1": "training=1",
         "layers=two": "layers .*'two'",

@@ -37,17 +37,25 @@ def test_the_loss_of_a_step_ignores_padding_and_nothing_else(world: World) -> No
     # the contrastive loss moves the weights, and is not reported
     task = task_of(world, replace(WHOLE, contrastive_margin=1.5))
     assert task.step(0, update)[0] == pytest.approx(loss, rel=1e-6)
-    apart = []  # of the hidden states of each caption: mean of max(0, 1.5 - 1 + cos) over the pairs of different ones
+    # of the hidden states of each caption: mean of max(0, 1.5 - 1 + cos) over the pairs of
+    # different ones
+    apart = []
     for states, length in zip(hidden, task.train_tokens.lengths, strict=True):
         cosines = torch.cosine_similarity(states[:length, None], states[None, :length], dim=-1)
-        apart.append(float((0.5 + cosines[~torch.eye(length, dtype=torch.bool)]).clamp(min=0).mean()))
+        apart.append(
+            float((0.5 + cosines[~torch.eye(length, dtype=torch.bool)]).clamp(min=0).mean())
+        )
     assert moved[1] - loss == pytest.approx(np.mean(apart), rel=1e-4)
 
 
-def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly(world: World) -> None:
+def test_the_papers_schedule_warms_up_for_a_number_of_steps_and_falls_linearly(
+    world: World,
+) -> None:
     settings = SIZES["paper"].training
     # half of a small corpus
-    assert task_of(world, settings).plan == Plan(30, 2e-5, 3, 15, "linear", start="skip", steps_per_epoch=3)
+    assert task_of(world, settings).plan == Plan(
+        30, 2e-5, 3, 15, "linear", start="skip", steps_per_epoch=3
+    )
     assert task_of(world, replace(settings, warmup_steps=7)).plan.rise == 7
 
 

@@ -67,6 +67,7 @@ def made_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(made_workplace: Path, tmp_path: Path) -> Path:
-    """A folder with stores, photos, models, an index, and files that are good, damaged and foreign."""
+    """A folder with stores, photos, models, an index, and files that are good, damaged and
+    foreign."""
     shutil.copytree(made_workplace, tmp_path, dirs_exist_ok=True)
     return tmp_path

@@ -25,11 +25,14 @@ ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "c3tools" / "assets" / "coco-cc" / "captions.jsonl"
 MODELS = {"torch", "open_clip", "openvino", "pandas"}
 HEAVY = {"torch", "open_clip", "pyarrow", "faiss", "matplotlib", "numpy"}
-RUN = "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app({})"
+RUN = (
+    "import contextlib; from c3tools.cli import app\nwith contextlib.suppress(SystemExit): app({})"
+)
 TRANSFORM = """
 import numpy as np
 from c3tools import Pipeline, preset
-Pipeline.load(preset("c3").fit({"text": np.eye(4)}).save("p")).transform(np.eye(4), training=True, keys=[*"abcd"])
+saved = preset("c3").fit({"text": np.eye(4)}).save("p")
+Pipeline.load(saved).transform(np.eye(4), training=True, keys=[*"abcd"])
 """
 
 
@@ -42,16 +45,35 @@ Pipeline.load(preset("c3").fit({"text": np.eye(4)}).save("p")).transform(np.eye(
         ("embed --no-such-option", HEAVY, "typer", 450),
         (f"embed '{TABLE}' --text-column none", MODELS, "pyarrow", 1200),
         (f"embed '{TABLE}' --dry-run --store none", MODELS, "pyarrow", 1200),
-        (f"embed '{next(PHOTOS.glob('images/*'))}' t.txt", {"torch", "open_clip"}, "openvino", 2000),
-        (TRANSFORM, HEAVY - {"numpy"} | {"PIL", "sklearn", "yaml", "rich", "huggingface_hub"}, "numpy", 320),
-        ("import c3tools.captioning.caption", {"matplotlib", "transformers", "torchvision"}, "torch", 2000),
+        (
+            f"embed '{next(PHOTOS.glob('images/*'))}' t.txt",
+            {"torch", "open_clip"},
+            "openvino",
+            2000,
+        ),
+        (
+            TRANSFORM,
+            HEAVY - {"numpy"} | {"PIL", "sklearn", "yaml", "rich", "huggingface_hub"},
+            "numpy",
+            320,
+        ),
+        (
+            "import c3tools.captioning.caption",
+            {"matplotlib", "transformers", "torchvision"},
+            "torch",
+            2000,
+        ),
     ],
 )
-def test_a_start_loads_little(tmp_path: Path, code: str, absent: set[str], present: str, budget: int) -> None:
+def test_a_start_loads_little(
+    tmp_path: Path, code: str, absent: set[str], present: str, budget: int
+) -> None:
     (tmp_path / "t.txt").write_text("a dog")
     code = code if "import " in code else RUN.format(shlex.split(code))
     lines = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
-    shown = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     loaded = set(shown.stdout.splitlines()[-1].split())
     assert (absent & loaded, present in loaded) == (set(), True)
     assert len(loaded) <= budget
@@ -80,9 +102,18 @@ def test_public_names_and_defaults_are_those_on_record() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(tmp_path: Path, encoding: str) -> None:
+def test_letters_that_the_terminal_cannot_show_do_not_stop_a_command(
+    tmp_path: Path, encoding: str
+) -> None:
     name = "сон [b] ö"
-    command = [sys.executable, "-c", "from c3tools.cli import main; main()", "verify", f"{name}/1", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from c3tools.cli import main; main()",
+        "verify",
+        f"{name}/1",
+        "--json",
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1", "TERM": "xterm"}
     said = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
     assert (said.returncode, b"Traceback" in said.stderr) == (1, False)
@@ -107,9 +138,15 @@ main()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_command_that_is_terminated_says_so_once() -> None:
-    said = subprocess.run([sys.executable, "-c", TERMINATED, "verify"], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        [sys.executable, "-c", TERMINATED, "verify"], capture_output=True, text=True, check=False
+    )
     kept = "Terminated. No output of this run was kept.\n"
-    assert (said.returncode, said.stdout, said.stderr) == (128 + signal.SIGTERM, f"{-signal.SIGTERM}\n", kept)
+    assert (said.returncode, said.stdout, said.stderr) == (
+        128 + signal.SIGTERM,
+        f"{-signal.SIGTERM}\n",
+        kept,
+    )
 
 
 def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:

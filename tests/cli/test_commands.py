@@ -46,7 +46,10 @@ def test_a_file_that_cannot_be_captioned_is_named_after_the_captions_of_others(
         result = c3("caption", photos, "--json", "a.json", "--html", "a.html")
         said = " ".join(result.stderr.split())
         assert (result.exit_code, "4 of 5 captions already existed." in said) == (1, kept)
-        assert re.search("broken.jpg: Unidentified.* Wrote a.json and a.html Error: 1 of 5 files could not ", said)
+        assert re.search(
+            "broken.jpg: Unidentified.* Wrote a.json and a.html Error: 1 of 5 files could not ",
+            said,
+        )
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in sorted(photos.glob("0*.jpg"))]
     assert re.findall(r"^ ?(\d+)  ", result.stdout, re.MULTILINE) == [row["key"] for row in rows]
@@ -59,16 +62,23 @@ def test_embeddings_are_captioned_without_an_encoder(c3: C3) -> None:
     expected = trained_captioner().caption(embeddings=images)
     np.savez("two.npz", photos=images, others=unit_rows(3, 32))
     for options in (("c3-store",), ("two.npz", "--key", "photos")):
-        assert [row["caption"] for row in as_json(c3("caption", "--embeddings", *options, "--json"))] == expected
+        assert [
+            row["caption"] for row in as_json(c3("caption", "--embeddings", *options, "--json"))
+        ] == expected
 
 
 @pytest.mark.usefixtures("workplace")
 def test_a_table_names_its_command(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap")
     monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
-    words = "ablate --methods C1,C3 --size tiny --epochs 1 --precision fp32 --seeds 1 --sigma 0.1 --json"
+    words = (
+        "ablate --methods C1,C3 --size tiny --epochs 1 --precision fp32 --seeds 1 --sigma 0.1 "
+        "--json"
+    )
     rows = as_json(c3(*words.split()))
-    (command,) = re.findall(r"^    c3 (ablate.*)", Path("c3-ablation/table.md").read_text(), re.MULTILINE)
+    (command,) = re.findall(
+        r"^    c3 (ablate.*)", Path("c3-ablation/table.md").read_text(), re.MULTILINE
+    )
     again = as_json(c3(*command.split(), "-o", "elsewhere", "--json"))
     assert [row["scores"] for row in again] == [row["scores"] for row in rows]
 
@@ -83,13 +93,18 @@ def test_verify_has_an_exit_code_for_damage(c3: C3, tmp_path: Path) -> None:
     assert result.exit_code == 3  # until it is made again
     assert "Repaired: image/part-00000.parquet was removed" in result.stdout
     said = " ".join(result.stderr.split())
-    for kind, file, remedy in (("checksum", "image/part-00000.parquet", "--repair"), ("files", "text", "--forget")):
+    for kind, file, remedy in (
+        ("checksum", "image/part-00000.parquet", "--repair"),
+        ("files", "text", "--forget"),
+    ):
         assert re.search(rf"defect \({kind}\) c3-store/{file}.*: .*{remedy}", said)
 
 
 def test_models_and_the_machine_are_described(c3: C3) -> None:
     found = as_json(c3("models", "--json"))
-    assert {model["name"] for model in found[1:]} == {"/".join(pair) for pair in open_clip.list_pretrained()}
+    assert {model["name"] for model in found[1:]} == {
+        "/".join(pair) for pair in open_clip.list_pretrained()
+    }
     described = as_json(c3("info", "--json"))
     assert described["packages"]["torch"] == importlib.metadata.version("torch")
     assert f"{described['devices'][0]['memory'] / 2**30:.1f} GiB" in done(c3("info")).stdout
@@ -98,15 +113,29 @@ def test_models_and_the_machine_are_described(c3: C3) -> None:
 def test_validations_of_a_generator_are_listed_with_the_loss_of_the_steps_around(
     c3: C3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = {"trace": [[2, 1.5], [4, 1.25]], "validations": [[1, 1.1], [3, 1.0], [1005, 1.2]], "best_val_loss": 1.0}
-    monkeypatch.setattr(c3tools, "train_generator", lambda **_: SimpleNamespace(to_dict=lambda: losses))
+    losses = {
+        "trace": [[2, 1.5], [4, 1.25]],
+        "validations": [[1, 1.1], [3, 1.0], [1005, 1.2]],
+        "best_val_loss": 1.0,
+    }
+    monkeypatch.setattr(
+        c3tools, "train_generator", lambda **_: SimpleNamespace(to_dict=lambda: losses)
+    )
     result = done(c3("train-generator"))
-    assert result.stdout.split()[-10:] == "1 1.5000 1.1000 3 1.2500 1.0000 (kept) 1,005 1.2500 1.2000".split()
+    assert (
+        result.stdout.split()[-10:]
+        == "1 1.5000 1.1000 3 1.2500 1.0000 (kept) 1,005 1.2500 1.2000".split()
+    )
     assert result.stderr.startswith("Wrote c3-generator/. Next: c3 generate ")
 
 
 def test_an_extra_lists_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = ["numpy>=1.26", 'no-such-package>=1; extra == "cloud"', 'numpy>=1; extra == "yaml"', 'x; extra == "dev"']
+    lines = [
+        "numpy>=1.26",
+        'no-such-package>=1; extra == "cloud"',
+        'numpy>=1; extra == "yaml"',
+        'x; extra == "dev"',
+    ]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
     assert machine.describe_machine()["extras"] == {"cloud": ["no-such-package"], "yaml": []}
 

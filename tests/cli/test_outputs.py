@@ -38,7 +38,9 @@ def test_the_second_run_into_a_folder_is_refused(c3: C3, workplace: Path, comman
     with locked(workplace / "out"):
         result = c3(*command.split())
     assert result.exit_code == 1, result.output
-    assert re.search(r"Another run is writing to \S*out\S* \(process \d+ on ", " ".join(result.stderr.split()))
+    assert re.search(
+        r"Another run is writing to \S*out\S* \(process \d+ on ", " ".join(result.stderr.split())
+    )
     assert {path.name for path in workplace.iterdir() if not path.name.startswith(".")} <= before
 
 

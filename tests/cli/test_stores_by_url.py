@@ -1,4 +1,5 @@
-"""Commands on a store in an object store, whose every seventh request fails, give what they give on disk."""
+"""Commands on a store in an object store, whose every seventh request fails, give what they give on
+disk."""
 
 from __future__ import annotations
 
@@ -63,7 +64,11 @@ def test_what_cannot_be_reached_is_one_error(
 
     reading = ("verify", "means", "gap-report", "index", "train-decoder", "split new")
     refused(f"There is no store at {URL}", *reading)
-    refused("s3://nowhere/m", "means --store disk --save s3://nowhere/m", "gap-report disk --html s3://nowhere/m")
+    refused(
+        "s3://nowhere/m",
+        "means --store disk --save s3://nowhere/m",
+        "gap-report disk --html s3://nowhere/m",
+    )
     s3.every, s3.answer = 1, "403 Forbidden"
     refused("credentials", *reading)
     refused("s3://bucket/m", "means --store disk --save s3://bucket/m")

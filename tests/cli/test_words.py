@@ -1,6 +1,7 @@
 """What commands print: help/ has their options, answers/ what they say, refusals/ what they refuse.
 
-C3_RECORD=1 pytest tests/cli/test_words.py    # makes the files anew; a new line "$ c3 ..." is a new case
+C3_RECORD=1 pytest tests/cli/test_words.py    # makes the files anew; a new line "$ c3 ..." is a new
+case
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from tests.conftest import C3, contents
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 ANSWERS, REFUSALS = (sorted((FOLDER / name).glob("*.txt")) for name in ("answers", "refusals"))
-# numbers with a decimal point, times and rates depend on the machine, and so does the advice on speed
+# numbers with a decimal point, times and rates depend on the machine, and so does the advice on
+# speed
 VARIES = re.compile(
-    r"-?[\d,]*\d\.\d+(e[+-]?\d+)?|\d+:\d+(:\d+)?|[\d,]+ *$|\d{4}-\d\d-\d\d|^.* took \d+% of the time(?s:.*?)\.$",
+    r"-?[\d,]*\d\.\d+(e[+-]?\d+)?|\d+:\d+(:\d+)?|[\d,]+ *$|\d{4}-\d\d-\d\d|^.* took \d+% of the "
+    r"time(?s:.*?)\.$",
     re.MULTILINE,
 )
 
@@ -62,11 +65,15 @@ def error_of(text: str) -> str:
 
 
 @pytest.mark.parametrize("file", ANSWERS, ids=lambda file: file.stem)
-def test_commands_say_what_they_made(c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_say_what_they_made(
+    c3: C3, workplace: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for console in (out, err):
         monkeypatch.setattr(console, "width", 110)
     monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
-    monkeypatch.setattr(machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text()))
+    monkeypatch.setattr(
+        machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text())
+    )
     compare(file, answers(c3, file, lines_of))
 
 
@@ -84,16 +91,24 @@ def test_commands_are_listed_by_their_summaries(c3: C3, monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", "200")
     said = c3("--help").stdout
     assert said.strip() == c3().output.strip()
-    compare(FOLDER / "commands.txt", lines_of(re.sub("[│╭╮╰╯─]", "", said.partition("Commands")[2])) + "\n")
+    compare(
+        FOLDER / "commands.txt",
+        lines_of(re.sub("[│╭╮╰╯─]", "", said.partition("Commands")[2])) + "\n",
+    )
 
 
-def test_a_table_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first column has half of the width it is kept whole; only the others, and numbers, are narrowed."""
+def test_a_table_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first column has half of the width it is kept whole; only the others, and numbers,
+    are narrowed."""
     columns = ["name", "words", "number"]
     names = {"a" * 12: "b", "a" * 13: "b", "1 %": "2"}
     monkeypatch.setattr(out, "width", 25)
     for name, other in names.items():
-        print_table(Table(columns, [[name, "two words", "yes"], [other, "", "10"]], "Title", ["words"]))
+        print_table(
+            Table(columns, [[name, "two words", "yes"], [other, "", "10"]], "Title", ["words"])
+        )
     print_table(Table(["1", "a"], [[f"{n}", "x"] for n in range(7)]), 5)
     compare(FOLDER / "tables.txt", "".join(capsys.readouterr()))
     monkeypatch.setattr(out, "record", True)
@@ -114,7 +129,9 @@ def test_the_help_of_a_command(c3: C3, command: str) -> None:
         default += f" [env: {option.envvar}]" if option.envvar else ""
         kind = getattr(option, "type", option)  # of typer before 0.29
         for end in ("min", "max"):
-            default += f" [{end}: {getattr(kind, end)}]" if getattr(kind, end, None) is not None else ""
+            default += (
+                f" [{end}: {getattr(kind, end)}]" if getattr(kind, end, None) is not None else ""
+            )
         expert = " (expert)" if option.rich_help_panel else ""
         names = " ".join([*option.opts, *option.secondary_opts])
         lines.append(f"{names} {option.metavar or ''}{expert}: {option.help}{default}")

@@ -19,7 +19,13 @@ from tests.stores import one_byte_changed, unit
 
 from .worlds import views, write_files
 
-QUICK: dict[str, Any] = {"dim": 16, "hidden": 32, "batch_size": 40, "learning_rate": 3e-3, "epochs": 2}
+QUICK: dict[str, Any] = {
+    "dim": 16,
+    "hidden": 32,
+    "batch_size": 40,
+    "learning_rate": 3e-3,
+    "epochs": 2,
+}
 QUICK |= {"precision": "fp32", "logit_scale": "20"}
 Connect = Callable[..., ConnectedHeads]
 
@@ -31,7 +37,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> PairedFeatures:
 
 @pytest.fixture
 def connect(features: PairedFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Train two small heads into the folder ``heads`` of an empty one; what is given changes that."""
+    """Train two small heads into the folder ``heads`` of an empty one; what is given changes
+    that."""
     monkeypatch.chdir(tmp_path)
 
     def run(output: str = "heads", of: PairedFeatures = features, **changes: Any) -> ConnectedHeads:
@@ -40,7 +47,9 @@ def connect(features: PairedFeatures, tmp_path: Path, monkeypatch: pytest.Monkey
     return run
 
 
-def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones_are_reported(connect: Connect) -> None:
+def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones_are_reported(
+    connect: Connect,
+) -> None:
     files, said = write_files(), Messages()
     rows = np.random.default_rng(0).normal(5, 0.3, size=(120, 20)).astype(np.float16)
     rows[:, 3] = 7  # constant: its spread would divide by zero
@@ -52,7 +61,9 @@ def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones
     head: Any = heads.heads[0]
     kept = rows[1:84].astype(np.float64)
     np.testing.assert_allclose(head.mean.numpy(), kept.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(np.delete(head.spread.numpy(), 3), np.delete(kept.std(axis=0), 3), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.delete(head.spread.numpy(), 3), np.delete(kept.std(axis=0), 3), rtol=1e-6
+    )
     assert (head.spread[3], heads.record["pairs"]["train"]) == (1, 166)
     for named in ("1 of 120 image rows", "near chance"):
         assert any(named in text for text in said.texts)
@@ -62,10 +73,16 @@ def test_a_head_standardises_by_its_training_rows_without_nan_and_unrelated_ones
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
-def test_embeddings_are_the_normalised_outputs(connect: Connect, features: PairedFeatures, hidden: int) -> None:
+def test_embeddings_are_the_normalised_outputs(
+    connect: Connect, features: PairedFeatures, hidden: int
+) -> None:
     heads, rows = connect(hidden=hidden, epochs=1), features.first.embeddings[:9]
-    weights = {name: tensor.numpy() for name, tensor in heads.heads.get_submodule("0").state_dict().items()}
-    expected = (rows - weights["mean"]) / weights["spread"] @ weights["layers.0.weight"].T + weights["layers.0.bias"]
+    weights = {
+        name: tensor.numpy() for name, tensor in heads.heads.get_submodule("0").state_dict().items()
+    }
+    expected = (rows - weights["mean"]) / weights["spread"] @ weights[
+        "layers.0.weight"
+    ].T + weights["layers.0.bias"]
     if hidden:
         expected = np.maximum(expected, 0) @ weights["layers.3.weight"].T + weights["layers.3.bias"]
     np.testing.assert_allclose(heads.embed("image", rows), unit(expected), atol=1e-5)
@@ -73,15 +90,28 @@ def test_embeddings_are_the_normalised_outputs(connect: Connect, features: Paire
 
 
 def test_a_cone_is_a_gap_of_the_stated_size(connect: Connect) -> None:
-    connect(of=read_features(**write_files(items=2000, per_item=1)), dim=256, hidden=512, epochs=1, cone=1.33)
+    connect(
+        of=read_features(**write_files(items=2000, per_item=1)),
+        dim=256,
+        hidden=512,
+        epochs=1,
+        cone=1.33,
+    )
     start = json.loads(Path("heads/geometry.json").read_text())["points"][0]
-    # E[1/norm] is a little above 1/sqrt(E[norm^2]), and two random directions are not quite orthogonal
+    # E[1/norm] is a little above 1/sqrt(E[norm^2]), and two random directions are not quite
+    # orthogonal
     assert (start["step"], start["gap"]) == (0, pytest.approx(1.13, rel=0.12))
 
 
 def test_a_training_is_that_on_record(connect: Connect) -> None:
     said = Messages()
-    changes: dict[str, Any] = {"cone": 0.5, "logit_scale": "learned:20", "close_gap": 0.5, "seed": 3, "epochs": 4}
+    changes: dict[str, Any] = {
+        "cone": 0.5,
+        "logit_scale": "learned:20",
+        "close_gap": 0.5,
+        "seed": 3,
+        "epochs": 4,
+    }
     record = connect(reporter=said, **changes).record
     del record["made_from"], record["seconds"]
     record |= json.loads(Path("heads/geometry.json").read_text())
@@ -114,7 +144,10 @@ def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect)
         heads.embed("audio", np.zeros((2, 12)))
     folder = Path("heads").resolve()
     record = folder / "connect.json"
-    with one_byte_changed(folder / "heads.safetensors", -9, 1), pytest.raises(ConnectError, match=str(folder)):
+    with (
+        one_byte_changed(folder / "heads.safetensors", -9, 1),
+        pytest.raises(ConnectError, match=str(folder)),
+    ):
         ConnectedHeads.load(folder)
     content = json.loads(record.read_text())
     for change in ({"modalities": 3}, {"hidden": 2**40}):
@@ -123,11 +156,16 @@ def test_heads_that_are_damaged_and_other_features_are_refused(connect: Connect)
             ConnectedHeads.load(folder)
 
 
-def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(connect: Connect) -> None:
+def test_rows_that_are_split_by_hash_are_not_scored_when_all_are_learned_from(
+    connect: Connect,
+) -> None:
     files = write_files()
     files["meta"].write_text(re.sub("train|val|test", "web", files["meta"].read_text()))
     features = read_features(**files)
-    scores = [connect(split, features, train_split=split, epochs=1).record["scores"] for split in ("train", "web")]
+    scores = [
+        connect(split, features, train_split=split, epochs=1).record["scores"]
+        for split in ("train", "web")
+    ]
     assert [list(each) for each in scores] == [["test", "val"], []]
 
 
@@ -137,11 +175,15 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Conn
         options: dict[str, Any] = {"split": None, "model": {"name": name, "weights_sha256": name}}
         make_store(Path(name), sign * unit(first), unit(second), owners=index.tolist(), **options)
     one, other = (
-        read_features(store=name, second_store="two", modalities=("image", "image")) for name in ("one", "other")
+        read_features(store=name, second_store="two", modalities=("image", "image"))
+        for name in ("one", "other")
     )
     heads = connect(of=one, epochs=6)
     models, pairs, scores = (heads.record[name] for name in ("models", "pairs", "scores"))
-    assert {name: model["name"] for name, model in models.items()} == {"image": "one", "image_2": "two"}
+    assert {name: model["name"] for name, model in models.items()} == {
+        "image": "one",
+        "image_2": "two",
+    }
     assert sum(pairs.values()) < 120  # a store without splits is split by the keys
     assert scores["val"]["recall"]["image_to_image_2"]["recall@1"] > 0.5
     apply_heads("heads", one, "joined")
@@ -154,7 +196,14 @@ def test_heads_connect_two_stores_of_their_models_and_make_a_third(connect: Conn
 
 def test_wrong_settings_are_one_message(connect: Connect) -> None:
     said = {"dim": "2 dimensions", "batch_size": "batch of"}
-    wrong = {"cone": -1, "hidden": -5, "dropout": 1.0, "epochs": 0, "patience": -1, "close_gap": -1.0}
+    wrong = {
+        "cone": -1,
+        "hidden": -5,
+        "dropout": 1.0,
+        "epochs": 0,
+        "patience": -1,
+        "close_gap": -1.0,
+    }
     for name, value in {**wrong, **dict.fromkeys(said, 1)}.items():
         with pytest.raises(ConnectError, match=f"{said.get(name, name)}.*{value:g}"):
             connect(**{name: value})

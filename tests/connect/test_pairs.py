@@ -35,7 +35,10 @@ def test_files_are_paired_by_their_table(tmp_path: Path) -> None:
     assert [len(pairs.where(split)) for split in ("train", "val", "test")] == [168, 36, 36]
     assert len(pairs.where("val").item_rows) == 18
     # captions tell the texts apart, features the images
-    assert ([len({*ids.tolist()}) for ids in pairs.ids], pairs.ids[1, 1]) == ([120, 239], pairs.ids[1, 239])
+    assert ([len({*ids.tolist()}) for ids in pairs.ids], pairs.ids[1, 1]) == (
+        [120, 239],
+        pairs.ids[1, 239],
+    )
 
 
 def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
@@ -46,17 +49,26 @@ def test_stores_are_paired_with_one_row_per_item_first(tmp_path: Path) -> None:
     twice = read_features(store=one, second_store=tmp_path / "two", modalities=("image", "image"))
     np.testing.assert_array_equal(twice.second.embeddings, -twice.first.embeddings)
     for features in (pairs, read_features(store=one, second_store=tmp_path / "two")):
-        assert (features.first.modality, features.second.modality, len(features)) == ("image", "text", 60)
+        assert (features.first.modality, features.second.modality, len(features)) == (
+            "image",
+            "text",
+            60,
+        )
     with pytest.raises(ConnectError, match=r"3 \(image, text, audio\)"):
         read_features(store=one, modalities=("image", "text", "audio"))
-    lonely = make_store(tmp_path / "lonely", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None])
+    lonely = make_store(
+        tmp_path / "lonely", unit_rows(4, 6), unit_rows(5, 6, 1), owners=[0, 1, 2, 3, None]
+    )
     assert "1 of 5 text rows" in read_features(store=lonely).notes[0]
 
 
 def test_other_modalities_are_paired_by_order(tmp_path: Path) -> None:
     files = write_files(tmp_path, 120, 1)
     features = read_features(text=files["text"], other={"audio": files["image"]})
-    assert ((features.first.modality, features.second.modality), len(features)) == (("text", "audio"), 120)
+    assert ((features.first.modality, features.second.modality), len(features)) == (
+        ("text", "audio"),
+        120,
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,14 +94,18 @@ def test_without_a_val_split_a_tenth_of_the_items_is_held_out(
 
 
 def test_photos_in_tars_and_tables_are_those_of_the_folder(tmp_path: Path) -> None:
-    network, folder = load_network(save_tiny_clip(tmp_path / "tiny")), save_photos(tmp_path / "photos", 2)
+    network, folder = (
+        load_network(save_tiny_clip(tmp_path / "tiny")),
+        save_photos(tmp_path / "photos", 2),
+    )
     write_tar(tmp_path / "packed.tar", webdataset(photos_of(folder)))
     write_hf_parquet(tmp_path / "packed.parquet", photos_of(folder), rows_per_group=5)
     numbers = np.random.default_rng(0).permutation(16)
     expected = PhotoInputs(read_corpus(folder).images, network.preprocess, 0).rows(numbers, 1)
     for packed in tmp_path.glob("packed.*"):
         ask = partial(PhotoInputs(read_corpus(packed).images, network.preprocess, 0).rows, numbers)
-        with ThreadPoolExecutor(2) as pool:  # the next batch is loaded while photos to validate on are read
+        # the next batch is loaded while photos to validate on are read
+        with ThreadPoolExecutor(2) as pool:
             assert all(torch.equal(rows, expected) for rows in pool.map(ask, [1] * 10))
 
 
@@ -101,7 +117,9 @@ def test_augmentation_is_drawn_from_seed_epoch_and_key(tmp_path: Path) -> None:
 
     def pixels(seed: int | None, epoch: int | None, *keys: str) -> npt.NDArray[np.float64]:
         photos = [ImageItem(key, str(tmp_path / "ramp.png"), None, None) for key in keys or "a"]
-        return np.asarray(PhotoInputs(photos, preprocess, seed).rows(np.arange(len(photos)), epoch), float)
+        return np.asarray(
+            PhotoInputs(photos, preprocess, seed).rows(np.arange(len(photos)), epoch), float
+        )
 
     others = pixels(0, 1), pixels(1, 1), pixels(0, 2), pixels(0, 1, "b")
     assert [np.array_equal(pixels(0, 1), other) for other in others] == [True, False, False, False]

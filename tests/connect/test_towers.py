@@ -25,27 +25,55 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("mode", ["lit", "full"])
-def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, tiny: str, mode: str) -> None:
+def test_a_model_is_trained_on_the_photos_that_can_be_decoded(
+    tmp_path: Path, tiny: str, mode: str
+) -> None:
     photos, said = save_photos(tmp_path / "photos"), Messages()
     broken = photos / "plain-red-3.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    options: dict[str, Any] = {"mode": mode, "model": tiny, "precision": "fp32", "batch_size": 32, "chunk": 12}
+    options: dict[str, Any] = {
+        "mode": mode,
+        "model": tiny,
+        "precision": "fp32",
+        "batch_size": 32,
+        "chunk": 12,
+    }
     options |= {"patience": 1, "seed": 5}
     connected = connect_towers(photos, tmp_path / "out", reporter=said, **options)
     record = connected.record
     before, after = (load_network(name).model.state_dict() for name in (tiny, connected.name))
-    changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
-    value = {name: record[name] for name in ("augment", "outcome", "pairs", "photos", "settings", "unreadable")}
-    value |= {"changed": sorted(changed), "files": sorted(path.name for path in (tmp_path / "out").iterdir())}
+    changed = {
+        name.partition(".")[0]
+        for name, value in before.items()
+        if not torch.equal(value, after[name])
+    }
+    value = {
+        name: record[name]
+        for name in ("augment", "outcome", "pairs", "photos", "settings", "unreadable")
+    }
+    value |= {
+        "changed": sorted(changed),
+        "files": sorted(path.name for path in (tmp_path / "out").iterdir()),
+    }
     value["log"] = json.loads((tmp_path / "out" / "geometry.json").read_text())["points"][:3]
     value["said"] = said.texts[0].replace(str(tmp_path), "")
     recorded(Path(__file__).parent / "golden" / f"{mode}.json", value, rel=2e-3)
-    assert any(text.startswith(f"The training stopped early at step {record['steps']}") for text in said.texts)
+    assert any(
+        text.startswith(f"The training stopped early at step {record['steps']}")
+        for text in said.texts
+    )
     assert float(after["logit_scale"].exp()) == pytest.approx(record["logit_scale"], rel=1e-5)
     # the scores are those of what was written, as every command encodes it
-    how: dict[str, Any] = {"backend": "torch", "precision": "fp32", "dtype": "float32", "workers": 0}
+    how: dict[str, Any] = {
+        "backend": "torch",
+        "precision": "fp32",
+        "dtype": "float32",
+        "workers": 0,
+    }
     pairs = embed(photos, tmp_path / "c3-store", model=connected.name, **how).pairs(split="val")
-    expected = measure(pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, ("image", "text"))
+    expected = measure(
+        pairs.first.embeddings, pairs.second.embeddings, pairs.item_index, ("image", "text")
+    )
     scores = record["scores"]["val"]
     cosine = pytest.approx(expected["paired_cosine"], abs=1e-5)
     assert (scores["paired_cosine"], scores["recall"]) == (cosine, expected["recall"])
@@ -53,7 +81,9 @@ def test_a_model_is_trained_on_the_photos_that_can_be_decoded(tmp_path: Path, ti
     assert again.record == record
     assert "nothing to do" in said.texts[-1]
     with pytest.raises(OutputError, match="--output"):  # the folder that a training starts from
-        connect_towers(photos, tmp_path / "out", overwrite=True, **{**options, "model": connected.name})
+        connect_towers(
+            photos, tmp_path / "out", overwrite=True, **{**options, "model": connected.name}
+        )
 
 
 def test_a_tokenizer_of_transformers_is_written_with_its_model(tmp_path: Path) -> None:
@@ -66,7 +96,9 @@ def test_a_tokenizer_of_transformers_is_written_with_its_model(tmp_path: Path) -
     assert torch.equal(first, second)
 
 
-def test_photos_without_captions_or_split_and_wrong_options_are_refused(tmp_path: Path, tiny: str) -> None:
+def test_photos_without_captions_or_split_and_wrong_options_are_refused(
+    tmp_path: Path, tiny: str
+) -> None:
     photos, said = save_photos(tmp_path / "photos", 3), Messages()
     cases: Any = (
         (photos / "dark-red-0.png", {"model": None}, "'train'.*none"),

@@ -1,4 +1,5 @@
-"""The loss, gradients of chunks, and one contrastive training: its log, its end, and how it is continued."""
+"""The loss, gradients of chunks, and one contrastive training: its log, its end, and how it is
+continued."""
 
 from __future__ import annotations
 
@@ -35,12 +36,16 @@ IDS = torch.stack([torch.arange(12) // 2, torch.arange(12)])  # every item has t
 
 
 @settings(max_examples=40)
-@given(n=st.integers(2, 9), scale=st.floats(0.5, 100), seed=st.integers(0, 1000), repeats=st.booleans())
+@given(
+    n=st.integers(2, 9), scale=st.floats(0.5, 100), seed=st.integers(0, 1000), repeats=st.booleans()
+)
 def test_loss_and_the_terms_that_close_the_gap_are_those_of_their_papers(
     n: int, scale: float, seed: int, repeats: bool
 ) -> None:
     a, b = unit_rows(n, 5, seed), unit_rows(n, 5, seed + 1)
-    ids = np.random.default_rng(seed).integers(0, max(2, n // 2), size=n) if repeats else np.arange(n)
+    ids = (
+        np.random.default_rng(seed).integers(0, max(2, n // 2), size=n) if repeats else np.arange(n)
+    )
     others = ids[:, None] != ids[None]
     inputs = torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(~others)
     loss = ContrastiveLoss(str(scale), 0.5)
@@ -78,12 +83,20 @@ def gradients(*modules: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("close_gap", [0.0, 0.7])
 def test_chunks_have_the_gradient_of_the_whole_batch(chunk: int | None, close_gap: float) -> None:
     plain, plain_loss = towers(), ContrastiveLoss("learned:20", close_gap)
-    first, second, same = plain.embed(SIDES[0], 0), plain.embed(SIDES[1], 1), IDS[0][:, None] == IDS[0]
+    first, second, same = (
+        plain.embed(SIDES[0], 0),
+        plain.embed(SIDES[1], 1),
+        IDS[0][:, None] == IDS[0],
+    )
     value = plain_loss(first, second, same)
     (value + plain_loss.gap_terms(first, second, same)).backward()
     cached, loss = towers(), ContrastiveLoss("learned:20", close_gap)
-    assert cached.backward(loss, SIDES, IDS, chunk=chunk) == pytest.approx(float(value.detach()), rel=1e-6)
-    torch.testing.assert_close(gradients(cached, loss), gradients(plain, plain_loss), rtol=1e-4, atol=1e-7)
+    assert cached.backward(loss, SIDES, IDS, chunk=chunk) == pytest.approx(
+        float(value.detach()), rel=1e-6
+    )
+    torch.testing.assert_close(
+        gradients(cached, loss), gradients(plain, plain_loss), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_dropout_is_the_same_in_both_passes() -> None:
@@ -100,7 +113,9 @@ def test_dropout_is_the_same_in_both_passes() -> None:
         moved = copy.deepcopy(trained)
         moved.get_parameter("sides.0.0.weight").data[0, 0] += sign * nudge
         values.append(moved.backward(loss, SIDES, IDS, chunk=4, scope=(0, 3)))
-    assert runs[0][0][0, 0] == pytest.approx((values[0] - values[1]) / (2 * nudge), rel=0.05, abs=1e-4)
+    assert runs[0][0][0, 0] == pytest.approx(
+        (values[0] - values[1]) / (2 * nudge), rel=0.05, abs=1e-4
+    )
 
 
 def test_a_frozen_tower_gets_no_gradient_and_batch_normalisation_stays_as_it_is() -> None:
@@ -108,7 +123,9 @@ def test_a_frozen_tower_gets_no_gradient_and_batch_normalisation_stays_as_it_is(
     trained.sides[0].requires_grad_(False)
     trained.backward(ContrastiveLoss("20"), SIDES, IDS, chunk=5)
     assert [p.grad is None for p in trained.parameters()] == [True] * 4 + [False] * 4
-    normalised = TwoTowers(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), nn.Linear(5, 8), CPU).train()
+    normalised = TwoTowers(
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), nn.Linear(5, 8), CPU
+    ).train()
     assert normalised.sides[1].training
     assert not normalised.get_submodule("sides.0.1").training
 
@@ -116,17 +133,26 @@ def test_a_frozen_tower_gets_no_gradient_and_batch_normalisation_stays_as_it_is(
 def test_the_log_has_the_measures_of_a_report() -> None:
     first, second, index = unit_rows(30, 6), unit_rows(60, 6, seed=1), np.repeat(np.arange(30), 2)
     found, expected = measure(first, second, index, NAMES), plain_measures(first, second, index)
-    found |= {f"{name}_effective_dimension": value for name, value in found.pop("effective_dimension").items()}
+    found |= {
+        f"{name}_effective_dimension": value
+        for name, value in found.pop("effective_dimension").items()
+    }
     for way, recall in found.pop("recall").items():
         found |= {f"raw {way} {name}": value for name, value in recall.items()}
     assert len(found) == 12
-    assert found == pytest.approx({name: expected["length" if name == "gap" else name] for name in found}, abs=1e-6)
+    assert found == pytest.approx(
+        {name: expected["length" if name == "gap" else name] for name in found}, abs=1e-6
+    )
 
 
 def test_the_figure_draws_the_log() -> None:
     index = np.arange(12) // 2
     log = [
-        {"step": step, "logit_scale": 20.0 + step, **measure(unit_rows(6, 4, step), unit_rows(12, 4, 9), index, NAMES)}
+        {
+            "step": step,
+            "logit_scale": 20.0 + step,
+            **measure(unit_rows(6, 4, step), unit_rows(12, 4, 9), index, NAMES),
+        }
         for step in (0, 600, 1200, 1800)
     ]
     recorded(Path(__file__).parent / "golden/figure.json", drawn(geometry_figure(log, NAMES, 1200)))
@@ -134,9 +160,14 @@ def test_the_figure_draws_the_log() -> None:
 
 def pair_task(settings: TrainingSettings = QUICK, *, pairs: int = 160) -> PairTask:
     first, second, index = views(100, 2)
-    training, val = (some_pairs(first, second, index, rows) for rows in (np.arange(pairs), np.arange(160, 200)))
+    training, val = (
+        some_pairs(first, second, index, rows) for rows in (np.arange(pairs), np.arange(160, 200))
+    )
     torch.manual_seed(settings.seed)
-    one, two = (nn.Sequential(nn.Linear(n, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 16)) for n in (20, 12))
+    one, two = (
+        nn.Sequential(nn.Linear(n, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 16))
+        for n in (20, 12)
+    )
     return PairTask(TwoTowers(one, two, CPU), training, val, settings)
 
 
@@ -144,7 +175,9 @@ def test_training_connects_and_keeps_the_best_point() -> None:
     task = pair_task()
     run = train(task)
     assert (run.outcome, run.step) == (FINISHED, 6 * 4)
-    recalls = [np.mean([way["recall@1"] for way in point["recall"].values()]) for point in task.log(run)]
+    recalls = [
+        np.mean([way["recall@1"] for way in point["recall"].values()]) for point in task.log(run)
+    ]
     assert recalls[0] < 0.3
     assert max(recalls) > 0.5
     assert run.kept is not None

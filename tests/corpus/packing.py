@@ -53,7 +53,8 @@ def photos_of(folder: Path) -> list[Photo]:
     lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = sorted((json.loads(line) for line in lines), key=lambda row: row["image"])
     return [
-        Photo(row["image"], (folder / row["image"]).read_bytes(), row["captions"], row.get("split")) for row in rows
+        Photo(row["image"], (folder / row["image"]).read_bytes(), row["captions"], row.get("split"))
+        for row in rows
     ]
 
 
@@ -80,7 +81,9 @@ def webdataset(photos: Sequence[Photo]) -> list[tuple[str, bytes]]:
     return members
 
 
-def write_hf_parquet(path: Path, photos: Sequence[Photo], *, rows_per_group: int = 100, **columns: Any) -> Path:
+def write_hf_parquet(
+    path: Path, photos: Sequence[Photo], *, rows_per_group: int = 100, **columns: Any
+) -> Path:
     """A table as `datasets` writes it: a struct of bytes and file name, captions, split."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [{"bytes": photo.content, "path": photo.name} for photo in photos]
@@ -98,7 +101,9 @@ def write_list(path: Path, rows: list[dict[str, Any]]) -> Path:
         write_jsonl(path, *rows)
     else:
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ","
+            )
             writer.writeheader()
             writer.writerows(rows)
     return path

@@ -1,4 +1,5 @@
-"""Images in tars, tables and lists: the same corpus as their folder, and what cannot be used is listed."""
+"""Images in tars, tables and lists: the same corpus as their folder, and what cannot be used is
+listed."""
 
 from __future__ import annotations
 
@@ -54,7 +55,10 @@ def pack(folder: Path, name: str, photos: list[Photo]) -> Path:
     """The photos of a folder in the form that a name says."""
     path = folder / name
     if name.startswith("list"):
-        return write_list(path, [{"where": p.name, "caption": c, "split": p.split} for p in photos for c in p.captions])
+        return write_list(
+            path,
+            [{"where": p.name, "caption": c, "split": p.split} for p in photos for c in p.captions],
+        )
     if path.suffix == ".tar":
         return write_tar(path, webdataset(photos))
     if path.suffix == ".parquet":
@@ -68,9 +72,14 @@ def pack(folder: Path, name: str, photos: list[Photo]) -> Path:
 @pytest.mark.parametrize(
     "name", "x.tar x1.parquet x3.parquet x.arrow list.csv list.tsv list.jsonl list.parquet".split()
 )
-def test_every_form_is_what_its_folder_is(photos: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_every_form_is_what_its_folder_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = pack(photos, name, photos_of(photos))
-    folder, read = read_corpus(photos), read_corpus(path, image_column="where" if "list" in name else None)
+    folder, read = (
+        read_corpus(photos),
+        read_corpus(path, image_column="where" if "list" in name else None),
+    )
     assert [(i.key, i.split) for i in read.images] == [(i.key, i.split) for i in folder.images]
     assert list(read.texts) == list(folder.texts)
     assert contents(read) == contents(folder)
@@ -88,7 +97,8 @@ def test_every_form_is_what_its_folder_is(photos: Path, monkeypatch: pytest.Monk
 
 def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.png", b"0")])
-    write(tmp_path / "b.parquet", image=[b"0", b"1", b"2", b"3"], key=["k"] * 4)  # the keys may have been others
+    # the keys may have been others
+    write(tmp_path / "b.parquet", image=[b"0", b"1", b"2", b"3"], key=["k"] * 4)
     (tmp_path / "c.tar").write_bytes(b"no tar")
     finder = PhotoFinder()
     for path, message in {
@@ -108,14 +118,24 @@ def test_photos_that_are_gone_are_errors_that_say_so(tmp_path: Path) -> None:
     odd = tmp_path / "a.tar#b.png"  # a file
     odd.write_bytes(b"7")
     with finder:
-        assert [finder.read_again(where) for where in (str(odd), f"{tmp_path}/b.parquet#3")] == [b"7", b"3"]
+        assert [finder.read_again(where) for where in (str(odd), f"{tmp_path}/b.parquet#3")] == [
+            b"7",
+            b"3",
+        ]
 
 
 def test_patterns(tmp_path: Path) -> None:
     for number in range(8, 13):
         write_tar(tmp_path / f"{number:03d}.tar", [(f"k{number}.jpg", b"x")])
     expected = [f"k{number}" for number in range(8, 13)]
-    for pattern in ("{008..012}.tar", "{008,009,01{0,1,2}}.tar", "*.tar", "**/*.tar", "0[01]?.tar", "."):
+    for pattern in (
+        "{008..012}.tar",
+        "{008,009,01{0,1,2}}.tar",
+        "*.tar",
+        "**/*.tar",
+        "0[01]?.tar",
+        ".",
+    ):
         assert keys(read_corpus(f"{tmp_path}/{pattern}")) == expected
     twice = read_corpus([f"{tmp_path}/*.tar", tmp_path / "009.tar"])
     assert (keys(twice), twice.skipped) == (expected, [])
@@ -124,8 +144,15 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_captions_from_json_txt_and_a_file_that_is_given(tmp_path: Path) -> None:
-    members = {"a.jpg": b"1", "a.json": b'{"caption": "from json", "alt": "other", "split": "val"}', "b.jpg": b"2"}
-    members |= {"b.txt": b"from txt\nsecond\n", "b.json": b'{"caption": "not this", "alt": "other b"}'}
+    members = {
+        "a.jpg": b"1",
+        "a.json": b'{"caption": "from json", "alt": "other", "split": "val"}',
+        "b.jpg": b"2",
+    }
+    members |= {
+        "b.txt": b"from txt\nsecond\n",
+        "b.json": b'{"caption": "not this", "alt": "other b"}',
+    }
     tar = write_tar(tmp_path / "00000.tar", members.items())
     write(tmp_path / "00000.parquet", key=["a"], caption=["of img2dataset"])
     corpus = read_corpus(tmp_path)
@@ -143,11 +170,25 @@ def test_captions_from_json_txt_and_a_file_that_is_given(tmp_path: Path) -> None
 
 def test_members_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     unsafe = ("/etc/passwd.jpg", "../up.jpg", "a/../../up.jpg", "c:\\x\\..\\..\\y.jpg")
-    members = {"a.seg.png": b"1", "a.jpg": b"22", "a.png": b"3", "b.txt": b"alone", "a.json": b"{", "a.txt": b""}
+    members = {
+        "a.seg.png": b"1",
+        "a.jpg": b"22",
+        "a.png": b"3",
+        "b.txt": b"alone",
+        "a.json": b"{",
+        "a.txt": b"",
+    }
     members |= {"a.cls": b"7", "n.jpg": b"4", "n.json": b'{"caption": 4}'}
-    write_tar(tmp_path / "x.tar", [*members.items(), (".hidden.jpg", b"x"), *((name, b"x") for name in unsafe)])
+    write_tar(
+        tmp_path / "x.tar",
+        [*members.items(), (".hidden.jpg", b"x"), *((name, b"x") for name in unsafe)],
+    )
     with tarfile.open(tmp_path / "x.tar", "a") as archive:
-        for name, kind in {"s.jpg": tarfile.SYMTYPE, "h.jpg": tarfile.LNKTYPE, "d.jpg": tarfile.CHRTYPE}.items():
+        for name, kind in {
+            "s.jpg": tarfile.SYMTYPE,
+            "h.jpg": tarfile.LNKTYPE,
+            "d.jpg": tarfile.CHRTYPE,
+        }.items():
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
@@ -168,14 +209,26 @@ def test_keys_that_repeat_across_tars(tmp_path: Path) -> None:
 
 def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "t/x.tar", webdataset(photos_of(photos)))
-    write_tar(tmp_path / "t/other.tar", [("other.jpg", b"x")])  # a tar that is damaged is not the only input
+    # a tar that is damaged is not the only input
+    write_tar(tmp_path / "t/other.tar", [("other.jpg", b"x")])
     content = whole.read_bytes()
     # the two zero blocks that end the members, and the padding of the last record
     with tarfile.open(whole) as archive:
         end = max(item.offset_data + (item.size + 511) // 512 * 512 for item in archive)
     sources: dict[str, Any] = {i.key: i.source for i in read_corpus(whole).images}
     short = [source.start + source.place - 1 for source in sources.values()]
-    for cut in [0, 1, 511, 513, 2000, *range(4000, end + 1, 40_009), *short, end - 1, end, end + 100]:
+    for cut in [
+        0,
+        1,
+        511,
+        513,
+        2000,
+        *range(4000, end + 1, 40_009),
+        *short,
+        end - 1,
+        end,
+        end + 100,
+    ]:
         whole.write_bytes(content[:cut])
         corpus = read_corpus(tmp_path / "t")
         expected = {key for key, source in sources.items() if source.start + source.place <= cut}
@@ -184,7 +237,10 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
     (_, second, *_), key = sources.values(), list(sources)[2]
     whole.write_bytes(content[: sources[key].start + sources[key].place // 2])
     (skipped,) = read_corpus(whole).skipped
-    assert f"cut short in the middle of {key}.jpg" in skipped.message and "run the same command" in skipped.message
+    assert (
+        f"cut short in the middle of {key}.jpg" in skipped.message
+        and "run the same command" in skipped.message
+    )
     whole.write_bytes(content)
     with one_byte_changed(whole, second.start - 512 + 148, 0xFF):  # in the header's checksum
         corpus = read_corpus(whole)
@@ -195,7 +251,9 @@ def test_every_cut_is_told_and_what_is_whole_is_read(photos: Path, tmp_path: Pat
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_bytes_never_raise_and_never_read_past_the_end(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     write_tar(tmp_path / "y.tar", [("other.jpg", b"x")])
     members = {"a.jpg": b"1" * 700, "a.txt": b"one", "b.png": b"2" * 10, "b.json": b"{}"}
     path = write_tar(tmp_path / "x.tar", members.items())
@@ -206,14 +264,23 @@ def test_damaged_bytes_never_raise_and_never_read_past_the_end(tmp_path: Path, d
         content[place] = value
     path.write_bytes(content)
     corpus = read_corpus(tmp_path)
-    assert {key: len(content) for key, content in contents(corpus).items()} == {i.key: i.size for i in corpus.images}
+    assert {key: len(content) for key, content in contents(corpus).items()} == {
+        i.key: i.size for i in corpus.images
+    }
 
 
-def test_no_row_has_the_image_of_another_after_a_damaged_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_has_the_image_of_another_after_a_damaged_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("c3tools.io.parquet._BATCH_BYTES", 20_000)
     images = [bytes([number]) * 1000 for number in range(100)]
     path, names = tmp_path / "x.parquet", [f"{number:03d}" for number in range(100)]
-    layout = {"compression": "none", "use_dictionary": False, "write_batch_size": 1, "data_page_size": 5000}
+    layout = {
+        "compression": "none",
+        "use_dictionary": False,
+        "write_batch_size": 1,
+        "data_page_size": 5000,
+    }
     write(path, layout, jpg=images, key=names)
     whole = path.read_bytes()
     start = whole.index(images[50])
@@ -243,9 +310,13 @@ def test_no_row_has_the_image_of_another_after_a_damaged_page(tmp_path: Path, mo
     ],
 )
 def test_where_keys_come_from(tmp_path: Path, columns: dict[str, Any], expected: list[str]) -> None:
-    path = write(tmp_path / "train-00000-of-00001.parquet", image=[b"1", b"2"], text=["a", "b"], **columns)
+    path = write(
+        tmp_path / "train-00000-of-00001.parquet", image=[b"1", b"2"], text=["a", "b"], **columns
+    )
     corpus = read_corpus(path)
-    assert [(item.key, item.split) for item in corpus.images] == [(key, "train") for key in expected]
+    assert [(item.key, item.split) for item in corpus.images] == [
+        (key, "train") for key in expected
+    ]
     assert [item.image_key for item in corpus.texts] == expected
     named = write(tmp_path / "y.parquet", image=[b"1", b"2"], name=["p", "q"], **columns)
     assert keys(read_corpus(named, key_column="name")) == ["p", "q"]
@@ -253,11 +324,22 @@ def test_where_keys_come_from(tmp_path: Path, columns: dict[str, Any], expected:
 
 def test_images_of_one_file_name_are_not_merged(tmp_path: Path) -> None:
     """`push_to_hub` and `save_to_disk` keep the last part of a path."""
-    images = {"a cat": b"cat", "the cat": b"cat", "a dog": b"dog", "a bird": b"bird", "the dog": b"dog"}
-    cells = pa.array([{"bytes": content, "path": "001.jpg"} for content in images.values()], IMAGE_STRUCT)
+    images = {
+        "a cat": b"cat",
+        "the cat": b"cat",
+        "a dog": b"dog",
+        "a bird": b"bird",
+        "the dog": b"dog",
+    }
+    cells = pa.array(
+        [{"bytes": content, "path": "001.jpg"} for content in images.values()], IMAGE_STRUCT
+    )
     path = write(tmp_path / "x.parquet", {"row_group_size": 2}, image=cells, text=[*images])
     corpus = read_corpus(path)
-    named = ["001", *(f"001-{hashlib.sha256(content).hexdigest()[:12]}" for content in (b"dog", b"bird"))]
+    named = [
+        "001",
+        *(f"001-{hashlib.sha256(content).hexdigest()[:12]}" for content in (b"dog", b"bird")),
+    ]
     assert contents(corpus) == dict(zip(named, (b"cat", b"dog", b"bird"), strict=True))
     assert {text.caption: contents(corpus)[text.image_key or ""] for text in corpus.texts} == images
     (note,) = corpus.notes
@@ -266,9 +348,18 @@ def test_images_of_one_file_name_are_not_merged(tmp_path: Path) -> None:
 
 
 def test_captions_in_columns_lists_and_rows_and_a_row_without_image(tmp_path: Path) -> None:
-    columns = write(tmp_path / "a.parquet", image=[b"1"], key=["a"], caption_0=["x"], caption_1=["y"], caption_2=[None])
+    columns = write(
+        tmp_path / "a.parquet",
+        image=[b"1"],
+        key=["a"],
+        caption_0=["x"],
+        caption_1=["y"],
+        caption_2=[None],
+    )
     lists = write(tmp_path / "b.parquet", image=[b"1"], key=["b"], text=[["x", "y"]])
-    rows = write(tmp_path / "c.parquet", image=[b"1", b"1", None], key=["c", "c", "d"], text=["x", "y", None])
+    rows = write(
+        tmp_path / "c.parquet", image=[b"1", b"1", None], key=["c", "c", "d"], text=["x", "y", None]
+    )
     corpus = read_corpus([columns, lists, rows])
     assert keys(corpus) == ["a", "b", "c", "d"]
     assert pairs(corpus) == [(f"{k}#{n}", c) for k in "abc" for n, c in enumerate("xy")]
@@ -300,7 +391,9 @@ def test_tables_that_cannot_be_used_stop_nobody(tmp_path: Path) -> None:
     assert keys(corpus) == ["a"]
     skipped = {s.key: (s.error, s.message) for s in corpus.skipped}
     assert [skipped[name][0] for name in ("b.parquet", "c.parquet")] == ["UnreadableContainer"] * 2
-    assert "picture, words" in skipped["b.parquet"][1] and "Copy it again" in skipped["c.parquet"][1]
+    assert (
+        "picture, words" in skipped["b.parquet"][1] and "Copy it again" in skipped["c.parquet"][1]
+    )
     assert_refused("not a readable Parquet file", tmp_path / "c.parquet")
     for column in (None, "img"):
         assert_refused(r"(?s)picture, words.*--(image|text)-column", path, image_column=column)
@@ -310,7 +403,11 @@ def test_a_dataset_that_was_saved_to_disk(photos: Path, tmp_path: Path) -> None:
     """What `DatasetDict.save_to_disk` writes, two splits; then with a damaged file."""
     saved, chosen = tmp_path / "saved", photos_of(photos)
     for split, part in (("train", chosen[:3]), ("validation", chosen[3:])):
-        pack(saved / split, "data-00000-of-00001.arrow", [photo._replace(split=None) for photo in part])
+        pack(
+            saved / split,
+            "data-00000-of-00001.arrow",
+            [photo._replace(split=None) for photo in part],
+        )
         (saved / split / "cache-123.arrow").write_bytes(b"")
     (saved / "dataset_dict.json").write_text("{}")
     folder, read = read_corpus(photos), read_corpus(saved)
@@ -320,7 +417,10 @@ def test_a_dataset_that_was_saved_to_disk(photos: Path, tmp_path: Path) -> None:
     assert [image.split for image in read.images] == ["train"] * 3 + ["validation"]
     path.write_bytes(path.read_bytes()[:-2000])  # what is before the cut is used
     corpus = read_corpus(path)
-    assert ([*contents(corpus)], [s.error for s in corpus.skipped]) == (keys(read)[:2], ["DamagedTable"])
+    assert ([*contents(corpus)], [s.error for s in corpus.skipped]) == (
+        keys(read)[:2],
+        ["DamagedTable"],
+    )
     path.write_bytes(b"no arrow at all")
     assert_refused("Arrow", path)
 
@@ -332,7 +432,10 @@ def test_damaged_lengths_of_an_arrow_file_are_noticed(tmp_path: Path) -> None:
         for column in (pa.array([b"1"]), cells):
             writer.write_batch(pa.record_batch([column], ["image"]))
     corpus = read_corpus(tmp_path / "x.arrow")
-    assert ([*contents(corpus).values()], [s.error for s in corpus.skipped]) == ([b"1"], ["DamagedTable"])
+    assert ([*contents(corpus).values()], [s.error for s in corpus.skipped]) == (
+        [b"1"],
+        ["DamagedTable"],
+    )
 
 
 def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -> None:
@@ -340,12 +443,26 @@ def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -
     (tmp_path / "out.jpg").write_bytes(b"x")
     (photos / "link.jpg").symlink_to(tmp_path / "out.jpg")
     (photos / name).with_suffix(".png").write_bytes(b"x")
-    names = [name, "gone.jpg", "../out.jpg", "link.jpg", str(tmp_path / "out.jpg"), "https://x.org/a.jpg", ""]
+    names = [
+        name,
+        "gone.jpg",
+        "../out.jpg",
+        "link.jpg",
+        str(tmp_path / "out.jpg"),
+        "https://x.org/a.jpg",
+        "",
+    ]
     rows = [{"image": n, "text": "t", "key": None} for n in [*names, name.replace(".jpg", ".png")]]
     path = write_list(photos / "l.jsonl", [*rows, {"image": name, "text": "t", "key": "\ud800"}])
     corpus = read_corpus(path, image_column="image")
     assert [i.path for i in corpus.images] == [str(photos / name)]
-    expected = ["FileNotFoundError", *["PermissionError"] * 4, "NullImage", "DuplicateKey", "UnicodeError"]
+    expected = [
+        "FileNotFoundError",
+        *["PermissionError"] * 4,
+        "NullImage",
+        "DuplicateKey",
+        "UnicodeError",
+    ]
     assert [s.error for s in corpus.skipped] == expected
     assert corpus.skipped[0].key == "l.jsonl#2"
     followed = read_corpus(path, image_column="image", follow_symlinks=True)
@@ -355,6 +472,9 @@ def test_what_cannot_be_used_of_a_list_is_listed(photos: Path, tmp_path: Path) -
 
 def test_absolute_paths_below_the_root_that_is_given(photos: Path, tmp_path: Path) -> None:
     chosen = photos_of(photos)
-    path = write_list(tmp_path / "list.csv", [{"image": str(photos / photo.name), "text": "t"} for photo in chosen])
+    path = write_list(
+        tmp_path / "list.csv",
+        [{"image": str(photos / photo.name), "text": "t"} for photo in chosen],
+    )
     corpus = read_corpus(path, image_column="image", images_root=tmp_path)
     assert keys(corpus) == [f"photos/{photo.key}" for photo in chosen]

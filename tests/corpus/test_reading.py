@@ -51,12 +51,16 @@ def test_images_of_a_folder_and_their_keys(
     monkeypatch.chdir(tmp_path / "p")
     assert [item.key for item in read_corpus(".").images] == keys
     both = read_corpus([tmp_path / "q", tmp_path / "p"])
-    assert [item.key for item in both.images] == [f"{folder}/{key}" for folder in "pq" for key in keys]
+    assert [item.key for item in both.images] == [
+        f"{folder}/{key}" for folder in "pq" for key in keys
+    ]
 
 
 def test_captions_of_images_in_a_folder_and_in_text_files(tmp_path: Path) -> None:
     image(tmp_path / "a/images/one.png")
-    write_jsonl(tmp_path / "a/captions.jsonl", {"image": "one.png", "captions": ["a", "b"], "split": "test"})
+    write_jsonl(
+        tmp_path / "a/captions.jsonl", {"image": "one.png", "captions": ["a", "b"], "split": "test"}
+    )
     corpus = read_corpus(tmp_path / "a")
     assert [(i.key, i.split) for i in corpus.images] == [("one", "test")]
     assert [(t.key, t.caption) for t in corpus.texts] == [("one#0", "a"), ("one#1", "b")]
@@ -68,8 +72,11 @@ def test_captions_of_images_in_a_folder_and_in_text_files(tmp_path: Path) -> Non
     assert read_corpus(tmp_path / "c").images_without_caption == ["two"]
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its files would otherwise count as removed, and `c3 embed --prune` would remove their rows."""
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would otherwise count as removed, and `c3 embed --prune` would remove their
+    rows."""
     below, scandir, unreadable = image(tmp_path / "p/below/a.jpg").parent, os.scandir, list[Path]()
 
     def refuse(path: str | os.PathLike[str]) -> object:
@@ -93,7 +100,10 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
         (folder / name).symlink_to(target)
     corpus = read_corpus(folder)
     assert [item.key for item in corpus.images] == ["in"]
-    assert {(s.key, s.error) for s in corpus.skipped} == {("out.png", "SymlinkOutside"), ("gone.png", "BrokenLink")}
+    assert {(s.key, s.error) for s in corpus.skipped} == {
+        ("out.png", "SymlinkOutside"),
+        ("gone.png", "BrokenLink"),
+    }
     assert {item.key for item in read_corpus(folder, follow_symlinks=True).images} == {"in", "out"}
     assert len(read_corpus(folder / "out.png").images) == 1  # named by the user
 
@@ -104,10 +114,15 @@ def test_symlinks_do_not_loop_and_do_not_lead_out(tmp_path: Path) -> None:
         ("captions.jsonl", '{"image": "in.png", "captions": ["secret"]}\n'),
         ("metadata.csv", "file_name,text\nin.png,secret\n"),
         ("in.txt", "secret\n"),
-        ("dataset_coco.json", '{"images": [{"filename": "in.png", "sentences": [{"raw": "secret"}]}]}'),
+        (
+            "dataset_coco.json",
+            '{"images": [{"filename": "in.png", "sentences": [{"raw": "secret"}]}]}',
+        ),
     ],
 )
-def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, name: str, content: str) -> None:
+def test_captions_that_are_links_out_of_the_corpus_are_not_read(
+    tmp_path: Path, name: str, content: str
+) -> None:
     folder = image(tmp_path / "corpus/in.png").parent
     (tmp_path / name).write_text(content)
     (folder / name).symlink_to(tmp_path / name)
@@ -120,7 +135,8 @@ def test_captions_that_are_links_out_of_the_corpus_are_not_read(tmp_path: Path, 
 def test_texts_alone(tmp_path: Path) -> None:
     texts = ["a dog, running", 'a "cat"', "ein Hündchen"]
     (tmp_path / "t.txt").write_text("\n".join(texts), encoding="utf-8")
-    for kind, first in {"txt": 1, "jsonl": 1, "csv": 2, "tsv": 2, "parquet": 1}.items():  # a header is a line
+    # a header is a line
+    for kind, first in {"txt": 1, "jsonl": 1, "csv": 2, "tsv": 2, "parquet": 1}.items():
         path = tmp_path / f"t.{kind}"
         if kind != "txt":
             write_list(path, [{"text": text} for text in texts])
@@ -131,10 +147,15 @@ def test_texts_alone(tmp_path: Path) -> None:
 FLICKR = {
     "Flickr8k.token.txt": "a.png#0\tA dog .\na.png#1\tA cat .\nb.png#0\tSnow, white .\n",
     "captions.txt": 'image,caption\na.png,A dog .\na.png,A cat .\nb.png,"Snow, white ."\n',
-    "results.csv": "image_name| comment_number| comment\na.png| 0| A dog .\na.png| 1| A cat .\nb.png|0|Snow, white .\n",
+    "results.csv": (
+        "image_name| comment_number| comment\na.png| 0| A dog .\na.png| 1| A cat "
+        ".\nb.png|0|Snow, white .\n"
+    ),
     "semicolons.csv": "caption;image\nA dog .;a.png\nA cat .;a.png\nSnow, white .;b.png\n",
-    "flickr_annotations_30k.csv": 'raw,sentids,split,filename\n"[""A dog ."", ""A cat .""]",[0],train,a.png\n'
-    '"[""Snow, white .""]",[2],test,b.png\n',
+    "flickr_annotations_30k.csv": (
+        'raw,sentids,split,filename\n"[""A dog ."", ""A cat .""]",[0],train,a.png\n'
+        '"[""Snow, white .""]",[2],test,b.png\n'
+    ),
     "pandas.csv": "image,captions\na.png,\"['A dog .', 'A cat .']\"\nb.png,['Snow\\x2c white .']\n",
 }
 
@@ -174,9 +195,18 @@ def test_columns_by_the_first_of_their_usual_names_in_any_case(
 
 def test_empty_and_undecodable_captions_are_skipped_and_said(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"good\n\xff\xfe bad\nlast\n")
-    corpus = read_corpus([tmp_path / "t.txt", write_jsonl(tmp_path / "c.jsonl", {"text": ["  ", "x"]})])
-    assert [(t.key, t.caption) for t in corpus.texts] == [("t:1", "good"), ("t:3", "last"), ("c:1#1", "x")]
-    assert [(s.error, s.key) for s in corpus.skipped] == [("UnicodeError", "t:2"), ("EmptyCaption", "c:1#0")]
+    corpus = read_corpus(
+        [tmp_path / "t.txt", write_jsonl(tmp_path / "c.jsonl", {"text": ["  ", "x"]})]
+    )
+    assert [(t.key, t.caption) for t in corpus.texts] == [
+        ("t:1", "good"),
+        ("t:3", "last"),
+        ("c:1#1", "x"),
+    ]
+    assert [(s.error, s.key) for s in corpus.skipped] == [
+        ("UnicodeError", "t:2"),
+        ("EmptyCaption", "c:1#0"),
+    ]
 
 
 COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id": 7}]}
@@ -193,9 +223,19 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
         ("metadata.csv", "file_name,words\nx.png,hello\n", {}, "--text-column"),
         ("captions.jsonl", '{"image": "x.png", "text": "a"}\n{oops\n', {}, "line 2 is not JSON"),
         ("c.json", json.dumps(COCO), {"captions": "c.json"}, "not a COCO captions file"),
-        ("c.jsonl", '{"image": "y.png", "text": "a"}', {"captions": "c.jsonl"}, "has no caption for any"),
+        (
+            "c.jsonl",
+            '{"image": "y.png", "text": "a"}',
+            {"captions": "c.jsonl"},
+            "has no caption for any",
+        ),
         ("c.jsonl", '{"text": "a"}', {"captions": "c.jsonl"}, "the image is missing"),
-        ("l.csv", "image,text\nx,a", {"image_column": "img"}, "no column 'img'; its columns are: image, text"),
+        (
+            "l.csv",
+            "image,text\nx,a",
+            {"image_column": "img"},
+            "no column 'img'; its columns are: image, text",
+        ),
         ("t.parquet", "PAR1 not really", {}, "not a readable Parquet"),
         ("t.txt", "\n\n", {}, "There is nothing to embed"),
     ],
@@ -229,17 +269,32 @@ def test_the_first_five_minutes_of_a_sound(tmp_path: Path) -> None:
 def test_the_names_and_the_order_of_splits() -> None:
     said = "train train2017 restval validation val2014 dev TEST unused".split()
     assert splits_of(said, said) == "train train train val val val test unused".split()
-    assert sorted(["other", "test", "a", "val", "train"], key=split_order) == ["train", "val", "test", "a", "other"]
+    assert sorted(["other", "test", "a", "val", "train"], key=split_order) == [
+        "train",
+        "val",
+        "test",
+        "a",
+        "other",
+    ]
 
 
 def test_without_a_split_the_key_decides_and_always_the_same() -> None:
     # written down: a change here would move the rows of every store without splits
     assert splits_of([f"photo{i}" for i in (6, 7, 8)], ["", None, ""]) == ["train", "val", "train"]
     shares = splits_by_hash([*map(str, range(20_000))])
-    assert [shares.count(name) for name in ("train", "val")] == pytest.approx([16_000, 2000], abs=200)
+    assert [shares.count(name) for name in ("train", "val")] == pytest.approx(
+        [16_000, 2000], abs=200
+    )
 
 
-KEPT = {"train": None, "train base val": None, "": None, "test": None, "val test": None, "val": set[str]()}
+KEPT = {
+    "train": None,
+    "train base val": None,
+    "": None,
+    "test": None,
+    "val test": None,
+    "val": set[str](),
+}
 KEPT |= {said: {"val", "test"} for said in ("base modifier", "base val", "unused test")}
 
 
@@ -249,11 +304,15 @@ def test_without_rows_named_train_the_others_are_split_by_hash(said: str) -> Non
     assert kept_splits(names) == kept
     for name in names:
         stays = kept is None or name in kept
-        assert splits_of(["photo7"], [name], kept_splits(names)) == ([name] if stays else splits_by_hash(["photo7"]))
+        assert splits_of(["photo7"], [name], kept_splits(names)) == (
+            [name] if stays else splits_by_hash(["photo7"])
+        )
     sentence = describe_rule(names)
     assert (sentence is None) == (kept is None)
     if sentence:
-        assert "80 % train, 10 % val, 10 % test" in sentence and all(name in sentence for name in names)
+        assert "80 % train, 10 % val, 10 % test" in sentence and all(
+            name in sentence for name in names
+        )
 
 
 @given(st.lists(st.text("ab.", min_size=1, max_size=4), unique=True))
@@ -273,21 +332,31 @@ def write_source(folder: Path, source: str, rows: list[tuple[str, list[str]]]) -
         lines = [f"{name},{caption}\n" for name, captions in rows for caption in captions or [""]]
         (folder / source).write_text("file_name,text\n" + "".join(lines))
     elif source.endswith(".jsonl"):
-        write_jsonl(folder / source, *({"file_name": name, "captions": captions} for name, captions in rows))
+        write_jsonl(
+            folder / source, *({"file_name": name, "captions": captions} for name, captions in rows)
+        )
     else:
         images = [{"id": number, "file_name": name} for number, (name, _) in enumerate(rows)]
-        annotations = [{"image_id": n, "caption": text} for n, (_, texts) in enumerate(rows) for text in texts]
+        annotations = [
+            {"image_id": n, "caption": text} for n, (_, texts) in enumerate(rows) for text in texts
+        ]
         value = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
         (folder / source).write_text(json.dumps(value))
 
 
-KARPATHY = '{"images": [{"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": "a"}, {"raw": "b"}]}]}'
+KARPATHY = (
+    '{"images": [{"filename": "000001.jpg", "split": "restval", "sentences": [{"raw": '
+    '"a"}, {"raw": "b"}]}]}'
+)
 
 
 @pytest.mark.parametrize("kind", ["coco", "karpathy"])
 def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: str) -> None:
     image(tmp_path / "val2017/000001.jpg")
-    folder, name = tmp_path / "annotations", "captions_val.json" if kind == "coco" else "dataset_coco.json"
+    folder, name = (
+        tmp_path / "annotations",
+        "captions_val.json" if kind == "coco" else "dataset_coco.json",
+    )
     folder.mkdir()
     if kind == "coco":
         write_source(folder, name, [("000001.jpg", ["a", "b"])])
@@ -309,20 +378,26 @@ def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: st
 def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "a/y/c"):
         image(tmp_path / f"{name}.png")
-    write_jsonl(tmp_path / "captions.jsonl", *({"image": f"train/{name}.png", "text": f"far {name}"} for name in "ab"))
+    write_jsonl(
+        tmp_path / "captions.jsonl",
+        *({"image": f"train/{name}.png", "text": f"far {name}"} for name in "ab"),
+    )
     (tmp_path / "train/metadata.csv").write_text("file_name,text\na.png,near a\n")
     (tmp_path / "metadata.csv").write_text("file_name,text,split\ntrain/a.png,not this,val\n")
     write_jsonl(tmp_path / "a/y/captions.jsonl", {"image": "b.png", "text": "by its name alone"})
     corpus = read_corpus(tmp_path)
     assert pairs(corpus) == [("near a", "train/a"), ("far b", "train/b")]
-    assert [image.split for image in corpus.images] == [None, "val", None]  # only the table names a split
+    # only the table names a split
+    assert [image.split for image in corpus.images] == [None, "val", None]
 
 
 def test_captions_of_a_corpus_that_was_moved(tmp_path: Path) -> None:
     for name in "abc":
         image(tmp_path / f"new/{name}.png")
     names = ["/old/x/a.png", "/old/x/b.png", "/old/y/b.png", "c.png", "/old/x/a.png"]
-    file = write_jsonl(tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names))
+    file = write_jsonl(
+        tmp_path / "c.jsonl", *({"image": name, "text": f"of {name}"} for name in names)
+    )
     corpus = read_corpus(tmp_path / "new", captions=file)
     assert pairs(corpus) == [("of /old/x/a.png", "a"), ("of /old/x/a.png", "a"), ("of c.png", "c")]
     assert corpus.captions_without_image == ["/old/x/b.png", "/old/y/b.png"]
@@ -345,15 +420,23 @@ def test_a_captions_file_that_is_given_counts_alone_and_is_for_all_paths(tmp_pat
         image(tmp_path / f"{name}.png").with_suffix(".txt").write_text("text")
     write_jsonl(tmp_path / "two/captions.jsonl", {"image": "z.png", "text": "detected"})
     names = ["a", "b", "c", "x", "one/x", "one/x-1", "two/x"]
-    file = write_jsonl(tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names))
-    corpus = read_corpus([tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file)
-    assert pairs(corpus) == [(f"of {name}", name) for name in ("a", "one/x", "one/x-1", "b", "two/x")]
+    file = write_jsonl(
+        tmp_path / "c.jsonl", *({"image": f"{name}.png", "text": f"of {name}"} for name in names)
+    )
+    corpus = read_corpus(
+        [tmp_path / name for name in ("a.png", "one", "b.png", "two")], captions=file
+    )
+    assert pairs(corpus) == [
+        (f"of {name}", name) for name in ("a", "one/x", "one/x-1", "b", "two/x")
+    ]
     assert corpus.captions_without_image == ["c.png", "x.png"]
     assert corpus.images_without_caption == ["two/z"]
 
 
 # a source may name an image and have no caption of it
-CAPTIONS = st.dictionaries(st.sampled_from(SOURCES), st.lists(st.sampled_from(["one", "two", "three"]), max_size=2))
+CAPTIONS = st.dictionaries(
+    st.sampled_from(SOURCES), st.lists(st.sampled_from(["one", "two", "three"]), max_size=2)
+)
 
 
 @settings(max_examples=40)
@@ -366,12 +449,18 @@ def test_each_image_has_the_captions_of_the_first_source_that_has_some(
         for number in range(len(assignment)):
             image(folder / f"{number}.png")
         for source in random.sample(SOURCES, len(SOURCES)):
-            rows = [(f"{number}.png", row[source]) for number, row in enumerate(assignment) if source in row]
+            rows = [
+                (f"{number}.png", row[source])
+                for number, row in enumerate(assignment)
+                if source in row
+            ]
             if rows:
                 write_source(folder, source, random.sample(rows, len(rows)))
         corpus = read_corpus(folder)
         for number, row in enumerate(assignment):
             expected = next((row[source] for source in SOURCES if row.get(source)), [])
-            assert [text.caption for text in corpus.texts if text.image_key == str(number)] == expected
+            assert [
+                text.caption for text in corpus.texts if text.image_key == str(number)
+            ] == expected
         without = [str(number) for number, row in enumerate(assignment) if not any(row.values())]
         assert corpus.images_without_caption == without

@@ -44,11 +44,18 @@ def check(photos: Path, base: str) -> None:
     expected = contents(folder)
     for form in ("x-{0..1}.tar", "x.parquet"):
         corpus = read_corpus(f"{base}/{form}")
-        assert (contents(corpus), [*corpus.texts], corpus.skipped) == (expected, [*folder.texts], [])
+        assert (contents(corpus), [*corpus.texts], corpus.skipped) == (
+            expected,
+            [*folder.texts],
+            [],
+        )
         assert corpus.images[0].path.startswith(f"{base}/x")
     listed = read_corpus(f"{base}/list.csv", image_column="image")
     assert contents(listed) == expected
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="are too many for an image"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(OSError, match="are too many for an image"),
+    ):
         patch.setattr(images, "LARGEST_IMAGE_FILE", 9)
         contents(listed)
     assert [text.caption for text in read_corpus(f"{base}/list.csv").texts] == list(expected)
@@ -57,7 +64,9 @@ def check(photos: Path, base: str) -> None:
 
 
 @pytest.mark.parametrize(("ranges", "every"), [(True, 0), (True, 3), (False, 3)])
-def test_http_with_and_without_ranges_and_errors(photos: Path, packed: Path, ranges: bool, every: int) -> None:
+def test_http_with_and_without_ranges_and_errors(
+    photos: Path, packed: Path, ranges: bool, every: int
+) -> None:
     faults = Faults(every)
     with web_server(packed, faults, ranges=ranges) as base:
         check(photos, base)
@@ -76,16 +85,24 @@ def test_s3_with_every_seventh_request_failing(photos: Path, packed: Path, s3: F
     assert_refused("Nothing matches s3://", "s3://bucket/x/z*.tar")
 
 
-def test_images_by_url_only_when_asked_for(photos: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_by_url_only_when_asked_for(
+    photos: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = photos_of(photos)
     with web_server(packed, Faults(4)) as base:
         urls = [*(f"{base}/{photo.name}" for photo in chosen), f"{base}/gone.jpg"]
-        rows = [{"url": url, "key": key, "caption": "t"} for url, key in zip(urls, "abcde", strict=True)]
+        rows = [
+            {"url": url, "key": key, "caption": "t"} for url, key in zip(urls, "abcde", strict=True)
+        ]
         path = write_list(packed / "urls.parquet", rows)
-        assert_refused("nothing to embed.*5 reasons.*--download downloads it", path, image_column="url")
+        assert_refused(
+            "nothing to embed.*5 reasons.*--download downloads it", path, image_column="url"
+        )
         corpus = read_corpus(path, image_column="url", download=True)
         with ImageReader() as reader:
-            assert [reader.read(item) for item in corpus.images[:4]] == [photo.content for photo in chosen]
+            assert [reader.read(item) for item in corpus.images[:4]] == [
+                photo.content for photo in chosen
+            ]
             with pytest.raises(FileNotFoundError, match="answers 404"):
                 reader.read(corpus.images[4])
         monkeypatch.setattr(images, "LARGEST_IMAGE_FILE", 9)
@@ -99,7 +116,9 @@ def test_images_by_url_only_when_asked_for(photos: Path, packed: Path, monkeypat
             contents(read_corpus(packed / "u.csv", image_column="url", download=True))
 
 
-def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_sends_a_byte_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "_SLOWEST_DOWNLOAD", 0.5)
     with web_server(tmp_path, Faults()) as base, pytest.raises(ValueError, match="did not finish"):
         images.download(f"{base}/drip")
@@ -108,18 +127,25 @@ def test_a_server_that_sends_a_byte_now_and_then(tmp_path: Path, monkeypatch: py
 def test_retrying_pauses_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(locations, "FIRST_PAUSE", 0.2)
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=pauses.append))  # other threads sleep as they do
+    # other threads sleep as they do
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=pauses.append))
 
     def broken() -> None:
         raise RuntimeError("down")
 
     with pytest.raises(ConnectionError, match=r"there could not be reached in 6 attempts \(down\)"):
         retrying(broken, "there")
-    assert [1 <= pause / (0.2 * 2**number) <= 2 for number, pause in enumerate(pauses)] == [True] * 5
+    assert [1 <= pause / (0.2 * 2**number) <= 2 for number, pause in enumerate(pauses)] == [
+        True
+    ] * 5
 
 
 def test_braces() -> None:
-    expected = {"{000..002}": "000 001 002", "x{a,b}{1..2}": "xa1 xa2 xb1 xb2", "{a,{0..1}}b": "ab 0b 1b"}
+    expected = {
+        "{000..002}": "000 001 002",
+        "x{a,b}{1..2}": "xa1 xa2 xb1 xb2",
+        "{a,{0..1}}b": "ab 0b 1b",
+    }
     for pattern, names in {**expected, "{a": "{a", "{a}{}": "{a}{}"}.items():
         assert expand(pattern) == [*map(Path, names.split())]
 

@@ -28,7 +28,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def letters(row: dict[str, Any]) -> set[str]:
-    """Return the letters and digits of the captions of an image, in lower case, with single spaces between words."""
+    """Return the letters and digits of the captions of an image, in lower case, with single spaces
+    between words."""
     return {" ".join(re.findall(r"\w+", caption.lower())) for caption in row["captions"]}
 
 
@@ -39,13 +40,21 @@ def test_every_bundled_photo_has_captions_and_attribution() -> None:
     assert all(len(row["captions"]) >= 5 for row in rows)
     pattern = r"\| `(\S+)` \| \[(CC BY(?:-SA)? 2\.0)\]\(\S+\) \| <(\S+)> \|"
     listed = sorted(re.findall(pattern, (PHOTOS / "ATTRIBUTION.md").read_text("utf-8")))
-    licences = {"Attribution License": "CC BY 2.0", "Attribution-ShareAlike License": "CC BY-SA 2.0"}
-    assert sorted((row["image"], licences[row["license"]], row["flickr_url"]) for row in rows) == listed
+    licences = {
+        "Attribution License": "CC BY 2.0",
+        "Attribution-ShareAlike License": "CC BY-SA 2.0",
+    }
+    assert (
+        sorted((row["image"], licences[row["license"]], row["flickr_url"]) for row in rows)
+        == listed
+    )
     assert names == [name for name, *_ in listed]
 
 
 @pytest.mark.parametrize("held_out", ["bundled", "kept for a test"])
-def test_no_training_caption_is_of_an_image_that_is_scored(request: pytest.FixtureRequest, held_out: str) -> None:
+def test_no_training_caption_is_of_an_image_that_is_scored(
+    request: pytest.FixtureRequest, held_out: str
+) -> None:
     photos, training = lines_of(PHOTOS / "captions.jsonl"), lines_of(CAPTIONS)
     assert len(training) == 4686
     if held_out != "bundled":
@@ -59,8 +68,15 @@ def test_no_training_caption_is_of_an_image_that_is_scored(request: pytest.Fixtu
 def test_photos_can_be_copied_to_start_with(c3: C3, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("deep/images", "empty"):
-        assert done(c3("demo", "--photos-to", folder)).stderr == f"Copied 124 photos with captions to {folder}.\n"
-        assert Counter(path.suffix for path in (tmp_path / folder).iterdir()) == {".jpg": 124, ".jsonl": 1, ".md": 1}
+        assert (
+            done(c3("demo", "--photos-to", folder)).stderr
+            == f"Copied 124 photos with captions to {folder}.\n"
+        )
+        assert Counter(path.suffix for path in (tmp_path / folder).iterdir()) == {
+            ".jpg": 124,
+            ".jsonl": 1,
+            ".md": 1,
+        }
     again = c3("demo", "--photos-to", "empty")
     assert (again.exit_code, "not empty" in again.stderr) == (1, True)
 
@@ -81,23 +97,33 @@ def few_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("few_photos")
 def test_the_demo_end_to_end(c3: C3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole job on a small part of what is bundled: every row is there, the page stands alone."""
+    """The whole job on a small part of what is bundled: every row is there, the page stands
+    alone."""
     monkeypatch.setattr("c3tools.demo.run._IMAGE_STEPS", 2)
     monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": MICRO_SIZE})
     result = done(c3("demo", "--images", "--json", "runs.json"))
     parts = (
-        " method steps CIDEr 95 %.* C3 Connect, Collapse, Corrupt .* C2_1 − C1: .* real photos .* C3 − C1, sigma .*"
+        " method steps CIDEr 95 %.* C3 Connect, Collapse, Corrupt .* C2_1 − C1: .* real photos .* "
+        "C3 − C1, sigma .*"
         "5 The other direction: .* 2 steps .*/demo.html The .*/table.html Wrote "
     )
     assert re.search(parts, " ".join((result.stdout + result.stderr).split()))
-    assert [run["method"] for run in json.loads(Path("runs.json").read_text())] == "C1 C2_1 C2_2 C3".split()
+    assert [
+        run["method"] for run in json.loads(Path("runs.json").read_text())
+    ] == "C1 C2_1 C2_2 C3".split()
     for name, made in (("captions.html", False), ("demo.html", True)):
         page = (tmp_path / "c3-demo" / name).read_text("utf-8")
-        counts = ("data:image/jpeg;base64,", "<script", '<dt title="Connect, Collapse, Corrupt">C3</dt>')
+        counts = (
+            "data:image/jpeg;base64,",
+            "<script",
+            '<dt title="Connect, Collapse, Corrupt">C3</dt>',
+        )
         # the scripts are of the map: its data and what draws it
         assert [*map(page.count, counts)] == ([40, 2, 20] if made else [20, 0, 0])
         assert not re.search(r'(?:src|href)="(?!data:|#|https://www\.flickr\.com/)', page)
-        assert [word in page for word in ("<svg", "95 % interval</th>", "C2_1 − C1: ")] == [made] * 3
+        assert [word in page for word in ("<svg", "95 % interval</th>", "C2_1 − C1: ")] == [
+            made
+        ] * 3
 
 
 def test_first_captions_are_there_when_the_training_is_interrupted(
@@ -109,12 +135,18 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     assert (result.exit_code, result.stderr.count("c3-demo/captions.html")) == (130, 2)
     assert not (tmp_path / "c3-demo" / "demo.html").exists()
     page = (tmp_path / "c3-demo" / "captions.html").read_text("utf-8")
-    pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall(r"jpeg;base64,([^\"]+)", page)]
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(text)))
+        for text in re.findall(r"jpeg;base64,([^\"]+)", page)
+    ]
     assert (len(pictures), {max(picture.size) for picture in pictures}) == (20, {256, 360})
     rows = lines_of(few_photos / "captions.jsonl")
     assert page.count("CC BY-SA 2.0") == sum("ShareAlike" in row["license"] for row in rows) > 0
     assert Store.open("c3-demo/captions").fitting_moments("text").n == 30_000
-    plain = [re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line) for line in re.findall("(?m)^(?:   |[1-4]).*", result.stderr)]
+    plain = [
+        re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line)
+        for line in re.findall("(?m)^(?:   |[1-4]).*", result.stderr)
+    ]
     recorded(Path(__file__).parent / "golden" / "messages.json", plain)
     references = {Path(row["image"]).stem: row["captions"] for row in rows}
     key_of = {texts[0]: key for key, texts in references.items()}
@@ -124,7 +156,9 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     )
     captions = dict(zip([key_of[human] for human in people], written, strict=True))
     shown = [float(number) for number in numbers]
-    assert shown == [round(score) for score in score_captions(captions, references).per_image["CIDEr"]]
+    assert shown == [
+        round(score) for score in score_captions(captions, references).per_image["CIDEr"]
+    ]
     best, worst, others = shown[:6], shown[6:12], shown[12:]
     assert [*best, *others, *worst[::-1]] == sorted(shown)[::-1]
     assert best[0] > 20

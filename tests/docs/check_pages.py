@@ -10,8 +10,16 @@ import pytest
 
 from tests.docs.pages import ROOT, as_on_a_plain_install, prepare, run_page, same
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("start/*.md")), *sorted((ROOT / "docs").glob("guides/*.md"))]
-RUN = [page for page in PAGES if re.search(r"^```(console|python)$", page.read_text("utf-8"), re.MULTILINE)]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("start/*.md")),
+    *sorted((ROOT / "docs").glob("guides/*.md")),
+]
+RUN = [
+    page
+    for page in PAGES
+    if re.search(r"^```(console|python)$", page.read_text("utf-8"), re.MULTILINE)
+]
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +72,9 @@ def test_the_commands_of_a_page_print_what_it_shows(
         ("  image   79   0   0   16.3   4.9\n", "  image   79   0   0   1.0   80\n", True),
     ],
 )
-def test_outputs_are_compared_word_by_word_with_tolerance_for_numbers(shown: str, printed: str, equal: bool) -> None:
+def test_outputs_are_compared_word_by_word_with_tolerance_for_numbers(
+    shown: str, printed: str, equal: bool
+) -> None:
     assert same(shown, printed) == equal
 
 
@@ -78,7 +88,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     import c3tools
 
     page = (ROOT / "docs" / "reference" / "api.md").read_text("utf-8")
-    assert set(re.findall(r"auto(?:class|function):: c3tools\.(\w+)", page)) == set(c3tools.__all__) - {"__version__"}
+    assert set(re.findall(r"auto(?:class|function):: c3tools\.(\w+)", page)) == set(
+        c3tools.__all__
+    ) - {"__version__"}
 
 
 def test_the_readme_is_short() -> None:

@@ -1,4 +1,5 @@
-"""The build of the documentation site fails where a link is broken or a page loads something from elsewhere."""
+"""The build of the documentation site fails where a link is broken or a page loads something from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ import pytest
 from .pages import ROOT
 
 pytest.importorskip("furo", reason="the extra docs is not installed")
-GOOD = "# Top\n\n[other](other.md#here), [above](#top)\n\n![A figure](figure.svg)\n\n```{toctree}\nother\n```\n"
+GOOD = (
+    "# Top\n\n[other](other.md#here), [above](#top)\n\n![A "
+    "figure](figure.svg)\n\n```{toctree}\nother\n```\n"
+)
 OTHER = "# Other\n\n## Here\n\n| a | b |\n|---|---|\n| 1.0 ± 0.1 | words |\n"
 FIGURE = """<?xml version="1.0"?>
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 100"><path fill="#2364aa"/></svg>
@@ -27,8 +31,22 @@ def build(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / "docs" / "conf.py", source)
     for name, text in {"index.md": page, "other.md": OTHER, "figure.svg": FIGURE}.items():
         (source / name).write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "sphinx", "-q", "-E", "-a", "-W", "--keep-going", "-b", "html", str(source)]
-    return subprocess.run([*command, str(folder / "site")], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-E",
+        "-a",
+        "-W",
+        "--keep-going",
+        "-b",
+        "html",
+        str(source),
+    ]
+    return subprocess.run(
+        [*command, str(folder / "site")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_figures_follow_the_theme_and_numbers_stay_on_one_line(tmp_path: Path) -> None:
@@ -37,7 +55,12 @@ def test_figures_follow_the_theme_and_numbers_stay_on_one_line(tmp_path: Path) -
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     for part in ('<path fill="var(--c3-first)"/>', 'aria-label="A figure"', 'class="wide"'):
         assert part in page
-    assert "number" in (tmp_path / "site" / "other.html").read_text(encoding="utf-8").partition("1.0 ± 0.1")[0][-40:]
+    assert (
+        "number"
+        in (tmp_path / "site" / "other.html")
+        .read_text(encoding="utf-8")
+        .partition("1.0 ± 0.1")[0][-40:]
+    )
 
 
 def test_a_broken_page_fails_the_build(tmp_path: Path) -> None:
@@ -45,7 +68,9 @@ def test_a_broken_page_fails_the_build(tmp_path: Path) -> None:
         "[gone](gone.md)": "target not found: 'gone.md'",
         "[gone](../c3tools/gone.py)": "target not found: '../c3tools/gone.py'",
         "![gone](gone.svg)": "image file not readable: gone.svg",
-        '<img src="https://example.org/a.png">': "index.html loads https://example.org/a.png from another server",
+        '<img src="https://example.org/a.png">': (
+            "index.html loads https://example.org/a.png from another server"
+        ),
     }
     built = build(tmp_path, GOOD.replace("# Top\n", "\n\n".join(["# Top", *warnings, ""])))
     assert built.returncode == 1

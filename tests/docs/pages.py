@@ -1,10 +1,12 @@
-"""Run the commands and snippets of a page of the documentation, and compare what they print with what the page shows.
+"""Run the commands and snippets of a page of the documentation, and compare what they print with
+what the page shows.
 
     python -m tests.docs.pages docs/guides/search.md      # write what they print into the page
 
-A page starts with nothing, or from what a comment at its top names: ``<!-- starts from: photos -->`` (the bundled
-photos in images/), or ``store`` (and c3-store/). In a ``console`` block, lines that begin with ``$`` are commands; a
-``python`` block is followed by a ``text`` block with what it prints. A line ``...`` stands for any output.
+A page starts with nothing, or from what a comment at its top names: ``<!-- starts from: photos
+-->`` (the bundled photos in images/), or ``store`` (and c3-store/). In a ``console`` block, lines
+that begin with ``$`` are commands; a ``python`` block is followed by a ``text`` block with what it
+prints. A line ``...`` stands for any output.
 """
 
 from __future__ import annotations
@@ -26,13 +28,18 @@ import pytest
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-_FENCE = re.compile(r"^```(console|python)\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^```(console|python)\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE
+)
 _COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 _NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 _TIMINGS = (  # depend on the machine
     re.compile(r"^( +(?:image|text) +[\d,]+ +\d+ +\d+) +[\d.,]+ +[\d.,]+ *$", re.MULTILINE),
     re.compile(r"^( +\d+ +[\d.]+ +[\d.]+) +[\d,]+ *$", re.MULTILINE),
-    re.compile(r"^[A-Z][\w ]+ took \d+% of the time: .*?(?:would help|only once)\.\n?()", re.DOTALL | re.MULTILINE),
+    re.compile(
+        r"^[A-Z][\w ]+ took \d+% of the time: .*?(?:would help|only once)\.\n?()",
+        re.DOTALL | re.MULTILINE,
+    ),
 )
 _PROGRESS = re.compile(r" of [\d,]+, [\d.,]+/s, [\d:]+ elapsed")  # printed by slow machines only
 TOLERANCE = 0.05
@@ -53,7 +60,8 @@ def prepare(folder: Path, page: str) -> None:
 
 
 def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
-    """Leave out converted backends and bf16, so that pages show what a CPU without extras prints."""
+    """Leave out converted backends and bf16, so that pages show what a CPU without extras
+    prints."""
     patch.setattr("c3tools.devices._cpu_has_fast_bf16", lambda: False)
     patch.setattr("c3tools.encoders.openvino_backend.OpenVINOBackend.is_installed", lambda: False)
     patch.delenv("C3_STORE", raising=False)
@@ -61,13 +69,17 @@ def as_on_a_plain_install(patch: pytest.MonkeyPatch) -> None:
 
 
 def run_page(page: str, check: Callable[[str, str, str], str]) -> str:
-    """Run every block of a page in the current folder; `check(command, shown, printed)` returns what to show."""
+    """Run every block of a page in the current folder; `check(command, shown, printed)` returns
+    what to show."""
     names: dict[str, Any] = {"__name__": "__main__"}
 
     def replace(match: re.Match[str]) -> str:
         language, body, shown = match.groups()
         if language == "console":
-            parts = (f"$ {words}\n" + check(words, out, run_command(words)) for words, out in _COMMAND.findall(body))
+            parts = (
+                f"$ {words}\n" + check(words, out, run_command(words))
+                for words, out in _COMMAND.findall(body)
+            )
             return "```console\n" + "".join(parts) + "```"
         printed = check(body, shown or "", _run_python(body, names))
         tail = f"\n\n```text\n{printed}```" if printed else ""
@@ -85,8 +97,13 @@ def run_command(command: str) -> str:
         result = CliRunner().invoke(app, words[1:], prog_name="c3", catch_exceptions=False)
         printed, code = result.output, result.exit_code
     else:
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            ["bash", "-c", command], env=environment, capture_output=True, text=True, check=False
+        )
         printed, code = done.stdout + done.stderr, done.returncode
     assert code == 0, f"{command}: exit code {code}\n{printed}"
     return _tidy(printed)
@@ -104,7 +121,8 @@ def _tidy(printed: str) -> str:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Tell whether two outputs agree: words equal, numbers within the tolerance, timings and ``...`` left out."""
+    """Tell whether two outputs agree: words equal, numbers within the tolerance, timings and
+    ``...`` left out."""
     return _match(_words(shown), _words(printed))
 
 
@@ -119,7 +137,9 @@ def _match(shown: list[str], printed: list[str]) -> bool:
         return len(shown) == len(printed) and all(map(_same_word, shown, printed))
     first = shown.index("...")
     rests = (printed[start:] for start in range(first, len(printed) + 1))
-    return all(map(_same_word, shown[:first], printed)) and any(_match(shown[first + 1 :], rest) for rest in rests)
+    return all(map(_same_word, shown[:first], printed)) and any(
+        _match(shown[first + 1 :], rest) for rest in rests
+    )
 
 
 def _same_word(shown: str, printed: str) -> bool:
@@ -136,7 +156,8 @@ def _close(shown: str, printed: str) -> bool:
 
 
 def main(path: Path) -> None:
-    """Write what the commands of a page print into the page; an output that ends in ``...`` keeps its length."""
+    """Write what the commands of a page print into the page; an output that ends in ``...`` keeps
+    its length."""
     import tempfile
 
     page = path.read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Worker processes that decode: the same batches however many there are, and no image that stops the others."""
+"""Worker processes that decode: the same batches however many there are, and no image that stops
+the others."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from tests.bombs import saved, sparse
 def slow_jpeg() -> bytes:
     """A photo of 3 MB that takes many minutes to decode: its last scan is said 50,000 times over.
 
-    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or a thread would wait.
+    libjpeg does not come back to Python between the scans of a block of 64 kB, so that a signal or
+    a thread would wait.
     """
     content = saved(Image.new("L", (3000, 3000), 128), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
@@ -43,14 +45,20 @@ class HostilePreprocessor(ImagePreprocessor):
         content = source.getvalue()[:20]  # type: ignore[union-attr]
         if content == b"dies":
             os._exit(9)
-        if content == b"hungry":  # new memory: that which Python has kept from before could be enough
+        # new memory: that which Python has kept from before could be enough
+        if content == b"hungry":
             mmap.mmap(-1, LARGEST_DECODED + 2**30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         return super().load(source)
 
 
 def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: Path) -> None:
     hostile = HostilePreprocessor(encoder.preprocess.geometry, encoder.preprocess.config)
-    for name, content in {"dies": b"dies", "hungry": b"hungry", "slow": slow_jpeg(), "empty": b""}.items():
+    for name, content in {
+        "dies": b"dies",
+        "hungry": b"hungry",
+        "slow": slow_jpeg(),
+        "empty": b"",
+    }.items():
         (photos / f"{name}.jpg").write_bytes(content)
     os.mkfifo(photos / "pipe.jpg")
     sparse(photos / "huge.jpg", 2**31)
@@ -65,24 +73,35 @@ def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: P
     assert (found["dies"].error, slow.error) == ("ValueError", "TimeoutError")
     assert "3 s" in slow.message and "--image-timeout" in slow.message
     assert os.strerror(errno.ENOMEM) in found["hungry"].message
-    rows = [[row["key"] for batch, _ in batches for row in batch.rows if batch.shard == shard] for shard in range(4)]
+    rows = [
+        [row["key"] for batch, _ in batches for row in batch.rows if batch.shard == shard]
+        for shard in range(4)
+    ]
     assert rows[0] == rows[1] == rows[3] == [item.key for item in good]
 
 
-def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(encoder: Encoder, photos: Path) -> None:
+def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(
+    encoder: Encoder, photos: Path
+) -> None:
     items = list(read_corpus(photos).images)
     damaged = ImageItem("damaged", __file__, None, 0)
     shards = [(0, [*items, damaged]), (3, []), (7, [damaged]), (8, items[:2])]
     here = list(_decoded_batches(shards, encoder.preprocess, batch_size=2, workers=0))
     assert [batch.shard for batch, _ in here] == [0, 0, 0, 7, 8]
     for workers in (1, 3):
-        others = list(_decoded_batches(shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0))
+        others = list(
+            _decoded_batches(
+                shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0
+            )
+        )
         for (one, pixels), (other, same) in zip(here, others, strict=True):
             assert one[:3] == other[:3]
             np.testing.assert_array_equal(pixels, same)
 
 
-def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(encoder: Encoder, photos: Path) -> None:
+def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(
+    encoder: Encoder, photos: Path
+) -> None:
     items = list(read_corpus(photos).images) * 20
     others = set(multiprocessing.active_children())
     batches = _decoded_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
@@ -110,7 +129,9 @@ next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     pids = killed.stdout.split()
     assert len(pids) == 3
     deadline = time.monotonic() + 20
@@ -126,10 +147,16 @@ def _runs(pid: str) -> bool:
         return False
 
 
-def test_no_room_for_the_workers_is_told(encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_the_workers_is_told(
+    encoder: Encoder, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(self: Any) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
     with pytest.raises(C3Error, match="Resource temporarily unavailable"):
-        list(_decoded_batches([(0, read_corpus(photos).images)], encoder.preprocess, batch_size=1, workers=1))
+        list(
+            _decoded_batches(
+                [(0, read_corpus(photos).images)], encoder.preprocess, batch_size=1, workers=1
+            )
+        )

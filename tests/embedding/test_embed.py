@@ -35,7 +35,12 @@ def write_odd_images(folder: Path) -> None:
     """Write odd images, made from the first photo, that are to be embedded."""
     with Image.open(min(folder.glob("0*.jpg"))) as opened:
         image = opened.convert("RGB")
-    for mode, name in {"CMYK": "cmyk.jpg", "P": "palette.png", "RGBA": "alpha.png", "LA": "grey-alpha.png"}.items():
+    for mode, name in {
+        "CMYK": "cmyk.jpg",
+        "P": "palette.png",
+        "RGBA": "alpha.png",
+        "LA": "grey-alpha.png",
+    }.items():
         image.convert(mode).save(folder / name)
     deep = np.asarray(image.convert("L"), dtype=np.uint16) * 257
     Image.fromarray(deep).save(folder / "sixteen-bit.png")
@@ -61,15 +66,24 @@ def write_bad_files(folder: Path) -> None:
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    links = {"loop.jpg": "loop.jpg", "loop-folder": ".", "dangling.jpg": "nothing.jpg", "outside.jpg": "/etc/hostname"}
+    links = {
+        "loop.jpg": "loop.jpg",
+        "loop-folder": ".",
+        "dangling.jpg": "nothing.jpg",
+        "outside.jpg": "/etc/hostname",
+    }
     for name, target in links.items():
         (folder / name).symlink_to(folder / target)
     os.mkfifo(folder / "pipe.jpg")
     Path(os.fsdecode(os.fsencode(folder) + b"/not-utf8-\xff.jpg")).write_bytes(whole)
 
 
-def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
-    summary = embed_corpus(read_corpus(photos), tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2)
+def test_photos_and_captions_end_up_in_the_store(
+    encoder: Encoder, photos: Path, tmp_path: Path
+) -> None:
+    summary = embed_corpus(
+        read_corpus(photos), tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2
+    )
     done = [(m.embedded, m.seconds["waiting"] > 0) for m in summary.modalities.values()]
     assert (done, summary.notes()) == ([(4, True), (20, False)], [])
     store = Store.open(tmp_path / "s")
@@ -77,7 +91,9 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     images, texts = store.load("image"), store.load("text")
     paths = [photos / f"{key}.jpg" for key in images.keys]
     np.testing.assert_allclose(images.embeddings, encoder.encode_images(paths), atol=1e-3)
-    np.testing.assert_allclose(texts.embeddings, encoder.encode_texts(texts.column("caption")), atol=1e-3)
+    np.testing.assert_allclose(
+        texts.embeddings, encoder.encode_texts(texts.column("caption")), atol=1e-3
+    )
     for path, *size in zip(paths, images.column("width"), images.column("height"), strict=True):
         with Image.open(path) as image:
             assert [*image.size] == size
@@ -86,28 +102,43 @@ def test_photos_and_captions_end_up_in_the_store(encoder: Encoder, photos: Path,
     assert summary.to_dict()["modalities"]["image"]["rate"] > 0
 
 
-def test_everything_odd_is_embedded_and_everything_bad_is_listed(encoder: Encoder, tmp_path: Path) -> None:
+def test_everything_odd_is_embedded_and_everything_bad_is_listed(
+    encoder: Encoder, tmp_path: Path
+) -> None:
     folder = copy_photos(tmp_path / "p", 6)
     write_odd_images(folder)
     write_bad_files(folder)
     corpus = read_corpus(folder)
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     reporter = Counted()
-    summary = embed_corpus(corpus, tmp_path / "s", encoder, shard_size=7, workers=2, reporter=reporter)
+    summary = embed_corpus(
+        corpus, tmp_path / "s", encoder, shard_size=7, workers=2, reporter=reporter
+    )
     assert reporter.counts == {"Images": len(corpus.images), "Texts": len(corpus.texts)}
     assert reporter.notes == {"Images": f"{summary.modalities['image'].failed} failed"}
     store = Store.open(tmp_path / "s")
     failures, images = store.recorded_failures(), store.load("image")
     assert all(failure.message for failure in failures)
     bad = sorted([failure.key, failure.stage, failure.error] for failure in failures)
-    recorded(Path(__file__).parent / "golden/hostile.json", {"bad": bad, "embedded": sorted(images.keys)})
+    recorded(
+        Path(__file__).parent / "golden/hostile.json", {"bad": bad, "embedded": sorted(images.keys)}
+    )
     np.testing.assert_allclose(np.linalg.norm(images.embeddings, axis=1), 1, atol=1e-3)
-    size = dict(zip(images.keys, zip(images.column("width"), images.column("height"), strict=True), strict=True))
+    size = dict(
+        zip(
+            images.keys,
+            zip(images.column("width"), images.column("height"), strict=True),
+            strict=True,
+        )
+    )
     assert (size["wide"], size["turned"]) == ((20_000, 10), size["UPPER"][::-1])
 
 
 def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
-    folders, s = [colour_corpus(tmp_path / name, {"x": "red"}, texts=0) for name in ("a", "b")], tmp_path / "s"
+    folders, s = (
+        [colour_corpus(tmp_path / name, {"x": "red"}, texts=0) for name in ("a", "b")],
+        tmp_path / "s",
+    )
     for folder in folders:
         (folder / "captions.jsonl").unlink()
         (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
@@ -134,14 +165,22 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
 
 
 def test_a_summary_in_numbers_and_words() -> None:
-    own: dict[str, Any] = {"changed": [*"ab"], "gone": [*"cdefgh"], "to_embed": 7, "to_update": 8, "to_remove": 9}
+    own: dict[str, Any] = {
+        "changed": [*"ab"],
+        "gone": [*"cdefgh"],
+        "to_embed": 7,
+        "to_update": 8,
+        "to_remove": 9,
+    }
     images = ModalitySummary(490, 1003, 2, 1, elapsed=3500.0, **own)
     seconds = {"waiting": 0.3, "encoding": 0.1, "writing": 0.05}
     images.add(ModalitySummary(embedded=9, failed=3, updated=1, not_updated=1, seconds=seconds))
     texts = ModalitySummary(embedded=1, from_elsewhere=["t"])
     texts.add(ModalitySummary(truncated=2))
     modalities, alone = {"image": images, "text": texts}, (["x"], [*"vwxyz"])
-    summary = EmbedSummary("s", {"name": "m"}, "fp32", "openvino", modalities, *alone, 4, 2, ["image shard 1"])
+    summary = EmbedSummary(
+        "s", {"name": "m"}, "fp32", "openvino", modalities, *alone, 4, 2, ["image shard 1"]
+    )
     tables = [vars(one.table()) for one in (summary, replace(summary, dry_run=True))]
     value = {"object": summary.to_dict(), "tables": tables, "page": summary._repr_html_()}
     recorded(Path(__file__).parent / "golden/summary.json", value)
@@ -158,19 +197,32 @@ def test_model_backend_and_precision_of_the_store_are_used_again(
     assert first.summary.modalities["text"].truncated == 1
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "resolve_encoder", None)  # nothing to do loads no model
-        for again in (embed(texts, store).summary, embed(texts, store, model=name, random_init=4).summary):
-            assert (again.modalities["text"].already, again.model, again.precision) == (2, first.info.model, "bf16")
+        for again in (
+            embed(texts, store).summary,
+            embed(texts, store, model=name, random_init=4).summary,
+        ):
+            assert (again.modalities["text"].already, again.model, again.precision) == (
+                2,
+                first.info.model,
+                "bf16",
+            )
         with pytest.raises(StoreError, match="float32"):
             embed(texts, store, dtype="float32")
     with pytest.raises(StoreError, match="different models"):
         embed(texts, store, model=name, random_init=1, backend="torch")
     texts.write_text(texts.read_text() + "a cat\n")
     summary = embed(texts, store).summary
-    assert (summary.backend, summary.precision, summary.modalities["text"].embedded) == ("torch", "bf16", 1)
+    assert (summary.backend, summary.precision, summary.modalities["text"].embedded) == (
+        "torch",
+        "bf16",
+        1,
+    )
 
 
 @pytest.mark.parametrize("form", ["x.tar", "x.parquet", "list.csv"])
-def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(tmp_path: Path, form: str) -> None:
+def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(
+    tmp_path: Path, form: str
+) -> None:
     pytest.importorskip("upath", reason="the extra url is not installed")
     folder, faults = colour_corpus(tmp_path / "p", {"a": "red", "b": "lime"}), Faults()
     chosen = photos_of(folder)
@@ -180,7 +232,9 @@ def test_a_server_that_goes_away_ends_the_run_and_leaves_no_failure(tmp_path: Pa
     with web_server(folder, faults) as base:
         corpus = read_corpus(f"{base}/{form}", image_column="image" if form == "list.csv" else None)
         faults.last = faults.requests
-        with pytest.raises(UnreachableError, match=rf"{base}/.* could not be reached in 6 attempts"):
+        with pytest.raises(
+            UnreachableError, match=rf"{base}/.* could not be reached in 6 attempts"
+        ):
             embed_colours(corpus, tmp_path / "s", workers=2)
         faults.last = None
         summary = embed_colours(corpus, tmp_path / "s", workers=2)

@@ -1,4 +1,5 @@
-"""`c3 embed --update` and `--prune`: what changed and what has gone, found without reading images."""
+"""`c3 embed --update` and `--prune`: what changed and what has gone, found without reading
+images."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ RAINBOW = {"a": "red", "b": "lime", "c": "blue", "d": "gold", "e": "navy"}
 
 
 def recolour(path: Path, colour: str) -> None:
-    """Write another image to the path, at another time, though file systems may tell seconds alone."""
+    """Write another image to the path, at another time, though file systems may tell seconds
+    alone."""
     Image.new("RGB", (3, 3), colour).save(path)
     later = time.time() + 2
     os.utime(path, (later, later))
@@ -53,14 +55,22 @@ def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3:
     recolour(folder / "b.png", "tan")
     (folder / "c.png").unlink()
     (folder / "d.png").rename(folder / "f.png")
-    write_captions(folder, {"a": ["another", "a 1"], "b": ["b 0", "b 1"], "f": ["f 0", "f 1"], "e": ["e 0"]})
+    write_captions(
+        folder, {"a": ["another", "a 1"], "b": ["b 0", "b 1"], "f": ["f 0", "f 1"], "e": ["e 0"]}
+    )
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     dry = ("embed", folder, "--store", "s", "--update", "--prune", "--dry-run", "--json")
     planned = as_json(c3(*dry))["modalities"]
     expected = {"image": (1, 1, 2), "text": (2, 1, 5)}
-    assert {name: (m["to_embed"], m["to_update"], m["to_remove"]) for name, m in planned.items()} == expected
+    assert {
+        name: (m["to_embed"], m["to_update"], m["to_remove"]) for name, m in planned.items()
+    } == expected
     said = " ".join(c3(*dry[:-1]).stdout.split())
-    assert "nothing was written" in said and "1 image input changed after embedding" in said and "c, d" in said
+    assert (
+        "nothing was written" in said
+        and "1 image input changed after embedding" in said
+        and "c, d" in said
+    )
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
     assert counts(embed_colours(folder, store, update=True, prune=True)) == expected
     embed_colours(folder, tmp_path / "fresh")
@@ -69,7 +79,9 @@ def test_updated_and_pruned_it_has_the_rows_of_a_fresh_store(tmp_path: Path, c3:
     assert verify_store(store).findings == []
     whole = contents(store)
     again = embed_colours(folder, store, update=True, prune=True)
-    assert [(*counts(again)[name], *m.changed, *m.gone) for name, m in again.modalities.items()] == [(0, 0, 0)] * 2
+    assert [
+        (*counts(again)[name], *m.changed, *m.gone) for name, m in again.modalities.items()
+    ] == [(0, 0, 0)] * 2
     assert contents(store) == whole
 
 
@@ -82,13 +94,20 @@ def test_an_update_alone_has_the_bytes_of_a_fresh_store(tmp_path: Path) -> None:
     recolour(folder / "b.png", "tan")  # of the same size
     write_captions(folder, {name: ["another", f"{name} 1"] for name in RAINBOW})
     assert embed_colours(folder, store).modalities["image"].changed == ["b"]
-    assert counts(embed_colours(folder, store, update=True)) == {"image": (0, 1, 0), "text": (0, 5, 0)}
+    assert counts(embed_colours(folder, store, update=True)) == {
+        "image": (0, 1, 0),
+        "text": (0, 5, 0),
+    }
     embed_colours(folder, tmp_path / "fresh")
     assert contents(store) == contents(tmp_path / "fresh")
 
 
 def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
-    one, two, s = colour_corpus(tmp_path / "one", {"a": "red", "b": "lime"}), tmp_path / "two", tmp_path / "s"
+    one, two, s = (
+        colour_corpus(tmp_path / "one", {"a": "red", "b": "lime"}),
+        tmp_path / "two",
+        tmp_path / "s",
+    )
     colour_corpus(two, {"c": "blue", "d": "gold"})
     embed_colours(one, s)
     before = rows(s, "text")
@@ -116,9 +135,16 @@ def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
     assert embed_colours(folder, tmp_path / "s", update=True).modalities["image"].updated == 1
 
 
-@pytest.mark.parametrize(("options", "left"), [({"update": True, "prune": True}, 0), ({"retry_failed": True}, 1)])
-def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path, options: dict[str, bool], left: int) -> None:
-    folder, s = colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None}), tmp_path / "s"
+@pytest.mark.parametrize(
+    ("options", "left"), [({"update": True, "prune": True}, 0), ({"retry_failed": True}, 1)]
+)
+def test_failures_whose_file_has_gone_or_was_mended(
+    tmp_path: Path, options: dict[str, bool], left: int
+) -> None:
+    folder, s = (
+        colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None}),
+        tmp_path / "s",
+    )
     for again, expected in ((False, (2, 0)), (False, (0, 2)), (True, (2, 0))):
         summary = embed_colours(folder, s, retry_failed=again)
         images = summary.modalities["image"]
@@ -132,7 +158,9 @@ def test_failures_whose_file_has_gone_or_was_mended(tmp_path: Path, options: dic
 
 
 @pytest.mark.parametrize(("size", "parts"), [(1, [0, 1, 2]), (9, [1])])
-def test_a_lost_shard_is_made_again_where_another_number_is_free(tmp_path: Path, size: int, parts: list[int]) -> None:
+def test_a_lost_shard_is_made_again_where_another_number_is_free(
+    tmp_path: Path, size: int, parts: list[int]
+) -> None:
     folder, s = colour_corpus(tmp_path / "p", RAINBOW), tmp_path / "s"
     embed_colours(folder, s)
     for name in "ab":
@@ -162,13 +190,18 @@ def test_texts_that_stand_alone(tmp_path: Path) -> None:
     other.write_text("a tree\n")
     embed_colours([file, other], tmp_path / "s")
     file.write_text("a dog\na fish\n")
-    assert counts(embed_colours(file, tmp_path / "s", update=True, prune=True)) == {"text": (0, 1, 1)}
+    assert counts(embed_colours(file, tmp_path / "s", update=True, prune=True)) == {
+        "text": (0, 1, 1)
+    }
     assert sorted(Store.open(tmp_path / "s").load("text").captions) == ["a dog", "a fish", "a tree"]
 
 
 def test_members_of_tars(tmp_path: Path) -> None:
     """They have the rows of their folder, too where one was cut at first."""
-    folder, s = colour_corpus(tmp_path / "p", {"a": "red", "b": "lime", "c": "blue"}), tmp_path / "s"
+    folder, s = (
+        colour_corpus(tmp_path / "p", {"a": "red", "b": "lime", "c": "blue"}),
+        tmp_path / "s",
+    )
     embed_colours(folder, tmp_path / "folder")
     chosen, zero = photos_of(folder), tmp_path / "t/0.tar"
     write_tar(tmp_path / "t/1.tar", webdataset(chosen[2:]))
@@ -189,7 +222,10 @@ def test_members_of_tars(tmp_path: Path) -> None:
 
 def test_rows_of_damaged_row_groups_are_kept(tmp_path: Path) -> None:
     chosen, s = photos_of(colour_corpus(tmp_path / "p", RAINBOW)), tmp_path / "s"
-    path, columns = tmp_path / "x.parquet", {"image": [p.content for p in chosen], "key": [p.key for p in chosen]}
+    path, columns = (
+        tmp_path / "x.parquet",
+        {"image": [p.content for p in chosen], "key": [p.key for p in chosen]},
+    )
     pq.write_table(pa.table(columns), path, row_group_size=1, use_dictionary=False)
     embed_colours(path, s, workers=2)
     for group in (1, 2):
@@ -208,12 +244,21 @@ def test_rows_of_damaged_row_groups_are_kept(tmp_path: Path) -> None:
 
 def test_another_tar_with_the_same_keys_is_not_the_same_images(tmp_path: Path) -> None:
     chosen, s = photos_of(colour_corpus(tmp_path / "p", RAINBOW)), tmp_path / "s"
-    renamed = [photo._replace(name=first.name) for photo, first in zip(chosen[2:4], chosen[:2], strict=True)]
-    paths = [write_tar(tmp_path / f"{n}.tar", webdataset(some)) for n, some in enumerate((chosen[:2], renamed))]
+    renamed = [
+        photo._replace(name=first.name)
+        for photo, first in zip(chosen[2:4], chosen[:2], strict=True)
+    ]
+    paths = [
+        write_tar(tmp_path / f"{n}.tar", webdataset(some))
+        for n, some in enumerate((chosen[:2], renamed))
+    ]
     embed_colours(paths[0], s)
     before = rows(s, "text")
     summary = embed_colours(paths[1], s, update=True)
     assert summary.modalities["image"].from_elsewhere == ["a", "b"]
     assert rows(s, "text") == before
     summary = embed_colours(paths[0].rename(tmp_path / "moved.tar"), s)
-    assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [(2, [], []), (4, [], [])]
+    assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [
+        (2, [], []),
+        (4, [], []),
+    ]

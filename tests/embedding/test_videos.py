@@ -54,23 +54,34 @@ def test_frames_come_at_the_rate(tmp_path: Path) -> None:
         assert np.abs(np.asarray(image).mean(axis=(0, 1)) - colour).max() <= 20
     assert [round(at, 3) for at, _ in read_frames(path, 2)] == [half / 2 for half in range(8)]
     assert len(list(read_frames(path, 1000))) == 4 * RATE  # no more than there are
-    assert [at for at, _ in read_frames(path, 0.001)] == [at for at, _ in read_frames(path, 0)] == [0]
+    assert (
+        [at for at, _ in read_frames(path, 0.001)] == [at for at, _ in read_frames(path, 0)] == [0]
+    )
     with pytest.raises(TimeoutError, match="--image-timeout allows more"):
         list(read_frames(path, 1, time_limit=1e-9))
 
 
-def test_frames_are_turned_and_counted_where_they_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_turned_and_counted_where_they_have_no_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     frame = SimpleNamespace(time=None, rotation=90, to_image=lambda: Image.new("RGB", (64, 48)))
     streams = SimpleNamespace(video=[SimpleNamespace(average_rate=None)])
     opened = SimpleNamespace(streams=streams, decode=lambda _: [frame] * 3)
     monkeypatch.setattr(av, "open", lambda _: nullcontext(opened))
-    assert [(at, image.size) for at, image in read_frames("x.mp4", 1)] == [(at, (48, 64)) for at in range(3)]
+    assert [(at, image.size) for at, image in read_frames("x.mp4", 1)] == [
+        (at, (48, 64)) for at in range(3)
+    ]
 
 
 def test_the_embedding_is_the_mean_of_those_of_the_frames(encoder: Encoder, tmp_path: Path) -> None:
     path = write_video(tmp_path / "videos/b.mp4")
     write_video(tmp_path / "videos/a.mkv", COLOURS[:1], (32, 80))
-    options: dict[str, Any] = {"dtype": "float32", "fps": 2, "batch_size": 3, "reporter": (told := Counted())}
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "fps": 2,
+        "batch_size": 3,
+        "reporter": (told := Counted()),
+    }
     store = embed(tmp_path / "videos", tmp_path / "s", encoder=encoder, **options)
     rows, seconds = store.load("video"), store.summary.modalities["video"].seconds
     assert told.counts == {"Videos": 2} and min(seconds.values()) > 0
@@ -91,7 +102,10 @@ def test_videos_have_captions_like_images(encoder: Encoder, tmp_path: Path) -> N
     store, again = (embed(photos, tmp_path / "store", encoder=encoder, workers=0) for _ in range(2))
     assert [store.count(name) for name in ("image", "video", "text")] == [2, 3, 16]
     pairs = store.pairs("video", "text")
-    assert {pairs.second.captions[row] for row in pairs.rows} == {*names, *(f"a {name} wall" for name in names)}
+    assert {pairs.second.captions[row] for row in pairs.rows} == {
+        *names,
+        *(f"a {name} wall" for name in names),
+    }
     assert again.summary.modalities["video"].already == 3
 
 
@@ -106,10 +120,14 @@ def test_bad_files_are_listed_as_bad_images_are(c3: C3, tmp_path: Path) -> None:
     assert (video["embedded"], video["failed"]) == (1, 3)
     assert "Found 0 images, 4 videos and 0 texts." in result.stderr
     failures = Store.open("c3-store").recorded_failures()
-    assert {failure.key: failure.stage for failure in failures} == dict.fromkeys(["cut", "empty", "text"], "decode")
+    assert {failure.key: failure.stage for failure in failures} == dict.fromkeys(
+        ["cut", "empty", "text"], "decode"
+    )
 
 
-def test_a_missing_package_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path / "videos/a.mp4", COLOURS[:1])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"c3tools\[video\]"):

@@ -19,7 +19,8 @@ from c3tools.encoders.tokenizer import ClipTokenizer
 from tests.stores import one_byte_changed
 
 ODD = [
-    "", " ", "<start_of_text> a", "!<start_of_text>x", "A<END_OF_TEXT>", "naïve café ÀÉ", "日本語 テスト", "12345 3rd",
+    "", " ", "<start_of_text> a", "!<start_of_text>x", "A<END_OF_TEXT>", "naïve café ÀÉ",
+    "日本語 テスト", "12345 3rd",
     "it's I'LL", "😀👩‍👩‍👧", "a\u00a0b\u2003c\x1cd", "&amp;lt;b&gt;", "word " * 100, "ﬁ ﬂ",
     "\x00\x07", "ǆ İ ß", "_ __init__ $%^",
 ]  # fmt: skip

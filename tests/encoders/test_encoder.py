@@ -1,4 +1,5 @@
-"""Embeddings of both backends against open_clip itself; batches, precisions, and what cannot be run."""
+"""Embeddings of both backends against open_clip itself; batches, precisions, and what cannot be
+run."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from c3tools import devices
 from c3tools.arrays import Matrix
 from c3tools.assets.paths import C3_MINI, PHOTOS
 from c3tools.devices import Compute, has_int8, pick
-from c3tools.encoders import Encoder, ImagePreprocessor, load_encoder, loading, open_image, openvino_backend
+from c3tools.encoders import (
+    Encoder,
+    ImagePreprocessor,
+    load_encoder,
+    loading,
+    open_image,
+    openvino_backend,
+)
 from c3tools.encoders.openvino_backend import OpenVINOBackend
 from c3tools.encoders.towers import TorchBackend
 from c3tools.errors import C3Error, EncoderError, MissingExtraError
@@ -43,15 +51,24 @@ def by_open_clip(name: str, texts: list[str], files: list[Path] = FILES[:4]) -> 
     pixels = torch.stack([transform(open_image(file)[0]) for file in files])
     with torch.inference_mode():
         tokens = open_clip.get_tokenizer(name)(texts)
-        return [model.eval().encode_text(tokens, normalize=True), model.encode_image(pixels, normalize=True)]
+        return [
+            model.eval().encode_text(tokens, normalize=True),
+            model.encode_image(pixels, normalize=True),
+        ]
 
 
 def test_the_bundled_model_is_embedded_as_open_clip_does(each_encoder: Encoder) -> None:
     texts, images = by_open_clip(f"local-dir:{C3_MINI}", TEXTS)
-    assert (each_encoder.trims_texts, each_encoder.normalised, each_encoder.sampling_rate) == (True, True, 0)
+    assert (each_encoder.trims_texts, each_encoder.normalised, each_encoder.sampling_rate) == (
+        True,
+        True,
+        0,
+    )
     np.testing.assert_allclose(each_encoder.encode_images(FILES[:4]), images, atol=2e-6)
     for size in (1, 2, None):
-        np.testing.assert_allclose(each_encoder.encode_texts(TEXTS, batch_size=size), texts, atol=1e-5)
+        np.testing.assert_allclose(
+            each_encoder.encode_texts(TEXTS, batch_size=size), texts, atol=1e-5
+        )
     assert each_encoder.encode_images([]).shape == each_encoder.encode_texts([]).shape == (0, 256)
     ((label, nothing),) = each_encoder.encode_batches("image", [("none of these is an image", [])])
     assert (label, nothing.shape) == ("none of these is an image", (0, 256))
@@ -59,9 +76,16 @@ def test_the_bundled_model_is_embedded_as_open_clip_does(each_encoder: Encoder) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"no_causal_mask": True}, {"pool_type": "last"}, {"pool_type": "first"}, {"pool_type": "eos", "eos_id": 320}],
+    [
+        {"no_causal_mask": True},
+        {"pool_type": "last"},
+        {"pool_type": "first"},
+        {"pool_type": "eos", "eos_id": 320},
+    ],
 )
-def test_towers_that_look_at_padding_are_run_whole(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_towers_that_look_at_padding_are_run_whole(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
     name, ends = save_tiny_clip(tmp_path / "m", **changes), "eos_id" in changes  # 320 is "a"
     texts = ["a dog", "two of a kind"] if ends else TEXTS
     expected = by_open_clip(name, texts)[0]
@@ -91,7 +115,9 @@ def test_long_texts_are_counted_and_come_in_smaller_batches(encoder: Encoder) ->
     assert all(batch.size <= encoder.batch_size("text") * 16 for batch in batches)
 
 
-def test_the_number_of_threads_and_what_ran_before_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_and_what_ran_before_change_no_bit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels, results = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), np.uint8), []
     batches = [pixels[number : number + 1 + number % 5] for number in range(30)]
     for threads in (1, 3):
@@ -104,10 +130,22 @@ def test_the_number_of_threads_and_what_ran_before_change_no_bit(name: str, monk
 
 
 def test_batches_follow_from_the_device_and_the_size_of_an_image() -> None:
-    cases = ("cpu", 160, 32, 128), ("cpu", 352, 8, 128), ("cpu", 4000, 1, 128), ("cuda:0", 384, 64, 1024)
+    cases = (
+        ("cpu", 160, 32, 128),
+        ("cpu", 352, 8, 128),
+        ("cpu", 4000, 1, 128),
+        ("cuda:0", 384, 64, 1024),
+    )
     for device, side, *expected in cases:
         backend: Any = SimpleNamespace(compute=Compute(device, "fp32"))
-        encoder = Encoder(backend, None, ImagePreprocessor((), {"size": side}), identity={}, trims_texts=False, dim=2)
+        encoder = Encoder(
+            backend,
+            None,
+            ImagePreprocessor((), {"size": side}),
+            identity={},
+            trims_texts=False,
+            dim=2,
+        )
         assert [encoder.batch_size("image"), encoder.batch_size("text")] == expected
 
 
@@ -127,18 +165,25 @@ class Limited(torch.nn.Linear):
         return pixels.flatten(1)
 
 
-@pytest.mark.parametrize("text", [None, "CUDA out of memory", "MPS backend out of memory", "shapes"])
+@pytest.mark.parametrize(
+    "text", [None, "CUDA out of memory", "MPS backend out of memory", "shapes"]
+)
 def test_a_batch_that_does_not_fit_into_memory_is_run_in_halves(text: str | None) -> None:
     model = Limited(RuntimeError(text) if text else None)
     preprocess = ImagePreprocessor((), {"size": 1, "mean": [0.0] * 3, "std": [1.0] * 3})
-    backend, batch = TorchBackend(model, preprocess, Compute("cpu", "fp32"), False), np.full((7, 1, 1, 3), 9, np.uint8)
+    backend, batch = (
+        TorchBackend(model, preprocess, Compute("cpu", "fp32"), False),
+        np.full((7, 1, 1, 3), 9, np.uint8),
+    )
     if text == "shapes":
         with pytest.raises(RuntimeError, match="shapes"):
             backend.submit("image", batch)
         return
     for expected in ([7, 3, *[1] * 7], [1] * 7):  # the batches that follow, too
         model.ran.clear()
-        np.testing.assert_allclose(backend.submit("image", batch)(), np.full((7, 3), 3**-0.5), rtol=1e-6)
+        np.testing.assert_allclose(
+            backend.submit("image", batch)(), np.full((7, 3), 3**-0.5), rtol=1e-6
+        )
         assert model.ran == expected
 
 
@@ -160,7 +205,8 @@ def test_auto_is_bf16_only_where_the_cpu_is_faster_in_it_and_the_model_bears_it(
         rounded = load_encoder(name, backend=backend)
         assert (rounded.backend.name, rounded.compute.precision) == (backend, expected)
     kept = rounded.encode_texts(TEXTS)
-    rounded = load_encoder(name, backend=backend, precision="bf16")  # as recorded: it is not decided again
+    # as recorded: it is not decided again
+    rounded = load_encoder(name, backend=backend, precision="bf16")
     exact = load_encoder(name, backend=backend, precision="fp32")
     np.testing.assert_array_equal(kept, exact.encode_texts(TEXTS))
     assert_close_but_rounded(rounded.encode_texts(TEXTS), kept, 0.99)
@@ -203,8 +249,14 @@ def test_openvino_refuses_what_it_cannot_do(name: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(OpenVINOBackend, "_compute", broken)
         with pytest.raises(C3Error, match="falls to nan"):
             load_encoder(name, backend="openvino")
-    monkeypatch.setattr(OpenVINOBackend, "_compute", lambda *arguments: np.flip(compute(*arguments), axis=1))
-    cases: Any = ({"precision": "fp16"}, "fp16"), ({"device": "meta"}, "meta"), ({}, "cosine of embeddings")
+    monkeypatch.setattr(
+        OpenVINOBackend, "_compute", lambda *arguments: np.flip(compute(*arguments), axis=1)
+    )
+    cases: Any = (
+        ({"precision": "fp16"}, "fp16"),
+        ({"device": "meta"}, "meta"),
+        ({}, "cosine of embeddings"),
+    )
     for options, named in cases:
         with pytest.raises(C3Error, match=named):
             load_encoder(name, backend="openvino", **options)
@@ -219,7 +271,8 @@ def test_a_model_in_int8_agrees_with_fp32(
     rounded, again = (load_encoder(name, precision="int8") for _ in range(2))
     assert (rounded.backend.name, rounded.compute.precision) == ("openvino", "int8")
     assert capfd.readouterr().out == ""  # NNCF's own bars would end up in --json
-    for method, inputs in (("encode_texts", TEXTS[:3]), ("encode_images", FILES[70:79])):  # not calibrated on
+    # not calibrated on
+    for method, inputs in (("encode_texts", TEXTS[:3]), ("encode_images", FILES[70:79])):
         got, same, expected = (getattr(one, method)(inputs) for one in (rounded, again, plain))
         np.testing.assert_array_equal(got, same)
         assert_close_but_rounded(got, expected, 0.98)
@@ -229,7 +282,9 @@ def test_a_model_in_int8_agrees_with_fp32(
     with pytest.raises(EncoderError, match=r"(?s)image.*1\.1.*--precision auto"):
         load_encoder(name, precision="int8")
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == "nncf" else find(package))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda package: None if package == "nncf" else find(package)
+    )
     with pytest.raises(MissingExtraError, match=r"c3tools\[int8\]"):
         load_encoder(name, precision="int8")
 
@@ -265,7 +320,9 @@ os._exit(any(thread.is_alive() for thread in threads))
 """
 
 
-@pytest.mark.parametrize("code", [SIGNAL_AFTER_TWO, *[FIRST_IN_MANY_THREADS] * 3], ids=["signal", *"123"])
+@pytest.mark.parametrize(
+    "code", [SIGNAL_AFTER_TWO, *[FIRST_IN_MANY_THREADS] * 3], ids=["signal", *"123"]
+)
 def test_openvino_neither_crashes_at_a_signal_nor_hangs_in_threads(code: str) -> None:
     # without tables of types that are filled beforehand, about two of five of the second kind hang
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

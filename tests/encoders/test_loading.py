@@ -29,7 +29,9 @@ def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(proxy, raising=False)
 
 
-def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state_alone(tmp_path: Path) -> None:
+def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state_alone(
+    tmp_path: Path,
+) -> None:
     name = save_tiny_clip(tmp_path / "m")
     before, seeds = torch.get_rng_state(), [1, 1, 2, 10**30, None]
     found = [load_encoder(name, random_init=seed, backend="torch").identity for seed in seeds]
@@ -38,8 +40,13 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state
     assert [identity["random_init"] for identity in found] == seeds
     assert found[0] == found[1]
     assert len({identity["weights_sha256"] for identity in found}) == 4
-    identity = loading.load_network("ViT-S-32-alt", random_init=0).describe()["identity"]  # needs no weights
-    assert (identity["name"], identity["pretrained"], identity["random_init"]) == ("ViT-S-32-alt", None, 0)
+    # needs no weights
+    identity = loading.load_network("ViT-S-32-alt", random_init=0).describe()["identity"]
+    assert (identity["name"], identity["pretrained"], identity["random_init"]) == (
+        "ViT-S-32-alt",
+        None,
+        0,
+    )
 
 
 def test_an_unknown_name_is_refused_with_the_close_ones() -> None:
@@ -67,7 +74,8 @@ def test_weights_that_cannot_be_loaded_are_an_error_with_the_bundled_model_as_a_
     (tmp_path / "m" / "open_clip_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(EncoderError, match="c3-mini"):
         load_encoder(name)
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", reached)  # its clients would try for a minute
+    # its clients would try for a minute
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", reached)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     for name in ("ViT-B-32/openai", "hf-hub:org/name"):
         with pytest.raises(EncoderError, match=r"(?s)http://127\.0\.0\.1:1.*c3-mini"):
@@ -105,7 +113,9 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
     ended.set()
 
 
-def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(tmp_path: Path) -> None:
+def test_an_encoder_is_the_one_asked_for_else_the_recorded_one_else_the_bundled_one(
+    tmp_path: Path,
+) -> None:
     name, listener = save_tiny_clip(tmp_path / "m"), Messages()
     recorded = load_encoder(name, random_init=1, backend="torch").identity
     options: dict[str, Any] = {"recorded": recorded, "backend": "torch", "reporter": listener}

@@ -16,7 +16,8 @@ from tests.stores import unit
 
 
 class Sizes:
-    """A model with nothing but what it needs: it knows the sizes of images, and the lengths of texts."""
+    """A model with nothing but what it needs: it knows the sizes of images, and the lengths of
+    texts."""
 
     def __init__(self, rest: str, *, device: str, precision: str) -> None:
         self.identity, self.dim = {"rest": rest, "device": device, "asked": precision}, 3
@@ -26,28 +27,49 @@ class Sizes:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         short = self.dim - ("cut" in texts)
-        return np.array([[0.1 * len(text), np.nan if text == "nan" else 0, 0.2][:short] for text in texts])
+        return np.array(
+            [[0.1 * len(text), np.nan if text == "nan" else 0, 0.2][:short] for text in texts]
+        )
 
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("sizes", f"{__name__}:Sizes", group)])
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: [EntryPoint("sizes", f"{__name__}:Sizes", group)]
+    )
 
 
 def test_a_model_needs_no_more_than_two_methods() -> None:
     encoder = load_encoder("sizes:a:b", device="cpu")
-    assert encoder.identity == {"rest": "a:b", "device": "cpu", "asked": "auto", "name": "sizes:a:b"}
-    assert (encoder.compute, encoder.backend.name, encoder.backend.ahead) == (Compute("cpu", "fp32"), "sizes", 1)
-    assert (encoder.modalities, encoder.normalised, encoder.sampling_rate) == (("image", "text"), True, 0)
+    assert encoder.identity == {
+        "rest": "a:b",
+        "device": "cpu",
+        "asked": "auto",
+        "name": "sizes:a:b",
+    }
+    assert (encoder.compute, encoder.backend.name, encoder.backend.ahead) == (
+        Compute("cpu", "fp32"),
+        "sizes",
+        1,
+    )
+    assert (encoder.modalities, encoder.normalised, encoder.sampling_rate) == (
+        ("image", "text"),
+        True,
+        0,
+    )
     images = [np.zeros((20, 30, 3), np.uint8), np.zeros((600, 4096, 3), np.uint8)]
     expected = unit(np.array([[30.0, 20, 1], [2048, 300, 1]]))
     np.testing.assert_allclose(encoder.encode_images(images), expected, rtol=1e-6)
     texts = ["", "dog"]
     for encode in (encoder.encode_texts, encoder.encode_queries):
-        np.testing.assert_allclose(encode(texts), unit(np.array([[0, 0, 0.2], [0.3, 0, 0.2]])), rtol=1e-6)
+        np.testing.assert_allclose(
+            encode(texts), unit(np.array([[0, 0, 0.2], [0.3, 0, 0.2]])), rtol=1e-6
+        )
     assert not encoder.truncated(texts, encoder.tokenise(texts)).any()
     for many, sizes in ((["a"] * 300, [256, 44]), (["a" * 3277] * 5, [4, 1])):
-        assert [len(rows) for rows, _ in encoder.token_batches(encoder.tokenise(many), None)] == sizes
+        assert [
+            len(rows) for rows, _ in encoder.token_batches(encoder.tokenise(many), None)
+        ] == sizes
     assert ("sizes:…", "", "") in plugins.model_kinds()
 
 

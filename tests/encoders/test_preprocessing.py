@@ -44,20 +44,28 @@ def test_deep_images_are_scaled_alike_in_all_their_rows(tmp_path: Path) -> None:
     holes = values.astype(np.float32) / 2**20
     holes[0, 0], holes[300, 1], holes[300, 2] = np.nan, np.inf, -np.inf
     known = np.nan_to_num(holes.astype(float), posinf=65535 / 2**20).clip(0)
-    for name, content, scaled in (("x.png", values, values / 65535), ("x.tif", holes, known / known.max())):
+    for name, content, scaled in (
+        ("x.png", values, values / 65535),
+        ("x.tif", holes, known / known.max()),
+    ):
         Image.fromarray(content).save(tmp_path / name)
-        np.testing.assert_array_equal(np.asarray(open_image(tmp_path / name)[0])[..., 1], (scaled * 255).astype(int))
+        np.testing.assert_array_equal(
+            np.asarray(open_image(tmp_path / name)[0])[..., 1], (scaled * 255).astype(int)
+        )
 
 
 def test_formats_that_pillow_may_have(tmp_path: Path) -> None:
     more: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]}
     for name, tolerance, options in (("x.avif", 12, {}), ("x.jp2", 0, {}), ("x.gif", 20, more)):
         if Path(name).suffix in Image.registered_extensions():
-            gradient(64, 48).save(tmp_path / name, **options)  # of an animation, the first frame counts
+            # of an animation, the first frame counts
+            gradient(64, 48).save(tmp_path / name, **options)
             assert_opened(tmp_path / name, gradient(64, 48), tolerance)
 
 
-def test_rotation_is_applied_and_heic_is_read_by_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_is_applied_and_heic_is_read_by_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = gradient(40, 20)
     turned = source.transpose(Image.Transpose.TRANSPOSE)
     source.save(tmp_path / "turned.png", exif=EXIF)
@@ -84,9 +92,13 @@ def test_decoders_take_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     small, modes = (40, 20), {"RGB": 4, "RGBA": 8, "L": 5, "P": 5, "1": 5, "I;16": 6}
     cases: list[tuple[str, str, tuple[int, int], dict[str, Any], int, int]] = [
         *(("png", mode, small, {}, 0, size * 800) for mode, size in modes.items()),
-        *((k, "RGB", small, {}, 0, n * 800) for k, n in {"avif": 12, "jpeg": 4, "jpeg2000": 20, "webp": 17}.items()),
+        *(
+            (k, "RGB", small, {}, 0, n * 800)
+            for k, n in {"avif": 12, "jpeg": 4, "jpeg2000": 20, "webp": 17}.items()
+        ),
         ("jpeg", "RGB", small, {"exif": EXIF}, 4 * 800, 8 * 800),  # turning needs a copy
-        ("jpeg", "RGB", (400, 200), {"progressive": True}, 0, 4 * 100 * 50 + 6 * 80_000),  # passes are kept whole
+        # passes are kept whole
+        ("jpeg", "RGB", (400, 200), {"progressive": True}, 0, 4 * 100 * 50 + 6 * 80_000),
     ]
     for kind, mode, shape, options, limit, size in cases:
         if kind.upper() in Image.SAVE:  # else Pillow was built without it
@@ -96,7 +108,9 @@ def test_decoders_take_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 open_image(tmp_path / "x", (10, 20))
 
 
-def test_extreme_sizes_are_preprocessed_and_only_their_middle_is_looked_at(tmp_path: Path, encoder: Encoder) -> None:
+def test_extreme_sizes_are_preprocessed_and_only_their_middle_is_looked_at(
+    tmp_path: Path, encoder: Encoder
+) -> None:
     for size in ((1, 1), (20_000, 10), (10, 20_000), (3, 2)):
         middle = Image.new("RGB", (min(size[0], 16 * size[1]), min(size[1], 16 * size[0])), "white")
         image = Image.new("RGB", size)
@@ -106,9 +120,13 @@ def test_extreme_sizes_are_preprocessed_and_only_their_middle_is_looked_at(tmp_p
         assert (pixels.shape, pixels.min(), known) == ((352, 352, 3), 255, [*size])
 
 
-def test_large_jpegs_decoded_at_a_lower_scale_embed_the_same(tmp_path: Path, encoder: Encoder) -> None:
+def test_large_jpegs_decoded_at_a_lower_scale_embed_the_same(
+    tmp_path: Path, encoder: Encoder
+) -> None:
     with Image.open(next((PHOTOS / "images").iterdir())) as photo:
-        photo.convert("RGB").resize((8000, 6000), Image.Resampling.BICUBIC).save(tmp_path / "x.jpg", quality=92)
+        photo.convert("RGB").resize((8000, 6000), Image.Resampling.BICUBIC).save(
+            tmp_path / "x.jpg", quality=92
+        )
     scaled, width, height = open_image(tmp_path / "x.jpg", (200, 350))
     assert (scaled.size, width, height) == ((1000, 750), 8000, 6000)
     a, b = encoder.encode_images([scaled, open_image(tmp_path / "x.jpg")[0]])

@@ -1,4 +1,5 @@
-"""Models of sentence-transformers, tiny and with random weights: `c3` does with them what it does with others."""
+"""Models of sentence-transformers, tiny and with random weights: `c3` does with them what it does
+with others."""
 
 from __future__ import annotations
 
@@ -31,7 +32,12 @@ pytestmark = pytest.mark.filterwarnings("default")  # of the libraries
 
 RATE = 8000  # of sounds, samples per second
 LENGTH = 32  # tokens of a text, a character each, with start and end
-LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+LAYERS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 embed = partial(c3tools.embed, dtype="float32")  # as exact as what it is compared with
 UNIT: dict[str, Any] = {"normalize_embeddings": True}
 
@@ -42,12 +48,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     letters = ["<pad>", "<unk>", "<s>", "</s>", *map(chr, range(32, 127))]
-    tokens = Tokenizer(BPE({letter: number for number, letter in enumerate(letters)}, [], unk_token="<unk>"))
+    tokens = Tokenizer(
+        BPE({letter: number for number, letter in enumerate(letters)}, [], unk_token="<unk>")
+    )
     tokens.normalizer = normalizers.Lowercase()
-    tokens.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
+    tokens.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=LENGTH, **special)
-    words: dict[str, Any] = {**LAYERS, "vocab_size": len(letters), "max_position_embeddings": 2 * LENGTH}
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokens, model_max_length=LENGTH, **special
+    )
+    words: dict[str, Any] = {
+        **LAYERS,
+        "vocab_size": len(letters),
+        "max_position_embeddings": 2 * LENGTH,
+    }
     words |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
     def save(name: str, model: Any, processor: Any) -> None:
@@ -62,16 +78,34 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = {**LAYERS, "num_patches": 16, "patch_size": 16}
     siglip = hf.Siglip2Config(text_config={**words, "projection_size": 32}, vision_config=vision)
     look = hf.Siglip2ImageProcessor(patch_size=16, max_num_patches=16)
-    save("siglip2", hf.Siglip2Model(siglip), hf.Siglip2Processor(image_processor=look, tokenizer=tokenizer))
+    save(
+        "siglip2",
+        hf.Siglip2Model(siglip),
+        hf.Siglip2Processor(image_processor=look, tokenizer=tokenizer),
+    )
 
-    audio = {"spec_size": 64, "num_mel_bins": 32, "window_size": 2, "patch_embeds_hidden_size": 16, "hidden_size": 128}
+    audio = {
+        "spec_size": 64,
+        "num_mel_bins": 32,
+        "window_size": 2,
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 128,
+    }
     audio |= {"depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}  # type: ignore[dict-item]
     clap = hf.ClapConfig(text_config=words, audio_config=audio, projection_dim=16)
     cut = {"truncation": "rand_trunc", "max_length_s": 1, "hop_length": 80, "frequency_max": 4000}
     hear = hf.ClapFeatureExtractor(32, RATE, **cut)
     save("clap", hf.ClapModel(clap), hf.ClapProcessor(feature_extractor=hear, tokenizer=tokenizer))
 
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters[4:], *(f"##{letter}" for letter in letters[4:])]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters[4:],
+        *(f"##{letter}" for letter in letters[4:]),
+    ]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     bert = hf.BertModel(hf.BertConfig(**words | {"vocab_size": len(pieces)}))
     save("text", bert, hf.BertTokenizerFast(vocab=vocabulary, model_max_length=LENGTH))
@@ -80,11 +114,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten tones of four rates, one of them of two channels and longer than the model hears, and a file that is none."""
+    """Ten tones of four rates, one of them of two channels and longer than the model hears, and a
+    file that is none."""
     folder = tmp_path_factory.mktemp("sounds")
     for number in range(10):
         rate = (RATE, 11025, 16000, 44100)[number % 4]
-        tone = np.sin(2 * np.pi * (200 + 150 * number) * np.arange(rate * (3 if number == 9 else 1) // 2) / rate)
+        tone = np.sin(
+            2
+            * np.pi
+            * (200 + 150 * number)
+            * np.arange(rate * (3 if number == 9 else 1) // 2)
+            / rate
+        )
         path = folder / f"tone{number}.{'flac' if number % 2 else 'wav'}"
         soundfile.write(path, np.stack([tone, tone], 1) if number == 9 else tone, rate)
         path.with_suffix(".txt").write_text(f"tone number {number}\n")
@@ -115,22 +156,41 @@ def works(c3: C3, kind: str, store: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip2"])
-def test_images_and_texts_are_embedded_as_the_library_does(name: str, models: Path, photos: Path, c3: C3) -> None:
+def test_images_and_texts_are_embedded_as_the_library_does(
+    name: str, models: Path, photos: Path, c3: C3
+) -> None:
     (photos / "broken.jpg").write_bytes(b"no")
     Image.new("RGB", (1, 3), "red").save(photos / "thin.png")
     model = f"st:{models / name}"
     found = [embed(photos, f"store-{n}", model=model, workers=n, batch_size=3) for n in (0, 2)]
     assert contents(Path("store-0")) == contents(Path("store-2"))
     store = embed(photos, "store-0")
-    known, info, longest = store.summary.modalities["image"], store.info, {"clip": 32, "siglip2": 64}[name]
-    assert (known.embedded, known.already, *(each.key for each in store.recorded_failures())) == (0, 5, "broken")
-    assert (info.normalised, info.backend, info.precision, info.model["max_length"]) == (True, "st", "fp32", longest)
+    known, info, longest = (
+        store.summary.modalities["image"],
+        store.info,
+        {"clip": 32, "siglip2": 64}[name],
+    )
+    assert (known.embedded, known.already, *(each.key for each in store.recorded_failures())) == (
+        0,
+        5,
+        "broken",
+    )
+    assert (info.normalised, info.backend, info.precision, info.model["max_length"]) == (
+        True,
+        "st",
+        "fp32",
+        longest,
+    )
     own, images, texts = loaded(models, name), store.load("image"), store.load("text")
     opened = [Image.open(path).convert("RGB") for path in images.column("path")]
     assert_close(images, own.encode(opened, **UNIT))
-    padded: Any = {"processing_kwargs": {"text": {"padding": "max_length"}}} if name == "siglip2" else {}
+    padded: Any = (
+        {"processing_kwargs": {"text": {"padding": "max_length"}}} if name == "siglip2" else {}
+    )
     assert_close(texts, own.encode(texts.captions, **UNIT, **padded))
-    assert found[0].summary.modalities["text"].truncated == sum(len(text) > longest - 2 for text in texts.captions)
+    assert found[0].summary.modalities["text"].truncated == sum(
+        len(text) > longest - 2 for text in texts.captions
+    )
     if name == "clip":
         works(c3, "image", store.path)
         for options in ((), ("--steer", "magic"), ("--steer", "zerocap")):
@@ -146,9 +206,13 @@ def test_sounds_and_their_captions(models: Path, sounds: Path, c3: C3) -> None:
     assert rows.column("duration") == pytest.approx([0.5] * 9 + [1.5], abs=1e-4)
     assert [failure.key for failure in store.recorded_failures()] == ["none"]
     own = loaded(models, "clap")
-    inputs = [{"array": read_sound(path, RATE)[0], "sampling_rate": RATE} for path in rows.column("path")[:9]]
+    inputs = [
+        {"array": read_sound(path, RATE)[0], "sampling_rate": RATE}
+        for path in rows.column("path")[:9]
+    ]
     assert_close(rows.select(np.arange(9)), np.stack([own.encode(each, **UNIT) for each in inputs]))
-    assert contents(store.path) == contents(embed(sounds, "again", model=model).path)  # cut at the same random place
+    # cut at the same random place
+    assert contents(store.path) == contents(embed(sounds, "again", model=model).path)
     works(c3, "audio", store.path)
     with pytest.raises(EncoderError, match="takes text and audio, but not image"):
         embed(copy_photos(Path("photos"), 1), "other", model=model)
@@ -157,10 +221,17 @@ def test_sounds_and_their_captions(models: Path, sounds: Path, c3: C3) -> None:
 def test_a_sound_is_resampled_and_its_channels_are_one(tmp_path: Path) -> None:
     seconds = np.arange(44100) / 44100
     tone, high = np.sin(2 * np.pi * 440 * seconds), np.sin(2 * np.pi * 9000 * seconds)
-    soundfile.write(tmp_path / "a.wav", np.stack([tone + 0.1 * high, tone - 0.1 * high], 1) / 2, 44100, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "a.wav",
+        np.stack([tone + 0.1 * high, tone - 0.1 * high], 1) / 2,
+        44100,
+        subtype="FLOAT",
+    )
     sound, length = read_sound(tmp_path / "a.wav", RATE)
     assert (len(sound), length) == (RATE, 1.0)
-    np.testing.assert_allclose(sound, np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE) / 2, atol=1e-4)
+    np.testing.assert_allclose(
+        sound, np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE) / 2, atol=1e-4
+    )
 
 
 @pytest.mark.usefixtures("c3")
@@ -192,12 +263,19 @@ def test_prompts_for_queries_and_documents(models: Path, tmp_path: Path, c3: C3)
     rows = store.load("text")
     assert_close(rows, own.encode_document(rows.captions, **UNIT))
     assert np.abs(rows.embeddings - own.encode(rows.captions, prompt="", **UNIT)).max() > 1e-3
-    assert (store.info.model["query_prompt"], store.info.model["document_prompt"]) == ("find: ", "about: ")
+    assert (store.info.model["query_prompt"], store.info.model["document_prompt"]) == (
+        "find: ",
+        "about: ",
+    )
     done(c3("index"))
     for prompt, options in (("find: ", ()), ("seek: ", ("--query-prompt", "seek: "))):
         hits = as_json(c3("search", "a dog", "--json", *options))[0]["hits"]
-        (expected,) = c3tools.Index.open("c3-index").rank(own.encode(["a dog"], prompt=prompt, **UNIT), "text", 3)
-        assert [hit["cosine"] for hit in hits] == pytest.approx([hit.cosine for hit in expected], abs=1e-5)
+        (expected,) = c3tools.Index.open("c3-index").rank(
+            own.encode(["a dog"], prompt=prompt, **UNIT), "text", 3
+        )
+        assert [hit["cosine"] for hit in hits] == pytest.approx(
+            [hit.cosine for hit in expected], abs=1e-5
+        )
     other = embed("texts.txt", "other", model=model, query_prompt="seek: ")
     assert other.info.model["query_prompt"] == "seek: "
     with pytest.raises(StoreError, match="records another query prompt: 'seek: '"):
@@ -219,17 +297,24 @@ def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
 @pytest.mark.usefixtures("c3")
 def test_long_texts_are_cut_or_divided(models: Path) -> None:
     long = "a dog runs along the beach and a cat looks at the sea from a wall"
-    parts = ["a dog runs along the beach and a", "cat looks at the sea from a wall"]  # 30 letters fit
+    # 30 letters fit
+    parts = ["a dog runs along the beach and a", "cat looks at the sea from a wall"]
     Path("texts.txt").write_text(f"a bird\n{long}\n")
     model = f"st:{models / 'text'}"
     encoder: Any = load_encoder(model)
     batches = encoder.token_batches([*"abc", "a" * 9000, "b" * 9000], None)
     assert [len(batch) for _, batch in batches] == [3, 1, 1]
-    stores = [embed("texts.txt", how, model=model, long_texts=how) for how in ("cut", "chunk", "mean")]
+    stores = [
+        embed("texts.txt", how, model=model, long_texts=how) for how in ("cut", "chunk", "mean")
+    ]
     assert [store.summary.modalities["text"].truncated for store in stores] == [1, 0, 0]
     _, chunks, means = (store.load("text") for store in stores)
     assert chunks.keys == ["texts:1", "texts:2~0", "texts:2~1"]
-    assert (chunks.captions[1:], chunks.items[1:], means.captions) == (parts, ["texts:2"] * 2, ["a bird", long])
+    assert (chunks.captions[1:], chunks.items[1:], means.captions) == (
+        parts,
+        ["texts:2"] * 2,
+        ["a bird", long],
+    )
     vectors = loaded(models, "text").encode(["a bird", *parts], **UNIT)
     assert_close(chunks, vectors)
     assert_close(means, unit(np.stack([vectors[0], vectors[1:].mean(axis=0)])))
@@ -243,22 +328,33 @@ def test_long_texts_are_cut_or_divided(models: Path) -> None:
     Path("texts.txt").write_text(f"{long * 3}\n")
     assert embed("texts.txt", "mixed").summary.modalities["text"].embedded > 1
     assert not verify_store("mixed").findings
-    with pytest.raises(StoreError, match="--long-texts is mean, but the store chunk was made with chunk"):
+    with pytest.raises(
+        StoreError, match="--long-texts is mean, but the store chunk was made with chunk"
+    ):
         embed("texts.txt", "chunk", long_texts="mean")
 
 
 def test_open_clip_divides_long_texts_too(encoder: Encoder) -> None:
-    assert encoder.chunks(["dog " * 80, "a dog", "x" * 500]) == [[" ".join(["dog"] * 40)] * 2, ["a dog"], ["x" * 500]]
+    assert encoder.chunks(["dog " * 80, "a dog", "x" * 500]) == [
+        [" ".join(["dog"] * 40)] * 2,
+        ["a dog"],
+        ["x" * 500],
+    ]
     assert encoder.chunks(["x" * 500 + " a"]) == [["x" * 500, "a"]]
 
 
-def test_what_cannot_be_loaded_is_one_error(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_loaded_is_one_error(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("c3tools.encoders.st.answers", lambda address: False)
     clip = f"st:{models / 'clip'}"
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("st:nobody/nothing", {}, r"(?s)does not answer.*st:PATH"),
         (f"st:{tmp_path}", {}, "could not be loaded"),
-        *((clip, option, "does not take such an option") for option in ({"random_init": 1}, {"backend": "openvino"})),
+        *(
+            (clip, option, "does not take such an option")
+            for option in ({"random_init": 1}, {"backend": "openvino"})
+        ),
     ]
     for name, options, named in cases:
         with pytest.raises(EncoderError, match=named):
@@ -271,6 +367,13 @@ def test_what_cannot_be_loaded_is_one_error(tmp_path: Path, models: Path, monkey
 
 
 def test_kinds_of_models(models: Path) -> None:
-    names = "c3-mini", "ViT-B-32/openai", "local-dir:x", "hf-hub:a/b", "ViT-B-32/C:/weights.pt", "nothing:x"
+    names = (
+        "c3-mini",
+        "ViT-B-32/openai",
+        "local-dir:x",
+        "hf-hub:a/b",
+        "ViT-B-32/C:/weights.pt",
+        "nothing:x",
+    )
     assert not any(map(find_plugin, names))
     assert load_encoder(f"st:{models / 'clip'}", precision="bf16").compute.precision == "bf16"

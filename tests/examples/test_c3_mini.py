@@ -1,4 +1,5 @@
-"""The steps that make c3-mini, on a small world in which captions are known from the features of their photo.
+"""The steps that make c3-mini, on a small world in which captions are known from the features of
+their photo.
 
 And the script that makes the bundled captioner, on a few captions.
 """
@@ -34,8 +35,11 @@ def made() -> Iterator[ModuleType]:
         patch.syspath_prepend(EXAMPLES / "c3_mini")
         import make
 
-        patch.setattr(make, "MODEL", {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}})
-        patch.setattr(make, "image_tower", lambda: trunk)  # the packaged weights are not needed for what is tested
+        patch.setattr(
+            make, "MODEL", {**make.MODEL, "text_cfg": {**make.MODEL["text_cfg"], "layers": 1}}
+        )
+        # the packaged weights are not needed for what is tested
+        patch.setattr(make, "image_tower", lambda: trunk)
         yield make
 
 
@@ -44,13 +48,21 @@ def row(number: int, *captions: str, **more: Any) -> dict[str, Any]:
 
 
 def write_corpus(folder: Path) -> None:
-    """120 photos (nothing reads them), half of the last 40 held out, and a file of captions alone."""
+    """120 photos (nothing reads them), half of the last 40 held out, and a file of captions
+    alone."""
     rows = []
     for i in range(PHOTOS):
-        what, split = f"{COLOURS[i % 4]} {THINGS[i % 5]}", "train" if i < 80 else ("test", "val")[i % 2]
+        what, split = (
+            f"{COLOURS[i % 4]} {THINGS[i % 5]}",
+            "train" if i < 80 else ("test", "val")[i % 2],
+        )
         rows.append(row(i, f"A {what}.", f"There is a {what} here", split=split))
     write_jsonl(folder / "captions.jsonl", *rows)
-    write_jsonl(folder / "alone.jsonl", row(0, *["A dog in a boat"] * 3), row(1, "secret", has_photo_in_coco_cc=True))
+    write_jsonl(
+        folder / "alone.jsonl",
+        row(0, *["A dog in a boat"] * 3),
+        row(1, "secret", has_photo_in_coco_cc=True),
+    )
 
 
 def features_of(made: ModuleType, run: Any) -> Any:
@@ -61,7 +73,9 @@ def features_of(made: ModuleType, run: Any) -> Any:
 
     rng = np.random.default_rng(0)
     basis = {word: rng.normal(size=(192, 1, 1)) for word in COLOURS + THINGS}
-    plain = np.stack([basis[COLOURS[i % 4]] + basis[THINGS[i % 5]] for i in range(PHOTOS)]) * np.ones((2, 2))
+    plain = np.stack(
+        [basis[COLOURS[i % 4]] + basis[THINGS[i % 5]] for i in range(PHOTOS)]
+    ) * np.ones((2, 2))
     late = split_tower(made.image_tower())[1]
 
     def seen(maps: np.ndarray) -> object:
@@ -78,8 +92,9 @@ def features_of(made: ModuleType, run: Any) -> Any:
 def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     arguments = Namespace(
-        pairs=tmp_path, out=tmp_path / "out", captions=[tmp_path / "alone.jsonl"], views=1, seed=0, work=tmp_path,
-        members=2, teacher_epochs=40, image_steps=20, text_epochs=60, tower_epochs=5,
+        pairs=tmp_path, out=tmp_path / "out", captions=[tmp_path / "alone.jsonl"], views=1,
+        seed=0, work=tmp_path, members=2, teacher_epochs=40, image_steps=20, text_epochs=60,
+        tower_epochs=5,
     )  # fmt: skip
     run = made.make_run(arguments)
     assert run.corpora.photo_rows().tolist() == [*range(80)]  # nothing held out is trained on
@@ -94,13 +109,22 @@ def test_a_model_comes_out_that_open_clip_loads(made: ModuleType, tmp_path: Path
     place = f"local-dir:{tmp_path / 'out'}"
     loaded = open_clip.create_model_and_transforms(place)[0].eval()
     assert loaded.visual.trunk.conv_head.weight.shape[0] == 1280
-    sentences, photos = open_clip.get_tokenizer(place)(["A red dog.", "zyzzyva"]), torch.rand(3, 3, 64, 64)
+    sentences, photos = (
+        open_clip.get_tokenizer(place)(["A red dog.", "zyzzyva"]),
+        torch.rand(3, 3, 64, 64),
+    )
     with torch.no_grad():
-        np.testing.assert_allclose(loaded.encode_text(sentences), model.encode_text(sentences), atol=2e-2)
-        np.testing.assert_allclose(loaded.encode_image(photos), model.encode_image(photos), atol=3e-2)
+        np.testing.assert_allclose(
+            loaded.encode_text(sentences), model.encode_text(sentences), atol=2e-2
+        )
+        np.testing.assert_allclose(
+            loaded.encode_image(photos), model.encode_image(photos), atol=3e-2
+        )
 
 
-def test_what_is_held_out_is_no_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_held_out_is_no_training_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(EXAMPLES / "c3_mini")
     maker = importlib.import_module("captioner")
     monkeypatch.setattr(maker, "PHOTOS", tmp_path / "bundled")

@@ -1,4 +1,5 @@
-"""Scripts in examples/interop and examples/vector_databases use a real export, where their packages are installed."""
+"""Scripts in examples/interop and examples/vector_databases use a real export, where their packages
+are installed."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from tests.stores import gap_store
 
 from .conftest import script
 
-pytestmark = pytest.mark.filterwarnings(*(f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "Resource")))
+pytestmark = pytest.mark.filterwarnings(
+    *(f"ignore::{kind}Warning" for kind in ("Deprecation", "Future", "Resource"))
+)
 
 
 @pytest.fixture
@@ -40,9 +43,13 @@ def test_folders_are_read_as_they_are(store: Store, export: Callable[..., Path],
 
     folder = store.path if name == "c3-store" else export(format=name)
     folder = folder / "text" / ("metadata" if name == "npy" else "")
-    distinct = duckdb.sql(f"SELECT count(DISTINCT key) FROM read_parquet('{folder}/**/*.parquet')").fetchall()[0][0]
+    distinct = duckdb.sql(
+        f"SELECT count(DISTINCT key) FROM read_parquet('{folder}/**/*.parquet')"
+    ).fetchall()[0][0]
     every = polars.read_parquet(f"{folder}/**/*.parquet").height
-    assert [distinct, every, ds.dataset(folder).count_rows(), len(pandas.read_parquet(folder))] == [180] * 4
+    assert [distinct, every, ds.dataset(folder).count_rows(), len(pandas.read_parquet(folder))] == [
+        180
+    ] * 4
 
 
 def test_duckdb(export: Callable[..., Path]) -> None:
@@ -66,7 +73,9 @@ def test_polars(export: Callable[..., Path]) -> None:
     assert (module.embeddings(frame) == expected(folder / "text")[1]).all()
 
 
-def test_hf_datasets(export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_datasets(
+    export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     module = script("interop/hf_datasets.py", "datasets")
     folder = export(format="hf")
@@ -89,22 +98,37 @@ def test_embedding_reader_and_autofaiss(export: Callable[..., Path], tmp_path: P
     threads = torch.get_num_threads()
     try:
         made = script("interop/autofaiss_index.py", "autofaiss").index(folder, tmp_path)
-    finally:  # autofaiss sets the threads of the whole process, and torch's last bits depend on them
+    finally:
+        # autofaiss sets the threads of the whole process, and torch's last bits depend on them
         torch.set_num_threads(threads)
     assert made.ntotal == 180
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "package"), [("lancedb_search", "lancedb"), ("qdrant_search", "qdrant_client")])
-def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(tmp_path: Path, name: str, package: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "package"), [("lancedb_search", "lancedb"), ("qdrant_search", "qdrant_client")]
+)
+def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(
+    tmp_path: Path, name: str, package: str
+) -> None:
     pytest.importorskip("faiss", reason="faiss is an extra")
-    example, library = script(f"vector_databases/{name}.py", package), importlib.import_module(package)
+    example, library = (
+        script(f"vector_databases/{name}.py", package),
+        importlib.import_module(package),
+    )
     store = gap_store(tmp_path / "c3-store", dtype="float32")
-    place = library.connect(tmp_path / "db") if package == "lancedb" else library.QdrantClient(":memory:")
+    place = (
+        library.connect(tmp_path / "db")
+        if package == "lancedb"
+        else library.QdrantClient(":memory:")
+    )
 
     def filled(preset: str) -> tuple[Pipeline, Index, Any]:
-        """The pipeline of an export, the index of its preset, and where the database has its rows."""
-        export = export_store(store, tmp_path / preset, preset=preset, dtype="float32", role="inference")
+        """The pipeline of an export, the index of its preset, and where the database has its
+        rows."""
+        export = export_store(
+            store, tmp_path / preset, preset=preset, dtype="float32", role="inference"
+        )
         table = example.fill(place, preset, tmp_path / preset)
         index = build_index(store, tmp_path / f"{preset}-index", preset=preset)
         return export.pipeline, index, (table,) if package == "lancedb" else (place, preset)
@@ -114,7 +138,9 @@ def test_vector_databases_list_what_c3_search_and_the_preset_fair_do(tmp_path: P
     calibration = Calibration.fit(store.path, pipeline=gap_free)
     for modality in ("text", "image"):
         for row in store.load(modality).embeddings[:5, None]:
-            query, fair_query = (pipeline.transform(row, modality=modality)[0] for pipeline in (gap_free, fair))
+            query, fair_query = (
+                pipeline.transform(row, modality=modality)[0] for pipeline in (gap_free, fair)
+            )
             merged = example.merged(*table, calibration, query, 10)
             (expected,) = index.rank(row, modality, 10)
             found = [(hit.key, pytest.approx(hit.score, rel=1e-3)) for hit in expected]

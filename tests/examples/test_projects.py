@@ -1,4 +1,5 @@
-"""The example projects, an encoder and a pipeline step, and the notebook; all use public names alone."""
+"""The example projects, an encoder and a pipeline step, and the notebook; all use public names
+alone."""
 
 from __future__ import annotations
 
@@ -30,19 +31,25 @@ def test_examples_use_public_names_alone(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert not re.search(r"from c3tools\.|import c3tools\.", text)
     imported = re.findall(r"from c3tools import ([\w, ]+)", text)
-    used = {name.strip() for names in imported for name in names.split(",")} | set(re.findall(r"c3tools\.(\w+)", text))
+    used = {name.strip() for names in imported for name in names.split(",")} | set(
+        re.findall(r"c3tools\.(\w+)", text)
+    )
     assert used <= set(c3tools.__all__)
 
 
 def test_the_notebook_is_its_source() -> None:
     source, notebook = jupytext.read(SOURCE), nbformat.read(NOTEBOOK, as_version=4)
-    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [(c.cell_type, c.source) for c in source.cells]
+    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
+        (c.cell_type, c.source) for c in source.cells
+    ]
 
 
 def run(folder: Path, path: Path, *arguments: str) -> str:
     """What Python with these arguments prints in a folder, with the packages of a path."""
     command, environment = [sys.executable, *arguments], os.environ | {"PYTHONPATH": str(path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -53,26 +60,37 @@ def test_the_example_project_runs_with_torch_blocked() -> None:
     assert "2 passed" in run(PROJECT, PROJECT / "src", *options)
 
 
-def test_rows_that_the_example_writes_are_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_the_example_writes_are_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(PROJECT / "src")
     from nearest_caption import write_rows
 
     texts = np.random.default_rng(0).normal(size=(6, 8)) + 1
     pipeline = preset("c2-collapse").fit({"image": -texts, "text": texts})
     pipeline.save(tmp_path / "recipe")
-    write_rows(tmp_path / "rows", tmp_path / "recipe", texts, [*"abcdef"], ["train"] * 4 + ["val"] * 2)
+    write_rows(
+        tmp_path / "rows", tmp_path / "recipe", texts, [*"abcdef"], ["train"] * 4 + ["val"] * 2
+    )
     store = Store.open(tmp_path / "rows")
     rows = store.load("text", "val")
     assert (rows.captions, rows.items) == (["e", "f"], ["caption-4", "caption-5"])
-    np.testing.assert_allclose(rows.embeddings, pipeline.transform(texts, modality="text")[4:], atol=1e-6)
+    np.testing.assert_allclose(
+        rows.embeddings, pipeline.transform(texts, modality="text")[4:], atol=1e-6
+    )
     found, steps = Pipeline.of_export(store) or (None, 0)
     assert found and (found.name, steps) == ("c2-collapse", len(pipeline.steps))
 
 
 def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / "encoder_plugin", tmp_path / "source")
-    options = "--disable-pip-version-check --quiet --no-deps --no-index --no-build-isolation --target installed".split()
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, "./source"], check=True, cwd=tmp_path)
+    options = (
+        "--disable-pip-version-check --quiet --no-deps --no-index --no-build-isolation "
+        "--target installed"
+    ).split()
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "./source"], check=True, cwd=tmp_path
+    )
     folder = tmp_path / "squares"
     folder.mkdir()
     for colour, size in {"red": (20, 30), "green": (3000, 10), "blue": (8, 8)}.items():
@@ -81,13 +99,26 @@ def test_an_installed_encoder_embeds_and_searches(tmp_path: Path) -> None:
     (folder / "broken.png").touch()
 
     def c3(*arguments: str) -> str:
-        return run(tmp_path, tmp_path / "installed", "-c", "from c3tools.cli import main; main()", *arguments)
+        return run(
+            tmp_path,
+            tmp_path / "installed",
+            "-c",
+            "from c3tools.cli import main; main()",
+            *arguments,
+        )
 
     c3("embed", "squares", "--model", "colours:2", "--dtype", "float32")
     store = Store.open(tmp_path / "c3-store")
-    assert (store.info.model.name, store.info.model["levels"], store.info.backend) == ("colours:2", 2, "colours")
+    assert (store.info.model.name, store.info.model["levels"], store.info.backend) == (
+        "colours:2",
+        2,
+        "colours",
+    )
     rows = store.load("image")
-    assert (rows.keys, [failure.key for failure in store.recorded_failures()]) == (["blue", "green", "red"], ["broken"])
+    assert (rows.keys, [failure.key for failure in store.recorded_failures()]) == (
+        ["blue", "green", "red"],
+        ["broken"],
+    )
     np.testing.assert_allclose(np.linalg.norm(rows.embeddings, axis=1), 1, atol=1e-6)
     assert rows.embeddings.argmax(axis=1).tolist() == [1, 2, 4]
     c3("index")

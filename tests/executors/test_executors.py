@@ -1,4 +1,5 @@
-"""Processes of this machine and a Ray cluster of it with two workers, against the same work done here."""
+"""Processes of this machine and a Ray cluster of it with two workers, against the same work done
+here."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ def cluster() -> Iterator[RayExecutor]:
 
 @pytest.fixture(params=["processes", "ray"])
 def executor(request: pytest.FixtureRequest) -> Any:
-    return Executor(["cpu", "cpu"]) if request.param == "processes" else request.getfixturevalue("cluster")
+    return (
+        Executor(["cpu", "cpu"])
+        if request.param == "processes"
+        else request.getfixturevalue("cluster")
+    )
 
 
 def squares(executor: Executor, work: Squares) -> tuple[list[int], list[int]]:
@@ -61,7 +66,9 @@ def test_results_come_in_the_order_of_tasks_from_two_processes(
 
 
 @pytest.mark.parametrize("trouble", ["crash", "kill", "refuse"])
-def test_a_task_that_always_fails_is_an_error(executor: Executor, tmp_path: Path, trouble: str) -> None:
+def test_a_task_that_always_fails_is_an_error(
+    executor: Executor, tmp_path: Path, trouble: str
+) -> None:
     with pytest.raises(
         C3Error, match={"crash": "ZeroDivisionError", "refuse": "the disk is full"}.get(trouble)
     ) as error:
@@ -72,7 +79,9 @@ def test_a_task_that_always_fails_is_an_error(executor: Executor, tmp_path: Path
 
 
 @pytest.mark.parametrize("trouble", ["crash", "kill"])
-def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(cluster: RayExecutor, tmp_path: Path, trouble: str) -> None:
+def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(
+    cluster: RayExecutor, tmp_path: Path, trouble: str
+) -> None:
     assert squares(cluster, Squares(tmp_path, trouble, times=2)) == (SQUARES, [60, 6])
     assert len(list(tmp_path.glob("3-*"))) == 3
 
@@ -80,13 +89,18 @@ def test_on_ray_a_task_whose_worker_is_lost_is_tried_again(cluster: RayExecutor,
 def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
     executor: Executor, tmp_path: Path
 ) -> None:
-    encoder = load_encoder(backend="openvino", precision="fp32")  # processes need not import torch for it
+    # processes need not import torch for it
+    encoder = load_encoder(backend="openvino", precision="fp32")
     folder = copy_photos(tmp_path / "photos", 4)
     (folder / "broken.jpg").write_text("no image")
     corpus = read_corpus(folder)
     embed_corpus(corpus, tmp_path / "here", encoder, shard_size=3, workers=0)
     there = shutil.copytree(tmp_path / "here", tmp_path / "there")
-    for path in ["manifest.json", "image/part-00001.parquet", *(f"text/part-0000{n}.parquet" for n in range(1, 7))]:
+    for path in [
+        "manifest.json",
+        "image/part-00001.parquet",
+        *(f"text/part-0000{n}.parquet" for n in range(1, 7)),
+    ]:
         (there / path).unlink()
     summary = embed_corpus(corpus, there, encoder, executor=executor, shard_size=3, workers=0)
     assert [(m.embedded, m.already) for m in summary.modalities.values()] == [(1, 3), (17, 3)]
@@ -99,7 +113,9 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     arguments = "embed texts.txt --shard-size 20 --executor ray --processes 2".split()
     command = [sys.executable, "-c", "from c3tools.cli import main; main()", *arguments]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + 120
     while not list(tmp_path.glob("c3-store/text/part-*.parquet")) and time.monotonic() < end:
         time.sleep(0.1)
@@ -127,12 +143,18 @@ def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.Monk
         with pytest.raises(UnreachableError, match=address):
             RayExecutor(address).__enter__()
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"c3tools\[ray\]"), open_executor("ray", address="local"):
+    with (
+        pytest.raises(MissingExtraError, match=r"c3tools\[ray\]"),
+        open_executor("ray", address="local"),
+    ):
         pass
 
 
 def machine(cpus: int, gpus: int = 0) -> dict[str, Any]:
-    return {"Alive": True, "Resources": {name: n for name, n in (("CPU", cpus), ("GPU", gpus)) if n}}
+    return {
+        "Alive": True,
+        "Resources": {name: n for name, n in (("CPU", cpus), ("GPU", gpus)) if n},
+    }
 
 
 def test_a_cluster_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +162,12 @@ def test_a_cluster_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> N
     ray = SimpleNamespace(init=lambda **named: told.append(named), nodes=lambda: [machine(8)])
     ray.shutdown, ray.kill = lambda: told.append("left"), told.append
     monkeypatch.setitem(sys.modules, "ray", ray)
-    joined = {"address": "local", "include_dashboard": False, "log_to_driver": False, "logging_level": 50}
+    joined = {
+        "address": "local",
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": 50,
+    }
     for there in (False, True):
         ray.is_initialized = lambda there=there: there
         with RayExecutor("local") as executor:

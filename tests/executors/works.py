@@ -1,4 +1,5 @@
-"""Work that goes wrong in worker processes; it is pickled, so it lives in a module of its own, without torch."""
+"""Work that goes wrong in worker processes; it is pickled, so it lives in a module of its own,
+without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from c3tools.executors import Report, Work
 
 @dataclass
 class Squares(Work[int, int]):
-    """Squares of numbers; the number 3 brings trouble, as often as ``times``: ``crash``, ``refuse`` or ``kill``.
+    """Squares of numbers; the number 3 brings trouble, as often as ``times``: ``crash``, ``refuse``
+    or ``kill``.
 
     The first task waits for another process. Each attempt leaves a file in ``folder``.
     """

@@ -1,4 +1,5 @@
-"""Exports: their rows by the formula, their files for other programs, and what is kept, made again and refused."""
+"""Exports: their rows by the formula, their files for other programs, and what is kept, made again
+and refused."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def expected_text(store: Store, sigma: float) -> np.ndarray:
     """C3 in float64: noise on the train rows, none on the test rows."""
     rows = store.load("text")
     train = np.array([split == "train" for split in rows.column("split")])
-    stored = rows.embeddings.astype(np.float64)  # the store's moments are of what is stored, float16
+    # the store's moments are of what is stored, float16
+    stored = rows.embeddings.astype(np.float64)
     noise = keyed_normal(0, 0, rows.keys, 16).astype(np.float64)
     return unit(unit(stored) - stored[train].mean(axis=0) + sigma * noise * train[:, None])
 
@@ -59,8 +61,13 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline() -> None:
     report, source = ok(reporter=told), Store.open("c3-store")
     assert told.progress.call_args == call("Exporting c3", 270)
     assert sum(each.args[0] for each in told.progress().__enter__().advance.call_args_list) == 270
-    assert [each.args[0].split(":")[0] for each in told.message.call_args_list] == ["Fitted c3 on the train split"]
-    assert report.rows == {"image": {"training": 0, "inference": 90}, "text": {"training": 120, "inference": 60}}
+    assert [each.args[0].split(":")[0] for each in told.message.call_args_list] == [
+        "Fitted c3 on the train split"
+    ]
+    assert report.rows == {
+        "image": {"training": 0, "inference": 90},
+        "text": {"training": 120, "inference": 60},
+    }
     assert (report.output, report.parts, report.kept) == (OUT, 6, 0)
     assert report.bytes == sum(path.stat().st_size for path in OUT.glob("*/part-*.parquet"))
     store = Store.open(OUT)
@@ -78,8 +85,11 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline() -> None:
     assert found.whole and not found.defects
     train = store.load("text", "train").embeddings
     assert_close(store.moments("text", "train").mean, train.mean(0))
-    with pq.ParquetFile(OUT / "text" / "part-00000.parquet") as file:  # DuckDB reads no other encoding
-        columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
+    # DuckDB reads no other encoding
+    with pq.ParquetFile(OUT / "text" / "part-00000.parquet") as file:
+        columns = [
+            file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)
+        ]
     assert not any("BYTE_STREAM_SPLIT" in column.encodings for column in columns)
     assert preset("c2-collapse").fit(store).provenance["n"] == {"image": 60, "text": 120}
     with pytest.raises(C3Error, match="c3 export"):
@@ -87,7 +97,9 @@ def test_an_export_is_a_store_of_rows_that_went_through_the_pipeline() -> None:
 
 
 def test_all_rows_can_be_training_inputs() -> None:
-    report = ok(role="training", modality=["image"], preset="c2-corrupt", sigma=0.3, dtype="float32")
+    report = ok(
+        role="training", modality=["image"], preset="c2-corrupt", sigma=0.3, dtype="float32"
+    )
     assert report.to_dict()["rows"] == {"image": {"training": 90, "inference": 0}}
     source, made = Store.open("c3-store").load("image"), Store.open(OUT).load("image")
     expected = unit(unit(source.embeddings) + 0.3 * keyed_normal(0, 0, source.keys, 16))
@@ -103,7 +115,9 @@ def test_presets() -> None:
             assert_close(store.load("text").embeddings, expected_text(source, 0.1))
         for split in ("train", "test"):  # in training, rows do not retrieve their own item
             own = source.load("text", split)
-            names = {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
+            names = (
+                {"training": True, "keys": own.keys, "items": own.items} if split == "train" else {}
+            )
             expected = pipeline.transform(own.embeddings, modality="text", **names)  # type: ignore[arg-type]
             assert_close(store.load("text", split).embeddings, expected)
 
@@ -115,19 +129,28 @@ def test_files_for_other_programs(format: str) -> None:
     folder, expected = OUT / "text", expected_text(Store.open("c3-store"), 0.0)
     match format:
         case "npy":
-            rows = np.concatenate([np.load(path) for path in sorted((folder / "embeddings").glob("*.npy"))])
+            rows = np.concatenate(
+                [np.load(path) for path in sorted((folder / "embeddings").glob("*.npy"))]
+            )
         case "safetensors":
             tensors = []
             for path in sorted(folder.glob("*.safetensors")):
                 with safe_open(path, framework="numpy") as file:
                     tensors.append(file.get_tensor("embedding"))
-                    assert json.loads(file.metadata()["c3"])["extra"]["exported"]["settings"]["seed"] == 3
+                    assert (
+                        json.loads(file.metadata()["c3"])["extra"]["exported"]["settings"]["seed"]
+                        == 3
+                    )
             rows = np.concatenate(tensors)
         case "hf":
             tables = [pq.read_table(folder / split) for split in ("train", "test")]
             assert [*map(len, tables)] == [120, 60]
             card = (OUT / "README.md").read_text()
-            assert "config_name: text" in card and "path: text/test/*.parquet" in card and "image" not in card
+            assert (
+                "config_name: text" in card
+                and "path: text/test/*.parquet" in card
+                and "image" not in card
+            )
             rows = embedding_matrix(pa.concat_tables(tables).sort_by("key"))
             expected = expected[np.argsort(Store.open("c3-store").load("text").keys)]
         case _:
@@ -140,7 +163,9 @@ def test_files_for_other_programs(format: str) -> None:
     if format != "parquet":
         on_disk = contents(OUT)
         record = json.loads(on_disk.pop("manifest.json"))
-        assert record["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in on_disk.items()}
+        assert record["files"] == {
+            name: hashlib.sha256(content).hexdigest() for name, content in on_disk.items()
+        }
         assert record["provenance"]["store"]["model"]["name"] == "test-model"
         assert record["provenance"]["transform"]["provenance"]["n"] == {"image": 60, "text": 120}
 
@@ -157,7 +182,9 @@ def test_the_same_bytes_however_it_came_about(format: str) -> None:
     assert same("whole")
 
 
-@pytest.mark.parametrize(("format", "operation"), [("parquet", 27), ("parquet", 47), ("npy", 35), ("hf", 41)])
+@pytest.mark.parametrize(
+    ("format", "operation"), [("parquet", 27), ("parquet", 47), ("npy", 35), ("hf", 41)]
+)
 def test_a_killed_export_is_continued_to_the_same_bytes(format: str, operation: int) -> None:
     ok(output="whole", format=format)
     assert kill_at(OUT.absolute(), operation, lambda: ok(format=format, workers=1))

@@ -1,4 +1,5 @@
-"""Synthetic pairs of modalities with known geometry, and the measures computed in plain float64 numpy."""
+"""Synthetic pairs of modalities with known geometry, and the measures computed in plain float64
+numpy."""
 
 from __future__ import annotations
 
@@ -30,12 +31,19 @@ class Told(Reporter, Progress):
         self.left, self.note = self.left - count, note
 
 
-def paper_model(items: int, dim: int, *, sigma: float = 0.03, captions: int = 1) -> tuple[np.ndarray, ...]:
-    """`e_x - e_y = c + eps`, c constant and orthogonal to what varies: (images, texts, owner), not normalised."""
+def paper_model(
+    items: int, dim: int, *, sigma: float = 0.03, captions: int = 1
+) -> tuple[np.ndarray, ...]:
+    """`e_x - e_y = c + eps`, c constant and orthogonal to what varies: (images, texts, owner), not
+    normalised."""
     rng, owner = np.random.default_rng(0), np.repeat(np.arange(items), captions)
     content, half_gap = rng.normal(size=(items, dim)) * 0.05, 0.4 * np.eye(dim)[0]
     content[:, 0] = 0
-    return content + half_gap, content[owner] - half_gap + rng.normal(size=(len(owner), dim)) * sigma, owner
+    return (
+        content + half_gap,
+        content[owner] - half_gap + rng.normal(size=(len(owner), dim)) * sigma,
+        owner,
+    )
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -65,10 +73,18 @@ def plain_measures(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> di
         result[f"{name}_effective_rank"] = np.exp(-np.sum(p * np.log(p)))
         result[f"{name}_participation_ratio"] = 1 / np.sum(p**2)
         result[f"{name}_mean_norm"] = np.linalg.norm(rows.mean(axis=0))
-    for preset, a, b in (("raw", x, y), ("c2-collapse", unit(x - x.mean(axis=0)), unit(y - y.mean(axis=0)))):
-        for way, scores, right in (("image_to_text", a @ b.T, matching), ("text_to_image", b @ a.T, matching.T)):
+    for preset, a, b in (
+        ("raw", x, y),
+        ("c2-collapse", unit(x - x.mean(axis=0)), unit(y - y.mean(axis=0))),
+    ):
+        for way, scores, right in (
+            ("image_to_text", a @ b.T, matching),
+            ("text_to_image", b @ a.T, matching.T),
+        ):
             found = np.take_along_axis(right, np.argsort(-scores, axis=1), axis=1)
-            result |= {f"{preset} {way} recall@{k}": found[:, :k].any(axis=1).mean() for k in (1, 5, 10)}
+            result |= {
+                f"{preset} {way} recall@{k}": found[:, :k].any(axis=1).mean() for k in (1, 5, 10)
+            }
     return result
 
 
@@ -78,24 +94,43 @@ def reported_measures(values: dict[str, Any]) -> dict[str, float]:
     for name, found in values["modalities"].items():
         result |= {f"{name}_{key}": value for key, value in found.items()}
     for preset, ways in values["retrieval"].items():
-        result |= {f"{preset} {way} {key}": value for way, scores in ways.items() for key, value in scores.items()}
+        result |= {
+            f"{preset} {way} {key}": value
+            for way, scores in ways.items()
+            for key, value in scores.items()
+        }
     return {key: value for key, value in result.items() if isinstance(value, int | float)}
 
 
 def hostile_store(path: Path) -> Store:
-    """Images with none to six captions each, whose names and texts would be elements of a page if not escaped.
+    """Images with none to six captions each, whose names and texts would be elements of a page if
+    not escaped.
 
-    Four captions have no image. The noise of the pairs is skewed, the gap varies along the store, and no two modalities
-    or dimensions are alike.
+    Four captions have no image. The noise of the pairs is skewed, the gap varies along the store,
+    and no two modalities or dimensions are alike.
     """
     rng, axes = np.random.default_rng(0), np.eye(12)
-    sizes, owner = np.r_[np.linspace(0.3, 0.05, 8), np.zeros(4)], np.sort(rng.integers(50, size=110))
+    sizes, owner = (
+        np.r_[np.linspace(0.3, 0.05, 8), np.zeros(4)],
+        np.sort(rng.integers(50, size=110)),
+    )
     content = rng.normal(size=(52, 12)) * sizes
-    image = content + 0.3 * axes[3] + 0.2 * axes[9] + 0.15 * np.where(np.arange(52) < 20, 1, -1)[:, None] * axes[10]
+    image = (
+        content
+        + 0.3 * axes[3]
+        + 0.2 * axes[9]
+        + 0.15 * np.where(np.arange(52) < 20, 1, -1)[:, None] * axes[10]
+    )
     text = content[owner] - 0.2 * axes[4] + 0.4 * rng.standard_exponential((110, 12)) * sizes
     keys = [f"photo{i}" for i in range(51)] + [EVIL]
     images = Rows.of("image", keys, unit(image), path=keys)
     owners = [None] * 4 + [keys[number] for number in owner[4:]]
-    texts = Rows.of("text", [f"t{i}" for i in range(110)], unit(text), image_key=owners, caption=[f"{EVIL} é"] * 110)
+    texts = Rows.of(
+        "text",
+        [f"t{i}" for i in range(110)],
+        unit(text),
+        image_key=owners,
+        caption=[f"{EVIL} é"] * 110,
+    )
     model = ModelIdentity(name=f"{EVIL}<img src='http://example.invalid/x.png'> [bold]&")
     return build_store(path, images, texts, model=model, dtype="float32")

@@ -16,7 +16,9 @@ from tests.geometry.spaces import unit
 from tests.golden import recorded
 
 
-def test_the_papers_model_gets_four_times_yes_and_what_breaks_it_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_model_gets_four_times_yes_and_what_breaks_it_a_no(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     power = importlib.import_module("assumption_power")
     for captions in (1, 5):
@@ -26,41 +28,64 @@ def test_the_papers_model_gets_four_times_yes_and_what_breaks_it_a_no(monkeypatc
             assert [found[question] for found in power.answers(change, 150, 5, 1)] == ["no"], change
 
 
-@pytest.mark.parametrize(("items", "captions", "dim"), [(2000, 1, 20), (60, 1, 100), (100, 5, 128), (30, 5, 64)])
+@pytest.mark.parametrize(
+    ("items", "captions", "dim"), [(2000, 1, 20), (60, 1, 100), (100, 5, 128), (30, 5, 64)]
+)
 def test_isotropy_is_that_of_the_population(items: int, captions: int, dim: int) -> None:
-    """What the captions of an image share is drawn once for each image, and few items are corrected for."""
-    owner, sizes = np.repeat(np.arange(items), captions), np.where(np.arange(dim) < dim // 5, 5.0, 0.5)
+    """What the captions of an image share is drawn once for each image, and few items are corrected
+    for."""
+    owner, sizes = (
+        np.repeat(np.arange(items), captions),
+        np.where(np.arange(dim) < dim // 5, 5.0, 0.5),
+    )
     found = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        noise = (rng.normal(size=(items, dim)) * (captions > 1))[owner] + rng.normal(size=(len(owner), dim))
+        noise = (rng.normal(size=(items, dim)) * (captions > 1))[owner] + rng.normal(
+            size=(len(owner), dim)
+        )
         found.append([residuals(noise * scale, owner).isotropy for scale in (1, sizes)])
     isotropic, squeezed = np.transpose(found)
     assert min(isotropic) > 0.9
     # participation ratio
-    assert np.mean(squeezed) == pytest.approx(np.sum(sizes**2) ** 2 / np.sum(sizes**4) / dim, rel=0.15)
+    assert np.mean(squeezed) == pytest.approx(
+        np.sum(sizes**2) ** 2 / np.sum(sizes**4) / dim, rel=0.15
+    )
 
 
 def test_the_marginals_are_those_of_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     noise = np.random.default_rng(4).standard_t(6, size=(900, 5)) * np.arange(1, 6)
-    found, standard = residuals(noise, np.arange(900)), (noise - noise.mean(axis=0)) / noise.std(axis=0)
+    found, standard = (
+        residuals(noise, np.arange(900)),
+        (noise - noise.mean(axis=0)) / noise.std(axis=0),
+    )
     assert found.skewness == pytest.approx(stats.skew(noise), abs=1e-9)
     assert found.kurtosis == pytest.approx(stats.kurtosis(noise), abs=1e-9)
     # the distance is read at 480 points
-    assert found.distance_to_normal == pytest.approx(stats.kstest(standard.ravel(), "norm").statistic, abs=2e-3)
+    assert found.distance_to_normal == pytest.approx(
+        stats.kstest(standard.ravel(), "norm").statistic, abs=2e-3
+    )
     assert np.sum(found.marginals * np.diff(EDGES)) == pytest.approx(np.mean(np.abs(standard) <= 5))
-    assert len(residuals(noise[:10], np.zeros(10, int)).cosines) == 0  # residuals of one item are not compared
+    # residuals of one item are not compared
+    assert len(residuals(noise[:10], np.zeros(10, int)).cosines) == 0
 
 
 def test_orthogonality_of_a_gap_inside_the_span() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 3)) * [1, 0, 0]
-    inside, beside, none = (orthogonality(rows, np.arange(200), gap) for gap in (*np.eye(3)[:2], np.zeros(3)))
-    assert np.allclose(np.abs(inside), 1) and np.allclose(beside, 0) and len(inside) == len(beside) > len(none) == 0
+    inside, beside, none = (
+        orthogonality(rows, np.arange(200), gap) for gap in (*np.eye(3)[:2], np.zeros(3))
+    )
+    assert (
+        np.allclose(np.abs(inside), 1)
+        and np.allclose(beside, 0)
+        and len(inside) == len(beside) > len(none) == 0
+    )
 
 
 def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path) -> None:
-    """Which of two gaps a pair has is told by the order of the store, by the content, or by chance."""
+    """Which of two gaps a pair has is told by the order of the store, by the content, or by
+    chance."""
     measures = {}
     for kind in ("order", "content", "mixture"):
         rng, half = np.random.default_rng(0), np.arange(400) < 160
@@ -74,7 +99,9 @@ def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path) -> None:
         answers = answer_questions(data, residuals(x - y, np.arange(400)))
         measures[kind] = {name: answer.measures for name, answer in answers.items()}
         one, two = ((x - y)[side].mean(axis=0) for side in (other, ~other))
-        expected = np.linalg.norm(one - two) * np.sqrt(0.4 * 0.6) / np.linalg.norm((x - y).mean(axis=0))
+        expected = (
+            np.linalg.norm(one - two) * np.sqrt(0.4 * 0.6) / np.linalg.norm((x - y).mean(axis=0))
+        )
         assert measures[kind]["constant"][kind] == pytest.approx(expected, rel=0.1)
     recorded(Path(__file__).parent / "golden" / "assumptions.json", measures)
 
@@ -97,12 +124,21 @@ def test_noise_is_judged_by_the_table_of_the_documentation(tmp_path: Path) -> No
             {"skewness": some(6, -0.31)},
             {"distance_to_normal": 0.031},
             {"kurtosis": some(5, 5.55)},  # 3 * sqrt(24 / 2000 / 50) is 0.046
-            {"items": 100, "kurtosis": some(6, 1.35)},  # 3 * sqrt(24 / 100) is 1.47, this one without bias 1.48
+            # 3 * sqrt(24 / 100) is 1.47, this one without bias 1.48
+            {"items": 100, "kurtosis": some(6, 1.35)},
             {"items": 100, "skewness": some(6, 0.74)},
         ],
-        "gaussian no": [{"kurtosis": some(13, -0.51)}, {"kurtosis": some(5, 10.6)}, {"distance_to_normal": 0.061}],
+        "gaussian no": [
+            {"kurtosis": some(13, -0.51)},
+            {"kurtosis": some(5, 10.6)},
+            {"distance_to_normal": 0.061},
+        ],
         "isotropic yes": [{"std_largest": 2.15}],  # twice exp(2 * 2.326 / sqrt(4000)) is 2.153
-        "isotropic partly": [{"std_largest": 2.16}, {"isotropy": 0.898}, {"isotropy": 0.862, "items": 100}],
+        "isotropic partly": [
+            {"std_largest": 2.16},
+            {"isotropy": 0.898},
+            {"isotropy": 0.862, "items": 100},
+        ],
         "isotropic no": [{"isotropy": 0.598}],
         "constant unknown": [{}],  # there is no gap
         "orthogonal unknown": [{}],
@@ -110,10 +146,14 @@ def test_noise_is_judged_by_the_table_of_the_documentation(tmp_path: Path) -> No
     for judged, cases in table.items():
         question, answer = judged.split()
         for changes in cases:
-            assert answer_questions(data, replace(noise, **changes))[question].answer == answer, changes
+            assert answer_questions(data, replace(noise, **changes))[question].answer == answer, (
+                changes
+            )
 
 
-def test_variance_along_the_gap_is_compared_with_that_along_random_directions(tmp_path: Path) -> None:
+def test_variance_along_the_gap_is_compared_with_that_along_random_directions(
+    tmp_path: Path,
+) -> None:
     rng, sizes = np.random.default_rng(0), np.r_[np.full(10, 0.2), np.full(20, 0.1), np.zeros(10)]
     for axis, inside in ((0, 1.0), (39, 0.0)):
         content, gap = rng.normal(size=(3000, 40)) * sizes + np.eye(40)[38], 0.1 * np.eye(40)[axis]

@@ -1,4 +1,5 @@
-"""Closed forms and plain loops of the measures; benchmarks/interval_coverage.py measures the intervals."""
+"""Closed forms and plain loops of the measures; benchmarks/interval_coverage.py measures the
+intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def test_dimension_counts_until_more_than_99_percent() -> None:
         found = measure_modality(Moments(50, np.array([1.0, 0]), 50 * np.diag(values)))
         assert found.effective_dimension == dimension
         assert (found.effective_rank > 0) == (found.participation_ratio > 0) == (dimension > 0)
-    assert [measure_modality(Moments(n, np.eye(2)[0], np.eye(2))).limited_by_rows for n in (2, 3)] == [True, False]
+    assert [
+        measure_modality(Moments(n, np.eye(2)[0], np.eye(2))).limited_by_rows for n in (2, 3)
+    ] == [True, False]
 
 
 def test_the_relative_gap_of_two_pairs() -> None:
@@ -52,13 +55,17 @@ def test_mean_norm_and_its_errors_agree_with_repeated_draws() -> None:
     assert together.mean_norm_error == pytest.approx(found.mean_norm_error * np.sqrt(99 / 9))
 
 
-def test_gap_and_residuals_of_single_pairs_are_debiased_by_the_variance_of_their_differences(tmp_path: Path) -> None:
+def test_gap_and_residuals_of_single_pairs_are_debiased_by_the_variance_of_their_differences(
+    tmp_path: Path,
+) -> None:
     x, y = (unit(rows) for rows in paper_model(30, 8, sigma=0.2)[:2])
     data = collect(make_store(tmp_path / "s", x, y), "image", "text")
     gap, pairs = measure_gap(data, 0), measure_pairs(data, 0)
     chance = np.trace(np.cov((x - y).T)) / 30
     assert gap.length_debiased.value**2 == pytest.approx(gap.length.value**2 - chance)
-    assert pairs and pairs.residual_rms_debiased.value == pytest.approx(pairs.residual_rms.value * np.sqrt(30 / 29))
+    assert pairs and pairs.residual_rms_debiased.value == pytest.approx(
+        pairs.residual_rms.value * np.sqrt(30 / 29)
+    )
 
 
 def test_uniformity_is_the_definition() -> None:
@@ -74,7 +81,9 @@ def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
     x, y, own, away = unit_rows(400, 12), unit_rows(400, 12, seed=1), np.arange(400), np.eye(12)[0]
     assert separability(x + 3 * away, y - 3 * away, (own, own)).value == 1.0
     assert separability(x, y, (own, own)).value == pytest.approx(0.5, abs=0.07)
-    assert separability(unit(x + away), y, (own, own), collapse=True).value == pytest.approx(0.5, abs=0.08)
+    assert separability(unit(x + away), y, (own, own), collapse=True).value == pytest.approx(
+        0.5, abs=0.08
+    )
     probe = separability(x + 0.3 * away, y, (own, own + 400))
     assert probe.rows == 800
     width = 2 * 1.96 * np.sqrt(probe.value * (1 - probe.value) / 800)
@@ -84,13 +93,21 @@ def test_separability_is_1_across_a_gap_and_one_half_without() -> None:
 def test_modality_bias_is_the_definition_on_corpora_of_100_items() -> None:
     x, y = unit_rows(30, 5), unit_rows(30, 5, seed=1)
     corpus, own = np.concatenate([x, y]).astype(np.float64), np.arange(60) < 30
-    near = np.argsort(-(corpus @ corpus.T) - 9 * np.eye(60), axis=1)[:, 1:11]  # but for the row itself
+    # but for the row itself
+    near = np.argsort(-(corpus @ corpus.T) - 9 * np.eye(60), axis=1)[:, 1:11]
     shares = (own[near] == own[:, None]).mean(axis=1)
-    assert [side.value for side in modality_bias(x, y)] == pytest.approx([shares[:30].mean(), shares[30:].mean()])
+    assert [side.value for side in modality_bias(x, y)] == pytest.approx(
+        [shares[:30].mean(), shares[30:].mean()]
+    )
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(600, 16))
-    one, other = (unit(centres + rng.normal(size=centres.shape) + side * np.eye(16)[0]) for side in (0.7, -0.7))
-    small, large = (modality_bias(one[:n], other[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 600))
+    one, other = (
+        unit(centres + rng.normal(size=centres.shape) + side * np.eye(16)[0])
+        for side in (0.7, -0.7)
+    )
+    small, large = (
+        modality_bias(one[:n], other[:n], items=(np.arange(n), np.arange(n)))[0] for n in (100, 600)
+    )
     assert small.rows == large.rows == 100  # it does not grow with the store
     assert small.value == pytest.approx(large.value, abs=np.ptp(small.interval or 0) / 2)
 
@@ -103,7 +120,8 @@ def test_fewer_than_three_rows_have_no_interval() -> None:
 
 
 def test_one_list_counts_the_first_ten_of_each_query(tmp_path: Path) -> None:
-    """Of 90 items the first 45, in an order by seed, have their image in the corpus, and the others a text."""
+    """Of 90 items the first 45, in an order by seed, have their image in the corpus, and the others
+    a text."""
     store = gap_store(tmp_path / "s", dtype="float32")
     collected = collect(store, "image", "text")
     found, moments = measure_one_list(collected, seed=3), collected.fit_moments
@@ -116,7 +134,10 @@ def test_one_list_counts_the_first_ten_of_each_query(tmp_path: Path) -> None:
             q = x[asked][others]
             scores = q @ np.concatenate([x["image"][:45], x["text"][45:]]).T
             if kind == "calibrated":
-                spread = [np.sum(q @ m.covariance * q, axis=1) / np.trace(m.covariance) for m in moments.values()]
+                spread = [
+                    np.sum(q @ m.covariance * q, axis=1) / np.trace(m.covariance)
+                    for m in moments.values()
+                ]
                 scores /= np.sqrt(np.repeat(spread, 45, axis=0)).T
             first = np.argsort(-scores)[:, :10]
             assert found[asked].other_modality[kind].value == pytest.approx(others[first].mean())
@@ -125,7 +146,8 @@ def test_one_list_counts_the_first_ten_of_each_query(tmp_path: Path) -> None:
 
 
 def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
-    """docs/reference/geometry.md and the docstrings name them; one that changes gives all users other results."""
+    """docs/reference/geometry.md and the docstrings name them; one that changes gives all users
+    other results."""
     found: dict[str, Any] = {}
     for module in walk_packages(geometry.__path__, "c3tools.geometry."):
         for name, value in sorted(vars(import_module(module.name)).items()):
@@ -133,7 +155,11 @@ def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
             if name.isupper() and isinstance(value, int | float | tuple | dict):
                 found |= {place: value} if name not in ("PRESETS", "UNREADABLE") else {}
             elif inspect.isfunction(value) and value.__module__ == module.name:
-                defaults = {key: own.default for key, own in inspect.signature(value).parameters.items()}
-                numbers = {key: own for key, own in defaults.items() if isinstance(own, int | float)}
+                defaults = {
+                    key: own.default for key, own in inspect.signature(value).parameters.items()
+                }
+                numbers = {
+                    key: own for key, own in defaults.items() if isinstance(own, int | float)
+                }
                 found |= {place: numbers} if numbers else {}
     recorded(Path(__file__).parent / "golden" / "settings.json", found)

@@ -1,4 +1,5 @@
-"""The report of whole stores: agreement with plain numpy, what is left out or refused, and what is shown."""
+"""The report of whole stores: agreement with plain numpy, what is left out or refused, and what is
+shown."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ from c3tools.geometry.spaces import RECALL_PRESETS
 from c3tools.store import Rows, Store, StoreInfo, create_store
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import MODEL, build_store, make_store, unit_rows
-from tests.geometry.spaces import Told, hostile_store, paper_model, plain_measures, reported_measures, unit
+from tests.geometry.spaces import (
+    Told,
+    hostile_store,
+    paper_model,
+    plain_measures,
+    reported_measures,
+    unit,
+)
 from tests.golden import drawn, recorded
 from tests.stores import whole_store
 
@@ -39,9 +47,15 @@ def report(store: Store | Path, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "limits",
-    [{}, {"EXACT_VALUES": 0}, {"MAX_ITEMS": 100, "MAX_ROWS": 299, "EXACT_SCORES": 130 * 390 - 1, "PART_ROWS": 150}],
+    [
+        {},
+        {"EXACT_VALUES": 0},
+        {"MAX_ITEMS": 100, "MAX_ROWS": 299, "EXACT_SCORES": 130 * 390 - 1, "PART_ROWS": 150},
+    ],
 )
-def test_agrees_with_plain_numpy(tmp_path: Path, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agrees_with_plain_numpy(
+    tmp_path: Path, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, most in limits.items():
         monkeypatch.setattr(collect, name, most)
     image, text, owner = paper_model(130, 16, captions=3, sigma=0.08)
@@ -52,7 +66,11 @@ def test_agrees_with_plain_numpy(tmp_path: Path, limits: dict[str, int], monkeyp
     exact = {"n": 390, "items": 130, "text_independent_rows": 130, "length": expected["length"]}
     if len(limits) > 1:
         notes = " ".join(values["notes"] + report(tmp_path / "s", presets=None)["notes"])
-        for part in ("--presets", "sample of 297 pairs", "sample of 50 image rows with all their 150 text rows"):
+        for part in (
+            "--presets",
+            "sample of 297 pairs",
+            "sample of 50 image rows with all their 150 text rows",
+        ):
             assert part in notes
         assert values["provenance"]["working_set"] == {"complete": False, "image": 50, "text": 150}
         for name in ("paired_cosine", "unpaired_cosine", "residual_rms"):
@@ -75,15 +93,24 @@ def test_agrees_with_plain_numpy(tmp_path: Path, limits: dict[str, int], monkeyp
     ],
 )
 def test_what_is_compared_is_all_or_a_sample_of_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owners: Any, limits: dict[str, int], sizes: tuple[int, int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owners: Any,
+    limits: dict[str, int],
+    sizes: tuple[int, int],
 ) -> None:
     for name, most in limits.items():
         monkeypatch.setattr(collect, name, most)
     rows = [unit_rows(20, 8), unit_rows(20, 8, seed=1)]
     data = collect.collect(make_store(tmp_path / "s", *rows, owners=list(owners)), "image", "text")
     working, (images, texts) = data.working, data.places.values()
-    assert (len(working.first), len(working.second), working.complete) == (*sizes, sizes == (20, 20))
-    for own, read, places in zip(rows, (working.first, working.second), (images, texts), strict=True):
+    assert (len(working.first), len(working.second), working.complete) == (
+        *sizes,
+        sizes == (20, 20),
+    )
+    for own, read, places in zip(
+        rows, (working.first, working.second), (images, texts), strict=True
+    ):
         np.testing.assert_allclose(read, own[np.unique(places)], atol=1e-7)
     if working.paired:
         assert [owners[row] for row in texts] == images[working.item_index].tolist()
@@ -93,7 +120,9 @@ def test_published_numbers_on_500_clip_pairs(tmp_path: Path, shared_data: Path) 
     folder = shared_data / "clip_embeddings" / "coco_val2017_vitb16_500"
     image, text = np.load(folder / "image.npy"), np.load(folder / "text.npy")
     values = report(make_store(tmp_path / "s", unit(image), unit(text), split=None))
-    found = reported_measures(values) | values["noise"] | values["sigma"]["candidates"]["pair_cosine"]
+    found = (
+        reported_measures(values) | values["noise"] | values["sigma"]["candidates"]["pair_cosine"]
+    )
     published = {"length": 0.8514, "rmg": 0.5915, "paired_cosine": 0.310, "unpaired_cosine": 0.162}
     published |= {"raw image_to_text recall@1": 0.552, "raw text_to_image recall@1": 0.506}
     published |= {"residual_rms": 0.0358, "std_smallest": 0.020, "std_largest": 0.114}
@@ -102,11 +131,17 @@ def test_published_numbers_on_500_clip_pairs(tmp_path: Path, shared_data: Path) 
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-@pytest.mark.parametrize(("row", "normalised"), [(np.nan, False), (0.0, False), (np.inf, True), (2.0, True)])
-def test_rows_that_cannot_be_measured_are_refused_by_key(tmp_path: Path, row: float, normalised: bool) -> None:
+@pytest.mark.parametrize(
+    ("row", "normalised"), [(np.nan, False), (0.0, False), (np.inf, True), (2.0, True)]
+)
+def test_rows_that_cannot_be_measured_are_refused_by_key(
+    tmp_path: Path, row: float, normalised: bool
+) -> None:
     rows = unit_rows(60, 8)
     rows[:3] = row
-    store = make_store(tmp_path / "s", unit_rows(60, 8), rows, split=["val", "test"] * 30, normalised=normalised)
+    store = make_store(
+        tmp_path / "s", unit_rows(60, 8), rows, split=["val", "test"] * 30, normalised=normalised
+    )
     for names in (None, ["text"]):
         with pytest.raises(StoreError, match=r"2 of 30 text rows .*\(text0, text2\)"):
             report(store, modalities=names, split="val")
@@ -115,10 +150,15 @@ def test_rows_that_cannot_be_measured_are_refused_by_key(tmp_path: Path, row: fl
 def test_a_split_of_rows_with_norms_is_that_of_rows_of_norm_1(tmp_path: Path) -> None:
     """And the sigma that is recommended is that of trainings, whatever the split."""
     image, text, owner = paper_model(200, 8, captions=2)
-    x, y, lengths = *(unit(rows).astype(np.float32) for rows in (image, text)), np.linspace(0.5, 2, 400)[:, None]
+    x, y, lengths = (
+        *(unit(rows).astype(np.float32) for rows in (image, text)),
+        np.linspace(0.5, 2, 400)[:, None],
+    )
     options: Any = {"owners": [*owner], "split": ["train"] * 150 + ["test"] * 50}
     clean = make_store(tmp_path / "clean", x, y, **options)
-    norms = make_store(tmp_path / "norms", x * lengths[::2], y * lengths, normalised=False, **options)
+    norms = make_store(
+        tmp_path / "norms", x * lengths[::2], y * lengths, normalised=False, **options
+    )
     found = [report(store, split="test") for store in (clean, norms)]
     assert reported_measures(found[1]) == pytest.approx(reported_measures(found[0]), abs=1e-6)
     gap = x[150:].mean(axis=0) - y[300:].mean(axis=0)
@@ -132,7 +172,9 @@ def test_a_split_of_rows_with_norms_is_that_of_rows_of_norm_1(tmp_path: Path) ->
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4, seed=1), split=["train"] * 7 + ["val"] * 2)
+    store = make_store(
+        tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4, seed=1), split=["train"] * 7 + ["val"] * 2
+    )
     create_store(tmp_path / "empty", StoreInfo(MODEL, 4))
     for place, options, named in (
         (store, {"split": "val"}, r"'image' of the store .* 2 rows in the split 'val'"),
@@ -144,25 +186,43 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
             report(place, **options)
 
 
-def test_captions_of_one_image_count_as_one_row_whether_the_image_is_there_or_not(tmp_path: Path) -> None:
+def test_captions_of_one_image_count_as_one_row_whether_the_image_is_there_or_not(
+    tmp_path: Path,
+) -> None:
     for paired in (30, 5, 0):
         owners = [*np.repeat(np.arange(30) + 30 - paired, 3), None, None]
-        store = make_store(tmp_path / f"{paired}", unit_rows(30, 8), unit_rows(92, 8, seed=1), owners=owners)
+        store = make_store(
+            tmp_path / f"{paired}", unit_rows(30, 8), unit_rows(92, 8, seed=1), owners=owners
+        )
         values = report(store)
-        assert (values["provenance"]["items"], values["provenance"]["pairs"]) == (paired, 3 * paired)
+        assert (values["provenance"]["items"], values["provenance"]["pairs"]) == (
+            paired,
+            3 * paired,
+        )
         assert [found["independent_rows"] for found in values["modalities"].values()] == [30, 32]
-        assert report(store, modalities=["text"])["modalities"] == {"text": values["modalities"]["text"]}
+        assert report(store, modalities=["text"])["modalities"] == {
+            "text": values["modalities"]["text"]
+        }
 
 
 @pytest.mark.parametrize("owners", [[None] * 4, [0, None, None, None], [0] * 4])
 def test_stores_with_hardly_any_pairs(tmp_path: Path, owners: list[int | None]) -> None:
-    found = gap_report(make_store(tmp_path / "s", unit_rows(3, 8), unit_rows(4, 8, seed=1), owners=owners))
+    found = gap_report(
+        make_store(tmp_path / "s", unit_rows(3, 8), unit_rows(4, 8, seed=1), owners=owners)
+    )
     values = found.to_dict()
     json.dumps(values, allow_nan=False)
     gap, pairs = values["gap"], values["pairs"]
-    assert (values["verdict"]["corrupt"]["answer"], gap["length_interval"] is None) == ("unknown", pairs is not None)
+    assert (values["verdict"]["corrupt"]["answer"], gap["length_interval"] is None) == (
+        "unknown",
+        pairs is not None,
+    )
     if owners[0] is None:
-        assert (pairs, values["retrieval"], values["assumptions"]["isotropic"]["answer"]) == (None, {}, "unknown")
+        assert (pairs, values["retrieval"], values["assumptions"]["isotropic"]["answer"]) == (
+            None,
+            {},
+            "unknown",
+        )
     else:  # there is nothing to correct by, and as few pairs are groups of one
         assert (pairs["items"], pairs["residual_rms_debiased"]) == (1, pairs["residual_rms"])
         assert gap["group_length"][0] == pytest.approx(gap["instance_distance"])
@@ -171,7 +231,9 @@ def test_stores_with_hardly_any_pairs(tmp_path: Path, owners: list[int | None]) 
 
 def test_rows_that_are_all_equal(tmp_path: Path) -> None:
     x, reporter = np.eye(4)[[0] * 6], Told()
-    values = gap_report(make_store(tmp_path / "s", x, np.roll(x, 1, axis=1)), reporter=reporter).to_dict()
+    values = gap_report(
+        make_store(tmp_path / "s", x, np.roll(x, 1, axis=1)), reporter=reporter
+    ).to_dict()
     assert (reporter.left, reporter.note) == (0, RECALL_PRESETS[-1])
     missing = [note.split()[0] for note in values["notes"] if "cannot be applied" in note]
     assert {*missing, *values["retrieval"]} == {*RECALL_PRESETS} != {*values["retrieval"]}
@@ -183,21 +245,38 @@ def test_one_modality_and_three(tmp_path: Path) -> None:
     image = Rows.of("image", items[::2], unit_rows(30, 8))
     audio = Rows.of("audio", keys, unit_rows(60, 8, seed=1), pair_key=items)
     text = Rows.of("text", keys, unit_rows(60, 8, seed=2), image_key=items)
-    for name, rows in (("three", (image, audio, text)), ("no texts", (image, audio)), ("one", (text,))):
+    for name, rows in (
+        ("three", (image, audio, text)),
+        ("no texts", (image, audio)),
+        ("one", (text,)),
+    ):
         build_store(tmp_path / name, *rows, dtype="float32")
     names = None, ("text", "image"), ("audio", "text")
     found = [report(tmp_path / "three", modalities=chosen) for chosen in names]
     assert any("also has audio" in note for note in found[0]["notes"])
     # that with one row per item comes first
-    assert [" ".join(values["modalities"]) for values in found] == ["image text", "image text", "audio text"]
+    assert [" ".join(values["modalities"]) for values in found] == [
+        "image text",
+        "image text",
+        "audio text",
+    ]
     assert ["Several audio rows" in values["notes"][0] for values in found] == [False, False, True]
     assert found[2]["pairs"]["n"] == 60
     spread = report(tmp_path / "no texts")["sigma"]["candidates"]["caption_spread"]
     assert (spread["sigma"], spread["missing"]) == (None, "the store has no texts")
     alone = gap_report(tmp_path / "one")
-    assert (alone.gap, alone.pairs, list(alone.verdict), alone.modalities["text"].n) == (None, None, ["unusual"], 60)
+    assert (alone.gap, alone.pairs, list(alone.verdict), alone.modalities["text"].n) == (
+        None,
+        None,
+        ["unusual"],
+        60,
+    )
     page = alone.to_html()
-    assert ("one modality, text" in page, page.count("<svg"), "mathdefault" in page) == (True, 1, False)
+    assert ("one modality, text" in page, page.count("<svg"), "mathdefault" in page) == (
+        True,
+        1,
+        False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,22 +289,33 @@ def page(hostile: GapReport) -> str:
     return hostile.to_html()
 
 
-def test_json_and_page_are_the_golden_ones(hostile: GapReport, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``C3_RECORD=1 pytest tests/geometry`` makes them anew; drawings, styles and scripts are left out."""
+def test_json_and_page_are_the_golden_ones(
+    hostile: GapReport, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``C3_RECORD=1 pytest tests/geometry`` makes them anew; drawings, styles and scripts are left
+    out."""
     store, values = hostile.provenance["store"], hostile.to_dict()
-    page = re.sub(r"(<svg|<style|<script).*?(</svg>|</style>|</script>)", "", page.replace(store, "s"), flags=re.DOTALL)
+    page = re.sub(
+        r"(<svg|<style|<script).*?(</svg>|</style>|</script>)",
+        "",
+        page.replace(store, "s"),
+        flags=re.DOTALL,
+    )
     values["provenance"]["store"] = "s"
     if os.environ.get("C3_RECORD"):
         (GOLDEN / "page.html").write_text(page)
     assert page == (GOLDEN / "page.html").read_text()
     recorded(GOLDEN / "report.json", values)
     monkeypatch.setattr("c3tools.geometry.figures.MAX_POINTS", 20)
-    figures = {name: [label, *drawn(figure)] for name, (figure, label) in all_figures(hostile).items()}
+    figures = {
+        name: [label, *drawn(figure)] for name, (figure, label) in all_figures(hostile).items()
+    }
     recorded(GOLDEN / "figures.json", figures)
 
 
 def test_the_page_asks_for_nothing_and_runs_the_map_alone(page: str) -> None:
-    tree = LexborHTMLParser(page)  # by the algorithm of the HTML standard: a caption could become an element
+    # by the algorithm of the HTML standard: a caption could become an element
+    tree = LexborHTMLParser(page)
     runs = (Path(pages.__file__).parent / "templates" / "map.js").read_text().rstrip("\n")
     assert [script.text() for script in tree.css("script:not([type])")] == [runs]
     assert len(tree.css("script")) == 2
@@ -242,7 +332,9 @@ def test_the_page_asks_for_nothing_and_runs_the_map_alone(page: str) -> None:
     assert (page.count("<svg"), len(ids)) == (8, len(set(ids)))
 
 
-def test_a_report_is_shown_in_notebooks_and_saved(hostile: GapReport, page: str, tmp_path: Path) -> None:
+def test_a_report_is_shown_in_notebooks_and_saved(
+    hostile: GapReport, page: str, tmp_path: Path
+) -> None:
     shown = hostile._repr_html_()
     for section in hostile.sections():
         for table in section.tables:
@@ -254,7 +346,11 @@ def test_a_report_is_shown_in_notebooks_and_saved(hostile: GapReport, page: str,
     assert (tmp_path / "deep" / "report.json").read_text() == values
     assert (tmp_path / "report.html").read_text() == page
     files = {path.name for path in hostile.save_figures(tmp_path / "f")}
-    assert files == {path.name for path in (tmp_path / "f").iterdir()} >= {"spectra.png", "gap-length.svg"}
+    assert (
+        files
+        == {path.name for path in (tmp_path / "f").iterdir()}
+        >= {"spectra.png", "gap-length.svg"}
+    )
 
 
 def test_a_sample_of_the_rows_are_dots_that_the_slider_moves_with_partners_and_photos(
@@ -266,7 +362,11 @@ def test_a_sample_of_the_rows_are_dots_that_the_slider_moves_with_partners_and_p
     (tmp_path / "photos").mkdir()
     for number in range(8, 30):
         Image.new("RGB", (224, 112)).save(tmp_path / "photos" / f"img{number:03d}.jpg")
-    data = json.loads(gap_map(store, collect.collect(store, "image", "text", split="train"), split="train", by="width"))
+    data = json.loads(
+        gap_map(
+            store, collect.collect(store, "image", "text", split="train"), split="train", by="width"
+        )
+    )
     images, texts = data["modalities"]
     (row,) = (row for row, photo in enumerate(images["photo"]) if photo)
     assert images["label"][row] == min(name for name in images["label"] if name >= "img008")
@@ -291,7 +391,9 @@ def test_reader_closes_the_gap_in_a_browser(tmp_path: Path, browser: Any) -> Non
 
     def shown() -> Any:
         time.sleep(0.1)
-        return browser.execute_script("return document.querySelector('.gap-map canvas').toDataURL()")
+        return browser.execute_script(
+            "return document.querySelector('.gap-map canvas').toDataURL()"
+        )
 
     apart = shown()
     assert float(text(".gap-map output").split()[-1]) > 0

@@ -30,12 +30,17 @@ def on_record(simulate: Callable[..., Simulation], **options: Any) -> Simulation
     result = simulate(**options, reporter=reporter)
     assert reporter.left == 0
     runs = [{key: value for key, value in run.items() if key != "recall"} for run in result.runs]
-    recorded(file, {**result.to_dict(), "runs": runs, "found": result.found, "figure": drawn(result.figure)}, 1e-3)
+    recorded(
+        file,
+        {**result.to_dict(), "runs": runs, "found": result.found, "figure": drawn(result.figure)},
+        1e-3,
+    )
     return result
 
 
 def start() -> tuple[np.ndarray, np.ndarray]:
-    """24 points of 32 dimensions, of which the first modality varies in 4 and the second in the next 12."""
+    """24 points of 32 dimensions, of which the first modality varies in 4 and the second in the
+    next 12."""
     rng = np.random.default_rng(3)
     x, y = (np.tile(rng.normal(size=32), (24, 1)) for _ in range(2))
     x[:, :4], y[:, 4:16] = rng.normal(size=(24, 4)), rng.normal(size=(24, 12))
@@ -43,10 +48,15 @@ def start() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("logit_scale", "rate"), [(14.0, 5.0), (1000.0, 0.01)])
-def test_training_in_the_span_is_training_in_all_dimensions(logit_scale: float, rate: float) -> None:
-    """The loop as one writes it first, over the points in all dimensions, with the gradients of autograd."""
+def test_training_in_the_span_is_training_in_all_dimensions(
+    logit_scale: float, rate: float
+) -> None:
+    """The loop as one writes it first, over the points in all dimensions, with the gradients of
+    autograd."""
     x, y = start()
-    trace = contrastive.train_pairs(x, y, steps=40, every=10, learning_rate=rate, logit_scale=logit_scale)
+    trace = contrastive.train_pairs(
+        x, y, steps=40, every=10, learning_rate=rate, logit_scale=logit_scale
+    )
     a, b = (torch.tensor(rows, requires_grad=True) for rows in (x, y))
     optimiser, expected, own = torch.optim.SGD([a, b], lr=rate), [], torch.arange(24)
     for _ in range(41):
@@ -59,12 +69,17 @@ def test_training_in_the_span_is_training_in_all_dimensions(logit_scale: float, 
         optimiser.step()
     assert expected[0][0] - expected[-1][0] > 0.1
     for point in trace:
-        assert (point["loss"], point["gap"]) == pytest.approx(expected[point["step"]], rel=1e-3, abs=1e-4)
+        assert (point["loss"], point["gap"]) == pytest.approx(
+            expected[point["step"]], rel=1e-3, abs=1e-4
+        )
 
 
 def test_the_trace_has_the_last_step_and_long_steps_follow_the_short_ones() -> None:
     for steps, every in ((110, 25), (30, 7), (60, 20)):
-        short, long = (contrastive.train_pairs(*start(), steps=steps, every=every, fast=fast) for fast in (False, True))
+        short, long = (
+            contrastive.train_pairs(*start(), steps=steps, every=every, fast=fast)
+            for fast in (False, True)
+        )
         for trace in (short, long):
             assert [point["step"] for point in trace] == sorted({*range(0, steps, every), steps})
         assert long[-1] == pytest.approx(short[-1], rel=3e-3)
@@ -74,16 +89,28 @@ def test_the_selected_draw_starts_where_the_papers_did(monkeypatch: pytest.Monke
     first = simulate_gap_after_training(steps=0, seed=1179).runs[0]
     assert (first["loss"], first["gap"]) == pytest.approx((6.267, 1.2478), rel=1e-3)
     trace = {0: (3.0, 1.3), 400: (2.0, 1.1)}
-    for name, value in {"PAIRS": 24, "DIM": 32, "VARYING": 4, "CONSTANT": 31, "PAPER_TRACE": trace}.items():
+    for name, value in {
+        "PAIRS": 24,
+        "DIM": 32,
+        "VARYING": 4,
+        "CONSTANT": 31,
+        "PAPER_TRACE": trace,
+    }.items():
         monkeypatch.setattr(contrastive, name, value)
     result = on_record(simulate_gap_after_training, steps=400, every=200, seed=1179)
     left = result.runs[-1]["gap"] / result.runs[0]["gap"]
     assert f" {100 * (1 - left):.0f} % of it is closed" in result.found
     assert f" {100 * (left * 1.3 / 1.1 - 1):+.2f} %." in result.found
-    assert [row[-2:] for row in result.table.rows] == [["3.0000", "1.3000"], ["–", "–"], ["2.0000", "1.1000"]]
+    assert [row[-2:] for row in result.table.rows] == [
+        ["3.0000", "1.3000"],
+        ["–", "–"],
+        ["2.0000", "1.1000"],
+    ]
 
 
-def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_points_lead_in_proportion_to_the_temperature(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(contrastive, "STABLE_PAIRS", 60)
     monkeypatch.setattr(contrastive, "STABLE_DIM", 24)
     result = on_record(simulate_stable_region, tau=(0.1, 0.02))
@@ -96,9 +123,12 @@ def test_trained_points_lead_in_proportion_to_the_temperature(monkeypatch: pytes
 
 
 def test_the_predictions_can_fail() -> None:
-    """By one lead at every temperature, noise that does not depend on it, and a descent that goes on."""
+    """By one lead at every temperature, noise that does not depend on it, and a descent that goes
+    on."""
     run = {"lead": 0.5, "noise": 0.1, "later_lead": 1.0, "start_lead": -0.3}
-    assert [*contrastive.predictions([{**run, "over_tau": 0.5 / tau} for tau in (0.01, 0.1)]).values()] == [False] * 3
+    assert [
+        *contrastive.predictions([{**run, "over_tau": 0.5 / tau} for tau in (0.01, 0.1)]).values()
+    ] == [False] * 3
 
 
 def test_depth_loses_dimensions() -> None:
@@ -119,7 +149,11 @@ def test_more_of_the_gap_survives_at_a_higher_scale() -> None:
     state = torch.get_rng_state()
     low, high = simulate_temperature(scale=(100.0, 5.0), steps=60).runs
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as before
-    assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.9) == (high["start_gap"], True, True)
+    assert (low["start_gap"], low["gap"] < 0.5 * high["gap"], low["recall"] > 0.9) == (
+        high["start_gap"],
+        True,
+        True,
+    )
     on_record(simulate_temperature, scale=(100.0, 5.0), steps=3)
     for seed in (-1, 10**30):  # any integer
         assert simulate_temperature(scale=(0.5,), steps=1, seed=seed).runs

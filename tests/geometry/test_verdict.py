@@ -1,4 +1,5 @@
-"""Each verdict says yes, partly, no or unknown by its stated rule, on numbers and on stores made to show it."""
+"""Each verdict says yes, partly, no or unknown by its stated rule, on numbers and on stores made to
+show it."""
 
 from __future__ import annotations
 
@@ -21,11 +22,14 @@ MODALITY = ModalityMeasures(500, 64, 40, 20.0, 15.0, 0.7, 0.01, 1.5, 100, 500, F
 
 
 RECALL = {"recall@1": Estimate(0.55, (0.45, 0.6))}
-RAW = SpaceMeasures({"image_to_text": RECALL, "text_to_image": RECALL}, 0.8, separability=Estimate(1.0))
+RAW = SpaceMeasures(
+    {"image_to_text": RECALL, "text_to_image": RECALL}, 0.8, separability=Estimate(1.0)
+)
 ONE, APART, ROWS = Estimate(0.09), Estimate(0.8), range(500)
 NO, YES = (Answer("?", answer, "") for answer in ("no", "yes"))
 SIGMAS = [SigmaRule("scaled_spread", 0.06, "texts"), SigmaRule("pair_cosine", 0.07, "pairs")]
-USUAL = GapReport(  # numbers of a store like CLIP's on COCO: nothing is unusual, Collapse and Corrupt help
+# numbers of a store like CLIP's on COCO: nothing is unusual, Collapse and Corrupt help
+USUAL = GapReport(
     {"image": MODALITY, "text": MODALITY},
     {},
     [],
@@ -42,7 +46,9 @@ USUAL = GapReport(  # numbers of a store like CLIP's on COCO: nothing is unusual
 def changed(whole: Any, path: str, value: Any) -> Any:
     """The usual numbers with one changed: ``gap.length``, ``spaces.c2-collapse.gap``, …"""
     if not path:
-        return Estimate(value) if isinstance(whole, Estimate) and isinstance(value, float) else value
+        return (
+            Estimate(value) if isinstance(whole, Estimate) and isinstance(value, float) else value
+        )
     name, _, rest = path.partition(".")
     if isinstance(whole, dict):
         return {**whole, name: changed(whole.get(name), rest, value)}
@@ -57,7 +63,8 @@ FEW = replace(MODALITY, effective_dimension=3, limited_by_rows=True)
 
 
 def one_list(found: float) -> dict[str, OneList]:
-    """Text queries whose first ten have no images by cosine, and so many by the calibrated scores."""
+    """Text queries whose first ten have no images by cosine, and so many by the calibrated
+    scores."""
     shares = {"raw": Estimate(0), "centred": Estimate(0.1), "calibrated": Estimate(found)}
     return {"text": OneList(shares, {})}
 
@@ -71,7 +78,12 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         ("pairs", None, "yes: 39 % of the squared distance between a text row and any image"),
     ],
     "collapse": [
-        ("notes", [], "yes: from 0.80 to 0.03, and a linear probe recognises the modality of 50 % of the rows"),
+        (
+            "notes",
+            [],
+            "yes: from 0.80 to 0.03, and a linear probe recognises the modality of 50 % of the "
+            "rows",
+        ),
         ("spaces", {}, "unknown: cannot be applied"),
         ("gap.length", 0.1, "no: no gap to close"),
         ("spaces.c2-collapse.gap", 0.5, "no: from 0.80 to 0.50 only"),
@@ -84,8 +96,17 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
     ],
     "corrupt": [
         # 64 dimensions of variance 0.09^2, over twice the variance 1 - 0.7^2 of a modality
-        ("notes", [], "yes: 51 % of that of unrelated rows. --sigma auto gives 0.060, from texts; the cosine of"),
-        ("pairs", None, "unknown: no pairs to measure the alignment noise; --sigma auto gives 0.060"),
+        (
+            "notes",
+            [],
+            "yes: 51 % of that of unrelated rows. --sigma auto gives 0.060, from texts; the "
+            "cosine of",
+        ),
+        (
+            "pairs",
+            None,
+            "unknown: no pairs to measure the alignment noise; --sigma auto gives 0.060",
+        ),
         ("pairs.items", 1, "unknown: single item are too few"),
         ("pairs.residual_rms", 0.01, "no: almost equal"),
         ("pairs.residual_rms", 0.125, "no: as far apart as unrelated rows (98 %"),
@@ -98,14 +119,22 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         ("pairs.paired_cosine", 0.17, "yes: unrelated rows (cosine 0.170 against 0.160)"),
         ("spaces.raw.recall", BARE, "yes: only 2.0 times that of chance"),
         ("modalities.image.mean_norm", 0.99, "yes: The image rows are all similar"),
-        ("modalities.text.mean_direction_error_degrees", 12.0, "yes: by 12° (500 independent rows)"),
+        (
+            "modalities.text.mean_direction_error_degrees",
+            12.0,
+            "yes: by 12° (500 independent rows)",
+        ),
         ("modalities.text.effective_dimension", 3, "yes: text rows fill only 3 of 64 dimensions"),
         ("modalities.text", FEW, "no: All checks passed"),
         ("assumptions.orthogonal", NO, "yes: not orthogonal"),
         ("assumptions.gaussian", NO, "yes: not Gaussian"),
     ],
     "one_list": [
-        ("one_list", one_list(0.36), "yes: 0.0 of the first ten that text queries find are images by cosine, 1.0"),
+        (
+            "one_list",
+            one_list(0.36),
+            "yes: 0.0 of the first ten that text queries find are images by cosine, 1.0",
+        ),
         ("one_list", one_list(0.34), "partly: 3.4 by the calibrated scores"),
         ("one_list", one_list(0.19), "no: 1.9 by the calibrated scores"),
     ],

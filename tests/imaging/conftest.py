@@ -1,4 +1,5 @@
-"""A world of plain colours: photos of one colour, embeddings that are its RGB values turned, and two modalities."""
+"""A world of plain colours: photos of one colour, embeddings that are its RGB values turned, and
+two modalities."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ MICRO_SIZE = Size(8, 2, (16, 16), (False, True), training=QUICK)
 
 
 def micro_network(dim: int) -> ImageNetwork:
-    """A network of 8 x 8 pixels with random weights, whose images depend on what they are asked for."""
+    """A network of 8 x 8 pixels with random weights, whose images depend on what they are asked
+    for."""
     torch.manual_seed(0)
     network = ImageNetwork(replace(MICRO_SIZE, dim=dim))
     torch.nn.init.normal_(network.unet.conv_out.weight, std=0.3)
@@ -50,19 +52,26 @@ def write_photos(folder: Path, count: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"photo{number:03d}.png" for number in range(count)]
     for path, colour in zip(paths, COLOURS, strict=False):
-        Image.fromarray(np.tile(np.repeat([[colour // 2, colour]], 6, axis=1), (12, 1, 1))).save(path)
+        Image.fromarray(np.tile(np.repeat([[colour // 2, colour]], 6, axis=1), (12, 1, 1))).save(
+            path
+        )
     return paths
 
 
 def image_rows(paths: Sequence[str | Path]) -> Rows:
     count, splits = len(paths), ["test", "val", "train", "train", "train"] * 8
     keys = [f"photo{number:03d}" for number in range(count)]
-    return Rows.of("image", keys, of_colours(count, -1), path=[*map(str, paths)], split=splits[:count])
+    return Rows.of(
+        "image", keys, of_colours(count, -1), path=[*map(str, paths)], split=splits[:count]
+    )
 
 
 def text_rows(images: Rows, embeddings: np.ndarray) -> Rows:
     """A text of each image."""
-    keys, captions = [f"{key}#0" for key in images.keys], [f"a photo of number {i}" for i in range(len(images))]
+    keys, captions = (
+        [f"{key}#0" for key in images.keys],
+        [f"a photo of number {i}" for i in range(len(images))],
+    )
     own = {"caption": captions, "image_key": images.keys, "split": images.splits}
     return Rows.of("text", keys, embeddings, **own)
 
@@ -75,7 +84,8 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def untrained(encoder: Encoder) -> Generator:
-    """A generator of 8 x 8 pixels for the bundled model, whose images depend on what they are asked for."""
+    """A generator of 8 x 8 pixels for the bundled model, whose images depend on what they are asked
+    for."""
     rows = {"image": unit_rows(20, encoder.dim), "text": unit_rows(20, encoder.dim, 1)}
     pipeline = preset("c3", sigma=0.1, train_on="image", infer_on="text").fit(rows)
     record = {"model": dict(encoder.identity), "preset": "c3", "size": "micro"}
@@ -84,7 +94,8 @@ def untrained(encoder: Encoder) -> Generator:
 
 @pytest.fixture(scope="session")
 def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store of photos of plain colours, embedded by the bundled model, for tests that only read it."""
+    """A store of photos of plain colours, embedded by the bundled model, for tests that only read
+    it."""
     return mini_store(tmp_path_factory.mktemp("mini") / "c3-store", encoder)
 
 
@@ -92,6 +103,8 @@ def mini_store(folder: Path, encoder: Encoder) -> Store:
     """A store of photos of plain colours and captions of them, embedded by the bundled model."""
     paths = write_photos(folder.parent / "mini-photos", 24)
     columns: Any = {"path": [*map(str, paths)], "split": ["train", "test"] * 12}
-    images = Rows.of("image", [path.stem for path in paths], encoder.encode_images(paths), **columns)
+    images = Rows.of(
+        "image", [path.stem for path in paths], encoder.encode_images(paths), **columns
+    )
     texts = text_rows(images, encoder.encode_texts([f"a photo of number {i}" for i in range(24)]))
     return build_store(folder, images, texts, model=encoder.identity, dtype="float32")

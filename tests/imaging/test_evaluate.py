@@ -35,7 +35,9 @@ def write_made(folder: Path, squares: np.ndarray, texts: Rows | None = None) -> 
     images = []
     for number, square in enumerate(squares):
         Image.fromarray(square).save(folder / f"{number}.png")
-        asked, key = (texts.captions[number], texts.items[number]) if texts else (f"a {number}", None)
+        asked, key = (
+            (texts.captions[number], texts.items[number]) if texts else (f"a {number}", None)
+        )
         images.append(GeneratedImage(f"{number}.png", asked, key))
     made = GeneratedImages(folder, images, "text", {})
     (folder / "images.json").write_text(json.dumps(made.to_dict()))
@@ -49,7 +51,10 @@ def distance(encoder: Encoder, *sets: np.ndarray) -> float:
 def test_the_scores_are_those_of_the_features_and_real_photos_have_the_best(
     store: Store, encoder: Encoder, tmp_path: Path
 ) -> None:
-    texts, reference = store.load("text", "test"), read_photos(store, store.load("image", "test"), 8)
+    texts, reference = (
+        store.load("text", "test"),
+        read_photos(store, store.load("image", "test"), 8),
+    )
     result, copies = (
         evaluate_images(write_made(tmp_path / name, squares, texts), store, precision="fp32")
         for name, squares in (("noise", NOISE[:12]), ("copies", reference.pixels))
@@ -57,11 +62,21 @@ def test_the_scores_are_those_of_the_features_and_real_photos_have_the_best(
     table = result.table()
     value = {**result.to_dict(), "table": [table.title, table.columns, *table.rows]}
     recorded(Path(__file__).parent / "golden/scores.json", value, rel=2e-3)
-    assert result.scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[:12], reference.pixels), rel=1e-3)
-    nearest = (encoder.encode_texts(texts.captions) @ encoder.encode_images(NOISE[:12]).T).argmax(axis=1)
-    assert result.scores["recall@1-c3-mini"] == pytest.approx(100 * np.mean(nearest == np.arange(12)), abs=1e-3)
+    assert result.scores["FD-c3-mini"] == pytest.approx(
+        distance(encoder, NOISE[:12], reference.pixels), rel=1e-3
+    )
+    nearest = (encoder.encode_texts(texts.captions) @ encoder.encode_images(NOISE[:12]).T).argmax(
+        axis=1
+    )
+    assert result.scores["recall@1-c3-mini"] == pytest.approx(
+        100 * np.mean(nearest == np.arange(12)), abs=1e-3
+    )
     assert copies.scores["FD-c3-mini"] == pytest.approx(0, abs=1e-6)
-    assert copies.scores["KID-c3-mini"] < copies.real["KID-c3-mini"] + 1e-6 < result.scores["KID-c3-mini"]
+    assert (
+        copies.scores["KID-c3-mini"]
+        < copies.real["KID-c3-mini"] + 1e-6
+        < result.scores["KID-c3-mini"]
+    )
     assert copies.scores["recall@1-c3-mini"] == copies.real["recall@1-c3-mini"]
 
 
@@ -69,7 +84,10 @@ def test_a_folder_of_other_images_has_their_names_as_texts(tmp_path: Path) -> No
     for name in ("a dog.png", "b.JPG"):
         Image.fromarray(NOISE[0]).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    assert GeneratedImages.load(tmp_path).images == [GeneratedImage("a dog.png", "a dog"), GeneratedImage("b.JPG", "b")]
+    assert GeneratedImages.load(tmp_path).images == [
+        GeneratedImage("a dog.png", "a dog"),
+        GeneratedImage("b.JPG", "b"),
+    ]
 
 
 def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: Encoder) -> None:
@@ -79,11 +97,14 @@ def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: En
     assert scorer.real(30)[1] == 15  # one half against the other
     moved = np.clip(squares + 40.0 + rng.integers(-20, 20, squares.shape), 0, 255).astype(np.uint8)
     made, keys = [*map(Image.fromarray, moved)], photos.rows.keys
-    (scores, together), (_, alone) = (scorer.score(made, keys, case) for case in (keys, [*keys[:1], *[None] * 29]))
+    (scores, together), (_, alone) = (
+        scorer.score(made, keys, case) for case in (keys, [*keys[:1], *[None] * 29])
+    )
     for name, score in scores.items():
         for values, count in ((together[name], 30), (alone[name], 59)):
             assert (values.shape, values.mean()) == ((count,), pytest.approx(score))
-    # a share is the mean of its hits, and a distance from photos that the images resemble varies less than the two do
+    # a share is the mean of its hits, and a distance from photos that the images resemble varies
+    # less than the two do
     assert set(together["recall@1-c3-mini"].round(9)) <= {0, 100}
     errors = [stats.sem(values["FD-c3-mini"]) for values in (together, alone)]
     assert errors[0] < 0.9 * errors[1]
@@ -103,16 +124,27 @@ def test_intervals_of_scores_keep_to_what_is_possible() -> None:
 
 
 def test_real_photos_are_of_a_split_that_nothing_is_trained_on(tmp_path: Path) -> None:
-    store = build_store(tmp_path / "c3-store", image_rows(write_photos(tmp_path / "photos", 20)), model={})
+    store = build_store(
+        tmp_path / "c3-store", image_rows(write_photos(tmp_path / "photos", 20)), model={}
+    )
     for split, n, count in (("test", 3, 3), ("val", 9, 4), ("train", 9, 6), ("all", 3, 10)):
-        assert ImageScorer.of(store, 8, split, n, ["c3-mini"], conditioning=ModelIdentity()).real(n)[1] == count
+        assert (
+            ImageScorer.of(store, 8, split, n, ["c3-mini"], conditioning=ModelIdentity()).real(n)[1]
+            == count
+        )
 
 
-def test_the_floor_is_of_as_many_photos_of_other_splits_and_copies_are_found(encoder: Encoder) -> None:
-    scorer = ImageScorer(photos_of(NOISE[20:]), photos_of(NOISE[:20]), [encoder], conditioning=encoder.identity)
+def test_the_floor_is_of_as_many_photos_of_other_splits_and_copies_are_found(
+    encoder: Encoder,
+) -> None:
+    scorer = ImageScorer(
+        photos_of(NOISE[20:]), photos_of(NOISE[:20]), [encoder], conditioning=encoder.identity
+    )
     scores, count = scorer.real(15)
     assert count == 15
-    assert scores["FD-c3-mini"] == pytest.approx(distance(encoder, NOISE[:15], NOISE[20:]), rel=1e-3)
+    assert scores["FD-c3-mini"] == pytest.approx(
+        distance(encoder, NOISE[:15], NOISE[20:]), rel=1e-3
+    )
     rng, exact = np.random.default_rng(1), NOISE[:11].astype(np.int64)
     exact[10] = rng.integers(0, 256, (8, 8, 3))  # of no photo
     noisy = (exact + rng.integers(-25, 26, exact.shape)).clip(0, 255)
@@ -124,7 +156,9 @@ def test_the_floor_is_of_as_many_photos_of_other_splits_and_copies_are_found(enc
 
 def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path: Path) -> None:
     single = write_made(tmp_path / "single", NOISE[:1])
-    two, odd, cut, outside = (write_made(tmp_path / name, NOISE[:2]) for name in ("two", "odd", "cut", "outside"))
+    two, odd, cut, outside = (
+        write_made(tmp_path / name, NOISE[:2]) for name in ("two", "odd", "cut", "outside")
+    )
     Image.new("RGB", (4, 4)).save(odd.folder / "1.png")
     (cut.folder / "1.png").write_bytes(b"cut")
     listed = {"modality": "text", "images": [{"file": "../two/0.png", "asked": "a"}]}
@@ -140,14 +174,20 @@ def test_images_that_cannot_be_scored_are_one_clear_error(store: Store, tmp_path
             evaluate_images(made, store, split=split)
 
 
-def test_photos_that_are_gone_are_named_beside_the_scores(c3: C3, encoder: Encoder, tmp_path: Path) -> None:
+def test_photos_that_are_gone_are_named_beside_the_scores(
+    c3: C3, encoder: Encoder, tmp_path: Path
+) -> None:
     store = mini_store(tmp_path / "c3-store", encoder)
     gone = Path(store.load("image", "test").column("path")[0])
     write_made(Path("made"), NOISE[:6])
     gone.unlink()
     said = done(c3("evaluate", "--images", "made", "--json", "scores.json")).stdout
     content = json.loads(Path("scores.json").read_text())
-    assert ("FD-c3-mini" in said, "Images nearest" in said, str(gone) in content["notes"][0]) == (True, True, True)
+    assert ("FD-c3-mini" in said, "Images nearest" in said, str(gone) in content["notes"][0]) == (
+        True,
+        True,
+        True,
+    )
     assert (content["n"], content["reference"]) == (6, 11)
     for path in store.load("image", "train").column("path"):
         Path(path).unlink()

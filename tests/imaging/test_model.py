@@ -32,14 +32,18 @@ def inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(unit_rows(n, 6)), torch.from_numpy(noise)
 
 
-def sampled(network: ImageNetwork, rows: torch.Tensor, n: int, compute: devices.Compute = FP32) -> np.ndarray:
+def sampled(
+    network: ImageNetwork, rows: torch.Tensor, n: int, compute: devices.Compute = FP32
+) -> np.ndarray:
     """Images of some of n rows."""
     embeddings, noise = inputs(n)
     return np.stack(list(network.sample(embeddings[rows], noise[rows], compute, steps=3)))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_sampling_is_eulers_method_on_the_guided_velocity(network: ImageNetwork, guidance: float) -> None:
+def test_sampling_is_eulers_method_on_the_guided_velocity(
+    network: ImageNetwork, guidance: float
+) -> None:
     """And a withheld embedding is not read: another one gives the same."""
     embeddings, x = inputs(3)
     made = np.stack(list(network.sample(embeddings, x, FP32, steps=5, guidance=guidance)))
@@ -47,7 +51,9 @@ def test_sampling_is_eulers_method_on_the_guided_velocity(network: ImageNetwork,
     with torch.inference_mode():
         for step in range(5):
             t = torch.full((3,), 1 - step / 5)
-            v_0, v_e = (network(x, t, sign * embeddings, torch.tensor([sign < 0] * 3)) for sign in (-1, 1))
+            v_0, v_e = (
+                network(x, t, sign * embeddings, torch.tensor([sign < 0] * 3)) for sign in (-1, 1)
+            )
             x = x - (v_0 + guidance * (v_e - v_0)) / 5
     expected = ((x.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1)
     assert made.dtype == np.uint8
@@ -56,7 +62,8 @@ def test_sampling_is_eulers_method_on_the_guided_velocity(network: ImageNetwork,
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_image_does_not_depend_on_its_company(network: ImageNetwork, precision: str) -> None:
-    """The same pixels, bit by bit, alone, in a batch, in another place of it, and on another number of threads."""
+    """The same pixels, bit by bit, alone, in a batch, in another place of it, and on another number
+    of threads."""
     compute = devices.Compute("cpu", precision)
     n = 19  # one batch and three
     together, order = sampled(network, torch.arange(n), n, compute), torch.arange(n - 1, -1, -1)
@@ -75,11 +82,18 @@ def test_sizes_are_those_on_record() -> None:
     sizes = {}
     for name, size in SIZES.items():
         with torch.device("meta"):
-            sizes[name] = {**asdict(size), "parameters": sum(p.numel() for p in ImageNetwork(size).parameters())}
+            sizes[name] = {
+                **asdict(size),
+                "parameters": sum(p.numel() for p in ImageNetwork(size).parameters()),
+            }
     recorded(Path(__file__).parent / "golden/sizes.json", sizes)
 
 
 def test_wrong_settings_are_refused() -> None:
-    for change, named in ("pixels=12", "multiple of 8"), ("batch_size=0", "batch_size"), ("dropout=nan", "dropout"):
+    for change, named in (
+        ("pixels=12", "multiple of 8"),
+        ("batch_size=0", "batch_size"),
+        ("dropout=nan", "dropout"),
+    ):
         with pytest.raises(GeneratorError, match=named):
             load_size("tiny", [change])

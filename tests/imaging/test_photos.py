@@ -24,7 +24,9 @@ def test_photos_become_squares_about_the_middle_in_the_order_of_their_rows(tmp_p
     photos = read_photos(build_store(tmp_path / "c3-store", rows), rows, 4)
     assert (photos.rows.keys, photos.unread) == (rows.keys, "")
     small = Image.fromarray(large).resize((4, 4), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(photos.pixels, np.stack([square, square.transpose(1, 0, 2), np.asarray(small)]))
+    np.testing.assert_array_equal(
+        photos.pixels, np.stack([square, square.transpose(1, 0, 2), np.asarray(small)])
+    )
 
 
 def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -35,7 +37,10 @@ def test_photos_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     store = build_store(tmp_path / "c3-store", image_rows(paths))
     photos = read_photos(store, store.load("image"), 8)
     assert (photos.rows.keys, photos.pixels.shape) == (["photo000"], (1, 8, 8, 3))
-    gone = f"{paths[1]} (there is no such file); {paths[2]} (not an image in a format that Pillow can read); {paths[3]}"
+    gone = (
+        f"{paths[1]} (there is no such file); {paths[2]} (not an image in a format that Pillow "
+        f"can read); {paths[3]}"
+    )
     assert photos.unread == f"Could not read: {gone} (there is no such file); and 2 more"
     paths[0].unlink()
     for of in (store, build_store(tmp_path / "imported", image_rows([""] * 6))):

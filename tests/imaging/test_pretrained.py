@@ -1,4 +1,5 @@
-"""A pre-trained generator, driven offline: a tiny pipeline of diffusers with random weights, from configurations."""
+"""A pre-trained generator, driven offline: a tiny pipeline of diffusers with random weights, from
+configurations."""
 
 from __future__ import annotations
 
@@ -22,33 +23,59 @@ from tests.stores import unit
 
 from .conftest import FP32
 
-SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 def unclip(dim: int, folder: Path) -> Any:
-    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableUnCLIPImg2ImgPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DDPMScheduler,
+        StableUnCLIPImg2ImgPipeline,
+        UNet2DConditionModel,
+    )
     from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
-    from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTokenizer,
+        CLIPVisionConfig,
+    )
     from transformers import CLIPVisionModelWithProjection as VisionModel
 
-    (folder / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')  # no prompt has a word
+    # no prompt has a word
+    (folder / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
     (folder / "merges.txt").write_text("#version: 0.2\n")
     words = {**SMALL, "vocab_size": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     pixels = {**SMALL, "projection_dim": dim, "image_size": 16, "patch_size": 8}
     normalizer = StableUnCLIPImageNormalizer(embedding_dim=dim)
     normalizer.mean.data[:], normalizer.std.data[:] = 0.3, 0.4
-    unet = {"sample_size": 8, "block_out_channels": (32, 64), "attention_head_dim": (2, 4), "layers_per_block": 1}
+    unet = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "attention_head_dim": (2, 4),
+        "layers_per_block": 1,
+    }
     unet |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * dim}
     unet["cross_attention_dim"] = 16
     unet |= {
-        f"{way}_block_types": [f"{way.title()}Block2D", f"CrossAttn{way.title()}Block2D"] for way in ("up", "down")
+        f"{way}_block_types": [f"{way.title()}Block2D", f"CrossAttn{way.title()}Block2D"]
+        for way in ("up", "down")
     }
     return StableUnCLIPImg2ImgPipeline(
         feature_extractor=CLIPImageProcessor(crop_size=16, size=16),
         image_encoder=VisionModel(CLIPVisionConfig(**pixels)),
         image_normalizer=normalizer,
         image_noising_scheduler=DDPMScheduler(),
-        tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8),
+        tokenizer=CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8
+        ),
         text_encoder=CLIPTextModel(CLIPTextConfig(max_position_embeddings=8, **words)),
         unet=UNet2DConditionModel(**unet),
         scheduler=DDIMScheduler(),
@@ -82,7 +109,8 @@ def test_texts_come_to_where_images_are_in_the_generators_own_scale(
     name: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = PretrainedGenerator(name, store, FP32)
-    assert made.norm == pytest.approx(0.5 * made.dim**0.5)  # by the statistics that the pipeline ships
+    # by the statistics that the pipeline ships
+    assert made.norm == pytest.approx(0.5 * made.dim**0.5)
     assert made.guidance == 10
     texts, images = (store.load(modality, "train").embeddings for modality in ("text", "image"))
     moved = unit(made.pipeline.transform(texts, modality="text"))
@@ -107,13 +135,19 @@ def test_a_store_of_another_model_is_refused_with_both_named(
     monkeypatch.setattr("c3tools.imaging.generator._MODELS", {256: "ViT-L-14/openai"})
 
     def generator(weights: str, dim: int) -> PretrainedGenerator:
-        model = ModelIdentity(name="local-dir:m", architecture="ViT-L-14-quickgelu", pretrained=weights)
+        model = ModelIdentity(
+            name="local-dir:m", architecture="ViT-L-14-quickgelu", pretrained=weights
+        )
         rows = unit_rows(4, dim), unit_rows(4, dim, 1)
-        return PretrainedGenerator(name, make_store(tmp_path / f"{weights}{dim}", *rows, model=model), FP32)
+        return PretrainedGenerator(
+            name, make_store(tmp_path / f"{weights}{dim}", *rows, model=model), FP32
+        )
 
     assert generator("openai", 256).model.name == "local-dir:m"
     for weights, dim in (("laion2b", 256), ("openai", 12)):
-        with pytest.raises(GeneratorError, match=f"ViT-L-14/openai, 256 dimensions.*local-dir:m, {dim} dimensions"):
+        with pytest.raises(
+            GeneratorError, match=f"ViT-L-14/openai, 256 dimensions.*local-dir:m, {dim} dimensions"
+        ):
             generator(weights, dim)
 
 

@@ -25,7 +25,17 @@ from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import C3, Messages, build_store, done
 from tests.golden import assert_interface, recorded
 
-from .conftest import COLOURS, FP32, MICRO_SIZE, QUICK, TOY, image_rows, of_colours, text_rows, write_photos
+from .conftest import (
+    COLOURS,
+    FP32,
+    MICRO_SIZE,
+    QUICK,
+    TOY,
+    image_rows,
+    of_colours,
+    text_rows,
+    write_photos,
+)
 
 IMAGES = image_rows([f"{number}.png" for number in range(40)])
 TEXTS = text_rows(IMAGES, of_colours(40, 1))
@@ -48,7 +58,8 @@ def make_task(config: TrainingConfig = QUICK, sigma: float = 0.0) -> GeneratorTa
 
 def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is asked at (1 - t) x + t noise, and its answer is compared with noise - x."""
-    config = replace(QUICK, batch_size=64, drop=0.25, seed=2)  # more than there are photos: one batch is an epoch
+    # more than there are photos: one batch is an epoch
+    config = replace(QUICK, batch_size=64, drop=0.25, seed=2)
     task, withheld, rows_of = make_task(config, sigma=0.2), 0, TRAIN.rows
     forward, asked = task.network.forward, list[torch.Tensor]()
 
@@ -59,16 +70,20 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(task.network, "forward", spy)
     for number in range(8):
-        loss, count = task.step(number, lambda loss: float(torch.as_tensor(loss).detach()))  # moves nothing
+        # moves nothing
+        loss, count = task.step(number, lambda loss: float(torch.as_tensor(loss).detach()))
         noisy, times, inputs, withhold, velocity = asked
         assert count == len(noisy)
         epoch, rows = task.batch(number)
         assert (epoch, sorted(rows)) == (number, [*range(len(TRAIN))])
         images = as_images(TRAIN.pixels[rows])  # of one colour each, so that a flip changes nothing
         assert noisy.is_contiguous()
-        keys = [rows_of.keys[row] for row in rows]  # Corrupt draws noise in every epoch; none retrieves itself
+        # Corrupt draws noise in every epoch; none retrieves itself
+        keys = [rows_of.keys[row] for row in rows]
         drawn: dict[str, Any] = {"keys": keys, "items": keys, "seed": 2, "epoch": epoch}
-        expected = task.pipeline.transform(rows_of.embeddings[rows], modality="image", training=True, **drawn)
+        expected = task.pipeline.transform(
+            rows_of.embeddings[rows], modality="image", training=True, **drawn
+        )
         torch.testing.assert_close(inputs, torch.from_numpy(expected))
         t = times[:, None, None, None]
         noise = (noisy - (1 - t) * images) / t
@@ -81,7 +96,8 @@ def test_the_loss_of_a_step_is_that_of_the_velocity(monkeypatch: pytest.MonkeyPa
 def test_the_validation_loss_is_the_same_each_time_and_that_of_the_velocity() -> None:
     task = make_task(sigma=0.2)
     clean = task.pipeline.transform(VAL.rows.embeddings, modality="image", training=False)
-    torch.testing.assert_close(task.val_inputs, torch.from_numpy(clean))  # there is no noise in validation
+    # there is no noise in validation
+    torch.testing.assert_close(task.val_inputs, torch.from_numpy(clean))
     with torch.no_grad():
         loss, _ = task.validate()
         assert task.validate()[0] == loss
@@ -103,8 +119,19 @@ def train(store: Store, c3: C3) -> Train:
 
     def run(**changes: Any) -> tuple[Generator, list[str]]:
         told = Messages()
-        options: dict[str, Any] = {"store": store, "output": "c3-generator", "sigma": 0.05, "steps": 2}
-        options |= {"set": ["validations=1"], "device": "cpu", "precision": "fp32", "reporter": told, **changes}
+        options: dict[str, Any] = {
+            "store": store,
+            "output": "c3-generator",
+            "sigma": 0.05,
+            "steps": 2,
+        }
+        options |= {
+            "set": ["validations=1"],
+            "device": "cpu",
+            "precision": "fp32",
+            "reporter": told,
+            **changes,
+        }
         return train_generator(**options), told.texts
 
     return run
@@ -114,12 +141,20 @@ def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, tmp_pa
     with pytest.raises(GeneratorError, match=r"'restval'.*train \(24\), val \(8\), test \(8\)"):
         train(train_split="restval")
     assert not list(tmp_path.iterdir())
-    options: dict[str, Any] = {"steps": 6, "set": ["validations=3", "ema=0.5", "learning_rate=0.01", "warmup=2"]}
+    options: dict[str, Any] = {
+        "steps": 6,
+        "set": ["validations=3", "ema=0.5", "learning_rate=0.01", "warmup=2"],
+    }
     made, said = train(**options)
     record = made.record
     facts = {name: value for name, value in record.items() if name not in ("made_from", "seconds")}
-    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))  # nothing else of the run
-    recorded(Path(__file__).parent / "golden/training.json", {**facts, "said": said, "files": files}, rel=2e-3)
+    # nothing else of the run
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    recorded(
+        Path(__file__).parent / "golden/training.json",
+        {**facts, "said": said, "files": files},
+        rel=2e-3,
+    )
     assert_interface(evaluate_images, generate, train_generator)
     assert Generator.load("c3-generator", FP32).record == record
     assert "nothing to do" in train(**options)[1][-1]
@@ -144,7 +179,11 @@ def test_what_the_user_should_know_is_noted(train: Train, monkeypatch: pytest.Mo
     made, told = train(store=build_store(Path("plain"), plain, model=TOY))
     assert made.record["photos"] == {"train": 27, "val": 3}
     held, texts, steps = made.record["notes"]
-    assert ("3 images are held out" in held, "no text" in texts, "2 steps are too few" in steps) == (True, True, True)
+    assert (
+        "3 images are held out" in held,
+        "no text" in texts,
+        "2 steps are too few" in steps,
+    ) == (True, True, True)
     assert {held, texts, steps} <= {*told}
 
 
@@ -162,12 +201,17 @@ def test_the_command_trains_and_prints(c3: C3, store: Store) -> None:
     assert json.loads(Path("run.json").read_text()) == Generator.load("c3-generator").to_dict()
 
 
-def test_an_export_before_the_noise_gives_the_weights_of_the_store(train: Train, store: Store) -> None:
+def test_an_export_before_the_noise_gives_the_weights_of_the_store(
+    train: Train, store: Store
+) -> None:
     noise: dict[str, Any] = {"preset": "c3", "sigma": 0.1}
     export_store(store, "export", train_on="image", before_noise=True, **noise)
     of_export: dict[str, Any] = {"store": "export", "sigma": None}
     own, other = train(**of_export)[0], train(output="other", **noise)[0]
     assert own.fingerprint() == other.fingerprint()
-    for changes, named in (({"sigma": 0.1}, "its own sigma"), ({"pipeline": preset("c1").fit(store)}, "export")):
+    for changes, named in (
+        ({"sigma": 0.1}, "its own sigma"),
+        ({"pipeline": preset("c1").fit(store)}, "export"),
+    ):
         with pytest.raises(TransformError, match=named):
             train(**of_export | changes)

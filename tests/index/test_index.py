@@ -68,7 +68,8 @@ def test_the_reports_of_small_indexes_on_record(store: Store, index: Index, tmp_
     images = build_index(store.path, tmp_path / "index", split="test", modality=["image"])
     assert images.rows.column("key").to_pylist() == [f"img{i:03d}" for i in range(0, 90, 3)]
     reports = [{**one.to_dict(), "output": one.path.name} for one in (index, images)]
-    recorded(Path(__file__).parent / "golden" / "reports.json", reports)  # of images: texts ask for them
+    # of images: texts ask for them
+    recorded(Path(__file__).parent / "golden" / "reports.json", reports)
 
 
 def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path) -> None:
@@ -76,27 +77,49 @@ def test_every_kind_of_index_in_parts(store: Store, tmp_path: Path) -> None:
     for factory in ("Flat", "IVF4,SQfp16", "IVF4,Flat", "HNSW8", "OPQ4_16,IVF4,SQ8"):
         index = build_index(store, tmp_path / factory, factory=factory, shard_rows=64)
         report = index.to_dict()
-        assert len(report["shards"]) == 5 and report["recall@10"] >= (0.9 if "OPQ" in factory else 0.98)
+        assert len(report["shards"]) == 5 and report["recall@10"] >= (
+            0.9 if "OPQ" in factory else 0.98
+        )
         assert (report["nprobe"] in (1, 2, 4)) == ("IVF" in factory)
         lists = [
-            {hit.row for hit in hits} for hits in index.rank(store.load("image").embeddings, "image", within="text")
+            {hit.row for hit in hits}
+            for hits in index.rank(store.load("image").embeddings, "image", within="text")
         ]
-        recall = np.mean([len(rows & {*best}) / 10 for rows, best in zip(lists, exact, strict=True)])
+        recall = np.mean(
+            [len(rows & {*best}) / 10 for rows, best in zip(lists, exact, strict=True)]
+        )
         assert recall >= (1 if factory == "Flat" else 0.85) and {*map(len, lists)} == {10}
 
 
 def test_the_search_is_tuned_until_more_lists_do_not_help(store: Store, tmp_path: Path) -> None:
-    rows = unit(np.repeat(unit_rows(128, 8), 39, axis=0) + 0.01 * unit_rows(128 * 39, 8, 1))  # so many lists, far apart
-    far = build_store(tmp_path / "far", Rows.of("image", [f"{row}" for row in range(len(rows))], rows), part_rows=9999)
-    for place, cells, recall, expected in ((store, 4, 0.1, 1), (store, 4, 1.1, 4), (far, 128, 1.1, 64)):
+    # so many lists, far apart
+    rows = unit(np.repeat(unit_rows(128, 8), 39, axis=0) + 0.01 * unit_rows(128 * 39, 8, 1))
+    far = build_store(
+        tmp_path / "far",
+        Rows.of("image", [f"{row}" for row in range(len(rows))], rows),
+        part_rows=9999,
+    )
+    for place, cells, recall, expected in (
+        (store, 4, 0.1, 1),
+        (store, 4, 1.1, 4),
+        (far, 128, 1.1, 64),
+    ):
         options = {"factory": f"IVF{cells},Flat", "recall": recall}
         record = build_index(place, tmp_path / f"{cells} {recall}", **options).record  # type: ignore[arg-type]
-        assert (record["nprobe"], record["recall_queries"]) == (expected, 200 if place is far else 90)
+        assert (record["nprobe"], record["recall_queries"]) == (
+            expected,
+            200 if place is far else 90,
+        )
 
 
 def test_the_factory_follows_the_number_of_rows() -> None:
-    sizes = {20_000: "Flat", 20_001: "IVF512,SQfp16", 39_935: "IVF512,SQfp16"}  # FAISS wants 39 rows for each cell
-    sizes |= {39_936: "IVF1024,SQfp16", 2_000_000: "IVF4096,SQfp16", 2_000_001: "OPQ64_256,IVF4096,PQ64"}
+    # FAISS wants 39 rows for each cell
+    sizes = {20_000: "Flat", 20_001: "IVF512,SQfp16", 39_935: "IVF512,SQfp16"}
+    sizes |= {
+        39_936: "IVF1024,SQfp16",
+        2_000_000: "IVF4096,SQfp16",
+        2_000_001: "OPQ64_256,IVF4096,PQ64",
+    }
     assert {rows: _choose_factory(rows, 512) for rows in sizes} == sizes
     dims = {4 * n - 1: f"OPQ{n // 2}_{2 * n},IVF8192,PQ{n // 2}" for n in (64, 32, 16, 8)}
     dims |= {16: "OPQ4_16,IVF8192,PQ4", 15: "OPQ1_4,IVF8192,PQ1"}
@@ -123,7 +146,11 @@ def test_vectors_of_another_model_are_refused(store: Store, index: Index, tmp_pa
         (index, {"key": "img001", "store": other}, words),
         (index, {"key": text, "store": other, "pairs": store}, words),
         (index, {"key": "img001", "k": 0}, "k must be at least 1, not 0"),
-        (build_index(store, tmp_path / "c1", preset="c1"), {"vector": np.eye(8)}, r"16 dimensions.* 8"),
+        (
+            build_index(store, tmp_path / "c1", preset="c1"),
+            {"vector": np.eye(8)},
+            r"16 dimensions.* 8",
+        ),
     ):
         with pytest.raises(StoreError, match=said):
             searched.search(**query)
@@ -133,7 +160,10 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
     own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, rows = build_index(own, tmp_path / "index"), own.load("image")
-    with pytest.raises(StoreError, match="20 pairs are needed to learn how image rows score where image is asked with"):
+    with pytest.raises(
+        StoreError,
+        match="20 pairs are needed to learn how image rows score where image is asked with",
+    ):
         index.search(key="img004", pairs=own)
     for number, path in enumerate(rows.column("path")):
         Image.new("RGB", (30, 20), (2 * number,) * 3).save(tmp_path / path, "PNG")
@@ -142,7 +172,9 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
         assert {view.size for view in views} == {(26, 16)}
         return np.stack([rows.embeddings[view.getpixel((0, 0))[0] // 2] for view in views])  # type: ignore[index]
 
-    monkeypatch.setattr("c3tools.encoders.resolve_encoder", lambda **_: SimpleNamespace(encode_images=encode))
+    monkeypatch.setattr(
+        "c3tools.encoders.resolve_encoder", lambda **_: SimpleNamespace(encode_images=encode)
+    )
     known = np.flatnonzero(np.array(rows.splits) != "test")
     images, texts = centred(own, "image")[known], centred(own, "text")
     texts, others = texts[::2][known], texts[1::2][known]
@@ -154,7 +186,9 @@ def test_pairs_give_the_scores_of_texts_and_of_other_views_of_photos(
     }
     curves = index.calibration.fit_pairs(pairs).curves
     for asked in ("image", "text"):
-        (found,) = index.search(vector=own.load(asked).embeddings[7], modality=asked, pairs=own, k=30)
+        (found,) = index.search(
+            vector=own.load(asked).embeddings[7], modality=asked, pairs=own, k=30
+        )
         scores = [hit.score for hit in found.hits]
         lines = [curves[asked, hit.modality] @ [hit.cosine, 1] for hit in found.hits]
         assert scores == sorted(scores)[::-1] == pytest.approx(lines, rel=1e-3, abs=1e-3)
@@ -188,10 +222,16 @@ def test_images_and_texts_are_in_one_list_or_in_one_each(store: Store, index: In
 def test_queries_by_number_and_by_key(store: Store, index: Index) -> None:
     vectors = store.load("image").embeddings[:3]
     several = index.search(vector=vectors, modality="image", within="text", split="test", k=2)
-    found = [(result.query, [(hit.modality, hit.split) for hit in result.hits]) for result in several]
+    found = [
+        (result.query, [(hit.modality, hit.split) for hit in result.hits]) for result in several
+    ]
     assert found == [(f"vector row {row}", [("text", "test")] * 2) for row in range(3)]
     (one,) = index.search(key="img080#1", within="text", k=1)
-    assert (one.query, one.hits[0].key, one.hits[0].caption) == ("img080#1", "img080#1", "caption 1 of image 80")
+    assert (one.query, one.hits[0].key, one.hits[0].caption) == (
+        "img080#1",
+        "img080#1",
+        "caption 1 of image 80",
+    )
     (one,) = index.search(key="img004", within="image", k=1)
     (hit,) = one.hits
     assert hit == Hit(hit.score, hit.cosine, 4, "img004", "image", path="img004.jpg", split="train")
@@ -206,7 +246,11 @@ def test_an_index_is_searched_on_gpus(index: Index, monkeypatch: pytest.MonkeyPa
     queries = index.shards[0].reconstruct_n(0, 3)
     expected = index.rank(queries, "image")
     move = Mock(wraps=faiss.clone_index, side_effect=[DEFAULT, RuntimeError("not this kind")])
-    for name, value in {"StandardGpuResources": 0, "get_num_gpus": lambda: 1, "index_cpu_to_all_gpus": move}.items():
+    for name, value in {
+        "StandardGpuResources": 0,
+        "get_num_gpus": lambda: 1,
+        "index_cpu_to_all_gpus": move,
+    }.items():
         monkeypatch.setattr(faiss, name, value, raising=False)
     assert Index.open(index.path).rank(queries, "image") == expected
     assert move.call_count == 2
@@ -215,7 +259,9 @@ def test_an_index_is_searched_on_gpus(index: Index, monkeypatch: pytest.MonkeyPa
 def test_scores_of_other_pipelines_can_be_compared_too(store: Store, tmp_path: Path) -> None:
     for name in ("fair", "clipre"):
         build_index(store, tmp_path / name, preset=name)
-        (found,) = Index.open(tmp_path / name).search(vector=store.load("text").embeddings[3], k=270)
+        (found,) = Index.open(tmp_path / name).search(
+            vector=store.load("text").embeddings[3], k=270
+        )
         assert len(found.hits) == 270
         for modality in ("image", "text"):
             scores = [hit.score for hit in found.hits if hit.modality == modality]
@@ -233,14 +279,18 @@ def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: P
     page = contact_sheet([SearchResult("<script>dog", hits)])
     thumbnails = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", page)
     assert [Image.open(BytesIO(b64decode(one))).size for one in thumbnails] == [(480, 360)] * 2
-    assert "<title>2 queries" in contact_sheet([SearchResult("a dog", []), SearchResult("a cat", [])])
+    assert "<title>2 queries" in contact_sheet(
+        [SearchResult("a dog", []), SearchResult("a cat", [])]
+    )
     escaped = ("&lt;script&gt;dog", "&lt;i&gt;a &amp; b&lt;/i&gt;")
     for text in ("not an image in a format", "no such file", "not fetched", *escaped):
         assert text in page
     assert "<script>dog" not in page
 
 
-@pytest.mark.parametrize(("factory", "shard_rows"), [("auto", 1000), ("IVF4,SQfp16", 100), ("HNSW8", 100)])
+@pytest.mark.parametrize(
+    ("factory", "shard_rows"), [("auto", 1000), ("IVF4,SQfp16", 100), ("HNSW8", 100)]
+)
 def test_new_shards_are_added(
     own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str, shard_rows: int
 ) -> None:
@@ -268,12 +318,16 @@ def test_new_shards_are_added(
     whole = build_index(own.path, tmp_path / "whole", pipeline=first.pipeline, factory="Flat")
     queries = Store.open(own.path).load("image").embeddings[-30:]
     for name in ("image", "text"):
-        lists = (index.rank(queries, "image", 1, within=name, nprobe=4) for index in (opened, whole))
+        lists = (
+            index.rank(queries, "image", 1, within=name, nprobe=4) for index in (opened, whole)
+        )
         same = [a.key == b.key for (a,), (b,) in zip(*lists, strict=True)]
         assert np.mean(same) >= (0.8 if factory == "HNSW8" else 1)
 
 
-def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_any_other_change_it_is_made_again(
+    own: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, messages = tmp_path / "index", Messages()
     build_index(own, path)
 
@@ -284,7 +338,14 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, mon
         return " ".join(messages.texts)
 
     def add_audio() -> None:
-        add_shard(own.path, own.info, "audio", 0, np.eye(16), {"key": [*map(str, range(16))], "split": ["train"] * 16})
+        add_shard(
+            own.path,
+            own.info,
+            "audio",
+            0,
+            np.eye(16),
+            {"key": [*map(str, range(16))], "split": ["train"] * 16},
+        )
         StoreWriter(own.path).finish()
 
     assert "Rebuilding" not in rebuilt(rebuild=True)
@@ -308,25 +369,39 @@ def test_after_any_other_change_it_is_made_again(own: Store, tmp_path: Path, mon
     assert [hit.modality for hit in found.hits] == ["image", "audio", "text"]
     grow(own, 400, 12, 9)
     refusal = RuntimeError("in faiss\nno incremental addition")
-    monkeypatch.setattr(faiss, "clone_index", Mock(wraps=faiss.clone_index, side_effect=[refusal, *[DEFAULT] * 9]))
+    monkeypatch.setattr(
+        faiss, "clone_index", Mock(wraps=faiss.clone_index, side_effect=[refusal, *[DEFAULT] * 9])
+    )
     assert "no incremental addition" in rebuilt()
 
 
 def test_loaded_moments_are_those_of_the_index(own: Store, tmp_path: Path) -> None:
     other = gap_store(tmp_path / "other", 60)
     save_means(other, tmp_path / "moments")
-    steps = ((own, str), (other, lambda: load_means(own, tmp_path / "moments")), (own, lambda: unload_means(own)))
+    steps = (
+        (own, str),
+        (other, lambda: load_means(own, tmp_path / "moments")),
+        (own, lambda: unload_means(own)),
+    )
     for expected, change in steps:
         change()
         pipeline = build_index(own.path, tmp_path / "index").pipeline
-        assert_close(pipeline.steps[1].state["centre/image"], expected.moments("image", "train").mean)
-        assert ("loaded moments (image" in pipeline.provenance.get("source", "")) == (expected is other)
+        assert_close(
+            pipeline.steps[1].state["centre/image"], expected.moments("image", "train").mean
+        )
+        assert ("loaded moments (image" in pipeline.provenance.get("source", "")) == (
+            expected is other
+        )
 
 
 def test_images_alone_are_found_by_texts_too(store: Store, tmp_path: Path) -> None:
     images, query, messages = store.load("image"), store.load("text").embeddings[0], Messages()
-    alone = build_store(tmp_path / "alone", Rows.of("image", images.keys, images.embeddings), model=store.info.model)
-    found = build_index(alone, tmp_path / "index", reporter=messages).search(vector=query, modality="text", k=5)
+    alone = build_store(
+        tmp_path / "alone", Rows.of("image", images.keys, images.embeddings), model=store.info.model
+    )
+    found = build_index(alone, tmp_path / "index", reporter=messages).search(
+        vector=query, modality="text", k=5
+    )
     best = np.argsort(-unit(images.embeddings) @ query)[:5]
     assert [hit.key for hit in found[0].hits] == [images.keys[row] for row in best]
     assert "has image rows only" in messages.texts[0]

@@ -36,7 +36,13 @@ def whole(folder: Path) -> str | None:
     return texts.pop() if len(texts) == 1 else None
 
 
-def make(folder: Path, digest: str = "x", overwrite: bool = False, reporter: Reporter = SILENT, **changes: Any) -> None:
+def make(
+    folder: Path,
+    digest: str = "x",
+    overwrite: bool = False,
+    reporter: Reporter = SILENT,
+    **changes: Any,
+) -> None:
     """Write a result as a verb does, unless it is there."""
     settings = SETTINGS | changes
     with claimed(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
@@ -91,7 +97,10 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(folder: P
     before = record.stat().st_mtime_ns
     make(folder, reporter=told)
     assert record.stat().st_mtime_ns == before and str(folder) in told.texts[0]
-    for changes, named in (({"seed": 1, "set": ()}, "seed 0, not 1; set .*a=1"), ({"digest": "y"}, "data")):
+    for changes, named in (
+        ({"seed": 1, "set": ()}, "seed 0, not 1; set .*a=1"),
+        ({"digest": "y"}, "data"),
+    ):
         with pytest.raises(OutputError, match=f"(?s){named}.*out.previous"):
             make(folder, **changes)
     make(folder, overwrite=True, digest="y", reporter=told)
@@ -107,12 +116,19 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(folder: P
         make(folder, digest="y")
 
 
-def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(folder: Path, tmp_path: Path) -> None:
+def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
+    folder: Path, tmp_path: Path
+) -> None:
     claim = partial(claimed, folder, THING, SETTINGS, overwrite=True)
     fill(folder)
     (folder / "thing.json").touch()
     (tmp_path / "link").symlink_to(folder)
-    for start in (folder, tmp_path / "link", tmp_path / "x" / ".." / "out", tmp_path / "out.previous"):
+    for start in (
+        folder,
+        tmp_path / "link",
+        tmp_path / "x" / ".." / "out",
+        tmp_path / "out.previous",
+    ):
         with pytest.raises(OutputError, match=str(start)), claim(start=start):
             pass
     with claim(start=tmp_path / "other"), pytest.raises(OutputError, match=str(folder)), claim():
@@ -120,7 +136,9 @@ def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": False}])
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(folder: Path, options: dict[str, bool]) -> None:
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(
+    folder: Path, options: dict[str, bool]
+) -> None:
     previous = folder.with_name("out.previous")
 
     def replace() -> None:
@@ -142,7 +160,9 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_result_whole(folder: Pat
     assert whole(previous) == ("older" if options else "old") and number > 8
 
 
-def test_an_interrupt_between_the_renames_leaves_the_old_result(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_between_the_renames_leaves_the_old_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(folder)
     stops = list[bool]()
 
@@ -166,8 +186,16 @@ def test_weights_that_cannot_be_written_are_an_error_of_the_system(folder: Path)
 def test_a_digest_depends_on_settings_types_and_rows() -> None:
     rows = np.arange(20_000, dtype=np.float32).reshape(10_000, 2)
     texts, settings = ["a", "b"], {"b": (2,), "a": 1}
-    others = [(THING, rows, texts), (rows.view(np.int32), texts), (rows.reshape(-1, 4), texts), (rows, ["ab"])]
-    others += [(rows + (np.arange(20_000) == 2 * row + 1).reshape(rows.shape), texts) for row in (0, 8192, 9_999)]
+    others = [
+        (THING, rows, texts),
+        (rows.view(np.int32), texts),
+        (rows.reshape(-1, 4), texts),
+        (rows, ["ab"]),
+    ]
+    others += [
+        (rows + (np.arange(20_000) == 2 * row + 1).reshape(rows.shape), texts)
+        for row in (0, 8192, 9_999)
+    ]
     assert len({digest_of(*parts) for parts in others}) == 7
     # what was made by an earlier version is not made again
     digest = "35df4d970286d0789a85c1dc966a5982c254574b3a1fc878c4858bdbb41ee809"

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from c3tools.io.artifact import replacing
-from c3tools.io.files import recorded_file, remove_leftovers, sha256_of, write_atomically, write_json_atomically
+from c3tools.io.files import (
+    recorded_file,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+    write_json_atomically,
+)
 from tests.crashes import at_operation
 
 
@@ -20,13 +26,16 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         path.write_text("half")
         raise OSError("disk full")
 
-    for writer, error in ((fail, "disk full"), (Path.read_text, "No such file")):  # the second has begun no file
+    # the second has begun no file
+    for writer, error in ((fail, "disk full"), (Path.read_text, "No such file")):
         with pytest.raises(OSError, match=error):
             write_atomically(target, writer)
         assert target.read_text() == "old" and [*tmp_path.iterdir()] == [target]
 
 
-def test_files_and_their_names_outlast_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_their_names_outlast_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     descriptors = Path("/proc/self/fd")
     before = len([*descriptors.iterdir()])
 
@@ -39,10 +48,15 @@ def test_files_and_their_names_outlast_a_power_cut(tmp_path: Path, monkeypatch: 
         with replacing(tmp_path / "out") as new:
             (new / "in").mkdir()
             (new / "in" / "y").write_text("y")
-    steps = " ".join(re.sub(r"[0-9a-f]{16}", "*", step) for step in done if step.startswith(("sync", "os.rename")))
+    steps = " ".join(
+        re.sub(r"[0-9a-f]{16}", "*", step)
+        for step in done
+        if step.startswith(("sync", "os.rename"))
+    )
     assert steps == (
         "sync a sync . sync a/b/.x.*.tmp os.rename a/b/.x.*.tmp sync a/b "
-        "sync . sync .out.new.tmp sync .out.new.tmp/in/y sync .out.new.tmp/in os.rename .out.new.tmp sync ."
+        "sync . sync .out.new.tmp sync .out.new.tmp/in/y sync .out.new.tmp/in os.rename "
+        ".out.new.tmp sync ."
     )
     assert len([*descriptors.iterdir()]) == before
 

@@ -25,7 +25,8 @@ DIM = 8
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Nine images and eighteen texts, with splits of several kinds; the paths of images are absolute."""
+    """Nine images and eighteen texts, with splits of several kinds; the paths of images are
+    absolute."""
     splits = [["train", "train", "val", "extra-b"][i % 4] for i in range(9)]
     paths = [f"/home/me/image{i}.jpg" for i in range(9)]
     rows = two_texts_per_image(splits, unit_rows(9, DIM), unit_rows(18, DIM, seed=1), path=paths)
@@ -38,7 +39,11 @@ def test_a_captioner_comes_back_with_a_card(hub: Hub) -> None:
     files = hub.last("models/me/captions")
     card: Any = huggingface_hub.ModelCard(files["README.md"].decode())
     data = card.data
-    assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "c3tools", "image-to-text")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "cc-by-4.0",
+        "c3tools",
+        "image-to-text",
+    )
     assert f"| validation loss | {captioner.record['best_val_loss']:.4g} |" in card.text
     assert "It learned from" in card.text
     for loaded in (Captioner.load("hf-hub:me/captions"), Captioner.from_pretrained("me/captions")):
@@ -50,8 +55,12 @@ def test_a_captioner_comes_back_with_a_card(hub: Hub) -> None:
 
 
 def test_a_store_is_a_data_set_and_a_store_again(hub: Hub, store: Store, tmp_path: Path) -> None:
-    failure = Failure("lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg")
-    unnamed = Failure("'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8")
+    failure = Failure(
+        "lost", "/home/me/lost.jpg", "decode", "OSError", "cannot read /home/me/lost.jpg"
+    )
+    unnamed = Failure(
+        "'\\udce9.jpg'", "'/home/me/\\udce9.jpg'", "list", "UnicodeError", "the name is not UTF-8"
+    )
     add_shard(store.path, store.info, "audio", 0, np.empty((0, DIM)), {"key": []}, [failure])
     StoreWriter(store.path).finish([unnamed])
     store = Store.open(store.path)
@@ -71,8 +80,13 @@ def test_a_store_is_a_data_set_and_a_store_again(hub: Hub, store: Store, tmp_pat
         before, after = store.load(modality), again.load(modality)
         np.testing.assert_array_equal(after.embeddings, before.embeddings)
         assert (after.keys, after.splits) == (before.keys, before.splits)
-    assert again.load("image").column("path")[0] == "image0.jpg" and len(again.pairs()) == len(store.pairs())
-    assert [(f.path, f.message) for f in again.recorded_failures()] == [("lost.jpg", ""), (r"\udce9.jpg", "")]
+    assert again.load("image").column("path")[0] == "image0.jpg" and len(again.pairs()) == len(
+        store.pairs()
+    )
+    assert [(f.path, f.message) for f in again.recorded_failures()] == [
+        ("lost.jpg", ""),
+        (r"\udce9.jpg", ""),
+    ]
 
 
 def test_a_data_set_is_read_by_datasets_and_refused_if_it_is_damaged_or_in_the_way(
@@ -81,8 +95,12 @@ def test_a_data_set_is_read_by_datasets_and_refused_if_it_is_damaged_or_in_the_w
     datasets.disable_progress_bars()
     rows, file = tmp_path / "rows", tmp_path / "rows" / "text" / "part-00001.parquet"
     store.save_pretrained(rows)
-    read = datasets.load_dataset(str(rows), "text", split="train", cache_dir=str(tmp_path / "cache"))
-    np.testing.assert_array_equal(np.asarray(read["embedding"], np.float32), store.load("text").embeddings)
+    read = datasets.load_dataset(
+        str(rows), "text", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    np.testing.assert_array_equal(
+        np.asarray(read["embedding"], np.float32), store.load("text").embeddings
+    )
     for there in (store.path, rows):
         with pytest.raises(StoreError, match="already exists"):
             store.save_pretrained(there)
@@ -92,16 +110,24 @@ def test_a_data_set_is_read_by_datasets_and_refused_if_it_is_damaged_or_in_the_w
         with pytest.raises(StoreError, match=r"part-00001.parquet"):
             Store.from_pretrained(rows, output=tmp_path / "new")
     with pytest.raises(StoreError, match="has no rows to share"):
-        build_store(tmp_path / "none", Rows.of("image", [], np.empty((0, DIM)))).save_pretrained(tmp_path / "new")
+        build_store(tmp_path / "none", Rows.of("image", [], np.empty((0, DIM)))).save_pretrained(
+            tmp_path / "new"
+        )
     assert not (tmp_path / "new").exists()
 
 
-def test_errors_say_what_would_help(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_say_what_would_help(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = trained_captioner().pipeline
     pipeline.push_to_hub("me/c3")
-    hub.files["models/me/bert"] = [{"config.json": b'{"model_type": "bert"}', "model.safetensors": b"0" * 100}]
+    hub.files["models/me/bert"] = [
+        {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"0" * 100}
+    ]
 
-    def refused(error: type[C3Error], said: str, call: Callable[..., object], name: str, **options: str) -> None:
+    def refused(
+        error: type[C3Error], said: str, call: Callable[..., object], name: str, **options: str
+    ) -> None:
         with pytest.raises(error, match=f"(?s){said}"):
             call(name, **options)
 
@@ -110,7 +136,12 @@ def test_errors_say_what_would_help(hub: Hub, tmp_path: Path, monkeypatch: pytes
     refused(C3Error, "me/bert was not made by c3tools", Pipeline.from_pretrained, "me/bert")
     assert not list((tmp_path / "hub-cache").rglob("model.safetensors"))
     refused(UnreachableError, "me/c3", Pipeline.from_pretrained, "me/c3", revision="v2")
-    refused(C3Error, r"a Pipeline, not a Captioner.*Pipeline\.from_pretrained", Captioner.from_pretrained, "me/c3")
+    refused(
+        C3Error,
+        r"a Pipeline, not a Captioner.*Pipeline\.from_pretrained",
+        Captioner.from_pretrained,
+        "me/c3",
+    )
     refused(DecoderError, "decoder", Captioner.load, "hf-hub:me/c3")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     refused(UnreachableError, r"me/c3 .*\(401\).*TOKEN", pipeline.push_to_hub, "me/c3")
@@ -119,10 +150,17 @@ def test_errors_say_what_would_help(hub: Hub, tmp_path: Path, monkeypatch: pytes
     refused(UnreachableError, "http://127", pipeline.push_to_hub, "me/c3")
 
 
-def test_a_pipeline_comes_back_and_is_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_comes_back_and_is_used_offline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = trained_captioner().pipeline
     assert pipeline.push_to_hub("me/c3").startswith(f"{hub.endpoint}/me/c3/commit/")
-    assert sorted(hub.last("models/me/c3")) == ["README.md", "config.json", "transform.json", "transform.safetensors"]
+    assert sorted(hub.last("models/me/c3")) == [
+        "README.md",
+        "config.json",
+        "transform.json",
+        "transform.safetensors",
+    ]
     rows = unit_rows(5, 32, seed=3)
     expected = pipeline.transform(rows, modality="image")
     for endpoint in (hub.endpoint, "http://127.0.0.1:1"):
@@ -149,11 +187,18 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, tmp_path: Path) -> None:
 
     pipeline.save(tmp_path / "pipe")
     captioner.save(tmp_path / "decoder")
-    assert as_json(c3("push", "store", "me/rows", "--license", "cc0-1.0", "--json"))["class"] == "Store"
+    assert (
+        as_json(c3("push", "store", "me/rows", "--license", "cc0-1.0", "--json"))["class"]
+        == "Store"
+    )
     assert "Pushed the Captioner in decoder: " in run("push decoder me/captions --private")
     assert hub.private == {"datasets/me/rows": False, "models/me/captions": True}
     run("push pipe me/c3")
-    for name, folder in (("me/rows", "c3-store"), ("me/captions", "c3-decoder"), ("me/c3", "c3-pipeline")):
+    for name, folder in (
+        ("me/rows", "c3-store"),
+        ("me/captions", "c3-decoder"),
+        ("me/c3", "c3-pipeline"),
+    ):
         assert f"to {folder}." in run(f"pull {name}")
     run("verify c3-store")
     assert Captioner.load("c3-decoder").fingerprint() == captioner.fingerprint()
@@ -166,5 +211,7 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, tmp_path: Path) -> None:
     run("pull me/rows --dataset -o four")
     assert Store.open("four").count("image") == Store.open("two").count("image") == 9
     run("pull me/c3 --dataset -o five", 1)
-    hub.files["models/me/bad"] = [{"config.json": b'{"class": "Pipeline", "library_name": "c3tools"}'}]
+    hub.files["models/me/bad"] = [
+        {"config.json": b'{"class": "Pipeline", "library_name": "c3tools"}'}
+    ]
     run("pull me/bad -o six", 1)

@@ -1,4 +1,5 @@
-"""What is not read because it is larger than documented, and what is read in pieces: lines, JSON, tars, Parquet."""
+"""What is not read because it is larger than documented, and what is read in pieces: lines, JSON,
+tars, Parquet."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def test_a_line_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
         next(lines)
 
 
-def test_json_that_is_large_or_dense_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_that_is_large_or_dense_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.json"
     path.write_text("[" + "[]," * 400 + "[]]")
     assert len(read_json(path)) == 401
@@ -95,13 +98,24 @@ def test_vectors_that_are_hardly_on_the_disk(tmp_path: Path) -> None:
     encoding=st.sampled_from([None, "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"]),
 )
 def test_the_table_is_the_one_that_was_written(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str | None], group: int, encoding: str | None
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str | None],
+    group: int,
+    encoding: str | None,
 ) -> None:
     path = tmp_path_factory.mktemp("p") / "t.parquet"
     n = len(texts)
     vector = pa.array([[1.0, 2.0]] * n, pa.list_(pa.float32()))
-    table = pa.table({"text": pa.array(texts, pa.string()), "vector": vector, "number": pa.array(range(n), pa.int64())})
-    layout: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"text": encoding}} if encoding else {}
+    table = pa.table(
+        {
+            "text": pa.array(texts, pa.string()),
+            "vector": vector,
+            "number": pa.array(range(n), pa.int64()),
+        }
+    )
+    layout: dict[str, Any] = (
+        {"use_dictionary": False, "column_encoding": {"text": encoding}} if encoding else {}
+    )
     pq.write_table(table, path, row_group_size=group, **layout)
     assert read_parquet(path).equals(table)
     with open_parquet(path) as file:
@@ -117,10 +131,15 @@ def test_the_table_is_the_one_that_was_written(
         (pa.array([np.zeros(20_000_000, np.int8)], pa.list_(pa.int8())), {}),  # a run of one number
         (pa.array(["y" * 1_000_000] * 80), {}),  # one text that all rows have
         (pa.DictionaryArray.from_arrays(np.zeros(80, np.int32), pa.array(["y" * 1_000_000])), {}),
-        (pa.array(["y" * 1_000_000] * 80), {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
+        (
+            pa.array(["y" * 1_000_000] * 80),
+            {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"},
+        ),
     ],
 )
-def test_a_small_file_does_not_fill_the_memory(parquet: Path, values: pa.Array[Any], layout: dict[str, Any]) -> None:
+def test_a_small_file_does_not_fill_the_memory(
+    parquet: Path, values: pa.Array[Any], layout: dict[str, Any]
+) -> None:
     pq.write_table(pa.table({"a": values}), parquet, compression="brotli", **layout)
     assert parquet.stat().st_size < 2**18
     del values
@@ -129,17 +148,22 @@ def test_a_small_file_does_not_fill_the_memory(parquet: Path, values: pa.Array[A
 
 
 def test_no_footer_ends_the_process(parquet: Path) -> None:
-    """Some of these bytes make pyarrow end the process where it is asked for a column of a row group."""
+    """Some of these bytes make pyarrow end the process where it is asked for a column of a row
+    group."""
     pq.write_table(pa.table({"text": [["a dog", None]] * 9}), parquet)
     content = parquet.read_bytes()
     start, draw = len(content) - 8 - int.from_bytes(content[-8:-4], "little"), random.Random(0)
     places = [(draw.randrange(start, len(content) - 8), draw.randrange(256)) for _ in range(5)]
-    for place, value in [(len(content) - 452, 3), *places]:  # the first: a histogram of another length, in pyarrow 26
+    # the first: a histogram of another length, in pyarrow 26
+    for place, value in [(len(content) - 452, 3), *places]:
         parquet.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
         with contextlib.suppress(pa.ArrowException, OSError, UnicodeDecodeError):
             read_parquet(parquet)
-    pq.write_table(pa.table({"text": ["a dog"] * 9}), parquet, store_schema=False, write_statistics=False)
-    before, after = parquet.read_bytes().rsplit(b"text", 1)  # the column of a row group, after that of the schema
+    pq.write_table(
+        pa.table({"text": ["a dog"] * 9}), parquet, store_schema=False, write_statistics=False
+    )
+    # the column of a row group, after that of the schema
+    before, after = parquet.read_bytes().rsplit(b"text", 1)
     parquet.write_bytes(before + b"test" + after)
     with pytest.raises(pa.ArrowInvalid, match="no column 'test'"):
         read_parquet(parquet)
@@ -155,7 +179,9 @@ def test_rows_that_share_a_text_come_in_small_batches(parquet: Path) -> None:
 
 
 def test_a_value_has_a_largest_size(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pq.write_table(pa.table({"a": ["y" * 1000] * 9}), parquet, use_dictionary=False, compression="none")
+    pq.write_table(
+        pa.table({"a": ["y" * 1000] * 9}), parquet, use_dictionary=False, compression="none"
+    )
     read_parquet(parquet)
     monkeypatch.setattr("c3tools.io.parquet.LARGEST_IMAGE_FILE", 999)
     with pytest.raises(TooLargeError, match=r"'a' have 1,\d\d\d bytes"):

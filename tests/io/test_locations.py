@@ -14,7 +14,9 @@ from c3tools.io.artifact import answers
 from c3tools.io.locations import expand, location, retrying
 
 
-def error(kind: Any = ConnectionError, status: int | None = None, cause: Exception | None = None) -> Any:
+def error(
+    kind: Any = ConnectionError, status: int | None = None, cause: Exception | None = None
+) -> Any:
     made = kind("a reason")
     made.__cause__, made.status = cause, status
     return made
@@ -33,8 +35,15 @@ def test_only_what_may_pass_is_tried_again() -> None:
             error(missing, cause=error(status=404)),
             error(missing, cause=error(missing)),
         ],
-        ValueError: [error(ValueError, cause=error(OSError)), *(error(ValueError, status) for status in (430, 499))],
-        UnreachableError: [error(ValueError, 429), error(ValueError, 500), error(missing, cause=error(OSError))],
+        ValueError: [
+            error(ValueError, cause=error(OSError)),
+            *(error(ValueError, status) for status in (430, 499)),
+        ],
+        UnreachableError: [
+            error(ValueError, 429),
+            error(ValueError, 500),
+            error(missing, cause=error(OSError)),
+        ],
         KeyboardInterrupt: [KeyboardInterrupt()],
     }
     for expected, raised in ((kind, one) for kind, errors in cases.items() for one in errors):

@@ -81,7 +81,9 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_processes_that_take_and_leave_the_same_lock_are_never_in_it_together(tmp_path: Path) -> None:
+def test_processes_that_take_and_leave_the_same_lock_are_never_in_it_together(
+    tmp_path: Path,
+) -> None:
     command = sys.executable, "-c", WRITERS, tmp_path / "out", tmp_path / "inside"
     runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for run in runs:

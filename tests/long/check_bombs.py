@@ -1,4 +1,5 @@
-"""Bombs: small files that would fill the memory end in an error, or are listed, in bounded memory and time."""
+"""Bombs: small files that would fill the memory end in an error, or are listed, in bounded memory
+and time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from tests.bombs import GIB, write_bombs
 
 _MOST = GIB + GIB // 2
 _C3 = [sys.executable, "-P", "-c", "from c3tools.cli import main; main()"]
-# a process of its own, since the peak of a child begins with the memory of the process that starts it
+# a process of its own, since the peak of a child begins with the memory of the process that starts
+# it
 _MEASURE = """
 import json, os, resource, subprocess, sys
 with open("said", "wb") as said:

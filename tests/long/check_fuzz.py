@@ -1,4 +1,5 @@
-"""Fuzz: a file of every format with random changes is read, or refused by a `C3Error`; no reader crashes or hangs."""
+"""Fuzz: a file of every format with random changes is read, or refused by a `C3Error`; no reader
+crashes or hangs."""
 
 from __future__ import annotations
 
@@ -33,8 +34,24 @@ from tests.stores import gap_store, whole_store
 from .conftest import Budget
 
 SECONDS = 60  # of one reader
-TOKENS = [b"\0", b"\xff" * 8, b"\n", b'"', b",", b"{", b"]", b"NaN", b"1e999", b"9" * 5000, b"[" * 100_000, b"\\ud800"]
-ROWS = [{"image": "a.png", "captions": ["a dog", "it runs"], "split": "train"}, {"image": "b.png", "caption": "いぬ"}]
+TOKENS = [
+    b"\0",
+    b"\xff" * 8,
+    b"\n",
+    b'"',
+    b",",
+    b"{",
+    b"]",
+    b"NaN",
+    b"1e999",
+    b"9" * 5000,
+    b"[" * 100_000,
+    b"\\ud800",
+]
+ROWS = [
+    {"image": "a.png", "captions": ["a dog", "it runs"], "split": "train"},
+    {"image": "b.png", "caption": "いぬ"},
+]
 
 
 Use = Callable[[Path], object]
@@ -73,7 +90,9 @@ TARGETS: dict[str, tuple[Use, Use]] = {
     "store": (lambda folder: whole_store(folder / "s", images=4, part_rows=2), _read_store),
     "pipeline": (
         lambda folder: (
-            preset("c3", sigma=0.1).fit({"image": unit_rows(9, 4), "text": unit_rows(9, 4, 1)}).save(folder / "p")
+            preset("c3", sigma=0.1)
+            .fit({"image": unit_rows(9, 4), "text": unit_rows(9, 4, 1)})
+            .save(folder / "p")
         ),
         lambda folder: Pipeline.load(folder / "p").transform(unit_rows(2, 4), modality="image"),
     ),
@@ -84,22 +103,29 @@ TARGETS: dict[str, tuple[Use, Use]] = {
     "captions.jsonl": _corpus("captions.jsonl", "\n".join(map(json.dumps, ROWS)).encode()),
     "captions.csv": _corpus("captions.csv", b'file_name,text\na.png,"a ""big"" dog"\n'),
     "captions.parquet": _corpus("captions.parquet", PARQUET.getvalue().to_pybytes()),
-    **{f"vectors.{kind}": _vectors(f"v.{kind}") for kind in "npy npz csv jsonl parquet safetensors pt pkl".split()},
+    **{
+        f"vectors.{kind}": _vectors(f"v.{kind}")
+        for kind in "npy npz csv jsonl parquet safetensors pt pkl".split()
+    },
 }
 
 
 def changed(content: bytes, draw: random.Random) -> bytes:
-    """Return a file with one to four random changes: bytes replaced, left out, repeated, or cut off."""
+    """Return a file with one to four random changes: bytes replaced, left out, repeated, or cut
+    off."""
     for _ in range(draw.randrange(1, 5)):
         place, length = draw.randrange(len(content) + 1), draw.randrange(1, 40)
-        new = draw.choice([draw.randbytes(1), b"", draw.choice(TOKENS), content[place : place + length] * 2])
+        new = draw.choice(
+            [draw.randbytes(1), b"", draw.choice(TOKENS), content[place : place + length] * 2]
+        )
         content = content[:place] + new + content[place + draw.choice([0, len(new), length]) :]
         content = content[:place] if draw.random() < 0.05 else content
     return content
 
 
 def _ends_well(read: Use, folder: Path) -> bool:
-    """Read in a forked process, which a crash of a library would end; return whether it was refused or read."""
+    """Read in a forked process, which a crash of a library would end; return whether it was refused
+    or read."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -122,13 +148,22 @@ def test_changed_files(budget: Budget, tmp_path: Path) -> None:
     while budget.is_left():
         for name, (_, read) in TARGETS.items():
             folder = tmp_path / name
-            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".png"]
-            file = budget.random.choice([path for path in files if "out" not in path.relative_to(folder).parts])
+            files = [
+                path
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.suffix != ".png"
+            ]
+            file = budget.random.choice(
+                [path for path in files if "out" not in path.relative_to(folder).parts]
+            )
             before = file.read_bytes()
             file.write_bytes(changed(before, budget.random))
             if not _ends_well(read, folder):
                 kept = shutil.copyfile(file, tmp_path / f"found-{file.name}")
-                raise AssertionError(f"{name} with a changed {file.name} (kept as {kept}) is neither read nor refused")
+                raise AssertionError(
+                    f"{name} with a changed {file.name} (kept as {kept}) is neither read nor "
+                    f"refused"
+                )
             file.write_bytes(before)
             found[name] += 1
     budget.report(f"{sum(found.values())} changed files of {len(found)} kinds, all read or refused")

@@ -21,14 +21,20 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
     reference = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
     meteor = pytest.importorskip("pycocoevalcap.meteor.meteor")
     with CAPTIONS.open(encoding="utf-8") as lines:
-        groups = [[" ".join(text.split()) for text in json.loads(line)["captions"]] for line in lines]
+        groups = [
+            [" ".join(text.split()) for text in json.loads(line)["captions"]] for line in lines
+        ]
     seen = different = 0
     while budget.is_left():
         chosen = budget.random.sample(groups, min(2000, len(groups)))
         texts = [text for group in chosen for text in group]
-        expected = reference.PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
+        expected = reference.PTBTokenizer().tokenize(
+            {i: [{"caption": text}] for i, text in enumerate(texts)}
+        )
         # split as the scorers split: the Java tokenizer joins 3 1/2 by a space that does not break
-        different += sum(tokenize(text).split() != expected[i][0].split() for i, text in enumerate(texts))
+        different += sum(
+            tokenize(text).split() != expected[i][0].split() for i, text in enumerate(texts)
+        )
         seen += len(texts)
     assert different <= 0.0004 * seen  # 0.0001 to 0.0002 of the bundled captions
     predictions, references, tokens, own = {}, {}, {}, {}
@@ -42,4 +48,6 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
     scores = score_captions(predictions, references, java=["METEOR"])
     assert scores.corpus["METEOR"] == pytest.approx(100 * corpus, abs=1e-6)
     np.testing.assert_allclose(scores.per_image["METEOR"], 100 * np.array(each), atol=1e-6)
-    budget.report(f"{different} of {seen:,} captions tokenised otherwise than in Java, METEOR the same")
+    budget.report(
+        f"{different} of {seen:,} captions tokenised otherwise than in Java, METEOR the same"
+    )

@@ -1,10 +1,12 @@
-"""Kill: a command that is killed at any moment ends, when it is repeated, with the files of one that was not.
+"""Kill: a command that is killed at any moment ends, when it is repeated, with the files of one
+that was not.
 
-    pytest -n 2 tests/long/check_kills.py --kills 20    # of each command; without --kills, for --minutes
+    pytest -n 2 tests/long/check_kills.py --kills 20    # of each command; without --kills, for
+    --minutes
 
-Every round kills the command once to three times, at a random moment or before a random operation on files, then runs
-it to its end. The first kill of each comes when everything but the record is in its place. Commands run in forks of
-this process, which has imported what they need.
+Every round kills the command once to three times, at a random moment or before a random operation
+on files, then runs it to its end. The first kill of each comes when everything but the record is in
+its place. Commands run in forks of this process, which has imported what they need.
 """
 
 from __future__ import annotations
@@ -83,16 +85,23 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "merge": (stores, "merge out c3-store other --prefix"),
     "split": (stores, "split out --fractions 0.5,0.25,0.25"),
     "index": (stores, "index --shard-rows 100"),
-    "export": (partial(stores, then="export --preset c1"), "export --preset c2-collapse --overwrite"),
+    "export": (
+        partial(stores, then="export --preset c1"),
+        "export --preset c2-collapse --overwrite",
+    ),
     "train-decoder": (captions, f"train-decoder {QUICK}"),
-    "train-generator": (embedded, "train-generator --steps 4 --set pixels=8 --sigma 0.05 --precision fp32"),
+    "train-generator": (
+        embedded,
+        "train-generator --steps 4 --set pixels=8 --sigma 0.05 --precision fp32",
+    ),
     "connect": (captions, "connect heads --dim 16 --epochs 20 --precision fp32"),
     "caption": (photos, "caption images --json a.json --txt --precision fp32"),
 }
 
 
 def command(folder: Path, arguments: str, number: int = NEVER) -> None:
-    """Run `c3 ARGUMENTS` in a folder, killed before its operation on files of this number, and list what it did."""
+    """Run `c3 ARGUMENTS` in a folder, killed before its operation on files of this number, and list
+    what it did."""
     warnings.resetwarnings()  # those that the tests turn into errors
     os.chdir(folder)
     os.environ.pop("C3_STORE", None)
@@ -113,7 +122,8 @@ def kill(path: Path) -> None:
 
 
 def run(function: Callable[..., None], *arguments: Any, seconds: float | None = None) -> bool:
-    """Call a function in a forked process, which is killed after so many seconds; return whether it was killed."""
+    """Call a function in a forked process, which is killed after so many seconds; return whether it
+    was killed."""
     process = get_context("fork").Process(target=function, args=arguments)
     process.start()
     process.join(seconds)
@@ -124,7 +134,8 @@ def run(function: Callable[..., None], *arguments: Any, seconds: float | None = 
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Digests of the files that hold data; of the others, which have times in them, that they are whole."""
+    """Digests of the files that hold data; of the others, which have times in them, that they are
+    whole."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -138,7 +149,9 @@ def results(folder: Path) -> dict[str, str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget: Budget, name: str) -> None:
+def test_a_killed_command_is_continued_to_the_same_files(
+    tmp_path: Path, budget: Budget, name: str
+) -> None:
     folder, template = tmp_path / "work", tmp_path / "template"
     prepare, arguments = COMMANDS[name]
     folder.mkdir()
@@ -153,8 +166,14 @@ def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget:
         again()
         start = time.monotonic()
         run(command, folder, arguments)
-        seconds, whole = time.monotonic() - start, json.loads(folder.with_suffix(".json").read_text())
-        assert whole["code"] == (1 if name == "caption" else 0), folder.with_suffix(".said").read_text()  # of broken
+        seconds, whole = (
+            time.monotonic() - start,
+            json.loads(folder.with_suffix(".json").read_text()),
+        )
+        # of broken
+        assert whole["code"] == (1 if name == "caption" else 0), folder.with_suffix(
+            ".said"
+        ).read_text()
         for module in whole["modules"]:
             with suppress(Exception):
                 importlib.import_module(module)
@@ -167,7 +186,9 @@ def test_a_killed_command_is_continued_to_the_same_files(tmp_path: Path, budget:
             if kills and draw.random() < 0.5:
                 kills += run(command, folder, arguments, seconds=draw.uniform(0, seconds))
             else:
-                kills += run(command, folder, arguments, draw.randrange(len(operations)) if kills else record)
+                kills += run(
+                    command, folder, arguments, draw.randrange(len(operations)) if kills else record
+                )
         run(command, folder, arguments)
         if results(folder) != expected:
             failed.append(folder.with_suffix(".said").read_text())

@@ -25,11 +25,14 @@ def test_damage(budget: Budget, tmp_path: Path) -> None:
         find_corruptions(path, 60, budget.random)
         find_losses(path, 200, budget.random)
         rounds += 1
-    budget.report(f"{60 * rounds} changed bytes and {200 * rounds} random sets of missing files, all found")
+    budget.report(
+        f"{60 * rounds} changed bytes and {200 * rounds} random sets of missing files, all found"
+    )
 
 
 def test_faults(budget: Budget, tmp_path: Path) -> None:
-    """Full disk, errors and refusals at every operation on files: one clear error, and the same command ends well."""
+    """Full disk, errors and refusals at every operation on files: one clear error, and the same
+    command ends well."""
     folder, cases, expected = tmp_path / "work", [], {}
     for command in COMMANDS:
         count = len(operations(folder, prepare(folder, command)))

@@ -1,7 +1,8 @@
 """Long checks: `make long` gives each so many minutes and a seed, and prints one line for each.
 
-A check is a test in ``check_NAME.py``, which `make test` does not collect. It takes the fixture `budget`, goes on while
-``budget.is_left()``, draws from ``budget.random``, and ends with ``budget.report("212 kills, all continued")``:
+A check is a test in ``check_NAME.py``, which `make test` does not collect. It takes the fixture
+`budget`, goes on while ``budget.is_left()``, draws from ``budget.random``, and ends with
+``budget.report("212 kills, all continued")``:
 
     pytest tests/long/check_kills.py --minutes 10 --seed 0
 """
@@ -16,8 +17,18 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--minutes", type=float, default=1.0, help="how long each check goes on, all its cases together")
-    parser.addoption("--kills", type=int, default=0, help="of each command of check_kills.py, instead of --minutes")
+    parser.addoption(
+        "--minutes",
+        type=float,
+        default=1.0,
+        help="how long each check goes on, all its cases together",
+    )
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=0,
+        help="of each command of check_kills.py, instead of --minutes",
+    )
     parser.addoption("--seed", type=int, default=0, help="of all that is drawn")
 
 
@@ -37,9 +48,12 @@ class Budget:
         self._start, self._rounds = time.monotonic(), 0
 
     def is_left(self, done: int = 0) -> bool:
-        """Return whether to do one more round, after so much was done; the first one is always done."""
+        """Return whether to do one more round, after so much was done; the first one is always
+        done."""
         self._rounds += 1
-        return done < self.count or self._rounds == 1 or time.monotonic() - self._start < self.seconds
+        return (
+            done < self.count or self._rounds == 1 or time.monotonic() - self._start < self.seconds
+        )
 
     def report(self, line: str) -> None:
         """Say what was done, in figures."""
@@ -49,11 +63,15 @@ class Budget:
 @pytest.fixture
 def budget(request: pytest.FixtureRequest) -> Iterator[Budget]:
     """The time and the seed of this check."""
-    minutes, kills, seed = (request.config.getoption(name) for name in ("--minutes", "--kills", "--seed"))
+    minutes, kills, seed = (
+        request.config.getoption(name) for name in ("--minutes", "--kills", "--seed")
+    )
     cases = sum(item.path == request.path for item in request.session.items)
     made = Budget(0 if kills else 60 * minutes / cases, kills, seed)
     yield made
-    line = f"{request.path.stem.removeprefix('check_')}: {made.line or request.node.name + ' FAILED'}"
+    line = (
+        f"{request.path.stem.removeprefix('check_')}: {made.line or request.node.name + ' FAILED'}"
+    )
     request.node.user_properties.append(("line", line))
 
 

@@ -48,7 +48,11 @@ def test_scores_equal_those_of_pycocoevalcap() -> None:
 def test_a_resample_scores_like_its_captions_and_images_have_values() -> None:
     own = {str(row): PREDICTIONS[key] for row, key in enumerate("aac")}
     theirs = {str(row): REFERENCES[key] for row, key in enumerate("aac")}
-    scores, again, rows = score_captions(PREDICTIONS, REFERENCES), score_captions(own, theirs), np.arange(4)
+    scores, again, rows = (
+        score_captions(PREDICTIONS, REFERENCES),
+        score_captions(own, theirs),
+        np.arange(4),
+    )
     for metric in ("BLEU-4", "ROUGE-L"):
         assert scores.resampled(metric, np.array([0, 0, 2])) == pytest.approx(again.corpus[metric])
     for metric in METRICS:
@@ -59,11 +63,20 @@ def test_a_resample_scores_like_its_captions_and_images_have_values() -> None:
         np.testing.assert_allclose(scores.image_values(metric), values)
 
 
-def test_empty_captions_score_nothing_and_what_cannot_be_scored_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_captions_score_nothing_and_what_cannot_be_scored_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     empty = score_captions({"a": ""}, REFERENCES)
-    assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[0]) == (0, 0, True)
+    assert (empty.corpus["CIDEr"], empty.corpus["ROUGE-L"], "CIDEr" in empty.notes[0]) == (
+        0,
+        0,
+        True,
+    )
     with pytest.raises(MetricError, match=r"8 of 9 .*k0, k1, k2, k3, k4, …"):
-        score_captions(dict.fromkeys([*(f"k{i}" for i in range(8)), "a"], "a dog"), {**REFERENCES, "k0": ["  "]})
+        score_captions(
+            dict.fromkeys([*(f"k{i}" for i in range(8)), "a"], "a dog"),
+            {**REFERENCES, "k0": ["  "]},
+        )
     with pytest.raises(MetricError, match="no captions"):
         score_captions({}, REFERENCES)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)

@@ -32,22 +32,34 @@ def test_a_copy_of_a_training_photo_is_found() -> None:
 
 
 def derivatives(score: Any, n: int, step: float = 1e-4) -> Any:
-    """The derivatives (n,) of a score of weighted images when weight moves from all images to each in turn."""
+    """The derivatives (n,) of a score of weighted images when weight moves from all images to each
+    in turn."""
     even = np.full(n, 1 / n)
     moves = np.eye(n) - even
-    return np.array([(score(even + step * move) - score(even - step * move)) / (2 * step) for move in moves])
+    return np.array(
+        [(score(even + step * move) - score(even - step * move)) / (2 * step) for move in moves]
+    )
 
 
 def frechet_of(*sets: Any) -> float:
-    """The distance of weighted images by the eigenvalues of the product of the covariances, which is not symmetric."""
+    """The distance of weighted images by the eigenvalues of the product of the covariances, which
+    is not symmetric."""
     means = [weights @ x for x, weights in sets]
-    one, two = (np.cov(x.T, ddof=0, aweights=weights) * len(x) / (len(x) - 1) for x, weights in sets)
+    one, two = (
+        np.cov(x.T, ddof=0, aweights=weights) * len(x) / (len(x) - 1) for x, weights in sets
+    )
     roots = np.sqrt(np.linalg.eigvals(one @ two).real.clip(min=0)).sum()
     return float(np.sum((means[0] - means[1]) ** 2) + np.trace(one + two) - 2 * roots)
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 1000), st.integers(2, 6), st.integers(8, 20), st.integers(8, 20), st.floats(0.5, 2))
+@given(
+    st.integers(0, 1000),
+    st.integers(2, 6),
+    st.integers(8, 20),
+    st.integers(8, 20),
+    st.floats(0.5, 2),
+)
 def test_the_influence_on_the_frechet_distance_is_its_derivative(
     seed: int, d: int, n: int, m: int, scale: float
 ) -> None:
@@ -66,7 +78,9 @@ def test_the_influence_of_fewer_images_than_dimensions_is_that_within_their_span
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(10, 40)), 0.5 + rng.normal(size=(200, 40))
     _, first, second = frechet_distance(x, y)
-    by_x = derivatives(lambda weights: frechet_of((x, weights), (y, np.full(200, 1 / 200))), 10, 1e-3)
+    by_x = derivatives(
+        lambda weights: frechet_of((x, weights), (y, np.full(200, 1 / 200))), 10, 1e-3
+    )
     assert_allclose(first, by_x, rtol=0.01, atol=0.01 * first.std())
     turned = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     assert_allclose(frechet_distance(x @ turned, y @ turned)[2], second, atol=1e-8)
@@ -109,7 +123,8 @@ def test_the_inception_score_and_the_influence_on_it(seed: int, n: int) -> None:
 
 def test_values_per_photo_join_what_belongs_to_a_photo() -> None:
     made, real = np.array([1.0, -2, 1, 0]), np.array([3.0, -3])
-    # the first three images are of the two photos, the last one of a photo that is not among the real ones
+    # the first three images are of the two photos, the last one of a photo that is not among the
+    # real ones
     values = photo_values(10.0, [(made, [0, 1, 1, 2]), (real, [0, 1])], 3)
     assert_allclose(values, [10 + 3 * (1 / 4 + 3 / 2), 10 + 3 * (-1 / 4 - 3 / 2), 10])
     shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))], 4)

@@ -20,14 +20,22 @@ def test_recall_is_that_of_the_definition_in_blocks_of_any_size(
     block_bytes: int, images: int, most: int, seed: int, k: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    owner = rng.permutation(np.concatenate([np.full(rng.integers(0, most + 1), i) for i in range(images)] + [[0]]))
+    owner = rng.permutation(
+        np.concatenate([np.full(rng.integers(0, most + 1), i) for i in range(images)] + [[0]])
+    )
     owner = owner.astype(np.int64)
-    x, y = unit_rows(images, 6, seed).astype(np.float64), unit_rows(len(owner), 6, seed + 1).astype(np.float64)
+    x, y = (
+        unit_rows(images, 6, seed).astype(np.float64),
+        unit_rows(len(owner), 6, seed + 1).astype(np.float64),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "_BLOCK_BYTES", block_bytes)
         found = [hits[f"recall@{k}"].mean() for hits in pair_hits(x, y, owner, ks=(k,))]
     asked, expected = np.unique(owner), []
-    sides = (x[asked] @ y.T, asked[:, None] == owner), (y @ x.T, owner[:, None] == np.arange(images))
+    sides = (
+        (x[asked] @ y.T, asked[:, None] == owner),
+        (y @ x.T, owner[:, None] == np.arange(images)),
+    )
     for scores, positive in sides:
         near = np.take_along_axis(positive, np.argsort(-scores)[:, :k], 1)
         expected.append(near.any(axis=1).mean())

@@ -24,7 +24,9 @@ from c3tools.seeds import generator
 
 def made_up(values: Any, keys: Any = None) -> CaptionScores:
     names = keys or [*map(str, range(len(values)))]
-    return CaptionScores(names, {"CIDEr": float(values.mean())}, {"CIDEr": values}, np.ones((len(values), 10)), [])
+    return CaptionScores(
+        names, {"CIDEr": float(values.mean())}, {"CIDEr": values}, np.ones((len(values), 10)), []
+    )
 
 
 def test_bootstrap_intervals_are_those_of_the_standard_error() -> None:
@@ -46,7 +48,9 @@ def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
     assert found["p_value"] == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
     other = compare(made_up(second), made_up(first), "CIDEr", resamples=5000)
     ends = {"difference": "difference", "low": "high", "high": "low"}
-    assert other == pytest.approx({key: -found[end] for key, end in ends.items()} | {"p_value": found["p_value"]})
+    assert other == pytest.approx(
+        {key: -found[end] for key, end in ends.items()} | {"p_value": found["p_value"]}
+    )
     same = compare(made_up(first), made_up(first), "CIDEr", resamples=100)
     assert same == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
     with pytest.raises(MetricError, match="2 and 2"):
@@ -57,7 +61,9 @@ def test_the_percentiles_of_few_values_are_expanded() -> None:
     values = np.random.default_rng(0).normal(size=8)
     means = values[generator(3, "bootstrap").integers(8, size=(1000, 8))].mean(axis=1)
     tail = stats.norm.cdf(stats.t.ppf(0.025, 7) * np.sqrt(8 / 7))
-    assert mean_interval(values, seed=3) == pytest.approx(np.quantile(means, [tail, 1 - tail]), rel=1e-3)
+    assert mean_interval(values, seed=3) == pytest.approx(
+        np.quantile(means, [tail, 1 - tail]), rel=1e-3
+    )
 
 
 @given(st.integers(300, 5000), st.floats(0, 1))
@@ -71,18 +77,31 @@ def test_the_interval_of_a_share_is_wilsons(count: int, share: float) -> None:
 
 
 @given(st.sampled_from([(1, 4, 0), (1, 4, 20), (4, 1, 9)]), st.integers(0, 1000), st.integers(1, 6))
-def test_the_variance_of_a_mean_over_seeds_and_images_is_of_three_parts(spreads: Any, seed: int, seeds: int) -> None:
+def test_the_variance_of_a_mean_over_seeds_and_images_is_of_three_parts(
+    spreads: Any, seed: int, seeds: int
+) -> None:
     rng, shapes = np.random.default_rng(seed), ((seeds, 1), (1, 40), (seeds, 40))
     parts = [spread * rng.normal(size=shape) for spread, shape in zip(spreads, shapes, strict=True)]
     values = parts[0] + parts[1] + parts[2]
-    of_images, freedom, of_seeds, of_both = float(stats.sem(values.mean(axis=0))) ** 2, 39.0, 0.0, 0.0
+    of_images, freedom, of_seeds, of_both = (
+        float(stats.sem(values.mean(axis=0))) ** 2,
+        39.0,
+        0.0,
+        0.0,
+    )
     if seeds > 1:
         of_seeds = float(stats.sem(values.mean(axis=1))) ** 2
         left = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True)
-        of_both = min(left.var() * 40 * seeds / (39 * (seeds - 1)) / (40 * seeds), of_seeds, of_images)
-        freedom = (of_seeds + of_images - of_both) ** 2 / (of_seeds**2 / (seeds - 1) + of_images**2 / 39)
+        of_both = min(
+            left.var() * 40 * seeds / (39 * (seeds - 1)) / (40 * seeds), of_seeds, of_images
+        )
+        freedom = (of_seeds + of_images - of_both) ** 2 / (
+            of_seeds**2 / (seeds - 1) + of_images**2 / 39
+        )
     width = stats.t.ppf(0.975, max(freedom, 1)) * np.sqrt(of_seeds + of_images - of_both)
-    assert crossed_interval(values) == pytest.approx((values.mean() - width, values.mean() + width), rel=1e-4, abs=1e-4)
+    assert crossed_interval(values) == pytest.approx(
+        (values.mean() - width, values.mean() + width), rel=1e-4, abs=1e-4
+    )
 
 
 def test_equal_scores_have_no_width_and_few_images_no_interval() -> None:

@@ -20,7 +20,9 @@ PRINTED = {
     "wait...what e.g. this": "wait what e.g. this",
     "one,two three.Four": "one two three.four",
     "10:30am 5-year-old 1/2": "10:30 am 5-year-old 1/2",
-    "A sign on Mass. Ave. in Ky. for John F. Kennedy": "a sign on mass. ave. in ky. for john f. kennedy",
+    "A sign on Mass. Ave. in Ky. for John F. Kennedy": (
+        "a sign on mass. ave. in ky. for john f. kennedy"
+    ),
     "vitamin c. A pill, me and I. The end": "vitamin c a pill me and i the end",
     "vitamin c. a pill at 5 p.m. The end": "vitamin c. a pill at 5 p.m. the end",
     "no. 5, figs. 2 to 3, op. 12b; there is no.": "no. 5 figs. 2 to 3 op. 12b there is no",

@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from c3tools.errors import C3Error
-from c3tools.pages import close_up, figure_svg, new_figure, palette, render_page, save_figure, styled
+from c3tools.pages import (
+    close_up,
+    figure_svg,
+    new_figure,
+    palette,
+    render_page,
+    save_figure,
+    styled,
+)
 from c3tools.pages.render import interval, number, signed
 from tests.golden import recorded
 
@@ -26,7 +34,9 @@ def drawing(title: str = "Title") -> Figure:
 
 def test_figures_are_part_of_the_page_and_of_no_other_figure() -> None:
     svg = str(figure_svg(drawing("<b> & $x$"), name="a", label='"><script>'))
-    assert svg.startswith('<svg role="img" aria-label="&#34;&gt;&lt;script&gt;" viewBox="0 0 216 144">')
+    assert svg.startswith(
+        '<svg role="img" aria-label="&#34;&gt;&lt;script&gt;" viewBox="0 0 216 144">'
+    )
     assert not re.search(r"#[0-9a-f]{6}|DejaVu|xlink|<style|<b>|<script>", svg)
     assert "var(--first)" in svg and "$x$" in svg
     assert svg.count("var(--sans)") == svg.count("<text") > 10
@@ -40,14 +50,21 @@ def test_figures_are_part_of_the_page_and_of_no_other_figure() -> None:
 
 @styled
 def test_all_figures_have_one_style() -> None:
-    changed = {name: str(rcParams[name]) for name in sorted(rcParams) if rcParams[name] != rcParamsDefault[name]}
+    changed = {
+        name: str(rcParams[name])
+        for name in sorted(rcParams)
+        if rcParams[name] != rcParamsDefault[name]
+    }
     changed.pop("backend", None)
     recorded(Path(__file__).parent / "golden" / "style.json", changed)
     _, grid = new_figure(4, 3, rows=2, columns=3)
     assert grid.shape == (2, 3)
     tidy = grid[0, 2]
     close_up(tidy)
-    assert (len(tidy.get_xticks()) > 1, tidy.yaxis.get_gridlines()[0].get_visible()) == (True, False)
+    assert (len(tidy.get_xticks()) > 1, tidy.yaxis.get_gridlines()[0].get_visible()) == (
+        True,
+        False,
+    )
     close_up(tidy, ticks=False)
     assert len(tidy.get_xticks()) == len(tidy.get_yticks()) == 0
 
@@ -66,14 +83,17 @@ def test_figures_are_written_by_their_ending(tmp_path: Path) -> None:
 def test_pages_escape_what_they_show(tmp_path: Path) -> None:
     template = tmp_path / "t.html"
     template.write_text(
-        '{% extends "base.html" %}{% block content %}{{ text }} {{ -1.5 | number(1) }} {{ 12345 | count }}\n'
+        '{% extends "base.html" %}{% block content %}{{ text }} {{ -1.5 | number(1) }} {{ 12345 | '
+        "count }}\n"
         "  {% if text %}\n{{ none | number }} {{ none | count }}\n  {% endif %}\n"
         "{{ [1, 2] | interval(1) }}{% endblock %}"
     )
     html = render_page(template, title="<T>", text="<script>alert(1)</script>")
     assert "&lt;script&gt;alert(1)&lt;/script&gt; −1.5 12\u202f345\n– –\n1.0 to 2.0</main>" in html
     assert "<title>&lt;T&gt;</title>" in html
-    for scheme, colour in zip(("", r"@media \(prefers-color-scheme: dark\) { "), palette.ROLES["ink"], strict=True):
+    for scheme, colour in zip(
+        ("", r"@media \(prefers-color-scheme: dark\) { "), palette.ROLES["ink"], strict=True
+    ):
         assert re.search(rf"^{scheme}:root {{.* --ink: {colour};", html, re.MULTILINE)
     assert "http" not in html
 

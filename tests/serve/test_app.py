@@ -1,4 +1,5 @@
-"""The server of an index: its answers against the index, bad requests, many clients at once, a real browser."""
+"""The server of an index: its answers against the index, bad requests, many clients at once, a real
+browser."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 def client(index: Index) -> Iterator[Any]:
     from c3tools.serve.app import create_app
 
-    with testclient.TestClient(create_app(index, colour_encoder()), base_url="http://127.0.0.1") as client:
+    with testclient.TestClient(
+        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
+    ) as client:
         yield client
 
 
@@ -55,19 +58,27 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
     searches = (
         (client.get("/search?q=b 0&k=7"), vector, "text"),
         (client.post("/search?k=7", json={"vector": vector[0].tolist()}), vector, "text"),
-        (client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"}), red, "image"),
+        (
+            client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"}),
+            red,
+            "image",
+        ),
     )
     for response, embeddings, modality in searches:
         (expected,) = index.rank(embeddings, modality, 7)
         found = response.json()["hits"]
-        assert [(hit["key"], hit["score"]) for hit in found] == [(hit.key, hit.score) for hit in expected]
+        assert [(hit["key"], hit["score"]) for hit in found] == [
+            (hit.key, hit.score) for hit in expected
+        ]
     splits = index.rows.column("split").unique().to_pylist()
     for column, option, value in (
         ("modality", "in", "text"),
         ("modality", "in", "image"),
         ("split", "split", splits[0]),
     ):
-        assert {hit[column] for hit in client.get(f"/search?q=x&k=50&{option}={value}").json()["hits"]} == {value}
+        assert {
+            hit[column] for hit in client.get(f"/search?q=x&k=50&{option}={value}").json()["hits"]
+        } == {value}
     apart = client.get("/search?q=x&k=2&separate").json()["hits"]
     assert [hit["modality"] for hit in apart] == ["image", "image", "text", "text"]
     page = client.get("/").text
@@ -75,7 +86,9 @@ def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, inde
     assert re.findall(r"<option>(\w+)<", page) == ["image", "text", *splits]
 
 
-def test_a_thumbnail_is_a_small_jpeg_of_its_row_if_the_photo_is_there(client: Any, index: Index) -> None:
+def test_a_thumbnail_is_a_small_jpeg_of_its_row_if_the_photo_is_there(
+    client: Any, index: Index
+) -> None:
     row, gone = map(index.rows.column("key").to_pylist().index, "de")
     thumbnail, paths = io.BytesIO(), index.rows.column("path")
     Image.new("RGB", (900, 450), "gold").save(str(paths[row]), "JPEG")
@@ -98,7 +111,9 @@ def test_the_command_serves_other_names_only_if_it_listens_to_others(
         with sockets[0], testclient.TestClient(server.config.app) as client:
             status = client.get("/search?q=b 0&k=1").status_code
             config = server.config
-            found.extend((sockets[0].getsockname()[0], status, config.limit_concurrency, config.access_log))
+            found.extend(
+                (sockets[0].getsockname()[0], status, config.limit_concurrency, config.access_log)
+            )
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     monkeypatch.setattr("c3tools.serve.run.resolve_encoder", lambda **_: colour_encoder())
@@ -107,9 +122,22 @@ def test_the_command_serves_other_names_only_if_it_listens_to_others(
     assert said == f"Serving {index.path} at http://{host}:0/ (Ctrl-C ends it)\n"
 
 
-QUERIES = ["", "q=%20", "q=" + "x" * 1001, *(f"q=a&{more}" for more in "k=0 k=101 k=x in=audio split=x".split())]
-FILES = "thumbnail/99999999999999999999999 thumbnail/-1 thumbnail/..%2f..%2fetc%2fpasswd ../../etc/passwd".split()
-VALUES = ("[1e999, 0, 0, 0, 0, 0, 0, 0]", "[1, 2]", "[0, 0, 0, 0, 0, 0, 0, 0]", '"../../etc/passwd"')
+QUERIES = [
+    "",
+    "q=%20",
+    "q=" + "x" * 1001,
+    *(f"q=a&{more}" for more in "k=0 k=101 k=x in=audio split=x".split()),
+]
+FILES = (
+    "thumbnail/99999999999999999999999 thumbnail/-1 thumbnail/..%2f..%2fetc%2fpasswd "
+    "../../etc/passwd"
+).split()
+VALUES = (
+    "[1e999, 0, 0, 0, 0, 0, 0, 0]",
+    "[1, 2]",
+    "[0, 0, 0, 0, 0, 0, 0, 0]",
+    '"../../etc/passwd"',
+)
 VECTORS = ["{", "[" * 100_000, *(f'{{"vector": {value}}}' for value in VALUES)]
 PHOTOS = (b"", b"no photo", png(13_300, 13_300), photo(kind="TIFF"))
 
@@ -139,8 +167,12 @@ def test_a_bad_request_is_answered_and_stops_nothing(
 def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) -> None:
     texts = [f"{name} {n}" for name in COLOURS for n in (0, 1)] * 5
     with ThreadPoolExecutor(10) as pool:
-        found = list(pool.map(lambda text: client.get(f"/search?q={text}&k=1&in=text").json(), texts))
-    assert [[result["query"], result["hits"][0]["caption"]] for result in found] == [[text, text] for text in texts]
+        found = list(
+            pool.map(lambda text: client.get(f"/search?q={text}&k=1&in=text").json(), texts)
+        )
+    assert [[result["query"], result["hits"][0]["caption"]] for result in found] == [
+        [text, text] for text in texts
+    ]
 
 
 def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -> None:
@@ -151,7 +183,9 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
             if browser.execute_script(f"return {script}"):
                 return
             time.sleep(0.1)
-        raise AssertionError(f"{script}: {browser.execute_script('return document.body.innerText')}")
+        raise AssertionError(
+            f"{script}: {browser.execute_script('return document.body.innerText')}"
+        )
 
     def element(selector: str) -> Any:
         return browser.find_element("css selector", selector)
@@ -167,7 +201,10 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
             until("document.querySelector('#hits figure.text blockquote')?.innerText == 'b 0'")
             until("[...document.images].some(i => i.naturalWidth > 0)")
             element("#in option:nth-child(2)").click()
-            until("!document.querySelector('#hits .text') && document.querySelectorAll('#hits figure').length")
+            until(
+                "!document.querySelector('#hits .text') && document.querySelectorAll('#hits "
+                "figure').length"
+            )
             element("#file").send_keys(str(tmp_path / "gold.png"))
             until("document.querySelector('#hits span')?.innerText == 'd'")
         finally:

@@ -23,44 +23,66 @@ from .test_store import Put
 
 
 def images(names: str, split: str | None = "train") -> Rows:
-    return Rows.of("image", list(names), unit_rows(len(names), 4, ord(names[0])), split=[split] * len(names))
+    return Rows.of(
+        "image", list(names), unit_rows(len(names), 4, ord(names[0])), split=[split] * len(names)
+    )
 
 
 def texts(names: str, split: str | None = "train") -> Rows:
     keys = [f"{name}#{names[:i].count(name)}" for i, name in enumerate(names)]
     rows = unit_rows(len(names), 4, 7)
-    return Rows.of("text", keys, rows, image_key=list(names), caption=keys, split=[split] * len(names))
+    return Rows.of(
+        "text", keys, rows, image_key=list(names), caption=keys, split=[split] * len(names)
+    )
 
 
 def splits_of(store: Path) -> dict[str, str | None]:
     loaded = map(Store.open(store).load, Store.open(store).modalities)
-    return {key: split for rows in loaded for key, split in zip(rows.keys, rows.column("split"), strict=True)}
+    return {
+        key: split
+        for rows in loaded
+        for key, split in zip(rows.keys, rows.column("split"), strict=True)
+    }
 
 
 def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) -> None:
     one = whole_store(tmp_path / "a" / "one")
-    two = build_store(tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6)))
-    add_shard(two.path, two.info, "image", 1, np.empty((0, DIM)), {"key": []})  # whose inputs all failed
+    two = build_store(
+        tmp_path / "two", *two_texts_per_image(["val"], unit_rows(1, DIM, 5), unit_rows(2, DIM, 6))
+    )
+    # whose inputs all failed
+    add_shard(two.path, two.info, "image", 1, np.empty((0, DIM)), {"key": []})
     StoreWriter(two.path).finish()
     report = merge_stores(tmp_path / "m", [one.path, two.path], keep="first")
     assert {name: sum(n.values()) for name, n in report.rows.items()} == {"image": 30, "text": 60}
     merged = Store.open(tmp_path / "m")
     for part in (0, 1, 2):  # what does not change is written with the same bytes
         assert merged.file("text", part).read_bytes() == one.file("text", part).read_bytes()
-    assert [report.dropped, merged.recorded_failures(), verify_store(merged.path).findings] == [3, [FAILURE], []]
+    assert [report.dropped, merged.recorded_failures(), verify_store(merged.path).findings] == [
+        3,
+        [FAILURE],
+        [],
+    ]
 
 
-def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ(tmp_path: Path) -> None:
+def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_differ(
+    tmp_path: Path,
+) -> None:
     one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
     two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
     (tmp_path / "m").mkdir()
     merge_stores(tmp_path / "m", [one, two], keep="first")
-    assert splits_of(tmp_path / "m") == {**dict.fromkeys(("a", "b", "a#0", "b#0", "b#1"), "val"), "c#0": "train"}
+    assert splits_of(tmp_path / "m") == {
+        **dict.fromkeys(("a", "b", "a#0", "b#0", "b#1"), "val"),
+        "c#0": "train",
+    }
     first, merged = (Store.open(path).load("image").embeddings for path in (one, tmp_path / "m"))
     np.testing.assert_array_equal(merged, first)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "two"]
     merge_stores(tmp_path / "p", [one, two], prefix=True)
-    prefixed = {f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()}
+    prefixed = {
+        f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()
+    }
     assert splits_of(tmp_path / "p") == prefixed
 
 
@@ -84,7 +106,9 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
 def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put) -> None:
     store = build_store(tmp_path / "s", images("abcdefgh", "one"), texts("aabcdefgh", "two")).path
     table, place = tmp_path / "splits.jsonl", put(store)
-    table.write_text('{"file_name": "a.jpg", "split": "val"}\n{"file_name": "b.jpg", "split": "test"}\n')
+    table.write_text(
+        '{"file_name": "a.jpg", "split": "val"}\n{"file_name": "b.jpg", "split": "test"}\n'
+    )
     cases: list[tuple[dict[str, Any], Callable[[str], str], int]] = [
         ({}, lambda key: splits_by_hash([key])[0], 0),
         ({"fractions": (0, 0, 1)}, lambda _: "test", 0),
@@ -93,7 +117,10 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put) -> None:
     for number, (options, rule, unnamed) in enumerate(cases):
         report = split_store(new := tmp_path / f"{number}", place, **options)
         assert splits_of(new) == {key: rule(key[0]) for key in splits_of(store)}
-        assert verify_store(new).whole and (sum(report.rows["text"].values()), report.unnamed) == (9, unnamed)
+        assert verify_store(new).whole and (sum(report.rows["text"].values()), report.unnamed) == (
+            9,
+            unnamed,
+        )
 
 
 def test_means_are_those_of_rows_at_unit_length(tmp_path: Path) -> None:
@@ -120,7 +147,9 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
     save_means(other, file)
     load_means(path, file)
     opened = Store.open(path)
-    np.testing.assert_array_equal(opened.fitting_moments("image").mean, other.moments("image", "train").mean)
+    np.testing.assert_array_equal(
+        opened.fitting_moments("image").mean, other.moments("image", "train").mean
+    )
     save_moments(file, {"image": Moments.from_rows(unit_rows(9, DIM))}, {})
     for change in (lambda: load_means(path, file), lambda: unload_means(path)):
         assert verify_store(path).whole
@@ -130,7 +159,10 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
     assert Store.open(path).external_moments() == ({}, {}) and verify_store(path).whole
     with locked(path), pytest.raises(OutputError, match="Another run"):
         load_means(path, file)
-    for vectors, named in ((3 * unit_rows(9, DIM), "squared norm of 9"), (unit_rows(9, 13), "13 dimensions")):
+    for vectors, named in (
+        (3 * unit_rows(9, DIM), "squared norm of 9"),
+        (unit_rows(9, 13), "13 dimensions"),
+    ):
         save_moments(file, {"image": Moments.from_rows(vectors)}, {})
         with pytest.raises(StoreError, match=named):
             load_means(path, file)
@@ -140,10 +172,18 @@ def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
     one, two, merged, other = (tmp_path / f"{name}.safetensors" for name in "0123")
     vectors = unit_rows(30, 4)
     for file, rows, header in ((one, vectors[:10], {}), (two, vectors[10:], {"split": "val"})):
-        save_moments(file, {"image": Moments.from_rows(rows)}, {"model": {"name": "m"}, "source": file.stem, **header})
+        save_moments(
+            file,
+            {"image": Moments.from_rows(rows)},
+            {"model": {"name": "m"}, "source": file.stem, **header},
+        )
     scatter = merge_means([one, two], merged)["image"].scatter
     np.testing.assert_allclose(scatter, Moments.from_rows(vectors).scatter, atol=1e-12)
-    expected = {"model": {"name": "m"}, "split": "train + val", "source": "0.safetensors + 1.safetensors"}
+    expected = {
+        "model": {"name": "m"},
+        "split": "train + val",
+        "source": "0.safetensors + 1.safetensors",
+    }
     assert load_moments(merged)[1] == expected
     save_moments(other, {}, {"model": {"name": "other"}})
     for files, said in (([one, other], "other"), ([one, one], "twice"), ([one, merged], "twice")):

@@ -1,4 +1,5 @@
-"""`import_embeddings`: its pairs, compared with a join that is written out here; the files it reads; rows left out."""
+"""`import_embeddings`: its pairs, compared with a join that is written out here; the files it
+reads; rows left out."""
 
 from __future__ import annotations
 
@@ -54,17 +55,27 @@ def row_of(embeddings: np.ndarray) -> list[int]:
 
 def joined(images: Ids, texts: Ids) -> Pairs:
     """Return the pairs of rows whose ids are written in the same way."""
-    return Counter((i, j) for i, image in enumerate(images) for j, text in enumerate(texts) if str(image) == str(text))
+    return Counter(
+        (i, j)
+        for i, image in enumerate(images)
+        for j, text in enumerate(texts)
+        if str(image) == str(text)
+    )
 
 
 def stored(first: str = "image", second: str = "text") -> Pairs:
-    return Counter(zip(*map(row_of, Store.open("c3-store").pairs(first, second).arrays()), strict=True))
+    return Counter(
+        zip(*map(row_of, Store.open("c3-store").pairs(first, second).arrays()), strict=True)
+    )
 
 
 def write(path: str | Path, rows: np.ndarray, columns: Columns) -> Path:
-    """Write vectors and their columns, of JSON lines and pickles their ids, in the format that the file's name says."""
+    """Write vectors and their columns, of JSON lines and pickles their ids, in the format that the
+    file's name says."""
     path = Path(path)
-    as_array: Any = {".npz": np.array, ".pt": torch.tensor, ".safetensors": torch.tensor}.get(path.suffix, list)
+    as_array: Any = {".npz": np.array, ".pt": torch.tensor, ".safetensors": torch.tensor}.get(
+        path.suffix, list
+    )
     arrays = {name: as_array(values) for name, values in columns.items()}
     match path.suffix:
         case ".csv":
@@ -72,7 +83,10 @@ def write(path: str | Path, rows: np.ndarray, columns: Columns) -> Path:
             lines = [names, *zip(*columns.values(), *rows.T.tolist(), strict=True)]
             path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
         case ".parquet":
-            pq.write_table(pa.table({**columns, "embedding": pa.array(list(rows), pa.list_(pa.float32()))}), path)
+            pq.write_table(
+                pa.table({**columns, "embedding": pa.array(list(rows), pa.list_(pa.float32()))}),
+                path,
+            )
         case ".npz":
             np.savez(path, embedding=rows, **arrays)
         case ".safetensors":
@@ -85,7 +99,9 @@ def write(path: str | Path, rows: np.ndarray, columns: Columns) -> Path:
         case ".jsonl":
             write_jsonl(path, *({"id": i, "embedding": row.tolist()} for i, row in enumerate(rows)))
         case ".pkl":
-            path.write_bytes(pickle.dumps({"clip_embedding": rows, "captions": [{"caption": "a"}] * len(rows)}))
+            path.write_bytes(
+                pickle.dumps({"clip_embedding": rows, "captions": [{"caption": "a"}] * len(rows)})
+            )
     return path
 
 
@@ -108,15 +124,23 @@ def test_many_texts_to_one_image(suffix: str) -> None:
     assert bring(suffix, image={"id": range(109, 99, -1)}, text=texts).pairs == 40
     assert stored() == joined(range(109, 99, -1), named)
     text = loaded("text")
-    assert [text.keys, text.column("image_key")] == [[*map(str, range(100, 140))], [*map(str, named)]]
+    assert [text.keys, text.column("image_key")] == [
+        [*map(str, range(100, 140))],
+        [*map(str, named)],
+    ]
 
 
 def test_several_texts_have_the_id_of_their_image() -> None:
-    report = bring(".csv", image={"id": "abc", "split": ["val", "test", "train"]}, text={"id": "babxb"})
+    report = bring(
+        ".csv", image={"id": "abc", "split": ["val", "test", "train"]}, text={"id": "babxb"}
+    )
     text = loaded("text")
     assert text.keys == "b#0 a#0 b#1 x#0 b#2".split()
     own = text.column("split")
-    assert [text.column("image_key"), own] == [["b", "a", "b", None, "b"], ["test", "val", "test", own[3], "test"]]
+    assert [text.column("image_key"), own] == [
+        ["b", "a", "b", None, "b"],
+        ["test", "val", "test", own[3], "test"],
+    ]
     assert "4 of 5 text rows and 2 of 3 image rows are paired" in report.notes[0]
 
 
@@ -132,11 +156,16 @@ def test_a_csv_file_without_names_is_a_matrix() -> None:
 
 def test_row_order_only_where_one_side_has_no_ids() -> None:
     np.save("i.npy", vectors(4))
-    text, named = (write(f"{name}.csv", vectors(4), {name: [3, 2, 1, 0]}) for name in ("id", "image_id"))
+    text, named = (
+        write(f"{name}.csv", vectors(4), {name: [3, 2, 1, 0]}) for name in ("id", "image_id")
+    )
     report = import_embeddings(image="i.npy", text=text, dtype="float32")
     assert "The image rows have no ids: row i was paired with row i (4 pairs)" in report.notes[0]
     assert stored() == joined(range(4), range(4))
-    assert "The text rows have no ids" in import_embeddings(store="b", image=text, text="i.npy").notes[0]
+    assert (
+        "The text rows have no ids"
+        in import_embeddings(store="b", image=text, text="i.npy").notes[0]
+    )
     assert loaded("text", "b").column("image_key") == ["3", "2", "1", "0"]
     with pytest.raises(StoreError, match=r"image rows without ids .* 'image_id'"):
         import_embeddings(store="s", image="i.npy", text=named)
@@ -161,7 +190,9 @@ def test_row_order_only_where_one_side_has_no_ids() -> None:
 def test_pairs_by_ids(ids: Any, named: Any, pairs: str) -> None:
     image = ids if isinstance(ids, dict) else {"id": ids}
     report = bring(image=image, text=named if isinstance(named, dict) else {"image_id": named})
-    assert [f"{i}{j}" for i, j in sorted(stored())] == pairs.split() and report.pairs == len(pairs.split())
+    assert [f"{i}{j}" for i, j in sorted(stored())] == pairs.split() and report.pairs == len(
+        pairs.split()
+    )
     said = report.notes[0]
     assert (said.startswith("No rows are paired") and "--image-key-column" in said) == (not pairs)
 
@@ -180,13 +211,21 @@ def test_csv_ids_stay_as_they_are_written() -> None:
         ("photo,split\nc.jpg,x\na,y\nb,z\n", "photo", "a b c.jpg", ["y", "z", "x"]),
     ],
 )
-def test_vectors_with_ids_and_their_table(table: str, column: str | None, keys: str, splits: list[Any]) -> None:
+def test_vectors_with_ids_and_their_table(
+    table: str, column: str | None, keys: str, splits: list[Any]
+) -> None:
     source = write("i.csv", vectors(3), {"id": "abc"})
     Path("m.csv").write_text(table)
     said = import_embeddings(image=source, meta="m.csv", key_column=column).notes[0]
     image = loaded("image")
-    assert [image.keys, image.column("split"), row_of(image.embeddings)] == [keys.split(), splits, [0, 1, 2]]
-    assert (said == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (None in splits)
+    assert [image.keys, image.column("split"), row_of(image.embeddings)] == [
+        keys.split(),
+        splits,
+        [0, 1, 2],
+    ]
+    assert (said == "The table describes 2 of 3 image rows; 'b', for example, is missing.") == (
+        None in splits
+    )
     for others in ("xyz", "aab"):
         Path("m.csv").write_text("id\n" + "\n".join(others))
         with pytest.raises(StoreError, match=r"both have ids \('id'\), but the ids differ"):
@@ -225,7 +264,9 @@ def test_pairs_with_rows_of_an_earlier_import(added: str, pairs: int) -> None:
     assert report.pairs == pairs
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors", ".parquet", ".csv", ".jsonl", ".pkl"])
+@pytest.mark.parametrize(
+    "suffix", [".npy", ".npz", ".pt", ".safetensors", ".parquet", ".csv", ".jsonl", ".pkl"]
+)
 def test_a_file_that_cannot_be_read_is_named(suffix: str) -> None:
     path = write(f"x{suffix}", vectors(40), {"id": range(40)})
     whole = path.read_bytes()
@@ -241,9 +282,16 @@ def test_a_file_that_cannot_be_read_is_named(suffix: str) -> None:
 def test_published_pickles(protocol: int) -> None:
     images, texts = make_vectors(4)
     c3 = {
-        "images": {i: {"img_path": f"{i}.jpg", "embed": torch.from_numpy(row[None])} for i, row in enumerate(images)},
+        "images": {
+            i: {"img_path": f"{i}.jpg", "embed": torch.from_numpy(row[None])}
+            for i, row in enumerate(images)
+        },
         "captions": {
-            np.int64(1000 + j): {"caption": f"text {j}", "img_id": j // 2, "embed": row * np.float32(7)}
+            np.int64(1000 + j): {
+                "caption": f"text {j}",
+                "img_id": j // 2,
+                "embed": row * np.float32(7),
+            }
             for j, row in enumerate(texts)
         },
     }
@@ -253,7 +301,11 @@ def test_published_pickles(protocol: int) -> None:
         Path(f"{name}.pkl").write_bytes(pickle.dumps(content, protocol))
     assert import_embeddings("oscar_split_ViT-B_32_train.pkl").pairs == 8
     text = loaded("text")
-    assert (text.keys[5], text.column("image_key")[5], text.column("split")[5]) == ("1005", "2", "train")
+    assert (text.keys[5], text.column("image_key")[5], text.column("split")[5]) == (
+        "1005",
+        "2",
+        "train",
+    )
     np.testing.assert_allclose(text.embeddings, texts, atol=1e-3)
     import_embeddings("coco.pkl", "clipcap")
     np.testing.assert_allclose(loaded("text", "clipcap").embeddings, texts[::-1], atol=1e-3)
@@ -263,7 +315,13 @@ def test_published_pickles(protocol: int) -> None:
 
 def test_rows_that_cannot_be_kept_are_listed() -> None:
     images, texts = make_vectors(8)
-    images[2, 5], images[4], texts[5], texts[6], texts[7] = np.nan, 0, 0, texts[6] * 1.002, texts[7] * 1.0005
+    images[2, 5], images[4], texts[5], texts[6], texts[7] = (
+        np.nan,
+        0,
+        0,
+        texts[6] * 1.002,
+        texts[7] * 1.0005,
+    )
     for row, largest in ((1, 65_504), (3, 65_536)):
         images[row] *= largest / np.abs(images[row]).max()
     np.save("i.npy", images)
@@ -272,7 +330,10 @@ def test_rows_that_cannot_be_kept_are_listed() -> None:
     assert (report.rows, report.pairs) == ({"image": 5, "text": 7}, 4)
     assert report.notes == [
         "The text rows and the image rows have no ids: row i was paired with row i (8 pairs).",
-        *(f"1 of 8 {name} rows did not have norm 1; they were kept as they are." for name in ("image", "text")),
+        *(
+            f"1 of 8 {name} rows did not have norm 1; they were kept as they are."
+            for name in ("image", "text")
+        ),
     ]
     store = Store.open("c3-store")
     assert not store.info.normalised and np.abs(store.load("image").embeddings).max() == 65_504
@@ -309,28 +370,43 @@ def test_an_interrupted_import_is_continued(monkeypatch: pytest.MonkeyPatch) -> 
 def test_arrays_tables_and_columns_of_many_kinds() -> None:
     images, texts = make_vectors(5)
     ids = np.array([f"k{i}" for i in range(5)])
-    np.savez("both.npz", a=images, b=texts[::2], emb=images, features=images, ids=ids, n=np.arange(5.0))
+    np.savez(
+        "both.npz", a=images, b=texts[::2], emb=images, features=images, ids=ids, n=np.arange(5.0)
+    )
     np.testing.assert_array_equal(read_rows("both.npz", "image")[0].embeddings, images)
     for array in (np.ones((3, 0)), np.ones((2, 3, 4)), np.ones((3, 2), bool)):
         np.save("x.npy", array)
-        with pytest.raises(StoreError, match=re.escape(f"x.npy contains {array.dtype} values of shape {array.shape}")):
+        with pytest.raises(
+            StoreError,
+            match=re.escape(f"x.npy contains {array.dtype} values of shape {array.shape}"),
+        ):
             read_rows("x.npy", "image")
     np.save("x.npy", np.arange(3))
     assert read_rows("x.npy", "image")[0].embeddings.tolist() == [[0, 1, 2]]
     import_embeddings(image="both.npz", text="both.npz", image_array="a", text_array="b")
     assert loaded("image").keys == [*ids]
     np.testing.assert_allclose(loaded("text").embeddings, texts[::2], atol=1e-3)
-    torch.save({"features": torch.from_numpy(images).bfloat16(), "ids": [*"abcde"], "note": ["x"]}, "l.pt")
+    torch.save(
+        {"features": torch.from_numpy(images).bfloat16(), "ids": [*"abcde"], "note": ["x"]}, "l.pt"
+    )
     assert read_rows("l.pt", "image")[0].keys == [*"abcde"]
     Path("m.csv").write_text("image_id;split\n" + "".join(f"{i};test\n" for i in range(5)))
-    Path("t.csv").write_text("IMAGE_ID;Caption\n" + "".join(f'{4 - i};"one;\n{i}"\n' for i in range(5)))
-    import_embeddings(store="s", image="five.npy", text="texts.npy", meta="m.csv", text_meta="t.csv")
+    Path("t.csv").write_text(
+        "IMAGE_ID;Caption\n" + "".join(f'{4 - i};"one;\n{i}"\n' for i in range(5))
+    )
+    import_embeddings(
+        store="s", image="five.npy", text="texts.npy", meta="m.csv", text_meta="t.csv"
+    )
     text = loaded("text", "s")
     assert (text.column("image_key"), text.captions[:2]) == ([*"43210"], ["one;\n0", "one;\n1"])
     Path("spaces.csv").write_text('id,vector \n1,"0.5 1 2"\n')
-    pq.write_table(pa.table({"id": [1, 2], "embedding": [[1.0, 2, 3], [4, 5, 6, 7, 8]]}), "v.parquet")
+    pq.write_table(
+        pa.table({"id": [1, 2], "embedding": [[1.0, 2, 3], [4, 5, 6, 7, 8]]}), "v.parquet"
+    )
     write_jsonl(Path("w.jsonl"), {"id": 1, "text": ["a dog"]})
-    write_jsonl(Path("half.jsonl"), {"id": "a", "embedding": [1, 0]}, {"id": "\ud83d", "embedding": [0, 1]})
+    write_jsonl(
+        Path("half.jsonl"), {"id": "a", "embedding": [1, 0]}, {"id": "\ud83d", "embedding": [0, 1]}
+    )
     Path("list.jsonl").write_text('{"id": 1}\n[1]\n')
     for name, said, *column in (
         ("v.parquet", "3, 5"),
@@ -343,7 +419,9 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
         with pytest.raises(StoreError, match=f"(?s){said}"):
             read_rows(name, "image", *column)
     for last in ("[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"):
-        Path("x.jsonl").write_text(f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n')
+        Path("x.jsonl").write_text(
+            f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n'
+        )
         with pytest.raises(StoreError, match=r"x\.jsonl"):
             read_rows("x.jsonl", "image")
 
@@ -353,8 +431,13 @@ def test_rows_of_texts_that_images_list() -> None:
 
     def brought(store: str, last: list[int]) -> None:
         places = [[9, 8], [7, 6], [5, 4], [3, 2], last]
-        rows = ({"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": places[i]} for i in range(5))
-        import_embeddings(store=store, image="five.npy", text="ten.npy", meta=write_jsonl(Path("m.jsonl"), *rows))
+        rows = (
+            {"image": f"a/{i}.jpg", "captions": [f"{i}a", f"{i}b"], "text_rows": places[i]}
+            for i in range(5)
+        )
+        import_embeddings(
+            store=store, image="five.npy", text="ten.npy", meta=write_jsonl(Path("m.jsonl"), *rows)
+        )
 
     brought("c3-store", [1, 0])
     texts = loaded("text")

@@ -43,7 +43,11 @@ def test_every_reader_gives_the_same_rows(store: Store, naming: list[str], tmp_p
         for split in STANDARD:
             keys = [key for key, own in zip(everything.keys, wanted, strict=True) if own == split]
             rows, found = store.load(modality, split), store.moments(modality, split)
-            read = [key for batch in store.batches(modality, ["key"], split=split) for key in batch[0].to_pylist()]
+            read = [
+                key
+                for batch in store.batches(modality, ["key"], split=split)
+                for key in batch[0].to_pylist()
+            ]
             assert keys and rows.keys == read == keys and store.count(modality, split) == len(keys)
             expected = Moments.from_rows(rows.embeddings)
             np.testing.assert_allclose(found.mean, expected.mean, atol=1e-12)
@@ -51,12 +55,16 @@ def test_every_reader_gives_the_same_rows(store: Store, naming: list[str], tmp_p
         assert store.moments(modality).n == len(everything)
     train = store.count("image", "train")
     assert gap_report(store, split="train").to_dict()["modalities"]["image"]["n"] == train
-    assert {(row["modality"], row["split"]): row["n"] for row in compute_means(store).rows}["image", "train"] == train
+    assert {(row["modality"], row["split"]): row["n"] for row in compute_means(store).rows}[
+        "image", "train"
+    ] == train
     assert preset("c3").fit(store).provenance["split_rule"] == store.split_note
     assert export_store(store, tmp_path / "out").rows["text"]["training"] == 2 * train
     said = Messages()
     learned, _ = read_features(store=store).inputs().train_and_val("train", ("image", "text"), said)
-    assert set(learned.items) == set(store.load("image", "train").keys) and said.texts == [store.split_note]
+    assert set(learned.items) == set(store.load("image", "train").keys) and said.texts == [
+        store.split_note
+    ]
 
 
 def test_rows_to_learn_from(store: Store, naming: list[str]) -> None:
@@ -64,7 +72,8 @@ def test_rows_to_learn_from(store: Store, naming: list[str]) -> None:
     assert train.keys == store.load("text", "train").keys and notes == [store.split_note]
     assert val.keys == store.load("text", "val").keys
     name = naming[1]
-    if name != "val2017":  # a split of the corpus: what is validated on is held out of it, and whole items are
+    # a split of the corpus: what is validated on is held out of it, and whole items are
+    if name != "val2017":
         train, val, notes = training_split(store, "text", name, error=DecoderError)
         assert len(notes) == 2 and not set(train.items) & set(val.items)
         assert sorted([*train.keys, *val.keys]) == sorted(store.load("text", name).keys)

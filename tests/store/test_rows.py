@@ -27,9 +27,13 @@ def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
 @given(st.lists(st.sampled_from("abc"), unique=True), st.lists(st.sampled_from([*"abcd", None])))
 def test_pairs_are_the_join_by_key(images: list[str], items: list[str | None]) -> None:
     first = Rows.of("image", images, np.arange(len(images))[:, None])
-    second = Rows.of("text", [f"t{i}" for i in range(len(items))], np.eye(len(items)), image_key=items)
+    second = Rows.of(
+        "text", [f"t{i}" for i in range(len(items))], np.eye(len(items)), image_key=items
+    )
     pairs, found = Pairs.match(first, second), [item for item in items if item in images]
-    assert pairs.item_index.tolist() == [images.index(item) if item in images else -1 for item in items]
+    assert pairs.item_index.tolist() == [
+        images.index(item) if item in images else -1 for item in items
+    ]
     assert len(pairs) == len(pairs.rows) == len(found)
     assert pairs.arrays()[0][:, 0].tolist() == [*map(images.index, found)]
     swapped = pairs.captions_of_first()

@@ -1,4 +1,5 @@
-"""FAISS indexes beside shards: exact, listed in the manifest, and made again when their rows change."""
+"""FAISS indexes beside shards: exact, listed in the manifest, and made again when their rows
+change."""
 
 from __future__ import annotations
 
@@ -16,8 +17,12 @@ from tests.stores import colour_corpus, embed_colours, gap_store, make_vectors, 
 faiss = pytest.importorskip("faiss")
 
 
-@pytest.mark.parametrize(("dtype", "normalised"), [("float16", True), ("float32", True), ("float16", False)])
-def test_shards_are_searched_as_one_exact_index(tmp_path: Path, dtype: str, normalised: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "normalised"), [("float16", True), ("float32", True), ("float16", False)]
+)
+def test_shards_are_searched_as_one_exact_index(
+    tmp_path: Path, dtype: str, normalised: bool
+) -> None:
     path = gap_store(tmp_path / "s", dtype=dtype, normalised=normalised).path
     with pytest.raises(StoreError, match="--faiss"):
         Index.open(path)
@@ -40,7 +45,9 @@ def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
     whole, file = contents(path), path / "image" / "_part-00001.faiss"
     for content in (None, file.read_bytes()[:-3] + b"abc"):
         file.unlink() if content is None else file.write_bytes(content)
-        assert [(f["check"], f["where"]) for f in verify_store(path).findings] == [("faiss", "image/_part-00001.faiss")]
+        assert [(f["check"], f["where"]) for f in verify_store(path).findings] == [
+            ("faiss", "image/_part-00001.faiss")
+        ]
         with pytest.raises((StoreError, OSError), match="part-00001"):
             read_index(Store.open(path), "image", 1)
         assert verify_store(path, repair=True).whole

@@ -26,7 +26,9 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path, put: Put) -> None:
     store = Store.open(put(written.path))
     assert {name: store.count(name) for name in store.modalities} == {"image": 30, "text": 60}
     images = store.load("image")
-    np.testing.assert_array_equal(images.embeddings, unit_rows(30, DIM, 1).astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        images.embeddings, unit_rows(30, DIM, 1).astype(np.float16).astype(np.float32)
+    )
     assert images.keys == [f"img{i:03d}" for i in range(30)]
     assert images.column("path")[7] == "photos/img007.jpg"
     assert store.shard_failures("image", 1) == store.recorded_failures() == [FAILURE]
@@ -39,22 +41,41 @@ def test_a_shard_explains_itself_and_has_checksums(tmp_path: Path) -> None:
     store = whole_store(tmp_path / "s")
     path = store.file("image", 1)
     metadata = pq.read_schema(path).metadata
-    assert json.loads(metadata[b"c3"]) == store.info.to_dict() == json.loads((store.path / "store.json").read_text())
-    assert json.loads(metadata[b"c3.failures"])[0]["key"] == FAILURE.key and len(metadata[b"c3.made_from"]) == 64
+    assert (
+        json.loads(metadata[b"c3"])
+        == store.info.to_dict()
+        == json.loads((store.path / "store.json").read_text())
+    )
+    assert (
+        json.loads(metadata[b"c3.failures"])[0]["key"] == FAILURE.key
+        and len(metadata[b"c3.made_from"]) == 64
+    )
     assert pq.read_table(path).num_rows == 10  # any reader takes the file and the folder
     assert pq.read_table(path.parent).num_rows == 30
     table = shard_table(store.info, "image", unit_rows(2, DIM), {"key": ["a", "b"]})
-    for split_bytes, *values in ((True, "ZSTD", {"BYTE_STREAM_SPLIT"}), (False, "UNCOMPRESSED", set())):
+    for split_bytes, *values in (
+        (True, "ZSTD", {"BYTE_STREAM_SPLIT"}),
+        (False, "UNCOMPRESSED", set()),
+    ):
         write_rows(tmp_path / "x", store.info, table, split_bytes=split_bytes)
         columns = map(pq.ParquetFile(tmp_path / "x").metadata.row_group(0).column, range(3))
-        found = [(c.compression, {*c.encodings} - {"PLAIN", "RLE"}, c.is_stats_set) for c in columns]
-        assert found == [("ZSTD", {"RLE_DICTIONARY"}, True), (*values, False), ("ZSTD", set(), True)]
+        found = [
+            (c.compression, {*c.encodings} - {"PLAIN", "RLE"}, c.is_stats_set) for c in columns
+        ]
+        assert found == [
+            ("ZSTD", {"RLE_DICTIONARY"}, True),
+            (*values, False),
+            ("ZSTD", set(), True),
+        ]
     before, refused = store.load("image"), 0
-    for position in range(100, path.stat().st_size, 97):  # what is not a value of a row may be changed unnoticed
+    # what is not a value of a row may be changed unnoticed
+    for position in range(100, path.stat().st_size, 97):
         with one_byte_changed(path, position, 1):
             try:
                 rows = store.load("image")
-                assert np.array_equal(rows.embeddings, before.embeddings) and rows.table.equals(before.table)
+                assert np.array_equal(rows.embeddings, before.embeddings) and rows.table.equals(
+                    before.table
+                )
             except StoreError as error:
                 assert "part-00001" in error.message
                 refused += 1
@@ -63,7 +84,12 @@ def test_a_shard_explains_itself_and_has_checksums(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     path = whole_store(tmp_path / "s").path
-    for name in ("store.json", "moments.safetensors", "external-moments.safetensors", "manifest.json"):
+    for name in (
+        "store.json",
+        "moments.safetensors",
+        "external-moments.safetensors",
+        "manifest.json",
+    ):
         half = (path / name).stat().st_size // 2
         with one_byte_changed(path / name, half, 2), pytest.raises(StoreError, match=name):
             opened = Store.open(path)
@@ -80,7 +106,11 @@ def test_an_unfinished_store_is_read_as_far_as_it_is_listed(tmp_path: Path) -> N
     (path / "manifest.json").unlink()
     opened = Store.open(path, reporter=said)
     assert "manifest.json" in said.texts[1]
-    assert (opened.count("image"), opened.moments("image").n, opened.count("image", "train")) == (31, 31, 25)
+    assert (opened.count("image"), opened.moments("image").n, opened.count("image", "train")) == (
+        31,
+        31,
+        25,
+    )
     StoreWriter(path).finish()  # discards what was only staged
     assert store.moments("image").n == store.count("image") == 30  # opened before
     assert Store.open(path).load("image").keys == opened.load("image").keys
@@ -92,7 +122,9 @@ def test_an_unfinished_store_is_read_as_far_as_it_is_listed(tmp_path: Path) -> N
 
 def test_what_a_store_says_of_itself_is_checked(tmp_path: Path) -> None:
     def said(**changes: Any) -> dict[str, Any]:
-        (tmp_path / "store.json").write_text(json.dumps({"format_version": 1, "model": {}, "dim": 4} | changes))
+        (tmp_path / "store.json").write_text(
+            json.dumps({"format_version": 1, "model": {}, "dim": 4} | changes)
+        )
         return StoreInfo.load(tmp_path).to_dict()
 
     assert [said(dim=dim)["dim"] for dim in (1, 1_000_000)] == [1, 1_000_000]

@@ -61,8 +61,18 @@ def test_damage_and_loss_are_found(tmp_path: Path, dtype: str) -> None:
     path = whole_store(tmp_path / "s", dtype=dtype).path
     find_corruptions(path, 30, random.Random(5))
     find_losses(path, 12, random.Random(3))
-    report = {"store": str(path), "shards": {"image": 3, "text": 3}, "rows": {"image": 30, "text": 60}}
-    assert verify_store(path).to_dict() == {**report, "findings": [], "repaired": [], "open": 0, "whole": True}
+    report = {
+        "store": str(path),
+        "shards": {"image": 3, "text": 3},
+        "rows": {"image": 30, "text": 60},
+    }
+    assert verify_store(path).to_dict() == {
+        **report,
+        "findings": [],
+        "repaired": [],
+        "open": 0,
+        "whole": True,
+    }
 
 
 def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **changes: Any) -> None:
@@ -73,7 +83,11 @@ def _rows(path: Path, part: int, keys: list[str], embeddings: Any, **changes: An
 
 
 def _rewrite_moments(path: Path, change: Callable[[dict[str, Moments]], object]) -> None:
-    groups = {f"{m}/{s}": found for m in ("image", "text") for s, found in Store.open(path).moments_by_split(m).items()}
+    groups = {
+        f"{m}/{s}": found
+        for m in ("image", "text")
+        for s, found in Store.open(path).moments_by_split(m).items()
+    }
     change(groups)
     save_moments(path / "moments.safetensors", groups, {})
     record_files(path, ["moments.safetensors"])
@@ -109,7 +123,9 @@ DAMAGE: dict[str, Any] = {  # a function, or the name of a file that is lost
     "shifted moments": lambda p: _rewrite_moments(p, _shifted),
     "moments of fewer splits": lambda p: _rewrite_moments(p, lambda groups: groups.pop("text/val")),
     "another manifest": lambda p: (p / "manifest.json").write_text("{}"),
-    "another shard": lambda p: shutil.copyfile(p / "image/part-00002.parquet", p / "image/part-00000.parquet"),
+    "another shard": lambda p: shutil.copyfile(
+        p / "image/part-00002.parquet", p / "image/part-00000.parquet"
+    ),
     "a new shard": lambda p: add_shard(p, Store.open(p).info, "image", 7, NEW, {"key": ["n"]}),
     "other failures": lambda p: (p / "failures.parquet").write_text("x"),
     "half a rewrite": _rewrite,
@@ -129,16 +145,29 @@ def test_a_defect_is_named_with_its_file(tmp_path: Path, monkeypatch: pytest.Mon
         result = verify_store(name)
         assert not result.whole
         # the reason of a library is its own
-        found[name] = [{**each, "what": each["what"].partition(" (Parquet")[0]} for each in result.findings]
+        found[name] = [
+            {**each, "what": each["what"].partition(" (Parquet")[0]} for each in result.findings
+        ]
     recorded(Path(__file__).parent / "golden" / "defects.json", found)
 
 
 @pytest.mark.parametrize(
-    "name", ["store.json", "manifest.json", "moments.safetensors", "failures.parquet", "image/part-00001.parquet"]
+    "name",
+    [
+        "store.json",
+        "manifest.json",
+        "moments.safetensors",
+        "failures.parquet",
+        "image/part-00001.parquet",
+    ],
 )
 @pytest.mark.parametrize("kind", ["changed", "missing"])
-def test_repaired_and_embedded_again_the_bytes_are_the_same(tmp_path: Path, name: str, kind: str) -> None:
-    folder = colour_corpus(tmp_path / "c", {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan"})
+def test_repaired_and_embedded_again_the_bytes_are_the_same(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = colour_corpus(
+        tmp_path / "c", {"a": "red", "b": None, "c": "blue", "d": "lime", "e": "tan"}
+    )
     path = tmp_path / "s"
     embed_colours(folder, path)
     before, file = contents(path), path / name
@@ -164,19 +193,25 @@ def test_lost_rows_are_forgotten_only_when_asked(tmp_path: Path) -> None:
     StoreWriter(path, reporter=said)
     assert "1 file is missing, for example image/part-00001.parquet" in said.texts[0]
     result = verify_store(path, forget=True)
-    assert result.whole and result.repaired == ["image/part-00001.parquet was given up; its 2 rows are lost"]
+    assert result.whole and result.repaired == [
+        "image/part-00001.parquet was given up; its 2 rows are lost"
+    ]
     assert Store.open(path).moments("image").n == 4
 
 
 def test_texts_alone_failures_alone_and_nothing(tmp_path: Path) -> None:
-    build_store(tmp_path / "t", Rows.of("text", ["a#0"], unit_rows(1, 4), image_key=["a"], caption=["c"]))
+    build_store(
+        tmp_path / "t", Rows.of("text", ["a#0"], unit_rows(1, 4), image_key=["a"], caption=["c"])
+    )
     embed_colours(colour_corpus(tmp_path / "c", {"a": None}, texts=0), tmp_path / "f")
     create_store(tmp_path / "n", StoreInfo(ModelIdentity(name="m"), 4))
     StoreWriter(tmp_path / "n").finish()
     assert [verify_store(tmp_path / name).findings for name in "tfn"] == [[], [], []]
 
 
-def test_what_cannot_be_read_at_the_moment_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_at_the_moment_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = whole_store(tmp_path / "s").path
     before = contents(path)
     for number in (errno.EMFILE, errno.EACCES, errno.EIO):

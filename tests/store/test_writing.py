@@ -1,4 +1,5 @@
-"""One writer at a time; a run that is killed at any moment is continued by the same command to the same bytes."""
+"""One writer at a time; a run that is killed at any moment is continued by the same command to the
+same bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def change(folder: Path) -> None:
     Image.new("RGB", (3, 4), "pink").save(folder / "c" / "a.png")
     (folder / "c" / "d.png").unlink()
     colour_corpus(folder / "c", {**{name: COLOURS[name] for name in "bcef"}, "new": "gold"})
-    os.utime(folder / "c" / "b.png", ns=(broken.st_atime_ns, broken.st_mtime_ns))  # it is not tried again
+    # it is not tried again
+    os.utime(folder / "c" / "b.png", ns=(broken.st_atime_ns, broken.st_mtime_ns))
     with (folder / "c" / "captions.jsonl").open("a") as file:
         file.write('{"image": "a.png", "captions": ["a 0", "another caption"]}\n')
 
@@ -60,7 +62,13 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
         return lambda: import_embeddings(image=image, text=text, store=folder / "s")
     if command == "train-decoder":
         make_captions_store(folder / "s")
-        settings: dict[str, Any] = {"sigma": 0.1, "size": "tiny", "epochs": 1, "device": "cpu", "precision": "fp32"}
+        settings: dict[str, Any] = {
+            "sigma": 0.1,
+            "size": "tiny",
+            "epochs": 1,
+            "device": "cpu",
+            "precision": "fp32",
+        }
         return lambda: train_captioner(folder / "s", output=folder / "d", **settings)
     if command == "export":
         whole_store(folder / "s", images=6, part_rows=4)
@@ -74,22 +82,41 @@ def prepare(folder: Path, command: str) -> Callable[[], object]:
         return lambda: embed(folder, update=True, prune=True)
     if command == "merge":
         shutil.copytree(folder / "s", folder / "t")
-        return lambda: (folder / "m").exists() or merge_stores(folder / "m", [folder / "s", folder / "t"], keep="first")
+        return lambda: (
+            (folder / "m").exists()
+            or merge_stores(folder / "m", [folder / "s", folder / "t"], keep="first")
+        )
     (folder / "s" / "moments.safetensors").unlink()
     return lambda: verify_store(folder / "s", repair=True)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    found = {f"{name}/{file}": content for name in "smed" for file, content in contents(folder / name).items()}
-    return {name: content for name, content in found.items() if name[0] != "d" or "safetensors" in name}
+    found = {
+        f"{name}/{file}": content
+        for name in "smed"
+        for file, content in contents(folder / name).items()
+    }
+    return {
+        name: content for name, content in found.items() if name[0] != "d" or "safetensors" in name
+    }
 
 
-@pytest.mark.parametrize(("command", "kills"), [("embed", 5), ("update", 7), ("merge", 3), ("repair", 3)])
-def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, command: str, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "kills"), [("embed", 5), ("update", 7), ("merge", 3), ("repair", 3)]
+)
+def test_a_killed_run_is_continued_to_the_same_bytes(
+    tmp_path: Path, command: str, kills: int
+) -> None:
     folder = tmp_path / "work"
     done = operations(folder, prepare(folder, command))
-    moved = [step.rpartition("/")[0] for step in done if re.match(r"os.rename .*/.rewriting/\w+/part", step)]
-    assert [*dict.fromkeys(moved)] == [f"os.rename s/.rewriting/{name}" for name in ("text", "image")] * bool(moved)
+    moved = [
+        step.rpartition("/")[0]
+        for step in done
+        if re.match(r"os.rename .*/.rewriting/\w+/part", step)
+    ]
+    assert [*dict.fromkeys(moved)] == [
+        f"os.rename s/.rewriting/{name}" for name in ("text", "image")
+    ] * bool(moved)
     assert verify_store(folder / "s").whole and bool(moved) == (command == "update")
     expected = everything(folder)
     for number in random.Random(0).sample(range(len(done)), kills):
@@ -123,7 +150,9 @@ def test_a_killed_update_tries_a_mended_input_again(tmp_path: Path) -> None:
         Image.new("RGB", (3, 3), "red").save(folder / "c" / "b.png")
 
     mend()
-    first = next(number for number, name in enumerate(operations(folder, update)) if "part-" in name)
+    first = next(
+        number for number, name in enumerate(operations(folder, update)) if "part-" in name
+    )
     mend()
     assert kill_at(folder, first, update)
     update()
@@ -218,13 +247,18 @@ def test_an_interrupted_run_continues_to_the_bytes_of_a_store_on_disk(
     assert not verify_store(place).whole and verify_store(place, repair=True).whole
 
 
-def test_what_cannot_be_reached_is_no_damage(tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_reached_is_no_damage(
+    tmp_path: Path, s3: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("c3tools.io.locations.ATTEMPTS", 1)
     place = put_store(whole_store(tmp_path / "s", images=4, part_rows=2).path, "s3://bucket/s")
     before = s3.requests
     assert verify_store(place).whole
     needed = s3.requests - before
     for number, last in enumerate(range(0, needed, max(1, needed // 10))):
-        s3.last, s3.answer = s3.requests + last, ["500 Internal Server Error", "403 Forbidden"][number % 2]
+        s3.last, s3.answer = (
+            s3.requests + last,
+            ["500 Internal Server Error", "403 Forbidden"][number % 2],
+        )
         with pytest.raises(UnreachableError, match="s3://bucket/s"):
             verify_store(place)

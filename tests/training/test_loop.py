@@ -47,10 +47,17 @@ class Line(Task):
             torch.manual_seed(1)
             self.module = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.2), nn.Linear(8, 1))
         self.module[0].bias.requires_grad_(False)
-        self.plan = Plan(**{"steps": STEPS, "learning_rate": 0.02, "validate_every": 4, "rise": 2} | plan)
+        self.plan = Plan(
+            **{"steps": STEPS, "learning_rate": 0.02, "validate_every": 4, "rise": 2} | plan
+        )
         self.optimizer = adamw(self.module.parameters(), weight_decay=0.1, betas=(0.9, 0.98))
         self.identity = identity
-        self.losses, self.reported, self.raw, self.validated = losses, list[Any](), list[Any](), list[Any]()
+        self.losses, self.reported, self.raw, self.validated = (
+            losses,
+            list[Any](),
+            list[Any](),
+            list[Any](),
+        )
 
     def step(self, number: int, update: Any) -> Any:
         torch.manual_seed(number)
@@ -113,7 +120,8 @@ class Watcher(Messages, Progress):
 
 
 @pytest.mark.parametrize(
-    ("interrupts", "ema", "every_step"), [(False, 0.0, False), (False, 0.9, True), (True, 0.9, False)]
+    ("interrupts", "ema", "every_step"),
+    [(False, 0.0, False), (False, 0.9, True), (True, 0.9, False)],
 )
 def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: bool, ema: float, every_step: bool
@@ -124,14 +132,24 @@ def test_a_run_that_was_ended_anywhere_is_continued_to_the_same_result(
     for step in range(1, STEPS + 1):
         folder = tmp_path / str(step)
         with pytest.raises(KeyboardInterrupt if interrupts else KilledError) as ended:
-            train(Line(ema=ema), checkpoints=CheckpointDir(folder), reporter=Watcher(step, interrupts))
+            train(
+                Line(ema=ema), checkpoints=CheckpointDir(folder), reporter=Watcher(step, interrupts)
+            )
         if interrupts:
-            saved = f"The training is saved at step {step} of {STEPS}; run the same command again to continue."
+            saved = (
+                f"The training is saved at step {step} of {STEPS}; run the same command again "
+                f"to continue."
+            )
             assert ended.value.__notes__ == [saved]
         task, watcher = Line(ema=ema), Watcher()
-        assert task.digest(train(task, checkpoints=CheckpointDir(folder), reporter=watcher)) == expected
+        assert (
+            task.digest(train(task, checkpoints=CheckpointDir(folder), reporter=watcher))
+            == expected
+        )
         kept = step if interrupts else step - 1 if every_step else (step - 1) // 4 * 4
-        assert [f"step {kept} of {STEPS}" in message for message in watcher.texts] == [True] * bool(kept)
+        assert [f"step {kept} of {STEPS}" in message for message in watcher.texts] == [True] * bool(
+            kept
+        )
         assert len(list(folder.glob("state-*.safetensors"))) <= 2
         assert (len(task.reported), watcher.done) == (STEPS - kept, STEPS)
         assert all(note.startswith("loss") for note in watcher.notes)  # no epochs here
@@ -157,9 +175,16 @@ def test_the_best_weights_are_kept(
     assert run.kept
     assert (run.outcome, run.kept.step, run.kept.facts) == (outcome, kept, {"point": point})
     validations = [one.val_loss for one in (run.start, *run.history) if one]
-    assert (validations, run.start is None) == ([loss for loss in losses if loss > 0], "start" not in changes)
+    assert (validations, run.start is None) == (
+        [loss for loss in losses if loss > 0],
+        "start" not in changes,
+    )
     told = [f"weights of step {kept}" in text for text in watcher.texts]
-    assert (again.reported, task.module.training, told) == ([], False, [True] * (outcome == DIVERGED))
+    assert (again.reported, task.module.training, told) == (
+        [],
+        False,
+        [True] * (outcome == DIVERGED),
+    )
     assert torch.equal(task.weight, task.validated[point - 1])
 
 
@@ -184,14 +209,19 @@ def test_averaged_weights_are_what_is_validated_and_kept() -> None:
     torch.testing.assert_close(found, [averages[3], averages[-1], averages[-1]])
 
 
-def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(perf_counter=itertools.count(step=0.5).__next__, monotonic=time.monotonic)
+def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(
+        perf_counter=itertools.count(step=0.5).__next__, monotonic=time.monotonic
+    )
     monkeypatch.setattr(loop, "time", clock)  # a step takes half a second
     task, watcher = Line(steps=60, validate_every=30, steps_per_epoch=20), Watcher()
     before, bias = torch.get_rng_state(), [*task.module.parameters()][1].clone()
     run = train(task, reporter=watcher)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal([*task.module.parameters()][1], bias)  # only weights that require a gradient move
+    # only weights that require a gradient move
+    assert torch.equal([*task.module.parameters()][1], bias)
 
     losses, counts = np.transpose(task.reported)
 
@@ -205,13 +235,21 @@ def test_losses_and_rates_are_reported_and_the_generator_is_left_alone(monkeypat
     assert watcher.scalars == {
         "loss/training": run.trace,
         "learning rate": [(step, task.plan.rate(step - 1)) for step in (25, 50, 60)],
-        "pairs per second": [(25, count(0, 25) / 12.5), (50, count(30, 50) / 10), (60, count(30, 60) / 15)],
+        "pairs per second": [
+            (25, count(0, 25) / 12.5),
+            (50, count(30, 50) / 10),
+            (60, count(30, 60) / 15),
+        ],
         "loss/validation": [(point.step, point.val_loss) for point in run.history],
     }
     found = [(point.step, point.train_loss, point.count, point.seconds) for point in run.history]
     assert found == [(30, mean(0, 30), count(0, 30), 15), (60, mean(30, 60), count(30, 60), 15)]
     assert [note.partition(",")[0] for note in watcher.notes[19:21]] == ["epoch 1", "epoch 2"]
-    loss, val, speed = np.float64(mean(30, 35).expected), run.history[0].val_loss, count(30, 35) / 2.5
+    loss, val, speed = (
+        np.float64(mean(30, 35).expected),
+        run.history[0].val_loss,
+        count(30, 35) / 2.5,
+    )
     assert watcher.notes[34] == f"epoch 2, loss {loss:.3f}, val {val:.3f}, {speed:,.0f} pairs/s"
 
 
@@ -220,7 +258,10 @@ def test_the_steps_are_those_of_plain_pytorch(clip_norm: float) -> None:
     task, plain = Line(clip_norm=clip_norm), Line()
     train(task)
     first, _, last, bias = plain.module.parameters()
-    groups: Any = [{"params": [first, last], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0}]
+    groups: Any = [
+        {"params": [first, last], "weight_decay": 0.1},
+        {"params": [bias], "weight_decay": 0},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
     def update(loss: Any) -> float:
@@ -238,7 +279,9 @@ def test_the_steps_are_those_of_plain_pytorch(clip_norm: float) -> None:
     torch.testing.assert_close([*task.raw, task.validated[-1]], [*plain.raw, plain.weight])
 
 
-def test_a_state_cut_short_is_not_used_and_a_run_of_other_settings_dropped_only_if_asked(tmp_path: Path) -> None:
+def test_a_state_cut_short_is_not_used_and_a_run_of_other_settings_dropped_only_if_asked(
+    tmp_path: Path,
+) -> None:
     whole, task, watcher = Line(), Line(), Watcher()
     with pytest.raises(KilledError):
         train(Line(), checkpoints=CheckpointDir(tmp_path), reporter=Watcher(11))
@@ -249,8 +292,13 @@ def test_a_state_cut_short_is_not_used_and_a_run_of_other_settings_dropped_only_
     found = train(task, checkpoints=CheckpointDir(tmp_path), reporter=watcher)
     assert task.digest(found) == whole.digest(train(whole))
     assert [newest.name in watcher.texts[0], "step 4 of 12" in watcher.texts[1]] == [True, True]
-    (tmp_path / ".state-00000009.safetensors.0123456789abcdef.tmp").write_bytes(b"")  # of a run that was killed
-    other, watcher, checkpoints = Line(identity="other"), Watcher(7), CheckpointDir(tmp_path, overwrite=True)
+    # of a run that was killed
+    (tmp_path / ".state-00000009.safetensors.0123456789abcdef.tmp").write_bytes(b"")
+    other, watcher, checkpoints = (
+        Line(identity="other"),
+        Watcher(7),
+        CheckpointDir(tmp_path, overwrite=True),
+    )
     with pytest.raises(KilledError):
         train(other, checkpoints=checkpoints, reporter=watcher)
     assert (len(other.reported), str(tmp_path) in watcher.texts[0]) == (7, True)
@@ -284,7 +332,19 @@ def test_a_signal_waits_for_the_end_of_the_block_and_a_second_acts_at_once() -> 
                     noted.append(interrupted())
                     signal.raise_signal(number)
                 noted.append(interrupted())
-        assert noted == [False, True, both[0], False, True, both[1], False, True, both[1], True, both[0]]
+        assert noted == [
+            False,
+            True,
+            both[0],
+            False,
+            True,
+            both[1],
+            False,
+            True,
+            both[1],
+            True,
+            both[0],
+        ]
         with pytest.raises(ValueError, match="mine"), interrupts_held():
             signal.raise_signal(signal.SIGINT)
             raise ValueError("mine")  # is not hidden
@@ -292,7 +352,10 @@ def test_a_signal_waits_for_the_end_of_the_block_and_a_second_acts_at_once() -> 
         with interrupts_held() as interrupted:
             signal.raise_signal(signal.SIGTERM)
             assert not interrupted()
-        assert ([signal.getsignal(number) for number in both], len(noted)) == ([own, signal.SIG_IGN], 11)
+        assert ([signal.getsignal(number) for number in both], len(noted)) == (
+            [own, signal.SIG_IGN],
+            11,
+        )
     finally:
         for number, handler in former:
             signal.signal(number, handler)

@@ -58,7 +58,9 @@ X, Y = P
 MOMENTS, ROWS = P.moments, P.rows
 
 
-def retrieved(q: Array, memory: Array, neighbours: int = 10, tau: float = 0.05, weight: float = 1) -> Array:
+def retrieved(
+    q: Array, memory: Array, neighbours: int = 10, tau: float = 0.05, weight: float = 1
+) -> Array:
     """One row (d,) and the mean of the nearest rows: sort all cosines, weigh the best."""
     best = memory[np.argsort(-(memory @ q), kind="stable")[:neighbours]]
     mean = softmax(best @ q / tau) @ best if tau else best[0]

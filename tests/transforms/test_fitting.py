@@ -1,4 +1,5 @@
-"""What pipelines are fitted on and refuse; the rules for sigma and calibrated scores, each against its formula."""
+"""What pipelines are fitted on and refuse; the rules for sigma and calibrated scores, each against
+its formula."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ from .conftest import MOMENTS, ROWS, X, Y
 
 
 def assert_means(pipeline: Pipeline, modality: str, rows: np.ndarray, atol: float = 1e-6) -> None:
-    """The second step, of the preset ``c3`` the one of centring, takes the mean of these rows away."""
+    """The second step, of the preset ``c3`` the one of centring, takes the mean of these rows
+    away."""
     assert_close(pipeline.steps[1].state[f"centre/{modality}"], rows.mean(axis=0), atol)
 
 
@@ -47,20 +49,36 @@ def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
     for place in (store, store.path):
         pipeline = preset("c3", sigma=0.1).fit(place)
         for modality in ("image", "text"):
-            assert_means(pipeline, modality, store.load(modality, "train").embeddings.astype(np.float64), 1e-12)
-        assert pipeline.provenance == {"model": store.info.model, "split": "train", "n": {"image": 60, "text": 120}}
+            assert_means(
+                pipeline,
+                modality,
+                store.load(modality, "train").embeddings.astype(np.float64),
+                1e-12,
+            )
+        assert pipeline.provenance == {
+            "model": store.info.model,
+            "split": "train",
+            "n": {"image": 60, "text": 120},
+        }
 
 
-def test_rows_and_pairs_are_read_up_to_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_and_pairs_are_read_up_to_a_limit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, texts = (store.load(name, "train") for name in ("image", "text"))
     for max_rows in (7, 100, 1000):
         place = {key: row for row, key in enumerate(images.keys[:max_rows])}
-        pairs = [(place[key], row) for row, key in enumerate(texts.column("image_key")) if key in place][:max_rows]
+        pairs = [
+            (place[key], row) for row, key in enumerate(texts.column("image_key")) if key in place
+        ][:max_rows]
         found = first_pairs(store, "train", max_rows).arrays()
         for got, rows, side in zip(found, (images, texts), (0, 1), strict=True):
             np.testing.assert_array_equal(got, rows.embeddings[[pair[side] for pair in pairs]])
         monkeypatch.setattr(fitting, "MAX_FIT_ROWS", max_rows)
-        assert preset("ridge").fit(store).provenance["rows"] == {"image": len(pairs), "text": len(pairs)}
+        assert preset("ridge").fit(store).provenance["rows"] == {
+            "image": len(pairs),
+            "text": len(pairs),
+        }
 
 
 def test_arrays_of_any_norm_and_kind_are_moments_and_rows() -> None:
@@ -102,7 +120,9 @@ def test_what_a_pipeline_cannot_be_fitted_on() -> None:
             preset(plain, sigma=sigma or None).fit(data)  # type: ignore[arg-type]
 
 
-def test_what_a_pipeline_cannot_be_fitted_on_of_a_store_or_with_options(store: Store, tmp_path: Path) -> None:
+def test_what_a_pipeline_cannot_be_fitted_on_of_a_store_or_with_options(
+    store: Store, tmp_path: Path
+) -> None:
     other = gap_store(tmp_path / "store")
     long = {"image": Moments.from_rows(7 * unit(X[:, :16]))}
     save_moments(other.path / EXTERNAL_FILE, long, {"split": "train"})
@@ -127,7 +147,9 @@ def test_auto_is_the_same_from_a_store_and_from_arrays(store: Store, tmp_path: P
     assert f" {why}." in pipeline.describe_fit(store)
     assert Pipeline.load(pipeline.save(tmp_path / "p")).sigma == expected
     items = store.load("text", "train").items
-    by_item = preset("c3", sigma="auto").fit({"text": store.load("text", "train").embeddings}, items={"text": items})
+    by_item = preset("c3", sigma="auto").fit(
+        {"text": store.load("text", "train").embeddings}, items={"text": items}
+    )
     assert by_item.sigma == pytest.approx(expected, rel=1e-3)
 
 
@@ -137,14 +159,26 @@ def test_norms_make_no_difference(tmp_path: Path) -> None:
     unit_norm = make_store(tmp_path / "unit", images, texts, **options)
     others = make_store(tmp_path / "others", 3 * images, texts, normalised=False, **options)
     for rule in ("auto", "pairs"):
-        assert sigma_by_rule(rule, unit_norm)[0] == pytest.approx(sigma_by_rule(rule, others)[0], rel=1e-5)
+        assert sigma_by_rule(rule, unit_norm)[0] == pytest.approx(
+            sigma_by_rule(rule, others)[0], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(
     ("splits", "alone", "images", "of"),
     [
-        (["train", "train", "val", "test"] * 20, 0, "val", "20 images of the val split with their 40"),
-        (["train"] * 12 + ["val"] * 2 + ["test"] * 6, 200, None, r"14 .* outside .* 28 .*20 images are rec"),
+        (
+            ["train", "train", "val", "test"] * 20,
+            0,
+            "val",
+            "20 images of the val split with their 40",
+        ),
+        (
+            ["train"] * 12 + ["val"] * 2 + ["test"] * 6,
+            200,
+            None,
+            r"14 .* outside .* 28 .*20 images are rec",
+        ),
         (["val"] * 20, 30, "val", "20 images of the val split with their 40"),  # no images in train
     ],
 )
@@ -160,7 +194,9 @@ def test_pairs_is_the_cosine_around_the_train_means(
     kept = (pairs.item_index >= 0) & (np.array(pairs.second.splits) != "test")
     x, y, own = pairs.first.embeddings, pairs.second.embeddings[kept], pairs.item_index[kept]
     means = [
-        store.moments(name, "train").mean if store.count(name, "train") else rows.mean(axis=0, dtype=np.float64)
+        store.moments(name, "train").mean
+        if store.count(name, "train")
+        else rows.mean(axis=0, dtype=np.float64)
         for name, rows in (("image", x), ("text", y))
     ]
     expected = pair_cosine(x, y, own, means).sigma
@@ -178,11 +214,14 @@ def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
         (MOMENTS, few, items, 21, X.mean(axis=0)),
     ):
         rule = pair_cosine(X[:count], Y[:count], np.arange(count), [mean, Y.mean(axis=0)])
-        assert preset("c3", sigma="pairs").fit(known, rows, items=named).sigma == pytest.approx(rule.sigma)
+        assert preset("c3", sigma="pairs").fit(known, rows, items=named).sigma == pytest.approx(
+            rule.sigma
+        )
 
 
 def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
-    """What a repeated row, or one image with two captions, must not change; see docs/concepts/sigma.md."""
+    """What a repeated row, or one image with two captions, must not change; see
+    docs/concepts/sigma.md."""
     images, texts = make_vectors(40, 3)
     names = [f"{i:03d}" for i in range(40)]
 
@@ -192,7 +231,8 @@ def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
         return fitted.sigma, fitted.provenance["sigma"]  # type: ignore[return-value]
 
     assert "40 images" in sigma([*range(80)])[1] and "40 images" in sigma([*range(80), 4, 4, 9])[1]
-    # of one caption an image, of which some are repeated, the pairs decide, as if there were no copies
+    # of one caption an image, of which some are repeated, the pairs decide, as if there were no
+    # copies
     one = [*range(0, 80, 2)]
     pairs, _ = sigma(one)
     for count in (1, 3, 20):
@@ -207,14 +247,23 @@ def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
 
 def test_noise_of_this_size_gives_captions_their_cosine_and_auto_leaves_the_least() -> None:
     """Ten images with two captions each, of length 2, at this cosine of each other."""
-    # |e| / sqrt(|e|^2 + 9 sigma^2 d) = 0.1 where the cosine of captions is |e| / sqrt(|e|^2 + sigma^2 d)
+    # |e| / sqrt(|e|^2 + 9 sigma^2 d) = 0.1 where the cosine of captions is |e| / sqrt(|e|^2 +
+    # sigma^2 d)
     least = 1 / np.sqrt(1 + 99 / 9)
     assert pytest.approx(least) == MIN_SIBLING_COSINE
     for cosine in (least - 1e-6, least + 1e-6, 0.5, 0.99):
         texts = 2 * np.array([[1.0, 0, 0], [cosine, np.sqrt(1 - cosine**2), 0]] * 10)
         found = caption_spread(texts, np.repeat(range(10), 2), np.zeros(3))
-        left = [2 / np.hypot(2, rule.sigma * 3**0.5) for rule in (found, scaled_spread(found)) if rule.sigma]
-        assert not left if cosine < least else (left[0] == pytest.approx(cosine) and left[1] >= MIN_COSINE)
+        left = [
+            2 / np.hypot(2, rule.sigma * 3**0.5)
+            for rule in (found, scaled_spread(found))
+            if rule.sigma
+        ]
+        assert (
+            not left
+            if cosine < least
+            else (left[0] == pytest.approx(cosine) and left[1] >= MIN_COSINE)
+        )
 
 
 def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
@@ -227,7 +276,10 @@ def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
     groups = [unit(rows[own == item]) for item in set(own)]
     cosines = [(of @ of.T)[~np.eye(len(of), dtype=bool)].mean() for of in groups if len(of) > 1]
     expected = np.linalg.norm(rows, axis=1).mean() * np.sqrt((1 / np.mean(cosines) ** 2 - 1) / 16)
-    for found in (caption_spread(texts, items, mean), caption_spread(texts[::-1], items[::-1], mean)):
+    for found in (
+        caption_spread(texts, items, mean),
+        caption_spread(texts[::-1], items[::-1], mean),
+    ):
         assert found.sigma == pytest.approx(expected)
     assert caption_spread(texts[:0], items[:0], mean).sigma is None
     of_units = caption_spread(unit(texts.astype(np.float64)), items, mean).sigma
@@ -242,13 +294,19 @@ def test_the_rules_and_what_is_recommended() -> None:
     cosine = np.mean(np.sum(unit(images) * unit(texts), axis=1))
     with pytest.raises(FrozenInstanceError):
         PUBLISHED.sigma = 0  # type: ignore[misc]
-    assert pairs.sigma == pytest.approx(np.linalg.norm(texts, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 8))
+    assert pairs.sigma == pytest.approx(
+        np.linalg.norm(texts, axis=1).mean() * np.sqrt((1 / cosine**2 - 1) / 8)
+    )
     assert "not seen in training" in pairs.rests_on
     alone = caption_spread(texts + means[1], own, means[1])
     rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
     assert rule == pairs
-    assert why.endswith("of the pairs instead of the spread of captions, because every image has one caption")
-    spread = caption_spread(np.concatenate([texts, texts + 0.1]) + means[1], np.tile(own, 2), means[1])
+    assert why.endswith(
+        "of the pairs instead of the spread of captions, because every image has one caption"
+    )
+    spread = caption_spread(
+        np.concatenate([texts, texts + 0.1]) + means[1], np.tile(own, 2), means[1]
+    )
     rule, why = recommend([spread, scaled_spread(spread), pairs])
     assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
     untold = pair_cosine(texts[:0], texts[:0], own[:0], means)
@@ -257,10 +315,15 @@ def test_the_rules_and_what_is_recommended() -> None:
 
 
 def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
-    """The cosine of text i is the mean plus or minus the spread with its own image i, and 0.05 with the one before."""
+    """The cosine of text i is the mean plus or minus the spread with its own image i, and 0.05 with
+    the one before."""
     for mean, spread, missing in (
         (0.45, 0.511, ""),  # 0.4 = 3 sqrt(16 / 15) spread / sqrt(16) at 0.516
-        (0.45, 0.521, "no closer than unrelated rows: their cosine is 0.450, that of unrelated rows 0.050"),
+        (
+            0.45,
+            0.521,
+            "no closer than unrelated rows: their cosine is 0.450, that of unrelated rows 0.050",
+        ),
         (0.09, 0.001, "the cosine is 0.090; below 0.1"),
     ):
         own = mean + spread * np.where(np.arange(16) % 2, 1, -1)
@@ -284,28 +347,42 @@ def test_the_rules_for_a_store_and_for_arrays_on_record(store: Store) -> None:
 
 def test_for_generators_auto_is_twice_the_distance_to_the_nearest_photo(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
-    photos = unit(np.repeat(rng.normal(size=(250, 12)), 2, axis=0) + 0.1 * rng.normal(size=(500, 12)))
+    photos = unit(
+        np.repeat(rng.normal(size=(250, 12)), 2, axis=0) + 0.1 * rng.normal(size=(500, 12))
+    )
     store = make_store(tmp_path / "s", photos, photos)
     rows = photos - photos.mean(axis=0)
     cosines = unit(rows) @ unit(rows).T - 2 * np.eye(500)
-    expected = 2 * np.linalg.norm(rows, axis=1).mean() * np.sqrt((1 / cosines.max(axis=1).mean() ** 2 - 1) / 12)
+    expected = (
+        2
+        * np.linalg.norm(rows, axis=1).mean()
+        * np.sqrt((1 / cosines.max(axis=1).mean() ** 2 - 1) / 12)
+    )
     found, why = sigma_by_rule("auto", store, noised="image")
     assert found == pytest.approx(expected, rel=1e-4)
     assert "nearest neighbours" in why
-    found, why = sigma_by_rule("auto", make_store(tmp_path / "few", photos[1:], photos), noised="image")
+    found, why = sigma_by_rule(
+        "auto", make_store(tmp_path / "few", photos[1:], photos), noised="image"
+    )
     assert found == PUBLISHED_SIGMA
     assert "fewer than 500 photos" in why
 
 
 def test_it_is_the_formula(store: Store) -> None:
-    train = {name: unit(store.load(name, "train").embeddings.astype(np.float64)) for name in ("image", "text")}
+    train = {
+        name: unit(store.load(name, "train").embeddings.astype(np.float64))
+        for name in ("image", "text")
+    }
     calibration = Calibration.fit(train)
     queries = unit(train["text"][3:5] - train["text"].mean(axis=0))
     for name, rows in train.items():
         off = rows - rows.mean(axis=0)
         spread = off.T @ off / (off**2).sum()  # the covariance, its trace 1
         cosines = queries @ unit(off).T
-        expected = [own / np.sqrt(query @ spread @ query) for query, own in zip(queries, cosines, strict=True)]
+        expected = [
+            own / np.sqrt(query @ spread @ query)
+            for query, own in zip(queries, cosines, strict=True)
+        ]
         assert_close(calibration.z(1e-3 * queries, cosines, name), expected, 1e-5)
 
 
@@ -314,44 +391,75 @@ def test_every_source_gives_the_same(store: Store, tmp_path: Path) -> None:
     save_means(store, tmp_path / "means.safetensors")
     moments = {name: store.moments(name, "train") for name in store.modalities}
     for source in (store.path, str(tmp_path / "means.safetensors"), moments):
-        found, expected = ({n: asdict(m) for n, m in c.moments.items()} for c in (Calibration.fit(source), calibration))
+        found, expected = (
+            {n: asdict(m) for n, m in c.moments.items()}
+            for c in (Calibration.fit(source), calibration)
+        )
         np.testing.assert_equal(found, expected)
-    other = Calibration.fit({name: 3 * store.load(name, "train").embeddings for name in store.modalities})
+    other = Calibration.fit(
+        {name: 3 * store.load(name, "train").embeddings for name in store.modalities}
+    )
     assert_close(other.moments["text"].scatter, calibration.moments["text"].scatter, 1e-2)
 
 
 def test_merging_orders_all_modalities_by_z() -> None:
     rng = np.random.default_rng(0)
-    rows = {name: rng.normal(size=(50, 8)) + 5 * rng.normal(size=8) for name in ("image", "text", "audio")}
+    rows = {
+        name: rng.normal(size=(50, 8)) + 5 * rng.normal(size=8)
+        for name in ("image", "text", "audio")
+    }
     found = Calibration.fit(rows)
     queries = found.pipeline.transform(rows["text"][:3], modality="text")
-    cosines = {name: queries @ found.pipeline.transform(own, modality=name).T for name, own in rows.items()}
+    cosines = {
+        name: queries @ found.pipeline.transform(own, modality=name).T for name, own in rows.items()
+    }
     cosines["audio"][:, 7] = -np.inf  # what indexes give where there is no row
-    merged = found.merge(queries, {name: (np.tile(range(50), (3, 1)), own) for name, own in cosines.items()}, k=200)
+    merged = found.merge(
+        queries, {name: (np.tile(range(50), (3, 1)), own) for name, own in cosines.items()}, k=200
+    )
     for row, query in enumerate(queries):
         alone = {name: (range(50), own[row]) for name, own in cosines.items()}
-        scores = [(z, n, name) for name in rows for n, z in enumerate(found.z(query, cosines[name][row], name))]
+        scores = [
+            (z, n, name)
+            for name in rows
+            for n, z in enumerate(found.z(query, cosines[name][row], name))
+        ]
         expected = [(n, name, z) for z, n, name in sorted(scores, reverse=True) if np.isfinite(z)]
         assert (merged[row], {name for _, name, _ in expected[:100]}) == (expected, set(rows))
-        assert (found.merge(query, alone, k=4), found.merge(query, alone)) == (expected[:4], expected[:10])
+        assert (found.merge(query, alone, k=4), found.merge(query, alone)) == (
+            expected[:4],
+            expected[:10],
+        )
 
 
 def test_curves_are_the_logistic_regression_of_pairs() -> None:
     rows = dict(zip(("image", "text"), make_vectors(60, 1), strict=True))
     rows["text"] = rows["text"][::2]
     found = Calibration.fit(rows)
-    x = {name: found.pipeline.transform(own, modality=name).astype(np.float64) for name, own in rows.items()}
+    x = {
+        name: found.pipeline.transform(own, modality=name).astype(np.float64)
+        for name, own in rows.items()
+    }
     pairs = {("text", name): (3 * x["text"], own) for name, own in x.items()}
     fitted = found.fit_pairs({**pairs, ("image", "text"): (x["image"], x["text"])})
     assert fitted.curves.keys() == pairs.keys()  # images lack pairs with images
     cosines = x["text"] @ x["image"].T
     off = 1 / (1 + np.exp(-fitted.z(x["text"], cosines, "image", "text"))) - np.eye(60)
-    assert [off.sum(), (off * cosines).sum()] == pytest.approx([0, 0], abs=1e-4)  # the likelihood is at its maximum
-    assert (fitted.z(x["image"], cosines.T, "text", "image") == found.z(x["image"], cosines.T, "text")).all()
-    query, searched = x["text"][0], {name: (range(60), x["text"][0] @ own.T) for name, own in x.items()}
+    # the likelihood is at its maximum
+    assert [off.sum(), (off * cosines).sum()] == pytest.approx([0, 0], abs=1e-4)
+    assert (
+        fitted.z(x["image"], cosines.T, "text", "image") == found.z(x["image"], cosines.T, "text")
+    ).all()
+    query, searched = (
+        x["text"][0],
+        {name: (range(60), x["text"][0] @ own.T) for name, own in x.items()},
+    )
     curves = [(name, *fitted.curves["text", name]) for name in x]
     expected = max((a * s + b, name) for name, a, b in curves for s in searched[name][1])
-    assert fitted.merge(query, searched, 1, "text")[0][1:] == (expected[1], pytest.approx(expected[0]))
+    assert fitted.merge(query, searched, 1, "text")[0][1:] == (
+        expected[1],
+        pytest.approx(expected[0]),
+    )
 
 
 def test_degenerate_inputs() -> None:

@@ -1,4 +1,5 @@
-"""Pipelines: noise, memories, torch modules; what is refused; on disk the same again, damage found, mistakes named."""
+"""Pipelines: noise, memories, torch modules; what is refused; on disk the same again, damage found,
+mistakes named."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ from .conftest import MOMENTS, ROWS, Array, P, X, Y, between, make_pairs, retrie
 
 def test_two_steps_draw_different_noise() -> None:
     pipeline = between(GaussianNoise(0.1), GaussianNoise(0.2))
-    first, second = (keyed_normal(0, 0, [f"{own}{key}" for key in P.keys], 24) for own in ("", "1\x1f"))
+    first, second = (
+        keyed_normal(0, 0, [f"{own}{key}" for key in P.keys], 24) for own in ("", "1\x1f")
+    )
     expected = unit(Y + 0.1 * first + 0.2 * second)
     got = pipeline.transform(Y, training=True, keys=P.keys)
     assert_close(got, expected)
@@ -55,7 +58,8 @@ def test_steps_are_fitted_on_what_the_steps_before_leave() -> None:
     u = unit((X.mean(0) - Y.mean(0))[None])[0]
     expected = unit(Y - (Y @ u)[:, None] * u).mean(0)
     assert_close(pipeline.steps[3].state["centre/text"], expected, 1e-7)
-    with pytest.raises(TransformError, match="collapse needs the moments"):  # unknown after normalising again
+    # unknown after normalising again
+    with pytest.raises(TransformError, match="collapse needs the moments"):
         Pipeline(steps).fit(MOMENTS)
     steps[1] = ProjectOutGap(role="training")  # which inference inputs do not go through
     centred = Pipeline(steps).fit(ROWS).steps[3]
@@ -67,7 +71,9 @@ def test_steps_are_fitted_on_what_the_steps_before_leave() -> None:
 
 @given(st.integers(2, 20), st.integers(0, 2**31))
 @settings(max_examples=20)
-def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(n: int, seed: int) -> None:
+def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(
+    n: int, seed: int
+) -> None:
     pairs = make_pairs(n, 24, seed)
     x, y = (rows - rows.mean(axis=0) for rows in pairs)
     with pytest.warns(UserWarning, match=f"{n} pairs.* {n - 1} of 24 dimensions"):
@@ -75,7 +81,8 @@ def test_procrustes_of_few_pairs_is_the_fitted_rotation_nearest_to_the_identity(
         order = np.random.default_rng(0).permutation(n)
         assert_close(Procrustes().matrix(x[order], y[order]), found, 1e-8)
     assert_close(found @ found.T, np.eye(24), 1e-10)
-    # the limit of scipy's solution for pairs that also contain a little of every axis, mapped to itself
+    # the limit of scipy's solution for pairs that also contain a little of every axis, mapped to
+    # itself
     little = 1e-5 * np.eye(24)
     expected, _ = orthogonal_procrustes(np.vstack([x, little]), np.vstack([y, little]))
     assert_close(found, expected, 1e-4)
@@ -90,7 +97,9 @@ def test_input_is_left_alone_and_may_be_short() -> None:
 
 def test_the_modality_is_asked_for_where_it_makes_a_difference() -> None:
     for name in ("c3", "decap", "ridge"):
-        with pytest.raises(TransformError, match=r"image and text[\s\S]*modality='image' or modality='text'"):
+        with pytest.raises(
+            TransformError, match=r"image and text[\s\S]*modality='image' or modality='text'"
+        ):
             preset(name).fit(ROWS).transform(X)
     alone = preset("c3").fit({"image": X})
     assert (alone.transform(X) == alone.transform(X, modality="image")).all()
@@ -112,7 +121,10 @@ def test_what_transform_refuses() -> None:
 
 
 def test_pipelines_that_are_not_fitted_or_of_other_models() -> None:
-    for pipeline, step in ((preset("c3"), "collapse"), (preset("c2-corrupt", sigma="auto"), "gaussian-noise")):
+    for pipeline, step in (
+        (preset("c3"), "collapse"),
+        (preset("c2-corrupt", sigma="auto"), "gaussian-noise"),
+    ):
         with pytest.raises(TransformError, match=f"not fitted.*{step}"):
             pipeline.transform(Y, modality="text")
     missing = preset("c3").fit({"text": MOMENTS["text"], "image": Moments.empty(24)})
@@ -133,7 +145,10 @@ def test_orders_that_cost_accuracy_are_refused() -> None:
         ([Collapse(), Normalize()], "norm 1"),
         ([Normalize(), AdaptiveNoise(role="both"), Normalize()], "training inputs alone"),  # type: ignore[arg-type]
         *(
-            ([Normalize(), Collapse(), Normalize(), step, Normalize()], f"{step.kind} comes after collapse.* twice")
+            (
+                [Normalize(), Collapse(), Normalize(), step, Normalize()],
+                f"{step.kind} comes after collapse.* twice",
+            )
             for step in (Collapse(), GapShift(), Standardize(), Whiten())
         ),
     ):
@@ -152,7 +167,13 @@ def kept(pipeline: Pipeline) -> Array:
 
 def test_the_mean_of_the_nearest_rows_is_added() -> None:
     """With more neighbours than the memory has rows, all of these are weighed."""
-    for neighbours, tau, weight in ((10, 0.05, 1.0), (1, 0.05, 1.0), (3, 0.2, 0.4), (5, 0.0, 1.0), (500, 0.1, 2.0)):
+    for neighbours, tau, weight in (
+        (10, 0.05, 1.0),
+        (1, 0.05, 1.0),
+        (3, 0.2, 0.4),
+        (5, 0.0, 1.0),
+        (500, 0.1, 2.0),
+    ):
         pipeline = retrieving(Y, P.items, neighbours=neighbours, tau=tau, weight=weight)
         expected = [retrieved(q, kept(pipeline), neighbours, tau, weight) for q in unit(X)]
         assert_close(pipeline.transform(3 * X, modality="image"), expected)
@@ -168,11 +189,14 @@ def test_the_mean_of_the_nearest_rows_is_added() -> None:
 def test_rows_of_ones_own_item_are_never_retrieved_in_training(
     numbers: list[int], neighbours: int, tau: float, seed: int
 ) -> None:
-    """A training input becomes what it becomes with a memory that never had the rows of its item."""
+    """A training input becomes what it becomes with a memory that never had the rows of its
+    item."""
     rows = unit(np.random.default_rng(seed).normal(size=(len(numbers), 12)))
     items = [f"item {number}" for number in numbers]
     changes = {"neighbours": neighbours, "tau": tau}
-    got = retrieving(rows, items, **changes).transform(rows, modality="text", training=True, items=items)
+    got = retrieving(rows, items, **changes).transform(
+        rows, modality="text", training=True, items=items
+    )
     for item in set(items):
         own = np.array([other == item for other in items])
         if own.all():
@@ -183,7 +207,8 @@ def test_rows_of_ones_own_item_are_never_retrieved_in_training(
 
 
 def test_a_limited_memory_is_drawn_from_all_rows_with_their_items() -> None:
-    """Rows of a train split are sorted by their source, so its first rows would be of one source."""
+    """Rows of a train split are sorted by their source, so its first rows would be of one
+    source."""
     drawn, again, whole = (retrieving(Y, P.items, limit=n) for n in (30, 30, 500))
     numbers = [int(np.abs(kept(whole) - row).sum(axis=1).argmin()) for row in kept(drawn)]
     for same in (kept(again), kept(whole)[numbers]):
@@ -226,7 +251,8 @@ def test_retrieval_agrees_with_numpy() -> None:
             assert_close(module(torch.from_numpy(Y), items=items).numpy(), expected)
             with pytest.raises(TransformError, match="items="):
                 module(torch.from_numpy(Y))
-        assert [name for name in module.state_dict() if "memory" in name] == ["memory_1"]  # once, for both roles
+        # once, for both roles
+        assert [name for name in module.state_dict() if "memory" in name] == ["memory_1"]
 
 
 def test_noise_without_keys_only_in_training() -> None:
@@ -277,7 +303,11 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, tmp_path: Path) 
     text = (saved / "transform.json").read_text("utf-8")
     record = json.loads(text)
     assert text == json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    assert record["provenance"] == {"model": MODEL, "split": "train", "n": {"image": 120, "text": 120}}
+    assert record["provenance"] == {
+        "model": MODEL,
+        "split": "train",
+        "n": {"image": 120, "text": 120},
+    }
     assert record["dim"] == 24
     loaded = Pipeline.load(saved / "transform.json")
     mean = loaded.steps[1].state["centre/text"]
@@ -293,10 +323,15 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, tmp_path: Path) 
 
 
 def test_damage_is_found(saved: Path) -> None:
-    files = [(path := saved / f"transform.{suffix}", path.read_bytes()) for suffix in ("json", "safetensors")]
+    files = [
+        (path := saved / f"transform.{suffix}", path.read_bytes())
+        for suffix in ("json", "safetensors")
+    ]
     (_, text), (_, arrays) = files
     damaged = [text.replace(b'"training"', b'"both"'), text[:-40], b'{"format": "other"}', None]
-    for (path, whole), contents in zip(files, (damaged, [arrays[:-1] + b"x", arrays[:-8], None]), strict=True):
+    for (path, whole), contents in zip(
+        files, (damaged, [arrays[:-1] + b"x", arrays[:-8], None]), strict=True
+    ):
         for content in contents:
             path.write_bytes(content) if content else path.unlink()
             with pytest.raises(TransformError, match=path.name):
@@ -334,7 +369,11 @@ def test_yaml_and_json_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_settings_at_their_limits_are_accepted() -> None:
-    steps = [Whiten(shrinkage=1), MemoryProjection(tau=0, neighbours=1, limit=1), Retrieval(neighbours=1)]
+    steps = [
+        Whiten(shrinkage=1),
+        MemoryProjection(tau=0, neighbours=1, limit=1),
+        Retrieval(neighbours=1),
+    ]
     for step in (*steps, AdaptiveNoise(mix=0), AdaptiveNoise(mix=1), GaussianNoise(0)):
         pipeline = between(step)
         assert Pipeline.from_config(pipeline.config()).config() == pipeline.config()

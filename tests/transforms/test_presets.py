@@ -1,4 +1,5 @@
-"""Each preset against a formula written out in float64 numpy, apart from the package; saved, and in torch."""
+"""Each preset against a formula written out in float64 numpy, apart from the package; saved, and in
+torch."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def formulas(p: Pairs, z: Array) -> dict[str, tuple[Array, Array]]:
     stored = unit(cy).astype(np.float16).astype(np.float64)
 
     def fair(v: Array) -> Array:
-        spreads = [np.cov(w.T, bias=True) / w.var(0).sum() for w in (y, v)]  # those of texts, which ask
+        # those of texts, which ask
+        spreads = [np.cov(w.T, bias=True) / w.var(0).sum() for w in (y, v)]
         return np.asarray(unit(v - v.mean(0)) / np.sqrt(np.trace(spreads[0] @ spreads[1])))
 
     def whiten(v: Array) -> Array:
@@ -99,7 +101,10 @@ def test_every_preset_has_a_formula_and_the_steps_on_record() -> None:
     made = {name: preset(name, train_on="text", infer_on="photo") for name in PRESETS}
     needs = {name: (one.noisy, one.needs_rows, one.fitted) for name, one in made.items()}
     steps = {name: one.config()["steps"] for name, one in made.items()}
-    recorded(Path(__file__).parent / "golden" / "presets.json", {"noisy, needs rows, is fitted": needs, "steps": steps})
+    recorded(
+        Path(__file__).parent / "golden" / "presets.json",
+        {"noisy, needs rows, is fitted": needs, "steps": steps},
+    )
 
 
 def test_steps_of_another_size() -> None:

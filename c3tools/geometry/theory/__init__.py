@@ -43,22 +43,35 @@ class Simulation:
         """The runs in numbers."""
 
         def cell(value: Any) -> str:
-            return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            return (
+                "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            )
 
         return Table(
-            [name.replace("_", " ") for name in self.runs[0]], [[*map(cell, run.values())] for run in self.runs]
+            [name.replace("_", " ") for name in self.runs[0]],
+            [[*map(cell, run.values())] for run in self.runs],
         )
 
     @property
     @styled
     def figure(self) -> Figure:
         """The runs in a figure; it is drawn at each access."""
-        figure, grid = new_figure(9.4 if len(self.panels) > 1 else 6.4, 3.2, columns=len(self.panels), squeeze=False)
+        figure, grid = new_figure(
+            9.4 if len(self.panels) > 1 else 6.4, 3.2, columns=len(self.panels), squeeze=False
+        )
         key, label = self.x
         for axes, (title, curves) in zip(grid[0], self.panels.items(), strict=True):
             for (name, measure), colour in zip(curves.items(), palette.SERIES, strict=False):
-                values = np.array([run[measure] for run in self.runs], float)  # NaN where there is none
-                axes.plot([run[key] for run in self.runs], values, "o-", color=colour, label=name, markersize=4)
+                # NaN where there is none
+                values = np.array([run[measure] for run in self.runs], float)
+                axes.plot(
+                    [run[key] for run in self.runs],
+                    values,
+                    "o-",
+                    color=colour,
+                    label=name,
+                    markersize=4,
+                )
             axes.set(title=title, xlabel=label, ylim=(min(0, axes.dataLim.y0), None))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
             if len(curves) > 1:

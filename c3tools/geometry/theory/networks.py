@@ -1,8 +1,9 @@
 """Random networks: what encoders do to their inputs before any training.
 
-A random network maps all inputs close to one direction: layer by layer its output varies in fewer dimensions around a
-larger mean (dimensional collapse; Liang et al., NeurIPS 2022; Zhang et al., ICLR 2024). Two networks have two means,
-so that the outputs of two encoders with random weights are in two separate cones: the gap at initialisation.
+A random network maps all inputs close to one direction: layer by layer its output varies in fewer
+dimensions around a larger mean (dimensional collapse; Liang et al., NeurIPS 2022; Zhang et al.,
+ICLR 2024). Two networks have two means, so that the outputs of two encoders with random weights are
+in two separate cones: the gap at initialisation.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from . import Run, Simulation
 
 
 def simulate_depth(
-    *, width: int = 512, layers: int = 50, rows: int = 10_000, seed: int = 0, reporter: Reporter = SILENT
+    *,
+    width: int = 512,
+    layers: int = 50,
+    rows: int = 10_000,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
 ) -> Simulation:
     """Measure the effective dimension of every fifth layer of a deep random ReLU network.
 
-    The defaults are the settings of the paper's second figure: standard normal inputs, Xavier weights, no bias. It
-    takes about five seconds on two cores.
+    The defaults are the settings of the paper's second figure: standard normal inputs, Xavier
+    weights, no bias. It takes about five seconds on two cores.
 
     Args:
         width: Width of every layer.
@@ -46,7 +52,8 @@ def simulate_depth(
         for layer in range(1, layers + 1):
             weights = rng.uniform(-bound, bound, (width, width)).astype(np.float32)
             x = (x if layer == 1 else np.maximum(x, 0)) @ weights
-            # the scale halves with every layer and would underflow; spans and cosines do not depend on it
+            # the scale halves with every layer and would underflow; spans and cosines do not depend
+            # on it
             x /= x.std()
             if layer % 5 == 0 or layer == layers:
                 spans.append(_measure_layer(layer, x))
@@ -56,12 +63,17 @@ def simulate_depth(
         runs=spans,
         x=("layer", "layer"),
         panels={
-            "Dimensions": {"effective dimension (99 %)": "effective_dimension", "effective rank": "effective_rank"},
+            "Dimensions": {
+                "effective dimension (99 %)": "effective_dimension",
+                "effective rank": "effective_rank",
+            },
             "Mean cosine of two inputs": {"": "cosine"},
         },
-        found=f"From {first['effective_dimension']} dimensions at the input, {last['effective_dimension']} are left "
+        found=f"From {first['effective_dimension']} dimensions at the input, "
+        f"{last['effective_dimension']} are left "
         f"after {layers} layers, where two inputs have a mean cosine of {last['cosine']:.2f}.",
-        paper="The deeper the random network, the fewer the dimensions of its output (dimensional collapse). This puts "
+        paper="The deeper the random network, the fewer the dimensions of its output (dimensional "
+        "collapse). This puts "
         "each encoder into a narrow cone of its own.",
         settings={"width": width},
     )
@@ -78,7 +90,8 @@ def simulate_init_gap(
     """Measure the gap of encoders with random weights on real images and texts.
 
     Args:
-        paths: Folders of images with captions, of which the first 500 are used. By default the bundled photos.
+        paths: Folders of images with captions, of which the first 500 are used. By default the
+            bundled photos.
         model: An open_clip architecture, or another model name.
         seeds: Number of encoders with random weights.
         device: See `connect_heads`.
@@ -92,26 +105,35 @@ def simulate_init_gap(
     images = [image for image in corpus.images if image.key in captioned and not image.source][:500]
     if len(images) < 3:
         raise C3Error(
-            f"{counted(len(images), 'image has', 'images have')} a caption; the gap needs at least 3.",
+            f"{counted(len(images), 'image has', 'images have')} a caption; the gap needs at "
+            f"least 3.",
             remedy="Give a folder of images with captions, or none to use the bundled photos.",
         )
     from ...encoders import load_encoder
 
     numbers = {image.key: number for number, image in enumerate(images)}
     texts = [text for text in corpus.texts if text.image_key in numbers]
-    # n rows span at most n - 1 dimensions: equally many of each are compared too, one text per image
+    # n rows span at most n - 1 dimensions: equally many of each are compared too, one text per
+    # image
     equal = np.unique([numbers[str(text.image_key)] for text in texts], return_index=True)
     results: list[Run] = []
     with reporter.progress("Random encoders", seeds) as progress:
         for seed in range(seeds):
             # converting a model for one pass would take longer than the pass
-            encoder = load_encoder(model, random_init=seed, device=device, backend="torch", precision="fp32")
+            encoder = load_encoder(
+                model, random_init=seed, device=device, backend="torch", precision="fp32"
+            )
             sides = {
                 "image": encoder.encode_images([image.path for image in images]),
                 "text": encoder.encode_texts([text.caption for text in texts]),
             }
             units = {name: unit_rows(rows.astype(np.float64)) for name, rows in sides.items()}
-            run = {"seed": seed, "gap": float(np.linalg.norm(units["image"].mean(axis=0) - units["text"].mean(axis=0)))}
+            run = {
+                "seed": seed,
+                "gap": float(
+                    np.linalg.norm(units["image"].mean(axis=0) - units["text"].mean(axis=0))
+                ),
+            }
             for (name, x), own in zip(units.items(), equal, strict=True):
                 found, matched = (measure_modality(Moments.from_rows(rows)) for rows in (x, x[own]))
                 run[f"dimension_{name}"] = found.effective_dimension
@@ -127,19 +149,30 @@ def simulate_init_gap(
             "Distance of the means": {"": "gap"},
             "Effective dimension": {"image": "dimension_image", "text": "dimension_text"},
         },
-        found=f"Without any training, the means of the modalities are {means['gap']:.2f} apart, and the modalities "
-        f"vary in {means['dimension_image']:.0f} (image, {len(images)} rows) and {means['dimension_text']:.0f} (text, "
+        found=f"Without any training, the means of the modalities are {means['gap']:.2f} apart, "
+        f"and the modalities "
+        f"vary in {means['dimension_image']:.0f} (image, {len(images)} rows) and "
+        f"{means['dimension_text']:.0f} (text, "
         f"{len(texts)} rows) of {encoder.dim} dimensions; n rows span at most n - 1.",
-        paper="The gap exists before any training, and each modality spans few dimensions: the paper's figure shows "
-        "effective dimensions of 25 (image) and 230 (text) of 512 for a random CLIP on 500 COCO pairs.",
+        paper="The gap exists before any training, and each modality spans few dimensions: the "
+        "paper's figure shows "
+        "effective dimensions of 25 (image) and 230 (text) of 512 for a random CLIP on 500 COCO "
+        "pairs.",
         settings={"model": model, "images": len(images), "texts": len(texts), "dim": encoder.dim},
     )
 
 
 def _measure_layer(layer: int, x: Matrix) -> Run:
-    """Measure the pre-activations of a layer; ``cosine`` is the mean one of two different inputs."""
+    """Measure the pre-activations of a layer; ``cosine`` is the mean one of two different
+    inputs.
+    """
     values = eigenvalues(Moments.from_rows(x).covariance)
     total = unit_rows(x).sum(axis=0, dtype=np.float64)
     cosine = (float(total @ total) - len(x)) / (len(x) * (len(x) - 1))
     dimension, rank = effective_dimension(values), effective_rank(values)
-    return {"layer": layer, "effective_dimension": dimension, "effective_rank": rank, "cosine": cosine}
+    return {
+        "layer": layer,
+        "effective_dimension": dimension,
+        "effective_rank": rank,
+        "cosine": cosine,
+    }

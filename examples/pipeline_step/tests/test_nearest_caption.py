@@ -15,7 +15,9 @@ HEAVY = ("torch", "pyarrow", "open_clip")
 def torch_is_blocked() -> None:
     """None in sys.modules makes every later import of these raise ImportError."""
     for name in HEAVY:
-        assert name not in sys.modules, f"{name} is loaded already, so this test would prove nothing"
+        assert name not in sys.modules, (
+            f"{name} is loaded already, so this test would prove nothing"
+        )
         sys.modules[name] = None  # type: ignore[assignment]
 
 

@@ -1,4 +1,6 @@
-"""The caption nearest to each image, after a saved pipeline closed the modality gap; and rows to train a decoder on."""
+"""The caption nearest to each image, after a saved pipeline closed the modality gap; and rows to
+train a decoder on.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ __all__ = ["nearest_captions", "write_rows"]
 
 
 def nearest_captions(
-    pipeline_folder: Path, images: npt.NDArray[np.floating], texts: npt.NDArray[np.floating], captions: Sequence[str]
+    pipeline_folder: Path,
+    images: npt.NDArray[np.floating],
+    texts: npt.NDArray[np.floating],
+    captions: Sequence[str],
 ) -> list[str]:
     """One caption per image.
 
@@ -25,7 +30,9 @@ def nearest_captions(
         captions: m texts.
     """
     pipeline = Pipeline.load(pipeline_folder)
-    scores = pipeline.transform(images, modality="image") @ pipeline.transform(texts, modality="text").T
+    scores = (
+        pipeline.transform(images, modality="image") @ pipeline.transform(texts, modality="text").T
+    )
     return [captions[row] for row in scores.argmax(axis=1)]
 
 
@@ -36,7 +43,8 @@ def write_rows(
     captions: Sequence[str],
     splits: Sequence[str],
 ) -> None:
-    """Write transformed captions for `c3 train-decoder --store FOLDER`, with the pipeline that transformed them.
+    """Write transformed captions for `c3 train-decoder --store FOLDER`, with the pipeline that
+    transformed them.
 
     Args:
         folder: to write to; it is made.
