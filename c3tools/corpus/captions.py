@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorpusError, reason_of
-from ..io.files import MALFORMED, delimiter_of, read_csv, read_json
+from ..io.files import MALFORMED, delimiter_of, read_csv, read_json, require_lines
 from ..io.limits import limited_lines
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
@@ -96,6 +96,7 @@ def read_captions(
         )
     chosen = options or ReadOptions()
     try:
+        require_lines(path, CorpusError)
         for line, record, columns in read(
             path, lambda names: _pick_columns(path, chosen, images, names)
         ):

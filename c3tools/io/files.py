@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -15,6 +16,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..errors import C3Error
 from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError
 from .locations import open_binary, read_all, upload
 
@@ -22,6 +24,7 @@ _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
 # bytes of JSON per value, on average over a file of more than LARGEST_TEXT
 _SMALLEST_VALUE = 8
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # errors raised by invalid JSON or an unexpected structure
 MALFORMED = (
     ValueError,
@@ -111,6 +114,27 @@ def delimiter_of(header: str, suffix: str = "") -> str:
     , ; | and tab.
     """
     return "\t" if suffix.lower() == ".tsv" else max(",;|\t", key=header.count)
+
+
+def require_lines(path: Path, error: type[C3Error]) -> None:
+    """Refuse a text file that is not made of lines in UTF-8.
+
+    Excel and PowerShell write UTF-16, and many programs write JSON as one list.
+
+    Raises:
+        C3Error: of the class ``error``, with the command that converts the file.
+    """
+    start = read_all(path, 64)
+    if start.startswith(_UTF16_MARKS):
+        raise error(
+            f"{path} is in UTF-16, but text files are read as UTF-8.",
+            remedy=f"Convert it: iconv -f utf-16 -t utf-8 {path.name} > new{path.suffix}",
+        )
+    if path.suffix.lower().startswith(".json") and start.lstrip().startswith(b"["):
+        raise error(
+            f"{path} is one JSON list, but JSON is read as a file with one object per line.",
+            remedy=f"Convert it: jq -c '.[]' {path.name} > new.jsonl",
+        )
 
 
 def read_json(path: Path) -> Any:

@@ -37,7 +37,7 @@ import pyarrow.csv
 from ..corpus.captions import TEXT_COLUMNS, first_column
 from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
-from ..io.files import delimiter_of
+from ..io.files import delimiter_of, require_lines
 from ..io.limits import TooLargeError, limited_lines
 from ..io.parquet import read_parquet
 from ..reporter import counted
@@ -58,6 +58,7 @@ _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\s*")
 _NUMBERED = re.compile(
     r"(?:emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE
 )
+_PRINTED = re.compile(r"\[\s*[-+\d.e]+\s+[-+\d.]")  # [0.1 0.2], where JSON has [0.1, 0.2]
 _FILE_NAMES = "image file_name image_path filename image_name".split()
 _STEMS = [*_FILE_NAMES, "path", "image_key"]  # columns whose values lose the suffix of an image
 _ITEMS = [
@@ -484,8 +485,12 @@ def _numbered_keys(items: Sequence[str | None]) -> list[str]:
 def _reading(path: Path) -> Iterator[None]:
     """Turn whatever a missing or damaged file raises in the block into a StoreError that names
     it.
+
+    Raises:
+        StoreError: also for a text file that is not made of lines in UTF-8.
     """
     try:
+        require_lines(path, StoreError)
         yield
     except StoreError:
         raise
@@ -498,6 +503,8 @@ def _reading(path: Path) -> Iterator[None]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
         remedy = "It may be cut short; make it again."
         if re.search(r"pickle|Python objects|weights_only", str(error), re.IGNORECASE):
+            # torch goes on with advice that unpickles the file
+            reason = reason.partition(". ")[0]
             reason += (
                 "; it contains objects that are not arrays, and unpickling them could run code"
             )
@@ -513,13 +520,13 @@ def _read_vectors(path: Path, name: str | None, *, single: bool = False) -> _Vec
     With ``single``, a .npy file of the shape (d,) is one vector.
     """
     suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise StoreError(
-            f"{path} is not a file of vectors in a supported format.",
-            remedy=f"Supported formats: {', '.join(_SUFFIXES)}.",
-        )
     texts: _Texts = {}
     with _reading(path):
+        if suffix not in _SUFFIXES:
+            raise StoreError(
+                f"{path} is not a file of vectors in a supported format.",
+                remedy=f"Supported formats: {', '.join(_SUFFIXES)}.",
+            )
         _check_holes(path)
         if suffix == ".npy":
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -571,9 +578,9 @@ def _read_table(path: Path) -> pa.Table:
         StoreError: if the file is missing, of another kind, or damaged.
     """
     suffix = path.suffix.lower()
-    if suffix not in _TABLES:
-        raise StoreError(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
     with _reading(path):
+        if suffix not in _TABLES:
+            raise StoreError(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
         if suffix == ".parquet":
             return read_parquet(path)
         if suffix in (".csv", ".tsv"):
@@ -699,9 +706,15 @@ def _vectors_of_table(path: Path, table: pa.Table, name: str | None) -> _Vectors
     try:
         column: Any = one_array(table.column(chosen))
         if not hasattr(column.type, "value_type"):
-            column = pa.array(
-                [json.loads(text) for text in column.to_pylist()], pa.list_(pa.float32())
-            )
+            cells = column.to_pylist()
+            if any(_PRINTED.match(text) for text in cells):
+                raise StoreError(
+                    f"The column {chosen!r} of {path} has vectors as numpy prints them, rounded "
+                    "and perhaps shortened.",
+                    remedy="In pandas, write lists of numbers: "
+                    f"df[{chosen!r}] = df[{chosen!r}].map(lambda vector: vector.tolist())",
+                )
+            column = pa.array([json.loads(text) for text in cells], pa.list_(pa.float32()))
         sizes = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(sizes) == 1 and sizes[0]:
             matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -249,6 +250,23 @@ def test_errors_name_what_is_wrong(
         path = image(tmp_path / "x.png").parent
         options = {key: tmp_path / value for key, value in options.items()}
     assert_refused(named, path, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "command"),
+    [
+        ("t.txt", "a dog\n".encode("utf-16"), "iconv .* t.txt > new.txt"),
+        ("t.csv", "text\na dog\n".encode("utf-16-be"), "iconv .* t.csv > new.csv"),
+        ("t.jsonl", '{"text": "a dog"}'.encode("utf-16"), "iconv .* t.jsonl > new.jsonl"),
+        ("t.json", b'[{"image": "a.png", "text": "a dog"}]', "jq -c .* t.json > new.jsonl"),
+    ],
+)
+def test_texts_in_another_form_are_refused_with_the_command_that_converts_them(
+    tmp_path: Path, name: str, content: bytes, command: str
+) -> None:
+    mark = codecs.BOM_UTF16_BE if name == "t.csv" else b""
+    (tmp_path / name).write_bytes(mark + content)
+    assert_refused(f"{name} is (in UTF-16|one JSON list).*\n.*{command}", tmp_path / name)
 
 
 def test_two_text_files_with_one_name(tmp_path: Path) -> None:

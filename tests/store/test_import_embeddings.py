@@ -426,6 +426,31 @@ def test_arrays_tables_and_columns_of_many_kinds() -> None:
             read_rows("x.jsonl", "image")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("excel.csv", "id,e0,e1\na,1,2\n".encode("utf-16"), "iconv .* excel.csv > new.csv"),
+        ("rows.jsonl", '{"vector": [1, 2]}'.encode("utf-16"), "is in UTF-16"),
+        ("list.jsonl", b'[\n{"vector": [1, 2]}]', "jq -c .* list.jsonl > new.jsonl"),
+        ("list.json", b'[{"vector": [1, 2]}]', "is one JSON list"),
+        ("pandas.csv", b"id,vector\na,[ 0.1 -0.2]\nb,[1. 2.]\n", r"numpy prints .*\.tolist\(\)"),
+    ],
+)
+def test_texts_in_another_form_are_refused_with_what_converts_them(
+    name: str, content: bytes, said: str
+) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(StoreError, match=f"(?s){said}"):
+        read_rows(name, "image")
+
+
+def test_a_pickled_module_is_refused_in_one_plain_sentence() -> None:
+    torch.save(torch.nn.Linear(2, 2), "module.pt")
+    with pytest.raises(StoreError, match="objects that are not arrays") as refused:
+        read_rows("module.pt", "image")
+    assert refused.value.message.isprintable()
+
+
 def test_rows_of_texts_that_images_list() -> None:
     np.save("ten.npy", make_vectors(5)[1])
 
