@@ -11,6 +11,8 @@ from c3tools.tables import Table
 
 from ._console import message, print_table, reporter
 
+_RECALLS = ("recall@1", "recall@5", "recall@10")
+
 
 def heads(**options: Any) -> Any:
     """Train two small heads on frozen features: two modalities of a store, two stores, or two files
@@ -92,18 +94,9 @@ def _print(record: dict[str, Any], output: str, following: str) -> Any:
     for split, score in record["scores"].items():
         geometry = [f"{score[name]:.3f}" for name in ("gap", "paired_cosine", "unpaired_cosine")]
         for direction, recall in score["recall"].items():
-            cells = [f"{100 * value:.1f} %" for value in recall.values()]
+            cells = [f"{100 * recall[name]:.1f} %" for name in _RECALLS]
             rows.append([split, direction.replace("_to_", " → "), *cells, *geometry])
-    columns = [
-        "split",
-        "direction",
-        "recall@1",
-        "recall@5",
-        "recall@10",
-        "gap",
-        "paired cosine",
-        "unpaired",
-    ]
+    columns = ["split", "direction", *_RECALLS, "gap", "paired cosine", "unpaired"]
     print_table(Table(columns, rows, left=["direction"]))
     message(
         f"Wrote {output}/. The geometry by step is drawn in {output}/geometry.svg. Next: "
