@@ -48,6 +48,7 @@ _BETAS, _WEIGHT_DECAY = (0.9, 0.98), 0.05
 _WARMUP = 0.05  # of the steps
 _SAMPLED_ROWS = 1024
 _EMBED_ROWS = 128
+_UNIT_TOLERANCE = 1e-3
 _MAX_LOGIT_SCALE = 100.0  # of a learned scale, as in CLIP
 _LEARNED_FROM = 1 / 0.07
 T = TypeVar("T")
@@ -259,7 +260,10 @@ class PairTask(Task):
     """
 
     unit, error = "pairs", ConnectError
-    remedy = "Check the inputs and the weights for NaN, infinity and very large values."
+    remedy = (
+        "Lower --learning-rate, and check the inputs and the weights for NaN, infinity and very "
+        "large values."
+    )
 
     def __init__(
         self,
@@ -330,11 +334,12 @@ class PairTask(Task):
         return inputs, torch.from_numpy(pairs.ids[:, batch])
 
     def validate(self) -> tuple[float, dict[str, Any]]:
-        """Return the recall@1 of the validation pairs, negative, and their geometry; NaN if
-        embeddings are.
+        """Return the recall@1 of the validation pairs, negative, and their geometry; NaN if a row
+        is no unit vector.
         """
         first, second, items = self.towers.embed_pairs(self.val)
-        if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        # outputs so large that their norm overflows become rows of zeros
+        if not (_all_unit(first) and _all_unit(second)):
             return math.nan, {}
         geometry = measure(first, second, items, self.names)
         forward, backward = (recall["recall@1"] for recall in geometry["recall"].values())
@@ -418,3 +423,9 @@ class PairTask(Task):
             return write
 
         return make(target, self, load, result, label="Connecting")
+
+
+def _all_unit(rows: Matrix) -> bool:
+    """Return whether all rows (n, d) have the norm 1; NaN has not."""
+    norms = np.linalg.norm(rows, axis=1)
+    return bool(np.allclose(norms, 1, atol=_UNIT_TOLERANCE))

@@ -548,7 +548,9 @@ class _Loop:
     def diverged(self, where: str) -> None:
         """End the run at a loss that is not finite: the best weights are kept, if there are any."""
         run = self.run
-        if run.kept is None or not math.isfinite(run.kept.val_loss):
+        # the initial weights of a plan that only reports them are no result
+        trained = bool(run.history) or self.plan.start == "keep"
+        if run.kept is None or not trained or not math.isfinite(run.kept.val_loss):
             raise self.task.error(f"{where}.", remedy=self.task.remedy)
         run.outcome = DIVERGED
         self.reporter.message(

@@ -103,6 +103,16 @@ def test_a_cone_is_a_gap_of_the_stated_size(connect: Connect) -> None:
     assert (start["step"], start["gap"]) == (0, pytest.approx(1.13, rel=0.12))
 
 
+@pytest.mark.parametrize("learning_rate", [1e6, 1e9], ids=["zero vectors", "no epoch finished"])
+def test_a_training_that_diverges_in_its_first_epoch_is_refused(
+    connect: Connect, learning_rate: float
+) -> None:
+    with pytest.raises(ConnectError) as refusal:
+        connect(learning_rate=learning_rate)
+    assert "--learning-rate" in str(refusal.value)
+    assert not Path("heads").exists()
+
+
 def test_a_training_is_that_on_record(connect: Connect) -> None:
     said = Messages()
     changes: dict[str, Any] = {
