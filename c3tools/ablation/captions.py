@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import devices
-from ..arrays import Matrix
+from ..arrays import Mask, Matrix
 from ..captioning.captioner import Captioner
 from ..captioning.config import UNCONDITIONAL, Size, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
@@ -39,6 +39,7 @@ from .methods import METHODS, PUBLISHED, Cell, Method, Training
 from .table import Ablation, Run
 
 PSEUDO_CAPTIONS = 5
+_SAME_PHOTO = 0.999  # cosine; another backend or precision changes an embedding by less
 _EXAMPLES = 60
 _KEPT_DIGITS = 4  # of the values of images, in percent
 _TOGETHER = {"zerocap": 1, "magic": 16}  # images that are captioned at a time
@@ -153,13 +154,10 @@ class CaptionTask:
                 remedy="Leave out the oracle.",
             )
         own = None
+        of_same_store = scored.path.resolve() == store.path.resolve()
         if "image" in store.modalities:
             own, learned = store.load("image"), {*train.items, *val.items}
-            seen = (
-                learned.intersection(images.keys)
-                if scored.path.resolve() == store.path.resolve()
-                else frozenset()
-            )
+            seen = learned.intersection(images.keys) if of_same_store else frozenset()
             if seen:
                 notes.append(
                     f"The captions of {len(seen):,} scored images are trained on, or checkpoints "
@@ -167,6 +165,20 @@ class CaptionTask:
                 )
             # images that are scored are not learned from
             own = own.select(np.isin(own.keys, [*(learned - (seen - {*val.items}))]))
+        if not of_same_store:
+            was_learned = _learned_photos(images, references, [train, val], own)
+            if was_learned.all():
+                raise MetricError(
+                    f"All {counted(len(images), 'image')} of {scored.path} in the split {split!r} "
+                    f"were trained on: they are in {store.path} too.",
+                    remedy="Choose another split with --split, or another store.",
+                )
+            if was_learned.any():
+                count = counted(int(was_learned.sum()), "image")
+                notes.append(
+                    f"Left out: {count} of {scored.path} that training in {store.path} has seen."
+                )
+            images = images.select(~was_learned)
         for note in notes:
             reporter.message(note)
         texts = scored.load("text")
@@ -335,6 +347,33 @@ class CaptionTask:
         )
         examples = {key: (key, self.references[key][0]) for key in self.images.keys[:_EXAMPLES]}
         return Ablation(runs, title=title, examples=examples, facts=[PUBLISHED], **shown)
+
+
+def _learned_photos(
+    images: Rows,
+    references: Mapping[str, Sequence[str]],
+    learned_texts: Sequence[Rows],
+    learned_images: Rows | None,
+) -> Mask:
+    """Return which images of another store training has seen, bool (n,).
+
+    Stores may number their images alike, so keys alone do not tell. An image was seen if its
+    embedding is that of a learned image. Where captions were learned without their image, it was
+    seen if one of its captions is among those of the same key.
+    """
+    has_image = set() if learned_images is None else set(learned_images.keys)
+    learned_captions = set[tuple[str, str]]()
+    for rows in learned_texts:
+        for item, text in zip(rows.items, rows.captions, strict=True):
+            if item not in has_image:
+                learned_captions.add((item, text))
+    seen = np.array(
+        [any((key, text) in learned_captions for text in references[key]) for key in images.keys]
+    )
+    if learned_images is not None and len(learned_images):
+        _, cosines = nearest(unit_rows(images.embeddings), unit_rows(learned_images.embeddings), 1)
+        seen |= cosines[:, 0] > _SAME_PHOTO
+    return seen
 
 
 def _pseudo_pairs(images: Rows, texts: Rows) -> Rows:

@@ -19,11 +19,11 @@ from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.export import export_store
 from c3tools.metrics.captions import score_captions
 from c3tools.reporter import SILENT, Reporter
-from c3tools.store import Store
+from c3tools.store import Rows, Store
 from c3tools.transforms.sigma import sigma_by_rule
 from tests.conftest import Counted, Messages, build_store
 
-from ..captioning.conftest import TOY, counting_encoder, make_world, store_of
+from ..captioning.conftest import TOY, World, counting_encoder, make_world, store_of
 from .conftest import Table, finished
 
 pytest.importorskip("pycocoevalcap")
@@ -309,3 +309,37 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     task_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
     missing = ["SPICE is left out: it needs Java", "Left out: 1 image without reference captions."]
     assert told.texts[:2] == missing and "trained on" in told.texts[2]
+
+
+@pytest.mark.parametrize("with_images", [True, False], ids=["photos", "captions alone"])
+def test_photos_of_another_store_that_were_trained_on_are_left_out(
+    toy_store: Store, tmp_path: Path, with_images: bool
+) -> None:
+    """The copy numbers its photos otherwise only where embeddings tell them."""
+    learns = toy_store
+    world = make_world()
+    if with_images:
+        renamed = {key: f"photo{key}" for key in world.images.keys}
+        world = renamed_world(world, renamed)
+    else:
+        learns = build_store(tmp_path / "texts", toy_store.load("text"), model=TOY, dtype="float32")
+    copy, told = store_of(tmp_path / "copy", world), Messages()
+    found = task_of(learns, "all", told, test_store=copy)
+    count = {split: len(toy_store.load("image", split)) for split in ("train", "val", "test")}
+    assert len(found.images) == count["test"]
+    seen = count["train"] + count["val"]
+    assert any(f"Left out: {seen} images of {copy.path}" in text for text in told.texts)
+    with pytest.raises(MetricError, match="were trained on"):
+        task_of(learns, "train", test_store=copy)
+
+
+def renamed_world(world: World, names: dict[str, str]) -> World:
+    """Return the world with other keys of its images."""
+    texts, images = world.texts, world.images
+    items = [names[item] for item in texts.items]
+    keys = [names[key] for key in images.keys]
+    return World(
+        Rows.of("text", texts.keys, texts.embeddings, caption=texts.captions, image_key=items),
+        Rows.of("image", keys, images.embeddings, path=[f"{key}.png" for key in keys]),
+        {names[key]: captions for key, captions in world.references.items()},
+    )
