@@ -90,6 +90,16 @@ def reader_of(path: Path, options: ReadOptions, *, has_images: bool = False) -> 
     return _read_tar if suffix == ".tar" else _read_list if is_list else None
 
 
+def split_of_container(path: Path) -> str | None:
+    """Return the split that a tar, table or list is named after."""
+    return _dictionary_split(path) or split_in_name(path.stem)
+
+
+def _dictionary_split(path: Path) -> str | None:
+    """Return the split that a table of a Hugging Face DatasetDict is in the folder of."""
+    return path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
+
+
 def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Captioned]:
     """Yield the images of a tar in the order of the samples' first members: members with one stem
     are a sample.
@@ -147,7 +157,7 @@ def _read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Cap
             captions = _captions(
                 record, texts, (f"{path.name}#{key}.json", f"{path}#{key}.json"), corpus
             )
-        split = record.get(SPLIT_COLUMN) or split_in_name(path.stem)
+        split = record.get(SPLIT_COLUMN)
         source = ImageSource(str(path), start, length)
         yield (
             ImageItem(key, f"{path}#{name}", str(split) if split else None, length, source),
@@ -255,11 +265,8 @@ def _read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_C
     Raises:
         CorpusError: if it is no such table, or a column is missing.
     """
-    folder = path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
-    stem, split = (
-        f"{folder}/{path.stem}" if folder else path.stem,
-        folder or split_in_name(path.stem),
-    )
+    folder = _dictionary_split(path)
+    stem = f"{folder}/{path.stem}" if folder else path.stem
     images: dict[str, _Captioned] = {}
     renamed: list[str] = []
     digests = lru_cache(2)(_digests)
@@ -280,8 +287,8 @@ def _read_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_C
         if not named and key in images and digest(images[key][0].source) != digest(cell):
             key = f"{key}-{digest(cell)[:_DIGITS]}"
             renamed += [key] if key not in images else []
-        own = own_split or split
-        item = ImageItem(key, f"{path}#{number}", str(own) if own else None, None, cell)
+        split = str(own_split) if own_split else None
+        item = ImageItem(key, f"{path}#{number}", split, None, cell)
         images.setdefault(key, (item, []))[1].extend(captions)
     yield from images.values()
     if renamed:
@@ -435,6 +442,7 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ca
         CorpusError: if the list cannot be read or a column is missing.
     """
     images: dict[str, _Captioned] = {}
+    paths: dict[str, str] = {}
     for row in read_captions(path, options, images=True):
         where = f"{path.name}#{row.line}", f"{path}#{row.line}"
         if row.file_name is None:
@@ -445,6 +453,7 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ca
         except (OSError, ValueError) as error:
             corpus.skip(*where, type(error).__name__, f"{row.file_name[:200]}: {reason_of(error)}")
             continue
+        paths[row.file_name] = image.path
         known, captions = images.setdefault(image.key, (image, []))
         if known.path == image.path:
             captions.extend(row.captions)
@@ -454,17 +463,17 @@ def _read_list(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Ca
                 f"with --key-column"
             )
             corpus.skip(*where, "DuplicateKey", message)
+    corpus.note_folders(paths)
     yield from images.values()
 
 
 def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) -> ImageItem:
-    split = row.split or split_in_name(path.stem)
     if is_url(name):
         if not options.download:
             raise not_asked_for(name)
         address, _, query = name.partition("://")[2].partition("#")[0].partition("?")
         key = row.key or splitext(address)[0] + (f"?{query}" if query else "")
-        return ImageItem(key, name, split, None, ImageSource(name, download=True))
+        return ImageItem(key, name, row.split, None, ImageSource(name, download=True))
     root = options.images_root
     short = name
     if root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root):
@@ -472,9 +481,9 @@ def _listed_image(path: Path, row: CaptionRow, name: str, options: ReadOptions) 
     key = row.key or key_of_name(short)
     file = resolve_inside(root or path.parent, name, anywhere=options.follow_symlinks)
     if not isinstance(file, Path):  # behind a URL each would cost a request
-        return ImageItem(key, str(file), split, None)
+        return ImageItem(key, str(file), row.split, None)
     status = file.stat()
-    return ImageItem(key, str(file), split, status.st_size, mtime=status.st_mtime_ns)
+    return ImageItem(key, str(file), row.split, status.st_size, mtime=status.st_mtime_ns)
 
 
 class PhotoFinder(ImageReader):

@@ -4,7 +4,7 @@ read with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from posixpath import splitext
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 
 from ..io.locations import is_url
+from .splits import choose_split, splits_of_folders
 
 PART_SUFFIX = r"~\d+"  # see `part_key`
 IMAGE_SUFFIXES = frozenset(
@@ -215,6 +216,8 @@ class Corpus:
         notes: what the user may want to know about how the inputs were read.
         sources: the paths and URLs that were given, patterns expanded.
         captions: the captions file that was given; None where captions were detected.
+        folder_splits: the splits of files that are in folders named after splits, by path.
+        split_origins: where splits come from, with the splits that are named there.
     """
 
     def __init__(self) -> None:
@@ -229,10 +232,27 @@ class Corpus:
         self.notes: list[str] = []
         self.sources: list[str] = []
         self.captions: str | None = None
+        self.folder_splits: dict[str, str] = {}
+        self.split_origins: dict[str, set[str]] = {}
 
     def by_modality(self) -> dict[str, ItemTable[Any]]:
         """Return the items by the names of their modalities."""
         return {"image": self.images, "video": self.videos, "audio": self.audio, "text": self.texts}
+
+    def note_folders(self, paths: Mapping[str, str]) -> None:
+        """Note the splits that folders are named after; ``paths`` are those of files by their
+        relative names.
+        """
+        for name, split in splits_of_folders(paths).items():
+            self.folder_splits[paths[name]] = split
+
+    def split_of(self, field: str | None, file: str | None, folder: str | None) -> str | None:
+        """Return the split of an input as `choose_split` does, and note where it comes from."""
+        split = choose_split(field, file, folder)
+        names = self.split_origins.setdefault(split.origin, set())
+        if split.name:
+            names.add(split.name)
+        return split.name
 
     def skip(self, key: str, path: str, error: str, message: str) -> None:
         """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""

@@ -14,6 +14,7 @@ import importlib.util
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
 from os.path import normpath
@@ -27,7 +28,7 @@ from ..errors import CorpusError, MissingExtraError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
 from ..reporter import counted
 from .captions import CaptionRow, read_captions
-from .containers import Reader, reader_of
+from .containers import Reader, reader_of, split_of_container
 from .items import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -40,6 +41,7 @@ from .items import (
     is_utf8,
     key_of_name,
 )
+from .splits import split_in_name
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
@@ -53,6 +55,7 @@ _CAPTIONS_NAMES = (
     "dataset*.json",
 )
 _IMAGES_FOLDER = "images"
+_PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
 
 def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
@@ -107,6 +110,13 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         root: [] if is_url(root) else find_images(corpus, root, follow, suffixes) for root in kinds
     }
     several = list(kinds.values()).count("folder") > 1
+    prefixes = {
+        root: f"{root.name}/" if several and kind == "folder" else ""
+        for root, kind in kinds.items()
+    }
+    corpus.note_folders(
+        {prefixes[root] + image.key: image.path for root in kinds for image in media[root]}
+    )
     given = None
     if chosen.captions is not None and any(media.values()):  # one captions file for all paths
         given = _CaptionSources(chain(*media.values()))
@@ -115,7 +125,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     containers: dict[Path, Reader] = {}
     for root, kind in kinds.items():
         if media[root]:
-            images, prefix = media[root], f"{root.name}/" if several and kind == "folder" else ""
+            images = media[root]
             found, files = (
                 (given, [chosen.captions])
                 if given
@@ -131,8 +141,11 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
             for key, image in sorted(
                 zip(assign_keys(names), images, strict=True), key=itemgetter(0)
             ):
-                _, captions, split = found.of(_absolute(image.path))
-                corpus.add_image(image._replace(key=prefix + key, split=split), captions)
+                matched = found.of(_absolute(image.path))
+                folder_split = corpus.folder_splits.get(image.path)
+                split = corpus.split_of(matched.split, matched.file_split, folder_split)
+                keyed = image._replace(key=prefixes[root] + key, split=split)
+                corpus.add_image(keyed, matched.captions)
         elif kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
         elif is_url(root) or root.suffix.lower() not in suffixes:  # else it was skipped above
@@ -241,6 +254,25 @@ def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> b
     return problem is None
 
 
+@dataclass(frozen=True)
+class _Matched:
+    """What a source has of an image.
+
+    Attributes:
+        by_name: whether it has the file name of the image alone, not its path.
+        source: as messages name it.
+        captions: of the image.
+        split: that its rows name.
+        file_split: that it is named after.
+    """
+
+    by_name: bool = False
+    source: str = ""
+    captions: Sequence[str] = ()
+    split: str | None = None
+    file_split: str | None = None
+
+
 class _CaptionSources:
     """The captions and splits of images, from sources that are added in the order in which these
     count.
@@ -258,19 +290,19 @@ class _CaptionSources:
         self._paths = [_absolute(image.path) for image in images]
         for path in self._paths:
             self._by_name[Path(path).name].append(path)
-        # of each image the rows of sources: whether these have its file name alone, source,
-        # captions and split
-        self._found: dict[str, list[tuple[bool, str, list[str], str | None]]] = defaultdict(list)
+        self._matched: dict[str, list[_Matched]] = defaultdict(list)
 
-    def of(self, path: str) -> tuple[str, list[str], str | None]:
-        """Return the source and the captions of an image, and its split: that of the first source
-        that names one.
+    def of(self, path: str) -> _Matched:
+        """Return the captions of an image, and its splits: those of the first sources that have
+        some.
         """
-        found = sorted(self._found.get(path, ()), key=itemgetter(0))
-        _, source, captions, _ = next(
-            (row for row in found if _any(row[2])), found[0] if found else (0, "", [], 0)
+        rows = sorted(self._matched.get(path, ()), key=lambda row: row.by_name)
+        first = next((row for row in rows if _any(row.captions)), rows[0] if rows else _Matched())
+        return replace(
+            first,
+            split=next((row.split for row in rows if row.split), None),
+            file_split=next((row.file_split for row in rows if row.file_split), None),
         )
-        return source, captions, next((split for *_, split in found if split), None)
 
     def add(self, source: str, file: Path, options: ReadOptions) -> int:
         """Add a captions file; return how many of its rows name an image.
@@ -312,7 +344,8 @@ class _CaptionSources:
             ):
                 unmatched += [str(row.file_name) for row in rows]
             else:
-                self._found[path].append((by_name, source, *_join_rows(rows)))
+                file_split = split_in_name(file.stem)
+                self._matched[path].append(_Matched(by_name, source, *_join_rows(rows), file_split))
                 matched += len(rows)
         # COCO files are often of another part of the same data set
         if matched or not source.endswith(".json"):
@@ -326,19 +359,19 @@ class _CaptionSources:
         for path in self._paths:
             text = Path(path).with_suffix(".txt")
             if (
-                not _any(self.of(path)[1])
+                not _any(self.of(path).captions)
                 and text.exists()
                 and _may_be_read(corpus, text.name, text, inside)
             ):
-                self._found[path].append(
-                    (True, ".txt files", *_join_rows(list(read_captions(text))))
+                self._matched[path].append(
+                    _Matched(True, ".txt files", *_join_rows(list(read_captions(text))))
                 )
 
     def note(self, root: Path) -> list[str]:
         """Return one line on what was taken from where."""
         taken: Counter[str] = Counter()
-        for source, captions, _ in map(self.of, self._paths):
-            taken[source] += len(captions)
+        for matched in map(self.of, self._paths):
+            taken[matched.source] += len(matched.captions)
         parts = " and ".join(
             f"{count:,} from {source}" for source, count in taken.most_common() if count
         )
@@ -405,6 +438,7 @@ def _detect_captions(
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     texts_of_image, name, path = Counter[str](), file.stem, str(file)
+    file_split = None if file.suffix.lower() in _PLAIN else split_in_name(name)
     for row in read_captions(file, options):
         start = row.key if options.key_column and row.key else f"{name}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
@@ -414,7 +448,8 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
                 texts_of_image[image_key] += 1
             else:
                 key = f"{start}#{number}" if len(row.captions) > 1 else start
-            corpus.add_text(TextItem(key, caption, image_key, row.split), path)
+            split = corpus.split_of(row.split, file_split, None)
+            corpus.add_text(TextItem(key, caption, image_key, split), path)
     if texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
@@ -453,6 +488,7 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
             f"{_first_reason(corpus)}",
             remedy="To embed texts, give the files: c3 embed captions.txt",
         )
+    corpus.note_folders({str(path).removeprefix(f"{root}/"): str(path) for path in containers})
     return containers
 
 
@@ -494,12 +530,19 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
                     corpus.skip(place, image.path, "DuplicateKey", message)
                     continue
                 owners[image.key] = image.path if image.source is None else image.source.file
-                own, split = (
-                    (captions, None)
-                    if options.captions is None
-                    else _join_rows(given.pop(image.key, []))
-                )
-                corpus.add_image(image._replace(split=split or image.split), own)
+                field = image.split
+                file_split = split_of_container(container)
+                texts = captions
+                if options.captions is not None:
+                    rows = given.pop(image.key, [])
+                    texts, row_split = _join_rows(rows)
+                    field = row_split or field
+                    if rows:
+                        file_split = split_in_name(options.captions.stem) or file_split
+                folders = corpus.folder_splits
+                folder_split = folders.get(image.path) or folders.get(str(container))
+                split = corpus.split_of(field, file_split, folder_split)
+                corpus.add_image(image._replace(split=split), texts)
         except (CorpusError, OSError) as error:
             reason = reason_of(error)
             if alone:

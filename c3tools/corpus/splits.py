@@ -1,15 +1,18 @@
 """The split of a row: train, val or test.
 
 Train is for fitting, val for choosing checkpoints, and test for scores. A corpus may name its
-splits in its own way (``train2017``, ``restval``, ``validation``); one without splits is split by a
-stable hash of the key, the same on every machine and in every run. So are, in all commands, rows of
-a corpus that names no row train: see `kept_splits`.
+splits in its own way (``train2017``, ``restval``, ``validation``): in a field, or by the names of
+its files or folders (`choose_split`). One without splits is split by a stable hash of the key, the
+same on every machine and in every run. So are, in all commands, rows of a corpus that names no row
+train: see `kept_splits`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -26,7 +29,59 @@ _ALIASES = {
     "val": re.compile(r"(val|valid|validation|dev)[-_ ]?\d*"),
     "test": re.compile(r"(test|testing|eval|evaluation)[-_ ]?\d*"),
 }
-_NAMED = re.compile(r"(train|val|valid|validation|dev|test)(?:[-_.]?\d.*)?$")
+_WORD_BOUNDARY = re.compile(r"[-_. ]+")
+
+
+@dataclass(frozen=True)
+class ChosenSplit:
+    """The split of an input as the corpus names it, None if its key decides, and what named it."""
+
+    name: str | None
+    origin: str
+
+
+def choose_split(field: str | None, file: str | None, folder: str | None) -> ChosenSplit:
+    """Return the split of an input: an explicit field wins over the name of an annotation file,
+    and that over the name of a folder (Karpathy's splits lie across val2014/).
+
+    Args:
+        field: what the corpus has for it under ``split``, if anything.
+        file: the split that its annotation file or table is named after (`split_in_name`).
+        folder: the split that its folder is named after (`splits_of_folders`).
+    """
+    if field:
+        return ChosenSplit(field, "the field split")
+    if file:
+        return ChosenSplit(file, "the names of files")
+    if folder:
+        return ChosenSplit(folder, "the names of folders")
+    return ChosenSplit(None, "a hash of the keys")
+
+
+def splits_of_folders(names: Iterable[str]) -> dict[str, str]:
+    """Return the splits of files by their relative names, where folders beside each other are
+    named after splits.
+
+    Folders count only if all of them that contain files are named after splits, and at least two
+    splits differ: train/ beside bus/ and car/ is a class. The outermost such folders count.
+    """
+    folder_of = {name: tuple(name.split("/")[:-1]) for name in names}
+    children: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for folder in set(folder_of.values()):
+        for depth, child in enumerate(folder):
+            children[folder[:depth]].add(named_split(child))
+    divided = {
+        parent
+        for parent, splits in children.items()
+        if len(splits) > 1 and splits.issubset(STANDARD)
+    }
+    splits = {}
+    for name, folder in folder_of.items():
+        for depth, child in enumerate(folder):
+            if folder[:depth] in divided:
+                splits[name] = named_split(child)
+                break
+    return splits
 
 
 def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = None) -> list[str]:
@@ -82,6 +137,26 @@ def kept_splits(names: Iterable[str]) -> Kept:
     return frozenset({"val", "test"}) if found - {"val", "test"} else None
 
 
+def describe_hash() -> str:
+    """Return the shares of the splits by hash, in words."""
+    return ", ".join(
+        f"{share:.0%} {name}".replace("%", " %") for name, share in HASH_FRACTIONS.items()
+    )
+
+
+def describe_origins(origins: dict[str, set[str]]) -> str:
+    """Return a sentence that says where the splits of a corpus come from.
+
+    Args:
+        origins: the splits that each origin (`ChosenSplit`) has named.
+    """
+    parts = []
+    for origin, names in origins.items():
+        splits = ", ".join(sorted({named_split(name) for name in names}, key=split_order))
+        parts.append(f"{origin} ({splits or describe_hash()})")
+    return f"Splits come from {' and '.join(parts)}."
+
+
 def describe_rule(names: Iterable[str]) -> str | None:
     """Return a sentence that says which rows are split by hash; None if every row stays in its
     split.
@@ -91,21 +166,18 @@ def describe_rule(names: Iterable[str]) -> str | None:
     if kept is None:
         return None
     which = "those that are neither val nor test are" if kept else "all are"
-    shares = ", ".join(
-        f"{share:.0%} {name}".replace("%", " %") for name, share in HASH_FRACTIONS.items()
-    )
     return (
         f"No rows are named train (only {', '.join(found)}): {which} split by a stable hash of "
-        f"their keys, {shares}."
+        f"their keys, {describe_hash()}."
     )
 
 
 def split_in_name(stem: str) -> str | None:
-    """Return the split that a file is named after: ``train`` of train-00000-of-00002, train_001 or
-    train, else None.
+    """Return the split that a file is named after: ``train`` of train-00000-of-00002,
+    captions_train2017 or cc12m-train-0001; None without one, or with two.
     """
-    match = _NAMED.match(stem)
-    return match[1] if match else None
+    splits = {named_split(word) for word in _WORD_BOUNDARY.split(stem)}.intersection(STANDARD)
+    return splits.pop() if len(splits) == 1 else None
 
 
 def split_order(split: str) -> tuple[list[bool], str]:

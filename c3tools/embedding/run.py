@@ -12,6 +12,7 @@ from typing import Any
 
 from ..corpus.items import Corpus, ItemTable, ReadOptions, TextItem, part_key
 from ..corpus.reading import read_corpus
+from ..corpus.splits import describe_origins
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
@@ -167,6 +168,7 @@ def embed(
     reporter.message(f"Found {', '.join(others)} and {texts}.")
     for note in corpus.notes:
         reporter.message(note)
+    reporter.message(describe_origins(corpus.split_origins))
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
     how = {"backend": backend, "precision": precision}
     # what auto stood for when the store was begun

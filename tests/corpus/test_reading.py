@@ -390,7 +390,7 @@ def test_coco_and_karpathy_files_in_the_folder_or_given(tmp_path: Path, kind: st
     ]
     given_file = read_corpus(tmp_path / "val2017", captions=folder / name)
     assert [caption for caption, _ in pairs(given_file)] == ["a", "b"]
-    assert given_file.images[0].split == (None if kind == "coco" else "restval")
+    assert given_file.images[0].split == ("val" if kind == "coco" else "restval")
 
 
 def test_the_deeper_folder_and_the_path_count_first(tmp_path: Path) -> None:
