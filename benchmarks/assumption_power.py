@@ -175,9 +175,8 @@ def verdicts(image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> dict[
             "image_key": [keys[item] for item in owner],
         }
         for modality, vectors, own in (("image", image, {"key": keys}), ("text", text, columns)):
-            write_rows(
-                path / part_name(modality, 0), info, shard_table(info, modality, vectors, own)
-            )
+            table = shard_table(info, modality, vectors, own)
+            write_rows(path / part_name(modality, 0), info, modality, table)
         collected = collect(Store.open(path), "image", "text")
         working = collected.working
         noise = residuals(working.first[working.item_index] - working.second, working.item_index)

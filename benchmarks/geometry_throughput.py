@@ -74,7 +74,7 @@ def write_store(folder: Path, pairs: int) -> None:
             rows[:, 1] += 0.6
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             table = shard_table(info, modality, rows, columns[modality])
-            write_rows(folder / part_name(modality, part), info, table)
+            write_rows(folder / part_name(modality, part), info, modality, table)
     StoreWriter(folder).finish()
 
 

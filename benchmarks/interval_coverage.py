@@ -82,9 +82,8 @@ def report(
         }
         flat = texts.reshape(-1, texts.shape[2])
         for modality, vectors, own in (("image", images, {"key": keys}), ("text", flat, columns)):
-            write_rows(
-                path / part_name(modality, 0), info, shard_table(info, modality, vectors, own)
-            )
+            table = shard_table(info, modality, vectors, own)
+            write_rows(path / part_name(modality, 0), info, modality, table)
         return numbers(gap_report(path, presets=()))
 
 

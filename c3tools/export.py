@@ -362,7 +362,12 @@ class _ExportWork(Work[ShardName, dict[str, Moments]]):
             write_atomically(self.output / f"{folder}/{stem}.{format}", write)
         for name, rows in tables.items():
             write_rows(
-                self.output / name, self.info, rows, (), exported["made_from"], split_bytes=False
+                self.output / name,
+                self.info,
+                modality,
+                rows,
+                made_from=exported["made_from"],
+                split_bytes=False,
             )
 
 

@@ -316,7 +316,7 @@ def add_shard(
 ) -> None:
     """Write a shard to a store, which does not list it yet."""
     table = shard_table(info, modality, embeddings, columns)
-    write_rows(path / part_name(modality, part), info, table, failures, made_from)
+    write_rows(path / part_name(modality, part), info, modality, table, failures, made_from)
 
 
 def make_store(

@@ -30,9 +30,8 @@ from ..corpus.items import PART_SUFFIX, Corpus, ImageItem, ItemTable
 from ..io.files import write_atomically
 from ..io.locations import is_url, name_or_file
 from ..store import Store
-from ..store.manifest import ShardRecord
 from ..store.rows import own_items
-from ..store.shards import ShardName
+from ..store.shards import ShardName, ShardRecord
 from .shards import EmbedOptions, ShardTask
 from .summary import ModalitySummary
 

@@ -40,7 +40,7 @@ from ..io.limits import LARGEST_DECODED
 from ..store import Failure, Store
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
-from ..store.shards import part_name, shard_schema, shard_table, write_rows
+from ..store.shards import part_name, shard_table, write_rows
 from .summary import ModalitySummary
 
 _MOST_WORKERS = 16
@@ -149,7 +149,12 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                     content = rewritten_shard(
                         self.store, self.modality, number, self.dropped[number], *content
                     )
-                write_rows(path / part_name(self.modality, number), self.store.info, *content)
+                write_rows(
+                    path / part_name(self.modality, number),
+                    self.store.info,
+                    self.modality,
+                    *content,
+                )
             waited, end = sum(batch.waited for batch in batches), time.perf_counter()
             seconds = {
                 "waiting": waited,
@@ -298,17 +303,15 @@ def rewritten_shard(
     Raises:
         StoreError: if the shard cannot be read.
     """
-    schema = shard_schema(modality, store.info)
-    rows = pa.Table.from_batches(list(store.batches(modality, parts=[part])), schema)
+    rows, failures = store.read_shard(modality, part)
     keys = keys_of(rows)
     chosen = [row for row, key in enumerate(keys) if key not in drop]
-    failures = [*store.shard_failures(modality, part), *failed]
     settled = {*drop, *(keys[row] for row in chosen)}
     if new is not None:
         places = {key: len(keys) + row for row, key in enumerate(keys_of(new))}
         chosen = [places.get(keys[row], row) for row in chosen]
         rows = pa.concat_tables([rows, new])
-    failures = [failure for failure in failures if failure.key not in settled]
+    failures = [failure for failure in [*failures, *failed] if failure.key not in settled]
     return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
 
 

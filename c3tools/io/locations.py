@@ -206,6 +206,11 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if isinstance(path, Path) else int(_request(path, "info")["size"])
 
 
+def version_at(url: Path) -> object:
+    """Return a value that changes when the object at a URL is replaced, its ETag if it has one."""
+    return _request(url, "checksum")
+
+
 def open_binary(path: Path, block: int | None = None) -> BinaryIO:
     """Open a seekable file for reading; a URL is read in ranges of ``block`` bytes (default
     `BLOCK`).

@@ -20,13 +20,12 @@ import pyarrow as pa
 from ..corpus.splits import split_order
 from ..errors import StoreError
 from ..io.artifact import Card
-from ..io.files import sha256_of
 from ..io.parquet import read_parquet
 from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, new_store
 from .rows import row_splits
 from .shard_indexes import keep_indexes
-from .shards import Failure, StoreInfo, part_name, shard_schema, write_rows
+from .shards import Failure, StoreInfo, part_name, write_rows
 
 
 def card_of(store: Any) -> Card:
@@ -83,8 +82,6 @@ def load_data_set(source: Any, output: str | Path = "c3-store") -> Path:
         path = source.file(modality, part)
         try:
             read_parquet(path)  # declared sizes may be of a stranger
-            if sha256_of(path) != source.shard_digest(modality, part):
-                raise ValueError("its sha256 is another one")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise StoreError(
                 f"{path} cannot be read ({error}).", remedy="Fetch the data set again."
@@ -126,16 +123,11 @@ def copy_store(
             for store, (modality, part) in [
                 (source, shard) for source in sources for shard in source.shards
             ]:
-                batches = list(store.batches(modality, parts=[part]))
-                table = pa.Table.from_batches(
-                    batches, None if batches else shard_schema(modality, info)
-                )
-                failed = [
-                    rename(store, failure) for failure in store.shard_failures(modality, part)
-                ]
+                table, failures = store.read_shard(modality, part)
+                failed = [rename(store, failure) for failure in failures]
                 path = building / part_name(modality, numbers[modality])
                 table = change(store, modality, table)
-                write_rows(path, info, table, failed, split_bytes=split_bytes)
+                write_rows(path, info, modality, table, failed, split_bytes=split_bytes)
                 rows[modality].update(row_splits(table))
                 numbers[modality] += 1
                 progress.advance()

@@ -196,7 +196,9 @@ def write_modalities(
                     written[rows.modality] += len(table)
                     off += off_unit
                     if (rows.modality, part) not in store.shards:
-                        write_rows(path / part_name(rows.modality, part), info, table, bad)
+                        write_rows(
+                            path / part_name(rows.modality, part), info, rows.modality, table, bad
+                        )
                     progress.advance(len(table) + len(bad))
                 if off:
                     treated = "divided by their norms" if info.normalised else "kept as they are"

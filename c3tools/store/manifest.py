@@ -2,7 +2,7 @@
 
     manifest.json   {"checksum": of the others,
                      "files": {"moments.safetensors": sha256, "image/_part-00000.faiss": sha256, …},
-                     "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …}}}
+                     "shards": {"image/part-00000.parquet": {"rows": n, "sha256": …, "size": n}}}
 
 What the manifest lists is the store. Shards that it does not list come from a run that did not
 finish; the same run adopts them. Listed files that are missing were lost, or are not yet copied.
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
@@ -37,7 +37,7 @@ from ..io.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove
+from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove, size_of
 from ..io.lock import locked_file
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
@@ -48,6 +48,7 @@ from .shards import (
     MANIFEST_FILE,
     Failure,
     ShardName,
+    ShardRecord,
     StoreInfo,
     add_moments,
     index_name,
@@ -67,13 +68,6 @@ _REPAIR = "Check the store with `c3 verify`; --repair writes this file for the s
 _OF_MOMENTS = ("key", "embedding", "split", *ITEM_COLUMNS)  # the columns that they depend on
 REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
 REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
-
-
-class ShardRecord(NamedTuple):
-    """A shard in the manifest: its number of rows and its SHA-256."""
-
-    rows: int
-    sha256: str
 
 
 @dataclass
@@ -223,7 +217,13 @@ class StoreWriter:
         place.
         """
         if len(rows) or failures:
-            write_rows(self.path / REWRITING / part_name(modality, part), self.info, rows, failures)
+            write_rows(
+                self.path / REWRITING / part_name(modality, part),
+                self.info,
+                modality,
+                rows,
+                failures,
+            )
         else:
             self._removed.add((modality, part))
 
@@ -319,7 +319,7 @@ class StoreWriter:
             for batch in () if rows else read_batches(file, shard[0], self.info, _OF_MOMENTS):
                 add_moments(groups, shard[0], batch)
                 rows += len(batch)
-            return groups, ShardRecord(rows, sha256_of(file)) if is_new else None
+            return groups, ShardRecord(rows, sha256_of(file), size_of(file)) if is_new else None
 
     def _put_in_place(self) -> list[ShardName]:
         """List the shards that are to be put in place, so that they are even if this run is killed,

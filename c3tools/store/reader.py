@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import C3Error, IncompleteStoreError, StoreError
@@ -20,21 +22,25 @@ from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
-from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest, ShardRecord
+from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, own_items, split_mask
 from .shards import (
+    FAILURES_FILE,
     INFO_FILE,
     MANIFEST_FILE,
     Failure,
     ShardName,
+    ShardRecord,
     SplitMoments,
     StoreInfo,
     add_moments,
+    header_of,
     index_name,
+    open_shard,
     part_name,
-    read_batches,
     read_failures,
     read_header,
+    shard_batches,
     shard_schema,
     shards_in,
 )
@@ -57,9 +63,21 @@ class Store(HubRepository):
     repository_type = "dataset"
     card, save_repository = card_of, save_data_set
 
-    def __init__(self, path: Path, info: StoreInfo, manifest: Manifest | None = None) -> None:
-        self.path, self.info, self.manifest = path, info, manifest
+    def __init__(
+        self,
+        path: Path,
+        info: StoreInfo,
+        manifest: Manifest | None = None,
+        *,
+        recorded: Manifest | None = None,
+    ) -> None:
+        self.path = path
+        self.info = info
+        self.manifest = manifest
         self.summary: Any = None
+        # what shards are compared with, for writers too
+        self._recorded = manifest or recorded
+        self._verified: dict[Path, object] = {}  # see `open_shard`
 
     def __repr__(self) -> str:
         """Return path, model and dimension; no shard is read."""
@@ -88,10 +106,13 @@ class Store(HubRepository):
         if isinstance(path, Store):
             return path
         folder = location(path)
-        info, manifest = StoreInfo.load(folder), None if incomplete else Manifest.load(folder)
+        info = StoreInfo.load(folder)
+        manifest = Manifest.load(folder)
+        if incomplete:
+            return cls(folder, info, recorded=manifest)
         opened = cls(folder, info, manifest)
         if manifest is None:
-            if not incomplete and "rows_of" not in info.extra:
+            if "rows_of" not in info.extra:
                 reporter.message(
                     f"{folder} has no {MANIFEST_FILE}: it is unfinished. The rows that exist are "
                     f"used; "
@@ -128,8 +149,10 @@ class Store(HubRepository):
         since.
         """
         listed = None if self.manifest is None else self.manifest.files.get(name)
+        if listed is None:
+            return True
         for _ in range(_LOOKS):
-            if listed in (None, sha256_of(self.path / name)):
+            if listed == sha256_of(self.path / name):
                 return True
             if Manifest.load(self.path) != self.manifest:
                 return False
@@ -148,13 +171,13 @@ class Store(HubRepository):
 
     @cached_property
     def shards(self) -> dict[ShardName, ShardRecord]:
-        """The record of every shard by modality and number, ascending; without a manifest it has no
-        SHA-256.
+        """The record of every shard by modality and number, ascending; without a manifest it has
+        neither SHA-256 nor size.
         """
         if self.manifest is not None:
             return dict(sorted(self.manifest.shards.items()))
         return {
-            shard: ShardRecord(read_header(self.file(*shard)).rows, "")
+            shard: ShardRecord(read_header(self.file(*shard)).rows, "", 0)
             for shard in shards_in(self.path)
         }
 
@@ -186,12 +209,59 @@ class Store(HubRepository):
 
     def shard_failures(self, modality: str, part: int) -> list[Failure]:
         """Return the inputs of one shard that were not embedded when it was made."""
-        return read_header(self.file(modality, part)).failures
+        with self._opened_shard(modality, part, []) as shard:
+            return header_of(shard, self.file(modality, part)).failures
+
+    def read_shard(self, modality: str, part: int) -> tuple[pa.Table, list[Failure]]:
+        """Return all rows of one shard, and the inputs that were not embedded when it was made.
+
+        Raises:
+            StoreError: if it cannot be read, or is not the one that the manifest lists.
+        """
+        schema = shard_schema(modality, self.info)
+        with self._opened_shard(modality, part) as shard:
+            batches = list(shard_batches(shard, schema))
+            failures = header_of(shard, self.file(modality, part)).failures
+        return pa.Table.from_batches(batches, None if batches else schema), failures
+
+    @contextmanager
+    def _opened_shard(
+        self, modality: str, part: int, columns: Sequence[str] | None = None
+    ) -> Iterator[pq.ParquetFile]:
+        """Open a shard and compare it with the manifest (see `open_shard`).
+
+        Raises:
+            StoreError: if it cannot be read, or is another one; also if a writer has changed the
+                store since it was opened.
+        """
+        path = self.file(modality, part)
+        record = self._recorded.shards.get((modality, part)) if self._recorded else None
+        try:
+            with open_shard(path, modality, columns, record, self._verified) as shard:
+                yield shard
+        except StoreError as error:
+            if self.manifest is not None and (
+                kind_of(self.path / REWRITING_LIST) or Manifest.load(self.path) != self.manifest
+            ):
+                raise self._changed() from error
+            raise
+
+    def _changed(self) -> StoreError:
+        return StoreError(
+            f"The store {self.path} was changed after it was opened.",
+            remedy="Run the same command again when the other run has finished. In Python, open "
+            "the store again.",
+        )
 
     def recorded_failures(self) -> list[Failure]:
         """Return the rows of failures.parquet: the inputs that are not embedded; none if there is
         no such file.
+
+        Raises:
+            StoreError: if it is damaged, or not the file that the manifest lists.
         """
+        if not self._require_listed(FAILURES_FILE):
+            raise self._changed()
         return read_failures(self.path)
 
     def count(self, modality: str, split: str | None = None) -> int:
@@ -348,6 +418,9 @@ class Store(HubRepository):
     ) -> Iterator[pa.RecordBatch]:
         """Stream the rows of ``modality`` in the order of the shards.
 
+        Each shard is compared with the manifest when it is opened: its SHA-256 if the embeddings
+        are read, else its size and number of rows.
+
         Args:
             modality: its name.
             columns: the columns to read; None for all.
@@ -356,7 +429,8 @@ class Store(HubRepository):
             parts: numbers of the shards to read; None for all.
 
         Raises:
-            StoreError: if the store does not have the modality, or a shard cannot be read.
+            StoreError: if the store does not have the modality, a shard cannot be read or is not
+                the one that the manifest lists, or the store was changed since it was opened.
         """
         if parts is None:
             self.require(modality)
@@ -364,26 +438,21 @@ class Store(HubRepository):
         every, wanted = split in (None, ALL), columns
         if columns is not None and not every:
             wanted = list(dict.fromkeys([*columns, "key", "split", *ITEM_COLUMNS]))
+        schema = shard_schema(modality, self.info)
         for part in parts:
-            path, rows = self.file(modality, part), 0
-            for batch in read_batches(path, modality, self.info, wanted):
-                rows += len(batch)
-                chosen = (
-                    batch
-                    if every
-                    else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
-                )
-                if wanted is not columns:
-                    chosen = chosen.select(
-                        [name for name in columns or () if name in chosen.schema.names]
+            with self._opened_shard(modality, part, wanted) as shard:
+                for batch in shard_batches(shard, schema, wanted):
+                    chosen = (
+                        batch
+                        if every
+                        else batch.filter(pa.array(split_mask(batch, split, self.kept_splits)))
                     )
-                if len(chosen):
-                    yield chosen
-            if self.manifest is not None and rows != (listed := self.shards[modality, part].rows):
-                raise StoreError(
-                    f"The shard {path} has {rows:,} rows, but {MANIFEST_FILE} lists {listed:,}.",
-                    remedy="Run `c3 verify --repair`, then the command that made the store again.",
-                )
+                    if wanted is not columns:
+                        chosen = chosen.select(
+                            [name for name in columns or () if name in chosen.schema.names]
+                        )
+                    if len(chosen):
+                        yield chosen
 
     def load(self, modality: str, split: str | None = None) -> Rows:
         """Return all rows of ``modality`` (of ``split``, or of all splits), embeddings as float32.

@@ -3,15 +3,20 @@
 
     image/part-00000.parquet    key, embedding, and the columns of the modality
 
-A shard takes a fixed block of inputs. The metadata of its file have a copy of store.json, the
-inputs that failed, and ``made_from``, a digest of the settings that the shard was made with. It is
-written under a temporary name and renamed, so it exists whole or not at all, and every page has a
-checksum.
+A shard takes a fixed block of inputs. The metadata of its file have a copy of store.json, its
+modality, the inputs that failed, and ``made_from``, a digest of the settings that the shard was
+made with. It is written under a temporary name and renamed, so it exists whole or not at all, and
+every page has a checksum.
+
+`open_shard` is the one place where rows are read. It compares the file with what the manifest
+records of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +35,16 @@ from ..errors import StoreError, UnreachableError
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
 from ..io.files import MALFORMED, read_json, read_limited, write_atomically
-from ..io.locations import SMALL_BLOCK, kind_of, name_or_file, names_in, unread_is_not_damaged
+from ..io.locations import (
+    SMALL_BLOCK,
+    kind_of,
+    name_or_file,
+    names_in,
+    on_this_machine,
+    open_binary,
+    unread_is_not_damaged,
+    version_at,
+)
 from ..moments import Moments
 from .rows import embedding_matrix, row_splits
 
@@ -45,6 +59,7 @@ _Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]
 ShardName = tuple[str, int]  # modality and number
 SplitMoments = dict[str, Moments]  # by the split that the rows name
 METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_from"
+MODALITY_KEY = b"c3.modality"
 ROW_GROUP_ROWS = 8192
 _MAKE_AGAIN = (
     "Run `c3 verify --repair`, then the command that made the store again: it makes "
@@ -217,6 +232,18 @@ def read_failures(store: Path) -> list[Failure]:
         return msgspec.convert(file.read().to_pylist(), list[Failure])
 
 
+class ShardRecord(NamedTuple):
+    """A shard in the manifest: its number of rows, its SHA-256, and its size in bytes."""
+
+    rows: int
+    sha256: str
+    size: int
+
+
+class WrongShardError(StoreError):
+    """A shard is not the one that the manifest lists."""
+
+
 class _ShardHeader(NamedTuple):
     """The metadata of a shard: number of rows, store.json (None for another program's), failed
     inputs, settings.
@@ -294,6 +321,7 @@ def shard_table(
 def write_rows(
     path: Path,
     info: StoreInfo,
+    modality: str,
     rows: pa.Table,
     failures: Sequence[Failure] = (),
     made_from: str | None = None,
@@ -308,6 +336,7 @@ def write_rows(
     Args:
         path: of the file, on this machine or at a URL.
         info: of the store; repeated in the metadata of the file.
+        modality: of the rows; in the metadata too.
         rows: with the columns of `shard_schema`, and others if there are any.
         failures: the inputs of this shard that were not embedded.
         made_from: digest of the settings; None for that of ``info``.
@@ -316,6 +345,7 @@ def write_rows(
     """
     metadata = {
         METADATA_KEY: json.dumps(info.to_dict(), sort_keys=True),
+        MODALITY_KEY: modality,
         FAILURES_KEY: json.dumps([asdict(failure) for failure in failures]),
         MADE_FROM_KEY: made_from or digest_of(info),
     }
@@ -354,40 +384,134 @@ def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
 
 
 def read_header(path: Path) -> _ShardHeader:
-    """Return what a shard says of itself; that of another program says nothing. No row is read."""
+    """Read a shard's metadata, and no row. Files of other programs have none."""
     with (
         refusing_damage(path),
         name_or_file(path, SMALL_BLOCK) as source,
         pq.ParquetFile(source) as file,
     ):
-        metadata = file.schema_arrow.metadata or {}
-        info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
-        failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
-        return _ShardHeader(
-            file.metadata.num_rows, info, failures, metadata.get(MADE_FROM_KEY, b"").decode()
+        return header_of(file, path)
+
+
+def header_of(shard: pq.ParquetFile, path: Path) -> _ShardHeader:
+    """Return the metadata of an open shard; ``path`` is for messages."""
+    metadata = shard.schema_arrow.metadata or {}
+    info = StoreInfo.decode(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
+    failures = msgspec.json.decode(metadata.get(FAILURES_KEY, b"[]"), type=list[Failure])
+    made_from = metadata.get(MADE_FROM_KEY, b"").decode()
+    return _ShardHeader(shard.metadata.num_rows, info, failures, made_from)
+
+
+@contextmanager
+def open_shard(
+    path: Path,
+    modality: str,
+    columns: Sequence[str] | None = None,
+    record: ShardRecord | None = None,
+    verified: dict[Path, object] | None = None,
+) -> Iterator[pq.ParquetFile]:
+    """Open a shard for reading, and refuse one that is not the shard on record.
+
+    If the columns include the embedding, the SHA-256 of the file is compared before a row is read;
+    otherwise only its size and number of rows. The file is opened once, so the bytes that are
+    hashed are those that are read, even if another file takes its name in the meantime. A shard at
+    a URL is downloaded for the comparison. Later reads of the same version fetch only the parts
+    that they need.
+
+    Args:
+        path: of the file, on this machine or at a URL.
+        modality: of its rows.
+        columns: that will be read; None for all.
+        record: what the manifest says of it; None for a shard that is not listed.
+        verified: by URL, the version whose SHA-256 was compared; extended here.
+
+    Raises:
+        WrongShardError: if it is not the shard on record, or has rows of another modality.
+        StoreError: if it is damaged.
+        UnreachableError: if it is there and cannot be read.
+    """
+    reads_embeddings = columns is None or "embedding" in columns
+    checks_digest = record is not None and reads_embeddings
+    version = None
+    with refusing_damage(path):
+        if checks_digest and verified is not None and not isinstance(path, Path):
+            version = version_at(path)
+            checks_digest = verified.get(path) != version
+        block = None if reads_embeddings else SMALL_BLOCK
+        with _open_once(path, block, download=checks_digest) as source:
+            if record is not None:
+                _require_recorded(path, source, record, checks_digest=checks_digest)
+            if version is not None and verified is not None:
+                verified[path] = version
+            with pq.ParquetFile(source, page_checksum_verification=True) as shard:
+                _require_rows(path, shard, modality, record)
+                yield shard
+
+
+@contextmanager
+def _open_once(path: Path, block: int | None, *, download: bool) -> Iterator[Any]:
+    """Open a file. A URL is read in ranges of ``block`` bytes, or downloaded first."""
+    if not isinstance(path, Path) and not download:
+        with open_binary(path, block) as file:
+            yield file
+        return
+    with (
+        on_this_machine(path) as local,
+        pa.OSFile(os.fsencode(local), "rb") as native,  # type: ignore[arg-type]
+    ):
+        yield native
+
+
+def _require_recorded(path: Path, source: Any, record: ShardRecord, *, checks_digest: bool) -> None:
+    """Compare the size of an open file, and its SHA-256 if asked to, with its record."""
+    size = source.seek(0, os.SEEK_END)
+    source.seek(0)
+    if size != record.size:
+        raise _wrong(path, f"it has {size:,} bytes instead of {record.size:,}")
+    if checks_digest and hashlib.file_digest(source, "sha256").hexdigest() != record.sha256:
+        raise _wrong(path, "its SHA-256 is different")
+
+
+def _require_rows(
+    path: Path, shard: pq.ParquetFile, modality: str, record: ShardRecord | None
+) -> None:
+    """Compare what the footer of a shard says with its record and its folder."""
+    rows = shard.metadata.num_rows
+    if record is not None and rows != record.rows:
+        raise _wrong(path, f"it has {rows:,} rows instead of {record.rows:,}")
+    written_as = (shard.schema_arrow.metadata or {}).get(MODALITY_KEY, modality.encode()).decode()
+    if written_as != modality:
+        raise WrongShardError(
+            f"{path} contains {written_as} rows, but lies in the folder of {modality} rows.",
+            remedy=_MAKE_AGAIN,
         )
+
+
+def _wrong(path: Path, difference: str) -> WrongShardError:
+    return WrongShardError(
+        f"{path} is not the shard that {MANIFEST_FILE} lists: {difference}.", remedy=_MAKE_AGAIN
+    )
+
+
+def shard_batches(
+    shard: pq.ParquetFile, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of an open shard with the columns of a schema, or those of them that are
+    named, and the other columns of the shard; the checksums of its pages are compared.
+    """
+    wanted = [field for field in schema if columns is None or field.name in columns]
+    names = None if columns is None else list(columns)
+    for batch in shard.iter_batches(batch_size=ROW_GROUP_ROWS, columns=names):
+        batch.validate(full=True)  # text that is not UTF-8 would fail later
+        yield _completed(batch, wanted)
 
 
 def read_batches(
     path: Path, modality: str, info: StoreInfo, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard; the checksums of its pages are compared."""
-    block = SMALL_BLOCK if columns and "embedding" not in columns else None
-    with (
-        refusing_damage(path),
-        name_or_file(path, block) as source,
-        pq.ParquetFile(source, page_checksum_verification=True) as file,
-    ):
-        wanted = [
-            column
-            for column in shard_schema(modality, info)
-            if columns is None or column.name in columns
-        ]
-        for batch in file.iter_batches(
-            batch_size=ROW_GROUP_ROWS, columns=None if columns is None else list(columns)
-        ):
-            batch.validate(full=True)  # text that is not UTF-8 would fail later
-            yield _completed(batch, wanted)
+    """Yield the rows of a shard that is not compared with a manifest; see `shard_batches`."""
+    with open_shard(path, modality, columns) as shard:
+        yield from shard_batches(shard, shard_schema(modality, info), columns)
 
 
 def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.RecordBatch:
