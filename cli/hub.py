@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import c3tools
@@ -72,7 +74,7 @@ def pull(
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
-    from c3tools.io.artifact import class_of, download_repository, holds_result, replacing
+    from c3tools.io.artifact import class_of, download_repository, holds_result
 
     try:
         fetched = download_repository(
@@ -93,14 +95,32 @@ def pull(
             remedy="Update c3tools.",
         )
     folder = output or Path(folders[name])
-    holds_result(folder, name, ())
     kind = getattr(c3tools, name)
-    if name == "Store":
-        kind.from_pretrained(fetched, output=folder)
-    else:
-        kind.from_pretrained(fetched)  # or the error says what is wrong with it
-        with replacing(folder) as new:
-            for file in fetched.iterdir():
-                shutil.copyfile(file, new / file.name)
-    message(f"Wrote the {name} of {repository} to {folder}.")
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=parent) as temporary:
+        new = Path(temporary, "pulled")
+        if name == "Store":
+            kind.from_pretrained(fetched, output=new)
+        else:
+            kind.from_pretrained(fetched)  # or the error says what is wrong with it
+            shutil.copytree(fetched, new)
+        if folder.is_dir() and _has_same_files(folder, new):
+            message(f"{folder} contains the {name} of {repository} already: nothing to do.")
+        else:
+            holds_result(folder, name, ())
+            new.replace(folder)
+            message(f"Wrote the {name} of {repository} to {folder}.")
     return {"class": name, "repository": repository, "folder": str(folder)}
+
+
+def _has_same_files(first: Path, second: Path) -> bool:
+    """Return whether two folders hold the same files, byte for byte."""
+    names = [
+        sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        for folder in (first, second)
+    ]
+    if names[0] != names[1]:
+        return False
+    same, _, _ = filecmp.cmpfiles(first, second, names[0], shallow=False)
+    return len(same) == len(names[0])

@@ -588,18 +588,19 @@ def _explained(repo_id: str) -> Iterator[bool]:
         )
     from huggingface_hub import constants
 
+    is_online = answers(constants.ENDPOINT)
     try:
-        yield answers(constants.ENDPOINT)
+        yield is_online
     except C3Error:
         raise
     except Exception as error:
         # the client raises whatever its layers raise, and they differ by version
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = " ".join(str(error).split())[:300]
-        text, remedy = (
-            f"{repo_id} on {constants.ENDPOINT}: {reason}",
-            "Try again when the server can be reached.",
-        )
+        text = f"{repo_id} on {constants.ENDPOINT}: {reason}"
+        remedy = "Try again when the server can be reached."
+        if not is_online:  # what the client says then is for its own callers
+            text = f"{repo_id} cannot be reached: {constants.ENDPOINT} does not answer."
         if status in (401, 403, 404):
             text = (
                 f"{constants.ENDPOINT} has no {repo_id} of this kind and revision that you may "

@@ -146,7 +146,12 @@ def test_errors_say_what_would_help(
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     refused(UnreachableError, r"me/c3 .*\(401\).*TOKEN", pipeline.push_to_hub, "me/c3")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
-    refused(UnreachableError, "http://127", Pipeline.from_pretrained, "me/other")
+    refused(
+        UnreachableError,
+        "me/other cannot be reached: http://127.0.0.1:1 does not answer",
+        Pipeline.from_pretrained,
+        "me/other",
+    )
     refused(UnreachableError, "http://127", pipeline.push_to_hub, "me/c3")
 
 
@@ -202,7 +207,10 @@ def test_push_and_pull(hub: Hub, c3: C3, store: Store, tmp_path: Path) -> None:
         assert f"to {folder}." in run(f"pull {name}")
     run("verify c3-store")
     assert Captioner.load("c3-decoder").fingerprint() == captioner.fingerprint()
-    assert "c3-pipeline" in run("pull me/c3", 1)  # is there already
+    for name in ("me/c3", "me/rows", "me/captions"):
+        assert "already: nothing to do." in run(f"pull {name}")
+    (tmp_path / "c3-pipeline" / "notes.txt").write_text("mine")
+    assert "c3-pipeline" in run("pull me/c3", 1)  # something else is there
     hub.files["models/me/rows"] = [{"config.json": b'{"model_type": "bert"}'}]
     run("pull me/rows -o two")  # the store, since the model is of another program
     pipeline.push_to_hub("me/rows")
