@@ -30,7 +30,7 @@ from .shards import Failure, StoreInfo, part_name, write_rows
 
 def card_of(store: Any) -> Card:
     """Return the facts of the card of a store."""
-    info, names = store.info, [name for name in store.modalities if store.count(name)]
+    info, names = store.info, store.modalities
     counts = {
         name: sorted(store.split_counts(name).items(), key=lambda item: split_order(item[0]))
         for name in names
@@ -59,7 +59,7 @@ def card_of(store: Any) -> Card:
 
 def save_data_set(store: Any, folder: Path) -> None:
     """Write the data set of a store to a new folder, whole or not at all."""
-    if not any(map(store.count, store.modalities)):
+    if not store.modalities:
         raise StoreError(
             f"The store {store.path} has no rows to share.", remedy="Run `c3 embed` first."
         )

@@ -69,7 +69,7 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
     """
     store = Store.open(store)
     means, found = [], list[tuple[str, str, Moments, str]]()
-    for modality in filter(store.count, store.modalities):
+    for modality in store.modalities:
         groups, whole = store.moments_by_split(modality), store.moments(modality)
         found += [
             (modality, split, groups[split], "store") for split in sorted(groups, key=split_order)

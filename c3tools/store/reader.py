@@ -189,9 +189,11 @@ class Store(HubRepository):
 
     @property
     def modalities(self) -> list[str]:
-        """The names of the modalities that have shards, ``image`` and ``text`` first."""
+        """The names of the modalities that have rows, ``image`` and ``text`` first. Shards of
+        inputs that all failed have none.
+        """
         return sorted(
-            {modality for modality, _ in self.shards},
+            {modality for (modality, _), record in self.shards.items() if record.rows},
             key=lambda name: (name not in ("image", "text"), name),
         )
 
@@ -499,7 +501,7 @@ class Store(HubRepository):
 
     def require(self, modality: str) -> None:
         """Raise a StoreError that lists the modalities if ``modality`` is not one of them."""
-        if not self.parts(modality):
+        if modality not in self.modalities:
             present = ", ".join(self.modalities) or "none so far"
             raise StoreError(
                 f"The store {self.path} has no modality {modality!r}. Its modalities: {present}.",

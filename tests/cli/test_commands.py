@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import c3tools
-from c3tools import Store, embed, gap_report, machine
-from tests.conftest import C3, as_json, copy_photos, done, unit_rows
+from c3tools import Rows, Store, embed, gap_report, machine
+from tests.conftest import C3, as_json, build_store, copy_photos, done, unit_rows
 from tests.stores import whole_store
 
 from ..captioning.conftest import trained_captioner
@@ -169,3 +169,27 @@ def test_a_page_is_not_made_beside_json_and_is_shown_in_the_browser(
     assert "Is there a modality gap?" in (here / "gap-report.html").read_text()
     done(c3("gap-report", "--open", "--html", here / "own.html", "--json"))
     assert shown == [(here / name).as_uri() for name in ("gap-report.html", "own.html")]
+
+
+def test_a_long_document_is_one_line_of_the_hits_and_whole_in_the_json(
+    c3: C3, tmp_path: Path
+) -> None:
+    document = "The harbour.\n\n" + "A boat lies at the quay. " * 100
+    texts = Rows.of("text", ["a", "b"], unit_rows(2, 8), caption=[document, "a dog"])
+    build_store(tmp_path / "c3-store", texts)
+    done(c3("index"))
+    line = done(c3("search", "--key", "a", "-k", "1")).stdout.splitlines()[1]
+    start = "The harbour. A boat lies at the quay. A boat"
+    assert f"a  {start}" in line and line.endswith("…") and len(line) < 250
+    (hit,) = as_json(c3("search", "--key", "a", "-k", "1", "--json"))[0]["hits"]
+    assert hit["caption"] == document
+
+
+def test_a_modality_of_which_every_input_failed_stops_no_command(c3: C3, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"photo{number}.png").write_bytes(b"broken")
+        (tmp_path / f"photo{number}.txt").write_text(f"a dog {number}\n")
+    embed(tmp_path, tmp_path / "c3-store", workers=0)
+    assert Store.open("c3-store").modalities == ["text"]
+    for command in ("index", "export", "gap-report"):
+        done(c3(command))
