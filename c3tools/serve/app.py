@@ -1,15 +1,16 @@
 """Serve an index: a page to search with a text or a photo, and the same in JSON.
 
-    GET  /                  the page
+    GET  /?q=TEXT           the page; with q it shows what was found, also without JavaScript
     GET  /search?q=TEXT     {"query": ..., "hits": [...]}, those of `c3 search --json`, some with
-    "thumbnail" POST /search            the same for a photo (the file is the body, Content-Type:
-    image/...), or for
-                            {"vector": [...], "modality": "text"} (Content-Type: application/json)
+                            "thumbnail" or "sound"
+    POST /search            the same for a photo (the file is the body, Content-Type: image/...), or
+                            for {"vector": [...], "modality": "text"} (application/json)
     GET  /thumbnail/ROW     the photo of a row, small, as JPEG
+    GET  /sound/ROW         the sound of a row, as it is
 
 `k` (10), `in` (a modality), `split` and `separate` may be added to the address of a search. Wrong
 input is answered with {"error": ...} and a status of 4xx. Requests name rows, never files: only
-photos of the index are opened.
+photos and sounds of the index are opened.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,6 +38,7 @@ from starlette.routing import Route
 
 from ..arrays import Matrix
 from ..corpus.containers import PhotoFinder
+from ..corpus.items import is_sound
 from ..encoders import UNREADABLE, Encoder, open_image
 from ..errors import C3Error, reason_of
 from ..index import Index
@@ -45,6 +48,7 @@ from ..reporter import counted
 LARGEST_UPLOAD = 20 * 2**20
 """Bytes."""
 _MOST_RESULTS = 100
+_ON_PAGE = 30  # results
 _MOST_CHARACTERS = 1_000
 _UPLOAD_SECONDS = 30
 # others have decoders that a stranger's file could keep busy
@@ -78,6 +82,7 @@ def create_app(
             Route("/search", server.search_text, methods=["GET"]),
             Route("/search", server.search_upload, methods=["POST"]),
             Route("/thumbnail/{row:int}", server.thumbnail),
+            Route("/sound/{row:int}", server.sound),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={HTTPException: _refused, C3Error: _refused},
@@ -100,17 +105,37 @@ class _Server:
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
 
     def page(self, request: Request) -> Response:
-        """Return the page."""
-        rows = counted(self.index.rows.num_rows, "row")
-        title = self.index.path.name
-        return HTMLResponse(render_page(_TEMPLATE, title=title, rows=rows, choices=self.choices))
+        """Return the page, with the hits of the text in the address."""
+        hits: list[dict[str, Any]] = []
+        note = ""
+        if request.query_params.get("q", "").strip():
+            try:
+                hits = self._find_text(request, str(_ON_PAGE))["hits"]
+                note = "" if hits else "Nothing was found."
+            except (HTTPException, C3Error) as error:
+                note = error.detail if isinstance(error, HTTPException) else str(error)
+        page = render_page(
+            _TEMPLATE,
+            title=self.index.path.name,
+            rows=counted(self.index.rows.num_rows, "row"),
+            choices=self.choices,
+            asked={name: request.query_params.get(name, "") for name in ("q", "in", "split")},
+            hits=hits,
+            note=note,
+            most=_ON_PAGE,
+            takes_photos="image" in self.encoder.modalities,
+        )
+        return HTMLResponse(page)
 
     def search_text(self, request: Request) -> Response:
         """Search for the text of the address."""
+        return JSONResponse(self._find_text(request, "10"))
+
+    def _find_text(self, request: Request, k: str) -> dict[str, Any]:
         text = request.query_params.get("q", "").strip()
         if not 0 < len(text) <= _MOST_CHARACTERS:
             raise HTTPException(400, f"q must be a text of 1 to {_MOST_CHARACTERS:,} characters.")
-        return self._answer(request, text, lambda: self.encoder.encode_queries([text]), "text")
+        return self._find(request, text, lambda: self.encoder.encode_queries([text]), "text", k)
 
     async def search_upload(self, request: Request) -> Response:
         """Search with a photo or a vector."""
@@ -120,7 +145,9 @@ class _Server:
         body = await _read(request)
         if kind != "application/json":
             embed = lambda: self.encoder.encode_images([_photo(body)])  # noqa: E731
-            return await run_in_threadpool(self._answer, request, "photo", embed, "image")
+            return JSONResponse(
+                await run_in_threadpool(self._find, request, "photo", embed, "image")
+            )
         try:
             query = msgspec.json.decode(body, type=_VectorQuery)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -130,28 +157,40 @@ class _Server:
             raise HTTPException(
                 400, f"The vector has {vector.shape[1]} numbers, not {self.index.record['dim']}."
             )
-        return await run_in_threadpool(
-            self._answer, request, "vector", lambda: vector, query.modality
+        return JSONResponse(
+            await run_in_threadpool(self._find, request, "vector", lambda: vector, query.modality)
         )
 
     def thumbnail(self, request: Request) -> Response:
         """Return the photo of a row."""
-        row = request.path_params["row"]
+        return self._file(request.path_params["row"], self.jpeg, "photo", "image/jpeg")
+
+    def sound(self, request: Request) -> Response:
+        """Return the sound of a row."""
+        return self._file(request.path_params["row"], self._sound, "sound", "audio/*")
+
+    def _file(self, row: int, read: Callable[[int], bytes], kind: str, media: str) -> Response:
         try:
             if row >= self.index.rows.num_rows:
                 raise ValueError("there is no such row")
-            content = self.jpeg(row)
+            content = read(row)
         except _UNREADABLE as error:
             raise HTTPException(
-                404, f"There is no photo of row {row}: {reason_of(error)}."
+                404, f"There is no {kind} of row {row}: {reason_of(error)}."
             ) from None
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+        return Response(content, media_type=media, headers={"Cache-Control": "max-age=3600"})
 
-    def _answer(
-        self, request: Request, query: str, embed: Callable[[], Matrix], modality: str
-    ) -> Response:
+    def _find(
+        self,
+        request: Request,
+        query: str,
+        embed: Callable[[], Matrix],
+        modality: str,
+        k: str = "10",
+    ) -> dict[str, Any]:
+        """Return the query and its hits as JSON values; the options are in the address."""
         asked = request.query_params
-        k = asked.get("k", "10")
+        k = asked.get("k", k)
         if k not in map(str, range(1, _MOST_RESULTS + 1)):
             raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
         for name, known in self.choices.items():
@@ -164,11 +203,21 @@ class _Server:
         (hits,) = self.index.rank(
             embeddings, modality, int(k), within=within, split=split, separate=separate
         )
-        found = [
-            hit.to_dict() | ({"thumbnail": f"thumbnail/{hit.row}"} if hit.path else {})
-            for hit in hits
-        ]
-        return JSONResponse({"query": query, "hits": found})
+        found = []
+        for hit in hits:
+            values = hit.to_dict()
+            if hit.path:
+                kind = "sound" if is_sound(hit.path) else "thumbnail"
+                values[kind] = f"{kind}/{hit.row}"
+            found.append(values)
+        return {"query": query, "hits": found}
+
+    def _sound(self, row: int) -> bytes:
+        path = self.index.rows.column("path")[row].as_py()
+        if not is_sound(path or ""):
+            raise ValueError("it is no sound")
+        with self.reading:
+            return self.photos.read_again(path)
 
     def _jpeg(self, row: int) -> bytes:
         path = self.index.rows.column("path")[row].as_py()

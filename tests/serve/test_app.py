@@ -164,6 +164,41 @@ def test_a_bad_request_is_answered_and_stops_nothing(
     assert client.get("/search?q=a").status_code == 200
 
 
+def test_the_page_answers_the_query_in_its_address_without_scripts(client: Any) -> None:
+    page = client.get("/?q=b 0&in=text&split=")
+    assert page.status_code == 200
+    assert 'value="b 0"' in page.text
+    assert "<option selected>text<" in page.text
+    captions = re.findall("<blockquote>(.*?)</blockquote>", page.text)
+    hits = client.get("/search?q=b 0&in=text&k=30").json()["hits"]
+    assert captions == [hit["caption"] for hit in hits]
+
+
+def test_the_page_says_what_is_wrong_with_its_address(client: Any) -> None:
+    page = client.get("/?q=dog&in=<b>")
+    assert "in must be one of image, text." in page.text
+    assert "<b>" not in page.text
+
+
+@pytest.fixture
+def text_client(index: Index, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of a server whose model takes texts alone."""
+    from c3tools.serve.app import create_app
+
+    encoder = colour_encoder()
+    monkeypatch.setattr(encoder, "modalities", ("text",))
+    with testclient.TestClient(create_app(index, encoder), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def test_a_model_of_texts_alone_is_not_asked_with_photos(text_client: Any) -> None:
+    page = text_client.get("/").text
+    assert 'type="file"' not in page
+    response = text_client.post("/search", content=photo(), headers={"Content-Type": "image/png"})
+    assert response.status_code == 400
+    assert "takes text, but not image" in response.json()["error"]
+
+
 def test_ten_clients_at_once_get_their_own_answers(client: Any, index: Index) -> None:
     texts = [f"{name} {n}" for name in COLOURS for n in (0, 1)] * 5
     with ThreadPoolExecutor(10) as pool:
@@ -207,6 +242,12 @@ def test_the_page_in_a_real_browser(client: Any, tmp_path: Path, browser: Any) -
             )
             element("#file").send_keys(str(tmp_path / "gold.png"))
             until("document.querySelector('#hits span')?.innerText == 'd'")
+            browser.back()
+            until("document.querySelector('#hits figure.text blockquote')?.innerText == 'b 0'")
+            assert "q=b+0" in browser.current_url
+            (tmp_path / "notes.txt").write_text("no photo")
+            element("#file").send_keys(str(tmp_path / "notes.txt"))
+            until("document.querySelector('#note').innerText.includes('notes.txt is not a photo')")
         finally:
             server.should_exit = True
             thread.join()
