@@ -298,7 +298,7 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
     if ends is None:
         return None
     sampled = "images and seeds" if len(seeds) > 1 else "images (one seed)"
-    shown = "" if ends[0] > 0 or ends[1] < 0 else "; not shown to differ"
+    shown = "" if ends[0] > 0 or ends[1] < 0 else "; no significant difference"
     difference, low, high = (
         score_text(metric, value, signed) for value in (float(differences.mean()), *ends)
     )
