@@ -1,9 +1,8 @@
-"""Write reference/cli.md, the table of all commands and their everyday options, from the
-application.
+"""Write reference/cli.md, the table of all commands, from the application.
 
     python docs/reference.py
 
-A test compares the page with what this makes, so run it after a change of an option. `make docs`
+A test compares the page with what this makes, so run it after a change of a command. `make docs`
 also writes the help of every command to reference/help.md, which is not kept in git.
 """
 
@@ -22,25 +21,22 @@ from typer.cli import get_docs_for_click
 FOLDER = Path(__file__).parent / "reference"
 INTRODUCTION = """# Commands
 
-`c3 COMMAND --help` explains every option with its default. Every command takes `--json`: it prints
-the result as JSON, or writes it to a file if a path follows. Options for experts and clusters are
-in the help alone.
+Every command links to its help, which `c3 COMMAND --help` prints too: all options with their
+defaults. Every command takes `--json`: it prints the result as JSON, or writes it to a file if a
+path follows.
 """
 
 
 def cli_page() -> str:
-    """Return the page as Markdown: what each command does, and the names of its options."""
-    rows = ["| command | what it does | options |", "|---|---|---|"]
+    """Return the page as Markdown: what each command does, with a link to its help."""
+    rows = ["| command | what it does |", "|---|---|"]
     for name in COMMANDS:
         command: Any = typer.main.get_command(app)
         for word in name.split():
             command = command.get_command(None, word)
-        options = [
-            p for p in command.params if p.param_type_name == "option" and not p.rich_help_panel
-        ]
-        names = ", ".join(f"`{p.opts[0]}`" for p in options if p.name not in ("json", "help"))
         summary = command.help.split("\n\n")[0].replace("\n", " ")
-        rows.append(f"| `c3 {name}` | {summary} | {names} |")
+        anchor = f"c3-{name.replace(' ', '-')}"
+        rows.append(f"| [`c3 {name}`](help.md#{anchor}) | {summary} |")
     return "\n".join([INTRODUCTION, *rows]) + "\n"
 
 
