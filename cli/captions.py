@@ -66,9 +66,8 @@ def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: An
     if result.failures:
         raise CorpusError(
             f"{len(result.failures)} of {len(result.failures) + len(rows)} files could not be "
-            f"read as images. They are "
-            "named above.",
-            remedy="The other images have captions. Replace or remove these files.",
+            "read. They are named above.",
+            remedy="The others have captions. Replace or remove these files.",
         )
 
 

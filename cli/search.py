@@ -13,6 +13,8 @@ from c3tools.tables import Table
 
 from ._console import lines_for_dash, message, out, print_table, reporter
 
+LONGEST_CAPTION = 200  # characters of a hit that are printed
+
 
 def export(
     *, format: str = "parquet", overwrite: bool = False, list_all: bool = False, **options: Any
@@ -114,6 +116,7 @@ def search(
     text: Sequence[str] = (),
     *,
     image: Sequence[str] = (),
+    audio: Sequence[str] = (),
     vector: str | Path | None = None,
     index: str | Path | None = None,
     html: Path | None = None,
@@ -126,6 +129,7 @@ def search(
 
     Args:
         image: Search with this image.
+        audio: Search with this sound file.
         index: The folder of the index, or a store that c3 embed --faiss made. By default c3-index;
             if it is not there, such a store.
         html: Also write an HTML page with thumbnails.
@@ -137,6 +141,7 @@ def search(
     results = opened.search(
         lines_for_dash(text) or None,
         image=image or None,
+        audio=audio or None,
         vector=vector,
         **options,
         reporter=reporter(),
@@ -147,9 +152,15 @@ def search(
     for result in results:
         out.print(result.query, style="bold")
         for hit in result.hits:
-            label = "  ".join(part for part in (hit.caption, hit.path) if part)
+            label = "  ".join(part for part in (_one_line(hit.caption), hit.path) if part)
             out.print(f"{hit.score:7.2f}  {hit.modality:5}  {hit.key}  {label}", soft_wrap=True)
     return [result.to_dict() for result in results]
+
+
+def _one_line(caption: str | None) -> str:
+    """Return the beginning of a caption as one line; `--json` has all of it."""
+    line = " ".join((caption or "").split())
+    return line if len(line) <= LONGEST_CAPTION else f"{line[:LONGEST_CAPTION]}…"
 
 
 def serve(**options: Any) -> None:

@@ -12,11 +12,20 @@ import numpy as np
 from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
-from ..corpus.items import IMAGE_SUFFIXES, Corpus, Failure, ImageItem
+from ..corpus.items import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Corpus, Failure, ImageItem, is_sound
 from ..corpus.reading import assign_keys, find_images
 from ..embedding.shards import EmbedOptions, encoded_images
+from ..embedding.sounds import encode_sounds
 from ..encoders import Encoder, resolve_encoder
-from ..errors import CorpusError, DecoderError, OutputError, telling_what_is_kept
+from ..encoders.plugins import find_plugin
+from ..errors import (
+    CorpusError,
+    DecoderError,
+    EncoderError,
+    OutputError,
+    reason_of,
+    telling_what_is_kept,
+)
 from ..executors import cores
 from ..io.artifact import digest_of
 from ..io.locations import is_url, location
@@ -30,6 +39,16 @@ from .captioner import Captioner
 _FEW = 4  # photos that are decoded before a worker process has started
 # embeddings, and photos, captioned at a time; steered ones take seconds each
 _ROWS, _PHOTOS = 256, 64
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Embeddings to caption."""
+
+    modality: str
+    keys: Sequence[str]
+    embeddings: Matrix  # float32 (n, d)
+    failures: list[Failure]  # files beside them that cannot be read
 
 
 @dataclass
@@ -87,7 +106,8 @@ def caption_images(
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> Captions:
-    """Caption image files and the images of folders (searched recursively), or embeddings.
+    """Caption image files and the images of folders (searched recursively), or embeddings. Models
+    of sounds caption sound files alike.
 
     Each caption is written as soon as it is made. The same call continues an interrupted run, and
     existing captions are kept. See `c3tools.captioning.caption_files`.
@@ -138,16 +158,15 @@ def caption_images(
         )
     rows: Rows | None = None
     failures: list[Failure] = []
-    if embeddings is None:
-        photos, failures = _images_by_key([Path(path) for path in paths], follow_symlinks)
-    elif paths or txt or xmp or html is not None or model is not None or random_init is not None:
+    of_files = [paths, txt, xmp, html is not None, model is not None, random_init is not None]
+    if embeddings is not None and any(of_files):
         raise DecoderError(
             "--embeddings need no photos and no encoder, so images, --txt, --xmp, --html, --model "
             "and --random-init "
             "cannot be used with them.",
             remedy="Leave these out; write the captions with --json.",
         )
-    else:
+    if embeddings is not None:
         rows, identity = read_rows(embeddings, modality, key)
         photos = {row: location(embeddings) for row in rows.keys}
     if not isinstance(decoder, Captioner):
@@ -156,7 +175,13 @@ def caption_images(
             reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
     generation = decoder.generation(beams, length_penalty, top_p, temperature, steer, seed)
-    if rows is not None:
+    if rows is None:
+        # the models of open_clip take no sounds, so beside photos these are passed over
+        suffixes = IMAGE_SUFFIXES
+        if find_plugin(model or str(decoder.model.get("name", ""))):
+            suffixes = IMAGE_SUFFIXES | AUDIO_SUFFIXES
+        photos, failures = _files_by_key([Path(path) for path in paths], suffixes, follow_symlinks)
+    else:
         decoder.check_model(identity, rows.embeddings.shape[1])
         decoder.check_embeddings(rows.embeddings, modality, rows.keys, reporter)
     how = {
@@ -205,51 +230,92 @@ def caption_images(
                 reporter=reporter,
             )
             decoder.check_model(encoder.identity, encoder.dim)
+        inputs = photos if rows is None else rows
+        size = 1 if steer else _ROWS
         with reporter.progress("Captioning", len(writer.pending)) as progress:
-            for keys, batch, failed in _batches(
-                photos, rows, writer.pending, encoder, 1 if steer else _ROWS
-            ):
-                captions = decoder.write(batch, modality, keys, encoder, generation)
-                for name, caption in zip(keys, captions, strict=True):
+            for batch in _batches(inputs, modality, writer.pending, encoder, size):
+                captions = decoder.write(
+                    batch.embeddings, batch.modality, batch.keys, encoder, generation
+                )
+                for name, caption in zip(batch.keys, captions, strict=True):
                     writer.write(name, caption)
-                failures += failed
-                progress.advance(len(keys) + len(failed))
+                failures += batch.failures
+                progress.advance(len(batch.keys) + len(batch.failures))
         return Captions(writer.finish(failures), failures, kept, writer.files)
 
 
 def _batches(
-    photos: Mapping[str, Path],
-    rows: Rows | None,
+    inputs: Rows | Mapping[str, Path],
+    modality: str,
     pending: Sequence[str],
     encoder: Encoder | None,
     size: int,
-) -> Iterator[tuple[Sequence[str], Matrix, list[Failure]]]:
-    """Yield keys and embeddings (n, d) of what is pending, with the photos that cannot be read."""
-    if rows is not None:
-        place = positions(rows.keys)
-        for start in range(0, len(pending), size):
-            keys = pending[start : start + size]
-            yield keys, rows.embeddings[[place[key] for key in keys]], []
+) -> Iterator[_Batch]:
+    """Yield embeddings of what is pending: of rows, or of photos and then sounds, which the encoder
+    embeds.
+    """
+    if isinstance(inputs, Rows):
+        yield from _row_batches(inputs, modality, pending, size)
     elif encoder is not None:  # there is none if nothing is pending
-        images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
-        options = EmbedOptions(workers=None if len(images) > _FEW else 0)
-        names, parts, failures, left = list[str](), list[Matrix](), list[Failure](), len(images)
-        for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
-            names += [row["key"] for row in batch.rows]
-            failures += batch.failures
-            parts.append(vectors)
-            left -= len(batch.rows) + len(batch.failures)
-            # encoders take fewer at a time than beams do well with
-            if len(names) >= min(size, _PHOTOS) or not left:
-                yield names, np.concatenate(parts), failures
-                names, parts, failures = [], [], []
+        sounds = [key for key in pending if is_sound(inputs[key])]
+        images = [key for key in pending if not is_sound(inputs[key])]
+        if images:
+            encoder.require("image")
+            yield from _image_batches(inputs, images, encoder, size)
+        if sounds:
+            encoder.require("audio")
+            yield from _sound_batches(inputs, sounds, encoder)
 
 
-def _images_by_key(
-    paths: Sequence[Path], follow_symlinks: bool = False
+def _row_batches(rows: Rows, modality: str, pending: Sequence[str], size: int) -> Iterator[_Batch]:
+    """Yield the pending rows, ``size`` at a time."""
+    place = positions(rows.keys)
+    for start in range(0, len(pending), size):
+        keys = pending[start : start + size]
+        yield _Batch(modality, keys, rows.embeddings[[place[key] for key in keys]], [])
+
+
+def _image_batches(
+    photos: Mapping[str, Path], pending: Sequence[str], encoder: Encoder, size: int
+) -> Iterator[_Batch]:
+    """Yield the embeddings of the pending photos, at most ``size`` at a time."""
+    images = [ImageItem(key, str(photos[key]), None, None) for key in pending]
+    options = EmbedOptions(workers=None if len(images) > _FEW else 0)
+    keys = list[str]()
+    parts = list[Matrix]()
+    failures = list[Failure]()
+    left = len(images)
+    for batch, vectors in encoded_images(encoder, [(0, images)], options, cores()):
+        keys += [row["key"] for row in batch.rows]
+        failures += batch.failures
+        parts.append(vectors)
+        left -= len(batch.rows) + len(batch.failures)
+        # encoders take fewer at a time than beams do well with
+        if len(keys) >= min(size, _PHOTOS) or not left:
+            yield _Batch("image", keys, np.concatenate(parts), failures)
+            keys, parts, failures = [], [], []
+
+
+def _sound_batches(
+    sounds: Mapping[str, Path], pending: Sequence[str], encoder: Encoder
+) -> Iterator[_Batch]:
+    """Yield the embedding of each pending sound, or its failure."""
+    for key in pending:
+        try:
+            yield _Batch("audio", [key], encode_sounds(encoder, [sounds[key]]), [])
+        except EncoderError as error:
+            cause = error.__cause__ or error
+            failure = Failure(
+                key, str(sounds[key]), "decode", type(cause).__name__, reason_of(cause)
+            )
+            yield _Batch("audio", [], np.zeros((0, encoder.dim), np.float32), [failure])
+
+
+def _files_by_key(
+    paths: Sequence[Path], suffixes: frozenset[str], follow_symlinks: bool = False
 ) -> tuple[dict[str, Path], list[Failure]]:
-    """Find image files; their keys are paths relative to the folder without the suffix, as in a
-    store.
+    """Find files by their suffixes; their keys are paths relative to the folder without the
+    suffix, as in a store.
 
     Returns:
         The paths by key; and the files that are not used, such as links that lead nowhere.
@@ -266,7 +332,7 @@ def _images_by_key(
     listed = Corpus()
     several = sum(path.is_dir() for path in paths) > 1
     for root in paths:
-        images = find_images(listed, root, follow_symlinks)
+        images = find_images(listed, root, follow_symlinks, suffixes)
         if not images and root.is_dir():
             raise CorpusError(
                 f"There are no images in {root} or its subfolders.",
@@ -278,7 +344,7 @@ def _images_by_key(
                 f"UTF-8.",
                 remedy="Check the path. A relative path starts from the current folder. Names of "
                 "images end in "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}.",
+                f"{', '.join(sorted(suffixes))}.",
             )
         prefix = f"{root.name}/" if several and root.is_dir() else ""
         for name, image in zip(assign_keys([image.key for image in images]), images, strict=True):

@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
-from ..corpus.items import Failure
+from ..corpus.items import Failure, is_sound
 from ..encoders import UNREADABLE, thumbnail
 from ..errors import OutputError
 from ..io.files import MALFORMED, read_limited, remove_leftovers, write_text_atomically
@@ -190,7 +190,7 @@ class CaptionWriter:
                 _TEMPLATE,
                 title=counted(len(self.captions), "caption"),
                 captioner=self._captioner,
-                photos=[(key, caption, _thumbnail(self._photos[key])) for key, caption in shown],
+                photos=[(key, caption, *_shown(self._photos[key])) for key, caption in shown],
                 more=len(self.captions) - len(shown),
                 failures=failures,
             )
@@ -244,9 +244,13 @@ class CaptionWriter:
         return key in self.captions or self._html is None
 
 
-def _thumbnail(path: Path) -> str | None:
-    """Return a photo as a ``data:`` URL, or None if it can no longer be read."""
+def _shown(path: Path) -> tuple[str, str | None]:
+    """Return the element of a page that shows a file, and its source: a photo as a ``data:`` URL, a
+    sound where it is; None if it can no longer be read.
+    """
+    if is_sound(path):
+        return "audio", path.absolute().as_uri()
     try:
-        return thumbnail(path, _THUMBNAIL)
+        return "img", thumbnail(path, _THUMBNAIL)
     except UNREADABLE:
-        return None
+        return "img", None

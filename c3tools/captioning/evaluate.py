@@ -92,6 +92,7 @@ def evaluate_captions(
     against: Mapping[str, str] | str | Path | None = None,
     decoder: Captioner | str | Path | None = None,
     split: str = "test",
+    modality: str | None = None,
     beams: int | None = None,
     length_penalty: float = 0.7,
     top_p: float | None = None,
@@ -108,7 +109,7 @@ def evaluate_captions(
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Caption the images of a store from their embeddings and score the captions, or score given
-    captions.
+    captions. Videos and sounds are captioned alike.
 
     Args:
         store: See `embed`.
@@ -120,6 +121,8 @@ def evaluate_captions(
             significant.
         decoder: See `caption_images`.
         split: The split to score: train, val, test or all.
+        modality: The modality to caption: image, video, audio. By default image, or the only one
+            beside text.
         beams: See `caption_images`.
         length_penalty: See `caption_images`.
         top_p: See `caption_images`.
@@ -154,6 +157,7 @@ def evaluate_captions(
     exported = None
     if captions is None or references is None or clip_score:
         opened = Store.open(store, reporter=reporter)
+        modality = modality or captioned_modality(opened)
         exported = Pipeline.of_export(opened)
         if exported and (steer or clip_score):
             raise MetricError(
@@ -177,14 +181,20 @@ def evaluate_captions(
     if captions is not None:
         own = read_predictions(captions)
     else:
-        assert isinstance(decoder, Captioner)
+        assert isinstance(decoder, Captioner) and modality
         decoder.check_model(opened.info.model, opened.info.dim)
-        images, left_out = images_with_references(opened, split, known, exact=references is None)
+        images, left_out = images_with_references(
+            opened, split, known, modality=modality, exact=references is None
+        )
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
         writer = decoder.after(*exported) if exported else decoder
         texts = writer.caption(
-            embeddings=images.embeddings, keys=images.keys, encoder=encoder, generation=generation
+            embeddings=images.embeddings,
+            modality=modality,
+            keys=images.keys,
+            encoder=encoder,
+            generation=generation,
         )
         own = dict(zip(images.keys, texts, strict=True))
     details = score_captions(own, align_keys(own, known), java=java)
@@ -193,11 +203,13 @@ def evaluate_captions(
     if left_out:
         said = counted(
             len(left_out),
-            "image without reference captions is",
-            "images without reference captions are",
+            f"{modality} without reference captions is",
+            f"{modality}s without reference captions are",
         )
         notes.append(f"{said} left out; the first is {left_out[0]}.")
-    shown = _clip_scores(opened, encoder, own, known) if clip_score and encoder is not None else {}
+    shown = {}
+    if encoder is not None and clip_score and modality:
+        shown = _clip_scores(opened.load(modality), opened, encoder, own, known)
     if against is not None:
         others = read_predictions(against)
         other = score_captions(others, align_keys(others, known), java=java)
@@ -229,6 +241,14 @@ def require_captions(store: Store) -> None:
     )
 
 
+def captioned_modality(store: Store) -> str:
+    """Return the modality that captions are made for: image if the store has images, or the only
+    one beside text.
+    """
+    media = [name for name in store.modalities if name != "text"]
+    return "image" if "image" in media or len(media) != 1 else media[0]
+
+
 def store_references(store: Store) -> dict[str, list[str]]:
     """Return the captions of each image of the store, in order."""
     references: dict[str, list[str]] = {}
@@ -243,7 +263,7 @@ def store_references(store: Store) -> dict[str, list[str]]:
 
 
 def images_with_references(
-    store: Store, split: str, references: Texts, *, exact: bool = True
+    store: Store, split: str, references: Texts, *, modality: str = "image", exact: bool = True
 ) -> tuple[Rows, list[str]]:
     """Return the images of a split that have a reference caption, and the keys of the others.
 
@@ -251,22 +271,23 @@ def images_with_references(
         store: of the images.
         split: ``all`` for all.
         references: captions by key of their image.
+        modality: of the rows, if they are not images.
         exact: whether they name the images exactly, as captions of the store do.
 
     Raises:
         MetricError: if no image has one.
     """
-    images = store.load("image", split=split)
+    images = store.load(modality, split=split)
     if not exact:
         references = align_keys(images.keys, references)
     has = np.array(
         [any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool
     )
     if not has.any():
-        first = f" The first image is {images.keys[0]!r}." if len(images) else ""
+        first = f" The first {modality} is {images.keys[0]!r}." if len(images) else ""
         raise MetricError(
-            f"No image of the store {store.path} in the split {split!r} has a reference caption. "
-            f"The splits of images are {store.list_splits('image')}.{first}",
+            f"No {modality} of the store {store.path} in the split {split!r} has a reference "
+            f"caption. The splits of {modality} rows are {store.list_splits(modality)}.{first}",
             remedy="Choose another split with --split, or references that name the images as the "
             "store does.",
         )
@@ -274,13 +295,12 @@ def images_with_references(
 
 
 def _clip_scores(
-    store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts
+    images: Rows, store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts
 ) -> dict[str, float]:
     """Return CLIPScore and RefCLIPScore, in percent, from the stored embeddings of the images."""
     store.info.require_same_model(
         encoder.identity, own=f"The store {store.path}", theirs="the encoder"
     )
-    images = store.load("image")
     rows = positions(images.keys)
     missing = [key for key in captions if key not in rows]
     if missing:

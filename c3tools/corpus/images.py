@@ -21,7 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ..arrays import Floats
-from ..errors import RefusedError, UnreachableError
+from ..errors import MissingExtraError, RefusedError, UnreachableError
 from ..io.limits import LARGEST_IMAGE_FILE
 from ..io.locations import is_url, location, open_binary, read_all, retrying
 from ..io.parquet import open_parquet, record_batches
@@ -260,9 +260,12 @@ def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
 
     Raises:
         OSError, ValueError: if it is no sound, or damaged.
+        MissingExtraError: if soundfile is not installed.
     """
-    import soundfile
-
+    try:
+        import soundfile
+    except ImportError:
+        raise MissingExtraError("soundfile", extra="st", purpose="Reading a sound") from None
     try:
         with soundfile.SoundFile(io.BytesIO(_read_file(location(path)))) as file:
             own, length = file.samplerate, file.frames / file.samplerate

@@ -39,6 +39,11 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg"})
 _BLOCK = 1 << 16
 
 
+def is_sound(path: str | Path) -> bool:
+    """Return whether a file has the name of a sound."""
+    return Path(path).suffix.lower() in AUDIO_SUFFIXES
+
+
 class ImageSource(NamedTuple):
     """The part of a file that contains an image: a member of a tar, or a cell of a table.
 
@@ -265,11 +270,12 @@ class Corpus:
         if not is_utf8(f"{image.key}{image.path}{image.split}"):
             self.skip(image.key, image.path, "UnicodeError", "the key, path or split is not UTF-8")
             return
-        suffix = "" if image.source else Path(image.path).suffix.lower()
-        is_audio = suffix in AUDIO_SUFFIXES
-        (
-            self.videos if suffix in VIDEO_SUFFIXES else self.audio if is_audio else self.images
-        ).append(image)
+        items = self.images
+        if not image.source and Path(image.path).suffix.lower() in VIDEO_SUFFIXES:
+            items = self.videos
+        if not image.source and is_sound(image.path):
+            items = self.audio
+        items.append(image)
         added = [
             self.add_text(
                 TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path

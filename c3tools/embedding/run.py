@@ -16,7 +16,7 @@ from ..corpus.splits import describe_origins
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
-from ..errors import EncoderError, StoreError, telling_what_is_kept
+from ..errors import StoreError, telling_what_is_kept
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
@@ -350,15 +350,7 @@ def _loaded_for(
     """
     if not isinstance(encoder, Encoder):
         encoder = encoder()
-    if lacking := [
-        name for name in needed if {"video": "image"}.get(name, name) not in encoder.modalities
-    ]:
-        raise EncoderError(
-            f"The model {encoder.identity.name} takes {' and '.join(encoder.modalities)}, but not "
-            f"{lacking[0]}.",
-            remedy="Choose another --model, or embed files of the other kinds alone, such as a "
-            "file of captions.",
-        )
+    encoder.require(*needed)
     own = {} if options.long_texts == "cut" else {"long_texts": options.long_texts}
     info = StoreInfo(
         encoder.identity,

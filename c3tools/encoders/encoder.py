@@ -99,6 +99,21 @@ class Encoder:
         self._end_token = end_token
         self.dim = dim
 
+    def require(self, *modalities: str) -> None:
+        """Refuse modalities that the model does not embed; frames of videos are images.
+
+        Raises:
+            EncoderError: with the first of ``modalities`` that it does not take.
+        """
+        for modality in modalities:
+            if {"video": "image"}.get(modality, modality) not in self.modalities:
+                raise EncoderError(
+                    f"The model {self.identity.name} takes {' and '.join(self.modalities)}, but "
+                    f"not {modality}.",
+                    remedy="Choose another --model, or give it inputs that it takes, such as a "
+                    "file of captions.",
+                )
+
     def batch_size(self, modality: Modality) -> int:
         """Return how many images or texts are run at a time, a power of two.
 
@@ -126,9 +141,10 @@ class Encoder:
             progress: counts the images of each batch.
 
         Raises:
-            EncoderError: if a file cannot be decoded (the message names it), or an array is no RGB
-                image.
+            EncoderError: if the model takes no images, a file cannot be decoded (the message names
+                it), or an array is no RGB image.
         """
+        self.require("image")
         size = batch_size or self.batch_size("image")
         stack: Any = np.stack if self.preprocess.fixed else list
         batches = (
@@ -145,7 +161,11 @@ class Encoder:
     def encode_audio(self, sound: Floats) -> Matrix:
         """Return the embedding, float32 (1, d), of a sound (samples,) at the sampling rate of the
         model.
+
+        Raises:
+            EncoderError: if the model takes no sounds.
         """
+        self.require("audio")
         return self.backend.submit("audio", [sound])()
 
     def chunks(self, texts: Sequence[str]) -> list[list[str]]:

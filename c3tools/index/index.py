@@ -33,6 +33,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..arrays import Indices, Matrix
+from ..corpus.items import is_sound
+from ..embedding.sounds import encode_sounds
 from ..errors import C3Error, StoreError, TransformError, reason_of, telling_what_is_kept
 from ..identity import ModelIdentity
 from ..io.artifact import Kind, claimed, digest_of, reading, writing
@@ -260,6 +262,7 @@ class Index:
         text: str | Sequence[str] | None = None,
         *,
         image: Any = None,
+        audio: str | Path | Sequence[str | Path] | None = None,
         vector: npt.ArrayLike | str | Path | None = None,
         key: str | None = None,
         modality: str = "text",
@@ -285,6 +288,7 @@ class Index:
         Args:
             text: Texts to search for.
             image: Search with these images.
+            audio: Search with these sound files.
             vector: Search with the vectors in this file (npy, npz, ...).
             key: Search with the row of the store that has this key.
             modality: Modality of the vectors in ``vector``: image, text, ...
@@ -310,9 +314,10 @@ class Index:
                 rows of ``within``, the key is unknown, or vectors or the store are of another
                 model.
             TransformError: if the pipeline is not fitted for the modality, or dimensions differ.
-            EncoderError: if the recorded model cannot be loaded, or an image cannot be read.
+            EncoderError: if the recorded model cannot be loaded or does not take this kind of
+                query, or an image or a sound cannot be read.
         """
-        given = {"text": text, "image": image, "vector": vector, "key": key}
+        given = {"text": text, "image": image, "audio": audio, "vector": vector, "key": key}
         kinds = [name for name, value in given.items() if value is not None]
         texts = [text] if isinstance(text, str) else list(text or ())
         if len(kinds) != 1 or not all(query.strip() for query in texts):
@@ -354,6 +359,10 @@ class Index:
             labels = [f"vector row {row}" for row in range(len(embeddings))]
         elif texts:
             labels, embeddings, modality = texts, encoder().encode_queries(texts), "text"
+        elif audio is not None:
+            sounds = [audio] if isinstance(audio, str | Path) else list(audio)
+            labels = [str(sound) for sound in sounds]
+            embeddings, modality = encode_sounds(encoder(), sounds), "audio"
         else:
             images = list(image) if isinstance(image, list | tuple) else [image]
             labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
@@ -536,7 +545,7 @@ def _row_table(
     """Return the columns of each row that a hit shows, of these shards by modality, in the order of
     the vectors.
 
-    They come after the rows ``before`` them. A text has the path of its image.
+    They come after the rows ``before`` them. A text has the path of its image, video or sound.
     """
     tables = [_ROW_SCHEMA.empty_table() if before is None else before]
     for modality, numbers in parts.items():
@@ -548,12 +557,12 @@ def _row_table(
             own["split"] = pa.array(row_splits(batch, store.kept_splits), pa.string())
             tables.append(pa.table(own))
     rows = pa.concat_tables(tables, promote_options="permissive").select(_ROW_SCHEMA.names)
-    images = rows.filter(pc.equal(rows.column("modality"), pa.scalar("image")))
+    files = rows.filter(pc.not_equal(rows.column("modality"), pa.scalar("text")))
     places = pc.index_in(
-        one_array(rows.column("image_key")), value_set=one_array(images.column("key"))
+        one_array(rows.column("image_key")), value_set=one_array(files.column("key"))
     )
     paths = pc.coalesce(
-        one_array(rows.column("path")), one_array(images.column("path")).take(places)
+        one_array(rows.column("path")), one_array(files.column("path")).take(places)
     )
     return rows.set_column(_ROW_SCHEMA.get_field_index("path"), "path", paths)
 
@@ -669,6 +678,9 @@ def contact_sheet(results: Sequence[SearchResult]) -> str:
             for path in [result.query, *(hit.path for hit in result.hits)]
             if path
         }:
+            if is_sound(path) and Path(path).is_file():  # played from where it is
+                pictures[path] = {"sound": Path(path).absolute().as_uri()}
+                continue
             try:
                 pictures[path] = {"source": thumbnail(photos.read_again(path), _THUMBNAIL)}
             except UNREADABLE as error:

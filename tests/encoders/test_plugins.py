@@ -80,3 +80,14 @@ def test_what_a_model_must_not_return_or_does_not_take_is_an_error() -> None:
             encoder.encode_texts([text])
     with pytest.raises(EncoderError, match="truncate_dim"):
         load_encoder("sizes:x", truncate_dim=2)
+
+
+def test_inputs_that_a_model_does_not_take_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Sizes, "modalities", ("text",), raising=False)
+    encoder = load_encoder("sizes:x")
+    with pytest.raises(EncoderError, match="sizes:x takes text, but not image"):
+        encoder.encode_images([np.zeros((2, 2, 3), np.uint8)])
+    with pytest.raises(EncoderError, match="sizes:x takes text, but not audio"):
+        encoder.encode_audio(np.zeros(9, np.float32))

@@ -214,6 +214,16 @@ def test_sounds_and_their_captions(models: Path, sounds: Path, c3: C3) -> None:
     # cut at the same random place
     assert contents(store.path) == contents(embed(sounds, "again", model=model).path)
     works(c3, "audio", store.path)
+    done(c3("evaluate", "--store", store.path, "--split", "all"))
+    paths = rows.column("path")
+    captions = as_json(c3("caption", *paths, "--html", "captions.html", "--json"))
+    assert [each["key"] for each in captions] == rows.keys
+    assert Path("captions.html").read_text().count("<audio ") == len(rows)
+    hits = as_json(
+        c3("search", "--audio", paths[3], "--in", "audio", "--html", "hits.html", "--json")
+    )
+    assert hits[0]["hits"][0]["key"] == "tone3"
+    assert 'src="file://' in Path("hits.html").read_text()
     with pytest.raises(EncoderError, match="takes text and audio, but not image"):
         embed(copy_photos(Path("photos"), 1), "other", model=model)
 
