@@ -15,10 +15,26 @@ LARGEST_IMAGE_FILE = 1 << 28  # bytes of one image, in a file, a tar, a table or
 LARGEST_DECODED = 600 << 20  # bytes of an image's pixels and of what its decoder keeps beside them
 LARGEST_TEXT = 1 << 24  # bytes of a line, of a text in a tar, of a text in a table
 LARGEST_JSON = 1 << 29  # bytes of a file of JSON, which is read as a whole
+# what is packed may unpack to this many bytes whatever the size of its file, and else to this many
+# times that size
+UNPACKED_OF_ANY_FILE = 1 << 26
+MOST_UNPACKED = 100
 
 
 class TooLargeError(ValueError):
     """A file would take more memory than a file of its size may."""
+
+
+def check_unpacked(what: str, unpacked: int, size: int) -> None:
+    """Refuse what would take far more memory than its file of ``size`` bytes has any reason to.
+
+    Raises:
+        TooLargeError: with both sizes in bytes.
+    """
+    if unpacked > max(UNPACKED_OF_ANY_FILE, MOST_UNPACKED * size):
+        raise TooLargeError(
+            f"{what} unpacks to {unpacked:,} bytes, but the file has {size:,} bytes"
+        )
 
 
 def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:

@@ -18,14 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CorpusError
-from .limits import LARGEST_IMAGE_FILE, TooLargeError
+from .limits import LARGEST_IMAGE_FILE, UNPACKED_OF_ANY_FILE, TooLargeError, check_unpacked
 from .locations import name_or_file, open_binary
 
 # for damaged and hostile tables
 UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError, TooLargeError)
-# bytes that any file may come to, and times its size: of what is unpacked, and of values, which
-# dictionaries repeat
-_ANY_SIZE, _MOST_PACKED, _MOST_REPEATED = 1 << 26, 100, 1000
+_MOST_REPEATED = 1000  # times the size of a file: of values, which dictionaries repeat
 _BATCH_BYTES = 1 << 25
 _MOST_ROWS = 1 << 10  # of a batch, which becomes Python objects
 _WIDEST = 8  # bytes of a number
@@ -115,7 +113,7 @@ class _Reader:
     ) -> None:
         self._file, self._dictionaries, self._chunks, self._size = file, dictionaries, chunks, size
         # bytes that the values may come to
-        self._most = self._left = max(_ANY_SIZE, _MOST_REPEATED * size)
+        self._most = self._left = max(UNPACKED_OF_ANY_FILE, _MOST_REPEATED * size)
         self.schema = file.schema_arrow
         self.row_counts = [
             file.metadata.row_group(number).num_rows for number in range(len(chunks))
@@ -140,8 +138,7 @@ class _Reader:
             for path, values, unpacked, kind, encodings in self._chunks[number]:
                 if f".{path}.".startswith(prefixes):
                     each = unpacked // max(1, values)
-                    if unpacked > max(_ANY_SIZE, _MOST_PACKED * self._size):
-                        raise self._too_large(f"its column {path!r} unpacks to {unpacked:,} bytes")
+                    check_unpacked(f"its column {path!r}", unpacked, self._size)
                     if each > LARGEST_IMAGE_FILE:
                         raise self._too_large(f"values of its column {path!r} have {each:,} bytes")
                     if values * _WIDEST > self._most:

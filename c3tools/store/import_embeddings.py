@@ -79,8 +79,8 @@ def import_embeddings(
     no ids.
 
     Args:
-        source: A published pickle file (read without running its code), in place of the other
-            files.
+        source: A .pkl file of the scripts of C3, ClipCap or CapDec, in place of the other files;
+            its code is not run.
         store: See `embed`.
         image: See `read_features`.
         text: See `read_features`.
@@ -105,7 +105,7 @@ def import_embeddings(
     """
     if (source is None) == (not (image or text or other)):
         raise StoreError(
-            "Either files of vectors or a published pickle can be imported.",
+            "Give either files of vectors or one .pkl file.",
             remedy="For example: c3 import --image FILE --text FILE",
         )
     names = {

@@ -5,12 +5,15 @@ Rows are joined by id wherever both sides have ids: vectors with their table, te
 other modalities with either. They are paired by order only where one side has no ids at all, and a
 note says so.
 
-No reader runs code from a file. A pickle is a program; the unpickler here builds arrays, tensors,
-numbers, texts and containers, and refuses every other name. Two layouts of pickles are understood:
+No reader runs code from a file. A pickle is a program; the unpickler here builds tensors, numbers,
+texts and containers, and refuses every other name. It reads what the scripts of these write:
 
-    {"images": {id: {"embed", "img_path"}}, "captions": {id: {"embed", "caption", "img_id"}}}   C3,
-    one per split {"clip_embedding": (n, d), "captions": [{"caption", "image_id", "clip_embedding":
-    row}]}     ClipCap, CapDec
+    C3       {"images": {id: {"embed", "img_path"}},
+              "captions": {id: {"embed", "caption", "img_id"}}}, a file per split
+    ClipCap  {"clip_embedding": (n, d) of the image of each caption,
+              "captions": [{"caption", "image_id", "id"}]}
+    CapDec   the same with "clip_embedding_text_dave": (n, d) of the captions;
+              "clip_embedding" may be empty
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import io
 import json
 import pickle
 import re
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +42,7 @@ from ..corpus.captions import TEXT_COLUMNS, first_column
 from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
 from ..io.files import delimiter_of, require_lines
-from ..io.limits import TooLargeError, limited_lines
+from ..io.limits import TooLargeError, check_unpacked, limited_lines
 from ..io.parquet import read_parquet
 from ..reporter import counted
 from .rows import Rows, one_array, positions
@@ -74,11 +78,12 @@ _KEYS = (
 _NEVER_ITEMS = ["text_key", "caption_id"]
 _TEXT_KEYS = ["key", "keys", *_NEVER_ITEMS, "id", "ids", "names"]
 _CAPTIONS = ["caption", "text", *TEXT_COLUMNS]
-_PATHS = ["path", "image_path", "file_name", "filename", "image_name", "image", "url"]
+_PATHS = ["path", "image_path", "img_path", "file_name", "filename", "image_name", "image", "url"]
 _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 _Ids = list[str | None]
 _Names = Mapping[str, str | None]
 _Files = Mapping[str, str | Path | None]
+_Entry = tuple[Any, dict[str, Any]]  # of a pickle: an id, and what is known of it
 
 
 def read_files(
@@ -103,7 +108,7 @@ def read_files(
         arrays: the array, tensor or column of vectors in a file, by modality, if there are several.
         names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the
             usual names do not fit.
-        source: a published pickle in place of the files.
+        source: a pickle of the scripts of C3, ClipCap or CapDec in place of the files.
 
     Returns:
         The rows with text columns and embeddings as they are in the files, and what the user should
@@ -137,6 +142,8 @@ def read_files(
             f"{', '.join(map(repr, sorted(present))) or 'none'}."
         )
     notes: list[str] = []
+    if source is not None and "text" not in read:
+        notes.append("The captions in the file have no vectors, so only the images were imported.")
     sides: list[_Side] = []
     for name, (vectors, own) in read.items():
         side = _Side(
@@ -511,6 +518,8 @@ def _reading(path: Path) -> Iterator[None]:
             remedy = (
                 "Save plain arrays: np.save(path, array.astype(np.float32)), or use safetensors."
             )
+        if isinstance(error, TooLargeError):
+            remedy = "If you trust it, save it again without compression or holes."
         raise StoreError(f"{path} cannot be read ({reason}).", remedy=remedy) from error
 
 
@@ -647,6 +656,10 @@ def _read_csv(path: Path) -> pa.Table:
 
 def _read_arrays(path: Path, suffix: str) -> dict[str, Any]:
     """Return the arrays of a file by name; of a torch file also lists of texts and integers."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked("it", sum(member.file_size for member in archive.infolist()), size)
     if suffix == ".npz":
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return dict(file)
@@ -659,6 +672,7 @@ def _read_arrays(path: Path, suffix: str) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for key, value in (entries if isinstance(entries, dict) else {"tensor": entries}).items():
         if isinstance(value, torch.Tensor):
+            check_unpacked(f"its tensor {key!r}", value.nbytes, size)
             arrays[str(key)] = (
                 (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
             )
@@ -733,43 +747,11 @@ def _is_number(kind: pa.DataType | None) -> bool:
     return kind is not None and (pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-class _Numpy:
-    """Takes the place of what numpy pickles, arrays and their dtypes; numpy's own can crash on a
-    forged state.
-    """
-
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self) -> npt.NDArray[Any]:
-        """Return the array that it stands for."""
-        if self.state:
-            _, shape, dtype, fortran, content = self.state
-            order: Any = "F" if fortran else "C"
-        else:  # numpy's _frombuffer, or its scalar, which has a dtype and bytes
-            given = self.arguments if len(self.arguments) > 2 else (*self.arguments[::-1], (), "C")
-            content, dtype, shape, order = given
-        code, byte_order = dtype.arguments[0], dtype.state[1]
-        if not re.fullmatch("[fiub][1248]", code):
-            raise pickle.UnpicklingError("an array of objects")
-        kind = np.dtype(code).newbyteorder(">" if byte_order == ">" else "<")
-        return np.frombuffer(content, kind).reshape(shape, order=order)
-
-
 class _Unpickler(pickle.Unpickler):
+    """Builds tensors, numbers, texts and containers; refuses every other name."""
+
     def find_class(self, module: str, name: str) -> Any:
-        match module.replace("numpy._core", "numpy.core"), name:
-            case (
-                ("numpy", "ndarray" | "dtype")
-                | ("numpy.core.multiarray", "_reconstruct" | "scalar")
-                | ("numpy.core.numeric", "_frombuffer")
-            ):
-                return _Numpy
+        match module, name:
             case "torch._utils", "_rebuild_tensor_v2":
                 import torch._utils
 
@@ -778,70 +760,72 @@ class _Unpickler(pickle.Unpickler):
                 import torch
 
                 return lambda payload: torch.load(io.BytesIO(payload), weights_only=True)
-            case "_codecs", "encode":  # how bytes stand in pickles of protocol 2
-                return lambda text, encoding: text.encode("latin1")
             case "collections", "OrderedDict":
                 return OrderedDict
         raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
 
 
 def _read_pickle(path: Path) -> dict[str, _Vectors]:
-    """Read the images, if it has any, and texts of a released pickle; the name of the file may name
-    their split.
+    """Read the vectors in a pickle of the scripts of C3, ClipCap or CapDec (see the layouts above).
+
+    A split in the name of the file is that of its rows.
 
     Raises:
-        StoreError: if it contains anything but numbers and texts, is damaged, or has another
-            layout.
+        StoreError: if it contains anything but tensors, numbers and texts, is damaged, or has
+            another layout.
     """
-    split = next((s for s in ("train", "val", "test") if s in path.stem.lower().split("_")), None)
+    entries: dict[str, list[_Entry]] = {}
     with _reading(path):
+        content: Any = None
         with path.open("rb") as file:
-            content = (
-                _Unpickler(file).load() if path.suffix.lower() in (".pkl", ".pickle") else None
-            )
+            if path.suffix.lower() in (".pkl", ".pickle"):
+                content = _Unpickler(file).load()
         match content:
             case {"images": dict(images), "captions": dict(captions)}:
-                texts = _rows(captions.items(), split, caption="caption", image_key="img_id")
-                return {"image": _rows(images.items(), split, path="img_path"), "text": texts}
+                entries = {"image": list(images.items()), "text": list(captions.items())}
             case {"clip_embedding": vectors, "captions": list(captions)}:
-                matrix = _array(vectors)
-                entries = [
-                    (
-                        entry.get("id", row),
-                        {**entry, "embed": matrix[int(entry.get("clip_embedding", row))]},
-                    )
-                    for row, entry in enumerate(captions)
-                ]
-                return {"text": _rows(entries, split, caption="caption", image_key="image_id")}
-    raise StoreError(
-        f"{path} is not a published pickle (.pkl with images and captions, or clip_embedding and "
-        f"captions).",
-        remedy="Import files of arrays by name: c3 import --image FILE.npy --text FILE.npy",
-    )
+                # An image has a row for each of its captions, all of them equal
+                rows = _with_vectors(captions, vectors)
+                images = {row["image_id"]: {"embed": row["embed"]} for row in rows}
+                texts = _with_vectors(captions, content.get("clip_embedding_text_dave"))
+                entries["image"] = list(images.items())
+                entries["text"] = [(text.get("id", row), text) for row, text in enumerate(texts)]
+        read = {name: _rows(path, rows) for name, rows in entries.items() if rows}
+    if not read:
+        raise StoreError(
+            f"{path} is not a pickle (.pkl) that the scripts of C3, ClipCap or CapDec write.",
+            remedy="Import files of arrays by name: c3 import --image FILE.npy --text FILE.npy",
+        )
+    return read
 
 
-def _rows(entries: Iterable[tuple[Any, Any]], split: str | None, **columns: str) -> _Vectors:
-    """Return the vectors of entries, and their keys, splits and columns, by the names that entries
-    have for these.
+def _with_vectors(captions: list[dict[str, Any]], vectors: Any) -> list[dict[str, Any]]:
+    """Return captions with the rows of a tensor as ``embed``; none if there is no such row.
+
+    Row i belongs to caption i. The number that a caption has as ``clip_embedding`` may be another:
+    in ClipCap's files of Conceptual Captions it starts again after the rows of val.
     """
-    keys, values = zip(*entries, strict=True)
-    found = {
-        name: [_text(value.get(theirs)) for value in values] for name, theirs in columns.items()
-    }
-    vectors = np.stack([_array(value["embed"]).reshape(-1) for value in values])
-    return vectors, {"key": [_text(key) for key in keys], **found, "split": [split] * len(keys)}
+    n = len(vectors) if hasattr(vectors, "shape") and vectors.shape else 0
+    if n not in (0, len(captions)):
+        raise ValueError(f"it has {len(captions):,} captions, but {n:,} vectors")
+    return [{**captions[row], "embed": vectors[row]} for row in range(n)]
 
 
-def _array(value: Any) -> npt.NDArray[Any]:
-    array = value.array() if isinstance(value, _Numpy) else np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{array.dtype} in place of vectors")
-    return array
+def _rows(path: Path, entries: Sequence[_Entry]) -> _Vectors:
+    """Return the vectors of entries of a pickle, and their keys, splits, captions and images."""
+    tensors = [entry["embed"] for _, entry in entries]
+    check_unpacked("it", sum(tensor.nbytes for tensor in tensors), path.stat().st_size)
+    words = path.stem.lower().split("_")
+    split = next((name for name in ("train", "val", "test") if name in words), None)
+    texts: _Texts = {"key": [_text(key) for key, _ in entries], "split": [split] * len(entries)}
+    for column in ("caption", "img_path", "image_id", "img_id"):
+        if column in entries[0][1]:
+            texts[column] = [_text(entry.get(column)) for _, entry in entries]
+    return np.stack([tensor.flatten().numpy() for tensor in tensors]), texts
 
 
 def _text(value: Any) -> str | None:
-    value = value.array()[()] if isinstance(value, _Numpy) else value
     # others could be nested without end
-    if not isinstance(value, str | int | float | np.generic | None):
+    if not isinstance(value, str | int | float | None):
         raise TypeError(f"{type(value).__name__} in place of a text or number")
     return None if value is None else str(value)
