@@ -20,6 +20,7 @@ Each message says what is wrong, where, and what to do.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -123,6 +124,28 @@ def reason_of(error: BaseException) -> str:
         " ".join(str(getattr(error, "strerror", None) or error).split())[:500]
         or type(error).__name__
     )
+
+
+OUT_OF_MEMORY = "Out of memory. Finished work is kept."
+# as torch, OpenVINO, numpy and the loader of libraries say it; none has a class of its own for it
+_SHORT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|allocate memory|bad_alloc|failed to map segment"
+    "|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or the one that it was raised from, is for lack of memory."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, RuntimeError | ImportError | OSError) and _SHORT_OF_MEMORY.search(
+            str(error)
+        ):
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

@@ -94,25 +94,27 @@ class _Group(TyperGroup):
         """Run the command; print expected errors without a traceback, and as JSON too where
         `--json` prints.
         """
-        from c3tools.errors import C3Error
+        from c3tools.errors import OUT_OF_MEMORY, C3Error, is_out_of_memory
 
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except C3Error as error:
-            _fail(ctx, error, error.message, error.remedy)
-        except OSError as error:
-            remedy = (
-                "Check the path, its permissions and the free disk space, then run the same "
-                "command again."
-            )
-            _fail(ctx, error, str(error), remedy)
-        except MemoryError as error:
-            remedy = (
-                "What was finished is kept. Give smaller files, or use a machine with more memory."
-            )
-            _fail(ctx, error, "There is not enough memory for this.", remedy)
+        except Exception as error:
+            if is_out_of_memory(error):
+                remedy = (
+                    "Free some memory or use a machine with more, then run the same command again."
+                )
+                _fail(ctx, error, OUT_OF_MEMORY, remedy)
+            if isinstance(error, C3Error):
+                _fail(ctx, error, error.message, error.remedy)
+            if isinstance(error, OSError):
+                remedy = (
+                    "Check the path, its permissions and the free disk space, then run the same "
+                    "command again."
+                )
+                _fail(ctx, error, str(error), remedy)
+            raise
         except KeyboardInterrupt as interrupt:
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
             message(" ".join([*(interrupt.args or ["Interrupted."]), *kept]))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CorpusError, reason_of
 from ..io.files import MALFORMED, delimiter_of, read_csv, read_json, require_lines
-from ..io.limits import limited_lines
+from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from .items import ReadOptions
@@ -96,21 +96,25 @@ def read_captions(
         )
     chosen = options or ReadOptions()
     try:
-        require_lines(path, CorpusError)
-        for line, record, columns in read(
-            path, lambda names: _pick_columns(path, chosen, images, names)
-        ):
-            captions = captions_of(record, columns.texts, f"{path}, line {line}")
-            name = record.get(columns.image) if columns.image else None
-            if name is not None and not isinstance(name, str):
-                raise CorpusError(
-                    f"{path}, line {line}: the column {columns.image!r} contains {name!r} instead "
-                    f"of a file name."
+        with refusing_excess(path):
+            require_lines(path, CorpusError)
+            for line, record, columns in read(
+                path, lambda names: _pick_columns(path, chosen, images, names)
+            ):
+                captions = captions_of(record, columns.texts, f"{path}, line {line}")
+                name = record.get(columns.image) if columns.image else None
+                if name is not None and not isinstance(name, str):
+                    raise CorpusError(
+                        f"{path}, line {line}: the column {columns.image!r} contains {name!r} "
+                        f"instead of a file name."
+                    )
+                split, key = (
+                    record.get(SPLIT_COLUMN),
+                    record.get(columns.key) if columns.key else None,
                 )
-            split, key = record.get(SPLIT_COLUMN), record.get(columns.key) if columns.key else None
-            key = None if key is None else str(key)
-            yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
-    except (*UNREADABLE, csv.Error, MemoryError) as error:
+                key = None if key is None else str(key)
+                yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
+    except (*UNREADABLE, csv.Error) as error:
         raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
 
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from ..arrays import Matrix
 from ..devices import Compute
+from ..errors import is_out_of_memory
 from .encoder import Modality
 from .preprocessing import ImagePreprocessor
-
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 _PROBE = ("a dog", "two people ride bicycles along a river in the evening sun", "snow on a hill")
 _TOLERANCE = 1e-4
@@ -112,7 +111,7 @@ class TorchBackend:
                 rows = self._forward[modality](batch.to(self.compute.device, non_blocking=True))
                 return nn.functional.normalize(rows.float(), dim=-1)
         except RuntimeError as error:  # of CUDA, of MPS and of CPUs
-            if not any(words in str(error) for words in _OUT_OF_MEMORY) or len(batch) == 1:
+            if not is_out_of_memory(error) or len(batch) == 1:
                 raise
         torch.cuda.empty_cache()
         self._limits[modality] = len(batch) // 2

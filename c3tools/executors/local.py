@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Generic, TypeVar
 
-from ..errors import C3Error
+from ..errors import OUT_OF_MEMORY, C3Error, is_out_of_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -171,4 +171,5 @@ def _serve(
     except C3Error as error:
         end.send(("failed", (error.message, error.remedy)))
     except Exception as error:
-        end.send(("failed", ("".join(traceback.format_exception(error)), None)))
+        lines = [OUT_OF_MEMORY] if is_out_of_memory(error) else traceback.format_exception(error)
+        end.send(("failed", ("".join(lines), None)))

@@ -9,6 +9,8 @@ file that is read as a whole has a largest size. A file that breaks the rule end
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, AnyStr
 
 LARGEST_IMAGE_FILE = 1 << 28  # bytes of one image, in a file, a tar, a table or fetched
@@ -31,10 +33,32 @@ def check_unpacked(what: str, unpacked: int, size: int) -> None:
     Raises:
         TooLargeError: with both sizes in bytes.
     """
-    if unpacked > max(UNPACKED_OF_ANY_FILE, MOST_UNPACKED * size):
+    if unpacked > _most_unpacked(size):
         raise TooLargeError(
             f"{what} unpacks to {unpacked:,} bytes, but the file has {size:,} bytes"
         )
+
+
+def _most_unpacked(size: int) -> int:
+    return max(UNPACKED_OF_ANY_FILE, MOST_UNPACKED * size)
+
+
+@contextmanager
+def refusing_excess(path: Path) -> Iterator[None]:
+    """Tell a file that asks for too much memory, as a damaged one may, from a machine with too
+    little.
+
+    Raises:
+        TooLargeError: if memory ran out in the block, but what a file of this size may take is
+            free.
+        MemoryError: if that is not free either.
+    """
+    try:
+        yield
+    except MemoryError:
+        size = path.stat().st_size
+        bytearray(_most_unpacked(size))
+        raise TooLargeError(f"it asks for far more memory than its {size:,} bytes need") from None
 
 
 def limited_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import bracex
 
 from ..errors import CorpusError, MissingExtraError, RefusedError, UnreachableError
+from .limits import refusing_excess
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.2  # seconds, doubled after each attempt
@@ -240,7 +241,14 @@ def read_all(path: Path, limit: int = -1) -> bytes:
     if limit < 0 and not isinstance(path, Path):
         return bytes(_request(path, "cat_file"))
     with open_binary(path) as file:
-        return file.read(limit)
+        if limit < 0:
+            return file.read()
+        # A file object allocates as much as it is asked for, however small the file is
+        blocks: list[bytes] = []
+        while block := file.read(min(BLOCK, limit)):
+            blocks.append(block)
+            limit -= len(block)
+        return b"".join(blocks)
 
 
 @contextmanager
@@ -249,11 +257,13 @@ def unread_is_not_damaged(path: Path) -> Iterator[None]:
     content of the file.
 
     Raises:
+        MemoryError, TooLargeError: see `refusing_excess`.
         UnreachableError: if the file is there and cannot be read, for example because too many
             files are open.
     """
     try:
-        yield
+        with refusing_excess(path):
+            yield
     except (UnreachableError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise
     except OSError as error:

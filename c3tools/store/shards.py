@@ -373,13 +373,14 @@ def refusing_damage(path: Path, remedy: str = _MAKE_AGAIN) -> Iterator[None]:
     Raises:
         StoreError: with the remedy, by default that of a shard.
         UnreachableError: if the file is there and cannot be read.
+        MemoryError: if this machine has too little memory to read it.
     """
     try:
         with unread_is_not_damaged(path):
             yield
-    except UnreachableError:
+    except (UnreachableError, MemoryError):
         raise
-    except (OSError, *MALFORMED, MemoryError, pa.ArrowException) as error:
+    except (OSError, *MALFORMED, pa.ArrowException) as error:
         raise StoreError(f"{path} cannot be read ({error}).", remedy=remedy) from error
 
 

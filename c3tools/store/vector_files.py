@@ -42,7 +42,7 @@ from ..corpus.captions import TEXT_COLUMNS, first_column
 from ..corpus.items import IMAGE_SUFFIXES
 from ..errors import StoreError
 from ..io.files import delimiter_of, require_lines
-from ..io.limits import TooLargeError, check_unpacked, limited_lines
+from ..io.limits import TooLargeError, check_unpacked, limited_lines, refusing_excess
 from ..io.parquet import read_parquet
 from ..reporter import counted
 from .rows import Rows, one_array, positions
@@ -498,8 +498,9 @@ def _reading(path: Path) -> Iterator[None]:
     """
     try:
         require_lines(path, StoreError)
-        yield
-    except StoreError:
+        with refusing_excess(path):
+            yield
+    except (StoreError, MemoryError):
         raise
     except FileNotFoundError:
         raise StoreError(
