@@ -1,4 +1,6 @@
-"""The reporter for the terminal: a progress bar in a terminal, occasional lines elsewhere."""
+"""What is written to the terminal: text without control characters, and progress as a bar in a
+terminal, as occasional lines elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from .reporter import Progress, Reporter
+
+# C0, DEL and C1 but tabs and line ends: ESC, for example, begins a command to the terminal
+_CONTROL_CHARACTERS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10})
+
+
+class SafeConsole(Console):
+    """A console that leaves out control characters of texts, which may be those of strangers."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield the pieces of what is printed; commands to the terminal are rich's own alone."""
+        for piece in super().render(renderable, options):
+            if piece.control:
+                yield piece
+            else:
+                yield Segment(piece.text.translate(_CONTROL_CHARACTERS), piece.style)
 
 
 class TerminalReporter(Reporter):
@@ -25,7 +44,7 @@ class TerminalReporter(Reporter):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, soft_wrap=True)
+        self.console = console or SafeConsole(stderr=True, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Print one line."""
@@ -40,6 +59,8 @@ class TerminalReporter(Reporter):
             yield work
             work.finish()
             return
+        from rich.live import Live
+
         with Live(get_renderable=work.bar, console=self.console, refresh_per_second=5) as live:
             try:
                 yield work

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from c3tools.io.files import write_all
 from c3tools.io.locations import location
+from c3tools.terminal import SafeConsole
 
 if TYPE_CHECKING:
     from c3tools.reporter import Reporter
     from c3tools.tables import Table
 
-_console = partial(Console, markup=False, highlight=False)
+_console = partial(SafeConsole, markup=False, highlight=False)
 out = _console()  # quiet where JSON goes to standard output
 # messages contain paths and commands that people copy, so no line breaks are inserted
 err = _console(stderr=True, soft_wrap=True)
@@ -41,6 +42,8 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], destination: str | None
         # the output has no such character, or a file name is not valid Unicode
         text = encode()
     if destination == "-":
+        # JSON has escaped those of ASCII but DEL
+        text = re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
         sys.stdout.write(text + "\n")
     elif destination:
         write_all(location(destination), f"{text}\n".encode())

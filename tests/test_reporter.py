@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
 
 from c3tools.errors import reason_of
 from c3tools.reporter import Progress
-from c3tools.terminal import TerminalReporter
+from c3tools.terminal import SafeConsole, TerminalReporter
 
 
 def screen(*, terminal: bool) -> tuple[io.StringIO, TerminalReporter]:
@@ -123,3 +127,18 @@ def test_the_reason_is_one_line_of_at_most_500_letters() -> None:
         (ValueError("ab " * 300), "ab " * 166 + "ab"),
     ):
         assert reason_of(error) == said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("wrapped", [str, Text, lambda text: Panel(Text(text))])
+def test_texts_do_not_control_the_terminal(terminal: bool, wrapped: Callable[[str], Any]) -> None:
+    text = io.StringIO()
+    console = SafeConsole(file=text, width=60, force_terminal=terminal, color_system=None)
+    console.print(wrapped("a\x1b]0;title\x07dog\x9b2J \x1b[31mred\x7f\r\tend"), markup=False)
+    assert not set(text.getvalue()) & {*map(chr, [*range(9), *range(11, 32), *range(127, 160)])}
+    assert "a]0;titledog2J [31mred" in text.getvalue()
+
+
+def test_messages_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    TerminalReporter().message("\x1b[2Ja dog")
+    assert capsys.readouterr().err == "[2Ja dog\n"

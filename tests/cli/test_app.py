@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from c3tools.cli._console import write_json
 
 import c3tools
 from c3tools.assets.paths import PHOTOS
@@ -161,3 +162,13 @@ def test_errors_of_the_machine_are_like_others(c3: C3, monkeypatch: pytest.Monke
         result = c3("verify", "--json")
         assert (result.exit_code, f"Error: {said}\n" in result.stderr) == (1, True)
         assert json.loads(result.stdout)["error"] == said
+
+
+def test_json_on_standard_output_has_no_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caption = "\x1b[2J \x7f \x9b31m é\n"
+    write_json({"caption": caption}, "-")
+    printed = capsys.readouterr().out
+    assert not set(printed) & {*map(chr, [*range(10), *range(11, 32), *range(127, 160)])}
+    assert json.loads(printed) == {"caption": caption}
