@@ -281,13 +281,20 @@ def build_store(
     normalised: bool = True,
     part_rows: int | Mapping[str, int] = 1000,
     failures: Sequence[tuple[int, Failure]] = (),
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Store:
     """Write rows of one modality each to a new store.
 
     It says ``normalised`` of their norms; ``failures`` are of image shards, with their numbers.
     """
     dim = modalities[0].embeddings.shape[1]
-    info = StoreInfo(ModelIdentity(model), dim, dtype=dtype, normalised=normalised)
+    info = StoreInfo(
+        ModelIdentity(model),
+        dim,
+        dtype=dtype,
+        normalised=normalised,
+        preprocessing=dict(preprocessing or {}),
+    )
     create_store(path, info)
     for rows in modalities:
         size = part_rows if isinstance(part_rows, int) else part_rows[rows.modality]

@@ -129,13 +129,18 @@ def assert_close(found: Any, expected: Any, atol: float = 1e-6) -> None:
     np.testing.assert_allclose(found, expected, atol=atol)
 
 
-def make_vectors(n: int = 90, seed: int = 0, dim: int = 16) -> tuple[Matrix, Matrix]:
+def make_vectors(
+    n: int = 90, seed: int = 0, dim: int = 16, *, text_noise: float = 0.1
+) -> tuple[Matrix, Matrix]:
     """Images (n, d) and texts (2 n, d) with a modality gap, unit rows; texts 2 i and 2 i + 1 belong
-    to image i."""
+    to image i.
+
+    With a ``text_noise`` of 0.1 the two texts are near copies; with 0.4 they differ as captions do.
+    """
     rng = np.random.default_rng(seed)
     shared, gap = rng.normal(size=(n, dim)), rng.normal(size=dim)
     images = unit(shared + gap + 0.1 * rng.normal(size=(n, dim)))
-    texts = unit(np.repeat(shared, 2, axis=0) - gap + 0.1 * rng.normal(size=(2 * n, dim)))
+    texts = unit(np.repeat(shared, 2, axis=0) - gap + text_noise * rng.normal(size=(2 * n, dim)))
     return images.astype(np.float32), texts.astype(np.float32)
 
 
@@ -147,9 +152,10 @@ def gap_store(
     dtype: str = "float16",
     normalised: bool = True,
     model: Mapping[str, Any] = MODEL,
+    text_noise: float = 0.1,
 ) -> Store:
     """A store of `make_vectors`, splits train (two thirds) and test, in several shards."""
-    images, texts = make_vectors(n)
+    images, texts = make_vectors(n, text_noise=text_noise)
     if not normalised:
         images, texts = (
             images * 3,

@@ -10,6 +10,7 @@ ones, so they give too small a sigma. Everything that needs a sigma for a store 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +24,7 @@ from ..reporter import counted
 from . import fitting
 
 if TYPE_CHECKING:
-    from ..store import Store
+    from ..store import Rows, Store
 
 Side = Literal["image", "text"]
 AUTO, PAIRS = RULES = ("auto", "pairs")
@@ -42,6 +43,9 @@ SPREADS = 3.0
 PHOTO_SPREADS = 2.0
 # so that SPREADS times the noise leaves the other
 MIN_SIBLING_COSINE = (1 + (MIN_COSINE**-2 - 1) / SPREADS**2) ** -0.5
+# so that SPREADS times the noise is at least as long as what is noised: captions closer than that
+# are near copies, which say nothing about an image (docs/results/sigma.md)
+MAX_SIBLING_COSINE = (1 + 1 / SPREADS**2) ** -0.5
 
 
 def parse_sigma(value: float | str) -> float | str:
@@ -98,7 +102,8 @@ def caption_spread(
     depend on.
 
     Equal captions of an image count once. There is none where fewer than `MIN_IMAGES` images have
-    different captions, or where these have a mean cosine below `MIN_SIBLING_COSINE`.
+    different captions, or where these have a mean cosine below `MIN_SIBLING_COSINE` or above
+    `MAX_SIBLING_COSINE`.
 
     Args:
         texts: (k, d) L2-normalised text embeddings; rows with the item -1 belong to no image.
@@ -137,7 +142,15 @@ def caption_spread(
             f"{there}, fewer than {MIN_IMAGES}" if len(cosines) else "every image has one caption"
         )
         return SigmaRule(name, None, rests_on, missing, len(cosines))
-    rule = _by_cosine(name, float(cosines.mean()), lengths, len(mean), rests_on, MIN_SIBLING_COSINE)
+    cosine = float(cosines.mean())
+    rule = _by_cosine(name, cosine, lengths, len(mean), rests_on, MIN_SIBLING_COSINE)
+    if cosine > MAX_SIBLING_COSINE:
+        # rounded down, as the mean of near copies would read 1.000
+        missing = (
+            f"the captions of an image are near copies of each other: their mean cosine is "
+            f"{math.floor(1000 * cosine) / 1000:.3f}, above {MAX_SIBLING_COSINE:.2f}"
+        )
+        rule = replace(rule, sigma=None, missing=missing)
     return replace(rule, images=len(cosines))
 
 
@@ -311,12 +324,29 @@ def spread_of_captions(
             remedy="Set sigma to a number, or fit on a store with captions.",
         )
     texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
-    if texts.item_count < len(texts):  # else every image has one caption, and the keys are enough
+    captions = _caption_keys(texts, store)
+    if texts.item_count < len({*captions}):  # else one caption an image, and the keys are enough
         texts = fitting.first_rows(store, "text", split, most)
+    embeddings = texts.embeddings if store.info.normalised else unit_rows(texts.embeddings)
+    item_index = texts.item_index
+    if len({*captions}) < len(texts):
+        # Take the mean of the parts of a long caption, as `--long-texts mean` does
+        _, first_part, caption_index = np.unique(captions, return_index=True, return_inverse=True)
+        order = np.argsort(caption_index, kind="stable")
+        starts = np.searchsorted(caption_index[order], np.arange(len(first_part)))
+        embeddings = unit_rows(np.add.reduceat(embeddings[order], starts, axis=0))
+        item_index = item_index[first_part]
     mean = store.fitting_moments("text", split).mean
-    return caption_spread(
-        texts.embeddings, texts.item_index, mean, normalise=not store.info.normalised
-    )
+    return caption_spread(embeddings, item_index, mean)
+
+
+def _caption_keys(texts: Rows, store: Store) -> list[str]:
+    """Return the key of each text, and of a part of a divided text that of the whole."""
+    from ..corpus.items import PART_SUFFIX
+
+    if store.info.preprocessing.get("long_texts") != "chunk":
+        return texts.keys
+    return [re.sub(rf"{PART_SUFFIX}$", "", key) for key in texts.keys]
 
 
 def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:

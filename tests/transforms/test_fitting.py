@@ -15,11 +15,13 @@ import torch
 from c3tools import Calibration, Moments, Pipeline, Store, preset
 from c3tools.errors import TransformError
 from c3tools.moments import save_moments
+from c3tools.store import Rows
 from c3tools.store.manifest import EXTERNAL_FILE
 from c3tools.store.means import save_means
 from c3tools.transforms import fitting
 from c3tools.transforms.fitting import first_pairs
 from c3tools.transforms.sigma import (
+    MAX_SIBLING_COSINE,
     MIN_COSINE,
     MIN_SIBLING_COSINE,
     PUBLISHED,
@@ -31,8 +33,9 @@ from c3tools.transforms.sigma import (
     recommend,
     scaled_spread,
     sigma_by_rule,
+    spread_of_captions,
 )
-from tests.conftest import make_store
+from tests.conftest import build_store, make_store, unit_rows
 from tests.golden import recorded
 from tests.stores import assert_close, gap_store, make_vectors, unit
 
@@ -138,7 +141,8 @@ def test_what_a_pipeline_cannot_be_fitted_on_of_a_store_or_with_options(
             preset(name).fit(data, **options)
 
 
-def test_auto_is_the_same_from_a_store_and_from_arrays(store: Store, tmp_path: Path) -> None:
+def test_auto_is_the_same_from_a_store_and_from_arrays(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", text_noise=0.4)
     pipeline = preset("c3-span", sigma="auto")
     assert (pipeline.sigma, pipeline.fitted) == ("auto", False)
     expected, why = sigma_by_rule("auto", store)
@@ -154,7 +158,7 @@ def test_auto_is_the_same_from_a_store_and_from_arrays(store: Store, tmp_path: P
 
 
 def test_norms_make_no_difference(tmp_path: Path) -> None:
-    images, texts = make_vectors(50, 3)
+    images, texts = make_vectors(50, 3, text_noise=0.4)
     options = {"owners": sorted([*range(50)] * 2), "split": ["train", "val"] * 25}
     unit_norm = make_store(tmp_path / "unit", images, texts, **options)
     others = make_store(tmp_path / "others", 3 * images, texts, normalised=False, **options)
@@ -222,7 +226,7 @@ def test_pairs_of_arrays_are_by_place_or_by_items() -> None:
 def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
     """What a repeated row, or one image with two captions, must not change; see
     docs/concepts/sigma.md."""
-    images, texts = make_vectors(40, 3)
+    images, texts = make_vectors(40, 3, text_noise=0.4)
     names = [f"{i:03d}" for i in range(40)]
 
     def sigma(rows: list[int]) -> tuple[float, str]:
@@ -251,7 +255,7 @@ def test_noise_of_this_size_gives_captions_their_cosine_and_auto_leaves_the_leas
     # sigma^2 d)
     least = 1 / np.sqrt(1 + 99 / 9)
     assert pytest.approx(least) == MIN_SIBLING_COSINE
-    for cosine in (least - 1e-6, least + 1e-6, 0.5, 0.99):
+    for cosine in (least - 1e-6, least + 1e-6, 0.5, 0.94):
         texts = 2 * np.array([[1.0, 0, 0], [cosine, np.sqrt(1 - cosine**2), 0]] * 10)
         found = caption_spread(texts, np.repeat(range(10), 2), np.zeros(3))
         left = [
@@ -266,10 +270,52 @@ def test_noise_of_this_size_gives_captions_their_cosine_and_auto_leaves_the_leas
         )
 
 
+@pytest.mark.parametrize("cosine", [0.947, 0.95, 1 - 1e-9])
+def test_near_copies_of_captions_have_no_spread(cosine: float) -> None:
+    """Ten images with two captions of this cosine; 0.9487 is that of noise a third as long as a
+    caption, so that auto's is as long."""
+    assert pytest.approx(3 / np.sqrt(10)) == MAX_SIBLING_COSINE
+    texts = np.array([[1.0, 0, 0], [cosine, np.sqrt(1 - cosine**2), 0]] * 10)
+    found = caption_spread(texts, np.repeat(range(10), 2), np.zeros(3))
+    assert (found.sigma is None) == (cosine > 0.9487)
+    assert ("near copies" in found.missing) == (cosine > 0.9487)
+
+
+def chunked_store(path: Path, *rows: Rows) -> Store:
+    """A store in which long texts were divided into parts."""
+    return build_store(path, *rows, preprocessing={"long_texts": "chunk"})
+
+
+def test_parts_of_a_document_are_one_caption(tmp_path: Path) -> None:
+    """Thirty documents of three parts each, which belong to no image."""
+    owners = np.repeat([f"document {i}" for i in range(30)], 3).tolist()
+    keys = [f"{owner}~{n % 3}" for n, owner in enumerate(owners)]
+    parts = Rows.of("text", keys, unit_rows(90, 8, 0), image_key=owners, caption=keys)
+    store = chunked_store(tmp_path / "store", parts)
+    assert "every image has one caption" in spread_of_captions(store, "all").missing
+    sigma, why = sigma_by_rule("auto", store, "all")
+    assert sigma == PUBLISHED_SIGMA and "every image has one caption" in why
+
+
+def test_a_divided_caption_counts_as_the_mean_of_its_parts(tmp_path: Path) -> None:
+    """Images with two captions, of which the second was divided; another store has its mean."""
+    images = [f"image {i}" for i in range(12)]
+    owners = [image for image in images for _ in range(3)]
+    keys = [f"{image}#{n}" for image in images for n in ("0", "1~0", "1~1")]
+    embeddings = unit(np.repeat(unit_rows(12, 8, 1), 3, axis=0) + unit_rows(36, 8, 2))
+    divided = Rows.of("text", keys, embeddings, image_key=owners, caption=keys)
+    store = chunked_store(tmp_path / "divided", divided)
+    pairs = embeddings.reshape(12, 3, 8)
+    captions = np.stack([pairs[:, 0], unit(pairs[:, 1] + pairs[:, 2])], axis=1).reshape(24, 8)
+    mean = store.fitting_moments("text", "all").mean
+    expected = caption_spread(captions, np.repeat(range(12), 2), mean)
+    assert spread_of_captions(store, "all").sigma == pytest.approx(expected.sigma, rel=1e-3)
+
+
 def test_the_spread_is_the_mean_cosine_of_pairs_of_captions() -> None:
     rng = np.random.default_rng(2)
     items = rng.integers(-1, 12, size=60)
-    texts = (rng.normal(size=(13, 16))[items] + 0.3 * rng.normal(size=(60, 16))).astype(np.float32)
+    texts = (rng.normal(size=(13, 16))[items] + 0.8 * rng.normal(size=(60, 16))).astype(np.float32)
     mean = rng.normal(size=16)
     rows = texts[items >= 0] - mean
     own = items[items >= 0]
@@ -305,7 +351,7 @@ def test_the_rules_and_what_is_recommended() -> None:
         "of the pairs instead of the spread of captions, because every image has one caption"
     )
     spread = caption_spread(
-        np.concatenate([texts, texts + 0.1]) + means[1], np.tile(own, 2), means[1]
+        np.concatenate([texts, texts[:, ::-1] / 2 + texts]) + means[1], np.tile(own, 2), means[1]
     )
     rule, why = recommend([spread, scaled_spread(spread), pairs])
     assert rule.sigma == 3 * spread.sigma and "captions of 40 images" in why  # type: ignore[operator]
@@ -334,9 +380,10 @@ def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
         assert missing in found.missing and (found.sigma is None) == bool(missing)
 
 
-def test_the_rules_for_a_store_and_for_arrays_on_record(store: Store) -> None:
+def test_the_rules_for_a_store_and_for_arrays_on_record(tmp_path: Path) -> None:
+    store = gap_store(tmp_path / "store", text_noise=0.4)
     found: dict[str, Any] = {}
-    images, texts = make_vectors(40, 3)
+    images, texts = make_vectors(40, 3, text_noise=0.4)
     for rule in RULES:
         pipeline = preset("c3", sigma=rule).fit({"image": images.repeat(2, axis=0), "text": texts})
         found[f"{rule} of arrays"] = (pipeline.sigma, pipeline.provenance["sigma"])
