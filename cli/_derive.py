@@ -166,13 +166,20 @@ class _JsonCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Turn `--json` without a path into `--json -`."""
+        """Turn `--json` without a path into `--json -`, and refuse a second value for an option
+        that has one.
+        """
         rewritten = []
         for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
             if argument == "--json" and not following.endswith(".json"):
                 ctx.meta["json"] = True
                 rewritten += [] if following == "-" else ["-"]
+        _, _, given = self.make_parser(ctx).parse_args(list(rewritten))
+        single: Any = [o for o in given if not (o.multiple or getattr(o, "is_flag", False))]
+        for option in single:
+            if option.param_type_name == "option" and single.count(option) > 1:
+                raise typer.BadParameter("one value was expected, not several.", ctx, option)
         return super().parse_args(ctx, rewritten)
 
 

@@ -15,7 +15,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from os.path import normpath
 from pathlib import Path, PurePosixPath
@@ -55,6 +55,7 @@ _CAPTIONS_NAMES = (
     "dataset*.json",
 )
 _IMAGES_FOLDER = "images"
+_LOOKED_AT = 100  # lines of a text file, which may be paths
 _PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
 
@@ -438,7 +439,10 @@ def _detect_captions(
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
     texts_of_image, name, path = Counter[str](), file.stem, str(file)
-    file_split = None if file.suffix.lower() in _PLAIN else split_in_name(name)
+    file_split = split_in_name(name)
+    if file.suffix.lower() in _PLAIN:
+        file_split = None
+        _refuse_list_of_paths(file)
     for row in read_captions(file, options):
         start = row.key if options.key_column and row.key else f"{name}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
@@ -455,6 +459,24 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
             f"With --image-column "
             "it is read as a list of images."
+        )
+
+
+def _refuse_list_of_paths(file: Path) -> None:
+    """Refuse plain texts of which most are paths of files: these are meant, not their paths.
+
+    Raises:
+        CorpusError: with the number of paths among the first lines.
+    """
+    rows = [row for row in islice(read_captions(file), _LOOKED_AT) if not row.file_name]
+    texts = [text for row in rows for text in row.captions]
+    files = [t for t in texts if os.path.isfile(t) or os.path.isfile(file.parent / t)]  # noqa: PTH113 - a text may be too long for a path
+    if len(files) > len(texts) / 2:
+        raise CorpusError(
+            f"{len(files):,} of the first {counted(len(texts), 'line')} of {file.name} are paths "
+            f"of files, such as {files[0]}.",
+            remedy="To embed the files, give them as arguments: xargs -d '\\n' c3 embed < LIST. To "
+            'embed the paths as texts, write them as JSON lines: {"text": "..."}.',
         )
 
 

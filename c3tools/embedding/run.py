@@ -24,6 +24,7 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
+from ..store.manifest import require_room
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE
 from .plan import Plan, Sources, plan_corpus, write_times
@@ -128,12 +129,13 @@ def embed(
         MissingExtraError: if ``faiss`` is asked for and FAISS is not installed.
         EncoderError: if the model cannot be loaded.
         StoreError: if the store has embeddings of another model, or is damaged.
-        OutputError: if another run is writing to it.
+        OutputError: if another run is writing to it, or its folder contains other files.
         C3Error: if a worker process fails; finished shards are kept.
     """
     given = dict(locals())
     folder = location(store)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
+    require_room(folder)
     before = recorded.preprocessing.get("long_texts", "cut") if recorded else None
     given["long_texts"] = long_texts = str(long_texts or before or "cut")
     if long_texts not in ("cut", "chunk", "mean") or before not in (None, long_texts):

@@ -199,12 +199,16 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
         """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length
         are cut.
+
+        Raises:
+            EncoderError: for anything but a list of texts.
         """
         return self._encode("text", texts, batch_size)
 
     def _encode(
         self, modality: Modality, texts: Sequence[str], batch_size: int | None = None
     ) -> Matrix:
+        _require_texts(texts)
         out = np.zeros((len(texts), self.dim), np.float32)
         if texts:
             batches = self.token_batches(self.tokenise(texts), batch_size)
@@ -293,3 +297,22 @@ class Encoder:
                 yield done, result()
         for done, result in running:
             yield done, result()
+
+
+def _require_texts(texts: Sequence[str]) -> None:
+    """Refuse anything but a list of texts; of one text, each letter would be a text.
+
+    Raises:
+        EncoderError: with the type of what was given.
+    """
+    if isinstance(texts, str):
+        raise EncoderError(
+            f"A list of texts is needed, but one text was given: {texts[:40]!r}.",
+            remedy="Put it in a list: encode_texts([text])",
+        )
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise EncoderError(
+                f"A list of texts is needed, but item {position} is of type {type(text).__name__}.",
+                remedy="Leave it out, or write it as a string.",
+            )

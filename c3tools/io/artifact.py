@@ -214,7 +214,7 @@ def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
     if kind_of(folder) == "file":
         raise OutputError(
             f"{folder} is a file, but a folder is needed.",
-            remedy="Choose another folder with --output.",
+            remedy="Choose another folder.",
         )
     folders, plain = names_in(folder)
     there = [name for name in (*plain, *folders) if not name.startswith(".")]

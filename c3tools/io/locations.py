@@ -56,9 +56,14 @@ def location(text: str | Path) -> Path:
     """Return a local path, or a path-like object for a URL.
 
     Raises:
-        CorpusError: if the scheme of the URL is unknown, or the URL is malformed.
+        CorpusError: if the text is empty, the scheme of the URL is unknown, or the URL is
+            malformed.
         MissingExtraError: if the package that reads it is not installed.
     """
+    if not str(text):
+        raise CorpusError(
+            "An empty path was given.", remedy="Is a variable of the shell not set? Give a path."
+        )
     if not is_url(text) or not isinstance(text, str):
         return Path(text) if isinstance(text, str) else text
     scheme = text.partition("://")[0].lower()

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import OutputError, StoreError
 from ..executors import cores
-from ..io.artifact import digest_of, replacing
+from ..io.artifact import digest_of, holds_result, replacing
 from ..io.files import (
     json_text,
     read_json,
@@ -129,14 +129,25 @@ class Manifest:
         )
 
 
+def require_room(path: Path) -> None:
+    """Refuse a folder that contains something else than a store.
+
+    Raises:
+        OutputError: with the name of a file in it.
+    """
+    holds_result(path, "store", (INFO_FILE, MANIFEST_FILE))
+
+
 def create_store(path: Path, info: StoreInfo) -> None:
     """Make the folder and its store.json, or check that the store there contains the same kind of
     embeddings.
 
     Raises:
         StoreError: if a store of another model, dimension or dtype is there.
+        OutputError: if the folder contains other files.
     """
     if kind_of(path / INFO_FILE) != "file":
+        require_room(path)
         write_json_atomically(path / INFO_FILE, info.to_dict())
         return
     present = StoreInfo.load(path)

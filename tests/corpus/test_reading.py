@@ -269,6 +269,16 @@ def test_texts_in_another_form_are_refused_with_the_command_that_converts_them(
     assert_refused(f"{name} is (in UTF-16|one JSON list).*\n.*{command}", tmp_path / name)
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_text_file_that_lists_paths_is_refused(tmp_path: Path, absolute: bool) -> None:
+    paths = [image(tmp_path / f"{name}.png") for name in "abc"]
+    lines = [str(path) if absolute else path.name for path in paths]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "a dog", ""]))
+    assert_refused("3 of the first 4 lines of list.txt are paths of files", tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "a dog", "a cat", "a cow"]))
+    assert len(read_corpus(tmp_path / "list.txt").texts) == 6
+
+
 def test_two_text_files_with_one_name(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "t.txt" for folder in "ab"]
     for path in paths:

@@ -106,6 +106,18 @@ def test_images_may_be_files_pillow_images_or_arrays(encoder: Encoder, tmp_path:
             encoder.encode_images([wrong])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [("a dog", "one text was given: 'a dog'"), (["a dog", None], "item 1 is of type")],
+)
+@pytest.mark.parametrize("method", ["encode_texts", "encode_queries"])
+def test_anything_but_a_list_of_texts_is_refused(
+    encoder: Encoder, method: str, texts: Any, said: str
+) -> None:
+    with pytest.raises(EncoderError, match=said):
+        getattr(encoder, method)(texts)
+
+
 def test_long_texts_are_counted_and_come_in_smaller_batches(encoder: Encoder) -> None:
     texts = ["dog " * (1 + number % 90) for number in range(300)]
     tokens = encoder.tokenise(texts)  # 77 with the start and the end
