@@ -1,4 +1,6 @@
-"""A Ray cluster: worker processes get one task after another, and are replaced if they are lost."""
+"""A Ray cluster: each task is a Ray task, which Ray runs where there is room, and again if its
+machine or its process is lost.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,31 @@ import os
 import re
 import socket
 import sys
-from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
 from ..errors import C3Error, UnreachableError, optional_module, reason_of
 from .local import Executor, Report, Result, Task, Work
 
-_ATTEMPTS = 3  # at one task, if its worker is lost or it crashes
+_ATTEMPTS = 3  # at one task, if its process is lost or it crashes
 _ANSWER_TIMEOUT = 5.0  # seconds for the machine of a cluster to answer
-_WORKER_TIMEOUT = 600.0  # seconds for the first worker: clusters that grow on demand take minutes
+_PLACE_TIMEOUT = 600.0  # seconds without a place: clusters that grow on demand take minutes
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # else what Ray says of lost workers goes to standard output
 }
+# the processes of tasks are not shared with other work of a program that uses Ray itself; all GPUs
+# are visible, because a process that has used one keeps it when Ray assigns another
+_OF_PROCESSES = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 _HOST_AND_PORT = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)/?")
 
 
 class RayExecutor(Executor):
-    """Workers on a Ray cluster; a context manager that joins the cluster and leaves it.
+    """Tasks on a Ray cluster; a context manager that joins the cluster and leaves it.
 
     Inputs and outputs have to be where all its machines see them: in shared folders of the same
     path, or at URLs.
@@ -37,10 +42,10 @@ class RayExecutor(Executor):
         address: ``host:port``, ``ray://host:port``, ``auto`` or ``local``; None for that in
             RAY_ADDRESS, else the cluster that runs on this machine, else a new one of this machine
             alone.
-        processes: number of workers; None for as many as fit.
-        cores: CPU cores of each; None for a machine's, shared among its GPUs where each worker has
+        processes: number of tasks done at a time; None for as many as fit.
+        cores: CPU cores of each; None for a machine's, shared among its GPUs where each task has
             one.
-        gpu: whether each worker has a GPU of its own.
+        gpu: whether each task has a GPU of its own.
     """
 
     def __init__(
@@ -55,7 +60,6 @@ class RayExecutor(Executor):
         self._wanted = (processes, cores)
         self._gpu = gpu
         self._joined = False
-        self._idle: list[Any] = []  # actors, with what they have loaded
 
     def __enter__(self) -> RayExecutor:
         """Join the cluster."""
@@ -64,17 +68,15 @@ class RayExecutor(Executor):
             _join(self._address)
             self._joined = True
         try:
-            self._most, self._cores = _allocate(ray.nodes(), *self._wanted, gpu=self._gpu)
+            machines = _machines(ray.nodes(), self._wanted[1] or 1, gpu=self._gpu)
+            self._most, self._cores = _allocate(machines, *self._wanted, gpu=self._gpu)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the workers, and the cluster if it was started here."""
-        for actor in self._idle:
-            _ray().kill(actor)
-        self._idle.clear()
+        """Leave the cluster, or end it if it was started here."""
         if self._joined:
             _ray().shutdown()
             self._joined = False
@@ -82,94 +84,82 @@ class RayExecutor(Executor):
     def run(
         self, work: Work[Task, Result], tasks: Sequence[Task], report: Report
     ) -> Iterator[Result]:
-        """Do all tasks; see `Executor.run`. Workers stay for the next call, with what they have
-        loaded.
+        """Do all tasks; see `Executor.run`. Ray gives a process one task after another, so that
+        what it has loaded is used again.
         """
         ray = _ray()
-        shared, folder = ray.put(work), os.getcwd()  # noqa: PTH109 - as text, for other machines
-        waiting, attempts = deque(range(len(tasks))), Counter[int]()
-        # those that came before their turn, and whose turn it is
-        results, next_one = dict[int, Result](), 0
-        running: dict[Any, tuple[Any, int]] = {}  # actor and task of each call
-        if waiting and not self._idle:
-            self._idle.append(self._start_actor())
-            if not ray.wait([self._idle[0].version.remote()], timeout=_WORKER_TIMEOUT)[0]:
-                raise C3Error(
-                    f"The cluster could not start a worker within {_WORKER_TIMEOUT:g} s.",
-                    remedy="Check `ray status`: other jobs may use its cores, or --processes may "
-                    "be too large.",
-                )
-        try:
-            while waiting or running:
-                while waiting and (self._idle or len(running) < self._most):
-                    actor, position = (
-                        self._idle.pop() if self._idle else self._start_actor(),
-                        waiting.popleft(),
-                    )
-                    attempts[position] += 1
-                    running[actor.run.remote(shared, tasks[position], folder)] = actor, position
-                for call in ray.wait(list(running), timeout=1.0)[0]:
-                    actor, position = running.pop(call)
-                    try:
-                        result, done, failed, refused = ray.get(call)
-                    except ray.exceptions.RayError as error:
-                        # the worker is lost, or the task crashed
-                        ray.kill(actor)
-                        if attempts[position] >= _ATTEMPTS:
-                            raise C3Error(
-                                f"{work.name(tasks[position])} failed {_ATTEMPTS} times, the last "
-                                f"time since its "
-                                f"worker was lost or crashed ({error}).",
-                                remedy="Finished work is kept; run the same command again to "
-                                "continue. The worker may "
-                                "have run out of memory: see `ray status` and the logs of Ray.",
-                            ) from None
-                        waiting.appendleft(position)
-                        continue
-                    self._idle.append(actor)
-                    if refused is not None:
-                        raise C3Error(
-                            f"{work.name(tasks[position])}: {refused[0]}", remedy=refused[1]
-                        )
-                    results[position] = result
-                    report(done, failed)
-                    while next_one in results:
-                        yield results.pop(next_one)
-                        next_one += 1
-        finally:
-            for actor, _ in running.values():
-                ray.kill(actor)
-
-    def _start_actor(self) -> Any:
-        resources = "cuda" if self._gpu else "cpu", max(1, int(self._cores))
-        worker = (
-            _ray()
-            .remote(_Worker)
-            .options(
-                num_cpus=self._cores, num_gpus=int(self._gpu), max_restarts=0, max_task_retries=0
-            )
+        remote = ray.remote(
+            num_cpus=self._cores,
+            num_gpus=int(self._gpu),
+            max_retries=_ATTEMPTS - 1,
+            retry_exceptions=True,
+            max_calls=0,  # else a process with a GPU would end after one task
+            runtime_env={"env_vars": _OF_PROCESSES},
         )
-        return worker.remote(__version__, *resources)
+        do_task = remote(_do_task)
+        folder = os.getcwd()  # noqa: PTH109 - as text, for other machines
+        shared = ray.put(work), folder, max(1, int(self._cores)), __version__
+        running: dict[Any, int] = {}  # the position of the task of each call
+        results: dict[int, Result] = {}  # those that came before their turn
+        submitted = 0
+        ready = [remote(_assigned_device).remote()] if len(tasks) else []
+        if ready and not ray.wait(ready, timeout=_PLACE_TIMEOUT)[0]:
+            raise C3Error(
+                f"The cluster could not start a worker within {_PLACE_TIMEOUT:g} s.",
+                remedy="Check `ray status`: other jobs may use its cores, or --processes may be "
+                "too large.",
+            )
+        try:
+            for position in range(len(tasks)):
+                while position not in results:
+                    while submitted < len(tasks) and len(running) < self._most:
+                        running[do_task.remote(tasks[submitted], *shared)] = submitted
+                        submitted += 1
+                    while not (ended := ray.wait(list(running), timeout=_PLACE_TIMEOUT)[0]):
+                        _machines(ray.nodes(), self._cores, gpu=self._gpu)  # raises if none is left
+                    finished = running.pop(ended[0])
+                    outcome = _outcome_of(ended[0], work.name(tasks[finished]))
+                    report(outcome.done, outcome.failed)
+                    results[finished] = outcome.result
+                yield results.pop(position)
+        finally:
+            for call in running:
+                ray.cancel(call, force=True)
 
 
-def _allocate(
-    nodes: Sequence[Mapping[str, Any]], processes: int | None, cores: int | None, *, gpu: bool
-) -> tuple[int, float]:
-    """Return how many workers fit on these machines, and of how many cores, a fraction if they
-    share one.
+def _machines(
+    nodes: Sequence[Mapping[str, Any]], cores: float, *, gpu: bool
+) -> list[tuple[int, int]]:
+    """Return the CPU cores and the GPUs of each machine that has enough for a task.
 
     Args:
         nodes: as `ray.nodes` returns them.
-        processes, cores, gpu: see `RayExecutor`.
+        cores, gpu: what a task takes.
+
+    Raises:
+        C3Error: if there is no such machine.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     machines = [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in resources]
-    machines = [(cpus, gpus) for cpus, gpus in machines if cpus and (gpus or not gpu)]
+    machines = [(cpus, gpus) for cpus, gpus in machines if cpus >= cores and gpus >= gpu]
     if not machines:
-        what = "GPUs" if gpu else "CPU cores"
         raise C3Error(
-            f"The cluster has no {what}.", remedy="Add machines with: ray start --address=HEAD:6379"
+            f"The cluster has no machine with {cores:g} CPU{' and 1 GPU' * gpu} for a worker.",
+            remedy="Add machines with: ray start --address=HEAD:6379",
         )
+    return machines
+
+
+def _allocate(
+    machines: Sequence[tuple[int, int]], processes: int | None, cores: int | None, *, gpu: bool
+) -> tuple[int, float]:
+    """Return how many tasks fit on these machines, and of how many cores, a fraction if they
+    share one.
+
+    Args:
+        machines: as `_machines` returns them.
+        processes, cores, gpu: see `RayExecutor`.
+    """
     if processes is not None and cores is None and not gpu:
         # Ray counts in ten-thousandths
         parts = (10_000 // workers / 10_000 for workers in range(2, processes + 1))
@@ -178,54 +168,80 @@ def _allocate(
             share for share in shares if sum(cpus // share for cpus, _ in machines) >= processes
         )
     share = cores or min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
-    fitting = sum(gpus if gpu else cpus // share for cpus, gpus in machines)
-    return processes or max(1, fitting), share
+    return processes or sum(gpus if gpu else cpus // share for cpus, gpus in machines), share
 
 
-class _Worker:
-    """The body of a worker process."""
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a task: its result, the inputs done, and those of them that failed."""
 
-    def __init__(self, version: str, *resources: Any) -> None:
-        self._version, self._resources = version, resources
+    result: Any
+    done: int
+    failed: int
 
-    def version(self) -> str:
-        """Return the version of c3tools here."""
-        return __version__
 
-    def run(
-        self, work: Work[Any, Any], task: Any, folder: str
-    ) -> tuple[Any, int, int, tuple[str, str | None] | None]:
-        """Do one task; return its result, the inputs done, those that failed, and an error that
-        another try repeats.
+def _do_task(
+    task: Any, work: Work[Any, Any], folder: str, threads: int, version: str
+) -> _Outcome | C3Error:
+    """Do one task in a process of the cluster; return an error that another attempt would repeat.
 
-        Args:
-            work: what is done.
-            task: the task.
-            folder: where relative paths start.
-        """
-        counts: list[tuple[int, int]] = [(0, 0)]
-        result = refused = None
-        try:
-            machine = f"The machine {socket.gethostname()} has"
-            if self._version != __version__:
-                raise C3Error(
-                    f"{machine} c3tools {__version__}, but this one has {self._version}.",
-                    remedy="Install the same version on all machines.",
-                )
-            if not os.path.isdir(folder):  # noqa: PTH112 - as text, of another machine
-                raise C3Error(
-                    f"{machine} no folder {folder}.",
-                    remedy="Run c3 in a folder that all machines of the cluster share, because "
-                    "they share inputs and "
-                    "outputs; or run it in / and use URLs.",
-                )
-            os.chdir(folder)
-            work.load(*self._resources)
-            (result,) = work.run([task], lambda *more: counts.append(more))
-        except C3Error as error:
-            refused = error.message, error.remedy
-        done, failed = map(sum, zip(*counts, strict=True))
-        return result, done, failed, refused
+    Args:
+        task: the task.
+        work: what is done.
+        folder: where relative paths start.
+        threads: number of cores reserved for the process.
+        version: of c3tools in the process that asks for it.
+    """
+    counts: list[tuple[int, int]] = [(0, 0)]
+    try:
+        machine = f"The machine {socket.gethostname()} has"
+        if version != __version__:
+            raise C3Error(
+                f"{machine} c3tools {__version__}, but this one has {version}.",
+                remedy="Install the same version on all machines.",
+            )
+        if not os.path.isdir(folder):  # noqa: PTH112 - as text, of another machine
+            raise C3Error(
+                f"{machine} no folder {folder}.",
+                remedy="Run c3 in a folder that all machines of the cluster share, because they "
+                "share inputs and outputs; or run it in / and use URLs.",
+            )
+        os.chdir(folder)
+        work.load(_assigned_device(), threads)
+        (result,) = work.run([task], lambda *more: counts.append(more))
+    except C3Error as error:
+        return C3Error(error.message, remedy=error.remedy)  # not all its classes can be pickled
+    return _Outcome(result, *map(sum, zip(*counts, strict=True)))
+
+
+def _assigned_device() -> str:
+    """Return the device that Ray assigned to the task of this process."""
+    gpus = _ray().get_gpu_ids()
+    if not gpus:
+        return "cpu"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"cuda:{visible.split(',').index(gpus[0]) if visible else gpus[0]}"
+
+
+def _outcome_of(call: Any, name: str) -> _Outcome:
+    """Return the outcome of the task of this name, whose call has ended.
+
+    Raises:
+        C3Error: if the task raised one, or its process was lost or crashed each time.
+    """
+    ray = _ray()
+    try:
+        outcome: _Outcome | C3Error = ray.get(call)
+    except ray.exceptions.RayError as error:
+        raise C3Error(
+            f"{name} failed {_ATTEMPTS} times, the last time since its worker was lost or crashed "
+            f"({error}).",
+            remedy="Finished work is kept; run the same command again to continue. The worker may "
+            "have run out of memory: see `ray status` and the logs of Ray.",
+        ) from None
+    if isinstance(outcome, C3Error):
+        raise C3Error(f"{name}: {outcome.message}", remedy=outcome.remedy)
+    return outcome
 
 
 def _ray() -> Any:

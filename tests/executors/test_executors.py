@@ -23,7 +23,7 @@ from c3tools.embedding import embed_corpus
 from c3tools.encoders import load_encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, open_executor
-from c3tools.executors.ray import RayExecutor, _allocate
+from c3tools.executors.ray import RayExecutor, _allocate, _assigned_device, _machines
 from c3tools.store import Store
 from tests.conftest import contents, copy_photos
 from tests.executors.works import Squares
@@ -76,6 +76,28 @@ def test_a_task_that_always_fails_is_an_error(
     if isinstance(executor, RayExecutor):
         assert "square 3" in error.value.message
         assert len(list(tmp_path.glob("3-*"))) == (1 if trouble == "refuse" else 3)
+
+
+@pytest.mark.parametrize("done", [0, 4, 9], ids=["start", "middle", "one task left"])
+def test_on_ray_a_lost_machine_costs_time_only(tmp_path: Path, done: int) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    program = [sys.executable, "-m", "tests.executors.lost_machine", str(tmp_path), str(done)]
+    run = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
+    assert run.stdout.splitlines()[-1] == "0 1 4 9 16 25 36 49 64 81"
+    assert (tmp_path / "kill").exists()
+
+
+def test_on_ray_tasks_that_have_no_machine_left_are_an_error(
+    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(cluster, "_most", 1)  # the first task waits for another process
+    squares = cluster.run(Squares(tmp_path), range(6), lambda done, failed: None)
+    monkeypatch.setattr("c3tools.executors.ray._PLACE_TIMEOUT", 30.0)
+    with pytest.raises(C3Error, match="no machine with 1 CPU for a worker"):
+        next(squares)
 
 
 @pytest.mark.parametrize("trouble", ["crash", "kill"])
@@ -133,8 +155,8 @@ def test_a_cluster_that_is_not_there_or_lacks_something(monkeypatch: pytest.Monk
     for options in ({"address": "head:6379"}, {"processes": 2}):
         with pytest.raises(C3Error, match="--executor ray"), open_executor("local", **options):
             pass
-    with pytest.raises(C3Error, match="GPUs"):
-        _allocate([machine(8)], None, None, gpu=True)
+    with pytest.raises(C3Error, match="no machine with 1 CPU and 1 GPU"):
+        _machines([machine(8)], 1, gpu=True)
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.socket() as taken:
@@ -157,10 +179,24 @@ def machine(cpus: int, gpus: int = 0) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize(
+    ("assigned", "visible", "expected"),
+    [([], None, "cpu"), ([2], None, "cuda:2"), (["5"], "3,5", "cuda:1")],
+)
+def test_a_task_uses_the_gpu_that_ray_assigned(
+    monkeypatch: pytest.MonkeyPatch, assigned: list[Any], visible: str | None, expected: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_gpu_ids=lambda: assigned))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _assigned_device() == expected
+
+
 def test_a_cluster_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     ray = SimpleNamespace(init=lambda **named: told.append(named), nodes=lambda: [machine(8)])
-    ray.shutdown, ray.kill = lambda: told.append("left"), told.append
+    ray.shutdown = lambda: told.append("left")
     monkeypatch.setitem(sys.modules, "ray", ray)
     joined = {
         "address": "local",
@@ -171,12 +207,12 @@ def test_a_cluster_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> N
     for there in (False, True):
         ray.is_initialized = lambda there=there: there
         with RayExecutor("local") as executor:
-            executor._idle.append("worker")
+            pass
         executor.__exit__()
-        assert told == (["worker"] if there else [joined, "worker", "left"])
+        assert told == ([] if there else [joined, "left"])
         told.clear()
     ray.is_initialized, ray.nodes = lambda: False, lambda: []
-    with pytest.raises(C3Error, match="CPU cores"):
+    with pytest.raises(C3Error, match="no machine"):
         RayExecutor("auto").__enter__()
     assert told == [{"address": "auto", "log_to_driver": False, "logging_level": 50}, "left"]
 
@@ -189,7 +225,7 @@ def test_a_cluster_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> N
         ([2], [], (2, None), (2, 1)),
         ([2], [], (4, None), (4, 0.5)),
         ([2], [], (5, None), (5, 0.3333)),
-        ([2], [], (None, 4), (1, 4)),
+        ([9, 2], [], (None, 4), (2, 4)),
         ([96, 32, 64], [8, 4], (None, None), (12, 8)),
         ([96], [8], (2, None), (2, 12)),
         ([2], [4], (None, None), (4, 1)),
@@ -200,4 +236,5 @@ def test_workers_that_fit(
 ) -> None:
     nodes = [machine(*of) for of in zip_longest(cpus, gpus, fillvalue=0)]
     dead = machine(99, 9) | {"Alive": False}
-    assert _allocate([*nodes, dead], *asked, gpu=bool(gpus)) == expected
+    machines = _machines([*nodes, dead], 1, gpu=bool(gpus))
+    assert _allocate(machines, *asked, gpu=bool(gpus)) == expected
