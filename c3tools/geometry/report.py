@@ -556,8 +556,9 @@ def _one_list(report: GapReport) -> Table:
     ]
     note = (
         "The corpus has one row an item, half of each modality; the answer is of the other "
-        "modality than the query. "
-        "Without bias half of the first ten are. Calibrated: docs/results/fair-search.md."
+        "modality than the query. Without bias half of the first ten are. Moments are of other "
+        f"items. By chance, {100 * found.chance:.1f} % of the answers are in the first ten. "
+        "Calibrated: docs/results/fair-search.md."
     )
     return Table(heads, rows, "One list", note=note)
 

@@ -52,9 +52,10 @@ CROWDED = 0.05
 spread out)."""
 FEW_DIRECTIONS = 0.05
 """Effective dimension over the dimension, up to which rows fill few directions."""
-FAIR, UNFAIR = 0.35, 0.2
-"""Share of the first ten that are of the other modality, in the calibrated list of the worse kind
-of query: from the first one list is fair, below the second it is not (0.5: no bias)."""
+NO_BIAS = 0.5
+FAIR, UNFAIR = 0.15, 0.3
+"""Distance from `NO_BIAS` of the share of the first ten that are of the other modality, in the
+calibrated list: up to the first one list is fair, beyond the second it is not."""
 UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
@@ -162,9 +163,9 @@ def _judge_collapse(report: Measured, gap: Answer) -> Judgement:
     if gap.answer == "no":
         return "no", "There is no gap to close."
     left = collapsed.gap / raw.gap if raw.gap > 0 else 1.0
-    closes = f"It reduces the gap from {raw.gap:.2f} to {collapsed.gap:.2f}"
+    closes = f"It leaves {100 * left:.0f} % of the gap"
     if left > NOT_CLOSED:
-        return "no", f"{closes} only: the subtracted means are not those of these rows."
+        return "no", f"{closes}: the subtracted means are not those of these rows."
     probe, told = collapsed.separability, ""
     if probe is not None:
         told = (
@@ -229,25 +230,36 @@ def _judge_corrupt(report: Measured) -> Judgement:
 
 
 def _judge_one_list(report: Measured) -> Judgement:
-    """Judge whether the calibrated list has enough rows of the other modality, for the worse kind
+    """Judge whether the calibrated list mixes both modalities and finds answers, for the worse kind
     of query.
     """
     asked, worst = min(
-        report.one_list.items(), key=lambda pair: pair[1].other_modality["calibrated"].value
+        report.one_list.items(), key=lambda pair: (not _finds_by_chance(pair[1]), -_bias(pair[1]))
     )
-    raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
     other = next(name for name in report.modalities if name != asked)
+    raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
     because = (
-        f"Where {other}s have the answers, {raw:.1f} of the first ten that {asked} queries find "
-        f"are {other}s by "
-        f"cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores of "
-        f"`c3 search` "
-        "(5 without bias)."
+        f"When {other}s have the answers, the first ten of {asked} queries hold {raw:.1f} {other}s "
+        f"by cosine, {centred:.1f} after Collapse, and {calibrated:.1f} by the calibrated scores "
+        f"of `c3 search` (5 without bias), which find "
+        f"{100 * worst.recall['calibrated'].value:.0f} % of the answers "
+        f"(chance: {100 * worst.chance:.0f} %)."
     )
-    return (
-        "yes" if calibrated >= 10 * FAIR else "partly" if calibrated >= 10 * UNFAIR else "no",
-        because,
-    )
+    if _finds_by_chance(worst) or _bias(worst) > UNFAIR:
+        return "no", because
+    return "partly" if _bias(worst) > FAIR else "yes", because
+
+
+def _bias(one_list: OneList) -> float:
+    """Return the distance of the calibrated share of the other modality from that without bias."""
+    return abs(one_list.other_modality["calibrated"].value - NO_BIAS)
+
+
+def _finds_by_chance(one_list: OneList) -> bool:
+    """Return whether the calibrated list may find no more answers than rows drawn at random."""
+    found = one_list.recall["calibrated"]
+    low = found.value if found.interval is None else found.interval[0]
+    return low <= one_list.chance
 
 
 def _unusual(report: Measured) -> Iterator[str]:

@@ -19,7 +19,8 @@ from c3tools.geometry.one_list import measure_one_list
 from c3tools.geometry.spaces import modality_bias, separability, uniformity
 from c3tools.moments import Moments
 from c3tools.seeds import generator
-from tests.conftest import make_store, unit_rows
+from c3tools.store import Rows
+from tests.conftest import build_store, make_store, unit_rows
 from tests.geometry.spaces import paper_model, plain_measures, unit
 from tests.golden import recorded
 from tests.stores import gap_store
@@ -120,29 +121,56 @@ def test_fewer_than_three_rows_have_no_interval() -> None:
 
 
 def test_one_list_counts_the_first_ten_of_each_query(tmp_path: Path) -> None:
-    """Of 90 items the first 45, in an order by seed, have their image in the corpus, and the others
-    a text."""
+    """Of 88 items, in an order by seed, 22 have their image in a corpus and 22 a text; the 44
+    others give the moments, and are searched in their turn."""
     store = gap_store(tmp_path / "s", dtype="float32")
-    collected = collect(store, "image", "text")
-    found, moments = measure_one_list(collected, seed=3), collected.fit_moments
-    order, items = generator(3, "one list").permutation(90), np.arange(90)
-    rows = {"image": store.load("image").embeddings, "text": store.load("text").embeddings[::2]}
-    plain = {name: unit(x[order]) for name, x in rows.items()}
-    centred = {name: unit(x - moments[name].mean) for name, x in plain.items()}
-    for asked, others in (("image", items >= 45), ("text", items < 45)):
-        for kind, x in (("raw", plain), ("centred", centred), ("calibrated", centred)):
-            q = x[asked][others]
-            scores = q @ np.concatenate([x["image"][:45], x["text"][45:]]).T
-            if kind == "calibrated":
-                spread = [
-                    np.sum(q @ m.covariance * q, axis=1) / np.trace(m.covariance)
-                    for m in moments.values()
-                ]
-                scores /= np.sqrt(np.repeat(spread, 45, axis=0)).T
-            first = np.argsort(-scores)[:, :10]
-            assert found[asked].other_modality[kind].value == pytest.approx(others[first].mean())
-            hits = (first == items[others, None]).any(axis=1)
-            assert found[asked].recall[kind].value == pytest.approx(hits.mean())
+    found = measure_one_list(collect(store, "image", "text"), seed=3)
+    order = generator(3, "one list").permutation(90)[:88]
+    all_texts = store.load("text").embeddings
+    plain = {"image": unit(store.load("image").embeddings), "text": unit(all_texts[::2])}
+    with_image = np.arange(44) < 22
+    for asked, kind in (("image", "text"), ("text", "image")):
+        has_answer = with_image if kind == "image" else ~with_image
+        for name in ("raw", "centred", "calibrated"):
+            shares, hits = [], []
+            for searched, others in ((order[:44], order[44:]), (order[44:], order[:44])):
+                rows = {"image": plain["image"][others]}
+                rows["text"] = unit(all_texts.reshape(90, 2, -1)[others].reshape(88, -1))
+                means = {m: x.mean(axis=0) * (name != "raw") for m, x in rows.items()}
+                q = unit(plain[asked][searched[has_answer]] - means[asked])
+                corpus = np.concatenate(
+                    [
+                        unit(plain["image"][searched[with_image]] - means["image"]),
+                        unit(plain["text"][searched[~with_image]] - means["text"]),
+                    ]
+                )
+                scores = q @ corpus.T
+                if name == "calibrated":
+                    spread = []
+                    for m in ("image", "text"):
+                        covariance = np.cov(rows[m].T, bias=True)
+                        spread.append(np.sum(q @ covariance * q, axis=1) / np.trace(covariance))
+                    scores /= np.sqrt(np.repeat(spread, 22, axis=0)).T
+                top = np.argsort(-scores)[:, :10]
+                shares.append(has_answer[top])
+                hits.append((top == np.flatnonzero(has_answer)[:, None]).any(axis=1))
+            assert found[asked].other_modality[name].value == pytest.approx(np.mean(shares))
+            assert found[asked].recall[name].value == pytest.approx(np.mean(hits))
+    assert found["image"].chance == 10 / 44
+
+
+def test_rows_without_content_are_found_by_chance_in_a_list_without_bias(tmp_path: Path) -> None:
+    """Moments of the rows that ask lower the scores of their modality: the share was 0.59."""
+    rng = np.random.default_rng(0)
+    rows = {name: unit(rng.normal(size=(400, 64))) for name in ("image", "text")}
+    keys = [f"{i}" for i in range(400)]
+    images = Rows.of("image", keys, rows["image"])
+    texts = Rows.of("text", keys, rows["text"], image_key=keys)
+    store = build_store(tmp_path / "s", images, texts, dtype="float32")
+    for one_list in measure_one_list(collect(store, "image", "text")).values():
+        found = one_list.recall["calibrated"]
+        assert one_list.other_modality["calibrated"].value == pytest.approx(0.5, abs=0.05)
+        assert found.interval and found.interval[0] < one_list.chance < found.interval[1]
 
 
 def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
