@@ -19,6 +19,7 @@ Each message says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 from collections.abc import Callable, Iterator
@@ -124,6 +125,17 @@ def reason_of(error: BaseException) -> str:
         " ".join(str(getattr(error, "strerror", None) or error).split())[:500]
         or type(error).__name__
     )
+
+
+def remedy_of(error: OSError) -> str:
+    """Return what to do about an error of the operating system in writing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        todo = "Free some disk space"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        todo = "Make the path writable, or choose another"
+    else:
+        todo = "Check the path, its permissions and the free disk space"
+    return f"{todo}, then run the same command again."
 
 
 OUT_OF_MEMORY = "Out of memory. Finished work is kept."

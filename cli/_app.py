@@ -94,7 +94,7 @@ class _Group(TyperGroup):
         """Run the command; print expected errors without a traceback, and as JSON too where
         `--json` prints.
         """
-        from c3tools.errors import OUT_OF_MEMORY, C3Error, is_out_of_memory
+        from c3tools.errors import OUT_OF_MEMORY, C3Error, is_out_of_memory, remedy_of
 
         try:
             return super().invoke(ctx)
@@ -109,11 +109,7 @@ class _Group(TyperGroup):
             if isinstance(error, C3Error):
                 _fail(ctx, error, error.message, error.remedy)
             if isinstance(error, OSError):
-                remedy = (
-                    "Check the path, its permissions and the free disk space, then run the same "
-                    "command again."
-                )
-                _fail(ctx, error, str(error), remedy)
+                _fail(ctx, error, str(error), remedy_of(error))
             raise
         except KeyboardInterrupt as interrupt:
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])

@@ -34,7 +34,7 @@ from ..corpus.images import ImageReader, read_frames, read_sound
 from ..corpus.items import ImageItem, ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
-from ..errors import C3Error, StoreError, UnreachableError, reason_of
+from ..errors import C3Error, StoreError, UnreachableError, reason_of, remedy_of
 from ..executors import Report, Work, cores, end_with_parent
 from ..io.limits import LARGEST_DECODED
 from ..store import Failure, Store
@@ -276,8 +276,7 @@ def writing_to(store: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(
             f"The store {store} cannot be written ({error.strerror or error}).",
-            remedy="Finished work is kept. Free some disk space, or check the disk, then run the "
-            "same command again.",
+            remedy=f"Finished work is kept. {remedy_of(error)}",
         ) from error
 
 

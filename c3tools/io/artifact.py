@@ -20,6 +20,7 @@ importing the client takes a third of a second.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,8 +44,10 @@ from ..reporter import SILENT, Reporter
 from .files import (
     MALFORMED,
     make_folder,
+    naming,
     read_json,
     recorded_file,
+    settle,
     sha256_of,
     sync_folder,
     write_json_atomically,
@@ -159,11 +162,11 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     make_folder(new)
     try:
-        yield new
+        with naming(folder):
+            yield new
         for parent, _, names in os.walk(new):  # a power cut could leave files without content
             for name in names:
-                with (Path(parent) / name).open("rb+") as file:
-                    os.fsync(file.fileno())
+                settle(Path(parent) / name)
             sync_folder(Path(parent))
         former = _previous(folder) if keep else old
         if folder.exists():
@@ -177,7 +180,7 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
             raise
         sync_folder(folder.parent)
     except SafetensorError as error:  # so it reports a full disk
-        raise OSError(str(error)) from error
+        raise OSError(errno.EIO, str(error), str(folder)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from ..errors import C3Error
+from ..errors import C3Error, reason_of
 from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError
 from .locations import open_binary, read_all, upload
 
@@ -24,6 +25,7 @@ _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
 # bytes of JSON per value, on average over a file of more than LARGEST_TEXT
 _SMALLEST_VALUE = 8
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
+_AROUND_TEMPORARY = len("..tmp.") + 16  # bytes that the name of a temporary file has more
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # errors raised by invalid JSON or an unexpected structure
 MALFORMED = (
@@ -45,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     and uploaded as one object.
 
     Raises:
-        OSError: if it cannot be written, for example because the disk is full.
+        OSError: if it cannot be written, for example because the disk is full; with the path.
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -54,19 +56,48 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         return
     make_folder(path.parent)
     # unique among all machines
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(8)}.tmp")
     try:
-        write(temporary)
-        mask = os.umask(0o022)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # some writers make files that only their owner may read
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            write(temporary)
+            settle(temporary)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _shortened(name: str) -> str:
+    """Return a name, or its start, so that that of its temporary file is not too long."""
+    return os.fsencode(name)[: _LONGEST_NAME - _AROUND_TEMPORARY].decode(errors="ignore")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the path to errors of the operating system in the block that name none, as of a full
+    disk.
+    """
+    try:
+        yield
+    except C3Error:
+        raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, reason_of(error), str(path)) from error
+
+
+def settle(path: Path) -> None:
+    """Give a new file the usual permissions, and flush it to the disk.
+
+    Some writers make files that only their owner may read.
+    """
+    mask = os.umask(0o022)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_all(path: Path, content: bytes) -> None:
@@ -179,12 +210,14 @@ def recorded_file(folder: Path, name: object) -> Path:
     return folder / name
 
 
-def remove_leftovers(folder: Path, names: Container[str] | None = None) -> None:
+def remove_leftovers(folder: Path, names: Iterable[str] | None = None) -> None:
     """Remove the temporary files that a killed writer left in a folder, of all files or of those
     with ``names``.
     """
+    shortened = None if names is None else {_shortened(name) for name in names}
     for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
-        if (match := _TEMPORARY.fullmatch(path.name)) and (names is None or match[1] in names):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and (shortened is None or match[1] in shortened):
             path.unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from c3tools.cli._console import write_json
 
 import c3tools
 from c3tools.assets.paths import PHOTOS
+from c3tools.errors import OUT_OF_MEMORY
 from tests.conftest import C3
 from tests.golden import INTERFACE, described
 
@@ -157,7 +158,7 @@ def test_pandas_is_hidden_from_pyarrow_alone(c3: C3) -> None:
 
 def test_errors_of_the_machine_are_like_others(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(28, "No space left", "x")
-    for error, said in ((MemoryError(), "There is not enough memory for this."), (full, str(full))):
+    for error, said in ((MemoryError(), OUT_OF_MEMORY), (full, str(full))):
         monkeypatch.setattr(c3tools, "verify_store", Mock(side_effect=error))
         result = c3("verify", "--json")
         assert (result.exit_code, f"Error: {said}\n" in result.stderr) == (1, True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,13 @@ def test_a_digest_depends_on_settings_types_and_rows() -> None:
     digest = "35df4d970286d0789a85c1dc966a5982c254574b3a1fc878c4858bdbb41ee809"
     for same in ((rows, texts, settings), (rows.copy(), pa.array(texts), {"a": 1, "b": [2]})):
         assert digest_of(*same) == digest
+
+
+def test_files_of_a_result_have_the_rights_that_the_user_chose(folder: Path) -> None:
+    before = os.umask(0o026)
+    try:
+        with replacing(folder) as new:
+            save_file({"a": np.zeros(2)}, new / "weights.safetensors")
+        assert (folder / "weights.safetensors").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)

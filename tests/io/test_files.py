@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from c3tools.errors import remedy_of
 from c3tools.io.artifact import replacing
 from c3tools.io.files import (
     recorded_file,
@@ -88,3 +91,49 @@ def test_a_record_names_no_file_out_of_its_folder(tmp_path: Path) -> None:
             recorded_file(tmp_path, name)
     for inside in ("x", "image/part-00000.parquet", "..x", "x" + "ü" * 127):
         assert recorded_file(tmp_path, inside) == tmp_path / inside
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".txt", "ü" * 125 + ".txt"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    left: list[str] = []
+
+    def write(path: Path) -> None:
+        path.write_text("half")
+        left.append(path.name)
+
+    write_atomically(tmp_path / name, write)
+    (tmp_path / left[0]).write_text("left by a killed writer")
+    remove_leftovers(tmp_path, [name])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def _full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _short(path: Path) -> None:
+    raise OSError("1024 requested and 0 written")  # as numpy says it
+
+
+@pytest.mark.parametrize("fail", [_full, _short])
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, fail: Callable[[Path], object]) -> None:
+    with pytest.raises(OSError, match=re.escape(repr(str(tmp_path / "x")))):
+        write_atomically(tmp_path / "x", fail)
+    with (
+        pytest.raises(OSError, match=re.escape(repr(str(tmp_path / "folder")))),
+        replacing(tmp_path / "folder"),
+    ):
+        fail(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "Free some disk space"),
+        (errno.EROFS, "Make the path writable"),
+        (errno.EACCES, "Make the path writable"),
+        (errno.EIO, "Check the path"),
+    ],
+)
+def test_what_to_do_depends_on_the_error(number: int, said: str) -> None:
+    assert remedy_of(OSError(number, "x")).startswith(said)
