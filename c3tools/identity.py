@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import C3Error
 
+UNKNOWN_MODEL = "unknown"  # the name that an import records if none is given
+
 
 class ModelIdentity(dict[str, Any]):
     """The identity of a contrastive model: a JSON object that is stored with everything made by the

@@ -21,6 +21,7 @@ from PIL import Image
 from ..assets.paths import C3_MINI
 from ..devices import Compute, pick
 from ..errors import C3Error, EncoderError, MissingExtraError, reason_of
+from ..identity import UNKNOWN_MODEL
 from ..io.artifact import HUB, answers
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
@@ -345,6 +346,13 @@ def resolve_encoder(
     """
     then = None
     if model is None and random_init is None and recorded:
+        if recorded["name"] == UNKNOWN_MODEL:
+            raise EncoderError(
+                "The embeddings were imported without the name of their model, so queries and "
+                "other inputs cannot be encoded.",
+                remedy="Search with --vector or --key, or import the embeddings again with "
+                "--model NAME.",
+            )
         model, random_init, then = (
             recorded["name"],
             recorded.get("random_init"),

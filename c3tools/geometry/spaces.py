@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
+from ..errors import MetricError
 from ..metrics.retrieval import pair_hits
 from ..metrics.significance import Estimate, mean_interval, share_interval
 from ..moments import unit_rows
@@ -210,7 +211,14 @@ def modality_bias(
         items in a corpus. The
         interval is that of the mean over items of what each adds, as a query and as a neighbour of
         other queries.
+
+    Raises:
+        MetricError: if a modality has no rows.
     """
+    if not len(first) or not len(second):
+        raise MetricError(
+            f"The modality bias needs rows of both modalities, not {len(first)} and {len(second)}."
+        )
     rng = generator(seed, "bias")
     chosen, shared = [], np.intersect1d(*items) if items is not None else np.empty(0, np.int64)
     for numbers in items or ():  # a random row of each modality for the items that both have

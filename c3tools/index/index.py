@@ -320,7 +320,9 @@ class Index:
         given = {"text": text, "image": image, "audio": audio, "vector": vector, "key": key}
         kinds = [name for name, value in given.items() if value is not None]
         texts = [text] if isinstance(text, str) else list(text or ())
-        if len(kinds) != 1 or not all(query.strip() for query in texts):
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        is_empty = not images or (text is not None and not texts)
+        if len(kinds) != 1 or is_empty or not all(query.strip() for query in texts):
             raise StoreError(
                 f"One kind of query is needed, with content, but these were given: "
                 f"{', '.join(kinds) or 'none'}.",
@@ -357,14 +359,13 @@ class Index:
         elif vector is not None:
             embeddings = np.atleast_2d(np.asarray(vector))
             labels = [f"vector row {row}" for row in range(len(embeddings))]
-        elif texts:
+        elif text is not None:
             labels, embeddings, modality = texts, encoder().encode_queries(texts), "text"
         elif audio is not None:
             sounds = [audio] if isinstance(audio, str | Path) else list(audio)
             labels = [str(sound) for sound in sounds]
             embeddings, modality = encode_sounds(encoder(), sounds), "audio"
         else:
-            images = list(image) if isinstance(image, list | tuple) else [image]
             labels = [str(one) if isinstance(one, str | Path) else "image" for one in images]
             embeddings, modality = encoder().encode_images(images), "image"
         index = self

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError, telling_what_is_kept
-from ..identity import ModelIdentity
+from ..identity import UNKNOWN_MODEL, ModelIdentity
 from ..io.artifact import digest_of
 from ..io.files import sha256_of
 from ..io.locations import kind_of, location
@@ -27,7 +27,6 @@ from .shards import INFO_FILE, Failure, StoreInfo, part_name, read_header, shard
 from .vector_files import read_files, read_vectors, share_splits
 
 SHARD_ROWS = 32_768
-UNKNOWN_MODEL = "unknown"
 _UNIT_TOLERANCE = 1e-3
 
 

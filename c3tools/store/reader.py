@@ -101,10 +101,16 @@ class Store(HubRepository):
         Raises:
             IncompleteStoreError: if files that its manifest lists are missing, or it is being
                 rewritten.
-            StoreError: if there is no store, or it cannot be read.
+            StoreError: if there is no store, it cannot be read, or ``path`` is no path.
         """
         if isinstance(path, Store):
             return path
+        if not isinstance(path, str) and not hasattr(path, "joinpath"):
+            raise StoreError(
+                f"A store is a folder or a URL, not a {type(path).__name__}.",
+                remedy="Save arrays as files and import them into a store: c3 import --image "
+                "FILE --text FILE",
+            )
         folder = location(path)
         info = StoreInfo.load(folder)
         manifest = Manifest.load(folder)

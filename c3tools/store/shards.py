@@ -172,6 +172,9 @@ class StoreInfo:
                     .get("settings", {})
                     .get("format")
                 )
+        if shards:
+            what = f"The store {store} has shards, but no {INFO_FILE}."
+            remedy = f"Write it again from a shard: c3 verify {store} --repair"
         if form:
             what, remedy = (
                 f"{store} is an export to {form}, but only exports to Parquet are stores.",

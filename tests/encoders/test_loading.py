@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from c3tools.encoders import load_encoder, loading, resolve_encoder
 from c3tools.errors import EncoderError
+from c3tools.identity import UNKNOWN_MODEL
 from c3tools.io import artifact
 from tests.conftest import Messages
 from tests.connect.photos import save_tiny_clip
@@ -150,3 +151,8 @@ def test_models_are_listed_with_their_sizes_and_what_is_on_this_machine(
     assert {row["name"] in here for row in value if row["here"]} == {True}
     with pytest.raises(EncoderError, match=r"on this machine.*'roberta'"):
         loading.list_models("roberta", here=True)
+
+
+def test_embeddings_of_an_unnamed_model_encode_no_queries() -> None:
+    with pytest.raises(EncoderError, match="without the name of their model"):
+        resolve_encoder(recorded={"name": UNKNOWN_MODEL})

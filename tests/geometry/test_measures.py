@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from c3tools import geometry
+from c3tools.errors import MetricError
 from c3tools.geometry.collect import collect
 from c3tools.geometry.measures import measure_gap, measure_modality, measure_pairs, relative_gap
 from c3tools.geometry.one_list import measure_one_list
@@ -191,3 +192,10 @@ def test_thresholds_sample_sizes_and_defaults_are_the_published_ones() -> None:
                 }
                 found |= {place: numbers} if numbers else {}
     recorded(Path(__file__).parent / "golden" / "settings.json", found)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0)])
+def test_modality_bias_needs_rows_of_both(sizes: tuple[int, int]) -> None:
+    rows = unit_rows(5, 4)
+    with pytest.raises(MetricError, match=f"not {sizes[0]} and {sizes[1]}"):
+        modality_bias(rows[: sizes[0]], rows[: sizes[1]])

@@ -430,3 +430,9 @@ def test_an_index_reads_no_file_out_of_its_folder(store: Store, tmp_path: Path) 
         path.write_text(json.dumps({**json.loads(path.read_text()), "shards": [outside]}))
         with pytest.raises(StoreError, match="not in its folder"):
             Index.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("query", [{"text": []}, {"image": []}, {"text": ()}])
+def test_no_query_is_no_search(index: Index, query: dict[str, Any]) -> None:
+    with pytest.raises(StoreError, match="with content"):
+        index.search(**query)

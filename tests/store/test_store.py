@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from c3tools import gap_report
 from c3tools.errors import IncompleteStoreError, StoreError
 from c3tools.store import Store, StoreInfo, StoreWriter, shard_table, write_rows
 from tests.conftest import Messages, add_shard, unit_rows
@@ -161,3 +162,16 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     shutil.rmtree(store.path / "image")
     (store.path / "manifest.json").unlink()
     assert Store.open(store.path).modalities == ["text"]
+
+
+def test_a_lost_description_is_not_a_lost_store(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "s")
+    (store.path / "store.json").unlink()
+    with pytest.raises(StoreError, match=r"no store\.json.\n.*c3 verify \S+ --repair"):
+        Store.open(store.path)
+
+
+def test_arrays_are_no_store() -> None:
+    arrays: Any = {"image": unit_rows(4, 3), "text": unit_rows(4, 3, 1)}
+    with pytest.raises(StoreError, match=r"not a dict\.\n.*c3 import"):
+        gap_report(arrays)
