@@ -36,6 +36,13 @@ PRINTED = {
     "wow!great ** £5 €5": "wow!great ** # 5 $ 5",
     "कुत्ता घास पर दौड़ता है": "कुत्ता घास पर दौड़ता है",
     "a cafe\u0301, 🐕–red and sea—blue": "a cafe\u0301 red and sea blue",
+    "red &amp; white, &quot;M&amp;Ms&quot; &lt;3&nbsp;x": "red & white m&m s < 3 x",
+    "AT&T's sign, Q&A, R&B-style, at&t": "at&t 's sign q&a r&b style at & t",
+    "l’homme at ten o’clock, isn’t O’Brien’s": "l’homme at ten o’clock is n't o’brien 's",
+    "a cafe\u0301-bar, mid-cafe\u0301 and jalapen\u0303o-hot": (
+        "a cafe\u0301 bar mid-cafe \u0301 and jalapen\u0303o hot"
+    ),
+    "at a Dunkin' Donuts": "at a dunkin' donuts",
     "": "",
 }
 
