@@ -39,7 +39,7 @@ from ..store import Store
 from ..store.rows import Pairs, held_out, match_items, own_items, row_splits
 from ..store.vector_files import read_files
 
-_NOT_COLUMNS = ("width", "height", "size")
+_NOT_COLUMNS = ("width", "height", "size", "sha256")
 _CROP_AREA = 0.5, 1.0
 _CROP_RATIO = 3 / 4, 4 / 3
 _READERS = 4

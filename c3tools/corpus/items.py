@@ -220,6 +220,8 @@ class Corpus:
             ``container#…``.
         notes: what the user may want to know about how the inputs were read.
         sources: the paths and URLs that were given, patterns expanded.
+        prefixes: what the keys of the images in each given folder begin with: its name if several
+            are given, else nothing.
         captions: the captions file that was given; None where captions were detected.
         folder_splits: the splits of files that are in folders named after splits, by path.
         split_origins: where splits come from, with the splits that are named there.
@@ -236,6 +238,7 @@ class Corpus:
         self.containers: list[str] = []
         self.notes: list[str] = []
         self.sources: list[str] = []
+        self.prefixes: dict[str, str] = {}
         self.captions: str | None = None
         self.folder_splits: dict[str, str] = {}
         self.split_origins: dict[str, set[str]] = {}
@@ -258,6 +261,10 @@ class Corpus:
         if split.name:
             names.add(split.name)
         return split.name
+
+    def media(self) -> list[ItemTable[ImageItem]]:
+        """Return the images, the videos and the sounds."""
+        return [self.images, self.videos, self.audio]
 
     def skip(self, key: str, path: str, error: str, message: str) -> None:
         """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""

@@ -115,6 +115,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         root: f"{root.name}/" if several and kind == "folder" else ""
         for root, kind in kinds.items()
     }
+    corpus.prefixes = {str(root): prefix for root, prefix in prefixes.items()}
     corpus.note_folders(
         {prefixes[root] + image.key: image.path for root in kinds for image in media[root]}
     )

@@ -1,50 +1,39 @@
 """The plan of an embedding run: a join by key of the corpus with the rows of the store.
 
+The corpus has the keys of the store (`keys.with_stored_keys`), so that a key means the same file on
+both sides.
+
 A shard takes a fixed number of inputs, in the order of the corpus, and gets the lowest number that
 is free. Finished shards take whole such blocks out of the order, so a run that was interrupted
 plans the same shards again.
 
 A text has changed if its words have. An image has changed if its size in bytes has or, for a file
-on this machine, if its time of modification is not the recorded one; no image is read for this.
-Only inputs from the given paths can be removed.
+on this machine, if its time of modification is not the recorded one; it has moved if its path is
+another. No image is read for this. Only inputs from the given paths can be removed.
 """
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
-from pathlib import Path
+from itertools import count
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ..arrays import Mask
-from ..corpus.items import PART_SUFFIX, Corpus, ImageItem, ItemTable
-from ..io.files import write_atomically
-from ..io.locations import is_url, name_or_file
+from ..arrays import Indices
+from ..corpus.items import Corpus, ItemTable
 from ..store import Store
 from ..store.rows import own_items
 from ..store.shards import ShardName, ShardRecord
-from .shards import EmbedOptions, ShardTask
+from .inputs import MEDIA, StoredInputs, absolute_paths
+from .shards import EmbedOptions, ShardEdit, ShardTask
+from .sources import Sources
 from .summary import ModalitySummary
-
-INPUTS_FILE = "inputs.parquet"  # in the store: keys, and times of modification
-_INPUTS = pa.schema({"key": pa.large_string(), "mtime": pa.int64()})  # type: ignore[arg-type]
-# what rows, and failures, say of their inputs
-_FILE = pa.schema({"key": pa.large_string(), "path": pa.large_string(), "size": pa.int64()})  # type: ignore[arg-type]
-_TEXT = pa.schema([(name, pa.large_string()) for name in ("key", "caption", "image_key")])
-# of these: the position in the corpus, and whether it is a failure
-_AT, _FAILED = pc.field("at"), pc.field("failed")
-# the key of a text without an image: the stem of its file, its line; of a long text that was
-# divided, its part
-_LINE = rf"(?s)^(?P<file>.*):\d+(?:#\d+)?(?:{PART_SUFFIX})?$"
 
 
 @dataclass
@@ -54,14 +43,30 @@ class Plan:
     items: ItemTable[Any]  # its inputs in the corpus, with the splits that they have in the store
     new: list[ShardTask]  # inputs to embed
     changed: list[ShardTask]  # inputs to embed again, by the shards that have them
-    # keys of rows and of failures to remove, by the number of their shard
-    gone: dict[int, list[str]]
+    moved: Indices  # positions of inputs whose new paths are written
+    edits: dict[int, ShardEdit]  # by number of shard: rows to remove, and new paths
     made_up_for: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
     summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
 
 
+@dataclass(frozen=True)
+class _Join:
+    """Rows and failures of a modality in the store, joined with its inputs in the corpus.
+
+    Attributes:
+        inputs: those whose key is in the corpus: key, part, is_failure, position in the corpus,
+            what is compared (stored_size, corpus_size, …), is_moved and is_changed; of images
+            new_path, as the corpus names it.
+        gone: those whose source no longer exists: key, part, is_failure.
+    """
+
+    inputs: Any
+    gone: Any
+
+
 def plan_corpus(
     store: Store,
+    stored: StoredInputs,
     corpus: Corpus,
     options: EmbedOptions,
     lost: Mapping[ShardName, ShardRecord] = MappingProxyType({}),
@@ -70,250 +75,189 @@ def plan_corpus(
 
     The numbers of ``lost`` shards, which are recorded and do not exist, are free only if enough
     items are to be embedded to bring their rows back.
+
+    Args:
+        store: the store.
+        stored: its inputs.
+        corpus: the inputs, with the keys of the store.
+        options: of the run.
+        lost: shards that the manifest lists and that are missing.
     """
-    sources, times = Sources(corpus), _read_times(store.path)
+    sources = Sources(corpus)
+    items = corpus.by_modality()
+    joins: dict[str, _Join] = {}
+    # Images come before texts, because the captions of an image go with it
+    gone_images: list[str] = []
+    for modality in MEDIA:
+        joins[modality] = _join_images(stored.tables[modality], items[modality], sources)
+        gone_images += joins[modality].gone["key"].to_pylist()
+    joins["text"] = _join_texts(stored.tables["text"], items["text"], sources, gone_images)
+
     plans: dict[str, Plan] = {}
-    for modality, items in corpus.by_modality().items():
-        table: Any = items.table
+    for modality, join in joins.items():
         parts = store.parts(modality)
-        if not items and not parts:
-            continue
-        rows = _stored_inputs(store, modality)
-        rows = rows.append_column("at", pc.index_in(rows["key"], table["key"]))
-        before, away = rows.filter(~_FAILED & _AT.is_valid()), rows.filter(_AT.is_null())
-        positions, own = before["at"].to_numpy().astype(np.int64), table.take(before["at"])
-        every, modified = np.arange(len(items)), np.zeros(len(items), bool)
-        known = np.isin(every, positions)
-        summary = ModalitySummary(already=len(positions))
-        if modality == "text":
-            differs = pc.not_equal(before["caption"], own["caption"])
-            of_others = _is_in(table["image_key"], sources.foreign)
-            foreign, elsewhere = of_others[positions], table["key"].filter(pa.array(of_others))
-            known |= of_others
-        else:
-            recorded = times["mtime"].take(pc.index_in(table["key"], times["key"]))
-            modified = _true(pc.not_equal(table["mtime"], recorded))  # not where either is null
-            differs = pc.or_kleene(
-                pc.not_equal(before["size"], own["size"]), pa.array(modified[positions])
-            )
-            foreign = ~_true(pc.equal(before["path"], own["path"]))
-            images: Any = items.take(positions[foreign])
-            foreign[foreign] = list(
-                map(sources.is_other, before["path"].filter(pa.array(foreign)).to_pylist(), images)
-            )
-            elsewhere = own["key"].filter(pa.array(foreign))
-        summary.from_elsewhere = sorted(elsewhere.to_pylist())
-        again, of_part = _true(differs) & ~foreign, before["part"].to_numpy()
-        changed = [
-            (int(part), np.sort(positions[again & (of_part == part)]))
-            for part in np.unique(of_part[again])
-        ]
-        gone: dict[int, list[str]] = defaultdict(list)
-        for row in (
-            away.filter(pa.array(sources.lost_rows(away)))
-            .sort_by([("part", "ascending"), ("key", "ascending")])
-            .to_pylist()
-        ):
-            gone[row["part"]].append(row["key"])
-            summary.gone += [] if row["failed"] else [row["key"]]
-        if not options.retry_failed:
-            tried = np.isin(every, rows.filter(_FAILED & _AT.is_valid())["at"])
-            tried &= ~known & ~(modified & options.update)
-            known |= tried
-            summary.failed_before = int(tried.sum())
-        pending, size = np.flatnonzero(~known), options.shard_size
-        missing = {part: record.rows for (name, part), record in lost.items() if name == modality}
-        made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
-        numbers = chain(
-            made_up_for, (number for number in count() if number not in {*parts, *missing})
-        )
-        new = [
-            (next(numbers), pending[start : start + size]) for start in range(0, len(pending), size)
-        ]
-        summary.changed = [
-            key for _, found in changed for key in table["key"].take(pa.array(found)).to_pylist()
-        ]
-        plans[modality] = Plan(
-            _with_known_splits(items, store) if (new or changed) and store.modalities else items,
-            new,
-            changed if options.update else [],
-            gone if options.prune else {},
-            made_up_for,
-            summary,
-        )
-        sources.foreign += summary.from_elsewhere
-        sources.gone_images += chain(*gone.values())
+        if items[modality] or parts:
+            missing = {
+                part: record.rows for (name, part), record in lost.items() if name == modality
+            }
+            plans[modality] = _plan_of(join, items[modality], options, parts, missing)
+    with_tasks = [plan for plan in plans.values() if plan.new or plan.changed]
+    splits = store.item_splits() if with_tasks else {}
+    for plan in with_tasks if splits else ():
+        plan.items = _with_splits(plan.items, splits)
     return plans
 
 
-def _stored_inputs(store: Store, modality: str) -> Any:
-    """Return what the rows and the failures of a modality say of their inputs, with the numbers of
-    their shards.
-    """
-    schema, parts = _TEXT if modality == "text" else _FILE, store.parts(modality)
-    batches = [
-        batch.select(schema.names).cast(schema)
-        for batch in store.batches(modality, schema.names, parts=parts)
-    ]
-    counts = [store.shards[modality, part].rows for part in parts]
-    failures = [
-        {"key": failure.key, "path": failure.path, "part": part, "failed": True}
-        for part in parts
-        for failure in store.shard_failures(modality, part)
-    ]
-    rows = pa.Table.from_batches(batches, schema)
-    rows = rows.append_column("part", pa.array(np.repeat(np.array(parts, np.int64), counts)))
-    rows = rows.append_column("failed", pa.repeat(False, len(rows)))
-    return pa.concat_tables([rows, pa.Table.from_pylist(failures, rows.schema)])
-
-
-def _with_known_splits(items: ItemTable[Any], store: Store) -> ItemTable[Any]:
-    """Return the items with the splits that they have in the store, or else in the corpus."""
-    table, known = items.table, store.item_splits()
-    own = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
-    splits = pa.array(
-        [known.get(item, split) for item, split in own], table.schema.field("split").type
+def _join_images(stored: Any, items: ItemTable[Any], sources: Sources) -> _Join:
+    """Join rows and failures of images, videos or sounds with those in the corpus."""
+    in_both, in_store_only = _join_by_key(stored, items)
+    in_corpus: Any = items.table.take(in_both["position"])
+    inputs: Any = pa.table(
+        {
+            **_shared_columns(in_both),
+            "stored_path": in_both["stored_path"],
+            "corpus_path": absolute_paths(in_corpus["path"]),
+            "stored_size": in_both["size"],
+            "corpus_size": in_corpus["size"],
+            "stored_mtime": in_both["mtime"],
+            "corpus_mtime": in_corpus["mtime"],
+            "new_path": in_corpus["path"],
+        }
     )
+    is_moved = _differ(inputs, "path")
+    # A row that was moved has the bytes of its file, however old the copy is
+    is_moved_row = pc.and_not(is_moved, inputs["is_failure"])
+    is_other_time = pc.and_not(_differ(inputs, "mtime"), is_moved_row)
+    is_changed = pc.or_(_differ(inputs, "size"), is_other_time)
+    inputs = inputs.append_column("is_moved", is_moved).append_column("is_changed", is_changed)
+    is_gone = [sources.was_below(path) for path in in_store_only["stored_path"].to_pylist()]
+    return _Join(inputs, in_store_only.filter(pa.array(is_gone, pa.bool_())))
+
+
+def _join_texts(
+    stored: Any, items: ItemTable[Any], sources: Sources, gone_images: Sequence[str]
+) -> _Join:
+    """Join rows of texts with those in the corpus."""
+    in_both, in_store_only = _join_by_key(stored, items)
+    in_corpus: Any = items.table.take(in_both["position"])
+    inputs: Any = pa.table(
+        {
+            **_shared_columns(in_both),
+            "stored_caption": in_both["caption"],
+            "corpus_caption": in_corpus["caption"],
+            "is_moved": pa.repeat(False, len(in_both)),
+        }
+    )
+    inputs = inputs.append_column("is_changed", _differ(inputs, "caption"))
+    is_gone = sources.lost_texts(in_store_only, gone_images)
+    return _Join(inputs, in_store_only.filter(pa.array(is_gone)))
+
+
+def _join_by_key(stored: Any, items: ItemTable[Any]) -> tuple[Any, Any]:
+    """Return the stored rows whose key is in the corpus, with their position there, and the
+    others.
+    """
+    positions = pc.index_in(stored["key"], items.table["key"])
+    stored = stored.append_column("position", pc.cast(positions, pa.int64()))
+    is_in_corpus = pc.is_valid(stored["position"])
+    return stored.filter(is_in_corpus), stored.filter(pc.invert(is_in_corpus))
+
+
+def _shared_columns(in_both: Any) -> dict[str, Any]:
+    return {name: in_both[name] for name in ("key", "part", "is_failure", "position")}
+
+
+def _differ(both: Any, name: str) -> Any:
+    """Return which values of the store and of the corpus differ; not where one is unknown."""
+    return pc.fill_null(pc.not_equal(both[f"stored_{name}"], both[f"corpus_{name}"]), False)
+
+
+def _plan_of(
+    join: _Join,
+    items: ItemTable[Any],
+    options: EmbedOptions,
+    parts: Sequence[int],
+    missing: Mapping[int, int],
+) -> Plan:
+    """Return the plan of a modality.
+
+    Args:
+        join: of its inputs.
+        items: its inputs in the corpus.
+        options: of the run.
+        parts: numbers of the shards that exist.
+        missing: numbers of the shards that are missing, with their numbers of rows.
+    """
+    rows = join.inputs.filter(pc.invert(join.inputs["is_failure"]))
+    failures = join.inputs.filter(join.inputs["is_failure"])
+    summary = ModalitySummary(already=len(rows))
+
+    # Inputs to embed: those without a row that are not known to fail
+    is_pending = np.ones(len(items), bool)
+    is_pending[rows["position"].to_numpy()] = False
+    if not options.retry_failed:
+        before = is_pending.sum()
+        is_mended = failures["is_changed"]
+        if not options.update:  # other bytes at another path are those of another file
+            is_mended = pc.and_(is_mended, failures["is_moved"])
+        is_pending[failures.filter(pc.invert(is_mended))["position"].to_numpy()] = False
+        summary.failed_before = int(before - is_pending.sum())
+    pending = np.flatnonzero(is_pending)
+    made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
+    numbers = _free_numbers(made_up_for, {*parts, *missing})
+    new = [
+        (next(numbers), pending[start : start + options.shard_size])
+        for start in range(0, len(pending), options.shard_size)
+    ]
+
+    # Rows to embed again, in the order of the corpus
+    changed_rows = rows.filter(rows["is_changed"]).sort_by(
+        [("part", "ascending"), ("position", "ascending")]
+    )
+    summary.changed = changed_rows["key"].to_pylist()
+    changed: list[ShardTask] = []
+    for part in pc.unique(changed_rows["part"]).to_pylist():
+        of_part = changed_rows.filter(pc.equal(changed_rows["part"], part))
+        changed.append((part, of_part["position"].to_numpy()))
+
+    # Rows and failures to change without the encoder
+    gone = join.gone.sort_by([("part", "ascending"), ("key", "ascending")])
+    summary.gone = gone.filter(pc.invert(gone["is_failure"]))["key"].to_pylist()
+    summary.moved = rows.filter(rows["is_moved"])["key"].to_pylist()
+    edits: dict[int, ShardEdit] = defaultdict(ShardEdit)
+    if options.prune:
+        for row in gone.to_pylist():
+            edits[row["part"]].removed.add(row["key"])
+    moved = join.inputs.filter(join.inputs["is_moved"])
+    if not options.update:
+        moved = moved.slice(0, 0)
+    for row in moved.to_pylist():
+        edits[row["part"]].paths[row["key"]] = row["new_path"]
+    return Plan(
+        items,
+        new,
+        changed if options.update else [],
+        moved["position"].to_numpy(),
+        dict(edits),
+        made_up_for,
+        summary,
+    )
+
+
+def _free_numbers(first: Sequence[int], used: set[int]) -> Iterator[int]:
+    """Yield the numbers of new shards: some first, then all that are not used."""
+    yield from first
+    for number in count():
+        if number not in used:
+            yield number
+
+
+def _with_splits(items: ItemTable[Any], splits: Mapping[str, str | None]) -> ItemTable[Any]:
+    """Return inputs with the splits that their items have in the store, or else in the corpus."""
+    table = items.table
+    rows = zip(own_items(table).to_pylist(), table["split"].to_pylist(), strict=True)
+    values = [splits.get(item, split) for item, split in rows]
+    column = pa.array(values, table.schema.field("split").type)
     return ItemTable(
-        items.kind, table.set_column(table.column_names.index("split"), "split", splits)
+        items.kind, table.set_column(table.column_names.index("split"), "split", column)
     )
-
-
-def _true(mask: Any) -> Mask:
-    """Return a mask of Arrow, null as false."""
-    return np.array(mask.fill_null(False).to_numpy(zero_copy_only=False), bool)
-
-
-def _is_in(column: Any, keys: Any) -> Mask:
-    """Return which texts of a column are among some keys."""
-    return _true(
-        pc.is_in(column, pa.array(keys, pa.large_string()) if isinstance(keys, list) else keys)
-    )
-
-
-def _read_times(store: Path) -> pa.Table:
-    """Return keys and recorded times of a store's inputs; none without inputs.parquet, or if it is
-    damaged.
-    """
-    try:
-        with name_or_file(store / INPUTS_FILE) as source:
-            return pq.read_table(source, schema=_INPUTS)
-    except (OSError, KeyError, pa.ArrowException):
-        return _INPUTS.empty_table()
-
-
-def write_times(store: Path, plans: Mapping[str, Plan], *, replace: bool) -> None:
-    """Record the times of new inputs in inputs.parquet; with ``replace`` also of changed ones, and
-    of keys there.
-    """
-    found = [_INPUTS.empty_table()]
-    for plan in plans.values():
-        if "mtime" in plan.items.table.column_names:
-            positions = [positions for _, positions in plan.new + (plan.changed if replace else [])]
-            times: Any = plan.items.table.select(_INPUTS.names)
-            found += [times.take(pa.array(some)) for some in positions]
-    new = pa.concat_tables(found).drop_null()
-    if len(new):
-        before = _read_times(store)
-        one, other = (before, new) if replace else (new, before)
-        kept = one.filter(pc.invert(pc.is_in(one["key"], other["key"])))
-        write_atomically(
-            store / INPUTS_FILE, lambda path: pq.write_table(pa.concat_tables([kept, other]), path)
-        )
-
-
-class Sources:
-    """The paths of a corpus, which separate rows whose source no longer exists from rows of other
-    paths.
-
-    An image was removed if it was below one of the paths. A caption was removed with its image, or
-    if the image now has other captions, or none while captions were detected. A text without an
-    image was removed if its file has others.
-
-    Attributes:
-        foreign: keys of images that the store has from files that are not of this corpus.
-        gone_images: keys of images whose source no longer exists.
-    """
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._roots = [_absolute(source).rstrip("/") for source in corpus.sources]
-        self._containers = set(map(_absolute, corpus.containers))
-        self._unusable = {_absolute(skipped.path) for skipped in corpus.skipped}
-        self._texts = corpus.texts.table
-        self._captioned = self._texts["image_key"].drop_null()
-        media = (corpus.images, corpus.videos, corpus.audio)
-        detected = corpus.captions is None and len(self._captioned)
-        self._media = [items.table["key"] for items in media] if detected else []
-        self.foreign: list[str] = []
-        self.gone_images: list[str] = []
-
-    def lost_rows(self, rows: Any) -> Mask:
-        """Return which rows, whose keys are not in the corpus, have a source that no longer exists:
-        bool (n,).
-        """
-        if "path" in rows.column_names:
-            return np.array([self.was_below(path) for path in rows["path"].to_pylist()], bool)
-        images = rows["image_key"]
-        known = [_is_in(images, keys) for keys in (self.gone_images, self._captioned, *self._media)]
-        files = _files_of_lines(self._texts["key"].filter(_stands_alone(self._texts)))
-        of_file = _is_in(_files_of_lines(rows["key"]), files.drop_null()) & _true(
-            _stands_alone(rows)
-        )
-        lost: Mask = (np.any(known, axis=0) & ~_is_in(images, self.foreign)) | of_file
-        return lost
-
-    def is_other(self, before: str | None, image: ImageItem) -> bool:
-        """Return True if a row is of another file than the image of its key.
-
-        It is not if the file that it was embedded from is gone, or is a tar or table that was read
-        now and has its key no more.
-        """
-        if before is None or is_url(before):
-            return False
-        files = _possible_files(before)
-        own = _absolute(image.source.file if image.source else image.path) in files
-        moved = files & self._containers and not files & self._unusable
-        return not own and not moved and any(Path(file).is_file() for file in files)
-
-    def has_below(self, path: str) -> bool:
-        """Return whether a file is one of the given paths, or below one."""
-        absolute = _absolute(path)
-        return any(
-            absolute == root or absolute.startswith((f"{root}/", f"{root}#"))
-            for root in self._roots
-        )
-
-    def was_below(self, path: str | None) -> bool:
-        """Return whether a file was one of the given paths, or below one, and can be told to have
-        gone.
-        """
-        return (
-            path is not None
-            and self.has_below(path)
-            and self._unusable.isdisjoint(_possible_files(path))
-        )
-
-
-def _absolute(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 - links are not followed
-
-
-def _possible_files(path: str) -> set[str]:
-    """Return the path of an input, and each file that may be meant if it is ``file#…``, of a tar,
-    table or list.
-    """
-    absolute = _absolute(path)
-    return {absolute, *(absolute[:i] for i, letter in enumerate(absolute) if letter == "#")}
-
-
-def _stands_alone(texts: Any) -> Any:
-    """Return which texts belong to no image: they have no item, or are parts of a long text, which
-    is their item.
-    """
-    whole = pc.replace_substring_regex(texts["key"], pattern=f"{PART_SUFFIX}$", replacement="")
-    return pc.fill_null(pc.equal(whole, texts["image_key"]), True)
-
-
-def _files_of_lines(keys: Any) -> Any:
-    """Return the stem of the file of each text by its key, null if it is not a key of a line."""
-    return pc.struct_field(pc.extract_regex(keys, pattern=_LINE), "file")

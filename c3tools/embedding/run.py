@@ -5,10 +5,12 @@ summary.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from ..corpus.items import Corpus, ItemTable, ReadOptions, TextItem, part_key
 from ..corpus.reading import read_corpus
@@ -26,9 +28,12 @@ from ..reporter import SILENT, Reporter, counted
 from ..store import Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import require_room
 from ..store.shard_indexes import keep_indexes, load_faiss
-from ..store.shards import INFO_FILE
-from .plan import Plan, Sources, plan_corpus, write_times
-from .shards import EmbedOptions, EmbedWork, ShardTask, rewritten_shard, writing_to
+from ..store.shards import INFO_FILE, ShardName
+from .inputs import MEDIA, StoredInputs, record_inputs
+from .keys import with_stored_keys
+from .plan import Plan, plan_corpus
+from .shards import EmbedOptions, EmbedWork, ShardEdit, ShardTask, rewritten_shard, writing_to
+from .sources import Sources, absolute
 from .summary import EmbedSummary, ModalitySummary
 
 _BLOCK = 1 << 14  # texts that are divided at a time
@@ -109,7 +114,8 @@ def embed(
         image_timeout: Seconds that decoding one image may take; 0: no limit.
         fps: Frames of a video per second. Their mean is its embedding.
         retry_failed: Try again to embed the inputs that failed before.
-        update: Embed changed inputs again: edited captions and replaced images.
+        update: Embed changed inputs again (edited captions, replaced images), and write the new
+            paths of files that moved.
         prune: Remove the rows of images and captions that are no longer in ``paths``.
         faiss: Write a FAISS index beside each shard: c3 search then needs no c3 index.
         dry_run: Show what would be embedded, updated and removed, and write nothing.
@@ -198,7 +204,9 @@ def embed(
         corpus.texts = _chunked(corpus.texts, encoder)
     if dry_run:
         planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
-        plans = plan_corpus(planned, corpus, options)
+        stored = StoredInputs.read(planned)
+        corpus = with_stored_keys(corpus, stored, reporter)
+        plans = plan_corpus(planned, stored, corpus, options)
         for plan in plans.values():
             plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
             plan.summary.to_update = len(plan.summary.changed) if update else 0
@@ -259,21 +267,25 @@ def embed_corpus(
         writer = StoreWriter(folder, reporter=reporter)
         writer.adopt(digest_of(writer.info))
         opened, lost = Store.open(folder, incomplete=True), writer.lost
-        plans = plan_corpus(opened, corpus, options, lost)
-        # before the first shard; the times of what is tried or made again are changed after it
-        write_times(folder, plans, replace=False)
+        stored = StoredInputs.read(opened)
+        corpus = with_stored_keys(corpus, stored, reporter)
+        plans = plan_corpus(opened, stored, corpus, options, lost)
+        # Before the first shard, so that a run that goes on knows the files of the rows that it
+        # finds; entries of what is tried or made again are changed after it
+        record_inputs(opened, stored, _media_to_record(plans, finished=False), overwrite=False)
+        made: list[ShardName] = []
         for name, plan in plans.items():
-            summary, dropped = (
-                plan.summary,
-                {part: plan.gone.pop(part, []) for part, _ in plan.changed},
-            )
+            summary = plan.summary
+            edits = {part: plan.edits.pop(part, ShardEdit()) for part, _ in plan.changed}
             if tasks := plan.new + plan.changed:
                 encoder = _loaded_for(folder, encoder, options, needed)
-                work = EmbedWork(opened, name, plan.items, encoder, options, dropped)
+                work = EmbedWork(opened, name, plan.items, encoder, options, edits)
                 _make_shards(work, tasks, summary, executor, reporter)
-            for part, keys in plan.gone.items():
-                writer.replace_shard(name, part, *rewritten_shard(opened, name, part, keys))
+                made += [(name, part) for part, _ in tasks if name in MEDIA]
+            for part, edit in plan.edits.items():
+                writer.replace_shard(name, part, *rewritten_shard(opened, name, part, edit))
             summary.removed = len(summary.gone) if options.prune else 0
+            summary.relocated = len(summary.moved) if options.update else 0
         made_up_for = [
             (modality, part) for modality in plans for part in plans[modality].made_up_for
         ]
@@ -281,15 +293,16 @@ def embed_corpus(
         listed = [
             f
             for f in opened.recorded_failures()
-            if f.stage == "list" and not sources.has_below(f.path)
+            if f.stage == "list" and not sources.has_below(absolute(f.path))
         ]
         listed += corpus.skipped
         indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
         present = writer.finish(listed, forget=made_up_for).shards
-        write_times(folder, plans, replace=True)
+        opened = Store.open(folder, incomplete=True)
+        record_inputs(opened, stored, _media_to_record(plans, finished=True), made, overwrite=True)
         if indexed:
             keep_indexes(folder, reporter)
-    total = _summary(Store.open(folder, incomplete=True), corpus, plans)
+    total = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):
         total.precision, total.backend = encoder.compute.precision, encoder.backend.name
     total.lost = [
@@ -298,6 +311,21 @@ def embed_corpus(
         if (name, part) not in made_up_for and present.get((name, part)) != record
     ]
     return total
+
+
+def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Table]:
+    """Return the images, videos and sounds that are new; of a finished run also those that were
+    embedded again or have new paths.
+    """
+    tables = []
+    for modality in MEDIA:
+        if plan := plans.get(modality):
+            tasks = plan.new + plan.changed if finished else plan.new
+            positions = [positions for _, positions in tasks]
+            positions += [plan.moved] if finished else []
+            table: Any = plan.items.table
+            tables += [table.take(pa.array(some, pa.int64())) for some in positions]
+    return tables
 
 
 def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:

@@ -8,6 +8,7 @@ again is a failure.
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import io
 import json
 import math
@@ -17,10 +18,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import cycle, groupby, islice
 from pathlib import Path
@@ -36,8 +38,11 @@ from ..devices import limit_threads
 from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
 from ..errors import C3Error, StoreError, UnreachableError, reason_of, remedy_of
 from ..executors import Report, Work, cores, end_with_parent
+from ..io.files import sha256_of
 from ..io.limits import LARGEST_DECODED
+from ..io.locations import location
 from ..store import Failure, Store
+from ..store.dataset import with_column
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_table, write_rows
@@ -71,6 +76,19 @@ class EmbedOptions(NamedTuple):
     long_texts: str = "cut"
 
 
+@dataclass(frozen=True)
+class ShardEdit:
+    """What is changed in a shard that exists, without the encoder.
+
+    Attributes:
+        removed: keys of rows and failures to leave out.
+        paths: new paths of rows and failures, by their keys.
+    """
+
+    removed: set[str] = field(default_factory=set)
+    paths: dict[str, str] = field(default_factory=dict)
+
+
 class EmbedWork(Work[ShardTask, ModalitySummary]):
     """The embedding of one modality; a task is one shard, whose bytes are the same wherever it is
     made.
@@ -81,8 +99,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         items: the inputs that the positions in tasks are of.
         encoder: is used in this process; others load the same model, once each.
         options: see there.
-        dropped: the shards that exist and whose rows are replaced, with the keys of the rows that
-            are left out.
+        edits: of the shards that exist and whose rows are replaced.
     """
 
     def __init__(
@@ -92,9 +109,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         items: ItemTable[Any],
         encoder: Encoder,
         options: EmbedOptions,
-        dropped: Mapping[int, Collection[str]],
+        edits: Mapping[int, ShardEdit],
     ) -> None:
-        self.modality, self.store, self.dropped = modality, store, dropped
+        self.modality, self.store, self.edits = modality, store, edits
         self._items = items
         self._options, self._cores = options, cores()
         self._encoder: Encoder | None = encoder
@@ -144,10 +161,10 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             )
             encoded, path, content = time.perf_counter(), self.store.path, (table, failures)
             with writing_to(path):
-                if number in self.dropped:
+                if number in self.edits:
                     path /= REWRITING
                     content = rewritten_shard(
-                        self.store, self.modality, number, self.dropped[number], *content
+                        self.store, self.modality, number, self.edits[number], *content
                     )
                 write_rows(
                     path / part_name(self.modality, number),
@@ -161,7 +178,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
                 "encoding": encoded - start - waited,
                 "writing": end - encoded,
             }
-            names = ("updated", "not_updated") if number in self.dropped else ("embedded", "failed")
+            names = ("updated", "not_updated") if number in self.edits else ("embedded", "failed")
             counts: Any = dict(zip(names, (len(rows), len(failures)), strict=True))
             yield ModalitySummary(
                 truncated=sum(batch.truncated for batch in batches), seconds=seconds, **counts
@@ -187,6 +204,7 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             }
             try:
                 features, waited = embed(encoder, item, row)
+                row["sha256"] = sha256_of(location(item.path))
                 batch = batch._replace(rows=[row], waited=waited)
             except Exception as error:
                 # a decoder may raise anything on a damaged file, as for images
@@ -284,7 +302,7 @@ def rewritten_shard(
     store: Store,
     modality: str,
     part: int,
-    drop: Collection[str],
+    edit: ShardEdit,
     new: pa.Table | None = None,
     failed: Sequence[Failure] = (),
 ) -> tuple[pa.Table, list[Failure]]:
@@ -295,7 +313,7 @@ def rewritten_shard(
         store: the store.
         modality: of the shard.
         part: its number.
-        drop: keys of the rows, and of the failures, to leave out.
+        edit: rows and failures to leave out, and new paths.
         new: rows that take the places of those with their keys.
         failed: inputs whose rows stay as they were.
 
@@ -304,14 +322,22 @@ def rewritten_shard(
     """
     rows, failures = store.read_shard(modality, part)
     keys = keys_of(rows)
-    chosen = [row for row, key in enumerate(keys) if key not in drop]
-    settled = {*drop, *(keys[row] for row in chosen)}
+    if edit.paths:
+        paths = zip(keys, rows["path"].to_pylist(), strict=True)
+        new_paths = [edit.paths.get(key, path) for key, path in paths]
+        rows = with_column(rows, "path", pa.array(new_paths, pa.string()))
+    places = [place for place, key in enumerate(keys) if key not in edit.removed]
+    settled_keys = {*edit.removed, *(keys[place] for place in places)}
     if new is not None:
-        places = {key: len(keys) + row for row, key in enumerate(keys_of(new))}
-        chosen = [places.get(keys[row], row) for row in chosen]
+        place_of_new = {key: len(keys) + row for row, key in enumerate(keys_of(new))}
+        places = [place_of_new.get(keys[place], place) for place in places]
         rows = pa.concat_tables([rows, new])
-    failures = [failure for failure in [*failures, *failed] if failure.key not in settled]
-    return rows.take(pa.array(chosen, pa.int64())).combine_chunks(), failures
+    failures = [
+        replace(failure, path=edit.paths.get(failure.key, failure.path))
+        for failure in [*failures, *failed]
+        if failure.key not in settled_keys
+    ]
+    return rows.take(pa.array(places, pa.int64())).combine_chunks(), failures
 
 
 @lru_cache(maxsize=1)
@@ -396,11 +422,13 @@ def _decode(
             if time_limit:
                 faulthandler.cancel_dump_traceback_later()
         size = {"width": width, "height": height, "size": len(content)}
+        digest = hashlib.sha256(content).hexdigest()
         if pixels is None:
             own.append(decoded)
         else:
             pixels[len(rows)] = decoded
-        rows.append({"key": item.key, "path": item.path, **size, "split": item.split})
+        row = {"key": item.key, "path": item.path, **size, "sha256": digest, "split": item.split}
+        rows.append(row)
     return rows, failures, own
 
 

@@ -40,8 +40,8 @@ class ModalitySummary:
         not_updated: how many of these failed, so that their rows were not changed.
         gone: keys of rows whose source is no longer in the given paths.
         removed: how many of these were removed.
-        from_elsewhere: keys of inputs that were not embedded, because the store has these keys, or
-            those of their images, from other files.
+        moved: keys of rows whose file has another path than when it was embedded.
+        relocated: how many of these have their new path in the store.
         to_embed, to_update, to_remove: what a run would do, if it is only planned.
         seconds: summed over processes: ``waiting`` for inputs to be read and decoded, ``encoding``,
             ``writing``.
@@ -58,7 +58,8 @@ class ModalitySummary:
     not_updated: int = 0
     gone: list[str] = field(default_factory=list)
     removed: int = 0
-    from_elsewhere: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    relocated: int = 0
     to_embed: int = 0
     to_update: int = 0
     to_remove: int = 0
@@ -85,14 +86,11 @@ class ModalitySummary:
             else "--update embeds them again"
         )
         removed = "rows removed" if self.removed else "--prune removes their rows"
+        relocated = "new paths written" if self.relocated else "--update writes the new paths"
         notes = [
             *_listed(f"{name} input", f"changed after embedding ({again})", self.changed),
             *_listed(f"{name} input", f"no longer in the source ({removed})", self.gone),
-            *_listed(
-                f"{name} input",
-                "not embedded: the store has their keys from other files",
-                self.from_elsewhere,
-            ),
+            *_listed(f"{name} input", f"moved after embedding ({relocated})", self.moved),
         ]
         if self.not_updated:
             inputs = counted(self.not_updated, f"changed {name} input")

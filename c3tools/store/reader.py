@@ -23,7 +23,7 @@ from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
 from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest
-from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, own_items, split_mask
+from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, own_items, split_mask
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
@@ -504,6 +504,20 @@ class Store(HubRepository):
                 for item, split in own:
                     found.setdefault(item, split)
         return found
+
+    def input_digests(self, modality: str = "image") -> dict[str, str]:
+        """Return the SHA-256 of the file that each row was embedded from, as hexadecimal digits, by
+        key; nothing of rows that have none, such as imported ones.
+
+        Raises:
+            StoreError: if the store does not have the modality, or a shard cannot be read.
+        """
+        digests: dict[str, str] = {}
+        for batch in self.batches(modality, ["key", "sha256"]):
+            if "sha256" in batch.schema.names:
+                pairs = zip(keys_of(batch), batch.column("sha256").to_pylist(), strict=True)
+                digests |= {key: digest for key, digest in pairs if digest is not None}
+        return digests
 
     def require(self, modality: str) -> None:
         """Raise a StoreError that lists the modalities if ``modality`` is not one of them."""

@@ -69,13 +69,20 @@ _NO_STORE = "Make one with `c3 embed PATH`, or choose another with --store."
 _LAYOUT = "A store has store.json; rows of another program have the columns key and embedding."
 _EXPORT_AGAIN = "Export again with -f parquet."
 _SHARD = re.compile(r"part-(\d{5,9})\.parquet")
-_FILE = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size": pa.int64()}
+_FILE = {
+    "path": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "size": pa.int64(),
+    "sha256": pa.string(),
+}
 _COLUMNS: dict[str, dict[str, Any]] = {
     "image": _FILE,
     "video": {**_FILE, "frames": pa.int32(), "duration": pa.float32()},
     "audio": {
         "path": pa.string(),
         "size": pa.int64(),
+        "sha256": pa.string(),
         "duration": pa.float32(),
         "pair_key": pa.string(),
     },

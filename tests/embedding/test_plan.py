@@ -113,14 +113,10 @@ def test_rows_of_other_paths_are_left_alone(tmp_path: Path) -> None:
     before = rows(s, "text")
     summary = embed_colours(two, s, update=True, prune=True)
     assert [[*m.gone, *m.changed] for m in summary.modalities.values()] == [[], []]
-    # a file of another folder with a key that is taken is neither a change nor embedded
-    recolour(two / "a.png", "navy")
-    write_captions(two, {"a": ["of another image"], "c": ["another", "c 1"], "d": ["d 0", "d 1"]})
+    write_captions(two, {"c": ["another", "c 1"], "d": ["d 0", "d 1"]})
     summary = embed_colours(two, s, update=True, prune=True)
-    assert summary.modalities["image"].from_elsewhere == ["a"]
     assert summary.modalities["text"].updated == 1
     assert before.items() <= rows(s, "text").items()
-    assert any("the store has their keys from other files: a" in note for note in summary.notes())
 
 
 def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
@@ -254,11 +250,22 @@ def test_another_tar_with_the_same_keys_is_not_the_same_images(tmp_path: Path) -
     ]
     embed_colours(paths[0], s)
     before = rows(s, "text")
-    summary = embed_colours(paths[1], s, update=True)
-    assert summary.modalities["image"].from_elsewhere == ["a", "b"]
-    assert rows(s, "text") == before
-    summary = embed_colours(paths[0].rename(tmp_path / "moved.tar"), s)
-    assert [(m.already, m.from_elsewhere, m.changed) for m in summary.modalities.values()] == [
-        (2, [], []),
-        (4, [], []),
+    assert counts(embed_colours(paths[1], s, update=True)) == {}
+    failures = Store.open(s).recorded_failures()
+    assert [(f.key, f.error) for f in failures] == [
+        ("1.tar#a.png", "DuplicateKey"),
+        ("1.tar#b.png", "DuplicateKey"),
     ]
+    assert rows(s, "text") == before
+
+
+def test_a_tar_that_was_moved_has_the_same_images(tmp_path: Path) -> None:
+    chosen, s = photos_of(colour_corpus(tmp_path / "p", RAINBOW)), tmp_path / "s"
+    tar = write_tar(tmp_path / "0.tar", webdataset(chosen[:2]))
+    embed_colours(tar, s)
+    moved = tar.rename(tmp_path / "moved.tar")
+    images = embed_colours(moved, s).modalities["image"]
+    assert (images.already, images.moved, images.changed) == (2, ["a", "b"], [])
+    embed_colours(moved, s, update=True)
+    embed_colours(moved, tmp_path / "fresh")
+    assert contents(s) == contents(tmp_path / "fresh")

@@ -1,0 +1,331 @@
+"""Keys of files in a store: a file keeps its key, and another file never takes it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from c3tools.corpus.reading import read_corpus
+from c3tools.embedding import EmbedSummary, embed_corpus
+from c3tools.embedding import keys as keys_module
+from c3tools.embedding import shards as shards_module
+from c3tools.errors import CorpusError
+from c3tools.store import Store, write_rows
+from tests.conftest import Messages, contents, write_jsonl
+from tests.corpus.packing import photos_of, webdataset, write_hf_parquet, write_tar
+from tests.stores import colour_corpus, embed_colours
+
+# (3, 3) images of one colour; these two have the same number of bytes
+SAME_SIZE = "lime", "gold"
+Keys = list[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that relative paths start from."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def camera(path: str | Path, *colours: str, texts: int = 0) -> Path:
+    """A folder of the images 1.png, 2.png, … in these colours."""
+    Path(path).mkdir(parents=True)
+    named = {str(n): colour for n, colour in enumerate(colours, start=1)}
+    return colour_corpus(Path(path), named, texts)
+
+
+def keys(store: str = "s", modality: str = "image") -> dict[str, Any]:
+    """The path of each image in the store by its key, or the image of each text."""
+    table = Store.open(store).load(modality).table
+    value = "image_key" if modality == "text" else "path"
+    return {row["key"]: row[value] for row in table.to_pylist()}
+
+
+def embedded(
+    *paths: str, store: str = "s", **options: Any
+) -> tuple[int, int, list[str], list[str]]:
+    """Embed paths; return the numbers of images embedded and already there, and keys that moved and
+    that have gone.
+    """
+    images = embed_colours([Path(path) for path in paths], Path(store), **options).modalities[
+        "image"
+    ]
+    return images.embedded, images.already, images.moved, images.gone
+
+
+def without_encoder(path: str, store: str = "s", **options: Any) -> EmbedSummary:
+    """Embed a folder where nothing is left to encode."""
+
+    def refuse() -> NoReturn:
+        raise AssertionError("the encoder is loaded")
+
+    return embed_corpus(read_corpus(path), store, refuse, workers=0, **options)
+
+
+def test_a_second_folder_with_the_same_file_names_is_embedded(folder: Path) -> None:
+    camera("cam1", "red", "lime")
+    camera("cam2", "blue", "gold")
+    assert embedded("cam1") == (2, 0, [], [])
+    assert embedded("cam2") == (2, 0, [], [])
+    assert keys() == {
+        "1": "cam1/1.png",
+        "2": "cam1/2.png",
+        "cam2/1": "cam2/1.png",
+        "cam2/2": "cam2/2.png",
+    }
+    assert embedded("cam2") == (0, 2, [], [])
+    assert embedded("cam1", "cam2") == (0, 4, [], [])
+
+
+def test_it_is_said_that_keys_begin_with_the_name_of_the_folder(folder: Path) -> None:
+    camera("cam1", "red")
+    camera("cam2", "blue")
+    messages = Messages()
+    for name in ("cam1", "cam2", "cam2"):
+        embed_colours(Path(name), Path("s"), reporter=messages)
+    assert messages.texts == [
+        f"{folder}/cam2: 1 new key begins with cam2/, because the store has 1 from "
+        f"{folder}/cam1/1.png."
+    ]
+
+
+def test_all_new_keys_of_the_folder_begin_with_its_name(folder: Path) -> None:
+    camera("cam1", "red")
+    camera("cam2", "blue", "gold", "navy")
+    embedded("cam1")
+    embedded("cam2")
+    assert [*keys()] == ["1", "cam2/1", "cam2/2", "cam2/3"]
+
+
+def test_a_folder_that_grows_later_keeps_to_its_name(folder: Path) -> None:
+    camera("cam1", "red")
+    camera("cam2", "blue")
+    embedded("cam1")
+    embedded("cam2")
+    Image.new("RGB", (3, 3), "tan").save("cam2/2.png")
+    assert embedded("cam2") == (1, 1, [], [])
+    assert "cam2/2" in keys()
+
+
+def test_one_of_two_folders_that_were_embedded_together(folder: Path) -> None:
+    camera("cam1", "red")
+    camera("cam2", "blue")
+    embedded("cam1", "cam2")
+    whole = contents(folder / "s")
+    assert embedded("cam1") == (0, 1, [], [])
+    assert contents(folder / "s") == whole
+
+
+def test_the_name_of_the_folder_above_comes_before_one_that_is_taken(folder: Path) -> None:
+    for path, colour in (("x/cam", "red"), ("y/cam", "blue"), ("z/cam", "gold")):
+        camera(path, colour)
+        embedded(path)
+    assert keys() == {"1": "x/cam/1.png", "cam/1": "y/cam/1.png", "z/cam/1": "z/cam/1.png"}
+
+
+def test_two_folders_at_once_where_the_name_of_one_is_taken(folder: Path) -> None:
+    for path, colour in (("a/cam", "red"), ("b/cam", "blue"), ("b/other", "gold")):
+        camera(path, colour)
+    embedded("a/cam", "b/other")
+    assert embedded("b/cam", "b/other") == (1, 1, [], [])
+    assert [*keys()] == ["cam/1", "other/1", "b/cam/1"]
+
+
+def test_single_files_are_named_after_their_folder(folder: Path) -> None:
+    camera("cam1", "red")
+    camera("cam2", "blue")
+    embedded("cam1/1.png")
+    assert embedded("cam2/1.png") == (1, 0, [], [])
+    assert keys() == {"1": "cam1/1.png", "cam2/1": "cam2/1.png"}
+
+
+def test_no_folder_name_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys_module._Folder, "depths", lambda _: [0])
+    camera("cam1", "red")
+    camera("cam2", "blue")
+    embedded("cam1")
+    with pytest.raises(CorpusError, match=r"The store has keys of .*cam2 from other files.*'1'"):
+        embedded("cam2")
+
+
+@pytest.mark.parametrize("other", ["photos", "other/photos"])
+def test_a_relative_path_from_two_working_directories_is_of_two_photos(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    for place, colour in (("x", "red"), ("y", "blue")):
+        camera(folder / place / other, colour)
+        monkeypatch.chdir(folder / place)
+        assert embedded(other, store=str(folder / "s"))[:2] == (1, 0)
+    assert keys(str(folder / "s")) == {"1": f"{other}/1.png", "photos/1": f"{other}/1.png"}
+
+
+@pytest.mark.parametrize(
+    ("start", "path"),
+    [("x/photos", "."), ("x", "photos"), ("x/photos", "1.png"), (".", "x/photos")],
+)
+def test_one_photo_from_two_working_directories_is_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, start: str, path: str
+) -> None:
+    camera("x/photos", "red")
+    embedded("x")
+    monkeypatch.chdir(start)
+    assert embedded(path, store=str(folder / "s")) == (0, 1, [], [])
+
+
+@pytest.mark.parametrize("start", ["x", "y"])
+def test_without_a_record_of_folders_relative_paths_start_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    camera("x/photos", "red")
+    camera("y/photos", "red")
+    monkeypatch.chdir("x")
+    embedded("photos", store="../s")
+    (folder / "s/inputs.parquet").unlink()
+    monkeypatch.chdir(f"../{start}")
+    assert embedded("photos", store="../s") == (0, 1, [], [])
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 4])
+def test_a_killed_run_gives_the_same_keys(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    camera("cam1", "red", "lime", texts=1)
+    camera("cam2", "lime", "gold", "blue", "navy", texts=1)
+    for store in ("s", "whole"):
+        embedded("cam1", store=store)
+    embedded("cam2", store="whole", shard_size=1)
+    write = write_rows
+    count = 0
+
+    def interrupt(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > shards:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shards_module, "write_rows", interrupt)
+        embedded("cam2", shard_size=1)
+    assert embedded("cam2", shard_size=1)[1] == min(shards, 4)
+    assert contents(folder / "s") == contents(folder / "whole")
+
+
+def test_captions_and_splits_are_joined_before_keys_are_extended(folder: Path) -> None:
+    camera("cam1", "red", texts=1)
+    camera("cam2", "blue")
+    write_jsonl(
+        Path("cam2/captions.jsonl"), {"image": "1.png", "captions": ["x", "y"], "split": "val"}
+    )
+    embedded("cam1")
+    embedded("cam2")
+    assert keys(modality="text") == {"1#0": "1", "cam2/1#0": "cam2/1", "cam2/1#1": "cam2/1"}
+    assert Store.open("s").load("image").column("split") == [None, "val"]
+    assert Store.open("s").load("text").column("split") == [None, "val", "val"]
+
+
+def test_a_new_file_of_the_same_stem_leaves_the_key_of_the_first(folder: Path) -> None:
+    camera("p", "red", texts=1)
+    embedded("p")
+    Image.new("RGB", (3, 3), "blue").save("p/1.jpg")
+    assert embedded("p") == (1, 1, [], [])
+    assert keys() == {"1": "p/1.png", "1.jpg": "p/1.jpg"}
+    assert "1#0" in keys(modality="text")
+
+
+def test_the_key_of_a_file_that_failed_is_its_own(folder: Path) -> None:
+    for name in ("cam1", "cam2"):
+        colour_corpus(folder / name, {"broken": None, "whole": "red"})
+    for name, failed in (("cam1", (1, 0)), ("cam2", (1, 0)), ("cam2", (0, 1))):
+        images = embed_colours(Path(name), Path("s")).modalities["image"]
+        assert (images.failed, images.failed_before) == failed
+    failures = {f.key: f.path for f in Store.open("s").recorded_failures()}
+    assert failures == {"broken": "cam1/broken.png", "cam2/broken": "cam2/broken.png"}
+
+
+def test_another_photo_at_the_place_of_one_that_failed_is_tried(folder: Path) -> None:
+    colour_corpus(folder / "a", {"1": None})
+    embed_colours(Path("a"), Path("s"))
+    shutil.rmtree("a")
+    camera("b", "red")
+    assert embedded("b") == (1, 0, [], [])
+
+
+@pytest.mark.parametrize("pack", ["folder", "tar", "table"])
+def test_a_moved_source_is_said_and_its_paths_are_written_on_request(
+    folder: Path, pack: str
+) -> None:
+    photos = camera("a", "red", "lime", "gold", texts=2)
+    (photos / "4.png").write_bytes(b"broken")
+    old, new = "a", "b"
+    if pack == "tar":
+        old, new = "a.tar", "b.tar"
+        write_tar(Path(old), webdataset(photos_of(photos)))
+    elif pack == "table":
+        old, new = "a.parquet", "b.parquet"
+        write_hf_parquet(Path(old), photos_of(photos))
+    embedded(old)
+    before = contents(folder / "s")
+    Path(old).rename(new)
+    summary = without_encoder(new)
+    assert summary.modalities["image"].moved == ["1", "2", "3"]
+    assert "--update writes the new paths" in " ".join(summary.notes())
+    assert contents(folder / "s") == before
+    assert "new paths written" in " ".join(without_encoder(new, update=True).notes())
+    embedded(new, store="fresh")
+    assert contents(folder / "s") == contents(folder / "fresh")
+    assert embedded(new)[2] == []
+
+
+def test_new_paths_and_changed_rows_of_one_shard(folder: Path) -> None:
+    camera("a", "red", "lime")
+    embedded("a")
+    camera("b", "red")
+    Path("a/1.png").unlink()
+    Image.new("RGB", (3, 3), "gold").save("a/2.png")
+    summary = embed_colours([Path("b"), Path("a/2.png")], Path("s"), update=True)
+    images = summary.modalities["image"]
+    assert (images.embedded, images.updated, images.moved) == (0, 1, ["1"])
+    assert keys() == {"1": "b/1.png", "2": "a/2.png"}
+
+
+@pytest.mark.parametrize("options", [{}, {"update": True}, {"update": True, "prune": True}])
+def test_another_photo_with_the_key_of_one_that_has_gone_replaces_nothing(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    first, second = SAME_SIZE
+    camera("a", first)
+    camera("b", second)
+    assert Path("a/1.png").stat().st_size == Path("b/1.png").stat().st_size
+    embedded("a")
+    digest = Store.open("s").input_digests()["1"]
+    shutil.rmtree("a")
+    assert embedded("b", **options) == (1, 0, [], [])
+    assert keys() == {"1": "a/1.png", "b/1": "b/1.png"}
+    assert Store.open("s").input_digests()["1"] == digest
+
+
+def test_a_file_that_was_renamed_is_removed_and_added(folder: Path) -> None:
+    camera("a", "red")
+    embedded("a")
+    Path("a/1.png").rename("a/2.png")
+    assert embedded("a", prune=True) == (1, 0, [], ["1"])
+    assert keys() == {"2": "a/2.png"}
+
+
+def test_rows_without_a_path_are_known_by_their_key(folder: Path) -> None:
+    camera("a", "red")
+    embedded("a")
+    table = pq.read_table("s/image/part-00000.parquet")
+    no_path = pa.nulls(len(table), pa.string())
+    table = table.set_column(table.column_names.index("path"), "path", no_path)
+    pq.write_table(table, "s/image/part-00000.parquet")
+    for name in ("manifest.json", "moments.safetensors"):
+        Path("s", name).unlink()
+    assert embedded("a")[:2] == (0, 1)
