@@ -148,9 +148,11 @@ class _Join:
                 self._take(image, image.key)
         key_of_path = {file.stored_path: key for key, file in self._stored.items()}
         for image in self._images():
-            key = key_of_path.get(absolute(image.path))
-            if image.key not in self.keys and key is not None and key not in self._assigned:
-                self._take(image, key)
+            # The path of an image in a table is the number of its row, which may be another's now
+            if image.source is None and image.key not in self.keys:
+                key = key_of_path.get(absolute(image.path))
+                if key is not None and key not in self._assigned:
+                    self._take(image, key)
 
     def images_by_folder(self) -> dict[_Folder | None, list[ImageItem]]:
         """Return the images of each given folder; None for those of tars, tables, lists, and at

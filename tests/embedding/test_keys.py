@@ -283,6 +283,16 @@ def test_a_moved_source_is_said_and_its_paths_are_written_on_request(
     assert embedded(new)[2] == []
 
 
+def test_a_row_of_a_table_that_takes_the_place_of_another_is_new(folder: Path) -> None:
+    photos = photos_of(camera("a", "red", "lime", "gold"))
+    table = pa.table({"image": [p.content for p in photos], "key": [p.key for p in photos]})
+    pq.write_table(table.slice(0, 2), "x.parquet")
+    embedded("x.parquet")
+    pq.write_table(table.slice(1), "x.parquet")
+    assert embedded("x.parquet", update=True) == (1, 1, ["2"], ["1"])
+    assert keys() == {"1": "x.parquet#0", "2": "x.parquet#0", "3": "x.parquet#1"}
+
+
 def test_new_paths_and_changed_rows_of_one_shard(folder: Path) -> None:
     camera("a", "red", "lime")
     embedded("a")
