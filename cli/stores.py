@@ -124,8 +124,8 @@ def verify(
             f"{name}: {counted(result.rows.get(name, 0), 'row')} in {counted(shards, 'shard')}"
         )
     for finding in result.findings if not out.quiet else ():
-        err.print(f"{finding['level']} ({finding['check']})", style="bold", end=" ")
-        message(f"{result.store / finding['where']}: {finding['what']}\n  {finding['remedy']}")
+        err.print(f"{finding.level} ({finding.check})", style="bold", end=" ")
+        message(f"{result.store / finding.file}: {finding.problem}\n  {finding.remedy}")
     for line in result.repaired:
         out.print(f"Repaired: {line}.")
     state = f"has {counted(result.open, 'defect')}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from .manifest import (
     StoreWriter,
     record_files,
 )
-from .rows import ITEM_COLUMNS, embedding_matrix, item_keys
+from .rows import embedding_matrix, item_keys, one_array
 from .shard_indexes import keep_indexes
 from .shards import (
     FAILURES_FILE,
@@ -36,6 +37,7 @@ from .shards import (
     MANIFEST_FILE,
     UPDATE,
     ShardName,
+    ShardRecord,
     StoreInfo,
     add_moments,
     part_name,
@@ -54,6 +56,26 @@ _OF_ROWS = ("checksum", "schema", "values", "norms", "keys")
 _OTHER = f"its sha256 is not the one in {MANIFEST_FILE}"
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A problem of a store.
+
+    Attributes:
+        level: defect, or warning if the store is intact nevertheless.
+        check: that found it: description, manifest, files, checksum, schema, values, norms,
+            moments, faiss, keys, pairing, failures, unfinished.
+        file: relative to the store; a folder if its files are meant.
+        problem: what is wrong with the file.
+        remedy: what to do.
+    """
+
+    level: Literal["defect", "warning"]
+    check: str
+    file: str
+    problem: str
+    remedy: str
+
+
 @dataclass
 class Verification:
     """Result of a check of a store.
@@ -62,10 +84,7 @@ class Verification:
         store: the folder, or a path-like object for a URL.
         shards: number of shards that were checked, by modality.
         rows: number of their rows, by modality.
-        findings: ``level`` (defect, or warning if the store is intact nevertheless), ``check`` that
-            found it (description, manifest, files, checksum, schema, values, norms, moments, faiss,
-            keys, pairing, failures, unfinished), ``where`` (the file, relative to the store),
-            ``what`` is wrong with it, and ``remedy``.
+        findings: the problems, in the order of the checks.
         repaired: repairs, a sentence each.
         open: number of defects that remain, or whose rows have to be made again.
     """
@@ -73,29 +92,44 @@ class Verification:
     store: Path
     shards: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
-    findings: list[dict[str, str]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     open: int = 0
 
     @property
-    def defects(self) -> list[dict[str, str]]:
+    def defects(self) -> list[Finding]:
         """The findings that are more than warnings."""
-        return [finding for finding in self.findings if finding["level"] == "defect"]
+        return [finding for finding in self.findings if finding.level == "defect"]
 
     @property
     def whole(self) -> bool:
         """True if there are no defects, or all are repaired."""
         return self.open == 0
 
-    def add(self, check: str, where: str, what: str, remedy: str, level: str = "defect") -> None:
-        """Add a finding."""
-        self.findings.append(
-            {"level": level, "check": check, "where": where, "what": what, "remedy": remedy}
-        )
+    def add_defect(self, check: str, file: str, problem: str, remedy: str) -> None:
+        """Add a defect; see `Finding`."""
+        self.findings.append(Finding("defect", check, file, problem, remedy))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        return {**vars(self), "store": str(self.store), "whole": self.whole}
+        return {
+            "store": str(self.store),
+            "shards": dict(self.shards),
+            "rows": dict(self.rows),
+            "findings": [asdict(finding) for finding in self.findings],
+            "repaired": self.repaired,
+            "open": self.open,
+            "whole": self.whole,
+        }
+
+
+@dataclass(frozen=True)
+class _ShardContent:
+    """What the checks need of the rows of an intact shard."""
+
+    keys: pa.Array[Any]
+    items: pa.Array[Any]  # see `item_keys`
+    failed: set[str]  # keys of the inputs that were not embedded
 
 
 def verify_store(
@@ -133,84 +167,169 @@ def verify_store(
 
 
 def _check(path: Path, reporter: Reporter) -> Verification:
-    result, present = Verification(path), shards_in(path)
+    result = Verification(path)
     info, manifest = _described(result)
-    again = f"the `{info.command}` command that made"
-    redo = (
-        f"Remove this shard with `c3 verify --repair`, then run {again} it again: it makes "
-        f"only the removed shards."
-    )
     listed = manifest.shards if manifest else {}
-    lost, moments, failed = {*listed} - {*present}, dict[str, Moments](), set[str]()
-    keys: dict[str, set[str]] = defaultdict(set)
-    items: dict[ShardName, pa.Array[Any]] = {}
+    present = shards_in(path)
+
+    # every shard by itself
+    redo = (
+        f"Remove this shard with `c3 verify --repair`, then run the `{info.command}` command that "
+        f"made it again: it makes only the removed shards."
+    )
+    contents: dict[ShardName, _ShardContent] = {}
+    moments: dict[str, Moments] = {}  # of the listed rows, by modality and split
     with reporter.progress("Checking shards", len(present)) as progress:
         for shard in present:
-            modality, name = shard[0], part_name(*shard)
-            result.shards[modality] += 1
+            result.shards[shard[0]] += 1
+            groups = moments if shard in listed else {}
+            checked = _check_shard(path, shard, info, listed.get(shard), groups, redo)
+            if isinstance(checked, Finding):
+                result.findings.append(checked)
+            else:
+                contents[shard] = checked
+                result.rows[shard[0]] += len(checked.keys)
             progress.advance()
-            try:
-                with on_this_machine(path / name) as file:
-                    if shard in listed and sha256_of(file) != listed[shard].sha256:
-                        raise ValueError("checksum", _OTHER)
-                    own, items[shard] = _read_shard(
-                        file, shard[0], info, moments if shard in listed else {}
-                    )
-                    failed.update(failure.key for failure in read_header(file).failures)
-            except (StoreError, ValueError) as error:
-                damage = (
-                    ("schema", error.__cause__ or error.message)
-                    if isinstance(error, StoreError)
-                    else error.args
-                )
-                result.add(damage[0], name, str(damage[1]), redo)
-                lost.add(shard)
-                continue
-            result.rows[modality] += len(own)
-            known = keys[modality]
-            repeated = []
-            for key in own:
-                if not key or key in known:
-                    repeated.append(key)
-                else:
-                    known.add(key)
-            if repeated:
-                what = f"{len(repeated):,} keys are missing or come again, first {repeated[0]!r}"
-                result.add("keys", name, what, redo)
+
+    # shards with each other, and with the other files
+    _check_keys(result, contents, redo)
+    failed = set[str]().union(*(content.failed for content in contents.values()))
     try:
         failed.update(failure.key for failure in read_failures(path))
     except StoreError as error:
-        result.add("failures", FAILURES_FILE, error.message, str(error.remedy))
-    level, remedy = "defect", f"Run the `{info.command}` command again: it makes the missing rows."
-    if "imported" in info.extra:
-        level, remedy = "warning", "Import the images too if you need them."
-    for modality, own_keys in keys.items():  # the items of rows have to be there, or to have failed
-        homes = {"image", "video", "audio"} if modality == "text" else keys.keys() - {modality}
-        # what is lost is reported already
-        if homes & keys.keys() and not homes & {name for name, _ in lost}:
-            known = failed.union(*(keys[name] for name in homes & keys.keys()))
-            pairs = (
-                (shard, item)
-                for shard in items
-                if shard[0] == modality
-                for item in items[shard].to_pylist()
-            )
-            # the parts of a long text that was divided belong to that text
-            absent = [
-                at
-                for at in pairs
-                if at[1] and at[1] not in known and part_key(at[1], 0) not in own_keys
-            ]
-            for shard, item in absent[:1]:
-                what = (
-                    f"{len(absent):,} rows belong to items that are neither there nor failed, "
-                    f"first {item!r}"
-                )
-                result.add("pairing", part_name(*shard), what, remedy, level)
+        result.add_defect("failures", FAILURES_FILE, error.message, str(error.remedy))
+    unread = {*listed, *present} - contents.keys()
+    _check_pairing(result, contents, failed, {modality for modality, _ in unread}, info)
     if manifest is not None:
-        _check_files(result, manifest, None if lost else moments, f"run {again} the store again")
+        again = f"run the `{info.command}` command that made the store again"
+        _check_files(result, manifest, None if unread else moments, again)
     result.open = len(result.defects)
     return result
+
+
+def _check_shard(
+    path: Path,
+    shard: ShardName,
+    info: StoreInfo,
+    record: ShardRecord | None,
+    moments: dict[str, Moments],
+    redo: str,
+) -> _ShardContent | Finding:
+    """Compare a shard with its record and with the description of the store, and add its rows to
+    the moments.
+
+    Returns:
+        the content of an intact shard, or the first defect of another one.
+    """
+    modality, name = shard[0], part_name(*shard)
+    keys: list[pa.Array[Any]] = []
+    items: list[pa.Array[Any]] = []
+    invalid = 0
+    largest_error = 0.0
+    try:
+        with on_this_machine(path / name) as file:
+            if record is not None and sha256_of(file) != record.sha256:
+                return Finding("defect", "checksum", name, _OTHER, redo)
+            header = read_header(file)
+            if header.info is not None:
+                header.info.require_same(info, own="The shard", theirs="the store")
+            for batch in read_batches(file, modality, info):
+                keys.append(batch.column("key"))
+                items.append(item_keys(batch))
+                with np.errstate(all="ignore"):  # NaN and infinity are counted below
+                    norms = np.linalg.norm(embedding_matrix(batch, np.float64), axis=1)
+                is_valid = np.isfinite(norms) & (norms > 0)
+                invalid += int(np.count_nonzero(~is_valid))
+                largest_error = max(
+                    largest_error, float(np.abs(norms - 1)[is_valid].max(initial=0))
+                )
+                if not invalid:
+                    add_moments(moments, modality, batch)
+    except StoreError as error:
+        problem = str(error.__cause__ or error.message)
+        return Finding("defect", "schema", name, problem, redo)
+    if invalid:
+        problem = f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0"
+        return Finding("defect", "values", name, problem, redo)
+    if info.normalised and largest_error > _NORM_TOLERANCE[info.dtype]:
+        problem = (
+            f"it has rows whose norm is off by up to {largest_error:.2g}, though the store says "
+            f"they are normalised"
+        )
+        return Finding("defect", "norms", name, problem, redo)
+    failed = {failure.key for failure in header.failures}
+    return _ShardContent(
+        one_array(pa.chunked_array(keys, pa.string())),
+        one_array(pa.chunked_array(items, pa.string())),
+        failed,
+    )
+
+
+def _check_keys(
+    result: Verification, contents: Mapping[ShardName, _ShardContent], redo: str
+) -> None:
+    """Require every row to have a key, and no two rows of a modality to have the same."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for shard, content in contents.items():
+        keys_before = seen[shard[0]]
+        wrong = []
+        for key in content.keys.to_pylist():
+            if not key or key in keys_before:
+                wrong.append(key)
+            else:
+                keys_before.add(key)
+        if wrong:
+            rows = counted(len(wrong), "row has", "rows have")
+            problem = f"{rows} an empty or duplicate key; the first is {wrong[0]!r}"
+            result.add_defect("keys", part_name(*shard), problem, redo)
+
+
+def _check_pairing(
+    result: Verification,
+    contents: Mapping[ShardName, _ShardContent],
+    failed: set[str],
+    unread: set[str],
+    info: StoreInfo,
+) -> None:
+    """Require the item that a row names to have a row of another modality, or to have failed.
+
+    Texts belong to images, videos and sounds. A row of another modality that names no item is an
+    item of its own. Nothing is said where shards of ``unread`` modalities may have the item.
+    """
+    items: dict[str, set[str | None]] = defaultdict(set)
+    for (modality, _), content in contents.items():
+        items[modality].update(content.items.to_pylist())
+    for modality in items:
+        homes = {"image", "video", "audio"} if modality == "text" else items.keys() - {modality}
+        if not homes & items.keys() or homes & unread:
+            continue
+        known = failed.union(*(items[home] for home in homes & items.keys()))
+        shards = {shard: content for shard, content in contents.items() if shard[0] == modality}
+        keys = set[str]().union(*(content.keys.to_pylist() for content in shards.values()))
+        absent: list[tuple[ShardName, str]] = []
+        for shard, content in shards.items():
+            rows = zip(content.keys.to_pylist(), content.items.to_pylist(), strict=True)
+            for key, item in rows:
+                if not item or item in known or (modality != "text" and item == key):
+                    continue
+                # the parts of a long text that was divided belong to that text
+                if part_key(item, 0) not in keys:
+                    absent.append((shard, item))
+        if absent:
+            shard, item = absent[0]
+            belong = counted(len(absent), "row belongs", "rows belong")
+            problem = f"{belong} to items that are neither there nor failed, first {item!r}"
+            finding = Finding(
+                "defect",
+                "pairing",
+                part_name(*shard),
+                problem,
+                f"Run the `{info.command}` command again: it makes the missing rows.",
+            )
+            if "imported" in info.extra:
+                remedy = "Import the images too if you need them."
+                finding = replace(finding, level="warning", remedy=remedy)
+            result.findings.append(finding)
 
 
 def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
@@ -225,30 +344,27 @@ def _described(result: Verification) -> tuple[StoreInfo, Manifest | None]:
         # a newer version is no damage, whatever older shards in it say
         if not copies or error.remedy == UPDATE:
             raise
-        info, remedy = copies[0], "Write it again from the copy in a shard: c3 verify --repair"
-        result.add("description", INFO_FILE, error.message, remedy)
+        info = copies[0]
+        remedy = "Write it again from the copy in a shard: c3 verify --repair"
+        result.add_defect("description", INFO_FILE, error.message, remedy)
     if "rows_of" in info.extra:
         raise StoreError(
             f"{path} has rows of another program, and no checksums to compare them with."
         )
     again = f"Run the `{info.command}` command that made the store again"
     if kind_of(path / REWRITING_LIST):
-        what = "shards are being put in place of others, and the run was interrupted"
-        result.add("unfinished", REWRITING, what, f"{again} to finish it.")
+        problem = "shards are being put in place of others, and the run was interrupted"
+        result.add_defect("unfinished", REWRITING, problem, f"{again} to finish it.")
     try:
         manifest = Manifest.load(path)
     except StoreError as error:
-        result.add(
-            "manifest",
-            MANIFEST_FILE,
-            error.message,
-            "Write it for the shards that exist: c3 verify --repair",
-        )
+        remedy = "Write it for the shards that exist: c3 verify --repair"
+        result.add_defect("manifest", MANIFEST_FILE, error.message, remedy)
         return info, None
     if manifest is None:
-        what = "it is missing: the run did not finish, or the copy is incomplete"
+        problem = "it is missing: the run did not finish, or the copy is incomplete"
         remedy = f"{again}. If nothing else is missing, `c3 verify --repair` writes it."
-        result.add("unfinished", MANIFEST_FILE, what, remedy)
+        result.add_defect("unfinished", MANIFEST_FILE, problem, remedy)
     return info, manifest
 
 
@@ -261,85 +377,55 @@ def _copies(path: Path) -> list[StoreInfo]:
     return [info for info in found if info]
 
 
-def _read_shard(
-    path: Path, modality: str, info: StoreInfo, moments: dict[str, Moments]
-) -> tuple[list[str | None], pa.Array[Any]]:
-    """Return the keys of a shard's rows and the items that they belong to, or null, and add to the
-    moments.
-
-    Raises:
-        StoreError: if it cannot be read, or is of another store.
-        ValueError: with check and damage, if its embeddings are not as the store says.
-    """
-    if copy := read_header(path).info:
-        copy.require_same(info, own="The shard", theirs="the store")
-    keys, items, invalid, off = list[Any](), list[Any](), 0, 0.0
-    for batch in read_batches(path, modality, info):
-        keys += batch.column("key").to_pylist()
-        items += item_keys(batch).to_pylist() if {*ITEM_COLUMNS} & {*batch.schema.names} else []
-        with np.errstate(all="ignore"):
-            norms = np.linalg.norm(embedding_matrix(batch, np.float64), axis=1)
-        finite = np.isfinite(norms) & (norms > 0)
-        invalid += int(np.count_nonzero(~finite))
-        off = max(off, float(np.abs(norms - 1)[finite].max(initial=0)))
-        if not invalid:
-            add_moments(moments, modality, batch)
-    if invalid:
-        raise ValueError(
-            "values", f"{counted(invalid, 'row has', 'rows have')} NaN, infinity or norm 0"
-        )
-    if info.normalised and off > _NORM_TOLERANCE[info.dtype]:
-        what = (
-            f"it has rows whose norm is off by up to {off:.2g}, though the store says they are "
-            f"normalised"
-        )
-        raise ValueError("norms", what)
-    return keys, pa.array(items, pa.string())
-
-
 def _check_files(
     result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str
 ) -> None:
     """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all
     were read.
     """
-    path, listed, copy = result.store, manifest.shards, f"Copy the store again, or {again}."
-    _, gone, unlisted = manifest.compare(path)
-    if gone:
-        rows = counted(sum(listed[shard].rows for shard in gone), "row")
-        what = (
-            f"{len(gone):,} of {len(listed):,} listed shards are missing ({rows}), first this one"
+    path = result.store
+    _, missing, unlisted = manifest.compare(path)
+    copy_again = f"Copy the store again, or {again}."
+    if missing:
+        rows = counted(sum(manifest.shards[shard].rows for shard in missing), "row")
+        problem = (
+            f"{len(missing):,} of {len(manifest.shards):,} listed shards are missing ({rows}), "
+            f"first this one"
         )
-        result.add(
-            "files", part_name(*gone[0]), what, f"{copy} `c3 verify --forget` gives their rows up."
-        )
+        remedy = f"{copy_again} `c3 verify --forget` gives their rows up."
+        result.add_defect("files", part_name(*missing[0]), problem, remedy)
     for modality in sorted({name for name, _ in unlisted}):
-        what = "shards are not listed, so a run did not finish"
-        result.add("unfinished", modality, what, f"{again} to finish it.")
+        problem = "shards are not listed, so a run did not finish"
+        remedy = f"{again[0].upper()}{again[1:]} to finish it."
+        result.add_defect("unfinished", modality, problem, remedy)
     for name, digest in manifest.files.items():
-        check, remedy = "", f"{copy} `c3 verify --repair` writes it again."
-        if "/" in name:
-            check, remedy = "faiss", "Make it anew from the rows: c3 verify --repair"
+        is_index = "/" in name
+        if is_index:
+            remedy = "Make it anew from the rows: c3 verify --repair"
         elif name == EXTERNAL_FILE:
             remedy = (
                 "Load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
             )
+        else:
+            remedy = f"{copy_again} `c3 verify --repair` writes it again."
         if kind_of(path / name) is None:
-            result.add(check or "files", name, "it is listed, but missing", remedy)
+            check = "faiss" if is_index else "files"
+            result.add_defect(check, name, "it is listed, but missing", remedy)
         elif sha256_of(path / name) != digest:
-            result.add(check or "checksum", name, _OTHER, remedy)
+            check = "faiss" if is_index else "checksum"
+            result.add_defect(check, name, _OTHER, remedy)
         elif name == MOMENTS_FILE and moments is not None:
-            kept = load_moments(path / name)[0]
+            stored = load_moments(path / name)[0]
             none = Moments.empty(1)
+            groups = sorted({**stored, **moments})
             wrong = [
-                n
-                for n in sorted({**kept, **moments})
-                if not _agree(kept.get(n, none), moments.get(n, none))
+                group
+                for group in groups
+                if not _agree(stored.get(group, none), moments.get(group, none))
             ]
             if wrong:
-                result.add(
-                    "moments", name, f"they do not match the rows of {', '.join(wrong)}", remedy
-                )
+                problem = f"they do not match the rows of {', '.join(wrong)}"
+                result.add_defect("moments", name, problem, remedy)
 
 
 def _agree(first: Moments, second: Moments) -> bool:
@@ -351,7 +437,7 @@ def _agree(first: Moments, second: Moments) -> bool:
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
     """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
     path, said = result.store, result.repaired
-    wrong = {finding["where"]: finding["check"] for finding in reversed(result.defects)}
+    wrong = {finding.file: finding.check for finding in reversed(result.defects)}
     removed = [
         name
         for name, check in wrong.items()

@@ -45,7 +45,7 @@ def test_damage_is_found_refused_and_repaired(tmp_path: Path) -> None:
     whole, file = contents(path), path / "image" / "_part-00001.faiss"
     for content in (None, file.read_bytes()[:-3] + b"abc"):
         file.unlink() if content is None else file.write_bytes(content)
-        assert [(f["check"], f["where"]) for f in verify_store(path).findings] == [
+        assert [(f.check, f.file) for f in verify_store(path).findings] == [
             ("faiss", "image/_part-00001.faiss")
         ]
         with pytest.raises((StoreError, OSError), match="part-00001"):

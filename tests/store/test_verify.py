@@ -7,7 +7,7 @@ import errno
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -146,7 +146,8 @@ def test_a_defect_is_named_with_its_file(tmp_path: Path, monkeypatch: pytest.Mon
         assert not result.whole
         # the reason of a library is its own
         found[name] = [
-            {**each, "what": each["what"].partition(" (Parquet")[0]} for each in result.findings
+            {**asdict(finding), "problem": finding.problem.partition(" (Parquet")[0]}
+            for finding in result.findings
         ]
     recorded(Path(__file__).parent / "golden" / "defects.json", found)
 
@@ -207,6 +208,25 @@ def test_texts_alone_failures_alone_and_nothing(tmp_path: Path) -> None:
     create_store(tmp_path / "n", StoreInfo(ModelIdentity(name="m"), 4))
     StoreWriter(tmp_path / "n").finish()
     assert [verify_store(tmp_path / name).findings for name in "tfn"] == [[], [], []]
+
+
+SOUND = Rows.of("audio", ["dog", "owl"], unit_rows(2, 4))
+PAIRED_SOUND = Rows.of("audio", ["s1", "s2"], unit_rows(2, 4), pair_key=["dog", "owl"])
+CAPTION = Rows.of("text", ["dog#0"], unit_rows(1, 4), image_key=["dog"], caption=["a dog barks"])
+
+
+@pytest.mark.parametrize("sounds", [SOUND, PAIRED_SOUND], ids=["own items", "named items"])
+def test_a_store_of_sounds_and_captions_is_intact(tmp_path: Path, sounds: Rows) -> None:
+    sides = [sounds, CAPTION] if sounds is SOUND else [sounds.select(np.array([0])), CAPTION]
+    path = build_store(tmp_path / "s", *sides).path
+    assert verify_store(path).findings == []
+
+
+def test_a_sound_that_names_an_item_which_is_not_there_is_a_defect(tmp_path: Path) -> None:
+    path = build_store(tmp_path / "s", PAIRED_SOUND, CAPTION).path
+    (finding,) = verify_store(path).findings
+    assert (finding.check, finding.file) == ("pairing", "audio/part-00000.parquet")
+    assert finding.problem.startswith("1 row belongs to items") and "'owl'" in finding.problem
 
 
 def test_what_cannot_be_read_at_the_moment_is_not_damage(

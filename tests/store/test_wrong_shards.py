@@ -98,8 +98,8 @@ def test_a_modality_in_the_folder_of_another_is_refused(tmp_path: Path) -> None:
     (path / "manifest.json").unlink()
     with pytest.raises(StoreError, match="contains audio rows, but lies in the folder of touch"):
         Store.open(path).load("touch")
-    (finding,) = (found for found in verify_store(path).findings if found["check"] == "schema")
-    assert "contains audio rows" in finding["what"]
+    (finding,) = (found for found in verify_store(path).findings if found.check == "schema")
+    assert "contains audio rows" in finding.problem
 
 
 def test_an_open_store_that_an_update_changes_is_not_read_on(tmp_path: Path) -> None:
