@@ -146,7 +146,7 @@ def merge(destination: str, stores: list[Path], **options: Any) -> Any:
     report = c3tools.merge_stores(destination, stores, **options, reporter=reporter())
     dropped = f"; {report.dropped:,} duplicates were left out" if report.dropped else ""
     rows = {name: sum(counts.values()) for name, counts in report.rows.items()}
-    message(f"Wrote {report.store}: {_listing(rows)}{dropped}.")
+    message(f"{report.store}: {_listing(rows)}{dropped}.")
     return report.to_dict()
 
 

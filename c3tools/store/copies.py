@@ -1,10 +1,15 @@
-"""`c3 merge` and `c3 split`: new stores that are made of others, shard by shard."""
+"""`c3 merge` and `c3 split`: new stores that are made of others, shard by shard.
+
+copied.json   in the new store: digests of what it was made from and of its shards, and the
+              report. With it, the same command does nothing if the store is there. It is not
+              listed in the manifest, and may be missing.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +21,8 @@ import pyarrow.compute as pc
 
 from ..corpus.splits import HASH_FRACTIONS, SALT, split_order, splits_by_hash
 from ..errors import StoreError
+from ..io.artifact import digest_of
+from ..io.files import MALFORMED, read_json, write_json_atomically
 from ..reporter import SILENT, Reporter, counted
 from ..tables import Table
 from .dataset import copy_store, with_column
@@ -23,6 +30,8 @@ from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shards import Failure
 from .vector_files import splits_of_file
+
+COPY_FILE = "copied.json"
 
 
 @dataclass
@@ -78,7 +87,8 @@ def merge_stores(
 
     Raises:
         StoreError: if there are fewer than two stores, they are of different models, keys repeat, a
-            shard is damaged, or ``destination`` exists or is a URL.
+            shard is damaged, or ``destination`` is a URL or contains anything but the result of the
+            same merge, which is returned.
     """
     if keep and (prefix or keep != "first"):
         raise StoreError(
@@ -130,8 +140,8 @@ def merge_stores(
     def renamed(store: Store, failure: Failure) -> Failure:
         return replace(failure, key=prefixes[store] + failure.key)
 
-    report.rows = copy_store(destination, first.info, sources, change, renamed, reporter=reporter)
-    return report
+    settings = {"command": "merge", "keep": keep, "prefixes": [*prefixes.values()]}
+    return _make_copy(destination, report, sources, settings, change, renamed, reporter=reporter)
 
 
 def split_store(
@@ -162,9 +172,11 @@ def split_store(
 
     Raises:
         StoreError: if there is no store, options contradict each other, the file names none of the
-            keys, or ``destination`` exists or is a URL.
+            keys, or ``destination`` is a URL or contains anything but the result of the same split,
+            which is returned.
     """
     report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
+    chosen: Mapping[str, str] | None = None
     if file is None:
         splits_of, kept = _by_hash(fractions, seed), {}
     elif fractions is not None:
@@ -186,8 +198,72 @@ def split_store(
         splits = [split or kept[item] for split, item in zip(splits, items, strict=True)]
         return with_column(table, "split", pa.array(splits, pa.string()))
 
-    report.rows = copy_store(destination, source.info, [source], change, reporter=reporter)
+    settings = {"command": "split", "fractions": fractions, "seed": seed, "splits": chosen}
+    return _make_copy(destination, report, [source], settings, change, reporter=reporter)
+
+
+def _make_copy(
+    destination: str | Path,
+    report: CopyReport,
+    sources: Sequence[Store],
+    settings: Mapping[str, Any],
+    change: Callable[[Store, str, pa.Table], pa.Table],
+    rename: Callable[[Store, Failure], Failure] = lambda store, failure: failure,
+    *,
+    reporter: Reporter,
+) -> CopyReport:
+    """Make a store of others, or find that it was made before.
+
+    Args:
+        destination: the folder of the new store.
+        report: what ``change`` counts in.
+        sources: the stores.
+        settings: which together with the content of the stores decide what the new one contains.
+        change: see `copy_store`.
+        rename: see `copy_store`.
+        reporter: shows the progress.
+
+    Returns:
+        the report, or that of the run that made the store.
+    """
+    made_from = digest_of(settings, [_content_of(store) for store in sources])
+    finished = _finished_copy(report.store, made_from)
+    if finished is not None:
+        reporter.message(f"{report.store} already contains this store; there is nothing to do.")
+        return finished
+
+    def record(folder: Path, rows: dict[str, dict[str, int]]) -> None:
+        report.rows = rows
+        content = {
+            "made_from": made_from,
+            "content": _content_of(Store.open(folder)),
+            "report": {"rows": rows, "dropped": report.dropped, "unnamed": report.unnamed},
+        }
+        write_json_atomically(folder / COPY_FILE, content)
+
+    info = sources[0].info
+    copy_store(destination, info, sources, change, rename, record=record, reporter=reporter)
     return report
+
+
+def _content_of(store: Store) -> str:
+    """Return a digest of the rows, failures and indexed shards of a store."""
+    shards = [[*shard, store.shard_digest(*shard)] for shard in store.shards]
+    failures = [asdict(failure) for failure in store.recorded_failures()]
+    return digest_of(asdict(store.info), shards, failures, store.indexed)
+
+
+def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:
+    """Return the report of the store in a folder; None if it was made from something else, or has
+    changed since.
+    """
+    try:
+        record = read_json(folder / COPY_FILE)
+        if record["made_from"] != made_from or record["content"] != _content_of(Store.open(folder)):
+            return None
+        return CopyReport(folder, **record["report"])
+    except (OSError, StoreError, *MALFORMED):
+        return None
 
 
 def _by_hash(

@@ -97,6 +97,7 @@ def copy_store(
     change: Callable[[Any, str, pa.Table], pa.Table] = lambda store, modality, table: table,
     rename: Callable[[Any, Failure], Failure] = lambda store, failure: failure,
     *,
+    record: Callable[[Path, dict[str, dict[str, int]]], None] = lambda folder, rows: None,
     reporter: Reporter = SILENT,
     split_bytes: bool = True,
 ) -> dict[str, dict[str, int]]:
@@ -108,6 +109,8 @@ def copy_store(
         sources: the stores.
         change: from a store, a modality and the rows of a shard to the new rows.
         rename: from a store and a failure to the new one.
+        record: called with the folder of the finished store and its numbers of rows, before the
+            folder gets its name.
         reporter: shows the progress.
         split_bytes: see `write_rows`.
 
@@ -141,7 +144,9 @@ def copy_store(
         StoreWriter(building).finish(listed)
         if any(store.indexed for store in sources):
             keep_indexes(building, reporter=reporter)
-        return {name: dict(sorted(counts.items())) for name, counts in rows.items() if counts}
+        row_counts = {name: dict(sorted(counts.items())) for name, counts in rows.items() if counts}
+        record(building, row_counts)
+        return row_counts
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
-from tests.conftest import add_shard, build_store, unit_rows
+from tests.conftest import Messages, add_shard, build_store, contents, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
@@ -84,6 +85,53 @@ def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_diff
         f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()
     }
     assert splits_of(tmp_path / "p") == prefixed
+
+
+def test_the_same_merge_or_split_again_does_nothing_and_says_so(tmp_path: Path) -> None:
+    one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
+    two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
+    table = tmp_path / "splits.jsonl"
+    table.write_text('{"file_name": "a.jpg", "split": "test"}\n')
+    merge = partial(merge_stores, tmp_path / "m", [one, two], keep="first")
+    split = partial(split_store, tmp_path / "s", one, file=table)
+    for run in (merge, split):
+        first, before = run(), contents(tmp_path)
+        said = Messages()
+        assert run(reporter=said) == first
+        assert "already contains this store; there is nothing to do" in said.texts[0]
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("changed", ["option", "table", "source", "destination"])
+def test_another_split_into_the_same_folder_is_refused(tmp_path: Path, changed: str) -> None:
+    source, output = tmp_path / "s", tmp_path / "out"
+    build_store(source, images("abcd"))
+    table = tmp_path / "splits.jsonl"
+    table.write_text('{"file_name": "a.jpg", "split": "test"}\n')
+    options: dict[str, Any] = {"file": table} if changed == "table" else {}
+    split_store(output, source, **options)
+    if changed == "option":
+        options["seed"] = 1
+    elif changed == "table":
+        table.write_text('{"file_name": "a.jpg", "split": "val"}\n')
+    else:
+        path = source if changed == "source" else output
+        add_shard(path, Store.open(path).info, "image", 1, unit_rows(1, 4), {"key": ["new"]})
+        StoreWriter(path).finish()
+    before = contents(output)
+    with pytest.raises(StoreError, match="already exists"):
+        split_store(output, source, **options)
+    assert contents(output) == before
+
+
+def test_a_new_store_is_not_written_to_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_store(tmp_path / "s", images("ab"))
+    with pytest.raises(StoreError, match="cannot be written to s3:"):
+        split_store("s3://bucket/x", "s")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_what_cannot_be_merged(tmp_path: Path) -> None:
