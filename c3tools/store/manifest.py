@@ -268,37 +268,28 @@ class StoreWriter:
         """
         for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
             remove_leftovers(folder)  # of runs that were killed, and of workers that were lost
-        replaced, before, present = (
-            self._put_in_place(),
-            self.before or Manifest({}, {}),
-            shards_in(self.path),
+
+        # Put staged shards in place, of an interrupted run too, so that the listing sees them
+        rewritten_shards = self._put_staged_shards_in_place()
+        previous = self.before or Manifest({}, {})
+        shards_on_disk = shards_in(self.path)
+
+        # Keep the records of shards that are as they were, or lost
+        recreated_shards = self.lost.keys() & set(shards_on_disk)
+        stale_shards = {*forget, *rewritten_shards, *recreated_shards}
+        records = {
+            shard: record for shard, record in previous.shards.items() if shard not in stale_shards
+        }
+
+        # Read what is needed of the others
+        new_shards = set(shards_on_disk) - records.keys()
+        is_appended = len(records) == len(previous.shards) and _come_last(
+            new_shards, previous.shards
         )
-        stale = {*forget, *replaced, *self.lost.keys() & {*present}}
-        records = {shard: record for shard, record in before.shards.items() if shard not in stale}
-        new = {*present} - records.keys()
-        # the moments are a left fold over all shards in their order, so that history leaves no
-        # trace in the bits
-        last, path = dict(sorted(before.shards)), self.path / MOMENTS_FILE
-        appended = len(records) == len(before.shards) and all(
-            part > last.get(name, -1) for name, part in new
+        groups, new_records = self._fold_moments(
+            shards_on_disk, new_shards, previous if is_appended else None
         )
-        appended = (
-            appended
-            and kind_of(path) is not None
-            and sha256_of(path) == before.files.get(MOMENTS_FILE)
-        )
-        if appended or [*self._added] != present[: len(self._added)]:
-            self._added, self._groups = {}, {}
-        groups = load_moments(path)[0] if appended else {**self._groups}
-        read = sorted(new) if appended else present
-        with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
-            for shard, (own, record) in zip(
-                read, pool.map(self._read, read, map(new.__contains__, read)), strict=True
-            ):
-                Moments.merge_groups(groups, own)
-                if record is not None:
-                    records[shard] = record
-        failures = self._gathered(present, listed)
+        failures = self._gathered(shards_on_disk, listed)
         if Manifest.load(self.path) != self.before:
             raise OutputError(
                 f"Another run wrote to {self.path} while this one did: its {MANIFEST_FILE} has "
@@ -306,57 +297,95 @@ class StoreWriter:
                 remedy=f"Run the same command again, and check the result with `c3 verify "
                 f"{self.path}`.",
             )
-        write_atomically(path, lambda temporary: save_moments(temporary, groups, {}))
-        write_failures(self.path, failures)
-        written = {
-            FAILURES_FILE,
-            MOMENTS_FILE,
-            *self._files,
-            *({INFO_FILE, EXTERNAL_FILE} - before.files.keys()),
-        }
-        self.before = Manifest(records, before.files).listing(
-            self.path, written, {index_name(*s) for s in stale}
+
+        # Write the other files, and last the manifest
+        write_atomically(
+            self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, groups, {})
         )
+        write_failures(self.path, failures)
+        written = {FAILURES_FILE, MOMENTS_FILE, *self._files}
+        written |= {INFO_FILE, EXTERNAL_FILE} - previous.files.keys()
+        stale_indexes = {index_name(*shard) for shard in stale_shards}
+        manifest = Manifest(records | new_records, previous.files)
+        self.before = manifest.listing(self.path, written, stale_indexes)
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
         _remove_folder(self.path / REWRITING)
         return self.before
 
+    def _fold_moments(
+        self,
+        shards_on_disk: Sequence[ShardName],
+        new_shards: Collection[ShardName],
+        previous: Manifest | None,
+    ) -> tuple[dict[str, Moments], dict[ShardName, ShardRecord]]:
+        """Return the moments of all shards, by modality and split, and the records of the new ones.
+
+        Moments are a left fold over all shards in their order, so that history leaves no trace in
+        the bits. It continues from the stored moments if ``previous`` lists all shards before the
+        new ones, and from those of `add` if these are of the first shards.
+        """
+        path = self.path / MOMENTS_FILE
+        if (
+            previous is not None
+            and kind_of(path) is not None
+            and sha256_of(path) == previous.files.get(MOMENTS_FILE)
+        ):
+            groups = load_moments(path)[0]
+            shards = sorted(new_shards)
+            self._added = {}
+        else:
+            if [*self._added] != shards_on_disk[: len(self._added)]:
+                self._added, self._groups = {}, {}
+            groups = dict(self._groups)
+            shards = list(shards_on_disk)
+        records: dict[ShardName, ShardRecord] = {}
+        with ThreadPoolExecutor(min(cores(), 8)) as pool, threadpool_limits(1, "blas"):
+            is_new = [shard in new_shards for shard in shards]
+            for shard, (shard_groups, record) in zip(
+                shards, pool.map(self._read, shards, is_new), strict=True
+            ):
+                Moments.merge_groups(groups, shard_groups)
+                if record is not None:
+                    records[shard] = record
+        return groups, records
+
     def _read(
         self, shard: ShardName, is_new: bool
     ) -> tuple[dict[str, Moments], ShardRecord | None]:
-        """Return the moments of a shard, and the record of a new one."""
-        groups, rows = dict[str, Moments](), self._added.get(shard, 0)
+        """Return the moments of a shard, unless `add` has them, and the record of a new one."""
+        groups: dict[str, Moments] = {}
+        rows = self._added.get(shard, 0)
         with on_this_machine(self.path / part_name(*shard)) as file:
-            for batch in () if rows else read_batches(file, shard[0], self.info, _OF_MOMENTS):
-                add_moments(groups, shard[0], batch)
-                rows += len(batch)
-            return groups, ShardRecord(rows, sha256_of(file), size_of(file)) if is_new else None
+            if not rows:
+                for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
+                    add_moments(groups, shard[0], batch)
+                    rows += len(batch)
+            record = ShardRecord(rows, sha256_of(file), size_of(file)) if is_new else None
+            return groups, record
 
-    def _put_in_place(self) -> list[ShardName]:
-        """List the shards that are to be put in place, so that they are even if this run is killed,
-        and do it.
+    def _put_staged_shards_in_place(self) -> list[ShardName]:
+        """Give staged shards their names, and return which they are.
+
+        They are listed first, so that a run that is killed is finished by the next one.
         """
         path, folder = self.path / REWRITING_LIST, self.path / REWRITING
         if kind_of(path) is None:
             # captions before their images: a crash could otherwise restore captions without their
             # image
-            chosen = sorted(
+            staged = sorted(
                 {*shards_in(folder), *self._removed}, key=lambda shard: (shard[0] != "text", shard)
             )
-            if not chosen:
+            if not staged:
                 return []
-            write_json_atomically(path, [[*shard, shard in self._removed] for shard in chosen])
+            write_json_atomically(path, [[*shard, shard in self._removed] for shard in staged])
         listed = read_json(path)
-        for modality, part, removed in listed:
-            source, target = (
-                folder / part_name(modality, part),
-                self.path / part_name(modality, part),
-            )
-            if removed:
-                remove(target)
-            elif kind_of(source) == "file":
-                move(source, target)
-            sync_folder(target.parent)
+        for modality, part, is_removed in listed:
+            name = part_name(modality, part)
+            if is_removed:
+                remove(self.path / name)
+            elif kind_of(folder / name) == "file":
+                move(folder / name, self.path / name)
+            sync_folder((self.path / name).parent)
         return [(modality, part) for modality, part, _ in listed]
 
     def _gathered(
@@ -386,6 +415,12 @@ class StoreWriter:
                     for name in ("", modality)
                 }
         return [failure for name, failure in found if (name, failure.key) not in embedded]
+
+
+def _come_last(new: Iterable[ShardName], listed: Iterable[ShardName]) -> bool:
+    """Return whether all new shards have higher numbers than the listed ones of their modality."""
+    last_numbers = dict(sorted(listed))
+    return all(number > last_numbers.get(modality, -1) for modality, number in new)
 
 
 def record_files(store: Path, names: Collection[str]) -> None:
