@@ -199,7 +199,7 @@ def simulated(
                 ("KID", kernel_distance(kernel_features(made), kernel_features(real))),
             ):
                 parts = [(influence, range(photos)) for influence in influences]
-                found[name].append(photo_values(score, parts, photos))
+                found[name].append(photo_values(score, parts))
     stacked = {
         name: np.reshape(each, (len(methods), seeds, photos)) for name, each in found.items()
     }

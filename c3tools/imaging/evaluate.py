@@ -22,6 +22,7 @@ from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
 from ..metrics.images import (
     Measured,
+    MeasuredAlone,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -209,7 +210,7 @@ def score_interval(name: str, values: Array) -> Ends | None:
         Lower and upper end; None for fewer than 3 photos, and for values that are all equal.
     """
     share = name.startswith("recall")
-    if share and len(values) == 1 and (ends := share_interval(np.clip(values[0] / 100, 0, 1))):
+    if share and len(values) == 1 and (ends := share_interval(values[0] / 100)):
         return 100 * ends[0], 100 * ends[1]
     ends = crossed_interval(values)
     if ends is None or np.ptp(values) == 0:
@@ -325,7 +326,8 @@ class ImageScorer:
         each per photo.
 
         The mean of the values (photos,) is the score. Photos are the real ones, in their order;
-        images of other keys follow, and those without a key are on their own. See
+        images of other keys follow, and those without a key are on their own. A score that does not
+        depend on real photos has values of the photos with images alone. See
         `c3tools.metrics.images.photo_values`.
 
         Args:
@@ -336,7 +338,7 @@ class ImageScorer:
         Raises:
             MetricError: if there are fewer than two images.
         """
-        measured: dict[str, Measured] = {}
+        measured: dict[str, Measured | MeasuredAlone] = {}
         for which, encoder in enumerate(self.encoders):
             features = encoder.encode_images(list(images))
             measured |= self._measure(which, features, self._real[which][0], texts)
@@ -346,10 +348,12 @@ class ImageScorer:
             found.setdefault(key or row, len(found))
             for row, key in enumerate(keys or [None] * len(images))
         ]
-        values = {
-            name: photo_values(score, ((generated, own), (real, photos)), len(found))
-            for name, (score, generated, real) in measured.items()
-        }
+        values = {}
+        for name, (score, generated, real) in measured.items():
+            parts = [(generated, own)]
+            if real is not None:
+                parts.append((real, photos))
+            values[name] = photo_values(score, parts)
         return {name: score for name, (score, _, _) in measured.items()}, values
 
     def real(
@@ -360,7 +364,7 @@ class ImageScorer:
         They are photos of other splits; if there are too few, one half of the reference against the
         other. Recall is that of the very photos that the texts are of.
         """
-        measured: dict[str, Measured] = {}
+        measured: dict[str, Measured | MeasuredAlone] = {}
         order, count = np.random.default_rng(0).permutation(len(self.reference)), 0
         half = len(order) // 2
         numbers = {key: row for row, key in enumerate(self.reference.rows.keys)}
@@ -418,7 +422,7 @@ class ImageScorer:
 
     def _measure(
         self, which: int, features: Matrix, reference: Matrix, texts: Sequence[str] | None = None
-    ) -> dict[str, Measured]:
+    ) -> dict[str, Measured | MeasuredAlone]:
         name = self.encoders[which].identity.name
         kernel = kernel_distance(kernel_features(features), kernel_features(reference))
         # the probabilities (n, 80) of COCO's categories, by the encoder without further training
@@ -428,19 +432,22 @@ class ImageScorer:
         return {
             f"KID-{name}": (100 * kernel[0], 100 * kernel[1], 100 * kernel[2]),
             f"FD-{name}": frechet_distance(features, reference),
-            f"IS-{name}-coco80": (*inception_score(probabilities), np.zeros(len(reference))),
+            f"IS-{name}-coco80": (*inception_score(probabilities), None),
             **({} if texts is None else self._recall(which, features, texts)),
         }
 
-    def _recall(self, which: int, features: Matrix, texts: Sequence[str]) -> dict[str, Measured]:
-        encoder, measured = self.encoders[which], {}
+    def _recall(
+        self, which: int, features: Matrix, texts: Sequence[str]
+    ) -> dict[str, MeasuredAlone]:
+        encoder = self.encoders[which]
+        measured: dict[str, MeasuredAlone] = {}
         items = np.unique(texts, return_inverse=True)[1]  # images of one text are all right for it
         ks = [k for k in RECALL_KS if k < len(texts)] or [1]
         for name, found in hits(
             encoder.encode_texts(list(texts)), features, items, items, ks
         ).items():
-            share, nothing = float((100.0 * found).mean()), np.zeros(len(self.reference))
-            measured[f"{name}-{encoder.identity.name}"] = share, 100.0 * found - share, nothing
+            share = float((100.0 * found).mean())
+            measured[f"{name}-{encoder.identity.name}"] = share, 100.0 * found - share, None
         return measured
 
 

@@ -31,6 +31,8 @@ COPY_QUANTILE = 0.99
 # a score, and the influence on it of each row of the first set (n,) and of the second (m,), each
 # with the mean 0
 Measured = tuple[float, Array, Array]
+# one that does not depend on a second set
+MeasuredAlone = tuple[float, Array, None]
 
 
 def frechet_distance(first: Floats, second: Floats) -> Measured:
@@ -127,24 +129,27 @@ def inception_score(probabilities: Floats) -> tuple[float, Array]:
     return score, score * (divergences - divergences.mean())
 
 
-def photo_values(score: float, parts: Sequence[tuple[Array, Sequence[int]]], photos: int) -> Array:
+def photo_values(score: float, parts: Sequence[tuple[Array, Sequence[int]]]) -> Array:
     """Return a value per photo, float64 (photos,), whose mean is the score and which vary over
     photos as it does.
 
     A photo contributes itself and the images that were generated from its texts, so that both are
-    left out together.
+    left out together. Photos without a row in any part have no value: a constant would count as an
+    observation, and make intervals too narrow.
 
     Args:
         score: of all images.
-        parts: for generated and for real images, the influence (n,) of each and the number (n,) of
-            its photo.
-        photos: number of photos.
+        parts: for generated images, and for real ones if the score depends on them: the influence
+            (n,) of each and the number (n,) of its photo. Values are in the order of the numbers.
     """
-    values = np.full(photos, score)
-    for influence, numbers in parts:
-        values += (
-            photos / len(influence) * np.bincount(numbers, weights=influence, minlength=photos)
+    numbers = np.concatenate([np.asarray(photos) for _, photos in parts])
+    photos = np.unique(numbers)
+    values = np.full(len(photos), score)
+    for influence, of_photos in parts:
+        sums = np.bincount(
+            np.searchsorted(photos, of_photos), weights=influence, minlength=len(photos)
         )
+        values += len(photos) / len(influence) * sums
     return values
 
 

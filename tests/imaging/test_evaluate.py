@@ -101,13 +101,28 @@ def test_images_and_the_photos_that_their_texts_are_of_vary_together(encoder: En
         scorer.score(made, keys, case) for case in (keys, [*keys[:1], *[None] * 29])
     )
     for name, score in scores.items():
-        for values, count in ((together[name], 30), (alone[name], 59)):
+        depends_on_photos = name.startswith(("KID", "FD"))
+        for values, count in ((together[name], 30), (alone[name], 59 if depends_on_photos else 30)):
             assert (values.shape, values.mean()) == ((count,), pytest.approx(score))
     # a share is the mean of its hits, and a distance from photos that the images resemble varies
     # less than the two do
     assert set(together["recall@1-c3-mini"].round(9)) <= {0, 100}
     errors = [stats.sem(values["FD-c3-mini"]) for values in (together, alone)]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_recall_of_images_of_other_photos_has_the_interval_of_its_hits(encoder: Encoder) -> None:
+    """30 scored photos that no image is of are no observations."""
+    scorer = ImageScorer(photos_of(NOISE[:30]), None, [encoder], conditioning=encoder.identity)
+    made = [*map(Image.fromarray, NOISE[30:34])]
+    scores, values = scorer.score(made, ["a dog", "a cat", "a bus", "a tree"])
+    name = "recall@1-c3-mini"
+    hits = np.sort(values[name] / 100)
+    assert hits.tolist() == pytest.approx([0.0] * 3 + [1.0])  # as drawn by the seed of the noise
+    assert scores[name] == pytest.approx(25)
+    low, high = share_interval(hits) or (0, 0)
+    assert score_interval(name, values[name][None]) == pytest.approx((100 * low, 100 * high))
+    assert high - low > 0.6  # Wilson's of 1 in 4 is 0.05 to 0.70
 
 
 def test_intervals_of_scores_keep_to_what_is_possible() -> None:

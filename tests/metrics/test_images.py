@@ -125,7 +125,9 @@ def test_values_per_photo_join_what_belongs_to_a_photo() -> None:
     made, real = np.array([1.0, -2, 1, 0]), np.array([3.0, -3])
     # the first three images are of the two photos, the last one of a photo that is not among the
     # real ones
-    values = photo_values(10.0, [(made, [0, 1, 1, 2]), (real, [0, 1])], 3)
+    values = photo_values(10.0, [(made, [0, 1, 1, 2]), (real, [0, 1])])
     assert_allclose(values, [10 + 3 * (1 / 4 + 3 / 2), 10 + 3 * (-1 / 4 - 3 / 2), 10])
-    shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))], 4)
+    shares = photo_values(50.0, [(np.array([50.0, -50, 50, -50]), range(4))])
     assert_allclose(shares, [100, 0, 100, 0])  # of a mean they are its own values
+    some = photo_values(50.0, [(np.array([50.0, -50]), [7, 3])])
+    assert_allclose(some, [0, 100])  # photos without a row have none
