@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +123,7 @@ class _Join:
         self.keys: dict[str, str] = {}
         self.refused: list[ImageItem] = []
         self._corpus = corpus
+        self._images = [image for items in corpus.media() for image in items]
         self._reader = reader
         self._sources = Sources(corpus)
         self._is_file = cache(_is_file)
@@ -133,21 +133,18 @@ class _Join:
             self._stored.setdefault(row["key"], _StoredFile(**row))  # a row comes before a failure
         self._join_by_path()
 
-    def _images(self) -> Iterator[ImageItem]:
-        return chain.from_iterable(self._corpus.media())
-
     def _take(self, image: ImageItem, key: str) -> None:
         self.keys[image.key] = key
         self._assigned.add(key)
 
     def _join_by_path(self) -> None:
         """Give images whose files are in the store the keys that they have there."""
-        for image in self._images():
+        for image in self._images:
             file = self._stored.get(image.key)
             if file is not None and _is_same(file, image):
                 self._take(image, image.key)
         key_of_path = {file.stored_path: key for key, file in self._stored.items()}
-        for image in self._images():
+        for image in self._images:
             # The path of an image in a table is the number of its row, which may be another's now
             if image.source is None and image.key not in self.keys:
                 key = key_of_path.get(absolute(image.path))
@@ -169,9 +166,9 @@ class _Join:
             return None if above == parent else given_folder(above)
 
         images: dict[_Folder | None, list[ImageItem]] = defaultdict(list)
-        for image in self._images():
+        for image in self._images:
             path = absolute(image.path)
-            parent = str(Path(path).parent)
+            parent = path.rpartition("/")[0] or "/"
             if image.source is not None or is_url(path):
                 folder = None
             elif path in given:
