@@ -117,6 +117,7 @@ def caption_spread(
     )
     order = np.argsort(item_index, kind="stable")
     order = order[item_index[order] >= 0]  # the texts of one image together
+    has_several = len(order) > len(np.unique(item_index[order]))
     keys = ((item_index[row], hash(texts[row].tobytes())) for row in order)
     # equal captions once
     order = np.array([*dict(zip(keys, order, strict=True)).values()], np.int64)
@@ -138,9 +139,11 @@ def caption_spread(
         there = counted(
             len(cosines), "image has different captions", "images have different captions"
         )
-        missing = (
-            f"{there}, fewer than {MIN_IMAGES}" if len(cosines) else "every image has one caption"
-        )
+        missing = f"{there}, fewer than {MIN_IMAGES}"
+        if not len(cosines):
+            missing = "every image has one caption"
+            if has_several:
+                missing = "no image has two different captions"
         return SigmaRule(name, None, rests_on, missing, len(cosines))
     cosine = float(cosines.mean())
     rule = _by_cosine(name, cosine, lengths, len(mean), rests_on, MIN_SIBLING_COSINE)
