@@ -33,6 +33,7 @@ _DECODER_BYTES = {"AVIF": 8, "HEIF": 6, "JPEG2000": 16, "WEBP": 13}
 _PROGRESSIVE_BYTES = 6  # a JPEG sent in several passes is kept whole, whatever its scale
 _ONE_BYTE_MODES = ("1", "L", "P")
 _ORIENTATION = 0x0112
+_QUARTER_TURNS = range(5, 9)  # of its values; others than 1 to 8 mean nothing
 _ROWS_AT_A_TIME = 256
 _NOT_OPENED = "EPS"  # Pillow would start Ghostscript
 # what it reports to nobody, logging would print
@@ -87,7 +88,8 @@ def open_image(
                 image = _to_bytes(image)
             if image.mode != "RGB":
                 image = image.convert("RGB")
-    return image, *((height, width) if orientation >= 5 else (width, height))
+    is_turned = orientation in _QUARTER_TURNS
+    return image, *((height, width) if is_turned else (width, height))
 
 
 def thumbnail(source: str | Path | bytes, side: int) -> str:

@@ -63,6 +63,15 @@ def test_formats_that_pillow_may_have(tmp_path: Path) -> None:
             assert_opened(tmp_path / name, gradient(64, 48), tolerance)
 
 
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gradient(40, 20).save(tmp_path / "a.jpg", exif=exif)
+    _, width, height = open_image(tmp_path / "a.jpg")
+    assert (width, height) == (40, 20)
+
+
 def test_rotation_is_applied_and_heic_is_read_by_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
