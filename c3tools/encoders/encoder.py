@@ -169,25 +169,20 @@ class Encoder:
         return self.backend.submit("audio", [sound])()
 
     def chunks(self, texts: Sequence[str]) -> list[list[str]]:
-        """Return the parts of each text that the model reads whole: its halves, and theirs, divided
-        at white space.
+        """Return the parts of each text that the model reads whole: its halves, and theirs.
+
+        Texts are divided at white space; where there is none, as in Chinese and Japanese, between
+        characters.
         """
-        words = [text.split() for text in texts]
-        longer = [
-            row
-            for row in np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
-            if len(words[row]) > 1
-        ]
-        parts, middles = [[text] for text in texts], [len(words[row]) // 2 for row in longer]
+        parts = [[text] for text in texts]
+        cut = np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
+        longer = [row for row in cut.tolist() if len(texts[row].strip()) > 1]
         if longer:
-            left = self.chunks(
-                [" ".join(words[row][:middle]) for row, middle in zip(longer, middles, strict=True)]
-            )
-            right = self.chunks(
-                [" ".join(words[row][middle:]) for row, middle in zip(longer, middles, strict=True)]
-            )
-            for row, *halves in zip(longer, left, right, strict=True):
-                parts[row] = [*halves[0], *halves[1]]
+            halves = [_halves(texts[row]) for row in longer]
+            left = self.chunks([first for first, _ in halves])
+            right = self.chunks([second for _, second in halves])
+            for row, before, after in zip(longer, left, right, strict=True):
+                parts[row] = [*before, *after]
         return parts
 
     def encode_queries(self, texts: Sequence[str]) -> Matrix:
@@ -297,6 +292,14 @@ class Encoder:
                 yield done, result()
         for done, result in running:
             yield done, result()
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Return the halves of a text by words, or by characters if it is one word."""
+    words = text.split()
+    units, between = (words, " ") if len(words) > 1 else (list(text.strip()), "")
+    middle = len(units) // 2
+    return between.join(units[:middle]), between.join(units[middle:])
 
 
 def _require_texts(texts: Sequence[str]) -> None:

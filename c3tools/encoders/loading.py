@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "c3-mini"
 _LOCAL = "local-dir:"
+_FOLDER_KINDS = ("local-dir", "st")
 _DOWNLOADS = Path("~/.cache/clip")  # where open_clip keeps weights that it fetched by address
 _TAGS_SHOWN = 8
 OFFLINE_REMEDY = (
@@ -153,7 +154,8 @@ def load_encoder(
                 precision=precision,
                 **own,
             )
-            return PluginEncoder(plugin.name, made, {**made.identity, "name": model})
+            identity = {**made.identity, **_identity_of_folder(model), "name": model}
+            return PluginEncoder(plugin.name, made, identity)
     compute = pick(device, precision, encoder=True)
     if backend not in ("auto", "torch", "openvino"):
         raise C3Error(f"There is no backend {backend!r}.", remedy="Use auto, torch or openvino.")
@@ -289,8 +291,29 @@ def load_network(model: str = DEFAULT_MODEL, *, random_init: int | None = None) 
         "architecture": model if ":" in architecture else architecture,
         "pretrained": pretrained,
         "random_init": random_init,
+        **_identity_of_folder(model),
     }
     return Network(network, tokenizer, preprocess, identity)
+
+
+def _identity_of_folder(model: str) -> dict[str, str]:
+    """Return the absolute path of a model in a folder that is named by a relative one."""
+    kind, _, name = model.partition(":")
+    folder = Path(name).expanduser()
+    if kind not in _FOLDER_KINDS or folder.is_absolute() or not folder.is_dir():
+        return {}
+    return {"folder": str(folder.resolve())}
+
+
+def _name_from_here(recorded: Mapping[str, Any]) -> str:
+    """Return the name of a recorded model; by its absolute path if its relative one leads nowhere
+    from the current folder.
+    """
+    kind, _, name = str(recorded["name"]).partition(":")
+    folder = recorded.get("folder")
+    if folder and not Path(name).expanduser().is_dir() and Path(folder).is_dir():
+        return f"{kind}:{folder}"
+    return str(recorded["name"])
 
 
 def read_bundled(folder: Path = C3_MINI) -> dict[str, Any] | None:
@@ -354,7 +377,7 @@ def resolve_encoder(
                 "--model NAME.",
             )
         model, random_init, then = (
-            recorded["name"],
+            _name_from_here(recorded),
             recorded.get("random_init"),
             recorded.get("weights_sha256"),
         )

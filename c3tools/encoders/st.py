@@ -40,7 +40,8 @@ class SentenceTransformersModel:
 
     Raises:
         MissingExtraError: if sentence-transformers is not installed.
-        EncoderError: if the weights cannot be downloaded.
+        EncoderError: if the weights cannot be downloaded, or the model has fewer dimensions than
+            ``truncate_dim``.
     """
 
     def __init__(
@@ -69,7 +70,6 @@ class SentenceTransformersModel:
             self._model: Any = SentenceTransformer(
                 str(folder) if folder.is_dir() else name,
                 device=device,
-                truncate_dim=truncate_dim,
                 local_files_only=folder.is_dir() or offline,
             )
         except Exception as error:
@@ -82,6 +82,13 @@ class SentenceTransformersModel:
                 remedy=OFFLINE_REMEDY,
             ) from error
         self._model.eval()
+        dim = self._model.get_embedding_dimension()
+        if truncate_dim is not None and not 1 <= truncate_dim <= dim:
+            raise EncoderError(
+                f"The model st:{name} has embeddings of {dim:,} dimensions, so {truncate_dim:,} "
+                f"cannot be kept.",
+                remedy=f"Use --truncate-dim with 1 to {dim:,}, or leave it out.",
+            )
         own, default = self._model.prompts, self._model.prompts.get(self._model.default_prompt_name)
         self._document = next((own[kind] for kind in _DOCUMENTS if own.get(kind)), default)
         self._query = own.get("query") or default if query_prompt is None else query_prompt
@@ -108,7 +115,7 @@ class SentenceTransformersModel:
             _PRECISIONS[str(self._model.dtype).removeprefix("torch.")],
         )
         self.parallel = threads() if device == "cpu" else 1
-        self.dim = truncate_dim or self._model.get_embedding_dimension()
+        self.dim = truncate_dim or dim
         self.normalised = self._model.similarity_fn_name == "cosine"
         processor = self._model.processor
         self.sampling_rate = getattr(

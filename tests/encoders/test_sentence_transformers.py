@@ -3,6 +3,7 @@ with others."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -305,6 +306,41 @@ def test_dimensions_can_be_left_out(models: Path, photos: Path) -> None:
 
 
 @pytest.mark.usefixtures("c3")
+@pytest.mark.parametrize("truncate_dim", [0, 1000])
+def test_more_dimensions_than_there_are_cannot_be_kept(
+    models: Path, photos: Path, truncate_dim: int
+) -> None:
+    model = f"st:{models / 'clip'}"
+    with pytest.raises(EncoderError, match=f"so {truncate_dim:,} cannot be kept"):
+        embed(photos, model=model, truncate_dim=truncate_dim)
+    assert not Path("c3-store").exists()
+
+
+@pytest.mark.usefixtures("c3")
+def test_a_relative_folder_of_a_model_is_found_from_elsewhere(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "text", tmp_path / "model")
+    Path("texts.txt").write_text("a dog\n")
+    embed("texts.txt", tmp_path / "s", model="st:model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Path("more.txt").write_text("a cat\n")
+    assert embed("more.txt", tmp_path / "s").summary.modalities["text"].embedded == 1
+
+
+def test_a_modality_of_which_every_input_fails_is_said(
+    models: Path, tmp_path: Path, c3: C3
+) -> None:
+    (tmp_path / "none.mp3").write_bytes(b"no")
+    result = c3("embed", "none.mp3", "--store", "s", "--model", f"st:{models / 'clap'}")
+    assert result.exit_code == 1
+    assert "No audio input could be embedded. The first: none.mp3: " in " ".join(
+        result.stdout.split()
+    )
+
+
+@pytest.mark.usefixtures("c3")
 def test_long_texts_are_cut_or_divided(models: Path) -> None:
     long = "a dog runs along the beach and a cat looks at the sea from a wall"
     # 30 letters fit
@@ -345,12 +381,14 @@ def test_long_texts_are_cut_or_divided(models: Path) -> None:
 
 
 def test_open_clip_divides_long_texts_too(encoder: Encoder) -> None:
-    assert encoder.chunks(["dog " * 80, "a dog", "x" * 500]) == [
-        [" ".join(["dog"] * 40)] * 2,
-        ["a dog"],
-        ["x" * 500],
-    ]
-    assert encoder.chunks(["x" * 500 + " a"]) == [["x" * 500, "a"]]
+    assert encoder.chunks(["dog " * 80, "a dog"]) == [[" ".join(["dog"] * 40)] * 2, ["a dog"]]
+
+
+def test_texts_without_white_space_are_divided_between_characters(encoder: Encoder) -> None:
+    chinese = "她在海边看到一只黄色的狗在跑。" * 20
+    (parts,) = encoder.chunks([chinese])
+    assert "".join(parts) == chinese
+    assert not encoder.truncated(parts, encoder.tokenise(parts)).any()
 
 
 def test_what_cannot_be_loaded_is_one_error(
