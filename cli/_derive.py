@@ -97,6 +97,7 @@ _EXPERT = (
 _SMALLEST: dict[str, float] = {
     **dict.fromkeys("beams epochs steps seeds jobs processes shard_size shard_rows k n".split(), 1),
     **dict.fromkeys("batch_size nprobe sampling_steps width layers every".split(), 1),
+    "truncate_dim": 1,
     **dict.fromkeys("workers image_timeout resamples patience recall".split(), 0),
     **dict.fromkeys(("pairs", "dim"), 2),
     **{

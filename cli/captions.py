@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import c3tools
-from c3tools.errors import CorpusError
 from c3tools.io.locations import is_url
+from c3tools.reporter import counted
 from c3tools.tables import Table
 
 from ._console import SHORT, lines_for_dash, message, out, print_table, reporter, write_json
@@ -37,15 +37,21 @@ def train_decoder(**options: Any) -> Any:
     return record
 
 
-def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: Any) -> None:
+def caption(
+    paths: Sequence[str] = (), *, json: str | None = None, strict: bool = False, **options: Any
+) -> Any:
     """Caption images, or embeddings, with a trained decoder.
 
     The images are encoded with the model that the decoder was trained for. Each caption is written
     as soon as it is made. Run the same command again to continue an interrupted run: existing
     captions are kept.
 
+    Files that cannot be read are named, and the others are captioned. The exit code is 1 if no file
+    can be read, or with --strict if any cannot.
+
     Args:
         paths: Images and folders of images; - reads the paths from standard input, one a line.
+        strict: Exit with code 1 if any file could not be read.
     """
     file = None if json in (None, "-") or is_url(json) else json
     result = c3tools.caption_images(
@@ -64,11 +70,11 @@ def caption(paths: Sequence[str] = (), *, json: str | None = None, **options: An
     if written:
         message(f"Wrote {' and '.join(written)}")
     if result.failures:
-        raise CorpusError(
-            f"{len(result.failures)} of {len(result.failures) + len(rows)} files could not be "
-            "read. They are named above.",
-            remedy="The others have captions. Replace or remove these files.",
+        message(
+            f"{len(result.failures):,} of {counted(len(result.failures) + len(rows), 'file')} "
+            "could not be read. They are named above."
         )
+    return None, int(bool(result.failures) and (strict or not rows))
 
 
 def evaluate(

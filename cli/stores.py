@@ -24,6 +24,9 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     or COCO .json in the folder, or a .txt file with the name of the image. Tars and tables contain
     their own. Run the same command again to continue an interrupted run or to add new inputs.
 
+    Inputs that cannot be embedded are listed in failures.parquet, and the run goes on. The exit
+    code is 1 if every image, video, sound or text failed, or with --strict if any input did.
+
     Args:
         strict: Exit with code 1 if any input could not be embedded.
     """
@@ -36,7 +39,8 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     print_table(summary.table())
     for note in summary.notes():
         out.print(note)
-    return summary.to_dict(), int(strict and summary.failures_in_store > 0)
+    failed = bool(summary.all_failed) or (strict and summary.failures_in_store > 0)
+    return summary.to_dict(), int(failed)
 
 
 def import_(source: Path | None = None, **options: Any) -> Any:

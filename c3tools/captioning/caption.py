@@ -339,12 +339,14 @@ def _files_by_key(
                 remedy="Give a folder that contains images.",
             )
         if not images:
+            if not root.exists():
+                raise CorpusError(
+                    f"{str(root)!r} does not exist.",
+                    remedy="Check the path. A relative path starts from the current folder.",
+                )
             raise CorpusError(
-                f"{str(root)!r} does not exist, or does not have the name of an image file in "
-                f"UTF-8.",
-                remedy="Check the path. A relative path starts from the current folder. Names of "
-                "images end in "
-                f"{', '.join(sorted(suffixes))}.",
+                f"{str(root)!r} does not have the name of an image file in UTF-8.",
+                remedy=f"Names of images end in {', '.join(sorted(suffixes))}.",
             )
         prefix = f"{root.name}/" if several and root.is_dir() else ""
         for name, image in zip(assign_keys([image.key for image in images]), images, strict=True):

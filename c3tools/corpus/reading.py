@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from ..errors import CorpusError, MissingExtraError, reason_of
 from ..io.locations import expand, is_url, kind_of, location, retrying
-from ..reporter import counted
+from ..reporter import SILENT, Progress, Reporter, counted
 from .captions import CaptionRow, read_captions
 from .containers import Reader, reader_of, split_of_container
 from .items import (
@@ -45,6 +45,19 @@ from .splits import split_in_name
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet", ".arrow"})
+_RAW = "RAW photos are not read: convert them to JPEG, for example with darktable-cli."
+_PDF = (
+    "PDFs are not read: render their pages, for example with pdftoppm -r 150 -jpeg FILE.pdf page."
+)
+_SOUND = "Sounds need a model of sounds: --model st:laion/clap-htsat-unfused, for example."
+# files that a user may expect to be embedded, and what makes it possible
+PASSED_OVER = {
+    ".pdf": _PDF,
+    **dict.fromkeys(AUDIO_SUFFIXES, _SOUND),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2"), _RAW),
+}
+# of network drives: thumbnails, and what was deleted
+_NOT_ENTERED = frozenset({"@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"})
 _CACHED = ("cache-", "indices")  # what Hugging Face datasets keeps beside its data
 # by precedence; the last two are those of COCO and of Karpathy
 _CAPTIONS_NAMES = (
@@ -59,7 +72,9 @@ _LOOKED_AT = 100  # lines of a text file, which may be paths
 _PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just that
 
 
-def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Corpus:
+def read_corpus(
+    paths: str | Path | Sequence[str | Path], *, reporter: Reporter = SILENT, **options: Any
+) -> Corpus:
     """Find images, videos, captions and texts.
 
     A folder is searched recursively for images and videos; their captions come from ``captions``
@@ -70,6 +85,7 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     Args:
         paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are
             expanded.
+        reporter: shows the files that are listed: a large folder takes a minute.
         options: of `ReadOptions`; paths may be text.
 
     Returns:
@@ -94,22 +110,16 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     kinds = {root: kind_of(root) for root in roots}
     corpus.sources = [str(root) for root in kinds]
     corpus.captions = None if chosen.captions is None else str(chosen.captions)
-    if missing := [root for root in roots if kinds[root] is None]:
-        more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        local = "Check the path. A relative path starts from the current folder."
-        hint = (
-            "Check the address and the credentials in the environment."
-            if is_url(missing[0])
-            else local
-        )
-        raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
+    _require_there([root for root in roots if kinds[root] is None], chosen.captions)
     follow, suffixes = (
         chosen.follow_symlinks,
         _MEDIA_SUFFIXES | (AUDIO_SUFFIXES if chosen.audio else set()),
     )
-    media = {
-        root: [] if is_url(root) else find_images(corpus, root, follow, suffixes) for root in kinds
-    }
+    with reporter.progress("Listing files") as progress:
+        media = {
+            root: [] if is_url(root) else find_images(corpus, root, follow, suffixes, progress)
+            for root in kinds
+        }
     several = list(kinds.values()).count("folder") > 1
     prefixes = {
         root: f"{root.name}/" if several and kind == "folder" else ""
@@ -125,30 +135,14 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
         given.add(str(chosen.captions), chosen.captions, chosen)
         corpus.captions_without_image += given.unmatched
     containers: dict[Path, Reader] = {}
+    with reporter.progress("Looking for captions", sum(map(len, media.values()))) as progress:
+        for root, images in media.items():
+            if images:
+                _add_images(corpus, root, images, prefixes[root], given, chosen, progress)
     for root, kind in kinds.items():
         if media[root]:
-            images = media[root]
-            found, files = (
-                (given, [chosen.captions])
-                if given
-                else _detect_captions(corpus, root, images, chosen)
-            )
-            # keys are relative to the folder; beside a captions file, to its images/
-            beside = any(
-                isinstance(file, Path) and file.parent.resolve() == root.resolve() for file in files
-            )
-            names = [
-                image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images
-            ]
-            for key, image in sorted(
-                zip(assign_keys(names), images, strict=True), key=itemgetter(0)
-            ):
-                matched = found.of(_absolute(image.path))
-                folder_split = corpus.folder_splits.get(image.path)
-                split = corpus.split_of(matched.split, matched.file_split, folder_split)
-                keyed = image._replace(key=prefixes[root] + key, split=split)
-                corpus.add_image(keyed, matched.captions)
-        elif kind == "folder":
+            continue
+        if kind == "folder":
             containers |= _containers_of_folder(corpus, root, chosen)
         elif is_url(root) or root.suffix.lower() not in suffixes:  # else it was skipped above
             if read := reader_of(root, chosen):
@@ -167,22 +161,86 @@ def read_corpus(paths: str | Path | Sequence[str | Path], **options: Any) -> Cor
     return corpus
 
 
+def _require_there(missing: Sequence[Path], captions: Path | None) -> None:
+    """Refuse paths that do not exist, and a captions file that does not.
+
+    Raises:
+        CorpusError: with the first of them.
+    """
+    if captions is not None and kind_of(captions) != "file":
+        raise CorpusError(
+            f"The captions file {captions} does not exist, or is no file.",
+            remedy="Check the path of --captions.",
+        )
+    if missing:
+        more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        hint = "Check the path. A relative path starts from the current folder."
+        if is_url(missing[0]):
+            hint = "Check the address and the credentials in the environment."
+        raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
+
+
+def _add_images(
+    corpus: Corpus,
+    root: Path,
+    images: Sequence[ImageItem],
+    prefix: str,
+    given: _CaptionSources | None,
+    options: ReadOptions,
+    progress: Progress,
+) -> None:
+    """Add the images of a path with their captions, sorted by their keys.
+
+    Args:
+        corpus: gets them.
+        root: the path.
+        images: what was found there.
+        prefix: of their keys.
+        given: the captions file that was given; None to look for captions beside the images.
+        options: of the corpus.
+        progress: counts the images.
+    """
+    if given is None:
+        sources, files = _detect_captions(corpus, root, images, options)
+    else:
+        sources, files = given, [Path(str(options.captions))]
+    # keys are relative to the folder; beside a captions file, to its images/
+    beside = any(file.parent.resolve() == root.resolve() for file in files)
+    names = [image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images]
+    for key, image in sorted(zip(assign_keys(names), images, strict=True), key=itemgetter(0)):
+        matched = sources.of(_absolute(image.path))
+        folder_split = corpus.folder_splits.get(image.path)
+        split = corpus.split_of(matched.split, matched.file_split, folder_split)
+        corpus.add_image(image._replace(key=prefix + key, split=split), matched.captions)
+        progress.advance()
+
+
 def find_images(
-    corpus: Corpus, root: Path, follow_symlinks: bool, suffixes: frozenset[str] = IMAGE_SUFFIXES
+    corpus: Corpus,
+    root: Path,
+    follow_symlinks: bool,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
+    progress: Progress | None = None,
 ) -> list[ImageItem]:
     """Find the image files below ``root``, or ``root`` itself, by their ``suffixes`` in any case;
     no hidden files.
 
     Links to folders are not entered (a loop would not end), and the corpus is told of links to
     files outside ``root``, unless ``follow_symlinks``. The key of an image is its path relative to
-    ``root`` until `assign_keys`.
+    ``root`` until `assign_keys`. The corpus notes files of kinds in `PASSED_OVER`.
     """
     found: list[ImageItem] = []
+    passed_over: dict[str, Counter[str]] = defaultdict(Counter)  # by advice, files by suffix
     is_folder = root.is_dir()
     inside = root.resolve() if is_folder and not follow_symlinks else None
     for path in _walk(root, follow_symlinks) if is_folder else [root]:
-        if path.suffix.lower() not in suffixes:
+        suffix = path.suffix.lower()
+        if suffix not in suffixes:
+            if suffix in PASSED_OVER:
+                passed_over[PASSED_OVER[suffix]][suffix] += 1
             continue
+        if progress is not None:
+            progress.advance()
         key = path.relative_to(root).as_posix() if is_folder else path.name
         try:
             if _may_be_read(corpus, key, path, inside):
@@ -192,6 +250,13 @@ def find_images(
                 )
         except OSError as error:
             corpus.skip(key, str(path), type(error).__name__, reason_of(error))
+    # looking for tars and tables comes second
+    if not suffixes.isdisjoint(IMAGE_SUFFIXES):
+        for advice, counts in passed_over.items():
+            files = counted(counts.total(), "file")
+            corpus.notes.append(
+                f"{root}: {files} passed over ({', '.join(sorted(counts))}). {advice}"
+            )
     return found
 
 
@@ -208,7 +273,8 @@ def assign_keys(names: list[str]) -> list[str]:
 
 
 def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
-    """Yield the files below ``root``, folder by folder; hidden ones are left out.
+    """Yield the files below ``root``, folder by folder; hidden ones, thumbnails of network drives
+    and their deleted files are left out.
 
     Raises:
         CorpusError: if a folder cannot be listed: its files are not to be taken for removed.
@@ -227,7 +293,9 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in _NOT_ENTERED
+        )
         yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
@@ -445,7 +513,7 @@ def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
         file_split = None
         _refuse_list_of_paths(file)
     for row in read_captions(file, options):
-        start = row.key if options.key_column and row.key else f"{name}:{row.line}"
+        start = row.key or f"{name}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         for number, caption in enumerate(row.captions):
             if image_key:
@@ -508,7 +576,7 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
         raise CorpusError(
             f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files "
             f"with images."
-            f"{_first_reason(corpus)}",
+            f"{_first_reason(corpus)}{_passed_over(corpus)}",
             remedy="To embed texts, give the files: c3 embed captions.txt",
         )
     corpus.note_folders({str(path).removeprefix(f"{root}/"): str(path) for path in containers})
@@ -520,6 +588,11 @@ def _first_reason(corpus: Corpus) -> str:
         return ""
     first = corpus.skipped[0]
     return f" The first of {counted(len(corpus.skipped), 'reason')}: {first.path}: {first.message}"
+
+
+def _passed_over(corpus: Corpus) -> str:
+    """Return what was said of files of other kinds, to be added to an error."""
+    return "".join(f" {note}" for note in corpus.notes)
 
 
 def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: ReadOptions) -> None:
@@ -603,5 +676,6 @@ def _check(corpus: Corpus, given: Path | None) -> None:
         if pc.count_distinct(keys).as_py() < len(keys):
             raise CorpusError(
                 f"Two {kind} have the key {Counter(keys.to_pylist()).most_common(1)[0][0]!r}.",
-                remedy="Rename one of the files, or embed the two folders into two stores.",
+                remedy="Rename one of the files, embed the two folders into two stores, or choose "
+                "another column of keys with --key-column.",
             )

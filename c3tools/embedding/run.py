@@ -166,6 +166,7 @@ def embed(
     corpus = read_corpus(
         paths,
         audio="audio" in encoder.modalities if encoder else bool(find_plugin(named)),
+        reporter=reporter,
         **reading,
     )
     *others, texts = [
@@ -202,23 +203,19 @@ def embed(
     if options.long_texts == "chunk":
         encoder = encoder or load()
         corpus.texts = _chunked(corpus.texts, encoder)
-    if dry_run:
-        planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
-        stored = StoredInputs.read(planned)
-        corpus = with_stored_keys(corpus, stored, reporter)
-        plans = plan_corpus(planned, stored, corpus, options)
-        for plan in plans.values():
-            plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
-            plan.summary.to_update = len(plan.summary.changed) if update else 0
-            plan.summary.to_remove = len(plan.summary.gone) if prune else 0
-        planned.summary = replace(_summary(planned, corpus, plans), dry_run=True)
-        return planned
     own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
     if encoder is None and (
         (model, random_init) not in ((None, None), own) or truncate_dim is not None
     ):
         # another model than the store's is refused even if there is nothing to embed
-        encoder = load()
+        encoder = load() if recorded or not dry_run else None
+    if dry_run:
+        if recorded:
+            wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=dtype)
+            recorded.require_same(wanted, own=f"The store {folder}", theirs="the new embeddings")
+        planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
+        planned.summary = _dry_run(planned, corpus, options, reporter)
+        return planned
     gpu = devices[0].startswith("cuda")
     with open_executor(
         executor, devices=devices, address=address, processes=processes, gpu=gpu
@@ -305,6 +302,7 @@ def embed_corpus(
     total = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):
         total.precision, total.backend = encoder.compute.precision, encoder.backend.name
+    total.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
     total.lost = [
         f"{name} shard {part} ({counted(record.rows, 'row')})"
         for (name, part), record in lost.items()
@@ -326,6 +324,33 @@ def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Ta
             table: Any = plan.items.table
             tables += [table.take(pa.array(some, pa.int64())) for some in positions]
     return tables
+
+
+def _dry_run(
+    store: Store, corpus: Corpus, options: EmbedOptions, reporter: Reporter
+) -> EmbedSummary:
+    """Return what a run would do."""
+    stored = StoredInputs.read(store)
+    corpus = with_stored_keys(corpus, stored, reporter)
+    plans = plan_corpus(store, stored, corpus, options)
+    for plan in plans.values():
+        plan.summary.to_embed = sum(len(positions) for _, positions in plan.new)
+        plan.summary.to_update = len(plan.summary.changed) if options.update else 0
+        plan.summary.to_remove = len(plan.summary.gone) if options.prune else 0
+    return replace(_summary(store, corpus, plans), dry_run=True)
+
+
+def _all_failed(store: Store, plans: dict[str, Plan]) -> dict[str, str]:
+    """Return the modalities of which every input failed, with the path and reason of the first."""
+    reasons = {}
+    for name, plan in plans.items():
+        counts = plan.summary
+        failed = counts.failed + counts.failed_before
+        if failed and not counts.embedded + counts.already:
+            failures = (f for part in store.parts(name) for f in store.shard_failures(name, part))
+            first = next(failures)
+            reasons[name] = f"{first.path}: {first.message}"
+    return reasons
 
 
 def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:
@@ -381,18 +406,22 @@ def _loaded_for(
     if not isinstance(encoder, Encoder):
         encoder = encoder()
     encoder.require(*needed)
-    own = {} if options.long_texts == "cut" else {"long_texts": options.long_texts}
-    info = StoreInfo(
+    create_store(folder, _info_of(encoder, options))
+    return encoder
+
+
+def _info_of(encoder: Encoder, options: EmbedOptions) -> StoreInfo:
+    """Return what a store of the encoder's embeddings records."""
+    long_texts = {} if options.long_texts == "cut" else {"long_texts": options.long_texts}
+    return StoreInfo(
         encoder.identity,
         encoder.dim,
         options.dtype,
         encoder.normalised,
-        preprocessing=encoder.preprocess.config | own,
+        preprocessing=encoder.preprocess.config | long_texts,
         precision=encoder.compute.precision,
         backend=encoder.backend.name,
     )
-    create_store(folder, info)
-    return encoder
 
 
 def _make_shards(

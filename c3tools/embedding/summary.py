@@ -118,6 +118,7 @@ class EmbedSummary:
         failures_in_store: rows of failures.parquet.
         dry_run: whether the run is only planned.
         lost: shards that are missing from the store and that this run did not make again.
+        all_failed: modalities of which no input could be embedded, with the first reason.
     """
 
     store: str
@@ -131,6 +132,7 @@ class EmbedSummary:
     failures_in_store: int
     lost: list[str] = field(default_factory=list)
     dry_run: bool = False
+    all_failed: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -177,6 +179,8 @@ class EmbedSummary:
         for name, m in self.modalities.items():
             notes += m.notes(name)
             stages |= {(name, stage): seconds for stage, seconds in m.seconds.items() if m.embedded}
+        for name, reason in self.all_failed.items():
+            notes.append(f"No {name} input could be embedded. The first: {reason}.")
         if self.failures_in_store:
             inputs = counted(self.failures_in_store, "input was", "inputs were")
             notes.append(

@@ -4,6 +4,7 @@ import codecs
 import errno
 import json
 import os
+import re
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -20,7 +21,7 @@ from c3tools.corpus.images import read_sound
 from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import assign_keys, read_corpus
 from c3tools.corpus.splits import describe_rule, kept_splits, split_order, splits_by_hash, splits_of
-from tests.conftest import write_jsonl
+from tests.conftest import Counted, write_jsonl
 from tests.corpus.packing import assert_refused, write_list
 
 
@@ -231,6 +232,7 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
             "has no caption for any",
         ),
         ("c.jsonl", '{"text": "a"}', {"captions": "c.jsonl"}, "the image is missing"),
+        ("c.jsonl", "", {"captions": "nofile"}, "captions file .*nofile does not exist"),
         (
             "l.csv",
             "image,text\nx,a",
@@ -277,6 +279,45 @@ def test_a_text_file_that_lists_paths_is_refused(tmp_path: Path, absolute: bool)
     assert_refused("3 of the first 4 lines of list.txt are paths of files", tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n".join([*lines, "a dog", "a cat", "a cow"]))
     assert len(read_corpus(tmp_path / "list.txt").texts) == 6
+
+
+def test_thumbnails_of_network_drives_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.png"):
+        image(tmp_path / name)
+    assert [item.key for item in read_corpus(tmp_path).images] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["x.CR2", "y.nef"], "2 files passed over (.cr2, .nef). RAW photos"),
+        (["paper.pdf"], "1 file passed over (.pdf). PDFs are not read: render"),
+        (["song.wav"], "1 file passed over (.wav). Sounds need a model of sounds: --model st:"),
+    ],
+)
+def test_files_of_other_kinds_are_named_with_what_makes_them_usable(
+    tmp_path: Path, names: list[str], said: str
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert_refused(re.escape(f"{tmp_path}: {said}"), tmp_path)
+    image(tmp_path / "a.png")
+    (note,) = read_corpus(tmp_path).notes
+    assert note.startswith(f"{tmp_path}: {said}")
+
+
+def test_listed_files_are_counted_for_the_reporter(tmp_path: Path) -> None:
+    for name in "abc":
+        image(tmp_path / f"{name}.png")
+    reporter = Counted()
+    read_corpus(tmp_path, reporter=reporter)
+    assert reporter.counts == {"Listing files": 3, "Looking for captions": 3}
+
+
+def test_texts_have_the_keys_of_their_column(tmp_path: Path) -> None:
+    rows = [{"key": "doc-1", "text": "a"}, {"key": "doc-2", "text": ["b", "c"]}, {"text": "d"}]
+    texts = read_corpus(write_jsonl(tmp_path / "t.jsonl", *rows)).texts
+    assert [text.key for text in texts] == ["doc-1", "doc-2#0", "doc-2#1", "t:3"]
 
 
 def test_two_text_files_with_one_name(tmp_path: Path) -> None:

@@ -164,6 +164,15 @@ def test_the_options_are_those_of_a_run_in_every_place() -> None:
     assert given == {name: own.get(name, default) for name, default in given.items()}
 
 
+@pytest.mark.parametrize("other", [{"random_init": 3}, {"dtype": "float32"}])
+def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, other: dict[str, Any]) -> None:
+    (tmp_path / "t.txt").write_text("a dog\n")
+    embed(tmp_path / "t.txt", tmp_path / "s")
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match="but the new embeddings"):
+            embed(tmp_path / "t.txt", tmp_path / "s", dry_run=dry_run, **other)
+
+
 def test_a_summary_in_numbers_and_words() -> None:
     own: dict[str, Any] = {
         "changed": [*"ab"],
