@@ -1,8 +1,9 @@
 """Measure how often the gap report's answers are right, on synthetic stores that follow or violate
 its assumptions.
 
-    python benchmarks/assumption_power.py                 # prints the table of
-    docs/results/geometry.md python benchmarks/assumption_power.py --draws 100     # more precise
+    python benchmarks/assumption_power.py                 # the table of docs/results/geometry.md
+    python benchmarks/assumption_power.py --draws 100     # more precise
+    python benchmarks/assumption_power.py --shapes        # stores that are hard to judge
 
 The model is `e_x - e_y = c + eps` (Zhang et al., ICLR 2024): content in a third of the dimensions,
 a constant gap c orthogonal to it, and isotropic Gaussian noise on the texts. Rows are scaled to
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from measuring import print_table
 from c3tools.geometry.assumptions import answer_questions
 from c3tools.geometry.collect import collect
 from c3tools.geometry.measures import residuals
+from c3tools.geometry.report import gap_report
 from c3tools.identity import ModelIdentity
 from c3tools.moments import unit_rows
 from c3tools.seeds import generator
@@ -164,23 +167,135 @@ BREAKS: dict[str, list[Callable[[Model], None]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A store that is hard to judge.
+
+    Attributes:
+        what: in words.
+        sizes: numbers of items to draw.
+        change: makes it of the model.
+        copies: how often each pair is in the store.
+    """
+
+    what: str
+    sizes: tuple[int, ...]
+    change: Callable[[Model], None]
+    copies: int = 1
+
+
+def set_gap(length: float, noise: float) -> Callable[[Model], None]:
+    """Return a change of the length of the gap and of the root mean square length of the noise."""
+
+    def change(model: Model) -> None:
+        model.gap *= length / GAP
+        model.noise *= noise / NOISE
+
+    return change
+
+
+def no_gap(model: Model) -> None:
+    """Leave no gap."""
+    model.gap[:] = 0
+
+
+def random_encoder(model: Model) -> None:
+    """Let images and texts have nothing in common, and images few directions."""
+    model.content *= np.arange(DIM) < 4
+    model.noise = model.rng.standard_normal(model.noise.shape) * model.sizes
+    model.noise -= model.content[model.owner]
+
+
+def no_noise(model: Model) -> None:
+    """Make each image equal to its text."""
+    no_gap(model)
+    model.noise[:] = 0
+
+
+def ten_gaps(model: Model) -> None:
+    """Draw the gap of each item from ten, each 35 degrees from the others."""
+    # ten vectors with a common part and a part of their own: cos 35 is the common share of a square
+    common = np.cos(np.radians(35))
+    number = model.rng.integers(10, size=len(model.gap))
+    model.gap[:] = GAP * np.sqrt(common) * np.eye(DIM)[-1]
+    model.gap[np.arange(len(number)), DIM - 13 + number] += GAP * np.sqrt(1 - common)
+
+
+def flat_noise(model: Model) -> None:
+    """Draw the noise from uniform distributions, whose variance decays like 1 / k."""
+    model.noise = model.draw_noise(lambda shape: model.rng.uniform(-1, 1, size=shape) * np.sqrt(3))
+    variance = 1 / (1 + np.arange(DIM))
+    model.noise *= np.sqrt(variance / np.mean(variance)) * 2
+
+
+def gap_along_means(model: Model) -> None:
+    """Lay the gap along the means of both modalities: content + 8 e0 and content - 8 e0."""
+    model.base = np.zeros(DIM)
+    model.gap[:, -1] = 16
+
+
+SHAPES = [
+    Shape("a gap of half the squared distance of a pair", (12, 24), set_gap(0.3, 0.3)),
+    Shape("a gap of 16 % of the squared distance of a pair", (60,), set_gap(0.15, 0.344)),
+    Shape("no gap", (6, 12, 24, 60, 200), no_gap),
+    Shape("no gap, ten copies of each pair", (6, 12, 24), no_gap, copies=10),
+    Shape("the model, ten copies of each pair", (12, 24, 60), set_gap(GAP, NOISE), copies=10),
+    Shape("a random encoder", (12, 60, 200), random_encoder),
+    Shape("the model", (3, 4, 6, 8, 12, 24), set_gap(GAP, NOISE)),
+    Shape("images equal to their texts", (12, 60), no_noise),
+    Shape("ten gaps 35 degrees apart, mixed at random", (200, 1_000), ten_gaps),
+    Shape("flat noise of a decaying variance", (200, 1_000), flat_noise),
+    Shape("a gap along both means", (60, 200, 1_000), gap_along_means),
+]
+QUESTIONS = ("gap", *BREAKS, "unusual")
+FEW_ROWS = "embed more rows"
+"""What the report says is unusual of any store that is small."""
+
+
+def write_store(path: Path, image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> Store:
+    """Write a store of these pairs, and open it."""
+    keys = [f"i{number}" for number in range(len(image))]
+    info = StoreInfo(ModelIdentity(name="drawn"), image.shape[1], dtype="float32")
+    create_store(path, info)
+    columns = {
+        "key": [f"t{number}" for number in range(len(text))],
+        "image_key": [keys[item] for item in owner],
+    }
+    for modality, vectors, own in (("image", image, {"key": keys}), ("text", text, columns)):
+        table = shard_table(info, modality, vectors, own)
+        write_rows(path / part_name(modality, 0), info, modality, table)
+    return Store.open(path)
+
+
+def report_answers(shape: Shape, items: int, draws: int) -> list[dict[str, str]]:
+    """Return the answers of the whole report on so many draws of a shape."""
+    found = []
+    for draw in range(draws):
+        model = Model(items, 1, generator(draw, "assumption power", shape.what, items))
+        shape.change(model)
+        image, text = (np.repeat(rows, shape.copies, axis=0) for rows in model.rows())
+        with tempfile.TemporaryDirectory() as folder:
+            store = write_store(Path(folder) / "store", image, text, np.arange(len(image)))
+            report = gap_report(store, presets=("raw",))
+        judged = {**report.assumptions, **report.verdict}
+        words: dict[str, str] = {question: judged[question].answer for question in QUESTIONS}
+        remarks = judged["unusual"].because.split(". ")
+        if all(FEW_ROWS in remark for remark in remarks):
+            words["unusual"] = "no"
+        found.append(words)
+    return found
+
+
 def verdicts(image: Floats, text: Floats, owner: npt.NDArray[np.int64]) -> dict[str, str]:
     """Write a store, read it, and return the answer to each of the four questions."""
     with tempfile.TemporaryDirectory() as folder:
-        path, keys = Path(folder) / "store", [f"i{number}" for number in range(len(image))]
-        info = StoreInfo(ModelIdentity(name="drawn"), image.shape[1], dtype="float32")
-        create_store(path, info)
-        columns = {
-            "key": [f"t{number}" for number in range(len(text))],
-            "image_key": [keys[item] for item in owner],
-        }
-        for modality, vectors, own in (("image", image, {"key": keys}), ("text", text, columns)):
-            table = shard_table(info, modality, vectors, own)
-            write_rows(path / part_name(modality, 0), info, modality, table)
-        collected = collect(Store.open(path), "image", "text")
+        collected = collect(
+            write_store(Path(folder) / "store", image, text, owner), "image", "text"
+        )
         working = collected.working
         noise = residuals(working.first[working.item_index] - working.second, working.item_index)
-        return {name: found.answer for name, found in answer_questions(collected, noise).items()}
+        found = answer_questions(collected, noise, has_gap=True)
+        return {question: str(answer.answer) for question, answer in found.items()}
 
 
 def answers(
@@ -197,21 +312,46 @@ def answers(
 
 
 def main() -> None:
-    """Print the share of each answer, in percent: yes / partly / no."""
+    """Print how often each answer is given: yes / partly / no."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draws", type=int, default=20, help="stores per cell")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of images")
+    parser.add_argument(
+        "--shapes", action="store_true", help="print the table of stores that are hard to judge"
+    )
     arguments = parser.parse_args()
-    cases = [(items, captions) for captions in (1, 5) for items in arguments.sizes]
+    if arguments.shapes:
+        print_shapes(arguments.draws)
+    else:
+        print_breaks(arguments.draws, arguments.sizes)
+
+
+def print_shapes(draws: int) -> None:
+    """Print counts of the answers of the report on each of `SHAPES`.
+
+    Nothing counts as unusual that only says that there are few rows.
+    """
     rows = []
-    drawn = [answers(None, items, captions, arguments.draws) for items, captions in cases]
+    for shape in SHAPES:
+        for items in shape.sizes:
+            found = report_answers(shape, items, draws)
+            counts = (_counts(found, question) for question in QUESTIONS)
+            rows.append([f"{shape.what}, {items:,} items", *counts])
+    print_table(["yes / partly / no / unknown", *QUESTIONS], rows)
+
+
+def print_breaks(draws: int, sizes: Sequence[int]) -> None:
+    """Print the share of each answer, in percent, for the model and for each of its breaks."""
+    cases = [(items, captions) for captions in (1, 5) for items in sizes]
+    rows = []
+    drawn = [answers(None, items, captions, draws) for items, captions in cases]
     for question in BREAKS:
         rows.append([f"{question}: the model", *(_shares(found, question) for found in drawn)])
     for question, changes in BREAKS.items():
         for change in changes:
-            found = [answers(change, items, captions, arguments.draws) for items, captions in cases]
+            found = [answers(change, items, captions, draws) for items, captions in cases]
             what = (change.__doc__ or "").rstrip(".")
             rows.append(
                 [
@@ -221,6 +361,11 @@ def main() -> None:
             )
     heads = [f"{items:,} × {captions}" for items, captions in cases]
     print_table(["question: store", *heads], rows)
+
+
+def _counts(found: list[dict[str, str]], question: str) -> str:
+    words = [each[question] for each in found]
+    return " / ".join(str(words.count(word)) for word in ("yes", "partly", "no", "unknown"))
 
 
 def _shares(found: list[dict[str, str]], question: str) -> str:
