@@ -11,8 +11,9 @@ follow the model and on stores that violate it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import exp, sqrt
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import asin, degrees, exp, sqrt
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -22,10 +23,16 @@ from ..arrays import Array, Indices
 from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
-from .collect import Collected
+from .collect import Collected, Sample
 from .measures import Residuals, effective_dimension
 
 MIN_ITEMS = 20
+"""Items from which parts of them can be compared."""
+MIN_SHAPE_ITEMS = 12
+"""Items from which the shape of the noise, and of the modalities along the gap, can be judged. With
+fewer, the paper's model is denied too often: docs/results/geometry.md."""
+CHANCE = 2.0
+"""The gap lies along a mean if its angle is within so many standard errors."""
 SAME, ALIKE = 0.3, 0.6
 """A difference of 0.3 of the gap's length is a turn of 17 degrees (a cosine of 0.95); 0.6 is one of
 35 (0.82)."""
@@ -34,14 +41,19 @@ FEW, SOME = 0.1, 0.25
 _GROUPS = 10
 _PERMUTATIONS = 99
 _PERMUTED_ITEMS = 1_000
-_MIXED_DIRECTIONS = 5
+_LEAST_SHARE = 0.05  # of the items, that one of several gaps has
+_FLAT_SHARE = 1 / 6  # of a flat distribution, within a sixth of two centres' distance of the middle
 _ROUNDS = 20  # of k-means
 _NULL_DIRECTIONS = 2_000
+_ROUNDING = 1e-6  # of float32 rows
 
 
 Word = Literal["yes", "partly", "no", "unknown"]
-Judgement = tuple[Word, str] | tuple[Word, str, float, dict[str, Any]]
-"""What an `Answer` has beside its question."""
+
+CONSTANT = "Is the gap constant?"
+ORTHOGONAL = "Is the gap orthogonal to both modalities?"
+GAUSSIAN = "Is the alignment noise Gaussian?"
+ISOTROPIC = "Is the alignment noise isotropic?"
 
 
 @dataclass
@@ -64,76 +76,73 @@ class Answer:
 
 
 def answer_questions(
-    collected: Collected, noise: Residuals | None, *, seed: int = 0
+    collected: Collected, noise: Residuals | None, *, has_gap: bool, seed: int = 0
 ) -> dict[str, Answer]:
-    """Answer the questions by name, in the order of the paper's model; all but ``orthogonal`` need
-    pairs.
+    """Answer the questions by name, in the order of the paper's model.
+
+    Args:
+        collected: what was read.
+        noise: the alignment noise; None without pairs, which all but ``orthogonal`` need.
+        has_gap: whether the means are apart, without which ``constant`` and ``orthogonal`` have no
+            answer.
+        seed: of random groups and directions.
     """
-    absent: Judgement = "unknown", "This needs pairs, but the store has none."
-    return {
-        "constant": Answer(
-            "Is the gap constant?", *(_is_constant(collected, seed) if noise else absent)
-        ),
-        "orthogonal": Answer(
-            "Is the gap orthogonal to both modalities?", *_is_orthogonal(collected, seed)
-        ),
-        "gaussian": Answer(
-            "Is the alignment noise Gaussian?", *(_is_gaussian(noise) if noise else absent)
-        ),
-        "isotropic": Answer(
-            "Is the alignment noise isotropic?", *(_is_isotropic(noise) if noise else absent)
-        ),
+    no_pairs = "This needs pairs, but the store has none."
+    no_gap = "This is asked only where there is a gap."
+    answers = {
+        "constant": Answer(CONSTANT, "unknown", no_gap if noise else no_pairs),
+        "orthogonal": Answer(ORTHOGONAL, "unknown", no_gap),
+        "gaussian": Answer(GAUSSIAN, "unknown", no_pairs),
+        "isotropic": Answer(ISOTROPIC, "unknown", no_pairs),
     }
+    if has_gap:
+        answers["orthogonal"] = _is_orthogonal(collected, seed)
+    if has_gap and noise:
+        answers["constant"] = _is_constant(collected, seed)
+    if noise:
+        answers["gaussian"] = _is_gaussian(noise)
+        answers["isotropic"] = _is_isotropic(noise)
+    return answers
 
 
-def _is_constant(collected: Collected, seed: int) -> Judgement:
+def _is_constant(collected: Collected, seed: int) -> Answer:
     """Test whether the gap is the same vector everywhere: along the store's order, by content, and
     item by item.
 
     A variation is the root mean square distance of the groups' gaps from the gap of all, less what
     groups drawn at random differ by, over the gap's length. It counts only if it is above 95 % of
-    random groups. The groups are the items in the store's order, and clusters of items by content
-    (k-means on the sum of both modalities' centred rows, which noise of one size in both leaves
-    uncorrelated with their difference). A third variation is that of two or more gaps mixed at
-    random: along a principal direction of the differences two of them make a flat, two-peaked
-    distribution, and ``sqrt(-kurtosis / 2)`` of its variance is theirs.
+    random groups. Equal items count as one. The groups are the items in the store's order, and
+    clusters of items by content (k-means on the sum of both modalities' centred rows, which noise
+    of one size in both leaves uncorrelated with their difference). A third variation is that of
+    several gaps mixed at random, see `_mixture`.
     """
-    working, gap = collected.working, collected.gap
-    count, length = len(working.first), sqrt(max(float(gap @ gap) - collected.gap_bias, 0.0))
-    if count < MIN_ITEMS:
-        few = (
-            f"{counted(count, 'item')} are too few to compare parts of them; {MIN_ITEMS} are "
-            f"needed."
-        )
-        return "unknown", few
-    if length == 0:
-        return "unknown", "There is no gap beyond what so few items show by chance."
-    differences, groups = working.first - working.item_means, min(_GROUPS, count // 10)
+    images, texts = _mean_rows(collected.working)
+    count = len(images)
+    if few := _too_few(count, MIN_ITEMS, "compare parts of them"):
+        return Answer(CONSTANT, "unknown", few)
+    length = sqrt(float(collected.gap @ collected.gap) - collected.gap_bias)
+    groups = min(_GROUPS, count // 10)
+    differences = images - texts
     differences -= differences.mean(axis=0)
-    content = _cluster(working.first + working.item_means, groups, seed=seed)
-    found = {
-        "order": _between_groups(differences, np.arange(count) * groups // count, seed=seed)
-        / length,
+    content = _cluster(images + texts, groups, seed=seed)
+    order = np.arange(count) * groups // count
+    variations = {
+        "order": _between_groups(differences, order, seed=seed) / length,
         "content": _between_groups(differences, content, seed=seed) / length,
-        "mixture": _mixture(differences) / length,
+        "mixture": _mixture(differences, seed=seed) / length,
     }
     because = (
-        f"Beyond chance, the gap varies by {100 * found['order']:.0f} % of its length along the "
-        f"order of the store, by "
-        f"{100 * found['content']:.0f} % between {groups} clusters of items with similar content, "
-        f"and by "
-        f"{100 * found['mixture']:.0f} % in a test for two gaps mixed at random ({count} items)."
+        f"Beyond chance, the gap varies by {100 * variations['order']:.0f} % of its length along "
+        f"the order of the store, by {100 * variations['content']:.0f} % between {groups} clusters "
+        f"of items with similar content, and by {100 * variations['mixture']:.0f} % between "
+        f"clusters of their differences, as gaps mixed at random would make ({count} items)."
     )
-    worst = max(found.values())
-    return (
-        _graded(worst <= SAME, worst <= ALIKE),
-        because,
-        worst,
-        {"groups": groups, "items": count, **found},
-    )
+    worst = max(variations.values())
+    word = _graded(worst <= SAME, worst <= ALIKE)
+    return Answer(CONSTANT, word, because, worst, {"groups": groups, "items": count, **variations})
 
 
-def _is_orthogonal(collected: Collected, seed: int) -> Judgement:
+def _is_orthogonal(collected: Collected, seed: int) -> Answer:
     """Test whether the gap is orthogonal to the spans of both modalities, against directions at
     random.
 
@@ -143,83 +152,117 @@ def _is_orthogonal(collected: Collected, seed: int) -> Judgement:
     share of the gap inside the 99 % span is given as well; it cannot tell a gap from a random
     direction where noise fills all dimensions, as the span then does.
     """
-    found = {name: _along_gap(collected, name, seed) for name in collected.moments}
-    known = {name: measures for name, measures in found.items() if measures}
-    if not known:
-        return "unknown", "There is no gap beyond chance, or the modalities do not vary."
-    ratios = {
-        name: (each["variance_ratio"], *each["random_directions"]) for name, each in known.items()
-    }
-    below, above = (
-        [ratio < low for ratio, low, _ in ratios.values()],
-        [ratio > high for ratio, _, high in ratios.values()],
-    )
-
-    def listed(key: str) -> str:
-        return ", ".join(f"{name} {each[key]:.2f}" for name, each in known.items())
-
-    ranges = ", ".join(f"{name} {low:.2f} to {high:.2f}" for name, (_, low, high) in ratios.items())
+    if few := _too_few(collected.distinct_items, MIN_SHAPE_ITEMS, "judge directions"):
+        return Answer(ORTHOGONAL, "unknown", few)
+    along_gap = {name: _along_gap(collected, name, seed) for name in collected.moments}
+    measures = {name: asdict(modality) for name, modality in along_gap.items()}
+    for name, modality in along_gap.items():
+        if modality.angle_to_mean <= CHANCE * modality.angle_error:
+            because = (
+                f"The gap lies along the mean of the {name} rows, as far as "
+                f"{counted(collected.distinct_items, 'item')} can tell "
+                f"({modality.angle_to_mean:.0f}° ± {modality.angle_error:.0f}°). Rows of unit "
+                f"length vary little along their mean, whatever the model."
+            )
+            return Answer(ORTHOGONAL, "unknown", because, measures=measures)
+    ratios = {name: modality.variance_ratio for name, modality in along_gap.items()}
+    below = [each.variance_ratio < each.random_directions[0] for each in along_gap.values()]
+    above = [each.variance_ratio > each.random_directions[1] for each in along_gap.values()]
+    inside = {name: modality.share_in_span for name, modality in along_gap.items()}
+    by_chance = {name: modality.share_by_chance for name, modality in along_gap.items()}
+    ranges = []
+    for name, modality in along_gap.items():
+        low, high = modality.random_directions
+        ranges.append(f"{name} {low:.2f} to {high:.2f}")
     because = (
-        f"Variance along the gap, divided by that along an average direction: "
-        f"{listed('variance_ratio')}; random "
-        f"directions at the same angle to the mean give {ranges}. Share of the gap inside the 99 "
-        f"% span: "
-        f"{listed('share_in_span')}; by chance {listed('share_by_chance')}."
+        f"Variance along the gap, divided by that along an average direction: {_listed(ratios)}; "
+        f"random directions at the same angle to the mean give {', '.join(ranges)}. Share of the "
+        f"gap inside the 99 % span: {_listed(inside)}; by chance {_listed(by_chance)}."
     )
-    worst = max(ratio for ratio, *_ in ratios.values())
-    return _graded(all(below), any(below) and not any(above)), because, worst, known
+    word = _graded(all(below), any(below) and not any(above))
+    return Answer(ORTHOGONAL, word, because, max(ratios.values()), measures)
 
 
-def _along_gap(collected: Collected, name: str, seed: int) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class AlongGap:
+    """How much a modality varies along the gap.
+
+    Attributes:
+        variance_ratio: variance along the gap over that along the average direction.
+        random_directions: the range of this ratio for 95 % of random directions at the gap's angle
+            to the mean.
+        share_in_span: share of the gap inside the 99 % span.
+        share_by_chance: that of the average direction.
+        angle_to_mean: between the gap and the line of the modality's mean, degrees, at most 90.
+        angle_error: its root mean square over draws of items if it were 0, degrees.
+    """
+
+    variance_ratio: float
+    random_directions: tuple[float, float]
+    share_in_span: float
+    share_by_chance: float
+    angle_to_mean: float
+    angle_error: float
+
+
+def _along_gap(collected: Collected, name: str, seed: int) -> AlongGap:
     """Compare the variance of a modality along the gap with that along random directions.
 
     Random directions have the gap's angle to the modality's mean: rows of unit length vary little
     along their mean, and the gap, a difference of means, is not at right angles to it, so that
     among all directions it would vary less than most for this reason alone.
-
-    Returns:
-        ``variance_ratio``, 1 on average over all directions, and ``random_directions``, the range
-        of 95 % of those with
-        the gap's angle to the mean; ``share_in_span``, and ``share_by_chance``, that of the average
-        direction. None
-        without a gap or without variance.
     """
-    moments, gap, gap_covariance = collected.moments[name], collected.gap, collected.gap_covariance
+    moments = collected.moments[name]
+    gap = collected.gap
+    gap_covariance = collected.gap_covariance
     values, vectors = np.linalg.eigh(moments.covariance)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    total, dim = float(values.sum()), len(values)
+    values = values[::-1]
+    vectors = vectors[:, ::-1]
+    total = float(values.sum())
+    dim = len(values)
     square = float(gap @ gap) - collected.gap_bias
-    if total <= 0 or square <= 0:
-        return None
     span = effective_dimension(values)
     inside = vectors[:, :span]
+
     # rows and gap covary, by half of what their traces and the other modality's differ by, so that
     # the product of their sample covariances is too large
-    traces = {other: float(np.trace(own.covariance)) for other, own in collected.moments.items()}
-    items = collected.items or min(own.n for own in collected.moments.values())
+    traces = {other: float(np.trace(each.covariance)) for other, each in collected.moments.items()}
+    items = collected.distinct_items
     shared = (2 * traces[name] - sum(traces.values()) + items * collected.gap_bias) / 2
     excess = shared**2 / (items * max(items - 1, 1))
     chance = max(float(np.sum(moments.covariance * gap_covariance)) - excess, 0.0)
     along = float(gap @ moments.covariance @ gap) - chance
     part = float(np.sum((gap @ inside) ** 2)) - float(np.sum((gap_covariance @ inside) * inside))
+
     drawn = generator(seed, "random directions").standard_normal((_NULL_DIRECTIONS, dim))
     unit = unit_rows(moments.mean[None])[0]
     drawn = unit_rows(drawn - np.outer(drawn @ unit, unit))
-    cosine = float(gap @ unit) / float(np.linalg.norm(gap))
-    ratios = (
-        ((cosine * unit + sqrt(max(1 - cosine**2, 0.0)) * drawn) @ vectors) ** 2
-        @ values
-        * (dim / total)
+    norm = float(np.linalg.norm(gap))
+    cosine = float(gap @ unit) / norm
+    sine = sqrt(max(1 - cosine**2, 0.0))
+    ratios = ((cosine * unit + sine * drawn) @ vectors) ** 2 @ values * (dim / total)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+
+    # the sine is off by the gap's error across the mean, and by that of the mean's direction
+    gap_error = max(collected.gap_bias - float(unit @ gap_covariance @ unit), 0.0) / norm**2
+    across = max(total - float(unit @ moments.covariance @ unit), 0.0)
+    mean_error = across / (collected.independent[name] - 1) / float(moments.mean @ moments.mean)
+    sine_error = min(sqrt(gap_error + cosine**2 * mean_error), 1.0)
+    return AlongGap(
+        variance_ratio=max(along, 0.0) / square * dim / total,
+        random_directions=(float(low), float(high)),
+        share_in_span=min(max(part / square, 0.0), 1.0),
+        share_by_chance=span / dim,
+        angle_to_mean=degrees(asin(sine)),
+        angle_error=degrees(asin(sine_error)),
     )
-    return {
-        "variance_ratio": max(along, 0.0) / square * dim / total,
-        "random_directions": [float(end) for end in np.quantile(ratios, [0.025, 0.975])],
-        "share_in_span": min(max(part / square, 0.0), 1.0),
-        "share_by_chance": span / dim,
-    }
 
 
-def _is_gaussian(noise: Residuals) -> Judgement:
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+
+
+def _is_gaussian(noise: Residuals) -> Answer:
     """Test whether the marginals of the alignment noise are Gaussian, dimension by dimension and
     pooled.
 
@@ -227,6 +270,8 @@ def _is_gaussian(noise: Residuals) -> Judgement:
     0.5, and beyond three standard errors of either: ``sqrt(6 / n)`` and ``sqrt(24 / n)`` of n
     items.
     """
+    if few := _too_little_noise(noise):
+        return Answer(GAUSSIAN, "unknown", few)
     kurtosis, error = _unbiased_kurtosis(noise.kurtosis, noise.items), sqrt(24 / noise.items)
     unlike = (np.abs(kurtosis) > max(0.5, 3 * error)) | (
         np.abs(noise.skewness) > max(0.3, 1.5 * error)
@@ -244,15 +289,17 @@ def _is_gaussian(noise: Residuals) -> Judgement:
         f"{distance:.3f} ({noise.items} items)."
     )
     measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": distance}
-    return _graded(close, near), because, distance, measures
+    return Answer(GAUSSIAN, _graded(close, near), because, distance, measures)
 
 
-def _is_isotropic(noise: Residuals) -> Judgement:
+def _is_isotropic(noise: Residuals) -> Answer:
     """Test whether the alignment noise has the same size in every direction.
 
     Allowances for few items: twice the standard error ``2 / n`` of the share, and for the ratio of
     the largest to the smallest standard deviation, what n isotropic items in d dimensions give.
     """
+    if few := _too_little_noise(noise):
+        return Answer(ISOTROPIC, "unknown", few)
     smallest, largest, dim = noise.std_smallest, noise.std_largest, len(noise.per_dimension)
     ratio = largest / smallest if smallest > 0 else float("inf")
     furthest = NormalDist().inv_cdf(1 - 0.5 / dim)
@@ -266,12 +313,34 @@ def _is_isotropic(noise: Residuals) -> Judgement:
         f"{noise.items} items: {chance:.1f})."
     )
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
-    return (
-        _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6),
-        because,
-        noise.isotropy,
-        measures,
-    )
+    word = _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6)
+    return Answer(ISOTROPIC, word, because, noise.isotropy, measures)
+
+
+def _too_little_noise(noise: Residuals) -> str:
+    """Say why the noise cannot be judged; an empty string if it can."""
+    if noise.std_largest <= _ROUNDING:
+        return "There is no alignment noise: the rows of each pair differ by the same vector."
+    return _too_few(noise.items, MIN_SHAPE_ITEMS, "judge the shape of the noise")
+
+
+def _too_few(items: int, needed: int, purpose: str) -> str:
+    """Say that there are fewer items than needed; an empty string if there are not."""
+    if items >= needed:
+        return ""
+    return f"{counted(items, 'item')} are too few to {purpose}; {needed} are needed."
+
+
+def _mean_rows(sample: Sample) -> tuple[Array, Array]:
+    """Return the mean rows of each distinct item in both modalities: float64 (n, d) each."""
+    numbers = sample.distinct_items
+    sizes = np.bincount(numbers)[:, None]
+    means = []
+    for rows in (sample.first, sample.item_means):
+        totals = np.zeros((len(sizes), rows.shape[1]))
+        np.add.at(totals, numbers, rows)
+        means.append(totals / sizes)
+    return means[0], means[1]
 
 
 def _between_groups(differences: Array, labels: Indices, *, seed: int) -> float:
@@ -314,31 +383,42 @@ def _between_groups(differences: Array, labels: Indices, *, seed: int) -> float:
     return sqrt(max(value - 1, 0.0) * spread * (len(np.unique(labels)) - 1) / (count - 1))
 
 
-def _mixture(differences: Array) -> float:
-    """Return the root mean square distance of two gaps, mixed at random in any shares, from their
-    mean.
+def _mixture(differences: Array, *, seed: int) -> float:
+    """Return the root mean square distance of several gaps, mixed at random, from their mean.
 
-    Where two points have the share ``l`` of the variance along a direction and Gaussian noise the
-    rest, skewness s and excess kurtosis k obey ``2 l^3 + k l = s^2``, as those of two points alone
-    obey ``k = s^2 - 2``. A principal direction counts if it is flatter than a Gaussian, or flatter
-    than its skewness allows, by three standard errors.
+    The items are clustered by their differences, in the principal directions. Clusters are gaps if
+    there is a valley between them: if fewer items are near the middle of two centres than a flat
+    distribution would have there, by three standard errors. So neither flat noise nor noise of
+    another shape with one peak makes gaps, and gaps closer than about four standard deviations of
+    the noise are not told apart. Clusters of a few items are outliers.
 
     Args:
         differences: float64 (n, d), centred, one row per item.
+        seed: of the clusters.
     """
-    count, square = len(differences), 0.0
-    error = 3 * sqrt(24 / count)
-    vectors = np.linalg.eigh(differences.T @ differences)[1][:, : -_MIXED_DIRECTIONS - 1 : -1]
-    for scores in (differences @ vectors).T:
-        variance = float(np.mean(scores**2))
-        if variance <= 0:
+    count = len(differences)
+    scores = differences @ np.linalg.eigh(differences.T @ differences)[1][:, 1 - _GROUPS :]
+    allowed = _FLAT_SHARE - 3 * sqrt(_FLAT_SHARE * (1 - _FLAT_SHARE) / count)
+    largest = 0.0
+    for number in range(2, _GROUPS + 1):
+        labels = _cluster(scores, number, seed=seed)
+        sizes = np.bincount(labels)
+        gaps = np.flatnonzero(sizes >= _LEAST_SHARE * count)
+        if len(gaps) < 2:
             continue
-        kurtosis = float(_unbiased_kurtosis(np.mean(scores**4) / variance**2 - 3, count))
-        squared_skewness = float(np.mean(scores**3)) ** 2 / variance**3
-        if kurtosis < -error or squared_skewness - kurtosis > error + 6 / count:
-            roots = np.roots([2, 0, kurtosis, -squared_skewness])
-            square += variance * min(float(roots[np.abs(roots.imag) < 1e-9].real.max()), 1.0)
-    return sqrt(square)
+        centres = np.stack([scores[labels == gap].mean(axis=0) for gap in gaps])
+        rows = scores[np.isin(labels, gaps)]
+        squares = np.square(rows[:, None] - centres).sum(axis=2)  # (n, gaps)
+        nearest = np.argsort(squares, axis=1)[:, :2]
+        near, next_near = np.take_along_axis(squares, nearest, axis=1).T
+        between = np.square(centres[nearest[:, 0]] - centres[nearest[:, 1]]).sum(axis=1)
+        # how far each item is from the middle of its two nearest centres, their distance being 1
+        from_middle = (next_near - near) / (2 * between)
+        if np.mean(from_middle < _FLAT_SHARE) < allowed:
+            shares = sizes[gaps] / sizes[gaps].sum()
+            off = centres - shares @ centres
+            largest = max(largest, sqrt(float(shares @ np.square(off).sum(axis=1))))
+    return largest
 
 
 def _cluster(rows: Array, count: int, *, seed: int) -> Indices:

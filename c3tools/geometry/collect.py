@@ -35,6 +35,26 @@ NORM_TOLERANCE = 1e-3
 """Largest distance of a norm from 1 in a store of normalised rows: rounding to float16 explains
 half of it."""
 _NAMED_KEYS = 5
+_EQUAL_DIGITS = 6  # of means of equal rows, which rounding may set apart
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """What one pass over the pairs gives.
+
+    Attributes:
+        cosines: float64 (k,), of every pair.
+        distances: float64 (k,), of every pair.
+        mean: float64 (d,), mean of ``first - second``.
+        variance: float64 (d,), its variance.
+        group_means: float64 (g, d), its means over groups of consecutive pairs.
+    """
+
+    cosines: Array
+    distances: Array
+    mean: Array
+    variance: Array
+    group_means: Array
 
 
 @dataclass
@@ -88,35 +108,49 @@ class Sample:
         return min(GROUP_PAIRS, max(1, len(self.second) // 5))
 
     @cached_property
-    def sums(self) -> tuple[Array, Array, Array, Array, Array]:
-        """Sums over pairs, in one pass.
+    def distinct_items(self) -> Indices:
+        """Number of the distinct item of each row of ``first``, int64 (m,), from 0.
 
-        Cosine and distance of every pair, float64 (k,); mean and variance of ``first - second``,
-        float64 (d,); its mean over groups of consecutive pairs, float64 (g, d).
+        Items with equal rows of the first modality are one, and so are those whose rows of the
+        second have the same mean.
         """
+        by_first = number_equal_rows(self.first)
+        totals = np.zeros((by_first.max() + 1, self.first.shape[1]))
+        np.add.at(totals, by_first, self.item_means * self.rows_per_item[:, None])
+        means = totals / np.bincount(by_first, self.rows_per_item)[:, None]
+        return number_equal_rows(means.round(_EQUAL_DIGITS))[by_first]
+
+    def distinct_shares(self, first: str, second: str) -> dict[str, float]:
+        """Return distinct items over items of each modality; without pairs, rows are items."""
+        numbers = {first: number_equal_rows(self.first)}
+        numbers[second] = self.distinct_items if self.paired else number_equal_rows(self.second)
+        return {name: (int(each.max()) + 1) / len(each) for name, each in numbers.items()}
+
+    @cached_property
+    def sums(self) -> PairSums:
+        """Sums over the pairs."""
         count, dim = self.second.shape
-        cosine, distance, groups = np.empty(count), np.empty(count), [np.empty((0, dim))]
-        total, squares, size = np.zeros(dim), np.zeros(dim), self.group_size
+        size = self.group_size
         block = _BLOCK_ROWS // size * size
+        cosines = np.empty(count)
+        distances = np.empty(count)
+        groups = [np.empty((0, dim))]
+        total = np.zeros(dim)
+        squares = np.zeros(dim)
         for start in range(0, count, block):
             part = slice(start, min(start + block, count))
             x, y = self.first[self.item_index[part]], self.second[part]
-            cosine[part] = np.einsum("ij,ij->i", x, y)
+            cosines[part] = np.einsum("ij,ij->i", x, y)
             x -= y
             whole = x[: len(x) // size * size].reshape(-1, size, dim)
             groups.append(whole.mean(axis=1, dtype=np.float64))
             total += x.sum(axis=0, dtype=np.float64)
             x *= x
-            distance[part] = np.sqrt(x.sum(axis=1))
+            distances[part] = np.sqrt(x.sum(axis=1))
             squares += x.sum(axis=0, dtype=np.float64)
         mean = total / count
-        return (
-            cosine,
-            distance,
-            mean,
-            np.maximum(squares / count - mean**2, 0.0),
-            np.concatenate(groups),
-        )
+        variance = np.maximum(squares / count - mean**2, 0.0)
+        return PairSums(cosines, distances, mean, variance, np.concatenate(groups))
 
     def part(self, items: Indices) -> tuple[Sample, Indices]:
         """Return the rows of these items, ascending rows of ``first``, and the rows of ``second``
@@ -137,7 +171,8 @@ class Collected:
         first: name of the modality with one row per item.
         second: name of the other.
         moments: per modality, over the rows of the split, L2-normalised.
-        independent: per modality, the number of items these rows belong to, paired or not.
+        independent: per modality, the number of items these rows belong to, paired or not; items
+            with equal rows count once.
         fit_moments: per modality, the moments that transforms are fitted on.
         fitted_on: which rows these are, in words.
         items: number of items that have pairs, in the store.
@@ -173,19 +208,33 @@ class Collected:
 
         Its trace is what ``|mu_x - mu_y|^2`` is too large by on average. An item moves the gap by
         its own row and by the mean of its rows in the other modality, weighted by their number;
-        rows without a partner add the variance of their modality.
+        rows without a partner add the variance of their modality. Equal items count as one.
         """
-        x, y = self.moments[self.first], self.moments[self.second]
-        working, items = self.working, self.items
-        alone = (x.n - items) / x.n * x.covariance / (x.n - 1) + (
-            y.n - self.pairs
-        ) / y.n * y.covariance / (y.n - 1)
-        if not working.paired or len(working.first) < 2:
+        x = self.moments[self.first]
+        y = self.moments[self.second]
+        working = self.working
+        alone = (x.n - self.items) / x.n * x.covariance / max(self.independent[self.first] - 1, 1)
+        alone += (y.n - self.pairs) / y.n * y.covariance / max(self.independent[self.second] - 1, 1)
+        if not working.paired or (distinct := int(working.distinct_items.max()) + 1) < 2:
             return alone
-        weight = working.rows_per_item[:, None] * items / y.n
-        moved = (working.first - x.mean) * (items / x.n) - (working.item_means - y.mean) * weight
+        weight = working.rows_per_item[:, None] * self.items / y.n
+        moved = (working.first - x.mean) * (self.items / x.n)
+        moved -= (working.item_means - y.mean) * weight
         moved -= moved.mean(axis=0)
-        return alone + moved.T @ moved / (items * (len(moved) - 1))
+        # equal items are drawn together
+        sums = np.zeros((distinct, x.dim))
+        np.add.at(sums, working.distinct_items, moved)
+        return alone + sums.T @ sums / (self.items * len(moved)) * (distinct / (distinct - 1))
+
+    @property
+    def distinct_items(self) -> int:
+        """Items that count as independent draws of the gap: those with pairs, equal ones once;
+        without pairs, those of the modality that has fewer.
+        """
+        if not self.working.paired:
+            return min(self.independent.values())
+        distinct = int(self.working.distinct_items.max()) + 1
+        return round(self.items * distinct / len(self.working.first))
 
     @cached_property
     def gap_bias(self) -> float:
@@ -276,6 +325,8 @@ def collect(
     )
     sample = Sample(x, y, index, complete)
     working, chosen = sample.part(np.searchsorted(wanted[first], part))
+    for name, share in working.distinct_shares(first, second).items():
+        independent[name] = max(1, round(independent[name] * share))
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
     none = Moments.empty(store.info.dim)
     train = {
@@ -308,6 +359,14 @@ def collect(
         places={first: part, second: wanted[second][chosen]},
         notes=notes,
     )
+
+
+def number_equal_rows(rows: Floats) -> Indices:
+    """Return the number of each row of (n, d) among the distinct rows: int64 (n,), from 0."""
+    numbers: dict[bytes, int] = {}
+    for row in rows:
+        numbers.setdefault(row.tobytes(), len(numbers))
+    return np.array([numbers[row.tobytes()] for row in rows], np.int64)
 
 
 def collect_single(store: Store, modality: str, *, split: str | None = None) -> tuple[Moments, int]:

@@ -53,7 +53,7 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     if data is None or report.gap is None:
         return {"spectra": _spectra(report.modalities)}
     figures, sample = dict[str, tuple[Figure, str]](), data.sample
-    groups = sample.sums[4] if sample.paired else np.empty((0, 1))
+    groups = sample.sums.group_means if sample.paired else np.empty((0, 1))
     if len(groups) > 1:
         lengths = np.linalg.norm(groups, axis=1)
         label = f"norm of the mean of {sample.group_size} pairs"

@@ -246,36 +246,39 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     of the data, so that it contains for a gap of zero too; both have the quantiles of Student's
     distribution.
     """
-    first, second = (collected.moments[name] for name in (collected.first, collected.second))
-    gap, covariance, sample = collected.gap, collected.gap_covariance, collected.sample
-    norm, independent = float(np.linalg.norm(gap)), collected.items or min(first.n, second.n)
+    first = collected.moments[collected.first]
+    second = collected.moments[collected.second]
+    gap = collected.gap
+    covariance = collected.gap_covariance
+    sample = collected.sample
+    norm = float(np.linalg.norm(gap))
+    independent = collected.distinct_items
     square = norm**2 - collected.gap_bias
-    length, debiased = Estimate(norm), Estimate(sqrt(max(square, 0.0)))
-    if independent >= 3 and norm > 0:
+    length = Estimate(norm)
+    debiased = Estimate(sqrt(max(square, 0.0)))
+    if independent >= 3:
         quantile = student_quantile(independent - 1)
         along = max(float(gap @ covariance @ gap), 0.0)
         # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
         freedom = min(independent, len(collected.working.first)) - 1
         chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
-        plain, wide = (
-            quantile * sqrt(along) / norm,
-            quantile * sqrt(max(4 * along - chance, chance)),
-        )
+        plain = quantile * sqrt(along) / norm if norm > 0 else 0.0
+        wide = quantile * sqrt(max(4 * along - chance, chance))
         length = replace(length, interval=(norm - plain, norm + plain))
         debiased = replace(
             debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0)))
         )
     distance = rmg = direction = group_length = None
     if sample.paired:
-        cosine, distances, *_, groups = sample.sums
-        distance = _estimate(collected, distances, seed)
-        lengths, directions = np.linalg.norm(groups, axis=1), row_cosines(groups[:-1], groups[1:])
+        sums = sample.sums
+        groups = sums.group_means
+        distance = _estimate(collected, sums.distances, seed)
+        lengths = np.linalg.norm(groups, axis=1)
+        directions = row_cosines(groups[:-1], groups[1:])
         direction = float(directions.mean()) if len(directions) else None
         group_length = float(lengths.mean()), float(lengths.std())
-        value, num = (
-            relative_gap(float(cosine.mean()), first, second),
-            float((1 - cosine.mean()) / 2),
-        )
+        value = relative_gap(float(sums.cosines.mean()), first, second)
+        num = float((1 - sums.cosines.mean()) / 2)
         rmg = None if value is None else Estimate(value)
         if value:
             # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A
@@ -283,7 +286,8 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
             # on both sides of the pairs of its modality; the derivatives are W / (N + W)^2 and -N /
             # (N + W)^2
             within = num * (1 - value) / value
-            added = within * (1 - cosine) / 2 + num * _along(sample, first.mean, second.mean) / 2
+            moved = num * _along(sample, first.mean, second.mean) / 2
+            added = within * (1 - sums.cosines) / 2 + moved
             rmg = _estimate(collected, added / (num + within) ** 2, seed, value)
     return GapMeasures(length, debiased, distance, rmg, direction, group_length)
 
@@ -295,11 +299,10 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     sample = collected.sample
     if not sample.paired:
         return None
-    (cosine, distance, mean, variance, _), items, pairs = (
-        sample.sums,
-        len(sample.first),
-        len(sample.second),
-    )
+    sums = sample.sums
+    mean = sums.mean
+    items = len(sample.first)
+    pairs = len(sample.second)
     # the mean over rows that do not match is (sum x . sum y - sum over pairs of x . y) / rest
     rest, unpaired = items * pairs - pairs, None
     if rest > 0:
@@ -310,12 +313,15 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
             collected.moments[name].mean for name in (collected.first, collected.second)
         )
         unpaired = _estimate(
-            collected, _along(sample, second, first), seed, float((total - cosine.sum()) / rest)
+            collected,
+            _along(sample, second, first),
+            seed,
+            float((total - sums.cosines.sum()) / rest),
         )
-    rms = sqrt(variance.mean())
+    rms = sqrt(sums.variance.mean())
     residual = Estimate(rms, None, pairs)
     if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
-        squares = distance**2 - 2 * _along(sample, mean, -mean) + mean @ mean
+        squares = sums.distances**2 - 2 * _along(sample, mean, -mean) + mean @ mean
         residual = _estimate(collected, squares / len(mean) / (2 * rms), seed, rms)
     # the mean square is too small by the variance of the mean over draws of items
     working, excess = collected.working, 0.0
@@ -323,7 +329,7 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
         off = (working.item_means - working.first + mean) * working.rows_per_item[:, None]  # (m, d)
         off /= len(working.item_index) / count
         excess = float(np.sum(off**2) / ((count - 1) * items * off.shape[1]))
-    debiased = sqrt(variance.mean() + excess)
+    debiased = sqrt(sums.variance.mean() + excess)
     ends = residual.interval and (
         residual.interval[0] * debiased / rms,
         residual.interval[1] * debiased / rms,
@@ -331,11 +337,11 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     return PairMeasures(
         n=collected.pairs,
         items=collected.items,
-        paired_cosine=_estimate(collected, cosine, seed),
+        paired_cosine=_estimate(collected, sums.cosines, seed),
         unpaired_cosine=unpaired,
         residual_rms=residual,
         residual_rms_debiased=Estimate(debiased, ends, pairs),
-        alignment=_estimate(collected, distance**2, seed),
+        alignment=_estimate(collected, sums.distances**2, seed),
     )
 
 

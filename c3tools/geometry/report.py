@@ -34,7 +34,7 @@ from .measures import (
 )
 from .one_list import measure_one_list
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
-from .verdict import Measured
+from .verdict import Measured, judge_gap
 
 SCHEMA = 1
 SPREAD_ROWS = 50_000
@@ -270,13 +270,12 @@ def gap_report(
         )
     noise = None
     if working.paired:
-        noise = residuals(
-            working.first[working.item_index] - working.second, working.item_index, seed=seed
-        )
-    pairs, means = (
-        measure_pairs(data, seed),
-        [data.fit_moments[name].mean for name in (first, second)],
-    )
+        differences = working.first[working.item_index] - working.second
+        noise = residuals(differences, working.distinct_items[working.item_index], seed=seed)
+    gap = measure_gap(data, seed)
+    pairs = measure_pairs(data, seed)
+    has_gap = judge_gap(gap, pairs, measured).answer == "yes"
+    means = [data.fit_moments[name].mean for name in (first, second)]
     sigmas = [
         spread,
         sigma_rules.scaled_spread(spread),
@@ -305,11 +304,11 @@ def gap_report(
             "fitted_on": data.fitted_on,
         },
         notes=notes,
-        gap=measure_gap(data, seed),
+        gap=gap,
         pairs=pairs,
         spaces=spaces,
         one_list=measure_one_list(data, seed=seed) if working.paired else {},
-        assumptions=answer_questions(data, noise, seed=seed),
+        assumptions=answer_questions(data, noise, has_gap=has_gap, seed=seed),
         noise=noise,
         sigmas=sigmas,
         recommended=sigma_rules.recommend(sigmas),

@@ -96,7 +96,7 @@ def test_a_gap_varies_by_as_much_as_two_gaps_lie_apart(tmp_path: Path) -> None:
         gap = np.eye(32)[0] + 0.25 * sides * np.eye(32)[1]
         x, y = unit(content + gap), unit(content - gap + 0.05 * rng.normal(size=(400, 32)))
         data = collect(make_store(tmp_path / kind, x, y), "image", "text")
-        answers = answer_questions(data, residuals(x - y, np.arange(400)))
+        answers = answer_questions(data, residuals(x - y, np.arange(400)), has_gap=True)
         measures[kind] = {name: answer.measures for name, answer in answers.items()}
         one, two = ((x - y)[side].mean(axis=0) for side in (other, ~other))
         expected = (
@@ -140,15 +140,18 @@ def test_noise_is_judged_by_the_table_of_the_documentation(tmp_path: Path) -> No
             {"isotropy": 0.862, "items": 100},
         ],
         "isotropic no": [{"isotropy": 0.598}],
+        "gaussian unknown": [{"items": 11, "kurtosis": some(50, 9.0)}, {"std_largest": 1e-7}],
+        "isotropic unknown": [{"items": 11, "isotropy": 0.1}, {"std_largest": 1e-7}],
         "constant unknown": [{}],  # there is no gap
         "orthogonal unknown": [{}],
     }
     for judged, cases in table.items():
         question, answer = judged.split()
         for changes in cases:
-            assert answer_questions(data, replace(noise, **changes))[question].answer == answer, (
-                changes
-            )
+            assert (
+                answer_questions(data, replace(noise, **changes), has_gap=False)[question].answer
+                == answer
+            ), changes
 
 
 def test_variance_along_the_gap_is_compared_with_that_along_random_directions(
@@ -159,10 +162,47 @@ def test_variance_along_the_gap_is_compared_with_that_along_random_directions(
         content, gap = rng.normal(size=(3000, 40)) * sizes + np.eye(40)[38], 0.1 * np.eye(40)[axis]
         x, y = unit(content + gap), unit(content)
         data = collect(make_store(tmp_path / str(axis), x, y), "image", "text")
-        found = answer_questions(data, None)["orthogonal"].measures["image"]
+        found = answer_questions(data, None, has_gap=True)["orthogonal"].measures["image"]
         gap, covariance = x.mean(axis=0) - y.mean(axis=0), np.cov(x.T, bias=True)
         ratio = gap @ covariance @ gap / (gap @ gap) / (np.trace(covariance) / 40)
         assert found["variance_ratio"] == pytest.approx(ratio, rel=0.05, abs=0.02)
         assert found["share_in_span"] == pytest.approx(inside, abs=0.1)
         low, high = found["random_directions"]
         assert low < 1 < high < 4 / 1.5
+
+
+@pytest.mark.parametrize("items", [60, 1000])
+@pytest.mark.parametrize("dim", [16, 96])
+def test_orthogonality_is_unknown_where_the_gap_lies_along_the_means(
+    tmp_path: Path, items: int, dim: int
+) -> None:
+    """Unit rows hardly vary along their mean, whatever the content is."""
+    rng = np.random.default_rng(0)
+    content = rng.normal(size=(items, dim))
+    axis = 8 * np.eye(dim)[0]
+    store = make_store(tmp_path / "s", unit(content + axis), unit(content - axis))
+    data = collect(store, "image", "text")
+    answer = answer_questions(data, None, has_gap=True)["orthogonal"]
+    assert (answer.answer, answer.because[:42]) == (
+        "unknown",
+        "The gap lies along the mean of the image r",
+    )
+
+
+def test_directions_of_a_handful_of_items_are_not_judged(tmp_path: Path) -> None:
+    x = unit_rows(11, 8)
+    store = make_store(tmp_path / "s", x, unit(x + 0.5 * np.eye(8)[0]))
+    answer = answer_questions(collect(store, "image", "text"), None, has_gap=True)["orthogonal"]
+    assert answer.because == "11 items are too few to judge directions; 12 are needed."
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"), [("ten_gaps", "partly"), ("flat_noise", "yes"), ("heavy_tails", "yes")]
+)
+def test_only_noise_with_several_peaks_makes_the_gap_vary(
+    monkeypatch: pytest.MonkeyPatch, shape: str, answer: str
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    power = importlib.import_module("assumption_power")
+    found = power.answers(getattr(power, shape), 200, 1, 2)
+    assert [words["constant"] for words in found] == [answer] * 2

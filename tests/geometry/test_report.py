@@ -171,6 +171,77 @@ def test_a_split_of_rows_with_norms_is_that_of_rows_of_norm_1(tmp_path: Path) ->
         assert values["sigma"]["value"] == pytest.approx(sigma_by_rule("auto", clean)[0], rel=1e-8)
 
 
+def pairs_with_a_gap(items: int, gap: float, *, dim: int = 32, seed: int = 0) -> Any:
+    """Rows of unit length around one mean, whose noise has a length of 0.3."""
+    rng = np.random.default_rng(seed)
+    base, axis = np.eye(dim)[:2]
+    content = base + 0.1 * rng.normal(size=(items, dim))
+    noise = 0.3 / np.sqrt(dim) * rng.normal(size=(items, dim))
+    return unit(content + gap * axis), unit(content + noise)
+
+
+@pytest.mark.parametrize(
+    ("items", "gap", "answer"), [(12, 0.3, "yes"), (60, 0.13, "yes"), (60, 0.0, "no")]
+)
+def test_a_gap_is_found_by_what_pairs_differ_by(
+    tmp_path: Path, items: int, gap: float, answer: str
+) -> None:
+    """Not by the spread of a modality, most of which a pair shares."""
+    x, y = pairs_with_a_gap(items, gap)
+    assert gap_report(make_store(tmp_path / "s", x, y)).verdict["gap"].answer == answer
+
+
+@pytest.mark.parametrize("repeated", ["both", "images", "texts"])
+def test_copies_are_no_evidence(tmp_path: Path, repeated: str) -> None:
+    """Items with an equal row count as one: of the gap, its questions, the noise and the means."""
+    rng = np.random.default_rng(0)
+    x, y = (np.repeat(rows, 20, axis=0) for rows in pairs_with_a_gap(15, 0.3))
+    if repeated == "images":
+        y = unit(y + 1e-3 * rng.normal(size=y.shape))
+    if repeated == "texts":
+        x = unit(x + 1e-3 * rng.normal(size=x.shape))
+    found = gap_report(make_store(tmp_path / "s", x, y), presets=("raw",))
+    plain = gap_report(make_store(tmp_path / "plain", x[::20], y[::20]), presets=("raw",))
+    for name in ("constant", "orthogonal", "gaussian", "isotropic"):
+        assert found.assumptions[name].answer == plain.assumptions[name].answer, name
+    assert found.noise is not None and found.noise.items == 15
+    images = 300 if repeated == "texts" else 15
+    counts = [each.independent_rows for each in found.modalities.values()]
+    assert counts == [images, 15]
+    ends = [each.gap.length_debiased.interval for each in (found, plain) if each.gap]
+    assert ends[0] == pytest.approx(ends[1], abs=0.01)
+
+
+def test_without_a_gap_nothing_is_said_of_its_direction(tmp_path: Path) -> None:
+    x, y = pairs_with_a_gap(200, 0.0)
+    found = gap_report(make_store(tmp_path / "s", x, y), presets=("raw",))
+    assert found.verdict["gap"].answer == "no"
+    for name in ("constant", "orthogonal"):
+        answer = found.assumptions[name]
+        assert (answer.answer, answer.because) == (
+            "unknown",
+            "This is asked only where there is a gap.",
+        )
+
+
+@pytest.mark.parametrize("items", [3, 5, 30])
+def test_images_that_equal_their_texts_have_no_gap_and_no_noise(tmp_path: Path, items: int) -> None:
+    x = unit_rows(items, 16)
+    found = gap_report(make_store(tmp_path / "s", x, x), presets=("raw",))
+    assert found.verdict["gap"].answer == "no"
+    assert found.assumptions["gaussian"].answer == found.assumptions["isotropic"].answer
+    assert found.assumptions["gaussian"].because.startswith("There is no alignment noise")
+    assert "pairs are correct" not in found.verdict["unusual"].because
+
+
+def test_clip_on_coco_is_not_unusual(tmp_path: Path, shared_data: Path) -> None:
+    folder = shared_data / "clip_embeddings" / "coco_val2017_vitb16_500"
+    image, text = np.load(folder / "image.npy"), np.load(folder / "text.npy")
+    found = gap_report(make_store(tmp_path / "s", unit(image), unit(text)), presets=("raw",))
+    assert found.assumptions["orthogonal"].answer == "no"
+    assert (found.verdict["gap"].answer, found.verdict["unusual"].answer) == ("yes", "no")
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     store = make_store(
         tmp_path / "s", unit_rows(9, 4), unit_rows(9, 4, seed=1), split=["train"] * 7 + ["val"] * 2
