@@ -1,6 +1,6 @@
 """Compute squares on two raylets of one core each, the second of which is killed.
 
-    python -m tests.executors.lost_machine FOLDER DONE    # prints the squares of 0 to 9
+    python -m tests.executors.lost_machine FOLDER DONE    # prints the squares of 0 to 5
 
 The second raylet is killed with its processes when so many other tasks are done, while it is busy
 with one. This is a program of its own because a process can be in one cluster only.
@@ -40,6 +40,8 @@ class SquaresToBeLost(Work[int, int]):
                 (self.folder / "kill").touch()
                 wait_until(lambda: False)
             wait_until((self.folder / "busy").exists)
+            if (self.folder / "kill").exists():
+                time.sleep(1)  # so that this raylet is busy when the loss is noticed
             (self.folder / f"done-{task}").touch()
             report(1, 0)
             yield task * task
@@ -80,7 +82,7 @@ def main(folder: Path, done: int) -> None:
     threading.Thread(target=kill, daemon=True).start()
     work = SquaresToBeLost(folder, done)
     with RayExecutor(cluster.address) as executor:
-        print(*executor.run(work, range(10), lambda done, failed: None))  # noqa: T201
+        print(*executor.run(work, range(6), lambda done, failed: None))  # noqa: T201
     cluster.shutdown()
 
 

@@ -78,12 +78,12 @@ def test_a_task_that_always_fails_is_an_error(
         assert len(list(tmp_path.glob("3-*"))) == (1 if trouble == "refuse" else 3)
 
 
-@pytest.mark.parametrize("done", [0, 4, 9], ids=["start", "middle", "one task left"])
+@pytest.mark.parametrize("done", [0, 2, 5], ids=["start", "middle", "one task left"])
 def test_on_ray_a_lost_machine_costs_time_only(tmp_path: Path, done: int) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
     program = [sys.executable, "-m", "tests.executors.lost_machine", str(tmp_path), str(done)]
     run = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
-    assert run.stdout.splitlines()[-1] == "0 1 4 9 16 25 36 49 64 81"
+    assert run.stdout.splitlines()[-1] == "0 1 4 9 16 25"
     assert (tmp_path / "kill").exists()
 
 
