@@ -20,6 +20,7 @@ import os
 import re
 import sys
 import webbrowser
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -139,12 +140,25 @@ _METAVARS = {
     "fractions": "TRAIN,VAL,TEST",
     "connect modalities": "A,B",
     "repository": "ORG/NAME",
-    "destination": "OUT",
     **dict.fromkeys(("embed paths", "connect lit paths", "connect full paths"), "PATH..."),
     "gap-report path": "[STORE]",
     "merge stores": "STORE...",
     "verify path": "[STORE]",
     "source": "[SOURCE]",
+}
+# values that the shell completes; those of --preset are the keys of PRESETS
+_CHOICES = {
+    "backend": ["auto", "torch", "openvino"],
+    "dtype": ["float16", "float32"],
+    "executor": ["local", "ray"],
+    "format": ["parquet", "npy", "safetensors", "hf", "faiss"],
+    "keep": ["first"],
+    "long_texts": ["cut", "chunk", "mean"],
+    "precision": ["auto", "fp32", "bf16", "fp16", "int8"],
+    "role": ["auto", "training", "inference"],
+    "size": ["tiny", "small", "base", "paper"],
+    "ablate size": ["tiny", "small", "base"],
+    "train-generator size": ["tiny", "small", "base"],
 }
 # of commands without an option for it
 _PAGES = {"ablate": "{output}/table.html", "demo": "{out}/demo.html"}
@@ -297,6 +311,7 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
         "help": words,
         "metavar": _entry(_METAVARS, command, name) or ("PATH" if "Path" in annotation else None),
         "parser": parser,
+        "autocompletion": _completion(command, name),
         "show_default": default not in (None, False, "", [], inspect.Parameter.empty),
     }
     if kind in (int, float):
@@ -311,6 +326,20 @@ def _annotate(command: str, name: str, found: dict[str, _Parameter]) -> Any:
     if is_argument:
         return Annotated[kind, typer.Argument(**settings)]
     return Annotated[kind, typer.Option(*_flags(command, name, found), **settings)]
+
+
+def _completion(command: str, name: str) -> Callable[[], list[str]] | None:
+    """Return the function that typer asks for the values of an option, if it has choices."""
+    if name == "preset":
+        return _presets
+    choices = _entry(_CHOICES, command, name)
+    return choices and (lambda: choices)
+
+
+def _presets() -> list[str]:
+    from c3tools.transforms.presets import PRESETS
+
+    return list(PRESETS)
 
 
 def _entry(table: dict[str, Any], command: str, name: str) -> Any:

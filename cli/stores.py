@@ -142,25 +142,25 @@ def verify(
     return result.to_dict(), 0 if result.whole else NOT_WHOLE
 
 
-def merge(destination: str, stores: list[Path], **options: Any) -> Any:
+def merge(stores: list[Path], **options: Any) -> Any:
     """Join stores of the same model into a new one.
 
     If stores share keys, nothing is written unless --keep or --prefix is given.
     """
-    report = c3tools.merge_stores(destination, stores, **options, reporter=reporter())
+    report = c3tools.merge_stores(stores, **options, reporter=reporter())
     dropped = f"; {report.dropped:,} duplicates were left out" if report.dropped else ""
     rows = {name: sum(counts.values()) for name, counts in report.rows.items()}
     message(f"{report.store}: {_listing(rows)}{dropped}.")
     return report.to_dict()
 
 
-def split(destination: str, **options: Any) -> Any:
+def split(**options: Any) -> Any:
     """Copy the store with new splits: by a stable hash of the key, or from a file.
 
     Texts are in the split of their image. The moments are computed for the new splits, so that
     Collapse is fitted on the new train split. The old store is not changed.
     """
-    report = c3tools.split_store(destination, **options, reporter=reporter())
+    report = c3tools.split_store(**options, reporter=reporter())
     print_table(report.table())
     if report.unnamed:
         message(

@@ -128,7 +128,7 @@ def test_no_command_on_local_data_opens_a_connection(
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    for command in (["verify"], ["means"], ["gap-report"], ["export"], ["split", "new"]):
+    for command in (["verify"], ["means"], ["gap-report"], ["export"], ["split", "-o", "new"]):
         done(c3(*command))
 
 

@@ -65,9 +65,9 @@ class CopyReport:
 
 
 def merge_stores(
-    destination: str | Path,
     stores: Sequence[str | Path],
     *,
+    output: str | Path,
     keep: Literal["first"] | None = None,
     prefix: bool = False,
     reporter: Reporter = SILENT,
@@ -79,15 +79,15 @@ def merge_stores(
     indexes if one of the stores has. Moments that `c3 means --load` loaded are not copied.
 
     Args:
-        destination: The folder of the new store.
         stores: Two or more stores of the same model: folders or URLs (s3://, gs://).
+        output: The folder of the new store.
         keep: If stores share a key, keep the row of the first one.
         prefix: Begin every key with the name of its store, for example dogs/ for the store dogs.
         reporter: Shows the progress.
 
     Raises:
         StoreError: if there are fewer than two stores, they are of different models, keys repeat, a
-            shard is damaged, or ``destination`` is a URL or contains anything but the result of the
+            shard is damaged, or ``output`` is a URL or contains anything but the result of the
             same merge, which is returned.
     """
     if keep and (prefix or keep != "first"):
@@ -97,7 +97,8 @@ def merge_stores(
     sources = [Store.open(store, reporter=reporter) for store in stores]
     if len({store.path.resolve() for store in sources}) < max(2, len(sources)):
         raise StoreError(
-            "A merge needs at least two stores, each given once.", remedy="c3 merge OUT STORE STORE"
+            "A merge needs at least two stores, each given once.",
+            remedy="c3 merge STORE STORE -o OUT",
         )
     first, *others = sources
     for store in others:
@@ -112,7 +113,7 @@ def merge_stores(
         )
     owners: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
     splits: dict[str, str | None] = {}  # by item
-    report = CopyReport(Path(destination))
+    report = CopyReport(Path(output))
 
     def change(store: Store, modality: str, table: pa.Table) -> pa.Table:
         for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
@@ -141,13 +142,13 @@ def merge_stores(
         return replace(failure, key=prefixes[store] + failure.key)
 
     settings = {"command": "merge", "keep": keep, "prefixes": [*prefixes.values()]}
-    return _make_copy(destination, report, sources, settings, change, renamed, reporter=reporter)
+    return _make_copy(output, report, sources, settings, change, renamed, reporter=reporter)
 
 
 def split_store(
-    destination: str | Path,
     store: str | Path = "c3-store",
     *,
+    output: str | Path,
     fractions: Sequence[float] | None = None,
     seed: int = 0,
     file: str | Path | None = None,
@@ -161,8 +162,8 @@ def split_store(
     machine.
 
     Args:
-        destination: The folder of the new store.
         store: See `embed`.
+        output: The folder of the new store.
         fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
         seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
         file: A table of keys and splits: jsonl, csv, tsv or parquet.
@@ -172,10 +173,10 @@ def split_store(
 
     Raises:
         StoreError: if there is no store, options contradict each other, the file names none of the
-            keys, or ``destination`` is a URL or contains anything but the result of the same split,
+            keys, or ``output`` is a URL or contains anything but the result of the same split,
             which is returned.
     """
-    report, source = CopyReport(Path(destination)), Store.open(store, reporter=reporter)
+    report, source = CopyReport(Path(output)), Store.open(store, reporter=reporter)
     chosen: Mapping[str, str] | None = None
     if file is None:
         splits_of, kept = _by_hash(fractions, seed), {}
@@ -199,7 +200,7 @@ def split_store(
         return with_column(table, "split", pa.array(splits, pa.string()))
 
     settings = {"command": "split", "fractions": fractions, "seed": seed, "splits": chosen}
-    return _make_copy(destination, report, [source], settings, change, reporter=reporter)
+    return _make_copy(output, report, [source], settings, change, reporter=reporter)
 
 
 def _make_copy(

@@ -24,8 +24,8 @@ CONTINUED = (
 )
 OTHERS = (
     "export -f faiss -o out",
-    "merge --prefix out c3-store other",
-    "split out",
+    "merge --prefix -o out c3-store other",
+    "split -o out",
     f"connect lit photos --model local-dir:tiny {QUICK}",
     f"ablate --size tiny --seeds 1 --methods C1 {QUICK}",
     "demo --out out",

@@ -20,8 +20,8 @@ URL = f"{BASE}/store"
 COMMANDS = (
     "verify BASE/store",
     "index --store BASE/store -o OUT-index",
-    "split OUT/split --store BASE/store --fractions 0.5,0.25,0.25",
-    "merge OUT/merged BASE/store OUT/split --prefix",
+    "split -o OUT/split --store BASE/store --fractions 0.5,0.25,0.25",
+    "merge BASE/store OUT/split -o OUT/merged --prefix",
     "means --store BASE/store --save BASE/m.safetensors",
     "means --store BASE/store --load BASE/m.safetensors",
     "search --key img004 --index OUT-index --store BASE/store --json",
@@ -62,7 +62,7 @@ def test_what_cannot_be_reached_is_one_error(
             assert (result.exit_code, "Traceback" in result.output) == (1, False), result.output
             assert said in " ".join(result.stderr.split()), command
 
-    reading = ("verify", "means", "gap-report", "index", "train-decoder", "split new")
+    reading = ("verify", "means", "gap-report", "index", "train-decoder", "split -o new")
     refused(f"There is no store at {URL}", *reading)
     refused(
         "s3://nowhere/m",

@@ -82,8 +82,8 @@ COMMANDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "embed": (photos, f"embed images --shard-size 3 {PLAIN}"),
     "update": (changed, f"embed images --update --prune --shard-size 3 {PLAIN}"),
     "import": (vectors, "import --image i.npy --text t.npy"),
-    "merge": (stores, "merge out c3-store other --prefix"),
-    "split": (stores, "split out --fractions 0.5,0.25,0.25"),
+    "merge": (stores, "merge c3-store other -o out --prefix"),
+    "split": (stores, "split -o out --fractions 0.5,0.25,0.25"),
     "index": (stores, "index --shard-rows 100"),
     "export": (
         partial(stores, then="export --preset c1"),

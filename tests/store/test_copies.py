@@ -54,7 +54,7 @@ def test_two_stores_become_one_with_the_bytes_of_their_shards(tmp_path: Path) ->
     # whose inputs all failed
     add_shard(two.path, two.info, "image", 1, np.empty((0, DIM)), {"key": []})
     StoreWriter(two.path).finish()
-    report = merge_stores(tmp_path / "m", [one.path, two.path], keep="first")
+    report = merge_stores([one.path, two.path], output=tmp_path / "m", keep="first")
     assert {name: sum(n.values()) for name, n in report.rows.items()} == {"image": 30, "text": 60}
     merged = Store.open(tmp_path / "m")
     for part in (0, 1, 2):  # what does not change is written with the same bytes
@@ -72,7 +72,7 @@ def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_diff
     one = build_store(tmp_path / "one", images("ab", "val"), texts("a", "val")).path
     two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
     (tmp_path / "m").mkdir()
-    merge_stores(tmp_path / "m", [one, two], keep="first")
+    merge_stores([one, two], output=tmp_path / "m", keep="first")
     assert splits_of(tmp_path / "m") == {
         **dict.fromkeys(("a", "b", "a#0", "b#0", "b#1"), "val"),
         "c#0": "train",
@@ -80,7 +80,7 @@ def test_merged_items_are_in_the_split_of_the_first_store_unless_their_keys_diff
     first, merged = (Store.open(path).load("image").embeddings for path in (one, tmp_path / "m"))
     np.testing.assert_array_equal(merged, first)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "two"]
-    merge_stores(tmp_path / "p", [one, two], prefix=True)
+    merge_stores([one, two], output=tmp_path / "p", prefix=True)
     prefixed = {
         f"{path.name}/{key}": split for path in (one, two) for key, split in splits_of(path).items()
     }
@@ -92,8 +92,8 @@ def test_the_same_merge_or_split_again_does_nothing_and_says_so(tmp_path: Path) 
     two = build_store(tmp_path / "two", images("b"), texts("abbc")).path
     table = tmp_path / "splits.jsonl"
     table.write_text('{"file_name": "a.jpg", "split": "test"}\n')
-    merge = partial(merge_stores, tmp_path / "m", [one, two], keep="first")
-    split = partial(split_store, tmp_path / "s", one, file=table)
+    merge = partial(merge_stores, [one, two], output=tmp_path / "m", keep="first")
+    split = partial(split_store, one, output=tmp_path / "s", file=table)
     for run in (merge, split):
         first, before = run(), contents(tmp_path)
         said = Messages()
@@ -109,7 +109,7 @@ def test_another_split_into_the_same_folder_is_refused(tmp_path: Path, changed: 
     table = tmp_path / "splits.jsonl"
     table.write_text('{"file_name": "a.jpg", "split": "test"}\n')
     options: dict[str, Any] = {"file": table} if changed == "table" else {}
-    split_store(output, source, **options)
+    split_store(source, output=output, **options)
     if changed == "option":
         options["seed"] = 1
     elif changed == "table":
@@ -120,7 +120,7 @@ def test_another_split_into_the_same_folder_is_refused(tmp_path: Path, changed: 
         StoreWriter(path).finish()
     before = contents(output)
     with pytest.raises(StoreError, match="already exists"):
-        split_store(output, source, **options)
+        split_store(source, output=output, **options)
     assert contents(output) == before
 
 
@@ -130,7 +130,7 @@ def test_a_new_store_is_not_written_to_a_url(
     monkeypatch.chdir(tmp_path)
     build_store(tmp_path / "s", images("ab"))
     with pytest.raises(StoreError, match="cannot be written to s3:"):
-        split_store("s3://bucket/x", "s")
+        split_store("s", output="s3://bucket/x")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
         ([one, two], path.stem),
     ):
         with pytest.raises(StoreError, match=f"(?s){said}"):
-            merge_stores(tmp_path / "m", stores, prefix=stores[1] == again)
+            merge_stores(stores, output=tmp_path / "m", prefix=stores[1] == again)
     assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".*"))
 
 
@@ -163,7 +163,8 @@ def test_a_split_moves_texts_with_their_image(tmp_path: Path, put: Put) -> None:
         ({"file": table}, lambda key: {"a": "val", "b": "test"}.get(key, "one"), 12),
     ]
     for number, (options, rule, unnamed) in enumerate(cases):
-        report = split_store(new := tmp_path / f"{number}", place, **options)
+        new = tmp_path / f"{number}"
+        report = split_store(place, output=new, **options)
         assert splits_of(new) == {key: rule(key[0]) for key in splits_of(store)}
         assert verify_store(new).whole and (sum(report.rows["text"].values()), report.unnamed) == (
             9,

@@ -67,8 +67,8 @@ def test_every_writer_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ("image", 0) not in indexed and ("text", 0) in indexed
     assert "faiss-cpu" in said.texts[-1] and not verify_store(path).defects
     embed_colours(folder, path)
-    split_store(tmp_path / "split", path)
-    merge_stores(tmp_path / "merged", [path, tmp_path / "split"], keep="first")
+    split_store(path, output=tmp_path / "split")
+    merge_stores([path, tmp_path / "split"], output=tmp_path / "merged", keep="first")
     np.save(tmp_path / "v.npy", make_vectors(4)[0])
     import_embeddings(store=tmp_path / "imported", image=tmp_path / "v.npy")
     keep_indexes(tmp_path / "imported")

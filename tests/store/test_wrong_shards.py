@@ -46,9 +46,9 @@ READERS: dict[str, Callable[[Store, Path], object]] = {
     "load": lambda store, _: store.load("image"),
     "export": lambda store, output: export_store(store, output, preset="c1"),
     "index": build_index,
-    "split": lambda store, output: split_store(output, store.path),
+    "split": lambda store, output: split_store(store.path, output=output),
     "merge": lambda store, output: merge_stores(
-        output, [whole_store(output.with_name("other")).path, store.path], keep="first"
+        [whole_store(output.with_name("other")).path, store.path], output=output, keep="first"
     ),
 }
 
