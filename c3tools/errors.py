@@ -6,7 +6,8 @@
     ├── StoreError             stores: missing, damaged, made with another model
     │   └── IncompleteStoreError   files that the manifest records are missing
     ├── OutputError            outputs: in use by another run, another finished result, other files
-    ├── TransformError         pipelines: unfitted, wrong order, wrong dimension
+    ├── TransformError         pipelines: unfitted, wrong order, wrong dimension; also a
+    ValueError
     ├── ConnectError           contrastive training: too few pairs, invalid settings, failed runs
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
     ├── GeneratorError         image generators: missing, damaged, made for other embeddings,
@@ -63,8 +64,11 @@ class OutputError(C3Error):
     """
 
 
-class TransformError(C3Error):
-    """A pipeline is unfitted, in a wrong order, or of another dimension."""
+class TransformError(C3Error, ValueError):
+    """A pipeline is unfitted, in a wrong order, or of another dimension.
+
+    It is a ValueError because scikit-learn expects one from a transformer.
+    """
 
 
 class ConnectError(C3Error):

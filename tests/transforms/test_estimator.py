@@ -10,6 +10,8 @@ from tests.stores import assert_close, unit
 from .conftest import MOMENTS, ROWS, X, Y
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+from sklearn.utils import estimator_checks
+
 from c3tools.transforms.estimator import EmbeddingTransformer
 
 
@@ -26,6 +28,13 @@ def test_refusals() -> None:
         EmbeddingTransformer().transform(X)
     with pytest.raises(TransformError, match="needs the rows of 'text'"):
         EmbeddingTransformer("ridge").fit(X, np.zeros(len(X)))
+
+
+@pytest.mark.parametrize(
+    "check", ["check_transformer_general", "check_transformers_unfitted", "check_fit1d"]
+)
+def test_refusals_are_of_the_kind_that_scikit_learn_expects(check: str) -> None:
+    getattr(estimator_checks, check)("EmbeddingTransformer", EmbeddingTransformer())
 
 
 def test_works_with_scikit_learn() -> None:
