@@ -91,6 +91,11 @@ class Rows:
         """Return the number of rows."""
         return self.table.num_rows
 
+    def __repr__(self) -> str:
+        """Return the modality, the shape and the names of the columns."""
+        shape = " x ".join(map(str, self.embeddings.shape))
+        return f"Rows({self.modality}, {shape}, columns {', '.join(self.table.column_names)})"
+
     @cached_property
     def keys(self) -> list[str]:
         """The keys of the rows, n of them."""

@@ -24,6 +24,11 @@ def test_an_item_is_the_image_of_a_text_or_the_row_itself() -> None:
     assert Rows.of("audio", ["x", "y"], np.eye(2), pair_key=["a", None]).items == ["a", "y"]
 
 
+def test_the_text_of_rows_is_short() -> None:
+    rows = Rows.of("text", [f"key{n}" for n in range(1000)], np.eye(1000, 8), split=["val"] * 1000)
+    assert repr(rows) == "Rows(text, 1000 x 8, columns key, split)"
+
+
 @given(st.lists(st.sampled_from("abc"), unique=True), st.lists(st.sampled_from([*"abcd", None])))
 def test_pairs_are_the_join_by_key(images: list[str], items: list[str | None]) -> None:
     first = Rows.of("image", images, np.arange(len(images))[:, None])
