@@ -25,7 +25,7 @@ from .. import devices
 from ..arrays import Indices
 from ..devices import Compute
 from ..errors import DecoderError
-from ..io.artifact import claimed, digest_of
+from ..io.artifact import digest_of, reserve_output
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Pairs, Rows, Store
@@ -153,7 +153,7 @@ def train_captioner(
         "set": set,
         "precision": compute.precision,
     }
-    with claimed(
+    with reserve_output(
         output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter
     ) as target:
         record: dict[str, Any] = {"model": dict(store.info.model)} | (

@@ -24,7 +24,7 @@ from ..devices import pick
 from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..identity import ModelIdentity
-from ..io.artifact import Kind, claimed, digest_of, reading
+from ..io.artifact import Kind, digest_of, reading, reserve_output
 from ..reporter import SILENT, Reporter
 from ..seeds import torch_seed
 from ..store import Rows, StoreInfo
@@ -256,7 +256,7 @@ def connect_heads(
         pick(device, precision),
     )
     asked = {**asdict(settings), **asdict(shape), "precision": compute.precision}
-    with claimed(output, _KIND, asked, overwrite=overwrite, reporter=reporter) as target:
+    with reserve_output(output, _KIND, asked, overwrite=overwrite, reporter=reporter) as target:
         for note in features.notes:
             reporter.message(note)
         pairs, sides = features.inputs(), (features.first, features.second)

@@ -20,7 +20,7 @@ from ..encoders import DEFAULT_MODEL, Network, load_network
 from ..encoders.loading import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
-from ..io.artifact import Kind, claimed, reading
+from ..io.artifact import Kind, reading, reserve_output
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
 from .pairs import ArrayInputs, PairInputs, PhotoInputs
@@ -137,7 +137,7 @@ def connect_towers(
         "precision": compute.precision,
     }
     start = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
-    with claimed(
+    with reserve_output(
         output, _KIND, asked, overwrite=overwrite, start=start, reporter=reporter
     ) as target:
         if model is None:

@@ -27,7 +27,7 @@ from .. import devices
 from ..arrays import Array, Indices, Pixels
 from ..devices import Compute
 from ..errors import GeneratorError
-from ..io.artifact import claimed, digest_of
+from ..io.artifact import digest_of, reserve_output
 from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Store
@@ -301,7 +301,7 @@ def train_generator(
         "precision": compute.precision,
         "steps": steps,
     }
-    with claimed(output, KIND, settings, overwrite=overwrite, reporter=reporter) as target:
+    with reserve_output(output, KIND, settings, overwrite=overwrite, reporter=reporter) as target:
         train, val, notes = training_photos(
             store, chosen.pixels, train_split, download=download, reporter=reporter
         )

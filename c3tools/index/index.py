@@ -37,7 +37,7 @@ from ..corpus.items import is_sound
 from ..embedding.sounds import encode_sounds
 from ..errors import C3Error, StoreError, TransformError, reason_of, telling_what_is_kept
 from ..identity import ModelIdentity
-from ..io.artifact import Kind, claimed, digest_of, reading, writing
+from ..io.artifact import Kind, digest_of, reading, reserve_output, writing
 from ..io.files import recorded_file
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, save_moments
@@ -771,7 +771,7 @@ def build_index(
     }
     kept = "The former index was kept; run the same command again to make the new one."
     with (
-        claimed(folder, _KIND, settings, overwrite=True, reporter=reporter) as target,
+        reserve_output(folder, _KIND, settings, overwrite=True, reporter=reporter) as target,
         telling_what_is_kept(lambda: kept),
     ):
         settings = dict(target.settings)

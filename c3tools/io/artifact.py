@@ -294,7 +294,7 @@ class Target:
 
 
 @contextmanager
-def claimed(
+def reserve_output(
     folder: Path,
     kind: Kind,
     settings: Mapping[str, Any],

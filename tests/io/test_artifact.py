@@ -12,7 +12,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from c3tools.errors import DecoderError, OutputError
-from c3tools.io.artifact import Kind, claimed, digest_of, holds_result, reading, replacing, writing
+from c3tools.io.artifact import (
+    Kind,
+    digest_of,
+    holds_result,
+    reading,
+    replacing,
+    reserve_output,
+    writing,
+)
 from c3tools.reporter import SILENT, Reporter
 from tests.conftest import Messages
 from tests.crashes import kill_at
@@ -46,7 +54,7 @@ def make(
 ) -> None:
     """Write a result as a verb does, unless it is there."""
     settings = SETTINGS | changes
-    with claimed(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
+    with reserve_output(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
         if target.finished(digest, lambda place: reading(place, THING).__enter__()) is None:
             record = {"seed": settings["seed"], "made_from": target.made_from(digest)}
 
@@ -120,7 +128,7 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(folder: P
 def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
     folder: Path, tmp_path: Path
 ) -> None:
-    claim = partial(claimed, folder, THING, SETTINGS, overwrite=True)
+    claim = partial(reserve_output, folder, THING, SETTINGS, overwrite=True)
     fill(folder)
     (folder / "thing.json").touch()
     (tmp_path / "link").symlink_to(folder)
