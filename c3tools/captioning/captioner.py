@@ -27,7 +27,15 @@ from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.artifact import Card, HubRepository, Kind, digest_of, local_folder, reading, writing
+from ..io.artifact import (
+    ArtifactType,
+    Card,
+    HubRepository,
+    digest_of,
+    local_folder,
+    reading,
+    writing,
+)
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
@@ -39,7 +47,7 @@ from .steering import load_text_encoder, write_steered
 from .tokenizer import CaptionTokenizer
 
 _BUILT_IN = "built-in"
-DECODER = Kind("decoder", "decoder.json", DecoderError, "c3 train-decoder", "--decoder")
+DECODER = ArtifactType("decoder", "decoder.json", DecoderError, "c3 train-decoder", "--decoder")
 _WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
 _OWN = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01

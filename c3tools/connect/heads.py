@@ -24,7 +24,7 @@ from ..devices import pick
 from ..encoders.loading import weights_sha256
 from ..errors import ConnectError
 from ..identity import ModelIdentity
-from ..io.artifact import Kind, digest_of, reading, reserve_output
+from ..io.artifact import ArtifactType, digest_of, reading, reserve_output
 from ..reporter import SILENT, Reporter
 from ..seeds import torch_seed
 from ..store import Rows, StoreInfo
@@ -34,7 +34,7 @@ from .pairs import PairedFeatures
 from .training import LOG_FILE, RECORD_FILE, PairTask, TrainingSettings, TwoTowers
 
 _WEIGHTS_FILE = "heads.safetensors"
-_KIND = Kind(
+_KIND = ArtifactType(
     "pair of heads", RECORD_FILE, ConnectError, "c3 connect heads", "", (_WEIGHTS_FILE, LOG_FILE)
 )
 _BLOCK_ROWS = 8192

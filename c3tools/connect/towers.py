@@ -20,7 +20,7 @@ from ..encoders import DEFAULT_MODEL, Network, load_network
 from ..encoders.loading import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
-from ..io.artifact import Kind, reading, reserve_output
+from ..io.artifact import ArtifactType, reading, reserve_output
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
 from .pairs import ArrayInputs, PairInputs, PhotoInputs
@@ -29,7 +29,7 @@ from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, Training
 _MODES = {"lit": (20, 5e-4), "full": (10, 1e-4)}  # epochs and learning rate
 _CONFIG_FILE = "open_clip_config.json"
 _NAMES = ("image", "text")
-_KIND = Kind("model", RECORD_FILE, ConnectError, "c3 connect", "", (_CONFIG_FILE, LOG_FILE))
+_KIND = ArtifactType("model", RECORD_FILE, ConnectError, "c3 connect", "", (_CONFIG_FILE, LOG_FILE))
 _ENCODED = 64
 
 

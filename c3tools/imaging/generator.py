@@ -29,7 +29,7 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import quiet, weights_sha256
 from ..errors import GeneratorError, reason_of
 from ..identity import ModelIdentity
-from ..io.artifact import Card, HubRepository, Kind, digest_of, reading, writing
+from ..io.artifact import ArtifactType, Card, HubRepository, digest_of, reading, writing
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal, torch_seed
 from ..store import Store
@@ -37,7 +37,9 @@ from ..transforms import Pipeline, preset
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class
 
 _FACTS = ("preset", "sigma", "size", "seed")
-KIND = Kind("generator", "generator.json", GeneratorError, "c3 train-generator", "--generator")
+KIND = ArtifactType(
+    "generator", "generator.json", GeneratorError, "c3 train-generator", "--generator"
+)
 _WEIGHTS_FILE = "weights.safetensors"
 PREFIX = "unclip:"
 _PIPELINE = "StableUnCLIPImg2ImgPipeline"

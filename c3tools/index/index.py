@@ -37,7 +37,7 @@ from ..corpus.items import is_sound
 from ..embedding.sounds import encode_sounds
 from ..errors import C3Error, StoreError, TransformError, reason_of, telling_what_is_kept
 from ..identity import ModelIdentity
-from ..io.artifact import Kind, digest_of, reading, reserve_output, writing
+from ..io.artifact import ArtifactType, digest_of, reading, reserve_output, writing
 from ..io.files import recorded_file
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, save_moments
@@ -56,7 +56,7 @@ from ..transforms.fitting import first_pairs, first_rows
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
-_KIND = Kind(
+_KIND = ArtifactType(
     "index",
     "index.json",
     StoreError,

@@ -70,7 +70,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass
-class Kind:
+class ArtifactType:
     """One kind of result."""
 
     name: str  # as messages call it: decoder
@@ -84,7 +84,7 @@ class Kind:
 
 @contextmanager
 def writing(
-    folder: str | Path, kind: Kind, content: Mapping[str, Any], *, keep: bool = True
+    folder: str | Path, kind: ArtifactType, content: Mapping[str, Any], *, keep: bool = True
 ) -> Iterator[Path]:
     """Yield a folder for the other files of a result, which appears whole or not at all; see
     `replacing`.
@@ -100,7 +100,7 @@ def writing(
 
 
 @contextmanager
-def reading(folder: str | Path, kind: Kind) -> Iterator[tuple[Path, dict[str, Any]]]:
+def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the folder on this machine and the record of a result, after all its files were
     checked.
 
@@ -234,7 +234,7 @@ class Target:
     """A folder that a result is to be written to, and the finished result that may be there."""
 
     folder: Path
-    kind: Kind
+    kind: ArtifactType
     settings: Mapping[str, Any]  # that it is asked for with, as JSON values by name
     overwrite: bool  # whether a finished result may be replaced
     reporter: Reporter
@@ -296,7 +296,7 @@ class Target:
 @contextmanager
 def reserve_output(
     folder: Path,
-    kind: Kind,
+    kind: ArtifactType,
     settings: Mapping[str, Any],
     *,
     overwrite: bool,

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from c3tools.errors import DecoderError, OutputError
 from c3tools.io.artifact import (
-    Kind,
+    ArtifactType,
     digest_of,
     holds_result,
     reading,
@@ -25,7 +25,7 @@ from c3tools.reporter import SILENT, Reporter
 from tests.conftest import Messages
 from tests.crashes import kill_at
 
-THING = Kind("thing", "thing.json", DecoderError, "c3 make", "--thing")
+THING = ArtifactType("thing", "thing.json", DecoderError, "c3 make", "--thing")
 SETTINGS: dict[str, Any] = {"seed": 0, "set": ("a=1",), "epochs": None}
 
 
