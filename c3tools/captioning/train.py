@@ -30,7 +30,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
-from ..training.loop import CheckpointDir, Run, Task, make
+from ..training.loop import CheckpointDir, Run, Task, train_or_load
 from ..training.loop import train as run_training
 from ..transforms import Pipeline
 from ..transforms.presets import TrainingPipeline
@@ -189,7 +189,7 @@ def train_captioner(
         for note in notes:
             reporter.message(note)
         record["notes"] = notes
-        return make(
+        return train_or_load(
             target,
             task,
             partial(Captioner.load, device=compute.device),

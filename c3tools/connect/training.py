@@ -38,7 +38,7 @@ from ..io.artifact import Target, digest_of, writing
 from ..io.files import write_json_atomically
 from ..pages.figures import save_figure
 from ..seeds import torch_seed
-from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, make
+from ..training.loop import FINISHED, Plan, Run, Task, Validation, adamw, train_or_load
 from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
 from .pairs import PairInputs
@@ -422,7 +422,7 @@ class PairTask(Task):
 
             return write
 
-        return make(target, self, load, result, label="Connecting")
+        return train_or_load(target, self, load, result, label="Connecting")
 
 
 def _all_unit(rows: Matrix) -> bool:

@@ -32,7 +32,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Store
 from ..store.reader import training_split
-from ..training.loop import Plan, Run, Task, adamw, make
+from ..training.loop import Plan, Run, Task, adamw, train_or_load
 from ..transforms import Pipeline
 from ..transforms.presets import TrainingPipeline
 from .generator import KIND, Generator
@@ -321,7 +321,7 @@ def train_generator(
             "size": size,
             "notes": notes,
         }
-        return make(
+        return train_or_load(
             target,
             task,
             partial(Generator.load, compute=compute),

@@ -392,7 +392,7 @@ def train(
     return loop.run
 
 
-def make(
+def train_or_load(
     target: Target,
     task: Task,
     load: Callable[[Path], T],
