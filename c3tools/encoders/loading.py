@@ -22,7 +22,7 @@ from ..assets.paths import C3_MINI
 from ..devices import Compute, pick
 from ..errors import C3Error, EncoderError, MissingExtraError, reason_of
 from ..identity import UNKNOWN_MODEL
-from ..io.artifact import HUB, answers
+from ..io.artifact import HUB, is_reachable
 from ..io.files import sha256_of
 from ..reporter import SILENT, Reporter
 from .encoder import Encoder, Modality
@@ -509,7 +509,7 @@ def _require_known(model: str, *, weights: bool) -> None:
             )
         source = open_clip.get_pretrained_cfg(architecture, pretrained)
     server = str(constants.ENDPOINT if source.get("hf_hub") else source.get("url"))
-    if weights and not _is_local(source) and not answers(server):
+    if weights and not _is_local(source) and not is_reachable(server):
         raise EncoderError(
             f"The weights of {model} are not on this machine, and they cannot be downloaded: "
             f"{server} does not answer.",

@@ -17,7 +17,7 @@ from PIL import Image
 from ..arrays import Floats
 from ..devices import Compute, threads
 from ..errors import EncoderError, MissingExtraError
-from ..io.artifact import answers
+from ..io.artifact import is_reachable
 from .loading import OFFLINE_REMEDY, weights_sha256
 
 # names of prompts, by precedence as in `encode_document`
@@ -65,7 +65,7 @@ class SentenceTransformersModel:
 
         logging.disable_progress_bar()
         folder = Path(name).expanduser()
-        offline = not folder.is_dir() and not answers(constants.ENDPOINT)
+        offline = not folder.is_dir() and not is_reachable(constants.ENDPOINT)
         try:
             self._model: Any = SentenceTransformer(
                 str(folder) if folder.is_dir() else name,

@@ -558,7 +558,7 @@ def download_repository(
     return Path(fetched)
 
 
-def answers(address: str) -> bool:
+def is_reachable(address: str) -> bool:
     """Return whether a server, or the proxy before it, takes connections; in a thread, as name
     look-ups may hang.
     """
@@ -591,7 +591,7 @@ def _explained(repo_id: str) -> Iterator[bool]:
         )
     from huggingface_hub import constants
 
-    is_online = answers(constants.ENDPOINT)
+    is_online = is_reachable(constants.ENDPOINT)
     try:
         yield is_online
     except C3Error:

@@ -82,7 +82,9 @@ def test_weights_that_cannot_be_loaded_are_an_error_with_the_bundled_model_as_a_
         with pytest.raises(EncoderError, match=r"(?s)http://127\.0\.0\.1:1.*c3-mini"):
             load_encoder(name)
     assert not asked
-    monkeypatch.setattr(loading, "answers", pytest.fail)  # weights on this machine need no server
+    monkeypatch.setattr(
+        loading, "is_reachable", pytest.fail
+    )  # weights on this machine need no server
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments: "a file")
     (tmp_path / "weights.pt").touch()
     names = ["ViT-B-32/openai", f"ViT-B-32/{tmp_path / 'weights.pt'}"]
@@ -97,10 +99,10 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        assert artifact.answers(address)
-        assert not artifact.answers("http://127.0.0.1:1")
+        assert artifact.is_reachable(address)
+        assert not artifact.is_reachable("http://127.0.0.1:1")
         monkeypatch.setenv("HTTPS_PROXY", address)
-        assert artifact.answers("http://127.0.0.1:1")
+        assert artifact.is_reachable("http://127.0.0.1:1")
         monkeypatch.delenv("HTTPS_PROXY")
     ended = threading.Event()
 
@@ -110,7 +112,7 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
 
     monkeypatch.setattr(socket, "create_connection", hang)
     monkeypatch.setattr(artifact, "_PATIENCE", 0.05)
-    assert not artifact.answers("https://example.org")
+    assert not artifact.is_reachable("https://example.org")
     ended.set()
 
 

@@ -394,7 +394,7 @@ def test_texts_without_white_space_are_divided_between_characters(encoder: Encod
 def test_what_cannot_be_loaded_is_one_error(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("c3tools.encoders.st.answers", lambda address: False)
+    monkeypatch.setattr("c3tools.encoders.st.is_reachable", lambda address: False)
     clip = f"st:{models / 'clip'}"
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("st:nobody/nothing", {}, r"(?s)does not answer.*st:PATH"),

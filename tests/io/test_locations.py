@@ -10,7 +10,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 
 from c3tools.errors import MissingExtraError, RefusedError, UnreachableError
-from c3tools.io.artifact import answers
+from c3tools.io.artifact import is_reachable
 from c3tools.io.locations import expand, location, retrying
 
 
@@ -58,9 +58,9 @@ def test_a_server_is_asked_at_its_own_port(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket, "create_connection", connect := MagicMock())
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert all(map(answers, ("https://a.org/x", "http://a.org", "https://a.org:8443")))
+    assert all(map(is_reachable, ("https://a.org/x", "http://a.org", "https://a.org:8443")))
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
-    assert answers("https://a.org")
+    assert is_reachable("https://a.org")
     asked = [("a.org", 443), ("a.org", 80), ("a.org", 8443), ("proxy", 3128)]
     assert connect.call_args_list == [((server, 5),) for server in asked]
 
