@@ -165,7 +165,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def telling_what_is_kept(describe: Callable[[], str]) -> Iterator[None]:
+def note_on_interrupt(describe: Callable[[], str]) -> Iterator[None]:
     """Add to a KeyboardInterrupt of the block what is kept of the work, for `c3` and notebooks to
     show.
 

@@ -39,7 +39,7 @@ import pyarrow.compute as pc
 from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
-from .errors import OutputError, StoreError, TransformError, telling_what_is_kept
+from .errors import OutputError, StoreError, TransformError, note_on_interrupt
 from .executors import Executor, Report, Work, cores, open_executor
 from .io.artifact import digest_of, holds_result
 from .io.files import (
@@ -218,7 +218,7 @@ def export_store(
         extra=exported,
     )
     kept = f"Finished files are kept in {output}; run the same command again to write the others."
-    with locked(output), telling_what_is_kept(lambda: kept):
+    with locked(output), note_on_interrupt(lambda: kept):
         present, stale = _parts_there(
             output, digest, shards, overwrite, has_arrays=format in ("npy", "safetensors")
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import devices
-from ..errors import C3Error, telling_what_is_kept
+from ..errors import C3Error, note_on_interrupt
 from ..executors import Executor, Report, Work
 from ..imaging.evaluate import score_text
 from ..io.artifact import digest_of, holds_result
@@ -138,7 +138,7 @@ def ablate(
     kept = (
         f"Finished results are kept in {folder}; run the same command again to compute the others."
     )
-    with locked(folder), telling_what_is_kept(lambda: kept):
+    with locked(folder), note_on_interrupt(lambda: kept):
         holds_result(folder, "ablation", ("cells", "decoders", "generators", "table.md"))
         store = Store.open(store, reporter=reporter)
         made: CaptionTask | ImageTask = kind.of(**{**options, "store": store, "methods": names})

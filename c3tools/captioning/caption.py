@@ -23,8 +23,8 @@ from ..errors import (
     DecoderError,
     EncoderError,
     OutputError,
+    note_on_interrupt,
     reason_of,
-    telling_what_is_kept,
 )
 from ..executors import cores
 from ..io.artifact import digest_of
@@ -215,7 +215,7 @@ def caption_images(
             f"command again to {again}."
         )
 
-    with telling_what_is_kept(what_is_kept), writer:
+    with note_on_interrupt(what_is_kept), writer:
         kept = len(photos) - len(writer.pending)
         if kept:
             reporter.message(f"{kept:,} of {counted(len(photos), 'caption')} already existed.")

@@ -30,7 +30,7 @@ from ..captioning.generation import GenerationConfig
 from ..corpus.reading import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import load_encoder, thumbnail
-from ..errors import CorpusError, telling_what_is_kept
+from ..errors import CorpusError, note_on_interrupt
 from ..executors import cores
 from ..geometry.figures import figure_blocks
 from ..geometry.report import gap_report
@@ -242,7 +242,7 @@ def run_demo(
         f"The embeddings, and the first captions in {first_page}, are kept, but the decoders "
         f"are not; run the same "
     )
-    with locked(out), telling_what_is_kept(lambda: f"{kept}command again to train them."):
+    with locked(out), note_on_interrupt(lambda: f"{kept}command again to train them."):
         if not (out / "photos" / INFO_FILE).is_file():
             holds_result(out, "demo", ("demo.html", "captions"))
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed

@@ -18,7 +18,7 @@ from ..corpus.splits import describe_origins
 from ..devices import pick_devices
 from ..encoders import Encoder, resolve_encoder
 from ..encoders.plugins import find_plugin
-from ..errors import StoreError, telling_what_is_kept
+from ..errors import StoreError, note_on_interrupt
 from ..executors import Executor, open_executor
 from ..identity import ModelIdentity
 from ..io.artifact import digest_of
@@ -256,7 +256,7 @@ def embed_corpus(
     executor, folder, options = executor or Executor(), location(store), EmbedOptions(**settings)
     kept = f"Finished shards are kept in {folder}; run the same command again to continue."
     needed = [name for name, items in corpus.by_modality().items() if items]
-    with writing_to(folder), locked(folder), telling_what_is_kept(lambda: kept):
+    with writing_to(folder), locked(folder), note_on_interrupt(lambda: kept):
         if isinstance(encoder, Encoder) or not _is_store(folder):
             encoder = _loaded_for(folder, encoder, options, needed)
         else:

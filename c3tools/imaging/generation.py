@@ -28,7 +28,7 @@ from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import splits_of
 from ..encoders import Encoder, data_url
-from ..errors import GeneratorError, telling_what_is_kept
+from ..errors import GeneratorError, note_on_interrupt
 from ..io.artifact import digest_of, holds_result
 from ..io.files import (
     MALFORMED,
@@ -269,7 +269,7 @@ def generate(
             wanted[file] = row, (asked, number)
     made = GeneratedImages(folder, listed, modality, settings)
     kept = f"Finished images are kept in {folder}; run the same command again to make the others."
-    with locked(folder), telling_what_is_kept(lambda: kept):
+    with locked(folder), note_on_interrupt(lambda: kept):
         holds_result(folder, "folder of generated images", (LIST_FILE,))
         write_json_atomically(folder / LIST_FILE, made.to_dict())
         pending = {file: of for file, of in wanted.items() if not (folder / file).is_file()}

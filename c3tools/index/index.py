@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from ..arrays import Indices, Matrix
 from ..corpus.items import is_sound
 from ..embedding.sounds import encode_sounds
-from ..errors import C3Error, StoreError, TransformError, reason_of, telling_what_is_kept
+from ..errors import C3Error, StoreError, TransformError, note_on_interrupt, reason_of
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, reserve_output, writing
 from ..io.files import recorded_file
@@ -772,7 +772,7 @@ def build_index(
     kept = "The former index was kept; run the same command again to make the new one."
     with (
         reserve_output(folder, _KIND, settings, overwrite=True, reporter=reporter) as target,
-        telling_what_is_kept(lambda: kept),
+        note_on_interrupt(lambda: kept),
     ):
         settings = dict(target.settings)
         if target.there and not rebuild:

@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from safetensors import SafetensorError
 
-from ..errors import C3Error, OutputError, UnreachableError, telling_what_is_kept
+from ..errors import C3Error, OutputError, UnreachableError, note_on_interrupt
 from ..reporter import SILENT, Reporter
 from .files import (
     MALFORMED,
@@ -276,7 +276,7 @@ class Target:
     def write(self, save: Callable[[Path], object]) -> None:
         """Write the result with ``save``, and report where the former one is kept."""
         kept = f"The {self.kind.name} was not written; run the same command again to write it."
-        with telling_what_is_kept(lambda: kept):
+        with note_on_interrupt(lambda: kept):
             save(self.folder)
         if self.there:
             self.reporter.message(

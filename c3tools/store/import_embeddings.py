@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import StoreError, telling_what_is_kept
+from ..errors import StoreError, note_on_interrupt
 from ..identity import UNKNOWN_MODEL, ModelIdentity
 from ..io.artifact import digest_of
 from ..io.files import sha256_of
@@ -169,7 +169,7 @@ def write_modalities(
     written: dict[str, int] = {}
     digest = digest_of(info)
     kept = "Finished shards are kept; run the same command again to write the others."
-    with locked(path), telling_what_is_kept(lambda: kept):
+    with locked(path), note_on_interrupt(lambda: kept):
         create_store(path, info)
         writer = StoreWriter(path, reporter=reporter)
         writer.adopt(digest)

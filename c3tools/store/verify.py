@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..corpus.items import part_key
-from ..errors import StoreError, telling_what_is_kept
+from ..errors import StoreError, note_on_interrupt
 from ..io.files import json_text, sha256_of, write_text_atomically
 from ..io.locations import kind_of, location, on_this_machine, remove
 from ..io.lock import locked
@@ -159,7 +159,7 @@ def verify_store(
     result = _check(path, reporter)
     kept = "Finished repairs are kept; run the same command again to repair the rest."
     if repair or forget:
-        with locked(path), telling_what_is_kept(lambda: kept):
+        with locked(path), note_on_interrupt(lambda: kept):
             if result.defects:
                 _repair(result, repair=repair, forget=forget, reporter=reporter)
                 result.open = len(_check(path, reporter).defects)

@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..arrays import Indices
-from ..errors import C3Error, OutputError, telling_what_is_kept
+from ..errors import C3Error, OutputError, note_on_interrupt
 from ..io.artifact import Target
 from ..io.files import MALFORMED, remove_leftovers, write_atomically
 from ..reporter import SILENT, Progress, Reporter
@@ -378,7 +378,7 @@ def train(
     loop.resume()
     devices = {parameter.device for parameter in task.module.parameters() if parameter.is_cuda}
     with (
-        telling_what_is_kept(
+        note_on_interrupt(
             lambda: NOTHING_KEPT if checkpoints is None else checkpoints.kept(task.plan.steps)
         ),
         reporter.progress(label, task.plan.steps) as progress,
