@@ -45,7 +45,7 @@ class Plan:
     changed: list[ShardTask]  # inputs to embed again, by the shards that have them
     moved: Indices  # positions of inputs whose new paths are written
     edits: dict[int, ShardEdit]  # by number of shard: rows to remove, and new paths
-    made_up_for: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
+    replacing_lost: Sequence[int]  # numbers of missing shards whose inputs this run embeds again
     summary: ModalitySummary  # counts the other inputs, and lists those that changed or have gone
 
 
@@ -203,8 +203,8 @@ def _plan_of(
         is_pending[failures.filter(pc.invert(is_mended))["position"].to_numpy()] = False
         summary.failed_before = int(before - is_pending.sum())
     pending = np.flatnonzero(is_pending)
-    made_up_for = sorted(missing) if len(pending) >= sum(missing.values()) else []
-    numbers = _free_numbers(made_up_for, {*parts, *missing})
+    replacing_lost = sorted(missing) if len(pending) >= sum(missing.values()) else []
+    numbers = _free_numbers(replacing_lost, {*parts, *missing})
     new = [
         (next(numbers), pending[start : start + options.shard_size])
         for start in range(0, len(pending), options.shard_size)
@@ -239,7 +239,7 @@ def _plan_of(
         changed if options.update else [],
         moved["position"].to_numpy(),
         dict(edits),
-        made_up_for,
+        replacing_lost,
         summary,
     )
 

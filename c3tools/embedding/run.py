@@ -283,8 +283,8 @@ def embed_corpus(
                 writer.replace_shard(name, part, *rewritten_shard(opened, name, part, edit))
             summary.removed = len(summary.gone) if options.prune else 0
             summary.relocated = len(summary.moved) if options.update else 0
-        made_up_for = [
-            (modality, part) for modality in plans for part in plans[modality].made_up_for
+        replacing_lost = [
+            (modality, part) for modality in plans for part in plans[modality].replacing_lost
         ]
         sources = Sources(corpus)
         listed = [
@@ -294,7 +294,7 @@ def embed_corpus(
         ]
         listed += corpus.skipped
         indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
-        present = writer.finish(listed, forget=made_up_for).shards
+        present = writer.finish(listed, forget=replacing_lost).shards
         opened = Store.open(folder, incomplete=True)
         record_inputs(opened, stored, _media_to_record(plans, finished=True), made, overwrite=True)
         if indexed:
@@ -306,7 +306,7 @@ def embed_corpus(
     total.lost = [
         f"{name} shard {part} ({counted(record.rows, 'row')})"
         for (name, part), record in lost.items()
-        if (name, part) not in made_up_for and present.get((name, part)) != record
+        if (name, part) not in replacing_lost and present.get((name, part)) != record
     ]
     return total
 
