@@ -105,10 +105,12 @@ def index(factory: str = "auto", **options: Any) -> Any:
     bias = built.bias or {"before": {}, "after": {}}
     for name, before in bias["before"].items():
         message(
-            f"{name} queries: the share of {name} rows among the 10 nearest is {before:.2f} "
-            f"before centring and "
-            f"{bias['after'][name]:.2f} after (balanced sample; 0.50 means no bias)."
+            f"{name} queries: by cosine, the share of {name} rows among the 10 nearest is "
+            f"{before:.2f} before centring and {bias['after'][name]:.2f} after (balanced sample; "
+            f"0.50 means no bias)."
         )
+    if bias["before"]:
+        message("c3 search ranks by calibrated scores, which have less of this bias.")
     return built.to_dict()
 
 

@@ -5,6 +5,7 @@ before your eyes.
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -34,8 +35,9 @@ def gap_map(
 
     A row r of modality m with mean mu_m is at ``((r - mu_m) @ g, (r - mu_m) @ v)``, with the unit
     vector ``g`` along the gap and ``v`` the first principal direction of the collapsed rows that is
-    orthogonal to it. ``shift`` is where the mean of the modality is, from the middle of both means:
-    the slider adds it to the rows.
+    orthogonal to it. Means are those of all rows that were read. ``shift`` is where the mean of the
+    modality is, from the middle of both means: the slider adds it to the rows. Together the shifts
+    are as long as the debiased gap, because means of a sample are apart even without a gap.
 
     Args:
         store: what was read.
@@ -56,9 +58,11 @@ def gap_map(
     for name, side, chosen in zip((first, second), sides, drawn, strict=True):
         rows[name] = side[chosen].astype(np.float64)
         tables[name] = _take(store, name, split, collected.places[name][chosen], by)
-    means = {name: matrix.mean(axis=0) for name, matrix in rows.items()}
-    gap = means[first] - means[second]
-    along = unit_rows(gap[None])[0]
+    means = {name: collected.moments[name].mean for name in rows}
+    along = unit_rows(collected.gap[None])[0]
+    squared_length = float(collected.gap @ collected.gap) - collected.gap_bias
+    length = math.sqrt(max(squared_length, 0.0))
+    shifts = {first: length / 2, second: -length / 2}
     plane = np.stack([along, _main_direction([rows[name] - means[name] for name in rows], along)])
     modalities = []
     for name, table in tables.items():
@@ -70,7 +74,7 @@ def gap_map(
         modalities.append(
             {
                 "name": name,
-                "shift": _rounded(plane @ (means[name] - (means[first] + means[second]) / 2)),
+                "shift": _rounded(np.array([shifts[name], 0.0])),
                 "x": _rounded(x),
                 "y": _rounded(y),
                 "label": [text or key for text, key in zip(*columns, strict=True)],
@@ -80,7 +84,7 @@ def gap_map(
         )
     partners = np.searchsorted(drawn[0], working.item_index[drawn[1]]) if working.paired else ()
     pairs = [[int(item), row] for row, item in enumerate(partners)]
-    data = {"modalities": modalities, "pairs": pairs, "gap": float(np.linalg.norm(gap))}
+    data = {"modalities": modalities, "pairs": pairs, "gap": length}
     return Markup(
         json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     )

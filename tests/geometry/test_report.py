@@ -443,14 +443,41 @@ def test_a_sample_of_the_rows_are_dots_that_the_slider_moves_with_partners_and_p
     assert images["label"][row] == min(name for name in images["label"] if name >= "img008")
     photo = base64.b64decode(images["photo"].pop(row).partition(",")[2])
     assert Image.open(io.BytesIO(photo)).size == (112, 56)
-    for modality in (images, texts):  # moved by their shifts, both means are at one point
-        assert np.mean([modality["x"], modality["y"]], axis=1) == pytest.approx([0, 0], abs=1e-4)
+    means = {name: store.load(name, "train").embeddings.mean(axis=0) for name in ("image", "text")}
+    gap = means["image"] - means["text"]
+    for modality in (images, texts):  # around the mean of all rows, of which these are a sample
+        name = modality["name"]
+        by_key = dict(zip(store.load(name).keys, store.load(name).embeddings, strict=True))
+        captions = store.load(name).captions if name == "text" else store.load(name).keys
+        key_of = dict(zip(captions, by_key, strict=True))
+        rows = np.array([by_key[key_of[label]] for label in modality["label"]], np.float64)
+        along = (rows - means[name]) @ gap / np.linalg.norm(gap)
+        assert modality["x"] == pytest.approx(along, abs=2e-3)
     assert np.subtract(images["shift"], texts["shift"]) == pytest.approx([data["gap"], 0], abs=2e-4)
     for item, row in data["pairs"]:
         assert int(texts["label"][row].split()[-1]) == int(images["label"][item][3:])
     recorded(GOLDEN / "map.json", data)
     with pytest.raises(StoreError, match="'colour'"):
         gap_report(store, by="colour")
+
+
+def test_clouds_of_the_map_are_no_further_apart_than_chance_explains(tmp_path: Path) -> None:
+    """The means of 79 rows without a gap are 0.16 apart."""
+    rng = np.random.default_rng(1)
+    keys = [f"{number}" for number in range(79)]
+    images, texts = (unit(rng.normal(size=(79, 512))) for _ in range(2))
+    store = build_store(
+        tmp_path / "store",
+        Rows.of("image", keys, images),
+        Rows.of("text", keys, texts, image_key=keys),
+        dtype="float32",
+    )
+    data = json.loads(gap_map(store, collect.collect(store, "image", "text")))
+    length = np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0))
+    differences = images - texts
+    chance = differences.var(axis=0, ddof=1).sum() / 79
+    assert length == pytest.approx(0.16, abs=0.01)
+    assert data["gap"] == pytest.approx(np.sqrt(max(length**2 - chance, 0)), abs=1e-3)
 
 
 def test_reader_closes_the_gap_in_a_browser(tmp_path: Path, browser: Any) -> None:
