@@ -149,7 +149,7 @@ def search(
         reporter=reporter(),
     )
     if html is not None:
-        write_all(html, contact_sheet(results).encode())
+        write_all(html, contact_sheet(results, opened.store_path).encode())
         message(f"Wrote {html}")
     for result in results:
         out.print(result.query, style="bold")

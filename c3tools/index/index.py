@@ -661,26 +661,34 @@ def _vector_of_key(store: Store, key: str) -> tuple[Matrix, str]:
     raise StoreError(f"The store {store.path} has no row with the key {key!r}.")
 
 
-def contact_sheet(results: Sequence[SearchResult]) -> str:
+def contact_sheet(results: Sequence[SearchResult], beside: Path | None = None) -> str:
     """Return a self-contained page of the results: images as thumbnails, texts beside the image
     they belong to.
 
     An image that cannot be read from here is shown as its key and the reason.
+
+    Args:
+        results: what a search has found.
+        beside: a store: relative paths that lead nowhere from the current folder start from the
+            folder it is in.
     """
     from ..corpus.containers import PhotoFinder
     from ..encoders import UNREADABLE, thumbnail
     from ..pages import render_page
 
     pictures: dict[str, dict[str, str]] = {}
-    with PhotoFinder() as photos:
+    with PhotoFinder(beside) as photos:
         for path in {
             path
             for result in results
             for path in [result.query, *(hit.path for hit in result.hits)]
             if path
         }:
-            if is_sound(path) and Path(path).is_file():  # played from where it is
-                pictures[path] = {"sound": Path(path).absolute().as_uri()}
+            file = Path(path)
+            if isinstance(beside, Path) and not file.exists():
+                file = beside.parent / path
+            if is_sound(path) and file.is_file():  # played from where it is
+                pictures[path] = {"sound": file.absolute().as_uri()}
                 continue
             try:
                 pictures[path] = {"source": thumbnail(photos.read_again(path), _THUMBNAIL)}

@@ -288,6 +288,21 @@ def test_a_contact_sheet_shows_what_can_be_read_and_says_what_cannot(tmp_path: P
     assert "<script>dog" not in page
 
 
+def test_a_contact_sheet_finds_photos_and_sounds_beside_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "b.wav").write_bytes(b"sound")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    paths = ["photos/a.png", "photos/b.wav"]
+    result = SearchResult("a dog", [Hit(1.0, 0.1, 0, path, "image", path=path) for path in paths])
+    page = contact_sheet([result], tmp_path / "c3-store")
+    assert page.count("data:image/jpeg;base64,") == 1
+    assert (tmp_path / "photos" / "b.wav").as_uri() in page
+
+
 @pytest.mark.parametrize(
     ("factory", "shard_rows"), [("auto", 1000), ("IVF4,SQfp16", 100), ("HNSW8", 100)]
 )
