@@ -62,9 +62,12 @@ def add_second(cluster: Any) -> Any:
 
 
 def kill_raylet(node: Any) -> None:
-    """Kill a raylet and its processes, as the loss of its machine does."""
+    """Kill a raylet and its processes, as the loss of its machine does, if it still runs."""
     psutil = import_module("psutil")  # Ray brings it along
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    process = node.all_processes["raylet"][0].process
+    if process.poll() is not None:
+        return
+    raylet = psutil.Process(process.pid)
     for process in [raylet, *raylet.children(recursive=True)]:
         process.kill()
 
