@@ -36,8 +36,8 @@ from ..identity import ModelIdentity
 from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Store
+from ..store.pairing import read_files
 from ..store.rows import Pairs, held_out, match_items, own_items, row_splits
-from ..store.vector_files import read_files
 
 _NOT_COLUMNS = ("width", "height", "size", "sha256")
 _CROP_AREA = 0.5, 1.0

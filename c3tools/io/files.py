@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import C3Error, reason_of
-from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError
+from .limits import LARGEST_JSON, LARGEST_TEXT, TooLargeError, refusing_excess
 from .locations import open_binary, read_all, upload
 
 _LONGEST_NAME = 255  # bytes, of file systems and of what a record needs
@@ -166,6 +166,42 @@ def require_lines(path: Path, error: type[C3Error]) -> None:
             f"{path} is one JSON list, but JSON is read as a file with one object per line.",
             remedy=f"Convert it: jq -c '.[]' {path.name} > new.jsonl",
         )
+
+
+@contextmanager
+def reading(path: Path, error: type[C3Error]) -> Iterator[None]:
+    """Turn whatever a missing or damaged file raises in the block into an error that names it.
+
+    Raises:
+        C3Error: of the class ``error``, also for a text file that is not made of lines in UTF-8;
+            those that the block raises itself are left as they are.
+    """
+    try:
+        require_lines(path, error)
+        with refusing_excess(path):
+            yield
+    except (C3Error, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise error(
+            f"The file {path} does not exist.",
+            remedy="Check the path. A relative path starts from the current folder.",
+        ) from None
+    except Exception as cause:  # of a damaged file, nearly any
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)[:300].rstrip(".")
+        remedy = "It may be cut short; make it again."
+        if re.search(r"pickle|Python objects|weights_only", str(cause), re.IGNORECASE):
+            # torch goes on with advice that unpickles the file
+            reason = reason.partition(". ")[0]
+            reason += (
+                "; it contains objects that are not arrays, and unpickling them could run code"
+            )
+            remedy = (
+                "Save plain arrays: np.save(path, array.astype(np.float32)), or use safetensors."
+            )
+        if isinstance(cause, TooLargeError):
+            remedy = "If you trust it, save it again without compression or holes."
+        raise error(f"{path} cannot be read ({reason}).", remedy=remedy) from cause
 
 
 def read_json(path: Path) -> Any:

@@ -20,16 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..corpus.splits import HASH_FRACTIONS, SALT, split_order, splits_by_hash
+from ..corpus.tables import read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
 from ..io.files import MALFORMED, read_json, write_json_atomically
 from ..reporter import SILENT, Reporter, counted
 from ..tables import Table
 from .dataset import copy_store, with_column
+from .ids import KEYS, find_column, ids_in
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shards import Failure
-from .vector_files import splits_of_file
 
 COPY_FILE = "copied.json"
 
@@ -183,7 +184,7 @@ def split_store(
     elif fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     else:
-        chosen, kept = splits_of_file(Path(file), key_column, split_column), source.item_splits()
+        chosen, kept = _read_splits(Path(file), key_column, split_column), source.item_splits()
         splits_of = partial(map, chosen.get)
         if chosen.keys().isdisjoint(kept):
             raise StoreError(
@@ -201,6 +202,31 @@ def split_store(
 
     settings = {"command": "split", "fractions": fractions, "seed": seed, "splits": chosen}
     return _make_copy(output, report, [source], settings, change, reporter=reporter)
+
+
+def _read_splits(
+    path: Path, key_column: str | None = None, split_column: str | None = None
+) -> dict[str, str]:
+    """Return the splits that a table names, by key; the first row of a key counts.
+
+    Raises:
+        StoreError: if it cannot be read, or has no column of keys or none of splits.
+    """
+    columns = text_columns(read_table(path, StoreError))
+    key_column = key_column or find_column(columns, None, KEYS)
+    split_column = split_column or find_column(columns, None, ["split"])
+    if key_column not in columns or split_column not in columns:
+        raise StoreError(
+            f"{path} needs a column of keys ({key_column or 'none found'}) and one of splits "
+            f"({split_column or 'none found'}); its columns are "
+            f"{', '.join(map(repr, columns)) or 'none'}.",
+            remedy="Give the names of the columns with --key-column and --split-column.",
+        )
+    split_of: dict[str, str] = {}
+    for key, split in zip(ids_in(columns, key_column), columns[split_column], strict=True):
+        if key and split:
+            split_of.setdefault(key, split)
+    return split_of
 
 
 def _make_copy(

@@ -20,11 +20,12 @@ from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, create_store
+from .pairing import read_files, share_splits
 from .reader import Store
 from .rows import ITEM_COLUMNS, Rows, item_keys, match_items, one_array
 from .shard_indexes import keep_indexes
 from .shards import INFO_FILE, Failure, StoreInfo, part_name, read_header, shard_table, write_rows
-from .vector_files import read_files, read_vectors, share_splits
+from .vector_files import read_vectors
 
 SHARD_ROWS = 32_768
 _UNIT_TOLERANCE = 1e-3

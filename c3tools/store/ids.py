@@ -1,0 +1,89 @@
+"""Ids of rows in files of other programs, which may write one id in several ways.
+
+``000139.jpg``, ``139`` and ``139.0`` are the id of one image, unless the other side has several
+that it could be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import PurePosixPath
+
+from ..corpus.captions import first_column
+from ..corpus.items import IMAGE_SUFFIXES
+from ..corpus.tables import TextColumns
+from .rows import positions
+
+Ids = list[str | None]
+FILE_NAMES = ("image", "file_name", "image_path", "filename", "image_name")
+KEYS = (
+    *("key", "keys", "image_key", "id", "ids", "image_id", "image_ids", "img_id", "image"),
+    *("file_name", "filename", "image_name", "path", "image_path", "url", "names"),
+)
+TEXT_KEYS = ("key", "keys", "text_key", "caption_id", "id", "ids", "names")
+# columns whose values lose the suffix of an image
+_WITH_SUFFIX = {*FILE_NAMES, "path", "image_key"}
+_DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
+
+
+def match_ids(wanted: Sequence[str | None], ids: Sequence[str | None]) -> list[int | None]:
+    """Return for each wanted id the row that has it; None without one.
+
+    An id matches itself. Otherwise it matches the only id that is the same number, or the same
+    name without the suffix of an image: 7 matches 007, but neither if there is 07 too.
+    """
+    row_of = dict(positions([row_id or "" for row_id in ids]))
+    missing = {wanted_id for wanted_id in wanted if wanted_id and wanted_id not in row_of}
+    if missing:
+        row_of_form = {_plain_form(row_id): row for row_id, row in row_of.items()}
+        times_here = Counter(map(_plain_form, missing))
+        times_there = Counter(map(_plain_form, row_of))
+        for missing_id in missing:
+            form = _plain_form(missing_id)
+            if times_here[form] == 1 and times_there[form] == 1:
+                row_of[missing_id] = row_of_form[form]
+    return [row_of.get(wanted_id) if wanted_id else None for wanted_id in wanted]
+
+
+def find_column(columns: TextColumns, wanted: str | None, usual: Sequence[str]) -> str | None:
+    """Return the column that the user named if it is there, else the first of the usual ones, or
+    None.
+    """
+    return wanted if wanted in columns else first_column(usual, list(columns))
+
+
+def ids_in(columns: TextColumns, name: str | None) -> Ids:
+    """Return the ids in a column, None for a row without one; file names lose the suffix of an
+    image. There are none without such a column.
+    """
+    values = columns.get(name, []) if name else []
+    if name and name.lower() in _WITH_SUFFIX:
+        return [without_image_suffix(value) if value else value for value in values]
+    return values
+
+
+def without_image_suffix(name: str) -> str:
+    """Return a file name as `c3 embed` makes keys: without the suffix of an image."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path)
+
+
+def numbered_keys(items: Sequence[str | None]) -> list[str]:
+    """Return a key per row: the number of the row, or, for a row of an item, the item and the
+    number among its rows.
+    """
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return [
+        f"{row:08d}" if item is None else f"{item}#{next(numbers[item])}"
+        for row, item in enumerate(items)
+    ]
+
+
+def _plain_form(row_id: str) -> str:
+    """Return an id without the suffix of an image, and a number as 7, be it written 007 or 7.0."""
+    stem = without_image_suffix(row_id)
+    number = _DECIMAL.fullmatch(stem)
+    return number[1] if number else stem

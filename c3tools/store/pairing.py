@@ -1,0 +1,408 @@
+"""Rows of several modalities from files: their keys, and which of them belong together.
+
+Rows are joined by id wherever both sides have ids: vectors with their table, texts with images,
+other modalities with either. They are paired by order only where one side has no ids at all, and a
+note says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..corpus.captions import TEXT_COLUMNS
+from ..corpus.tables import TextColumns, read_table, text_columns
+from ..errors import StoreError
+from ..reporter import counted
+from .ids import (
+    FILE_NAMES,
+    KEYS,
+    TEXT_KEYS,
+    Ids,
+    find_column,
+    ids_in,
+    match_ids,
+    numbered_keys,
+)
+from .rows import Rows
+from .vector_files import VectorFile, read_vector_file
+from .vector_pickles import read_pickle
+
+_ITEMS = (
+    *("pair_key", "image_key", "image_keys", "image_id", "image_ids", "img_id", "img_ids"),
+    *FILE_NAMES,
+)
+# ids of texts, even where some of them equal ids of images
+_NEVER_ITEMS = ("text_key", "caption_id")
+_CAPTIONS = ("caption", "text", *TEXT_COLUMNS)
+_PATHS = (
+    *("path", "image_path", "img_path", "file_name", "filename", "image_name", "image"),
+    "url",
+)
+_Names = Mapping[str, str | None]
+_Files = Mapping[str, str | Path | None]
+
+
+def read_files(
+    files: _Files,
+    tables: _Files,
+    arrays: _Names,
+    names: _Names,
+    source: str | Path | None = None,
+) -> tuple[list[Rows], list[str]]:
+    """Read files of vectors and their tables, give every row a key, and pair the rows.
+
+    Texts find their image by a column (``image_key``, ``image_id``, ...), by the column
+    ``text_rows`` of the table of images, which lists the rows of each image's texts, or by their
+    own ids where these are those of images. Only where texts or images have no ids are they paired
+    by order. Other modalities are paired with images in the same way, or with texts where images
+    have no ids or are missing.
+
+    Args:
+        files: of vectors, by modality, the image first.
+        tables: of their ids, captions and splits, by modality; without a file of images, theirs is
+            of the texts.
+        arrays: the array, tensor or column of vectors in a file, by modality, if there are several.
+        names: the columns to use for ``key``, ``image_key``, ``caption`` and ``split``, where the
+            usual names do not fit.
+        source: a pickle of the scripts of C3, ClipCap or CapDec in place of the files.
+
+    Returns:
+        The rows with text columns and embeddings as they are in the files, and what the user should
+        know about how they were paired, a sentence each.
+
+    Raises:
+        StoreError: if a file cannot be read, numbers of rows do not match, ids disagree with those
+            of a table, or keys repeat.
+    """
+    vector_files = {
+        modality: read_vector_file(Path(file), arrays.get(modality))
+        for modality, file in files.items()
+        if file
+    }
+    if source is not None:
+        vector_files |= read_pickle(Path(source))
+    descriptions = _read_descriptions(tables, bool(files.get("image")), vector_files, names)
+    _require_columns(vector_files, descriptions, names)
+    notes: list[str] = []
+    if source is not None and "text" not in vector_files:
+        notes.append("The captions in the file have no vectors, so only the images were imported.")
+
+    sides: list[_Side] = []
+    for modality, file in vector_files.items():
+        columns = _describe(modality, file, descriptions.get(modality, {}), names, notes)
+        side = _Side(modality, file.vectors, columns, names)
+        # Pair with the first modality that has ids; if none has, with the first one by order
+        with_ids = [earlier for earlier in sides if earlier.has_ids]
+        side.find_items(next(iter(with_ids or sides), None), notes)
+        if not side.keys:
+            side.keys = numbered_keys(side.items if modality == "text" else [None] * len(side))
+        if modality == "text" and not sides and len(vector_files) > 1:
+            # Without images, a text is an item to pair others with
+            side.items = side.own_items
+        _require_unique_keys(side)
+        sides.append(side)
+    return share_splits([side.rows(names) for side in sides], {}), notes
+
+
+def share_splits(modalities: Sequence[Rows], known: _Names) -> list[Rows]:
+    """Put all rows of an item into one split: the ``known`` one, else the first that one of its
+    rows names.
+    """
+    split_of = {item: split for item, split in known.items() if split}
+    for rows in modalities:
+        for item, split in zip(rows.items, rows.column("split"), strict=True):
+            if split:
+                split_of.setdefault(item, split)
+
+    shared = []
+    for rows in modalities:
+        splits = pa.array([split_of.get(item) for item in rows.items], pa.string())
+        table = rows.table.drop_columns(["split"]).append_column("split", splits)
+        shared.append(replace(rows, table=table))
+    return shared
+
+
+class _Side:
+    """The rows of one modality while they are paired.
+
+    Attributes:
+        name: of the modality.
+        vectors: (n, d).
+        columns: those of the file and of its table.
+        key_column: that of the ids; None without ids.
+        item_columns: those that name the item of each row.
+        has_ids: whether there is any of these columns.
+        keys: the ids of the rows; none without ids.
+        items: the item of each row; None for a row that names none.
+    """
+
+    def __init__(
+        self, name: str, vectors: npt.NDArray[Any], columns: TextColumns, names: _Names
+    ) -> None:
+        self.name = name
+        self.vectors = vectors
+        self.columns = columns
+        self.key_column = find_column(columns, names.get("key"), _usual_keys(name))
+        self.keys = [row_id or "" for row_id in ids_in(columns, self.key_column)]
+        self.item_columns = _item_columns(columns, names.get("image_key"))
+        self.has_ids = bool(self.key_column or self.item_columns)
+        self.items: Ids = [None] * len(vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def own_items(self) -> Ids:
+        """The item of each row, which is the row itself if it names none."""
+        return [item or key for item, key in zip(self.items, self.keys, strict=True)]
+
+    def ids(self, like: str) -> Iterator[tuple[str, Ids]]:
+        """Yield columns that may name the items of these rows: one of the name ``like``, the keys,
+        then the others.
+        """
+        if any(self.items):
+            yield "image_key", self.own_items
+        for column in dict.fromkeys([like, self.key_column, *KEYS]):
+            row_ids = ids_in(self.columns, column)
+            # Ids that repeat are those of something else
+            if row_ids and len(set(row_ids)) == len(row_ids):
+                yield str(column), row_ids
+
+    def find_items(self, first: _Side | None, notes: list[str]) -> None:
+        """Fill in the items of texts, or of another modality, from those of the ``first`` rows.
+
+        Raises:
+            StoreError: if they would have to be paired by order, but cannot.
+        """
+        if self.name != "image" and self.item_columns:
+            self.items = ids_in(self.columns, self.item_columns[0])
+        if first is None:
+            return
+        if first.has_ids and self.has_ids:
+            self._join_by_id(first, notes)
+        else:
+            self._join_by_order(first, notes)
+
+    def _join_by_order(self, first: _Side, notes: list[str]) -> None:
+        if self.item_columns or len(first) != len(self):
+            reason = (
+                f"they name their items in the column {self.item_columns[0]!r}"
+                if self.item_columns
+                else "the numbers differ"
+            )
+            raise StoreError(
+                f"{len(self):,} {self.name} rows cannot be paired with {len(first):,} "
+                f"{first.name} rows without ids by their order, because {reason}.",
+                remedy="Give ids: --meta FILE with those of the images, --text-meta FILE with a "
+                "column image_key.",
+            )
+        without_ids = [f"{side.name} rows" for side in (self, first) if not side.has_ids]
+        notes.append(
+            f"The {' and the '.join(without_ids)} have no ids: row i was paired with row i "
+            f"({counted(len(self), 'pair')})."
+        )
+        self.items = first.own_items
+        if self.name == "text" and find_column(self.columns, None, _CAPTIONS) is None:
+            # The table of the images has a caption for each
+            self.columns = first.columns | self.columns
+
+    def _join_by_id(self, first: _Side, notes: list[str]) -> None:
+        """Find the items by the first of the columns here that has an id in common with the
+        ``first`` rows.
+        """
+        columns = self.item_columns
+        if not columns and self.key_column not in _NEVER_ITEMS:
+            columns = [str(self.key_column)]
+            if len(set(self.keys)) < len(self):
+                # Several texts have the id of one image
+                self.keys = numbered_keys([key or None for key in self.keys])
+        for column in columns:
+            wanted = ids_in(self.columns, column)
+            for first_column, first_ids in first.ids(column):
+                rows = match_ids(wanted, first_ids)
+                paired = len(rows) - rows.count(None)
+                if not paired:
+                    continue
+                notes.append(
+                    f"{self.name.capitalize()} rows were paired with {first.name} rows by "
+                    f"their columns {column!r} and {first_column!r}: {paired:,} of "
+                    f"{len(self):,} {self.name} rows and {len(set(rows) - {None}):,} of "
+                    f"{len(first):,} {first.name} rows are paired."
+                )
+                # A row without a partner keeps the item that it names
+                named_items = wanted if self.item_columns else self.items
+                first_items = first.own_items
+                self.items = [
+                    name if row is None else first_items[row]
+                    for name, row in zip(named_items, rows, strict=True)
+                ]
+                return
+        tried = (*columns, self.key_column)[0]
+        notes.append(
+            f"No rows are paired: the ids of the {self.name} rows ({tried!r}) and of the "
+            f"{first.name} rows ({first.key_column!r}) have nothing in common. Use "
+            f"--image-key-column to name the column of the {self.name} rows that contains ids of "
+            f"the others."
+        )
+
+    def rows(self, names: _Names) -> Rows:
+        """Return the rows with the columns that a store has."""
+        columns: dict[str, Sequence[str | None]] = {"key": self.keys}
+        if self.name == "image":
+            columns["path"] = self._column(None, _PATHS)
+        elif self.name == "text":
+            columns["caption"] = self._column(names.get("caption"), _CAPTIONS)
+            columns["image_key"] = self.items
+        else:
+            columns["pair_key"] = self.items
+        columns["split"] = self._column(names.get("split"), ["split"])
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        return Rows(self.name, self.vectors, table)
+
+    def _column(self, wanted: str | None, usual: Sequence[str]) -> Ids:
+        column = find_column(self.columns, wanted, usual)
+        return self.columns[column] if column else [None] * len(self)
+
+
+def _usual_keys(modality: str) -> Sequence[str]:
+    return TEXT_KEYS if modality == "text" else KEYS
+
+
+def _item_columns(columns: TextColumns, wanted: str | None) -> list[str]:
+    """Return the columns that name the item of a row: the one wanted alone, else all usual ones."""
+    if wanted in columns:
+        return [str(wanted)]
+    usual = [find_column(columns, None, [name]) for name in _ITEMS]
+    return list(dict.fromkeys(name for name in usual if name))
+
+
+def _read_descriptions(
+    tables: _Files, has_image_file: bool, vector_files: Mapping[str, VectorFile], names: _Names
+) -> dict[str, TextColumns]:
+    """Return the columns of the tables that describe rows, by modality."""
+    read = {
+        modality: read_table(Path(file), StoreError) for modality, file in tables.items() if file
+    }
+    if "image" in read and not has_image_file:
+        read.setdefault("text", read.pop("image"))
+    descriptions = {modality: text_columns(table) for modality, table in read.items()}
+    has_text_rows = "text_rows" in descriptions.get("image", {})
+    if has_text_rows and "text" in vector_files and "text" not in descriptions:
+        n = len(vector_files["text"].vectors)
+        descriptions["text"] = _listed_texts(read["image"], descriptions["image"], names, n)
+    return descriptions
+
+
+def _listed_texts(table: pa.Table, columns: TextColumns, names: _Names, n: int) -> TextColumns:
+    """Return the columns of n texts that a table of images describes: its column ``text_rows``
+    lists the rows of the texts of each image, its column of captions the texts.
+
+    Raises:
+        StoreError: if a row is listed twice or does not exist, or its image has no id.
+    """
+    image_keys: Ids = [None] * n
+    captions: Ids = [None] * n
+    key_column = find_column(columns, names.get("key"), KEYS)
+    caption_column = find_column(columns, names.get("caption"), _CAPTIONS)
+    nothing = [None] * len(table)
+    keys_of_images = ids_in(columns, key_column) or nothing
+    captions_of_images = table.column(caption_column).to_pylist() if caption_column else nothing
+    rows_of_images = table.column("text_rows").to_pylist()
+    for image_key, rows, texts in zip(
+        keys_of_images, rows_of_images, captions_of_images, strict=True
+    ):
+        for place, row in enumerate(rows or ()):
+            if image_key is None or not 0 <= row < n or image_keys[row]:
+                raise StoreError(
+                    f"The column text_rows names one of the {n:,} texts twice, or one that is not "
+                    f"there.",
+                    remedy="Each image needs an id and the rows of its own texts, from 0.",
+                )
+            image_keys[row] = image_key
+            if isinstance(texts, list) and place < len(texts):
+                captions[row] = texts[place]
+    return {"image_key": image_keys, "caption": captions}
+
+
+def _require_columns(
+    vector_files: Mapping[str, VectorFile],
+    descriptions: Mapping[str, TextColumns],
+    names: _Names,
+) -> None:
+    """Refuse names of columns that no file has.
+
+    Raises:
+        StoreError: with the columns that there are.
+    """
+    present: set[str] = set()
+    for columns in (*descriptions.values(), *(file.columns for file in vector_files.values())):
+        present.update(columns)
+    for name in names.values():
+        if name and name not in present:
+            raise StoreError(
+                f"There is no column {name!r}. The columns are "
+                f"{', '.join(map(repr, sorted(present))) or 'none'}."
+            )
+
+
+def _require_unique_keys(side: _Side) -> None:
+    times = Counter(side.keys)
+    for key, n in times.items():
+        if not key or n > 1:
+            raise StoreError(
+                f"Keys of {side.name} rows must be unique, but {key!r} occurs {n} times.",
+                remedy="Choose another column with --key-column.",
+            )
+
+
+def _describe(
+    modality: str, file: VectorFile, table: TextColumns, names: _Names, notes: list[str]
+) -> TextColumns:
+    """Return the columns beside vectors and those of their table, joined by id if both have ids,
+    else by order.
+
+    Raises:
+        StoreError: if the ids differ, or the numbers of rows.
+    """
+    n = len(file.vectors)
+    key_column = find_column(file.columns, names.get("key"), _usual_keys(modality))
+    table_key_column = find_column(table, names.get("key"), _usual_keys(modality))
+    row_ids = ids_in(file.columns, key_column)
+    table_ids = ids_in(table, table_key_column)
+    if key_column and table_key_column and row_ids != table_ids:
+        rows = match_ids(row_ids, table_ids)
+        missing = rows.count(None)
+        if missing == n or len(set(table_ids)) < len(table_ids):
+            raise StoreError(
+                f"The {modality} vectors and their table both have ids ({table_key_column!r}), "
+                f"but the ids differ.",
+                remedy="Use the table of these vectors, with each id once, or remove the ids from "
+                "one of the two.",
+            )
+        if missing:
+            notes.append(
+                f"The table describes {n - missing:,} of {n:,} {modality} rows; "
+                f"{row_ids[rows.index(None)]!r}, for example, is missing."
+            )
+        # The ids of the vectors stay, unless the user asked for those of the table
+        described = {
+            column: [None if row is None else values[row] for row in rows]
+            for column, values in table.items()
+            if column != table_key_column or column == names.get("key")
+        }
+        return file.columns | described
+    table_rows = len(next(iter(table.values()), []))
+    if table and table_rows != n:
+        raise StoreError(
+            f"There are {n:,} {modality} rows, but {counted(table_rows, 'row')} in their table.",
+            remedy="A table needs one row per vector, in the same order. Texts have their own "
+            "table: --text-meta FILE.",
+        )
+    return file.columns | table

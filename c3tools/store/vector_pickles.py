@@ -1,0 +1,136 @@
+"""Vectors in pickles of the scripts of C3, ClipCap and CapDec, read without running code.
+
+A pickle is a program; the unpickler here builds tensors, numbers, texts and containers, and refuses
+every other name. The layouts:
+
+    C3       {"images": {id: {"embed", "img_path"}},
+              "captions": {id: {"embed", "caption", "img_id"}}}, a file per split
+    ClipCap  {"clip_embedding": (n, d) of the image of each caption,
+              "captions": [{"caption", "image_id", "id"}]}
+    CapDec   the same with "clip_embedding_text_dave": (n, d) of the captions;
+              "clip_embedding" may be empty
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..corpus.tables import TextColumns
+from ..errors import StoreError
+from ..io.files import reading
+from ..io.limits import check_unpacked
+from .vector_files import VectorFile
+
+
+class _Entry(NamedTuple):
+    """One row in a pickle: its id, and what the pickle says about it, ``embed`` among it."""
+
+    row_id: Any
+    values: dict[str, Any]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds tensors, numbers, texts and containers; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "torch._utils", "_rebuild_tensor_v2":
+                import torch._utils
+
+                return torch._utils._rebuild_tensor_v2
+            case "torch.storage", "_load_from_bytes":
+                import torch
+
+                return lambda payload: torch.load(io.BytesIO(payload), weights_only=True)
+            case "collections", "OrderedDict":
+                return OrderedDict
+        raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
+
+
+def read_pickle(path: Path) -> dict[str, VectorFile]:
+    """Read the vectors in a pickle of the scripts of C3, ClipCap or CapDec, by modality.
+
+    A split in the name of the file is that of its rows.
+
+    Raises:
+        StoreError: if it contains anything but tensors, numbers and texts, is damaged, or has
+            another layout.
+    """
+    with reading(path, StoreError):
+        content: Any = None
+        if path.suffix.lower() in (".pkl", ".pickle"):
+            with path.open("rb") as file:
+                content = _Unpickler(file).load()
+        modalities = {
+            name: _vector_file(path, entries)
+            for name, entries in _entries_of(content).items()
+            if entries
+        }
+    if not modalities:
+        raise StoreError(
+            f"{path} is not a pickle (.pkl) that the scripts of C3, ClipCap or CapDec write.",
+            remedy="Import files of arrays by name: c3 import --image FILE.npy --text FILE.npy",
+        )
+    return modalities
+
+
+def _entries_of(content: Any) -> dict[str, list[_Entry]]:
+    """Return the entries of a pickle by modality; none if it has another layout."""
+    match content:
+        case {"images": dict(images), "captions": dict(captions)}:
+            return {
+                "image": [_Entry(*item) for item in images.items()],
+                "text": [_Entry(*item) for item in captions.items()],
+            }
+        case {"clip_embedding": vectors, "captions": list(captions)}:
+            # An image has a row for each of its captions, all of them equal
+            image_rows = _with_vectors(captions, vectors)
+            images = {row["image_id"]: {"embed": row["embed"]} for row in image_rows}
+            text_rows = _with_vectors(captions, content.get("clip_embedding_text_dave"))
+            return {
+                "image": [_Entry(*item) for item in images.items()],
+                "text": [_Entry(text.get("id", row), text) for row, text in enumerate(text_rows)],
+            }
+    return {}
+
+
+def _with_vectors(captions: list[dict[str, Any]], vectors: Any) -> list[dict[str, Any]]:
+    """Return captions with the rows of a tensor as ``embed``; none if there is no such row.
+
+    Row i belongs to caption i. The number that a caption has as ``clip_embedding`` may be another:
+    in ClipCap's files of Conceptual Captions it starts again after the rows of val.
+    """
+    n = len(vectors) if hasattr(vectors, "shape") and vectors.shape else 0
+    if n not in (0, len(captions)):
+        raise ValueError(f"it has {len(captions):,} captions, but {n:,} vectors")
+    return [{**captions[row], "embed": vectors[row]} for row in range(n)]
+
+
+def _vector_file(path: Path, entries: Sequence[_Entry]) -> VectorFile:
+    """Return the vectors of entries, and their keys, splits, captions and images."""
+    tensors = [entry.values["embed"] for entry in entries]
+    check_unpacked("it", sum(tensor.nbytes for tensor in tensors), path.stat().st_size)
+    words = path.stem.lower().split("_")
+    split = next((name for name in ("train", "val", "test") if name in words), None)
+    columns: TextColumns = {
+        "key": [_text(entry.row_id) for entry in entries],
+        "split": [split] * len(entries),
+    }
+    for column in ("caption", "img_path", "image_id", "img_id"):
+        if column in entries[0].values:
+            columns[column] = [_text(entry.values.get(column)) for entry in entries]
+    return VectorFile(np.stack([tensor.flatten().numpy() for tensor in tensors]), columns)
+
+
+def _text(value: Any) -> str | None:
+    # others could be nested without end
+    if not isinstance(value, str | int | float | None):
+        raise TypeError(f"{type(value).__name__} in place of a text or number")
+    return None if value is None else str(value)
