@@ -74,7 +74,8 @@ def pull(
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
-    from c3tools.io.artifact import class_of, download_repository, holds_result
+    from c3tools.io.artifact import holds_result
+    from c3tools.io.hub import class_of, download_repository
 
     try:
         fetched = download_repository(

@@ -27,15 +27,8 @@ from ..assets.paths import C3_MINI_CAPTIONER
 from ..encoders import Encoder, resolve_encoder
 from ..errors import DecoderError
 from ..identity import ModelIdentity
-from ..io.artifact import (
-    ArtifactType,
-    Card,
-    HubRepository,
-    digest_of,
-    local_folder,
-    reading,
-    writing,
-)
+from ..io.artifact import ArtifactType, digest_of, reading, writing
+from ..io.hub import Card, HubRepository, local_folder
 from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
@@ -325,25 +318,29 @@ class Captioner(HubRepository):
         return {**self.record, "parameters": self.decoder.count_parameters()}
 
     def card(self) -> Card:
-        """Return the facts of its card on the hub."""
+        """Return its card on the hub."""
         record = self.record
-        chosen = {name: record.get(name) for name in ("preset", "sigma", "size", "seed")}
-        captions = (record.get("captions") or {}).get("train")
-        chosen |= {"captions": captions, "parameters": self.decoder.count_parameters()}
+        facts = {
+            "encoder": self.model,
+            "preset": record.get("preset"),
+            "sigma": record.get("sigma"),
+            "size": record.get("size"),
+            "seed": record.get("seed"),
+            "captions": (record.get("captions") or {}).get("train"),
+            "parameters": self.decoder.count_parameters(),
+            "validation loss": record.get("best_val_loss"),
+        }
         learned = "captions alone, without images"
         if record.get("modality") == "image":
-            rewarded = record.get("monitor") == "reward"  # ESPER
-            learned = (
-                "images alone, without captions of them"
-                if rewarded
-                else "images and their captions"
-            )
-        return (
-            f"A captioner of embeddings of `{self.model.name}`. It learned from {learned}.",
-            'import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
+            learned = "images and their captions"
+            if record.get("monitor") == "reward":  # ESPER
+                learned = "images alone, without captions of them"
+        return Card(
+            summary=f"A captioner of embeddings of `{self.model.name}`. It learned from {learned}.",
+            code='import c3tools\n\ncaptioner = c3tools.Captioner.from_pretrained("{name}")\n'
             'captioner.caption(["photo.jpg"])',
-            {"encoder": self.model, **chosen, "validation loss": record.get("best_val_loss")},
-            {
+            facts=facts,
+            metadata={
                 "tags": ["c3tools", "image-captioning", "CLIP", "modality-gap"],
                 "pipeline_tag": "image-to-text",
             },

@@ -22,8 +22,8 @@ from ..assets.paths import C3_MINI
 from ..devices import Compute, pick
 from ..errors import C3Error, EncoderError, MissingExtraError, reason_of
 from ..identity import UNKNOWN_MODEL
-from ..io.artifact import HUB, is_reachable
 from ..io.files import sha256_of
+from ..io.hub import HUB, is_reachable
 from ..reporter import SILENT, Reporter
 from .encoder import Encoder, Modality
 from .openvino_backend import (

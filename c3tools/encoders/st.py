@@ -17,7 +17,7 @@ from PIL import Image
 from ..arrays import Floats
 from ..devices import Compute, threads
 from ..errors import EncoderError, MissingExtraError
-from ..io.artifact import is_reachable
+from ..io.hub import is_reachable
 from .loading import OFFLINE_REMEDY, weights_sha256
 
 # names of prompts, by precedence as in `encode_document`

@@ -29,7 +29,8 @@ from ..encoders import Encoder, resolve_encoder
 from ..encoders.loading import quiet, weights_sha256
 from ..errors import GeneratorError, reason_of
 from ..identity import ModelIdentity
-from ..io.artifact import ArtifactType, Card, HubRepository, digest_of, reading, writing
+from ..io.artifact import ArtifactType, digest_of, reading, writing
+from ..io.hub import Card, HubRepository
 from ..reporter import SILENT, Reporter
 from ..seeds import keyed_normal, torch_seed
 from ..store import Store
@@ -262,22 +263,22 @@ class Generator(ImageGenerator, HubRepository):
         return {**self.record, "parameters": sum(p.numel() for p in self.network.parameters())}
 
     def card(self) -> Card:
-        """Return the facts of its card on the hub."""
+        """Return its card on the hub."""
         chosen = {name: self.record.get(name) for name in _FACTS}
         photos = (self.record.get("photos") or {}).get("train")
-        return (
-            f"A generator of small images from embeddings of `{self.model.name}`. It learned from "
-            f"photos and their "
-            "image embeddings alone, without texts.",
-            'import c3tools\n\ngenerator = c3tools.Generator.from_pretrained("{name}")\n'
+        facts = {
+            "encoder": self.model,
+            **chosen,
+            "photos": photos,
+            "validation loss": self.record.get("best_val_loss"),
+        }
+        return Card(
+            summary=f"A generator of small images from embeddings of `{self.model.name}`. It "
+            "learned from photos and their image embeddings alone, without texts.",
+            code='import c3tools\n\ngenerator = c3tools.Generator.from_pretrained("{name}")\n'
             'generator.generate(["a dog on the beach"])',
-            {
-                "encoder": self.model,
-                **chosen,
-                "photos": photos,
-                "validation loss": self.record.get("best_val_loss"),
-            },
-            {
+            facts=facts,
+            metadata={
                 "tags": ["c3tools", "image-generation", "CLIP", "modality-gap"],
                 "pipeline_tag": "text-to-image",
             },

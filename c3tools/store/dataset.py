@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from ..corpus.splits import split_order
 from ..errors import StoreError
-from ..io.artifact import Card
+from ..io.hub import Card
 from ..io.parquet import read_parquet
 from ..reporter import SILENT, Reporter
 from .manifest import StoreWriter, new_store
@@ -29,7 +29,7 @@ from .shards import Failure, StoreInfo, part_name, write_rows
 
 
 def card_of(store: Any) -> Card:
-    """Return the facts of the card of a store."""
+    """Return the card of a store."""
     info, names = store.info, store.modalities
     counts = {
         name: sorted(store.split_counts(name).items(), key=lambda item: split_order(item[0]))
@@ -47,13 +47,13 @@ def card_of(store: Any) -> Card:
         },
     }
     configs = [{"config_name": name, "data_files": f"{name}/part-*.parquet"} for name in names]
-    return (
-        f"Embeddings of `{info.model.name}` without the images themselves.",
-        f'import c3tools, datasets\n\nrows = datasets.load_dataset("{{name}}", "{names[0]}", '
+    return Card(
+        summary=f"Embeddings of `{info.model.name}` without the images themselves.",
+        code=f'import c3tools, datasets\n\nrows = datasets.load_dataset("{{name}}", "{names[0]}", '
         f'split="train")  # all\n'
         'store = c3tools.Store.from_pretrained("{name}", output="c3-store")',
-        facts,
-        {"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"], "configs": configs},
+        facts=facts,
+        metadata={"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"], "configs": configs},
     )
 
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from ..corpus.splits import ALL, STANDARD, Kept, describe_rule, kept_splits, split_order
 from ..errors import C3Error, IncompleteStoreError, StoreError
-from ..io.artifact import HubRepository
 from ..io.files import sha256_of
+from ..io.hub import HubRepository
 from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted

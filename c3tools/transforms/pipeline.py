@@ -28,8 +28,8 @@ from safetensors.numpy import save as save_tensors
 from ..arrays import Matrix
 from ..errors import TransformError, optional_module
 from ..identity import ModelIdentity
-from ..io.artifact import Card, HubRepository, local_folder
 from ..io.files import read_limited, write_atomically, write_text_atomically
+from ..io.hub import Card, HubRepository, local_folder
 from ..io.locations import location
 from ..moments import Moments
 from ..seeds import keyed_normal
@@ -387,7 +387,7 @@ class Pipeline(HubRepository):
         )
 
     def card(self) -> Card:
-        """Return the facts of its card on the hub."""
+        """Return its card on the hub."""
         self.check_fitted()
         model = ModelIdentity(self.provenance.get("model") or {})
         facts = {
@@ -396,13 +396,13 @@ class Pipeline(HubRepository):
             **{f"fitted on {name} rows": n for name, n in self.provenance.get("n", {}).items()},
             **{f"step {place}": repr(step) for place, step in enumerate(self.steps, start=1)},
         }
-        return (
-            f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy applies "
-            f"it.",
-            'import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
+        return Card(
+            summary=f"A fitted pipeline, `{self.name}`, for embeddings of `{model.name}`: numpy "
+            f"applies it.",
+            code='import c3tools\n\npipeline = c3tools.Pipeline.from_pretrained("{name}")\n'
             'pipeline.transform(embeddings, modality="image")  # float32 (n, d)',
-            facts,
-            {"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"]},
+            facts=facts,
+            metadata={"tags": ["c3tools", "embeddings", "CLIP", "modality-gap"]},
         )
 
     def save(self, directory: str | Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TransformError
-from ..io.artifact import local_folder
+from ..io.hub import local_folder
 from ..reporter import SILENT, Reporter
 from .pipeline import Pipeline
 from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, parse_sigma, sigma_by_rule

@@ -103,7 +103,7 @@ def test_a_card_says_what_was_learned_from(captioner: Captioner) -> None:
     ):
         assert (
             f"learned from {learned}"
-            in replace(captioner, record={**captioner.record, **record}).card()[0]
+            in replace(captioner, record={**captioner.record, **record}).card().summary
         )
 
 

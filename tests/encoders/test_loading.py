@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from c3tools.encoders import load_encoder, loading, resolve_encoder
 from c3tools.errors import EncoderError
 from c3tools.identity import UNKNOWN_MODEL
-from c3tools.io import artifact
+from c3tools.io import hub
 from tests.conftest import Messages
 from tests.connect.photos import save_tiny_clip
 from tests.golden import recorded
@@ -99,10 +99,10 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        assert artifact.is_reachable(address)
-        assert not artifact.is_reachable("http://127.0.0.1:1")
+        assert hub.is_reachable(address)
+        assert not hub.is_reachable("http://127.0.0.1:1")
         monkeypatch.setenv("HTTPS_PROXY", address)
-        assert artifact.is_reachable("http://127.0.0.1:1")
+        assert hub.is_reachable("http://127.0.0.1:1")
         monkeypatch.delenv("HTTPS_PROXY")
     ended = threading.Event()
 
@@ -111,8 +111,8 @@ def test_a_server_answers_directly_or_through_a_proxy_and_a_look_up_that_hangs_i
         raise OSError
 
     monkeypatch.setattr(socket, "create_connection", hang)
-    monkeypatch.setattr(artifact, "_PATIENCE", 0.05)
-    assert not artifact.is_reachable("https://example.org")
+    monkeypatch.setattr(hub, "_PATIENCE", 0.05)
+    assert not hub.is_reachable("https://example.org")
     ended.set()
 
 

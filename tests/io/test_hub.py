@@ -13,7 +13,7 @@ import pytest
 
 from c3tools import Captioner, Pipeline, Store, verify_store
 from c3tools.errors import C3Error, DecoderError, StoreError, UnreachableError
-from c3tools.io.artifact import class_of
+from c3tools.io.hub import class_of
 from c3tools.store import Failure, Rows, StoreWriter
 from tests.captioning.conftest import trained_captioner
 from tests.conftest import C3, add_shard, as_json, build_store, unit_rows

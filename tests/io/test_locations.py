@@ -10,7 +10,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 
 from c3tools.errors import MissingExtraError, RefusedError, UnreachableError
-from c3tools.io.artifact import is_reachable
+from c3tools.io.hub import is_reachable
 from c3tools.io.locations import expand, location, retrying
 
 
