@@ -36,6 +36,7 @@ from c3tools.pages.render import interval
 from c3tools.seeds import generator
 from c3tools.store import Store
 from c3tools.terminal import TerminalReporter
+from c3tools.transforms.fitting import moments_of
 from c3tools.transforms.sigma import (
     MIN_IMAGES,
     PUBLISHED,
@@ -179,7 +180,7 @@ def val_pairs(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np
     split.
     """
     pairs = store.pairs(split="val")
-    means = [store.fitting_moments(modality).mean for modality in ("image", "text")]
+    means = [moments_of(store, modality).mean for modality in ("image", "text")]
     return pairs.first.embeddings, pairs.arrays()[1], pairs.item_index[pairs.rows], means
 
 

@@ -25,7 +25,7 @@ from ..captioning.steering import load_text_encoder
 from ..captioning.train import DecoderTask, captions_of_images, fit, training_rows
 from ..devices import Compute
 from ..encoders import Encoder
-from ..errors import DecoderError, MetricError
+from ..errors import DecoderError, MetricError, TransformError
 from ..io.artifact import digest_of
 from ..metrics.captions import JAVA_METRICS, missing_for, score_captions
 from ..metrics.retrieval import nearest
@@ -35,6 +35,12 @@ from ..seeds import generator
 from ..store import Rows, Store
 from ..training.loop import CheckpointDir
 from ..transforms import Pipeline, preset
+from ..transforms.fitting import (
+    MIN_ROWS_OF_A_MEAN,
+    fitting_moments,
+    load_command,
+    moments_of,
+)
 from .methods import METHODS, PUBLISHED, Cell, Method, Training
 from .table import Ablation, Run
 
@@ -43,6 +49,17 @@ _SAME_PHOTO = 0.999  # cosine; another backend or precision changes an embedding
 _EXAMPLES = 60
 _KEPT_DIGITS = 4  # of the values of images, in percent
 _TOGETHER = {"zerocap": 1, "magic": 16}  # images that are captioned at a time
+
+
+def _require_means(store: Store, moments: Mapping[str, Moments]) -> None:
+    """Refuse a store without a mean of each modality, which Collapse subtracts."""
+    for name in ("image", "text"):
+        if name not in moments or not moments[name].n:
+            raise TransformError(
+                f"An ablation compares methods with Collapse, but {store.path} has fewer than "
+                f"{MIN_ROWS_OF_A_MEAN} {name} rows in the train split, too few for a mean.",
+                remedy=f"Embed more, or load moments: {load_command(store)}.",
+            )
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,7 @@ class CaptionTask:
                 f"The rows of {store.path} went through {exported[0].name}; the methods begin "
                 f"with them."
             )
-        moments = {modality: store.fitting_moments(modality) for modality in ("image", "text")}
+        moments = dict(fitting_moments(store).moments)
         scored = store
         if test_store is not None:  # another domain, in which the same key names another image
             scored = Store.open(test_store, reporter=reporter)
@@ -137,12 +154,13 @@ class CaptionTask:
                 scored.info.model, own=f"The store {store.path}", theirs=f"the store {scored.path}"
             )
             require_captions(scored)
-            if not moments["image"].n:
-                moments["image"] = scored.fitting_moments("image")
+            if "image" not in moments:
+                moments["image"] = moments_of(scored, "image")
                 notes.append(
                     f"{store.path} has no image mean; it is that of the train images of "
                     f"{scored.path}."
                 )
+        _require_means(store, moments)
         references = store_references(scored)
         images, left_out = images_with_references(scored, split, references)
         if left_out:

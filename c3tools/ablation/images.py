@@ -29,6 +29,7 @@ from ..seeds import generator
 from ..store import Pairs, Rows, Store
 from ..training.loop import CheckpointDir, train
 from ..transforms import preset
+from ..transforms.fitting import moments_of
 from .methods import IMAGE_METHODS, Cell, Method, Training
 from .table import Ablation, Run
 
@@ -135,7 +136,7 @@ class ImageTask:
         return digest_of(
             [asdict(self.size), self.compute.precision],
             *(part for photos in self.photos for part in (photos.rows.embeddings, photos.pixels)),
-            *(self.store.fitting_moments(modality).mean for modality in ("image", "text")),
+            *(moments_of(self.store, modality).mean for modality in ("image", "text")),
         )
 
     @cached_property

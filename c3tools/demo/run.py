@@ -45,6 +45,7 @@ from ..store import Store
 from ..store.means import load_means
 from ..store.shards import INFO_FILE
 from ..tables import Table
+from ..transforms.fitting import moments_of
 from ..transforms.sigma import caption_spread, scaled_spread
 
 _EXTREMES = 6  # photos in each of the two groups that come first
@@ -291,7 +292,7 @@ def run_demo(
             sigma, sigma_from = rule.sigma or 0.0, f"from {rule.rests_on}"
         reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {sigma_from}")
         train, val = (rows.select(np.arange(len(rows))[:captions]) for rows in (train, val))
-        means = {name: photos.fitting_moments(name) for name in ("image", "text")}
+        means = {name: moments_of(photos, name) for name in ("image", "text")}
         reporter.message(
             f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image"
         )

@@ -18,9 +18,9 @@ from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Progress, Reporter, counted
 from ..seeds import generator
 from ..store import Pairs, Rows, Store, embedding_matrix
+from ..transforms.fitting import BUNDLED, LOADED, fitting_moments
 
 MIN_ROWS = 3
-MIN_FIT_ROWS = 100
 MAX_ITEMS, MAX_ROWS = 100_000, 200_000
 """Largest sample: items, and rows of the second modality."""
 EXACT_SCORES, EXACT_ROWS = 400_000_000, 100_000
@@ -35,6 +35,7 @@ NORM_TOLERANCE = 1e-3
 """Largest distance of a norm from 1 in a store of normalised rows: rounding to float16 explains
 half of it."""
 _NAMED_KEYS = 5
+_SOURCES = {LOADED: "loaded moments", BUNDLED: "the moments bundled with c3-mini"}
 _EQUAL_DIGITS = 6  # of means of equal rows, which rounding may set apart
 
 
@@ -328,23 +329,7 @@ def collect(
     for name, share in working.distinct_shares(first, second).items():
         independent[name] = max(1, round(independent[name] * share))
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
-    none = Moments.empty(store.info.dim)
-    train = {
-        name: store.unit_moments(name, "train") if store.count(name, "train") else none
-        for name in moments
-    }
-    enough = all(own.n >= MIN_FIT_ROWS for own in train.values())
-    fit_moments = train if enough else moments
-    listed = ", ".join(f"{own.n:,} {name}" for name, own in fit_moments.items()) + " rows"
-    fitted_on = (
-        f"the train split ({listed}; split by a hash of the keys if the corpus has no splits)"
-    )
-    if not enough:
-        which = "all rows" if split in (None, ALL) else f"the {split} split"
-        fitted_on = (
-            f"{which} ({listed}), because the train split has fewer than {MIN_FIT_ROWS} "
-            f"rows of a modality"
-        )
+    fit_moments, fitted_on = _moments_to_fit(store, moments, split, notes)
     return Collected(
         first=first,
         second=second,
@@ -367,6 +352,30 @@ def number_equal_rows(rows: Floats) -> Indices:
     for row in rows:
         numbers.setdefault(row.tobytes(), len(numbers))
     return np.array([numbers[row.tobytes()] for row in rows], np.int64)
+
+
+def _moments_to_fit(
+    store: Store, moments: dict[str, Moments], split: str | None, notes: list[str]
+) -> tuple[dict[str, Moments], str]:
+    """Return the moments that transforms are fitted on, and where they come from, in words."""
+    known = fitting_moments(store)
+    if known.note:
+        notes.append(known.note)
+    if known.too_few.keys() & moments.keys():
+        # What Collapse would do with the means of these very rows
+        fit_moments = moments
+        fitted_on = "all rows" if split in (None, ALL) else f"the {split} split"
+        notes.append(
+            f"In this report, Collapse subtracts the means of the rows that it measures "
+            f"({fitted_on}), which flatters it."
+        )
+    else:
+        fit_moments = {name: known.moments[name] for name in moments}
+        sources = dict.fromkeys(known.sources[name] for name in moments)
+        fitted_on = " and ".join(_SOURCES.get(source, f"the {source} split") for source in sources)
+    listed = ", ".join(f"{own.n:,} {name}" for name, own in fit_moments.items()) + " rows"
+    fitted_on = f"{fitted_on} ({listed})"
+    return fit_moments, fitted_on
 
 
 def collect_single(store: Store, modality: str, *, split: str | None = None) -> tuple[Moments, int]:

@@ -51,7 +51,7 @@ from ..store.shards import INFO_FILE, shard_schema
 from ..tables import Table
 from ..transforms import Pipeline, open_pipeline, preset
 from ..transforms.calibration import Calibration
-from ..transforms.fitting import first_pairs, first_rows
+from ..transforms.fitting import first_pairs, first_rows, load_command, moment_sources
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -90,7 +90,7 @@ class Hit:
 
     Attributes:
         score: how unusual the cosine is among rows of the same modality, in standard deviations
-            (`Calibration.z`).
+            (`Calibration.z`); the cosine itself if the store had too few rows to tell.
         cosine: of the row with the query after the transform (with the preset fair, times a number
             of the modality).
         row: its number in the index.
@@ -766,7 +766,10 @@ def build_index(
         if split == "all" or store.kept_splits is None
         else sorted(store.kept_splits),
         "pipeline": chosen.record()["checksum"] if chosen.fitted else chosen.config(),
-        "moments": None if chosen.fitted or not loaded else digest_of(*loaded),
+        "moments": {
+            "sources": moment_sources(store),
+            "loaded": digest_of(*loaded) if loaded else None,
+        },
         "shard_rows": shard_rows,
         "recall": recall,
         "seed": seed,
@@ -795,11 +798,11 @@ def build_index(
                 reason = f"FAISS cannot add rows to this index ({last_line(error)})"
             reporter.message(f"Rebuilding {folder}: {reason}.")
         if not centred:
+            others = "texts" if known == {"image"} else "images"
             reporter.message(
-                f"The store has {' and '.join(sorted(known))} rows only, so nothing is centred; "
-                f"that takes the moments "
-                "of another modality too: c3 means --load FILE (those of c3-mini: c3 means --load "
-                "c3-mini)."
+                f"Nothing is centred: the store has only {' and '.join(sorted(known))} rows. That "
+                f"is fine unless you search with {others}; then load their moments: "
+                f"{load_command(store)}."
             )
         return _build(store, folder, chosen, settings, source, reporter)
 
@@ -896,6 +899,8 @@ def _build(
             dict(zip(parts, map(Moments.from_rows, blocks), strict=True)), chosen
         )
     index = Index(folder, record, filled, rows, calibration)
+    if len(parts) > 1 and not calibration.moments:
+        reporter.message("Searches of this index rank by the cosine, which is not calibrated.")
     _write(index)
     if len(parts) == 2:
         from ..geometry.spaces import modality_bias

@@ -390,21 +390,6 @@ class Store(HubRepository):
         self._require_listed(EXTERNAL_FILE)
         return load_moments(path)
 
-    def fitting_moments(self, modality: str, split: str = "train") -> Moments:
-        """Return the moments that transforms are fitted on: loaded ones if there are any, else
-        those of ``split``.
-
-        They are the moments of rows of norm 1, see `unit_moments`; empty if the modality has no
-        rows in the split.
-        """
-        if external := self.external_moments()[0].get(modality):
-            return external
-        return (
-            self.unit_moments(modality, split)
-            if self.count(modality, split)
-            else Moments.empty(self.info.dim)
-        )
-
     def unit_moments(self, modality: str, split: str | None = None) -> Moments:
         """Return the moments of the rows scaled to norm 1; the rows are read once if the store
         keeps norms.

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import Array
+from ..corpus.splits import ALL
 from ..errors import TransformError
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, unit_rows
-from .fitting import FitData
+from .fitting import FitData, fitting_moments
 from .operations import Affine, Unit
 from .pipeline import Pipeline
 from .presets import preset
@@ -43,10 +44,11 @@ class Calibration:
         z = (q.x - q.mu_m) / sqrt(q' S_m q)
 
     orders the rows of one modality as the cosine does, and can be compared between modalities.
-    docs/results/ fair-search.md has what it is worth.
+    docs/results/fair-search.md has what it is worth.
 
     Args:
-        moments: by modality, those of the rows that are searched, as they are in the index.
+        moments: by modality, those of the rows that are searched, as they are in the index. Without
+            any, as in a store of too few rows, scores are the cosines as they are.
         pipeline: what rows and queries went through.
 
     Attributes:
@@ -76,7 +78,8 @@ class Calibration:
             source: a store or its folder; a file of `c3 means --save`; or, by modality, `Moments`
                 of embeddings at unit length, or embeddings (n, d) of any norm.
             pipeline: a fitted one; None for the preset gr-clip, unit(e - mu), fitted on ``source``.
-            split: of a store: the rows to take moments of.
+            split: of a store: the rows to take moments of, by the rule of
+                `c3tools.transforms.fitting.FittingMoments`; all rows if none are in the split.
 
         Raises:
             StoreError: if a store or a file cannot be read.
@@ -94,16 +97,23 @@ class Calibration:
             from ..store import Store
 
             store = Store.open(source)
-            given = {name: store.fitting_moments(name, split) for name in store.modalities}
-            given = {
-                name: own if own.n else store.unit_moments(name) for name, own in given.items()
-            }
+            if not any(store.count(name, split) for name in store.modalities):
+                split = ALL
+            pipeline = pipeline or preset("gr-clip").fit(store, split=split)
+            known = fitting_moments(store, split)
+            given = {name: own for name, own in known.moments.items() if name in store.modalities}
+            if not known.centred:
+                given = {}
         moments = {name: own for name, own in given.items() if isinstance(own, Moments)}
         arrays: dict[str, Any] = {name: rows for name, rows in given.items() if name not in moments}
         plain = FitData(moments, arrays, {}, unit=True).moments
         chosen = pipeline or preset("gr-clip").fit(plain)
-        known = {name: own for name, own in plain.items() if chosen.knows(name)}
-        return cls({name: _moments_after(chosen, own, name) for name, own in known.items()}, chosen)
+        after = {
+            name: _moments_after(chosen, own, name)
+            for name, own in plain.items()
+            if chosen.knows(name)
+        }
+        return cls(after, chosen)
 
     def fit_pairs(
         self, pairs: Mapping[tuple[str, str], tuple[npt.ArrayLike, npt.ArrayLike]]
@@ -152,6 +162,8 @@ class Calibration:
             TransformError: if there are no moments of the modality, or a shape is wrong.
         """
         queries, scores = np.asarray(query, np.float64), np.asarray(cosines, np.float64)
+        if not self.moments:
+            return scores
         moments = self.moments.get(modality)
         if moments is None or queries.shape != (*scores.shape[:-1], moments.dim):
             known = ", ".join(

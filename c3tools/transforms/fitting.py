@@ -6,15 +6,18 @@ Only numpy is imported here; using a store imports pyarrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..arrays import Array, Mask, Matrix
+from ..assets.paths import C3_MINI_MOMENTS
 from ..errors import TransformError
-from ..moments import Moments
+from ..identity import ModelIdentity
+from ..moments import Moments, load_moments
 from ..reporter import counted
 from . import operations as ops
 
@@ -24,6 +27,146 @@ if TYPE_CHECKING:
     from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
+# train rows of a modality, below which its own mean is not used, and below which it is uncertain:
+# docs/concepts/moments.md
+MIN_ROWS_OF_A_MEAN, RECOMMENDED_ROWS_OF_A_MEAN = 20, 100
+MIN_ROWS_OF_MOMENTS = 2  # of arrays and of given moments: a single row is its own mean
+LOADED = "loaded"
+BUNDLED = "bundled with c3-mini"
+
+
+@dataclass(frozen=True)
+class FittingMoments:
+    """The moments that transforms of a store are fitted on, by the one rule of
+    docs/concepts/moments.md.
+
+    A modality of the store has the moments that were loaded by `c3 means --load`; else those of its
+    rows in the split, if they are at least `MIN_ROWS_OF_A_MEAN`; else those bundled with its model,
+    if there are any; else none.
+
+    Attributes:
+        moments: by modality, of rows at unit length.
+        sources: by modality, where they come from: a split, `LOADED` or `BUNDLED`.
+        too_few: by modality that has no moments, the number of its rows in the split.
+        note: what the user should know about them, one or more sentences; empty for nothing.
+    """
+
+    moments: dict[str, Moments]
+    sources: dict[str, str]
+    too_few: dict[str, int]
+    note: str
+
+    @property
+    def centred(self) -> bool:
+        """Return whether rows can be centred; if one modality has no mean, none is centred."""
+        return not self.too_few
+
+
+def moment_sources(store: Store, split: str = "train") -> dict[str, str | None]:
+    """Return where the moments of each modality come from, None for nowhere; see
+    `FittingMoments`.
+
+    Raises:
+        StoreError: if moments cannot be read.
+    """
+    external = store.external_moments()[0]
+    bundled = _bundled_moments(store)
+    sources: dict[str, str | None] = {}
+    for modality in dict.fromkeys([*store.modalities, *external]):
+        if modality in external:
+            sources[modality] = LOADED
+        elif store.count(modality, split) >= MIN_ROWS_OF_A_MEAN:
+            sources[modality] = split
+        elif modality in bundled:
+            sources[modality] = BUNDLED
+        elif store.count(modality):
+            sources[modality] = None
+    return sources
+
+
+def fitting_moments(store: Store, split: str = "train") -> FittingMoments:
+    """Return the moments that transforms of a store are fitted on.
+
+    Raises:
+        StoreError: if moments cannot be read.
+    """
+    moments: dict[str, Moments] = {}
+    sources: dict[str, str] = {}
+    too_few: dict[str, int] = {}
+    for modality, source in moment_sources(store, split).items():
+        if source is None:
+            too_few[modality] = store.count(modality, split)
+        else:
+            sources[modality] = source
+            moments[modality] = _moments_from(source, store, modality, split)
+    return FittingMoments(moments, sources, too_few, _note(store, split, moments, sources, too_few))
+
+
+def moments_of(store: Store, modality: str, split: str = "train") -> Moments:
+    """Return the moments of one modality by the rule of `FittingMoments`; empty if it has none.
+
+    Raises:
+        StoreError: if moments cannot be read.
+    """
+    source = moment_sources(store, split).get(modality)
+    if source is None:
+        return Moments.empty(store.info.dim)
+    return _moments_from(source, store, modality, split)
+
+
+def load_command(store: Store) -> str:
+    """Return the command that loads moments of the model of a store."""
+    return f"c3 means --load {'c3-mini' if _bundled_moments(store) else 'FILE'}"
+
+
+def _moments_from(source: str, store: Store, modality: str, split: str) -> Moments:
+    if source == LOADED:
+        return store.external_moments()[0][modality]
+    if source == BUNDLED:
+        return _bundled_moments(store)[modality]
+    return store.unit_moments(modality, split)
+
+
+def _bundled_moments(store: Store) -> dict[str, Moments]:
+    """Return the moments of training data that come with the model of a store, by modality."""
+    model = store.info.model
+    groups, header = load_moments(C3_MINI_MOMENTS)
+    is_same_model = bool(model) and model.same_as(ModelIdentity(header["model"]))
+    if not is_same_model or store.info.extra.get("exported"):
+        return {}
+    return {name: moments for name, moments in groups.items() if moments.dim == store.info.dim}
+
+
+def _note(
+    store: Store,
+    split: str,
+    moments: Mapping[str, Moments],
+    sources: Mapping[str, str],
+    too_few: Mapping[str, int],
+) -> str:
+    """Return what the user should know about the moments that transforms are fitted on."""
+    if too_few:
+        counts = " and ".join(counted(count, f"{name} row") for name, count in too_few.items())
+        return (
+            f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality in the "
+            f"{split} split, but there are {counts}. Embed more, or load moments of the same "
+            f"model: {load_command(store)}."
+        )
+    sentences = []
+    if bundled := [name for name, source in sources.items() if source == BUNDLED]:
+        names = " or ".join(bundled)
+        sentences.append(
+            f"The {split} split has fewer than {MIN_ROWS_OF_A_MEAN} {names} rows, so their mean "
+            f"is the one {BUNDLED}."
+        )
+    for name, source in sources.items():
+        count = moments[name].n
+        if source == split and count < RECOMMENDED_ROWS_OF_A_MEAN:
+            sentences.append(
+                f"The {name} mean of {count} rows is uncertain: {RECOMMENDED_ROWS_OF_A_MEAN} are "
+                f"recommended, or moments of another corpus ({load_command(store)})."
+            )
+    return " ".join(sentences)
 
 
 class FitData:
@@ -34,6 +177,8 @@ class FitData:
         rows: of each modality, (n, d).
         items: of the rows of each modality, where they are known.
         unit: whether the moments have to be those of rows at unit length.
+        too_few: modalities of too few rows for moments; if there are any, nothing is centred.
+        dim: of the embeddings, where there may be neither moments nor rows.
 
     Attributes:
         moments: of each modality; a modality is left out once a non-linear step made its moments
@@ -55,11 +200,14 @@ class FitData:
         items: Mapping[str, Sequence[str]],
         *,
         unit: bool,
+        too_few: Collection[str] = (),
+        dim: int | None = None,
     ) -> None:
         arrays = {name: ops.as_rows(value, f"rows of {name}") for name, value in rows.items()}
         self.rows = {name: values for name, values in arrays.items() if len(values)}
         self.moments = {name: value for name, value in moments.items() if value.n}
         self.items = items
+        self.too_few = too_few
         dims = {f"moments of {name}": value.dim for name, value in self.moments.items()}
         dims |= {f"rows of {name}": value.shape[1] for name, value in self.rows.items()}
         if len(set(dims.values())) > 1:
@@ -87,10 +235,23 @@ class FitData:
                     remedy="Pass one item per row.",
                 )
         for name, values in self.rows.items():
-            if name not in self.moments:
+            if name not in self.moments and name not in too_few:
                 self.moments[name] = Moments.from_rows(ops.apply(ops.Unit(), values.copy()))
         self.gap_from = dict(self.moments)
-        self.dim = next((value.dim for value in self.moments.values()), None)
+        self.dim = next((value.dim for value in self.moments.values()), dim)
+
+    def check_counts(self) -> None:
+        """Refuse moments of a single row.
+
+        Raises:
+            TransformError: with the modality.
+        """
+        for name, moments in self.moments.items():
+            if moments.n < MIN_ROWS_OF_MOMENTS:
+                raise TransformError(
+                    f"A pipeline cannot be fitted on 1 {name} row: the row is its own mean.",
+                    remedy=f"Fit on more; {RECOMMENDED_ROWS_OF_A_MEAN} rows are recommended.",
+                )
 
     def pairs_of(self, first: str, second: str) -> tuple[Matrix, Matrix]:
         """Return the paired rows of two modalities, or raise a TransformError if these are no
@@ -132,25 +293,33 @@ class FitData:
             self.moments.pop(modality, None)
 
 
-def read_store(
-    store: Store, split: str, *, rows: bool, pairs: bool
-) -> tuple[dict[str, Moments], dict[str, Rows], dict[str, Any]]:
-    """Return moments of one split of a store, with ``rows`` or ``pairs`` also rows, and where they
-    come from.
+@dataclass(frozen=True)
+class StoreData:
+    """What a pipeline is fitted on, of one split of a store.
 
-    The moments are of rows at unit length, those that were loaded by `c3 means --load` before those
-    of the store. Of ``pairs``, row i of the images belongs to row i of the texts: a pair for each
-    of the first `MAX_FIT_ROWS` texts whose image is among as many first images.
+    Attributes:
+        known: the moments.
+        rows: by modality, where the steps need them; of pairs, row i of the images belongs to row i
+            of the texts.
+        origin: where they come from, as a pipeline keeps it.
+    """
+
+    known: FittingMoments
+    rows: dict[str, Rows]
+    origin: dict[str, Any]
+
+
+def read_store(store: Store, split: str, *, rows: bool, pairs: bool) -> StoreData:
+    """Read moments of one split of a store, with ``rows`` or ``pairs`` also rows.
+
+    Pairs are one for each of the first `MAX_FIT_ROWS` texts whose image is among as many first
+    images.
 
     Raises:
         StoreError: if the store cannot be read.
         TransformError: if pairs are requested, but there are none.
     """
-    external, _ = store.external_moments()
-    moments = {
-        name: store.fitting_moments(name, split)
-        for name in dict.fromkeys([*store.modalities, *external])
-    }
+    known = fitting_moments(store, split)
     read: dict[str, Rows] = {}
     if pairs:
         found = first_pairs(store, split, MAX_FIT_ROWS)
@@ -166,14 +335,12 @@ def read_store(
             modality: first_rows(store, modality, split, MAX_FIT_ROWS)
             for modality in store.modalities
         }
-    origin: dict[str, Any] = {"model": store.info.model, "split": split}
+    origin: dict[str, Any] = {"model": store.info.model, "split": split, "moments": known.sources}
     if store.split_note:
         origin["split_rule"] = store.split_note
-    if external:
-        origin["source"] = f"loaded moments ({', '.join(external)}), else store"
     if read:
         origin["rows"] = {modality: len(value) for modality, value in read.items()}
-    return moments, read, origin
+    return StoreData(known, read, origin)
 
 
 Choose = Callable[["pa.RecordBatch"], Mask]

@@ -35,7 +35,7 @@ from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
 from . import steps
-from .fitting import FitData, read_store
+from .fitting import BUNDLED, LOADED, MIN_ROWS_OF_A_MEAN, FitData, read_store
 from .sigma import sigma_by_rule, sigma_of_arrays
 from .steps import Normalize, Step
 
@@ -116,7 +116,9 @@ class Pipeline(HubRepository):
         pipeline.
 
         Only the parts of a store that the steps need are read: its moments, the first rows, or the
-        first pairs by key. Moments loaded by `c3 means --load` replace those of the store. A sigma
+        first pairs by key. Moments of a store are chosen by the rule of
+        `c3tools.transforms.fitting.FittingMoments`; where a modality has too few rows for a mean,
+        nothing is centred, and the provenance has a ``note``. A sigma
         of ``auto`` is computed from texts, one of ``pairs`` from images with captions: of a store
         from those of its val split, or of all splits but test if val has fewer than 20. In arrays
         without items, row i of the texts belongs to row i of the images, and two texts belong to
@@ -140,7 +142,8 @@ class Pipeline(HubRepository):
                 that is not for fitting, or if moments are not of unit rows.
             StoreError: if the store cannot be read.
         """
-        store, origin = None, dict[str, Any]()
+        store, known_of_store = None, None
+        origin: dict[str, Any] = {}
         fits = any(step.fits for step in self.steps)
         if isinstance(data, Mapping | None):
             split = (provenance or {}).get("split") or "train"
@@ -167,8 +170,12 @@ class Pipeline(HubRepository):
                     remedy='For example fit({"image": array, "text": array}).',
                 )
             store, pairs = Store.open(data), any(step.needs_pairs for step in self.steps)
-            moments, read, origin = read_store(store, split, rows=self.needs_rows, pairs=pairs)
-            if fits and not any(known.n for known in moments.values()):
+            of_store = read_store(store, split, rows=self.needs_rows, pairs=pairs)
+            known_of_store, origin = of_store.known, of_store.origin
+            moments = known_of_store.moments
+            if any(step.centres for step in self.steps) and known_of_store.note:
+                origin["note"] = known_of_store.note
+            if fits and not moments and not any(known_of_store.too_few.values()):
                 raise TransformError(
                     f"The store {store.path} has no rows in the split {split!r} to fit "
                     f"{self.name} on. Its splits are "
@@ -177,9 +184,16 @@ class Pipeline(HubRepository):
                     "new splits with `c3 "
                     "split`.",
                 )
-            arrays = {name: own.embeddings for name, own in read.items()}
-            items = {name: own.items for name, own in read.items()}
-        known = FitData(moments, arrays, items or {}, unit=fits)
+            arrays = {name: own.embeddings for name, own in of_store.rows.items()}
+            items = {name: own.items for name, own in of_store.rows.items()}
+        known = FitData(
+            moments,
+            arrays,
+            items or {},
+            unit=fits,
+            too_few=known_of_store.too_few if known_of_store else (),
+            dim=store.info.dim if store else None,
+        )
         for step in self.steps:
             if rule := step.sigma_rule:
                 step.sigma, origin["sigma"] = (  # type: ignore[attr-defined]
@@ -194,13 +208,14 @@ class Pipeline(HubRepository):
                 try:
                     step.fit(known)
                 except KeyError as error:
-                    what = "rows" if step.needs_rows else "moments"
+                    lacks_rows = step.needs_rows and error.args[0] not in known.rows
+                    what = "rows" if lacks_rows else "moments"
                     raise TransformError(
                         f"The step {step.kind} needs the {what} of {error}, but only those of "
                         f"{', '.join(sorted(vars(known)[what])) or 'none'} were given.",
-                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such "
-                        f"rows in its train "
-                        "split, or load their moments with `c3 means --load`.",
+                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with "
+                        f"{MIN_ROWS_OF_A_MEAN} such rows in its train split, or load their "
+                        "moments with `c3 means --load`.",
                     ) from error
             # later steps are fitted on inference inputs as they reach them
             if not step.noisy and position < last:
@@ -240,19 +255,24 @@ class Pipeline(HubRepository):
         """Return a sentence with the number of rows that it was fitted on, and how they were
         chosen.
         """
-        external = store.external_moments()[0]
-        parts = [
-            f"{n:,} loaded {name} rows"
-            if name in external
-            else f"{n:,} of {store.count(name):,} {name} rows"
-            for name, n in self.provenance["n"].items()
-        ]
-        rule = f" {self.provenance['split_rule']}" if "split_rule" in self.provenance else ""
-        sigma = f" {self.provenance['sigma']}." if "sigma" in self.provenance else ""
-        return (
-            f"Fitted {self.name} on the {self.provenance['split']} split: "
-            f"{' and '.join(parts)}.{rule}{sigma}"
-        )
+        provenance = self.provenance
+        split, sources = provenance["split"], provenance.get("moments", {})
+        parts = []
+        for name, n in provenance["n"].items():
+            source = sources.get(name)
+            rows = f"{n:,} of {store.count(name):,} {name} rows"
+            if source == LOADED:
+                rows = f"{n:,} loaded {name} rows"
+            elif source == BUNDLED:
+                rows = f"{n:,} {name} rows {BUNDLED}"
+            parts.append(rows)
+        sentences = [f"Fitted {self.name} on the {split} split: {' and '.join(parts)}."]
+        if not parts:
+            sentences = [f"Fitted {self.name} on the {split} split."]
+        sentences += [provenance[key] for key in ("note", "split_rule") if key in provenance]
+        if "sigma" in provenance:
+            sentences.append(f"{provenance['sigma']}.")
+        return " ".join(sentences)
 
     def transform(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import TransformError
 from ..io.hub import local_folder
 from ..reporter import SILENT, Reporter
+from .fitting import load_command
 from .pipeline import Pipeline
 from .sigma import AUTO, PAIRS, PUBLISHED_SIGMA, Side, parse_sigma, sigma_by_rule
 from .steps import (
@@ -87,8 +88,9 @@ def _table(sigma: Any, x: str, y: str) -> dict[str, tuple[str, str, list[Step]]]
             [MatchMoments(y, x), GaussianNoise(sigma)],
         ),
         "gr-clip": (
-            "norm(e - mu of its role)",
-            "GR-CLIP (2025): one mean for each of query text, document text, document image",
+            "norm(e - mu of its modality)",
+            "GR-CLIP (2025), which has one mean for each of query text, document text, document "
+            "image",
             [Collapse()],
         ),
         "fair": (
@@ -285,6 +287,8 @@ class TrainingPipeline:
         elif not pipeline.fitted:
             pipeline.fit(store, split=split)
         pipeline.check_model(store.info.model)
+        if "note" in pipeline.provenance:
+            notes.append(pipeline.provenance["note"])
         if not any(map(pipeline.knows, {infer_on, *store.modalities} - {train_on})):
             notes.append(
                 f"There are no {infer_on} rows in the split "
@@ -292,8 +296,7 @@ class TrainingPipeline:
                 f"{pipeline.name} is fitted on {train_on} rows alone, and what is trained cannot "
                 f"be used on {infer_on} "
                 "embeddings. To change that, load the moments of such embeddings before training: "
-                "c3 means --load FILE "
-                "(those of c3-mini: c3 means --load c3-mini)."
+                f"{load_command(store)}."
             )
         return pipeline, notes
 

@@ -291,7 +291,7 @@ def sigma_by_rule(
     rows = unit_rows(photos.embeddings[photos.hash_order("photo spread")[:NEIGHBOURS]]).astype(
         np.float64
     )
-    rows -= store.fitting_moments("image", split).mean
+    rows -= fitting.moments_of(store, "image", split).mean
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     near = SigmaRule(
         "photo_spread", None, "images alone", f"there are fewer than {NEIGHBOURS} photos"
@@ -339,7 +339,7 @@ def spread_of_captions(
         starts = np.searchsorted(caption_index[order], np.arange(len(first_part)))
         embeddings = unit_rows(np.add.reduceat(embeddings[order], starts, axis=0))
         item_index = item_index[first_part]
-    mean = store.fitting_moments("text", split).mean
+    mean = fitting.moments_of(store, "text", split).mean
     return caption_spread(embeddings, item_index, mean)
 
 
@@ -366,7 +366,7 @@ def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:
     images, texts = pairs.first.embeddings[paired], pairs.second.embeddings[pairs.rows]
     if not store.info.normalised:
         images, texts = unit_rows(images), unit_rows(texts)
-    known = [store.fitting_moments(modality, split) for modality in sides]
+    known = [fitting.moments_of(store, modality, split) for modality in sides]
     means = [
         (own if own.n else Moments.from_rows(rows)).mean
         for own, rows in zip(known, (images, texts), strict=True)

@@ -77,6 +77,7 @@ class Step:
 
     def fit(self, data: FitData) -> None:
         """Keep in ``state`` what the maps consist of, such as ``centre/image``."""
+        data.check_counts()
         self.state = {
             f"{name}/{modality}": np.asarray(value)
             for modality, found in self.maps(data).items()
@@ -87,7 +88,12 @@ class Step:
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Return the map of each modality that it applies to, if there are moments; one of "" is
         for all of them.
+
+        Raises:
+            KeyError: with a modality that has too few rows for moments.
         """
+        if data.too_few:
+            raise KeyError(min(data.too_few))
         names = sorted(data.moments) if self.modalities is None else self.modalities
         present = [name for name in names if name in data.moments] or [(*names, "text")[0]]
         return {name: self.map_of(data.moments[name]) for name in present}
@@ -150,10 +156,20 @@ class Collapse(Step):
     """e - mu of its own modality (C3, Zhang et al., ICLR 2024): removes the modality gap.
 
     mu is the mean over the train split of L2-normalised vectors, and is not normalised itself.
+    Where a modality has too few rows for a mean, mu is 0 for all, so that none is moved against the
+    others.
     """
 
     kind = "collapse"
     centres = True
+
+    def maps(self, data: FitData) -> dict[str, Affine]:
+        """Subtract the mean of each modality, or nothing."""
+        if not data.too_few:
+            return super().maps(data)
+        nothing = Affine(centre=np.zeros(data.dim or 0))
+        names = self.modalities or sorted({*data.moments, *data.too_few})
+        return dict.fromkeys(names, nothing)
 
     def map_of(self, moments: Moments) -> Affine:
         """Subtract the modality's mean."""

@@ -16,6 +16,7 @@ from PIL import Image
 from c3tools.assets.paths import CAPTIONS, PHOTOS
 from c3tools.metrics.captions import score_captions
 from c3tools.store import Store
+from c3tools.transforms.fitting import moments_of
 from tests.conftest import C3, copy_photos, done
 from tests.golden import recorded
 from tests.imaging.conftest import MICRO_SIZE
@@ -142,7 +143,7 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     assert (len(pictures), {max(picture.size) for picture in pictures}) == (20, {256, 360})
     rows = lines_of(few_photos / "captions.jsonl")
     assert page.count("CC BY-SA 2.0") == sum("ShareAlike" in row["license"] for row in rows) > 0
-    assert Store.open("c3-demo/captions").fitting_moments("text").n == 30_000
+    assert moments_of(Store.open("c3-demo/captions"), "text").n == 30_000
     plain = [
         re.sub("“[^”]*”|-?[\\d,.]*\\d", "#", line)
         for line in re.findall("(?m)^(?:   |[1-4]).*", result.stderr)

@@ -18,6 +18,8 @@ from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
 from tests.conftest import Messages, add_shard, build_store, contents, unit_rows
+from c3tools.transforms.fitting import moments_of
+from tests.conftest import add_shard, build_store, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
@@ -197,7 +199,7 @@ def test_loaded_means_are_fitted_on_until_they_are_unloaded(tmp_path: Path) -> N
     load_means(path, file)
     opened = Store.open(path)
     np.testing.assert_array_equal(
-        opened.fitting_moments("image").mean, other.moments("image", "train").mean
+        moments_of(opened, "image").mean, other.moments("image", "train").mean
     )
     save_moments(file, {"image": Moments.from_rows(unit_rows(9, DIM))}, {})
     for change in (lambda: load_means(path, file), lambda: unload_means(path)):
