@@ -17,9 +17,8 @@ from c3tools.io.lock import locked
 from c3tools.moments import Moments, load_moments, save_moments
 from c3tools.store import Rows, Store, StoreWriter
 from c3tools.store.means import compute_means, load_means, merge_means, save_means, unload_means
-from tests.conftest import Messages, add_shard, build_store, contents, unit_rows
 from c3tools.transforms.fitting import moments_of
-from tests.conftest import add_shard, build_store, unit_rows
+from tests.conftest import Messages, add_shard, build_store, contents, unit_rows
 from tests.stores import DIM, FAILURE, make_vectors, two_texts_per_image, whole_store
 
 from .test_store import Put
