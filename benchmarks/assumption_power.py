@@ -53,7 +53,8 @@ class Model:
         rng: of the draw.
         owner: int64 (n k,), the image of each text.
         content: (n, d), varying in the first ``CONTENT`` dimensions, more in the first of them.
-        noise: (n k, d), isotropic, Gaussian.
+        noise: (n k, d), of the texts, isotropic, Gaussian.
+        image_noise: (n, d), none in the model.
         gap: (n, d), the same row for each item, in the last dimension.
         base: (d,), what all rows of both modalities share, orthogonal to all that varies.
     """
@@ -66,6 +67,7 @@ class Model:
         self.sizes = sizes * CONTENT_SIZE / np.linalg.norm(sizes)
         self.content = rng.standard_normal((items, DIM)) * self.sizes
         self.noise = self.draw_noise(rng.standard_normal)
+        self.image_noise = np.zeros((items, DIM))
         self.gap = np.zeros((items, DIM))
         self.gap[:, -1] = GAP
         self.base = np.eye(DIM)[-2]
@@ -83,7 +85,7 @@ class Model:
 
     def rows(self) -> Drawn:
         """Return images and texts of unit length."""
-        image = self.base + self.content + self.gap / 2
+        image = self.base + self.content + self.gap / 2 + self.image_noise
         text = (self.base + self.content - self.gap / 2)[self.owner] + self.noise
         return unit_rows(image), unit_rows(text)
 
@@ -195,8 +197,10 @@ def set_gap(length: float, noise: float) -> Callable[[Model], None]:
 
 
 def no_gap(model: Model) -> None:
-    """Leave no gap."""
+    """Leave no gap, and give both modalities the same noise."""
     model.gap[:] = 0
+    model.image_noise = model.draw_noise(model.rng.standard_normal) / np.sqrt(2)
+    model.noise /= np.sqrt(2)
 
 
 def random_encoder(model: Model) -> None:
@@ -208,7 +212,7 @@ def random_encoder(model: Model) -> None:
 
 def no_noise(model: Model) -> None:
     """Make each image equal to its text."""
-    no_gap(model)
+    model.gap[:] = 0
     model.noise[:] = 0
 
 
