@@ -137,13 +137,13 @@ def caption_spread(
         lengths = np.append(lengths, norms)
     if len(cosines) < MIN_IMAGES:
         there = counted(
-            len(cosines), "image has different captions", "images have different captions"
+            len(cosines), "item has different captions", "items have different captions"
         )
         missing = f"{there}, fewer than {MIN_IMAGES}"
         if not len(cosines):
-            missing = "every image has one caption"
+            missing = "every item has one caption"
             if has_several:
-                missing = "no image has two different captions"
+                missing = "no item has two different captions"
         return SigmaRule(name, None, rests_on, missing, len(cosines))
     cosine = float(cosines.mean())
     rule = _by_cosine(name, cosine, lengths, len(mean), rests_on, MIN_SIBLING_COSINE)
@@ -217,9 +217,8 @@ def pair_cosine(
     nearer = np.bincount(numbers[good], own[good] - other[good], len(items)) / sizes
     if len(items) > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(len(items))):
         missing = (
-            f"pairs are no closer than unrelated rows: their cosine is {cosine:.3f}, that of "
-            f"unrelated rows "
-            f"{other.mean():.3f}"
+            f"{len(items):,} items do not show that pairs are closer than unrelated rows: their "
+            f"cosine is {cosine:.3f}, that of unrelated rows {other.mean():.3f}"
         )
         return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
     return _by_cosine(

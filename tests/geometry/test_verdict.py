@@ -86,6 +86,11 @@ CASES: dict[str, list[tuple[str, Any, str]]] = {
         ("gap.length_debiased", between(0.2, 0.0, 0.24), "no: hardly"),
         ("gap.length_debiased", between(0.2, 0.0, 0.25), "unknown: too few independent items"),
         ("gap.length_debiased", Estimate(0.8), "unknown: 53 % (0 to 100 %)"),
+        (
+            "modalities",
+            {"text": MODALITY, "audio": MODALITY},
+            "yes: between each audio row and its own text row",
+        ),
         ("pairs", None, "yes: 39 % (37 to 41 %) of the squared distance between any text row and"),
     ],
     "collapse": [

@@ -245,10 +245,10 @@ def test_equal_captions_count_once_and_few_images_do_not_decide() -> None:
     for count in (1, 3, 20):
         copied, why = sigma([*one, *one[:count]])
         assert (
-            copied == pytest.approx(pairs, rel=0.1) and "no image has two different captions" in why
+            copied == pytest.approx(pairs, rel=0.1) and "no item has two different captions" in why
         )
     # nine images with two captions are too few, and ten are enough
-    assert "9 images have different captions, fewer than 10" in sigma([*one, *range(1, 18, 2)])[1]
+    assert "9 items have different captions, fewer than 10" in sigma([*one, *range(1, 18, 2)])[1]
     assert "captions of 10 images" in sigma([*one, *range(1, 20, 2)])[1]
     alone = preset("c3", sigma="auto").fit({"text": texts[one]})
     assert alone.sigma == PUBLISHED_SIGMA and "constant" in alone.provenance["sigma"]
@@ -297,9 +297,9 @@ def test_parts_of_a_document_are_one_caption(tmp_path: Path) -> None:
     keys = [f"{owner}~{n % 3}" for n, owner in enumerate(owners)]
     parts = Rows.of("text", keys, unit_rows(90, 8, 0), image_key=owners, caption=keys)
     store = chunked_store(tmp_path / "store", parts)
-    assert "every image has one caption" in spread_of_captions(store, "all").missing
+    assert "every item has one caption" in spread_of_captions(store, "all").missing
     sigma, why = sigma_by_rule("auto", store, "all")
-    assert sigma == PUBLISHED_SIGMA and "every image has one caption" in why
+    assert sigma == PUBLISHED_SIGMA and "every item has one caption" in why
 
 
 def test_a_divided_caption_counts_as_the_mean_of_its_parts(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_the_rules_and_what_is_recommended() -> None:
     rule, why = recommend([alone, scaled_spread(alone), pairs, PUBLISHED])
     assert rule == pairs
     assert why.endswith(
-        "of the pairs instead of the spread of captions, because every image has one caption"
+        "of the pairs instead of the spread of captions, because every item has one caption"
     )
     spread = caption_spread(
         np.concatenate([texts, texts[:, ::-1] / 2 + texts]) + means[1], np.tile(own, 2), means[1]
@@ -373,7 +373,8 @@ def test_pairs_are_three_standard_errors_nearer_than_strangers() -> None:
         (
             0.45,
             0.521,
-            "no closer than unrelated rows: their cosine is 0.450, that of unrelated rows 0.050",
+            "16 items do not show that pairs are closer than unrelated rows: their cosine is "
+            "0.450, that of unrelated rows 0.050",
         ),
         (0.09, 0.001, "the cosine is 0.090; below 0.1"),
     ):
