@@ -26,11 +26,8 @@ ARGUMENTS = "embed photos texts.txt --shard-size 25 --workers 0 --backend openvi
 COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()", *ARGUMENTS.split()]
 
 
-def test_a_run_that_loses_machines_ends_with_the_same_files(
-    tmp_path: Path, budget: Budget, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_loses_machines_ends_with_the_same_files(tmp_path: Path, budget: Budget) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine starts one slowly
     from ray.cluster_utils import Cluster
 
     store = tmp_path / "c3-store"
