@@ -28,7 +28,7 @@ import numpy as np
 from measuring import mean_and_spread
 
 from c3tools import ablate
-from c3tools.ablation.table import Run
+from c3tools.ablation.cells import Run
 from c3tools.metrics.significance import crossed_interval
 from c3tools.pages import palette
 from c3tools.pages.figures import new_figure, save_figure, styled

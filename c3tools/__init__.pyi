@@ -2,8 +2,8 @@
 import lazily.
 """
 
-from .ablation.run import ablate as ablate
-from .ablation.run import ablate_images as ablate_images
+from .ablation.captions import ablate as ablate
+from .ablation.images import ablate_images as ablate_images
 from .captioning.caption import caption_images as caption_images
 from .captioning.captioner import Captioner as Captioner
 from .captioning.evaluate import evaluate_captions as evaluate_captions

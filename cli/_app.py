@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": "images generate",
     "evaluate": "captions evaluate_captions evaluate_images",
     "ablate": "captions ablate",
+    "ablate-images": "images ablate_images",
     "index": "search build_index",
     "search": "search Index.search",
     "serve": "search serve_index",

@@ -161,7 +161,11 @@ _CHOICES = {
     "train-generator size": ["tiny", "small", "base"],
 }
 # of commands without an option for it
-_PAGES = {"ablate": "{output}/table.html", "demo": "{out}/demo.html"}
+_PAGES = {
+    "ablate": "{output}/table.html",
+    "ablate-images": "{output}/table.html",
+    "demo": "{out}/demo.html",
+}
 _KINDS = (({"str", "Path", "Literal"}, str), ({"float"}, float), ({"int"}, int), ({"bool"}, bool))
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
 _REFERENCE = re.compile(r"See `(\w+)`\.")

@@ -13,6 +13,7 @@ from c3tools.io.locations import is_url
 from c3tools.reporter import counted
 from c3tools.tables import Table
 
+from ._ablation import list_methods, print_ablation
 from ._console import SHORT, lines_for_dash, message, out, print_table, reporter, write_json
 
 
@@ -131,36 +132,17 @@ def evaluate(
 def ablate(*, list_all: bool = False, **options: Any) -> Any:
     """Compare methods: train and score each with several seeds, and print one table in percent.
 
-    With --task images, generators are trained on the photos alone. Each then makes an image from a
-    caption of every test photo, and the images are scored (C1, C2_1, C2_2, C3, LAFITE, oracle).
-    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
-    more on one without.
-
-    Finished results and trained decoders or generators are kept. Run the same command again to
-    continue, or add methods, seeds, sigmas or other decoding options (such as --beams).
+    Finished results and trained decoders are kept. Run the same command again to continue, or add
+    methods, seeds, sigmas or other decoding options (such as --beams).
 
     Args:
         list_all: List the methods and exit.
     """
     if list_all:
-        from c3tools.ablation.methods import IMAGE_METHODS, METHODS
+        from c3tools.ablation.methods import METHODS
 
-        rows = [
-            [task, name, method.learns_from, "sigma" if method.noisy else "none", method.summary]
-            for task, methods in (("captions", METHODS), ("images", IMAGE_METHODS))
-            for name, method in methods.items()
-        ]
-        columns = ["task", "method", "learns from", "noise", "description"]
-        print_table(Table(columns, rows, left=columns))
-        return [dict(zip(columns, row, strict=True)) for row in rows]
-    result = c3tools.ablate(**options, reporter=reporter())
-    for table in result.tables():
-        print_table(table)
-    for note in [*result.notes, *result.facts, "", "This command makes the table:"]:
-        out.print(note)
-    out.print(result.command, style="dim", soft_wrap=True)
-    message(f"Wrote {options['output']}/table.md and {options['output']}/table.html")
-    return result.to_dict()["runs"]
+        return list_methods(METHODS)
+    return print_ablation(c3tools.ablate(**options, reporter=reporter()), options["output"])
 
 
 def demo(*, photos_to: Path | None = None, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`c3 train-generator` and `generate`: images from embeddings."""
+"""`c3 train-generator`, `generate` and `ablate-images`: images from embeddings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import c3tools
 from c3tools.tables import Table
 
+from ._ablation import list_methods, print_ablation
 from ._console import SHORT, message, print_table, reporter
 
 
@@ -49,3 +50,21 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
     folder = options["output"]
     message(f"Wrote {folder}/. All images are on the page {folder}/{PAGE_FILE}.")
     return made.to_dict()
+
+
+def ablate_images(*, list_all: bool = False, **options: Any) -> Any:
+    """Compare methods that train generators on photos alone, and print one table.
+
+    Each generator makes an image from a caption of every test photo, and the images are scored.
+    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
+    more on one without. Finished results and trained generators are kept. Run the same command
+    again to continue, or add methods, seeds or sigmas.
+
+    Args:
+        list_all: List the methods and exit.
+    """
+    if list_all:
+        from c3tools.ablation.methods import IMAGE_METHODS
+
+        return list_methods(IMAGE_METHODS)
+    return print_ablation(c3tools.ablate_images(**options, reporter=reporter()), options["output"])

@@ -1,4 +1,5 @@
-"""The table for captions: its data, and the training, captioning and scoring of one cell.
+"""`c3 ablate`: the table of captions; its data, and the training, captioning and scoring of one
+cell.
 
 Methods with the same training share a decoder: CapDec trains as C2_2 does, and DeCap as C1; MAGIC,
 ZeroCap and ESPER share a language model.
@@ -6,32 +7,32 @@ ZeroCap and ESPER share a language model.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
 from .. import devices
-from ..arrays import Mask, Matrix
+from ..arrays import Mask
 from ..captioning.captioner import Captioner
 from ..captioning.config import UNCONDITIONAL, Size, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
 from ..captioning.evaluate import images_with_references, require_captions, store_references
 from ..captioning.generation import GenerationConfig
 from ..captioning.steering import load_text_encoder
-from ..captioning.train import DecoderTask, captions_of_images, fit, training_rows
+from ..captioning.train import DecoderTask, fit, training_rows
 from ..devices import Compute
 from ..encoders import Encoder
-from ..errors import DecoderError, MetricError, TransformError
+from ..errors import C3Error, MetricError, TransformError
 from ..io.artifact import digest_of
-from ..metrics.captions import JAVA_METRICS, missing_for, score_captions
+from ..metrics.captions import missing_for, score_captions
 from ..metrics.retrieval import nearest
 from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
-from ..seeds import generator
 from ..store import Rows, Store
 from ..training.loop import CheckpointDir
 from ..transforms import Pipeline, preset
@@ -41,14 +42,423 @@ from ..transforms.fitting import (
     load_command,
     moments_of,
 )
-from .methods import METHODS, PUBLISHED, Cell, Method, Training
-from .table import Ablation, Run
+from ..transforms.sigma import PAIRS
+from .baselines import SOURCES, Learned, Scored, ask_with_captions, draw, nearest_captions
+from .cells import Cell, Run, Training
+from .methods import METHODS, PUBLISHED, Method
+from .run import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
+from .table import Ablation
 
-PSEUDO_CAPTIONS = 5
 _SAME_PHOTO = 0.999  # cosine; another backend or precision changes an embedding by less
 _EXAMPLES = 60
 _KEPT_DIGITS = 4  # of the values of images, in percent
 _TOGETHER = {"zerocap": 1, "magic": 16}  # images that are captioned at a time
+
+
+def ablate(
+    store: Store | str | Path = "c3-store",
+    *,
+    methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
+    seeds: int = 3,
+    sigma: Sequence[float | str] | float | str = (0.1,),
+    output: str | Path = "c3-ablation",
+    split: str = "test",
+    test_store: Store | str | Path | None = None,
+    size: str = "small",
+    set: Sequence[str] = (),
+    epochs: int | None = None,
+    beams: int | None = None,
+    spice: bool = False,
+    jobs: int = 1,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Ablation:
+    """Compare methods: train and score each with several seeds, and print one table in percent.
+
+    Finished results and trained decoders are kept. Run the same command again to continue, or add
+    methods, seeds, sigmas or other decoding options (such as ``beams``).
+
+    Args:
+        store: See `embed`.
+        methods: Methods to compare, comma-separated, or all.
+        seeds: Number of seeds per method: 0, 1, 2, ...
+        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the
+            captions), or pairs (from the cosine of at least 10 images with their captions, as in c3
+            train-decoder).
+        output: The folder for results, table.md and table.html.
+        split: The split whose images are captioned and scored, or all.
+        test_store: Caption and score the images of this store, to test in another domain.
+        size: Size of the decoder: tiny, small, base, or paper (GPT-2; needs the extra hf).
+        set: See `train_captioner`.
+        epochs: See `train_captioner`.
+        beams: See `caption_images`.
+        spice: Add SPICE (needs Java and the Stanford models); METEOR is added where there is Java.
+        jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
+        device: See `connect_heads`.
+        precision: See `embed`.
+        reporter: Shows messages and progress.
+
+    Raises:
+        C3Error: if a method or a setting is unknown, or settings contradict each other.
+        DecoderError: if there are too few captions.
+        MetricError: if the split has no images with captions.
+        StoreError: if texts or images are missing.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
+    """
+    names = chosen_methods(methods, METHODS)
+    sigmas = chosen_sigmas(sigma)
+    if split == "val" and PAIRS in sigmas:
+        raise C3Error(
+            f"--sigma {PAIRS} uses the val split, so the table cannot be scored on that split."
+        )
+    command = command_of(
+        "ablate",
+        ablate,
+        store,
+        {
+            "methods": ",".join(names),
+            "seeds": seeds,
+            "sigma": sigma,
+            "split": split,
+            "test_store": test_store,
+            "size": size,
+            "set": set,
+            "epochs": epochs,
+            "beams": beams,
+            "spice": spice,
+            "jobs": jobs,
+            "device": device,
+            "precision": precision,
+        },
+    )
+
+    def read(opened: Store) -> CaptionBench:
+        return CaptionBench.read(
+            opened,
+            methods=names,
+            split=split,
+            test_store=test_store,
+            settings=DecoderSettings(size, tuple(set), epochs),
+            beams=beams,
+            spice=spice,
+            compute=devices.pick(device, precision),
+            reporter=reporter,
+        )
+
+    return make_table(
+        store,
+        read,
+        names,
+        sigmas,
+        noised="text",
+        seeds=seeds,
+        folder=Path(output),
+        jobs=jobs,
+        command=command,
+        reporter=reporter,
+    )
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Settings of a decoder and its training, as `c3tools.train_captioner` takes them."""
+
+    size: str
+    set: tuple[str, ...] = ()
+    epochs: int | None = None
+
+
+@dataclass
+class CaptionBench(TableBench):
+    """The data and the settings that all cells of captions share.
+
+    Attributes:
+        store: that the decoders learn from.
+        learned: the rows that they learn from.
+        scored: the images to caption.
+        settings: of the decoders.
+        generation: how captions are generated.
+        java: of METEOR and SPICE, the scores to add.
+        encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
+        compute: device and precision.
+        evaluate: the command that scores a decoder as the cells are scored.
+    """
+
+    store: Store
+    learned: Learned
+    scored: Scored
+    settings: DecoderSettings
+    generation: GenerationConfig
+    java: Sequence[str]
+    encoder: Encoder | None
+    compute: Compute
+    evaluate: Sequence[str]
+
+    methods: ClassVar[Mapping[str, Method]] = METHODS
+    models_folder: ClassVar[str] = "decoders"
+
+    @classmethod
+    def read(
+        cls,
+        store: Store,
+        *,
+        methods: Sequence[str],
+        split: str,
+        test_store: Store | str | Path | None,
+        settings: DecoderSettings,
+        beams: int | None,
+        spice: bool,
+        compute: Compute,
+        reporter: Reporter,
+    ) -> Self:
+        """Read the rows of a table: train and val captions, the images of ``split`` with their
+        captions.
+
+        The arguments are those of `ablate`.
+
+        Raises:
+            StoreError: if texts or images are missing, or the stores are of different models.
+            DecoderError: if there are too few captions.
+            MetricError: if the split has no images with captions.
+        """
+        encoder = None
+        asking = [name for name in methods if METHODS[name].needs_encoder]
+        if asking:
+            encoder = load_text_encoder(
+                store.info.model,
+                ", ".join(asking),
+                device=str(compute.device),
+                precision=compute.precision,
+                reporter=reporter,
+            )
+        train, val, notes = training_rows(store)
+        lacking = {
+            name: missing_for(name) for name in ("METEOR", "SPICE") if spice or name != "SPICE"
+        }
+        if lacking.get("SPICE"):
+            notes.append(f"SPICE is left out: {lacking['SPICE']}")
+        exported = Pipeline.of_export(store)
+        if exported:
+            notes.append(
+                f"The rows of {store.path} went through {exported[0].name}; the methods begin "
+                f"with them."
+            )
+        scored_store = _open_test_store(store, test_store, reporter)
+        moments = dict(fitting_moments(store).moments)
+        if scored_store is not store and "image" not in moments:
+            moments["image"] = moments_of(scored_store, "image")
+            notes.append(
+                f"{store.path} has no image mean; it is that of the train images of "
+                f"{scored_store.path}."
+            )
+        _require_means(store, moments)
+        references = store_references(scored_store)
+        images, left_out = images_with_references(scored_store, split, references)
+        if left_out:
+            notes.append(f"Left out: {counted(len(left_out), 'image')} without reference captions.")
+        _require_oracle_captions(methods, images, references)
+
+        is_same_store = scored_store.path.resolve() == store.path.resolve()
+        learned_images = None
+        if "image" in store.modalities:
+            learned_images = store.load("image")
+            learned_items = {*train.items, *val.items}
+            seen = learned_items.intersection(images.keys) if is_same_store else frozenset()
+            if seen:
+                notes.append(
+                    f"The captions of {len(seen):,} scored images are trained on, or checkpoints "
+                    f"are chosen on them."
+                )
+            # images that are scored are not learned from
+            unscored = learned_items - (seen - {*val.items})
+            learned_images = learned_images.select(np.isin(learned_images.keys, [*unscored]))
+        if not is_same_store:
+            images = _without_learned_photos(
+                images, references, [train, val], learned_images, store, scored_store, split, notes
+            )
+        for note in notes:
+            reporter.message(note)
+        evaluate = ["c3", "evaluate", "--store", str(scored_store.path), "--split", split]
+        if beams is not None:
+            evaluate += ["--beams", str(beams)]
+        is_built_in = isinstance(load_size(settings.size, settings.set), Size)
+        return cls(
+            store=store,
+            learned=Learned(train, val, learned_images, moments),
+            scored=Scored(images, references, _first_captions(scored_store, images)),
+            settings=settings,
+            generation=GenerationConfig.from_options(beams, built_in=is_built_in),
+            java=[name for name in lacking if not lacking[name]],
+            encoder=encoder,
+            compute=compute,
+            evaluate=evaluate,
+        )
+
+    def fit_pipeline(self, name: str, sigma: float, train_on: str = "text") -> Pipeline:
+        """Return a preset fitted on the training captions and the moments."""
+        rows = {"text": self.learned.train.embeddings}
+        items = {"text": self.learned.train.items}
+        pipeline = preset(name, sigma=sigma, train_on=train_on)
+        provenance = {"split": "train"}
+        return pipeline.fit(self.learned.moments, rows, items=items, provenance=provenance)
+
+    def for_training(self) -> Self:
+        """Return the bench without what only captioning needs."""
+        return replace(self, encoder=None)
+
+    @cached_property
+    def learning_digest(self) -> str:
+        """A digest of all that a trained decoder depends on, except its training."""
+        learned = self.learned
+        size = load_size(self.settings.size, self.settings.set, epochs=self.settings.epochs)
+        texts = [
+            part
+            for rows in (learned.train, learned.val)
+            for part in (rows.captions, rows.embeddings)
+        ]
+        return digest_of(
+            [asdict(size), self.compute.precision],
+            *texts,
+            () if learned.images is None else learned.images.embeddings,
+            *(learned.moments[name].mean for name in sorted(learned.moments)),
+        )
+
+    @cached_property
+    def scoring_digest(self) -> str:
+        """A digest of all else that captions and their scores depend on."""
+        rows = self.scored.rows
+        references = [[*self.scored.references[key]] for key in rows.keys]
+        return digest_of(
+            asdict(self.generation),
+            rows.keys,
+            rows.embeddings,
+            references,
+            self.scored.described,
+            [*self.java],
+        )
+
+    def load(self, folder: Path) -> Captioner:
+        """Load a decoder that was kept."""
+        return Captioner.load(folder)
+
+    def train(
+        self,
+        training: Training,
+        start: Captioner | None,
+        checkpoints: CheckpointDir,
+        reporter: Reporter,
+    ) -> Captioner:
+        """Train a decoder; ``start`` is the language model of ESPER."""
+        rows = SOURCES[training.learns_from](self.learned)
+        task: DecoderTask | EsperTask
+        if start is not None:
+            assert self.encoder is not None
+            settings = replace(ESPER_TRAINING, seed=training.seed)
+            task = EsperTask(
+                rows.train, rows.val, start, self.encoder, settings, self.compute.device
+            )
+            record: dict[str, object] = {"language_model_seconds": _training_seconds(start)}
+        else:
+            changes = self.settings.set
+            if training.learns_from == "captions":
+                changes = (*UNCONDITIONAL, *changes)
+            size = load_size(
+                self.settings.size, changes, epochs=self.settings.epochs, seed=training.seed
+            )
+            pipeline = self.fit_pipeline(training.preset, training.sigma, rows.train.modality)
+            task = DecoderTask(rows.train, rows.val, pipeline, size, self.compute)
+            record = {
+                "sigma": training.sigma,
+                "size": self.settings.size,
+                "changes": list(changes),
+            }
+        return fit(
+            task, record=record, checkpoints=checkpoints, label=training.label, reporter=reporter
+        )
+
+    def score(self, cell: Cell, model: Captioner | None, reporter: Reporter) -> Run:
+        """Caption the images, and score the captions."""
+        method = METHODS[cell.method]
+        scored = self.scored
+        if method.asked_with == "text":
+            scored = ask_with_captions(scored)
+        if method.images is not None:
+            scored = draw(scored, method.images)
+        if model is None:
+            captions = nearest_captions(scored.rows.embeddings, self.learned)
+        else:
+            inference = method.inference or str(method.training)
+            model = replace(model, pipeline=self.fit_pipeline(inference, cell.sigma))
+            captions = self._write(cell, model, scored, reporter)
+        outputs = dict(zip(scored.rows.keys, captions, strict=True))
+        scores = score_captions(outputs, scored.references, java=self.java)
+        order = np.argsort(np.array(scores.keys), kind="stable")
+        values = {}
+        for name in scores.corpus:
+            values[name] = scores.image_values(name)[order].round(_KEPT_DIGITS).tolist()
+        return Run(
+            method=cell.method,
+            seed=cell.seed,
+            sigma=cell.sigma,
+            scores=scores.corpus,
+            outputs=outputs,
+            images=len(outputs),
+            values=values,
+            best_val_loss=None if model is None else model.record["best_val_loss"],
+            parameters=0 if model is None else model.decoder.count_parameters(),
+            training_seconds=0.0 if model is None else _training_seconds(model),
+            command=self._command(cell),
+        )
+
+    def _write(
+        self, cell: Cell, captioner: Captioner, scored: Scored, reporter: Reporter
+    ) -> list[str]:
+        """Return a caption of each row, some rows at a time where the encoder steers."""
+        steer = METHODS[cell.method].steer
+        generation = self.generation
+        if steer is not None:
+            generation = GenerationConfig.from_options(steer=steer)
+        count = len(scored.rows)
+        block = _TOGETHER.get(steer or "", count)
+        captions: list[str] = []
+        with reporter.progress(f"{cell.label}: captions", count) as progress:
+            for first in range(0, count, block):
+                rows = scored.rows.select(np.arange(first, min(first + block, count)))
+                captions += captioner.caption(
+                    embeddings=rows.embeddings,
+                    modality=rows.modality,
+                    keys=rows.keys,
+                    encoder=self.encoder,
+                    generation=generation,
+                )
+                progress.advance(len(rows))
+        return captions
+
+    def _command(self, cell: Cell) -> str:
+        """Return the commands that train and score the decoder of a cell, if there are such."""
+        method = METHODS[cell.method]
+        is_plain = method.learns_from == "texts" and method.asked_with == "image"
+        if method.training is None or method.inference is not None or not is_plain:
+            return ""
+        train = ["c3", "train-decoder", "--store", str(self.store.path)]
+        train += ["--preset", method.training, "--seed", str(cell.seed)]
+        if method.noisy:
+            train += ["--sigma", f"{cell.sigma:.10g}"]
+        train += ["--size", self.settings.size]
+        for change in self.settings.set:
+            train += ["--set", change]
+        if self.settings.epochs is not None:
+            train += ["--epochs", str(self.settings.epochs)]
+        return f"{shlex.join(train)} && {shlex.join(self.evaluate)}"
+
+    def table(self, runs: Sequence[Run], command: str = "") -> Ablation:
+        """Return the table of runs."""
+        rows = self.scored.rows
+        title = f"{counted(len(rows), 'image')}, "
+        title += counted(len(self.learned.train), "training caption")
+        examples = {key: (key, self.scored.references[key][0]) for key in rows.keys[:_EXAMPLES]}
+        return Ablation(runs, title=title, examples=examples, facts=[PUBLISHED], command=command)
 
 
 def _require_means(store: Store, moments: Mapping[str, Moments]) -> None:
@@ -62,309 +472,69 @@ def _require_means(store: Store, moments: Mapping[str, Moments]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class CaptionTask:
-    """Cells of captions: the data, and the settings that all cells share. Embeddings are
-    L2-normalised.
+def _open_test_store(
+    store: Store, test_store: Store | str | Path | None, reporter: Reporter
+) -> Store:
+    """Return the store whose images are scored: another domain, or the same."""
+    if test_store is None:
+        return store
+    opened = Store.open(test_store, reporter=reporter)
+    store.info.require_same_model(
+        opened.info.model, own=f"The store {store.path}", theirs=f"the store {opened.path}"
+    )
+    require_captions(opened)
+    return opened
 
-    Attributes:
-        train: training captions with their text embeddings.
-        val: other captions with their text embeddings, to choose checkpoints on.
-        images: the images to caption.
-        references: captions that people wrote, by the keys of ``images``; others are not used.
-        moments: of both modalities over training data; the image mean must not come from the scored
-            images.
-        compute: device and precision.
-        train_images: images of training and validation captions, for the methods that learn from
-            images; None if the store has none.
-        described: float32 (n, d), the text embedding of one caption of each of ``images``, for the
-            oracle.
-        size, set, epochs: of the decoder and its training, as `c3tools.captioning.train_captioner`
-            takes them.
-        generation: how captions are generated.
-        encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
-        java: of METEOR and SPICE, the scores to add.
+
+def _require_oracle_captions(
+    methods: Sequence[str], images: Rows, references: Mapping[str, Sequence[str]]
+) -> None:
+    if "oracle" in methods and not any(len({*references[key]}) > 1 for key in images.keys):
+        raise MetricError(
+            "The oracle reads one caption of an image, and the others score it; but no image "
+            "has two.",
+            remedy="Leave out the oracle.",
+        )
+
+
+def _first_captions(store: Store, images: Rows) -> np.ndarray:
+    """Return the embedding of the first caption of each image, float32 (n, d)."""
+    texts = store.load("text")
+    first_row: dict[str, int] = {}
+    for row, item in enumerate(texts.items):
+        if texts.captions[row].strip():
+            first_row.setdefault(item, row)
+    return texts.embeddings[[first_row[key] for key in images.keys]]
+
+
+def _without_learned_photos(
+    images: Rows,
+    references: Mapping[str, Sequence[str]],
+    learned_texts: Sequence[Rows],
+    learned_images: Rows | None,
+    store: Store,
+    scored_store: Store,
+    split: str,
+    notes: list[str],
+) -> Rows:
+    """Return the images of another store that training has not seen, and note how many it has.
+
+    Raises:
+        MetricError: if it has seen all.
     """
-
-    train: Rows
-    val: Rows
-    images: Rows
-    references: Mapping[str, Sequence[str]]
-    moments: Mapping[str, Moments]
-    compute: Compute
-    train_images: Rows | None
-    described: Matrix
-    size: str
-    set: Sequence[str]
-    epochs: int | None
-    generation: GenerationConfig
-    encoder: Encoder | None
-    java: Sequence[str]
-
-    methods: ClassVar[Mapping[str, Method]] = METHODS
-    kept_in: ClassVar[str] = "decoders"
-
-    @classmethod
-    def of(
-        cls,
-        store: Store,
-        *,
-        split: str = "test",
-        test_store: Store | str | Path | None = None,
-        methods: Sequence[str] = (),
-        size: str | None = None,
-        set: Sequence[str] = (),
-        epochs: int | None = None,
-        beams: int | None = None,
-        spice: bool = False,
-        device: str | None = None,
-        precision: str = "auto",
-        reporter: Reporter = SILENT,
-        **_: Any,
-    ) -> CaptionTask:
-        """Read the rows of a table: train and val captions, the images of ``split`` with their
-        captions.
-
-        The arguments are those of `c3tools.ablate`.
-
-        Raises:
-            StoreError: if texts or images are missing, or the stores are of different models.
-            DecoderError: if there are too few captions.
-            MetricError: if the split has no images with captions.
-        """
-        compute, encoder = devices.pick(device, precision), None
-        if asking := ", ".join(name for name in methods if METHODS[name].needs_encoder):
-            encoder = load_text_encoder(
-                store.info.model, asking, device=device, precision=precision, reporter=reporter
-            )
-        train, val, notes = training_rows(store)
-        lacking = {name: missing_for(name) for name in JAVA_METRICS[: 1 + spice]}
-        if reason := lacking.get("SPICE"):
-            notes.append(f"SPICE is left out: {reason}")
-        if exported := Pipeline.of_export(store):
-            notes.append(
-                f"The rows of {store.path} went through {exported[0].name}; the methods begin "
-                f"with them."
-            )
-        moments = dict(fitting_moments(store).moments)
-        scored = store
-        if test_store is not None:  # another domain, in which the same key names another image
-            scored = Store.open(test_store, reporter=reporter)
-            store.info.require_same_model(
-                scored.info.model, own=f"The store {store.path}", theirs=f"the store {scored.path}"
-            )
-            require_captions(scored)
-            if "image" not in moments:
-                moments["image"] = moments_of(scored, "image")
-                notes.append(
-                    f"{store.path} has no image mean; it is that of the train images of "
-                    f"{scored.path}."
-                )
-        _require_means(store, moments)
-        references = store_references(scored)
-        images, left_out = images_with_references(scored, split, references)
-        if left_out:
-            notes.append(f"Left out: {counted(len(left_out), 'image')} without reference captions.")
-        if "oracle" in methods and not any(len({*references[key]}) > 1 for key in images.keys):
-            raise MetricError(
-                "The oracle reads one caption of an image, and the others score it; but no image "
-                "has two.",
-                remedy="Leave out the oracle.",
-            )
-        own = None
-        of_same_store = scored.path.resolve() == store.path.resolve()
-        if "image" in store.modalities:
-            own, learned = store.load("image"), {*train.items, *val.items}
-            seen = learned.intersection(images.keys) if of_same_store else frozenset()
-            if seen:
-                notes.append(
-                    f"The captions of {len(seen):,} scored images are trained on, or checkpoints "
-                    f"are chosen on them."
-                )
-            # images that are scored are not learned from
-            own = own.select(np.isin(own.keys, [*(learned - (seen - {*val.items}))]))
-        if not of_same_store:
-            was_learned = _learned_photos(images, references, [train, val], own)
-            if was_learned.all():
-                raise MetricError(
-                    f"All {counted(len(images), 'image')} of {scored.path} in the split {split!r} "
-                    f"were trained on: they are in {store.path} too.",
-                    remedy="Choose another split with --split, or another store.",
-                )
-            if was_learned.any():
-                count = counted(int(was_learned.sum()), "image")
-                notes.append(
-                    f"Left out: {count} of {scored.path} that training in {store.path} has seen."
-                )
-            images = images.select(~was_learned)
-        for note in notes:
-            reporter.message(note)
-        texts = scored.load("text")
-        first = {
-            item: row
-            for row, item in reversed([*enumerate(texts.items)])
-            if texts.captions[row].strip()
-        }
-        described = texts.embeddings[[first[key] for key in images.keys]]
-        data = train, val, images, references, moments, compute, own, described
-        built_in = isinstance(load_size(size or "small", set), Size)
-        generation = GenerationConfig.from_options(beams, built_in=built_in)
-        java = [name for name in lacking if not lacking[name]]
-        return cls(*data, size or "small", set, epochs, generation, encoder, java)
-
-    def fit(self, name: str, sigma: float, train_on: str = "text") -> Pipeline:
-        """Return a preset fitted on the training captions and the moments."""
-        rows, items = {"text": self.train.embeddings}, {"text": self.train.items}
-        pipeline = preset(name, sigma=sigma, train_on=train_on)
-        return pipeline.fit(self.moments, rows, items=items, provenance={"split": "train"})
-
-    def learned_from(self, learns_from: str) -> tuple[Rows, Rows]:
-        """Return the rows to learn from and to validate on: texts, real pairs, pseudo pairs, or
-        images.
-
-        Pseudo pairs are training images, each with the captions nearest to it, whichever image
-        these describe. The checkpoint is chosen on pseudo pairs of held-out images: the method has
-        no others, and a decoder that reads images says little about texts.
-
-        Raises:
-            DecoderError: if images are needed and there are none.
-        """
-        if learns_from in ("texts", "captions"):
-            return self.train, self.val
-        images = self.train_images
-        held_out = np.isin([] if images is None else images.keys, self.val.items)
-        if images is None or held_out.all() or not held_out.any():
-            raise DecoderError(
-                f"This method needs images for training and for validation, but there are "
-                f"{int((~held_out).sum())} and "
-                f"{int(held_out.sum())}.",
-                remedy="Embed images of the train split, or leave out paired, ESPER and "
-                "WS-ClipCap.",
-            )
-        own, others = images.select(~held_out), images.select(held_out)
-        if learns_from == "pairs":
-            return captions_of_images(own, self.train), captions_of_images(others, self.val)
-        if learns_from == "pseudo pairs":
-            return _pseudo_pairs(own, self.train), _pseudo_pairs(others, self.train)
-        return own, others
-
-    def learner(self) -> CaptionTask:
-        """Return the task without what only captioning needs."""
-        return replace(self, encoder=None)
-
-    @cached_property
-    def learned(self) -> str:
-        """A digest of everything that a trained decoder depends on, except its method, sigma and
-        seed.
-        """
-        return digest_of(
-            [asdict(load_size(self.size, self.set, epochs=self.epochs)), self.compute.precision],
-            *(part for rows in (self.train, self.val) for part in (rows.captions, rows.embeddings)),
-            () if self.train_images is None else self.train_images.embeddings,
-            *(self.moments[name].mean for name in sorted(self.moments)),
+    was_learned = _learned_photos(images, references, learned_texts, learned_images)
+    if was_learned.all():
+        raise MetricError(
+            f"All {counted(len(images), 'image')} of {scored_store.path} in the split {split!r} "
+            f"were trained on: they are in {store.path} too.",
+            remedy="Choose another split with --split, or another store.",
         )
-
-    @cached_property
-    def scored(self) -> str:
-        """A digest of everything else that captions and their scores depend on."""
-        references, java = [[*self.references[key]] for key in self.images.keys], [*self.java]
-        asked = self.images.embeddings, references, self.described
-        return digest_of(asdict(self.generation), self.images.keys, *asked, java)
-
-    def load(self, folder: Path) -> Captioner:
-        """Load a decoder that was kept."""
-        return Captioner.load(folder)
-
-    def fit_model(
-        self,
-        training: Training,
-        start: Captioner | None,
-        checkpoints: CheckpointDir,
-        reporter: Reporter,
-    ) -> Captioner:
-        """Train a decoder; ``start`` is the language model of ESPER."""
-        rows = self.learned_from(training.learns_from)
-        options: dict[str, Any] = {
-            "checkpoints": checkpoints,
-            "label": training.label,
-            "reporter": reporter,
-        }
-        if start is not None:
-            assert self.encoder is not None
-            record: dict[str, Any] = {"language_model_seconds": _training_seconds(start)}
-            own = replace(ESPER_TRAINING, seed=training.seed)
-            return fit(
-                EsperTask(*rows, start, self.encoder, own, self.compute.device),
-                record=record,
-                **options,
-            )
-        changes = (*UNCONDITIONAL, *self.set) if training.learns_from == "captions" else self.set
-        size = load_size(self.size, changes, epochs=self.epochs, seed=training.seed)
-        pipeline = self.fit(training.preset, training.sigma, rows[0].modality)
-        record = {"sigma": training.sigma, "size": self.size, "changes": list(changes)}
-        return fit(DecoderTask(*rows, pipeline, size, self.compute), record=record, **options)
-
-    def run(self, cell: Cell, captioner: Captioner | None, reporter: Reporter) -> Run:
-        """Caption the images, and score the captions."""
-        method, references = METHODS[cell.method], dict(self.references)
-        if method.asked_with == "text":  # scored by the captions that it does not read
-            for key in self.images.keys:
-                references[key] = [text for text in references[key] if text != references[key][0]]
-        rows = np.flatnonzero([bool(references[key]) for key in self.images.keys])
-        # depends only on the number of images
-        if method.images is not None and len(rows) > method.images:
-            rows = rows[
-                np.sort(generator(0, "scored images").permutation(len(rows))[: method.images])
-            ]
-        asked = (self.described if method.asked_with == "text" else self.images.embeddings)[rows]
-        keys, texts = [self.images.keys[row] for row in rows], list[str]()
-        if captioner is None:  # CLIPRe: the caption is the nearest training text
-            texts = [
-                self.train.captions[row]
-                for row in nearest(asked, unit_rows(self.train.embeddings), 1)[0][:, 0]
-            ]
-        else:
-            captioner = replace(
-                captioner, pipeline=self.fit(method.inference or str(method.training), cell.sigma)
-            )
-            steered = (
-                None if method.steer is None else GenerationConfig.from_options(steer=method.steer)
-            )
-            block = _TOGETHER.get(method.steer or "", len(rows))
-            with reporter.progress(f"{cell.label}: captions", len(rows)) as progress:
-                for part in (slice(first, first + block) for first in range(0, len(rows), block)):
-                    texts += captioner.caption(
-                        embeddings=asked[part],
-                        modality=method.asked_with,
-                        keys=keys[part],
-                        encoder=self.encoder,
-                        generation=steered or self.generation,
-                    )
-                    progress.advance(len(asked[part]))
-        outputs = dict(zip(keys, texts, strict=True))
-        scores = score_captions(outputs, references, java=self.java)
-        order = np.argsort(np.array(scores.keys), kind="stable")
-        return Run(
-            *cell,
-            scores.corpus,
-            outputs,
-            len(outputs),
-            {
-                name: scores.image_values(name)[order].round(_KEPT_DIGITS).tolist()
-                for name in scores.corpus
-            },
-            best_val_loss=None if captioner is None else captioner.record["best_val_loss"],
-            parameters=0 if captioner is None else captioner.decoder.count_parameters(),
-            training_seconds=0.0 if captioner is None else _training_seconds(captioner),
+    if was_learned.any():
+        count = counted(int(was_learned.sum()), "image")
+        notes.append(
+            f"Left out: {count} of {scored_store.path} that training in {store.path} has seen."
         )
-
-    def table(self, runs: Sequence[Run], **shown: Any) -> Ablation:
-        """Return the table of runs."""
-        title = (
-            f"{counted(len(self.images), 'image')}, {counted(len(self.train), 'training caption')}"
-        )
-        examples = {key: (key, self.references[key][0]) for key in self.images.keys[:_EXAMPLES]}
-        return Ablation(runs, title=title, examples=examples, facts=[PUBLISHED], **shown)
+    return images.select(~was_learned)
 
 
 def _learned_photos(
@@ -394,17 +564,6 @@ def _learned_photos(
     return seen
 
 
-def _pseudo_pairs(images: Rows, texts: Rows) -> Rows:
-    found, _ = nearest(images.embeddings, unit_rows(texts.embeddings), PSEUDO_CAPTIONS)
-    count = found.shape[1]
-    return Rows.of(
-        "image",
-        [f"{key}#{rank}" for key in images.keys for rank in range(count)],
-        images.embeddings.repeat(count, axis=0),
-        caption=[texts.captions[row] for row in found.ravel()],
-    )
-
-
 def _training_seconds(captioner: Captioner) -> float:
-    own = sum(float(epoch["seconds"]) for epoch in captioner.record["history"])
-    return own + float(captioner.record.get("language_model_seconds", 0.0))
+    seconds = sum(float(epoch["seconds"]) for epoch in captioner.record["history"])
+    return seconds + float(captioner.record.get("language_model_seconds", 0.0))

@@ -1,15 +1,16 @@
-"""The table for images: its data, and the training, generation and scoring of one cell.
+"""`c3 ablate-images`: the table of generated images; its data, and the training, generation and
+scoring of one cell.
 
 Generators learn from photos alone. Each then makes an image from a text of every scored photo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -24,189 +25,317 @@ from ..imaging.model import SAMPLING_STEPS, Size, load_size
 from ..imaging.photos import Photos
 from ..imaging.train import GeneratorTask, training_photos
 from ..io.artifact import digest_of
-from ..reporter import Reporter
+from ..reporter import SILENT, Reporter
 from ..seeds import generator
 from ..store import Pairs, Rows, Store
-from ..training.loop import CheckpointDir, train
+from ..training.loop import CheckpointDir
+from ..training.loop import train as run_training
 from ..transforms import preset
 from ..transforms.fitting import moments_of
-from .methods import IMAGE_METHODS, Cell, Method, Training
-from .table import Ablation, Run
+from .cells import Cell, Run, Training
+from .methods import IMAGE_METHODS
+from .run import TableBench, chosen_methods, chosen_sigmas, command_of, make_table
+from .table import Ablation
 
 _EXAMPLES = 12
 _KEPT_DIGITS = 6  # of the values per photo
+_LEAST_PHOTOS = 4  # of three, one half would be a single photo
+
+
+def ablate_images(
+    store: Store | str | Path = "c3-store",
+    *,
+    methods: str | Sequence[str] = "C1,C2_1,C2_2,C3",
+    seeds: int = 3,
+    sigma: Sequence[float | str] | float | str = (0.1,),
+    output: str | Path = "c3-ablation",
+    split: str = "test",
+    size: str = "tiny",
+    set: Sequence[str] = (),
+    steps: int | None = None,
+    encoder: Sequence[str] = (),
+    jobs: int = 1,
+    device: str | None = None,
+    precision: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Ablation:
+    """Compare methods that train generators on photos alone, and print one table.
+
+    Each generator makes an image from a caption of every test photo, and the images are scored.
+    Training a tiny generator takes about 17 minutes on one core with AVX-512 bf16, and an hour or
+    more on one without. Finished results and trained generators are kept. Run the same command
+    again to continue, or add methods, seeds or sigmas.
+
+    Args:
+        store: See `embed`.
+        methods: Methods to compare, comma-separated (C1, C2_1, C2_2, C3, LAFITE, oracle), or all.
+        seeds: Number of seeds per method: 0, 1, 2, ...
+        sigma: Standard deviation of the noise, per dimension: a number, auto (derived from the
+            photos), or pairs (from the cosine of at least 10 images with their captions).
+        output: The folder for results, table.md and table.html.
+        split: The split whose photos are compared with generated images, or all.
+        size: Size of the generator: tiny, small or base.
+        set: See `train_generator`.
+        steps: Training steps. The default depends on ``size``.
+        encoder: Also score with the features of this model.
+        jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
+        device: See `connect_heads`.
+        precision: See `embed`.
+        reporter: Shows messages and progress.
+
+    Raises:
+        C3Error: if a method or a setting is unknown.
+        GeneratorError: if photos are missing.
+        MetricError: if fewer than four photos of the split have texts and can be read.
+        StoreError: if texts or images are missing.
+        OutputError: if ``output`` contains other files, or another run is writing to it.
+    """
+    names = chosen_methods(methods, IMAGE_METHODS)
+    command = command_of(
+        "ablate-images",
+        ablate_images,
+        store,
+        {
+            "methods": ",".join(names),
+            "seeds": seeds,
+            "sigma": sigma,
+            "split": split,
+            "size": size,
+            "set": set,
+            "steps": steps,
+            "encoder": encoder,
+            "jobs": jobs,
+            "device": device,
+            "precision": precision,
+        },
+    )
+
+    def read(opened: Store) -> ImageBench:
+        sized = load_size(size, set)
+        training = replace(sized.training, steps=steps or sized.training.steps)
+        return ImageBench.read(
+            opened,
+            split=split,
+            size=replace(sized, training=training),
+            encoders=encoder,
+            compute=devices.pick(device, precision),
+            device=device,
+            reporter=reporter,
+        )
+
+    return make_table(
+        store,
+        read,
+        names,
+        chosen_sigmas(sigma),
+        noised="image",
+        seeds=seeds,
+        folder=Path(output),
+        jobs=jobs,
+        command=command,
+        reporter=reporter,
+    )
 
 
 @dataclass(frozen=True)
-class ImageTask:
-    """Cells of images.
+class ScoredPhotos:
+    """What images are made from: the scored photos, one text of each, and what scores the images.
+
+    Attributes:
+        photos: rows of the photos.
+        texts: one row of texts for each photo.
+        scorer: of the images.
+        notes: what the user should know about the photos.
+    """
+
+    photos: Rows
+    texts: Rows
+    scorer: ImageScorer
+    notes: list[str]
+
+
+@dataclass
+class ImageBench(TableBench):
+    """The data and the settings that all cells of images share.
 
     Attributes:
         store: that pipelines are fitted on.
-        photos: to learn from, and to choose the checkpoint on, with their embeddings.
-        asked: by modality, the rows that images are made from: one text of each scored photo, and
-            the photos.
-        compute: device and precision.
-        scorer: of the images; None where nothing is scored.
-        notes: what the user should know about the photos.
+        train_photos: photos to learn from, with their embeddings.
+        val_photos: photos to choose the checkpoint on.
         size: of the generator, with the settings of its training.
+        compute: device and precision.
+        scored: what images are made from and compared with; None where only training is done.
     """
 
     store: Store
-    photos: tuple[Photos, Photos]
-    asked: Mapping[str, Rows]
-    compute: Compute
+    train_photos: Photos
+    val_photos: Photos
     size: Size
-    scorer: ImageScorer | None
-    notes: list[str]
+    compute: Compute
+    scored: ScoredPhotos | None
 
-    methods: ClassVar[Mapping[str, Method]] = IMAGE_METHODS
-    kept_in: ClassVar[str] = "generators"
+    methods: ClassVar = IMAGE_METHODS
+    models_folder: ClassVar = "generators"
 
     @classmethod
-    def of(
+    def read(
         cls,
         store: Store,
         *,
         split: str,
-        size: str | None,
-        set: Sequence[str],
-        steps: int | None,
-        encoder: Sequence[str],
+        size: Size,
+        encoders: Sequence[str],
+        compute: Compute,
         device: str | None,
-        precision: str,
         reporter: Reporter,
-        **_: Any,
-    ) -> ImageTask:
+    ) -> Self:
         """Read the photos of a table, and one text of each scored photo: the same for every method
         and seed.
 
-        The arguments are those of `c3tools.ablate`.
+        The arguments are those of `ablate_images`.
 
         Raises:
             GeneratorError: if photos are missing.
-            MetricError: if fewer than two photos of the split have texts and can be read.
+            MetricError: if fewer than four photos of the split have texts and can be read.
         """
-        own, compute = load_size(size or "tiny", set), devices.pick(device, precision)
-        own = replace(own, training=replace(own.training, steps=steps or own.training.steps))
-        train, val, notes = training_photos(store, own.pixels, reporter=reporter)
+        train, val, notes = training_photos(store, size.pixels, reporter=reporter)
         pairs = Pairs.match(store.load("image", split), store.load("text", split))
-        n, model = len(pairs.first), store.info.model
         scorer = ImageScorer.of(
             store,
-            own.pixels,
+            size.pixels,
             split,
-            n,
-            encoder,
-            conditioning=model,
+            len(pairs.first),
+            encoders,
+            conditioning=store.info.model,
             device=device,
             reporter=reporter,
         )
-        readable, texts_of = frozenset(scorer.reference.rows.keys), dict[int, list[int]]()
+        # The rows of texts of each photo that can be read
+        readable_keys = frozenset(scorer.reference.rows.keys)
+        text_rows: dict[int, list[int]] = {}
         for row in pairs.rows.tolist():
             photo = int(pairs.item_index[row])
-            if pairs.first.keys[photo] in readable:
-                texts_of.setdefault(photo, []).append(row)
-        if len(texts_of) < 4:  # of three, one half would be a single photo
+            if pairs.first.keys[photo] in readable_keys:
+                text_rows.setdefault(photo, []).append(row)
+        if len(text_rows) < _LEAST_PHOTOS:
             raise MetricError(
                 f"At least four photos with texts are needed; of those in the split {split!r}, "
-                f"{len(texts_of)} can be "
-                f"read. The splits of images are {store.list_splits('image')}.",
+                f"{len(text_rows)} can be read. The splits of images are "
+                f"{store.list_splits('image')}.",
                 remedy="Choose another split with --split, or run this command in the folder that "
                 "c3 embed was run in.",
             )
-        drawn = [
-            rows[int(generator(0, "caption", pairs.first.keys[photo]).integers(len(rows)))]
-            for photo, rows in texts_of.items()
-        ]
-        asked = {
-            "image": pairs.first.select(np.array([*texts_of])),
-            "text": pairs.second.select(np.array(drawn)),
-        }
-        notes = [*notes, *filter(None, [scorer.reference.unread]), *scorer.notes()]
-        return cls(store, (train, val), asked, compute, own, scorer, notes)
+        drawn_rows = []
+        for photo, rows in text_rows.items():
+            rng = generator(0, "caption", pairs.first.keys[photo])
+            drawn_rows.append(rows[int(rng.integers(len(rows)))])
+        unread = [scorer.reference.unread] if scorer.reference.unread else []
+        scored = ScoredPhotos(
+            photos=pairs.first.select(np.array([*text_rows])),
+            texts=pairs.second.select(np.array(drawn_rows)),
+            scorer=scorer,
+            notes=[*notes, *unread, *scorer.notes()],
+        )
+        return cls(store, train, val, size, compute, scored)
 
-    def learner(self) -> ImageTask:
-        """Return the task without what only scoring needs."""
-        return replace(self, asked={}, scorer=None)
+    def for_training(self) -> Self:
+        """Return the bench without what only scoring needs."""
+        return replace(self, scored=None)
+
+    @property
+    def _scored(self) -> ScoredPhotos:
+        assert self.scored is not None
+        return self.scored
 
     @cached_property
-    def learned(self) -> str:
-        """A digest of everything that a generator depends on, except its method, sigma and seed."""
+    def learning_digest(self) -> str:
+        """A digest of all that a generator depends on, except its training."""
+        photos = (self.train_photos, self.val_photos)
         return digest_of(
             [asdict(self.size), self.compute.precision],
-            *(part for photos in self.photos for part in (photos.rows.embeddings, photos.pixels)),
+            *(part for each in photos for part in (each.rows.embeddings, each.pixels)),
             *(moments_of(self.store, modality).mean for modality in ("image", "text")),
         )
 
     @cached_property
-    def scored(self) -> str:
-        """A digest of everything else that images and their scores depend on."""
-        assert self.scorer is not None
-        encoders, reference = self.scorer.encoders, self.scorer.reference
-        rows = (each.embeddings for each in (*self.asked.values(), reference.rows))
+    def scoring_digest(self) -> str:
+        """A digest of all else that images and their scores depend on."""
+        scorer = self._scored.scorer
         return digest_of(
-            self.asked["text"].captions,
-            [each.identity for each in encoders],
-            *rows,
-            reference.pixels,
+            self._scored.texts.captions,
+            [each.identity for each in scorer.encoders],
+            self._scored.photos.embeddings,
+            self._scored.texts.embeddings,
+            scorer.reference.rows.embeddings,
+            scorer.reference.pixels,
         )
 
     def load(self, folder: Path) -> Generator:
         """Load a generator that was kept."""
         return Generator.load(folder, self.compute)
 
-    def fit_model(
+    def train(
         self, training: Training, start: None, checkpoints: CheckpointDir, reporter: Reporter
     ) -> Generator:
         """Train a generator."""
-        pipeline = preset(
-            training.preset, sigma=training.sigma, train_on="image", infer_on="text"
-        ).fit(self.store)
-        size = replace(self.size, training=replace(self.size.training, seed=training.seed))
+        unfitted = preset(training.preset, sigma=training.sigma, train_on="image", infer_on="text")
+        settings = replace(self.size.training, seed=training.seed)
+        task = GeneratorTask(
+            self.train_photos,
+            self.val_photos,
+            unfitted.fit(self.store),
+            replace(self.size, training=settings),
+            self.compute,
+        )
+        run = run_training(task, checkpoints=checkpoints, label=training.label, reporter=reporter)
         record = {"model": dict(self.store.info.model), "sigma": training.sigma}
-        task = GeneratorTask(*self.photos, pipeline, size, self.compute)
-        run = train(task, checkpoints=checkpoints, label=training.label, reporter=reporter)
         return task.generator(run, record)
 
-    def run(self, cell: Cell, model: Any, reporter: Reporter) -> Run:
+    def score(self, cell: Cell, model: Generator | None, reporter: Reporter) -> Run:
         """Make an image for each scored photo, and score the images."""
-        assert self.scorer is not None
+        assert model is not None  # every method of images trains a generator
+        keys = self._scored.photos.keys
         modality = IMAGE_METHODS[cell.method].asked_with
-        keys, asked = self.asked["image"].keys, self.asked[modality].embeddings
-        given = {"embeddings": asked, "modality": modality, "keys": keys, "seed": cell.seed}
-        images = model.generate(**given, sampling_steps=SAMPLING_STEPS, reporter=reporter)
-        scores, values = self.scorer.score(images, self.asked["text"].captions, keys)
+        asked = self._scored.texts if modality == "text" else self._scored.photos
+        images = model.generate(
+            embeddings=asked.embeddings,
+            modality=modality,
+            keys=keys,
+            seed=cell.seed,
+            sampling_steps=SAMPLING_STEPS,
+            reporter=reporter,
+        )
+        scores, values = self._scored.scorer.score(images, self._scored.texts.captions, keys)
+        shown = zip(keys[:_EXAMPLES], images, strict=False)
         return Run(
-            *cell,
-            scores,
-            {key: data_url(image) for key, image in zip(keys[:_EXAMPLES], images, strict=False)},
-            len(images),
-            {metric: each.round(_KEPT_DIGITS).tolist() for metric, each in values.items()},
+            method=cell.method,
+            seed=cell.seed,
+            sigma=cell.sigma,
+            scores=scores,
+            outputs={key: data_url(image) for key, image in shown},
+            images=len(images),
+            values={name: each.round(_KEPT_DIGITS).tolist() for name, each in values.items()},
             best_val_loss=model.record["best_val_loss"],
             parameters=model.to_dict()["parameters"],
             training_seconds=model.record["seconds"],
         )
 
-    def table(self, runs: Sequence[Run], **shown: Any) -> Ablation:
+    def table(self, runs: Sequence[Run], command: str = "") -> Ablation:
         """Return the table of runs, with what real photos score."""
-        assert self.scorer is not None
-        keys, captions, reference = (
-            self.asked["image"].keys,
-            self.asked["text"].captions,
-            self.scorer.reference,
-        )
-        real, count = self.scorer.real(len(keys), captions, keys)
-        pixels = dict(zip(reference.rows.keys, map(Image.fromarray, reference.pixels), strict=True))
-        photos = zip(keys[:_EXAMPLES], captions, strict=False)
-        examples = {key: (caption, data_url(pixels[key])) for key, caption in photos}
-        title = f"{len(keys):,} images of each and {count:,} real photos"
+        keys = self._scored.photos.keys
+        captions = self._scored.texts.captions
+        reference = self._scored.scorer.reference
+        real, count = self._scored.scorer.real(len(keys), captions, keys)
+        pixels = dict(zip(reference.rows.keys, reference.pixels, strict=True))
+        examples = {}
+        for key, caption in zip(keys[:_EXAMPLES], captions, strict=False):
+            examples[key] = (caption, data_url(Image.fromarray(pixels[key])))
         return Ablation(
             runs,
             task="images",
-            title=title,
+            title=f"{len(keys):,} images of each and {count:,} real photos",
             real=real,
             examples=examples,
-            facts=self.notes,
-            **shown,
+            facts=self._scored.notes,
+            command=command,
         )

@@ -1,5 +1,5 @@
 """The methods of the tables: what each learns from, how its inputs are transformed, and its
-published score; cells.
+published score.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+
+from ..transforms import preset
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Method:
     @property
     def noisy(self) -> bool:
         """True where sigma matters."""
-        return self.training in _OF_SIGMA
+        return self.training is not None and preset(self.training).sigma is not None
 
     @property
     def needs_encoder(self) -> bool:
@@ -57,8 +58,6 @@ class Method:
         return "–" if self.training is None else self.learns_from.replace("captions", "texts")
 
 
-# presets whose noise has a standard deviation
-_OF_SIGMA = ("c2-corrupt", "c3", "c3-retrieval", "tomcap")
 METHODS: Mapping[str, Method] = {
     "C1": Method("c1", "Connect alone", "13.0"),
     "C2_1": Method("c2-collapse", "Connect, Collapse", "25.2"),
@@ -140,44 +139,3 @@ PUBLISHED_IMAGES = (
     ("C2_2", "19.8", "25.5"),
     ("C3", "19.6", "26.0"),
 )
-
-
-class Cell(NamedTuple):
-    """A cell of a table: a method, a seed, and the standard deviation of its noise per
-    dimension.
-    """
-
-    method: str
-    seed: int
-    sigma: float
-
-    @property
-    def label(self) -> str:
-        """The cell in words."""
-        return f"{self.method}, seed {self.seed}"
-
-
-class Training(NamedTuple):
-    """A training that cells of a table need and may share: what is learned, and from what.
-
-    Attributes:
-        preset: of the pipeline that training inputs go through.
-        learns_from: see `Method`.
-        sigma: standard deviation of the noise per dimension.
-        seed: for all random numbers.
-    """
-
-    preset: str
-    learns_from: str
-    sigma: float
-    seed: int
-
-    @property
-    def label(self) -> str:
-        """The training in words."""
-        return f"{self.preset}, from {self.learns_from}, seed {self.seed}"
-
-    @property
-    def start(self) -> Training | None:
-        """The training of the language model that ESPER's mapper is put in front of."""
-        return self._replace(learns_from="captions") if self.learns_from == "images" else None

@@ -20,6 +20,7 @@ from ..metrics.significance import crossed_interval
 from ..pages import render_page
 from ..pages.render import interval, signed
 from ..tables import Table
+from .cells import Run
 from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
 _INTERVAL = "95 % interval"  # heading
@@ -29,38 +30,6 @@ _COMPARED = (CHOOSE_BY, "FD-", "KID-")
 # a step, and what it follows
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One cell of a table: a method, its training with one seed, and the scores of what it made.
-
-    Attributes:
-        method: a key of `METHODS` or `IMAGE_METHODS`.
-        seed: of the training.
-        sigma: standard deviation of the noise per dimension; 0 if there is none.
-        scores: by metric, in percent where metrics are.
-        outputs: what was made, by image key: the captions, or the first images as ``data:`` URLs.
-        images: how many captions or images were scored.
-        values: by metric, a value per image whose mean is the score (`CaptionScores.image_values`,
-            `photo_values`).
-        sigma_from: ``given``, or the rule ``auto`` or ``pairs``.
-        best_val_loss: that the checkpoint was chosen by; None if nothing was trained.
-        parameters: number of weights; 0 where nothing was trained.
-        training_seconds: of the training, that of a language model included where it has one.
-    """
-
-    method: str
-    seed: int
-    sigma: float
-    scores: dict[str, float]
-    outputs: dict[str, str] = field(default_factory=dict)
-    images: int = 0
-    values: dict[str, list[float]] = field(default_factory=dict)
-    sigma_from: str = "given"
-    best_val_loss: float | None = None
-    parameters: int = 0
-    training_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy as np
+import pyarrow as pa
 
-from .. import devices
-from ..ablation.captions import CaptionTask
-from ..ablation.methods import ABLATION, METHODS, Cell
-from ..ablation.run import ablate_images, run_cells
+from ..ablation.captions import ablate
+from ..ablation.images import ablate_images
+from ..ablation.methods import ABLATION, METHODS
 from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate import store_references
-from ..captioning.generation import GenerationConfig
+from ..corpus.items import ItemTable, TextItem
 from ..corpus.reading import read_corpus
 from ..embedding import embed_corpus
 from ..encoders import load_encoder, thumbnail
@@ -45,8 +44,7 @@ from ..store import Store
 from ..store.means import load_means
 from ..store.shards import INFO_FILE
 from ..tables import Table
-from ..transforms.fitting import moments_of
-from ..transforms.sigma import caption_spread, scaled_spread
+from ..transforms.sigma import AUTO, sigma_by_rule
 
 _EXTREMES = 6  # photos in each of the two groups that come first
 _PHOTO_SIDE = 360
@@ -240,10 +238,10 @@ def run_demo(
     out = Path(out)
     first_page = out / "captions.html"
     kept = (
-        f"The embeddings, and the first captions in {first_page}, are kept, but the decoders "
-        f"are not; run the same "
+        f"The embeddings, the first captions in {first_page} and the finished trainings are kept; "
+        "run the same command again to continue."
     )
-    with locked(out), note_on_interrupt(lambda: f"{kept}command again to train them."):
+    with locked(out), note_on_interrupt(lambda: kept):
         if not (out / "photos" / INFO_FILE).is_file():
             holds_result(out, "demo", ("demo.html", "captions"))
         encoder = load_encoder(backend="torch")  # the same figures whichever extras are installed
@@ -273,8 +271,13 @@ def run_demo(
             f"   Open {first_page} to see all of them. Training follows, which takes minutes."
         )
         reporter.message("   Embedding the captions of other photos, for training")
-        embed_corpus(read_corpus(CAPTIONS), out / "captions", encoder, reporter=reporter)
-        texts = Store.open(out / "captions")
+        corpus = read_corpus(CAPTIONS)
+        texts_folder = out / "captions"
+        if captions is not None:
+            corpus.texts = _first_of_each_split(corpus.texts, captions)
+            texts_folder = out / f"captions-{captions}"
+        embed_corpus(corpus, texts_folder, encoder, reporter=reporter)
+        texts = Store.open(texts_folder)
         load_means(texts, "c3-mini")
         means_from = (
             f"the {moments['image'].n:,} photos and {moments['text'].n:,} captions "
@@ -283,50 +286,41 @@ def run_demo(
         reporter.message(
             f"2  Collapse: subtracting the means of {means_from}, not of the scored photos"
         )
-        train, val = texts.load("text", "train"), texts.load("text", "val")
-        sigma_from = "as given"
+        train_count = texts.split_counts("text")["train"]
         if sigma is None:
-            rule = scaled_spread(
-                caption_spread(train.embeddings, train.item_index, moments["text"].mean)
-            )
-            sigma, sigma_from = rule.sigma or 0.0, f"from {rule.rests_on}"
-        reporter.message(f"3  Corrupt: sigma {sigma:.3f} per dimension, {sigma_from}")
-        train, val = (rows.select(np.arange(len(rows))[:captions]) for rows in (train, val))
-        means = {name: moments_of(photos, name) for name in ("image", "text")}
+            sigma, sigma_reason = sigma_by_rule(AUTO, texts)
+        else:
+            sigma_reason = f"Sigma {sigma:.4g}: as given"
+        reporter.message(f"3  Corrupt: s{sigma_reason.removeprefix('S')}")
         reporter.message(
-            f"4  Training {len(ABLATION)} decoders on {len(train):,} captions, without any image"
+            f"4  Training {len(ABLATION)} decoders on {train_count:,} captions, without any image"
         )
-        task = CaptionTask(
-            train,
-            val,
-            scored,
-            references,
-            means,
-            devices.pick(),
-            train_images=None,
-            # none of these methods learns from images, or is asked with texts
-            described=scored.embeddings,
+        is_short = size == "tiny"
+        table = ablate(
+            texts,
+            methods=ABLATION,
+            seeds=seeds,
+            sigma=sigma,
+            output=out / "captions-table",
+            split="all",
+            test_store=photos,
             size=size,
-            set=_SHORT if size == "tiny" else (),
-            epochs=2 if size == "tiny" else None,
-            generation=GenerationConfig(),
-            encoder=None,
-            java=(),
+            set=_SHORT if is_short else (),
+            epochs=2 if is_short else None,
+            beams=1,
+            jobs=cores(),
+            reporter=reporter,
         )
-        cells = [Cell(name, seed, sigma) for seed in range(seeds) for name in ABLATION]
-        with TemporaryDirectory() as folder:
-            runs = list(run_cells(task, cells, Path(folder), jobs=cores(), reporter=reporter))
         facts = {
             "Encoder": f"c3-mini, {photos.info.dim} dimensions",
             "Trained on": (
-                f"{len(train):,} COCO val2017 captions, none of these photos; checkpoints were "
-                f"chosen on {len(val):,} other captions, without noise"
+                f"{train_count:,} COCO val2017 captions, none of these photos; checkpoints were "
+                f"chosen on {texts.split_counts('text')['val']:,} other captions, without noise"
             ),
             "Means": f"of {means_from}, not of these photos",
-            "Sigma": f"{sigma:.4f} per dimension, {sigma_from}",
+            "Sigma": sigma_reason,
         }
-        table = task.table(runs)
-        result = DemoResult(table, len(train), sigma, photos, facts, bundled, out / "demo.html")
+        result = DemoResult(table, train_count, sigma, photos, facts, bundled, out / "demo.html")
         _write_page(result.page, bundled, references, result)
         if not images:
             return result
@@ -348,6 +342,17 @@ def run_demo(
             reporter=reporter,
         )
         return replace(result, images=generated)
+
+
+def _first_of_each_split(texts: ItemTable[TextItem], count: int) -> ItemTable[TextItem]:
+    """Return the first ``count`` texts of each split."""
+    seen = Counter[str]()
+    rows = []
+    for row, split in enumerate(texts.table["split"].to_pylist()):
+        seen[str(split)] += 1
+        if seen[str(split)] <= count:
+            rows.append(row)
+    return ItemTable(texts.kind, texts.table.take(pa.array(rows)))
 
 
 def copy_photos(destination: Path) -> int:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from c3tools.cli import app
+from typer.testing import CliRunner
 
-from c3tools.ablation.captions import CaptionTask
-from c3tools.ablation.methods import METHODS, Cell
-from c3tools.ablation.run import run_cells
+from c3tools.ablation.baselines import ask_with_captions, pseudo_pairs
+from c3tools.ablation.captions import CaptionBench, DecoderSettings
+from c3tools.ablation.cells import Cell, run_cells
+from c3tools.ablation.methods import METHODS
 from c3tools.captioning.config import SIZES, load_size
 from c3tools.captioning.esper import ESPER_TRAINING
+from c3tools.devices import Compute
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.export import export_store
 from c3tools.metrics.captions import score_captions
@@ -30,48 +36,58 @@ pytest.importorskip("pycocoevalcap")
 
 
 @pytest.fixture(scope="session")
-def task(toy_store: Store) -> CaptionTask:
-    return task_of(toy_store)
+def bench(toy_store: Store) -> CaptionBench:
+    return bench_of(toy_store)
 
 
-def task_of(
-    store: Store, split: str = "test", told: Reporter = SILENT, **options: Any
-) -> CaptionTask:
-    options |= {
-        "device": "cpu",
-        "precision": "fp32",
-        "size": "tiny",
-        "set": ["layers=1", "max_tokens=4"],
+def bench_of(
+    store: Store, split: str = "test", told: Reporter = SILENT, **changes: Any
+) -> CaptionBench:
+    options: dict[str, Any] = {
+        "methods": [],
+        "test_store": None,
+        "settings": DecoderSettings("tiny", ("layers=1", "max_tokens=4"), 1),
+        "beams": None,
+        "spice": False,
+        "compute": Compute("cpu", "fp32"),
     }
-    return CaptionTask.of(store, split=split, reporter=told, epochs=1, **options)
+    return CaptionBench.read(store, split=split, reporter=told, **options | changes)
 
 
 def test_every_method_runs_and_is_scored(
-    task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: CaptionBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "ZeroCap", replace(METHODS["ZeroCap"], images=3))
     told = Counted()
+    learned, images = bench.learned, bench.scored.rows
     monkeypatch.setattr(
         "c3tools.ablation.captions.ESPER_TRAINING", replace(ESPER_TRAINING, epochs=1)
     )
-    assert (len(task.train), len(task.val), len(task.images), task.moments["image"].n) == (
+    assert (
+        len(learned.train),
+        len(learned.val),
+        len(images),
+        learned.moments["image"].n,
+    ) == (
         112,
         16,
         16,
         56,
     )
-    assert task.train_images is not None  # what is scored is not learned from
-    assert not {*task.train.items, *task.val.items, *task.train_images.keys} & {*task.images.keys}
-    asking = replace(task, encoder=counting_encoder(ascii_lowercase))
+    assert learned.images is not None  # what is scored is not learned from
+    assert not {*learned.train.items, *learned.val.items, *learned.images.keys} & {*images.keys}
+    asking = replace(bench, encoder=counting_encoder(ascii_lowercase))
     runs = list(
         run_cells(asking, [Cell(name, 0, 0.1) for name in METHODS], tmp_path, reporter=told)
     )
     assert [run.method for run in runs] == list(METHODS)
     for run in runs:
-        assert [*run.outputs] == [key for key in task.images.keys if key in run.outputs]
+        assert [*run.outputs] == [key for key in images.keys if key in run.outputs]
         assert run.images == len(run.outputs) == (3 if run.method == "ZeroCap" else 16)
         # the oracle is not scored against what it reads
-        own = {key: texts[run.method == "oracle" :] for key, texts in task.references.items()}
+        own = {
+            key: texts[run.method == "oracle" :] for key, texts in bench.scored.references.items()
+        }
         assert run.scores == pytest.approx(score_captions(run.outputs, own).corpus)
         assert {name: np.mean(each) for name, each in run.values.items()} == pytest.approx(
             run.scores, abs=1e-3
@@ -94,33 +110,36 @@ def test_every_method_runs_and_is_scored(
         )
         assert esper > magic > clipre == 0
     # CLIPRe: the nearest training caption, by definition
-    nearest = np.argmax(task.images.embeddings @ task.train.embeddings.T, axis=1)
-    assert list(by_name["CLIPRe"].outputs.values()) == [task.train.captions[row] for row in nearest]
+    nearest = np.argmax(images.embeddings @ learned.train.embeddings.T, axis=1)
+    assert list(by_name["CLIPRe"].outputs.values()) == [
+        learned.train.captions[row] for row in nearest
+    ]
 
 
 def test_scores_that_need_java_are_in_the_table_where_it_is(
-    task: CaptionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: CaptionBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("c3tools.metrics.captions.missing_for", lambda name: None)
     monkeypatch.setattr(
         "c3tools.metrics.captions._java_score", lambda name, targets, _: (12.5, np.full(16, 12.5))
     )
-    (run,) = run_cells(replace(task, java=["METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path)
-    scores, trainings = task.table([run]).tables()
+    (run,) = run_cells(replace(bench, java=["METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path)
+    scores, trainings = bench.table([run]).tables()
     assert "CIDEr" in scores.columns
     assert ("METEOR", "12.5") in zip(trainings.columns, trainings.rows[0], strict=True)
 
 
 def test_images_with_one_caption_leave_the_oracle_out(
-    task: CaptionTask, toy_store: Store, tmp_path: Path
+    bench: CaptionBench, toy_store: Store, tmp_path: Path
 ) -> None:
-    first, *others = task.images.keys
-    fewer = replace(task, references={**task.references, first: task.references[first][:1]})
-    assert list(fewer.run(Cell("oracle", 0, 0.1), None, SILENT).outputs) == others
+    first, *others = bench.scored.rows.keys
+    references = bench.scored.references
+    fewer = replace(bench.scored, references={**references, first: references[first][:1]})
+    assert ask_with_captions(fewer).rows.keys == others
     world = make_world()
     world = replace(world, texts=world.texts.select(np.arange(0, len(world.texts), 2)))
     with pytest.raises(MetricError, match="oracle"):
-        task_of(toy_store, methods=["oracle"], test_store=store_of(tmp_path / "one", world))
+        bench_of(toy_store, methods=["oracle"], test_store=store_of(tmp_path / "one", world))
 
 
 def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: Path) -> None:
@@ -128,7 +147,7 @@ def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: P
     export = export_store(
         toy_store, tmp_path / "export", preset="c2-collapse", dtype="float32"
     ).output
-    train = task_of(Store.open(export), told=told).train
+    train = bench_of(Store.open(export), told=told).learned.train
     assert any("went through c2-collapse" in text for text in told.texts)
     found, before = (
         abs(rows.embeddings.mean(axis=0)).max() for rows in (train, toy_store.load("text"))
@@ -137,12 +156,12 @@ def test_a_table_of_an_export_begins_with_its_rows(toy_store: Store, tmp_path: P
 
 
 def test_pseudo_pairs_are_training_images_with_their_nearest_captions(
-    task: CaptionTask, tmp_path: Path
+    bench: CaptionBench, tmp_path: Path
 ) -> None:
-    train, val = task.learned_from("pseudo pairs")
-    images, held_out = task.train_images, set(task.val.items)
+    found, texts = pseudo_pairs(bench.learned), bench.learned.train
+    images, held_out = bench.learned.images, set(bench.learned.val.items)
     assert images is not None
-    for rows, owners in ((train, {*images.keys} - held_out), (val, held_out)):
+    for rows, owners in ((found.train, {*images.keys} - held_out), (found.val, held_out)):
         assert {*rows.keys} == {f"{image}#{rank}" for image in owners for rank in range(5)}
         assert rows.modality == "image"
         for key, embedding, caption in [
@@ -150,10 +169,11 @@ def test_pseudo_pairs_are_training_images_with_their_nearest_captions(
         ][::7]:
             image, rank = key.split("#")
             np.testing.assert_array_equal(embedding, images.embeddings[images.keys.index(image)])
-            order = np.argsort(-(task.train.embeddings @ embedding), kind="stable")
-            assert caption == task.train.captions[order[int(rank)]]
+            order = np.argsort(-(texts.embeddings @ embedding), kind="stable")
+            assert caption == texts.captions[order[int(rank)]]
+    alone = replace(bench, learned=replace(bench.learned, images=None))
     with pytest.raises(DecoderError, match="images"):
-        next(run_cells(replace(task, train_images=None), [Cell("paired", 0, 0.1)], tmp_path))
+        next(run_cells(alone, [Cell("paired", 0, 0.1)], tmp_path))
 
 
 def test_a_cell_is_that_of_all_it_depends_on(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +277,8 @@ def test_the_command_of_a_table_has_all_that_it_depends_on(table: Table, toy_sto
     [
         ({"sigma": ["auto", "pairs"], "split": "val"}, "pairs"),
         ({"split": "restval"}, "restval"),
-        ({"task": "images", "epochs": None, "methods": "CapDec"}, "CapDec"),
-        ({"task": "images", "epochs": None, "size": "paper"}, "paper"),
+        ({"methods": "C1,C4"}, "C4"),
+        ({"size": "huge"}, "huge"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(
@@ -296,19 +316,38 @@ def test_another_domain_is_scored_with_what_was_learned_here(
 def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_path: Path) -> None:
     """Stores that were imported without ids number their images alike."""
     world, told = make_world(seed=1), Messages()
-    found = task_of(toy_store, told=told, test_store=store_of(tmp_path / "other", world, ["test"]))
-    assert {key: found.references[key] for key in found.images.keys} == world.references
-    assert found.train_images is not None
-    assert {*found.train_images.keys} == {*found.train.items, *found.val.items}
-    first = [world.texts.items.index(key) for key in found.images.keys]
-    np.testing.assert_allclose(found.described, world.texts.embeddings[first], atol=1e-6)
+    other = store_of(tmp_path / "other", world, ["test"])
+    found = bench_of(toy_store, told=told, test_store=other)
+    images, learned = found.scored.rows, found.learned
+    assert {key: found.scored.references[key] for key in images.keys} == world.references
+    assert learned.images is not None
+    assert {*learned.images.keys} == {*learned.train.items, *learned.val.items}
+    first = [world.texts.items.index(key) for key in images.keys]
+    np.testing.assert_allclose(found.scored.described, world.texts.embeddings[first], atol=1e-6)
     fewer = replace(world, texts=world.texts.select(np.arange(2, len(world.texts))))
-    task_of(
+    bench_of(
         toy_store, told=told, spice=True, test_store=store_of(tmp_path / "fewer", fewer, ["test"])
     )
-    task_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
+    bench_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
     missing = ["SPICE is left out: it needs Java", "Left out: 1 image without reference captions."]
     assert told.texts[:2] == missing and "trained on" in told.texts[2]
+
+
+def test_the_command_of_a_cell_makes_the_same_captions(
+    table: Table, toy_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = table(methods="C3,CLIPRe,DeCap", sigma=0.05, device="cpu", beams=2)
+    commands = {run.method: run.command for run in made.runs}
+    assert commands["CLIPRe"] == commands["DeCap"] == ""
+    train, evaluate = commands["C3"].split(" && ")
+    monkeypatch.chdir(tmp_path)
+    for command in (f"{train} --precision fp32", f"{evaluate} --json scores.json"):
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    (run,) = [run for run in made.runs if run.method == "C3"]
+    scores = json.loads(Path("scores.json").read_text())
+    assert {row["key"]: row["caption"] for row in scores["captions"]} == run.outputs
+    assert scores["scores"] == pytest.approx(run.scores)
 
 
 @pytest.mark.parametrize("with_images", [True, False], ids=["photos", "captions alone"])
@@ -324,13 +363,13 @@ def test_photos_of_another_store_that_were_trained_on_are_left_out(
     else:
         learns = build_store(tmp_path / "texts", toy_store.load("text"), model=TOY, dtype="float32")
     copy, told = store_of(tmp_path / "copy", world), Messages()
-    found = task_of(learns, "all", told, test_store=copy)
+    found = bench_of(learns, "all", told, test_store=copy)
     count = {split: len(toy_store.load("image", split)) for split in ("train", "val", "test")}
-    assert len(found.images) == count["test"]
+    assert len(found.scored.rows) == count["test"]
     seen = count["train"] + count["val"]
     assert any(f"Left out: {seen} images of {copy.path}" in text for text in told.texts)
     with pytest.raises(MetricError, match="were trained on"):
-        task_of(learns, "train", test_store=copy)
+        bench_of(learns, "train", test_store=copy)
 
 
 def renamed_world(world: World, names: dict[str, str]) -> World:

@@ -50,7 +50,7 @@ def test_every_method_is_run_and_finished_cells_are_kept(
 ) -> None:
     first, _ = table_of(store, tmp_path / "out", methods="C1,C3")
     spy = Mock(side_effect=train)
-    monkeypatch.setattr("c3tools.ablation.images.train", spy)
+    monkeypatch.setattr("c3tools.ablation.images.run_training", spy)
     every, told = table_of(store, tmp_path / "out", methods="all")
     # C1 and C3 were finished before, and the oracle asks the generator of C3, which was kept
     trained = [call.kwargs["label"] for call in spy.mock_calls]
@@ -83,9 +83,7 @@ def test_the_page_and_the_markdown_have_the_table_the_images_and_the_published_r
     assert page.count("data:image/png") == 12 * 3  # two methods and the photo, of 12 captions
     distances = table.tables()[0]
     assert distances.title.startswith("24 images of each and ")
-    command = (
-        f"c3 ablate --store {store.path} --methods C1,oracle --task images --seeds 2 --split all"
-    )
+    command = f"c3 ablate-images --store {store.path} --methods C1,oracle --seeds 2 --split all"
     for shown in ("LAFITE_G", "not comparable", command, distances.rows[0][4]):
         assert shown in page and shown in markdown
     assert "a photo of number 1" in page
@@ -113,7 +111,9 @@ def test_generators_are_trained_at_a_time(
 ) -> None:
     monkeypatch.undo()  # the other processes know the real sizes alone
     monkeypatch.setattr("c3tools.ablation.images.SAMPLING_STEPS", 1)
-    monkeypatch.setattr("c3tools.ablation.images.train", None)  # nothing is trained in this process
+    monkeypatch.setattr(
+        "c3tools.ablation.images.run_training", None
+    )  # nothing is trained in this process
     small = ["validations=1", "batch_size=4", "pixels=16"]
     table, _ = table_of(store, tmp_path / "out", methods="C1,C3,oracle", jobs=2, steps=1, set=small)
     assert [run.method for run in table.runs] == ["C1", "C3", "oracle"]

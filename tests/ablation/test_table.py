@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from c3tools.ablation.cells import Run
 from c3tools.ablation.methods import ABLATION, IMAGE_METHODS, METHODS
-from c3tools.ablation.table import Ablation, Run
+from c3tools.ablation.table import Ablation
 from c3tools.metrics.significance import crossed_interval
 from tests.golden import recorded
 
@@ -104,6 +105,7 @@ def test_rows_are_in_the_order_of_the_methods_and_scores_under_their_names(tmp_p
         "parameters": 0,
         "training_seconds": 0.0,
         "images": 0,
+        "command": "",
     }
     assert (
         table.to_dict()["runs"][0]

@@ -1,0 +1,37 @@
+"""How `c3 ablate` and `ablate-images` print their methods and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from c3tools.tables import Table
+
+from ._console import message, out, print_table
+
+if TYPE_CHECKING:
+    from c3tools.ablation.methods import Method
+    from c3tools.ablation.table import Ablation
+
+
+def list_methods(methods: Mapping[str, Method]) -> list[dict[str, str]]:
+    """Print methods, and return their rows."""
+    columns = ["method", "learns from", "noise", "description"]
+    rows = []
+    for name, method in methods.items():
+        noise = "sigma" if method.noisy else "none"
+        rows.append([name, method.learns_from, noise, method.summary])
+    print_table(Table(columns, rows, left=columns))
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def print_ablation(result: Ablation, output: str) -> list[dict[str, Any]]:
+    """Print a table, what it shows and its command, and return its runs."""
+    for table in result.tables():
+        print_table(table)
+    for note in [*result.notes, *result.facts, "", "This command makes the table:"]:
+        out.print(note)
+    out.print(result.command, style="dim", soft_wrap=True)
+    message(f"Wrote {output}/table.md and {output}/table.html")
+    runs: list[dict[str, Any]] = result.to_dict()["runs"]
+    return runs
