@@ -208,14 +208,20 @@ class Pipeline(HubRepository):
                 try:
                     step.fit(known)
                 except KeyError as error:
+                    if known_of_store is not None and error.args[0] in known_of_store.too_few:
+                        count = known_of_store.too_few[error.args[0]]
+                        raise TransformError(
+                            f"The step {step.kind} needs the moments of {error} rows, but only "
+                            f"{count} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
+                            remedy="Embed more, or load their moments with `c3 means --load`.",
+                        ) from error
                     lacks_rows = step.needs_rows and error.args[0] not in known.rows
                     what = "rows" if lacks_rows else "moments"
                     raise TransformError(
                         f"The step {step.kind} needs the {what} of {error}, but only those of "
                         f"{', '.join(sorted(vars(known)[what])) or 'none'} were given.",
-                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with "
-                        f"{MIN_ROWS_OF_A_MEAN} such rows in its train split, or load their "
-                        "moments with `c3 means --load`.",
+                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such "
+                        "rows in its train split, or load their moments with `c3 means --load`.",
                     ) from error
             # later steps are fitted on inference inputs as they reach them
             if not step.noisy and position < last:

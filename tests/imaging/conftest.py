@@ -99,12 +99,14 @@ def store(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return mini_store(tmp_path_factory.mktemp("mini") / "c3-store", encoder)
 
 
-def mini_store(folder: Path, encoder: Encoder) -> Store:
+def mini_store(folder: Path, encoder: Encoder, photos: int = 24) -> Store:
     """A store of photos of plain colours and captions of them, embedded by the bundled model."""
-    paths = write_photos(folder.parent / "mini-photos", 24)
-    columns: Any = {"path": [*map(str, paths)], "split": ["train", "test"] * 12}
+    paths = write_photos(folder.parent / "mini-photos", photos)
+    columns: Any = {"path": [*map(str, paths)], "split": ["train", "test"] * (photos // 2)}
     images = Rows.of(
         "image", [path.stem for path in paths], encoder.encode_images(paths), **columns
     )
-    texts = text_rows(images, encoder.encode_texts([f"a photo of number {i}" for i in range(24)]))
+    texts = text_rows(
+        images, encoder.encode_texts([f"a photo of number {i}" for i in range(photos)])
+    )
     return build_store(folder, images, texts, model=encoder.identity, dtype="float32")

@@ -21,7 +21,7 @@ from c3tools.store import Store
 from tests.conftest import C3, done, make_store, unit_rows
 from tests.stores import unit
 
-from .conftest import FP32
+from .conftest import FP32, mini_store
 
 SMALL = {
     "hidden_size": 16,
@@ -106,8 +106,9 @@ def test_a_text_drives_a_pipeline_without_a_prior(c3: C3, name: str, store: Stor
 
 
 def test_texts_come_to_where_images_are_in_the_generators_own_scale(
-    name: str, store: Store, monkeypatch: pytest.MonkeyPatch
+    name: str, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = mini_store(tmp_path / "c3-store", encoder, photos=40)
     made = PretrainedGenerator(name, store, FP32)
     # by the statistics that the pipeline ships
     assert made.norm == pytest.approx(0.5 * made.dim**0.5)
@@ -138,7 +139,7 @@ def test_a_store_of_another_model_is_refused_with_both_named(
         model = ModelIdentity(
             name="local-dir:m", architecture="ViT-L-14-quickgelu", pretrained=weights
         )
-        rows = unit_rows(4, dim), unit_rows(4, dim, 1)
+        rows = unit_rows(20, dim), unit_rows(20, dim, 1)
         return PretrainedGenerator(
             name, make_store(tmp_path / f"{weights}{dim}", *rows, model=model), FP32
         )

@@ -115,7 +115,9 @@ def test_an_absent_modality_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["whiten", "standardize", "gap-shift", "realign", "tomcap"])
 def test_methods_that_need_more_than_means_are_refused(tmp_path: Path, name: str) -> None:
     store = store_of(tmp_path / "s", 3)
-    with pytest.raises(TransformError, match="needs the moments of 'text'"):
+    with pytest.raises(
+        TransformError, match="needs the moments of 'text' rows, but only 3 are in the train split"
+    ):
         preset(name).fit(store)
 
 
