@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -93,11 +94,10 @@ def test_on_ray_tasks_that_have_no_machine_left_are_an_error(
     import ray
 
     monkeypatch.setattr(ray, "nodes", list)
-    monkeypatch.setattr(cluster, "_most", 1)  # the first task waits for another process
-    squares = cluster.run(Squares(tmp_path), range(6), lambda done, failed: None)
-    monkeypatch.setattr("c3tools.executors.ray._PLACE_TIMEOUT", 30.0)
+    # a worker has started, then nothing ends for ten minutes
+    monkeypatch.setattr(ray, "wait", Mock(side_effect=[(["ready"], []), ([], ["running"])]))
     with pytest.raises(C3Error, match="no machine with 1 CPU for a worker"):
-        next(squares)
+        squares(cluster, Squares(tmp_path))
 
 
 @pytest.mark.parametrize("trouble", ["crash", "kill"])
