@@ -16,8 +16,8 @@ from .connect.towers import connect_towers as connect_towers
 from .demo.run import copy_photos as copy_photos
 from .demo.run import run_demo as run_demo
 from .embedding.run import embed as embed
-from .encoders.loading import list_models as list_models
 from .encoders.loading import load_encoder as load_encoder
+from .encoders.networks import list_models as list_models
 from .errors import C3Error as C3Error
 from .export import export_store as export_store
 from .geometry.report import GapReport as GapReport

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from . import __version__, devices
+from .encoders.backend import EncoderBackend
+from .encoders.backends import BACKENDS
 from .metrics.captions import JAVA_METRICS, missing_for
 
 _PACKAGES = (
@@ -31,9 +33,10 @@ def describe_machine() -> dict[str, Any]:
         ``c3tools``, ``python``, ``platform``: versions; ``packages``: versions by name, None if not
             installed;
         ``devices``: for each ``name``, ``description``, ``memory`` (bytes, None if unknown),
-            ``precisions`` and
-        ``auto``, the precision that ``--precision auto`` chooses; ``extras``: the missing packages
-        of each extra;
+            ``precisions`` and ``auto``, the precision that ``--precision auto`` chooses;
+        ``backends``: for each ``name``, ``devices`` (with precisions, in words), ``installed`` and
+            ``extra``;
+        ``extras``: the missing packages of each extra;
         ``java``: for each score None, or what is missing.
     """
     extras: dict[str, list[str]] = {}
@@ -49,8 +52,18 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": [_device(name) for name in names],
+        "backends": [_backend(backend) for backend in BACKENDS.values()],
         "extras": extras,
         "java": {name: missing_for(name) for name in JAVA_METRICS},
+    }
+
+
+def _backend(backend: type[EncoderBackend]) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "devices": backend.devices,
+        "installed": backend.is_installed(),
+        "extra": backend.extra,
     }
 
 

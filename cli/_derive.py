@@ -146,9 +146,8 @@ _METAVARS = {
     "verify path": "[STORE]",
     "source": "[SOURCE]",
 }
-# values that the shell completes; those of --preset are the keys of PRESETS
+# values that the shell completes; --preset and --backend have tables of their own
 _CHOICES = {
-    "backend": ["auto", "torch", "openvino"],
     "dtype": ["float16", "float32"],
     "executor": ["local", "ray"],
     "format": ["parquet", "npy", "safetensors", "hf", "faiss"],
@@ -336,6 +335,8 @@ def _completion(command: str, name: str) -> Callable[[], list[str]] | None:
     """Return the function that typer asks for the values of an option, if it has choices."""
     if name == "preset":
         return _presets
+    if name == "backend":
+        return _backends
     choices = _entry(_CHOICES, command, name)
     return choices and (lambda: choices)
 
@@ -344,6 +345,13 @@ def _presets() -> list[str]:
     from c3tools.transforms.presets import PRESETS
 
     return list(PRESETS)
+
+
+def _backends() -> list[str]:
+    from c3tools.encoders.backend import AUTO
+    from c3tools.encoders.backends import BACKENDS
+
+    return [AUTO, *BACKENDS]
 
 
 def _entry(table: dict[str, Any], command: str, name: str) -> Any:

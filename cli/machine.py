@@ -28,7 +28,7 @@ def models(containing: str = "", *, here: bool = False) -> Any:
         for m in found
     ]
     print_table(Table(["model", "d", "image", "text", "here"], rows))
-    kinds = [[form, about, install or "yes"] for form, about, install in model_kinds()]
+    kinds = [[kind.form, kind.about, kind.install or "yes"] for kind in model_kinds()]
     print_table(Table(["also", "of", "installed"], kinds, left=["of", "installed"]))
     return found
 
@@ -56,6 +56,15 @@ def info() -> Any:
         )
     columns = ["device", "description", "memory", "precisions", "auto chooses"]
     print_table(Table(columns, devices, left=columns))
+    backends = [
+        [
+            backend["name"],
+            backend["devices"],
+            "yes" if backend["installed"] else f'pip install "c3tools[{backend["extra"]}]"',
+        ]
+        for backend in found["backends"]
+    ]
+    print_table(Table(["backend", "runs on", "installed"], backends, left=["runs on", "installed"]))
     extras = [
         [name, "" if missing else "yes", ", ".join(missing)]
         for name, missing in found["extras"].items()

@@ -19,6 +19,7 @@ from c3tools.corpus.reading import read_corpus
 from c3tools.devices import Compute
 from c3tools.embedding import EmbedSummary, embed_corpus
 from c3tools.encoders import Encoder
+from c3tools.encoders.encoder import ModelFacts
 from c3tools.encoders.preprocessing import ImagePreprocessor
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
@@ -90,7 +91,7 @@ def colour_encoder() -> Encoder:
     preprocess = ImagePreprocessor((partial(Image.Image.resize, size=(2, 2)),), {"size": 2})
     tokenise = lambda texts, n=64: [list(text.encode()[:n].ljust(n, bytes(1))) for text in texts]  # noqa: E731
     identity = {"name": "colours", "weights_sha256": "0" * 64}
-    return Encoder(_Colours(), tokenise, preprocess, identity=identity, trims_texts=False, dim=8)
+    return Encoder(_Colours(), ModelFacts(tokenise, preprocess, identity, False, dim=8))
 
 
 def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 2) -> Path:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoders.loading import weights_sha256
+from ..encoders.networks import weights_sha256
 from .config import DecoderConfig, LanguageModelConfig
 from .tokenizer import END_ID, PAD_ID
 

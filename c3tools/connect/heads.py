@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
 from ..devices import pick
-from ..encoders.loading import weights_sha256
+from ..encoders.networks import weights_sha256
 from ..errors import ConnectError
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, reserve_output

@@ -17,7 +17,7 @@ from ..corpus.reading import read_corpus
 from ..corpus.splits import splits_of
 from ..devices import pick
 from ..encoders import DEFAULT_MODEL, Network, load_network
-from ..encoders.loading import weights_sha256
+from ..encoders.networks import weights_sha256
 from ..encoders.towers import ImageTower, TextTower, can_trim, end_positions
 from ..errors import ConnectError
 from ..io.artifact import ArtifactType, reading, reserve_output

@@ -97,7 +97,8 @@ def embed(
         random_init: Use random weights, drawn with this seed, instead of the trained ones.
         device: cpu, cuda, cuda:1 or mps, or several separated by commas, with one process each
             (cuda:0,cuda:1). By default all GPUs, else the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
+        backend: Library that runs the encoder: one that c3 info lists, or auto for the fastest that
+            is installed and can run the model.
         precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
         truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was
             trained for that.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .encoder import Encoder
-from .loading import DEFAULT_MODEL, Network, load_encoder, load_network, resolve_encoder
+from .loading import load_encoder, resolve_encoder
+from .networks import DEFAULT_MODEL, Network, load_network
 from .preprocessing import UNREADABLE, ImagePreprocessor, data_url, open_image, thumbnail
 
 __all__ = [

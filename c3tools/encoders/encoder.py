@@ -1,11 +1,10 @@
-"""The encoder: from image files and texts to embeddings, through a contrastive model that a backend
-runs.
-"""
+"""The encoder: embeddings of image files and texts, by a model that a backend runs."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
@@ -22,26 +21,30 @@ from .preprocessing import UNREADABLE, ImagePreprocessor
 Modality = Literal["image", "text", "query", "audio"]
 T = TypeVar("T")
 
-# inputs at a time: with few the activations stay in the cache of a CPU, and a GPU gains nothing
-# from more
-ON_CPU, _ON_GPU = {"image": 32, "text": 128}, {"image": 256, "text": 1024}
-# a batch is full up to these sizes, and smaller for larger inputs
+# Inputs per batch. On a CPU the activations of a small batch stay in its cache; a GPU gains nothing
+# from larger batches.
+ON_CPU = {"image": 32, "text": 128}
+_ON_GPU = {"image": 256, "text": 1024}
+# Batches of inputs up to these sizes are full; batches of larger inputs have fewer.
 _USUAL_PIXELS = 224 * 224
 _USUAL_TEXT_LENGTH = 16  # tokens
 
 
 class Backend(Protocol):
-    """A way to run the two towers of a model.
+    """What runs a loaded model, batch by batch.
 
     Attributes:
-        name: ``torch`` or ``openvino``.
+        name: such as ``torch``.
         compute: device and precision.
-        ahead: batches to submit before the first is waited for.
+        ahead: how many further batches to submit before waiting for the first.
     """
 
-    name: str
     compute: Compute
     ahead: int
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
 
     def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
         """Start a batch, and return a function that waits for its unit vectors, float32 (n, d).
@@ -53,12 +56,33 @@ class Backend(Protocol):
         """
 
 
-class Encoder:
-    """A contrastive model with its tokenizer and preprocessing: embeddings of images and texts in
-    one space.
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an `Encoder` needs to know of its model.
 
-    Most callers need `identity`, `dim`, `encode_images` and `encode_texts`; the other methods are
-    for embedding in batches that are prepared elsewhere.
+    Attributes:
+        tokenizer: from texts to token ids, (n, context length); takes another context length as
+            second argument.
+        preprocess: from an RGB image to the pixels that the model takes.
+        identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
+        trims_texts: whether texts are run without their padding (only if that is exact).
+        dim: dimension d of the embeddings.
+        end_token: the id of the end-of-text token; None if it is the largest.
+    """
+
+    tokenizer: Any
+    preprocess: ImagePreprocessor
+    identity: Mapping[str, Any]
+    trims_texts: bool
+    dim: int
+    end_token: int | None = None
+
+
+class Encoder:
+    """A contrastive model with its tokenizer and preprocessing.
+
+    It embeds images and texts in one space. Most callers need `identity`, `dim`, `encode_images`
+    and `encode_texts`; the other methods are for embedding in batches that are prepared elsewhere.
 
     Attributes:
         modalities: what can be embedded; frames of videos are images.
@@ -67,37 +91,22 @@ class Encoder:
 
     Args:
         backend: runs the model.
-        tokenizer: from texts to token ids, (n, context length); takes another context length as
-            second argument.
-        preprocess: from an RGB image to the pixels that the model takes.
-        identity: ``name``, ``architecture``, ``pretrained``, ``weights_sha256``, ``random_init``.
-        trims_texts: whether texts are run without their padding (only if that is exact).
-        end_token: the id of the end-of-text token; None if it is the largest.
-        dim: dimension d of the embeddings.
+        facts: describes the model.
     """
 
     modalities: Collection[str] = ("image", "text")
     normalised = True
     sampling_rate = 0
 
-    def __init__(
-        self,
-        backend: Backend,
-        tokenizer: Any,
-        preprocess: ImagePreprocessor,
-        *,
-        identity: Mapping[str, Any],
-        trims_texts: bool,
-        end_token: int | None = None,
-        dim: int,
-    ) -> None:
-        self.backend, self.compute = backend, backend.compute
-        self.identity = ModelIdentity(identity)
-        self.preprocess = preprocess
-        self.trims_texts = trims_texts
-        self._tokenizer = tokenizer
-        self._end_token = end_token
-        self.dim = dim
+    def __init__(self, backend: Backend, facts: ModelFacts) -> None:
+        self.backend = backend
+        self.compute = backend.compute
+        self.identity = ModelIdentity(facts.identity)
+        self.preprocess = facts.preprocess
+        self.trims_texts = facts.trims_texts
+        self.dim = facts.dim
+        self._tokenizer = facts.tokenizer
+        self._end_token = facts.end_token
 
     def require(self, *modalities: str) -> None:
         """Refuse modalities that the model does not embed; frames of videos are images.
@@ -106,7 +115,8 @@ class Encoder:
             EncoderError: with the first of ``modalities`` that it does not take.
         """
         for modality in modalities:
-            if {"video": "image"}.get(modality, modality) not in self.modalities:
+            embedded_as = "image" if modality == "video" else modality
+            if embedded_as not in self.modalities:
                 raise EncoderError(
                     f"The model {self.identity.name} takes {' and '.join(self.modalities)}, but "
                     f"not {modality}.",
@@ -117,13 +127,16 @@ class Encoder:
     def batch_size(self, modality: Modality) -> int:
         """Return how many images or texts are run at a time, a power of two.
 
-        The same on every machine with the same device: what is batched together decides the last
-        bits of the result.
+        It is the same on every machine with the same kind of device, because the last bits of an
+        embedding depend on what else is in its batch.
         """
-        most = (_ON_GPU if self.compute.device_type == "cuda" else ON_CPU)[modality]
-        height, width = self.preprocess.size
-        fit = most * _USUAL_PIXELS // (height * width) if modality == "image" else most
-        return 1 << max(1, min(fit, most)).bit_length() - 1
+        on_device = _ON_GPU if self.compute.device_type == "cuda" else ON_CPU
+        size = on_device[modality]
+        if modality == "image":
+            height, width = self.preprocess.size
+            size = min(size, size * _USUAL_PIXELS // (height * width))
+        largest_power = max(1, size).bit_length() - 1
+        return 1 << largest_power
 
     def encode_images(
         self,
@@ -145,12 +158,7 @@ class Encoder:
                 it), or an array is no RGB image.
         """
         self.require("image")
-        size = batch_size or self.batch_size("image")
-        stack: Any = np.stack if self.preprocess.fixed else list
-        batches = (
-            (start, stack([self.pixels(image) for image in images[start : start + size]]))
-            for start in range(0, len(images), size)
-        )
+        batches = self._pixel_batches(images, batch_size or self.batch_size("image"))
         parts = [np.zeros((0, self.dim), np.float32)]
         for _, features in self.encode_batches("image", batches):
             parts.append(features)
@@ -158,9 +166,17 @@ class Encoder:
                 progress.advance(len(features))
         return np.concatenate(parts)
 
+    def _pixel_batches(self, images: Any, size: int) -> Iterator[tuple[int, Any]]:
+        """Yield the number of the first image of each batch, and the pixels of the batch."""
+        for start in range(0, len(images), size):
+            pixels = [self.pixels(image) for image in images[start : start + size]]
+            yield start, np.stack(pixels) if self.preprocess.fixed else pixels
+
     def encode_audio(self, sound: Floats) -> Matrix:
-        """Return the embedding, float32 (1, d), of a sound (samples,) at the sampling rate of the
-        model.
+        """Return the embedding, float32 (1, d), of a sound.
+
+        Args:
+            sound: (samples,), at the sampling rate of the model.
 
         Raises:
             EncoderError: if the model takes no sounds.
@@ -169,31 +185,33 @@ class Encoder:
         return self.backend.submit("audio", [sound])()
 
     def chunks(self, texts: Sequence[str]) -> list[list[str]]:
-        """Return the parts of each text that the model reads whole: its halves, and theirs.
+        """Divide each text into parts that fit into the context of the model.
 
-        Texts are divided at white space; where there is none, as in Chinese and Japanese, between
-        characters.
+        A text that does not fit is divided into halves, and these again: at white space, or between
+        characters where there is none, as in Chinese and Japanese.
         """
         parts = [[text] for text in texts]
-        cut = np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
-        longer = [row for row in cut.tolist() if len(texts[row].strip()) > 1]
-        if longer:
-            halves = [_halves(texts[row]) for row in longer]
-            left = self.chunks([first for first, _ in halves])
-            right = self.chunks([second for _, second in halves])
-            for row, before, after in zip(longer, left, right, strict=True):
-                parts[row] = [*before, *after]
+        cut_rows = np.flatnonzero(self.truncated(texts, self.tokenise(texts)))
+        divided_rows = [row for row in cut_rows.tolist() if len(texts[row].strip()) > 1]
+        if divided_rows:
+            halves = [_halves(texts[row]) for row in divided_rows]
+            first_parts = self.chunks([first for first, _ in halves])
+            second_parts = self.chunks([second for _, second in halves])
+            for row, first, second in zip(divided_rows, first_parts, second_parts, strict=True):
+                parts[row] = [*first, *second]
         return parts
 
     def encode_queries(self, texts: Sequence[str]) -> Matrix:
-        """Return embeddings, float32 (n, d), of what is searched for; some models take a prompt for
-        these.
+        """Return embeddings, float32 (n, d), of search queries.
+
+        Some models put a prompt before them.
         """
         return self.encode_texts(texts)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Matrix:
-        """Return L2-normalised embeddings, float32 (n, d), of texts; those over the context length
-        are cut.
+        """Return L2-normalised embeddings, float32 (n, d), of texts.
+
+        Texts longer than the context are cut.
 
         Raises:
             EncoderError: for anything but a list of texts.
@@ -216,47 +234,58 @@ class Encoder:
         return np.asarray(self._tokenizer(list(texts)), dtype=np.int64)
 
     def truncated(self, texts: Sequence[str], tokens: Indices) -> Mask:
-        """Return which of n texts, whose tokens are (n, context length), were cut to it, bool
-        (n,).
+        """Return which of n texts were cut to the context length, bool (n,).
+
+        Args:
+            texts: n texts.
+            tokens: their tokens, (n, context length).
         """
-        length = tokens.shape[1]
-        full = np.flatnonzero(tokens[:, -1] != tokens[:, -2])  # others end with padding
-        longer = np.asarray(
-            self._tokenizer(["", *(texts[row] for row in full.tolist())], length + 1)
-        )
-        # a text that goes on has no end at this place
-        padding, there = longer[0, -2], longer[1:, length - 1]
-        cut = np.zeros(len(texts), bool)
-        cut[full] = (there != tokens[full, -1]) & (there != padding)
-        return cut
+        context_length = tokens.shape[1]
+        is_cut = np.zeros(len(texts), bool)
+        # A row that is not full ends with padding, so its last two tokens are equal.
+        full_rows = np.flatnonzero(tokens[:, -1] != tokens[:, -2])
+        # Tokenise full rows again with room for one more token, beside a row that is all padding.
+        full_texts = [texts[row] for row in full_rows.tolist()]
+        with_room = np.asarray(self._tokenizer(["", *full_texts], context_length + 1))
+        padding = with_room[0, -2]
+        last_tokens = with_room[1:, context_length - 1]
+        # A text that goes on has another token here than the end token that the cut put there.
+        is_cut[full_rows] = (last_tokens != tokens[full_rows, -1]) & (last_tokens != padding)
+        return is_cut
 
     def token_batches(
         self, tokens: Indices, batch_size: int | None
     ) -> Iterator[tuple[Indices, Indices]]:
-        """Yield row numbers and tokens, as the text tower is given them, of one batch after
-        another.
+        """Yield row numbers and tokens of one batch after another, as the text tower takes them.
 
-        Where padding is not computed on, rows are ordered by length, so that a batch is as short as
-        it can be; what is batched together depends on the tokens alone.
+        If texts are run without padding, rows are ordered by length, so that each batch is as short
+        as possible. The batches depend on the tokens alone.
         """
-        ends = tokens if self._end_token is None else tokens == self._end_token
-        lengths = (
-            ends.argmax(axis=1) + 1 if self.trims_texts else np.full(len(tokens), tokens.shape[1])
-        )
+        if not self.trims_texts:
+            lengths = np.full(len(tokens), tokens.shape[1])
+        elif self._end_token is None:
+            lengths = tokens.argmax(axis=1) + 1
+        else:
+            lengths = (tokens == self._end_token).argmax(axis=1) + 1
         order = np.argsort(lengths, kind="stable")
         size = batch_size or self.batch_size("text")
         start = 0
         while start < len(order):
             rows = order[start : start + size]
-            # long texts in smaller batches, so that they take no more memory than short ones
             if batch_size is None:
-                rows = rows[: max(1, size * _USUAL_TEXT_LENGTH // int(lengths[rows].max()))]
-            yield rows, tokens[rows, : int(lengths[rows].max())]
+                # Batches of long texts have fewer rows, so that they take no more memory.
+                longest = int(lengths[rows].max())
+                rows = rows[: max(1, size * _USUAL_TEXT_LENGTH // longest)]
+            longest = int(lengths[rows].max())
+            yield rows, tokens[rows, :longest]
             start += len(rows)
 
     def pixels(self, image: str | Path | BinaryIO | Image.Image | Pixels) -> Pixels:
-        """Return pixels, uint8 (height, width, 3), as the image tower takes them, of a file, an
-        image or an array.
+        """Return the pixels, uint8 (height, width, 3), that the image tower takes.
+
+        Args:
+            image: a file (a path or a stream), a Pillow image, or an array, uint8 (height, width,
+                3), of any size.
 
         Raises:
             EncoderError: if it cannot be decoded, or is no RGB image.
@@ -278,35 +307,38 @@ class Encoder:
     def encode_batches(
         self, modality: Modality, batches: Iterable[tuple[T, Any]]
     ) -> Iterator[tuple[T, Matrix]]:
-        """Yield the embeddings of labelled batches, in order; as many as are computed at a time are
-        read ahead.
+        """Yield the embeddings of labelled batches, in order.
+
+        Batches are read and submitted ahead, as many as the backend computes at a time.
         """
-        nothing = np.zeros((0, self.dim), np.float32)
+        no_rows = np.zeros((0, self.dim), np.float32)
         running: deque[tuple[T, Callable[[], Matrix]]] = deque()
         for label, batch in batches:
-            running.append(
-                (label, self.backend.submit(modality, batch) if len(batch) else lambda: nothing)
-            )
+            result = self.backend.submit(modality, batch) if len(batch) else lambda: no_rows
+            running.append((label, result))
             if len(running) > self.backend.ahead:
-                done, result = running.popleft()
-                yield done, result()
-        for done, result in running:
-            yield done, result()
+                finished_label, wait_for_result = running.popleft()
+                yield finished_label, wait_for_result()
+        for finished_label, wait_for_result in running:
+            yield finished_label, wait_for_result()
 
 
 def _halves(text: str) -> tuple[str, str]:
     """Return the halves of a text by words, or by characters if it is one word."""
     words = text.split()
-    units, between = (words, " ") if len(words) > 1 else (list(text.strip()), "")
-    middle = len(units) // 2
-    return between.join(units[:middle]), between.join(units[middle:])
+    if len(words) > 1:
+        middle = len(words) // 2
+        return " ".join(words[:middle]), " ".join(words[middle:])
+    word = text.strip()
+    middle = len(word) // 2
+    return word[:middle], word[middle:]
 
 
 def _require_texts(texts: Sequence[str]) -> None:
-    """Refuse anything but a list of texts; of one text, each letter would be a text.
+    """Refuse anything but a list of texts: each letter of a single text would count as a text.
 
     Raises:
-        EncoderError: with the type of what was given.
+        EncoderError: with the type of the value.
     """
     if isinstance(texts, str):
         raise EncoderError(

@@ -1,5 +1,6 @@
-"""Encoders of other libraries: classes that packages name as entry points, behind the interface of
-`Encoder`.
+"""Encoders of other libraries, behind the interface of `Encoder`.
+
+Packages name their classes as entry points:
 
     [project.entry-points."c3tools.encoders"]
     NAME = "package.module:Class"
@@ -13,35 +14,40 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..arrays import Floats, Indices, Mask, Matrix
+from ..arrays import Floats, Indices, Mask, Matrix, Pixels
 from ..devices import Compute
 from ..errors import EncoderError
-from .encoder import ON_CPU, Encoder, Modality
+from .encoder import ON_CPU, Encoder, Modality, ModelFacts
 from .preprocessing import ImagePreprocessor
 
 _LARGEST_SIDE = 2048  # of images: larger ones would take gigabytes in the batches ahead
 _CHARACTERS = 16_384  # of the texts in a batch, padded
 _GROUP = "c3tools.encoders"
-_OWN = EntryPoint("st", "c3tools.encoders.st:SentenceTransformersModel", _GROUP)
+_REPORT = "Report this to the maker of the encoder."
+_SENTENCE_TRANSFORMERS = EntryPoint("st", "c3tools.encoders.st:SentenceTransformersModel", _GROUP)
 
 
 class EncoderModel(Protocol):
     """The interface of a class that an entry point names.
 
-    It may also have ``modalities`` (by default image and text; audio needs ``encode_audio`` and
-    ``sampling_rate``), ``normalised`` (False to keep the norms of its vectors), ``encode_queries``
-    (for texts that are searched for), ``is_longer`` (which of some texts are longer than the model
-    reads), ``device``, ``precision`` and ``parallel`` (the batches that may be run at a time, in
-    threads).
+    It may also have
+
+    - ``modalities``: by default image and text; audio needs ``encode_audio`` and ``sampling_rate``,
+    - ``normalised``: False to keep the norms of its vectors,
+    - ``encode_queries``: for texts that are searched for,
+    - ``is_longer``: returns which of some texts are longer than the model reads,
+    - ``device`` and ``precision``,
+    - ``parallel``: how many batches may be run at a time, in threads.
 
     Attributes:
-        identity: what tells the model from others, as JSON; ``weights_sha256`` if it is known.
+        identity: distinguishes the model from others, as JSON; with ``weights_sha256`` if known.
         dim: dimension d of the embeddings.
     """
 
@@ -58,42 +64,116 @@ class EncoderModel(Protocol):
 def find_plugin(model: str) -> EntryPoint | None:
     """Return the entry point for a name such as ``st:FOLDER``; None for a model of open_clip."""
     kind, colon, _ = model.partition(":")
-    return (
-        plugins().get(kind)
-        if colon and "/" not in kind and kind not in ("local-dir", "hf-hub")
-        else None
-    )
+    if not colon or "/" in kind or kind in ("local-dir", "hf-hub"):
+        return None
+    return plugins().get(kind)
 
 
 def plugins() -> dict[str, EntryPoint]:
     """Return the entry points of encoders by the name of their kind."""
-    return {**{found.name: found for found in entry_points(group=_GROUP)}, _OWN.name: _OWN}
+    by_name = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    by_name[_SENTENCE_TRANSFORMERS.name] = _SENTENCE_TRANSFORMERS
+    return by_name
 
 
-def model_kinds() -> list[tuple[str, str, str]]:
-    """Return the forms of other names than those that are listed, what they load, and how to
-    install it if need be.
+@dataclass(frozen=True)
+class ModelKind:
+    """A form of model names.
+
+    Attributes:
+        form: such as ``st:NAME``.
+        about: what such a name loads.
+        install: the command that installs what is missing; empty if nothing is.
     """
-    installed = importlib.util.find_spec("sentence_transformers") is not None
-    others = [
-        (f"{name}:…", f"of {found.dist.name}" if found.dist else "", "")
-        for name, found in plugins().items()
-        if found is not _OWN
+
+    form: str
+    about: str
+    install: str = ""
+
+
+def model_kinds() -> list[ModelKind]:
+    """Return the forms of model names beside those that open_clip lists."""
+    is_installed = importlib.util.find_spec("sentence_transformers") is not None
+    kinds = [
+        ModelKind("local-dir:PATH", "a folder with open_clip_config.json"),
+        ModelKind("hf-hub:ORG/NAME", "a model of open_clip on the Hugging Face hub"),
+        ModelKind(
+            "st:NAME or st:FOLDER",
+            "images, texts, audio: what sentence-transformers loads",
+            "" if is_installed else 'pip install "c3tools[st]"',
+        ),
     ]
-    install = "" if installed else 'pip install "c3tools[st]"'
-    return [
-        ("local-dir:PATH", "a folder with open_clip_config.json", ""),
-        ("hf-hub:ORG/NAME", "a model of open_clip on the Hugging Face hub", ""),
-        ("st:NAME or st:FOLDER", "images, texts, audio: what sentence-transformers loads", install),
-        *others,
-    ]
+    for name, entry in plugins().items():
+        if entry is not _SENTENCE_TRANSFORMERS:
+            kinds.append(ModelKind(f"{name}:…", f"of {entry.dist.name}" if entry.dist else ""))
+    return kinds
+
+
+class PluginBackend:
+    """Runs a model of another library, in threads of its own.
+
+    So the next images are read meanwhile.
+
+    Args:
+        kind: the name of the entry point.
+        model: the model.
+
+    Attributes:
+        name: the name of the entry point.
+        compute: device and precision, as the model tells them.
+        ahead: the batches that the model runs at a time.
+
+    Raises:
+        EncoderError: if the model has audio among its modalities, but no ``encode_audio``.
+    """
+
+    def __init__(self, kind: str, model: EncoderModel) -> None:
+        self.name = kind
+        self.compute = Compute(getattr(model, "device", "cpu"), getattr(model, "precision", "fp32"))
+        self.ahead = getattr(model, "parallel", 1)
+        self._dim = model.dim
+        self._normalised = getattr(model, "normalised", True)
+        self._encode_images = model.encode_images
+        self._encode: dict[str, Callable[[Any], Any]] = {
+            "image": self._encode_pixels,
+            "text": model.encode_texts,
+            "query": getattr(model, "encode_queries", model.encode_texts),
+        }
+        if "audio" in getattr(model, "modalities", ()):
+            encode_audio = getattr(model, "encode_audio", None)
+            if encode_audio is None:
+                raise EncoderError(
+                    f"The encoder {kind} says that it takes audio, but has no method encode_audio.",
+                    remedy=_REPORT,
+                )
+            self._encode["audio"] = encode_audio
+        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="c3-encoder")
+
+    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
+        """Start a batch, and return a function that waits for its embeddings, float32 (n, d)."""
+        return self._pool.submit(self._run, modality, batch).result
+
+    def _run(self, modality: Modality, batch: Collection[Any]) -> Matrix:
+        """Run the model, and check and normalise what it returns."""
+        rows = np.asarray(self._encode[modality](batch), np.float32)
+        if rows.shape != (len(batch), self._dim) or not np.isfinite(rows).all():
+            raise EncoderError(
+                f"The encoder {self.name} returned an array of shape {rows.shape} for "
+                f"{len(batch)} inputs, not ({len(batch)}, {self._dim}) finite numbers.",
+                remedy=_REPORT,
+            )
+        if not self._normalised:
+            return rows
+        norms = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        unit_rows: Matrix = rows / norms
+        return unit_rows
+
+    def _encode_pixels(self, images: Sequence[Pixels]) -> Floats:
+        return self._encode_images([Image.fromarray(pixels) for pixels in images])
 
 
 class PluginEncoder(Encoder):
-    """An `Encoder` that lets a model of another library prepare images and texts, and is its own
-    backend.
-
-    The model runs in threads of its own, so that the next images are read meanwhile.
+    """An `Encoder` whose model, of another library, prepares images and texts itself.
 
     Args:
         kind: the name of the entry point.
@@ -102,30 +182,21 @@ class PluginEncoder(Encoder):
     """
 
     def __init__(self, kind: str, model: EncoderModel, identity: Mapping[str, Any]) -> None:
-        self.name, self.ahead = kind, getattr(model, "parallel", 1)
-        self.compute = Compute(getattr(model, "device", "cpu"), getattr(model, "precision", "fp32"))
-        preprocess = ImagePreprocessor((_within_limit,), {"size": _LARGEST_SIDE}, fixed=False)
-        super().__init__(
-            self, list, preprocess, identity=identity, trims_texts=False, dim=model.dim
+        facts = ModelFacts(
+            tokenizer=None,  # the model has its own
+            preprocess=ImagePreprocessor((_within_limit,), {"size": _LARGEST_SIDE}, fixed=False),
+            identity=identity,
+            trims_texts=False,
+            dim=model.dim,
         )
+        super().__init__(PluginBackend(kind, model), facts)
         self.modalities = getattr(model, "modalities", Encoder.modalities)
         self.normalised = getattr(model, "normalised", True)
         self.sampling_rate = getattr(model, "sampling_rate", 0)
         self._is_longer = getattr(model, "is_longer", lambda texts: [False] * len(texts))
-        self._model: dict[str, Callable[[Any], Any]] = {
-            "image": lambda images: model.encode_images(
-                [Image.fromarray(pixels) for pixels in images]
-            ),
-            "text": model.encode_texts,
-            "query": getattr(model, "encode_queries", model.encode_texts),
-            "audio": getattr(model, "encode_audio", model.encode_texts),
-        }
-        self._pool = ThreadPoolExecutor(self.ahead, thread_name_prefix="c3-encoder")
 
     def batch_size(self, modality: Modality) -> int:
-        """Return how many inputs are run at a time: what is batched together decides the last bits
-        of the result.
-        """
+        """Return how many inputs are run at a time, the same on every device."""
         return ON_CPU[modality]
 
     def encode_queries(self, texts: Sequence[str]) -> Matrix:
@@ -137,52 +208,33 @@ class PluginEncoder(Encoder):
         return list(texts)
 
     def truncated(self, texts: Sequence[str], tokens: Any) -> Mask:
-        """Return which of n texts are longer than the model reads, bool (n,); none if it does not
-        say.
+        """Return which of n texts are longer than the model reads, bool (n,).
+
+        None is, if the model does not say.
         """
         return np.array(self._is_longer(texts), bool)
 
     def token_batches(self, tokens: Any, batch_size: int | None) -> Iterator[tuple[Indices, Any]]:
-        """Yield row numbers and texts of one batch after another, ordered by length; long texts in
-        smaller batches.
+        """Yield row numbers and texts of one batch after another, ordered by length.
+
+        Batches of long texts have fewer.
         """
         lengths = np.array([len(text) for text in tokens], np.int64)
-        order, size, start = (
-            np.argsort(lengths, kind="stable"),
-            batch_size or 2 * self.batch_size("text"),
-            0,
-        )
+        order = np.argsort(lengths, kind="stable")
+        size = batch_size or 2 * self.batch_size("text")
+        start = 0
         while start < len(order):
             rows = order[start : start + size]
             if batch_size is None:
-                rows = rows[
-                    : max(1, np.sum(np.arange(1, len(rows) + 1) * lengths[rows] <= _CHARACTERS))
-                ]
+                # Each further text makes the batch wider: all are padded to the longest.
+                characters = np.arange(1, len(rows) + 1) * lengths[rows]
+                rows = rows[: max(1, np.sum(characters <= _CHARACTERS))]
             yield rows, [tokens[row] for row in rows]
             start += len(rows)
 
-    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
-        """Start a batch, and return a function that waits for its embeddings, float32 (n, d)."""
-        return self._pool.submit(self._run, modality, batch).result
-
-    def _run(self, modality: Modality, batch: Collection[Any]) -> Matrix:
-        rows = np.asarray(self._model[modality](batch), np.float32)
-        if rows.shape != (len(batch), self.dim) or not np.isfinite(rows).all():
-            raise EncoderError(
-                f"The encoder {self.name} returned an array of shape {rows.shape} for "
-                f"{len(batch)} inputs, not "
-                f"({len(batch)}, {self.dim}) finite numbers.",
-                remedy="Report this to the maker of the encoder.",
-            )
-        return (
-            rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-            if self.normalised
-            else rows
-        )
-
 
 def _within_limit(image: Image.Image) -> Image.Image:
-    """Return an image, made smaller if a side is longer than `_LARGEST_SIDE`."""
+    """Return an image, scaled down if a side is longer than `_LARGEST_SIDE`."""
     if max(image.size) > _LARGEST_SIDE:
         image = image.copy()
         image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))

@@ -18,7 +18,7 @@ from ..arrays import Floats
 from ..devices import Compute, threads
 from ..errors import EncoderError, MissingExtraError
 from ..io.hub import is_reachable
-from .loading import OFFLINE_REMEDY, weights_sha256
+from .networks import OFFLINE_REMEDY, weights_sha256
 
 # names of prompts, by precedence as in `encode_document`
 _DOCUMENTS = ("document", "passage", "corpus")

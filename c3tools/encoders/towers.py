@@ -1,20 +1,15 @@
-"""The two towers of a model as torch modules, texts without their padding, and the backend torch
-that runs them.
-"""
+"""The two towers of a model as torch modules, and texts without their padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..arrays import Matrix
-from ..devices import Compute
-from ..errors import is_out_of_memory
-from .encoder import Modality
 from .preprocessing import ImagePreprocessor
 
 _PROBE = ("a dog", "two people ride bicycles along a river in the evening sun", "snow on a hill")
@@ -62,100 +57,58 @@ class TextTower(nn.Module):
         return self.model.encode_text(tokens)  # type: ignore[operator,no-any-return]
 
 
-class TorchBackend:
-    """The towers as torch modules: any model, on any device, in any precision.
-
-    Args:
-        model: open_clip's module, which is changed: moved to the device, in the precision.
-        preprocess: knows size, mean and standard deviation of the pixels.
-        compute: device and precision.
-        trims: whether texts come without their padding.
-    """
-
-    name = "torch"
-
-    def __init__(
-        self, model: nn.Module, preprocess: ImagePreprocessor, compute: Compute, trims: bool
-    ) -> None:
-        self.compute = compute
-        self.ahead = 0 if compute.device_type == "cpu" else 1
-        model = model.to(compute.device, compute.dtype)
-        if compute.device_type in ("cpu", "cuda"):
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward: dict[str, nn.Module] = {
-            "image": ImageTower(model, preprocess, compute.dtype),
-            "text": TextTower(model, trims=trims),
-        }
-        self._limits: dict[str, int] = {}  # largest batch that fits into memory, once one did not
-
-    def submit(self, modality: Modality, batch: Any) -> Callable[[], Matrix]:
-        """Compute a batch; on a GPU without waiting for it. Where it does not fit into memory it is
-        run in halves.
-        """
-        tensor = torch.as_tensor(batch)
-        if self.compute.device_type == "cuda" and not tensor.is_cuda:
-            tensor = tensor.pin_memory()  # the copy to the GPU then runs in the background
-        features = self._features(modality, tensor)
-        return lambda: features.cpu().numpy()
-
-    def _features(self, modality: Modality, batch: Tensor) -> Tensor:
-        """Return unit vectors, float32 (n, d), on the device.
-
-        If a batch does not fit into memory, this batch and those that follow are run in halves.
-        """
-        limit = self._limits.get(modality, len(batch))
-        if len(batch) > limit:
-            return torch.cat([self._features(modality, part) for part in torch.split(batch, limit)])
-        try:
-            with torch.inference_mode():
-                rows = self._forward[modality](batch.to(self.compute.device, non_blocking=True))
-                return nn.functional.normalize(rows.float(), dim=-1)
-        except RuntimeError as error:  # of CUDA, of MPS and of CPUs
-            if not is_out_of_memory(error) or len(batch) == 1:
-                raise
-        torch.cuda.empty_cache()
-        self._limits[modality] = len(batch) // 2
-        return self._features(modality, batch)
-
-
 def _plain_attention(
-    own: nn.MultiheadAttention,
+    module: nn.MultiheadAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Compute as `nn.MultiheadAttention` with ``batch_first``; key and value are the query, (n,
-    length, width).
+    """Compute what `nn.MultiheadAttention` does with ``batch_first``, of a query with itself.
+
+    Key and value are the query, (n, length, width).
     """
     n, length, width = query.shape
-    heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias)
-    heads = heads.view(n, length, 3, own.num_heads, width // own.num_heads)
+    heads = nn.functional.linear(query, module.in_proj_weight, module.in_proj_bias)
+    heads = heads.view(n, length, 3, module.num_heads, width // module.num_heads)
     q, k, v = heads.permute(2, 0, 3, 1, 4)  # (n, heads, length, width / heads) each
     mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-    return own.out_proj(mixed.transpose(1, 2).reshape(n, length, width)), None
+    return module.out_proj(mixed.transpose(1, 2).reshape(n, length, width)), None
 
 
-def use_plain_attention(module: nn.Module) -> None:
-    """Let the attentions in ``module`` compute in operations that can be converted: tracing fixes
-    sizes in torch's.
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Replace the attentions in a model by operations that can be traced, and put them back.
+
+    Tracing torch's own would fix the sizes of the example.
     """
-    for part in module.modules():
-        if (
-            isinstance(part, nn.MultiheadAttention)
-            and part.batch_first
-            and part.in_proj_weight is not None
-            and part.bias_k is None
-        ):
-            part.forward = partial(_plain_attention, part)  # type: ignore[method-assign]
+    replaced = [
+        part
+        for part in model.modules()
+        if isinstance(part, nn.MultiheadAttention) and _is_plain(part)
+    ]
+    for attention in replaced:
+        attention.forward = partial(_plain_attention, attention)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for attention in replaced:
+            del attention.forward  # the method of the class is used again
+
+
+def _is_plain(attention: nn.MultiheadAttention) -> bool:
+    """Return whether `_plain_attention` computes the same."""
+    return (
+        attention.batch_first and attention.in_proj_weight is not None and attention.bias_k is None
+    )
 
 
 def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return text features (n, d) from tokens (n, length) cut to any length that contains every
-    end-of-text token.
+    """Return text features (n, d) of tokens (n, length) without (all of) their padding.
 
-    Only for models that `can_trim` accepts.
+    The length may be any that contains every end-of-text token. Only for models that `can_trim`
+    accepts.
     """
     tower = _tower(model)
     length = tokens.shape[1]
@@ -163,59 +116,43 @@ def trimmed_forward(model: nn.Module, tokens: Tensor) -> Tensor:
     x = tower.token_embedding(tokens).to(dtype)  # (n, length, width)
     x = x + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    # the layer norm acts on each position alone, so it may come after the pooling
-    # gathered: tracing would fix the n of torch.arange(n)
+    # Pool by gather: tracing would fix the n of torch.arange(n).
     ends = end_positions(model, tokens)[:, None, None]
     pooled = x.gather(1, ends.expand(-1, 1, x.shape[2])).squeeze(1)  # (n, width)
+    # The layer norm acts on each position alone, so it may follow the pooling.
     pooled = tower.ln_final(pooled)
     projection = tower.text_projection
-    # (n, d)
-    features: Tensor = (
-        projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-    )
+    is_layer = isinstance(projection, nn.Linear)
+    features: Tensor = projection(pooled) if is_layer else pooled @ projection  # (n, d)
     return features
 
 
 def end_positions(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the position (n,) of the end-of-text token of each row of tokens (n, length)."""
-    end = end_token(model)
-    return (tokens if end is None else (tokens == end).int()).argmax(dim=-1)
+    token = end_token(model)
+    if token is None:
+        return tokens.argmax(dim=-1)
+    return (tokens == token).int().argmax(dim=-1)
 
 
 def end_token(model: nn.Module) -> int | None:
     """Return the id of the end-of-text token; None if it is the largest."""
     tower = _tower(model)
-    return (
-        int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1)))
-        if _pool_type(tower) == "eos"
-        else None
-    )
+    if _pool_type(tower) != "eos":
+        return None
+    return int(getattr(tower, "eos_id", getattr(tower, "text_eos_id", -1)))
 
 
 def can_trim(model: nn.Module, tokenizer: Any) -> bool:
-    """Return whether cutting the context leaves the features unchanged: by structure, then by
-    measurement on a probe.
+    """Return whether cutting padding off leaves the features unchanged.
 
     In a causal tower read at the end-of-text token nothing after that token is seen, so the context
     can be cut to the longest text of a batch. Towers that pool over all positions, attend in both
-    directions, or were trained to see padding (SigLIP) are run at their full context.
+    directions, or were trained to see padding (SigLIP) are run at their full context. The structure
+    of the tower is checked first; then features of a probe are compared.
     """
     tower = _tower(model)
-    parts = (
-        "transformer",
-        "token_embedding",
-        "positional_embedding",
-        "ln_final",
-        "text_projection",
-        "attn_mask",
-    )
-    structure = (
-        all(getattr(tower, part, None) is not None for part in parts)
-        and getattr(tower, "cls_emb", None) is None
-        and not getattr(tower, "use_pad_mask", False)
-        and _pool_type(tower) in ("argmax", "eos")
-    )
-    if not structure:
+    if not _has_parts_to_trim(tower):
         return False
     device = next(tower.parameters()).device
     tokens = tokenizer(list(_PROBE)).to(device)
@@ -226,9 +163,29 @@ def can_trim(model: nn.Module, tokenizer: Any) -> bool:
     return bool((whole - trimmed).abs().max() < _TOLERANCE)
 
 
+def _has_parts_to_trim(tower: Any) -> bool:
+    """Return whether `trimmed_forward` knows how a text tower is built."""
+    required_parts = (
+        "transformer",
+        "token_embedding",
+        "positional_embedding",
+        "ln_final",
+        "text_projection",
+        "attn_mask",
+    )
+    return (
+        all(getattr(tower, part, None) is not None for part in required_parts)
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+        and _pool_type(tower) in ("argmax", "eos")
+    )
+
+
 def _tower(model: nn.Module) -> Any:
+    """Return the text tower; older models of open_clip are it themselves."""
     return getattr(model, "text", model)
 
 
 def _pool_type(tower: Any) -> str:
+    """Return the name of how a text tower pools its positions; empty if it has none."""
     return str(getattr(tower, "pool_type", getattr(tower, "text_pool_type", "")))

@@ -26,7 +26,7 @@ from .. import devices
 from ..arrays import Matrix
 from ..devices import Compute
 from ..encoders import Encoder, resolve_encoder
-from ..encoders.loading import quiet, weights_sha256
+from ..encoders.networks import quiet, weights_sha256
 from ..errors import GeneratorError, reason_of
 from ..identity import ModelIdentity
 from ..io.artifact import ArtifactType, digest_of, reading, writing

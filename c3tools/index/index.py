@@ -306,7 +306,7 @@ class Index:
             query_prompt: What the model is given before each text. By default the prompt that the
                 store records.
             device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-            backend: auto, torch or openvino (for CPUs; needs the extra openvino).
+            backend: See `embed`.
             reporter: Gets the messages of the encoder, and a message if the index is out of date.
 
         Raises:

@@ -31,7 +31,7 @@ def serve_index(
             search, and see the photos of the index.
         port: Port to listen on.
         device: cpu, cuda, cuda:1 or mps. By default the fastest available.
-        backend: auto, torch or openvino (for CPUs; needs the extra openvino).
+        backend: See `embed`.
         reporter: Gets the address, and the messages of the encoder.
 
     Raises:

@@ -31,10 +31,10 @@ def write_description(folder: Path) -> None:
         "sha256": {
             name: sha256_of(folder / name) for name in (WEIGHTS_FILE, "image.onnx", "text.onnx")
         },
-        "identity": {**described["identity"], "name": DEFAULT_MODEL, "architecture": DEFAULT_MODEL},
+        "identity": {**described.identity, "name": DEFAULT_MODEL, "architecture": DEFAULT_MODEL},
         "preprocessing": network.preprocess.config,
-        "trims_texts": described["trims_texts"],
-        "end_token": described["end_token"],
+        "trims_texts": described.trims_texts,
+        "end_token": described.end_token,
         "dim": json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))[
             "model_cfg"
         ]["embed_dim"],

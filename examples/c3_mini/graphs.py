@@ -7,7 +7,6 @@ graph of some 200 kB.
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 import warnings
@@ -21,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from c3tools.encoders import Network
-from c3tools.encoders.towers import ImageTower, TextTower, can_trim, use_plain_attention
+from c3tools.encoders.towers import ImageTower, TextTower, can_trim, plain_attention
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _OPSET = 17
@@ -35,20 +34,23 @@ def write_graphs(folder: Path, network: Network) -> None:
     Raises:
         ValueError: if a weight of a graph is not in the weights file as it is.
     """
-    model = copy.deepcopy(network.model)
-    use_plain_attention(model)
+    model = network.model
     height, width = network.preprocess.size
     tokens = torch.as_tensor(network.tokenizer(["a dog", "a red train in the snow"]))[:, :9]
-    _write(
-        ImageTower(model, network.preprocess).eval(),
-        torch.zeros((2, height, width, 3), dtype=torch.uint8),
-        folder / "image.onnx",
-        {0: "n"},
-    )
-    trims = can_trim(network.model, network.tokenizer)
-    _write(
-        TextTower(model, trims=trims).eval(), tokens, folder / "text.onnx", {0: "n", 1: "length"}
-    )
+    trims = can_trim(model, network.tokenizer)
+    with plain_attention(model):
+        _write(
+            ImageTower(model, network.preprocess).eval(),
+            torch.zeros((2, height, width, 3), dtype=torch.uint8),
+            folder / "image.onnx",
+            {0: "n"},
+        )
+        _write(
+            TextTower(model, trims=trims).eval(),
+            tokens,
+            folder / "text.onnx",
+            {0: "n", 1: "length"},
+        )
 
 
 class _Unit(nn.Module):

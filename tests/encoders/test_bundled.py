@@ -30,14 +30,15 @@ TOKENIZER, SIMPLE = ClipTokenizer(77), open_clip.get_tokenizer(f"local-dir:{C3_M
 def test_the_description_is_that_of_the_model() -> None:
     expected, found = load_network().describe(), read_bundled()
     assert found is not None
-    for name in ("identity", "trims_texts", "end_token"):
-        assert found[name] == expected[name]
-    own, theirs = found["preprocess"], expected["preprocess"]
-    assert (own.size, own.config) == (theirs.size, theirs.config)
+    preprocess = found.preprocess
+    assert found.identity == expected.identity
+    assert (found.trims_texts, found.end_token) == (expected.trims_texts, expected.end_token)
+    assert preprocess.size == expected.preprocess.size
+    assert preprocess.config == expected.preprocess.config
     photos = [open_image(path)[0] for path in sorted((PHOTOS / "images").iterdir())[:8]]
     sizes = (3, 2), (1, 900), (352, 352), (2000, 31)
     for image in (*photos, *(Image.effect_noise(size, 90).convert("RGB") for size in sizes)):
-        np.testing.assert_array_equal(own(image), theirs(image))
+        np.testing.assert_array_equal(preprocess(image), expected.preprocess(image))
     assert sum((C3_MINI / name).stat().st_size for name in ("image.onnx", "text.onnx")) < 400_000
 
 

@@ -25,12 +25,14 @@ from c3tools.encoders import (
     Encoder,
     ImagePreprocessor,
     load_encoder,
-    loading,
     open_image,
     openvino_backend,
+    openvino_int8,
 )
+from c3tools.encoders import backend as backend_base
+from c3tools.encoders.encoder import ModelFacts
 from c3tools.encoders.openvino_backend import OpenVINOBackend
-from c3tools.encoders.towers import TorchBackend
+from c3tools.encoders.torch_backend import TorchBackend
 from c3tools.errors import C3Error, EncoderError, MissingExtraError
 from tests.conftest import Messages
 from tests.connect.photos import save_tiny_clip
@@ -150,14 +152,8 @@ def test_batches_follow_from_the_device_and_the_size_of_an_image() -> None:
     )
     for device, side, *expected in cases:
         backend: Any = SimpleNamespace(compute=Compute(device, "fp32"))
-        encoder = Encoder(
-            backend,
-            None,
-            ImagePreprocessor((), {"size": side}),
-            identity={},
-            trims_texts=False,
-            dim=2,
-        )
+        preprocess = ImagePreprocessor((), {"size": side})
+        encoder = Encoder(backend, ModelFacts(None, preprocess, {}, False, dim=2))
         assert [encoder.batch_size("image"), encoder.batch_size("text")] == expected
 
 
@@ -212,8 +208,7 @@ def test_auto_is_bf16_only_where_the_cpu_is_faster_in_it_and_the_model_bears_it(
         pytest.skip("this CPU has no bf16")
     monkeypatch.setattr(devices, "_cpu_has_fast_bf16", lambda: True)
     for agreement, expected in ((0.9, "bf16"), (0.99999, "fp32")):
-        for module in (loading, openvino_backend):
-            monkeypatch.setattr(module, "AGREEMENT", agreement)
+        monkeypatch.setattr(backend_base, "AGREEMENT", agreement)
         rounded = load_encoder(name, backend=backend)
         assert (rounded.backend.name, rounded.compute.precision) == (backend, expected)
     kept = rounded.encode_texts(TEXTS)
@@ -239,10 +234,10 @@ def test_auto_is_openvino_where_it_is_installed_and_runs_the_model_else_torch(
     assert not listener.texts
     exact = load_encoder(name, backend="torch", precision="fp32").encode_texts(TEXTS)
 
-    def broken(module: object) -> None:
+    def broken(model: object) -> None:
         raise RuntimeError("No conversion rule for aten::secret")
 
-    monkeypatch.setattr("c3tools.encoders.towers.use_plain_attention", broken)
+    monkeypatch.setattr("c3tools.encoders.towers.plain_attention", broken)
     with pytest.raises(EncoderError, match=r"(?s)aten::secret.*--backend torch"):
         load_encoder(name, backend="openvino")
     chosen = load_encoder(name, precision="fp32", reporter=listener)
@@ -290,7 +285,7 @@ def test_a_model_in_int8_agrees_with_fp32(
         assert_close_but_rounded(got, expected, 0.98)
     with pytest.raises(EncoderError, match="--backend openvino"):
         load_encoder(name, precision="int8", backend="torch")
-    monkeypatch.setattr(openvino_backend, "_INT8_AGREEMENT", 1.1)
+    monkeypatch.setattr(openvino_int8, "_LEAST_COSINE", 1.1)
     with pytest.raises(EncoderError, match=r"(?s)image.*1\.1.*--precision auto"):
         load_encoder(name, precision="int8")
     find = importlib.util.find_spec

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from c3tools.encoders import load_encoder, loading, resolve_encoder
+from c3tools.encoders import load_encoder, networks, resolve_encoder
 from c3tools.errors import EncoderError
 from c3tools.identity import UNKNOWN_MODEL
 from c3tools.io import hub
@@ -42,7 +42,7 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_callers_random_state
     assert found[0] == found[1]
     assert len({identity["weights_sha256"] for identity in found}) == 4
     # needs no weights
-    identity = loading.load_network("ViT-S-32-alt", random_init=0).describe()["identity"]
+    identity = networks.load_network("ViT-S-32-alt", random_init=0).describe().identity
     assert (identity["name"], identity["pretrained"], identity["random_init"]) == (
         "ViT-S-32-alt",
         None,
@@ -82,9 +82,8 @@ def test_weights_that_cannot_be_loaded_are_an_error_with_the_bundled_model_as_a_
         with pytest.raises(EncoderError, match=r"(?s)http://127\.0\.0\.1:1.*c3-mini"):
             load_encoder(name)
     assert not asked
-    monkeypatch.setattr(
-        loading, "is_reachable", pytest.fail
-    )  # weights on this machine need no server
+    # weights on this machine need no server
+    monkeypatch.setattr(networks, "is_reachable", pytest.fail)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments: "a file")
     (tmp_path / "weights.pt").touch()
     names = ["ViT-B-32/openai", f"ViT-B-32/{tmp_path / 'weights.pt'}"]
@@ -147,12 +146,12 @@ def test_models_are_listed_with_their_sizes_and_what_is_on_this_machine(
     found = lambda *asked: "file" if "/".join(asked) in cached else None  # noqa: E731
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", found)
     asked = "", "ViT-L-14/OpenAI", "ViT-L-14-336/openai", "roberta-ViT-B-32", "ViT-B-16-SigLIP-512"
-    value = [loading.list_models(name)[0] for name in asked]
+    value = [networks.list_models(name)[0] for name in asked]
     recorded(Path(__file__).parent / "golden/models.json", value)
-    here = {row["name"] for row in loading.list_models(here=True)}
+    here = {row["name"] for row in networks.list_models(here=True)}
     assert {row["name"] in here for row in value if row["here"]} == {True}
     with pytest.raises(EncoderError, match=r"on this machine.*'roberta'"):
-        loading.list_models("roberta", here=True)
+        networks.list_models("roberta", here=True)
 
 
 def test_embeddings_of_an_unnamed_model_encode_no_queries() -> None:

@@ -70,7 +70,7 @@ def test_a_model_needs_no_more_than_two_methods() -> None:
         assert [
             len(rows) for rows, _ in encoder.token_batches(encoder.tokenise(many), None)
         ] == sizes
-    assert ("sizes:…", "", "") in plugins.model_kinds()
+    assert plugins.ModelKind("sizes:…", "") in plugins.model_kinds()
 
 
 def test_what_a_model_must_not_return_or_does_not_take_is_an_error() -> None:
@@ -80,6 +80,14 @@ def test_what_a_model_must_not_return_or_does_not_take_is_an_error() -> None:
             encoder.encode_texts([text])
     with pytest.raises(EncoderError, match="truncate_dim"):
         load_encoder("sizes:x", truncate_dim=2)
+
+
+def test_a_model_that_takes_audio_needs_a_method_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sizes, "modalities", ("text", "audio"), raising=False)
+    with pytest.raises(
+        EncoderError, match=r"sizes says that it takes audio.*no method encode_audio"
+    ):
+        load_encoder("sizes:x")
 
 
 def test_inputs_that_a_model_does_not_take_are_refused_by_name(
