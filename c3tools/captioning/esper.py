@@ -37,12 +37,13 @@ from ..io.artifact import digest_of
 from ..moments import unit_rows
 from ..seeds import torch_seed
 from ..store import Rows
-from ..training.loop import Task, Validation
+from ..training.loop import Validation
 from .captioner import Captioner
 from .config import TrainingConfig
 from .generation import generate
 from .model import Decoder
 from .steering import encode_once
+from .task import CaptioningTask
 
 ESPER_TRAINING = TrainingConfig(
     epochs=10, batch_size=128, learning_rate=1e-3, weight_decay=0.0, beta2=0.95
@@ -58,7 +59,7 @@ _VALIDATION_IMAGES = 500
 _VALUE_WEIGHT = 0.5
 
 
-class EsperTask(Task):
+class EsperTask(CaptioningTask):
     """The training of a mapper in front of a language model on images; no caption of them is used.
     In fp32.
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from ..reporter import SILENT, Reporter, counted
 from ..seeds import generator, torch_seed
 from ..store import Pairs, Rows, Store
 from ..store.reader import training_split
-from ..training.loop import CheckpointDir, Run, Task, train_or_load
+from ..training.loop import CheckpointDir, train_or_load
 from ..training.loop import train as run_training
 from ..transforms import Pipeline
 from ..transforms.presets import TrainingPipeline
@@ -42,11 +42,44 @@ from .evaluate import require_captions
 from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder, Decoder
 from .steering import load_text_encoder
+from .task import CaptioningTask
 from .tokenizer import CaptionTokenizer, TokenRows
 
 _MONITORS = ("text", "cross-modal")
-_NO_SETTINGS = ("store", "pipeline", "output", "device", "overwrite", "reporter")
 _VALIDATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class CaptionerSettings:
+    """The options of `train_captioner` that its result depends on, as its record has them.
+
+    A field that is added needs the default that trains as before: `reserve_output` takes it for
+    decoders whose records lack the field.
+    """
+
+    preset: str | None
+    sigma: float | str | None
+    size: str
+    set: Sequence[str]
+    unconditional: bool
+    epochs: int | None
+    train_split: str
+    train_fraction: float
+    patience: int | None
+    monitor: str
+    start: str | Path | None
+    pairs: float | None
+    esper: bool
+    seed: int
+    precision: str
+
+
+class RowsToLearn(NamedTuple):
+    """Rows to learn from, others to choose the checkpoint on, and what the user should know."""
+
+    train: Rows
+    val: Rows
+    notes: list[str]
 
 
 def train_captioner(
@@ -122,135 +155,150 @@ def train_captioner(
             to it, or it is ``start``.
         TransformError: if sigma, the preset or the pipeline cannot be used.
     """
-    settings = {name: value for name, value in locals().items() if name not in _NO_SETTINGS}
+    asked = CaptionerSettings(
+        preset=preset,
+        sigma=sigma,
+        size=size,
+        set=set,
+        unconditional=unconditional,
+        epochs=epochs,
+        train_split=train_split,
+        train_fraction=train_fraction,
+        patience=patience,
+        monitor=monitor,
+        start=start,
+        pairs=pairs,
+        esper=esper,
+        seed=seed,
+        precision=precision,
+    )
     store = Store.open(store, reporter=reporter)
-    _check_options(settings, pipeline)
+    _check_settings(asked, pipeline)
+
+    # Choose the pipeline, and the changes of the size
     previous = None if start is None else Captioner.load(start)
-    own_pipeline = previous is not None and preset is None and pipeline is None
+    names_pipeline = preset is not None or pipeline is not None
+    if previous is not None and not names_pipeline:
+        pipeline = previous.pipeline
     if unconditional:
         # its inputs are not read; images and texts are compared as the encoder gives them
-        chosen, set = TrainingPipeline("c1"), (*UNCONDITIONAL, *set)
+        training_pipeline = TrainingPipeline("c1")
+        set = (*UNCONDITIONAL, *set)
     else:
-        given = previous.pipeline if previous is not None and own_pipeline else pipeline
-        default = AUTO if pairs is None else 0.0
-        chosen = TrainingPipeline.choose(
-            store, given, preset, sigma, default=default, reporter=reporter
+        default_sigma = AUTO if pairs is None else 0.0
+        training_pipeline = TrainingPipeline.choose(
+            store, pipeline, preset, sigma, default=default_sigma, reporter=reporter
         )
     if previous is not None:
         previous.check_model(store.info.model, store.info.dim)
         if previous.is_language_model:
-            if not (own_pipeline and pairs is None and monitor == "text"):
+            if names_pipeline or pairs is not None or monitor != "text":
                 raise DecoderError(
                     f"The decoder at {start} is a language model: it reads no embedding.",
                     remedy="Leave out --preset, --pairs and --monitor, or continue from another "
                     "decoder.",
                 )
             set = (*UNCONDITIONAL[1:], *set)
-    compute, output = devices.pick(device, precision), Path(output)
-    settings |= {
-        "preset": chosen.preset,
-        "sigma": chosen.sigma,
-        "set": set,
-        "precision": compute.precision,
-    }
+    compute = devices.pick(device, precision)
+
+    settings = replace(
+        asked,
+        preset=training_pipeline.preset,
+        sigma=training_pipeline.sigma,
+        set=set,
+        precision=compute.precision,
+    )
     with reserve_output(
-        output, DECODER, settings, overwrite=overwrite, start=start, reporter=reporter
+        Path(output), DECODER, settings, overwrite=overwrite, start=start, reporter=reporter
     ) as target:
-        record: dict[str, Any] = {"model": dict(store.info.model)} | (
-            {"from": str(start)} if start else {}
-        )
-        task: DecoderTask | EsperTask
+        record: dict[str, Any] = {"model": dict(store.info.model)}
+        if start:
+            record["from"] = str(start)
+        task: CaptioningTask
         if esper and previous is not None:
-            train, val, notes = training_rows(store, train_split, "image")
+            rows = training_rows(store, train_split, "image")
             encoder = load_text_encoder(
                 store.info.model, "ESPER", device=compute.device, reporter=reporter
             )
-            training = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
-            task = EsperTask(train, val, previous, encoder, training, compute.device)
+            config = replace(ESPER_TRAINING, seed=seed, epochs=epochs or ESPER_TRAINING.epochs)
+            task = EsperTask(rows.train, rows.val, previous, encoder, config, compute.device)
         else:
-            train, val, notes = _rows_to_learn(
-                store, train_split, train_fraction, pairs, monitor, seed
+            rows = _rows_to_learn(store, settings)
+            pipeline, notes_on_pipeline = training_pipeline.fit(store, train_split, "text")
+            rows.notes.extend(notes_on_pipeline)
+            record["sigma"] = float(pipeline.sigma or 0)
+            if pairs is not None:
+                record["pairs"] = pairs
+            if previous is not None:
+                size = previous.size or size
+            size_settings = load_size(
+                size,
+                set,
+                fine_tuned=previous is not None,
+                captions=len(rows.train),
+                epochs=epochs,
+                patience=patience,
+                seed=seed,
             )
-            pipeline, more = chosen.fit(store, train_split, "text")
-            notes += more
-            record |= {"sigma": float(pipeline.sigma or 0)} | (
-                {} if pairs is None else {"pairs": pairs}
+            record["size"] = size
+            record["changes"] = list(set)
+            task = DecoderTask(
+                rows.train,
+                rows.val,
+                pipeline,
+                size_settings,
+                compute,
+                start=previous,
+                applied=training_pipeline.applied,
             )
-            size = size if previous is None else previous.size or size
-            changes: dict[str, Any] = {
-                "epochs": epochs,
-                "patience": patience,
-                "seed": seed,
-                "captions": len(train),
-            }
-            own_size = load_size(size, set, fine_tuned=previous is not None, **changes)
-            record |= {"size": size, "changes": list(set)}
-            task = DecoderTask(train, val, pipeline, own_size, compute, previous, chosen.applied)
-        for note in notes:
+        for note in rows.notes:
             reporter.message(note)
-        record["notes"] = notes
+        record["notes"] = rows.notes
+        trained = "a language model" if unconditional else task.pipeline.name
         return train_or_load(
             target,
             task,
             partial(Captioner.load, device=compute.device),
-            lambda run, made_from: _captioner(task, run, {**record, "made_from": made_from}).save,
-            label="Training a language model"
-            if unconditional
-            else f"Training {task.pipeline.name}",
+            lambda run, made_from: task.captioner(run, {**record, "made_from": made_from}).save,
+            label=f"Training {trained}",
         )
 
 
-def _check_options(asked: dict[str, Any], pipeline: Pipeline | None) -> None:
-    """Refuse arguments of `train_captioner` that contradict each other, or that are out of
-    range.
-    """
-    preset, sigma, start, pairs, monitor = (
-        asked[name] for name in ("preset", "sigma", "start", "pairs", "monitor")
+def _check_settings(asked: CaptionerSettings, pipeline: Pipeline | None) -> None:
+    """Refuse settings that contradict each other, or that are out of range."""
+    if not 0 < asked.train_fraction <= 1:
+        raise DecoderError(
+            f"--train-fraction must be above 0 and at most 1, not {asked.train_fraction}."
+        )
+    if asked.pairs is not None and not 0 < asked.pairs <= 1:
+        raise DecoderError(f"--pairs must be above 0 and at most 1, not {asked.pairs}.")
+    if asked.monitor not in _MONITORS:
+        raise DecoderError(
+            f"There is no --monitor {asked.monitor!r}.",
+            remedy=f"Choose from {', '.join(_MONITORS)}.",
+        )
+
+    reads_pairs = asked.pairs is not None or asked.monitor != "text"
+    names_method = not (asked.preset is None and asked.sigma is None and pipeline is None)
+    changes_training = (
+        asked.set or asked.unconditional or asked.patience is not None or asked.train_fraction != 1
     )
-    fraction, language_model = asked["train_fraction"], asked["unconditional"]
-    of_texts, no_pipeline = (
-        pairs is None and monitor == "text",
-        preset is None and sigma is None and pipeline is None,
-    )
-    own_training = asked["set"] or language_model or asked["patience"] is not None or fraction != 1
-    refused = [
-        (
-            not 0 < fraction <= 1,
-            f"--train-fraction must be above 0 and at most 1, not {fraction}.",
-            None,
-        ),
-        (
-            pairs is not None and not 0 < pairs <= 1,
-            f"--pairs must be above 0 and at most 1, not {pairs}.",
-            None,
-        ),
-        (
-            monitor not in _MONITORS,
-            f"There is no --monitor {monitor!r}.",
-            f"Choose from {', '.join(_MONITORS)}.",
-        ),
-        (
-            asked["esper"] and (start is None or own_training or not (of_texts and no_pipeline)),
+    if asked.esper and (asked.start is None or changes_training or reads_pairs or names_method):
+        raise DecoderError(
             "ESPER starts from a language model, and learns from all images by its own settings.",
-            f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, --train-split "
-            f"and --seed alone.",
-        ),
-        (
-            language_model and not (no_pipeline and of_texts and start is None),
+            remedy=f"{LANGUAGE_MODEL_REMEDY} Of the settings of training, give --epochs, "
+            "--train-split and --seed alone.",
+        )
+    if asked.unconditional and (names_method or reads_pairs or asked.start is not None):
+        raise DecoderError(
             "A language model reads no embedding, so nothing about embeddings can be set.",
-            "Leave out --preset, --sigma, --pairs, --monitor and --from, or --unconditional.",
-        ),
-    ]
-    for wrong, message, remedy in refused:
-        if wrong:
-            raise DecoderError(message, remedy=remedy)
+            remedy="Leave out --preset, --sigma, --pairs, --monitor and --from, or "
+            "--unconditional.",
+        )
 
 
-def training_rows(
-    store: Store, split: str = "train", modality: str = "text"
-) -> tuple[Rows, Rows, list[str]]:
-    """Read the captions, or images, to learn from and others to validate on, with what the user
-    should know about them.
+def training_rows(store: Store, split: str = "train", modality: str = "text") -> RowsToLearn:
+    """Read the captions, or images, to learn from, and others to validate on.
 
     Captions without a letter of any script are left out. Where the store has no ``val`` split, a
     tenth of the training images (by a stable hash of their keys) is held out with all their
@@ -264,25 +312,27 @@ def training_rows(
         require_captions(store)
     train, val, notes = training_split(store, modality, split, error=DecoderError)
     if modality == "text":
-        train, val = _drop_empty(train, notes), _drop_empty(val, notes)
-    return train, val, notes
+        train = _drop_empty(train, notes)
+        val = _drop_empty(val, notes)
+    return RowsToLearn(train, val, notes)
 
 
 def _drop_empty(rows: Rows, notes: list[str]) -> Rows:
     """Leave out captions without a letter or digit of any script, and note how many they are."""
-    kept = np.array(
-        [any(unicodedata.category(letter)[0] in "LN" for letter in text) for text in rows.captions],
-        bool,
-    )
-    if kept.all():
+    has_letters = np.array([_has_letters(caption) for caption in rows.captions], bool)
+    if has_letters.all():
         return rows
-    left_out = rows.select(~kept).keys
-    note = (
-        f"{len(left_out):,} of {len(rows):,} captions are empty or contain no letters, and are "
-        f"left out"
+    empty_keys = rows.select(~has_letters).keys
+    notes.append(
+        f"{len(empty_keys):,} of {len(rows):,} captions are empty or contain no letters, and are "
+        f"left out; the first is {empty_keys[0]}."
     )
-    notes.append(f"{note}; the first is {left_out[0]}.")
-    return rows.select(kept)
+    return rows.select(has_letters)
+
+
+def _has_letters(caption: str) -> bool:
+    """Return whether a text has a letter or digit of any script."""
+    return any(unicodedata.category(character)[0] in "LN" for character in caption)
 
 
 def captions_of_images(images: Rows, texts: Rows) -> Rows:
@@ -301,45 +351,41 @@ def captions_of_images(images: Rows, texts: Rows) -> Rows:
     return rows
 
 
-def _rows_to_learn(
-    store: Store, split: str, fraction: float, pairs: float | None, monitor: str, seed: int
-) -> tuple[Rows, Rows, list[str]]:
-    """Return the rows to learn from and to validate on: texts, or captions with the embeddings of
-    their images.
-    """
-    train, val, notes = training_rows(store, split)
+def _rows_to_learn(store: Store, settings: CaptionerSettings) -> RowsToLearn:
+    """Read texts, or captions with the embeddings of their images, as the settings say."""
+    train, val, notes = training_rows(store, settings.train_split)
+    fraction = settings.train_fraction
     if fraction < 1:
         train = train.sample(fraction)
         notes.append(f"Using {len(train):,} captions of {fraction:.0%} of the images.")
-    if pairs is None and monitor == "text":
-        return train, val, notes
+    if settings.pairs is None and settings.monitor == "text":
+        return RowsToLearn(train, val, notes)
     images = store.load("image")
-    if pairs is None:
+    if settings.pairs is None:
         val = captions_of_images(images, val)
-        note = (
+        notes.append(
             f"The checkpoint is chosen on {counted(len(val), 'caption')} from the embeddings "
             f"of their images."
         )
-        return train, val, [*notes, note]
-    # the same share of both, so that the pairs used to choose the checkpoint are counted too
-    train, val = (rows.sample(pairs, f"pairs {seed}") for rows in (train, val))
-    of_images, of_others = (
-        counted(rows.item_count, noun) for rows, noun in ((train, "image"), (val, "other"))
+        return RowsToLearn(train, val, notes)
+
+    # The same share of both, so that the pairs used to choose the checkpoint are counted too
+    sample = f"pairs {settings.seed}"
+    train = train.sample(settings.pairs, sample)
+    val = val.sample(settings.pairs, sample)
+    train_images = counted(train.item_count, "image")
+    val_images = counted(val.item_count, "other")
+    train = captions_of_images(images, train)
+    val = captions_of_images(images, val)
+    notes.append(
+        f"Training on pairs: {counted(len(train), 'caption')} of {train_images}; the checkpoint "
+        f"is chosen on {counted(len(val), 'caption')} of {val_images}."
     )
-    train, val = captions_of_images(images, train), captions_of_images(images, val)
-    chosen_on = f"the checkpoint is chosen on {counted(len(val), 'caption')} of {of_others}."
-    return (
-        train,
-        val,
-        [
-            *notes,
-            f"Training on pairs: {counted(len(train), 'caption')} of {of_images}; {chosen_on}",
-        ],
-    )
+    return RowsToLearn(train, val, notes)
 
 
 def fit(
-    task: DecoderTask | EsperTask,
+    task: CaptioningTask,
     *,
     record: Mapping[str, Any] | None = None,
     checkpoints: CheckpointDir | None = None,
@@ -351,33 +397,11 @@ def fit(
     Raises:
         DecoderError: if the loss is not finite.
     """
-    return _captioner(
-        task,
-        run_training(task, checkpoints=checkpoints, label=label, reporter=reporter),
-        record or {},
-    )
+    run = run_training(task, checkpoints=checkpoints, label=label, reporter=reporter)
+    return task.captioner(run, record or {})
 
 
-def _captioner(task: DecoderTask | EsperTask, run: Run, record: Mapping[str, Any]) -> Captioner:
-    """Return the captioner of a run, with what is known of the training in its record."""
-    facts = {
-        "preset": task.pipeline.name,
-        "seed": task.config.seed,
-        "dim": task.train.embeddings.shape[1],
-        "captions": {"train": len(task.train), "val": len(task.val)},
-        "history": [
-            {"train_loss": one.train_loss, "val_loss": one.val_loss, "seconds": one.seconds}
-            | {"epoch": number, "tokens": one.count}
-            for number, one in enumerate(run.history, 1)
-        ],
-        "trace": [list(point) for point in run.trace],
-        "start_val_loss": run.start and run.start.val_loss,
-        "best_val_loss": run.kept and run.kept.val_loss,
-    }
-    return Captioner(task.model, task.tokenizer, task.pipeline, {**task.facts, **record, **facts})
-
-
-class DecoderTask(Task):
+class DecoderTask(CaptioningTask):
     """The training of one decoder; it sees no image when both ``train`` and ``val`` are rows of
     texts.
 
@@ -396,7 +420,8 @@ class DecoderTask(Task):
         DecoderError: if there is no caption to learn from or to validate on.
     """
 
-    unit, error = "tokens", DecoderError
+    unit = "tokens"
+    error = DecoderError
 
     def __init__(
         self,
@@ -414,65 +439,72 @@ class DecoderTask(Task):
                 f"{len(train)} and {len(val)}.",
                 remedy="Embed a corpus with more captions, or check that they are not empty.",
             )
-        dim = train.embeddings.shape[1]
-        self.train, self.val, self.pipeline, self._rest = (
-            train,
-            val,
-            pipeline,
-            pipeline.part(applied),
-        )
-        self.config = config = size.training
-        self.compute = compute = compute or devices.pick()
-        model: Decoder
-        if start is not None:
-            start.check_dim(dim)
-            model, self.tokenizer = copy.deepcopy(start.decoder), start.tokenizer
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(torch_seed(config.seed, "initialise"))
-                if isinstance(size, Size):
-                    self.tokenizer = CaptionTokenizer.train(train.captions, size.vocab_size)
-                    model = CaptionDecoder(size.config(dim, self.tokenizer.vocab_size))
-                else:
-                    model, self.tokenizer = LanguageModelDecoder.pretrained(size, dim)
-        self.module = self.model = model.to(compute.device)
-        longest = model.config.max_tokens
-        self.train_tokens, self.val_tokens = (
-            TokenRows(self.tokenizer, rows.captions, longest) for rows in (train, val)
-        )
-        batches = partial(self.train_tokens.batches, config.batch_size, config.seed)
+        self.train = train
+        self.val = val
+        self.pipeline = pipeline
+        self._rest = pipeline.part(applied)
+        self.config = size.training
+        self.compute = compute or devices.pick()
+        self.model, self.tokenizer = self._initial_decoder(size, start)
+        self.model.to(self.compute.device)
+        self.module = self.model
+
+        longest = self.model.config.max_tokens
+        self.train_tokens = TokenRows(self.tokenizer, train.captions, longest)
+        self.val_tokens = TokenRows(self.tokenizer, val.captions, longest)
+        batches = partial(self.train_tokens.batches, self.config.batch_size, self.config.seed)
         self._batches: Callable[[int], list[Indices]] = lru_cache(maxsize=1)(batches)
-        self.steps_per_epoch = len(self._batches(0))
-        total = config.epochs * self.steps_per_epoch
-        rise = (
-            min(config.warmup_steps, total // 2) if config.warmup_steps else total * config.warmup
-        )
-        self.plan = config.plan(self.steps_per_epoch, rise, "skip" if start is None else "keep")
-        self.optimizer = config.optimizer(model, fused=True)
         self._val_inputs = self._rest.transform(
             val.embeddings, modality=val.modality, training=False
         )
+
+        self.steps_per_epoch = len(self._batches(0))
+        total = self.config.epochs * self.steps_per_epoch
+        rise = total * self.config.warmup
+        if self.config.warmup_steps:
+            rise = min(self.config.warmup_steps, total // 2)
+        self.plan = self.config.plan(self.steps_per_epoch, rise, "keep" if start else "skip")
+        self.optimizer = self.config.optimizer(self.model, fused=True)
+
         settings = [
-            model.config,
-            config,
+            self.model.config,
+            self.config,
             pipeline.config(),
             applied,
-            model.digest(),
-            compute.precision,
+            self.model.digest(),
+            self.compute.precision,
         ]
-        data = [
-            part for rows in (train, val) for part in (rows.keys, rows.captions, rows.embeddings)
-        ]
+        data: list[Any] = []
+        for rows in (train, val):
+            data += [rows.keys, rows.captions, rows.embeddings]
         self.identity = digest_of(settings, pipeline.record()["tensors"], *data)
+        is_text_only = val.modality == train.modality == "text"
         self.facts = {
             "modality": train.modality,
-            "monitor": "text" if val.modality == train.modality == "text" else "cross-modal",
-            "training": {**asdict(config), "precision": compute.precision},
+            "monitor": "text" if is_text_only else "cross-modal",
+            "training": {**asdict(self.config), "precision": self.compute.precision},
         }
+
+    def _initial_decoder(
+        self, size: AnySize, start: Captioner | None
+    ) -> tuple[Decoder, CaptionTokenizer]:
+        """Return the decoder before the first step, and its tokenizer."""
+        dim = self.train.embeddings.shape[1]
+        if start is not None:
+            start.check_dim(dim)
+            return copy.deepcopy(start.decoder), start.tokenizer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.config.seed, "initialise"))
+            if isinstance(size, Size):
+                tokenizer = CaptionTokenizer.train(self.train.captions, size.vocab_size)
+                return CaptionDecoder(size.config(dim, tokenizer.vocab_size)), tokenizer
+            return LanguageModelDecoder.pretrained(size, dim)
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of captions."""
-        config, pad, device = self.config, self.model.pad_id, self.compute.device
+        config = self.config
+        pad = self.model.pad_id
+        device = self.compute.device
         epoch, place = divmod(number, self.steps_per_epoch)
         rows = self._batches(epoch)[place]
         rng = generator(config.seed, "step", epoch, place)
@@ -496,15 +528,19 @@ class DecoderTask(Task):
             logits, states = self.model(
                 torch.from_numpy(inputs).to(device), tokens, seen.to(device)
             )
-        real = tokens != pad
+        is_word = tokens != pad
         loss = self._loss(logits, tokens, label_smoothing=config.label_smoothing)
-        margin = config.contrastive_margin
-        update(loss + _contrastive_loss(states, real, margin) if margin else loss)
-        return float(loss.detach()), int(real.sum())
+        if config.contrastive_margin:
+            update(loss + _contrastive_loss(states, is_word, config.contrastive_margin))
+        else:
+            update(loss)
+        return float(loss.detach()), int(is_word.sum())
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Return the mean loss per token over the validation captions, without noise or dropout."""
-        total, count, pad = 0.0, 0, self.model.pad_id
+        pad = self.model.pad_id
+        total = 0.0
+        count = 0
         order = np.argsort(self.val_tokens.lengths, kind="stable")
         for start in range(0, len(order), _VALIDATION_BATCH):
             rows = order[start : start + _VALIDATION_BATCH]
@@ -528,7 +564,7 @@ class DecoderTask(Task):
         )
 
 
-def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
+def _contrastive_loss(hidden: Tensor, is_word: Tensor, margin: float) -> Tensor:
     """Return the contrastive loss of SimCTG (Su et al., 2022), which keeps the hidden states of a
     caption apart.
 
@@ -537,11 +573,11 @@ def _contrastive_loss(hidden: Tensor, real: Tensor, margin: float) -> Tensor:
 
     Args:
         hidden: hidden states (B, T, W).
-        real: bool (B, T), False for padding.
+        is_word: bool (B, T), False for padding.
         margin: 0.5 in MAGIC.
     """
     unit = F.normalize(hidden.float(), dim=-1)
     excess = (margin - 1 + unit @ unit.transpose(1, 2)).clamp(min=0)  # (B, T, T)
     other = ~torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
-    pairs = real[:, :, None] & real[:, None, :] & other  # (B, T, T)
+    pairs = is_word[:, :, None] & is_word[:, None, :] & other  # (B, T, T)
     return ((excess * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)).mean()

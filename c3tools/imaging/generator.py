@@ -38,7 +38,7 @@ from ..transforms import Pipeline, preset
 from .model import GUIDANCE, SAMPLING_STEPS, ImageNetwork, Size, diffusers_class
 
 _FACTS = ("preset", "sigma", "size", "seed")
-KIND = ArtifactType(
+GENERATOR = ArtifactType(
     "generator", "generator.json", GeneratorError, "c3 train-generator", "--generator"
 )
 _WEIGHTS_FILE = "weights.safetensors"
@@ -288,7 +288,7 @@ class Generator(ImageGenerator, HubRepository):
         """Write the folder atomically; an existing generator is kept as ``<folder>.previous``."""
         config = asdict(self.network.config)
         del config["training"]  # the record has the settings that were used
-        with writing(folder, KIND, {"config": config, "record": self.record}) as new:
+        with writing(folder, GENERATOR, {"config": config, "record": self.record}) as new:
             save_model(self.network, str(new / _WEIGHTS_FILE))
             self.pipeline.save(new)
 
@@ -305,7 +305,7 @@ class Generator(ImageGenerator, HubRepository):
                 short.
             MissingExtraError: if diffusers is not installed.
         """
-        with reading(folder, KIND) as (found, content):
+        with reading(folder, GENERATOR) as (found, content):
             network = ImageNetwork(Size(**content["config"]))
             load_model(network, found / _WEIGHTS_FILE)
             return cls(

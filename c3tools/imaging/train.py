@@ -11,11 +11,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,14 +35,39 @@ from ..store.reader import training_split
 from ..training.loop import Plan, Run, Task, adamw, train_or_load
 from ..transforms import Pipeline
 from ..transforms.presets import TrainingPipeline
-from .generator import KIND, Generator
+from .generator import GENERATOR, Generator
 from .model import ImageNetwork, Size, load_size
 from .photos import Photos, read_photos
 
 _MAX_VALIDATED = 512
 _VALIDATION_BATCH = 64
 _FEW_POSITIONS = 64
-_NOT_SETTINGS = ("store", "pipeline", "output", "download", "device", "overwrite", "reporter")
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """The options of `train_generator` that its result depends on, as its record has them.
+
+    A field that is added needs the default that trains as before: `reserve_output` takes it for
+    generators whose records lack the field.
+    """
+
+    preset: str | None
+    sigma: float | str | None
+    size: str
+    set: Sequence[str]
+    steps: int | None
+    train_split: str
+    seed: int
+    precision: str
+
+
+class PhotosToLearn(NamedTuple):
+    """Photos to learn from, others to choose the checkpoint on, and what the user should know."""
+
+    train: Photos
+    val: Photos
+    notes: list[str]
 
 
 class GeneratorTask(Task):
@@ -57,7 +82,8 @@ class GeneratorTask(Task):
         applied: the steps of the pipeline that the embeddings went through already.
     """
 
-    unit, error = "images", GeneratorError
+    unit = "images"
+    error = GeneratorError
     remedy = "Lower it with --set learning_rate=1e-4, or use --precision fp32."
 
     def __init__(
@@ -70,62 +96,67 @@ class GeneratorTask(Task):
         applied: int = 0,
     ) -> None:
         config = size.training
+        self.train = train
+        self.val = val
+        self.pipeline = pipeline
+        self._rest = pipeline.part(applied)
+        self.config = config
+        self.compute = compute
+        self.batch_size = min(config.batch_size, len(train))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(config.seed, "initialise"))
-            network = ImageNetwork(replace(size, dim=train.rows.embeddings.shape[1]))
-        self.module = self.network = network.to(compute.device)
-        self.train, self.val, self.pipeline, self._rest = (
-            train,
-            val,
-            pipeline,
-            pipeline.part(applied),
-        )
-        self.config, self.compute = config, compute
-        self.batch_size = min(config.batch_size, len(train))
+            self.network = ImageNetwork(replace(size, dim=train.rows.embeddings.shape[1]))
+        self.network.to(compute.device)
+        self.module = self.network
         self.plan = Plan(
-            config.steps,
-            config.learning_rate,
-            max(1, config.steps // config.validations),
-            max(1, min(config.warmup, config.steps // 10)),
+            steps=config.steps,
+            learning_rate=config.learning_rate,
+            validate_every=max(1, config.steps // config.validations),
+            rise=max(1, min(config.warmup, config.steps // 10)),
             clip_norm=config.clip_norm,
             ema=config.ema,
         )
-        weight_decay, betas = config.weight_decay, (0.9, 0.99)
         self.optimizer = adamw(
-            network.parameters(), weight_decay=weight_decay, betas=betas, fused=True
+            self.network.parameters(),
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
         )
-        rows = val.rows
-        inputs = self._rest.transform(rows.embeddings, modality=rows.modality, training=False)
-        self.val_inputs = torch.from_numpy(inputs)
-        data = (
-            part for of in (train, val) for part in (of.rows.keys, of.rows.embeddings, of.pixels)
+        val_inputs = self._rest.transform(
+            val.rows.embeddings, modality=val.rows.modality, training=False
         )
-        made_from = [
-            network.config,
+        self.val_inputs = torch.from_numpy(val_inputs)
+
+        settings = [
+            self.network.config,
             pipeline.config(),
             applied,
             pipeline.record()["tensors"],
             compute.precision,
         ]
-        self.identity = digest_of(made_from, *data)
+        data: list[Any] = []
+        for photos in (train, val):
+            data += [photos.rows.keys, photos.rows.embeddings, photos.pixels]
+        self.identity = digest_of(settings, *data)
 
     def generator(self, run: Run, record: Mapping[str, Any]) -> Generator:
-        """Return the generator of a run, with what is known of the training added to its record."""
-        content = {
+        """Return the generator of a run; its record is ``record`` and facts of the training."""
+        facts = {
             "preset": self.pipeline.name,
             "seed": self.config.seed,
             "photos": {"train": len(self.train), "val": len(self.val)},
             "training": {**asdict(self.config), "precision": self.compute.precision},
             "trace": [list(point) for point in run.trace],
-            "validations": [[each.step, each.val_loss] for each in run.history],
+            "validations": [[one.step, one.val_loss] for one in run.history],
             "best_val_loss": None if run.kept is None else run.kept.val_loss,
-            "seconds": round(sum(each.seconds + each.facts["seconds"] for each in run.history), 1),
+            "seconds": round(sum(one.seconds + one.facts["seconds"] for one in run.history), 1),
         }
-        return Generator(self.network, self.pipeline, {**record, **content}, self.compute)
+        return Generator(self.network, self.pipeline, {**record, **facts}, self.compute)
 
     def batch(self, number: int) -> tuple[int, Indices]:
-        """Return the epoch of a step, and the rows of its batch: each epoch has every photo once,
-        but for a rest.
+        """Return the epoch of a step, and the rows of its batch.
+
+        Each epoch has every photo once, but for a rest that is smaller than a batch.
         """
         epoch, place = divmod(number, len(self.train) // self.batch_size)
         order = self.order(len(self.train), self.config.seed, "order", epoch)
@@ -133,74 +164,87 @@ class GeneratorTask(Task):
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of photos."""
-        config, (epoch, chosen) = self.config, self.batch(number)
-        rng, n, rows = generator(config.seed, "step", number), len(chosen), self.train.rows
-        flips, shares, withhold = (
-            rng.random(n) < 0.5,
-            rng.standard_normal(n),
-            rng.random(n) < config.drop,
-        )
+        config = self.config
+        rows = self.train.rows
+        epoch, batch_rows = self.batch(number)
+        n = len(batch_rows)
+        rng = generator(config.seed, "step", number)
+        is_flipped = torch.from_numpy(rng.random(n) < 0.5)
+        normal_times = rng.standard_normal(n)
+        is_withheld = torch.from_numpy(rng.random(n) < config.drop)
         torch.manual_seed(int(rng.integers(2**62)))
-        images = _to_network(self.train.pixels[chosen])
-        images = torch.where(torch.from_numpy(flips)[:, None, None, None], images.flip(3), images)
+        images = _to_network(self.train.pixels[batch_rows])  # (B, 3, height, width)
+        images = torch.where(is_flipped[:, None, None, None], images.flip(3), images)
         inputs = self._rest.transform(
-            rows.embeddings[chosen],
+            rows.embeddings[batch_rows],
             modality=rows.modality,
             training=True,
-            keys=[rows.keys[row] for row in chosen],
-            items=[rows.items[row] for row in chosen],
+            keys=[rows.keys[row] for row in batch_rows],
+            items=[rows.items[row] for row in batch_rows],
             seed=config.seed,
             epoch=epoch,
         )
         noise = torch.randn(images.shape)
-        return update(
-            self._loss(images, noise, shares, torch.from_numpy(inputs), torch.from_numpy(withhold))
-        ), n
+        loss = self._loss(images, noise, normal_times, torch.from_numpy(inputs), is_withheld)
+        return update(loss), n
 
     def validate(self) -> tuple[float, dict[str, Any]]:
-        """Return the mean squared error of the velocity on the validation photos, without Corrupt's
-        noise or flips.
+        """Return the mean squared error of the velocity on the validation photos.
 
-        Times are spread evenly over their distribution, and times and noise are the same in every
-        validation.
+        Corrupt's noise and flips are left out. Times are spread evenly over their distribution;
+        times and noise are the same in every validation.
         """
-        n, started = len(self.val), time.perf_counter()
+        started = time.perf_counter()
+        n = len(self.val)
         rng = generator(self.config.seed, "validation")
-        shares = np.array([NormalDist().inv_cdf(share) for share in (rng.permutation(n) + 0.5) / n])
+        shares = (rng.permutation(n) + 0.5) / n
+        normal_times = np.array([NormalDist().inv_cdf(share) for share in shares])
         noise = torch.from_numpy(
             rng.standard_normal((n, 3, *self.val.pixels.shape[1:3]), np.float32)
         )
-        images, withhold, total = (
-            _to_network(self.val.pixels),
-            torch.zeros(n, dtype=torch.bool),
-            0.0,
-        )
+        images = _to_network(self.val.pixels)
+        is_withheld = torch.zeros(n, dtype=torch.bool)
+        total = 0.0
         for start in range(0, n, _VALIDATION_BATCH):
             rows = slice(start, start + _VALIDATION_BATCH)
             loss = self._loss(
-                images[rows], noise[rows], shares[rows], self.val_inputs[rows], withhold[rows]
+                images[rows],
+                noise[rows],
+                normal_times[rows],
+                self.val_inputs[rows],
+                is_withheld[rows],
             )
             total += float(loss) * len(images[rows])
         return total / n, {"seconds": time.perf_counter() - started}
 
     def _loss(
-        self, images: Tensor, noise: Tensor, shares: Array, inputs: Tensor, withhold: Tensor
+        self,
+        images: Tensor,
+        noise: Tensor,
+        normal_times: Array,
+        inputs: Tensor,
+        is_withheld: Tensor,
     ) -> Tensor:
         """Return the mean squared error of the predicted velocity ``noise - image``.
 
-        Times are logit-normal, which favours the middle of the way; ``shares`` are their standard
-        normal numbers.
+        Args:
+            images: (B, 3, height, width), -1 to 1.
+            noise: of the same shape.
+            normal_times: (B,), standard normal numbers. Their logistic function gives the times,
+                which favours the middle of the way.
+            inputs: embeddings (B, d).
+            is_withheld: bool (B,), rows whose embedding is not shown to the network.
         """
         device = self.compute.device
         times = torch.tensor(
-            [1 / (1 + math.exp(-share)) for share in shares], dtype=torch.float32
+            [1 / (1 + math.exp(-normal_time)) for normal_time in normal_times], dtype=torch.float32
         ).to(device)
-        images, noise = images.to(device), noise.to(device)
+        images = images.to(device)
+        noise = noise.to(device)
         t = times[:, None, None, None]
+        noisy = (1 - t) * images + t * noise
         with self.compute.autocast(), self._attention():
-            velocity = self.network(
-                (1 - t) * images + t * noise, times, inputs.to(device), withhold.to(device)
-            )
+            velocity = self.network(noisy, times, inputs.to(device), is_withheld.to(device))
         return F.mse_loss(velocity.float(), noise - images)
 
     def _attention(self) -> AbstractContextManager[None]:
@@ -210,19 +254,17 @@ class GeneratorTask(Task):
         positions: without it, a step of size ``tiny`` takes 14 % less time. For 256 positions (size
         ``small``) it is the faster one.
         """
-        config, compute = self.network.config, self.compute
+        config = self.network.config
         level = list(config.attention).index(True) if any(config.attention) else 0
         positions = (config.pixels // config.patch // 2**level) ** 2
-        few = (compute.device_type, compute.precision) == (
-            "cpu",
-            "bf16",
-        ) and positions <= _FEW_POSITIONS
-        return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
+        is_bf16_on_cpu = self.compute.device_type == "cpu" and self.compute.precision == "bf16"
+        if is_bf16_on_cpu and positions <= _FEW_POSITIONS:
+            return sdpa_kernel(SDPBackend.MATH)
+        return nullcontext()
 
 
 def _to_network(pixels: Pixels) -> Tensor:
-    """Return pixels (n, height, width, 3) as the network takes them: float32 (n, 3, height, width),
-    -1 to 1.
+    """Return pixels (n, height, width, 3) as float32 (n, 3, height, width) from -1 to 1.
 
     Contiguous: the layout of the pixels (channels last) would stay that of all layers, whose group
     norms take three times as long in it on a CPU.
@@ -288,33 +330,43 @@ def train_generator(
         TransformError: if sigma, the preset or the pipeline cannot be used.
         MissingExtraError: if diffusers is not installed.
     """
-    settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     store = Store.open(store, reporter=reporter)
-    asked = TrainingPipeline.choose(store, pipeline, preset, sigma, reporter=reporter)
-    chosen = load_size(size, set)
-    steps = chosen.training.steps if steps is None else steps
-    chosen = replace(chosen, training=replace(chosen.training, seed=seed, steps=steps))
-    output, compute = Path(output), devices.pick(device, precision)
-    settings |= {
-        "preset": asked.preset,
-        "sigma": asked.sigma,
-        "precision": compute.precision,
-        "steps": steps,
-    }
-    with reserve_output(output, KIND, settings, overwrite=overwrite, reporter=reporter) as target:
+    training_pipeline = TrainingPipeline.choose(store, pipeline, preset, sigma, reporter=reporter)
+    size_settings = load_size(size, set)
+    if steps is None:
+        steps = size_settings.training.steps
+    training = replace(size_settings.training, seed=seed, steps=steps)
+    size_settings = replace(size_settings, training=training)
+    compute = devices.pick(device, precision)
+    settings = GeneratorSettings(
+        preset=training_pipeline.preset,
+        sigma=training_pipeline.sigma,
+        size=size,
+        set=set,
+        steps=steps,
+        train_split=train_split,
+        seed=seed,
+        precision=compute.precision,
+    )
+    with reserve_output(
+        Path(output), GENERATOR, settings, overwrite=overwrite, reporter=reporter
+    ) as target:
         train, val, notes = training_photos(
-            store, chosen.pixels, train_split, download=download, reporter=reporter
+            store, size_settings.pixels, train_split, download=download, reporter=reporter
         )
-        pipeline, more = asked.fit(store, train_split, "image")
-        notes += more
-        if steps < (usual := load_size(size).training.steps) / 10:
-            few = counted(steps, "step is", "steps are")
+        pipeline, notes_on_pipeline = training_pipeline.fit(store, train_split, "image")
+        notes += notes_on_pipeline
+        usual_steps = load_size(size).training.steps
+        if steps < usual_steps / 10:
             notes.append(
-                f"{few} too few for images that show anything: the size {size} has {usual:,}."
+                f"{counted(steps, 'step is', 'steps are')} too few for images that show anything: "
+                f"the size {size} has {usual_steps:,}."
             )
         for note in notes:
             reporter.message(note)
-        task = GeneratorTask(train, val, pipeline, chosen, compute, asked.applied)
+        task = GeneratorTask(
+            train, val, pipeline, size_settings, compute, applied=training_pipeline.applied
+        )
         record = {
             "model": dict(store.info.model),
             "sigma": float(pipeline.sigma or 0),
@@ -337,9 +389,8 @@ def training_photos(
     *,
     download: bool = False,
     reporter: Reporter = SILENT,
-) -> tuple[Photos, Photos, list[str]]:
-    """Read the photos to learn from and others to validate on, with what the user should know about
-    them.
+) -> PhotosToLearn:
+    """Read the photos to learn from, and others to validate on.
 
     Where the store has no ``val`` split, a tenth of the training photos (by a stable hash of their
     keys) is held out.
@@ -349,16 +400,16 @@ def training_photos(
         GeneratorError: if the split has no photos, or too few to hold some out, or none can be
             read.
     """
-    train, val, notes = training_split(store, "image", split, error=GeneratorError)
-    if not len(train) or not len(val):
+    train_rows, val_rows, notes = training_split(store, "image", split, error=GeneratorError)
+    if not len(train_rows) or not len(val_rows):
         raise GeneratorError(
-            f"Training needs photos for training and for validation, but there are {len(train)} "
-            f"and {len(val)}.",
+            f"Training needs photos for training and for validation, but there are "
+            f"{len(train_rows)} and {len(val_rows)}.",
             remedy="Embed more photos.",
         )
-    val = val.select(np.sort(val.hash_order("validated")[:_MAX_VALIDATED]))
-    learned, validated = (
-        read_photos(store, rows, pixels, download=download, reporter=reporter)
-        for rows in (train, val)
-    )
-    return learned, validated, [*notes, *filter(None, [learned.unread, validated.unread])]
+    in_hash_order = val_rows.hash_order("validated")
+    val_rows = val_rows.select(np.sort(in_hash_order[:_MAX_VALIDATED]))
+    train = read_photos(store, train_rows, pixels, download=download, reporter=reporter)
+    val = read_photos(store, val_rows, pixels, download=download, reporter=reporter)
+    notes += [photos.unread for photos in (train, val) if photos.unread]
+    return PhotosToLearn(train, val, notes)

@@ -10,7 +10,8 @@ pickle. These rules hold for every command that writes one:
   ``NAME.previous``.
 
 What a result was made from is kept in its record: the settings of the command, and a digest of
-these with the data.
+these with the data. A program that has more settings than the record still knows the result: see
+`reserve_output` and `digest_of`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,58 +50,68 @@ from .lock import locked_file
 FORMAT_VERSION = 1
 T = TypeVar("T")
 _DATA = (".json", ".parquet", ".safetensors")  # figures and cards may be removed
+_ROWS_AT_ONCE = 8192  # of an array in a digest
 
 
 @dataclass
 class ArtifactType:
-    """One kind of result."""
+    """A type of result, such as the decoders.
 
-    name: str  # as messages call it: decoder
-    record: str  # the file decoder.json
-    error: type[C3Error]  # raised for results of this kind
-    command: str  # that makes one: c3 train-decoder
-    option: str = ""  # that chooses one: --decoder
-    others: tuple[str, ...] = ()  # further files that show that a folder holds such a result
-    again: str = "--overwrite"  # the option of the command that makes a result again
+    Attributes:
+        name: what messages call it: decoder.
+        record: the file with its record: decoder.json.
+        error: raised for results of this type.
+        command: makes one: c3 train-decoder.
+        option: chooses one: --decoder.
+        others: further files that show that a folder holds such a result.
+        again: the option of the command that makes a result again.
+    """
+
+    name: str
+    record: str
+    error: type[C3Error]
+    command: str
+    option: str = ""
+    others: tuple[str, ...] = ()
+    again: str = "--overwrite"
 
 
 @contextmanager
 def writing(
     folder: str | Path, kind: ArtifactType, content: Mapping[str, Any], *, keep: bool = True
 ) -> Iterator[Path]:
-    """Yield a folder for the other files of a result, which appears whole or not at all; see
-    `replacing`.
+    """Yield a folder for the files of a result, and write its record when the block ends.
 
-    Its record has the JSON values of ``content``, and the SHA-256 of the files with data.
+    The record has the JSON values of ``content``, and the SHA-256 of the files with data. The
+    result appears whole or not at all; see `replacing`.
     """
     with replacing(Path(folder), keep=keep) as new:
         yield new
         digests = {path.name: sha256_of(path) for path in new.iterdir() if path.suffix in _DATA}
-        write_json_atomically(
-            new / kind.record, {"format_version": FORMAT_VERSION, **content, "files": digests}
-        )
+        record = {"format_version": FORMAT_VERSION, **content, "files": digests}
+        write_json_atomically(new / kind.record, record)
 
 
 @contextmanager
 def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder on this machine and the record of a result, after all its files were
-    checked.
+    """Check all files of a result, and yield its folder on this machine and its record.
 
-    Errors of reading in the block mean that the result is damaged.
+    An error of reading in the block means that the result is damaged.
 
     Raises:
-        C3Error: of the kind's class, if there is no result, or a file of it is missing, damaged or
-            of another layout.
+        C3Error: ``kind.error``, if there is no result, or a file of it is missing, damaged or of
+            another layout.
         UnreachableError: if it has to be fetched from the hub, and cannot be.
     """
     folder = local_folder(folder)
     previous = _previous(folder)
-    remedy = f"Make one with `{kind.command}`" + (
-        f", or choose another with {kind.option}." if kind.option else "."
-    )
-    again = f"Make it again: `{kind.command} {kind.again}`."
+    if_missing = f"Make one with `{kind.command}`."
+    if kind.option:
+        if_missing = f"Make one with `{kind.command}`, or choose another with {kind.option}."
+    if_damaged = f"Make it again: `{kind.command} {kind.again}`."
     if (previous / kind.record).is_file():
-        remedy = again = f"The previous {kind.name} is kept at {previous}: use it, or make another."
+        if_missing = f"The previous {kind.name} is kept at {previous}: use it, or make another."
+        if_damaged = if_missing
     try:
         content = read_json(folder / kind.record)
         if int(content["format_version"]) > FORMAT_VERSION:
@@ -111,16 +122,16 @@ def reading(folder: str | Path, kind: ArtifactType) -> Iterator[tuple[Path, dict
         for name, digest in content["files"].items():
             path = recorded_file(folder, name)
             if not path.is_file() or sha256_of(path) != digest:
-                raise kind.error(f"{path} is missing, damaged or cut short.", remedy=again)
+                raise kind.error(f"{path} is missing, damaged or cut short.", remedy=if_damaged)
         yield folder, content
     except (FileNotFoundError, NotADirectoryError):
         raise kind.error(
             f"There is no finished {kind.name} at {folder} ({kind.record} is missing).",
-            remedy=remedy,
+            remedy=if_missing,
         ) from None
     except (*MALFORMED, RuntimeError, SafetensorError) as error:
         raise kind.error(
-            f"The {kind.name} at {folder} is damaged ({error}).", remedy=again
+            f"The {kind.name} at {folder} is damaged ({error}).", remedy=if_damaged
         ) from error
 
 
@@ -137,19 +148,17 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
     place. At every moment the old or the new result is whole in one of the two; a run that is
     killed between the two renames leaves the old one as `_previous`.
     """
-    new, old = (folder.with_name(f".{folder.name}.{name}.tmp") for name in ("new", "old"))
+    new = folder.with_name(f".{folder.name}.new.tmp")
+    old = folder.with_name(f".{folder.name}.old.tmp")
     if old.exists() and not folder.exists():
         old.rename(folder)  # the run before was killed between the renames
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     make_folder(new)
     try:
         with naming(folder):
             yield new
-        for parent, _, names in os.walk(new):  # a power cut could leave files without content
-            for name in names:
-                settle(Path(parent) / name)
-            sync_folder(Path(parent))
+        _settle_files(new)
         former = _previous(folder) if keep else old
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)
@@ -161,37 +170,83 @@ def replacing(folder: Path, *, keep: bool = True) -> Iterator[Path]:
                 former.rename(folder)
             raise
         sync_folder(folder.parent)
-    except SafetensorError as error:  # so it reports a full disk
+    except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(errno.EIO, str(error), str(folder)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _settle_files(folder: Path) -> None:
+    """Write all files below a folder to the disk, so that a power cut leaves none empty."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            settle(Path(parent) / name)
+        sync_folder(Path(parent))
+
+
 def digest_of(*parts: object) -> str:
-    """Return a SHA-256 of settings and data: JSON values, dataclasses, arrays, columns of text, in
-    their order.
+    """Return a SHA-256 of settings and data, in their order.
+
+    A dataclass may name its first fields as ``FIRST_FIELDS``. A field that was added later is left
+    out where it has its default, so that it does not change the digest of what was made before.
+
+    Args:
+        parts: JSON values, dataclasses, arrays, columns of text.
     """
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype}{part.shape}".encode())
-            for start in range(0, len(part), 8192):
-                found.update(np.ascontiguousarray(part[start : start + 8192]).tobytes())
-            continue
-        if isinstance(part, Iterable) and not isinstance(part, str | Mapping):
-            part = part.to_pylist() if hasattr(part, "to_pylist") else list(part)  # noqa: PLW2901
-        found.update(json.dumps(part, sort_keys=True, default=_plain).encode())
-    return found.hexdigest()
+            sha256.update(f"{part.dtype}{part.shape}".encode())
+            for start in range(0, len(part), _ROWS_AT_ONCE):
+                rows = np.ascontiguousarray(part[start : start + _ROWS_AT_ONCE])
+                sha256.update(rows.tobytes())
+        else:
+            text = json.dumps(_listed(part), sort_keys=True, default=_digested_fields)
+            sha256.update(text.encode())
+    return sha256.hexdigest()
 
 
-def _plain(value: object) -> object:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+def _listed(part: object) -> object:
+    """Return a column, or whatever else can be iterated, as a list."""
+    if isinstance(part, str | Mapping) or not isinstance(part, Iterable):
+        return part
+    return part.to_pylist() if hasattr(part, "to_pylist") else list(part)
+
+
+def _digested_fields(value: object) -> object:
+    """Return the fields of a dataclass that are in its digest, and any other value as text."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return str(value)
+    first_fields = getattr(value, "FIRST_FIELDS", None)
+    digested = {}
+    for field in fields(value):
+        content = getattr(value, field.name)
+        if first_fields is None or field.name in first_fields or content != field.default:
+            digested[field.name] = content
+    return digested
+
+
+def _json_values(settings: Any) -> dict[str, Any]:
+    """Return settings, by name or as a dataclass, as the values that a JSON file gives back."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = asdict(settings)
+    values: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return values
+
+
+def _defaults_of(settings: object) -> dict[str, Any]:
+    """Return the fields of a dataclass that have a default, with that default."""
+    if not is_dataclass(settings):
+        return {}
+    with_default = [field for field in fields(settings) if field.default is not MISSING]
+    return _json_values({field.name: field.default for field in with_default})
 
 
 def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
-    """Return whether a folder or URL has a result, and so one of its ``files``; an empty or missing
-    one has none.
+    """Return whether a folder or URL has a result; an empty or missing one has none.
+
+    A result has at least one of ``files``; messages call it ``name``.
 
     Raises:
         OutputError: if it is a file, or contains something else.
@@ -201,38 +256,44 @@ def holds_result(folder: Path, name: str, files: Iterable[str]) -> bool:
             f"{folder} is a file, but a folder is needed.",
             remedy="Choose another folder.",
         )
-    folders, plain = names_in(folder)
-    there = [name for name in (*plain, *folders) if not name.startswith(".")]
-    if there and not set(files) & set(there):
+    folder_names, file_names = names_in(folder)
+    visible = [name for name in (*file_names, *folder_names) if not name.startswith(".")]
+    if visible and not set(files) & set(visible):
         raise OutputError(
-            f"{folder} contains other files, such as {there[0]}, not a former {name}.",
+            f"{folder} contains other files, such as {visible[0]}, not a former {name}.",
             remedy="Choose a new or empty folder.",
         )
-    return bool(there)
+    return bool(visible)
 
 
 @dataclass
 class Target:
-    """A folder that a result is to be written to, and the finished result that may be there."""
+    """A folder that a result is to be written to, and the finished result that it may have.
+
+    Attributes:
+        folder: the folder.
+        kind: the type of the result.
+        settings: what the result is asked for with, as JSON values by name.
+        overwrite: whether a finished result may be replaced.
+        reporter: gets messages.
+        there: whether a finished result is there.
+        former: its record, if it has the same settings; None if it is to be replaced.
+    """
 
     folder: Path
     kind: ArtifactType
-    settings: Mapping[str, Any]  # that it is asked for with, as JSON values by name
-    overwrite: bool  # whether a finished result may be replaced
+    settings: Mapping[str, Any]
+    overwrite: bool
     reporter: Reporter
-    there: bool = False  # whether a finished result is there
-    # its record, if it has the same settings; None if it is to be replaced
+    there: bool = False
     former: Mapping[str, Any] | None = None
 
     def made_from(self, digest: str) -> dict[str, Any]:
-        """Return what the record of the result has as ``made_from``, given a digest of settings and
-        data.
-        """
+        """Return ``made_from`` of the result's record, given a digest of settings and data."""
         return {"settings": dict(self.settings), "digest": digest}
 
     def finished(self, digest: str, load: Callable[[Path], T]) -> T | None:
-        """Return the result that is there if it is of the run with this digest, and report that
-        nothing is to do.
+        """Return the result that is there if it is of the run with this digest, and say so.
 
         Raises:
             OutputError: if it has the same settings, was made from other data, and is not to be
@@ -245,7 +306,7 @@ class Target:
             self._refuse("it was made with the same settings, but from other data")
             return None
         try:
-            found = load(self.folder)
+            result = load(self.folder)
         except C3Error:
             if not self.overwrite:
                 raise
@@ -253,7 +314,7 @@ class Target:
         self.reporter.message(
             f"{self.folder} already contains this {self.kind.name}; there is nothing to do."
         )
-        return found
+        return result
 
     def write(self, save: Callable[[Path], object]) -> None:
         """Write the result with ``save``, and report where the former one is kept."""
@@ -265,13 +326,40 @@ class Target:
                 f"The former {self.kind.name} was kept as {_previous(self.folder)}."
             )
 
+    def compare(self, defaults: Mapping[str, Any]) -> None:
+        """Compare the settings with those of the result that is there.
+
+        Args:
+            defaults: of settings that an older record may lack.
+
+        Raises:
+            OutputError: if they differ, and the result is not to be replaced.
+        """
+        former_settings: dict[str, Any] = {}
+        try:
+            record = dict(read_json(self.folder / self.kind.record)["record"])
+            former_settings = {**defaults, **record["made_from"]["settings"]}
+        except (OSError, *MALFORMED):
+            self._refuse(f"it is damaged, or it was not made by {self.kind.command}")
+            return
+        differences = []
+        for name, value in self.settings.items():
+            if name not in former_settings:
+                differences.append(f"an unknown {name}, not {value}")
+            elif former_settings[name] != value:
+                differences.append(f"{name} {former_settings[name]}, not {value}")
+        if differences:
+            self._refuse(f"it was made with {'; '.join(differences)}")
+        else:
+            self.former = record
+
     def _refuse(self, why: str) -> None:
+        """Refuse to replace the result that is there, unless it may be replaced."""
         if not self.overwrite:
             raise OutputError(
                 f"{self.folder} already contains a finished {self.kind.name}: {why}.",
                 remedy="Choose another folder with --output, or replace it with --overwrite; it "
-                "is then kept as "
-                f"{_previous(self.folder)}.",
+                f"is then kept as {_previous(self.folder)}.",
             )
 
 
@@ -279,51 +367,41 @@ class Target:
 def reserve_output(
     folder: Path,
     kind: ArtifactType,
-    settings: Mapping[str, Any],
+    settings: Any,
     *,
     overwrite: bool,
     start: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Iterator[Target]:
-    """Keep other runs off a folder while the block runs, and refuse what may not be replaced before
-    anything is done.
+    """Keep other runs off a folder while the block runs; first refuse what may not be replaced.
+
+    Args:
+        folder: to write the result to.
+        kind: the type of the result.
+        settings: what it is asked for with: a dataclass, or JSON values by name. A setting that
+            the record of an older result lacks counts as the default of its field, so a field
+            that is added has the default that gives what was made before.
+        overwrite: whether a finished result may be replaced.
+        start: the result that a training starts from.
+        reporter: gets messages.
 
     Raises:
         OutputError: if another run is writing there; if the folder contains another result that is
-            not to be replaced, or anything else; or if it is that of ``start``, the result that a
-            training starts from, or the former result would be moved there.
+            not to be replaced, or anything else; or if the new result would replace ``start``.
     """
-    if start is not None and Path(start).resolve() in (
-        folder.resolve(),
-        _previous(folder).resolve(),
-    ):
-        raise OutputError(
-            f"The training starts from {start}, but the new {kind.name} in {folder} would replace "
-            f"it.",
-            remedy="Choose another folder with --output.",
-        )
+    if start is not None:
+        replaced = (folder.resolve(), _previous(folder).resolve())
+        if Path(start).resolve() in replaced:
+            raise OutputError(
+                f"The training starts from {start}, but the new {kind.name} in {folder} would "
+                "replace it.",
+                remedy="Choose another folder with --output.",
+            )
     folder = folder if folder.name else folder.absolute()
     with locked_file(folder):
-        plain = json.loads(json.dumps(settings, default=_plain))
-        target = Target(folder, kind, plain, overwrite, reporter)
+        target = Target(folder, kind, _json_values(settings), overwrite, reporter)
         if holds_result(folder, kind.name, (kind.record, *kind.others)):
             target.there = (folder / kind.record).is_file()
         if target.there:
-            try:
-                record = dict(read_json(folder / kind.record)["record"])
-                former = dict(record.get("made_from", {}).get("settings", {}))
-            except (OSError, *MALFORMED):
-                record, former = {}, {}
-            changed = [
-                name for name, value in plain.items() if name not in former or former[name] != value
-            ]
-            target.former = None if changed else record
-            if changed:
-                named = [
-                    f"{name} {former[name]}, not {plain[name]}"
-                    for name in changed
-                    if name in former
-                ]
-                other = f"it is damaged, or it was not made by {kind.command}"
-                target._refuse(f"it was made with {'; '.join(named)}" if named else other)
+            target.compare(_defaults_of(settings))
         yield target

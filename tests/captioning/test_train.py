@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from c3tools import Captioner, train_captioner
-from c3tools.captioning.config import SIZES, TrainingConfig, load_size
+from c3tools.captioning.config import SIZES, Size, TrainingConfig, load_size
 from c3tools.captioning.tokenizer import PAD_ID, TokenRows
-from c3tools.captioning.train import fit, training_rows
+from c3tools.captioning.train import CaptionerSettings, fit, training_rows
 from c3tools.errors import C3Error, DecoderError, OutputError, TransformError
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
@@ -78,6 +78,51 @@ def test_a_decoder_is_trained_once_and_another_is_refused(train: Any, tmp_path: 
         with pytest.raises(OutputError, match="c3-decoder"):
             train(overwrite=False, **change)
     assert not list(tmp_path.glob(".c3-decoder*"))  # neither the run nor a temporary folder is left
+
+
+@dataclass(frozen=True)
+class LaterConfig(TrainingConfig):
+    """The settings of a training in a later version, which has one more."""
+
+    token_noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSettings(CaptionerSettings):
+    """The options of `train_captioner` in a later version, which has one more."""
+
+    curriculum: bool = False
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add an option and a setting of trainings, with defaults, as a later version might."""
+    tiny = SIZES["tiny"]
+    assert isinstance(tiny, Size)
+    training = LaterConfig(**asdict(tiny.training))
+    monkeypatch.setattr(
+        "c3tools.captioning.config.SIZES", {"tiny": replace(tiny, training=training)}
+    )
+    monkeypatch.setattr("c3tools.captioning.train.CaptionerSettings", LaterSettings)
+
+
+def test_an_option_and_a_setting_that_are_added_disown_no_decoder(
+    train: Any, request: pytest.FixtureRequest
+) -> None:
+    messages = Messages()
+    train()
+    request.getfixturevalue("later")
+    train(overwrite=False, reporter=messages)
+    assert "nothing to do" in messages.texts[-1]
+
+
+def test_another_value_of_a_setting_that_was_added_is_another_decoder(
+    train: Any, request: pytest.FixtureRequest
+) -> None:
+    train()
+    request.getfixturevalue("later")
+    with pytest.raises(OutputError, match=r"set .*token_noise"):
+        train(overwrite=False, set=["batch_size=32", "token_noise=0.1"])
 
 
 def test_a_pipeline_is_used_as_it_is_or_fitted_on_the_store(

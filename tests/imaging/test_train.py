@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from c3tools.imaging.generation import generate
 from c3tools.imaging.generator import Generator
 from c3tools.imaging.model import TrainingConfig
 from c3tools.imaging.photos import Photos
-from c3tools.imaging.train import GeneratorTask, train_generator
+from c3tools.imaging.train import GeneratorSettings, GeneratorTask, train_generator
 from c3tools.store import Rows, Store
 from c3tools.transforms import preset
 from c3tools.transforms.sigma import sigma_by_rule
@@ -160,6 +160,32 @@ def test_a_generator_is_written_once_with_all_that_it_needs(train: Train, tmp_pa
     assert "nothing to do" in train(**options)[1][-1]
     with pytest.raises(OutputError, match=r"steps 6, not 2[\s\S]*--overwrite"):
         train()
+
+
+@dataclass(frozen=True)
+class LaterConfig(TrainingConfig):
+    """The settings of a training in a later version, which has one more."""
+
+    time_shift: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSettings(GeneratorSettings):
+    """The options of `train_generator` in a later version, which has one more."""
+
+    mirror: bool = True
+
+
+def test_an_option_and_a_setting_that_are_added_disown_no_generator(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train()
+    training = LaterConfig(**asdict(MICRO_SIZE.training))
+    size = replace(MICRO_SIZE, training=training)
+    monkeypatch.setattr("c3tools.imaging.model.SIZES", {"tiny": size})
+    monkeypatch.setattr("c3tools.imaging.train.GeneratorSettings", LaterSettings)
+    _, messages = train()
+    assert "nothing to do" in messages[-1]
 
 
 def test_the_method_reads_no_caption(train: Train, store: Store) -> None:

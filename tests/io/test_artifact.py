@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,33 @@ THING = ArtifactType("thing", "thing.json", DecoderError, "c3 make", "--thing")
 SETTINGS: dict[str, Any] = {"seed": 0, "set": ("a=1",), "epochs": None}
 
 
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class LaterSettings(Settings):
+    """Settings of a later version, which has another option."""
+
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True)
+class Config:
+    FIRST_FIELDS = ("layers", "width")
+    layers: int
+    width: int = 8
+
+
+@dataclass(frozen=True)
+class LaterConfig(Config):
+    """The configuration of a later version, which has another field."""
+
+    dropout: float = 0.0
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
@@ -50,13 +78,14 @@ def make(
     digest: str = "x",
     overwrite: bool = False,
     reporter: Reporter = SILENT,
+    settings: Any = None,
     **changes: Any,
 ) -> None:
     """Write a result as a verb does, unless it is there."""
-    settings = SETTINGS | changes
+    settings = settings or SETTINGS | changes
     with reserve_output(folder, THING, settings, overwrite=overwrite, reporter=reporter) as target:
         if target.finished(digest, lambda place: reading(place, THING).__enter__()) is None:
-            record = {"seed": settings["seed"], "made_from": target.made_from(digest)}
+            record = {"seed": target.settings["seed"], "made_from": target.made_from(digest)}
 
             def save(place: Path) -> None:
                 with writing(place, THING, {"record": record}) as new:
@@ -123,6 +152,21 @@ def test_the_same_result_is_done_and_another_is_replaced_only_if_asked(folder: P
     record.write_text("{}")
     with pytest.raises(OutputError, match="c3 make"):
         make(folder, digest="y")
+
+
+def test_an_option_that_an_older_record_lacks_counts_as_its_default(folder: Path) -> None:
+    messages = Messages()
+    make(folder, settings=Settings())
+    make(folder, settings=LaterSettings(), reporter=messages)
+    assert "nothing to do" in messages.texts[-1]
+
+
+def test_another_value_of_an_option_that_an_older_record_lacks_is_another_result(
+    folder: Path,
+) -> None:
+    make(folder, settings=Settings())
+    with pytest.raises(OutputError, match=r"warmup 0\.1, not 0\.2"):
+        make(folder, settings=LaterSettings(warmup=0.2))
 
 
 def test_a_training_does_not_replace_its_own_start_and_two_do_not_write_at_once(
@@ -210,6 +254,12 @@ def test_a_digest_depends_on_settings_types_and_rows() -> None:
     digest = "35df4d970286d0789a85c1dc966a5982c254574b3a1fc878c4858bdbb41ee809"
     for same in ((rows, texts, settings), (rows.copy(), pa.array(texts), {"a": 1, "b": [2]})):
         assert digest_of(*same) == digest
+
+
+def test_a_field_that_is_added_changes_a_digest_only_if_it_is_set() -> None:
+    assert digest_of(LaterConfig(2)) == digest_of(Config(2)) == digest_of({"layers": 2, "width": 8})
+    assert digest_of(LaterConfig(2, dropout=0.1)) != digest_of(Config(2))
+    assert digest_of(Config(2, width=4)) != digest_of(Config(2))
 
 
 def test_files_of_a_result_have_the_rights_that_the_user_chose(folder: Path) -> None:
