@@ -18,9 +18,11 @@ from c3tools.corpus.items import Corpus
 from c3tools.corpus.reading import read_corpus
 from c3tools.devices import Compute
 from c3tools.embedding import EmbedSummary, embed_corpus
+from c3tools.embedding.shards import EmbedOptions
 from c3tools.encoders import Encoder
 from c3tools.encoders.encoder import ModelFacts
 from c3tools.encoders.preprocessing import ImagePreprocessor
+from c3tools.reporter import SILENT, Reporter
 from c3tools.store import Failure, Rows, Store
 from c3tools.store.means import load_means, save_means
 
@@ -112,13 +114,14 @@ def colour_corpus(folder: Path, colours: Mapping[str, str | None], texts: int = 
     return folder
 
 
-def embed_colours(corpus: Corpus | Path | list[Path], store: Path, **options: Any) -> EmbedSummary:
+def embed_colours(
+    corpus: Corpus | Path | list[Path], store: Path, *, reporter: Reporter = SILENT, **options: Any
+) -> EmbedSummary:
     """Embed a corpus as `colour_corpus` makes them, in this process, two rows a shard unless the
     options say other."""
     corpus = corpus if isinstance(corpus, Corpus) else read_corpus(corpus)
-    return embed_corpus(
-        corpus, store, colour_encoder(), **{"shard_size": 2, "workers": 0, **options}
-    )
+    settings = EmbedOptions(**{"shard_size": 2, "workers": 0, **options})
+    return embed_corpus(corpus, store, colour_encoder(), settings, reporter=reporter)
 
 
 def unit(rows: Floats) -> Floats:

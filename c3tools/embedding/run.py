@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..corpus.items import Corpus, ItemTable, ReadOptions, TextItem, part_key
+from ..corpus.items import Corpus, ItemTable, TextItem, part_key
 from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_origins
 from ..devices import pick_devices
@@ -25,7 +25,7 @@ from ..io.artifact import digest_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
 from ..reporter import SILENT, Reporter, counted
-from ..store import Store, StoreInfo, StoreWriter, create_store
+from ..store import Failure, Store, StoreInfo, StoreWriter, create_store
 from ..store.manifest import require_room
 from ..store.shard_indexes import keep_indexes, load_faiss
 from ..store.shards import INFO_FILE, ShardName
@@ -139,77 +139,81 @@ def embed(
         OutputError: if another run is writing to it, or its folder contains other files.
         C3Error: if a worker process fails; finished shards are kept.
     """
-    given = dict(locals())
     folder = location(store)
     recorded = StoreInfo.load(folder) if _is_store(folder) else None
     require_room(folder)
-    before = recorded.preprocessing.get("long_texts", "cut") if recorded else None
-    given["long_texts"] = long_texts = str(long_texts or before or "cut")
-    if long_texts not in ("cut", "chunk", "mean") or before not in (None, long_texts):
-        raise StoreError(
-            f"--long-texts is {long_texts}"
-            + (f", but the store {folder} was made with {before}." if before else "."),
-            remedy="Use cut, chunk or mean, the same for all texts of a store.",
-        )
+    options = EmbedOptions(
+        dtype=dtype,
+        shard_size=shard_size,
+        workers=workers,
+        batch_size=batch_size,
+        image_timeout=image_timeout,
+        fps=fps,
+        retry_failed=retry_failed,
+        update=update,
+        prune=prune,
+        faiss=faiss,
+        long_texts=_choose_long_texts(long_texts, folder, recorded),
+    )
     if recorded and query_prompt not in (None, recorded.model.get("query_prompt")):
         raise StoreError(
             f"The store {folder} records another query prompt: "
             f"{recorded.model.get('query_prompt')!r}.",
             remedy="Leave --query-prompt out, and give it to `c3 search`.",
         )
-    options = EmbedOptions(*(given[name] for name in EmbedOptions._fields))
     if dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {dtype!r}.", remedy="Use float16 or float32.")
     if faiss:
         load_faiss()  # or the error comes before the work
-    reading = {name: given[name] for name in ReadOptions._fields if name in given}
-    named = model or (recorded.model.name if recorded else "")
+
+    # Read the corpus
+    model_name = model or (recorded.model.name if recorded else "")
+    reads_audio = "audio" in encoder.modalities if encoder else bool(find_plugin(model_name))
     corpus = read_corpus(
         paths,
-        audio="audio" in encoder.modalities if encoder else bool(find_plugin(named)),
+        captions=captions,
+        text_column=text_column,
+        image_column=image_column,
+        key_column=key_column,
+        images_root=images_root,
+        follow_symlinks=follow_symlinks,
+        download=download,
+        audio=reads_audio,
         reporter=reporter,
-        **reading,
     )
-    *others, texts = [
-        counted(len(items), {"audio": "sound"}.get(name, name))
-        for name, items in corpus.by_modality().items()
-        if items or name in ("image", "text")
-    ]
-    reporter.message(f"Found {', '.join(others)} and {texts}.")
-    for note in corpus.notes:
-        reporter.message(note)
-    reporter.message(describe_origins(corpus.split_origins))
+    _report_inputs(corpus, reporter)
+
+    # Choose the encoder; it is loaded when it is needed
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
-    how = {"backend": backend, "precision": precision}
-    # what auto stood for when the store was begun
     if recorded and model in (None, recorded.model.name):
-        how = {
-            name: (getattr(recorded, name) or own) if own == "auto" else own
-            for name, own in how.items()
-        }
+        # what auto stood for when the store was begun
+        if backend == "auto":
+            backend = recorded.backend or backend
+        if precision == "auto":
+            precision = recorded.precision or precision
 
     def load() -> Encoder:
-        then = recorded.model if recorded else None
         return resolve_encoder(
             model,
-            recorded=then,
+            recorded=recorded.model if recorded else None,
             random_init=random_init,
             device=devices[0],
             truncate_dim=truncate_dim,
             query_prompt=query_prompt,
+            backend=backend,
+            precision=precision,
             reporter=reporter,
-            **how,
         )
 
     if options.long_texts == "chunk":
         encoder = encoder or load()
         corpus.texts = _chunked(corpus.texts, encoder)
-    own = (recorded.model.name, recorded.model.get("random_init")) if recorded else ()
-    if encoder is None and (
-        (model, random_init) not in ((None, None), own) or truncate_dim is not None
-    ):
+    stored_model = (recorded.model.name, recorded.model.get("random_init")) if recorded else None
+    names_other_model = (model, random_init) not in ((None, None), stored_model)
+    if encoder is None and (names_other_model or truncate_dim is not None):
         # another model than the store's is refused even if there is nothing to embed
         encoder = load() if recorded or not dry_run else None
+
     if dry_run:
         if recorded:
             wanted = _info_of(encoder, options) if encoder else replace(recorded, dtype=dtype)
@@ -217,26 +221,60 @@ def embed(
         planned = Store(folder, recorded or StoreInfo(ModelIdentity(name=model or "c3-mini"), 1))
         planned.summary = _dry_run(planned, corpus, options, reporter)
         return planned
-    gpu = devices[0].startswith("cuda")
     with open_executor(
-        executor, devices=devices, address=address, processes=processes, gpu=gpu
-    ) as chosen:
+        executor,
+        devices=devices,
+        address=address,
+        processes=processes,
+        gpu=devices[0].startswith("cuda"),
+    ) as opened_executor:
         summary = embed_corpus(
-            corpus, folder, encoder or load, executor=chosen, reporter=reporter, **options._asdict()
+            corpus, folder, encoder or load, options, executor=opened_executor, reporter=reporter
         )
     opened = Store.open(folder, incomplete=True)
     opened.summary = summary
     return opened
 
 
+def _choose_long_texts(asked: str | None, folder: Path, recorded: StoreInfo | None) -> str:
+    """Return how long texts are handled: as asked, else as in the store, else by cutting them.
+
+    Raises:
+        StoreError: if there is no such way, or the store was made with another one.
+    """
+    of_store = recorded.preprocessing.get("long_texts", "cut") if recorded else None
+    long_texts = str(asked or of_store or "cut")
+    if long_texts not in ("cut", "chunk", "mean") or of_store not in (None, long_texts):
+        raise StoreError(
+            f"--long-texts is {long_texts}"
+            + (f", but the store {folder} was made with {of_store}." if of_store else "."),
+            remedy="Use cut, chunk or mean, the same for all texts of a store.",
+        )
+    return long_texts
+
+
+def _report_inputs(corpus: Corpus, reporter: Reporter) -> None:
+    """Report how many inputs were found, what was noticed, and where their splits come from."""
+    counts = [
+        counted(len(items), {"audio": "sound"}.get(modality, modality))
+        for modality, items in corpus.by_modality().items()
+        if items or modality in ("image", "text")
+    ]
+    *media, texts = counts
+    reporter.message(f"Found {', '.join(media)} and {texts}.")
+    for note in corpus.notes:
+        reporter.message(note)
+    reporter.message(describe_origins(corpus.split_origins))
+
+
 def embed_corpus(
     corpus: Corpus,
     store: str | Path,
     encoder: Encoder | Callable[[], Encoder],
+    options: EmbedOptions | None = None,
     *,
     executor: Executor | None = None,
     reporter: Reporter = SILENT,
-    **settings: Any,
 ) -> EmbedSummary:
     """Embed the inputs of a corpus that are not yet in the store, and add them.
 
@@ -245,64 +283,78 @@ def embed_corpus(
         store: the folder or URL of the store; created if it does not exist.
         encoder: the contrastive model, or a function that loads it, called only if there is
             something to embed.
+        options: of the run; by default those of `embed`.
         executor: the executor that makes the shards; None for this process, with the encoder given.
         reporter: shows the progress.
-        settings: of `EmbedOptions`.
 
     Raises:
         StoreError: if the store has embeddings of another model, or is damaged.
         OutputError: if another run is writing to it.
         C3Error: if a worker process fails; finished shards are kept.
     """
-    executor, folder, options = executor or Executor(), location(store), EmbedOptions(**settings)
+    folder = location(store)
+    options = options or EmbedOptions()
+    executor = executor or Executor()
     kept = f"Finished shards are kept in {folder}; run the same command again to continue."
     needed = [name for name, items in corpus.by_modality().items() if items]
     with writing_to(folder), locked(folder), note_on_interrupt(lambda: kept):
+        # Create the store, or check that it is of the same model
         if isinstance(encoder, Encoder) or not _is_store(folder):
             encoder = _loaded_for(folder, encoder, options, needed)
         else:
             create_store(folder, replace(StoreInfo.load(folder), dtype=options.dtype))
         writer = StoreWriter(folder, reporter=reporter)
         writer.adopt(digest_of(writer.info))
-        opened, lost = Store.open(folder, incomplete=True), writer.lost
+        lost = writer.lost
+
+        # Compare the corpus with the store
+        opened = Store.open(folder, incomplete=True)
         stored = StoredInputs.read(opened)
         corpus = with_stored_keys(corpus, stored, reporter)
         plans = plan_corpus(opened, stored, corpus, options, lost)
         # Before the first shard, so that a run that goes on knows the files of the rows that it
         # finds; entries of what is tried or made again are changed after it
         record_inputs(opened, stored, _media_to_record(plans, finished=False), overwrite=False)
+
+        # Make the shards of new and changed inputs; edit those that the encoder is not needed for
         made: list[ShardName] = []
-        for name, plan in plans.items():
+        for modality, plan in plans.items():
             summary = plan.summary
             edits = {part: plan.edits.pop(part, ShardEdit()) for part, _ in plan.changed}
-            if tasks := plan.new + plan.changed:
+            tasks = plan.new + plan.changed
+            if tasks:
                 encoder = _loaded_for(folder, encoder, options, needed)
-                work = EmbedWork(opened, name, plan.items, encoder, options, edits)
+                work = EmbedWork(opened, modality, plan.items, encoder, options, edits)
                 _make_shards(work, tasks, summary, executor, reporter)
-                made += [(name, part) for part, _ in tasks if name in MEDIA]
+            if modality in MEDIA:
+                made += [(modality, part) for part, _ in tasks]
             for part, edit in plan.edits.items():
-                writer.replace_shard(name, part, *rewritten_shard(opened, name, part, edit))
+                writer.replace_shard(modality, part, *rewritten_shard(opened, modality, part, edit))
             summary.removed = len(summary.gone) if options.prune else 0
             summary.relocated = len(summary.moved) if options.update else 0
+
+        # List the shards in the manifest, and the failures of files that were only listed
         replacing_lost = [
             (modality, part) for modality in plans for part in plans[modality].replacing_lost
         ]
         sources = Sources(corpus)
-        listed = [
-            f
-            for f in opened.recorded_failures()
-            if f.stage == "list" and not sources.has_below(absolute(f.path))
+        listed_failures = [
+            failure
+            for failure in opened.recorded_failures()
+            if failure.stage == "list" and not sources.has_below(absolute(failure.path))
         ]
-        listed += corpus.skipped
-        indexed = options.faiss or Store(folder, writer.info, writer.before).indexed
-        present = writer.finish(listed, forget=replacing_lost).shards
+        listed_failures += corpus.skipped
+        has_indexes = options.faiss or Store(folder, writer.info, writer.before).indexed
+        present = writer.finish(listed_failures, forget=replacing_lost).shards
         opened = Store.open(folder, incomplete=True)
         record_inputs(opened, stored, _media_to_record(plans, finished=True), made, overwrite=True)
-        if indexed:
+        if has_indexes:
             keep_indexes(folder, reporter)
+
     total = _summary(opened, corpus, plans)
     if isinstance(encoder, Encoder):
-        total.precision, total.backend = encoder.compute.precision, encoder.backend.name
+        total.precision = encoder.compute.precision
+        total.backend = encoder.backend.name
     total.all_failed = _all_failed(Store.open(folder, incomplete=True), plans)
     total.lost = [
         f"{name} shard {part} ({counted(record.rows, 'row')})"
@@ -318,12 +370,15 @@ def _media_to_record(plans: Mapping[str, Plan], *, finished: bool) -> list[pa.Ta
     """
     tables = []
     for modality in MEDIA:
-        if plan := plans.get(modality):
-            tasks = plan.new + plan.changed if finished else plan.new
-            positions = [positions for _, positions in tasks]
-            positions += [plan.moved] if finished else []
-            table: Any = plan.items.table
-            tables += [table.take(pa.array(some, pa.int64())) for some in positions]
+        plan = plans.get(modality)
+        if plan is None:
+            continue
+        positions = [positions for _, positions in plan.new]
+        if finished:
+            positions += [positions for _, positions in plan.changed]
+            positions.append(plan.moved)
+        table: Any = plan.items.table
+        tables += [table.take(pa.array(some, pa.int64())) for some in positions]
     return tables
 
 
@@ -344,14 +399,22 @@ def _dry_run(
 def _all_failed(store: Store, plans: dict[str, Plan]) -> dict[str, str]:
     """Return the modalities of which every input failed, with the path and reason of the first."""
     reasons = {}
-    for name, plan in plans.items():
+    for modality, plan in plans.items():
         counts = plan.summary
-        failed = counts.failed + counts.failed_before
-        if failed and not counts.embedded + counts.already:
-            failures = (f for part in store.parts(name) for f in store.shard_failures(name, part))
-            first = next(failures)
-            reasons[name] = f"{first.path}: {first.message}"
+        has_failures = counts.failed or counts.failed_before
+        has_rows = counts.embedded or counts.already
+        if has_failures and not has_rows:
+            first = _first_failure(store, modality)
+            reasons[modality] = f"{first.path}: {first.message}"
     return reasons
+
+
+def _first_failure(store: Store, modality: str) -> Failure:
+    """Return the first failure of a modality, which has some."""
+    for part in store.parts(modality):
+        for failure in store.shard_failures(modality, part):
+            return failure
+    raise AssertionError(f"{store.path} has no failure of {modality}")
 
 
 def _summary(store: Store, corpus: Corpus, plans: dict[str, Plan]) -> EmbedSummary:
@@ -376,20 +439,19 @@ def _is_store(folder: Path) -> bool:
 
 def _chunked(texts: ItemTable[TextItem], encoder: Encoder) -> ItemTable[TextItem]:
     """Return texts with those that the model would cut in parts, which belong to one item."""
-    found = ItemTable(TextItem)
+    divided = ItemTable(TextItem)
     for start in range(0, len(texts), _BLOCK):
         block = texts[start : start + _BLOCK]
-        for text, parts in zip(
-            block, encoder.chunks([text.caption for text in block]), strict=True
-        ):
+        parts_of_texts = encoder.chunks([text.caption for text in block])
+        for text, parts in zip(block, parts_of_texts, strict=True):
+            if len(parts) <= 1:
+                divided.append(text)
+                continue
             item = text.image_key or text.key
-            several = [
-                text._replace(key=part_key(text.key, n), caption=c, image_key=item)
-                for n, c in enumerate(parts)
-            ]
-            for one in several if len(parts) > 1 else [text]:
-                found.append(one)
-    return found
+            for number, part in enumerate(parts):
+                key = part_key(text.key, number)
+                divided.append(text._replace(key=key, caption=part, image_key=item))
+    return divided
 
 
 def _loaded_for(
@@ -433,10 +495,11 @@ def _make_shards(
     reporter: Reporter,
 ) -> None:
     """Make the shards of one modality, and add them to its summary."""
-    failed, start = 0, time.perf_counter()
-    with reporter.progress(
-        f"{work.modality.capitalize()}s", sum(len(inputs) for _, inputs in tasks)
-    ) as progress:
+    failed = 0
+    start = time.perf_counter()
+    label = f"{work.modality.capitalize()}s"
+    total = sum(len(inputs) for _, inputs in tasks)
+    with reporter.progress(label, total) as progress:
 
         def report(done: int, failures: int) -> None:
             nonlocal failed

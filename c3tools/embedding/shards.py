@@ -58,10 +58,9 @@ ShardTask = tuple[int, Indices]  # a shard's number, and the positions of its in
 _Shards = Iterable[tuple[int, Sequence[Any]]]
 
 
-class EmbedOptions(NamedTuple):
-    """The options of `c3tools.embed` that are not about its inputs or its model, described
-    there.
-    """
+@dataclass(frozen=True)
+class EmbedOptions:
+    """The options of `c3tools.embed` about its work and its shards, which are described there."""
 
     dtype: str = "float16"
     shard_size: int = 4096

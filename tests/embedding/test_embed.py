@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,8 @@ def write_bad_files(folder: Path) -> None:
 def test_photos_and_captions_end_up_in_the_store(
     encoder: Encoder, photos: Path, tmp_path: Path
 ) -> None:
-    summary = embed_corpus(
-        read_corpus(photos), tmp_path / "s", encoder, shard_size=3, workers=0, batch_size=2
-    )
+    options = EmbedOptions(shard_size=3, workers=0, batch_size=2)
+    summary = embed_corpus(read_corpus(photos), tmp_path / "s", encoder, options)
     done = [(m.embedded, m.seconds["waiting"] > 0) for m in summary.modalities.values()]
     assert (done, summary.notes()) == ([(4, True), (20, False)], [])
     store = Store.open(tmp_path / "s")
@@ -111,9 +110,8 @@ def test_everything_odd_is_embedded_and_everything_bad_is_listed(
     corpus = read_corpus(folder)
     corpus.images.append(ImageItem("vanishing", str(folder / "vanishing.jpg"), None, 5))
     reporter = Counted()
-    summary = embed_corpus(
-        corpus, tmp_path / "s", encoder, shard_size=7, workers=2, reporter=reporter
-    )
+    options = EmbedOptions(shard_size=7, workers=2)
+    summary = embed_corpus(corpus, tmp_path / "s", encoder, options, reporter=reporter)
     assert reporter.counts == {"Images": len(corpus.images), "Texts": len(corpus.texts)}
     assert reporter.notes == {"Images": f"{summary.modalities['image'].failed} failed"}
     store = Store.open(tmp_path / "s")
@@ -159,7 +157,7 @@ def test_no_failure_hides_another_of_the_same_name(tmp_path: Path) -> None:
 
 def test_the_options_are_those_of_a_run_in_every_place() -> None:
     given = {name: each.default for name, each in inspect.signature(embed).parameters.items()}
-    own = EmbedOptions._field_defaults | ReadOptions._field_defaults
+    own = asdict(EmbedOptions()) | ReadOptions._field_defaults
     own |= {"long_texts": None, "dry_run": False}  # by default as the store says
     assert given == {name: own.get(name, default) for name, default in given.items()}
 

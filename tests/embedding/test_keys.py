@@ -15,6 +15,7 @@ from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import EmbedSummary, embed_corpus
 from c3tools.embedding import keys as keys_module
 from c3tools.embedding import shards as shards_module
+from c3tools.embedding.shards import EmbedOptions
 from c3tools.errors import CorpusError
 from c3tools.store import Store, write_rows
 from tests.conftest import Messages, contents, write_jsonl
@@ -65,7 +66,7 @@ def without_encoder(path: str, store: str = "s", **options: Any) -> EmbedSummary
     def refuse() -> NoReturn:
         raise AssertionError("the encoder is loaded")
 
-    return embed_corpus(read_corpus(path), store, refuse, workers=0, **options)
+    return embed_corpus(read_corpus(path), store, refuse, EmbedOptions(workers=0, **options))
 
 
 def test_a_second_folder_with_the_same_file_names_is_embedded(folder: Path) -> None:

@@ -135,7 +135,7 @@ def test_an_image_that_changes_while_a_run_is_interrupted_is_embedded_again(
     ("options", "left"), [({"update": True, "prune": True}, 0), ({"retry_failed": True}, 1)]
 )
 def test_failures_whose_file_has_gone_or_was_mended(
-    tmp_path: Path, options: dict[str, bool], left: int
+    tmp_path: Path, options: dict[str, Any], left: int
 ) -> None:
     folder, s = (
         colour_corpus(tmp_path / "p", {"a": "red", "gone": None, "mended": None}),

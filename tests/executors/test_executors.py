@@ -21,6 +21,7 @@ import pytest
 
 from c3tools.corpus.reading import read_corpus
 from c3tools.embedding import embed_corpus
+from c3tools.embedding.shards import EmbedOptions
 from c3tools.encoders import load_encoder
 from c3tools.errors import C3Error, MissingExtraError, UnreachableError
 from c3tools.executors import Executor, open_executor
@@ -116,7 +117,8 @@ def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
     folder = copy_photos(tmp_path / "photos", 4)
     (folder / "broken.jpg").write_text("no image")
     corpus = read_corpus(folder)
-    embed_corpus(corpus, tmp_path / "here", encoder, shard_size=3, workers=0)
+    options = EmbedOptions(shard_size=3, workers=0)
+    embed_corpus(corpus, tmp_path / "here", encoder, options)
     there = shutil.copytree(tmp_path / "here", tmp_path / "there")
     for path in [
         "manifest.json",
@@ -124,7 +126,7 @@ def test_processes_go_on_to_the_same_bytes_where_one_process_was_interrupted(
         *(f"text/part-0000{n}.parquet" for n in range(1, 7)),
     ]:
         (there / path).unlink()
-    summary = embed_corpus(corpus, there, encoder, executor=executor, shard_size=3, workers=0)
+    summary = embed_corpus(corpus, there, encoder, options, executor=executor)
     assert [(m.embedded, m.already) for m in summary.modalities.values()] == [(1, 3), (17, 3)]
     assert contents(there) == contents(tmp_path / "here")
 
