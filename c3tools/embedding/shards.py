@@ -1,61 +1,40 @@
-"""Shards on one device: decode, encode and write one after another, as work for an executor.
-
-Images are decoded in worker processes, a bounded number of batches in advance. If a worker hangs or
-dies, the pool is made anew and the images in flight are decoded one by one; the image that does it
-again is a failure.
-"""
+"""Shards on one device: decode, encode and write one after another, as work for an executor."""
 
 from __future__ import annotations
 
-import faulthandler
-import hashlib
-import io
 import json
-import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from itertools import cycle, groupby, islice
+from functools import lru_cache
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ..arrays import Indices, Matrix, Pixels
-from ..corpus.images import ImageReader, read_frames, read_sound
+from ..arrays import Indices, Matrix
+from ..corpus.images import read_frames, read_sound
 from ..corpus.items import ImageItem, ItemTable
 from ..devices import limit_threads
-from ..encoders import Encoder, ImagePreprocessor, resolve_encoder
-from ..errors import C3Error, StoreError, UnreachableError, reason_of, remedy_of
-from ..executors import Report, Work, cores, end_with_parent
+from ..encoders import Encoder, resolve_encoder
+from ..errors import StoreError, UnreachableError, remedy_of
+from ..executors import Report, Work, cores
 from ..io.files import sha256_of
-from ..io.limits import LARGEST_DECODED
 from ..io.locations import location
 from ..store import Failure, Store
 from ..store.dataset import with_column
 from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_table, write_rows
+from .decoding import Batch, Shards, decoded_batches, failure_of
 from .summary import ModalitySummary
 
 _MOST_WORKERS = 16
-_BATCHES_AHEAD = 3  # of each worker
-_SPARE, _STACK = 64 << 20, 8 << 20  # bytes for all but decoding, and for the stack of a thread
-
 
 ShardTask = tuple[int, Indices]  # a shard's number, and the positions of its inputs in the corpus
-# numbers of shards and their inputs, `ImageItem` or `TextItem`
-_Shards = Iterable[tuple[int, Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -110,9 +89,12 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         options: EmbedOptions,
         edits: Mapping[int, ShardEdit],
     ) -> None:
-        self.modality, self.store, self.edits = modality, store, edits
+        self.modality = modality
+        self.store = store
+        self.edits = edits
         self._items = items
-        self._options, self._cores = options, cores()
+        self._options = options
+        self._cores = cores()
         self._encoder: Encoder | None = encoder
         self._model = json.dumps(encoder.identity), encoder.backend.name, encoder.compute.precision
 
@@ -143,93 +125,115 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
             StoreError: if a shard cannot be written.
         """
         assert self._encoder is not None, "load comes first"
-        embed = {"image": self._images, "text": self._texts}.get(self.modality, self._singly)
+        encode = self._singly
+        if self.modality == "image":
+            encode = self._images
+        elif self.modality == "text":
+            encode = self._texts
+        no_features = np.zeros((0, self._encoder.dim), np.float32)
         shards = ((number, self._items.take(positions)) for number, positions in tasks)
-        nothing, start = np.zeros((0, self._encoder.dim), np.float32), time.perf_counter()
-        for number, shard in groupby(
-            embed(self._encoder, shards, report), key=lambda embedded: embedded[0].shard
-        ):
+        start = time.perf_counter()
+        encoded_batches = encode(self._encoder, shards, report)
+        for number, shard in groupby(encoded_batches, key=lambda encoded: encoded[0].shard):
             batches, features = zip(*shard, strict=True)
             rows = [row for batch in batches for row in batch.rows]
             failures = [failure for batch in batches for failure in batch.failures]
-            columns = {
-                name: [row[name] for row in rows] for name in (rows[0] if rows else ("key",))
-            }
-            table = shard_table(
-                self.store.info, self.modality, np.concatenate([nothing, *features]), columns
+            embeddings = np.concatenate([no_features, *features])
+            encoding_ended = time.perf_counter()
+            self._write(number, rows, failures, embeddings)
+            writing_ended = time.perf_counter()
+
+            waiting = sum(batch.waited for batch in batches)
+            summary = ModalitySummary(
+                truncated=sum(batch.truncated for batch in batches),
+                seconds={
+                    "waiting": waiting,
+                    "encoding": encoding_ended - start - waiting,
+                    "writing": writing_ended - encoding_ended,
+                },
             )
-            encoded, path, content = time.perf_counter(), self.store.path, (table, failures)
-            with writing_to(path):
-                if number in self.edits:
-                    path /= REWRITING
-                    content = rewritten_shard(
-                        self.store, self.modality, number, self.edits[number], *content
-                    )
-                write_rows(
-                    path / part_name(self.modality, number),
-                    self.store.info,
-                    self.modality,
-                    *content,
+            if number in self.edits:
+                summary.updated = len(rows)
+                summary.not_updated = len(failures)
+            else:
+                summary.embedded = len(rows)
+                summary.failed = len(failures)
+            yield summary
+            start = writing_ended
+
+    def _write(
+        self,
+        number: int,
+        rows: Sequence[Mapping[str, Any]],
+        failures: list[Failure],
+        embeddings: Matrix,
+    ) -> None:
+        """Write a new shard, or stage a shard that takes the place of the one that is there."""
+        info = self.store.info
+        names = rows[0] if rows else ("key",)
+        columns = {name: [row[name] for row in rows] for name in names}
+        table = shard_table(info, self.modality, embeddings, columns)
+        folder = self.store.path
+        with writing_to(folder):
+            if number in self.edits:
+                folder /= REWRITING
+                table, failures = rewritten_shard(
+                    self.store, self.modality, number, self.edits[number], table, failures
                 )
-            waited, end = sum(batch.waited for batch in batches), time.perf_counter()
-            seconds = {
-                "waiting": waited,
-                "encoding": encoded - start - waited,
-                "writing": end - encoded,
-            }
-            names = ("updated", "not_updated") if number in self.edits else ("embedded", "failed")
-            counts: Any = dict(zip(names, (len(rows), len(failures)), strict=True))
-            yield ModalitySummary(
-                truncated=sum(batch.truncated for batch in batches), seconds=seconds, **counts
-            )
-            start = end
+            path = folder / part_name(self.modality, number)
+            write_rows(path, info, self.modality, table, failures)
 
     def _images(
-        self, encoder: Encoder, shards: _Shards, report: Report
-    ) -> Iterator[tuple[_Batch, Matrix]]:
+        self, encoder: Encoder, shards: Shards, report: Report
+    ) -> Iterator[tuple[Batch, Matrix]]:
         for batch, features in encoded_images(encoder, shards, self._options, self._cores):
             report(len(batch.rows) + len(batch.failures), len(batch.failures))
             yield batch, features
 
     def _singly(
-        self, encoder: Encoder, shards: _Shards, report: Report
-    ) -> Iterator[tuple[_Batch, Matrix]]:
+        self, encoder: Encoder, shards: Shards, report: Report
+    ) -> Iterator[tuple[Batch, Matrix]]:
         """Yield the embedding (1, d) of each video or sound."""
         embed = self._video if self.modality == "video" else self._sound
-        for number, item in ((number, item) for number, items in shards for item in items):
-            batch, features = _Batch(number, [], []), np.zeros((0, encoder.dim), np.float32)
-            row: dict[str, Any] = {
-                name: getattr(item, name) for name in ("key", "path", "size", "split")
-            }
-            try:
-                features, waited = embed(encoder, item, row)
-                row["sha256"] = sha256_of(location(item.path))
-                batch = batch._replace(rows=[row], waited=waited)
-            except Exception as error:
-                # a decoder may raise anything on a damaged file, as for images
-                batch.failures.append(_failure_of(item, "decode", error))
-            report(1, len(batch.failures))
-            yield batch, features
+        for number, items in shards:
+            for item in items:
+                row: dict[str, Any] = {
+                    "key": item.key,
+                    "path": item.path,
+                    "size": item.size,
+                    "split": item.split,
+                }
+                try:
+                    features, waited = embed(encoder, item, row)
+                    row["sha256"] = sha256_of(location(item.path))
+                    batch = Batch(number, [row], [], waited)
+                except Exception as error:
+                    # a decoder may raise anything on a damaged file, as for images
+                    features = np.zeros((0, encoder.dim), np.float32)
+                    batch = Batch(number, [], [failure_of(item, "decode", error)])
+                report(1, len(batch.failures))
+                yield batch, features
 
     def _video(
         self, encoder: Encoder, item: ImageItem, row: dict[str, Any]
     ) -> tuple[Matrix, float]:
-        """Return the mean of the embeddings of a video's frames, at unit length, and seconds of
-        waiting.
+        """Return the mean of the embeddings of a video's frames, at unit length, and the seconds
+        that were spent on decoding; add columns to the row.
         """
-        size, waited, start = (
-            self._options.batch_size or encoder.batch_size("image"),
-            0.0,
-            time.perf_counter(),
-        )
-        total, row["frames"] = np.zeros((1, encoder.dim)), 0
-        frames = read_frames(item.path, self._options.fps, self._options.image_timeout or None)
-        while some := list(islice(frames, size)):
+        batch_size = self._options.batch_size or encoder.batch_size("image")
+        time_limit = self._options.image_timeout or None
+        waited = 0.0
+        start = time.perf_counter()
+        total = np.zeros((1, encoder.dim))
+        row["frames"] = 0
+        frames = read_frames(item.path, self._options.fps, time_limit)
+        while some_frames := list(islice(frames, batch_size)):
             waited += time.perf_counter() - start
-            at, image = some[-1]
-            row |= {"width": image.width, "height": image.height, "duration": at}
-            row["frames"] += len(some)
-            features = encoder.encode_images([image for _, image in some], batch_size=size)
+            seconds, image = some_frames[-1]
+            row |= {"width": image.width, "height": image.height, "duration": seconds}
+            row["frames"] += len(some_frames)
+            images = [image for _, image in some_frames]
+            features = encoder.encode_images(images, batch_size=batch_size)
             total += features.sum(axis=0, dtype=np.float64)
             start = time.perf_counter()
         norm = np.linalg.norm(total)
@@ -240,42 +244,45 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
     def _sound(
         self, encoder: Encoder, item: ImageItem, row: dict[str, Any]
     ) -> tuple[Matrix, float]:
+        """Return the embedding of a sound, and the seconds that were spent on decoding; add its
+        duration to the row.
+        """
         start = time.perf_counter()
         sound, row["duration"] = read_sound(item.path, encoder.sampling_rate)
         waited = time.perf_counter() - start
         return encoder.encode_audio(sound), waited
 
     def _texts(
-        self, encoder: Encoder, shards: _Shards, report: Report
-    ) -> Iterator[tuple[_Batch, Matrix]]:
+        self, encoder: Encoder, shards: Shards, report: Report
+    ) -> Iterator[tuple[Batch, Matrix]]:
+        """Yield the embeddings (n, d) of the texts of each shard."""
         for number, items in shards:
             captions = [item.caption for item in items]
-            parts = (
-                encoder.chunks(captions)
-                if self._options.long_texts == "mean"
-                else [[text] for text in captions]
-            )
-            pieces, starts = (
-                [piece for own in parts for piece in own],
-                np.cumsum([0, *map(len, parts)])[:-1],
-            )
-            tokens, is_first = encoder.tokenise(pieces), np.isin(np.arange(len(pieces)), starts)
-            embeddings = np.zeros((len(pieces), encoder.dim), np.float32)
-            batches = encoder.token_batches(tokens, self._options.batch_size)
-            for rows, features in encoder.encode_batches("text", batches):
+            # The parts of each text: one, unless its embedding is the mean of several
+            parts_of_texts = [[caption] for caption in captions]
+            if self._options.long_texts == "mean":
+                parts_of_texts = encoder.chunks(captions)
+            counts = [len(parts) for parts in parts_of_texts]
+            first_parts = np.cumsum([0, *counts])[:-1]
+            all_parts = [part for parts in parts_of_texts for part in parts]
+
+            tokens = encoder.tokenise(all_parts)
+            is_first = np.isin(np.arange(len(all_parts)), first_parts)
+            embeddings = np.zeros((len(all_parts), encoder.dim), np.float32)
+            token_batches = encoder.token_batches(tokens, self._options.batch_size)
+            for rows, features in encoder.encode_batches("text", token_batches):
                 embeddings[rows] = features
                 report(int(is_first[rows].sum()), 0)
-            truncated = int(encoder.truncated(pieces, tokens).sum())
-            if len(pieces) > len(items):
-                means = np.add.reduceat(embeddings.astype(np.float64), starts) / [
-                    [len(own)] for own in parts
-                ]
-                norms = np.linalg.norm(means, axis=1, keepdims=True) if encoder.normalised else 1.0
-                embeddings = (means / norms).astype(np.float32)
-            yield (
-                _Batch(number, [item._asdict() for item in items], [], truncated=truncated),
-                embeddings,
-            )
+
+            if len(all_parts) > len(items):
+                sums = np.add.reduceat(embeddings.astype(np.float64), first_parts)
+                means = sums / np.array(counts)[:, None]
+                if encoder.normalised:
+                    means /= np.linalg.norm(means, axis=1, keepdims=True)
+                embeddings = means.astype(np.float32)
+            truncated = int(encoder.truncated(all_parts, tokens).sum())
+            text_rows = [item._asdict() for item in items]
+            yield Batch(number, text_rows, [], truncated=truncated), embeddings
 
 
 @contextmanager
@@ -346,243 +353,24 @@ def _load_once(identity: str, backend: str, precision: str, device: str) -> Enco
     )
 
 
-class _Batch(NamedTuple):
-    """Part of a shard."""
-
-    shard: int  # its number
-    # the store's columns, without embeddings, of the inputs that could be decoded
-    rows: list[dict[str, Any]]
-    failures: list[Failure]  # the inputs that could not
-    waited: float = 0.0  # seconds, for inputs to be read and decoded
-    truncated: int = 0  # texts that were cut
-
-
 def encoded_images(
-    encoder: Encoder, shards: _Shards, options: EmbedOptions, cores: int
-) -> Iterator[tuple[_Batch, Matrix]]:
+    encoder: Encoder, shards: Shards, options: EmbedOptions, cores: int
+) -> Iterator[tuple[Batch, Matrix]]:
     """Yield batches of images with their features (n, d); the next are decoded and encoded while
     one is used.
 
     Raises:
         C3Error: if no worker process can be started.
     """
-    most = cores if encoder.compute.device_type == "cpu" else min(cores, _MOST_WORKERS)
-    batches = _decoded_batches(
+    workers = options.workers
+    if workers is None:
+        on_cpu = encoder.compute.device_type == "cpu"
+        workers = cores if on_cpu else min(cores, _MOST_WORKERS)
+    batches = decoded_batches(
         shards,
         encoder.preprocess,
         batch_size=options.batch_size or encoder.batch_size("image"),
-        workers=most if options.workers is None else options.workers,
+        workers=workers,
         time_limit=options.image_timeout or None,
     )
     return encoder.encode_batches("image", batches)
-
-
-# rows, failures, and the pixels of the rows where images keep their own sizes
-_Decoded = tuple[list[dict[str, Any]], list[Failure], list[Pixels]]
-
-
-def _decode(
-    reader: ImageReader,
-    preprocess: ImagePreprocessor,
-    time_limit: float | None,
-    pixels: Pixels | None,
-    items: Sequence[ImageItem],
-) -> _Decoded:
-    """Decode images into the first places of ``pixels``, or return them if that is None; others are
-    failures.
-
-    Where an image takes longer than ``time_limit``, this process ends: a decoder is C code that may
-    not return for hours, and signal handlers and threads of Python wait for it.
-
-    Raises:
-        UnreachableError: if a server does not answer, or refuses access: no image of it can be
-            read.
-    """
-    rows: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    own: list[Pixels] = []
-    for item in items:
-        stage = "read"
-        try:
-            content = reader.read(item)
-            stage = "decode"
-            if not content:
-                raise ValueError("empty file")
-            if time_limit:
-                faulthandler.dump_traceback_later(time_limit, exit=True, file=2)
-            decoded, width, height = preprocess.load(io.BytesIO(content))
-        except UnreachableError:
-            raise
-        except Exception as error:
-            # a decoder may raise anything on a damaged file; no file may stop the others
-            failures.append(_failure_of(item, stage, error))
-            continue
-        finally:
-            if time_limit:
-                faulthandler.cancel_dump_traceback_later()
-        size = {"width": width, "height": height, "size": len(content)}
-        digest = hashlib.sha256(content).hexdigest()
-        if pixels is None:
-            own.append(decoded)
-        else:
-            pixels[len(rows)] = decoded
-        row = {"key": item.key, "path": item.path, **size, "sha256": digest, "split": item.split}
-        rows.append(row)
-    return rows, failures, own
-
-
-def _failure_of(item: ImageItem, stage: str, error: Exception) -> Failure:
-    """Return the record of an image, or a video, that could not be read or decoded."""
-    too_large = f"takes more than {LARGEST_DECODED:,} bytes of memory to decode"
-    message = too_large if isinstance(error, MemoryError) else reason_of(error)
-    return Failure(item.key, item.path, stage, type(error).__name__, message)
-
-
-# what a worker process does with a place and images
-_worker: list[Callable[[int, Sequence[ImageItem]], _Decoded]] = []
-
-
-def _start_worker(
-    preprocess: ImagePreprocessor, time_limit: float | None, memory: Any, shape: tuple[int, ...]
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    # libtiff and libjpeg write a line for every tag they find odd
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    shared, reader = _shared(preprocess, memory, shape), ImageReader()
-    _worker.append(
-        lambda place, items: _decode(reader, preprocess, time_limit, shared[place], items)
-    )
-    # a limit of memory, where the system has one
-    with suppress(ImportError, OSError, ValueError, IndexError):
-        import resource
-
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        used = int(status.partition("VmData:")[2].split()[0]) << 10
-        # some decoders start threads
-        allowed = used + LARGEST_DECODED + _SPARE + _STACK * (os.cpu_count() or 1)
-        resource.setrlimit(
-            resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1])
-        )
-
-
-def _shared(preprocess: ImagePreprocessor, memory: Any, shape: tuple[int, ...]) -> Any:
-    """Return memory as places for pixels, uint8 of a shape; None for each place if images keep
-    their own sizes.
-    """
-    return np.frombuffer(memory, np.uint8).reshape(shape) if preprocess.fixed else [None] * shape[0]
-
-
-def _decode_in_worker(place: int, items: Sequence[ImageItem]) -> _Decoded:
-    return _worker[0](place, items)
-
-
-def _decoded_batches(
-    shards: _Shards,
-    preprocess: ImagePreprocessor,
-    *,
-    batch_size: int,
-    workers: int,
-    time_limit: float | None = None,
-    ahead: int = _BATCHES_AHEAD,
-) -> Generator[tuple[_Batch, Pixels | list[Pixels]], None, None]:
-    """Decode the images of all shards, batch by batch, in order; the contents of a batch depend on
-    its shard alone.
-
-    If a worker hangs or dies, the pool is made anew. The batches that were in flight are decoded
-    again by a worker that has one image at a time; an image that ends this one, too, is a failure.
-
-    Args:
-        shards: number and images of each.
-        preprocess: of the encoder.
-        batch_size: images in a batch.
-        workers: number of decoding processes; 0 decodes in this one.
-        time_limit: seconds that decoding one image may take; one that takes longer is a failure. It
-            ends its process, so the limit needs ``workers``.
-        ahead: batches in flight, for each worker.
-
-    Yields:
-        batches with their pixels, uint8 (n, height, width, 3); a list of n images if these keep
-        their own sizes.
-
-    Raises:
-        C3Error: if no worker process can be started.
-        UnreachableError: if the server of the images does not answer, or refuses access.
-    """
-    jobs = (
-        (number, items[start : start + batch_size])
-        for number, items in shards
-        for start in range(0, len(items), batch_size)
-    )
-    places = max(1, workers * ahead)
-    shape = (places, batch_size, *preprocess.size, 3)
-    # shared with the workers
-    memory = multiprocessing.RawArray("B", math.prod(shape) if preprocess.fixed else 0)
-    shared = _shared(preprocess, memory, shape)
-    pool: ProcessPoolExecutor | None = None
-    # shard, place, and what waits for it
-    in_flight: deque[tuple[int, int, Callable[[], _Decoded]]] = deque()
-    free = cycle(range(places))
-
-    def submit(place: int, items: Sequence[ImageItem]) -> Callable[[], _Decoded]:
-        nonlocal pool
-        if not workers:
-            return partial(_decode, reader, preprocess, None, shared[place], items)
-        try:
-            arguments = preprocess, time_limit, memory, shape
-            pool = pool or ProcessPoolExecutor(
-                workers, initializer=_start_worker, initargs=arguments
-            )
-            return partial(wait, place, items, pool, pool.submit(_decode_in_worker, place, items))
-        except BrokenProcessPool:
-            pool = None
-            return submit(place, items)
-        except OSError as error:
-            raise C3Error(
-                f"The {workers:,} processes for decoding images could not be started "
-                f"({error.strerror or error}).",
-                remedy="Use fewer --workers.",
-            ) from error
-
-    def wait(
-        place: int, items: Sequence[ImageItem], pool: ProcessPoolExecutor, future: Future[_Decoded]
-    ) -> _Decoded:
-        start = time.perf_counter()
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            pool.shutdown()  # no process of it writes to the place any more
-        if ahead == 1:
-            error: Exception = ValueError("the process that decodes it ends each time")
-            if time_limit and time.perf_counter() - start >= time_limit:
-                error = TimeoutError(
-                    f"took longer than {time_limit:g} s to decode; --image-timeout allows more"
-                )
-            return [], [_failure_of(items[0], "decode", error)], []
-        again: Any = {"batch_size": 1, "workers": 1, "time_limit": time_limit, "ahead": 1}
-        batches, images = zip(*_decoded_batches([(0, items)], preprocess, **again), strict=True)
-        own = [image for one in images for image in one]
-        if preprocess.fixed and own:
-            shared[place, : len(own)] = own
-        rows = [row for batch in batches for row in batch.rows]
-        return rows, [failure for batch in batches for failure in batch.failures], own
-
-    with ImageReader() as reader:
-        try:
-            while True:
-                start = time.perf_counter()
-                for shard, items in islice(jobs, places - len(in_flight)):
-                    in_flight.append((shard, place := next(free), submit(place, items)))
-                if not in_flight:
-                    return
-                shard, place, decode = in_flight.popleft()
-                rows, failures, own = decode()
-                batch = _Batch(shard, rows, failures, time.perf_counter() - start)
-                yield batch, shared[place, : len(rows)].copy() if preprocess.fixed else own
-        finally:
-            if pool is not None:
-                for worker in list((pool._processes or {}).values()):
-                    # it has nothing to tidy up, and may be in a decoder that does not come back
-                    worker.kill()
-                pool.shutdown(cancel_futures=True)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from c3tools.corpus.items import ImageItem
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding.shards import _decoded_batches
+from c3tools.embedding.decoding import decoded_batches
 from c3tools.encoders import Encoder, ImagePreprocessor
 from c3tools.errors import C3Error
 from c3tools.io.limits import LARGEST_DECODED
@@ -66,7 +66,7 @@ def test_hostile_images_are_failures_and_stop_nobody(encoder: Encoder, photos: P
     good = read_corpus(photos).images[:3]
     bad = [ImageItem(name, str(photos / f"{name}.jpg"), None, None) for name in names]
     shards = [(0, [*good, *bad[:2]]), (1, [bad[2], *good]), (2, bad[3:]), (3, good)]
-    batches = list(_decoded_batches(shards, hostile, batch_size=2, workers=2, time_limit=3.0))
+    batches = list(decoded_batches(shards, hostile, batch_size=2, workers=2, time_limit=3.0))
     found = {failure.key: failure for batch, _ in batches for failure in batch.failures}
     assert [found[name].stage for name in names] == ["decode"] * 4 + ["read"] * 3
     slow = found["slow"]
@@ -86,16 +86,17 @@ def test_any_number_of_workers_gives_the_same_batches_in_the_same_order(
     items = list(read_corpus(photos).images)
     damaged = ImageItem("damaged", __file__, None, 0)
     shards = [(0, [*items, damaged]), (3, []), (7, [damaged]), (8, items[:2])]
-    here = list(_decoded_batches(shards, encoder.preprocess, batch_size=2, workers=0))
+    here = list(decoded_batches(shards, encoder.preprocess, batch_size=2, workers=0))
     assert [batch.shard for batch, _ in here] == [0, 0, 0, 7, 8]
     for workers in (1, 3):
         others = list(
-            _decoded_batches(
+            decoded_batches(
                 shards, encoder.preprocess, batch_size=2, workers=workers, time_limit=60.0
             )
         )
         for (one, pixels), (other, same) in zip(here, others, strict=True):
-            assert one[:3] == other[:3]
+            assert (one.shard, one.rows) == (other.shard, other.rows)
+            assert one.failures == other.failures
             np.testing.assert_array_equal(pixels, same)
 
 
@@ -104,7 +105,7 @@ def test_a_killed_worker_is_replaced_and_workers_end_with_the_generator(
 ) -> None:
     items = list(read_corpus(photos).images) * 20
     others = set(multiprocessing.active_children())
-    batches = _decoded_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
+    batches = decoded_batches([(0, items)], encoder.preprocess, batch_size=1, workers=1)
     keys = [row["key"] for row in next(batches)[0].rows]
     (worker,) = set(multiprocessing.active_children()) - others
     os.kill(worker.pid or 0, signal.SIGKILL)
@@ -120,11 +121,11 @@ def test_workers_end_when_the_process_that_waits_for_them_is_killed(photos: Path
     code = f"""
 import multiprocessing, operator, os, signal
 from c3tools.corpus.reading import read_corpus
-from c3tools.embedding.shards import _decoded_batches
+from c3tools.embedding.decoding import decoded_batches
 from c3tools.encoders import ImagePreprocessor
 items = list(read_corpus([{str(photos)!r}]).images) * 50
 preprocess = ImagePreprocessor((operator.methodcaller("resize", (32, 32)),), {{"size": 32}})
-batches = _decoded_batches([(0, items)], preprocess, batch_size=1, workers=3)
+batches = decoded_batches([(0, items)], preprocess, batch_size=1, workers=3)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -156,7 +157,7 @@ def test_no_room_for_the_workers_is_told(
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
     with pytest.raises(C3Error, match="Resource temporarily unavailable"):
         list(
-            _decoded_batches(
+            decoded_batches(
                 [(0, read_corpus(photos).images)], encoder.preprocess, batch_size=1, workers=1
             )
         )
