@@ -174,7 +174,14 @@ def caption_images(
         if decoder is None and folder == C3_MINI_CAPTIONER:
             reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
-    generation = decoder.generation(beams, length_penalty, top_p, temperature, steer, seed)
+    generation = decoder.generation(
+        beams=beams,
+        length_penalty=length_penalty,
+        top_p=top_p,
+        temperature=temperature,
+        steer=steer,
+        seed=seed,
+    )
     if rows is None:
         # the models of open_clip take no sounds, so beside photos these are passed over
         suffixes = IMAGE_SUFFIXES

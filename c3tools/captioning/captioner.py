@@ -42,7 +42,7 @@ from .tokenizer import CaptionTokenizer
 _BUILT_IN = "built-in"
 DECODER = ArtifactType("decoder", "decoder.json", DecoderError, "c3 train-decoder", "--decoder")
 _WEIGHTS_FILE, _TOKENIZER_FILE = "weights.safetensors", "tokenizer.json"
-_OWN = Path("c3-decoder")  # where c3 train-decoder writes to
+_DEFAULT_FOLDER = Path("c3-decoder")  # where c3 train-decoder writes to
 _UNIT_TOLERANCE = 0.01
 # The embeddings of a modality lie around its mean: along it c3-mini's photos come to 0.93 to 1.08
 # of its length, its texts, given as photos, to 0.22 to 0.30, random directions to at most 0.25.
@@ -120,7 +120,14 @@ class Captioner(HubRepository):
                 "Captions need either images or embeddings.", remedy="Pass one of them."
             )
         if generation is None:
-            generation = self.generation(beams, length_penalty, top_p, temperature, steer, seed)
+            generation = self.generation(
+                beams=beams,
+                length_penalty=length_penalty,
+                top_p=top_p,
+                temperature=temperature,
+                steer=steer,
+                seed=seed,
+            )
         if images is not None:
             encoder = encoder or resolve_encoder(recorded=self.model)
             self.check_model(encoder.identity, encoder.dim)
@@ -137,15 +144,10 @@ class Captioner(HubRepository):
         Raises:
             DecoderError: if its own pipeline begins with other steps.
         """
-        own, theirs = (
-            (one.part(0, applied).config()["steps"], one.part(0, applied).record()["tensors"])
-            for one in (self.pipeline, pipeline)
-        )
-        if own != theirs:
+        if _first_steps(self.pipeline, applied) != _first_steps(pipeline, applied):
             raise DecoderError(
                 f"The rows of this export went through {pipeline.name}, but the decoder was "
-                f"trained with "
-                f"{self.pipeline.name}, or with one that was fitted on other data.",
+                f"trained with {self.pipeline.name}, or with one that was fitted on other data.",
                 remedy="Use the store that was exported.",
             )
         rest = copy.copy(self)
@@ -182,16 +184,34 @@ class Captioner(HubRepository):
                 "another --decoder.",
             )
         else:
-            keys = keys if keys is not None else [str(row) for row in range(len(embeddings))]
+            if keys is None:
+                keys = [str(row) for row in range(len(embeddings))]
             captions = generate(self.decoder, inputs, generation, keys)
         return [self.tokenizer.decode(ids) for ids in captions]
 
-    def generation(self, *options: Any) -> GenerationConfig:
-        """Return the settings that the options of `GenerationConfig.from_options` mean for this
-        decoder.
+    def generation(
+        self,
+        *,
+        beams: int | None,
+        length_penalty: float,
+        top_p: float | None,
+        temperature: float,
+        steer: str | None,
+        seed: int,
+    ) -> GenerationConfig:
+        """Return what the options of `caption` mean for this decoder.
+
+        Raises:
+            DecoderError: if the options mean several methods at once.
         """
         return GenerationConfig.from_options(
-            *options, built_in=isinstance(self.decoder, CaptionDecoder)
+            beams=beams,
+            length_penalty=length_penalty,
+            top_p=top_p,
+            temperature=temperature,
+            steer=steer,
+            seed=seed,
+            built_in=isinstance(self.decoder, CaptionDecoder),
         )
 
     @property
@@ -260,48 +280,68 @@ class Captioner(HubRepository):
         self.check_dim(embeddings.shape[1])
         names = keys if keys is not None else [str(row) for row in range(len(embeddings))]
 
-        def named(chosen: Mask) -> str:
-            first = names[int(np.flatnonzero(chosen)[0])]
-            return f"{chosen.sum():,} of {counted(len(chosen), 'embedding')} (the first is {first})"
+        def described(rows: Mask) -> str:
+            first = names[int(np.flatnonzero(rows)[0])]
+            return f"{rows.sum():,} of {counted(len(rows), 'embedding')} (the first is {first})"
 
         norms = np.linalg.norm(embeddings, axis=1)
-        if (bad := ~np.isfinite(norms) | (norms == 0)).any():
+        without_direction = ~np.isfinite(norms) | (norms == 0)
+        if without_direction.any():
             raise DecoderError(
-                f"{named(bad)} contain NaN or infinity, or are zero vectors, which have no "
-                f"direction.",
+                f"{described(without_direction)} contain NaN or infinity, or are zero vectors, "
+                "which have no direction.",
                 remedy="Leave them out, or embed them again.",
             )
-        if (off := np.abs(norms - 1) > _UNIT_TOLERANCE).any():
+        not_unit = np.abs(norms - 1) > _UNIT_TOLERANCE
+        if not_unit.any():
             reporter.message(
-                f"{named(off)} have another norm than 1, up to {norms[off].max():.3g}, but those "
-                f"of {self.model.name} "
-                "have norm 1."
+                f"{described(not_unit)} have another norm than 1, up to {norms[not_unit].max():.3g}"
+                f", but those of {self.model.name} have norm 1."
             )
-        shares = {}  # of the mean that the pipeline subtracts from unit rows, by modality
-        first = next((step for step in self.pipeline.steps if step.kind != "normalize"), None)
-        for name, array in (first.state if first else {}).items():
-            mean = np.asarray(array, dtype=np.float32)
-            if name.startswith("centre/") and np.linalg.norm(mean) >= _SHORTEST_MEAN:
-                shares[name.removeprefix("centre/")] = unit_rows(embeddings) @ mean / (mean @ mean)
-        if modality not in shares or not (far := shares[modality] < _FAR).any():
+
+        shares = self._shares_of_means(embeddings)
+        if modality not in shares:
             return
-        near = next((name for name, share in shares.items() if np.median(share[far]) >= _FAR), None)
+        is_far = shares[modality] < _FAR
+        if not is_far.any():
+            return
+        near = None
+        for name, share in shares.items():
+            if near is None and np.median(share[is_far]) >= _FAR:
+                near = name
         message = (
-            f"{named(far)} are far from the mean of {modality} embeddings of {self.model.name}"
+            f"{described(is_far)} are far from the mean of {modality} embeddings of "
+            f"{self.model.name}"
         )
-        message += f", but close to that of {near} embeddings" if near else ""
-        if not far.all():
+        if near:
+            message += f", but close to that of {near} embeddings"
+        if not is_far.all():
             reporter.message(f"{message}, so their captions may be wrong.")
             return
-        raise DecoderError(
-            f"{message}.",
-            remedy=f"If they are {near} embeddings, use --modality {near}."
-            if near
-            else (
-                "Use embeddings of the same model, exactly as the encoder computes them, without "
-                "a transform."
-            ),
+        remedy = (
+            "Use embeddings of the same model, exactly as the encoder computes them, without a "
+            "transform."
         )
+        if near:
+            remedy = f"If they are {near} embeddings, use --modality {near}."
+        raise DecoderError(f"{message}.", remedy=remedy)
+
+    def _shares_of_means(self, embeddings: Matrix) -> dict[str, Matrix]:
+        """Return how far embeddings (n, d) reach along the mean of each modality.
+
+        The means are those that the pipeline subtracts from unit rows; a mean near the origin is
+        left out, as it tells nothing. The values (n,) are shares of the length of the mean.
+        """
+        first_step = next((step for step in self.pipeline.steps if step.kind != "normalize"), None)
+        if first_step is None:
+            return {}
+        unit = unit_rows(embeddings)
+        shares: dict[str, Matrix] = {}
+        for name, array in first_step.state.items():
+            mean = np.asarray(array, dtype=np.float32)
+            if name.startswith("centre/") and np.linalg.norm(mean) >= _SHORTEST_MEAN:
+                shares[name.removeprefix("centre/")] = unit @ mean / (mean @ mean)
+        return shares
 
     def fingerprint(self) -> str:
         """Return a digest of everything that a caption depends on, except the settings of
@@ -378,29 +418,38 @@ class Captioner(HubRepository):
         Raises:
             DecoderError: if there is no decoder, or a file of it is missing, damaged or cut short.
         """
-        with reading(cls.find(folder), DECODER) as (found, content):
+        with reading(cls.find(folder), DECODER) as (local, content):
             config = content["config"]
             if content["kind"] == _BUILT_IN:
                 decoder: Decoder = CaptionDecoder(DecoderConfig(**config))
             else:
                 decoder = LanguageModelDecoder(LanguageModelConfig(**config))
-            load_model(decoder, found / _WEIGHTS_FILE)
-            text = (found / _TOKENIZER_FILE).read_text(encoding="utf-8")
+            load_model(decoder, local / _WEIGHTS_FILE)
+            text = (local / _TOKENIZER_FILE).read_text(encoding="utf-8")
             tokenizer = CaptionTokenizer(Tokenizer.from_str(text), decoder.pad_id, decoder.end_id)
             return cls(
-                decoder.to(device).eval(), tokenizer, Pipeline.load(found), dict(content["record"])
+                decoder.to(device).eval(), tokenizer, Pipeline.load(local), dict(content["record"])
             )
 
     @staticmethod
     def find(folder: str | Path | None = None) -> Path:
-        """Return the folder of a decoder: the given one, that of a bundled one for its name, or for
-        None a default.
+        """Return the folder of a decoder.
 
-        One of the hub, ``hf-hub:ORG/NAME``, is fetched. The default is ``c3-decoder``, where `c3
-        train-decoder` writes to, and if there is none here the bundled decoder. A folder comes
-        before a bundled decoder of the same name.
+        Args:
+            folder: a folder, which comes before a bundled decoder of the same name; ``c3-mini`` for
+                the bundled captioner of that model; ``hf-hub:ORG/NAME``, which is fetched; None for
+                ``c3-decoder``, where `c3 train-decoder` writes to, or the bundled decoder if there
+                is none here.
         """
         if folder is None:
-            return _OWN if _OWN.exists() else C3_MINI_CAPTIONER
-        own = local_folder(folder)
-        return own if str(folder) != "c3-mini" or own.exists() else C3_MINI_CAPTIONER
+            return _DEFAULT_FOLDER if _DEFAULT_FOLDER.exists() else C3_MINI_CAPTIONER
+        local = local_folder(folder)
+        if str(folder) == "c3-mini" and not local.exists():
+            return C3_MINI_CAPTIONER
+        return local
+
+
+def _first_steps(pipeline: Pipeline, count: int) -> tuple[Any, Any]:
+    """Return settings and tensors of the first steps of a pipeline."""
+    part = pipeline.part(0, count)
+    return part.config()["steps"], part.record()["tensors"]

@@ -148,7 +148,14 @@ def evaluate_captions(
     if captions is None:
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
-        generation = decoder.generation(beams, length_penalty, top_p, temperature, steer, seed)
+        generation = decoder.generation(
+            beams=beams,
+            length_penalty=length_penalty,
+            top_p=top_p,
+            temperature=temperature,
+            steer=steer,
+            seed=seed,
+        )
     java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if isinstance(references, str | Path):
         references = read_references(references)
