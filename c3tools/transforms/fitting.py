@@ -149,8 +149,8 @@ def _note(
         counts = " and ".join(counted(count, f"{name} row") for name, count in too_few.items())
         return (
             f"Nothing is centred: a mean needs {MIN_ROWS_OF_A_MEAN} rows of a modality in the "
-            f"{split} split, but there are {counts}. Embed more, or load moments of the same "
-            f"model: {load_command(store)}."
+            f"{split} split, which has {counts}. Embed more, or load moments of the same model: "
+            f"{load_command(store)}."
         )
     sentences = []
     if bundled := [name for name, source in sources.items() if source == BUNDLED]:
