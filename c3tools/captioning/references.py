@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..corpus.captions import read_records
+from ..corpus.tables import IMAGE_KEY, pick
 from ..errors import MetricError
 from ..io.files import read_json
 
-_KEYS = ("key", "image_id", "image", "file_name", "image_key")
 _LAYOUTS = (
     'Use rows of {"key", "caption"}, {"image_id", "caption"} (COCO results) or {"image", '
     '"captions": [...]}, '
@@ -71,16 +72,16 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
             case dict():
                 rows = value.items()
             case _:
-                rows = [
-                    (_key(row), row["captions" if "captions" in row else "caption"])
-                    for row in value
-                ]
+                rows = []
+                for row in value:
+                    key_column, caption_column = _columns(tuple(row))
+                    rows.append((row[key_column], row[caption_column]))
         for key, texts in rows:
             for text in [texts] if isinstance(texts, str) else texts:
                 if not isinstance(text, str):
                     raise TypeError(f"a caption of {key} is {type(text).__name__}")
                 found.setdefault(str(key), []).append(text)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise MetricError(
             f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS
         ) from error
@@ -142,11 +143,26 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _key(row: Mapping[str, Any]) -> Any:
-    for name in _KEYS:
-        if name in row:
-            return row[name]
-    raise KeyError(f"no {', '.join(_KEYS)} in a row")
+@lru_cache
+def _columns(names: tuple[str, ...]) -> tuple[str, str]:
+    """Return the columns of the image and of the captions, of a row with these columns.
+
+    Raises:
+        LookupError: if one of them is missing; names the columns that are there.
+    """
+    key_column = pick(names, *IMAGE_KEY)
+    caption_column = pick(names, "caption")
+    present = ", ".join(map(repr, names)) or "none"
+    if key_column is None:
+        raise LookupError(
+            f"no column names the image, such as key, file_name or image_id; the columns are "
+            f"{present}"
+        )
+    if caption_column is None:
+        raise LookupError(
+            f"no column has captions, such as 'caption' or 'captions'; the columns are {present}"
+        )
+    return key_column, caption_column
 
 
 def _stem(key: str) -> str:

@@ -22,20 +22,8 @@ from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from .items import ReadOptions
+from .tables import ROLES, pick
 
-IMAGE_COLUMNS = ("file_name", "image", "filename", "image_path", "filepath", "image_name")
-TEXT_COLUMNS = (
-    "captions",
-    "text",
-    "caption",
-    "sentences",
-    "sentence",
-    "description",
-    "title",
-    "comment",
-    "raw",
-)
-KEY_COLUMNS = ("key", "__key__")
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*"""
@@ -224,7 +212,7 @@ def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
             names = (
                 {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
             )
-            if names.intersection(IMAGE_COLUMNS) and names.intersection(TEXT_COLUMNS):
+            if names.intersection(ROLES["image"]) and names.intersection(ROLES["caption"]):
                 yield from _read_rows(path, pick)  # captions.txt, of Flickr8k on Kaggle
                 return
             match = _TOKENS.fullmatch(text.strip())
@@ -256,9 +244,9 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     )
     texts = pick_text_columns(present, options.text_column, path)
     if not texts and image is None:
+        usual = ", ".join(ROLES["caption"])
         raise CorpusError(
-            f"{path} has no text column with a known name ({', '.join(TEXT_COLUMNS)}); its "
-            f"columns are: "
+            f"{path} has no text column with a known name ({usual}); its columns are: "
             f"{', '.join(present) or 'none'}.",
             remedy="Choose the column of the texts with --text-column, or that of the images with "
             "--image-column.",
@@ -266,8 +254,8 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
     key = require_column(present, options.key_column, "--key-column", path)
     return _Columns(
         texts,
-        image or first_column(IMAGE_COLUMNS, present),
-        key or first_column(KEY_COLUMNS, present),
+        pick(present, "image", wanted=image),
+        pick(present, "key", wanted=key),
     )
 
 
@@ -292,16 +280,9 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
     Raises:
         CorpusError: if ``wanted`` is missing.
     """
-    usual = require_column(present, wanted, "--text-column", path) or first_column(
-        TEXT_COLUMNS, present
-    )
-    return (usual,) if usual else tuple(filter(_NUMBERED.fullmatch, present))
-
-
-def first_column(usual: Iterable[str], present: list[str]) -> str | None:
-    """Return the column with the first of the usual names, which may differ by case (TEXT)."""
-    known = {name.lower(): name for name in reversed(present)} | {name: name for name in present}
-    return next((known[name] for name in usual if name in known), None)
+    require_column(present, wanted, "--text-column", path)
+    column = pick(present, "caption", wanted=wanted)
+    return (column,) if column else tuple(filter(_NUMBERED.fullmatch, present))
 
 
 def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> list[str]:

@@ -29,8 +29,6 @@ from ..io.locations import is_url, location, name_or_file, open_binary
 from ..io.parquet import UNREADABLE
 from ..reporter import counted
 from .captions import (
-    IMAGE_COLUMNS,
-    KEY_COLUMNS,
     SPLIT_COLUMN,
     CaptionRow,
     captions_of,
@@ -50,10 +48,8 @@ from .items import (
     key_of_name,
 )
 from .splits import split_in_name
+from .tables import IMAGE_KEY, ROLES, pick
 
-# usual names of the column with the images, those of Hugging Face and img2dataset among them
-_IMAGE_CELLS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels")
-_ID_COLUMNS = ("image_id", "img_id", "id")
 _DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
 _DIGITS = 12  # of the checksum of an image, in a key
 _LISTS = frozenset({".csv", ".tsv", ".jsonl", ".parquet"})
@@ -332,7 +328,11 @@ def _rows(
                             where = f"{path.name}#{first + place}", f"{path}#{first + place}"
                             cell = ImageSource(str(path), group, place, image, *files)
                             key = "" if record.get(key_column) is None else str(record[key_column])
-                            named = key_of_name(key) if key and key_column in IMAGE_COLUMNS else key
+                            named = (
+                                key_of_name(key)
+                                if key and key_column.lower() in ROLES["image"]
+                                else key
+                            )
                             captions = _captions(record, texts, where, corpus)
                             yield (
                                 first + place,
@@ -381,9 +381,12 @@ def _columns(
         if field.name != image and not _holds_bytes(field.type)
     }
     texts = pick_text_columns(list(kinds), options.text_column, path)
-    known = [name for name in (*KEY_COLUMNS, *IMAGE_COLUMNS, *_ID_COLUMNS) if name in kinds]
-    usable = (name for name in known if _is_text(kinds[name]) or pa.types.is_integer(kinds[name]))
-    key = require_column(list(kinds), options.key_column, "--key-column", path) or next(usable, "")
+    key = require_column(list(kinds), options.key_column, "--key-column", path)
+    if key is None:
+        usable = [
+            name for name, kind in kinds.items() if _is_text(kind) or pa.types.is_integer(kind)
+        ]
+        key = pick(usable, *IMAGE_KEY) or ""
     kind = schema.field(image).type
     return (
         image,
@@ -421,7 +424,7 @@ def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | No
         return wanted if _holds_bytes(schema.field(str(wanted)).type) else None
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
     structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
-    return next((name for name in (*_IMAGE_CELLS, *structs) if name in candidates), None)
+    return pick(candidates, "image_bytes") or next(iter(structs), None)
 
 
 def _holds_bytes(kind: Any) -> bool:

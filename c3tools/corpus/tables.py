@@ -1,12 +1,17 @@
-"""Tables that other programs wrote: JSON lines, CSV, TSV and Parquet, read as Arrow tables."""
+"""Tables that other programs wrote: how to read them, and which of their columns is what.
+
+`ROLES` has the usual names of columns, and only `pick` and `pick_all` guess by them. What names a
+row depends on what the row is: see `IMAGE_KEY`, `ROW_KEY`, `TEXT_KEY` and `ITEM`.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +28,76 @@ NUMBERED_COLUMN = re.compile(
 )
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\s*")
 
+Role = Literal[
+    "key",
+    "item",
+    "text_id",
+    "id",
+    "image",
+    "image_id",
+    "path",
+    "url",
+    "image_bytes",
+    "caption",
+    "split",
+    "embedding",
+]
+# the usual names of columns, the first of them before the others
+ROLES: Mapping[Role, tuple[str, ...]] = {
+    "key": ("key", "__key__", "keys"),
+    "item": ("pair_key", "image_key", "image_keys"),  # the key of the row's item
+    "text_id": ("text_key", "caption_id"),
+    "id": ("id", "ids", "names"),
+    "image": ("file_name", "image", "filename", "image_path", "filepath", "image_name"),
+    "image_id": ("image_id", "image_ids", "img_id", "img_ids"),
+    "path": ("path", "img_path"),
+    "url": ("url",),
+    # used only if they hold bytes; those of Hugging Face and img2dataset are among them
+    "image_bytes": (
+        *("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "pixels"),
+    ),
+    "caption": (
+        *("captions", "text", "caption", "sentences", "sentence"),
+        *("description", "title", "comment", "raw"),
+    ),
+    "split": ("split",),
+    "embedding": (
+        *("embedding", "embeddings", "clip_embedding", "vector", "vectors", "emb", "features"),
+        *("arr_0", "image_embedding", "text_embedding"),
+    ),
+}
+# What names the image that a row is about; several rows may be about one image
+IMAGE_KEY: tuple[Role, ...] = ("key", "item", "image", "image_id", "id")
+# What names a row itself: its own id comes before the names of its image
+ROW_KEY: tuple[Role, ...] = ("key", "id", "item", "image", "image_id", "path", "url")
+# What names a text, of which an image may have several
+TEXT_KEY: tuple[Role, ...] = ("key", "text_id", "id")
+# What names the item that a text, or a row of another modality, belongs to
+ITEM: tuple[Role, ...] = ("item", "image", "image_id")
+
 # columns of ids, captions and the like by name; None where a row has nothing
 TextColumns = dict[str, list[str | None]]
+
+
+def pick(columns: Iterable[str], *roles: Role, wanted: str | None = None) -> str | None:
+    """Return the column ``wanted`` if it is there, else the first with a usual name of the roles.
+
+    Upper and lower case of usual names are the same (``TEXT``). None if there is no such column.
+    """
+    present = list(columns)
+    return wanted if wanted in present else next(iter(pick_all(present, *roles)), None)
+
+
+def pick_all(columns: Iterable[str], *roles: Role) -> list[str]:
+    """Return all columns with a usual name of the roles, in the order of roles and names."""
+    present = list(columns)
+    # Of TEXT and Text the first one is used, and text before both
+    spelling: dict[str, str] = {}
+    for column in present:
+        spelling.setdefault(column.lower(), column)
+    spelling.update({column: column for column in present})
+    usual = [name for role in roles for name in ROLES[role]]
+    return list(dict.fromkeys(spelling[name] for name in usual if name in spelling))
 
 
 def read_table(path: Path, error: type[C3Error] = CorpusError) -> pa.Table:

@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..corpus.splits import HASH_FRACTIONS, SALT, split_order, splits_by_hash
-from ..corpus.tables import read_table, text_columns
+from ..corpus.tables import IMAGE_KEY, pick, pick_all, read_table, text_columns
 from ..errors import StoreError
 from ..io.artifact import digest_of
 from ..io.files import MALFORMED, read_json, write_json_atomically
 from ..reporter import SILENT, Reporter, counted
 from ..tables import Table
 from .dataset import copy_store, with_column
-from .ids import KEYS, find_column, ids_in
+from .ids import ids_in
 from .reader import Store
 from .rows import ITEM_COLUMNS, keys_of, own_items
 from .shards import Failure
@@ -184,14 +184,9 @@ def split_store(
     elif fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     else:
-        chosen, kept = _read_splits(Path(file), key_column, split_column), source.item_splits()
+        kept = source.item_splits()
+        chosen = _read_splits(Path(file), source, kept, key_column, split_column)
         splits_of = partial(map, chosen.get)
-        if chosen.keys().isdisjoint(kept):
-            raise StoreError(
-                f"{file} contains none of the keys of {source.path}.",
-                remedy="Keys are file names without their suffix. Choose the column of keys with "
-                "--key-column.",
-            )
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
         items = own_items(table).to_pylist()
@@ -205,28 +200,43 @@ def split_store(
 
 
 def _read_splits(
-    path: Path, key_column: str | None = None, split_column: str | None = None
+    path: Path,
+    store: Store,
+    item_splits: Mapping[str, str | None],
+    key_column: str | None,
+    split_column: str | None,
 ) -> dict[str, str]:
     """Return the splits that a table names, by key; the first row of a key counts.
 
+    Keys are in ``key_column``, else in the first usual column that has a key of the store.
+
     Raises:
-        StoreError: if it cannot be read, or has no column of keys or none of splits.
+        StoreError: if the table cannot be read, or has no column of splits or none with keys of
+            the store.
     """
     columns = text_columns(read_table(path, StoreError))
-    key_column = key_column or find_column(columns, None, KEYS)
-    split_column = split_column or find_column(columns, None, ["split"])
-    if key_column not in columns or split_column not in columns:
+    present = ", ".join(map(repr, columns)) or "none"
+    split_column = split_column or pick(columns, "split")
+    key_columns = [key_column] if key_column else pick_all(columns, *IMAGE_KEY, "path", "url")
+    if split_column not in columns or not key_columns or key_columns[0] not in columns:
         raise StoreError(
-            f"{path} needs a column of keys ({key_column or 'none found'}) and one of splits "
-            f"({split_column or 'none found'}); its columns are "
-            f"{', '.join(map(repr, columns)) or 'none'}.",
+            f"{path} needs a column of keys ({', '.join(key_columns) or 'none found'}) and one of "
+            f"splits ({split_column or 'none found'}); its columns are {present}.",
             remedy="Give the names of the columns with --key-column and --split-column.",
         )
-    split_of: dict[str, str] = {}
-    for key, split in zip(ids_in(columns, key_column), columns[split_column], strict=True):
-        if key and split:
-            split_of.setdefault(key, split)
-    return split_of
+    for column in key_columns:
+        split_of: dict[str, str] = {}
+        for key, split in zip(ids_in(columns, column), columns[split_column], strict=True):
+            if key and split:
+                split_of.setdefault(key, split)
+        if not split_of.keys().isdisjoint(item_splits):
+            return split_of
+    raise StoreError(
+        f"{path} contains none of the keys of {store.path} in {', '.join(map(repr, key_columns))}; "
+        f"its columns are {present}.",
+        remedy="Keys are file names without their suffix. Choose the column of keys with "
+        "--key-column.",
+    )
 
 
 def _make_copy(

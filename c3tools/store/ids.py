@@ -12,20 +12,13 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import PurePosixPath
 
-from ..corpus.captions import first_column
 from ..corpus.items import IMAGE_SUFFIXES
-from ..corpus.tables import TextColumns
+from ..corpus.tables import ROLES, TextColumns
 from .rows import positions
 
 Ids = list[str | None]
-FILE_NAMES = ("image", "file_name", "image_path", "filename", "image_name")
-KEYS = (
-    *("key", "keys", "image_key", "id", "ids", "image_id", "image_ids", "img_id", "image"),
-    *("file_name", "filename", "image_name", "path", "image_path", "url", "names"),
-)
-TEXT_KEYS = ("key", "keys", "text_key", "caption_id", "id", "ids", "names")
 # columns whose values lose the suffix of an image
-_WITH_SUFFIX = {*FILE_NAMES, "path", "image_key"}
+_FILE_NAMES = {"image_key", *ROLES["image"], *ROLES["path"]}
 _DECIMAL = re.compile(r"0*(\d+)(?:\.0+)?", re.ASCII)
 
 
@@ -48,19 +41,12 @@ def match_ids(wanted: Sequence[str | None], ids: Sequence[str | None]) -> list[i
     return [row_of.get(wanted_id) if wanted_id else None for wanted_id in wanted]
 
 
-def find_column(columns: TextColumns, wanted: str | None, usual: Sequence[str]) -> str | None:
-    """Return the column that the user named if it is there, else the first of the usual ones, or
-    None.
-    """
-    return wanted if wanted in columns else first_column(usual, list(columns))
-
-
 def ids_in(columns: TextColumns, name: str | None) -> Ids:
     """Return the ids in a column, None for a row without one; file names lose the suffix of an
     image. There are none without such a column.
     """
     values = columns.get(name, []) if name else []
-    if name and name.lower() in _WITH_SUFFIX:
+    if name and name.lower() in _FILE_NAMES:
         return [without_image_suffix(value) if value else value for value in values]
     return values
 

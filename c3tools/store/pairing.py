@@ -16,35 +16,27 @@ from typing import Any
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..corpus.captions import TEXT_COLUMNS
-from ..corpus.tables import TextColumns, read_table, text_columns
+from ..corpus.tables import (
+    ITEM,
+    ROLES,
+    ROW_KEY,
+    TEXT_KEY,
+    Role,
+    TextColumns,
+    pick,
+    pick_all,
+    read_table,
+    text_columns,
+)
 from ..errors import StoreError
 from ..reporter import counted
-from .ids import (
-    FILE_NAMES,
-    KEYS,
-    TEXT_KEYS,
-    Ids,
-    find_column,
-    ids_in,
-    match_ids,
-    numbered_keys,
-)
+from .ids import Ids, ids_in, match_ids, numbered_keys
 from .rows import Rows
 from .vector_files import VectorFile, read_vector_file
 from .vector_pickles import read_pickle
 
-_ITEMS = (
-    *("pair_key", "image_key", "image_keys", "image_id", "image_ids", "img_id", "img_ids"),
-    *FILE_NAMES,
-)
 # ids of texts, even where some of them equal ids of images
-_NEVER_ITEMS = ("text_key", "caption_id")
-_CAPTIONS = ("caption", "text", *TEXT_COLUMNS)
-_PATHS = (
-    *("path", "image_path", "img_path", "file_name", "filename", "image_name", "image"),
-    "url",
-)
+_NEVER_ITEMS = ROLES["text_id"]
 _Names = Mapping[str, str | None]
 _Files = Mapping[str, str | Path | None]
 
@@ -149,7 +141,7 @@ class _Side:
         self.name = name
         self.vectors = vectors
         self.columns = columns
-        self.key_column = find_column(columns, names.get("key"), _usual_keys(name))
+        self.key_column = pick(columns, *_key_roles(name), wanted=names.get("key"))
         self.keys = [row_id or "" for row_id in ids_in(columns, self.key_column)]
         self.item_columns = _item_columns(columns, names.get("image_key"))
         self.has_ids = bool(self.key_column or self.item_columns)
@@ -169,7 +161,7 @@ class _Side:
         """
         if any(self.items):
             yield "image_key", self.own_items
-        for column in dict.fromkeys([like, self.key_column, *KEYS]):
+        for column in dict.fromkeys([like, self.key_column, *pick_all(self.columns, *ROW_KEY)]):
             row_ids = ids_in(self.columns, column)
             # Ids that repeat are those of something else
             if row_ids and len(set(row_ids)) == len(row_ids):
@@ -209,7 +201,7 @@ class _Side:
             f"({counted(len(self), 'pair')})."
         )
         self.items = first.own_items
-        if self.name == "text" and find_column(self.columns, None, _CAPTIONS) is None:
+        if self.name == "text" and pick(self.columns, "caption") is None:
             # The table of the images has a caption for each
             self.columns = first.columns | self.columns
 
@@ -256,31 +248,30 @@ class _Side:
         """Return the rows with the columns that a store has."""
         columns: dict[str, Sequence[str | None]] = {"key": self.keys}
         if self.name == "image":
-            columns["path"] = self._column(None, _PATHS)
+            columns["path"] = self._column(None, "path", "image", "url")
         elif self.name == "text":
-            columns["caption"] = self._column(names.get("caption"), _CAPTIONS)
+            columns["caption"] = self._column(names.get("caption"), "caption")
             columns["image_key"] = self.items
         else:
             columns["pair_key"] = self.items
-        columns["split"] = self._column(names.get("split"), ["split"])
+        columns["split"] = self._column(names.get("split"), "split")
         table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
         return Rows(self.name, self.vectors, table)
 
-    def _column(self, wanted: str | None, usual: Sequence[str]) -> Ids:
-        column = find_column(self.columns, wanted, usual)
+    def _column(self, wanted: str | None, *roles: Role) -> Ids:
+        column = pick(self.columns, *roles, wanted=wanted)
         return self.columns[column] if column else [None] * len(self)
 
 
-def _usual_keys(modality: str) -> Sequence[str]:
-    return TEXT_KEYS if modality == "text" else KEYS
+def _key_roles(modality: str) -> Sequence[Role]:
+    return TEXT_KEY if modality == "text" else ROW_KEY
 
 
 def _item_columns(columns: TextColumns, wanted: str | None) -> list[str]:
     """Return the columns that name the item of a row: the one wanted alone, else all usual ones."""
     if wanted in columns:
         return [str(wanted)]
-    usual = [find_column(columns, None, [name]) for name in _ITEMS]
-    return list(dict.fromkeys(name for name in usual if name))
+    return pick_all(columns, *ITEM)
 
 
 def _read_descriptions(
@@ -309,8 +300,8 @@ def _listed_texts(table: pa.Table, columns: TextColumns, names: _Names, n: int) 
     """
     image_keys: Ids = [None] * n
     captions: Ids = [None] * n
-    key_column = find_column(columns, names.get("key"), KEYS)
-    caption_column = find_column(columns, names.get("caption"), _CAPTIONS)
+    key_column = pick(columns, *ROW_KEY, wanted=names.get("key"))
+    caption_column = pick(columns, "caption", wanted=names.get("caption"))
     nothing = [None] * len(table)
     keys_of_images = ids_in(columns, key_column) or nothing
     captions_of_images = table.column(caption_column).to_pylist() if caption_column else nothing
@@ -372,8 +363,8 @@ def _describe(
         StoreError: if the ids differ, or the numbers of rows.
     """
     n = len(file.vectors)
-    key_column = find_column(file.columns, names.get("key"), _usual_keys(modality))
-    table_key_column = find_column(table, names.get("key"), _usual_keys(modality))
+    key_column = pick(file.columns, *_key_roles(modality), wanted=names.get("key"))
+    table_key_column = pick(table, *_key_roles(modality), wanted=names.get("key"))
     row_ids = ids_in(file.columns, key_column)
     table_ids = ids_in(table, table_key_column)
     if key_column and table_key_column and row_ids != table_ids:

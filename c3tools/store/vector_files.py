@@ -18,26 +18,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..corpus.tables import NUMBERED_COLUMN, TextColumns, read_table, text_columns
+from ..corpus.tables import (
+    NUMBERED_COLUMN,
+    ROLES,
+    ROW_KEY,
+    TEXT_KEY,
+    TextColumns,
+    pick,
+    read_table,
+    text_columns,
+)
 from ..errors import StoreError
 from ..io.files import reading
 from ..io.limits import TooLargeError, check_unpacked
-from .ids import KEYS, TEXT_KEYS, find_column, ids_in
+from .ids import ids_in
 from .rows import one_array
 
-# names of the array or column to use if a file has several
-_USUAL_NAMES = (
-    "embedding",
-    "embeddings",
-    "clip_embedding",
-    "vector",
-    "vectors",
-    "emb",
-    "features",
-    "arr_0",
-    "image_embedding",
-    "text_embedding",
-)
 _PRINTED_BY_NUMPY = re.compile(r"\[\s*[-+\d.e]+\s+[-+\d.]")  # [0.1 0.2]; JSON has [0.1, 0.2]
 _DISK_BLOCK = 512  # bytes, the unit of st_blocks
 _LARGEST_WITH_HOLES = 1 << 26  # bytes
@@ -75,7 +71,7 @@ def read_vectors(
     file = _read_file(path, name)
     vectors = file.vectors[None] if file.vectors.ndim == 1 else file.vectors
     _require_matrix(path, vectors)
-    key_column = find_column(file.columns, None, TEXT_KEYS if modality == "text" else KEYS)
+    key_column = pick(file.columns, *(TEXT_KEY if modality == "text" else ROW_KEY))
     ids = [row_id for row_id in ids_in(file.columns, key_column) if row_id]
     if len(set(ids)) == len(vectors):
         return vectors, ids
@@ -170,7 +166,7 @@ def _read_table(path: Path, name: str | None) -> VectorFile:
         field.name
         for field in table.schema
         if _is_number(getattr(field.type, "value_type", None))
-        or (field.name in (name, *_USUAL_NAMES) and field.name not in number_columns)
+        or (field.name in (name, *ROLES["embedding"]) and field.name not in number_columns)
     ]
     numbered = [column for column in number_columns if NUMBERED_COLUMN.fullmatch(column)]
     if numbered and not list_columns:
@@ -252,9 +248,11 @@ def _choose(path: Path, name: str | None, candidates: list[str], present: Iterab
             return name
         problem = f"no vectors called {name!r}"
     else:
-        usual = [usual_name for usual_name in _USUAL_NAMES if usual_name in candidates]
-        if usual or len(candidates) == 1:
-            return (usual or candidates)[0]
+        usual = pick(candidates, "embedding")
+        if usual is not None:
+            return usual
+        if len(candidates) == 1:
+            return candidates[0]
         problem = f"{len(candidates)} arrays of vectors"
     raise StoreError(
         f"{path} has {problem}. Those with vectors: "

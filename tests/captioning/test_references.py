@@ -69,7 +69,7 @@ def test_layouts_of_captions_and_of_references(tmp_path: Path) -> None:
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     wrong: Any = {
         "json": [
-            ([{"key": "a", "text": "x"}], "'caption'"),
+            ([{"key": "a", "note": "x"}], "'caption'.* columns are 'key', 'note'"),
             ([{"key": "a", "caption": 3}], "'int'"),
             ([{"key": "a", "captions": [3]}], "a is int"),
             ([{"caption": "x"}], "image_id"),

@@ -239,3 +239,31 @@ def test_merging_files_of_means_is_merging_rows(tmp_path: Path) -> None:
     for files, said in (([one, other], "other"), ([one, one], "twice"), ([one, merged], "twice")):
         with pytest.raises(StoreError, match=said):
             merge_means(files, merged)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id,file_name,split\n1,a.jpg,val\n2,b.jpg,test\n",
+        "id,image_id,split\na,1,val\nb,2,test\n",
+        "ID;Image;Split\n1;a.jpg;val\n2;b.jpg;test\n",
+    ],
+)
+def test_a_split_table_is_joined_by_the_first_column_that_has_a_key(
+    tmp_path: Path, table: str
+) -> None:
+    store = build_store(tmp_path / "one", images("ab")).path
+    file = tmp_path / "splits.csv"
+    file.write_text(table)
+    split_store(store, output=tmp_path / "new", file=file)
+    assert splits_of(tmp_path / "new") == {"a": "val", "b": "test"}
+
+
+def test_a_split_table_without_keys_of_the_store_is_refused_with_its_columns(
+    tmp_path: Path,
+) -> None:
+    store = build_store(tmp_path / "one", images("ab")).path
+    file = tmp_path / "splits.csv"
+    file.write_text("file_name,id,split\nx.jpg,1,val\n")
+    with pytest.raises(StoreError, match="'file_name', 'id'; its columns are 'file_name', 'id'"):
+        split_store(store, output=tmp_path / "new", file=file)
