@@ -1,10 +1,10 @@
-"""Lose machines: a run on Ray that loses machines at any moment ends by itself, with the files of a
-run on one machine.
+"""Lose a machine: a run on Ray that loses a machine at any moment ends by itself, with the files of
+a run on one machine.
 
     pytest tests/long/check_lost_machines.py --kills 30    # without --kills, for --minutes
 
-Every run begins with two raylets of one core each. The second is killed once to three times; after
-each kill but the last a new one joins.
+Every run begins with two raylets of one core each. The second is killed, with its processes, when a
+random number of shards is made.
 """
 
 from __future__ import annotations
@@ -24,52 +24,62 @@ from .conftest import Budget
 
 ARGUMENTS = "embed photos texts.txt --shard-size 25 --workers 0 --backend openvino --precision fp32"
 COMMAND = [sys.executable, "-c", "from c3tools.cli import main; main()", *ARGUMENTS.split()]
+LONGEST = 300  # seconds for a run to end
 
 
-def test_a_run_that_loses_machines_ends_with_the_same_files(tmp_path: Path, budget: Budget) -> None:
+def test_a_run_that_loses_a_machine_ends_with_the_same_files(
+    tmp_path: Path, budget: Budget
+) -> None:
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    from ray.cluster_utils import Cluster
-
     store = tmp_path / "c3-store"
     copy_photos(tmp_path / "photos", 30)
-    texts = "".join(f"a photo of {number} dogs\n" for number in range(800))
+    texts = "".join(f"a photo of {number} dogs\n" for number in range(1600))
     (tmp_path / "texts.txt").write_text(texts)
     subprocess.run(COMMAND, cwd=tmp_path, check=True, capture_output=True)
     expected = contents(store)
     shards = sum(name.endswith(".parquet") for name in expected)
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    on_ray = [*COMMAND, "--executor", "ray", "--address", cluster.address]
-    seconds = 0.0  # of a run that loses nothing
     shards_at_kills = list[int]()
-    runs = 0
+    while budget.is_left(len(shards_at_kills)):
+        shutil.rmtree(store)
+        least = budget.random.randrange(shards)
+        delay = budget.random.random()
+        shards_at_kills.append(lose_a_machine(store, least, delay))
+        assert contents(store) == expected
+        at = ", ".join(map(str, sorted(shards_at_kills)))
+        budget.report(
+            f"{len(shards_at_kills)} kills, when {at} of {shards} shards were made; all runs "
+            "ended with the same files"
+        )
+
+
+def lose_a_machine(store: Path, least: int, delay: float) -> int:
+    """Run the command on two raylets, of which the second is killed so many seconds after there are
+    so many shards; return how many there were."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        while budget.is_left(len(shards_at_kills)):
-            shutil.rmtree(store)
-            second = cluster.add_node(num_cpus=1)
-            kills = budget.random.randint(1, 3) if runs else 0
-            moments = sorted(budget.random.uniform(0, seconds) for _ in range(kills))
-            start = time.monotonic()
-            run = subprocess.Popen(on_ray, cwd=tmp_path, stdout=-1, stderr=-1, text=True)
-            for moment in moments:
-                time.sleep(max(0, start + moment - time.monotonic()))
-                if run.poll() is not None:
-                    break
-                shards_at_kills.append(len(list(store.glob("*/part-*.parquet"))))
-                kill_raylet(second)
-                if moment != moments[-1]:
-                    second = cluster.add_node(num_cpus=1)
-            stderr = run.communicate(timeout=60 + 5 * seconds if runs else None)[1]
-            assert run.returncode == 0, stderr
-            assert contents(store) == expected
-            if not runs:
-                seconds = time.monotonic() - start
-            kill_raylet(second)
-            runs += 1
-            at = ", ".join(map(str, sorted(shards_at_kills)))
-            budget.report(
-                f"{len(shards_at_kills)} kills in {runs - 1} runs that ended with the same files; "
-                f"they came when {at} of {shards} shards were made"
-            )
+        second = cluster.add_node(num_cpus=1)
+        arguments = [*COMMAND, "--executor", "ray", "--address", cluster.address]
+        run = subprocess.Popen(
+            arguments,
+            cwd=store.parent,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while shards_in(store) < least and run.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        shards = shards_in(store)
+        kill_raylet(second)
+        stderr = run.communicate(timeout=LONGEST)[1]
+        assert run.returncode == 0, stderr
     finally:
         cluster.shutdown()
+    return shards
+
+
+def shards_in(store: Path) -> int:
+    return len(list(store.glob("*/part-*.parquet")))
