@@ -1,4 +1,4 @@
-"""What is written to the terminal: text without control characters, and progress as a bar in a
+"""Write to the terminal: text without control characters, and progress as a bar in a
 terminal, as occasional lines elsewhere.
 """
 

@@ -1,4 +1,4 @@
-"""How `c3 ablate` and `ablate-images` print their methods and tables."""
+"""Printing of the methods and tables of `c3 ablate` and `ablate-images`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the methods of a table learn from, and baselines that no command trains or runs."""
+"""Sources that the methods of a table learn from, and baselines that no command trains or runs."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Run:
 
 
 class Bench(ABC):
-    """What the cells of a table share: the data, and how a model is trained and scored.
+    """The shared side of the cells of a table: the data, and how a model is trained and scored.
 
     Attributes:
         methods: by name.

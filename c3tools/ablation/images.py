@@ -139,7 +139,7 @@ def ablate_images(
 
 @dataclass(frozen=True)
 class ScoredPhotos:
-    """What images are made from: the scored photos, one text of each, and what scores the images.
+    """The scored photos, one text of each, which images are made from, and what scores the images.
 
     Attributes:
         photos: rows of the photos.

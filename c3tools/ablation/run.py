@@ -1,6 +1,4 @@
-"""What the tables of captions and of images share: the choice of methods and noise, the command,
-and the run over all cells.
-"""
+"""Shared steps of the tables of captions and images: methods and noise, the command, the cells."""
 
 from __future__ import annotations
 

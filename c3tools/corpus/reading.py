@@ -326,7 +326,7 @@ def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> b
 
 @dataclass(frozen=True)
 class _Matched:
-    """What a source has of an image.
+    """The part that a source has of an image.
 
     Attributes:
         by_name: whether it has the file name of the image alone, not its path.

@@ -56,7 +56,7 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class ShardEdit:
-    """What is changed in a shard that exists, without the encoder.
+    """Changes of a shard that exists, made without the encoder.
 
     Attributes:
         removed: keys of rows and failures to leave out.

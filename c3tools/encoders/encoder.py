@@ -31,7 +31,7 @@ _USUAL_TEXT_LENGTH = 16  # tokens
 
 
 class Backend(Protocol):
-    """What runs a loaded model, batch by batch.
+    """A loaded model, which runs batch by batch.
 
     Attributes:
         name: such as ``torch``.
@@ -58,7 +58,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What an `Encoder` needs to know of its model.
+    """The facts of its model that an `Encoder` needs.
 
     Attributes:
         tokenizer: from texts to token ids, (n, context length); takes another context length as

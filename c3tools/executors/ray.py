@@ -173,7 +173,7 @@ def _allocate(
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of a task: its result, the inputs done, and those of them that failed."""
+    """The outcome of a task: its result, the inputs done, and those of them that failed."""
 
     result: Any
     done: int

@@ -185,7 +185,7 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
 
 @dataclass(frozen=True)
 class AlongGap:
-    """How much a modality varies along the gap.
+    """The variance of a modality along the gap.
 
     Attributes:
         variance_ratio: variance along the gap over that along the average direction.

@@ -41,7 +41,7 @@ _EQUAL_DIGITS = 6  # of means of equal rows, which rounding may set apart
 
 @dataclass(frozen=True)
 class PairSums:
-    """What one pass over the pairs gives.
+    """The results of one pass over the pairs.
 
     Attributes:
         cosines: float64 (k,), of every pair.

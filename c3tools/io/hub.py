@@ -32,7 +32,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Card:
-    """What the card of a repository says.
+    """The words and facts on the card of a repository.
 
     Attributes:
         summary: a sentence or two.

@@ -125,7 +125,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class _ShardContent:
-    """What the checks need of the rows of an intact shard."""
+    """The parts of an intact shard's rows that the checks need."""
 
     keys: pa.Array[Any]
     items: pa.Array[Any]  # see `item_keys`

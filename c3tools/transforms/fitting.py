@@ -295,7 +295,7 @@ class FitData:
 
 @dataclass(frozen=True)
 class StoreData:
-    """What a pipeline is fitted on, of one split of a store.
+    """The data of one split of a store that a pipeline is fitted on.
 
     Attributes:
         known: the moments.

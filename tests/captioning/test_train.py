@@ -70,7 +70,8 @@ def test_a_decoder_trained_on_texts_captions_images(world: World, captioner: Cap
 def test_a_decoder_is_trained_once_and_another_is_refused(train: Any, tmp_path: Path) -> None:
     captioner, messages = train(), Messages()
     assert Captioner.load(tmp_path / "c3-decoder").fingerprint() == captioner.fingerprint()
-    assert captioner.record["notes"] == []
+    (note,) = captioner.record["notes"]
+    assert note.startswith("The image mean of 56 rows is uncertain: 100 are recommended")
     train(overwrite=False, reporter=messages)
     assert "nothing to do" in messages.texts[-1]
     others = texts_store(tmp_path / "t", ["a dog"] * 20, dim=32)
@@ -145,7 +146,7 @@ def test_sigma_is_taken_from_the_captions_by_default(train: Any, captions_store:
     expected, _ = sigma_by_rule("auto", captions_store)
     captioner = train(sigma=None, reporter=messages)
     assert captioner.record["sigma"] == pytest.approx(expected)
-    assert f"{expected:.4g}" in messages.texts[-1]
+    assert any(f"{expected:.4g}" in text for text in messages.texts)
     record = train("lafite", preset="lafite", sigma=None).record
     assert (record["sigma"], record["made_from"]["settings"]["sigma"]) == (0.0, None)
 

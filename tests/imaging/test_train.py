@@ -204,13 +204,14 @@ def test_what_the_user_should_know_is_noted(train: Train, monkeypatch: pytest.Mo
     plain = Rows.of("image", paths, of_colours(30, -1), path=paths, split=["train"] * 30)
     made, told = train(store=build_store(Path("plain"), plain, model=TOY))
     assert made.record["photos"] == {"train": 27, "val": 3}
-    held, texts, steps = made.record["notes"]
-    assert (
-        "3 images are held out" in held,
-        "no text" in texts,
-        "2 steps are too few" in steps,
-    ) == (True, True, True)
-    assert {held, texts, steps} <= {*told}
+    notes = made.record["notes"]
+    for words in (
+        "3 images are held out",
+        "no text",
+        "2 steps are too few",
+    ):
+        assert any(words in note for note in notes), words
+    assert {*notes} <= {*told}
 
 
 def test_sigma_of_a_rule_is_that_of_noise_on_photos(train: Train, store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +317,7 @@ def test_a_saved_pipeline_says_where_it_comes_from(saved: Path, tmp_path: Path) 
     loaded.save(tmp_path / "again")
     for name in ("transform.json", "transform.safetensors"):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    recorded(Path(__file__).parent / "golden" / "card.json", loaded.card())
+    recorded(Path(__file__).parent / "golden" / "card.json", asdict(loaded.card()))
     with pytest.raises(TransformError, match="not fitted"):
         preset("c3").save(tmp_path / "unfitted")
     assert not (tmp_path / "unfitted").exists()
