@@ -184,6 +184,12 @@ class _Join:
 
         Images that the store has are looked at too: a run that goes on sees what the first run saw.
         """
+        # Images that moved, and were embedded when their folder was given alone
+        for image in images if folder.prefix else ():
+            key = image.key.removeprefix(folder.prefix)
+            if image.key not in self.keys and self._state(key, image) == "same":
+                self._take(image, key)
+
         taken_key = ""
         for depth in folder.depths():
             new = [image for image in images if image.key not in self.keys]

@@ -322,6 +322,21 @@ def test_another_photo_with_the_key_of_one_that_has_gone_replaces_nothing(
     assert Store.open("s").input_digests()["1"] == digest
 
 
+def test_folders_that_were_embedded_one_by_one_and_moved_together_keep_their_keys(
+    folder: Path,
+) -> None:
+    for path, colour in (("cam1", "red"), ("cam2", "blue")):
+        camera(path, colour)
+        embedded(path)
+    before = keys()
+    (folder / "disk").mkdir()
+    for name in ("cam1", "cam2", "s"):
+        Path(name).rename(f"disk/{name}")
+    found = embedded("disk/cam1", "disk/cam2", store="disk/s", update=True)
+    assert found == (0, 2, ["1", "cam2/1"], [])
+    assert keys("disk/s") == {key: f"disk/{path}" for key, path in before.items()}
+
+
 def test_a_file_that_was_renamed_is_removed_and_added(folder: Path) -> None:
     camera("a", "red")
     embedded("a")
