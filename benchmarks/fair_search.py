@@ -19,16 +19,17 @@ of kind m.
     rrf             1 / (60 + rank within its kind)
     min-max         (s - s_10) / (s_1 - s_10) within its kind, s = c.c'
     pseudo-positive (s - a_m) / b_m, a and b mean and deviation of the best score of train queries
-    (2511.22141) A               (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
+                    (2511.22141)
+    A               (c.c' - c.mu) / sqrt(c' S c), mu and S of centred rows
     A, moments      c.c' / sqrt(c' S c / tr S), S of plain rows: what A is if centred rows have all
-    the same norm B               e.(e' - mu) / sqrt(e' S e)
+                    the same norm
+    B               e.(e' - mu) / sqrt(e' S e)
     C               (e - mu).(e' - mu) / sqrt(tr S_m)
     C, unit         c.c' / sqrt(tr(S_q S_m) / tr S_q / tr S_m): the preset fair
     Platt           logistic(a_m s + b_m), from train pairs
     known           the rows of the right kind alone
     NNN             A, moments less alpha times the mean of a row's k best such scores with train
-    queries (2410.24114);
-                    alpha and k are chosen on val
+                    queries (2410.24114); alpha and k are chosen on val
 
 The form to be shipped is chosen on val between A, its moments form and B by the mean over all cells
 of Flickr8k. Takes about five minutes on 2 cores.

@@ -1,19 +1,19 @@
 """The exceptions that c3tools raises on purpose.
 
-    C3Error                    errors that the user can solve; the commands print them without a
-    traceback ├── CorpusError            inputs: paths, images, captions files, columns
+    C3Error                    errors that the user can solve, printed without a traceback
+    ├── CorpusError            inputs: paths, images, captions files, columns
     ├── EncoderError           models: unknown names, weights that cannot be loaded, wrong shapes
     ├── StoreError             stores: missing, damaged, made with another model
     │   └── IncompleteStoreError   files that the manifest records are missing
     ├── OutputError            outputs: in use by another run, another finished result, other files
-    ├── TransformError         pipelines: unfitted, wrong order, wrong dimension; also a
-    ValueError
+    ├── TransformError         pipelines: unfitted, wrong order or dimension; also a ValueError
     ├── ConnectError           contrastive training: too few pairs, invalid settings, failed runs
     ├── DecoderError           decoders: missing, damaged, made for other embeddings
-    ├── GeneratorError         image generators: missing, damaged, made for other embeddings,
-    missing photos ├── MetricError            scores: missing references, too few rows
-    ├── UnreachableError       a server that stays down, wrong credentials, a file that may not be
-    read; also an OSError └── MissingExtraError      an optional dependency is not installed
+    ├── GeneratorError         image generators: missing, damaged, for other embeddings, no photos
+    ├── MetricError            scores: missing references, too few rows
+    ├── UnreachableError       a server that stays down, wrong credentials; also an OSError
+    │   └── RefusedError       a file that may not be read
+    └── MissingExtraError      an optional dependency is not installed
 
 Each message says what is wrong, where, and what to do.
 """

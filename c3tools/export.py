@@ -6,18 +6,17 @@ alone, not on the number of workers.
 
     c3-export/
       transform.json, transform.safetensors   the fitted pipeline: Pipeline.load("c3-export")
-      manifest.json                           the files with their SHA-256, and what they were made
-      from; written last
+      manifest.json                           the files with their SHA-256, and what they were
+                                              made from; written last
 
     parquet       store.json and text/part-00000.parquet: a store whose rows went through the
-    pipeline, with the column
-                  role; plain values, which DuckDB can read (it cannot read byte-stream split of
-                  float16)
+                  pipeline, with the column role; plain values, which DuckDB can read (it cannot
+                  read byte-stream split of float16)
     npy           text/embeddings/part-00000.npy + text/metadata/part-00000.parquet: the layout that
                   embedding-reader (file format parquet_npy) and autofaiss read
     safetensors   text/part-00000.safetensors (tensor "embedding") +
-    text/metadata/part-00000.parquet hf            text/train/part-00000.parquet, one folder per
-    split, for datasets.load_dataset
+                  text/metadata/part-00000.parquet
+    hf            text/train/part-00000.parquet, one folder per split, for datasets.load_dataset
 
 Each part has Parquet files, written last, whose metadata say what the part was made from.
 """

@@ -16,10 +16,9 @@ ZeroCap (Tewel et al., 2022) shifts what the language model has read, by a gradi
 Before each word but the first, five gradient steps shift the keys and values of what was written,
 to lower
 
-    - sum_v q(v) log p(v) + 0.2 KL(p || p_0),    q = softmax(scale cos(image, text + v)) over the
-      512 likeliest
+    - sum_v q(v) log p(v) + 0.2 KL(p || p_0),    q = softmax(scale cos(image, text + v))
 
-where p_0 is the probability without a shift, and q has no gradient. A step is -0.3 g / |g|^0.9 for
+over the 512 likeliest continuations v, where p_0 is the probability without a shift, and q has no gradient. A step is -0.3 g / |g|^0.9 for
 the keys and for the values of each layer. Words are then scored by p^0.99 p_0^0.01, normalised; of
 five beams, compared by their mean log-probability, the one closest to the image is returned. The
 published model is GPT-2, which continues "Image of a"; a language model of captions begins without

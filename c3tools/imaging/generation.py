@@ -3,8 +3,8 @@ them.
 
     c3-images/
       images.json             the text of each image, and the settings
-      NAME-1f3a9c02.png       one file per image; its name has a digest of all that the image
-      depends on images.html             all images on one page
+      NAME-1f3a9c02.png       one file per image; its name has a digest of all that it depends on
+      images.html             all images on one page
 
 An image that already exists is not made again, so the same command continues, and another adds to
 the folder.

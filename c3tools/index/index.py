@@ -1,13 +1,15 @@
 """An index of a store on disk: build it, add to it, open it, and search it by text, image, vector
 or key.
 
-c3-index/
-index.json                    factory, dimension, rows, nprobe, measured recall, shards of the
-store, settings part-00000.faiss              up to `shard_rows` vectors of one modality
-rows.parquet                  key, modality, caption, path of each row, in the order of the vectors
-transform.json, .safetensors  the pipeline that rows and queries are transformed with
-moments.safetensors           the moments of transformed rows, by modality, which scores are
-calibrated with
+    c3-index/
+      index.json                    factory, dimension, rows, nprobe, measured recall, shards of
+                                    the store, settings
+      part-00000.faiss              up to `shard_rows` vectors of one modality
+      rows.parquet                  key, modality, caption, path of each row, in the order of the
+                                    vectors
+      transform.json, .safetensors  the pipeline that rows and queries are transformed with
+      moments.safetensors           the moments of transformed rows, by modality, which scores are
+                                    calibrated with
 
 An index that grows keeps its cells and its pipeline, and so the means of the rows that it was built
 from. After any other change of the store or the settings it is made again. The parts are copies of

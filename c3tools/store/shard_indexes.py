@@ -1,8 +1,7 @@
 """FAISS shards: an exact FAISS index beside the rows of each shard, in the order of the rows.
 
     image/_part-00000.faiss   the vectors, for inner products: if the store has unit rows of
-    float16, the same values;
-                              else float32, scaled to unit length
+                              float16, the same values; else float32, scaled to unit length
 
 The manifest lists the index; that of a shard that is rewritten is taken from the list. Every
 command that writes shards calls `keep_indexes`, so a store that has indexes, or is made from one
