@@ -18,12 +18,12 @@ to lower
 
     - sum_v q(v) log p(v) + 0.2 KL(p || p_0),    q = softmax(scale cos(image, text + v))
 
-over the 512 likeliest continuations v, where p_0 is the probability without a shift, and q has no gradient. A step is -0.3 g / |g|^0.9 for
-the keys and for the values of each layer. Words are then scored by p^0.99 p_0^0.01, normalised; of
-five beams, compared by their mean log-probability, the one closest to the image is returned. The
-published model is GPT-2, which continues "Image of a"; a language model of captions begins without
-a prompt, so its first word has no context to shift. It costs up to 5 x 512 text encodings per beam
-and word.
+over the 512 likeliest continuations v, where p_0 is the probability without a shift, and q has no
+gradient. A step is -0.3 g / |g|^0.9 for the keys and for the values of each layer. Words are then
+scored by p^0.99 p_0^0.01, normalised; of five beams, compared by their mean log-probability, the
+one closest to the image is returned. The published model is GPT-2, which continues "Image of a"; a
+language model of captions begins without a prompt, so its first word has no context to shift. It
+costs up to 5 x 512 text encodings per beam and word.
 
 Shapes: B captions or open beams, K candidates, W width, V vocabulary.
 """
