@@ -1,6 +1,4 @@
-"""A description of this machine: versions, devices with their precisions, installed extras, scores
-that need Java.
-"""
+"""A description of this machine: versions, devices, backends, installed extras, caption metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import torch
 from . import __version__, devices
 from .encoders.backend import EncoderBackend
 from .encoders.backends import BACKENDS
-from .metrics.captions import JAVA_METRICS, missing_for
+from .metrics.captions import METRICS
 
 _PACKAGES = (
     "torch open_clip_torch openvino nncf numpy pyarrow safetensors faiss-cpu faiss-gpu".split()
@@ -37,7 +35,7 @@ def describe_machine() -> dict[str, Any]:
         ``backends``: for each ``name``, ``devices`` (with precisions, in words), ``installed`` and
             ``extra``;
         ``extras``: the missing packages of each extra;
-        ``java``: for each score None, or what is missing.
+        ``metrics``: for each metric of captions None, or what is missing.
     """
     extras: dict[str, list[str]] = {}
     for found in filter(None, map(_EXTRA.match, importlib.metadata.requires("c3tools") or ())):
@@ -54,7 +52,7 @@ def describe_machine() -> dict[str, Any]:
         "devices": [_device(name) for name in names],
         "backends": [_backend(backend) for backend in BACKENDS.values()],
         "extras": extras,
-        "java": {name: missing_for(name) for name in JAVA_METRICS},
+        "metrics": {name: metric.missing() for name, metric in METRICS.items()},
     }
 
 

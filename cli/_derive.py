@@ -123,7 +123,7 @@ _FLAGS: dict[str, list[str]] = {
 _PARSERS = {
     **dict.fromkeys(("output", "decoder", "folder"), _local_path),
     **dict.fromkeys(("html", "save", "figure"), output_file),
-    **dict.fromkeys(("modalities", "presets"), _names),
+    **dict.fromkeys(("modalities", "presets", "metrics"), _names),
     "fractions": _numbers,
     "other": _named_file,
     "json": _json_destination,

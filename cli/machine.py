@@ -70,6 +70,6 @@ def info() -> Any:
         for name, missing in found["extras"].items()
     ]
     print_table(Table(["extra", "installed", "missing"], extras, left=["installed", "missing"]))
-    for name, lacking in found["java"].items():
+    for name, lacking in found["metrics"].items():
         out.print(f"{name}: {lacking or 'can be computed'}")
     return found

@@ -29,7 +29,7 @@ from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import C3Error, MetricError, TransformError
 from ..io.artifact import digest_of
-from ..metrics.captions import missing_for, score_captions
+from ..metrics.captions import DEFAULT_METRICS, require_metrics, score_captions
 from ..metrics.retrieval import nearest
 from ..moments import Moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
@@ -68,7 +68,7 @@ def ablate(
     set: Sequence[str] = (),
     epochs: int | None = None,
     beams: int | None = None,
-    spice: bool = False,
+    metrics: Sequence[str] | None = None,
     jobs: int = 1,
     device: str | None = None,
     precision: str = "auto",
@@ -93,7 +93,8 @@ def ablate(
         set: See `train_captioner`.
         epochs: See `train_captioner`.
         beams: See `caption_images`.
-        spice: Add SPICE (needs Java and the Stanford models); METEOR is added where there is Java.
+        metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. By default BLEU, ROUGE-L and
+            CIDEr, and METEOR where there is Java.
         jobs: Trainings that run at the same time. Each gets a share of the cores, or its own GPU.
         device: See `connect_heads`.
         precision: See `embed`.
@@ -126,7 +127,7 @@ def ablate(
             "set": set,
             "epochs": epochs,
             "beams": beams,
-            "spice": spice,
+            "metrics": None if metrics is None else ",".join(metrics),
             "jobs": jobs,
             "device": device,
             "precision": precision,
@@ -141,7 +142,7 @@ def ablate(
             test_store=test_store,
             settings=DecoderSettings(size, tuple(set), epochs),
             beams=beams,
-            spice=spice,
+            metrics=metrics,
             compute=devices.pick(device, precision),
             reporter=reporter,
         )
@@ -179,7 +180,7 @@ class CaptionBench(TableBench):
         scored: the images to caption.
         settings: of the decoders.
         generation: how captions are generated.
-        java: of METEOR and SPICE, the scores to add.
+        metrics: names of the metrics to compute.
         encoder: of the embeddings' model; needed by MAGIC, ZeroCap and ESPER.
         compute: device and precision.
         evaluate: the command that scores a decoder as the cells are scored.
@@ -190,7 +191,7 @@ class CaptionBench(TableBench):
     scored: Scored
     settings: DecoderSettings
     generation: GenerationConfig
-    java: Sequence[str]
+    metrics: Sequence[str]
     encoder: Encoder | None
     compute: Compute
     evaluate: Sequence[str]
@@ -208,7 +209,7 @@ class CaptionBench(TableBench):
         test_store: Store | str | Path | None,
         settings: DecoderSettings,
         beams: int | None,
-        spice: bool,
+        metrics: Sequence[str] | None,
         compute: Compute,
         reporter: Reporter,
     ) -> Self:
@@ -222,6 +223,7 @@ class CaptionBench(TableBench):
             DecoderError: if there are too few captions.
             MetricError: if the split has no images with captions.
         """
+        available_metrics, notes_on_metrics = _available_metrics(metrics)
         encoder = None
         asking = [name for name in methods if METHODS[name].needs_encoder]
         if asking:
@@ -233,11 +235,7 @@ class CaptionBench(TableBench):
                 reporter=reporter,
             )
         train, val, notes = training_rows(store)
-        lacking = {
-            name: missing_for(name) for name in ("METEOR", "SPICE") if spice or name != "SPICE"
-        }
-        if lacking.get("SPICE"):
-            notes.append(f"SPICE is left out: {lacking['SPICE']}")
+        notes += notes_on_metrics
         exported = Pipeline.of_export(store)
         if exported:
             notes.append(
@@ -289,7 +287,7 @@ class CaptionBench(TableBench):
             scored=Scored(images, references, _first_captions(scored_store, images)),
             settings=settings,
             generation=GenerationConfig.from_options(beams, built_in=is_built_in),
-            java=[name for name in lacking if not lacking[name]],
+            metrics=available_metrics,
             encoder=encoder,
             compute=compute,
             evaluate=evaluate,
@@ -335,7 +333,7 @@ class CaptionBench(TableBench):
             rows.embeddings,
             references,
             self.scored.described,
-            [*self.java],
+            [*self.metrics],
         )
 
     def load(self, folder: Path) -> Captioner:
@@ -392,7 +390,7 @@ class CaptionBench(TableBench):
             model = replace(model, pipeline=self.fit_pipeline(inference, cell.sigma))
             captions = self._write(cell, model, scored, reporter)
         outputs = dict(zip(scored.rows.keys, captions, strict=True))
-        scores = score_captions(outputs, scored.references, java=self.java)
+        scores = score_captions(outputs, scored.references, metrics=self.metrics)
         order = np.argsort(np.array(scores.keys), kind="stable")
         values = {}
         for name in scores.corpus:
@@ -567,3 +565,29 @@ def _learned_photos(
 def _training_seconds(captioner: Captioner) -> float:
     seconds = sum(float(epoch["seconds"]) for epoch in captioner.record["history"])
     return seconds + float(captioner.record.get("language_model_seconds", 0.0))
+
+
+def _available_metrics(names: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Return the metrics that can be computed here, and notes on those that cannot.
+
+    Args:
+        names: None for the usual ones, and METEOR without a note where there is no Java.
+
+    Raises:
+        MetricError: for an unknown name, or a metric that needs an encoder.
+    """
+    wanted = require_metrics((*DEFAULT_METRICS, "METEOR") if names is None else names)
+    available = []
+    notes = []
+    for metric in wanted:
+        if metric.needs_images:
+            raise MetricError(
+                f"{metric.name} needs {metric.needs}, and is not computed in ablations.",
+                remedy="Leave it out, and use `c3 evaluate`.",
+            )
+        lacking = metric.missing()
+        if lacking is None:
+            available.append(metric.name)
+        elif names is not None:
+            notes.append(f"{metric.name} is left out: {lacking}")
+    return available, notes

@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import Array
 from ..imaging.evaluate import score_interval, score_text
 from ..io.files import write_text_atomically
-from ..metrics.captions import JAVA_METRICS
+from ..metrics.captions import METRICS
 from ..metrics.significance import crossed_interval
 from ..pages import render_page
 from ..pages.render import interval, signed
@@ -25,7 +25,6 @@ from .methods import ABLATION, IMAGE_METHODS, METHODS, PUBLISHED_IMAGES, Method
 
 _INTERVAL = "95 % interval"  # heading
 CHOOSE_BY = "CIDEr"
-_OF_CAPTIONS = (CHOOSE_BY, "BLEU-4", "ROUGE-L")
 _COMPARED = (CHOOSE_BY, "FD-", "KID-")
 # a step, and what it follows
 _BEFORE = {"C2_1": ("C1",), "C2_2": ("C1",), "C3": ("C2_2", "C2_1", "C1")}
@@ -102,8 +101,8 @@ class Ablation:
         if self.task == "captions":
             trainings = ("seeds", "images", "published", "checkpoint")
             return [
-                self._table(self.title, _OF_CAPTIONS, CHOOSE_BY),
-                self._table("", JAVA_METRICS, facts=trainings),
+                self._table(self.title, _caption_scores(with_needs=False), CHOOSE_BY),
+                self._table("", _caption_scores(with_needs=True), facts=trainings),
             ]
         tables = []
         for own in [name.removeprefix("KID") for name in scored if name.startswith("KID-")]:
@@ -285,3 +284,15 @@ def _stacked(values: Sequence[Sequence[float]]) -> Array:
     return (
         np.array(values) if len({len(each) for each in values}) == 1 else np.empty((len(values), 0))
     )
+
+
+def _caption_scores(*, with_needs: bool) -> list[str]:
+    """Return the scores of captions that tables show, of metrics with or without further needs.
+
+    The one that decoders are chosen by comes first.
+    """
+    names: list[str] = []
+    for metric in METRICS.values():
+        if bool(metric.needs) == with_needs:
+            names += metric.shown
+    return sorted(names, key=lambda name: name != CHOOSE_BY)

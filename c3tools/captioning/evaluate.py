@@ -13,7 +13,13 @@ from .. import devices
 from ..corpus.splits import STANDARD
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
-from ..metrics.captions import PROMPT, CaptionScores, clip_scores, score_captions
+from ..metrics.caption_metric import EncodedImages
+from ..metrics.captions import (
+    DEFAULT_METRICS,
+    CaptionScores,
+    require_metrics,
+    score_captions,
+)
 from ..metrics.significance import Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
@@ -99,9 +105,7 @@ def evaluate_captions(
     temperature: float = 1.0,
     steer: str | None = None,
     seed: int = 0,
-    meteor: bool = False,
-    spice: bool = False,
-    clip_score: bool = False,
+    metrics: Sequence[str] | None = None,
     resamples: int = 1000,
     device: str | None = None,
     backend: str = "auto",
@@ -129,9 +133,8 @@ def evaluate_captions(
         temperature: Sampling temperature.
         steer: See `caption_images`.
         seed: Seed for all random numbers.
-        meteor: Add METEOR (needs Java).
-        spice: Add SPICE (needs Java and the Stanford models).
-        clip_score: Add CLIPScore and RefCLIPScore, computed with the encoder of the store.
+        metrics: Metrics to compute, for example CIDEr,METEOR,SPICE. c3 info lists all. By default
+            BLEU, ROUGE-L and CIDEr.
         resamples: Number of bootstrap resamples for the intervals; 0: no intervals.
         device: See `connect_heads`.
         backend: See `embed`.
@@ -141,10 +144,12 @@ def evaluate_captions(
     Raises:
         StoreError: if the store is missing, or has no images or no captions.
         DecoderError: if there is no decoder, or it was trained on another model or dimension.
-        MetricError: if there is nothing to score, or references are missing (their keys are
-            listed).
+        MetricError: for an unknown metric, if there is nothing to score, or if references are
+            missing (their keys are listed).
         MissingExtraError: if pycocoevalcap is not installed.
     """
+    metric_names = DEFAULT_METRICS if metrics is None else tuple(metrics)
+    needing_images = [one.name for one in require_metrics(metric_names) if one.needs_images]
     if captions is None:
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
@@ -156,26 +161,25 @@ def evaluate_captions(
             steer=steer,
             seed=seed,
         )
-    java = [name for name, wanted in (("METEOR", meteor), ("SPICE", spice)) if wanted]
     if isinstance(references, str | Path):
         references = read_references(references)
     encoder: Encoder | None = None
     opened: Any = None  # if it is needed
     exported = None
-    if captions is None or references is None or clip_score:
+    if captions is None or references is None or needing_images:
         opened = Store.open(store, reporter=reporter)
         modality = modality or captioned_modality(opened)
         exported = Pipeline.of_export(opened)
-        if exported and (steer or clip_score):
+        if exported and (steer or needing_images):
+            options = [*needing_images, "--steer"] if steer else needing_images
             raise MetricError(
-                "--steer and --clip-score compare images with texts as the encoder gives them, "
-                "but the rows of the "
-                f"export {opened.path} went through {exported[0].name}.",
+                f"{' and '.join(options)} compare images with texts as the encoder gives them, but "
+                f"the rows of the export {opened.path} went through {exported[0].name}.",
                 remedy="Use the store that was exported.",
             )
         if references is None:
             require_captions(opened)
-        if clip_score or (steer and captions is None):
+        if needing_images or (steer and captions is None):
             encoder = resolve_encoder(
                 recorded=opened.info.model,
                 device=device,
@@ -204,7 +208,12 @@ def evaluate_captions(
             generation=generation,
         )
         own = dict(zip(images.keys, texts, strict=True))
-    details = score_captions(own, align_keys(own, known), java=java)
+    images_to_score = None
+    if encoder is not None and needing_images and modality:
+        images_to_score = _encoded_images(opened, modality, encoder)
+    details = score_captions(
+        own, align_keys(own, known), metrics=metric_names, images=images_to_score
+    )
     scored, differences, notes = details.corpus if resamples else (), {}, [*details.notes]
     intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in scored}
     if left_out:
@@ -214,18 +223,15 @@ def evaluate_captions(
             f"{modality}s without reference captions are",
         )
         notes.append(f"{said} left out; the first is {left_out[0]}.")
-    shown = {}
-    if encoder is not None and clip_score and modality:
-        shown = _clip_scores(opened.load(modality), opened, encoder, own, known)
     if against is not None:
         others = read_predictions(against)
-        other = score_captions(others, align_keys(others, known), java=java)
+        other = score_captions(
+            others, align_keys(others, known), metrics=metric_names, images=images_to_score
+        )
         differences = {
             name: compare(other, details, name) for name in details.corpus if name in other.corpus
         }
-    return Evaluation(
-        own, {**details.corpus, **shown}, intervals, details, differences, notes, left_out
-    )
+    return Evaluation(own, details.corpus, intervals, details, differences, notes, left_out)
 
 
 def require_captions(store: Store) -> None:
@@ -301,27 +307,14 @@ def images_with_references(
     return images.select(has), images.select(~has).keys
 
 
-def _clip_scores(
-    images: Rows, store: Store, encoder: Encoder, captions: Mapping[str, str], references: Texts
-) -> dict[str, float]:
-    """Return CLIPScore and RefCLIPScore, in percent, from the stored embeddings of the images."""
+def _encoded_images(store: Store, modality: str, encoder: Encoder) -> EncodedImages:
+    """Return the stored embeddings of the images, with the encoder that made them.
+
+    Raises:
+        StoreError: if another encoder made them.
+    """
     store.info.require_same_model(
         encoder.identity, own=f"The store {store.path}", theirs="the encoder"
     )
-    rows = positions(images.keys)
-    missing = [key for key in captions if key not in rows]
-    if missing:
-        raise MetricError(
-            f"CLIPScore needs the images, but {len(missing)} are not in the store, for example "
-            f"{missing[0]}."
-        )
-    aligned = align_keys(captions, references)
-    embeddings = images.embeddings[[rows[key] for key in captions]]
-    candidates = encoder.encode_texts([PROMPT + caption for caption in captions.values()])
-    item_index = np.repeat(np.arange(len(captions)), [len(aligned[key]) for key in captions])
-    described = encoder.encode_texts([PROMPT + text for key in captions for text in aligned[key]])
-    scores = clip_scores(embeddings, candidates, described, item_index)
-    return {
-        name: float(values.mean())
-        for name, values in zip(("CLIPScore", "RefCLIPScore"), scores, strict=True)
-    }
+    images = store.load(modality)
+    return EncodedImages(positions(images.keys), images.embeddings, encoder.encode_texts)

@@ -76,7 +76,7 @@ class _Captioned(NamedTuple):
             name,
             summary,
             captions,
-            dict(zip(found.keys, found.per_image[CHOOSE_BY].tolist(), strict=True)),
+            dict(zip(found.keys, found.image_values(CHOOSE_BY).tolist(), strict=True)),
         )
 
     @property

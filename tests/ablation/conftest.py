@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {
 def without_java() -> Iterator[None]:
     """Tables are the same on every machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
+        patch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
         yield
 
 

@@ -23,6 +23,7 @@ from c3tools.captioning.esper import ESPER_TRAINING
 from c3tools.devices import Compute
 from c3tools.errors import C3Error, DecoderError, MetricError, StoreError
 from c3tools.export import export_store
+from c3tools.metrics.caption_metric import MeanScore
 from c3tools.metrics.captions import score_captions
 from c3tools.reporter import SILENT, Reporter
 from c3tools.store import Rows, Store
@@ -48,7 +49,7 @@ def bench_of(
         "test_store": None,
         "settings": DecoderSettings("tiny", ("layers=1", "max_tokens=4"), 1),
         "beams": None,
-        "spice": False,
+        "metrics": None,
         "compute": Compute("cpu", "fp32"),
     }
     return CaptionBench.read(store, split=split, reporter=told, **options | changes)
@@ -119,11 +120,14 @@ def test_every_method_runs_and_is_scored(
 def test_scores_that_need_java_are_in_the_table_where_it_is(
     bench: CaptionBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("c3tools.metrics.captions.missing_for", lambda name: None)
+    monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: None)
     monkeypatch.setattr(
-        "c3tools.metrics.captions._java_score", lambda name, targets, _: (12.5, np.full(16, 12.5))
+        "c3tools.metrics.java_metrics.Meteor._run",
+        lambda metric, captions: MeanScore(12.5, np.full(16, 12.5)),
     )
-    (run,) = run_cells(replace(bench, java=["METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path)
+    (run,) = run_cells(
+        replace(bench, metrics=["CIDEr", "METEOR"]), [Cell("CLIPRe", 0, 0.1)], tmp_path
+    )
     scores, trainings = bench.table([run]).tables()
     assert "CIDEr" in scores.columns
     assert ("METEOR", "12.5") in zip(trainings.columns, trainings.rows[0], strict=True)
@@ -326,7 +330,10 @@ def test_equal_keys_of_another_domain_are_other_images(toy_store: Store, tmp_pat
     np.testing.assert_allclose(found.scored.described, world.texts.embeddings[first], atol=1e-6)
     fewer = replace(world, texts=world.texts.select(np.arange(2, len(world.texts))))
     bench_of(
-        toy_store, told=told, spice=True, test_store=store_of(tmp_path / "fewer", fewer, ["test"])
+        toy_store,
+        told=told,
+        metrics=["CIDEr", "SPICE"],
+        test_store=store_of(tmp_path / "fewer", fewer, ["test"]),
     )
     bench_of(toy_store, "all", told, test_store=Store.open(toy_store.path.resolve()))
     missing = ["SPICE is left out: it needs Java", "Left out: 1 image without reference captions."]

@@ -12,7 +12,8 @@ import pytest
 from c3tools import Captioner, evaluate_captions
 from c3tools.errors import DecoderError, MetricError, StoreError
 from c3tools.identity import ModelIdentity
-from c3tools.metrics.captions import clip_scores, score_captions
+from c3tools.metrics.captions import score_captions
+from c3tools.metrics.clip_score import clip_scores
 from c3tools.store import Store
 from tests.conftest import make_store, write_jsonl
 
@@ -84,7 +85,12 @@ def test_clip_scores_are_those_of_the_stored_images(
     # two and one
     known = {key: texts[rank:] for rank, (key, texts) in enumerate([*known.items()][:2])}
     captions = {key: perfect[key] for key in known}
-    options: Any = {"captions": captions, "references": known, "clip_score": True, "resamples": 0}
+    options: Any = {
+        "captions": captions,
+        "references": known,
+        "metrics": ["CLIPScore"],
+        "resamples": 0,
+    }
     scores = evaluate_captions(captions_store, **options).scores
     images = captions_store.load("image")
     written, theirs = (
@@ -101,7 +107,7 @@ def test_clip_scores_are_those_of_the_stored_images(
             captions_store,
             captions={"elsewhere": "a"},
             references={"elsewhere": "a"},
-            clip_score=True,
+            metrics=["CLIPScore"],
         )
     encoder.identity = ModelIdentity(name="other-model")
     with pytest.raises(StoreError, match=r"toy-model .*other-model"):
@@ -138,6 +144,6 @@ def test_references_may_name_the_images_of_the_store_differently(
 @pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
 def test_java_scores_are_added(captions_store: Store, perfect: Any) -> None:
     result = evaluate_captions(
-        captions_store, captions=perfect, meteor=True, spice=True, resamples=20
+        captions_store, captions=perfect, metrics=["METEOR", "SPICE"], resamples=20
     )
     assert result.scores["METEOR"] == pytest.approx(100, abs=0.1)

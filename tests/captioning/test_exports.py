@@ -68,7 +68,7 @@ def test_what_contradicts_the_pipeline_of_an_export_is_refused_or_told(
     with pytest.raises(TransformError, match="c2-collapse adds no noise"):
         export_store(captions_store, tmp_path / "none", preset="c2-collapse", before_noise=True)
     own = train_captioner(noised, output=tmp_path / "own", **TINY)
-    asked: Any = {"--steer": {"steer": "magic"}, "--clip-score": {"clip_score": True}}
+    asked: Any = {"--steer": {"steer": "magic"}, "CLIPScore": {"metrics": ["CLIPScore"]}}
     for option, given in asked.items():
         with pytest.raises(MetricError, match=f"{option} .* went through c2-collapse"):
             evaluate_captions(collapsed, decoder=own, **given)

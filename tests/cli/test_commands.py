@@ -71,7 +71,7 @@ def test_embeddings_are_captioned_without_an_encoder(c3: C3) -> None:
 @pytest.mark.usefixtures("workplace")
 def test_a_table_names_its_command(c3: C3, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pycocoevalcap")
-    monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
+    monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     words = (
         "ablate --methods C1,C3 --size tiny --epochs 1 --precision fp32 --seeds 1 --sigma 0.1 "
         "--json"

@@ -70,7 +70,7 @@ def test_commands_say_what_they_made(
 ) -> None:
     for console in (out, err):
         monkeypatch.setattr(console, "width", 110)
-    monkeypatch.setattr("c3tools.ablation.captions.missing_for", lambda name: "it needs Java")
+    monkeypatch.setattr("c3tools.metrics.java_metrics.missing_java", lambda: "it needs Java")
     monkeypatch.setattr(
         machine, "describe_machine", lambda: json.loads((FOLDER / "machine.json").read_text())
     )

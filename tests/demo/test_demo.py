@@ -158,7 +158,7 @@ def test_first_captions_are_there_when_the_training_is_interrupted(
     captions = dict(zip([key_of[human] for human in people], written, strict=True))
     shown = [float(number) for number in numbers]
     assert shown == [
-        round(score) for score in score_captions(captions, references).per_image["CIDEr"]
+        round(score) for score in score_captions(captions, references).image_values("CIDEr")
     ]
     best, worst, others = shown[:6], shown[6:12], shown[12:]
     assert [*best, *others, *worst[::-1]] == sorted(shown)[::-1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from c3tools.assets.paths import CAPTIONS
+from c3tools.metrics.caption_metric import MeanScore
 from c3tools.metrics.captions import score_captions
 from c3tools.metrics.tokenizer import tokenize
 
@@ -45,9 +46,11 @@ def test_tokens_and_meteor_are_those_of_java(budget: Budget) -> None:
     corpus, each = scorer.compute_score(tokens, own)
     scorer.meteor_p.kill()
     scorer.meteor_p.communicate()  # closes its pipes
-    scores = score_captions(predictions, references, java=["METEOR"])
+    scores = score_captions(predictions, references, metrics=["METEOR"])
     assert scores.corpus["METEOR"] == pytest.approx(100 * corpus, abs=1e-6)
-    np.testing.assert_allclose(scores.per_image["METEOR"], 100 * np.array(each), atol=1e-6)
+    score = scores.scores["METEOR"]
+    assert isinstance(score, MeanScore)
+    np.testing.assert_allclose(score.per_image, 100 * np.array(each), atol=1e-6)
     budget.report(
         f"{different} of {seen:,} captions tokenised otherwise than in Java, METEOR the same"
     )

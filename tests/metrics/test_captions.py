@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from c3tools.errors import MetricError, MissingExtraError
-from c3tools.metrics import captions as captions_module
-from c3tools.metrics.captions import METRICS, clip_scores, score_captions
+from c3tools.metrics import java_metrics
+from c3tools.metrics.caption_metric import MeanScore
+from c3tools.metrics.captions import score_captions
+from c3tools.metrics.clip_score import clip_scores
 from c3tools.metrics.tokenizer import tokenize
 
 pytest.importorskip("pycocoevalcap")
@@ -22,6 +24,7 @@ REFERENCES = {
     "c": ["A red train at the station", "the train's doors aren't open", "A train waits."],
     "d": ["A bowl of soup on a table."],
 }
+SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")  # by default
 PREDICTIONS = {
     "a": "a dog runs near the beach",
     "b": "two kids play with a red ball",
@@ -41,7 +44,7 @@ def test_scores_equal_those_of_pycocoevalcap() -> None:
         written = {key: [tokenize(text)] for key, text in captions.items()}
         expected = Bleu(4).compute_score(targets, written, verbose=0)[0]
         expected += [scorer().compute_score(targets, written)[0] for scorer in (Rouge, Cider)]
-        of = dict(zip(METRICS, 100 * np.array(expected), strict=True))
+        of = dict(zip(SCORES, 100 * np.array(expected), strict=True))
         assert score_captions(captions, REFERENCES).corpus == pytest.approx(of, abs=1e-6)
 
 
@@ -55,9 +58,11 @@ def test_a_resample_scores_like_its_captions_and_images_have_values() -> None:
     )
     for metric in ("BLEU-4", "ROUGE-L"):
         assert scores.resampled(metric, np.array([0, 0, 2])) == pytest.approx(again.corpus[metric])
-    for metric in METRICS:
-        values = scores.per_image.get(metric)
-        if values is None:  # of BLEU the jackknife
+    for metric in SCORES:
+        score = scores.scores[metric]
+        if isinstance(score, MeanScore):
+            values = score.per_image
+        else:  # the jackknife
             without = np.array([scores.resampled(metric, np.delete(rows, row)) for row in rows])
             values = scores.corpus[metric] - 3 * (without - without.mean())
         np.testing.assert_allclose(scores.image_values(metric), values)
@@ -85,11 +90,11 @@ def test_empty_captions_score_nothing_and_what_cannot_be_scored_is_refused(
 
 
 def test_java_scores_that_cannot_run_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captions_module, "_SPICE_MODELS", ("no-such-model.jar",))
+    monkeypatch.setattr(java_metrics, "_SPICE_MODELS", ("no-such-model.jar",))
     for java, lacking in (("/usr/bin/java", "no-such-model.jar"), (None, "`java`")):
         monkeypatch.setattr(shutil, "which", lambda name, found=java: found)
-        scores = score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
-        assert scores.corpus == score_captions(PREDICTIONS, REFERENCES).corpus
+        scores = score_captions(PREDICTIONS, REFERENCES, metrics=["ROUGE-L", "SPICE"])
+        assert [*scores.corpus] == ["ROUGE-L"]
         told = [("SPICE" in note, lacking in note, "\n" in note) for note in scores.notes]
         assert told == [(True, True, False)]
 
@@ -99,14 +104,28 @@ def test_spice_is_read_in_the_order_of_the_captions_and_its_failure_is_an_error(
 ) -> None:
     scored = lambda targets, _: (0.25, [{"All": {"f": float(ord(key))}} for key in sorted(targets)])  # noqa: E731
     module = SimpleNamespace(Spice=lambda: SimpleNamespace(compute_score=scored))
-    monkeypatch.setattr(captions_module, "missing_for", lambda name: None)
+    monkeypatch.setattr(java_metrics.Spice, "missing", lambda metric: None)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", module)
-    scores = score_captions({key: PREDICTIONS[key] for key in "cadb"}, REFERENCES, java=["SPICE"])
+    captions = {key: PREDICTIONS[key] for key in "cadb"}
+    scores = score_captions(captions, REFERENCES, metrics=["SPICE"])
     assert scores.corpus["SPICE"] == 25
-    assert scores.per_image["SPICE"].tolist() == [100.0 * ord(key) for key in "cadb"]
+    score = scores.scores["SPICE"]
+    assert isinstance(score, MeanScore)
+    assert score.per_image.tolist() == [100.0 * ord(key) for key in "cadb"]
     module.Spice = lambda: 1 / 0
     with pytest.raises(MetricError, match=r"SPICE.*ZeroDivisionError"):
-        score_captions(PREDICTIONS, REFERENCES, java=["SPICE"])
+        score_captions(PREDICTIONS, REFERENCES, metrics=["SPICE"])
+
+
+@pytest.mark.parametrize("names", [["CIDEr", "ROUGE"], []])
+def test_metrics_that_do_not_exist_are_refused_with_those_that_do(names: list[str]) -> None:
+    with pytest.raises(MetricError, match="BLEU, ROUGE-L, CIDEr, METEOR, SPICE, CLIPScore"):
+        score_captions(PREDICTIONS, REFERENCES, metrics=names)
+
+
+def test_only_the_named_metrics_are_computed() -> None:
+    scores = score_captions(PREDICTIONS, REFERENCES, metrics=["CIDEr", "CIDEr"])
+    assert [*scores.corpus] == ["CIDEr"]
 
 
 def test_clip_scores_by_hand() -> None:

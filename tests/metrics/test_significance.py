@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from c3tools.errors import MetricError
+from c3tools.metrics.caption_metric import MeanScore
 from c3tools.metrics.captions import CaptionScores
 from c3tools.metrics.significance import (
     bootstrap_interval,
@@ -24,9 +25,7 @@ from c3tools.seeds import generator
 
 def made_up(values: Any, keys: Any = None) -> CaptionScores:
     names = keys or [*map(str, range(len(values)))]
-    return CaptionScores(
-        names, {"CIDEr": float(values.mean())}, {"CIDEr": values}, np.ones((len(values), 10)), []
-    )
+    return CaptionScores(names, {"CIDEr": MeanScore.of(values)}, [])
 
 
 def test_bootstrap_intervals_are_those_of_the_standard_error() -> None:

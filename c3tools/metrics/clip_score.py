@@ -1,0 +1,88 @@
+"""CLIPScore and RefCLIPScore (Hessel et al., 2021): how well a caption fits its image.
+
+They are computed from the embeddings of an encoder. Compare only scores of the same encoder, and do
+not compare decoders that were chosen by it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arrays import Array, Floats, Indices
+from ..errors import MetricError
+from ..moments import unit_rows
+from .caption_metric import CaptionMetric, CaptionSet, MeanScore, Score
+
+PROMPT = "A photo depicts "
+_SCALE = 2.5
+
+
+class ClipScore(CaptionMetric):
+    """CLIPScore and RefCLIPScore."""
+
+    name = "CLIPScore"
+    shown = ("CLIPScore", "RefCLIPScore")
+    needs = "the encoder of the store"
+    needs_images = True
+
+    def score(self, captions: CaptionSet) -> dict[str, Score]:
+        """Encode captions and references, and compare them with the images.
+
+        Raises:
+            MetricError: if images are missing.
+        """
+        images = captions.images
+        if images is None:
+            raise MetricError(
+                f"{self.name} needs the embeddings of the images, which are not given.",
+                remedy="Use `c3 evaluate` with the store of the images, or leave this score out.",
+            )
+        absent = [key for key in captions.keys if key not in images.rows]
+        if absent:
+            raise MetricError(
+                f"CLIPScore needs the images, but {len(absent)} are not in the store, for example "
+                f"{absent[0]}."
+            )
+        image_rows = images.embeddings[[images.rows[key] for key in captions.keys]]
+        written = [PROMPT + caption for caption in captions.captions.values()]
+        references: list[str] = []
+        item_index: list[int] = []
+        for row, key in enumerate(captions.keys):
+            references += [PROMPT + text for text in captions.references[key]]
+            item_index += [row] * len(captions.references[key])
+        values, with_references = clip_scores(
+            image_rows,
+            images.encode_texts(written),
+            images.encode_texts(references),
+            np.array(item_index),
+        )
+        return {
+            "CLIPScore": MeanScore.of(values),
+            "RefCLIPScore": MeanScore.of(with_references),
+        }
+
+
+def clip_scores(
+    images: Floats, captions: Floats, references: Floats, item_index: Indices
+) -> tuple[Array, Array]:
+    """Return CLIPScore and RefCLIPScore (n,) each, in percent.
+
+    The first is 2.5 times the cosine of image and caption if that is positive, else 0; the second
+    the harmonic mean of it and the best cosine of the caption with a reference.
+
+    Args:
+        images: embeddings (n, d).
+        captions: embeddings (n, d) of ``PROMPT + caption``.
+        references: embeddings (m, d) of all references, prompted alike.
+        item_index: int64 (m,), the row of the image that each reference describes.
+    """
+    score = _SCALE * np.maximum(_cosines(images, captions), 0)
+    best = np.zeros(len(captions))
+    np.maximum.at(best, item_index, _cosines(references, captions[item_index]))
+    return 100 * score, 200 * score * best / np.maximum(score + best, 1e-300)
+
+
+def _cosines(first: Floats, second: Floats) -> Array:
+    """Return the cosine of each row (n, d) with that of the same number, float64 (n,)."""
+    products = unit_rows(first.astype(np.float64)) * unit_rows(second.astype(np.float64))
+    return np.asarray(products.sum(axis=1))
