@@ -159,6 +159,12 @@ _CHOICES = {
     "ablate size": ["tiny", "small", "base"],
     "train-generator size": ["tiny", "small", "base"],
 }
+# spellings of earlier versions, and what says the same now
+_FORMER_FLAGS = {
+    "--meteor": "--metrics BLEU,ROUGE-L,CIDEr,METEOR",
+    "--spice": "--metrics BLEU,ROUGE-L,CIDEr,SPICE",
+    "--clip-score": "--metrics BLEU,ROUGE-L,CIDEr,CLIPScore",
+}
 # of commands without an option for it
 _PAGES = {
     "ablate": "{output}/table.html",
@@ -185,8 +191,13 @@ class _JsonCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Turn `--json` without a path into `--json -`, and refuse a second value for an option
-        that has one.
+        that has one, and flags of earlier versions.
         """
+        flags = {flag for option in self.params for flag in option.opts}
+        for argument in args:
+            replacement = _FORMER_FLAGS.get(argument, "")
+            if argument not in flags and replacement.partition(" ")[0] in flags:
+                ctx.fail(f"{argument} is now {replacement}.")
         rewritten = []
         for argument, following in zip_longest(args, args[1:], fillvalue=""):
             rewritten.append(argument)
