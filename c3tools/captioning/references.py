@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..corpus.captions import read_records
-from ..corpus.tables import IMAGE_KEY, pick
+from ..corpus.tables import IMAGE_KEY, annotated_images, pick, read_records
 from ..errors import MetricError
 from ..io.files import read_json
 
+_TABLES = (".csv", ".tsv", ".jsonl")
 _LAYOUTS = (
     'Use rows of {"key", "caption"}, {"image_id", "caption"} (COCO results) or {"image", '
     '"captions": [...]}, '
@@ -30,14 +30,15 @@ def read_predictions(captions: Mapping[str, str] | str | Path) -> dict[str, str]
     """
     if isinstance(captions, Mapping):
         return dict(captions)
-    found = read_references(captions)
-    for key, own in found.items():
-        if len(own) != 1:
+    predictions = {}
+    for key, texts in read_references(captions).items():
+        if len(texts) != 1:
             raise MetricError(
-                f"{captions} has {len(own)} captions for {key}.",
+                f"{captions} has {len(texts)} captions for {key}.",
                 remedy="Keep one caption per image.",
             )
-    return {key: own[0] for key, own in found.items()}
+        predictions[key] = texts[0]
+    return predictions
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
@@ -48,46 +49,56 @@ def read_references(path: str | Path) -> dict[str, list[str]]:
         MetricError, CorpusError: if the file is missing or of another layout, or a row of it is
             malformed.
     """
-    value, found = _read(Path(path)), dict[str, list[str]]()
-    rows: Iterable[tuple[Any, Any]]
+    references: dict[str, list[str]] = {}
     try:
-        match value:
-            case {"captions": list() | dict() as value}:  # a result of c3 evaluate --json
-                pass
-        match value:
-            case {"annotations": annotations}:
-                names = {
-                    image["id"]: image.get("file_name", image["id"])
-                    for image in value.get("images", [])
-                }
-                rows = [
-                    (names.get(row["image_id"], row["image_id"]), row["caption"])
-                    for row in annotations
-                ]
-            case {"images": list(images)}:
-                rows = [
-                    (image["filename"], [row["raw"] for row in image["sentences"]])
-                    for image in images
-                ]
-            case dict():
-                rows = value.items()
-            case _:
-                rows = []
-                for row in value:
-                    key_column, caption_column = _columns(tuple(row))
-                    rows.append((row[key_column], row[caption_column]))
-        for key, texts in rows:
-            for text in [texts] if isinstance(texts, str) else texts:
-                if not isinstance(text, str):
-                    raise TypeError(f"a caption of {key} is {type(text).__name__}")
-                found.setdefault(str(key), []).append(text)
+        for key, captions in _keys_and_captions(Path(path)):
+            for caption in [captions] if isinstance(captions, str) else captions:
+                if not isinstance(caption, str):
+                    raise TypeError(f"a caption of {key} is {type(caption).__name__}")
+                references.setdefault(str(key), []).append(caption)
     except (LookupError, TypeError, AttributeError) as error:
         raise MetricError(
             f"{path} is not a file of captions ({error}).", remedy=_LAYOUTS
         ) from error
-    if not found:
+    if not references:
         raise MetricError(f"{path} contains no captions.", remedy=_LAYOUTS)
-    return found
+    return references
+
+
+def _keys_and_captions(path: Path) -> list[tuple[Any, Any]]:
+    """Return the key and the captions (one, or a list) of each row of a file.
+
+    Raises:
+        MetricError: if the file cannot be read.
+        LookupError, TypeError, AttributeError: if it has another layout.
+    """
+    is_json = path.suffix.lower() not in _TABLES
+    try:
+        content = read_json(path) if is_json else [row.values for row in read_records(path)]
+    except OSError as error:
+        raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        form = "JSON" if is_json or path.suffix.lower() == ".jsonl" else "CSV"
+        raise MetricError(
+            f"{path} is not {form} ({error}).", remedy="Use a .json, .jsonl, .csv or .tsv file."
+        ) from error
+
+    match content:
+        case {"captions": list() | dict() as captions}:  # a result of c3 evaluate --json
+            content = captions
+    match content:
+        case {"annotations": _} | {"images": list()}:
+            return [
+                (image.image_id if image.file_name is None else image.file_name, image.captions)
+                for image in annotated_images(content)
+            ]
+        case dict():
+            return list(content.items())
+    rows = []
+    for row in content:
+        key_column, caption_column = _columns(tuple(row))
+        rows.append((row[key_column], row[caption_column]))
+    return rows
 
 
 def align_keys(
@@ -124,23 +135,6 @@ def coco_results(captions: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
         {"image_id": ids.get(key, key), "caption": caption} for key, caption in captions.items()
     ]
-
-
-def _read(path: Path) -> Any:
-    table = path.suffix.lower() in (".csv", ".tsv")
-    try:
-        return (
-            [row for _, row in read_records(path)]
-            if table or path.suffix.lower() == ".jsonl"
-            else read_json(path)
-        )
-    except OSError as error:
-        raise MetricError(f"{path} cannot be read ({error}).", remedy="Check the path.") from error
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise MetricError(
-            f"{path} is not {'CSV' if table else 'JSON'} ({error}).",
-            remedy="Use a .json, .jsonl, .csv or .tsv file.",
-        ) from error
 
 
 @lru_cache

@@ -282,8 +282,8 @@ def read_features(
         image: A file of image vectors: npy, npz, pt, safetensors, csv, jsonl or parquet.
         text: A file of text vectors, in one of the same formats.
         other: A file of vectors of another modality by its name, for example audio=audio.npy.
-        meta: A table of ids, captions and splits: jsonl, csv or parquet, one row per image (or per
-            text, without images).
+        meta: A table of ids, captions and splits: jsonl, csv, tsv, parquet or arrow, one row per
+            image (or per text, without images).
         text_meta: A table like ``meta`` with one row per text; its column image_key names the
             image.
         image_array: The array, tensor or column of the file ``image`` to read.

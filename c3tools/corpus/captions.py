@@ -1,5 +1,5 @@
-"""Captions and texts from files: JSON lines, CSV, TSV, Parquet, COCO JSON, token files of Flickr8k,
-and plain text.
+"""Captions and texts from files: the tables of `read_records`, Parquet, COCO and Karpathy JSON,
+token files of Flickr8k, and plain text.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import io
 import json
 import re
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CorpusError, reason_of
-from ..io.files import MALFORMED, delimiter_of, read_csv, read_json, require_lines
+from ..io.files import MALFORMED, read_json, require_lines
 from ..io.limits import limited_lines, refusing_excess
 from ..io.locations import open_binary
 from ..io.parquet import UNREADABLE, open_parquet
 from .items import ReadOptions
-from .tables import ROLES, pick
+from .tables import ROLES, Record, annotated_images, delimiter_of, pick, read_records
 
 SPLIT_COLUMN = "split"
 _NUMBERED = re.compile(r"(captions?|texts?|sentences?)_?\d+")
@@ -51,8 +50,9 @@ class _Columns(NamedTuple):
     key: str | None = None
 
 
+# chooses the columns to use among those of the file
 _Pick = Callable[[Iterable[str]], _Columns]
-_Record = tuple[int, Mapping[str, Any], _Columns]  # line, values by column, and the columns to use
+_Rows = Iterator[tuple[Record, _Columns]]
 
 
 def read_captions(
@@ -74,78 +74,67 @@ def read_captions(
         CorpusError: if the file is missing, of an unknown format, unreadable, or has no such
             column.
     """
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
+    read_rows = _READERS.get(path.suffix.lower())
+    if read_rows is None:
         raise CorpusError(
             f"{path} is not a text file in a supported format.",
             remedy=f"Supported: {', '.join(_READERS)}, .tar, .arrow, and folders of these or of "
             f"images. Decompress a "
             "compressed tar first (gunzip, unxz, zstd -d).",
         )
-    chosen = options or ReadOptions()
+
+    def pick_columns(names: Iterable[str]) -> _Columns:
+        return _pick_columns(path, options or ReadOptions(), images, names)
+
     try:
         with refusing_excess(path):
             require_lines(path, CorpusError)
-            for line, record, columns in read(
-                path, lambda names: _pick_columns(path, chosen, images, names)
-            ):
-                captions = captions_of(record, columns.texts, f"{path}, line {line}")
-                name = record.get(columns.image) if columns.image else None
-                if name is not None and not isinstance(name, str):
-                    raise CorpusError(
-                        f"{path}, line {line}: the column {columns.image!r} contains {name!r} "
-                        f"instead of a file name."
-                    )
-                split, key = (
-                    record.get(SPLIT_COLUMN),
-                    record.get(columns.key) if columns.key else None,
-                )
-                key = None if key is None else str(key)
-                yield CaptionRow(name or None, captions, str(split) if split else None, line, key)
+            for record, columns in read_rows(path, pick_columns):
+                yield _caption_row(path, record, columns)
     except (*UNREADABLE, csv.Error) as error:
         raise CorpusError(f"{path} cannot be read ({reason_of(error)}).") from error
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and values of each row of JSON lines, or of a table with a header as CSV
-    has it.
+def _caption_row(path: Path, record: Record, columns: _Columns) -> CaptionRow:
+    """Return a record as a row of captions.
 
     Raises:
-        CorpusError: if a line is no JSON object, or a row has more cells than the header.
-        OSError, ValueError, csv.Error: if it cannot be read.
+        CorpusError: if the image or a caption is no text.
     """
-    if path.suffix.lower() == ".jsonl":
-        with open_binary(path) as file:
-            for line, raw in enumerate(limited_lines(file), start=1):
-                if raw.strip():
-                    try:
-                        yield line, dict(json.loads(raw).items())
-                    except MALFORMED as error:
-                        raise CorpusError(
-                            f"{path}, line {line} is not JSON ({error}).",
-                            remedy="Each line needs to be a JSON object.",
-                        ) from error
-        return
-    with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as text:
-        reader = read_csv(limited_lines(text), path.suffix)
-        for record in reader:
-            if any(record.pop(None, [])):
-                raise CorpusError(
-                    f"{path}, line {reader.line_num} has more cells than the header has columns.",
-                    remedy=f"Put double quotes around each cell that contains "
-                    f"{reader.reader.dialect.delimiter!r}.",
-                )
-            yield reader.line_num, record
+    place = f"{path}, line {record.line}"
+    captions = captions_of(record.values, columns.texts, place)
+    file_name = record.values.get(columns.image) if columns.image else None
+    if file_name is not None and not isinstance(file_name, str):
+        raise CorpusError(
+            f"{place}: the column {columns.image!r} contains {file_name!r} instead of a file name."
+        )
+    split = record.values.get(SPLIT_COLUMN)
+    key = record.values.get(columns.key) if columns.key else None
+    return CaptionRow(
+        file_name=file_name or None,
+        captions=captions,
+        split=str(split) if split else None,
+        line=record.line,
+        key=None if key is None else str(key),
+    )
 
 
-def _read_rows(path: Path, pick: _Pick) -> Iterator[_Record]:
+def _read_json_lines(path: Path, pick_columns: _Pick) -> _Rows:
     """Yield the rows; the columns are those of the first one."""
     columns: _Columns | None = None
-    for line, record in read_records(path):
-        columns = columns or pick(filter(None, record))
-        if path.suffix.lower() != ".jsonl":
-            record |= {name: _unlisted(record[name]) for name in columns.texts}
-        yield line, record, columns
+    for record in read_records(path):
+        columns = columns or pick_columns(record.values)
+        yield record, columns
+
+
+def _read_csv(path: Path, pick_columns: _Pick) -> _Rows:
+    columns: _Columns | None = None
+    for record in read_records(path):
+        # The last column has no name if the lines end in a delimiter
+        columns = columns or pick_columns(filter(None, record.values))
+        for name in columns.texts:
+            record.values[name] = _unlisted(record.values[name])
+        yield record, columns
 
 
 def _unlisted(cell: str | None) -> Any:
@@ -161,33 +150,28 @@ def _unlisted(cell: str | None) -> Any:
     return cell
 
 
-def _read_parquet(path: Path, pick: _Pick) -> Iterator[_Record]:
+def _read_parquet(path: Path, pick_columns: _Pick) -> _Rows:
     with open_parquet(path) as file:
-        columns = pick(file.schema.names)
+        columns = pick_columns(file.schema.names)
         used = {*columns.texts, columns.image, columns.key, SPLIT_COLUMN}
-        batches = file.batches([name for name in file.schema.names if name in used])
-        for line, record in enumerate(
-            (record for batch in batches for record in batch.to_pylist()), start=1
-        ):
-            yield line, record, columns
+        names = [name for name in file.schema.names if name in used]
+        line = 0
+        for batch in file.batches(names):
+            for values in batch.to_pylist():
+                line += 1
+                yield Record(line, values), columns
 
 
-def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
-    """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`, captions in the
-    order of the file.
+def _read_coco(path: Path, _: _Pick) -> _Rows:
+    """Yield a record per image of `captions_val2017.json` or `dataset_coco.json`.
+
+    Captions of images that the file does not list are left out: it is often a part of a larger one.
     """
-    captions: dict[Any, list[str]] = defaultdict(list)
     try:
-        value = read_json(path)
-        for annotation in value.get("annotations", ()):
-            captions[annotation["image_id"]].append(str(annotation["caption"]))
-        if "annotations" in value:
-            rows = [(image["file_name"], captions[image["id"]], None) for image in value["images"]]
-        else:  # Karpathy's splits
-            rows = [
-                (i["filename"], [str(s["raw"]) for s in i["sentences"]], i.get("split"))
-                for i in value["images"]
-            ]
+        content = read_json(path)
+        if "images" not in content:
+            raise KeyError("images")
+        images = annotated_images(content)
     except MALFORMED as error:
         raise CorpusError(
             f"{path} is not a COCO captions file: it is not JSON, or something is missing "
@@ -195,37 +179,39 @@ def _read_coco(path: Path, _: _Pick) -> Iterator[_Record]:
             remedy='Use {"images": [{"id", "file_name"}], "annotations": [{"image_id", '
             '"caption"}]}.',
         ) from error
-    for line, (name, texts, split) in enumerate(rows, start=1):
-        yield (
-            line,
-            {"file_name": str(name), "captions": texts, "split": split},
-            _Columns(("captions",), "file_name"),
-        )
+    columns = _Columns(("captions",), "file_name")
+    for number, image in enumerate(images, start=1):
+        if image.file_name is not None:
+            yield Record(number, vars(image)), columns
 
 
-def _read_lines(path: Path, pick: _Pick) -> Iterator[_Record]:
+def _read_lines(path: Path, pick_columns: _Pick) -> _Rows:
     """Yield one record per line that is not blank; bytes that are not UTF-8 become surrogates,
     which callers refuse.
     """
+    columns = _Columns(("text",), "image")
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", "surrogateescape") as file:
         for line, text in enumerate(limited_lines(file), start=1):
-            names = (
-                {name.strip() for name in text.split(delimiter_of(text))} if line == 1 else set()
-            )
-            if names.intersection(ROLES["image"]) and names.intersection(ROLES["caption"]):
-                yield from _read_rows(path, pick)  # captions.txt, of Flickr8k on Kaggle
+            if line == 1 and _is_header(text):
+                yield from _read_csv(path, pick_columns)  # captions.txt, of Flickr8k on Kaggle
                 return
             match = _TOKENS.fullmatch(text.strip())
             image, caption = match.groups() if match else (None, text)
             if caption.strip():
-                yield line, {"image": image, "text": caption.strip()}, _Columns(("text",), "image")
+                yield Record(line, {"image": image, "text": caption.strip()}), columns
 
 
-_READERS: dict[str, Callable[[Path, _Pick], Iterator[_Record]]] = {
+def _is_header(line: str) -> bool:
+    """Return whether a line has the names of a column of images and of one of captions."""
+    names = {name.strip() for name in line.split(delimiter_of(line))}
+    return not names.isdisjoint(ROLES["image"]) and not names.isdisjoint(ROLES["caption"])
+
+
+_READERS: dict[str, Callable[[Path, _Pick], _Rows]] = {
     ".json": _read_coco,
-    ".jsonl": _read_rows,
-    ".csv": _read_rows,
-    ".tsv": _read_rows,
+    ".jsonl": _read_json_lines,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
     ".txt": _read_lines,
     ".token": _read_lines,

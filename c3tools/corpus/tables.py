@@ -7,26 +7,37 @@ row depends on what the row is: see `IMAGE_KEY`, `ROW_KEY`, `TEXT_KEY` and `ITEM
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from ..errors import C3Error, CorpusError
-from ..io.files import delimiter_of, reading
-from ..io.limits import limited_lines
-from ..io.parquet import read_parquet
+from ..io.files import MALFORMED, read_json, reading
+from ..io.limits import LARGEST_TEXT, limited_lines
+from ..io.locations import open_binary
+from ..io.parquet import read_arrow, read_parquet
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_CSV = (".csv", ".tsv")
+TABLE_SUFFIXES = (*_JSON_LINES, *_CSV, ".json", ".parquet", ".arrow")
 
 # names of columns that hold one number of a vector each: e0, e1, … or 0, 1, …
 NUMBERED_COLUMN = re.compile(
     r"(?:emb|embedding|dim|feature|feat|vector|e|d|f|v|x)?[_.-]?(\d{1,9})", re.IGNORECASE
 )
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\s*")
+# how other programs write that a number is missing
+_EMPTY_NUMBERS = ("", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None")
+_CELLS_TOO_MANY = "\0"  # no column of a file has this name
+_BLOCK_ROWS = 4096
 
 Role = Literal[
     "key",
@@ -79,6 +90,30 @@ ITEM: tuple[Role, ...] = ("item", "image", "image_id")
 TextColumns = dict[str, list[str | None]]
 
 
+class Record(NamedTuple):
+    """A row of a table: the line in its file where it ends (1 = first), and values by column."""
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """An image in a file of COCO's captions or Karpathy's splits.
+
+    Attributes:
+        image_id: that of the file; None without one.
+        file_name: None if the file only has captions for its id.
+        captions: in the order of the file.
+        split: as the file names it; None if it names none.
+    """
+
+    image_id: Any
+    file_name: str | None
+    captions: list[str]
+    split: str | None = None
+
+
 def pick(columns: Iterable[str], *roles: Role, wanted: str | None = None) -> str | None:
     """Return the column ``wanted`` if it is there, else the first with a usual name of the roles.
 
@@ -100,24 +135,85 @@ def pick_all(columns: Iterable[str], *roles: Role) -> list[str]:
     return list(dict.fromkeys(spelling[name] for name in usual if name in spelling))
 
 
+def read_records(path: Path, error: type[C3Error] = CorpusError) -> Iterator[Record]:
+    """Yield the rows of JSON lines, or of a CSV or TSV file, one after the other.
+
+    In CSV all values are texts, because 007 is an id and not 7. A row may have fewer cells than
+    the header (None). A matrix without a header has the columns f0, f1, ….
+
+    Args:
+        path: .jsonl, .ndjson, .csv or .tsv, in UTF-8.
+        error: the class of the error for a row that is malformed.
+
+    Raises:
+        C3Error: of the class ``error``, if a line is no JSON object, or a row has more cells than
+            the header.
+        OSError, ValueError, csv.Error: if the file cannot be read.
+    """
+    if path.suffix.lower() in _JSON_LINES:
+        return _read_json_lines(path, error)
+    return _read_csv(path, error)
+
+
+def annotated_images(content: Any) -> list[AnnotatedImage]:
+    """Return the images that COCO's captions or Karpathy's splits describe, in their order.
+
+    Captions of images that ``images`` does not list come last, without a file name.
+
+    Args:
+        content: the value of the JSON file.
+
+    Raises:
+        KeyError, TypeError, AttributeError: if it has another layout, see `MALFORMED`.
+    """
+    if "annotations" not in content:
+        return [_karpathy_image(image) for image in content["images"]]
+    captions_by_id: dict[Any, list[str]] = {}
+    for annotation in content["annotations"]:
+        captions = captions_by_id.setdefault(annotation["image_id"], [])
+        captions.append(str(annotation["caption"]))
+    images = []
+    for image in content.get("images", ()):
+        captions = captions_by_id.pop(image["id"], [])
+        file_name = str(image.get("file_name", image["id"]))
+        images.append(AnnotatedImage(image["id"], file_name, captions))
+    for image_id, captions in captions_by_id.items():
+        images.append(AnnotatedImage(image_id, None, captions))
+    return images
+
+
+def _karpathy_image(image: Mapping[str, Any]) -> AnnotatedImage:
+    captions = [str(sentence["raw"]) for sentence in image["sentences"]]
+    return AnnotatedImage(image.get("imgid"), str(image["filename"]), captions, image.get("split"))
+
+
 def read_table(path: Path, error: type[C3Error] = CorpusError) -> pa.Table:
     """Return the table in a file; the suffix names the format.
 
     Numbers in JSON lines become texts unless they are in lists. In CSV, columns with numbers as
-    names are numbers; all others stay text, because 007 is an id and not 7.
+    names are numbers; all others stay text. Files of COCO and Karpathy have a row for each image,
+    with the columns image_id, file_name, captions and split.
+
+    Args:
+        path: one of the `TABLE_SUFFIXES`.
+        error: the class of the error.
 
     Raises:
         C3Error: of the class ``error``, if the file is missing, of another kind, or damaged.
     """
+    suffix = path.suffix.lower()
     with reading(path, error):
-        match path.suffix.lower():
-            case ".jsonl" | ".ndjson":
-                return _read_json_lines(path)
-            case ".csv" | ".tsv":
-                return _read_csv(path)
-            case ".parquet":
-                return read_parquet(path)
-        raise error(f"{path} is not a .jsonl, .csv, .tsv or .parquet file.")
+        if suffix == ".parquet":
+            return read_parquet(path)
+        if suffix == ".arrow":
+            return read_arrow(path)
+        if suffix == ".json":
+            return _table_of_images(path)
+        if suffix in _JSON_LINES:
+            return _table_of_json_lines(read_records(path, error))
+        if suffix in _CSV:
+            return _table_of_csv(read_records(path, error))
+    raise error(f"{path} is not a table in a supported format ({', '.join(TABLE_SUFFIXES)}).")
 
 
 def text_columns(table: pa.Table) -> TextColumns:
@@ -149,18 +245,115 @@ def _as_text(value: Any) -> str | None:
     return None if value in (None, "", []) else str(value)
 
 
-def _read_json_lines(path: Path) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(limited_lines(file), start=1):
-            if not line.strip():
+def delimiter_of(header: str, suffix: str = "") -> str:
+    """Return the character between the columns of a table: a tab in .tsv, else the most frequent
+    of , ; | and tab in its first line.
+    """
+    return "\t" if suffix.lower() == ".tsv" else max(",;|\t", key=header.count)
+
+
+def _read_json_lines(path: Path, error: type[C3Error]) -> Iterator[Record]:
+    with open_binary(path) as file:
+        for line, content in enumerate(limited_lines(file), start=1):
+            if not content.strip():
                 continue
+            remedy = "Each line needs to be a JSON object."
             try:
-                rows.append({**json.loads(line)})
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"line {number} is not a JSON object: {error}") from error
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: [_json_cell(row.get(name)) for row in rows] for name in names})
+                values = json.loads(content)
+            except MALFORMED as problem:
+                raise error(
+                    f"{path}, line {line} is not JSON ({problem}).", remedy=remedy
+                ) from problem
+            if not isinstance(values, dict):
+                kind = type(values).__name__
+                raise error(
+                    f"{path}, line {line} is not a JSON object, but a {kind}.", remedy=remedy
+                )
+            yield Record(line, values)
+
+
+def _read_csv(path: Path, error: type[C3Error]) -> Iterator[Record]:
+    # Lines are limited, and a line may be one cell: a vector as a JSON list
+    csv.field_size_limit(LARGEST_TEXT)
+    with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as text:
+        lines = limited_lines(text)
+        header = next(lines, "")
+        delimiter = delimiter_of(header, path.suffix)
+        rows = csv.DictReader(
+            chain([header], lines),
+            _names_of_matrix(header, delimiter),
+            restkey=_CELLS_TOO_MANY,
+            delimiter=delimiter,
+            skipinitialspace=True,
+        )
+        for values in rows:
+            if any(values.pop(_CELLS_TOO_MANY, [])):
+                raise error(
+                    f"{path}, line {rows.line_num} has more cells than the header has columns.",
+                    remedy=f"Put double quotes around each cell that contains {delimiter!r}.",
+                )
+            yield Record(rows.line_num, values)
+
+
+def _names_of_matrix(header: str, delimiter: str) -> list[str] | None:
+    """Return names for the columns of a file that begins with numbers, some of them fractions;
+    None for a file whose first line has the names.
+    """
+    cells = header.strip().split(delimiter)
+    if "." in header and all(map(_NUMBER.fullmatch, cells)):
+        return [f"f{number}" for number in range(len(cells))]
+    return None
+
+
+def _table_of_csv(records: Iterable[Record]) -> pa.Table:
+    """Return rows of texts as a table, in which columns with numbers as names are numbers."""
+    blocks = []
+    for block in _blocks_of(records):
+        for record in block:
+            if None in record.values.values():
+                raise ValueError(f"line {record.line} has fewer cells than the header has columns")
+        blocks.append(pa.Table.from_pylist([record.values for record in block]))
+    table = pa.concat_tables(blocks) if blocks else pa.table({})
+    for position, name in enumerate(table.column_names):
+        if NUMBERED_COLUMN.fullmatch(name):
+            table = table.set_column(position, name, _as_numbers(table.column(name)))
+    return table
+
+
+def _as_numbers(texts: Any) -> Any:
+    """Return a column of texts as float64, with nulls for empty cells; as it is if the first text
+    is no number.
+
+    Raises:
+        pyarrow.ArrowInvalid: if another text is no number.
+    """
+    trimmed = pc.utf8_trim_whitespace(texts)
+    is_empty = pc.is_in(trimmed, pa.array(_EMPTY_NUMBERS))
+    numbers = pc.if_else(is_empty, None, trimmed)
+    try:
+        numbers.slice(0, 1).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return texts
+    return numbers.cast(pa.float64())
+
+
+def _table_of_json_lines(records: Iterable[Record]) -> pa.Table:
+    blocks = []
+    for block in _blocks_of(records):
+        names = dict.fromkeys(name for record in block for name in record.values)
+        columns = {
+            name: [_json_cell(record.values.get(name)) for record in block] for name in names
+        }
+        blocks.append(pa.table(columns))
+    # Blocks may differ: in columns, and as lists of integers and of fractions
+    return pa.concat_tables(blocks, promote_options="permissive") if blocks else pa.table({})
+
+
+def _blocks_of(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield rows in blocks: all of a large file as Python objects would need much memory."""
+    remaining = iter(records)
+    while block := list(islice(remaining, _BLOCK_ROWS)):
+        yield block
 
 
 def _json_cell(value: Any) -> Any:
@@ -169,22 +362,12 @@ def _json_cell(value: Any) -> Any:
     return value if type(value) in (str, list, type(None)) else str(value)
 
 
-def _read_csv(path: Path) -> pa.Table:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-    delimiter = delimiter_of(header, path.suffix)
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    # A file that begins with numbers, some of them fractions, is a matrix without names
-    is_matrix = all(map(_NUMBER.fullmatch, names)) and "." in header
-    types: dict[str, Any]
-    if is_matrix:
-        # as pyarrow names the columns
-        types = {f"f{number}": pa.float64() for number in range(len(names))}
-    else:
-        types = {name: pa.string() for name in names if not NUMBERED_COLUMN.fullmatch(name)}
-    return pa.csv.read_csv(
-        path,
-        pa.csv.ReadOptions(autogenerate_column_names=is_matrix),
-        pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        pa.csv.ConvertOptions(column_types=types),
-    )
+def _table_of_images(path: Path) -> pa.Table:
+    images = annotated_images(read_json(path))
+    columns = {
+        "image_id": [_json_cell(image.image_id) for image in images],
+        "file_name": [image.file_name for image in images],
+        "captions": [image.captions for image in images],
+        "split": [image.split for image in images],
+    }
+    return pa.table(columns)

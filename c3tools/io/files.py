@@ -1,9 +1,8 @@
-"""Files that appear complete or not at all, and reading JSON and CSV."""
+"""Files that appear complete or not at all, and reading JSON."""
 
 from __future__ import annotations
 
 import codecs
-import csv
 import errno
 import hashlib
 import json
@@ -13,7 +12,6 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -128,23 +126,6 @@ def json_text(value: Any) -> str:
     newline.
     """
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def read_csv(lines: Iterator[str], suffix: str) -> csv.DictReader[str]:
-    """Return the rows of a table with a header, as its lines; ``suffix`` is .tsv for one with
-    tabs.
-    """
-    header = next(lines, "")
-    return csv.DictReader(
-        chain([header], lines), delimiter=delimiter_of(header, suffix), skipinitialspace=True
-    )
-
-
-def delimiter_of(header: str, suffix: str = "") -> str:
-    """Return the character between the columns of a table, by its first line: the most frequent of
-    , ; | and tab.
-    """
-    return "\t" if suffix.lower() == ".tsv" else max(",;|\t", key=header.count)
 
 
 def require_lines(path: Path, error: type[C3Error]) -> None:

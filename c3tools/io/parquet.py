@@ -99,6 +99,25 @@ def read_parquet(path: Path) -> pa.Table:
         return pa.Table.from_batches(batches, batches[0].schema if batches else file.schema)
 
 
+def read_arrow(path: Path) -> pa.Table:
+    """Return the content of an Arrow stream or file.
+
+    Raises:
+        CorpusError: if the file is behind a URL.
+        OSError, ValueError: if it cannot be read; TooLargeError if its dictionaries unpack to far
+            more than its size.
+    """
+    size = path.stat().st_size
+    batches = []
+    for batch in record_batches(path):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if isinstance(column, pa.DictionaryArray):
+                unpacked = _largest_repeated(column) * len(column)
+                check_unpacked(f"its column {name!r}", unpacked, size)
+        batches.append(_written_out(batch))
+    return pa.Table.from_batches(batches)
+
+
 class _Reader:
     """An open Parquet file, read in batches whose size does not depend on what the file
     declares.

@@ -167,7 +167,7 @@ def split_store(
         output: The folder of the new store.
         fractions: Fractions of the three splits, if rows are split by hash. By default 0.8,0.1,0.1.
         seed: Seed of the hash. 0 gives the splits that a store without splits is read with.
-        file: A table of keys and splits: jsonl, csv, tsv or parquet.
+        file: A table of keys and splits: jsonl, csv, tsv, parquet, arrow, or JSON of Karpathy.
         key_column: Column of the keys in ``file``.
         split_column: Column of the splits in ``file``.
         reporter: Shows the progress.

@@ -241,7 +241,7 @@ class _Side:
             f"No rows are paired: the ids of the {self.name} rows ({tried!r}) and of the "
             f"{first.name} rows ({first.key_column!r}) have nothing in common. Use "
             f"--image-key-column to name the column of the {self.name} rows that contains ids of "
-            f"the others."
+            f"the others; their columns are {', '.join(map(repr, self.columns))}."
         )
 
     def rows(self, names: _Names) -> Rows:

@@ -32,90 +32,121 @@ def rows(key: str) -> list[Any]:
     return [{key: name, "caption": caption} for name, caption in CAPTIONS.items()]
 
 
-def test_layouts_of_captions_and_of_references(tmp_path: Path) -> None:
-    numbers = [{**row, "image_id": int(row["image_id"])} for row in rows("image_id")]
-    captions: Any = {
-        "json": [rows("key"), numbers, CAPTIONS, {"n": 2, "captions": rows("key")}],
-        "jsonl": [[rows("image")[0], rows("file_name")[1]]],
-        "csv": [
-            b'key,path,caption,captioner\n7,7.jpg,"a dog, red",x\n8,8.jpg,a cat,x\n',
-            b"\xef\xbb\xbfcaption;image\na dog, red;7\na cat;8\n",
-        ],
-    }
-    coco = {
-        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
-        "annotations": [
-            {"image_id": i, "caption": text} for i, text in ((7, "a"), (8, "c"), (7, "b"))
-        ],
-    }
-    sentences = [
-        {"filename": key, "sentences": [{"raw": text} for text in texts]}
-        for key, texts in TEXTS.items()
+NUMBERED_ROWS = [{"image_id": 7, "caption": "a dog, red"}, {"image_id": 8, "caption": "a cat"}]
+COCO = {
+    "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 8, "file_name": "8.jpg"}],
+    "annotations": [
+        {"image_id": 7, "caption": "a"},
+        {"image_id": 8, "caption": "c"},
+        {"image_id": 7, "caption": "b"},
+    ],
+}
+KARPATHY = {
+    "images": [
+        {"filename": "7.jpg", "sentences": [{"raw": "a"}, {"raw": "b"}]},
+        {"filename": "8.jpg", "sentences": [{"raw": "c"}]},
     ]
-    pairs = [{"image_key": key, "caption": text} for key, texts in TEXTS.items() for text in texts]
-    references: Any = {
-        "jsonl": [[{"image": key, "captions": texts} for key, texts in TEXTS.items()]],
-        "json": [coco, {"images": sentences}, {"7.jpg": ["a", "b"], "8.jpg": "c"}, pairs],
-        "tsv": [b"image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n"],
-    }
-    for read, layouts, expected in (
-        (read_predictions, captions, CAPTIONS),
-        (read_references, references, TEXTS),
-    ):
-        for form, value in [(form, value) for form, values in layouts.items() for value in values]:
-            assert read(write(tmp_path, value, form)) == expected
+}
+PAIRS = [
+    {"image_key": "7.jpg", "caption": "a"},
+    {"image_key": "7.jpg", "caption": "b"},
+    {"image_key": "8.jpg", "caption": "c"},
+]
+LISTS = [{"image": "7.jpg", "captions": ["a", "b"]}, {"image": "8.jpg", "captions": "c"}]
 
 
-def test_wrong_files_are_refused(tmp_path: Path) -> None:
-    wrong: Any = {
-        "json": [
-            ([{"key": "a", "note": "x"}], "'caption'.* columns are 'key', 'note'"),
-            ([{"key": "a", "caption": 3}], "'int'"),
-            ([{"key": "a", "captions": [3]}], "a is int"),
-            ([{"caption": "x"}], "image_id"),
-            ([{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "2 .* a"),
-            ([], "no captions"),
-            (3, "captions"),
-            ({"annotations": []}, "no captions"),
-            (b"[{", "JSON"),
-        ],
-        "csv": [
-            (b"\xff\xfe", "CSV"),
-            (b"a,b\n1,2\n", "image_id"),
-            (b"", "no captions"),
-            (b"image,caption\n7.jpg,a dog, running\n", "line 2"),
-        ],
-    }
-    for form, cases in wrong.items():
-        for value, named in cases:
-            with pytest.raises(C3Error, match=rf"file\.{form}.*{named}"):
-                read_predictions(write(tmp_path, value, form))
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("json", rows("key")),
+        ("json", NUMBERED_ROWS),
+        ("json", CAPTIONS),
+        ("json", {"n": 2, "captions": rows("key")}),
+        ("json", {"annotations": NUMBERED_ROWS}),
+        ("jsonl", [rows("image")[0], rows("file_name")[1]]),
+        ("csv", b'key,path,caption,captioner\n7,7.jpg,"a dog, red",x\n8,8.jpg,a cat,x\n'),
+        ("csv", b"\xef\xbb\xbfcaption;image\na dog, red;7\na cat;8\n"),
+    ],
+)
+def test_layouts_of_captions(tmp_path: Path, form: str, content: Any) -> None:
+    assert read_predictions(write(tmp_path, content, form)) == CAPTIONS
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("jsonl", LISTS),
+        ("json", COCO),
+        ("json", KARPATHY),
+        ("json", {"7.jpg": ["a", "b"], "8.jpg": "c"}),
+        ("json", PAIRS),
+        ("tsv", b"image\tcaption\n7.jpg\ta\n8.jpg\tc\n7.jpg\tb\n"),
+    ],
+)
+def test_layouts_of_references(tmp_path: Path, form: str, content: Any) -> None:
+    assert read_references(write(tmp_path, content, form)) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "problem"),
+    [
+        ("json", [{"key": "a", "note": "x"}], "'caption'.* columns are 'key', 'note'"),
+        ("json", [{"key": "a", "caption": 3}], "'int'"),
+        ("json", [{"key": "a", "captions": [3]}], "a is int"),
+        ("json", [{"caption": "x"}], "image_id"),
+        ("json", [{"key": "a", "caption": "x"}, {"key": "a", "caption": "y"}], "2 .* a"),
+        ("json", [], "no captions"),
+        ("json", 3, "captions"),
+        ("json", {"annotations": []}, "no captions"),
+        ("json", b"[{", "JSON"),
+        ("csv", b"\xff\xfe", "CSV"),
+        ("csv", b"a,b\n1,2\n", "image_id"),
+        ("csv", b"", "no captions"),
+        ("csv", b"image,caption\n7.jpg,a dog, running\n", "line 2"),
+    ],
+)
+def test_a_file_in_another_layout_is_refused(
+    tmp_path: Path, form: str, content: Any, problem: str
+) -> None:
+    with pytest.raises(C3Error, match=rf"file\.{form}.*{problem}"):
+        read_predictions(write(tmp_path, content, form))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"none\.json"):
         read_references(tmp_path / "none.json")
 
 
-def test_keys_match_themselves_first_then_stems_then_numbers() -> None:
-    known = {
-        "000000397133.jpg": ["x"],
-        "COCO_val2014_000000000042.jpg": ["y"],
-        "a/one.jpg": ["1"],
-        "b/one.jpg": ["2"],
-    }
-    found = align_keys(["397133", "42", "000000397133", "a/one.jpg", "one"], known)
-    # one is ambiguous
-    assert found == {"397133": ["x"], "42": ["y"], "000000397133": ["x"], "a/one.jpg": ["1"]}
-    # names that share only a number are of different photos
-    found = align_keys(
-        ["cat_1", "photos/dog_1.png", "bird_7", "a.1"],
-        {"dog_1.jpg": ["a dog"], "7": ["a bird"], "a.2": []},
-    )
-    assert found == {"photos/dog_1.png": ["a dog"], "bird_7": ["a bird"]}
+@pytest.mark.parametrize(
+    ("key", "matched"),
+    [
+        ("397133", "000000397133.jpg"),
+        ("42", "COCO_val2014_000000000042.jpg"),
+        ("000000397133", "000000397133.jpg"),
+        ("a/one.jpg", "a/one.jpg"),
+        ("one", None),  # two photos have this name
+        ("photos/dog_1.png", "dog_1.jpg"),
+        ("cat_1", None),  # shares only a number with dog_1
+        ("bird_7", "7"),
+        ("a.1", None),
+    ],
+)
+def test_keys_match_themselves_first_then_stems_then_numbers(key: str, matched: str | None) -> None:
+    names = ["000000397133.jpg", "COCO_val2014_000000000042.jpg", "a/one.jpg", "b/one.jpg"]
+    names += ["dog_1.jpg", "7", "a.2"]
+    references = {name: [name] for name in names}
+    assert align_keys([key], references) == ({key: [matched]} if matched else {})
 
 
-def test_coco_results_have_numbers_for_ids_unless_two_photos_would_share_one() -> None:
-    for keys, ids in (
+@pytest.mark.parametrize(
+    ("keys", "ids"),
+    [
         (["images/000000397133", "beach"], [397133, "beach"]),
         (["dog_1.jpg", "cat_1.jpg", "000000397133"], ["dog_1.jpg", "cat_1.jpg", "000000397133"]),
-    ):
-        found = coco_results(dict.fromkeys(keys, "a"))
-        assert found == [{"image_id": number, "caption": "a"} for number in ids]
+    ],
+)
+def test_coco_results_have_numbers_for_ids_unless_two_photos_would_share_one(
+    keys: list[str], ids: list[str | int]
+) -> None:
+    results = coco_results(dict.fromkeys(keys, "a"))
+    assert results == [{"image_id": image_id, "caption": "a"} for image_id in ids]

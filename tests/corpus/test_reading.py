@@ -219,7 +219,7 @@ COCO = {"images": [{"id": 7, "file_name": "x.png"}], "annotations": [{"image_id"
     [
         ("a.doc", "x", {}, "a.doc"),
         ("c.jsonl", '{"text": "a", "n": 3}', {"text_column": "n"}, "contains int"),
-        ("c.jsonl", '{"text": "a"}\n[1]\n', {}, "line 2 is not JSON"),
+        ("c.jsonl", '{"text": "a"}\n[1]\n', {}, "line 2 is not a JSON object"),
         ("c.csv", "text,image\nA dog, running,a.png", {}, r"line 2 .*\nPut double quotes"),
         ("c.csv", 'image,text\na.png,"A\ndog",0.9, 1', {}, r"line 3 .*\nPut double quotes"),
         ("metadata.csv", "file_name,words\nx.png,hello\n", {}, "--text-column"),

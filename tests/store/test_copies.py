@@ -267,3 +267,14 @@ def test_a_split_table_without_keys_of_the_store_is_refused_with_its_columns(
     file.write_text("file_name,id,split\nx.jpg,1,val\n")
     with pytest.raises(StoreError, match="'file_name', 'id'; its columns are 'file_name', 'id'"):
         split_store(store, output=tmp_path / "new", file=file)
+
+
+def test_a_file_of_karpathy_names_splits(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "one", images("ab")).path
+    file = tmp_path / "dataset.json"
+    file.write_text(
+        '{"images": [{"filename": "a.jpg", "split": "val", "sentences": []},'
+        ' {"filename": "b.jpg", "split": "test", "sentences": []}]}'
+    )
+    split_store(store, output=tmp_path / "new", file=file)
+    assert splits_of(tmp_path / "new") == {"a": "val", "b": "test"}
