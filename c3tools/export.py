@@ -172,9 +172,7 @@ def export_store(
         (name for name, choices in _CHOICES.items() if settings[name] not in choices), None
     ):
         index = (
-            "; faiss makes an index: c3 export -f faiss, or c3tools.build_index"
-            if wrong == "format"
-            else ""
+            "; an index is made with c3 index, or c3tools.build_index" if wrong == "format" else ""
         )
         raise TransformError(
             f"There is no export {wrong} {settings[wrong]!r}.",

@@ -161,5 +161,5 @@ def load_moments(path: Path) -> tuple[dict[str, Moments], dict[str, Any]]:
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is not a readable moments file ({error}).",
-            remedy="Make it with `c3 means --save`, or run `c3 embed` again.",
+            remedy="Make it with `c3 means save`, or run `c3 embed` again.",
         ) from error

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
@@ -15,6 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 from ._console import err, message, write_json
 from ._derive import derive, summary
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy in typer since 0.29
+
 # the module of this folder with the function, the verbs whose parameters are its options, less some
 COMMANDS = {
     "embed": "stores embed",
@@ -23,14 +26,19 @@ COMMANDS = {
     "connect apply": "connect apply_heads read_features",
     "connect lit": "connect connect_towers -mode -augment",
     "connect full": "connect connect_towers -mode",
-    "means": "stores save_means load_means merge_means",
+    "means show": "means compute_means",
+    "means save": "means save_means",
+    "means load": "means load_means",
+    "means unload": "means unload_means",
+    "means merge": "means merge_means",
     "gap-report": "geometry gap_report",
     "export": "search export_store",
     "train-decoder": "captions train_captioner",
     "caption": "captions caption_images",
     "train-generator": "images train_generator",
     "generate": "images generate",
-    "evaluate": "captions evaluate_captions evaluate_images",
+    "evaluate": "captions evaluate_captions",
+    "evaluate-images": "images evaluate_images",
     "ablate": "captions ablate",
     "ablate-images": "images ablate_images",
     "index": "search build_index",
@@ -51,10 +59,39 @@ COMMANDS = {
     "simulate temperature": "geometry simulate_temperature",
 }
 _GROUPS = {
+    "means": "Show, save, load or merge the mean and covariance of each modality.",
     "connect": "Train heads or towers on pairs with a contrastive loss, and log the geometry.",
     "simulate": "Simulate the theory of the modality gap.",
 }
 _PANELS = {"simulate": "Theory"}
+
+
+@dataclass(frozen=True)
+class FormerSpelling:
+    """A command line of an earlier version, and how it is spelled now.
+
+    Attributes:
+        command: in which the former spelling was used.
+        word: of the error that it makes now.
+        remedy: what to write instead.
+    """
+
+    command: str
+    word: str
+    remedy: str
+
+
+_FORMER = (
+    FormerSpelling(
+        "means",
+        "--",
+        "Use one of c3 means show, c3 means save FILE, c3 means load FILE, c3 means unload and "
+        "c3 means merge FILES -o FILE.",
+    ),
+    FormerSpelling("evaluate", "--images", "Generated images are scored by c3 evaluate-images."),
+    FormerSpelling("export", "faiss", "An index is made by c3 index."),
+    FormerSpelling("index", "argument", "Use c3 index --factory FACTORY, or --store STORE."),
+)
 
 
 @cache
@@ -107,6 +144,9 @@ class _Group(TyperGroup):
                     "Free some memory or use a machine with more, then run the same command again."
                 )
                 _fail(ctx, error, OUT_OF_MEMORY, remedy)
+            if isinstance(error, UsageError):
+                _add_present_spelling(error)
+                raise
             if isinstance(error, C3Error):
                 _fail(ctx, error, error.message, error.remedy)
             if isinstance(error, OSError):
@@ -116,6 +156,14 @@ class _Group(TyperGroup):
             kept = getattr(interrupt, "__notes__", ["No output of this run was kept."])
             message(" ".join([*(interrupt.args or ["Interrupted."]), *kept]))
             raise typer.Exit(128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)) from None
+
+
+def _add_present_spelling(error: Any) -> None:
+    """Add to the message of a wrong command line how it is spelled now, if it was right once."""
+    command = error.ctx.command.name if error.ctx else None
+    for former in _FORMER:
+        if former.command == command and former.word in error.message:
+            error.message = f"{error.message.removesuffix('.')}. {former.remedy}"
 
 
 def _fail(ctx: Any, error: BaseException, text: str, remedy: str | None) -> NoReturn:

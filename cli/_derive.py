@@ -122,7 +122,7 @@ _FLAGS: dict[str, list[str]] = {
 }
 _PARSERS = {
     **dict.fromkeys(("output", "decoder", "folder"), _local_path),
-    **dict.fromkeys(("html", "save", "figure"), output_file),
+    **dict.fromkeys(("html", "figure", "means save file", "means merge output"), output_file),
     **dict.fromkeys(("modalities", "presets", "metrics"), _names),
     "fractions": _numbers,
     "other": _named_file,
@@ -143,6 +143,7 @@ _METAVARS = {
     **dict.fromkeys(("embed paths", "connect lit paths", "connect full paths"), "PATH..."),
     "gap-report path": "[STORE]",
     "merge stores": "STORE...",
+    "means merge files": "FILE...",
     "verify path": "[STORE]",
     "source": "[SOURCE]",
 }
@@ -150,7 +151,7 @@ _METAVARS = {
 _CHOICES = {
     "dtype": ["float16", "float32"],
     "executor": ["local", "ray"],
-    "format": ["parquet", "npy", "safetensors", "hf", "faiss"],
+    "format": ["parquet", "npy", "safetensors", "hf"],
     "keep": ["first"],
     "long_texts": ["cut", "chunk", "mean"],
     "precision": ["auto", "fp32", "bf16", "fp16", "int8"],

@@ -81,49 +81,21 @@ def caption(
 def evaluate(
     *,
     coco: str | Path | None = None,
-    images: str | Path | None = None,
-    encoder: Sequence[str] = (),
-    download: bool = False,
     **options: Any,
 ) -> Any:
     """Caption the test images of the store and score the captions, in percent.
 
-    The images are captioned from their embeddings. With --images, generated images are compared
-    with the photos of the store instead.
+    The images are captioned from their embeddings, or --captions of another program are scored.
 
     Args:
         coco: Also write the captions to this file, in COCO's results format.
-        images: Score this folder of images, made by c3 generate.
-        encoder: With ``images``: also score with the features of this model.
-        download: With ``images``: download photos that are given by URL.
     """
     from c3tools.captioning.references import coco_results
 
-    if images is None:
-        result: Any = c3tools.evaluate_captions(**options, reporter=reporter())
-        if coco:
-            write_json(coco_results(result.captions), str(coco))
-        print_table(result.table())
-    else:
-        shared = {
-            name: options[name] for name in ("store", "split", "device", "backend", "precision")
-        }
-        result = c3tools.evaluate_images(
-            images, **shared, encoder=encoder, download=download, reporter=reporter()
-        )
-        print_table(result.table())
-        if result.nearest:
-            copied = (
-                ""
-                if result.copied is None
-                else f"; {result.copied:.1%} are nearer than 99 % of real photos"
-            )
-            rows = [
-                [near["file"], near["photo"], f"{near['cosine']:.3f}"]
-                for near in result.nearest[:3]
-            ]
-            title = f"Images nearest to a training photo{copied}"
-            print_table(Table(["image", "photo", "cosine"], rows, title=title, left=["photo"]))
+    result = c3tools.evaluate_captions(**options, reporter=reporter())
+    if coco:
+        write_json(coco_results(result.captions), str(coco))
+    print_table(result.table())
     for note in result.notes:
         message(note)
     return result.to_dict()

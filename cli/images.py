@@ -1,8 +1,9 @@
-"""`c3 train-generator`, `generate` and `ablate-images`: images from embeddings."""
+"""Train generators of images, generate and score images, and compare methods."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import c3tools
@@ -50,6 +51,17 @@ def generate(texts: Sequence[str] = (), *, images: Sequence[str] = (), **options
     folder = options["output"]
     message(f"Wrote {folder}/. All images are on the page {folder}/{PAGE_FILE}.")
     return made.to_dict()
+
+
+def evaluate_images(images: str | Path = "c3-images", **options: Any) -> Any:
+    """Score generated images, compared with the photos of the store."""
+    result = c3tools.evaluate_images(images, **options, reporter=reporter())
+    print_table(result.table())
+    if result.nearest:
+        print_table(result.nearest_table())
+    for note in result.notes:
+        message(note)
+    return result.to_dict()
 
 
 def ablate_images(*, list_all: bool = False, **options: Any) -> Any:

@@ -16,18 +16,13 @@ from ._console import lines_for_dash, message, out, print_table, reporter
 LONGEST_CAPTION = 200  # characters of a hit that are printed
 
 
-def export(
-    *, format: str = "parquet", overwrite: bool = False, list_all: bool = False, **options: Any
-) -> Any:
+def export(*, list_all: bool = False, **options: Any) -> Any:
     """Write transformed embeddings, and the fitted pipeline that made them, to a folder.
 
     Args:
-        format: parquet, npy, safetensors, hf (a folder for datasets) or faiss (an index, as c3
-            index makes it).
-        overwrite: Replace an existing export in ``output``; with -f faiss, rebuild the index.
         list_all: List the presets and exit.
     """
-    from c3tools.transforms import PRESETS, open_pipeline
+    from c3tools.transforms import PRESETS
 
     if list_all:
         columns = ["preset", "embedding", "source"]
@@ -38,25 +33,7 @@ def export(
             {"name": n, "summary": formula, "source": source}
             for n, (formula, source) in PRESETS.items()
         ]
-    if format == "faiss":
-        chosen = {name: options[name] for name in ("store", "output", "modality", "seed")}
-        pipeline = open_pipeline(
-            options["pipeline"],
-            options["preset"],
-            sigma=options["sigma"],
-            train_on=options["train_on"],
-        )
-        built = c3tools.build_index(
-            **chosen, pipeline=pipeline, rebuild=overwrite, reporter=reporter()
-        )
-        message(
-            f"Indexed {counted(built.record['rows'], 'row')} as {built.record['factory']} in "
-            f"{built.path}."
-        )
-        return built.to_dict()
-    report = c3tools.export_store(
-        **options, format=format, overwrite=overwrite, reporter=reporter()
-    )
+    report = c3tools.export_store(**options, reporter=reporter())
     for name, counts in report.rows.items():
         noise = (
             f", {counts['training']:,} of them as training inputs" if report.pipeline.noisy else ""
@@ -69,20 +46,20 @@ def export(
     )
     message(f"Wrote {report.bytes / 1e6:,.1f} MB to {report.output}{kept}")
     if isinstance(report.output, Path):
-        for name in report.rows if format == "hf" else ():
+        for name in report.rows if options["format"] == "hf" else ():
             message(f'Read it with: datasets.load_dataset("{report.output}", "{name}")')
         message(f'Load the fitted pipeline with: c3tools.Pipeline.load("{report.output}")')
     return report.to_dict()
 
 
-def index(factory: str = "auto", **options: Any) -> Any:
+def index(**options: Any) -> Any:
     """Build a FAISS index of the store for `c3 search`. The mean of each modality is subtracted.
 
     Run it again to add the new rows of the store. The index is rebuilt if rows of the store
     changed, if the settings differ, or if the store has more than doubled; a message gives the
     reason.
     """
-    built = c3tools.build_index(factory=factory, **options, reporter=reporter())
+    built = c3tools.build_index(**options, reporter=reporter())
     record = built.record
     rows = f"{counted(record['rows'], 'row')} as {record['factory']}"
     if record["added"] < record["rows"]:

@@ -1,15 +1,13 @@
-"""`c3 embed`, `import`, `means`, `verify`, `merge` and `split`: stores of embeddings."""
+"""`c3 embed`, `import`, `verify`, `merge` and `split`: stores of embeddings."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import c3tools
-from c3tools.errors import C3Error
 from c3tools.reporter import counted
 
 from ._console import err, message, out, print_table, reporter
@@ -61,50 +59,6 @@ def import_(source: Path | None = None, **options: Any) -> Any:
         f"Imported {_listing(report.rows)} into {report.store} ({counted(report.pairs, 'pair')})."
     )
     return report.to_dict()
-
-
-def means(
-    *,
-    store: str | Path = "c3-store",
-    save: str | Path | None = None,
-    split: str = "train",
-    load: str | Path | None = None,
-    unload: bool = False,
-    merge: Sequence[str | Path] = (),
-) -> Any:
-    """Show, save, merge or load the mean and covariance of each modality.
-
-    Args:
-        unload: Go back to the store's own moments.
-        merge: Merge moments files, and write the result to ``save``.
-    """
-    if merge:
-        if save is None or load is not None or unload:
-            raise C3Error(
-                "--merge needs --save, and neither --load nor --unload.",
-                remedy="Load the result afterwards.",
-            )
-        merged = {name: moments.n for name, moments in c3tools.merge_means(merge, save).items()}
-        message(f"Wrote {save}: {_listing(merged)}")
-        return {"output": str(save), "rows": merged}
-    if unload:
-        c3tools.unload_means(store)
-    if load is not None:
-        message(
-            f"Collapse now uses the moments in {load}: "
-            f"{', '.join(c3tools.load_means(store, load))}."
-        )
-    opened = c3tools.Store.open(store, reporter=reporter())
-    if save is not None:
-        saved = c3tools.save_means(opened, save, split=split)
-        message(f"Wrote {save}: {_listing({name: moments.n for name, moments in saved.items()})}")
-    found = c3tools.compute_means(opened)
-    if opened.split_note:
-        message(opened.split_note)
-    print_table(found.table())
-    if found.gap_length is not None:
-        out.print(f"Length of the modality gap: {found.gap_length:.4f}")
-    return found.to_dict()
 
 
 def verify(

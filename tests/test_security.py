@@ -128,7 +128,13 @@ def test_no_command_on_local_data_opens_a_connection(
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    for command in (["verify"], ["means"], ["gap-report"], ["export"], ["split", "-o", "new"]):
+    for command in (
+        ["verify"],
+        ["means", "show"],
+        ["gap-report"],
+        ["export"],
+        ["split", "-o", "new"],
+    ):
         done(c3(*command))
 
 
@@ -138,7 +144,7 @@ def test_a_newer_store_is_refused_and_unchanged(tmp_path: Path, c3: C3) -> None:
     (path / "store.json").write_text(json.dumps({**value, "format_version": 2}))
     (tmp_path / "t.txt").write_text("a dog\n")
     before = contents(path)
-    for command in ("means", "export", "embed t.txt", "train-decoder"):
+    for command in ("means show", "export", "embed t.txt", "train-decoder"):
         result = c3(*command.split())
         assert (result.exit_code, "newer version" in result.stderr) == (1, True), result.output
         assert contents(path) == before

@@ -76,7 +76,7 @@ class ImageEvaluation:
     intervals: dict[str, Ends]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the object that `c3 evaluate --images --json` writes."""
+        """Return the object that `c3 evaluate-images --json` writes."""
         return asdict(self)
 
     def table(self) -> Table:
@@ -95,6 +95,16 @@ class ImageEvaluation:
             rows,
             title=title,
         )
+
+    def nearest_table(self, rows: int = 3) -> Table:
+        """Return the images that are nearest to a training photo as a table of so many rows."""
+        cells = [
+            [near["file"], near["photo"], f"{near['cosine']:.3f}"] for near in self.nearest[:rows]
+        ]
+        title = "Images nearest to a training photo"
+        if self.copied is not None:
+            title += f"; {self.copied:.1%} are nearer than 99 % of real photos"
+        return Table(["image", "photo", "cosine"], cells, title=title, left=["photo"])
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

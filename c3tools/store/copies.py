@@ -77,7 +77,7 @@ def merge_stores(
 
     Keys that several stores share are an error unless ``keep`` or ``prefix`` is given. An item that
     several stores have rows of is in its split of the first of them. The new store has FAISS
-    indexes if one of the stores has. Moments that `c3 means --load` loaded are not copied.
+    indexes if one of the stores has. Moments that `c3 means load` loaded are not copied.
 
     Args:
         stores: Two or more stores of the same model: folders or URLs (s3://, gs://).

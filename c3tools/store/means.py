@@ -98,15 +98,15 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
 
 
 def save_means(
-    store: Store | str | Path, save: str | Path, *, split: str = "train"
+    store: Store | str | Path, file: str | Path, *, split: str = "train"
 ) -> dict[str, Moments]:
     """Write the moments of every modality, of rows of norm 1, to a file or URL, with the model they
     belong to.
 
     Args:
         store: See `embed`.
-        save: Write the moments of ``split`` to this file or URL.
-        split: The split whose moments ``save`` writes: train, val, test or all.
+        file: The file or URL to write.
+        split: The split whose moments are written: train, val, test or all.
 
     Returns:
         The moments by modality.
@@ -127,17 +127,16 @@ def save_means(
             remedy="Choose another split, or --split all.",
         )
     header = {"model": store.info.model, "split": split, "source": store.path.name}
-    write_atomically(location(save), lambda temporary: save_moments(temporary, groups, header))
+    write_atomically(location(file), lambda temporary: save_moments(temporary, groups, header))
     return groups
 
 
-def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments]:
+def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments]:
     """Load the moments of another corpus into a store, so that Collapse is fitted on them.
 
     Args:
         store: See `embed`.
-        load: Use the moments in this file or URL for Collapse (c3-mini: those of its training
-            data).
+        file: The file or URL with the moments, or c3-mini for those of its training data.
 
     Returns:
         The moments by modality.
@@ -147,20 +146,20 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
             computed from rows whose norm is not 1, or another run is writing to the store.
     """
     store = Store.open(store, incomplete=True)
-    bundled = str(load) == "c3-mini"
-    groups, header = load_moments(C3_MINI_MOMENTS if bundled else location(load))
+    bundled = str(file) == "c3-mini"
+    groups, header = load_moments(C3_MINI_MOMENTS if bundled else location(file))
     if bundled:
         header["source"] = "c3-mini"
-    own, theirs = f"The store {store.path}", f"the moments file {load}"
+    own, theirs = f"The store {store.path}", f"the moments file {file}"
     store.info.require_same_model(header.get("model") or {}, own=own, theirs=theirs)
     for name, moments in groups.items():
         if moments.dim != store.info.dim or not moments.of_unit_rows:
             raise StoreError(
-                f"The {name} moments in {load} are of rows of {moments.dim} dimensions with a "
+                f"The {name} moments in {file} are of rows of {moments.dim} dimensions with a "
                 f"mean squared norm of "
                 f"{moments.mean_squared_norm:.4g}; {store.path} needs {store.info.dim} dimensions "
                 f"and norm 1.",
-                remedy="Write them with `c3 means --save`, which normalises the rows, for a store "
+                remedy="Write them with `c3 means save`, which normalises the rows, for a store "
                 "of the same model.",
             )
     with locked(store.path):
@@ -174,6 +173,9 @@ def load_means(store: Store | str | Path, load: str | Path) -> dict[str, Moments
 def unload_means(store: Store | str | Path) -> None:
     """Remove the moments that `load_means` loaded, so that Collapse is fitted on those of the
     store.
+
+    Args:
+        store: See `embed`.
     """
     store = Store.open(store, incomplete=True)
     with locked(store.path):
@@ -181,12 +183,12 @@ def unload_means(store: Store | str | Path) -> None:
         record_files(store.path, [EXTERNAL_FILE])
 
 
-def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Moments]:
+def merge_means(files: Sequence[str | Path], output: str | Path) -> dict[str, Moments]:
     """Merge the moments files of several machines or corpora.
 
     Args:
-        merge: Moments files to merge: paths or URLs.
-        save: The file or URL to write.
+        files: Moments files to merge: paths or URLs.
+        output: The file or URL to write.
 
     Returns:
         The moments by modality.
@@ -195,7 +197,8 @@ def merge_means(merge: Sequence[str | Path], save: str | Path) -> dict[str, Mome
         StoreError: if a file is not readable, is given twice or as the result too, or two belong to
             different models.
     """
-    paths, target = [location(path) for path in merge], location(save)
+    paths = [location(path) for path in files]
+    target = location(output)
     if len({*paths, target}) <= len(paths):
         raise StoreError(
             f"A moments file is given twice, or {target} is to be read and written: its rows "

@@ -379,7 +379,7 @@ class Store(HubRepository):
         return _splits_in(self._ruled, modality)
 
     def external_moments(self) -> tuple[dict[str, Moments], dict[str, Any]]:
-        """Return the moments of another corpus that `c3 means --load` has loaded, by modality, and
+        """Return the moments of another corpus that `c3 means load` has loaded, by modality, and
         their header.
 
         Both are empty if none were loaded.

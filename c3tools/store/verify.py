@@ -403,9 +403,7 @@ def _check_files(
         if is_index:
             remedy = "Make it anew from the rows: c3 verify --repair"
         elif name == EXTERNAL_FILE:
-            remedy = (
-                "Load it again with `c3 means --load FILE`, or remove it with `c3 means --unload`."
-            )
+            remedy = "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
         else:
             remedy = f"{copy_again} `c3 verify --repair` writes it again."
         if kind_of(path / name) is None:

@@ -1,6 +1,6 @@
 """Scores that compare rows of different modalities, from the moments of each.
 
-    calibration = Calibration.fit("c3-store")                  # or a file of `c3 means --save`,
+    calibration = Calibration.fit("c3-store")                  # or a file of `c3 means save`,
     moments, arrays query = calibration.pipeline.transform(embedding, modality="text")[0]
     calibration.merge(query, {"image": (ids, cosines), "text": (ids, cosines)}, k=10)
 
@@ -75,7 +75,7 @@ class Calibration:
         as they are.
 
         Args:
-            source: a store or its folder; a file of `c3 means --save`; or, by modality, `Moments`
+            source: a store or its folder; a file of `c3 means save`; or, by modality, `Moments`
                 of embeddings at unit length, or embeddings (n, d) of any norm.
             pipeline: a fitted one; None for the preset gr-clip, unit(e - mu), fitted on ``source``.
             split: of a store: the rows to take moments of, by the rule of

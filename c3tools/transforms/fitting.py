@@ -40,7 +40,7 @@ class FittingMoments:
     """The moments that transforms of a store are fitted on, by the one rule of
     docs/concepts/moments.md.
 
-    A modality of the store has the moments that were loaded by `c3 means --load`; else those of its
+    A modality of the store has the moments that were loaded by `c3 means load`; else those of its
     rows in the split, if they are at least `MIN_ROWS_OF_A_MEAN`; else those bundled with its model,
     if there are any; else none.
 
@@ -116,7 +116,7 @@ def moments_of(store: Store, modality: str, split: str = "train") -> Moments:
 
 def load_command(store: Store) -> str:
     """Return the command that loads moments of the model of a store."""
-    return f"c3 means --load {'c3-mini' if _bundled_moments(store) else 'FILE'}"
+    return f"c3 means load {'c3-mini' if _bundled_moments(store) else 'FILE'}"
 
 
 def _moments_from(source: str, store: Store, modality: str, split: str) -> Moments:
@@ -225,8 +225,8 @@ class FitData:
                     f"{value.mean_squared_norm:.4g}.",
                     remedy=f"Pass the rows, fit({{'{name}': array}}), or "
                     f"Moments.from_rows(unit_rows(array)). "
-                    "Check a store with `c3 verify`; remove loaded moments with `c3 means "
-                    "--unload`.",
+                    "Check a store with `c3 verify`; remove loaded moments with "
+                    "`c3 means unload`.",
                 )
         for name, own in items.items():
             if len(own) != (n := len(self.rows.get(name, ()))):

@@ -180,7 +180,7 @@ class Pipeline(HubRepository):
                     f"The store {store.path} has no rows in the split {split!r} to fit "
                     f"{self.name} on. Its splits are "
                     f"{store.list_splits()}.",
-                    remedy="Fit on another split, load moments with `c3 means --load`, or make "
+                    remedy="Fit on another split, load moments with `c3 means load`, or make "
                     "new splits with `c3 "
                     "split`.",
                 )
@@ -213,7 +213,7 @@ class Pipeline(HubRepository):
                         raise TransformError(
                             f"The step {step.kind} needs the moments of {error} rows, but only "
                             f"{count} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
-                            remedy="Embed more, or load their moments with `c3 means --load`.",
+                            remedy="Embed more, or load their moments with `c3 means load`.",
                         ) from error
                     lacks_rows = step.needs_rows and error.args[0] not in known.rows
                     what = "rows" if lacks_rows else "moments"
@@ -221,7 +221,7 @@ class Pipeline(HubRepository):
                         f"The step {step.kind} needs the {what} of {error}, but only those of "
                         f"{', '.join(sorted(vars(known)[what])) or 'none'} were given.",
                         remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such "
-                        "rows in its train split, or load their moments with `c3 means --load`.",
+                        "rows in its train split, or load their moments with `c3 means load`.",
                     ) from error
             # later steps are fitted on inference inputs as they reach them
             if not step.noisy and position < last:

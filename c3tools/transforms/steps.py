@@ -135,8 +135,8 @@ class Step:
             raise TransformError(
                 f"The step {self.kind} is not fitted for the modality {modality!r}, only for "
                 f"{', '.join(sorted(self.fitted_for))}.",
-                remedy=f"Fit on {modality} embeddings too, or load their moments with `c3 means "
-                f"--load` and fit again.",
+                remedy=f"Fit on {modality} embeddings too, or load their moments with "
+                "`c3 means load` and fit again.",
             )
         return (Affine(**parts),)
 

@@ -23,7 +23,7 @@ CONTINUED = (
     f"connect heads {QUICK}",
 )
 OTHERS = (
-    "export -f faiss -o out",
+    "index --factory Flat -o out",
     "merge --prefix -o out c3-store other",
     "split -o out",
     f"connect lit photos --model local-dir:tiny {QUICK}",

@@ -22,8 +22,8 @@ COMMANDS = (
     "index --store BASE/store -o OUT-index",
     "split -o OUT/split --store BASE/store --fractions 0.5,0.25,0.25",
     "merge BASE/store OUT/split -o OUT/merged --prefix",
-    "means --store BASE/store --save BASE/m.safetensors",
-    "means --store BASE/store --load BASE/m.safetensors",
+    "means save BASE/m.safetensors --store BASE/store",
+    "means load BASE/m.safetensors --store BASE/store",
     "search --key img004 --index OUT-index --store BASE/store --json",
 )
 
@@ -62,16 +62,16 @@ def test_what_cannot_be_reached_is_one_error(
             assert (result.exit_code, "Traceback" in result.output) == (1, False), result.output
             assert said in " ".join(result.stderr.split()), command
 
-    reading = ("verify", "means", "gap-report", "index", "train-decoder", "split -o new")
+    reading = ("verify", "means show", "gap-report", "index", "train-decoder", "split -o new")
     refused(f"There is no store at {URL}", *reading)
     refused(
         "s3://nowhere/m",
-        "means --store disk --save s3://nowhere/m",
+        "means save s3://nowhere/m --store disk",
         "gap-report disk --html s3://nowhere/m",
     )
     s3.every, s3.answer = 1, "403 Forbidden"
     refused("credentials", *reading)
-    refused("s3://bucket/m", "means --store disk --save s3://bucket/m")
+    refused("s3://bucket/m", "means save s3://bucket/m --store disk")
     monkeypatch.setitem(sys.modules, "upath", None)
     refused('pip install "c3tools[s3]"', *reading)
     assert contents(tmp_path) == before

@@ -196,7 +196,7 @@ def test_photos_that_are_gone_are_named_beside_the_scores(
     gone = Path(store.load("image", "test").column("path")[0])
     write_made(Path("made"), NOISE[:6])
     gone.unlink()
-    said = done(c3("evaluate", "--images", "made", "--json", "scores.json")).stdout
+    said = done(c3("evaluate-images", "made", "--json", "scores.json")).stdout
     content = json.loads(Path("scores.json").read_text())
     assert ("FD-c3-mini" in said, "Images nearest" in said, str(gone) in content["notes"][0]) == (
         True,

@@ -63,7 +63,7 @@ def test_a_store_gives_the_moments_of_its_train_split(store: Store) -> None:
             "split": "train",
             "moments": {"image": "train", "text": "train"},
             "note": "The image mean of 60 rows is uncertain: 100 are recommended, or moments of "
-            "another corpus (c3 means --load FILE).",
+            "another corpus (c3 means load FILE).",
             "n": {"image": 60, "text": 120},
         }
 
@@ -136,7 +136,7 @@ def test_what_a_pipeline_cannot_be_fitted_on_of_a_store_or_with_options(
         ("ridge", store, {"split": "nowhere"}, "nowhere"),
         ("c3", store, {"split": "nowhere"}, "nowhere"),
         ("c3", store, {"split": "test"}, "test"),
-        ("c3", other, {}, r"image.* 49[\s\S]*c3 means --unload"),
+        ("c3", other, {}, r"image.* 49[\s\S]*c3 means unload"),
         ("c3", MOMENTS, {"provenance": {"split": "test"}}, "test"),
         ("c3", {"text": Y}, {"items": {"text": ["a"]}}, "1 item for 120 text rows"),
     ):

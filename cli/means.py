@@ -1,0 +1,65 @@
+"""`c3 means`: the mean and covariance of each modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import c3tools
+
+from ._console import message, out, print_table, reporter
+
+if TYPE_CHECKING:
+    from c3tools import Moments
+
+
+def show(**options: Any) -> Any:
+    """Show the mean of each modality and split, and the length of the modality gap."""
+    store = c3tools.Store.open(options["store"], reporter=reporter())
+    means = c3tools.compute_means(store)
+    if store.split_note:
+        message(store.split_note)
+    print_table(means.table())
+    if means.gap_length is not None:
+        out.print(f"Length of the modality gap: {means.gap_length:.4f}")
+    return means.to_dict()
+
+
+def save(file: str | Path, *, store: str | Path = "c3-store", split: str = "train") -> Any:
+    """Write the moments of the store to a file, for another store of the same model."""
+    opened = c3tools.Store.open(store, reporter=reporter())
+    return _report_written(file, c3tools.save_means(opened, file, split=split))
+
+
+def load(file: str, *, store: str | Path = "c3-store") -> Any:
+    """Fit Collapse in this store on the moments of another corpus.
+
+    `c3 means save` writes such a file. `c3 means unload` goes back to the store's own moments.
+    """
+    moments = c3tools.load_means(store, file)
+    message(f"Collapse now uses the moments in {file}: {', '.join(moments)}.")
+    return {"file": file, "rows": _rows_of(moments)}
+
+
+def unload(*, store: str | Path = "c3-store") -> Any:
+    """Go back to the store's own moments."""
+    c3tools.unload_means(store)
+    message(f"Collapse now uses the moments of {store} itself.")
+    return {"store": str(store)}
+
+
+def merge(files: list[str], *, output: Path) -> Any:
+    """Merge moments files of several machines or corpora into one file."""
+    return _report_written(output, c3tools.merge_means(files, output))
+
+
+def _report_written(file: str | Path, moments: Mapping[str, Moments]) -> dict[str, Any]:
+    rows = _rows_of(moments)
+    listing = ", ".join(f"{count:,} {modality}" for modality, count in rows.items())
+    message(f"Wrote {file}: {listing} rows")
+    return {"output": str(file), "rows": rows}
+
+
+def _rows_of(moments: Mapping[str, Moments]) -> dict[str, int]:
+    return {modality: each.n for modality, each in moments.items()}
