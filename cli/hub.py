@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import c3tools
@@ -74,20 +73,12 @@ def pull(
         revision: A branch, a tag or a commit. By default main.
         dataset: Fetch the store of this name even if there is a model of the same name.
     """
-    from c3tools.io.artifact import holds_result
-    from c3tools.io.hub import class_of, download_repository
+    from c3tools.io.artifact import holds_result, replacing
+    from c3tools.io.hub import class_of
+    from c3tools.io.lock import locked_file
+    from c3tools.store.copies import has_same_rows
 
-    try:
-        fetched = download_repository(
-            repository, "dataset" if dataset else "model", revision=revision
-        )
-    except C3Error as error:
-        if dataset:
-            raise
-        try:
-            fetched = download_repository(repository, "dataset", revision=revision)
-        except UnreachableError:
-            raise error from None
+    fetched = _fetch(repository, dataset, revision)
     name = str(class_of(fetched))
     folders = dict(_KINDS.values())
     if name not in folders:
@@ -97,22 +88,36 @@ def pull(
         )
     folder = output or Path(folders[name])
     kind = getattr(c3tools, name)
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=parent) as temporary:
-        new = Path(temporary, "pulled")
-        if name == "Store":
-            kind.from_pretrained(fetched, output=new)
+    is_store = name == "Store"
+    if not is_store:
+        kind.from_pretrained(fetched)  # or the error says what is wrong with it
+    has_same_content = has_same_rows if is_store else _has_same_files
+    if folder.is_dir() and has_same_content(fetched, folder):
+        message(f"{folder} contains the {name} of {repository} already: nothing to do.")
+    else:
+        holds_result(folder, name, ())
+        if is_store:
+            kind.from_pretrained(fetched, output=folder)
         else:
-            kind.from_pretrained(fetched)  # or the error says what is wrong with it
-            shutil.copytree(fetched, new)
-        if folder.is_dir() and _has_same_files(folder, new):
-            message(f"{folder} contains the {name} of {repository} already: nothing to do.")
-        else:
-            holds_result(folder, name, ())
-            new.replace(folder)
-            message(f"Wrote the {name} of {repository} to {folder}.")
+            with locked_file(folder), replacing(folder, keep=False) as new:
+                shutil.copytree(fetched, new, dirs_exist_ok=True)
+        message(f"Wrote the {name} of {repository} to {folder}.")
     return {"class": name, "repository": repository, "folder": str(folder)}
+
+
+def _fetch(repository: str, dataset: bool, revision: str | None) -> Path:
+    """Return the folder of a fetched repository: a model, else a data set of the same name."""
+    from c3tools.io.hub import download_repository
+
+    if dataset:
+        return download_repository(repository, "dataset", revision=revision)
+    try:
+        return download_repository(repository, "model", revision=revision)
+    except C3Error as error:
+        try:
+            return download_repository(repository, "dataset", revision=revision)
+        except UnreachableError:
+            raise error from None
 
 
 def _has_same_files(first: Path, second: Path) -> bool:

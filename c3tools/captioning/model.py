@@ -14,6 +14,7 @@ vocabulary.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from .tokenizer import END_ID, PAD_ID
 _START_SPREAD = 0.1  # of a new mapper's output around what a language model begins with
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """The part that the built-in decoder and language models behind a mapper share.
 
     Attributes:
@@ -42,14 +43,15 @@ class Decoder(nn.Module):
     pad_id: int
     end_id: int
 
+    @abstractmethod
     def map_prefix(self, embeddings: Tensor) -> Tensor:
         """Map embeddings (B, d) by the MLP to (B, P * W)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Embed tokens (B, T) as (B, T, W)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, x: Tensor, first: int, cache: Any = None) -> tuple[Tensor, Tensor]:
         """Run inputs (B, S, W) behind those of the cache: scores (B, S', V) and hidden states (B,
         S', W).
@@ -59,17 +61,16 @@ class Decoder(nn.Module):
             first: the first position to return.
             cache: is extended by these positions; None if there is nothing before them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def new_cache(self) -> Any:
         """Return an empty cache, with the methods of the DynamicCache of transformers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def copy_behind_mapper(self, length: int) -> tuple[Decoder, nn.Sequential]:
         """Return a copy of a language model behind a new mapper to so many positions, and the
         mapper.
         """
-        raise NotImplementedError
 
     def behind_prefix(self, length: int) -> Decoder:
         """Return a copy of a language model behind a new mapper to so many positions, which alone

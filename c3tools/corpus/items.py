@@ -34,7 +34,14 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg"})
+# the media types of sounds by their suffix
+AUDIO_TYPES = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+}
+AUDIO_SUFFIXES = frozenset(AUDIO_TYPES)
 # items that are kept as objects before they become Arrow columns: small columns waste memory
 _BLOCK = 1 << 16
 

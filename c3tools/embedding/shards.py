@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..arrays import Indices, Matrix
-from ..corpus.images import read_frames, read_sound
+from ..corpus.images import read_frames
 from ..corpus.items import ImageItem, ItemTable
 from ..devices import limit_threads
 from ..encoders import Encoder, resolve_encoder
@@ -30,6 +30,7 @@ from ..store.manifest import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_table, write_rows
 from .decoding import Batch, Shards, decoded_batches, failure_of
+from .sounds import encode_sound
 from .summary import ModalitySummary
 
 _MOST_WORKERS = 16
@@ -247,10 +248,9 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         """Return the embedding of a sound, and the seconds that were spent on decoding; add its
         duration to the row.
         """
-        start = time.perf_counter()
-        sound, row["duration"] = read_sound(item.path, encoder.sampling_rate)
-        waited = time.perf_counter() - start
-        return encoder.encode_audio(sound), waited
+        sound = encode_sound(encoder, item.path)
+        row["duration"] = sound.duration
+        return sound.embedding, sound.reading
 
     def _texts(
         self, encoder: Encoder, shards: Shards, report: Report

@@ -13,6 +13,7 @@ import re
 import socket
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,16 +71,16 @@ def _cell(value: object) -> str:
     return str(value).replace("|", r"\|").replace("\n", " ")
 
 
-class HubRepository:
+class HubRepository(ABC):
     """A class whose objects are repositories of the hub; a subclass has ``save(folder)``,
     ``load(folder)``, a card.
     """
 
     repository_type: ClassVar[RepositoryType] = "model"
 
+    @abstractmethod
     def card(self) -> Card:
         """Return what its card says."""
-        raise NotImplementedError
 
     def save_repository(self, folder: Path) -> None:
         """Write the files to a folder, without card and ``config.json``."""

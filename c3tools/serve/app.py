@@ -6,7 +6,7 @@
     POST /search            the same for a photo (the file is the body, Content-Type: image/...), or
                             for {"vector": [...], "modality": "text"} (application/json)
     GET  /thumbnail/ROW     the photo of a row, small, as JPEG
-    GET  /sound/ROW         the sound of a row, as it is
+    GET  /sound/ROW         the sound of a row, as it is (audio/mpeg, audio/ogg, ...)
 
 `k` (10), `in` (a modality), `split` and `separate` may be added to the address of a search. Wrong
 input is answered with {"error": ...} and a status of 4xx. Requests name rows, never files: only
@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -38,7 +39,7 @@ from starlette.routing import Route
 
 from ..arrays import Matrix
 from ..corpus.containers import PhotoFinder
-from ..corpus.items import is_sound
+from ..corpus.items import AUDIO_TYPES, is_sound
 from ..encoders import UNREADABLE, Encoder, open_image
 from ..errors import C3Error, reason_of
 from ..index import Index
@@ -93,14 +94,17 @@ class _Server:
     """Hold what is loaded once: the index, the encoder, and thumbnails that were shown."""
 
     def __init__(self, index: Index, encoder: Encoder) -> None:
-        self.index, self.encoder = index, encoder
-        # one at a time, since decoding a photo may take hundreds of megabytes, and a model uses all
-        # cores by itself
-        self.encoding, self.reading = Lock(), Lock()
+        self.index = index
+        self.encoder = encoder
+        # One photo is decoded at a time, because that may take hundreds of megabytes, and one query
+        # is encoded, because a model uses all cores by itself
+        self.reading = Lock()
+        self.encoding = Lock()
         self.photos = PhotoFinder(beside=index.store_path)
-        columns = {"in": "modality", "split": "split"}
+        # The values that options in the address of a search may have
         self.choices = {
-            name: index.rows.column(column).unique().to_pylist() for name, column in columns.items()
+            "in": index.rows.column("modality").unique().to_pylist(),
+            "split": index.rows.column("split").unique().to_pylist(),
         }
         self.jpeg = lru_cache(_KEPT_THUMBNAILS)(self._jpeg)
 
@@ -163,22 +167,30 @@ class _Server:
 
     def thumbnail(self, request: Request) -> Response:
         """Return the photo of a row."""
-        return self._file(request.path_params["row"], self.jpeg, "photo", "image/jpeg")
+        row = request.path_params["row"]
+        with _not_found(f"photo of row {row}"):
+            return _file(self.jpeg(self._path(row)), "image/jpeg")
 
     def sound(self, request: Request) -> Response:
         """Return the sound of a row."""
-        return self._file(request.path_params["row"], self._sound, "sound", "audio/*")
+        row = request.path_params["row"]
+        with _not_found(f"sound of row {row}"):
+            path = self._path(row)
+            if not is_sound(path):
+                raise ValueError("it is no sound")
+            media_type = AUDIO_TYPES[Path(path).suffix.lower()]
+            with self.reading:
+                return _file(self.photos.read_again(path), media_type)
 
-    def _file(self, row: int, read: Callable[[int], bytes], kind: str, media: str) -> Response:
-        try:
-            if row >= self.index.rows.num_rows:
-                raise ValueError("there is no such row")
-            content = read(row)
-        except _UNREADABLE as error:
-            raise HTTPException(
-                404, f"There is no {kind} of row {row}: {reason_of(error)}."
-            ) from None
-        return Response(content, media_type=media, headers={"Cache-Control": "max-age=3600"})
+    def _path(self, row: int) -> str:
+        """Return the path of a row's photo or sound, empty if it has none.
+
+        Raises:
+            ValueError: if there is no such row.
+        """
+        if row >= self.index.rows.num_rows:
+            raise ValueError("there is no such row")
+        return self.index.rows.column("path")[row].as_py() or ""
 
     def _find(
         self,
@@ -193,34 +205,30 @@ class _Server:
         k = asked.get("k", k)
         if k not in map(str, range(1, _MOST_RESULTS + 1)):
             raise HTTPException(400, f"k must be a whole number from 1 to {_MOST_RESULTS}.")
-        for name, known in self.choices.items():
-            if asked.get(name) and asked[name] not in known:
-                raise HTTPException(400, f"{name} must be one of {', '.join(map(str, known))}.")
-        within, split = (asked.get(name) or None for name in self.choices)
+        for name, choices in self.choices.items():
+            if asked.get(name) and asked[name] not in choices:
+                raise HTTPException(400, f"{name} must be one of {', '.join(map(str, choices))}.")
         with self.encoding:
             embeddings = embed()
-        separate = "separate" in asked
         (hits,) = self.index.rank(
-            embeddings, modality, int(k), within=within, split=split, separate=separate
+            embeddings,
+            modality,
+            int(k),
+            within=asked.get("in") or None,
+            split=asked.get("split") or None,
+            separate="separate" in asked,
         )
-        found = []
+        hit_values = []
         for hit in hits:
             values = hit.to_dict()
             if hit.path:
                 kind = "sound" if is_sound(hit.path) else "thumbnail"
                 values[kind] = f"{kind}/{hit.row}"
-            found.append(values)
-        return {"query": query, "hits": found}
+            hit_values.append(values)
+        return {"query": query, "hits": hit_values}
 
-    def _sound(self, row: int) -> bytes:
-        path = self.index.rows.column("path")[row].as_py()
-        if not is_sound(path or ""):
-            raise ValueError("it is no sound")
-        with self.reading:
-            return self.photos.read_again(path)
-
-    def _jpeg(self, row: int) -> bytes:
-        path = self.index.rows.column("path")[row].as_py()
+    def _jpeg(self, path: str) -> bytes:
+        """Return the small JPEG of a photo."""
         with self.reading:
             content = self.photos.read_again(path)
             image, _, _ = open_image(io.BytesIO(content), (_THUMBNAIL // 2, _THUMBNAIL // 2))
@@ -230,18 +238,28 @@ class _Server:
         return stream.getvalue()
 
 
+@contextmanager
+def _not_found(what: str) -> Iterator[None]:
+    """Answer 404 if a photo or sound cannot be read in the block."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise HTTPException(404, f"There is no {what}: {reason_of(error)}.") from None
+
+
+def _file(content: bytes, media_type: str) -> Response:
+    return Response(content, media_type=media_type, headers={"Cache-Control": "max-age=3600"})
+
+
 async def _read(request: Request) -> bytes:
     """Return the body of a request, of a bounded size and in a bounded time."""
-    body, too_large = (
-        bytearray(),
-        HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent."),
-    )
+    body = bytearray()
     try:
         async with asyncio.timeout(_UPLOAD_SECONDS):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > LARGEST_UPLOAD:
-                    raise too_large
+                    raise HTTPException(413, f"At most {LARGEST_UPLOAD:,} bytes can be sent.")
     except TimeoutError:
         raise HTTPException(408, f"The upload took more than {_UPLOAD_SECONDS} seconds.") from None
     return bytes(body)

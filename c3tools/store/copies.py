@@ -239,6 +239,22 @@ def _read_splits(
     )
 
 
+def has_same_rows(first: Path, second: Path) -> bool:
+    """Return whether two folders are stores of one model with the same rows and failures, shard by
+    shard. Their files may differ in how these are compressed.
+    """
+    try:
+        one = Store.open(first)
+        other = Store.open(second)
+        if one.info != other.info or list(one.shards) != list(other.shards):
+            return False
+        if one.recorded_failures() != other.recorded_failures():
+            return False
+        return all(one.read_shard(*shard) == other.read_shard(*shard) for shard in one.shards)
+    except StoreError:
+        return False
+
+
 def _make_copy(
     destination: str | Path,
     report: CopyReport,

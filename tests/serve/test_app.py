@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from c3tools.index import Index, build_index
+from c3tools.store import Rows
 from tests.bombs import png
-from tests.conftest import C3, done
+from tests.conftest import C3, build_store, done, unit_rows
 from tests.stores import colour_corpus, colour_encoder, embed_colours
 
 pytest.importorskip("faiss", reason="faiss is an extra")
@@ -97,6 +98,47 @@ def test_a_thumbnail_is_a_small_jpeg_of_its_row_if_the_photo_is_there(
     assert client.get(f"/thumbnail/{row}?path=/etc/passwd").content == thumbnail.getvalue()
     Path(str(paths[gone])).unlink()
     assert client.get(f"/thumbnail/{gone}").status_code == 404
+
+
+@pytest.fixture
+def sound_client(tmp_path: Path) -> Iterator[Any]:
+    """A client of a server of two rows: a.ogg is there, b.mp3 is not."""
+    from c3tools.serve.app import create_app
+
+    (tmp_path / "a.ogg").write_bytes(b"OggS of a")
+    paths = [str(tmp_path / name) for name in ("a.ogg", "b.mp3")]
+    build_store(tmp_path / "s", Rows.of("audio", ["a", "b"], unit_rows(2, 8), path=paths))
+    index = build_index(tmp_path / "s", tmp_path / "index", preset="c1")
+    with testclient.TestClient(
+        create_app(index, colour_encoder()), base_url="http://127.0.0.1"
+    ) as client:
+        yield client
+
+
+def test_a_sound_is_the_file_with_its_media_type(sound_client: Any) -> None:
+    response = sound_client.get("/sound/0")
+    assert response.content == b"OggS of a"
+    assert response.headers["Content-Type"] == "audio/ogg"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("/sound/1", "no sound of row 1: there is no such file"),
+        ("/sound/2", "no sound of row 2: there is no such row"),
+        ("/thumbnail/0", "no photo of row 0: "),
+    ],
+)
+def test_a_sound_or_photo_that_is_not_there_is_not_found(
+    sound_client: Any, address: str, reason: str
+) -> None:
+    response = sound_client.get(address)
+    assert response.status_code == 404
+    assert reason in response.json()["error"]
+
+
+def test_a_photo_is_no_sound(client: Any) -> None:
+    assert "it is no sound" in client.get("/sound/0").json()["error"]
 
 
 @pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 400), ("0.0.0.0", 200)])
