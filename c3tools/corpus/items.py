@@ -132,6 +132,13 @@ class Failure:
     message: str
 
 
+class Refusal(NamedTuple):
+    """The reason why a file, or a part of one, is not read: the kind of error, and words."""
+
+    error: str
+    message: str
+
+
 Item = TypeVar("Item", ImageItem, TextItem)
 _TEXT, _NUMBER = pa.large_string(), pa.int64()
 # no dictionaries in a struct that may be null: Ray's own way to pickle tables fails at these

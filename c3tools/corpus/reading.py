@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from operator import itemgetter
@@ -36,6 +36,7 @@ from .items import (
     Corpus,
     ImageItem,
     ReadOptions,
+    Refusal,
     TextItem,
     as_storable,
     is_utf8,
@@ -73,7 +74,17 @@ _PLAIN = (".txt", ".token")  # texts without annotations: test.txt may be just t
 
 
 def read_corpus(
-    paths: str | Path | Sequence[str | Path], *, reporter: Reporter = SILENT, **options: Any
+    paths: str | Path | Sequence[str | Path],
+    *,
+    captions: str | Path | None = None,
+    text_column: str | None = None,
+    image_column: str | None = None,
+    key_column: str | None = None,
+    images_root: str | Path | None = None,
+    follow_symlinks: bool = False,
+    download: bool = False,
+    audio: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Corpus:
     """Find images, videos, captions and texts.
 
@@ -85,8 +96,15 @@ def read_corpus(
     Args:
         paths: folders, files and URLs, one or several; ``{000..012}``, ``{a,b}`` and ``*`` are
             expanded.
+        captions: see `c3tools.embed`, as the following.
+        text_column: see there.
+        image_column: see there.
+        key_column: see there.
+        images_root: see there.
+        follow_symlinks: see there.
+        download: see there.
+        audio: look for sounds, too.
         reporter: shows the files that are listed: a large folder takes a minute.
-        options: of `ReadOptions`; paths may be text.
 
     Returns:
         The corpus; images in files sorted by key, then those of tars, tables and lists, in the
@@ -98,66 +116,63 @@ def read_corpus(
             claim a key.
         MissingExtraError: if there are videos, and PyAV is not installed.
     """
-    places = {
-        name: location(options[name]) for name in ("captions", "images_root") if options.get(name)
-    }
-    chosen, corpus = ReadOptions(**options | places), Corpus()
-    roots = [
-        root
-        for path in ([paths] if isinstance(paths, str | Path) else paths)
-        for root in expand(path)
-    ]
+    options = ReadOptions(
+        captions=location(captions) if captions else None,
+        text_column=text_column,
+        image_column=image_column,
+        key_column=key_column,
+        images_root=location(images_root) if images_root else None,
+        follow_symlinks=follow_symlinks,
+        download=download,
+        audio=audio,
+    )
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    roots = [root for path in paths for root in expand(path)]
     kinds = {root: kind_of(root) for root in roots}
+    _require_there([root for root in roots if kinds[root] is None], options.captions)
+    corpus = Corpus()
     corpus.sources = [str(root) for root in kinds]
-    corpus.captions = None if chosen.captions is None else str(chosen.captions)
-    _require_there([root for root in roots if kinds[root] is None], chosen.captions)
-    follow, suffixes = (
-        chosen.follow_symlinks,
-        _MEDIA_SUFFIXES | (AUDIO_SUFFIXES if chosen.audio else set()),
-    )
+    corpus.captions = None if options.captions is None else str(options.captions)
+
+    # Files of images, videos and sounds, with their captions
+    suffixes = _MEDIA_SUFFIXES | AUDIO_SUFFIXES if audio else _MEDIA_SUFFIXES
+    media: dict[Path, list[ImageItem]] = {}
     with reporter.progress("Listing files") as progress:
-        media = {
-            root: [] if is_url(root) else find_images(corpus, root, follow, suffixes, progress)
-            for root in kinds
-        }
-    several = list(kinds.values()).count("folder") > 1
-    prefixes = {
-        root: f"{root.name}/" if several and kind == "folder" else ""
-        for root, kind in kinds.items()
-    }
-    corpus.prefixes = {str(root): prefix for root, prefix in prefixes.items()}
-    corpus.note_folders(
-        {prefixes[root] + image.key: image.path for root in kinds for image in media[root]}
-    )
-    given = None
-    if chosen.captions is not None and any(media.values()):  # one captions file for all paths
-        given = _CaptionSources(chain(*media.values()))
-        given.add(str(chosen.captions), chosen.captions, chosen)
-        corpus.captions_without_image += given.unmatched
+        for root in kinds:
+            is_listed = not is_url(root)
+            media[root] = (
+                find_images(corpus, root, follow_symlinks, suffixes, progress) if is_listed else []
+            )
+    folders = [root for root, kind in kinds.items() if kind == "folder"]
+    corpus.prefixes = {str(root): "" for root in kinds}
+    if len(folders) > 1:
+        corpus.prefixes |= {str(folder): f"{folder.name}/" for folder in folders}
+    _add_media(corpus, media, options, reporter)
+
+    # Paths without such files: tars, tables, lists of images, and texts
     containers: dict[Path, Reader] = {}
-    with reporter.progress("Looking for captions", sum(map(len, media.values()))) as progress:
-        for root, images in media.items():
-            if images:
-                _add_images(corpus, root, images, prefixes[root], given, chosen, progress)
     for root, kind in kinds.items():
         if media[root]:
             continue
         if kind == "folder":
-            containers |= _containers_of_folder(corpus, root, chosen)
+            containers |= _containers_of_folder(corpus, root, options)
         elif is_url(root) or root.suffix.lower() not in suffixes:  # else it was skipped above
-            if read := reader_of(root, chosen):
-                containers[root] = read
+            read_container = reader_of(root, options)
+            if read_container is not None:
+                containers[root] = read_container
             else:
-                _add_texts(corpus, root, chosen)
+                _add_texts(corpus, root, options)
     for items in (corpus.images, corpus.videos, corpus.audio):
         items.sort()
     if containers:
-        _add_containers(corpus, containers, chosen)
+        _add_containers(corpus, containers, options)
+
     if corpus.videos and importlib.util.find_spec("av") is None:
         raise MissingExtraError("av", extra="video", purpose="Embedding videos")
     if corpus.audio and importlib.util.find_spec("soundfile") is None:
         raise MissingExtraError("soundfile", extra="st", purpose="Embedding audio")
-    _check(corpus, chosen.captions)
+    _check(corpus, options.captions)
     return corpus
 
 
@@ -180,12 +195,36 @@ def _require_there(missing: Sequence[Path], captions: Path | None) -> None:
         raise CorpusError(f"{missing[0]} does not exist{more}.", remedy=hint)
 
 
+def _add_media(
+    corpus: Corpus,
+    media: Mapping[Path, Sequence[ImageItem]],
+    options: ReadOptions,
+    reporter: Reporter,
+) -> None:
+    """Add the files that were found below each path, with their captions."""
+    paths_by_key = {}
+    for root, images in media.items():
+        for image in images:
+            paths_by_key[corpus.prefixes[str(root)] + image.key] = image.path
+    corpus.note_folders(paths_by_key)
+
+    # One captions file is for the images of all paths
+    sources: _CaptionSources | None = None
+    if options.captions is not None and any(media.values()):
+        sources = _CaptionSources(chain(*media.values()))
+        sources.add(str(options.captions), options.captions, options)
+        corpus.captions_without_image += sources.unmatched
+    with reporter.progress("Looking for captions", sum(map(len, media.values()))) as progress:
+        for root, images in media.items():
+            if images:
+                _add_images(corpus, root, images, sources, options, progress)
+
+
 def _add_images(
     corpus: Corpus,
     root: Path,
     images: Sequence[ImageItem],
-    prefix: str,
-    given: _CaptionSources | None,
+    sources: _CaptionSources | None,
     options: ReadOptions,
     progress: Progress,
 ) -> None:
@@ -194,24 +233,25 @@ def _add_images(
     Args:
         corpus: gets them.
         root: the path.
-        images: what was found there.
-        prefix: of their keys.
-        given: the captions file that was given; None to look for captions beside the images.
+        images: the files that were found there.
+        sources: the captions file that was given; None to look for captions beside the images.
         options: of the corpus.
         progress: counts the images.
     """
-    if given is None:
-        sources, files = _detect_captions(corpus, root, images, options)
+    if sources is None:
+        sources, caption_files = _detect_captions(corpus, root, images, options)
     else:
-        sources, files = given, [Path(str(options.captions))]
+        caption_files = [Path(str(options.captions))]
     # keys are relative to the folder; beside a captions file, to its images/
-    beside = any(file.parent.resolve() == root.resolve() for file in files)
-    names = [image.key.removeprefix(f"{_IMAGES_FOLDER}/" if beside else "") for image in images]
-    for key, image in sorted(zip(assign_keys(names), images, strict=True), key=itemgetter(0)):
+    is_beside = any(file.parent.resolve() == root.resolve() for file in caption_files)
+    cut = f"{_IMAGES_FOLDER}/" if is_beside else ""
+    keys = assign_keys([image.key.removeprefix(cut) for image in images])
+    for key, image in sorted(zip(keys, images, strict=True), key=itemgetter(0)):
         matched = sources.of(_absolute(image.path))
         folder_split = corpus.folder_splits.get(image.path)
         split = corpus.split_of(matched.split, matched.file_split, folder_split)
-        corpus.add_image(image._replace(key=prefix + key, split=split), matched.captions)
+        image_key = corpus.prefixes[str(root)] + key
+        corpus.add_image(image._replace(key=image_key, split=split), matched.captions)
         progress.advance()
 
 
@@ -229,7 +269,7 @@ def find_images(
     files outside ``root``, unless ``follow_symlinks``. The key of an image is its path relative to
     ``root`` until `assign_keys`. The corpus notes files of kinds in `PASSED_OVER`.
     """
-    found: list[ImageItem] = []
+    images: list[ImageItem] = []
     passed_over: dict[str, Counter[str]] = defaultdict(Counter)  # by advice, files by suffix
     is_folder = root.is_dir()
     inside = root.resolve() if is_folder and not follow_symlinks else None
@@ -245,7 +285,7 @@ def find_images(
         try:
             if _may_be_read(corpus, key, path, inside):
                 status = path.stat()
-                found.append(
+                images.append(
                     ImageItem(key, str(path), None, status.st_size, mtime=status.st_mtime_ns)
                 )
         except OSError as error:
@@ -257,7 +297,7 @@ def find_images(
             corpus.notes.append(
                 f"{root}: {files} passed over ({', '.join(sorted(counts))}). {advice}"
             )
-    return found
+    return images
 
 
 def assign_keys(names: list[str]) -> list[str]:
@@ -265,11 +305,14 @@ def assign_keys(names: list[str]) -> list[str]:
     be unique.
     """
     stems = [splitext(name)[0] for name in names]
-    count, whole = Counter(stems), set(names)
-    return [
-        stem if count[stem] == 1 and (stem == name or stem not in whole) else name
-        for name, stem in zip(names, stems, strict=True)
-    ]
+    times = Counter(stems)
+    all_names = set(names)
+    keys = []
+    for name, stem in zip(names, stems, strict=True):
+        # a is the key of a.jpg, unless there is a.png, or a file without suffix called a
+        is_unique = times[stem] == 1 and (stem == name or stem not in all_names)
+        keys.append(stem if is_unique else name)
+    return keys
 
 
 def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
@@ -300,28 +343,33 @@ def _walk(root: Path, follow_symlinks: bool) -> Iterator[Path]:
 
 
 def _may_be_read(corpus: Corpus, key: str, path: Path, inside: Path | None) -> bool:
-    """Return whether a file is to be read, else tell the corpus; a link may not lead out of the
-    folder ``inside``.
+    """Return whether a file is to be read, else skip it; a link may not lead out of the folder
+    ``inside``.
     """
-    problem = None
+    refusal = _refusal_of(path, inside)
+    if refusal is not None:
+        corpus.skip(key, str(path), refusal.error, refusal.message)
+    return refusal is None
+
+
+def _refusal_of(path: Path, inside: Path | None) -> Refusal | None:
+    """Return why a file is not read; None if it may be."""
     if not is_utf8(str(path)):
-        problem = "UnicodeError", "the file name is not UTF-8"
-    elif path.is_symlink():
+        return Refusal("UnicodeError", "the file name is not UTF-8")
+    if path.is_symlink():
         try:
             target = path.resolve(strict=True)
-            if inside is not None and not target.is_relative_to(inside):
-                problem = (
-                    "SymlinkOutside",
-                    "a symbolic link that leads out of the corpus; --follow-symlinks reads it",
-                )
         except (OSError, RuntimeError):  # missing, or a loop
-            problem = "BrokenLink", "a symbolic link whose target does not exist"
+            return Refusal("BrokenLink", "a symbolic link whose target does not exist")
+        if inside is not None and not target.is_relative_to(inside):
+            return Refusal(
+                "SymlinkOutside",
+                "a symbolic link that leads out of the corpus; --follow-symlinks reads it",
+            )
     # opening a pipe would wait for somebody to write into it
-    if problem is None and not path.is_file():
-        problem = "NotAFile", "not a regular file"
-    if problem is not None:
-        corpus.skip(key, str(path), *problem)
-    return problem is None
+    if not path.is_file():
+        return Refusal("NotAFile", "not a regular file")
+    return None
 
 
 @dataclass(frozen=True)
@@ -367,7 +415,8 @@ class _CaptionSources:
         some.
         """
         rows = sorted(self._matched.get(path, ()), key=lambda row: row.by_name)
-        first = next((row for row in rows if _any(row.captions)), rows[0] if rows else _Matched())
+        with_captions = [row for row in rows if _any(row.captions)]
+        first = next(iter(with_captions or rows), _Matched())
         return replace(
             first,
             split=next((row.split for row in rows if row.split), None),
@@ -389,33 +438,40 @@ class _CaptionSources:
         Raises:
             CorpusError: if it cannot be read, or a row names no image; nothing is added.
         """
-        # by file name alone or not, and image
-        found: dict[tuple[bool, str], list[CaptionRow]] = defaultdict(list)
+        rows_by_path: dict[str, list[CaptionRow]] = defaultdict(list)
+        rows_by_name: dict[str, list[CaptionRow]] = defaultdict(list)  # by the path of the image
         unmatched: list[str] = []
-        folder, known, matched = Path(_absolute(str(file.parent))), set(self._paths), 0
+        folder = Path(_absolute(str(file.parent)))
+        paths = set(self._paths)
         for row in read_captions(file, options):
             if not row.file_name:
                 raise _no_image(file, row)
-            same = self._by_name.get(PurePosixPath(row.file_name).name, [])
-            places = (
-                normpath(start / row.file_name) for start in (folder, folder / _IMAGES_FOLDER)
-            )
-            if path := next((place for place in places if place in known), None):
-                found[False, path].append(row)
-            elif len(same) == 1:
-                found[True, same[0]].append(row)
+            places = [
+                normpath(folder / row.file_name),
+                normpath(folder / _IMAGES_FOLDER / row.file_name),
+            ]
+            path = next((place for place in places if place in paths), None)
+            same_name = self._by_name.get(PurePosixPath(row.file_name).name, [])
+            if path is not None:
+                rows_by_path[path].append(row)
+            elif len(same_name) == 1:
+                rows_by_name[same_name[0]].append(row)
             else:
                 unmatched.append(row.file_name)
-        some_by_path = not all(by_name for by_name, _ in found)
-        for (by_name, path), rows in found.items():
+
+        # File names that may be those of other images count for nothing
+        for path, rows in list(rows_by_name.items()):
             names = {normpath(str(row.file_name)) for row in rows}
-            if by_name and (
-                (False, path) in found or len(names) > 1 or (some_by_path and "/" in min(names))
-            ):
-                unmatched += [str(row.file_name) for row in rows]
-            else:
-                file_split = split_in_name(file.stem)
-                self._matched[path].append(_Matched(by_name, source, *_join_rows(rows), file_split))
+            names_folder = any("/" in name for name in names)
+            if path in rows_by_path or len(names) > 1 or (rows_by_path and names_folder):
+                unmatched += [str(row.file_name) for row in rows_by_name.pop(path)]
+
+        file_split = split_in_name(file.stem)
+        matched = 0
+        for by_name, rows_of_images in ((False, rows_by_path), (True, rows_by_name)):
+            for path, rows in rows_of_images.items():
+                captions, split = _join_rows(rows)
+                self._matched[path].append(_Matched(by_name, source, captions, split, file_split))
                 matched += len(rows)
         # COCO files are often of another part of the same data set
         if matched or not source.endswith(".json"):
@@ -428,14 +484,11 @@ class _CaptionSources:
         """
         for path in self._paths:
             text = Path(path).with_suffix(".txt")
-            if (
-                not _any(self.of(path).captions)
-                and text.exists()
-                and _may_be_read(corpus, text.name, text, inside)
-            ):
-                self._matched[path].append(
-                    _Matched(True, ".txt files", *_join_rows(list(read_captions(text))))
-                )
+            if _any(self.of(path).captions) or not text.exists():
+                continue
+            if _may_be_read(corpus, text.name, text, inside):
+                captions, split = _join_rows(list(read_captions(text)))
+                self._matched[path].append(_Matched(True, ".txt files", captions, split))
 
     def note(self, root: Path) -> list[str]:
         """Return one line on what was taken from where."""
@@ -482,52 +535,70 @@ def _detect_captions(
     sources = _CaptionSources(images)
     folder = root if root.is_dir() else root.parent
     inside = None if options.follow_symlinks else folder.resolve()
-    ranked = [
-        (-len(path.parts), rank, path)
-        for path in (_walk(root, options.follow_symlinks) if folder == root else ())
-        for rank, name in enumerate(_CAPTIONS_NAMES)
-        if path.match(name)
+    caption_files = [
+        path
+        for path in _captions_files(root, options.follow_symlinks)
+        if _may_be_read(corpus, path.name, path, inside)
     ]
-    used = [path for *_, path in sorted(ranked) if _may_be_read(corpus, path.name, path, inside)]
-    for number, path in enumerate(used):
-        name, why = path.relative_to(folder).as_posix(), ""
+    previous_folder: Path | None = None
+    for path in caption_files:
+        name = path.relative_to(folder).as_posix()
+        is_first = path.parent != previous_folder
+        previous_folder = path.parent
+        why_unused = ""
         try:
             if not sources.add(name, path, options) and path.suffix == ".json":
-                why = "it names none of the images."
+                why_unused = "it names none of the images."
         except CorpusError as error:
-            if path.suffix != ".json" and (number == 0 or used[number - 1].parent != path.parent):
+            if path.suffix != ".json" and is_first:
                 raise
-            why = error.message
-        if why:
-            corpus.notes.append(f"{root}: {name} is not used: {why}")
+            why_unused = error.message
+        if why_unused:
+            corpus.notes.append(f"{root}: {name} is not used: {why_unused}")
     sources.add_texts(corpus, inside)
     corpus.notes += sources.note(root)
     corpus.captions_without_image += sources.unmatched
-    return sources, [path for path in used if path.suffix != ".json"]
+    return sources, [path for path in caption_files if path.suffix != ".json"]
+
+
+def _captions_files(root: Path, follow_symlinks: bool) -> list[Path]:
+    """Return the captions files of a folder in the order in which they count: those of the deepest
+    folder first, in one folder in the order of `_CAPTIONS_NAMES`.
+    """
+    if not root.is_dir():
+        return []
+    ranked = []
+    for path in _walk(root, follow_symlinks):
+        for rank, name in enumerate(_CAPTIONS_NAMES):
+            if path.match(name):
+                ranked.append((-len(path.parts), rank, path))
+    return [path for _, _, path in sorted(ranked)]
 
 
 def _add_texts(corpus: Corpus, file: Path, options: ReadOptions) -> None:
-    texts_of_image, name, path = Counter[str](), file.stem, str(file)
-    file_split = split_in_name(name)
+    """Add the rows of a text file as texts without images."""
+    file_split = split_in_name(file.stem)
     if file.suffix.lower() in _PLAIN:
         file_split = None
         _refuse_list_of_paths(file)
+    texts_of_image = Counter[str]()
     for row in read_captions(file, options):
-        start = row.key or f"{name}:{row.line}"
+        row_key = row.key or f"{file.stem}:{row.line}"
         image_key = splitext(PurePosixPath(row.file_name))[0] if row.file_name else None
         for number, caption in enumerate(row.captions):
             if image_key:
                 key = f"{image_key}#{texts_of_image[image_key]}"
                 texts_of_image[image_key] += 1
+            elif len(row.captions) > 1:
+                key = f"{row_key}#{number}"
             else:
-                key = f"{start}#{number}" if len(row.captions) > 1 else start
+                key = row_key
             split = corpus.split_of(row.split, file_split, None)
-            corpus.add_text(TextItem(key, caption, image_key, split), path)
+            corpus.add_text(TextItem(key, caption, image_key, split), str(file))
     if texts_of_image:
         corpus.notes.append(
             f"{file} names {counted(len(texts_of_image), 'image')}, but only its texts are used. "
-            f"With --image-column "
-            "it is read as a list of images."
+            f"With --image-column it is read as a list of images."
         )
 
 
@@ -539,7 +610,9 @@ def _refuse_list_of_paths(file: Path) -> None:
     """
     rows = [row for row in islice(read_captions(file), _LOOKED_AT) if not row.file_name]
     texts = [text for row in rows for text in row.captions]
-    files = [t for t in texts if os.path.isfile(t) or os.path.isfile(file.parent / t)]  # noqa: PTH113 - a text may be too long for a path
+    # os.path, because a text may be too long for a path
+    is_file = os.path.isfile
+    files = [text for text in texts if is_file(text) or is_file(file.parent / text)]
     if len(files) > len(texts) / 2:
         raise CorpusError(
             f"{len(files):,} of the first {counted(len(texts), 'line')} of {file.name} are paths "
@@ -559,19 +632,22 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
         CorpusError: if it has none.
     """
     if is_url(root):
-        files: Any = root.fs  # type: ignore[attr-defined]
-        names = retrying(lambda: files.find(root.path), str(root))  # type: ignore[attr-defined]
-        paths = [location(files.unstrip_protocol(name)) for name in sorted(names)]
+        filesystem: Any = root.fs  # type: ignore[attr-defined]
+        names = retrying(lambda: filesystem.find(root.path), str(root))  # type: ignore[attr-defined]
+        paths = [location(filesystem.unstrip_protocol(name)) for name in sorted(names)]
     else:
-        found = find_images(corpus, root, options.follow_symlinks, _CONTAINER_SUFFIXES)
-        paths = [Path(file.path) for file in found]
-    present, containers = set(map(str, paths)), {}
+        files = find_images(corpus, root, options.follow_symlinks, _CONTAINER_SUFFIXES)
+        paths = [Path(file.path) for file in files]
+    present = {str(path) for path in paths}
+    containers = {}
     for path in paths:
         is_table_of_tar = path.suffix == ".parquet" and str(path.with_suffix(".tar")) in present
         is_cache = path.suffix == ".arrow" and (is_url(path) or path.name.startswith(_CACHED))
-        usable = path.suffix.lower() in _CONTAINER_SUFFIXES and not is_table_of_tar and not is_cache
-        if usable and (read := reader_of(path, options, has_images=True)):
-            containers[path] = read
+        if path.suffix.lower() not in _CONTAINER_SUFFIXES or is_table_of_tar or is_cache:
+            continue
+        read_container = reader_of(path, options, has_images=True)
+        if read_container is not None:
+            containers[path] = read_container
     if not containers:
         raise CorpusError(
             f"There are no images in {root} or its subfolders, nor tar, parquet or arrow files "
@@ -602,80 +678,99 @@ def _add_containers(corpus: Corpus, containers: dict[Path, Reader], options: Rea
     Raises:
         CorpusError: if a container cannot be read and is the only input.
     """
-    alone = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
-    # path of the image with a key
-    owners = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
-    given: dict[str, list[CaptionRow]] = defaultdict(list)  # captions by the key of the image
-    for row in read_captions(options.captions, options) if options.captions else ():
-        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
-        if key is None:
-            raise _no_image(Path(str(options.captions)), row)
-        given[as_storable(key)].append(row)
-    for container, read in sorted(containers.items(), key=lambda item: str(item[0])):
+    is_only_input = len(containers) == 1 and not any((corpus.images, corpus.videos, corpus.texts))
+    captions_by_key = _captions_by_key(options)
+    # the path of the image with a key
+    path_by_key = {image.key: image.path for image in chain(corpus.images, corpus.videos)}
+    for container in sorted(containers, key=str):
         corpus.containers.append(str(container))
+        read_container = containers[container]
         try:
-            for image, captions in read(container, options, corpus):
-                if image.key in owners:
-                    message = (
-                        f"{owners[image.key]} has the same key {image.key}, and only the first "
-                        f"one is embedded; embed "
-                        "the files into two stores, or choose another column of keys with "
-                        "--key-column"
-                    )
-                    place = f"{container.name}#{image.path.rpartition('#')[2]}"
-                    corpus.skip(place, image.path, "DuplicateKey", message)
+            for image, captions in read_container(container, options, corpus):
+                if image.key in path_by_key:
+                    _skip_duplicate(corpus, container, image, path_by_key[image.key])
                     continue
-                owners[image.key] = image.path if image.source is None else image.source.file
+                path_by_key[image.key] = image.source.file if image.source else image.path
+                texts = captions
                 field = image.split
                 file_split = split_of_container(container)
-                texts = captions
-                if options.captions is not None:
-                    rows = given.pop(image.key, [])
+                if captions_by_key is not None:
+                    rows = captions_by_key.pop(image.key, [])
                     texts, row_split = _join_rows(rows)
                     field = row_split or field
                     if rows:
-                        file_split = split_in_name(options.captions.stem) or file_split
-                folders = corpus.folder_splits
-                folder_split = folders.get(image.path) or folders.get(str(container))
+                        file_split = split_in_name(Path(str(options.captions)).stem) or file_split
+                folder_splits = corpus.folder_splits
+                folder_split = folder_splits.get(image.path) or folder_splits.get(str(container))
                 split = corpus.split_of(field, file_split, folder_split)
                 corpus.add_image(image._replace(split=split), texts)
         except (CorpusError, OSError) as error:
             reason = reason_of(error)
-            if alone:
-                raise (
-                    error
-                    if isinstance(error, CorpusError)
-                    else CorpusError(f"{container}: {reason}.")
-                ) from error
-            corpus.skip(container.name, str(container), "UnreadableContainer", reason)
-    corpus.captions_without_image += sorted(given)
+            if not is_only_input:
+                corpus.skip(container.name, str(container), "UnreadableContainer", reason)
+            elif isinstance(error, CorpusError):
+                raise
+            else:
+                raise CorpusError(f"{container}: {reason}.") from error
+    corpus.captions_without_image += sorted(captions_by_key or ())
 
 
-def _check(corpus: Corpus, given: Path | None) -> None:
-    items = {
-        "audio" if name == "audio" else f"{name}s": items
-        for name, items in corpus.by_modality().items()
-        if items
+def _captions_by_key(options: ReadOptions) -> dict[str, list[CaptionRow]] | None:
+    """Return the rows of the captions file by the key of their image; None if none is given.
+
+    Raises:
+        CorpusError: if a row names no image.
+    """
+    if options.captions is None:
+        return None
+    rows_by_key: dict[str, list[CaptionRow]] = defaultdict(list)
+    for row in read_captions(options.captions, options):
+        key = row.key or (key_of_name(row.file_name) if row.file_name else None)
+        if key is None:
+            raise _no_image(options.captions, row)
+        rows_by_key[as_storable(key)].append(row)
+    return rows_by_key
+
+
+def _skip_duplicate(corpus: Corpus, container: Path, image: ImageItem, first_path: str) -> None:
+    """Skip an image whose key is that of an image at ``first_path``."""
+    message = (
+        f"{first_path} has the same key {image.key}, and only the first one is embedded; embed "
+        f"the files into two stores, or choose another column of keys with --key-column"
+    )
+    place = f"{container.name}#{image.path.rpartition('#')[2]}"
+    corpus.skip(place, image.path, "DuplicateKey", message)
+
+
+def _check(corpus: Corpus, captions: Path | None) -> None:
+    """Refuse a corpus with nothing in it, with captions of other images, or with a key twice.
+
+    Raises:
+        CorpusError: says which of these it is.
+    """
+    names = {"image": "images", "video": "videos", "audio": "audio", "text": "texts"}
+    items_by_name = {
+        names[modality]: items for modality, items in corpus.by_modality().items() if items
     }
-    if not items:
-        places = ", ".join(corpus.sources)
+    if not items_by_name:
         raise CorpusError(
-            f"There is nothing to embed in {places}: no images, videos or "
+            f"There is nothing to embed in {', '.join(corpus.sources)}: no images, videos or "
             f"texts.{_first_reason(corpus)}"
         )
-    media = sum(len(some) for name, some in corpus.by_modality().items() if name != "text")
-    if given is not None and 0 < media == len(corpus.images_without_caption):
+    without_caption = len(corpus.images_without_caption)
+    if captions is not None and 0 < sum(map(len, corpus.media())) == without_caption:
         raise CorpusError(
-            f"{given} has no caption for any of the {len(corpus.images_without_caption):,} "
-            f"{' and '.join(items)}.",
+            f"{captions} has no caption for any of the {without_caption:,} "
+            f"{' and '.join(items_by_name)}.",
             remedy="File names in it are looked up in the folder of the captions file, then in "
             "its subfolder images/.",
         )
-    for kind, some in items.items():
-        keys = some.table["key"]
+    for name, items in items_by_name.items():
+        keys = items.table["key"]
         if pc.count_distinct(keys).as_py() < len(keys):
+            ((repeated_key, _),) = Counter(keys.to_pylist()).most_common(1)
             raise CorpusError(
-                f"Two {kind} have the key {Counter(keys.to_pylist()).most_common(1)[0][0]!r}.",
+                f"Two {name} have the key {repeated_key!r}.",
                 remedy="Rename one of the files, embed the two folders into two stores, or choose "
                 "another column of keys with --key-column.",
             )
