@@ -225,11 +225,10 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
         CorpusError: if a requested column is missing, or the file has neither texts nor images.
     """
     present = list(names)
-    image = require_column(
-        present, options.image_column if images else None, "--image-column", path
-    )
+    image_column = options.image_column if images else None
+    require_column(present, image_column, "--image-column", path)
     texts = pick_text_columns(present, options.text_column, path)
-    if not texts and image is None:
+    if not texts and image_column is None:
         usual = ", ".join(ROLES["caption"])
         raise CorpusError(
             f"{path} has no text column with a known name ({usual}); its columns are: "
@@ -237,11 +236,11 @@ def _pick_columns(path: Path, options: ReadOptions, images: bool, names: Iterabl
             remedy="Choose the column of the texts with --text-column, or that of the images with "
             "--image-column.",
         )
-    key = require_column(present, options.key_column, "--key-column", path)
+    require_column(present, options.key_column, "--key-column", path)
     return _Columns(
         texts,
-        pick(present, "image", wanted=image),
-        pick(present, "key", wanted=key),
+        image=pick(present, "image", wanted=image_column),
+        key=pick(present, "key", wanted=options.key_column),
     )
 
 
@@ -268,10 +267,12 @@ def pick_text_columns(present: list[str], wanted: str | None, path: Path) -> tup
     """
     require_column(present, wanted, "--text-column", path)
     column = pick(present, "caption", wanted=wanted)
-    return (column,) if column else tuple(filter(_NUMBERED.fullmatch, present))
+    if column:
+        return (column,)
+    return tuple(name for name in present if _NUMBERED.fullmatch(name))
 
 
-def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> list[str]:
+def captions_of(record: Mapping[str, Any], columns: Iterable[str], where: str) -> list[str]:
     """Return the captions of a record: a text may be a string or a list of strings, null counts as
     no caption.
 
@@ -279,13 +280,16 @@ def captions_of(record: Mapping[str, Any], texts: Iterable[str], where: str) -> 
         CorpusError: if it is of another type.
     """
     captions: list[str] = []
-    for column in texts:
+    for column in columns:
         value = record.get(column)
-        more = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(more, list) or not all(isinstance(caption, str) for caption in more):
+        if value is None:
+            continue
+        texts = [value] if isinstance(value, str) else value
+        is_list = isinstance(texts, list)
+        if not is_list or not all(isinstance(text, str) for text in texts):
             raise CorpusError(
                 f"{where}: the column {column!r} contains {type(value).__name__} instead of text.",
                 remedy="Choose the column of the texts with --text-column.",
             )
-        captions += more
+        captions += texts
     return captions

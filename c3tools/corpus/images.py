@@ -31,7 +31,8 @@ _DOWNLOAD_SCHEMES = ("http://", "https://", "s3://", "gs://", "hf://")
 _DOWNLOAD_SECONDS = 30
 _SLOWEST_DOWNLOAD = 120  # seconds for one image
 _CHUNK = 2**16
-_Groups = Iterable[tuple[int, Iterable[pa.RecordBatch]]]
+# the number of rows of each row group or record batch, and its batches
+_Groups = Iterator[tuple[int, Iterable[pa.RecordBatch]]]
 _LONGEST_SOUND = 300  # seconds
 _DOWNLOAD_ATTEMPTS = 3  # some addresses of a long list are always dead
 
@@ -81,9 +82,12 @@ class ImageReader:
     def _read_cell(self, cell: ImageSource) -> bytes:
         group = cell._replace(place=0)
         if group != self._group or cell.place < self._next:
-            self._group, self._cells, self._next = group, cells_of_group(group), 0
+            self._group = group
+            self._cells = cells_of_group(group)
+            self._next = 0
+        skipped = cell.place - self._next
+        self._next = cell.place + 1
         missing = OSError(0, "the row is no longer in the table, or is behind a damaged one")
-        skipped, self._next = cell.place - self._next, cell.place + 1
         value = next(islice(self._cells, skipped, None), missing)  # rows end after an error, too
         if value is missing:
             raise missing
@@ -127,14 +131,13 @@ def cells_of_group(cell: ImageSource) -> Iterator[Any]:
     """
     column = str(cell.column)
     with open_table(location(cell.file)) as (_, read):
-        groups = islice(read([column]), cell.start, cell.start + 1)
-        for value in (
-            scalar.as_py()
-            for _, batches in groups
-            for batch in batches
-            for scalar in batch.column(column)
-        ):
-            yield (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+        _, batches = next(islice(read([column]), cell.start, None), (0, []))
+        for batch in batches:
+            for scalar in batch.column(column):
+                value = scalar.as_py()
+                if isinstance(value, dict):
+                    value = value.get("bytes") or value.get("path")
+                yield value
 
 
 @contextmanager
@@ -144,17 +147,23 @@ def open_table(path: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], _G
     """
     if path.suffix.lower() == ".arrow":
         batches = record_batches(path)
-        start = next(batches, None)
-        if start is None:
+        first_batch = next(batches, None)
+        if first_batch is None:
             raise OSError(0, "there are no rows in it")
-        yield start.schema, lambda _: ((len(batch), [batch]) for batch in chain([start], batches))
+
+        def read_batches(_: list[str]) -> _Groups:
+            for batch in chain([first_batch], batches):
+                yield len(batch), [batch]
+
+        yield first_batch.schema, read_batches
         return
     with open_parquet(path) as file:
-        counts = file.row_counts
-        yield (
-            file.schema,
-            lambda names: ((n, file.batches(names, group=group)) for group, n in enumerate(counts)),
-        )
+
+        def read_groups(names: list[str]) -> _Groups:
+            for group, count in enumerate(file.row_counts):
+                yield count, file.batches(names, group=group)
+
+        yield file.schema, read_groups
 
 
 def not_asked_for(url: str) -> OSError:
@@ -195,12 +204,12 @@ def resolve_inside(folder: Path, name: str, *, anywhere: bool) -> Path:
             raise PermissionError(0, f"the path {name[:200]} leads out of {folder}")
         return location(f"{str(folder).rstrip('/')}/{name}")
     path = folder / name
-    if not anywhere and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    target = Path(os.path.realpath(path))
+    if not anywhere and not target.is_relative_to(os.path.realpath(folder)):
         raise PermissionError(
             0,
             f"the path {name[:200]} leads out of {folder}; choose the folder to start from with "
-            f"--images-root, or read "
-            "it anyway with --follow-symlinks",
+            f"--images-root, or read it anyway with --follow-symlinks",
         )
     return path
 
@@ -241,7 +250,10 @@ def _fetch(url: str) -> bytes:
         error.close()  # it may be kept until the last attempt
         raise
     with answer:
-        while len(content) <= LARGEST_IMAGE_FILE and (chunk := answer.read1(_CHUNK)):
+        while len(content) <= LARGEST_IMAGE_FILE:
+            chunk = answer.read1(_CHUNK)
+            if not chunk:
+                break
             content += chunk
             if time.monotonic() > end:  # not an OSError, which would be tried again
                 raise ValueError(
@@ -268,16 +280,20 @@ def read_sound(path: str | Path, rate: int) -> tuple[Floats, float]:
         raise MissingExtraError("soundfile", extra="st", purpose="Reading a sound") from None
     try:
         with soundfile.SoundFile(io.BytesIO(_read_file(location(path)))) as file:
-            own, length = file.samplerate, file.frames / file.samplerate
-            sound = file.read(_LONGEST_SOUND * own, dtype="float32", always_2d=True).mean(axis=1)
+            file_rate = file.samplerate
+            length = file.frames / file_rate
+            channels = file.read(_LONGEST_SOUND * file_rate, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:  # its text has the address of the stream
         raise ValueError(error.error_string) from None
-    if not len(sound):
+    samples = channels.mean(axis=1)
+    if not len(samples):
         raise ValueError("there is no sound in it")
-    count = max(1, round(len(sound) * rate / own))
-    if own != rate:  # in frequencies: those above half the new rate are left out
-        sound = np.fft.irfft(np.fft.rfft(sound), count) * (count / len(sound))
-    return sound.astype(np.float32), length
+    if file_rate != rate:
+        # Resample by frequencies: those above half the new rate are left out
+        count = max(1, round(len(samples) * rate / file_rate))
+        frequencies = np.fft.rfft(samples)
+        samples = np.fft.irfft(frequencies, count) * (count / len(samples))
+    return samples.astype(np.float32), length
 
 
 def read_frames(
@@ -304,20 +320,24 @@ def read_frames(
             raise ValueError("there are no pictures in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        first: float | None = None
-        wanted, began = 0, time.monotonic()
+        frames_per_second = float(stream.average_rate or 1)
+        start: float | None = None  # time of the first frame
+        next_frame = 0  # that is wanted, in units of 1 / fps
+        began = time.monotonic()
         for number, frame in enumerate(container.decode(stream)):
             if time_limit is not None and time.monotonic() - began > time_limit:
                 raise TimeoutError(
                     f"took longer than {time_limit:g} s to decode; --image-timeout allows more"
                 )
-            at = frame.time if frame.time is not None else number / float(stream.average_rate or 1)
-            first = at if first is None else first
-            if (at - first) * fps >= wanted - 1e-6:
-                wanted = int((at - first) * fps + 1e-6) + 1
+            at = frame.time if frame.time is not None else number / frames_per_second
+            if start is None:
+                start = at
+            elapsed = at - start
+            if elapsed * fps >= next_frame - 1e-6:
+                next_frame = int(elapsed * fps + 1e-6) + 1
                 image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
-                turned = getattr(frame, "rotation", 0)
-                yield at - first, image.rotate(turned, expand=True) if turned else image
+                rotation = getattr(frame, "rotation", 0)
+                yield elapsed, image.rotate(rotation, expand=True) if rotation else image
                 began = time.monotonic()
-        if first is None:
+        if start is None:
             raise ValueError("no frame of it can be decoded")

@@ -17,21 +17,7 @@ from .splits import choose_split, splits_of_folders
 
 PART_SUFFIX = r"~\d+"  # see `part_key`
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".heic",
-        ".heif",
-    ]
+    ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .avif .jp2 .j2k .heic .heif".split()
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 # the media types of sounds by their suffix
@@ -95,6 +81,9 @@ class ImageItem(NamedTuple):
     mtime: int | None = None
 
 
+Captioned = tuple[ImageItem, list[str]]  # an image and its captions
+
+
 class TextItem(NamedTuple):
     """A caption, or a text without an image.
 
@@ -142,16 +131,17 @@ class Refusal(NamedTuple):
 Item = TypeVar("Item", ImageItem, TextItem)
 _TEXT, _NUMBER = pa.large_string(), pa.int64()
 # no dictionaries in a struct that may be null: Ray's own way to pickle tables fails at these
-_SOURCE_TYPES: tuple[pa.DataType, ...] = (
-    _TEXT,
-    _NUMBER,
-    _NUMBER,
-    _TEXT,
-    _TEXT,
-    pa.bool_(),
-    pa.bool_(),
+_SOURCE = pa.struct(
+    [
+        ("file", _TEXT),
+        ("start", _NUMBER),
+        ("place", _NUMBER),
+        ("column", _TEXT),
+        ("folder", _TEXT),
+        ("anywhere", pa.bool_()),
+        ("download", pa.bool_()),
+    ]
 )
-_SOURCE = pa.struct(list(zip(ImageSource._fields, _SOURCE_TYPES, strict=True)))
 _SPLIT = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"size": _NUMBER, "mtime": _NUMBER, "source": _SOURCE, "split": _SPLIT}
 
@@ -177,10 +167,15 @@ class ItemTable(Sequence[Item]):
             self._convert()
 
     def _convert(self) -> None:
+        """Move the new items to the table."""
         schema = self._table.schema
-        columns = zip(zip(*self._new, strict=True), schema.types, strict=True)
-        block = pa.table([pa.array(values, kind) for values, kind in columns], schema=schema)
-        self._table, self._new = pa.concat_tables([self._table, block]), []
+        columns = zip(*self._new, strict=True)  # the values of each field
+        arrays = [
+            pa.array(values, kind) for values, kind in zip(columns, schema.types, strict=True)
+        ]
+        block = pa.table(arrays, schema=schema)
+        self._table = pa.concat_tables([self._table, block])
+        self._new = []
 
     @property
     def table(self) -> pa.Table:
@@ -215,8 +210,11 @@ class ItemTable(Sequence[Item]):
 
     def __getitem__(self, index: Any) -> Any:
         """Return one item, or a list of several."""
-        chosen = range(len(self))[index]
-        return self.take(chosen) if isinstance(chosen, range) else self.take([chosen])[0]
+        positions = range(len(self))[index]
+        if isinstance(positions, range):
+            return self.take(positions)
+        (item,) = self.take([positions])
+        return item
 
 
 class Corpus:
@@ -282,7 +280,15 @@ class Corpus:
 
     def skip(self, key: str, path: str, error: str, message: str) -> None:
         """Add an input that cannot be used; halves of characters are written as ``\\udc80``."""
-        self.skipped.append(Failure(*map(as_storable, (key, path, "list", error, message))))
+        self.skipped.append(
+            Failure(
+                key=as_storable(key),
+                path=as_storable(path),
+                stage="list",
+                error=as_storable(error),
+                message=as_storable(message),
+            )
+        )
 
     def add_image(self, image: ImageItem, captions: Iterable[str]) -> None:
         """Add an image, a video or a sound with its captions; what cannot be used is skipped, and
@@ -297,13 +303,12 @@ class Corpus:
         if not image.source and is_sound(image.path):
             items = self.audio
         items.append(image)
-        added = [
-            self.add_text(
-                TextItem(f"{image.key}#{number}", caption, image.key, image.split), image.path
-            )
-            for number, caption in enumerate(captions)
-        ]
-        if not any(added):
+        has_caption = False
+        for number, caption in enumerate(captions):
+            text = TextItem(f"{image.key}#{number}", caption, image.key, image.split)
+            if self.add_text(text, image.path):
+                has_caption = True
+        if not has_caption:
             self.images_without_caption.append(image.key)
 
     def add_text(self, text: TextItem, path: str) -> bool:

@@ -645,7 +645,7 @@ def _containers_of_folder(corpus: Corpus, root: Path, options: ReadOptions) -> d
         is_cache = path.suffix == ".arrow" and (is_url(path) or path.name.startswith(_CACHED))
         if path.suffix.lower() not in _CONTAINER_SUFFIXES or is_table_of_tar or is_cache:
             continue
-        read_container = reader_of(path, options, has_images=True)
+        read_container = reader_of(path, options, in_image_folder=True)
         if read_container is not None:
             containers[path] = read_container
     if not containers:

@@ -95,22 +95,21 @@ def splits_of(keys: Sequence[str], splits: Sequence[str | None], kept: Kept = No
         kept: the splits whose rows stay in them (`kept_splits`); the key decides for the others.
             None keeps all.
     """
-    names = {split: named_split(split, kept) for split in {*splits}}
-    by_key = iter(
-        splits_by_hash([key for key, split in zip(keys, splits, strict=True) if not names[split]])
-    )
-    return [names[split] or next(by_key) for split in splits]
+    names = {split: named_split(split, kept) for split in set(splits)}
+    pairs = zip(keys, splits, strict=True)
+    keys_without_split = [key for key, split in pairs if not names[split]]
+    hashed_splits = iter(splits_by_hash(keys_without_split))
+    return [names[split] or next(hashed_splits) for split in splits]
 
 
 def splits_by_hash(
     keys: Sequence[str], fractions: Iterable[float] = HASH_FRACTIONS.values(), salt: str = SALT
 ) -> list[str]:
     """Return the split of each key by a stable hash; each split has about its share of all keys."""
-    inner = [*accumulate(fractions)][:-1]
-    return [
-        STANDARD[place]
-        for place in np.searchsorted(inner, stable_fractions(keys, salt), side="right")
-    ]
+    # Where each split ends among the fractions from 0 to 1; the last one ends at 1
+    ends = list(accumulate(fractions))[:-1]
+    places = np.searchsorted(ends, stable_fractions(keys, salt), side="right")
+    return [STANDARD[place] for place in places]
 
 
 def named_split(split: str | None, kept: Kept = None) -> str:
@@ -118,7 +117,10 @@ def named_split(split: str | None, kept: Kept = None) -> str:
     `splits_of`).
     """
     name = (split or "").strip().lower()
-    name = next((known for known, pattern in _ALIASES.items() if pattern.fullmatch(name)), name)
+    for standard_name, pattern in _ALIASES.items():
+        if pattern.fullmatch(name):
+            name = standard_name
+            break
     return name if kept is None or name in kept else ""
 
 
@@ -129,12 +131,14 @@ def kept_splits(names: Iterable[str]) -> Kept:
     Without rows named train, those that are neither val nor test are split by the hash of their
     keys; where all rows are named val, so are these. Rows named test are never learned from.
     """
-    found = set(names)
-    if "train" in found:
+    splits = set(names)
+    if "train" in splits:
         return None
-    if found == {"val"}:
+    if splits == {"val"}:
         return frozenset()
-    return frozenset({"val", "test"}) if found - {"val", "test"} else None
+    if splits <= {"val", "test"}:
+        return None
+    return frozenset({"val", "test"})
 
 
 def describe_hash() -> str:
@@ -161,13 +165,13 @@ def describe_rule(names: Iterable[str]) -> str | None:
     """Return a sentence that says which rows are split by hash; None if every row stays in its
     split.
     """
-    found = sorted(set(names))
-    kept = kept_splits(found)
+    splits = sorted(set(names))
+    kept = kept_splits(splits)
     if kept is None:
         return None
     which = "those that are neither val nor test are" if kept else "all are"
     return (
-        f"No rows are named train (only {', '.join(found)}): {which} split by a stable hash of "
+        f"No rows are named train (only {', '.join(splits)}): {which} split by a stable hash of "
         f"their keys, {describe_hash()}."
     )
 

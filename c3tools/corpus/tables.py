@@ -120,7 +120,9 @@ def pick(columns: Iterable[str], *roles: Role, wanted: str | None = None) -> str
     Upper and lower case of usual names are the same (``TEXT``). None if there is no such column.
     """
     present = list(columns)
-    return wanted if wanted in present else next(iter(pick_all(present, *roles)), None)
+    if wanted in present:
+        return wanted
+    return next(iter(pick_all(present, *roles)), None)
 
 
 def pick_all(columns: Iterable[str], *roles: Role) -> list[str]:

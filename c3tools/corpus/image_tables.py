@@ -1,0 +1,300 @@
+"""Images in the cells of Parquet and Arrow tables, such as those of Hugging Face and img2dataset.
+
+Rows with one key are one image with several captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorpusError, UnreachableError, reason_of
+from ..io.locations import name_or_file
+from ..io.parquet import UNREADABLE
+from ..reporter import counted
+from .captions import SPLIT_COLUMN, captions_of, pick_text_columns, require_column
+from .images import cells_of_group, open_table
+from .items import Captioned, Corpus, ImageItem, ImageSource, ReadOptions, key_of_name
+from .tables import IMAGE_KEY, ROLES, pick
+
+_DICTIONARY_FILE = "dataset_dict.json"  # beside the folders of the splits
+_DIGITS = 12  # of the checksum of an image, in a key
+
+
+class _Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        number: of the row, from 0.
+        cell: of its image.
+        key: that of the key column; empty without one.
+        image_path: the path in the cell; None without one.
+        split: as the table names it; None if it names none.
+        captions: of the image.
+    """
+
+    number: int
+    cell: ImageSource
+    key: str
+    image_path: str | None
+    split: str | None
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a table.
+
+    Attributes:
+        image: with the images, as bytes or with paths.
+        has_paths: whether its cells are structs with a path.
+        key: with the keys; empty for none.
+        texts: with captions.
+    """
+
+    image: str
+    has_paths: bool
+    key: str
+    texts: tuple[str, ...]
+
+
+def has_images(path: Path, options: ReadOptions) -> bool:
+    """Return whether a Parquet file has a column with images, or cannot be read: its reader says
+    why.
+    """
+    try:
+        with name_or_file(path) as source:
+            schema = pq.read_schema(source)
+        return _image_column(schema, options.image_column, path) is not None
+    except (*UNREADABLE, CorpusError):
+        return True
+
+
+def split_of_data_set(path: Path) -> str | None:
+    """Return the split that a table of a Hugging Face DatasetDict is in the folder of."""
+    return path.parent.name if (path.parent.parent / _DICTIONARY_FILE).is_file() else None
+
+
+def read_image_table(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
+    """Yield the images of a Parquet or Arrow table.
+
+    A key from the path in an image's cell may be that of several images, since most writers leave
+    the folders out. These are compared; no other image is read.
+
+    Raises:
+        CorpusError: if it is no such table, or a column is missing.
+    """
+    split_folder = split_of_data_set(path)
+    stem = f"{split_folder}/{path.stem}" if split_folder else path.stem
+    digests = _CellDigests()
+    images: dict[str, Captioned] = {}
+    renamed: list[str] = []
+    for row in image_rows(path, options, corpus):
+        key = row.key
+        if not key:
+            key = key_of_name(row.image_path) if row.image_path else f"{stem}:{row.number}"
+            if key in images:
+                first, _ = images[key]
+                digest = digests.of(row.cell)
+                if digests.of(first.source) != digest:
+                    key = f"{key}-{digest[:_DIGITS]}"
+                    if key not in images:
+                        renamed.append(key)
+        image = ImageItem(key, f"{path}#{row.number}", row.split, None, row.cell)
+        _, captions = images.setdefault(key, (image, []))
+        captions.extend(row.captions)
+    yield from images.values()
+    if renamed:
+        corpus.notes.append(
+            f"{path}: {counted(len(renamed), 'image has', 'images have')} the file name of "
+            f"another image. Digits of a checksum are added to their keys, for example "
+            f"{renamed[0]}. To use other keys, choose a column with --key-column."
+        )
+
+
+class _CellDigests:
+    """The digests of images in cells; the last two row groups stay in memory."""
+
+    def __init__(self) -> None:
+        self._of_group = lru_cache(2)(_digests)
+
+    def of(self, cell: ImageSource | None) -> str:
+        """Return the digest of the image in a cell; that of one that cannot be read is like no
+        other.
+        """
+        assert cell is not None
+        digests = self._of_group(cell._replace(place=0))
+        if cell.place < len(digests):
+            return digests[cell.place]
+        return sha256(repr(cell).encode()).hexdigest()
+
+
+def _digests(group: ImageSource) -> list[str]:
+    """Return the digests of the images of a row group, up to one that cannot be read."""
+    digests = []
+    try:
+        for value in cells_of_group(group):
+            content = value if isinstance(value, bytes) else repr(value).encode()
+            digests.append(sha256(content).hexdigest())
+    except UnreachableError:
+        raise
+    except Exception:  # a damaged or hostile cell may raise anything, as when images are decoded
+        pass
+    return digests
+
+
+def image_rows(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[_Row]:
+    """Yield the rows of a table; damaged groups of rows are skipped.
+
+    Raises:
+        CorpusError: if it is no such table, or a column is missing.
+    """
+    is_open = False
+    first = 0  # the number of the first row of the group
+    try:
+        with open_table(path) as (schema, read_groups):
+            columns = _columns(path, schema, options)
+            is_open = True
+            used = {columns.key, SPLIT_COLUMN, *columns.texts}
+            names = [name for name in schema.names if name in used]
+            path_field = [f"{columns.image}.path"] if columns.has_paths else []
+            for group, (count, batches) in enumerate(read_groups([*names, *path_field])):
+                place = 0  # of the row in its group
+                try:
+                    for batch in batches:
+                        image_paths = _paths_in_cells(batch, columns)
+                        records = batch.select(names).to_pylist()
+                        for record, image_path in zip(records, image_paths, strict=True):
+                            cell = _cell(path, group, place, columns.image, options)
+                            number = first + place
+                            yield _row(number, record, cell, image_path, columns, corpus)
+                            place += 1
+                except UNREADABLE as error:
+                    rows = f"row group {group} ({counted(count, 'row')}), from row {place} on"
+                    message = f"{rows} cannot be read ({error}); copy the file again"
+                    corpus.skip(f"{path.name}#group {group}", str(path), "DamagedTable", message)
+                first += count
+    except UNREADABLE as error:
+        if not is_open:
+            raise CorpusError(
+                f"{path} is not a readable {path.suffix[1:].capitalize()} file "
+                f"({reason_of(error)}).",
+                remedy="It may be cut short. Copy it again.",
+            ) from error
+        corpus.skip(path.name, str(path), "DamagedTable", reason_of(error))
+
+
+def _paths_in_cells(batch: pa.RecordBatch, columns: _Columns) -> Sequence[str | None]:
+    """Return the path in the image's cell of each row."""
+    if not columns.has_paths:
+        return [None] * len(batch)
+    cells: Any = batch.column(columns.image)
+    paths: list[str | None] = cells.field("path").to_pylist()
+    return paths
+
+
+def _cell(path: Path, group: int, place: int, column: str, options: ReadOptions) -> ImageSource:
+    return ImageSource(
+        file=str(path),
+        start=group,
+        place=place,
+        column=column,
+        folder=str(options.images_root or path.parent),
+        anywhere=options.follow_symlinks,
+        download=options.download,
+    )
+
+
+def _row(
+    number: int,
+    record: Mapping[str, Any],
+    cell: ImageSource,
+    image_path: str | None,
+    columns: _Columns,
+    corpus: Corpus,
+) -> _Row:
+    """Return a row from the values of its columns; captions that are no texts are skipped."""
+    key = str(record[columns.key]) if record.get(columns.key) is not None else ""
+    if key and columns.key.lower() in ROLES["image"]:
+        key = key_of_name(key)
+    try:
+        captions = captions_of(record, columns.texts, f"{cell.file}#{number}")
+    except CorpusError as error:
+        captions = []
+        corpus.skip(
+            f"{Path(cell.file).name}#{number}",
+            f"{cell.file}#{number}",
+            "CaptionError",
+            error.message,
+        )
+    split = record.get(SPLIT_COLUMN)
+    return _Row(number, cell, key, image_path, str(split) if split else None, captions)
+
+
+def _columns(path: Path, schema: pa.Schema, options: ReadOptions) -> _Columns:
+    """Choose the columns of a table.
+
+    Raises:
+        CorpusError: if there is no image column, or a requested column is missing; lists the
+            columns of the table.
+    """
+    image = _image_column(schema, options.image_column, path)
+    if image is None:
+        raise CorpusError(
+            f"{path} has no column with images; its columns are: "
+            f"{', '.join(schema.names) or 'none'}.",
+            remedy="Choose the column of images, or of their paths or URLs, with --image-column.",
+        )
+    types = {
+        field.name: field.type
+        for field in schema
+        if field.name != image and not _holds_bytes(field.type)
+    }
+    texts = pick_text_columns(list(types), options.text_column, path)
+    key = require_column(list(types), options.key_column, "--key-column", path)
+    if key is None:
+        usable = [
+            name for name, kind in types.items() if _is_text(kind) or pa.types.is_integer(kind)
+        ]
+        key = pick(usable, *IMAGE_KEY)
+    return _Columns(image, _has_paths(schema.field(image).type), key or "", texts)
+
+
+def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
+    """Return the column that contains images in the file itself: the one wanted, known by name, or
+    of bytes and path.
+
+    None if there is none, or if the one wanted contains paths or URLs.
+
+    Raises:
+        CorpusError: if the one wanted is missing; names the columns that are.
+    """
+    if require_column(schema.names, wanted, "--image-column", path) is not None:
+        return wanted if _holds_bytes(schema.field(str(wanted)).type) else None
+    candidates = [field.name for field in schema if _holds_bytes(field.type)]
+    structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
+    return pick(candidates, "image_bytes") or next(iter(structs), None)
+
+
+def _has_paths(kind: pa.DataType) -> bool:
+    """Return whether a column has structs with a path."""
+    if not pa.types.is_struct(kind):
+        return False
+    return any(field.name == "path" and _is_text(field.type) for field in kind)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return str(kind) in ("binary", "large_binary", "binary_view")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return str(kind) in ("string", "large_string", "string_view")

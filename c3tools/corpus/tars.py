@@ -1,0 +1,258 @@
+"""Images in WebDataset tars: members with one stem are a sample, an image with its captions."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO, NamedTuple
+
+from ..errors import CorpusError
+from ..io.files import MALFORMED
+from ..io.limits import LARGEST_TEXT, TooLargeError
+from ..io.locations import open_binary
+from .captions import SPLIT_COLUMN, captions_of, pick_text_columns
+from .items import (
+    IMAGE_SUFFIXES,
+    Captioned,
+    Corpus,
+    ImageItem,
+    ImageSource,
+    ReadOptions,
+    Refusal,
+    as_storable,
+    is_utf8,
+)
+
+_TEXT_MEMBERS = ("txt", "caption", "text", "json")
+_BLOCK = 512  # bytes of a header in a tar
+_REMEDY = (
+    "everything before that is used; copy the file again, then run the same command again "
+    "to add the rest"
+)
+
+
+class _Member(NamedTuple):
+    """An image, a text or JSON in a tar.
+
+    Attributes:
+        name: its path in the tar.
+        start: where its content begins, in bytes.
+        size: of the content, in bytes.
+        content: of a text or JSON; None for an image.
+    """
+
+    name: str
+    start: int
+    size: int
+    content: bytes | None
+
+
+@dataclass
+class _Sample:
+    """The members with one stem.
+
+    Attributes:
+        image: the member of the image; None if there is none.
+        lines: of the texts.
+        record: the values of the JSON.
+    """
+
+    image: _Member | None = None
+    lines: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def read_tar(path: Path, options: ReadOptions, corpus: Corpus) -> Iterator[Captioned]:
+    """Yield the images of a tar in the order of the samples' first members.
+
+    Captions are the lines of ``.txt``, else the text column of ``.json``.
+
+    Raises:
+        CorpusError: if ``text_column`` is in none of the samples' ``.json``.
+        OSError: if the file cannot be read.
+    """
+    samples = _samples(path, corpus)
+    _require_text_column(path, options.text_column, samples)
+    for key, sample in samples.items():
+        if sample.image is None:
+            _skip_member(corpus, path, key, Refusal("NoImage", "the sample has no usable image"))
+            continue
+        captions = sample.lines
+        if options.text_column is not None:
+            captions = _captions_in(sample.record, [options.text_column], path, key, corpus)
+        elif not captions:
+            text_columns = pick_text_columns(list(sample.record), None, path)
+            captions = _captions_in(sample.record, text_columns, path, key, corpus)
+        split = sample.record.get(SPLIT_COLUMN)
+        image = ImageItem(
+            key=key,
+            path=f"{path}#{sample.image.name}",
+            split=str(split) if split else None,
+            size=sample.image.size,
+            source=ImageSource(str(path), sample.image.start, sample.image.size),
+        )
+        yield image, captions
+
+
+def _samples(path: Path, corpus: Corpus) -> dict[str, _Sample]:
+    """Return the samples of a tar by their stems."""
+    samples: dict[str, _Sample] = {}
+    for member in _members(path, corpus):
+        key, suffix = _split_member(member.name)
+        sample = samples.setdefault(key, _Sample())
+        if member.content is None:
+            if sample.image is None or _is_better_image(member, sample.image):
+                sample.image = member
+            else:
+                message = f"the sample already has an image: {sample.image.name}"
+                _skip_member(corpus, path, member.name, Refusal("SecondImage", message))
+        elif suffix == "json":
+            try:
+                sample.record = dict(json.loads(member.content).items())
+            except MALFORMED as error:
+                refusal = Refusal("JSONDecodeError", f"not a JSON object ({error})")
+                _skip_member(corpus, path, member.name, refusal)
+        else:
+            text = member.content.decode("utf-8-sig", errors="surrogateescape")
+            lines = [line.strip() for line in text.splitlines()]
+            sample.lines += [line for line in lines if line]
+    return samples
+
+
+def _is_better_image(member: _Member, image: _Member) -> bool:
+    """Return whether a member is the image of its sample rather than the one before: a.jpg is,
+    even where a.seg.jpg comes first.
+    """
+    _, suffix = _split_member(member.name)
+    _, suffix_before = _split_member(image.name)
+    return "." not in suffix and "." in suffix_before
+
+
+def _require_text_column(path: Path, column: str | None, samples: Mapping[str, _Sample]) -> None:
+    fields = {name for sample in samples.values() for name in sample.record}
+    if column is not None and samples and column not in fields:
+        present = ", ".join(sorted(fields)) or "none, there is no .json member"
+        raise CorpusError(
+            f"No .json member of {path} has {column!r}. Their fields: {present}.",
+            remedy="Choose one of them with --text-column, or leave it out to use the .txt "
+            "members.",
+        )
+
+
+def _captions_in(
+    record: Mapping[str, Any], columns: Iterable[str], path: Path, key: str, corpus: Corpus
+) -> list[str]:
+    """Return the captions in the JSON of a sample; what is no text is skipped."""
+    name = f"{key}.json"
+    try:
+        return captions_of(record, columns, f"{path}#{name}")
+    except CorpusError as error:
+        _skip_member(corpus, path, name, Refusal("CaptionError", error.message))
+        return []
+
+
+def _skip_member(corpus: Corpus, path: Path, name: str, refusal: Refusal) -> None:
+    corpus.skip(f"{path.name}#{name}", f"{path}#{name}", refusal.error, refusal.message)
+
+
+def _split_member(name: str) -> tuple[str, str]:
+    """Return key and suffix of a member, as in WebDataset: ``a/b.seg.png`` → ``a/b``, ``seg.png``
+    (in lower case).
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _members(path: Path, corpus: Corpus) -> Iterator[_Member]:
+    """Yield the images, texts and JSON of a tar.
+
+    It goes from header to header; the contents of images are jumped over.
+    """
+    with open_binary(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        position = 0
+        last = "its beginning"
+        problem: str | None = None
+        try:
+            archive = tarfile.TarFile(fileobj=_with_small_headers(file))
+            while problem is None:
+                header = archive.next()
+                if header is None:
+                    break
+                archive.members.clear()  # type: ignore[attr-defined] # it would keep them all
+                if archive.offset <= position or header.size < 0:  # a header that leads back
+                    problem = f"damaged after {last}"
+                elif header.offset_data + header.size > size:
+                    problem = f"cut short in the middle of {as_storable(header.name)}"
+                else:
+                    position = archive.offset
+                    last = as_storable(header.name)
+                    yield from _usable_member(path, file, header, corpus)
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
+            problem = f"damaged or cut short after {last} ({error})"
+        if problem is None:
+            file.seek(position)
+            end = file.read(_BLOCK)
+            if not end:
+                problem = f"without its end mark, so it may be cut short after {last}"
+            elif end.strip(b"\0"):
+                problem = f"damaged or cut short after {last}, at byte {position:,} of {size:,}"
+    if problem is not None:
+        corpus.skip(path.name, str(path), "DamagedTar", f"the tar is {problem}; {_REMEDY}")
+
+
+def _with_small_headers(file: BinaryIO) -> Any:
+    """Return what `tarfile` reads the file with: a header may declare any size."""
+
+    def read(size: int) -> bytes:
+        if size > LARGEST_TEXT:
+            raise TooLargeError(f"a header of {size:,} bytes")
+        return file.read(size)
+
+    return SimpleNamespace(read=read, seek=file.seek, tell=file.tell)
+
+
+def _usable_member(
+    path: Path, file: BinaryIO, header: tarfile.TarInfo, corpus: Corpus
+) -> Iterator[_Member]:
+    """Yield a member if it is an image, a text or JSON that may be read."""
+    name = as_storable(header.name).removeprefix("./")
+    _, suffix = _split_member(name)
+    is_image = f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
+    refusal = _refusal_of(header, is_image)
+    if refusal is not None:
+        _skip_member(corpus, path, name, refusal)
+        return
+    is_hidden = name.rpartition("/")[2].startswith(".")
+    if not header.isreg() or is_hidden:
+        return
+    start = header.offset_data
+    if is_image:
+        yield _Member(name, start, header.size, None)
+    elif suffix in _TEXT_MEMBERS:
+        yield _Member(name, start, header.size, file.read(header.size))
+
+
+def _refusal_of(member: tarfile.TarInfo, is_image: bool) -> Refusal | None:
+    """Return why a member is not read; None if it may be."""
+    parts = member.name.replace("\\", "/").split("/")
+    if not parts[0] or ".." in parts or parts[0].endswith(":"):
+        return Refusal(
+            "UnsafePath",
+            "the member's path is absolute or leads to a parent folder; such members are not read",
+        )
+    if member.issym() or member.islnk() or member.isdev():
+        return Refusal("NotAFile", "a link, device or pipe in a tar, which is not read")
+    if member.issparse():
+        return Refusal("NotAFile", "a sparse member, whose content is not stored in one piece")
+    if not member.isdir() and not is_utf8(member.name):
+        return Refusal("UnicodeError", "the member's name is not UTF-8")
+    if not is_image and member.size > LARGEST_TEXT:
+        return Refusal("TooLarge", f"{member.size:,} bytes are too many for a caption")
+    return None
