@@ -101,49 +101,86 @@ def merge_stores(
             "A merge needs at least two stores, each given once.",
             remedy="c3 merge STORE STORE -o OUT",
         )
-    first, *others = sources
-    for store in others:
-        own, theirs = f"The store {first.path}", f"the store {store.path}"
-        first.info.require_same(store.info, "preprocessing", own=own, theirs=theirs)
+    first, *later = sources
+    for store in later:
+        first.info.require_same(
+            store.info,
+            "preprocessing",
+            own=f"The store {first.path}",
+            theirs=f"the store {store.path}",
+        )
     prefixes = {store: f"{store.path.resolve().name}/" if prefix else "" for store in sources}
-    if prefix and len({*prefixes.values()}) < len(prefixes):
+    if prefix and len(set(prefixes.values())) < len(prefixes):
         raise StoreError(
             "Two of the stores have the same name, so --prefix would give their keys the same "
             "prefix.",
             remedy="Rename one of the folders.",
         )
-    owners: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
-    splits: dict[str, str | None] = {}  # by item
     report = CopyReport(Path(output))
+    merge = _Merge(prefixes, keep, report)
+    settings = {"command": "merge", "keep": keep, "prefixes": list(prefixes.values())}
+    return _make_copy(
+        output, report, sources, settings, merge.rows_of, merge.renamed, reporter=reporter
+    )
 
-    def change(store: Store, modality: str, table: pa.Table) -> pa.Table:
+
+class _Merge:
+    """The rows of stores that are copied into one, store after store.
+
+    Args:
+        prefixes: what the keys of each store begin with in the new one.
+        keep: ``first`` to leave out rows whose key an earlier store has; None to refuse them.
+        report: counts the rows that are left out.
+    """
+
+    def __init__(
+        self, prefixes: Mapping[Store, str], keep: Literal["first"] | None, report: CopyReport
+    ) -> None:
+        self._prefixes = prefixes
+        self._keep = keep
+        self._report = report
+        self._owner_of: dict[str, dict[str, Store]] = defaultdict(dict)  # by modality and key
+        self._split_of: dict[str, str | None] = {}  # by item, as its first store says
+
+    def rows_of(self, store: Store, modality: str, table: pa.Table) -> pa.Table:
+        """Return the rows of a shard for the new store.
+
+        Raises:
+            StoreError: if a key is that of an earlier store, and these are not to be left out.
+        """
         for name in {"key", *ITEM_COLUMNS}.intersection(table.column_names):
-            own: Any = table.column(name)
-            named = pc.binary_join_element_wise(prefixes[store], own, "")
-            table = with_column(table, name, pc.if_else(pc.equal(own, pa.scalar("")), own, named))
-        own = zip(own_items(table).to_pylist(), table.column("split").to_pylist(), strict=True)
-        table = with_column(
-            table, "split", pa.array([splits.setdefault(*row) for row in own], pa.string())
-        )
-        known = [(key, owners[modality].setdefault(key, store)) for key in keys_of(table)]
-        again = [(key, owner) for key, owner in known if owner is not store]
-        if again and keep is None:
+            table = with_column(table, name, self._prefixed(store, table.column(name)))
+
+        splits = []
+        items = own_items(table).to_pylist()
+        for item, split in zip(items, table.column("split").to_pylist(), strict=True):
+            splits.append(self._split_of.setdefault(item, split))
+        table = with_column(table, "split", pa.array(splits, pa.string()))
+
+        is_new = []
+        for key in keys_of(table):
+            owner = self._owner_of[modality].setdefault(key, store)
+            is_new.append(owner is store)
+        dropped = is_new.count(False)
+        if dropped and self._keep is None:
+            key = keys_of(table)[is_new.index(False)]
             raise StoreError(
-                f"{counted(len(again), 'key is', 'keys are')} in several stores, for example "
-                f"{again[0][0]!r} in "
-                f"{again[0][1].path} and {store.path}.",
+                f"{counted(dropped, 'key is', 'keys are')} in several stores, for example "
+                f"{key!r} in {self._owner_of[modality][key].path} and {store.path}.",
                 remedy="Use --keep first to keep the row of the first store, or --prefix to begin "
-                "keys with the name "
-                "of their store.",
+                "keys with the name of their store.",
             )
-        report.dropped += len(again)
-        return table.filter(pa.array([owner is store for _, owner in known], pa.bool_()))
+        self._report.dropped += dropped
+        return table.filter(pa.array(is_new, pa.bool_()))
 
-    def renamed(store: Store, failure: Failure) -> Failure:
-        return replace(failure, key=prefixes[store] + failure.key)
+    def _prefixed(self, store: Store, keys: Any) -> Any:
+        """Return keys with the prefix of their store; empty ones, of no item, stay empty."""
+        prefixed = pc.binary_join_element_wise(self._prefixes[store], keys, "")
+        return pc.if_else(pc.equal(keys, pa.scalar("")), keys, prefixed)
 
-    settings = {"command": "merge", "keep": keep, "prefixes": [*prefixes.values()]}
-    return _make_copy(output, report, sources, settings, change, renamed, reporter=reporter)
+    def renamed(self, store: Store, failure: Failure) -> Failure:
+        """Return a failure for the new store."""
+        return replace(failure, key=self._prefixes[store] + failure.key)
 
 
 def split_store(
@@ -177,25 +214,29 @@ def split_store(
             keys, or ``output`` is a URL or contains anything but the result of the same split,
             which is returned.
     """
-    report, source = CopyReport(Path(output)), Store.open(store, reporter=reporter)
-    chosen: Mapping[str, str] | None = None
+    report = CopyReport(Path(output))
+    source = Store.open(store, reporter=reporter)
+    splits_in_file: Mapping[str, str] | None = None
+    item_splits: Mapping[str, str | None] = {}
     if file is None:
-        splits_of, kept = _by_hash(fractions, seed), {}
+        splits_of = _by_hash(fractions, seed)
     elif fractions is not None:
         raise StoreError("--fractions is for splits by hash; it cannot be used with --file.")
     else:
-        kept = source.item_splits()
-        chosen = _read_splits(Path(file), source, kept, key_column, split_column)
-        splits_of = partial(map, chosen.get)
+        item_splits = source.item_splits()
+        splits_in_file = _read_splits(Path(file), source, item_splits, key_column, split_column)
+        splits_of = partial(map, splits_in_file.get)
 
     def change(_: Store, modality: str, table: pa.Table) -> pa.Table:
         items = own_items(table).to_pylist()
-        splits = [*splits_of(items)]
-        report.unnamed += splits.count(None)
-        splits = [split or kept[item] for split, item in zip(splits, items, strict=True)]
+        splits = []
+        for item, split in zip(items, splits_of(items), strict=True):
+            if split is None:
+                report.unnamed += 1
+            splits.append(split or item_splits[item])
         return with_column(table, "split", pa.array(splits, pa.string()))
 
-    settings = {"command": "split", "fractions": fractions, "seed": seed, "splits": chosen}
+    settings = {"command": "split", "fractions": fractions, "seed": seed, "splits": splits_in_file}
     return _make_copy(output, report, [source], settings, change, reporter=reporter)
 
 
@@ -322,12 +363,17 @@ def _finished_copy(folder: Path, made_from: str) -> CopyReport | None:
 def _by_hash(
     fractions: Sequence[float] | None, seed: int
 ) -> Callable[[list[str]], Iterable[str | None]]:
-    given = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
-    if len(given) != len(HASH_FRACTIONS) or given.min() < 0 or not math.isclose(given.sum(), 1):
+    """Return the function that splits items by a hash of their keys.
+
+    Raises:
+        StoreError: if the fractions are not three that add up to 1.
+    """
+    shares = np.array(list(HASH_FRACTIONS.values()) if fractions is None else fractions, float)
+    if len(shares) != len(HASH_FRACTIONS) or shares.min() < 0 or not math.isclose(shares.sum(), 1):
         raise StoreError(
             f"The fractions of {', '.join(HASH_FRACTIONS)} must be at least 0 and add up to 1, not "
-            f"{', '.join(f'{share:g}' for share in given)}.",
+            f"{', '.join(f'{share:g}' for share in shares)}.",
             remedy="For example: --fractions 0.8,0.1,0.1",
         )
-    shares, salt = given / given.sum(), f"{SALT} {seed}" if seed else SALT
-    return lambda items: splits_by_hash(items, shares, salt)
+    salt = f"{SALT} {seed}" if seed else SALT
+    return lambda items: splits_by_hash(items, shares / shares.sum(), salt)

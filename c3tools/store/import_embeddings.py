@@ -4,6 +4,7 @@ makes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..io.artifact import digest_of
 from ..io.files import sha256_of
 from ..io.locations import kind_of, location
 from ..io.lock import locked
-from ..reporter import SILENT, Reporter
+from ..reporter import SILENT, Progress, Reporter
 from .manifest import StoreWriter, create_store
 from .pairing import read_files, share_splits
 from .reader import Store
@@ -114,34 +115,45 @@ def import_embeddings(
         "caption": caption_column,
         "split": split_column,
     }
-    given = {"image": image, "text": text, **(other or {})}
-    tables, arrays = {"image": meta, "text": text_meta}, {"image": image_array, "text": text_array}
-    found, notes = read_files(given, tables, arrays, names, source)
-    dims = {rows.modality: rows.embeddings.shape[1] for rows in found}
-    if len({*dims.values()}) > 1:
+    vector_files = {"image": image, "text": text, **(other or {})}
+    modalities, notes = read_files(
+        vector_files,
+        tables={"image": meta, "text": text_meta},
+        arrays={"image": image_array, "text": text_array},
+        names=names,
+        source=source,
+    )
+    dims = {rows.modality: rows.embeddings.shape[1] for rows in modalities}
+    if len(set(dims.values())) > 1:
         raise StoreError(
             "All embeddings in a store need the same dimension, but "
             f"{' and '.join(f'{name} has {dim}' for name, dim in dims.items())}.",
             remedy="Import vectors of the same model.",
         )
-    if empty := [rows.modality for rows in found if not len(rows)]:
-        raise StoreError(f"There are no {empty[0]} rows to import.")
-    files = {"source": source, "meta": meta, "text_meta": text_meta, **given}
-    paths = {name: Path(file) for name, file in files.items() if file is not None}
+    for rows in modalities:
+        if not len(rows):
+            raise StoreError(f"There are no {rows.modality} rows to import.")
+
+    files = {"source": source, "meta": meta, "text_meta": text_meta, **vector_files}
+    recorded_files = {}
+    for name, file in files.items():
+        if file is not None:
+            recorded_files[name] = {"name": Path(file).name, "sha256": sha256_of(Path(file))}
     origin = {
-        "rows": {rows.modality: len(rows) for rows in found},
-        "files": {
-            name: {"name": path.name, "sha256": sha256_of(path)} for name, path in paths.items()
-        },
+        "rows": {rows.modality: len(rows) for rows in modalities},
+        "files": recorded_files,
         "arrays": [image_array, text_array],
         "columns": names,
     }
-    identity = ModelIdentity(name=model or UNKNOWN_MODEL)
     info = StoreInfo(
-        identity, next(iter(dims.values())), dtype, normalise, extra={"imported": origin}
+        ModelIdentity(name=model or UNKNOWN_MODEL),
+        dims[modalities[0].modality],
+        dtype,
+        normalise,
+        extra={"imported": origin},
     )
-    report = write_modalities(location(store), info, found, reporter=reporter)
-    report.notes[:0] = notes
+    report = write_modalities(location(store), info, modalities, reporter=reporter)
+    report.notes = [*notes, *report.notes]
     return report
 
 
@@ -165,87 +177,116 @@ def write_modalities(
     """
     if info.dtype not in ("float16", "float32"):
         raise StoreError(f"There is no dtype {info.dtype!r}.", remedy="Use float16 or float32.")
-    failures: list[Failure] = []
-    notes: list[str] = []
-    written: dict[str, int] = {}
+    report = ImportReport(path, rows={}, pairs=0, failures=[], notes=[])
     digest = digest_of(info)
-    kept = "Finished shards are kept; run the same command again to write the others."
-    with locked(path), note_on_interrupt(lambda: kept):
+    on_interrupt = "Finished shards are kept; run the same command again to write the others."
+    with locked(path), note_on_interrupt(lambda: on_interrupt):
         create_store(path, info)
         writer = StoreWriter(path, reporter=reporter)
         writer.adopt(digest)
         store = Store.open(path, incomplete=True)
-        own = [
-            shard for shard in store.shards if shard[0] in {rows.modality for rows in modalities}
-        ]
-        if taken := sorted(
-            {shard[0] for shard in own if read_header(store.file(*shard)).made_from != digest}
-        ):
-            raise StoreError(
-                f"The store {path} already has {' and '.join(taken)} rows.",
-                remedy="Import into another store with --store NAME.",
-            )
+        _require_no_other_rows(store, [rows.modality for rows in modalities], digest)
         if store.shards:
             modalities = share_splits(modalities, store.item_splits())
         with reporter.progress("Importing", sum(map(len, modalities))) as progress:
             for rows in modalities:
-                off = written[rows.modality] = 0
-                for part in range(-(-len(rows) // SHARD_ROWS)):
-                    table, bad, off_unit = _make_shard(info, rows, part)
-                    failures += bad
-                    written[rows.modality] += len(table)
-                    off += off_unit
-                    if (rows.modality, part) not in store.shards:
-                        write_rows(
-                            path / part_name(rows.modality, part), info, rows.modality, table, bad
-                        )
-                    progress.advance(len(table) + len(bad))
-                if off:
-                    treated = "divided by their norms" if info.normalised else "kept as they are"
-                    notes.append(
-                        f"{off:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they "
-                        f"were {treated}."
-                    )
+                _write_shards(store, info, rows, report, progress)
         writer.finish()
         store = Store.open(path)
         if store.indexed:
             keep_indexes(path, reporter=reporter)
-    return ImportReport(path, written, _count_pairs(store, [*written]), failures, notes)
+    report.pairs = _count_pairs(store, list(report.rows))
+    return report
 
 
-def _make_shard(info: StoreInfo, rows: Rows, part: int) -> tuple[pa.Table, list[Failure], int]:
-    """Return the rows of a shard, those that cannot be stored as failures, and how many have
-    another norm than 1.
+def _require_no_other_rows(store: Store, modalities: Sequence[str], digest: str) -> None:
+    """Refuse a store with rows of these modalities that were not made by the import with this
+    digest.
 
-    Only the vectors of these rows are read.
+    Raises:
+        StoreError: names the modalities.
     """
+    occupied = set()
+    for modality, part in store.shards:
+        made_from = read_header(store.file(modality, part)).made_from
+        if modality in modalities and made_from != digest:
+            occupied.add(modality)
+    if occupied:
+        raise StoreError(
+            f"The store {store.path} already has {' and '.join(sorted(occupied))} rows.",
+            remedy="Import into another store with --store NAME.",
+        )
+
+
+def _write_shards(
+    store: Store, info: StoreInfo, rows: Rows, report: ImportReport, progress: Progress
+) -> None:
+    """Write the shards of one modality that are missing, and add all of them to the report."""
+    written = 0
+    with_other_norm = 0
+    for part in range(math.ceil(len(rows) / SHARD_ROWS)):
+        shard = _make_shard(info, rows, part)
+        if (rows.modality, part) not in store.shards:
+            path = store.path / part_name(rows.modality, part)
+            write_rows(path, info, rows.modality, shard.table, shard.failures)
+        written += len(shard.table)
+        with_other_norm += shard.with_other_norm
+        report.failures += shard.failures
+        progress.advance(len(shard.table) + len(shard.failures))
+    report.rows[rows.modality] = written
+    if with_other_norm:
+        treatment = "divided by their norms" if info.normalised else "kept as they are"
+        report.notes.append(
+            f"{with_other_norm:,} of {len(rows):,} {rows.modality} rows did not have norm 1; they "
+            f"were {treatment}."
+        )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to write.
+
+    Attributes:
+        table: the rows as they are stored.
+        failures: rows that cannot be stored.
+        with_other_norm: the number of rows whose vectors did not have norm 1.
+    """
+
+    table: pa.Table
+    failures: list[Failure]
+    with_other_norm: int
+
+
+def _make_shard(info: StoreInfo, rows: Rows, part: int) -> _Shard:
+    """Return a shard of the rows. Only the vectors of these rows are read."""
     start = part * SHARD_ROWS
     vectors = np.array(rows.embeddings[start : start + SHARD_ROWS], dtype=np.float32)
     table = rows.table.slice(start, SHARD_ROWS)
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         fits = info.normalised or np.isfinite(vectors.astype(info.dtype)).all(axis=1)
-    good = np.isfinite(norms) & (norms > 0) & fits
-    why = np.select(
+    is_usable = np.isfinite(norms) & (norms > 0) & fits
+    reasons = np.select(
         [norms == 0, ~np.isfinite(norms)],
         ["the vector is zero", "the vector contains NaN or infinity"],
         f"a component is too large for {info.dtype}; use --dtype float32",
     )
-    bad = [
-        Failure(
-            table.column("key")[row].as_py(),
-            f"row {start + row}",
-            "import",
-            "BadVector",
-            str(why[row]),
-        )
-        for row in np.flatnonzero(~good).tolist()
-    ]
-    kept, lengths = vectors[good], norms[good]
+    failures = []
+    for row in np.flatnonzero(~is_usable).tolist():
+        key = table.column("key")[row].as_py()
+        place = f"row {start + row}"
+        failures.append(Failure(key, place, "import", "BadVector", str(reasons[row])))
+
+    usable_vectors = vectors[is_usable]
+    usable_norms = norms[is_usable]
     if info.normalised:
-        kept /= lengths[:, None]
-    stored = shard_table(info, rows.modality, kept, table.filter(pa.array(good)).to_pydict())
-    return stored, bad, int((np.abs(lengths - 1) > _UNIT_TOLERANCE).sum())
+        usable_vectors /= usable_norms[:, None]
+    columns = table.filter(pa.array(is_usable)).to_pydict()
+    return _Shard(
+        table=shard_table(info, rows.modality, usable_vectors, columns),
+        failures=failures,
+        with_other_norm=int((np.abs(usable_norms - 1) > _UNIT_TOLERANCE).sum()),
+    )
 
 
 def _count_pairs(store: Store, imported: Sequence[str]) -> int:
@@ -256,12 +297,15 @@ def _count_pairs(store: Store, imported: Sequence[str]) -> int:
     others = [name for name in imported if name != first] or others
     if not others:
         return 0
-    names, columns = (first, "text" if "text" in others else others[0]), ["key", *ITEM_COLUMNS]
-    items = [
-        pa.chunked_array([item_keys(b) for b in store.batches(name, columns)], pa.string())
-        for name in names
-    ]
-    return int((match_items(*map(one_array, items)) >= 0).sum())
+    second = "text" if "text" in others else others[0]
+    rows_of_first = match_items(_items_of(store, first), _items_of(store, second))
+    return int((rows_of_first >= 0).sum())
+
+
+def _items_of(store: Store, modality: str) -> pa.Array[Any]:
+    """Return the key of each row's item."""
+    batches = store.batches(modality, ["key", *ITEM_COLUMNS])
+    return one_array(pa.chunked_array([item_keys(batch) for batch in batches], pa.string()))
 
 
 def read_rows(

@@ -46,14 +46,13 @@ class Means:
 
     def table(self) -> Table:
         """Return the table that the terminal shows."""
-        numbers = {"n": "{:,}", "mean_norm": "{:.4f}", "standard_error": "{:.4f}"}
-        cells = [
-            [
-                "" if value is None else numbers.get(name, "{}").format(value)
-                for name, value in row.items()
-            ]
-            for row in self.rows
-        ]
+        formats = {"n": "{:,}", "mean_norm": "{:.4f}", "standard_error": "{:.4f}"}
+        cells = []
+        for row in self.rows:
+            texts = []
+            for name, value in row.items():
+                texts.append("" if value is None else formats.get(name, "{}").format(value))
+            cells.append(texts)
         columns = ["modality", "split", "rows", "norm of mean", "± standard error", "from"]
         return Table(columns, cells, f"Means of {self.store}", left=("split", "from"))
 
@@ -68,33 +67,37 @@ def compute_means(store: Store | str | Path = "c3-store") -> Means:
         StoreError: if there is no store, or moments cannot be read.
     """
     store = Store.open(store)
-    means, found = [], list[tuple[str, str, Moments, str]]()
+    rows: list[dict[str, Any]] = []
+    means = []
     for modality in store.modalities:
-        groups, whole = store.moments_by_split(modality), store.moments(modality)
-        found += [
-            (modality, split, groups[split], "store") for split in sorted(groups, key=split_order)
-        ]
-        found.append((modality, "all", whole, "store"))
-        means.append(whole.mean)
+        moments_by_split = store.moments_by_split(modality)
+        for split in sorted(moments_by_split, key=split_order):
+            rows.append(_row(modality, split, moments_by_split[split], "store"))
+        moments = store.moments(modality)
+        rows.append(_row(modality, "all", moments, "store"))
+        means.append(moments.mean)
     external, header = store.external_moments()
-    split, source = str(header.get("split", "train")), str(header.get("source", "loaded"))
-    found += [(modality, split, moments, source) for modality, moments in external.items()]
-    rows = [
-        {
-            "modality": modality,
-            "split": split,
-            "n": of.n,
-            "mean_norm": float(np.linalg.norm(of.mean)),
-            "standard_error": float(np.sqrt(np.trace(of.scatter) / (of.n - 1) / of.n))
-            if of.n > 1
-            else None,
-            "source": source,
-        }
-        for modality, split, of, source in found
-    ]
-    return Means(
-        store.path, rows, float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None
-    )
+    for modality, moments in external.items():
+        split = str(header.get("split", "train"))
+        rows.append(_row(modality, split, moments, str(header.get("source", "loaded"))))
+    gap_length = float(np.linalg.norm(means[0] - means[1])) if len(means) == 2 else None
+    return Means(store.path, rows, gap_length)
+
+
+def _row(modality: str, split: str, moments: Moments, source: str) -> dict[str, Any]:
+    """Return a row of `Means`."""
+    standard_error = None
+    if moments.n > 1:
+        variance = np.trace(moments.scatter) / (moments.n - 1)
+        standard_error = float(np.sqrt(variance / moments.n))
+    return {
+        "modality": modality,
+        "split": split,
+        "n": moments.n,
+        "mean_norm": float(np.linalg.norm(moments.mean)),
+        "standard_error": standard_error,
+        "source": source,
+    }
 
 
 def save_means(
@@ -146,12 +149,15 @@ def load_means(store: Store | str | Path, file: str | Path) -> dict[str, Moments
             computed from rows whose norm is not 1, or another run is writing to the store.
     """
     store = Store.open(store, incomplete=True)
-    bundled = str(file) == "c3-mini"
-    groups, header = load_moments(C3_MINI_MOMENTS if bundled else location(file))
-    if bundled:
+    is_bundled = str(file) == "c3-mini"
+    groups, header = load_moments(C3_MINI_MOMENTS if is_bundled else location(file))
+    if is_bundled:
         header["source"] = "c3-mini"
-    own, theirs = f"The store {store.path}", f"the moments file {file}"
-    store.info.require_same_model(header.get("model") or {}, own=own, theirs=theirs)
+    store.info.require_same_model(
+        header.get("model") or {},
+        own=f"The store {store.path}",
+        theirs=f"the moments file {file}",
+    )
     for name, moments in groups.items():
         if moments.dim != store.info.dim or not moments.of_unit_rows:
             raise StoreError(
@@ -210,10 +216,13 @@ def merge_means(files: Sequence[str | Path], output: str | Path) -> dict[str, Mo
     for path in paths:
         groups, header = load_moments(path)
         headers.append(header)
-        one, own = ModelIdentity(headers[0].get("model") or {}), f"The moments file {paths[0]}"
-        remedy = "Merge files of one model."
-        one.require_same(
-            header.get("model"), own=own, theirs=str(path), error=StoreError, remedy=remedy
+        model = ModelIdentity(headers[0].get("model") or {})
+        model.require_same(
+            header.get("model"),
+            own=f"The moments file {paths[0]}",
+            theirs=str(path),
+            error=StoreError,
+            remedy="Merge files of one model.",
         )
         Moments.merge_groups(total, groups)
     splits = dict.fromkeys(str(header.get("split", "train")) for header in headers)

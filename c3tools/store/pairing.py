@@ -73,6 +73,7 @@ def read_files(
         StoreError: if a file cannot be read, numbers of rows do not match, ids disagree with those
             of a table, or keys repeat.
     """
+    # Read the vectors, and the tables that describe them
     vector_files = {
         modality: read_vector_file(Path(file), arrays.get(modality))
         for modality, file in files.items()
@@ -86,10 +87,11 @@ def read_files(
     if source is not None and "text" not in vector_files:
         notes.append("The captions in the file have no vectors, so only the images were imported.")
 
-    sides: list[_Side] = []
+    # Give each row a key and an item, one modality after the other
+    sides: list[_Modality] = []
     for modality, file in vector_files.items():
         columns = _describe(modality, file, descriptions.get(modality, {}), names, notes)
-        side = _Side(modality, file.vectors, columns, names)
+        side = _Modality(modality, file.vectors, columns, names)
         # Pair with the first modality that has ids; if none has, with the first one by order
         with_ids = [earlier for earlier in sides if earlier.has_ids]
         side.find_items(next(iter(with_ids or sides), None), notes)
@@ -103,11 +105,11 @@ def read_files(
     return share_splits([side.rows(names) for side in sides], {}), notes
 
 
-def share_splits(modalities: Sequence[Rows], known: _Names) -> list[Rows]:
-    """Put all rows of an item into one split: the ``known`` one, else the first that one of its
-    rows names.
+def share_splits(modalities: Sequence[Rows], item_splits: _Names) -> list[Rows]:
+    """Put all rows of an item into one split: that of ``item_splits``, else the first that one of
+    its rows names.
     """
-    split_of = {item: split for item, split in known.items() if split}
+    split_of = {item: split for item, split in item_splits.items() if split}
     for rows in modalities:
         for item, split in zip(rows.items, rows.column("split"), strict=True):
             if split:
@@ -121,7 +123,7 @@ def share_splits(modalities: Sequence[Rows], known: _Names) -> list[Rows]:
     return shared
 
 
-class _Side:
+class _Modality:
     """The rows of one modality while they are paired.
 
     Attributes:
@@ -167,7 +169,7 @@ class _Side:
             if row_ids and len(set(row_ids)) == len(row_ids):
                 yield str(column), row_ids
 
-    def find_items(self, first: _Side | None, notes: list[str]) -> None:
+    def find_items(self, first: _Modality | None, notes: list[str]) -> None:
         """Fill in the items of texts, or of another modality, from those of the ``first`` rows.
 
         Raises:
@@ -182,7 +184,7 @@ class _Side:
         else:
             self._join_by_order(first, notes)
 
-    def _join_by_order(self, first: _Side, notes: list[str]) -> None:
+    def _join_by_order(self, first: _Modality, notes: list[str]) -> None:
         if self.item_columns or len(first) != len(self):
             reason = (
                 f"they name their items in the column {self.item_columns[0]!r}"
@@ -205,7 +207,7 @@ class _Side:
             # The table of the images has a caption for each
             self.columns = first.columns | self.columns
 
-    def _join_by_id(self, first: _Side, notes: list[str]) -> None:
+    def _join_by_id(self, first: _Modality, notes: list[str]) -> None:
         """Find the items by the first of the columns here that has an id in common with the
         ``first`` rows.
         """
@@ -343,7 +345,7 @@ def _require_columns(
             )
 
 
-def _require_unique_keys(side: _Side) -> None:
+def _require_unique_keys(side: _Modality) -> None:
     times = Counter(side.keys)
     for key, n in times.items():
         if not key or n > 1:

@@ -76,15 +76,12 @@ class Rows:
         Raises:
             StoreError, pyarrow.ArrowInvalid: if the lengths differ.
         """
-        given = {
-            name: list(values)
-            for name, values in {"key": keys, **columns}.items()
-            if values is not None
-        }
-        arrays = {
-            name: pa.array(values, pa.string() if all(value is None for value in values) else None)
-            for name, values in given.items()
-        }
+        arrays = {}
+        for name, values in {"key": keys, **columns}.items():
+            if values is None:
+                continue
+            is_empty = all(value is None for value in values)
+            arrays[name] = pa.array(list(values), pa.string() if is_empty else None)
         return cls(modality, np.asarray(embeddings, dtype=np.float32), pa.table(arrays))
 
     def __len__(self) -> int:
@@ -136,9 +133,9 @@ class Rows:
         """Return the rows with these numbers, in this order, or those for which a mask (n,) is
         true.
         """
-        chosen: Indices = np.arange(len(self))[rows]
+        numbers: Indices = np.arange(len(self))[rows]
         return Rows(
-            self.modality, self.embeddings[chosen], self.table.take(chosen), self.kept_splits
+            self.modality, self.embeddings[numbers], self.table.take(numbers), self.kept_splits
         )
 
     def hash_order(self, salt: str) -> Indices:
@@ -157,11 +154,9 @@ class Rows:
         return self.select(ranked < max(1, round(fraction * count)))
 
     def hold_out(self) -> tuple[Rows, Rows]:
-        """Divide the rows into those that are left and those of a tenth of the items, which are
-        held out.
-        """
-        held = held_out(self.items)
-        return self.select(~held), self.select(held)
+        """Hold out the rows of a tenth of the items. Return (remaining, held out)."""
+        is_held_out = held_out(self.items)
+        return self.select(~is_held_out), self.select(is_held_out)
 
 
 @dataclass(frozen=True)
@@ -196,14 +191,16 @@ class Pairs:
 
     def arrays(self) -> tuple[Matrix, Matrix]:
         """Return the embeddings of both sides, row by row a pair: float32 (pairs, d) each."""
-        return self.first.embeddings[self.item_index[self.rows]], self.second.embeddings[self.rows]
+        rows_of_first = self.item_index[self.rows]
+        return self.first.embeddings[rows_of_first], self.second.embeddings[self.rows]
 
     def captions_of_first(self) -> Rows:
         """Return the paired rows of ``second`` with the embeddings of ``first`` instead of their
         own.
         """
+        embeddings, _ = self.arrays()
         table = self.second.table.take(self.rows)
-        return Rows(self.first.modality, self.arrays()[0], table, self.second.kept_splits)
+        return Rows(self.first.modality, embeddings, table, self.second.kept_splits)
 
 
 def one_array(column: pa.Array[Any] | pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -234,12 +231,13 @@ def item_keys(table: pa.Table | pa.RecordBatch) -> pa.Array[Any]:
 
     Rows of other modalities that name no item are items of their own.
     """
-    found = {
-        name: one_array(table.column(name))
-        for name in ("key", *ITEM_COLUMNS)
-        if name in table.schema.names
-    }
-    return found["image_key"] if "image_key" in found else pc.coalesce(*reversed(found.values()))
+    names = table.schema.names
+    if "image_key" in names:
+        return one_array(table.column("image_key"))
+    keys = one_array(table.column("key"))
+    if "pair_key" not in names:
+        return keys
+    return pc.coalesce(one_array(table.column("pair_key")), keys)
 
 
 def own_items(table: pa.Table | pa.RecordBatch) -> Any:
@@ -247,9 +245,8 @@ def own_items(table: pa.Table | pa.RecordBatch) -> Any:
     other.
     """
     items: Any = item_keys(table)
-    return pc.if_else(
-        pc.equal(pc.coalesce(items, ""), pa.scalar("")), one_array(table.column("key")), items
-    )
+    names_no_item = pc.equal(pc.coalesce(items, ""), pa.scalar(""))
+    return pc.if_else(names_no_item, one_array(table.column("key")), items)
 
 
 def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]:
@@ -257,12 +254,10 @@ def row_splits(table: pa.Table | pa.RecordBatch, kept: Kept = None) -> list[str]
 
     Rows of splits that are not in ``kept`` are split by the hash too; None keeps all.
     """
-    splits: Any = (
-        table.column("split").to_pylist()
-        if "split" in table.schema.names
-        else [None] * table.num_rows
-    )
-    names = {split: named_split(split, kept) for split in {*splits}}
+    splits: list[str | None] = [None] * table.num_rows
+    if "split" in table.schema.names:
+        splits = table.column("split").to_pylist()
+    names = {split: named_split(split, kept) for split in set(splits)}
     if all(names.values()):
         return [names[split] for split in splits]
     return splits_of(own_items(table).to_pylist(), splits, kept)
@@ -276,8 +271,8 @@ def split_mask(table: pa.Table | pa.RecordBatch, split: str | None, kept: Kept =
     """
     if split is None or split == ALL:
         return np.ones(table.num_rows, dtype=bool)
-    own = row_splits(table, kept if split in STANDARD else None)
-    return np.array([name == split.lower() for name in own], dtype=bool)
+    splits = row_splits(table, kept if split in STANDARD else None)
+    return np.array([name == split.lower() for name in splits], dtype=bool)
 
 
 def held_out(items: Sequence[str]) -> Mask:
@@ -287,7 +282,8 @@ def held_out(items: Sequence[str]) -> Mask:
     Of at least two items, at least one is held out.
     """
     ranked, count = _ranked(items, "validation")
-    return np.asarray(ranked < min(max(1, round(HELD_OUT * count)), count - 1))
+    most = count - 1  # so that one is left
+    return np.asarray(ranked < min(max(1, round(HELD_OUT * count)), most))
 
 
 def embedding_matrix(
@@ -313,7 +309,10 @@ def embedding_matrix(
 
 def positions(keys: Sequence[str]) -> Mapping[str, int]:
     """Return the row of each key; of a key that comes twice, the first."""
-    return {key: row for row, key in reversed([*enumerate(keys)])}
+    row_of: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        row_of.setdefault(key, row)
+    return row_of
 
 
 def _ranked(items: Sequence[str], salt: str) -> tuple[Indices, int]:
