@@ -13,11 +13,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import erf, sqrt
+from typing import Any
 
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
-from ..metrics.significance import Estimate, mean_interval, student_quantile
+from ..metrics.significance import (
+    Estimate,
+    estimate_entries,
+    mean_interval,
+    student_quantile,
+)
 from ..moments import Moments
 from ..seeds import generator
 from .collect import Collected, Sample
@@ -63,6 +69,22 @@ class ModalityMeasures:
     limited_by_rows: bool
     spectrum: Array
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as the report's JSON has them."""
+        return {
+            "n": self.n,
+            "dim": self.dim,
+            "effective_dimension": self.effective_dimension,
+            "effective_rank": self.effective_rank,
+            "participation_ratio": self.participation_ratio,
+            "mean_norm": self.mean_norm,
+            "mean_norm_error": self.mean_norm_error,
+            "mean_direction_error_degrees": self.mean_direction_error_degrees,
+            "rows_for_one_degree": self.rows_for_one_degree,
+            "independent_rows": self.independent_rows,
+            "limited_by_rows": self.limited_by_rows,
+        }
+
 
 @dataclass
 class GapMeasures:
@@ -84,6 +106,17 @@ class GapMeasures:
     rmg: Estimate | None
     direction: float | None
     group_length: tuple[float, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as the report's JSON has them."""
+        return {
+            **estimate_entries("length", self.length),
+            **estimate_entries("length_debiased", self.length_debiased),
+            **estimate_entries("instance_distance", self.instance_distance),
+            **estimate_entries("rmg", self.rmg),
+            "direction": self.direction,
+            "group_length": self.group_length,
+        }
 
 
 @dataclass
@@ -108,6 +141,18 @@ class PairMeasures:
     residual_rms: Estimate
     residual_rms_debiased: Estimate
     alignment: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as the report's JSON has them."""
+        return {
+            "n": self.n,
+            "items": self.items,
+            **estimate_entries("paired_cosine", self.paired_cosine),
+            **estimate_entries("unpaired_cosine", self.unpaired_cosine),
+            **estimate_entries("residual_rms", self.residual_rms),
+            **estimate_entries("residual_rms_debiased", self.residual_rms_debiased),
+            **estimate_entries("alignment", self.alignment),
+        }
 
 
 @dataclass(eq=False)
@@ -146,6 +191,19 @@ class Residuals:
     kurtosis: Array
     cosines: Array
     marginals: Array
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as the report's JSON has them, without what is per dimension."""
+        return {
+            "pairs": self.pairs,
+            "items": self.items,
+            "isotropy": self.isotropy,
+            "std_smallest": self.std_smallest,
+            "std_largest": self.std_largest,
+            "direction_mean": self.direction_mean,
+            "direction_std": self.direction_std,
+            "distance_to_normal": self.distance_to_normal,
+        }
 
 
 def eigenvalues(covariance: Array) -> Array:

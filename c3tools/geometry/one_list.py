@@ -6,11 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
-from ..metrics.significance import Estimate, mean_interval, share_interval
+from ..metrics.significance import (
+    Estimate,
+    mean_interval,
+    named_estimate_entries,
+    share_interval,
+)
 from ..moments import unit_rows
 from ..seeds import generator
 from ..transforms.calibration import Calibration
@@ -41,6 +47,14 @@ class OneList:
     other_modality: dict[str, Estimate]
     recall: dict[str, Estimate]
     chance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as the report's JSON has them."""
+        return {
+            **named_estimate_entries("other_modality", self.other_modality),
+            **named_estimate_entries("recall", self.recall),
+            "chance": self.chance,
+        }
 
 
 def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneList]:

@@ -13,14 +13,14 @@ from ..errors import StoreError, TransformError
 from ..io.files import write_text_atomically
 from ..io.locations import location
 from ..metrics.retrieval import DEFAULT_KS
-from ..metrics.significance import Estimate, to_json
+from ..metrics.significance import Estimate
 from ..pages import FigureBlock, Section, Table, render_page, save_figure
 from ..pages.render import interval, number
 from ..reporter import SILENT, Reporter
 from ..store import Store
 from ..transforms import PRESETS
 from ..transforms import sigma as sigma_rules
-from .assumptions import answer_questions
+from .assumptions import Answer, answer_questions
 from .collect import Collected, collect, collect_single
 from .figures import all_figures, figure_blocks
 from .gap_map import gap_map
@@ -33,6 +33,7 @@ from .measures import (
     residuals,
 )
 from .one_list import measure_one_list
+from .rounding import rounded
 from .spaces import ALL_PRESETS_SCORES, COLLAPSE, RAW, RECALL_PRESETS, SpaceMeasures, measure_space
 from .verdict import Measured, judge_gap
 
@@ -71,45 +72,48 @@ class GapReport(Measured):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 gap-report --json` prints."""
-        spaces = to_json(self.spaces)
-        recall, intervals = (
-            {name: found for name, space in spaces.items() if (found := space.pop(key))}
-            for key in ("recall", "recall_interval")
-        )
+        recall: dict[str, Any] = {}
+        recall_intervals: dict[str, Any] = {}
+        for name, space in self.spaces.items():
+            if space.recall:
+                recall[name] = space.recall_entries("value")
+                recall_intervals[name] = space.recall_entries("interval")
         values = {
             "schema": SCHEMA,
-            "modalities": self.modalities,
-            "gap": self.gap,
-            "pairs": self.pairs,
+            "modalities": {name: each.to_dict() for name, each in self.modalities.items()},
+            "gap": None if self.gap is None else self.gap.to_dict(),
+            "pairs": None if self.pairs is None else self.pairs.to_dict(),
             "retrieval": recall,
-            "retrieval_intervals": intervals,
-            "spaces": spaces,
-            "one_list": self.one_list,
-            "assumptions": {
-                name: {"name": name, **vars(answer)} for name, answer in self.assumptions.items()
-            },
-            "noise": self.noise,
-            "sigma": self.recommended
-            and {
-                "candidates": {
-                    each.name: {
-                        "sigma": each.sigma,
-                        "rests_on": each.rests_on,
-                        "missing": each.missing or None,
-                    }
-                    for each in self.sigmas
-                },
-                "recommended": self.recommended[0].name,
-                "value": self.recommended[0].sigma,
-                "why": self.recommended[1],
-            },
+            "retrieval_intervals": recall_intervals,
+            "spaces": {name: space.to_dict() for name, space in self.spaces.items()},
+            "one_list": {name: each.to_dict() for name, each in self.one_list.items()},
+            "assumptions": _answers_to_dict(self.assumptions),
+            "noise": None if self.noise is None else self.noise.to_dict(),
+            "sigma": self._sigma_to_dict(),
             "provenance": self.provenance,
             "notes": self.notes,
-            "verdict": {
-                name: {"name": name, **vars(answer)} for name, answer in self.verdict.items()
-            },
+            "verdict": _answers_to_dict(self.verdict),
         }
-        return to_json(values)  # type: ignore[no-any-return]
+        return rounded(values)  # type: ignore[no-any-return]
+
+    def _sigma_to_dict(self) -> dict[str, Any] | None:
+        """Return the rules for sigma, and the one that is recommended."""
+        if self.recommended is None:
+            return None
+        rule, reason = self.recommended
+        candidates = {}
+        for each in self.sigmas:
+            candidates[each.name] = {
+                "sigma": each.sigma,
+                "rests_on": each.rests_on,
+                "missing": each.missing or None,
+            }
+        return {
+            "candidates": candidates,
+            "recommended": rule.name,
+            "value": rule.sigma,
+            "why": reason,
+        }
 
     def summary(self) -> list[Section]:
         """Return the report in a few sentences."""
@@ -444,6 +448,11 @@ def _listed(value: Any) -> str:
         if isinstance(value, dict)
         else str(value)
     )
+
+
+def _answers_to_dict(answers: Mapping[str, Answer]) -> dict[str, Any]:
+    """Return the answers to questions by name."""
+    return {name: {"name": name, **vars(answer)} for name, answer in answers.items()}
 
 
 def _cells(found: Estimate | None, digits: int, scale: float = 1) -> list[str]:

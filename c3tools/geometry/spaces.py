@@ -6,13 +6,20 @@ They are taken on the working set, as it is and as each noise-free preset leaves
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from ..arrays import Array, Floats, Indices
 from ..errors import MetricError
 from ..metrics.retrieval import pair_hits
-from ..metrics.significance import Estimate, mean_interval, share_interval
+from ..metrics.significance import (
+    Estimate,
+    estimate_entries,
+    mean_interval,
+    named_estimate_entries,
+    share_interval,
+)
 from ..moments import unit_rows
 from ..seeds import generator
 from ..transforms import preset
@@ -52,10 +59,33 @@ class SpaceMeasures:
     recall: dict[str, dict[str, Estimate]]
     gap: float
     separability: Estimate | None = None
-    modality_bias: dict[str, Estimate] = field(
-        default_factory=dict, metadata={"json": "modality_bias@10"}
-    )
+    modality_bias: dict[str, Estimate] = field(default_factory=dict)
     uniformity: dict[str, Estimate] = field(default_factory=dict)
+
+    def recall_entries(self, entry: Literal["value", "interval", "rows"]) -> dict[str, Any]:
+        """Return one attribute of each recall, by direction and name."""
+        entries = {}
+        for direction, estimates in self.recall.items():
+            entries[direction] = {
+                name: getattr(estimate, entry) for name, estimate in estimates.items()
+            }
+        return entries
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as the report's JSON has them under ``spaces``.
+
+        The values of recall and their intervals stand elsewhere in it, under ``retrieval``.
+        """
+        content: dict[str, Any] = {}
+        if self.recall:
+            content["recall_rows"] = self.recall_entries("rows")
+        return {
+            **content,
+            "gap": self.gap,
+            **estimate_entries("separability", self.separability),
+            **named_estimate_entries(f"modality_bias@{_BIAS_K}", self.modality_bias),
+            **named_estimate_entries("uniformity", self.uniformity),
+        }
 
 
 def measure_space(

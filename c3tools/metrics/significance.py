@@ -6,10 +6,10 @@ always comes with all its captions. CIDEr's document frequencies stay those of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite, pi, sqrt
+from math import pi, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -42,38 +42,27 @@ class Estimate:
     rows: int = 0
 
 
-def to_json(value: Any) -> Any:
-    """Return dataclasses, lists and numbers as JSON values.
+def estimate_entries(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    """Return an estimate as two entries of a JSON object: ``name`` and ``name_interval``."""
+    if estimate is None:
+        return {name: None, f"{name}_interval": None}
+    return {name: estimate.value, f"{name}_interval": estimate.interval}
 
-    Floats have 9 significant digits, so that the last bits do not show; NaN and infinity become
-    None. A field of estimates becomes two, the second with ``_interval`` at its name, and estimates
-    by name a third, ``_rows``. Arrays are left out. The metadata ``json`` of a field is its name.
+
+def named_estimate_entries(name: str, estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Return estimates as three entries of a JSON object, each of which is an object with their
+    names.
+
+    The entries are ``name``, ``name_interval`` and ``name_rows``; the last is left out if there are
+    no estimates.
     """
-    if isinstance(value, float):
-        return float(f"{value:.9g}") if isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if not is_dataclass(value):
-        return value
-    found: dict[str, Any] = {}
-    for field in fields(value):
-        name, item = field.metadata.get("json", field.name), getattr(value, field.name)
-        if "Estimate" in str(field.type):
-            found |= {name: _part(item, "value"), f"{name}_interval": _part(item, "interval")}
-            if item and "dict[str, Estimate]" in str(field.type):
-                found[f"{name}_rows"] = _part(item, "rows")
-        elif not isinstance(item, np.ndarray):
-            found[name] = to_json(item)
-    return found
-
-
-def _part(value: Any, name: str) -> Any:
-    """Return one attribute of an estimate, or of each of the estimates in a dictionary."""
-    if isinstance(value, dict):
-        return {key: _part(item, name) for key, item in value.items()}
-    return to_json(getattr(value, name, None))
+    entries: dict[str, Any] = {
+        name: {key: estimate.value for key, estimate in estimates.items()},
+        f"{name}_interval": {key: estimate.interval for key, estimate in estimates.items()},
+    }
+    if estimates:
+        entries[f"{name}_rows"] = {key: estimate.rows for key, estimate in estimates.items()}
+    return entries
 
 
 def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0) -> Ends | None:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ...metrics.significance import to_json
 from ...pages import Table, new_figure, palette, save_figure, styled
+from ..rounding import rounded
 
 Run = Mapping[str, Any]
 """The measures of one run, or of one point of it, by name."""
@@ -80,7 +80,7 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `c3 simulate --json` prints."""
-        return to_json({**self.settings, "runs": self.runs})  # type: ignore[no-any-return]
+        return rounded({**self.settings, "runs": self.runs})  # type: ignore[no-any-return]
 
     def save_figure(self, path: Path) -> None:
         """Write the figure as SVG, PNG or PDF, by the ending of ``path``."""
