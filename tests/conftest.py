@@ -57,29 +57,6 @@ MODEL = ModelIdentity(name="test-model", weights_sha256="0" * 64)
 C3 = Callable[..., Result]  # the fixture `c3`
 
 
-@pytest.fixture(autouse=True)
-def numbers_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everywhere, what is told of progress is a label and a number, which work on shards
-    reaches."""
-    plain = Reporter.progress
-
-    @contextmanager
-    def checked(self: Reporter, label: str, total: int | None = None) -> Iterator[Any]:
-        assert (isinstance(label, str), total is None or int(total) >= 0) == (True, True)
-        with plain(self, label, total) as progress:
-            done, advance = list[int](), progress.advance
-
-            def counting(count: int = 1, note: str | None = None) -> None:
-                done.append(count)
-                advance(count, note)
-
-            progress.advance = counting  # type: ignore[method-assign]
-            yield progress
-        assert sum(done) == total or not (label.endswith("shards") or label == "Importing"), label
-
-    monkeypatch.setattr(Reporter, "progress", checked)
-
-
 @pytest.fixture
 def shared_data() -> Path:
     """Real data that developers have beside the repository; without it the test is skipped."""

@@ -23,7 +23,7 @@ from c3tools.errors import StoreError
 from c3tools.store import import_embeddings as importing
 from c3tools.store import write_rows
 from c3tools.store.import_embeddings import ImportReport, import_embeddings, read_rows
-from tests.conftest import contents, unit_rows, write_jsonl
+from tests.conftest import Counted, contents, unit_rows, write_jsonl
 from tests.stores import make_vectors
 
 Ids = Sequence[Any]
@@ -550,3 +550,9 @@ def test_rows_of_texts_that_images_list() -> None:
     for last in ([0, 10], [-1, 4], [0, 9]):
         with pytest.raises(StoreError, match=r"text_rows .* 10 texts"):
             brought("s", last)
+
+
+def test_the_progress_reaches_the_number_of_rows() -> None:
+    reporter = Counted()
+    import_embeddings(image="five.npy", text="texts.npy", reporter=reporter)
+    assert reporter.counts == {"Importing": 10}

@@ -20,7 +20,15 @@ from c3tools.errors import C3Error, StoreError
 from c3tools.moments import Moments, save_moments
 from c3tools.store import Rows, Store, StoreInfo, StoreWriter, create_store
 from c3tools.store.manifest import EXTERNAL_FILE, record_files
-from tests.conftest import Messages, add_shard, build_store, contents, store_files, unit_rows
+from tests.conftest import (
+    Counted,
+    Messages,
+    add_shard,
+    build_store,
+    contents,
+    store_files,
+    unit_rows,
+)
 from tests.golden import recorded
 from tests.stores import DIM, colour_corpus, embed_colours, one_byte_changed, whole_store
 
@@ -239,3 +247,10 @@ def test_what_cannot_be_read_at_the_moment_is_not_damage(
             patch.setattr("pyarrow.parquet.ParquetFile", Mock(side_effect=OSError(number, "no")))
             verify_store(path, repair=True)
         assert contents(path) == before
+
+
+def test_the_progress_reaches_the_number_of_shards(tmp_path: Path) -> None:
+    store = whole_store(tmp_path / "s")
+    reporter = Counted()
+    verify_store(store.path, reporter=reporter)
+    assert reporter.counts == {"Checking shards": 6}
