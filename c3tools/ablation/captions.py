@@ -22,7 +22,7 @@ from ..captioning.captioner import Captioner
 from ..captioning.config import UNCONDITIONAL, Size, load_size
 from ..captioning.esper import ESPER_TRAINING, EsperTask
 from ..captioning.evaluate import images_with_references, require_captions, store_references
-from ..captioning.generation import GenerationConfig
+from ..captioning.generation import GenerationConfig, GenerationOptions
 from ..captioning.steering import load_text_encoder
 from ..captioning.train import DecoderTask, fit, training_rows
 from ..devices import Compute
@@ -286,7 +286,7 @@ class CaptionBench(TableBench):
             learned=Learned(train, val, learned_images, moments),
             scored=Scored(images, references, _first_captions(scored_store, images)),
             settings=settings,
-            generation=GenerationConfig.from_options(beams, built_in=is_built_in),
+            generation=GenerationOptions(beams).config(built_in=is_built_in),
             metrics=available_metrics,
             encoder=encoder,
             compute=compute,
@@ -328,7 +328,7 @@ class CaptionBench(TableBench):
         rows = self.scored.rows
         references = [[*self.scored.references[key]] for key in rows.keys]
         return digest_of(
-            asdict(self.generation),
+            self.generation,
             rows.keys,
             rows.embeddings,
             references,
@@ -416,7 +416,7 @@ class CaptionBench(TableBench):
         steer = METHODS[cell.method].steer
         generation = self.generation
         if steer is not None:
-            generation = GenerationConfig.from_options(steer=steer)
+            generation = GenerationOptions(steer=steer).config()
         count = len(scored.rows)
         block = _TOGETHER.get(steer or "", count)
         captions: list[str] = []

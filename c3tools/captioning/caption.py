@@ -35,6 +35,7 @@ from ..store.import_embeddings import read_rows
 from ..store.rows import positions
 from .caption_files import CaptionWriter
 from .captioner import Captioner
+from .generation import GenerationOptions
 
 _FEW = 4  # photos that are decoded before a worker process has started
 # embeddings, and photos, captioned at a time; steered ones take seconds each
@@ -175,12 +176,14 @@ def caption_images(
             reporter.message("Using the bundled decoder of c3-mini.")
         decoder = Captioner.load(folder, devices.pick(device, "fp32").device)
     generation = decoder.generation(
-        beams=beams,
-        length_penalty=length_penalty,
-        top_p=top_p,
-        temperature=temperature,
-        steer=steer,
-        seed=seed,
+        GenerationOptions(
+            beams=beams,
+            length_penalty=length_penalty,
+            top_p=top_p,
+            temperature=temperature,
+            steer=steer,
+            seed=seed,
+        )
     )
     if rows is None:
         # the models of open_clip take no sounds, so beside photos these are passed over

@@ -33,7 +33,7 @@ from ..moments import unit_rows
 from ..reporter import SILENT, Reporter, counted
 from ..transforms import Pipeline
 from .config import DecoderConfig, LanguageModelConfig
-from .generation import STEERED, GenerationConfig, generate
+from .generation import STEERED, GenerationConfig, GenerationOptions, generate
 from .language_model import LanguageModelDecoder
 from .model import CaptionDecoder, Decoder
 from .steering import load_text_encoder, write_steered
@@ -120,7 +120,7 @@ class Captioner(HubRepository):
                 "Captions need either images or embeddings.", remedy="Pass one of them."
             )
         if generation is None:
-            generation = self.generation(
+            options = GenerationOptions(
                 beams=beams,
                 length_penalty=length_penalty,
                 top_p=top_p,
@@ -128,6 +128,7 @@ class Captioner(HubRepository):
                 steer=steer,
                 seed=seed,
             )
+            generation = self.generation(options)
         if images is not None:
             encoder = encoder or resolve_encoder(recorded=self.model)
             self.check_model(encoder.identity, encoder.dim)
@@ -189,30 +190,13 @@ class Captioner(HubRepository):
             captions = generate(self.decoder, inputs, generation, keys)
         return [self.tokenizer.decode(ids) for ids in captions]
 
-    def generation(
-        self,
-        *,
-        beams: int | None,
-        length_penalty: float,
-        top_p: float | None,
-        temperature: float,
-        steer: str | None,
-        seed: int,
-    ) -> GenerationConfig:
+    def generation(self, options: GenerationOptions) -> GenerationConfig:
         """Return what the options of `caption` mean for this decoder.
 
         Raises:
             DecoderError: if the options mean several methods at once.
         """
-        return GenerationConfig.from_options(
-            beams=beams,
-            length_penalty=length_penalty,
-            top_p=top_p,
-            temperature=temperature,
-            steer=steer,
-            seed=seed,
-            built_in=isinstance(self.decoder, CaptionDecoder),
-        )
+        return options.config(built_in=isinstance(self.decoder, CaptionDecoder))
 
     @property
     def is_language_model(self) -> bool:

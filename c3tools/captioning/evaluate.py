@@ -27,6 +27,7 @@ from ..store.rows import positions
 from ..tables import Table
 from ..transforms import Pipeline
 from .captioner import Captioner
+from .generation import GenerationOptions
 from .references import align_keys, read_predictions, read_references
 
 Texts = Mapping[str, Sequence[str]]
@@ -154,12 +155,14 @@ def evaluate_captions(
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
         generation = decoder.generation(
-            beams=beams,
-            length_penalty=length_penalty,
-            top_p=top_p,
-            temperature=temperature,
-            steer=steer,
-            seed=seed,
+            GenerationOptions(
+                beams=beams,
+                length_penalty=length_penalty,
+                top_p=top_p,
+                temperature=temperature,
+                steer=steer,
+                seed=seed,
+            )
         )
     if isinstance(references, str | Path):
         references = read_references(references)

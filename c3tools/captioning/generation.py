@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,17 @@ class GenerationConfig:
         seed: of ``nucleus``.
     """
 
+    # as in the digests of captions that were written before; see `digest_of`
+    FIRST_FIELDS: ClassVar = (
+        "method",
+        "beams",
+        "length_penalty",
+        "top_p",
+        "temperature",
+        "batch_size",
+        "seed",
+    )
+
     method: Method = "greedy"
     beams: int = 5
     length_penalty: float = 0.7
@@ -59,42 +70,59 @@ class GenerationConfig:
         positive = ("beams", "batch_size", "temperature", "top_p")
         require_valid(self, positive=positive, shares=("top_p",), error=DecoderError)
 
-    @classmethod
-    def from_options(
-        cls,
-        beams: int | None = None,
-        length_penalty: float = 0.7,
-        top_p: float | None = None,
-        temperature: float = 1.0,
-        steer: str | None = None,
-        seed: int = 0,
-        *,
-        built_in: bool = True,
-    ) -> GenerationConfig:
-        """Return the settings that the options of the commands mean.
 
-        By default the built-in decoder searches with five beams, and a language model of
-        transformers is greedy.
+@dataclass(frozen=True)
+class GenerationOptions:
+    """The options of commands that say how captions are generated; see `caption_images`.
+
+    Attributes:
+        beams: hypotheses; 1 is greedy. By default 5 for the built-in decoder, and 1 for a language
+            model of transformers.
+        length_penalty: of the comparison of beams.
+        top_p: samples from a nucleus of this probability.
+        temperature: of these samples.
+        steer: ``magic`` or ``zerocap``, if the encoder steers the decoder.
+        seed: of these samples.
+    """
+
+    beams: int | None = None
+    length_penalty: float = 0.7
+    top_p: float | None = None
+    temperature: float = 1.0
+    steer: str | None = None
+    seed: int = 0
+
+    def config(self, *, built_in: bool = True) -> GenerationConfig:
+        """Return the settings of generation that the options mean.
+
+        Args:
+            built_in: whether the decoder is the built-in one.
 
         Raises:
             DecoderError: if the options mean several methods at once.
         """
+        beams = self.beams
         if beams is None:
-            beams = cls.beams if built_in and top_p is None and steer is None else 1
-        if (beams > 1) + (top_p is not None) + (steer is not None) > 1:
+            searches = built_in and self.top_p is None and self.steer is None
+            beams = GenerationConfig.beams if searches else 1
+        if (beams > 1) + (self.top_p is not None) + (self.steer is not None) > 1:
             raise DecoderError(
                 "--beams, --top-p and --steer exclude each other.", remedy="Choose one."
             )
-        if steer is not None:
-            if steer not in STEERED:
+        if self.steer is not None:
+            if self.steer not in STEERED:
                 raise DecoderError(
-                    f"No method {steer!r} steers a decoder.",
+                    f"No method {self.steer!r} steers a decoder.",
                     remedy=f"Choose {' or '.join(STEERED)}.",
                 )
-            return cls(steer)  # type: ignore[arg-type]
-        if top_p is not None:
-            return cls("nucleus", top_p=top_p, temperature=temperature, seed=seed)
-        return cls("beam", beams=beams, length_penalty=length_penalty) if beams > 1 else cls()
+            return GenerationConfig(self.steer)  # type: ignore[arg-type]
+        if self.top_p is not None:
+            return GenerationConfig(
+                "nucleus", top_p=self.top_p, temperature=self.temperature, seed=self.seed
+            )
+        if beams > 1:
+            return GenerationConfig("beam", beams=beams, length_penalty=self.length_penalty)
+        return GenerationConfig()
 
 
 @torch.inference_mode()
@@ -118,7 +146,7 @@ def generate(
         part = slice(start, start + config.batch_size)
         batch = torch.from_numpy(np.ascontiguousarray(inputs[part])).to(model.device)
         if config.method == "beam":
-            captions += _beam(model, batch, config)
+            captions += _search_with_beams(model, batch, config)
             continue
         draws = None
         if config.method == "nucleus":
@@ -127,100 +155,131 @@ def generate(
                 for key in keys[part]
             ]
             draws = torch.from_numpy(np.array(numbers)).to(model.device)  # (B, T)
-        captions += _stepwise(model, batch, config, draws)
+        captions += _write_step_by_step(model, batch, config, draws)
     return captions
 
 
-def _stepwise(
+def _write_step_by_step(
     model: Decoder, batch: Tensor, config: GenerationConfig, draws: Tensor | None
 ) -> list[list[int]]:
-    """Write one token of each caption after the other: the likeliest, or by one number in [0, 1)
-    per (row, step).
+    """Write one token of each caption after the other.
+
+    Args:
+        model: the decoder.
+        batch: its inputs (B, d).
+        config: of the nucleus.
+        draws: numbers in [0, 1), (B, T), that sample from the nucleus; None for the likeliest
+            token.
     """
     captions: list[list[int]] = [[] for _ in range(len(batch))]
-    rows = torch.arange(len(batch), device=batch.device)  # rows of the batch that are not finished
+    unfinished_rows = torch.arange(len(batch), device=batch.device)
     logits, _, cache = model.prefill(batch)
     limit = model.config.max_tokens
     for step in range(limit):
         scores = model.allowed(logits)  # (B, V)
-        # (B,)
-        tokens = (
-            scores.argmax(-1) if draws is None else _from_nucleus(scores, config, draws[rows, step])
-        )
-        going = tokens != model.end_id
-        if not going.all():
-            kept = going.nonzero()[:, 0]
-            rows, tokens = rows[kept], tokens[kept]
-            cache.batch_select_indices(kept)
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+        if draws is None:
+            tokens = scores.argmax(-1)  # (B,)
+        else:
+            tokens = _sample_from_nucleus(scores, config, draws[unfinished_rows, step])  # (B,)
+
+        # Drop the captions that end here
+        is_word = tokens != model.end_id
+        if not is_word.all():
+            continued = is_word.nonzero()[:, 0]
+            unfinished_rows = unfinished_rows[continued]
+            tokens = tokens[continued]
+            cache.batch_select_indices(continued)
+
+        for row, token in zip(unfinished_rows.tolist(), tokens.tolist(), strict=True):
             captions[row].append(token)
-        if step + 1 == limit or not len(rows):
+        if step + 1 == limit or not len(unfinished_rows):
             break
         logits, _ = model.decode_step(tokens, cache)
     return captions
 
 
-def _from_nucleus(scores: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
+def _sample_from_nucleus(scores: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
     """Sample tokens (B,) from the nucleus (Holtzman et al., 2020), by inverse transform of numbers
     in [0, 1), (B,).
     """
-    probabilities, order = (
-        (scores.double() / config.temperature).softmax(-1).sort(-1, descending=True)
-    )
+    unsorted = (scores.double() / config.temperature).softmax(-1)
+    probabilities, order = unsorted.sort(-1, descending=True)  # (B, V)
     cumulative = probabilities.cumsum(-1)  # (B, V)
-    kept = cumulative - probabilities < config.top_p  # the first token is always kept
-    target = draws * (probabilities * kept).sum(-1)  # (B,)
-    choice = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
-    choice = torch.minimum(choice, kept.sum(-1, keepdim=True) - 1)
-    return order.gather(1, choice)[:, 0]
+    is_in_nucleus = cumulative - probabilities < config.top_p  # the first token always is
+    target = draws * (probabilities * is_in_nucleus).sum(-1)  # (B,)
+    rank = torch.searchsorted(cumulative, target[:, None], right=True)  # (B, 1)
+    rank = torch.minimum(rank, is_in_nucleus.sum(-1, keepdim=True) - 1)
+    return order.gather(1, rank)[:, 0]
 
 
-def _beam(model: Decoder, batch: Tensor, config: GenerationConfig) -> list[list[int]]:
+@dataclass(frozen=True)
+class _Beam:
+    """A hypothesis: the tokens so far, and what it is compared by."""
+
+    score: float  # log-probability; of a finished caption, divided by the length penalty
+    tokens: list[int]
+
+
+def _search_with_beams(model: Decoder, batch: Tensor, config: GenerationConfig) -> list[list[int]]:
     """Search with K beams; a caption is done when no open beam can beat its best finished one."""
-    K, penalty, limit = config.beams, config.length_penalty, model.config.max_tokens
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in batch]
+    K = config.beams
+    limit = model.config.max_tokens
+    finished: list[list[_Beam]] = [[] for _ in range(len(batch))]
     logits, _, cache = model.prefill(batch)
-    # beams of the captions that are open; all candidates of the first step come from the one prefix
-    beams: dict[int, list[tuple[float, list[int]]]] = {
-        row: [(0.0, [])] for row in range(len(batch))
-    }
+    # Beams of the captions that are not done, by row. There is one at first: the empty caption
+    open_beams = {row: [_Beam(0.0, [])] for row in range(len(batch))}
     for step in range(limit):
-        width = len(next(iter(beams.values())))
+        is_last = step + 1 == limit
+        length_penalty = (step + 1) ** config.length_penalty
+        width = len(next(iter(open_beams.values())))
         totals = torch.tensor(
-            [[total for total, _ in line] for line in beams.values()], device=batch.device
+            [[beam.score for beam in beams] for beams in open_beams.values()], device=batch.device
         )
-        likely = model.allowed(logits).log_softmax(-1).view(len(beams), width, -1)  # (B, K, V)
-        V = likely.shape[2]
-        # (B, 2K)
-        scores, flat = (likely + totals[:, :, None]).flatten(1).topk(min(2 * K, width * V), dim=-1)
-        going: dict[int, list[tuple[float, list[int]]]] = {}
-        selected: list[int] = []
-        for i, (row, line) in enumerate(beams.items()):
-            grown: list[tuple[float, list[int]]] = []
+        log_p = model.allowed(logits).log_softmax(-1).view(len(open_beams), width, -1)  # (B, K, V)
+        V = log_p.shape[2]
+        # K of the best 2K candidates are no ends, because each beam has one end
+        all_scores = (log_p + totals[:, :, None]).flatten(1)  # (B, K * V)
+        scores, candidates = all_scores.topk(min(2 * K, width * V), dim=-1)  # (B, 2K)
+
+        next_beams: dict[int, list[_Beam]] = {}
+        cache_rows: list[int] = []  # the beams that those of the next step continue
+        for place, (row, beams) in enumerate(open_beams.items()):
+            continued: list[_Beam] = []
             parents: list[int] = []
-            for score, place in zip(scores[i].tolist(), flat[i].tolist(), strict=True):
-                parent, token = divmod(place, V)
+            for score, candidate in zip(
+                scores[place].tolist(), candidates[place].tolist(), strict=True
+            ):
                 # an end counts only while it is among the K best
-                if score == -np.inf or len(grown) == K:
+                if score == -np.inf or len(continued) == K:
                     break
-                ids = line[parent][1] if token == model.end_id else [*line[parent][1], token]
-                if token == model.end_id or step + 1 == limit:
-                    finished[row].append((score / (step + 1) ** penalty, ids))
+                parent, token = divmod(candidate, V)
+                tokens = beams[parent].tokens
                 if token != model.end_id:
-                    grown.append((score, ids))
+                    tokens = [*tokens, token]
+                    continued.append(_Beam(score, tokens))
                     parents.append(parent)
-            # whether an open beam could still end above the best finished caption: scores fall,
-            # lengths grow
-            longest = limit if penalty > 0 else step + 2
-            best = max((score for score, _ in finished[row]), default=-np.inf)
-            if step + 1 < limit and grown and grown[0][0] / longest**penalty > best:
-                missing = K - len(grown)
-                going[row] = grown + [(-np.inf, [model.end_id])] * missing
-                selected += [i * width + parent for parent in parents + [0] * missing]
-        if not going:
+                if token == model.end_id or is_last:
+                    finished[row].append(_Beam(score / length_penalty, tokens))
+            if is_last or not continued:
+                continue
+
+            # Could an open beam still end above the best finished caption? Its log-probability can
+            # only fall, and its length grow
+            best_length = limit if config.length_penalty > 0 else step + 2
+            best_possible = continued[0].score / best_length**config.length_penalty
+            best_finished = max((beam.score for beam in finished[row]), default=-np.inf)
+            if best_possible > best_finished:
+                # beams that are missing have probability 0
+                missing = K - len(continued)
+                padding = [_Beam(-np.inf, [model.end_id])] * missing
+                next_beams[row] = continued + padding
+                parents += [0] * missing
+                cache_rows += [place * width + parent for parent in parents]
+        if not next_beams:
             break
-        beams = going
-        cache.batch_select_indices(torch.tensor(selected, device=batch.device))
-        last = [ids[-1] for line in beams.values() for _, ids in line]
-        logits, _ = model.decode_step(torch.tensor(last, device=batch.device), cache)  # (B * K, V)
-    return [max(options, key=lambda option: option[0])[1] for options in finished]
+        open_beams = next_beams
+        cache.batch_select_indices(torch.tensor(cache_rows, device=batch.device))
+        last_tokens = [beam.tokens[-1] for beams in open_beams.values() for beam in beams]
+        last = torch.tensor(last_tokens, device=batch.device)
+        logits, _ = model.decode_step(last, cache)  # (B * K, V)
+    return [max(beams, key=lambda beam: beam.score).tokens for beams in finished]

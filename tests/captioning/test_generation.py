@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c3tools.captioning.generation import GenerationConfig, generate
+from c3tools.captioning.generation import GenerationConfig, GenerationOptions, generate
 from c3tools.captioning.model import CaptionDecoder
 from c3tools.captioning.tokenizer import END_ID, PAD_ID
 from c3tools.errors import DecoderError
+from c3tools.io.artifact import digest_of
 from tests.conftest import unit_rows
 
 from .conftest import greedy_without_cache, logits_after
@@ -73,14 +74,48 @@ def test_samples_depend_on_seed_and_key_and_a_small_nucleus_is_greedy(
             GenerationConfig(**own)
 
 
-def test_the_options_of_the_commands_mean_one_method() -> None:
-    of = GenerationConfig.from_options
-    assert [of(), of(built_in=False)] == [GenerationConfig("beam", beams=5), GenerationConfig()]
-    assert [of(beams=1), of(beams=2)] == [GenerationConfig(), GenerationConfig("beam", beams=2)]
-    assert of(steer="magic") == GenerationConfig("magic")
-    nucleus = GenerationConfig("nucleus", top_p=0.5, temperature=2.0, seed=4)
-    assert of(top_p=0.5, temperature=2.0, seed=4) == nucleus
-    with pytest.raises(DecoderError, match="clip"):
-        of(steer="clip")
-    with pytest.raises(DecoderError, match="--top-p and --steer exclude"):
-        of(beams=2, top_p=0.5)
+@pytest.mark.parametrize(
+    ("options", "built_in", "config"),
+    [
+        ({}, True, GenerationConfig("beam", beams=5)),
+        ({}, False, GenerationConfig()),
+        ({"beams": 1}, True, GenerationConfig()),
+        ({"beams": 2}, True, GenerationConfig("beam", beams=2)),
+        ({"steer": "magic"}, True, GenerationConfig("magic")),
+        (
+            {"top_p": 0.5, "temperature": 2.0, "seed": 4},
+            True,
+            GenerationConfig("nucleus", top_p=0.5, temperature=2.0, seed=4),
+        ),
+    ],
+)
+def test_the_options_of_the_commands_mean_one_method(
+    options: dict[str, Any], built_in: bool, config: GenerationConfig
+) -> None:
+    assert GenerationOptions(**options).config(built_in=built_in) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steer": "clip"}, "clip"),
+        ({"beams": 2, "top_p": 0.5}, "--top-p and --steer exclude"),
+    ],
+)
+def test_options_that_mean_several_methods_or_none_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DecoderError, match=message):
+        GenerationOptions(**options).config()
+
+
+@dataclass(frozen=True)
+class LaterConfig(GenerationConfig):
+    """The settings of a later version, which has another field."""
+
+    repetition_penalty: float = 1.0
+
+
+def test_a_setting_that_is_added_does_not_change_the_digest_of_captions() -> None:
+    assert digest_of(LaterConfig()) == digest_of(GenerationConfig())
+    assert digest_of(LaterConfig(repetition_penalty=1.2)) != digest_of(GenerationConfig())

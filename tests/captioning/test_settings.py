@@ -12,7 +12,7 @@ from c3tools import Captioner, caption_images, evaluate_captions, train_captione
 from c3tools.captioning.caption_files import CaptionWriter
 from c3tools.captioning.config import SIZES, load_size
 from c3tools.captioning.esper import ESPER_TRAINING
-from c3tools.captioning.generation import GenerationConfig
+from c3tools.captioning.generation import GenerationConfig, GenerationOptions
 from c3tools.captioning.steering import CANDIDATES
 from tests.golden import recorded
 
@@ -36,7 +36,7 @@ def test_settings_that_are_published_or_by_default_are_those_on_record() -> None
         for one in (
             *functions,
             CaptionWriter.__init__,
-            GenerationConfig.from_options,
+            GenerationOptions,
             GenerationConfig,
         )
     }
