@@ -13,6 +13,7 @@
     ├── MetricError            scores: missing references, too few rows
     ├── UnreachableError       a server that stays down, wrong credentials; also an OSError
     │   └── RefusedError       a file that may not be read
+    ├── UnusedOptionError      an option has no effect with the others; exit code 2 of `c3`
     └── MissingExtraError      an optional dependency is not installed
 
 Each message says what is wrong, where, and what to do.
@@ -97,6 +98,18 @@ class UnreachableError(C3Error, ConnectionError):
 
 class RefusedError(UnreachableError):
     """A server refuses access to a URL."""
+
+
+class UnusedOptionError(C3Error):
+    """An option has no effect with the other options or with the data.
+
+    Args:
+        option: as it is typed, such as ``--length-penalty``.
+        reason: what it needs, or what leaves it without effect: "with --top-p".
+    """
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"{option} has no effect {reason}.")
 
 
 class MissingExtraError(C3Error):

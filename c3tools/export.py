@@ -38,6 +38,7 @@ import pyarrow.compute as pc
 from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
+from .choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
 from .errors import OutputError, StoreError, TransformError, note_on_interrupt
 from .executors import Executor, Report, Work, cores, open_executor
 from .io.artifact import digest_of, holds_result
@@ -117,17 +118,17 @@ def export_store(
     *,
     preset: str = "c3",
     pipeline: Pipeline | str | Path | None = None,
-    format: str = "parquet",
+    format: ExportFormat = "parquet",
     modality: Sequence[str] | None = None,
     sigma: float | str | None = None,
-    role: str = "auto",
+    role: ExportRole = "auto",
     train_on: str = "text",
     before_noise: bool = False,
-    dtype: str = "float16",
+    dtype: NumberFormat = "float16",
     seed: int = 0,
     workers: int = 2,
     overwrite: bool = False,
-    executor: str | Executor = "local",
+    executor: ExecutorName | Executor = "local",
     address: str | None = None,
     processes: int | None = None,
     reporter: Reporter = SILENT,

@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
@@ -14,49 +13,50 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ._console import err, message, write_json
-from ._derive import derive, summary
+from ._derive import CommandSource, derive, summary
+from ._former import add_present_spelling
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of click, or of the copy in typer since 0.29
 
-# the module of this folder with the function, the verbs whose parameters are its options, less some
+# in the order of the workflow
 COMMANDS = {
-    "embed": "stores embed",
-    "import": "stores import_embeddings",
-    "connect heads": "connect connect_heads read_features",
-    "connect apply": "connect apply_heads read_features",
-    "connect lit": "connect connect_towers -mode -augment",
-    "connect full": "connect connect_towers -mode",
-    "means show": "means compute_means",
-    "means save": "means save_means",
-    "means load": "means load_means",
-    "means unload": "means unload_means",
-    "means merge": "means merge_means",
-    "gap-report": "geometry gap_report",
-    "export": "search export_store",
-    "train-decoder": "captions train_captioner",
-    "caption": "captions caption_images",
-    "train-generator": "images train_generator",
-    "generate": "images generate",
-    "evaluate": "captions evaluate_captions",
-    "evaluate-images": "images evaluate_images",
-    "ablate": "captions ablate",
-    "ablate-images": "images ablate_images",
-    "index": "search build_index",
-    "search": "search Index.search",
-    "serve": "search serve_index",
-    "verify": "stores verify_store",
-    "merge": "stores merge_stores",
-    "split": "stores split_store",
-    "push": "hub",
-    "pull": "hub",
-    "demo": "captions run_demo",
-    "models": "machine list_models",
-    "info": "machine",
-    "simulate init-gap": "geometry simulate_init_gap",
-    "simulate depth": "geometry simulate_depth",
-    "simulate gap-after-training": "geometry simulate_gap_after_training",
-    "simulate stable-region": "geometry simulate_stable_region",
-    "simulate temperature": "geometry simulate_temperature",
+    "embed": CommandSource("stores", ("embed",)),
+    "import": CommandSource("stores", ("import_embeddings",)),
+    "connect heads": CommandSource("connect", ("read_features", "connect_heads")),
+    "connect apply": CommandSource("connect", ("read_features", "apply_heads")),
+    "connect lit": CommandSource("connect", ("connect_towers",), without=("mode", "augment")),
+    "connect full": CommandSource("connect", ("connect_towers",), without=("mode",)),
+    "means show": CommandSource("means", ("compute_means",)),
+    "means save": CommandSource("means", ("save_means",)),
+    "means load": CommandSource("means", ("load_means",)),
+    "means unload": CommandSource("means", ("unload_means",)),
+    "means merge": CommandSource("means", ("merge_means",)),
+    "gap-report": CommandSource("geometry", ("gap_report",)),
+    "export": CommandSource("search", ("export_store",)),
+    "train-decoder": CommandSource("captions", ("train_captioner",)),
+    "caption": CommandSource("captions", ("caption_images",)),
+    "train-generator": CommandSource("images", ("train_generator",)),
+    "generate": CommandSource("images", ("generate",)),
+    "evaluate": CommandSource("captions", ("evaluate_captions",)),
+    "evaluate-images": CommandSource("images", ("evaluate_images",)),
+    "ablate": CommandSource("captions", ("ablate",)),
+    "ablate-images": CommandSource("images", ("ablate_images",)),
+    "index": CommandSource("search", ("build_index",)),
+    "search": CommandSource("search", ("Index.search",)),
+    "serve": CommandSource("search", ("serve_index",)),
+    "verify": CommandSource("stores", ("verify_store",)),
+    "merge": CommandSource("stores", ("merge_stores",)),
+    "split": CommandSource("stores", ("split_store",)),
+    "push": CommandSource("hub"),
+    "pull": CommandSource("hub"),
+    "demo": CommandSource("captions", ("run_demo",)),
+    "models": CommandSource("machine", ("list_models",)),
+    "info": CommandSource("machine"),
+    "simulate init-gap": CommandSource("geometry", ("simulate_init_gap",)),
+    "simulate depth": CommandSource("geometry", ("simulate_depth",)),
+    "simulate gap-after-training": CommandSource("geometry", ("simulate_gap_after_training",)),
+    "simulate stable-region": CommandSource("geometry", ("simulate_stable_region",)),
+    "simulate temperature": CommandSource("geometry", ("simulate_temperature",)),
 }
 _GROUPS = {
     "means": "Show, save, load or merge the mean and covariance of each modality.",
@@ -66,42 +66,16 @@ _GROUPS = {
 _PANELS = {"simulate": "Theory"}
 
 
-@dataclass(frozen=True)
-class FormerSpelling:
-    """A command line of an earlier version, and how it is spelled now.
-
-    Attributes:
-        command: in which the former spelling was used.
-        word: of the error that it makes now.
-        remedy: what to write instead.
-    """
-
-    command: str
-    word: str
-    remedy: str
-
-
-_FORMER = (
-    FormerSpelling(
-        "means",
-        "--",
-        "Use one of c3 means show, c3 means save FILE, c3 means load FILE, c3 means unload and "
-        "c3 means merge FILES -o FILE.",
-    ),
-    FormerSpelling("evaluate", "--images", "Generated images are scored by c3 evaluate-images."),
-    FormerSpelling("export", "faiss", "An index is made by c3 index."),
-    FormerSpelling("index", "argument", "Use c3 index --factory FACTORY, or --store STORE."),
-)
-
-
 @cache
 def _build(name: str) -> Any:
     """Return a command, or a group of commands, with its options."""
-    own = typer.Typer(add_completion=False, no_args_is_help=name in _GROUPS, help=_GROUPS.get(name))
-    for words, origin in COMMANDS.items():
+    group = typer.Typer(
+        add_completion=False, no_args_is_help=name in _GROUPS, help=_GROUPS.get(name)
+    )
+    for words, source in COMMANDS.items():
         if words.split()[0] == name:
-            derive(own, words, *origin.split())
-    command = typer.main.get_command(own)
+            derive(group, words, source)
+    command = typer.main.get_command(group)
     command.name = name
     return command
 
@@ -124,7 +98,7 @@ class _Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """List the commands by their summaries alone, without building them."""
         for name in self.commands:
-            words = _GROUPS.get(name) or summary(name, COMMANDS[name].split()[0])
+            words = _GROUPS.get(name) or summary(name, COMMANDS[name])
             self.commands[name] = TyperCommand(name, help=words, rich_help_panel=_PANELS.get(name))
         super().format_help(ctx, formatter)
 
@@ -132,7 +106,13 @@ class _Group(TyperGroup):
         """Run the command; print expected errors without a traceback, and as JSON too where
         `--json` prints.
         """
-        from c3tools.errors import OUT_OF_MEMORY, C3Error, is_out_of_memory, remedy_of
+        from c3tools.errors import (
+            OUT_OF_MEMORY,
+            C3Error,
+            UnusedOptionError,
+            is_out_of_memory,
+            remedy_of,
+        )
 
         try:
             return super().invoke(ctx)
@@ -145,10 +125,11 @@ class _Group(TyperGroup):
                 )
                 _fail(ctx, error, OUT_OF_MEMORY, remedy)
             if isinstance(error, UsageError):
-                _add_present_spelling(error)
+                add_present_spelling(error)
                 raise
             if isinstance(error, C3Error):
-                _fail(ctx, error, error.message, error.remedy)
+                code = 2 if isinstance(error, UnusedOptionError) else 1
+                _fail(ctx, error, error.message, error.remedy, code)
             if isinstance(error, OSError):
                 _fail(ctx, error, str(error), remedy_of(error))
             raise
@@ -158,22 +139,14 @@ class _Group(TyperGroup):
             raise typer.Exit(128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)) from None
 
 
-def _add_present_spelling(error: Any) -> None:
-    """Add to the message of a wrong command line how it is spelled now, if it was right once."""
-    command = error.ctx.command.name if error.ctx else None
-    for former in _FORMER:
-        if former.command == command and former.word in error.message:
-            error.message = f"{error.message.removesuffix('.')}. {former.remedy}"
-
-
-def _fail(ctx: Any, error: BaseException, text: str, remedy: str | None) -> NoReturn:
+def _fail(ctx: Any, error: BaseException, text: str, remedy: str | None, code: int = 1) -> NoReturn:
     err.print("Error:", style="bold red", end=" ")
     message(text)
     if remedy:
         message(remedy)
     if ctx.meta.get("json"):
         write_json({"error": text, "remedy": remedy}, "-")
-    raise typer.Exit(1) from error
+    raise typer.Exit(code) from error
 
 
 def _show_version(value: bool) -> None:

@@ -15,6 +15,7 @@ from c3tools.tables import Table
 
 from ._ablation import list_methods, print_ablation
 from ._console import SHORT, lines_for_dash, message, out, print_table, reporter, write_json
+from ._derive import Outcome
 
 
 def train_decoder(**options: Any) -> Any:
@@ -75,7 +76,7 @@ def caption(
             f"{len(result.failures):,} of {counted(len(result.failures) + len(rows), 'file')} "
             "could not be read. They are named above."
         )
-    return None, int(bool(result.failures) and (strict or not rows))
+    return Outcome(None, int(bool(result.failures) and (strict or not rows)))
 
 
 def evaluate(

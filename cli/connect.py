@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import c3tools
-from c3tools.errors import C3Error
 from c3tools.reporter import counted
 from c3tools.tables import Table
 
@@ -74,18 +73,20 @@ def _connect_towers(paths: list[str], mode: Any, options: dict[str, Any]) -> Any
 
 def _read_features(options: dict[str, Any]) -> Any:
     """Read the two modalities, and take what names them out of ``options``."""
-    files, of_files = ("image", "text", "other"), ("meta", "text_meta", "image_array", "text_array")
-    of_stores = ("modalities", "second_store")
-    chosen = {name: options.pop(name) for name in ("store", *files, *of_files, *of_stores)}
-    if any(
-        chosen[name] for name in (of_stores if any(chosen[name] for name in files) else of_files)
-    ):
-        raise C3Error(
-            "Options of a store and of files of vectors were given together.",
-            remedy="Give files with --image, --text or --other, or one or two stores with --store "
-            "and --second-store.",
-        )
-    return c3tools.read_features(**chosen, reporter=reporter())
+    names = (
+        "image",
+        "text",
+        "other",
+        "meta",
+        "text_meta",
+        "image_array",
+        "text_array",
+        "store",
+        "second_store",
+        "modalities",
+    )
+    given = {name: options.pop(name) for name in names}
+    return c3tools.read_features(**given, reporter=reporter())
 
 
 def _print(record: dict[str, Any], output: str, following: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import c3tools
 
 from ._console import message, out, print_table, reporter
-from ._derive import output_file
+from ._options import output_file
 
 
 def gap_report(

@@ -11,6 +11,7 @@ import c3tools
 from c3tools.reporter import counted
 
 from ._console import err, message, out, print_table, reporter
+from ._derive import Outcome
 
 NOT_WHOLE = 3  # the exit code of `c3 verify`
 
@@ -38,7 +39,7 @@ def embed(paths: list[str], *, strict: bool = False, **options: Any) -> Any:
     for note in summary.notes():
         out.print(note)
     failed = bool(summary.all_failed) or (strict and summary.failures_in_store > 0)
-    return summary.to_dict(), int(failed)
+    return Outcome(summary.to_dict(), int(failed))
 
 
 def import_(source: Path | None = None, **options: Any) -> Any:
@@ -93,7 +94,7 @@ def verify(
             f"; see the {counted(len(result.findings), 'finding')} above" if result.findings else ""
         )
     out.print(f"{result.store} {state}.")
-    return result.to_dict(), 0 if result.whole else NOT_WHOLE
+    return Outcome(result.to_dict(), 0 if result.whole else NOT_WHOLE)
 
 
 def merge(stores: list[Path], **options: Any) -> Any:

@@ -25,6 +25,7 @@ from ..captioning.evaluate import images_with_references, require_captions, stor
 from ..captioning.generation import GenerationConfig, GenerationOptions
 from ..captioning.steering import load_text_encoder
 from ..captioning.train import DecoderTask, fit, training_rows
+from ..choices import DecoderSize, Precision
 from ..devices import Compute
 from ..encoders import Encoder
 from ..errors import C3Error, MetricError, TransformError
@@ -64,14 +65,14 @@ def ablate(
     output: str | Path = "c3-ablation",
     split: str = "test",
     test_store: Store | str | Path | None = None,
-    size: str = "small",
+    size: DecoderSize = "small",
     set: Sequence[str] = (),
     epochs: int | None = None,
     beams: int | None = None,
     metrics: Sequence[str] | None = None,
     jobs: int = 1,
     device: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     reporter: Reporter = SILENT,
 ) -> Ablation:
     """Compare methods: train and score each with several seeds, and print one table in percent.

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .. import devices
+from ..choices import GeneratorSize, Precision
 from ..devices import Compute
 from ..encoders import data_url
 from ..errors import MetricError
@@ -50,13 +51,13 @@ def ablate_images(
     sigma: Sequence[float | str] | float | str = (0.1,),
     output: str | Path = "c3-ablation",
     split: str = "test",
-    size: str = "tiny",
+    size: GeneratorSize = "tiny",
     set: Sequence[str] = (),
     steps: int | None = None,
     encoder: Sequence[str] = (),
     jobs: int = 1,
     device: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     reporter: Reporter = SILENT,
 ) -> Ablation:
     """Compare methods that train generators on photos alone, and print one table.

@@ -12,6 +12,7 @@ import numpy as np
 from .. import devices
 from ..arrays import Matrix
 from ..assets.paths import C3_MINI_CAPTIONER
+from ..choices import EncoderPrecision, Steer
 from ..corpus.items import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Corpus, Failure, ImageItem, is_sound
 from ..corpus.reading import assign_keys, find_images
 from ..embedding.shards import EmbedOptions, encoded_images
@@ -97,13 +98,13 @@ def caption_images(
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
-    steer: str | None = None,
+    steer: Steer | None = None,
     seed: int = 0,
     model: str | None = None,
     random_init: int | None = None,
     device: str | None = None,
     backend: str = "auto",
-    precision: str = "auto",
+    precision: EncoderPrecision = "auto",
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> Captions:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import devices
+from ..choices import EncoderPrecision, Steer
 from ..corpus.splits import STANDARD
 from ..encoders import Encoder, resolve_encoder
 from ..errors import MetricError, StoreError
@@ -104,13 +105,13 @@ def evaluate_captions(
     length_penalty: float = 0.7,
     top_p: float | None = None,
     temperature: float = 1.0,
-    steer: str | None = None,
+    steer: Steer | None = None,
     seed: int = 0,
     metrics: Sequence[str] | None = None,
     resamples: int = 1000,
     device: str | None = None,
     backend: str = "auto",
-    precision: str = "auto",
+    precision: EncoderPrecision = "auto",
     reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Caption the images of a store from their embeddings and score the captions, or score given

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import DecoderError
+from ..errors import DecoderError, UnusedOptionError
 from ..seeds import generator
 from ..training.sizes import require_valid
 from .model import Decoder
@@ -100,6 +100,7 @@ class GenerationOptions:
 
         Raises:
             DecoderError: if the options mean several methods at once.
+            UnusedOptionError: if a length penalty is given for another method than beam search.
         """
         beams = self.beams
         if beams is None:
@@ -109,6 +110,8 @@ class GenerationOptions:
             raise DecoderError(
                 "--beams, --top-p and --steer exclude each other.", remedy="Choose one."
             )
+        if self.length_penalty != GenerationConfig.length_penalty and beams == 1:
+            raise UnusedOptionError("--length-penalty", "without beam search (--beams above 1)")
         if self.steer is not None:
             if self.steer not in STEERED:
                 raise DecoderError(

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .. import devices
 from ..arrays import Indices
+from ..choices import DecoderSize, Monitor, Precision
 from ..devices import Compute
 from ..errors import DecoderError
 from ..io.artifact import digest_of, reserve_output
@@ -89,20 +90,20 @@ def train_captioner(
     output: str | Path = "c3-decoder",
     preset: str | None = None,
     sigma: float | str | None = None,
-    size: str = "small",
+    size: DecoderSize = "small",
     set: Sequence[str] = (),
     unconditional: bool = False,
     epochs: int | None = None,
     train_split: str = "train",
     train_fraction: float = 1.0,
     patience: int | None = None,
-    monitor: str = "text",
+    monitor: Monitor = "text",
     start: str | Path | None = None,
     pairs: float | None = None,
     esper: bool = False,
     seed: int = 0,
     device: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Captioner:
@@ -229,10 +230,11 @@ def train_captioner(
             record["sigma"] = float(pipeline.sigma or 0)
             if pairs is not None:
                 record["pairs"] = pairs
-            if previous is not None:
-                size = previous.size or size
+            trained_size: str = size
+            if previous is not None and previous.size:
+                trained_size = previous.size
             size_settings = load_size(
-                size,
+                trained_size,
                 set,
                 fine_tuned=previous is not None,
                 captions=len(rows.train),
@@ -240,7 +242,7 @@ def train_captioner(
                 patience=patience,
                 seed=seed,
             )
-            record["size"] = size
+            record["size"] = trained_size
             record["changes"] = list(set)
             task = DecoderTask(
                 rows.train,

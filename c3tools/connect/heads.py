@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..arrays import Indices, Matrix
+from ..choices import NumberFormat, Precision
 from ..devices import pick
 from ..encoders.networks import weights_sha256
 from ..errors import ConnectError
@@ -208,7 +209,7 @@ def connect_heads(
     train_split: str = "train",
     seed: int = 0,
     device: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ConnectedHeads:
@@ -282,7 +283,7 @@ def apply_heads(
     features: PairedFeatures,
     output: str | Path = "c3-connected",
     *,
-    dtype: str = "float16",
+    dtype: NumberFormat = "float16",
     reporter: Reporter = SILENT,
 ) -> ImportReport:
     """Apply heads to features of both modalities, paired or not, and write a store with keys,

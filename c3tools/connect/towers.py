@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..choices import Precision
 from ..corpus.items import Corpus
 from ..corpus.reading import read_corpus
 from ..corpus.splits import splits_of
@@ -70,7 +71,7 @@ def connect_towers(
     train_split: str = "train",
     seed: int = 0,
     device: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> ConnectedTowers:

@@ -25,6 +25,7 @@ from ..ablation.table import CHOOSE_BY, Ablation
 from ..assets.paths import CAPTIONS, PHOTOS
 from ..captioning.captioner import Captioner
 from ..captioning.evaluate import store_references
+from ..choices import GeneratorSize
 from ..corpus.items import ItemTable, TextItem
 from ..corpus.reading import read_corpus
 from ..embedding import embed_corpus
@@ -212,7 +213,7 @@ def run_demo(
     *,
     seeds: int = 1,
     sigma: float | None = None,
-    size: str = "tiny",
+    size: GeneratorSize = "tiny",
     captions: int | None = None,
     images: bool = False,
     reporter: Reporter = SILENT,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..choices import EncoderPrecision, ExecutorName, LongTexts, NumberFormat
 from ..corpus.items import Corpus, ItemTable, TextItem, part_key
 from ..corpus.reading import read_corpus
 from ..corpus.splits import describe_origins
@@ -53,11 +54,11 @@ def embed(
     random_init: int | None = None,
     device: str | None = None,
     backend: str = "auto",
-    precision: str = "auto",
+    precision: EncoderPrecision = "auto",
     truncate_dim: int | None = None,
     query_prompt: str | None = None,
-    long_texts: str | None = None,
-    dtype: str = "float16",
+    long_texts: LongTexts | None = None,
+    dtype: NumberFormat = "float16",
     shard_size: int = 4096,
     workers: int | None = None,
     batch_size: int | None = None,
@@ -69,7 +70,7 @@ def embed(
     faiss: bool = False,
     dry_run: bool = False,
     follow_symlinks: bool = False,
-    executor: str | Executor = "local",
+    executor: ExecutorName | Executor = "local",
     address: str | None = None,
     processes: int | None = None,
     encoder: Encoder | None = None,
@@ -99,7 +100,8 @@ def embed(
             (cuda:0,cuda:1). By default all GPUs, else the fastest available.
         backend: Library that runs the encoder: one that c3 info lists, or auto for the fastest that
             is installed and can run the model.
-        precision: auto, fp32, bf16, fp16, or int8 (encoders on a CPU; needs the extra int8).
+        precision: Number format of computations. auto: bf16 where the hardware computes in it, else
+            fp32. int8 is for encoders on a CPU, and needs the extra int8.
         truncate_dim: Keep only so many dimensions of the embeddings of an st: model, if it was
             trained for that.
         query_prompt: What an st: model is given before each query of c3 search. By default the
@@ -185,12 +187,13 @@ def embed(
 
     # Choose the encoder; it is loaded when it is needed
     devices = pick_devices(device) if encoder is None or device else [str(encoder.compute.device)]
+    encoder_precision: str = precision
     if recorded and model in (None, recorded.model.name):
         # what auto stood for when the store was begun
         if backend == "auto":
             backend = recorded.backend or backend
         if precision == "auto":
-            precision = recorded.precision or precision
+            encoder_precision = recorded.precision or precision
 
     def load() -> Encoder:
         return resolve_encoder(
@@ -201,7 +204,7 @@ def embed(
             truncate_dim=truncate_dim,
             query_prompt=query_prompt,
             backend=backend,
-            precision=precision,
+            precision=encoder_precision,
             reporter=reporter,
         )
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..arrays import Array, Indices, Mask, Matrix, Pixels
 from ..assets.paths import COCO_CATEGORIES
+from ..choices import EncoderPrecision
 from ..encoders import Encoder, load_encoder, resolve_encoder
 from ..errors import GeneratorError, MetricError
 from ..identity import ModelIdentity
@@ -119,7 +120,7 @@ def evaluate_images(
     download: bool = False,
     device: str | None = None,
     backend: str = "auto",
-    precision: str = "auto",
+    precision: EncoderPrecision = "auto",
     reporter: Reporter = SILENT,
 ) -> ImageEvaluation:
     """Score the images of a folder, compared with the real photos of a store.

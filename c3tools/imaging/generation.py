@@ -24,6 +24,7 @@ from PIL import Image
 
 from .. import devices
 from ..arrays import Matrix
+from ..choices import Precision
 from ..corpus.captions import read_captions
 from ..corpus.items import key_of_name
 from ..corpus.splits import splits_of
@@ -164,7 +165,7 @@ def generate(
     guidance: float | None = None,
     device: str | None = None,
     backend: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     encoder: Encoder | None = None,
     reporter: Reporter = SILENT,
 ) -> GeneratedImages:

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import devices
 from ..arrays import Array, Indices, Pixels
+from ..choices import GeneratorSize, Precision
 from ..devices import Compute
 from ..errors import GeneratorError
 from ..io.artifact import digest_of, reserve_output
@@ -279,14 +280,14 @@ def train_generator(
     output: str | Path = "c3-generator",
     preset: str | None = None,
     sigma: float | str | None = None,
-    size: str = "tiny",
+    size: GeneratorSize = "tiny",
     set: Sequence[str] = (),
     steps: int | None = None,
     train_split: str = "train",
     download: bool = False,
     seed: int = 0,
     device: str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> Generator:

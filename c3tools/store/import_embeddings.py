@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..choices import NumberFormat
 from ..errors import StoreError, note_on_interrupt
 from ..identity import UNKNOWN_MODEL, ModelIdentity
 from ..io.artifact import digest_of
@@ -72,7 +73,7 @@ def import_embeddings(
     caption_column: str | None = None,
     split_column: str | None = None,
     model: str | None = None,
-    dtype: str = "float16",
+    dtype: NumberFormat = "float16",
     normalise: bool = True,
     reporter: Reporter = SILENT,
 ) -> ImportReport:

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import typer
@@ -128,12 +128,18 @@ def test_the_help_of_a_command(c3: C3, command: str) -> None:
         default = f" [default: {option.default}]" if option.show_default else ""
         default += f" [env: {option.envvar}]" if option.envvar else ""
         kind = getattr(option, "type", option)  # of typer before 0.29
+        choices = getattr(kind, "choices", None)  # of typer before 0.29
+        if descriptor := getattr(option, "type_descriptor", None):
+            annotation = descriptor.annotation
+            choices = get_args(annotation) if get_origin(annotation) is Literal else ()
         for end in ("min", "max"):
             default += (
                 f" [{end}: {getattr(kind, end)}]" if getattr(kind, end, None) is not None else ""
             )
         expert = " (expert)" if option.rich_help_panel else ""
         names = " ".join([*option.opts, *option.secondary_opts])
-        lines.append(f"{names} {option.metavar or ''}{expert}: {option.help}{default}")
+        lines.append(
+            f"{names} {option.metavar or '|'.join(choices or ())}{expert}: {option.help}{default}"
+        )
     assert "Usage: c3" in c3(*command.split(), "--help").stdout
     compare(FOLDER / "help" / f"{command.replace(' ', '-')}.txt", "\n".join(lines) + "\n")

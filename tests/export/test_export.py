@@ -17,6 +17,7 @@ import pytest
 from safetensors import safe_open
 
 from c3tools import Pipeline, Store, preset
+from c3tools.choices import ExportFormat
 from c3tools.errors import C3Error, OutputError
 from c3tools.export import FORMATS, ExportReport, export_store
 from c3tools.io.locations import location
@@ -251,7 +252,7 @@ OUT, URL = Path("c3-export"), "s3://bucket/runs/export"
 
 
 @pytest.mark.parametrize("format", ["parquet", "npy"])
-def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: str) -> None:
+def test_an_export_at_a_url(store: Store, tmp_path: Path, s3: Faults, format: ExportFormat) -> None:
     disk = export_store(store, tmp_path / "disk", format=format)
     s3.every = 7
     cut = Mock(wraps=write_rows, side_effect=[DEFAULT] * 3 + [KeyboardInterrupt])

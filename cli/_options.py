@@ -1,0 +1,275 @@
+"""Settings of options that a parameter of Python does not have: flags, ranges, what they need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from c3tools.errors import C3Error
+from c3tools.io.locations import is_url, location
+
+
+@dataclass(frozen=True)
+class OptionSettings:
+    """Settings of an option or an argument; each default means that there is nothing to say.
+
+    Attributes:
+        flags: how it is typed; by default as its parameter is called, with dashes.
+        metavar: what stands for its value in the help.
+        minimum: the smallest number.
+        maximum: the largest number.
+        parse: turns what is typed into the value.
+        complete: returns the values that the shell completes. Choices of the signature are
+            completed without it.
+        is_expert: listed below the other options.
+        is_repeated: may be given several times, though its parameter is no sequence.
+        needs: parameters, one of which has to be given too, or this one has no effect.
+        not_with: parameters that leave this one without effect.
+        is_alone: what it asks for needs no other option.
+    """
+
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    parse: Callable[[str], Any] | None = None
+    complete: Callable[[], list[str]] | None = None
+    is_expert: bool = False
+    is_repeated: bool = False
+    needs: tuple[str, ...] = ()
+    not_with: tuple[str, ...] = ()
+    is_alone: bool = False
+
+
+def option_settings(command: str, name: str) -> OptionSettings:
+    """Return the settings of a parameter of a command: its own, or those of its group of commands,
+    or of all commands.
+    """
+    group = command.partition(" ")[0]
+    for key in (f"{command} {name}", f"{group} {name}", name):
+        if key in _SETTINGS:
+            return _SETTINGS[key]
+    return OptionSettings()
+
+
+def output_file(text: str | Path) -> Path:
+    """Parse the path or URL of a file to write, before any work is done.
+
+    Raises:
+        C3Error: if its folder on this machine is missing or cannot be written to, or if the path is
+            a folder.
+    """
+    path = location(text)
+    if isinstance(path, Path):
+        existing = path if path.exists() else path.parent
+        if path.is_dir() or not path.parent.is_dir() or not os.access(existing, os.W_OK):
+            remedy = "Give a file in a folder that exists and can be written."
+            raise C3Error(f"The file {path} cannot be written.", remedy=remedy)
+    return path
+
+
+def _json_destination(text: str) -> str:
+    if text != "-":
+        output_file(text)
+    return text
+
+
+def _local_path(text: str | Path) -> Path:
+    if is_url(text):
+        raise C3Error(
+            f"{text} is a URL, but a path on this machine is needed here.",
+            remedy="Use a local folder, and copy it to the URL afterwards.",
+        )
+    return Path(text)
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file of vectors and the name of their modality, as in ``--other audio=audio.npy``."""
+
+    name: str
+    path: Path
+
+
+def _named_file(text: str) -> NamedFile:
+    name, _, path = text.partition("=")
+    if not name.isidentifier() or not path:
+        raise C3Error(
+            f"--other {text} is not of the form NAME=FILE.",
+            remedy="For example: --other audio=a.npy",
+        )
+    return NamedFile(name, Path(path))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _presets() -> list[str]:
+    from c3tools.transforms.presets import PRESETS
+
+    return list(PRESETS)
+
+
+def _backends() -> list[str]:
+    from c3tools.encoders.backend import AUTO
+    from c3tools.encoders.backends import BACKENDS
+
+    return [AUTO, *BACKENDS]
+
+
+_AT_LEAST_ONE = OptionSettings(minimum=1)
+_EXPERT = OptionSettings(is_expert=True)
+_EXPERT_COUNT = OptionSettings(is_expert=True, minimum=1)
+_FOLDER = OptionSettings(parse=_local_path)
+_PATHS = OptionSettings(metavar="PATH...")
+_NAMES = OptionSettings(parse=_names)
+_FILES_OF_VECTORS = ("image", "text", "other")
+_OF_SAMPLING = OptionSettings(needs=("top_p",))
+_OF_FILE = OptionSettings(needs=("file",))
+_OF_NEW_CAPTIONS = OptionSettings(not_with=("captions",))
+_OF_PHOTOS = OptionSettings(not_with=("embeddings",))
+# ESPER has its own settings, and a language model reads no embedding
+_OF_DECODERS = OptionSettings(not_with=("esper", "unconditional"))
+_NOT_OF_ESPER = OptionSettings(not_with=("esper",))
+
+# by parameter; by command and parameter, where a command differs
+_SETTINGS: dict[str, OptionSettings] = {
+    # Where results go
+    "json": OptionSettings(parse=_json_destination, metavar="[PATH.json]"),
+    "output": OptionSettings(flags=("--output", "-o"), parse=_local_path),
+    "export output": OptionSettings(flags=("--output", "-o")),
+    "means merge output": OptionSettings(flags=("--output", "-o"), parse=output_file),
+    "means save file": OptionSettings(parse=output_file, metavar="FILE"),
+    "means merge files": OptionSettings(metavar="FILE..."),
+    "html": OptionSettings(parse=output_file),
+    "figure": OptionSettings(parse=output_file),
+    "figures": OptionSettings(parse=location, metavar="FOLDER"),
+    "caption overwrite": OptionSettings(needs=("json", "txt", "xmp")),
+    # What is read
+    "store": OptionSettings(metavar="PATH"),
+    "gap-report path": OptionSettings(metavar="[STORE]"),
+    "gap-report store": OptionSettings(metavar="PATH", not_with=("path",)),
+    "verify path": OptionSettings(metavar="[STORE]"),
+    "verify store": OptionSettings(metavar="PATH", not_with=("path",)),
+    "search store": OptionSettings(metavar="PATH", needs=("key",)),
+    "merge stores": OptionSettings(metavar="STORE..."),
+    "embed paths": _PATHS,
+    "connect lit paths": _PATHS,
+    "connect full paths": _PATHS,
+    "source": OptionSettings(metavar="[SOURCE]"),
+    "decoder": _FOLDER,
+    "folder": _FOLDER,
+    "repository": OptionSettings(metavar="ORG/NAME"),
+    "generate images": OptionSettings(flags=("--image",)),
+    "generate split": OptionSettings(needs=("captions",)),
+    "generate modality": OptionSettings(needs=("embeddings",)),
+    "caption modality": OptionSettings(needs=("embeddings",)),
+    "caption key": OptionSettings(needs=("embeddings",)),
+    "caption paths": _OF_PHOTOS,
+    "caption txt": _OF_PHOTOS,
+    "caption xmp": _OF_PHOTOS,
+    "caption html": OptionSettings(parse=output_file, not_with=("embeddings",)),
+    "caption model": _OF_PHOTOS,
+    "caption random_init": OptionSettings(is_expert=True, not_with=("embeddings",)),
+    "caption follow_symlinks": OptionSettings(is_expert=True, not_with=("embeddings",)),
+    "search modality": OptionSettings(needs=("vector",)),
+    "search query_prompt": OptionSettings(needs=("text",)),
+    "within": OptionSettings(flags=("--in",)),
+    # Vectors of other programs
+    "other": OptionSettings(parse=_named_file, metavar="NAME=FILE", is_repeated=True),
+    "image_array": OptionSettings(needs=("image",)),
+    "text_array": OptionSettings(needs=("text",)),
+    "text_meta": OptionSettings(needs=("text",)),
+    "connect meta": OptionSettings(needs=_FILES_OF_VECTORS),
+    "connect store": OptionSettings(metavar="PATH", not_with=_FILES_OF_VECTORS),
+    "connect second_store": OptionSettings(not_with=_FILES_OF_VECTORS),
+    "connect modalities": OptionSettings(parse=_names, metavar="A,B", not_with=_FILES_OF_VECTORS),
+    "connect dim": OptionSettings(minimum=2),
+    # Transforms
+    "preset": OptionSettings(flags=("--preset", "-p"), complete=_presets, not_with=("pipeline",)),
+    "export sigma": OptionSettings(not_with=("pipeline",)),
+    "presets": _NAMES,
+    "normalise": OptionSettings(flags=("--normalise/--keep-norms",)),
+    "format": OptionSettings(flags=("--format", "-f")),
+    "role": _EXPERT,
+    "train_on": _EXPERT,
+    "demo sigma": OptionSettings(minimum=0),
+    "demo captions": OptionSettings(minimum=2),
+    # Trainings
+    "start": OptionSettings(flags=("--from",)),
+    "set": OptionSettings(metavar="NAME=VALUE", is_expert=True),
+    "monitor": _EXPERT,
+    "cone": _EXPERT,
+    "chunk": _EXPERT_COUNT,
+    "epochs": _AT_LEAST_ONE,
+    "steps": _AT_LEAST_ONE,
+    "seeds": _AT_LEAST_ONE,
+    "jobs": _AT_LEAST_ONE,
+    "patience": OptionSettings(minimum=0),
+    "train-decoder preset": OptionSettings(
+        flags=("--preset", "-p"), complete=_presets, not_with=("esper", "unconditional")
+    ),
+    "train-decoder sigma": _OF_DECODERS,
+    "train-decoder pairs": OptionSettings(minimum=0, not_with=("esper", "unconditional")),
+    "train-decoder monitor": OptionSettings(is_expert=True, not_with=("esper", "unconditional")),
+    "train-decoder start": OptionSettings(flags=("--from",), not_with=("unconditional",)),
+    "train-decoder unconditional": _NOT_OF_ESPER,
+    "train-decoder size": OptionSettings(not_with=("start",)),
+    "train-decoder set": OptionSettings(metavar="NAME=VALUE", is_expert=True, not_with=("esper",)),
+    "train-decoder patience": OptionSettings(minimum=0, not_with=("esper",)),
+    "train-decoder train_fraction": _NOT_OF_ESPER,
+    # Captions, images and scores
+    "beams": _AT_LEAST_ONE,
+    "temperature": _OF_SAMPLING,
+    "caption seed": _OF_SAMPLING,
+    "evaluate seed": _OF_SAMPLING,
+    "evaluate beams": OptionSettings(minimum=1, not_with=("captions",)),
+    "evaluate decoder": OptionSettings(parse=_local_path, not_with=("captions",)),
+    "evaluate length_penalty": _OF_NEW_CAPTIONS,
+    "evaluate split": _OF_NEW_CAPTIONS,
+    "evaluate steer": _OF_NEW_CAPTIONS,
+    "evaluate top_p": _OF_NEW_CAPTIONS,
+    "n": _AT_LEAST_ONE,
+    "sampling_steps": _AT_LEAST_ONE,
+    "metrics": _NAMES,
+    "resamples": OptionSettings(is_expert=True, minimum=0),
+    # Reports, simulations, search, splits
+    "gap-report modalities": _NAMES,
+    "width": _AT_LEAST_ONE,
+    "layers": _AT_LEAST_ONE,
+    "every": _AT_LEAST_ONE,
+    "rows": OptionSettings(minimum=3),
+    "k": _AT_LEAST_ONE,
+    "nprobe": _EXPERT_COUNT,
+    "recall": OptionSettings(minimum=0, maximum=1),
+    "shard_rows": _EXPERT_COUNT,
+    "fractions": OptionSettings(parse=_numbers, metavar="TRAIN,VAL,TEST", not_with=("file",)),
+    "split seed": OptionSettings(not_with=("file",)),
+    "split key_column": _OF_FILE,
+    "split split_column": _OF_FILE,
+    "list_all": OptionSettings(flags=("--list",), is_alone=True),
+    "photos_to": OptionSettings(is_alone=True),
+    # How fast, and on which machine
+    "backend": OptionSettings(complete=_backends, is_expert=True),
+    "precision": _EXPERT,
+    "random_init": _EXPERT,
+    "dtype": _EXPERT,
+    "truncate_dim": _AT_LEAST_ONE,
+    "shard_size": _EXPERT_COUNT,
+    "batch_size": _EXPERT_COUNT,
+    "workers": OptionSettings(is_expert=True, minimum=0),
+    "export workers": _EXPERT_COUNT,
+    "image_timeout": OptionSettings(is_expert=True, minimum=0),
+    "follow_symlinks": _EXPERT,
+    "executor": _EXPERT,
+    "address": OptionSettings(metavar="HOST:PORT", is_expert=True, needs=("executor",)),
+    "processes": OptionSettings(is_expert=True, minimum=1, needs=("executor",)),
+}
