@@ -19,7 +19,7 @@ from .embedding.run import embed as embed
 from .encoders.loading import load_encoder as load_encoder
 from .encoders.networks import list_models as list_models
 from .errors import C3Error as C3Error
-from .export import export_store as export_store
+from .export.run import export_store as export_store
 from .geometry.report import GapReport as GapReport
 from .geometry.report import gap_report as gap_report
 from .geometry.theory.contrastive import simulate_gap_after_training as simulate_gap_after_training

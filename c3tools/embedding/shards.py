@@ -26,7 +26,7 @@ from ..io.files import sha256_of
 from ..io.locations import location
 from ..store import Failure, Store
 from ..store.dataset import with_column
-from ..store.manifest import REWRITING
+from ..store.rewriting import REWRITING
 from ..store.rows import keys_of
 from ..store.shards import part_name, shard_table, write_rows
 from .decoding import Batch, Shards, decoded_batches, failure_of

@@ -216,7 +216,7 @@ def local_folder(folder: str | Path) -> Path:
     """
     name = str(folder)
     if not name.startswith(HUB):
-        return Path(folder)
+        return Path(folder) if isinstance(folder, str) else folder
     repository, _, revision = name.removeprefix(HUB).partition("@")
     return download_repository(repository, revision=revision or None)
 

@@ -156,6 +156,19 @@ def names_in(folder: Path) -> tuple[list[str], list[str]]:
     )
 
 
+def names_below(folder: Path) -> list[str]:
+    """Return the files in a folder and in its folders, relative to it, sorted; without hidden ones.
+
+    Raises:
+        OSError: if it cannot be looked up.
+    """
+    folders, names = names_in(folder)
+    for inner in folders:
+        if not inner.startswith("."):
+            names += [f"{inner}/{name}" for name in names_below(folder / inner)]
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def upload(source: Path, target: Path) -> None:
     """Upload a local file to a URL; object stores show it complete or not at all.
 

@@ -12,13 +12,11 @@ The same content gives the same bytes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
@@ -28,19 +26,26 @@ from ..executors import cores
 from ..io.artifact import digest_of, holds_result, replacing
 from ..io.files import (
     json_text,
-    read_json,
     read_limited,
     remove_leftovers,
     sha256_of,
-    sync_folder,
     write_atomically,
     write_json_atomically,
     write_text_atomically,
 )
-from ..io.locations import is_url, kind_of, move, names_in, on_this_machine, remove, size_of
+from ..io.locations import (
+    is_url,
+    kind_of,
+    names_below,
+    names_in,
+    on_this_machine,
+    remove,
+    size_of,
+)
 from ..io.lock import locked_file
 from ..moments import Moments, load_moments, save_moments
 from ..reporter import SILENT, Reporter, counted
+from .rewriting import Rewriting
 from .rows import ITEM_COLUMNS, keys_of
 from .shards import (
     FAILURES_FILE,
@@ -52,11 +57,15 @@ from .shards import (
     StoreInfo,
     add_moments,
     index_name,
+    is_index_name,
     part_name,
+    part_named,
     read_batches,
     read_failures,
     read_header,
     refusing_damage,
+    shard_named,
+    shards_among,
     shards_in,
     write_failures,
     write_rows,
@@ -66,8 +75,29 @@ MOMENTS_FILE = "moments.safetensors"
 EXTERNAL_FILE = "external-moments.safetensors"
 _REPAIR = "Check the store with `c3 verify`; --repair writes this file for the shards that exist."
 _OF_MOMENTS = ("key", "embedding", "split", *ITEM_COLUMNS)  # the columns that they depend on
-REWRITING = ".rewriting"  # in the store: shards that are to take the place of others
-REWRITING_LIST = f"{REWRITING}/list.json"  # once it is there, they are put in place
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How the files of a store differ from those that its manifest lists.
+
+    Attributes:
+        missing: names of listed files that are missing, FAISS indexes of shards apart.
+        lost: the shards among them.
+        unlisted_shards: the shards that are not listed.
+        unlisted_files: the files of parts of other exports that are not listed.
+    """
+
+    missing: list[str]
+    lost: list[ShardName]
+    unlisted_shards: list[ShardName]
+    unlisted_files: list[str]
+
+    @property
+    def unlisted_modalities(self) -> list[str]:
+        """The modalities that have files that are not listed."""
+        names = [part_name(*shard) for shard in self.unlisted_shards] + self.unlisted_files
+        return sorted({name.partition("/")[0] for name in names})
 
 
 @dataclass
@@ -76,7 +106,8 @@ class Manifest:
 
     Attributes:
         shards: by modality and number.
-        files: SHA-256 of the other files, by name; those in folders are FAISS indexes of shards.
+        files: SHA-256 of the other files, by name; those in folders are FAISS indexes of shards, or
+            the parts of an export that is no store.
     """
 
     shards: Mapping[ShardName, ShardRecord]
@@ -85,15 +116,18 @@ class Manifest:
     @classmethod
     def load(cls, store: Path) -> Manifest | None:
         """Read the manifest of a store; None if it has none."""
-        path, shards = store / MANIFEST_FILE, {}
+        path = store / MANIFEST_FILE
         if kind_of(path) is None:
             return None
         with refusing_damage(path, _REPAIR):
             content = read_limited(path)
             value = json.loads(content)
+            shards: dict[ShardName, ShardRecord] = {}
             for name, record in value["shards"].items():
-                modality, _, number = name.removesuffix(".parquet").partition("/part-")
-                shards[modality, int(number)] = ShardRecord(**record)
+                shard = shard_named(name)
+                if shard is None:
+                    raise ValueError(f"{name!r} is no name of a shard")
+                shards[shard] = ShardRecord(**record)
             manifest = cls(shards, value["files"])
             if content != manifest.text().encode():
                 raise ValueError("it was changed after it was written")
@@ -109,24 +143,29 @@ class Manifest:
         """Return the manifest with other files beside the shards: those of ``names`` as they are,
         without ``gone``.
         """
-        files = {name: digest for name, digest in self.files.items() if name not in {*names, *gone}}
-        return Manifest(
-            self.shards,
-            files | {n: sha256_of(store / n) for n in sorted(names) if kind_of(store / n)},
+        files = dict(self.files)
+        for name in sorted({*names, *gone}):
+            files.pop(name, None)
+            if name in names and kind_of(store / name):
+                files[name] = sha256_of(store / name)
+        return Manifest(self.shards, files)
+
+    def compare(self, store: Path) -> Differences:
+        """Return how the files that are there differ from those that are listed."""
+        present = set(names_below(store))
+        present_shards = shards_among(present)
+        lost = sorted(self.shards.keys() - present_shards)
+        missing_files = {name for name in self.files.keys() - present if not is_index_name(name)}
+        return Differences(
+            missing=[*(part_name(*shard) for shard in lost), *sorted(missing_files)],
+            lost=lost,
+            unlisted_shards=sorted(present_shards - self.shards.keys()),
+            unlisted_files=sorted(filter(_is_exported_file, present - self.files.keys())),
         )
 
-    def compare(self, store: Path) -> tuple[list[str], list[ShardName], list[ShardName]]:
-        """Return the listed files that are missing, indexes apart; the shards among them; the
-        shards not listed.
-        """
-        present = {*shards_in(store)}
-        lost = sorted(self.shards.keys() - present)
-        files = {name for name in self.files if "/" not in name} - {*names_in(store)[1]}
-        return (
-            [*(part_name(*shard) for shard in lost), *sorted(files)],
-            lost,
-            sorted(present - self.shards.keys()),
-        )
+
+def _is_exported_file(name: str) -> bool:
+    return part_named(name) is not None and shard_named(name) is None
 
 
 def require_room(path: Path) -> None:
@@ -166,11 +205,12 @@ class StoreWriter:
 
     Args:
         path: the folder or URL of a store that has its store.json.
-        files: names of further files that the manifest lists.
+        files: names of further files to list if they are not listed yet.
         reporter: is told of listed files that are missing.
 
     Attributes:
         path, info: of the store.
+        rewriting: the files that are to take the place of others.
         before: the manifest that the run began from; None for a new store.
         lost: the listed shards that are missing.
 
@@ -181,24 +221,55 @@ class StoreWriter:
     def __init__(
         self, path: Path, *, files: Collection[str] = (), reporter: Reporter = SILENT
     ) -> None:
-        self.path, self.info, self._files = path, StoreInfo.load(path), files
+        self.path = path
+        self.info = StoreInfo.load(path)
+        self.rewriting = Rewriting(path)
         self.before = Manifest.load(path)
         self.lost: dict[ShardName, ShardRecord] = {}
-        self._removed: set[ShardName] = set()
+        self._files = set(files)
         self._added: dict[ShardName, int] = {}  # their numbers of rows
         self._groups: dict[str, Moments] = {}  # of what was added
-        if kind_of(path / REWRITING_LIST) == "file":
+        if self.rewriting.is_listed:
             self.finish()
-        _remove_folder(path / REWRITING)
+        self.rewriting.discard()
         listed = self.before or Manifest({}, {})
-        missing, lost, self._unlisted = listed.compare(path)
-        self.lost = {shard: listed.shards[shard] for shard in lost}
+        differences = listed.compare(path)
+        self._unlisted = differences.unlisted_shards
+        self.lost = {shard: listed.shards[shard] for shard in differences.lost}
+        missing = differences.missing
         if missing:
             reporter.message(
                 f"Of {path}, {counted(len(missing), 'file is', 'files are')} missing, for example "
                 f"{missing[0]}. This "
                 "run makes again what it can."
             )
+
+    def place(self, name: str) -> Path:
+        """Return where to write a file: at its place, or if a finished store has one there, where
+        it waits until `finish` puts it in place. The manifest will list it.
+        """
+        if "/" not in name:
+            self._files.add(name)
+        if self.before is not None and kind_of(self.path / name) is not None:
+            return self.rewriting.file(name)
+        return self.path / name
+
+    def parts(self) -> dict[ShardName, list[str]]:
+        """Return the files of each part of an export that are there or listed, by part."""
+        names = set(names_below(self.path))
+        if self.before is not None:
+            names.update(self.before.files)
+            names.update(part_name(*shard) for shard in self.before.shards)
+        files: dict[ShardName, list[str]] = {}
+        for name in sorted(names):
+            part = part_named(name)
+            if part is not None:
+                files.setdefault(part, []).append(name)
+        return files
+
+    def final_names(self) -> list[str]:
+        """Return the names of the files that there will be after `finish`."""
+        return self.rewriting.names_after(names_below(self.path))
 
     def adopt(self, made_from: str) -> None:
         """Keep the whole shards of an interrupted run of the same settings; remove those that are
@@ -227,16 +298,11 @@ class StoreWriter:
         """Prepare other content for a shard, or its removal if there is none; `finish` puts it in
         place.
         """
+        name = part_name(modality, part)
         if len(rows) or failures:
-            write_rows(
-                self.path / REWRITING / part_name(modality, part),
-                self.info,
-                modality,
-                rows,
-                failures,
-            )
+            write_rows(self.rewriting.file(name), self.info, modality, rows, failures)
         else:
-            self._removed.add((modality, part))
+            self.rewriting.remove(name)
 
     def add(self, shard: ShardName, moments: Mapping[str, Moments]) -> None:
         """Take the moments of a shard that was just written, so that `finish` need not read it
@@ -266,11 +332,12 @@ class StoreWriter:
             StoreError: if a shard cannot be read.
             OSError: if a file cannot be written.
         """
-        for folder in (self.path, *(self.path / name for name in names_in(self.path)[0])):
-            remove_leftovers(folder)  # of runs that were killed, and of workers that were lost
+        _remove_leftovers(self.path)
 
-        # Put staged shards in place, of an interrupted run too, so that the listing sees them
-        rewritten_shards = self._put_staged_shards_in_place()
+        # Put waiting files in place, of an interrupted run too, so that the listing sees them
+        rewritten_files = set(self.rewriting.put_in_place())
+        rewritten_shards = shards_among(rewritten_files)
+        self.info = StoreInfo.load(self.path)
         previous = self.before or Manifest({}, {})
         shards_on_disk = shards_in(self.path)
 
@@ -299,17 +366,20 @@ class StoreWriter:
             )
 
         # Write the other files, and last the manifest
-        write_atomically(
-            self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, groups, {})
-        )
-        write_failures(self.path, failures)
-        written = {FAILURES_FILE, MOMENTS_FILE, *self._files}
-        written |= {INFO_FILE, EXTERNAL_FILE} - previous.files.keys()
+        written = {name for name in rewritten_files if shard_named(name) is None}
+        written.update(previous.compare(self.path).unlisted_files)
+        written |= {INFO_FILE, EXTERNAL_FILE, *self._files} - previous.files.keys()
+        if self.info.export_format is None:
+            write_atomically(
+                self.path / MOMENTS_FILE, lambda temporary: save_moments(temporary, groups, {})
+            )
+            write_failures(self.path, failures)
+            written |= {FAILURES_FILE, MOMENTS_FILE}
         stale_indexes = {index_name(*shard) for shard in stale_shards}
         manifest = Manifest(records | new_records, previous.files)
         self.before = manifest.listing(self.path, written, stale_indexes)
         write_text_atomically(self.path / MANIFEST_FILE, self.before.text())
-        _remove_folder(self.path / REWRITING)
+        self.rewriting.discard()
         return self.before
 
     def _fold_moments(
@@ -356,65 +426,51 @@ class StoreWriter:
         groups: dict[str, Moments] = {}
         rows = self._added.get(shard, 0)
         with on_this_machine(self.path / part_name(*shard)) as file:
-            if not rows:
+            if self.info.code_size:
+                rows = read_header(file).rows
+            elif not rows:
                 for batch in read_batches(file, shard[0], self.info, _OF_MOMENTS):
                     add_moments(groups, shard[0], batch)
                     rows += len(batch)
             record = ShardRecord(rows, sha256_of(file), size_of(file)) if is_new else None
             return groups, record
 
-    def _put_staged_shards_in_place(self) -> list[ShardName]:
-        """Give staged shards their names, and return which they are.
-
-        They are listed first, so that a run that is killed is finished by the next one.
-        """
-        path, folder = self.path / REWRITING_LIST, self.path / REWRITING
-        if kind_of(path) is None:
-            # captions before their images: a crash could otherwise restore captions without their
-            # image
-            staged = sorted(
-                {*shards_in(folder), *self._removed}, key=lambda shard: (shard[0] != "text", shard)
-            )
-            if not staged:
-                return []
-            write_json_atomically(path, [[*shard, shard in self._removed] for shard in staged])
-        listed = read_json(path)
-        for modality, part, is_removed in listed:
-            name = part_name(modality, part)
-            if is_removed:
-                remove(self.path / name)
-            elif kind_of(folder / name) == "file":
-                move(folder / name, self.path / name)
-            sync_folder((self.path / name).parent)
-        return [(modality, part) for modality, part, _ in listed]
-
     def _gathered(
-        self, present: Iterable[ShardName], listed: Iterable[Failure] | None
+        self, shards: Iterable[ShardName], listed: Iterable[Failure] | None
     ) -> list[Failure]:
         """Return the failures of listing and of all shards, without the inputs that are embedded
         now.
         """
-        kept = (
-            [f for f in read_failures(self.path) if f.stage == "list"] if listed is None else listed
-        )
-        # with their modality, which listing does not know
-        found = [("", failure) for failure in kept]
-        found += [
-            (name, f)
-            for name, part in present
-            for f in read_header(self.path / part_name(name, part)).failures
+        if listed is None:
+            listed = [f for f in read_failures(self.path) if f.stage == "list"]
+        failures = [("", failure) for failure in listed]  # listing does not know the modality
+        for modality, part in shards:
+            header = read_header(self.path / part_name(modality, part))
+            failures += [(modality, failure) for failure in header.failures]
+        if not failures:
+            return []
+
+        # Find those that are embedded now, of any modality if the failure names none
+        failed_keys = {failure.key for _, failure in failures}
+        embedded = set[tuple[str, str]]()
+        for modality, part in shards:
+            path = self.path / part_name(modality, part)
+            for batch in read_batches(path, modality, self.info, ["key"]):
+                for key in failed_keys.intersection(keys_of(batch)):
+                    embedded |= {("", key), (modality, key)}
+        return [
+            failure for modality, failure in failures if (modality, failure.key) not in embedded
         ]
-        failing, embedded = {failure.key for _, failure in found}, set[tuple[str, str]]()
-        for modality, part in present if failing else ():
-            for batch in read_batches(
-                self.path / part_name(modality, part), modality, self.info, ["key"]
-            ):
-                embedded |= {
-                    (name, key)
-                    for key in failing.intersection(keys_of(batch))
-                    for name in ("", modality)
-                }
-        return [failure for name, failure in found if (name, failure.key) not in embedded]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what runs that were killed, and workers that were lost, left in a folder and in its
+    folders.
+    """
+    remove_leftovers(folder)
+    for name in names_in(folder)[0]:
+        if not name.startswith("."):
+            _remove_leftovers(folder / name)
 
 
 def _come_last(new: Iterable[ShardName], listed: Iterable[ShardName]) -> bool:
@@ -456,12 +512,3 @@ def new_store(destination: str | Path, info: StoreInfo) -> Iterator[Path]:
     with locked_file(path), replacing(path, keep=False) as building:
         create_store(building, info)
         yield building
-
-
-def _remove_folder(folder: Any) -> None:
-    if isinstance(folder, Path):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for modality, part in shards_in(folder):
-        remove(folder / part_name(modality, part))
-    remove(folder.parent / REWRITING_LIST)

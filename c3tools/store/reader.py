@@ -22,12 +22,14 @@ from ..io.locations import kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from ..reporter import SILENT, Reporter, counted
 from .dataset import card_of, load_data_set, save_data_set
-from .manifest import EXTERNAL_FILE, MOMENTS_FILE, REWRITING_LIST, Manifest
+from .manifest import EXTERNAL_FILE, MOMENTS_FILE, Manifest
+from .rewriting import REWRITING_LIST
 from .rows import ITEM_COLUMNS, Pairs, Rows, embedding_matrix, keys_of, own_items, split_mask
 from .shards import (
     FAILURES_FILE,
     INFO_FILE,
     MANIFEST_FILE,
+    PIPELINE_FILE,
     Failure,
     ShardName,
     ShardRecord,
@@ -88,7 +90,12 @@ class Store(HubRepository):
 
     @classmethod
     def open(
-        cls, path: Store | str | Path, *, incomplete: bool = False, reporter: Reporter = SILENT
+        cls,
+        path: Store | str | Path,
+        *,
+        incomplete: bool = False,
+        codes: bool = False,
+        reporter: Reporter = SILENT,
     ) -> Store:
         """Open the store in the folder or at the URL ``path``; return an open store unchanged.
 
@@ -96,6 +103,7 @@ class Store(HubRepository):
             path: a store, its folder, or its URL.
             incomplete: open all shards that are there, even if listed ones are missing; for
                 writers.
+            codes: open an index too, whose rows have codes and no embeddings.
             reporter: gets a message if the store is unfinished.
 
         Raises:
@@ -113,6 +121,8 @@ class Store(HubRepository):
             )
         folder = location(path)
         info = StoreInfo.load(folder)
+        if not (codes and info.code_size):
+            info.require_embeddings(folder)
         manifest = Manifest.load(folder)
         if incomplete:
             return cls(folder, info, recorded=manifest)
@@ -125,12 +135,12 @@ class Store(HubRepository):
                     f"`c3 verify {folder}` says more."
                 )
             return opened
-        missing, _, unlisted = manifest.compare(folder)
-        if missing:
+        differences = manifest.compare(folder)
+        if differences.missing:
             if Manifest.load(folder) != manifest:  # a writer ended in between
-                return cls.open(folder, reporter=reporter)
+                return cls.open(folder, codes=codes, reporter=reporter)
             raise IncompleteStoreError(
-                f"The store {folder} is incomplete: {missing[0]} is missing, though "
+                f"The store {folder} is incomplete: {differences.missing[0]} is missing, though "
                 f"{MANIFEST_FILE} lists it.",
                 remedy=f"Copy the store again, or run the `{info.command}` command that made it "
                 f"again. `c3 verify "
@@ -141,16 +151,17 @@ class Store(HubRepository):
                 f"The store {folder} is being rewritten, or its rewriting was interrupted.",
                 remedy="Wait for the other run, or run the same command again to finish it.",
             )
-        if unlisted:
+        if differences.unlisted_shards:
             reporter.message(
                 f"`{info.command}` is writing to {folder} or was interrupted; what was finished "
                 f"before is used. Run "
                 "the same command again to continue."
             )
-        opened._require_listed(INFO_FILE)
+        opened.require_listed(INFO_FILE)
+        opened.require_listed(PIPELINE_FILE)  # of an export
         return opened
 
-    def _require_listed(self, name: str) -> bool:
+    def require_listed(self, name: str) -> bool:
         """Refuse a small file that is not the one listed; return False if a writer has replaced it
         since.
         """
@@ -268,7 +279,7 @@ class Store(HubRepository):
         Raises:
             StoreError: if it is damaged, or not the file that the manifest lists.
         """
-        if not self._require_listed(FAILURES_FILE):
+        if not self.require_listed(FAILURES_FILE):
             raise self._changed()
         return read_failures(self.path)
 
@@ -290,7 +301,7 @@ class Store(HubRepository):
         of the rows.
         """
         listed = self.manifest is not None and MOMENTS_FILE in self.manifest.files
-        if listed and self._require_listed(MOMENTS_FILE):
+        if listed and self.require_listed(MOMENTS_FILE):
             return load_moments(self.path / MOMENTS_FILE)[0]
         return self._computed(None)
 
@@ -387,7 +398,7 @@ class Store(HubRepository):
         path = self.path / EXTERNAL_FILE
         if kind_of(path) is None:
             return {}, {}
-        self._require_listed(EXTERNAL_FILE)
+        self.require_listed(EXTERNAL_FILE)
         return load_moments(path)
 
     def unit_moments(self, modality: str, split: str | None = None) -> Moments:

@@ -39,6 +39,7 @@ from ..io.locations import (
     SMALL_BLOCK,
     kind_of,
     name_or_file,
+    names_below,
     names_in,
     on_this_machine,
     open_binary,
@@ -49,6 +50,7 @@ from ..moments import Moments
 from .rows import embedding_matrix, row_splits
 
 FORMAT_VERSION = 1
+CODE_FORMAT = "code"  # of an index: rows have a FAISS code
 INFO_FILE = "store.json"
 FAILURES_FILE = "failures.parquet"
 MANIFEST_FILE = "manifest.json"
@@ -58,6 +60,7 @@ _Dim = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 _Dtype = Annotated[str, msgspec.Meta(pattern="^float(16|32)$")]
 ShardName = tuple[str, int]  # modality and number
 SplitMoments = dict[str, Moments]  # by the split that the rows name
+VECTOR_COLUMNS = frozenset({"embedding", "code"})
 METADATA_KEY, FAILURES_KEY, MADE_FROM_KEY = b"c3", b"c3.failures", b"c3.made_from"
 MODALITY_KEY = b"c3.modality"
 ROW_GROUP_ROWS = 8192
@@ -68,7 +71,11 @@ _MAKE_AGAIN = (
 _NO_STORE = "Make one with `c3 embed PATH`, or choose another with --store."
 _LAYOUT = "A store has store.json; rows of another program have the columns key and embedding."
 _EXPORT_AGAIN = "Export again with -f parquet."
-_SHARD = re.compile(r"part-(\d{5,9})\.parquet")
+_SHARD = re.compile(r"([^._/][^/]*)/part-(\d{5,9})\.parquet")
+# files of exports that are no stores: of a modality, perhaps in a folder of it
+_EXPORTED = re.compile(
+    r"([^._/][^/]*)/(?:[^._/][^/]*/)?part-(\d{5,9})\.(?:parquet|npy|safetensors)"
+)
 _FILE = {
     "path": pa.string(),
     "width": pa.int32(),
@@ -169,32 +176,59 @@ class StoreInfo:
                 return cls(
                     ModelIdentity(model), len(column[0]), dtype, normalised=False, extra=extra
                 )
-        what, remedy = f"There is no store at {store} ({INFO_FILE} is missing).", _NO_STORE
-        form = "faiss" if "index.json" in names else ""
-        if MANIFEST_FILE in names:
-            with refusing_damage(store / MANIFEST_FILE, remedy):
-                form = (
-                    read_json(store / MANIFEST_FILE)
-                    .get("provenance", {})
-                    .get("settings", {})
-                    .get("format")
-                )
         if shards:
-            what = f"The store {store} has shards, but no {INFO_FILE}."
-            remedy = f"Write it again from a shard: c3 verify {store} --repair"
-        if form:
-            what, remedy = (
-                f"{store} is an export to {form}, but only exports to Parquet are stores.",
-                _EXPORT_AGAIN,
+            raise StoreError(
+                f"The store {store} has shards, but no {INFO_FILE}.",
+                remedy=f"Write it again from a shard: c3 verify {store} --repair",
             )
-        raise StoreError(what, remedy=remedy)
+        raise StoreError(
+            f"There is no store at {store} ({INFO_FILE} is missing).", remedy=_NO_STORE
+        )
+
+    @property
+    def exported(self) -> dict[str, Any]:
+        """What the rows of an export were made from; empty for rows that an encoder made."""
+        record: dict[str, Any] = self.extra.get("exported", {})
+        return record
+
+    @property
+    def export_format(self) -> str | None:
+        """The format of an export, `CODE_FORMAT` for an index; None for a store of embeddings."""
+        form: str = self.exported.get("settings", {}).get("format", "parquet")
+        return None if form == "parquet" else form
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of the FAISS code that rows of an index have in place of an embedding, else 0."""
+        size: int = self.exported.get("settings", {}).get("code_size", 0)
+        return size
+
+    def require_embeddings(self, path: Path) -> None:
+        """Refuse the exports that are not stores of embeddings.
+
+        Raises:
+            StoreError: with the format.
+        """
+        if self.export_format == CODE_FORMAT:
+            raise StoreError(
+                f"{path} is an index, which has no embeddings.",
+                remedy=f"Search it with `c3 search --index {path}`, or choose another --store.",
+            )
+        if self.export_format is not None:
+            raise StoreError(
+                f"{path} is an export to {self.export_format}, but only exports to Parquet are "
+                "stores.",
+                remedy=_EXPORT_AGAIN,
+            )
 
     @property
     def command(self) -> str:
         """The command that makes the shards of this store."""
-        return next(
-            (f"c3 {verb}" for verb in ("import", "export") if f"{verb}ed" in self.extra), "c3 embed"
-        )
+        if self.export_format == CODE_FORMAT:
+            return "c3 index"
+        if self.exported:
+            return "c3 export"
+        return "c3 import" if "imported" in self.extra else "c3 embed"
 
     def require_same_model(self, model: Mapping[str, Any], *, own: str, theirs: str) -> None:
         """Refuse to mix embeddings of two models (see `ModelIdentity.require_same`)."""
@@ -277,33 +311,47 @@ def index_name(modality: str, index: int) -> str:
     return f"{modality}/_part-{index:05d}.faiss"
 
 
+def is_index_name(name: str) -> bool:
+    """Return whether a file of a store is the FAISS index of a shard."""
+    return "/" in name and name.endswith(".faiss")
+
+
+def shard_named(name: str) -> ShardName | None:
+    """Return the shard whose file has this name, relative to the store; None for other files."""
+    match = _SHARD.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def part_named(name: str) -> ShardName | None:
+    """Return the part of an export of any format that a file belongs to; None for other files."""
+    match = _EXPORTED.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
 def shards_in(store: Path) -> list[ShardName]:
     """Return all shards that are in a folder, listed in its manifest or not, ascending."""
-    folders = [name for name in names_in(store)[0] if not name.startswith((".", "_"))]
-    found = [
-        (name, _SHARD.fullmatch(file)) for name in folders for file in names_in(store / name)[1]
-    ]
-    return sorted((modality, int(match[1])) for modality, match in found if match)
+    return sorted(shards_among(names_below(store)))
+
+
+def shards_among(names: Iterable[str]) -> set[ShardName]:
+    """Return the shards among the files of a store; see `shard_named`."""
+    return {shard for shard in map(shard_named, names) if shard is not None}
 
 
 def shard_schema(modality: str, info: StoreInfo) -> pa.Schema:
     """Return the Arrow schema of a shard: key, embedding, and the columns of the modality.
 
-    Modalities other than ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's
-    item) and ``split``.
+    Rows of an index have a column ``code`` in place of the embedding. Modalities other than
+    ``image``, ``video`` and ``text`` have ``pair_key`` (the key of the row's item) and ``split``.
     """
-    value_type = pa.float16() if info.dtype == "float16" else pa.float32()
     columns = {**_COLUMNS.get(modality, {"pair_key": pa.string()}), "split": pa.string()}
-    fields = [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field(
-            "embedding",
-            pa.list_(pa.field("element", value_type, nullable=False), info.dim),
-            nullable=False,
-        ),
-        *(pa.field(name, kind) for name, kind in columns.items()),
-    ]
-    return pa.schema(fields)
+    value_type = pa.float16() if info.dtype == "float16" else pa.float32()
+    embedding = pa.list_(pa.field("element", value_type, nullable=False), info.dim)
+    vector: pa.Field[Any] = pa.field("embedding", embedding, nullable=False)
+    if info.code_size:
+        vector = pa.field("code", pa.binary(info.code_size), nullable=False)
+    others = [pa.field(name, kind) for name, kind in columns.items()]
+    return pa.schema([pa.field("key", pa.string(), nullable=False), vector, *others])
 
 
 def shard_table(
@@ -359,15 +407,19 @@ def write_rows(
         FAILURES_KEY: json.dumps([asdict(failure) for failure in failures]),
         MADE_FROM_KEY: made_from or digest_of(info),
     }
-    names, values = rows.column_names, "embedding.list.element"
-    # plain values hardly get smaller, and are written and read in half the time as they are
-    compression: Any = {**dict.fromkeys(names, "zstd"), values: "zstd" if split_bytes else "none"}
+    names = rows.column_names
+    vector = "embedding.list.element" if "embedding" in names else "code"
+    # plain values and codes hardly get smaller, and are written and read in half the time as they
+    # are
+    is_split = split_bytes and vector != "code"
+    compression: Any = dict.fromkeys(names, "zstd")
+    compression[vector] = "zstd" if is_split else "none"
     options: Any = {
         "row_group_size": ROW_GROUP_ROWS,
         "compression": compression,
         "use_dictionary": ["key"],
-        "use_byte_stream_split": [values] if split_bytes else False,
-        "write_statistics": [name for name in names if name != "embedding"],
+        "use_byte_stream_split": [vector] if is_split else False,
+        "write_statistics": [name for name in names if name not in VECTOR_COLUMNS],
         "write_page_checksum": True,
     }
     write_atomically(
@@ -423,11 +475,11 @@ def open_shard(
 ) -> Iterator[pq.ParquetFile]:
     """Open a shard for reading, and refuse one that is not the shard on record.
 
-    If the columns include the embedding, the SHA-256 of the file is compared before a row is read;
-    otherwise only its size and number of rows. The file is opened once, so the bytes that are
-    hashed are those that are read, even if another file takes its name in the meantime. A shard at
-    a URL is downloaded for the comparison. Later reads of the same version fetch only the parts
-    that they need.
+    If the columns include the embedding or the code, the SHA-256 of the file is compared before a
+    row is read; otherwise only its size and number of rows. The file is opened once, so the bytes
+    that are hashed are those that are read, even if another file takes its name in the meantime. A
+    shard at a URL is downloaded for the comparison. Later reads of the same version fetch only the
+    parts that they need.
 
     Args:
         path: of the file, on this machine or at a URL.
@@ -441,14 +493,14 @@ def open_shard(
         StoreError: if it is damaged.
         UnreachableError: if it is there and cannot be read.
     """
-    reads_embeddings = columns is None or "embedding" in columns
-    checks_digest = record is not None and reads_embeddings
+    reads_vectors = columns is None or not VECTOR_COLUMNS.isdisjoint(columns)
+    checks_digest = record is not None and reads_vectors
     version = None
     with refusing_damage(path):
         if checks_digest and verified is not None and not isinstance(path, Path):
             version = version_at(path)
             checks_digest = verified.get(path) != version
-        block = None if reads_embeddings else SMALL_BLOCK
+        block = None if reads_vectors else SMALL_BLOCK
         with _open_once(path, block, download=checks_digest) as source:
             if record is not None:
                 _require_recorded(path, source, record, checks_digest=checks_digest)
@@ -529,16 +581,17 @@ def _completed(batch: pa.RecordBatch, wanted: Sequence[pa.Field[Any]]) -> pa.Rec
     """Return rows with these columns, null where they are missing, and then the others that they
     have.
     """
-    arrays, found = [], dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    arrays = []
     for column in wanted:
-        values = (
-            found.pop(column.name) if column.name in found else pa.nulls(len(batch), column.type)
-        )
+        values = columns.pop(column.name, None)
+        if values is None:
+            values = pa.nulls(len(batch), column.type)
         if values.null_count and not column.nullable:
             raise ValueError(f"it has rows without {column.name!r}")
         arrays.append(values.cast(column.type))
-    schema = pa.schema([*wanted, *(batch.schema.field(name) for name in found)])
-    return pa.RecordBatch.from_arrays([*arrays, *found.values()], schema=schema)
+    schema = pa.schema([*wanted, *(batch.schema.field(name) for name in columns)])
+    return pa.RecordBatch.from_arrays([*arrays, *columns.values()], schema=schema)
 
 
 def add_moments(
@@ -552,13 +605,10 @@ def add_moments(
 
     The moments are those of the stored values, so that they can be checked against the rows.
     """
-    column = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
-    matrix, splits = (
-        embedding_matrix(batch, column),
-        np.array(row_splits(batch, kept), dtype=object),
-    )
-    own = {
-        f"{modality}/{split}": Moments.from_rows(matrix[splits == split])
-        for split in sorted(set(splits))
-    }
-    Moments.merge_groups(groups, own)
+    dtype = batch.schema.field("embedding").type.value_type.to_pandas_dtype()
+    matrix = embedding_matrix(batch, dtype)
+    splits = np.array(row_splits(batch, kept), dtype=object)
+    batch_groups = {}
+    for split in sorted(set(splits)):
+        batch_groups[f"{modality}/{split}"] = Moments.from_rows(matrix[splits == split])
+    Moments.merge_groups(groups, batch_groups)

@@ -23,12 +23,11 @@ from ..reporter import SILENT, Reporter, counted
 from .manifest import (
     EXTERNAL_FILE,
     MOMENTS_FILE,
-    REWRITING,
-    REWRITING_LIST,
     Manifest,
     StoreWriter,
     record_files,
 )
+from .rewriting import REWRITING, REWRITING_LIST
 from .rows import embedding_matrix, item_keys, one_array
 from .shard_indexes import keep_indexes
 from .shards import (
@@ -40,7 +39,9 @@ from .shards import (
     ShardRecord,
     StoreInfo,
     add_moments,
+    is_index_name,
     part_name,
+    part_named,
     read_batches,
     read_failures,
     read_header,
@@ -201,8 +202,7 @@ def _check(path: Path, reporter: Reporter) -> Verification:
     unread = {*listed, *present} - contents.keys()
     _check_pairing(result, contents, failed, {modality for modality, _ in unread}, info)
     if manifest is not None:
-        again = f"run the `{info.command}` command that made the store again"
-        _check_files(result, manifest, None if unread else moments, again)
+        _check_files(result, manifest, None if unread else moments, info)
     result.open = len(result.defects)
     return result
 
@@ -236,6 +236,8 @@ def _check_shard(
             for batch in read_batches(file, modality, info):
                 keys.append(batch.column("key"))
                 items.append(item_keys(batch))
+                if info.code_size:  # of an index: there is nothing to compute
+                    continue
                 with np.errstate(all="ignore"):  # NaN and infinity are counted below
                     norms = np.linalg.norm(embedding_matrix(batch, np.float64), axis=1)
                 is_valid = np.isfinite(norms) & (norms > 0)
@@ -378,52 +380,72 @@ def _copies(path: Path) -> list[StoreInfo]:
 
 
 def _check_files(
-    result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, again: str
+    result: Verification, manifest: Manifest, moments: dict[str, Moments] | None, info: StoreInfo
 ) -> None:
     """Compare the files that are there with the manifest; ``moments`` are those of the rows, if all
     were read.
     """
     path = result.store
-    _, missing, unlisted = manifest.compare(path)
+    differences = manifest.compare(path)
+    again = f"run the `{info.command}` command that made the store again"
     copy_again = f"Copy the store again, or {again}."
-    if missing:
-        rows = counted(sum(manifest.shards[shard].rows for shard in missing), "row")
+    if differences.lost:
+        rows = counted(sum(manifest.shards[shard].rows for shard in differences.lost), "row")
         problem = (
-            f"{len(missing):,} of {len(manifest.shards):,} listed shards are missing ({rows}), "
-            f"first this one"
+            f"{len(differences.lost):,} of {len(manifest.shards):,} listed shards are missing "
+            f"({rows}), first this one"
         )
         remedy = f"{copy_again} `c3 verify --forget` gives their rows up."
-        result.add_defect("files", part_name(*missing[0]), problem, remedy)
-    for modality in sorted({name for name, _ in unlisted}):
+        result.add_defect("files", part_name(*differences.lost[0]), problem, remedy)
+    for modality in differences.unlisted_modalities:
         problem = "shards are not listed, so a run did not finish"
         remedy = f"{again[0].upper()}{again[1:]} to finish it."
         result.add_defect("unfinished", modality, problem, remedy)
     for name, digest in manifest.files.items():
-        is_index = "/" in name
-        if is_index:
-            remedy = "Make it anew from the rows: c3 verify --repair"
-        elif name == EXTERNAL_FILE:
-            remedy = "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
-        else:
-            remedy = f"{copy_again} `c3 verify --repair` writes it again."
+        remedy = _remedy(name, info, copy_again)
         if kind_of(path / name) is None:
-            check = "faiss" if is_index else "files"
+            check = "faiss" if is_index_name(name) else "files"
             result.add_defect(check, name, "it is listed, but missing", remedy)
         elif sha256_of(path / name) != digest:
-            check = "faiss" if is_index else "checksum"
+            check = "faiss" if is_index_name(name) else "checksum"
             result.add_defect(check, name, _OTHER, remedy)
-        elif name == MOMENTS_FILE and moments is not None:
-            stored = load_moments(path / name)[0]
-            none = Moments.empty(1)
-            groups = sorted({**stored, **moments})
-            wrong = [
-                group
-                for group in groups
-                if not _agree(stored.get(group, none), moments.get(group, none))
-            ]
-            if wrong:
-                problem = f"they do not match the rows of {', '.join(wrong)}"
-                result.add_defect("moments", name, problem, remedy)
+        elif name == MOMENTS_FILE and moments is not None and not info.code_size:
+            _check_moments(result, moments, remedy)
+
+
+def _remedy(name: str, info: StoreInfo, copy_again: str) -> str:
+    """Return what to do about a listed file beside the shards that is missing or damaged."""
+    if is_index_name(name):
+        return "Make it anew from the rows: c3 verify --repair"
+    if name == EXTERNAL_FILE:
+        return "Load it again with `c3 means load FILE`, or remove it with `c3 means unload`."
+    if part_named(name) is not None:
+        return f"Remove it with `c3 verify --repair`, then run `{info.command}` again to make it."
+    if name in _rewritable(info):
+        return f"{copy_again} `c3 verify --repair` writes it again."
+    fit_anew = "--rebuild" if info.code_size else "--refit"
+    return f"{copy_again} `{info.command} {fit_anew}` makes everything again."
+
+
+def _rewritable(info: StoreInfo) -> list[str]:
+    """Return the files beside the shards that a repair writes again from the shards."""
+    names = [INFO_FILE, *_DERIVED]
+    if info.code_size:
+        names.remove(MOMENTS_FILE)  # they are of rows that the index does not have
+    return names
+
+
+def _check_moments(result: Verification, moments: Mapping[str, Moments], remedy: str) -> None:
+    """Require the moments that a store keeps to be those of its rows."""
+    stored = load_moments(result.store / MOMENTS_FILE)[0]
+    none = Moments.empty(1)
+    wrong = []
+    for group in sorted({**stored, **moments}):
+        if not _agree(stored.get(group, none), moments.get(group, none)):
+            wrong.append(group)
+    if wrong:
+        problem = f"they do not match the rows of {', '.join(wrong)}"
+        result.add_defect("moments", MOMENTS_FILE, problem, remedy)
 
 
 def _agree(first: Moments, second: Moments) -> bool:
@@ -433,32 +455,26 @@ def _agree(first: Moments, second: Moments) -> bool:
 
 
 def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Reporter) -> None:
-    """Do what the findings ask for, under the lock of the store, and say it in ``result``."""
-    path, said = result.store, result.repaired
-    wrong = {finding.file: finding.check for finding in reversed(result.defects)}
-    removed = [
-        name
-        for name, check in wrong.items()
-        if check in _OF_ROWS and name.endswith(".parquet") and "/" in name
-    ]
-    indexes = [name for name, check in wrong.items() if check == "faiss"]
-    again = [name for name in (INFO_FILE, *_DERIVED) if name in wrong]
+    """Repair what the findings name, under the lock of the store, and say so in ``result``."""
+    path = result.store
+    info = _described(Verification(path))[0]
+    check_of = {finding.file: finding.check for finding in reversed(result.defects)}
+    indexes = [name for name, check in check_of.items() if check == "faiss"]
+    rewritten = [name for name in _rewritable(info) if name in check_of]
+    removed = []
+    for name, check in check_of.items():
+        if check in _OF_ROWS and part_named(name) is not None:
+            removed.append(name)
     if repair:
-        for name in (*removed, *indexes, *again):
+        for name in (*removed, *indexes, *rewritten):
             if name != INFO_FILE:
                 remove(path / name)
-        if INFO_FILE in wrong and (copies := [json_text(copy.to_dict()) for copy in _copies(path)]):
-            manifest = Manifest.load(path)  # the copy that it lists, else the first
-            listed = manifest.files.get(INFO_FILE) if manifest else None
-            text = next(
-                (text for text in copies if sha256(text.encode()).hexdigest() == listed), copies[0]
-            )
-            write_text_atomically(path / INFO_FILE, text)
-            record_files(path, [INFO_FILE])
-        said += [f"{name} was removed and has to be made again" for name in removed]
+        if INFO_FILE in check_of:
+            _restore_info(path)
+        result.repaired += [f"{name} was removed and has to be made again" for name in removed]
     writer = StoreWriter(path)
     if writer.before is None and removed and repair:
-        said.append(
+        result.repaired.append(
             f"{MANIFEST_FILE} was not written, because the removed shards have to be made again "
             f"first"
         )
@@ -466,12 +482,27 @@ def _repair(result: Verification, *, repair: bool, forget: bool, reporter: Repor
     lost = dict(writer.lost) if forget else {}
     if repair or lost:
         writer.finish(forget=lost)
-    said += [
-        f"{part_name(*shard)} was given up; its {counted(lost[shard].rows, 'row')} are lost"
-        for shard in lost
-    ]
+    for shard, record in lost.items():
+        rows = counted(record.rows, "row")
+        result.repaired.append(f"{part_name(*shard)} was given up; its {rows} are lost")
     if repair:
         record_files(path, indexes)
         if indexes:
             keep_indexes(path, reporter=reporter)
-        said += [f"{name} was written again" for name in (*again, *indexes)]
+        result.repaired += [f"{name} was written again" for name in (*rewritten, *indexes)]
+
+
+def _restore_info(path: Path) -> None:
+    """Write store.json again from the shards: the copy that the manifest lists, else the first."""
+    copies = [json_text(copy.to_dict()) for copy in _copies(path)]
+    if not copies:
+        return
+    manifest = Manifest.load(path)
+    listed = manifest.files.get(INFO_FILE) if manifest else None
+    restored = copies[0]
+    for copy in copies:
+        if sha256(copy.encode()).hexdigest() == listed:
+            restored = copy
+            break
+    write_text_atomically(path / INFO_FILE, restored)
+    record_files(path, [INFO_FILE])

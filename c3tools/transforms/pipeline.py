@@ -30,7 +30,7 @@ from ..errors import TransformError, optional_module
 from ..identity import ModelIdentity
 from ..io.files import read_limited, write_atomically, write_text_atomically
 from ..io.hub import Card, HubRepository, local_folder
-from ..io.locations import location
+from ..io.locations import location, read_all
 from ..moments import Moments
 from ..seeds import keyed_normal
 from . import operations as ops
@@ -463,7 +463,7 @@ class Pipeline(HubRepository):
             if record.checksum != _checksum(json.loads(content)):
                 raise ValueError("its checksum does not match its content")
             path = folder / TENSORS_NAME
-            payload = path.read_bytes()
+            payload = read_all(path)
             if hashlib.sha256(payload).hexdigest() != record.tensors:
                 raise ValueError("its checksum does not match the one in the recipe")
             pipeline = cls(_make_steps(record.steps, str(path)), name=record.name)

@@ -1,0 +1,303 @@
+"""The parts of an export: which have to be written, and writing them from the shards of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from ..corpus.splits import ALL
+from ..errors import StoreError
+from ..executors import Executor, Report, Work, cores, open_executor
+from ..io.artifact import digest_of
+from ..io.locations import remove, size_of
+from ..moments import Moments
+from ..reporter import Reporter
+from ..store import Store, StoreInfo, embedding_matrix
+from ..store.manifest import StoreWriter
+from ..store.rewriting import REWRITING
+from ..store.rows import ITEM_COLUMNS, keys_of, own_items, row_splits
+from ..store.shards import (
+    ShardName,
+    add_moments,
+    read_header,
+    shard_schema,
+    shard_table,
+)
+from ..transforms import Pipeline
+from ..transforms.steps import Normalize
+from .formats import Format, Part
+from .record import ExportRecord, Settings
+
+# rows transformed at a time: 1 MB of float32 at 512 dimensions stays in the cache
+_CACHED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Recipe of an export: all that its rows depend on, beside the shard that a part is made of.
+
+    Attributes:
+        store: that is exported.
+        pipeline: the fitted pipeline.
+        format: of the files.
+        settings: see `Settings`.
+    """
+
+    store: Store
+    pipeline: Pipeline
+    format: Format
+    settings: Settings
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the recipe; nothing in it changes when the store grows."""
+        transform = self.pipeline.record()
+        kept = self.store.kept_splits
+        return digest_of(
+            transform["steps"],
+            transform["tensors"],
+            asdict(self.settings),
+            None if kept is None else sorted(kept),
+            self.format.digest,
+        )
+
+    def made_from(self, shard: ShardName) -> str:
+        """Return the digest of all that the rows of a part depend on."""
+        return digest_of(self.store.shard_digest(*shard), self.digest)
+
+    @cached_property
+    def applied(self) -> Pipeline:
+        """The steps that rows go through."""
+        return self.pipeline.part(0, self.settings.applied)
+
+    @cached_property
+    def info(self) -> StoreInfo:
+        """The description of the rows that every part repeats."""
+        source = self.store.info
+        transform = self.pipeline.record()
+        exported = {
+            "store": {name: value for name, value in source.to_dict().items() if name != "extra"},
+            "transform": {name: transform[name] for name in ("name", "steps", "dim", "tensors")},
+            "settings": asdict(self.settings),
+        }
+        return StoreInfo(
+            source.model,
+            source.dim,
+            self.settings.dtype,
+            normalised=_ends_with_unit_rows(self.applied),
+            preprocessing=source.preprocessing,
+            precision=source.precision,
+            backend=source.backend,
+            extra={"exported": exported},
+        )
+
+    def described(self, record: ExportRecord) -> StoreInfo:
+        """Return what store.json says: the description of the rows, and the record."""
+        content = self.info.to_dict()["extra"]["exported"] | record.content()
+        values = vars(self.info) | {"extra": {"exported": content}}
+        return StoreInfo(**values)
+
+    def rows_of(self, shard: ShardName, report: Report) -> pa.Table:
+        """Return the transformed rows of a shard, with the columns that are written."""
+        modality, number = shard
+        columns = self.format.columns
+        if columns is not None:
+            schema = shard_schema(modality, self.store.info)
+            wanted = {"key", "embedding", "split", *ITEM_COLUMNS, *columns}
+            columns = tuple(name for name in schema.names if name in wanted)
+        batches = self.store.batches(modality, columns, split=self.settings.split, parts=[number])
+        tables = [self._transformed(modality, batch, report) for batch in batches]
+        return pa.concat_tables(tables or [shard_schema(modality, self.info).empty_table()])
+
+    def _transformed(self, modality: str, batch: pa.RecordBatch, report: Report) -> pa.Table:
+        splits = row_splits(batch, self.store.kept_splits)
+        is_training = self._training_rows(modality, splits)
+        vectors = self._vectors(modality, batch, is_training)
+        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+        columns["split"] = splits
+        table = shard_table(self.info, modality, vectors, columns)
+        report(len(batch), 0)
+        if self.settings.code_size:
+            return table
+        roles = np.where(is_training, "training", "inference")
+        return table.append_column("role", pa.array(roles, pa.string()))
+
+    def _training_rows(self, modality: str, splits: list[str]) -> np.ndarray[Any, Any]:
+        """Return which rows are training inputs: bool (n,)."""
+        if self.settings.role == "auto" and modality == self.settings.train_on:
+            return np.array([split == "train" for split in splits], dtype=bool)
+        return np.full(len(splits), self.settings.role == "training")
+
+    def _vectors(
+        self, modality: str, batch: pa.RecordBatch, is_training: np.ndarray[Any, Any]
+    ) -> np.ndarray[Any, Any]:
+        """Return what is written for the rows of a batch: transformed, and encoded."""
+        embeddings = embedding_matrix(batch, self.store.info.dtype)
+        keys = keys_of(batch)
+        items = own_items(batch).to_pylist()
+        transformed = np.empty(embeddings.shape, self.settings.dtype)
+        for training in (True, False):
+            numbers = np.flatnonzero(is_training == training)
+            for start in range(0, len(numbers), _CACHED_ROWS):
+                block = numbers[start : start + _CACHED_ROWS]
+                transformed[block] = self.applied.transform(
+                    embeddings[block],
+                    modality=modality,
+                    training=training,
+                    seed=self.settings.seed,
+                    keys=[keys[row] for row in block],
+                    items=[items[row] for row in block],
+                )
+        return self.format.encode(transformed)
+
+
+def _ends_with_unit_rows(pipeline: Pipeline) -> bool:
+    """Return whether the rows that a pipeline returns have length 1, in both roles."""
+    if not pipeline.steps:
+        return False
+    last = pipeline.steps[-1]
+    return last.role == "both" and isinstance(last, Normalize)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which parts of an export are written and removed.
+
+    Attributes:
+        shards: the shards that the parts of these modalities are made of, with their rows.
+        todo: the parts to write.
+        removed: the files of parts whose shard is gone.
+    """
+
+    shards: dict[ShardName, int]
+    todo: list[Part]
+    removed: list[str]
+
+    @property
+    def rows_to_write(self) -> int:
+        """Number of rows of the parts to write, before any are left out by split."""
+        return sum(self.shards[part.modality, part.number] for part in self.todo)
+
+
+def plan_parts(
+    recipe: Recipe, writer: StoreWriter, modalities: Collection[str], *, keeps_others: bool
+) -> Plan:
+    """Compare the parts of an export with the shards of its store.
+
+    What takes the place of a part that is there is written to a folder beside it; see
+    `StoreWriter.place`.
+
+    Args:
+        recipe: of the export.
+        writer: of the export.
+        modalities: to export.
+        keeps_others: whether parts of other modalities stay as they are.
+    """
+    shards = {}
+    for shard, record in recipe.store.shards.items():
+        if record.rows and shard[0] in modalities:
+            shards[shard] = record.rows
+    files = writer.parts()
+    todo = []
+    for shard, rows in shards.items():
+        made_from = recipe.made_from(shard)
+        names = files.get(shard, [])
+        if not _is_whole(recipe, writer.path, names, made_from, rows):
+            is_replaced = bool(names) and writer.before is not None
+            folder = writer.path / REWRITING if is_replaced else writer.path
+            todo.append(Part(*shard, made_from, folder))
+    removed = []
+    for shard in sorted(files.keys() - shards.keys()):
+        if shard[0] in modalities or not keeps_others:
+            removed += files[shard]
+    return Plan(shards, todo, removed)
+
+
+def _is_whole(recipe: Recipe, output: Path, names: list[str], made_from: str, rows: int) -> bool:
+    """Return whether all files of a part are there, and have the rows that would be written."""
+    tables = [name for name in names if name.endswith(".parquet")]
+    if not tables or len(names) != len(tables) + recipe.format.arrays:
+        return False
+    written_rows = 0
+    for name in names:
+        try:
+            if name not in tables:
+                size_of(output / name)
+                continue
+            header = read_header(output / name)
+        except (StoreError, FileNotFoundError):
+            return False
+        if header.made_from != made_from:
+            return False
+        written_rows += header.rows
+    return written_rows == rows or recipe.settings.split != ALL
+
+
+def write_parts(
+    recipe: Recipe,
+    writer: StoreWriter,
+    plan: Plan,
+    title: str,
+    *,
+    workers: int,
+    executor: str | Executor,
+    address: str | None,
+    processes: int | None,
+    reporter: Reporter,
+) -> None:
+    """Write the parts of a plan, on this machine or a cluster, and let those that went be removed.
+
+    The files that they replace are removed when `StoreWriter.finish` puts them in place.
+    """
+    files = writer.parts()
+    for name in plan.removed:
+        writer.rewriting.remove(name)
+    for part in plan.todo:
+        for name in files.get((part.modality, part.number), []):
+            if writer.before is None:
+                remove(writer.path / name)
+            else:
+                writer.rewriting.remove(name)
+    work = PartWork(recipe)
+    with (
+        open_executor(
+            executor, threads=workers, address=address, processes=processes, cores=1
+        ) as where,
+        threadpool_limits(max(1, cores() // max(1, workers)), "blas"),
+        reporter.progress(title, plan.rows_to_write) as progress,
+    ):
+        results = where.run(work, plan.todo, lambda rows, _: progress.advance(rows))
+        for part, moments in zip(plan.todo, results, strict=True):
+            writer.add((part.modality, part.number), moments)
+
+
+@dataclass
+class PartWork(Work[Part, dict[str, Moments]]):
+    """Writing parts: each is a shard of the store, transformed."""
+
+    recipe: Recipe
+
+    def run(self, tasks: Iterable[Part], report: Report) -> Iterator[dict[str, Moments]]:
+        """Write parts, and yield the moments of each that is a shard of a store."""
+        recipe = self.recipe
+        for part in tasks:
+            shard = (part.modality, part.number)
+            rows = recipe.rows_of(shard, report)
+            failures = recipe.store.shard_failures(*shard)
+            recipe.format.write(part, recipe.info, rows, failures)
+            groups = dict[str, Moments]()
+            if recipe.info.export_format is None:
+                for batch in rows.to_batches():
+                    add_moments(groups, part.modality, batch)
+            yield groups
+
+    def name(self, task: Part) -> str:
+        """Return a name such as ``text part 3``."""
+        return f"{task.modality} part {task.number}"

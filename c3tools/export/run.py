@@ -1,0 +1,417 @@
+"""`c3 export`: make an export, continue it, or bring it up to date with its store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..choices import ExecutorName, ExportFormat, ExportRole, NumberFormat
+from ..errors import OutputError, TransformError, note_on_interrupt
+from ..executors import Executor
+from ..io.artifact import holds_result
+from ..io.files import write_json_atomically, write_text_atomically
+from ..io.locations import location, size_of
+from ..io.lock import locked
+from ..reporter import SILENT, Reporter
+from ..store import Store, StoreInfo
+from ..store.manifest import MOMENTS_FILE, StoreWriter
+from ..store.rows import keys_of
+from ..store.shards import (
+    CODE_FORMAT,
+    FAILURES_FILE,
+    INFO_FILE,
+    MANIFEST_FILE,
+    read_batches,
+)
+from ..transforms import Pipeline, open_pipeline
+from ..transforms.pipeline import JSON_NAME, TENSORS_NAME
+from .formats import CARD_FILE, FORMATS
+from .parts import Plan, Recipe, plan_parts, write_parts
+from .record import (
+    REFIT,
+    REPLACE,
+    ExportRecord,
+    Request,
+    Settings,
+    fitted_shards,
+    refuse,
+)
+
+_FILES = (JSON_NAME, TENSORS_NAME)
+_CHOICES = {
+    "format": tuple(FORMATS),
+    "dtype": ("float16", "float32"),
+    "role": ("auto", "training", "inference"),
+}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Result of an export.
+
+    Attributes:
+        output: the folder or the URL.
+        pipeline: the fitted pipeline.
+        rows: per modality, how many rows went out as training and as inference inputs.
+        parts: how many parts were written now.
+        kept: how many were finished before.
+        bytes: size of all data files.
+    """
+
+    output: Path
+    pipeline: Pipeline
+    rows: dict[str, dict[str, int]]
+    parts: int
+    kept: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, without the pipeline."""
+        values = {name: value for name, value in vars(self).items() if name != "pipeline"}
+        return values | {"output": str(self.output)}
+
+
+def export_store(
+    store: Store | str | Path = "c3-store",
+    output: str | Path = "c3-export",
+    *,
+    preset: str = "c3",
+    pipeline: Pipeline | str | Path | None = None,
+    format: ExportFormat = "parquet",
+    modality: Sequence[str] | None = None,
+    sigma: float | str | None = None,
+    role: ExportRole = "auto",
+    train_on: str = "text",
+    before_noise: bool = False,
+    dtype: NumberFormat = "float16",
+    seed: int = 0,
+    workers: int = 2,
+    refit: bool = False,
+    overwrite: bool = False,
+    executor: ExecutorName | Executor = "local",
+    address: str | None = None,
+    processes: int | None = None,
+    reporter: Reporter = SILENT,
+) -> ExportReport:
+    """Write the transformed embeddings of a store to a folder or a URL.
+
+    If ``output`` has the same export of this store, what has changed in the store since is brought
+    up to date: new and changed shards are transformed with the pipeline that is there, and parts
+    whose shard is gone are removed.
+
+    Args:
+        store: See `embed`.
+        output: The folder, or the URL, to write to.
+        preset: The preset: c1, c2-collapse, c2-corrupt, c3, ...
+        pipeline: Your own pipeline instead of a preset: a .yaml or .json file, or the folder (or
+            hf-hub:ORG/NAME) of a fitted one.
+        format: parquet, npy, safetensors or hf (a folder for datasets).
+        modality: Export only these modalities.
+        sigma: Standard deviation of the noise, per dimension, if the preset has noise. auto:
+            derived from how much captions of the same image differ. pairs: from the cosine of at
+            least 10 images with their captions, those of the val split or of all splits but test.
+            By default √0.016.
+        role: The training inputs; only these get noise. auto: the train split of ``train_on``;
+            training: all rows; inference: none.
+        train_on: Modality of the training inputs.
+        before_noise: Write float32 rows as they are before the first noise of the pipeline, not
+            normalised; `c3 train-decoder --store` applies the rest, with new noise in every epoch.
+        dtype: See `embed`.
+        seed: Seed for all random numbers.
+        workers: Number of files written at the same time.
+        refit: Fit the pipeline anew on the store as it is now, and transform all rows with it.
+        overwrite: Replace an existing export in ``output``, also one of another format or store.
+        executor: See `embed`.
+        address: See `embed`.
+        processes: See `embed`.
+        reporter: Shows the progress.
+
+    Raises:
+        TransformError: if the pipeline does not fit the store, or a setting is unknown.
+        OutputError: if ``output`` contains another export or other files, or is written by another
+            run.
+        StoreError: if the store cannot be read.
+    """
+    store = Store.open(store, reporter=reporter)
+    _check_choices(format=format, dtype=dtype, role=role)
+    wanted = open_pipeline(pipeline, preset, sigma=sigma, train_on=train_on)
+    applied = len(wanted.steps)
+    if before_noise:
+        applied = _steps_before_noise(wanted)
+        dtype = "float32"
+    settings = Settings(format, dtype, role, train_on, seed, applied)
+    for name in modality or ():
+        store.require(name)
+    asked = Request.of(store, wanted, {})
+    output = location(output)
+    kept = f"Finished files are kept in {output}; run the same command again to write the others."
+    with locked(output), note_on_interrupt(lambda: kept):
+        # See what is there, and refuse what may not be replaced
+        writer = open_export(output, is_index=False, files=_FILES, reporter=reporter)
+        former = None if writer is None else ExportRecord.of(writer.info)
+        if writer is not None and not overwrite:
+            _refuse_other_export(output, former, asked, settings, refit=refit)
+
+        # Fit the pipeline, unless the fit that is there is used
+        fitted = None
+        if writer is not None and former is not None and not (refit or overwrite):
+            fitted = _fit_that_is_there(writer, former, store, reporter)
+        recipe = Recipe(store, fitted or _fit(wanted, store, reporter), FORMATS[format], settings)
+        if fitted is None or writer is None:
+            record = ExportRecord(asked, fitted_shards(store), settings)
+            writer = describe(output, writer, recipe, record, files=_FILES)
+
+        # Write the parts that are new or changed
+        modalities = list(modality or store.modalities)
+        if modality and refit and not overwrite:
+            modalities += [name for name in _modalities_in(writer) if name in store.modalities]
+        keeps_others = modality is not None and not (refit or overwrite)
+        plan = plan_parts(recipe, writer, modalities, keeps_others=keeps_others)
+        if former is not None and fitted is not None and not former.unchanged_rows(store):
+            _require_shared_rows(writer, store, plan)
+        write_parts(
+            recipe,
+            writer,
+            plan,
+            f"Exporting {recipe.pipeline.name}",
+            workers=workers,
+            executor=executor,
+            address=address,
+            processes=processes,
+            reporter=reporter,
+        )
+        _write_card(writer, recipe)
+        listed_failures = [f for f in store.recorded_failures() if f.stage == "list"]
+        writer.finish(listed_failures)
+    return _report(recipe, writer, plan, modality or store.modalities)
+
+
+def _check_choices(**choices: str) -> None:
+    """Refuse a setting that is not one of its choices.
+
+    Raises:
+        TransformError: with the choices.
+    """
+    for name, value in choices.items():
+        if value not in _CHOICES[name]:
+            note = ""
+            if name == "format":
+                note = "; an index is made with c3 index, or c3tools.build_index"
+            raise TransformError(
+                f"There is no export {name} {value!r}.",
+                remedy=f"Choose from {', '.join(_CHOICES[name])}{note}.",
+            )
+
+
+def _steps_before_noise(pipeline: Pipeline) -> int:
+    """Return how many steps come before the first that adds noise.
+
+    Raises:
+        TransformError: if none does.
+    """
+    for number, step in enumerate(pipeline.steps):
+        if step.noisy:
+            return number
+    raise TransformError(f"{pipeline.name} adds no noise.", remedy="Leave out --before-noise.")
+
+
+def open_export(
+    output: Path, *, is_index: bool, files: Collection[str], reporter: Reporter
+) -> StoreWriter | None:
+    """Return a writer for the export in a folder or at a URL, or for ``is_index`` the index; None
+    if there is none.
+
+    Raises:
+        OutputError: if there is something else.
+        StoreError: if store.json or the manifest is damaged.
+    """
+    name = "index" if is_index else "export"
+    if not holds_result(output, name, (INFO_FILE, MANIFEST_FILE)):
+        return None
+    info = StoreInfo.load(output)
+    new_folder = "Choose a new or empty folder."
+    if not info.exported:
+        raise OutputError(f"{output} is a store, not a former {name}.", remedy=new_folder)
+    if (info.export_format == CODE_FORMAT) != is_index:
+        other = "an export" if is_index else "an index"
+        raise OutputError(f"{output} is {other}, not a former {name}.", remedy=new_folder)
+    return StoreWriter(output, files=files, reporter=reporter)
+
+
+def _refuse_other_export(
+    output: Path,
+    former: ExportRecord | None,
+    asked: Request,
+    settings: Settings,
+    *,
+    refit: bool,
+) -> None:
+    """Refuse to replace an export of other settings, or without ``refit`` one of another fit.
+
+    Raises:
+        OutputError: with what differs, and the option that replaces it.
+    """
+    if former is None:
+        refuse(output, "its store.json does not say what it was made from", REPLACE)
+        return
+    changed = []
+    for name, value in asdict(former.settings).items():
+        now = getattr(settings, name)
+        # Another pipeline has other steps
+        if now != value and (name != "applied" or former.asked.pipeline == asked.pipeline):
+            changed.append(f"its {name} is {value}, not {now}")
+    if changed:
+        refuse(output, "; ".join(changed), REPLACE)
+    differences = former.asked.differences(asked)
+    if differences and not refit:
+        refuse(output, "; ".join(differences), REFIT)
+
+
+def _fit_that_is_there(
+    writer: StoreWriter, former: ExportRecord, store: Store, reporter: Reporter
+) -> Pipeline | None:
+    """Return the pipeline of an export, and say how old its fit is; None if a run was killed before
+    it was written.
+
+    Raises:
+        OutputError: if rows that the pipeline holds were changed or removed.
+        TransformError: if it is damaged.
+    """
+    pipeline = load_fit(writer)
+    if pipeline is None:
+        return None
+    modality = former.changed_memory(store, pipeline)
+    if modality is not None:
+        reason = f"its pipeline holds {modality} rows of shards that were changed or removed"
+        refuse(writer.path, reason, REFIT)
+    age = former.age(store)
+    if age is not None and any(step.fits for step in pipeline.steps):
+        reporter.message(f"{age} --refit fits it anew.")
+    return pipeline
+
+
+def load_fit(writer: StoreWriter) -> Pipeline | None:
+    """Return the fitted pipeline of an export; None if a run was killed before it was written.
+
+    Raises:
+        TransformError: if it is missing, damaged, or not the one of store.json.
+    """
+    try:
+        pipeline = Pipeline.load(writer.path)
+        if pipeline.record()["tensors"] != writer.info.exported["transform"]["tensors"]:
+            raise TransformError(
+                f"{writer.path / JSON_NAME} is not the pipeline that {INFO_FILE} names.",
+                remedy="Fit it anew with --refit.",
+            )
+    except TransformError:
+        if writer.before is None:
+            return None
+        raise
+    return pipeline
+
+
+def _fit(pipeline: Pipeline, store: Store, reporter: Reporter) -> Pipeline:
+    """Fit a pipeline on a store, unless it was given fitted.
+
+    Raises:
+        TransformError: if it is of another model or dimension.
+    """
+    if not pipeline.fitted:
+        pipeline.fit(store)
+        reporter.message(pipeline.describe_fit(store))
+    pipeline.check_model(store.info.model)
+    pipeline.check_dim(store.info.dim)
+    return pipeline
+
+
+def describe(
+    output: Path,
+    writer: StoreWriter | None,
+    recipe: Recipe,
+    record: ExportRecord,
+    *,
+    files: Collection[str],
+) -> StoreWriter:
+    """Write store.json and the pipeline of a new fit, and return the writer of the export.
+
+    Those of an export that is there wait until `StoreWriter.finish` puts them in place.
+    """
+    content = recipe.described(record).to_dict()
+    if writer is None:
+        # First of all: it says whose folder this is if the run is killed
+        write_json_atomically(output / INFO_FILE, content)
+        writer = StoreWriter(output, files=files)
+    else:
+        write_json_atomically(writer.place(INFO_FILE), content)
+    recipe.pipeline.save(writer.place(JSON_NAME).parent)
+    return writer
+
+
+def _modalities_in(writer: StoreWriter) -> list[str]:
+    """Return the modalities that an export has parts of."""
+    return sorted({shard[0] for shard in writer.parts()})
+
+
+def _require_shared_rows(writer: StoreWriter, store: Store, plan: Plan) -> None:
+    """Refuse to bring an export up to date with another store: none of its rows has the same key.
+
+    Raises:
+        OutputError: with the option that replaces it.
+    """
+    parts = writer.parts()
+    is_compared = False
+    for part in plan.todo:
+        for name in parts.get((part.modality, part.number), []):
+            if not name.endswith(".parquet"):
+                continue
+            former_keys = set[str]()
+            for batch in read_batches(writer.path / name, part.modality, writer.info, ["key"]):
+                former_keys.update(keys_of(batch))
+            for batch in store.batches(part.modality, ["key"], parts=[part.number]):
+                if not former_keys.isdisjoint(keys_of(batch)):
+                    return
+            is_compared = True
+    if is_compared:
+        refuse(writer.path, "it is of another store, which has none of these rows", REPLACE)
+
+
+def _write_card(writer: StoreWriter, recipe: Recipe) -> None:
+    """Write README.md if the format has one, and let what other formats have beside be removed."""
+    if recipe.info.export_format is not None:
+        for name in (MOMENTS_FILE, FAILURES_FILE):
+            writer.rewriting.remove(name)
+    card = recipe.format.card(writer.final_names(), recipe.info)
+    if card is not None:
+        write_text_atomically(writer.place(CARD_FILE), card)
+    elif writer.before is not None and CARD_FILE in writer.before.files:
+        writer.rewriting.remove(CARD_FILE)
+
+
+def _report(
+    recipe: Recipe, writer: StoreWriter, plan: Plan, modalities: Sequence[str]
+) -> ExportReport:
+    files = []
+    finished = 0
+    for (modality, _), names in writer.parts().items():
+        if modality in modalities:
+            files += names
+            finished += 1
+    return ExportReport(
+        writer.path,
+        recipe.pipeline,
+        {name: _count_roles(recipe.store, name, recipe.settings) for name in modalities},
+        len(plan.todo),
+        finished - len(plan.todo),
+        sum(size_of(writer.path / name) for name in files),
+    )
+
+
+def _count_roles(store: Store, modality: str, settings: Settings) -> dict[str, int]:
+    """Return how many rows of a modality are training and inference inputs."""
+    rows = store.count(modality)
+    training = rows if settings.role == "training" else 0
+    if settings.role == "auto" and modality == settings.train_on:
+        training = store.count(modality, "train")
+    return {"training": training, "inference": rows - training}
