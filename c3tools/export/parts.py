@@ -168,7 +168,7 @@ def _ends_with_unit_rows(pipeline: Pipeline) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which parts of an export are written and removed.
+    """The parts of an export that are written, and those that are removed.
 
     Attributes:
         shards: the shards that the parts of these modalities are made of, with their rows.
