@@ -1,4 +1,4 @@
-"""What an export says of itself in store.json: what was asked for, its fit, and its settings.
+"""The record of an export in store.json: what was asked for, its fit, and its settings.
 
 An export follows its store with the fit that it has. `ExportRecord.differences` says what would
 make that fit another one.
@@ -57,7 +57,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Request:
-    """What an export is asked for: where one of these differs, the fit is another one.
+    """Request of an export: where one of these differs, the fit is another one.
 
     Attributes:
         pipeline: its name and steps before it was fitted, a sigma of ``auto`` as ``auto``; of a
@@ -124,7 +124,7 @@ class FittedShard:
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What store.json of an export has in ``exported``, beside what its parts repeat.
+    """Record of an export: ``exported`` in store.json, beside what its parts repeat.
 
     Attributes:
         asked: what the export was asked for.

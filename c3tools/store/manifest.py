@@ -79,7 +79,7 @@ _OF_MOMENTS = ("key", "embedding", "split", *ITEM_COLUMNS)  # the columns that t
 
 @dataclass(frozen=True)
 class Differences:
-    """How the files of a store differ from those that its manifest lists.
+    """Differences between the files of a store and those that its manifest lists.
 
     Attributes:
         missing: names of listed files that are missing, FAISS indexes of shards apart.

@@ -187,7 +187,7 @@ class StoreInfo:
 
     @property
     def exported(self) -> dict[str, Any]:
-        """What the rows of an export were made from; empty for rows that an encoder made."""
+        """The record of an export: what its rows were made from; empty for other stores."""
         record: dict[str, Any] = self.extra.get("exported", {})
         return record
 
