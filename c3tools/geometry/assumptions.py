@@ -23,6 +23,7 @@ from ..arrays import Array, Indices
 from ..moments import unit_rows
 from ..reporter import counted
 from ..seeds import generator
+from .clusters import cluster
 from .collect import Collected, Sample
 from .measures import Residuals, effective_dimension
 
@@ -33,17 +34,19 @@ MIN_SHAPE_ITEMS = 12
 fewer, the paper's model is denied too often: docs/results/geometry.md."""
 CHANCE = 2.0
 """The gap lies along a mean if its angle is within so many standard errors."""
-SAME, ALIKE = 0.3, 0.6
-"""A difference of 0.3 of the gap's length is a turn of 17 degrees (a cosine of 0.95); 0.6 is one of
-35 (0.82)."""
-FEW, SOME = 0.1, 0.25
-"""Shares of the dimensions that may have other marginals than a Gaussian."""
+SAME = 0.3
+"""Variation of a constant gap, over its length: a turn of 17 degrees (a cosine of 0.95)."""
+ALIKE = 0.6
+"""Variation of a partly constant gap, over its length: a turn of 35 degrees (0.82)."""
+FEW = 0.1
+"""Share of the dimensions of Gaussian noise that may have other marginals than a Gaussian."""
+SOME = 0.25
+"""That share of partly Gaussian noise."""
 _GROUPS = 10
 _PERMUTATIONS = 99
 _PERMUTED_ITEMS = 1_000
 _LEAST_SHARE = 0.05  # of the items, that one of several gaps has
 _FLAT_SHARE = 1 / 6  # of a flat distribution, within a sixth of two centres' distance of the middle
-_ROUNDS = 20  # of k-means
 _NULL_DIRECTIONS = 2_000
 _ROUNDING = 1e-6  # of float32 rows
 
@@ -118,17 +121,17 @@ def _is_constant(collected: Collected, seed: int) -> Answer:
     """
     images, texts = _mean_rows(collected.working)
     count = len(images)
-    if few := _too_few(count, MIN_ITEMS, "compare parts of them"):
-        return Answer(CONSTANT, "unknown", few)
+    if count < MIN_ITEMS:
+        return Answer(CONSTANT, "unknown", _too_few(count, MIN_ITEMS, "compare parts of them"))
     length = sqrt(float(collected.gap @ collected.gap) - collected.gap_bias)
     groups = min(_GROUPS, count // 10)
     differences = images - texts
     differences -= differences.mean(axis=0)
-    content = _cluster(images + texts, groups, seed=seed)
-    order = np.arange(count) * groups // count
+    by_content = cluster(images + texts, groups, generator(seed, "clusters"))
+    by_order = np.arange(count) * groups // count
     variations = {
-        "order": _between_groups(differences, order, seed=seed) / length,
-        "content": _between_groups(differences, content, seed=seed) / length,
+        "order": _between_groups(differences, by_order, seed=seed) / length,
+        "content": _between_groups(differences, by_content, seed=seed) / length,
         "mixture": _mixture(differences, seed=seed) / length,
     }
     because = (
@@ -137,9 +140,10 @@ def _is_constant(collected: Collected, seed: int) -> Answer:
         f"of items with similar content, and by {100 * variations['mixture']:.0f} % between "
         f"clusters of their differences, as gaps mixed at random would make ({count} items)."
     )
-    worst = max(variations.values())
-    word = _graded(worst <= SAME, worst <= ALIKE)
-    return Answer(CONSTANT, word, because, worst, {"groups": groups, "items": count, **variations})
+    largest = max(variations.values())
+    word = _graded(yes=largest <= SAME, partly=largest <= ALIKE)
+    measures = {"groups": groups, "items": count, **variations}
+    return Answer(CONSTANT, word, because, largest, measures)
 
 
 def _is_orthogonal(collected: Collected, seed: int) -> Answer:
@@ -152,34 +156,38 @@ def _is_orthogonal(collected: Collected, seed: int) -> Answer:
     share of the gap inside the 99 % span is given as well; it cannot tell a gap from a random
     direction where noise fills all dimensions, as the span then does.
     """
-    if few := _too_few(collected.distinct_items, MIN_SHAPE_ITEMS, "judge directions"):
-        return Answer(ORTHOGONAL, "unknown", few)
+    items = collected.distinct_items
+    if items < MIN_SHAPE_ITEMS:
+        because = _too_few(items, MIN_SHAPE_ITEMS, "judge directions")
+        return Answer(ORTHOGONAL, "unknown", because)
     along_gap = {name: _along_gap(collected, name, seed) for name in collected.moments}
     measures = {name: asdict(modality) for name, modality in along_gap.items()}
     for name, modality in along_gap.items():
         if modality.angle_to_mean <= CHANCE * modality.angle_error:
             because = (
                 f"The gap lies along the mean of the {name} rows, as far as "
-                f"{counted(collected.distinct_items, 'item')} can tell "
+                f"{counted(items, 'item')} can tell "
                 f"({modality.angle_to_mean:.0f}° ± {modality.angle_error:.0f}°). Rows of unit "
                 f"length vary little along their mean, whatever the model."
             )
             return Answer(ORTHOGONAL, "unknown", because, measures=measures)
     ratios = {name: modality.variance_ratio for name, modality in along_gap.items()}
-    below = [each.variance_ratio < each.random_directions[0] for each in along_gap.values()]
-    above = [each.variance_ratio > each.random_directions[1] for each in along_gap.values()]
     inside = {name: modality.share_in_span for name, modality in along_gap.items()}
     by_chance = {name: modality.share_by_chance for name, modality in along_gap.items()}
+    is_below = []
+    is_above = []
     ranges = []
     for name, modality in along_gap.items():
         low, high = modality.random_directions
+        is_below.append(modality.variance_ratio < low)
+        is_above.append(modality.variance_ratio > high)
         ranges.append(f"{name} {low:.2f} to {high:.2f}")
     because = (
         f"Variance along the gap, divided by that along an average direction: {_listed(ratios)}; "
         f"random directions at the same angle to the mean give {', '.join(ranges)}. Share of the "
         f"gap inside the 99 % span: {_listed(inside)}; by chance {_listed(by_chance)}."
     )
-    word = _graded(all(below), any(below) and not any(above))
+    word = _graded(yes=all(is_below), partly=any(is_below) and not any(is_above))
     return Answer(ORTHOGONAL, word, because, max(ratios.values()), measures)
 
 
@@ -270,26 +278,28 @@ def _is_gaussian(noise: Residuals) -> Answer:
     0.5, and beyond three standard errors of either: ``sqrt(6 / n)`` and ``sqrt(24 / n)`` of n
     items.
     """
-    if few := _too_little_noise(noise):
-        return Answer(GAUSSIAN, "unknown", few)
-    kurtosis, error = _unbiased_kurtosis(noise.kurtosis, noise.items), sqrt(24 / noise.items)
-    unlike = (np.abs(kurtosis) > max(0.5, 3 * error)) | (
-        np.abs(noise.skewness) > max(0.3, 1.5 * error)
-    )
-    share, mean, distance = float(unlike.mean()), float(kurtosis.mean()), noise.distance_to_normal
-    # dimensions that vary together count as one
+    if no_answer := _why_not_judged(noise):
+        return Answer(GAUSSIAN, "unknown", no_answer)
+    distance = noise.distance_to_normal
+    kurtosis = _unbiased_kurtosis(noise.kurtosis, noise.items)
+    mean = float(kurtosis.mean())
+    error = sqrt(24 / noise.items)
+    is_skewed = np.abs(noise.skewness) > max(0.3, 1.5 * error)
+    has_other_tails = np.abs(kurtosis) > max(0.5, 3 * error)
+    share = float((is_skewed | has_other_tails).mean())
+
+    # Dimensions that vary together count as one
     allowed = 3 * error / sqrt(max(noise.isotropy * len(kurtosis), 1.0))
-    close = share <= FEW and distance <= 0.03 and abs(mean) <= 0.5 + allowed
-    near = share <= SOME and distance <= 0.06 and abs(mean) <= 1.0 + allowed
+    is_close = share <= FEW and distance <= 0.03 and abs(mean) <= 0.5 + allowed
+    is_near = share <= SOME and distance <= 0.06 and abs(mean) <= 1.0 + allowed
     because = (
         f"In {100 * share:.0f} % of the dimensions, skewness or kurtosis differ from a Gaussian. "
-        f"The mean excess "
-        f"kurtosis is {mean:.2f}, and the pooled standardised marginals differ from a normal "
-        f"distribution by at most "
-        f"{distance:.3f} ({noise.items} items)."
+        f"The mean excess kurtosis is {mean:.2f}, and the pooled standardised marginals differ "
+        f"from a normal distribution by at most {distance:.3f} ({noise.items} items)."
     )
+    word = _graded(yes=is_close, partly=is_near)
     measures = {"unlike_dimensions": share, "mean_excess_kurtosis": mean, "distance": distance}
-    return Answer(GAUSSIAN, _graded(close, near), because, distance, measures)
+    return Answer(GAUSSIAN, word, because, distance, measures)
 
 
 def _is_isotropic(noise: Residuals) -> Answer:
@@ -298,36 +308,36 @@ def _is_isotropic(noise: Residuals) -> Answer:
     Allowances for few items: twice the standard error ``2 / n`` of the share, and for the ratio of
     the largest to the smallest standard deviation, what n isotropic items in d dimensions give.
     """
-    if few := _too_little_noise(noise):
-        return Answer(ISOTROPIC, "unknown", few)
-    smallest, largest, dim = noise.std_smallest, noise.std_largest, len(noise.per_dimension)
+    if no_answer := _why_not_judged(noise):
+        return Answer(ISOTROPIC, "unknown", no_answer)
+    smallest = noise.std_smallest
+    largest = noise.std_largest
     ratio = largest / smallest if smallest > 0 else float("inf")
-    furthest = NormalDist().inv_cdf(1 - 0.5 / dim)
+    # The largest of d standard normal numbers, about
+    furthest = NormalDist().inv_cdf(1 - 0.5 / len(noise.per_dimension))
     chance = exp(2 * furthest / sqrt(2 * noise.items))
     share = noise.isotropy * (1 + 4 / noise.items)
     because = (
         f"The noise fills {100 * noise.isotropy:.0f} % of the dimensions (100 % if isotropic). "
-        f"The standard deviation "
-        f"per dimension ranges from {smallest:.3f} to {largest:.3f}, a ratio of {ratio:.1f} "
-        f"(isotropic noise of "
-        f"{noise.items} items: {chance:.1f})."
+        f"The standard deviation per dimension ranges from {smallest:.3f} to {largest:.3f}, a "
+        f"ratio of {ratio:.1f} (isotropic noise of {noise.items} items: {chance:.1f})."
     )
+    word = _graded(yes=share >= 0.9 and ratio <= 2 * chance, partly=share >= 0.6)
     measures = {"isotropy": noise.isotropy, "std_ratio": ratio, "std_ratio_by_chance": chance}
-    word = _graded(share >= 0.9 and ratio <= 2 * chance, share >= 0.6)
     return Answer(ISOTROPIC, word, because, noise.isotropy, measures)
 
 
-def _too_little_noise(noise: Residuals) -> str:
+def _why_not_judged(noise: Residuals) -> str:
     """Say why the noise cannot be judged; an empty string if it can."""
     if noise.std_largest <= _ROUNDING:
         return "There is no alignment noise: the rows of each pair differ by the same vector."
-    return _too_few(noise.items, MIN_SHAPE_ITEMS, "judge the shape of the noise")
+    if noise.items < MIN_SHAPE_ITEMS:
+        return _too_few(noise.items, MIN_SHAPE_ITEMS, "judge the shape of the noise")
+    return ""
 
 
 def _too_few(items: int, needed: int, purpose: str) -> str:
-    """Say that there are fewer items than needed; an empty string if there are not."""
-    if items >= needed:
-        return ""
+    """Say that there are fewer items than needed."""
     return f"{counted(items, 'item')} are too few to {purpose}; {needed} are needed."
 
 
@@ -355,32 +365,41 @@ def _between_groups(differences: Array, labels: Indices, *, seed: int) -> float:
     Returns:
         0 if it is not above 95 % of the permutations of the labels.
     """
+    rng = generator(seed, "permuted groups")
+    count = len(differences)
+    value = float(_above_chance(differences, labels[None])[0])
 
-    def above_chance(rows: Array, drawn: Indices) -> Array:
-        """Return the mean square distance of group means from 0, by size, over its mean over all
-        permutations.
-
-        Both (p,), of groups (p, n): one for each drawing of labels.
-        """
-        members = (drawn[:, None] == np.unique(drawn)[:, None]).astype(np.float64)  # (p, groups, n)
-        sums = members @ rows
-        spread = (np.einsum("pgd,pgd->pg", sums, sums) / members.sum(axis=2)).sum(axis=1)
-        chance = float(np.sum(rows**2)) * (members.shape[1] - 1) / (len(rows) - 1)
-        return np.asarray(spread / chance if chance > 0 else spread)
-
-    rng, count = generator(seed, "permuted groups"), len(differences)
-    value = float(above_chance(differences, labels[None])[0])
-    # how far random groups are above chance does not depend on the number of items: a thousand are
+    # How far random groups are above chance does not depend on the number of items: a thousand are
     # enough
-    chosen = rng.permutation(count)[:_PERMUTED_ITEMS]
-    rows = differences[chosen] - differences[chosen].mean(axis=0)
-    drawn = above_chance(
-        rows, np.stack([rng.permutation(labels[chosen]) for _ in range(_PERMUTATIONS)])
-    )
-    if value <= np.sort(drawn)[int(0.95 * _PERMUTATIONS)]:
+    items = rng.permutation(count)[:_PERMUTED_ITEMS]
+    rows = differences[items] - differences[items].mean(axis=0)
+    permuted = np.stack([rng.permutation(labels[items]) for _ in range(_PERMUTATIONS)])
+    by_chance = np.sort(_above_chance(rows, permuted))
+    if value <= by_chance[int(0.95 * _PERMUTATIONS)]:
         return 0.0
     spread = float(np.mean(np.einsum("ij,ij->i", differences, differences)))
-    return sqrt(max(value - 1, 0.0) * spread * (len(np.unique(labels)) - 1) / (count - 1))
+    groups = len(np.unique(labels))
+    return sqrt(max(value - 1, 0.0) * spread * (groups - 1) / (count - 1))
+
+
+def _above_chance(rows: Array, labels: Indices) -> Array:
+    """Return the mean square distance of group means from 0, weighted by size, over its mean over
+    all permutations of the labels.
+
+    Args:
+        rows: float64 (n, d), centred.
+        labels: int64 (p, n), the group of each row, in p ways.
+
+    Returns:
+        float64 (p,).
+    """
+    groups = np.unique(labels)[:, None]
+    is_member = (labels[:, None] == groups).astype(np.float64)  # (p, groups, n)
+    sums = is_member @ rows
+    sizes = is_member.sum(axis=2)
+    spread = (np.einsum("pgd,pgd->pg", sums, sums) / sizes).sum(axis=1)
+    chance = float(np.sum(rows**2)) * (len(groups) - 1) / (len(rows) - 1)
+    return np.asarray(spread / chance if chance > 0 else spread)
 
 
 def _mixture(differences: Array, *, seed: int) -> float:
@@ -397,51 +416,40 @@ def _mixture(differences: Array, *, seed: int) -> float:
         seed: of the clusters.
     """
     count = len(differences)
-    scores = differences @ np.linalg.eigh(differences.T @ differences)[1][:, 1 - _GROUPS :]
-    allowed = _FLAT_SHARE - 3 * sqrt(_FLAT_SHARE * (1 - _FLAT_SHARE) / count)
+    principal = np.linalg.eigh(differences.T @ differences)[1][:, 1 - _GROUPS :]
+    scores = differences @ principal
+    # The share of a flat distribution near the middle, less three standard errors
+    share_of_valley = _FLAT_SHARE - 3 * sqrt(_FLAT_SHARE * (1 - _FLAT_SHARE) / count)
     largest = 0.0
-    for number in range(2, _GROUPS + 1):
-        labels = _cluster(scores, number, seed=seed)
+    for cluster_count in range(2, _GROUPS + 1):
+        labels = cluster(scores, cluster_count, generator(seed, "clusters"))
         sizes = np.bincount(labels)
         gaps = np.flatnonzero(sizes >= _LEAST_SHARE * count)
         if len(gaps) < 2:
             continue
         centres = np.stack([scores[labels == gap].mean(axis=0) for gap in gaps])
         rows = scores[np.isin(labels, gaps)]
-        squares = np.square(rows[:, None] - centres).sum(axis=2)  # (n, gaps)
-        nearest = np.argsort(squares, axis=1)[:, :2]
-        near, next_near = np.take_along_axis(squares, nearest, axis=1).T
-        between = np.square(centres[nearest[:, 0]] - centres[nearest[:, 1]]).sum(axis=1)
-        # how far each item is from the middle of its two nearest centres, their distance being 1
-        from_middle = (next_near - near) / (2 * between)
-        if np.mean(from_middle < _FLAT_SHARE) < allowed:
+        if np.mean(_from_middle(rows, centres) < _FLAT_SHARE) < share_of_valley:
             shares = sizes[gaps] / sizes[gaps].sum()
             off = centres - shares @ centres
             largest = max(largest, sqrt(float(shares @ np.square(off).sum(axis=1))))
     return largest
 
 
-def _cluster(rows: Array, count: int, *, seed: int) -> Indices:
-    """Cluster rows (n, d) by k-means from k-means++ starts; return the cluster of each, int64
-    (n,).
+def _from_middle(rows: Array, centres: Array) -> Array:
+    """Return how far each row is from the middle of its two nearest centres, float64 (n,).
+
+    The distance of the two centres is 1.
+
+    Args:
+        rows: float64 (n, d).
+        centres: float64 (c, d), at least two.
     """
-    rng = generator(seed, "clusters")
-    rows = rows - rows.mean(axis=0)
-    squares = np.einsum("ij,ij->i", rows, rows)
-    centres = rows[rng.integers(len(rows), size=1)]
-    distance = np.full(len(rows), np.inf)
-    while len(centres) < count:
-        distance = np.minimum(
-            distance, np.maximum(squares - 2 * rows @ centres[-1] + centres[-1] @ centres[-1], 0)
-        )
-        if not distance.sum() > 0:
-            break
-        centres = np.vstack([centres, rows[rng.choice(len(rows), p=distance / distance.sum())]])
-    for _ in range(_ROUNDS):
-        labels = np.argmin(np.einsum("ij,ij->i", centres, centres) - 2 * rows @ centres.T, axis=1)
-        for number in np.unique(labels):
-            centres[number] = rows[labels == number].mean(axis=0)
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    squares = np.square(rows[:, None] - centres).sum(axis=2)  # (n, c)
+    nearest = np.argsort(squares, axis=1)[:, :2]
+    near, next_near = np.take_along_axis(squares, nearest, axis=1).T
+    between = np.square(centres[nearest[:, 0]] - centres[nearest[:, 1]]).sum(axis=1)
+    return np.asarray((next_near - near) / (2 * between))
 
 
 def _unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
@@ -453,5 +461,8 @@ def _unbiased_kurtosis(kurtosis: Array, count: int) -> Array:
     return np.asarray((count - 1) * ((count + 1) * kurtosis + 6) / ((count - 2) * (count - 3)))
 
 
-def _graded(yes: bool, partly: bool) -> Word:
-    return "yes" if yes else "partly" if partly else "no"
+def _graded(*, yes: bool, partly: bool) -> Word:
+    """Return the first word whose condition holds, else no."""
+    if yes:
+        return "yes"
+    return "partly" if partly else "no"

@@ -21,12 +21,18 @@ from ..store import Pairs, Rows, Store, embedding_matrix
 from ..transforms.fitting import BUNDLED, LOADED, fitting_moments
 
 MIN_ROWS = 3
-MAX_ITEMS, MAX_ROWS = 100_000, 200_000
-"""Largest sample: items, and rows of the second modality."""
-EXACT_SCORES, EXACT_ROWS = 400_000_000, 100_000
-"""With at most so many cosines and rows, all rows are compared with all others, else those of a
-part of the items."""
-PART_ITEMS, PART_ROWS = 2_500, 12_500
+MAX_ITEMS = 100_000
+"""Most items of a sample."""
+MAX_ROWS = 200_000
+"""Most rows of the second modality in a sample."""
+EXACT_SCORES = 400_000_000
+"""With at most so many cosines, and `EXACT_ROWS` rows, all rows are compared with all others, else
+those of a part of the items."""
+EXACT_ROWS = 100_000
+PART_ITEMS = 2_500
+"""Most items of that part; without pairs, most rows of a modality."""
+PART_ROWS = 12_500
+"""Most rows of the second modality in that part."""
 EXACT_VALUES = 2**25
 """Up to so many values are computed in float64, more in float32 with sums in float64."""
 GROUP_PAIRS = 100
@@ -85,8 +91,10 @@ class Sample:
         """The item of each row, int64 (m,) and (k,); without pairs, each row is an item of its
         own.
         """
-        first = np.arange(len(self.first))
-        return first, self.item_index if self.paired else len(first) + np.arange(len(self.second))
+        first_items = np.arange(len(self.first))
+        if self.paired:
+            return first_items, self.item_index
+        return first_items, len(first_items) + np.arange(len(self.second))
 
     @cached_property
     def rows_per_item(self) -> Array:
@@ -96,12 +104,10 @@ class Sample:
     @cached_property
     def item_means(self) -> Array:
         """Mean of each item's rows of the second modality: float64 (m, d)."""
-        order = np.argsort(self.item_index, kind="stable")
-        starts = np.unique(self.item_index[order], return_index=True)[1]
-        return (
-            np.add.reduceat(self.second[order], starts, axis=0, dtype=np.float64)
-            / self.rows_per_item[:, None]
-        )
+        by_item = np.argsort(self.item_index, kind="stable")
+        starts = np.unique(self.item_index[by_item], return_index=True)[1]
+        totals = np.add.reduceat(self.second[by_item], starts, axis=0, dtype=np.float64)
+        return np.asarray(totals / self.rows_per_item[:, None])
 
     @property
     def group_size(self) -> int:
@@ -122,46 +128,66 @@ class Sample:
         return number_equal_rows(means.round(_EQUAL_DIGITS))[by_first]
 
     def distinct_shares(self, first: str, second: str) -> dict[str, float]:
-        """Return distinct items over items of each modality; without pairs, rows are items."""
-        numbers = {first: number_equal_rows(self.first)}
-        numbers[second] = self.distinct_items if self.paired else number_equal_rows(self.second)
-        return {name: (int(each.max()) + 1) / len(each) for name, each in numbers.items()}
+        """Return distinct items over items of each modality; without pairs, rows are items.
+
+        Args:
+            first: name of the first modality.
+            second: name of the second.
+        """
+        first_numbers = number_equal_rows(self.first)
+        second_numbers = self.distinct_items if self.paired else number_equal_rows(self.second)
+        return {
+            first: (int(first_numbers.max()) + 1) / len(first_numbers),
+            second: (int(second_numbers.max()) + 1) / len(second_numbers),
+        }
 
     @cached_property
     def sums(self) -> PairSums:
-        """Sums over the pairs."""
+        """Sums over the pairs, computed block by block."""
         count, dim = self.second.shape
         size = self.group_size
-        block = _BLOCK_ROWS // size * size
+        block_rows = _BLOCK_ROWS // size * size  # so that no group is divided between blocks
         cosines = np.empty(count)
         distances = np.empty(count)
-        groups = [np.empty((0, dim))]
+        group_means = [np.empty((0, dim))]
         total = np.zeros(dim)
-        squares = np.zeros(dim)
-        for start in range(0, count, block):
-            part = slice(start, min(start + block, count))
-            x, y = self.first[self.item_index[part]], self.second[part]
-            cosines[part] = np.einsum("ij,ij->i", x, y)
-            x -= y
-            whole = x[: len(x) // size * size].reshape(-1, size, dim)
-            groups.append(whole.mean(axis=1, dtype=np.float64))
-            total += x.sum(axis=0, dtype=np.float64)
-            x *= x
-            distances[part] = np.sqrt(x.sum(axis=1))
-            squares += x.sum(axis=0, dtype=np.float64)
+        total_of_squares = np.zeros(dim)
+        for start in range(0, count, block_rows):
+            block = slice(start, min(start + block_rows, count))
+            first = self.first[self.item_index[block]]
+            second = self.second[block]
+            cosines[block] = np.einsum("ij,ij->i", first, second)
+            differences = np.subtract(first, second, out=first)
+            whole_groups = differences[: len(differences) // size * size]
+            group_means.append(whole_groups.reshape(-1, size, dim).mean(axis=1, dtype=np.float64))
+            total += differences.sum(axis=0, dtype=np.float64)
+            squares = np.square(differences, out=differences)
+            distances[block] = np.sqrt(squares.sum(axis=1))
+            total_of_squares += squares.sum(axis=0, dtype=np.float64)
         mean = total / count
-        variance = np.maximum(squares / count - mean**2, 0.0)
-        return PairSums(cosines, distances, mean, variance, np.concatenate(groups))
+        return PairSums(
+            cosines=cosines,
+            distances=distances,
+            mean=mean,
+            variance=np.maximum(total_of_squares / count - mean**2, 0.0),
+            group_means=np.concatenate(group_means),
+        )
 
     def part(self, items: Indices) -> tuple[Sample, Indices]:
-        """Return the rows of these items, ascending rows of ``first``, and the rows of ``second``
-        that they are.
+        """Return the part of the sample that has these items, and its rows of ``second``.
+
+        Args:
+            items: int64, ascending rows of ``first``.
+
+        Returns:
+            The part, and the numbers of the rows of ``second`` that are in it, int64.
         """
         if len(items) == len(self.first):
             return self, np.arange(len(self.second))
-        rows = np.flatnonzero(np.isin(self.item_index, items))
-        index = np.searchsorted(items, self.item_index[rows])
-        return Sample(self.first[items], self.second[rows], index, complete=False), rows
+        second_rows = np.flatnonzero(np.isin(self.item_index, items))
+        item_index = np.searchsorted(items, self.item_index[second_rows])
+        part = Sample(self.first[items], self.second[second_rows], item_index, complete=False)
+        return part, second_rows
 
 
 @dataclass
@@ -214,18 +240,29 @@ class Collected:
         x = self.moments[self.first]
         y = self.moments[self.second]
         working = self.working
-        alone = (x.n - self.items) / x.n * x.covariance / max(self.independent[self.first] - 1, 1)
-        alone += (y.n - self.pairs) / y.n * y.covariance / max(self.independent[self.second] - 1, 1)
-        if not working.paired or (distinct := int(working.distinct_items.max()) + 1) < 2:
-            return alone
+        # Rows without a partner
+        unpaired = (
+            (x.n - self.items) / x.n * x.covariance / max(self.independent[self.first] - 1, 1)
+        )
+        unpaired += (
+            (y.n - self.pairs) / y.n * y.covariance / max(self.independent[self.second] - 1, 1)
+        )
+        if not working.paired:
+            return unpaired
+        distinct_count = int(working.distinct_items.max()) + 1
+        if distinct_count < 2:
+            return unpaired
+
+        # How far each item moves the gap
         weight = working.rows_per_item[:, None] * self.items / y.n
         moved = (working.first - x.mean) * (self.items / x.n)
         moved -= (working.item_means - y.mean) * weight
         moved -= moved.mean(axis=0)
-        # equal items are drawn together
-        sums = np.zeros((distinct, x.dim))
+        # Equal items are drawn together
+        sums = np.zeros((distinct_count, x.dim))
         np.add.at(sums, working.distinct_items, moved)
-        return alone + sums.T @ sums / (self.items * len(moved)) * (distinct / (distinct - 1))
+        paired = sums.T @ sums / (self.items * len(moved))
+        return unpaired + paired * (distinct_count / (distinct_count - 1))
 
     @property
     def distinct_items(self) -> int:
@@ -267,67 +304,52 @@ def collect(
             a wrong norm.
     """
     notes = [store.split_note] if store.split_note else []
-    rows = {name: _read_keys(store, name, split) for name in (first, second)}
-    independent = {name: found.item_count for name, found in rows.items()}
-    if independent[first] < len(rows[first]):
-        if independent[second] < len(rows[second]):
-            notes.append(
-                f"Several {first} rows belong to the same item. The first of them is paired with "
-                f"each {second} row of "
-                "the item."
-            )
-        else:
-            first, second = second, first
+    keys = {name: _read_keys(store, name, split) for name in (first, second)}
+    independent = {name: rows.item_count for name, rows in keys.items()}
+
+    # The first modality is to have one row per item
+    first_repeats = independent[first] < len(keys[first])
+    second_repeats = independent[second] < len(keys[second])
+    if first_repeats and second_repeats:
+        notes.append(
+            f"Several {first} rows belong to the same item. The first of them is paired with "
+            f"each {second} row of the item."
+        )
+    elif first_repeats:
+        first, second = second, first
     if not store.info.normalised:
         notes.append(
             "The store keeps the norms of its rows. Everything is measured after L2 normalisation."
         )
-    item_index = Pairs.match(rows[first], rows[second]).item_index
-    paired = np.flatnonzero(item_index >= 0)
-    items, sizes = np.unique(item_index[paired], return_counts=True)
+
+    # Choose the rows
+    item_index = Pairs.match(keys[first], keys[second]).item_index
     rng = generator(seed, "gap report", "working set")
+    items = np.unique(item_index[item_index >= 0])
     if len(items):
-        order = rng.permutation(len(items))
-
-        def drawn_items(most: int, most_rows: int) -> Indices:
-            chosen = order[:most]
-            fitting = int(np.searchsorted(np.cumsum(sizes[chosen]), most_rows, side="right"))
-            return np.sort(items[chosen[: max(1, fitting)]])
-
-        kept = drawn_items(MAX_ITEMS, MAX_ROWS)
-        compared = (
-            len(items) * len(paired) <= EXACT_SCORES and len(items) + len(paired) <= EXACT_ROWS
-        )
-        part, complete = (
-            items if compared else drawn_items(PART_ITEMS, PART_ROWS),
-            len(kept) == len(items),
-        )
-        wanted = {
-            first: kept,
-            second: paired if complete else np.flatnonzero(np.isin(item_index, kept)),
-        }
+        drawn = _draw_items(item_index, rng)
     else:
-        wanted = {name: np.arange(len(rows[name])) for name in (first, second)}
-        complete = max(map(len, wanted.values())) <= PART_ITEMS
-        for name, own in wanted.items():
-            if len(own) > PART_ITEMS:
-                wanted[name] = np.sort(rng.choice(own, PART_ITEMS, replace=False))
-        part = wanted[first]
-    count = sum(map(len, rows.values()))
-    dtype = np.float64 if count * store.info.dim <= EXACT_VALUES else np.float32
-    with reporter.progress("Reading rows", count) as progress, ThreadPoolExecutor() as pool:
+        drawn = _draw_unpaired(len(keys[first]), len(keys[second]), rng)
 
-        def read(name: str) -> Floats:
-            return _read_rows(store, rows[name], split, wanted[name], dtype, progress)
+    # Read both modalities at once
+    row_count = sum(len(rows) for rows in keys.values())
+    dtype = np.float64 if row_count * store.info.dim <= EXACT_VALUES else np.float32
+    with reporter.progress("Reading rows", row_count) as progress, ThreadPoolExecutor() as pool:
+        reads = [
+            pool.submit(_read_rows, store, keys[name], split, wanted, dtype, progress)
+            for name, wanted in ((first, drawn.first_rows), (second, drawn.second_rows))
+        ]
+        first_embeddings, second_embeddings = [read.result() for read in reads]
 
-        x, y = pool.map(read, (first, second))
-    index = (
-        np.searchsorted(wanted[first], item_index[wanted[second]]) if len(items) else item_index[:0]
-    )
-    sample = Sample(x, y, index, complete)
-    working, chosen = sample.part(np.searchsorted(wanted[first], part))
+    # Number the items by the rows that were read
+    sample_index = item_index[:0]
+    if len(items):
+        sample_index = np.searchsorted(drawn.first_rows, item_index[drawn.second_rows])
+    sample = Sample(first_embeddings, second_embeddings, sample_index, drawn.complete)
+    working, working_second = sample.part(np.searchsorted(drawn.first_rows, drawn.compared_rows))
     for name, share in working.distinct_shares(first, second).items():
         independent[name] = max(1, round(independent[name] * share))
+
     moments = {name: store.unit_moments(name, split) for name in (first, second)}
     fit_moments, fitted_on = _moments_to_fit(store, moments, split, notes)
     return Collected(
@@ -338,11 +360,87 @@ def collect(
         fit_moments=fit_moments,
         fitted_on=fitted_on,
         items=len(items),
-        pairs=len(paired),
+        pairs=int(np.count_nonzero(item_index >= 0)),
         sample=sample,
         working=working,
-        places={first: part, second: wanted[second][chosen]},
+        places={first: drawn.compared_rows, second: drawn.second_rows[working_second]},
         notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class _DrawnRows:
+    """The rows that are read into memory, as ascending numbers (int64).
+
+    Attributes:
+        first_rows: of the first modality.
+        second_rows: of the second.
+        compared_rows: those of ``first_rows`` whose items are compared with all others.
+        complete: whether all paired rows are read, or all rows where nothing is paired.
+    """
+
+    first_rows: Indices
+    second_rows: Indices
+    compared_rows: Indices
+    complete: bool
+
+
+def _draw_items(item_index: Indices, rng: np.random.Generator) -> _DrawnRows:
+    """Draw items that have pairs, and take all their rows.
+
+    Args:
+        item_index: int64 (k,), the row of the first modality that each row of the second belongs
+            to; -1 for none.
+        rng: draws the items.
+    """
+    paired_rows = np.flatnonzero(item_index >= 0)
+    items, sizes = np.unique(item_index[paired_rows], return_counts=True)
+    order = rng.permutation(len(items))
+    sampled_items = _first_items(items, sizes, order, MAX_ITEMS, MAX_ROWS)
+    complete = len(sampled_items) == len(items)
+    second_rows = paired_rows
+    if not complete:
+        second_rows = np.flatnonzero(np.isin(item_index, sampled_items))
+
+    few_scores = len(items) * len(paired_rows) <= EXACT_SCORES
+    few_rows = len(items) + len(paired_rows) <= EXACT_ROWS
+    compared_items = items
+    if not (few_scores and few_rows):
+        compared_items = _first_items(items, sizes, order, PART_ITEMS, PART_ROWS)
+    return _DrawnRows(sampled_items, second_rows, compared_items, complete)
+
+
+def _first_items(
+    items: Indices, sizes: Indices, order: Indices, most_items: int, most_rows: int
+) -> Indices:
+    """Return the first items of a random order, ascending, but at least one.
+
+    Args:
+        items: int64 (m,).
+        sizes: int64 (m,), the number of rows that each item has in the second modality.
+        order: a permutation of 0 to m - 1.
+        most_items: the number of items to take.
+        most_rows: take fewer if they have more rows than this together.
+    """
+    drawn = order[:most_items]
+    row_counts = np.cumsum(sizes[drawn])
+    fitting = int(np.searchsorted(row_counts, most_rows, side="right"))
+    return np.sort(items[drawn[: max(1, fitting)]])
+
+
+def _draw_unpaired(first_count: int, second_count: int, rng: np.random.Generator) -> _DrawnRows:
+    """Draw at most `PART_ITEMS` rows of each of two modalities that have no pairs."""
+    rows = []
+    for count in (first_count, second_count):
+        numbers = np.arange(count)
+        if count > PART_ITEMS:
+            numbers = np.sort(rng.choice(numbers, PART_ITEMS, replace=False))
+        rows.append(numbers)
+    return _DrawnRows(
+        first_rows=rows[0],
+        second_rows=rows[1],
+        compared_rows=rows[0],
+        complete=max(first_count, second_count) <= PART_ITEMS,
     )
 
 
@@ -357,11 +455,19 @@ def number_equal_rows(rows: Floats) -> Indices:
 def _moments_to_fit(
     store: Store, moments: dict[str, Moments], split: str | None, notes: list[str]
 ) -> tuple[dict[str, Moments], str]:
-    """Return the moments that transforms are fitted on, and where they come from, in words."""
-    known = fitting_moments(store)
-    if known.note:
-        notes.append(known.note)
-    if known.too_few.keys() & moments.keys():
+    """Return the moments that transforms are fitted on, and where they come from, in words.
+
+    Args:
+        store: of the rows.
+        moments: by modality, of the rows that are measured; used where the store has too few rows
+            to fit on.
+        split: the rows that are measured.
+        notes: gets what the reader should know about these moments.
+    """
+    of_store = fitting_moments(store)
+    if of_store.note:
+        notes.append(of_store.note)
+    if of_store.too_few.keys() & moments.keys():
         # What Collapse would do with the means of these very rows
         fit_moments = moments
         fitted_on = "all rows" if split in (None, ALL) else f"the {split} split"
@@ -370,12 +476,11 @@ def _moments_to_fit(
             f"({fitted_on}), which flatters it."
         )
     else:
-        fit_moments = {name: known.moments[name] for name in moments}
-        sources = dict.fromkeys(known.sources[name] for name in moments)
+        fit_moments = {name: of_store.moments[name] for name in moments}
+        sources = dict.fromkeys(of_store.sources[name] for name in moments)
         fitted_on = " and ".join(_SOURCES.get(source, f"the {source} split") for source in sources)
-    listed = ", ".join(f"{own.n:,} {name}" for name, own in fit_moments.items()) + " rows"
-    fitted_on = f"{fitted_on} ({listed})"
-    return fit_moments, fitted_on
+    counts = ", ".join(f"{fitted.n:,} {name}" for name, fitted in fit_moments.items())
+    return fit_moments, f"{fitted_on} ({counts} rows)"
 
 
 def collect_single(store: Store, modality: str, *, split: str | None = None) -> tuple[Moments, int]:
@@ -394,19 +499,20 @@ def _read_keys(store: Store, modality: str, split: str | None) -> Rows:
     """Read the columns that pairing needs; the embeddings of these rows are empty."""
     columns = ["key", "image_key", "pair_key", "split"]
     batches = list(store.batches(modality, columns, split=split))
-    if (count := sum(batch.num_rows for batch in batches)) < MIN_ROWS:
-        every = split in (None, ALL)
-        which = "" if every else f" in the split {split!r}"
-        there = f"Choose another --split. The splits are {store.list_splits(modality)}."
+    count = sum(batch.num_rows for batch in batches)
+    if count < MIN_ROWS:
+        all_rows = split in (None, ALL)
+        place = "" if all_rows else f" in the split {split!r}"
+        splits = store.list_splits(modality)
         raise StoreError(
             f"The modality {modality!r} of the store {store.path} has "
-            f"{counted(count, 'row')}{which}; a report needs "
-            f"at least {MIN_ROWS}.",
-            remedy="Embed more." if every else there,
+            f"{counted(count, 'row')}{place}; a report needs at least {MIN_ROWS}.",
+            remedy="Embed more."
+            if all_rows
+            else f"Choose another --split. The splits are {splits}.",
         )
-    return Rows(
-        modality, np.empty((count, 0), np.float32), pa.Table.from_batches(batches).combine_chunks()
-    )
+    table = pa.Table.from_batches(batches).combine_chunks()
+    return Rows(modality, np.empty((count, 0), np.float32), table)
 
 
 def _read_rows(
@@ -417,28 +523,53 @@ def _read_rows(
     dtype: type[np.floating],
     progress: Progress,
 ) -> Floats:
-    """Read one modality, check the norms of all rows, and return the wanted ones, L2-normalised."""
-    norms, sample, start = np.empty(len(rows)), np.empty((len(wanted), store.info.dim), dtype), 0
+    """Read one modality, check the norms of all rows, and return the wanted ones, L2-normalised.
+
+    Args:
+        store: to read.
+        rows: the keys of the modality's rows.
+        split: the split of these rows.
+        wanted: int64 (w,), ascending row numbers.
+        dtype: of the result (w, d).
+        progress: advances by the rows that are read.
+    """
+    norms = np.empty(len(rows))
+    sample = np.empty((len(wanted), store.info.dim), dtype)
+    start = 0
     for batch in store.batches(rows.modality, ["embedding"], split=split):
-        block, stop = embedding_matrix(batch).astype(dtype, copy=False), start + batch.num_rows
+        stop = start + batch.num_rows
+        block = embedding_matrix(batch).astype(dtype, copy=False)
         with np.errstate(all="ignore"):  # NaN and infinity are refused below
             norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", block, block))
         low, high = np.searchsorted(wanted, [start, stop])
         sample[low:high] = block[wanted[low:high] - start]
         start = stop
         progress.advance(batch.num_rows)
-    off = np.abs(norms - 1) > NORM_TOLERANCE if store.info.normalised else norms == 0
-    bad = np.flatnonzero(off | ~np.isfinite(norms))
-    if len(bad):
-        named = ", ".join(map(str, rows.table.column("key").take(bad[:_NAMED_KEYS]).to_pylist()))
-        wrong = (
-            " or another norm than 1, though store.json says that all are normalised"
-            * store.info.normalised
-        )
-        raise StoreError(
-            f"{len(bad)} of {counted(len(rows), f'{rows.modality} row')} of the store {store.path} "
-            f"({named}{', …' * (len(bad) > _NAMED_KEYS)}) contain NaN or infinity, or have norm "
-            f"0{wrong}.",
-            remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
-        )
+    _check_norms(store, rows, norms)
     return sample if store.info.normalised else unit_rows(sample)
+
+
+def _check_norms(store: Store, rows: Rows, norms: Array) -> None:
+    """Refuse rows that have no direction, or another norm than the store says.
+
+    Raises:
+        StoreError: with the first keys.
+    """
+    if store.info.normalised:
+        is_wrong = np.abs(norms - 1) > NORM_TOLERANCE
+        or_not_unit = " or another norm than 1, though store.json says that all are normalised"
+    else:
+        is_wrong = norms == 0
+        or_not_unit = ""
+    bad_rows = np.flatnonzero(is_wrong | ~np.isfinite(norms))
+    if not len(bad_rows):
+        return
+    named_keys = rows.table.column("key").take(bad_rows[:_NAMED_KEYS]).to_pylist()
+    names = ", ".join(str(key) for key in named_keys)
+    if len(bad_rows) > _NAMED_KEYS:
+        names += ", …"
+    raise StoreError(
+        f"{len(bad_rows)} of {counted(len(rows), f'{rows.modality} row')} of the store "
+        f"{store.path} ({names}) contain NaN or infinity, or have norm 0{or_not_unit}.",
+        remedy=f"`c3 verify {store.path}` lists all of them. Embed or import them again.",
+    )

@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..pages import FigureBlock, close_up, figure_svg, new_figure, palette, styled
 from ..seeds import generator
 from .collect import Sample
@@ -32,14 +32,12 @@ def figure_blocks(report: Measured, prefix: str = "gap") -> dict[str, FigureBloc
     """Return the figures of a report as blocks of a page; ``prefix`` keeps their ids apart from
     others on the page.
     """
-    return {
-        name: FigureBlock(
-            figure_svg(figure, name=f"{prefix}-{name}", label=label),
-            _PROJECTION if name == "projection" else "",
-            wide=name in _WIDE,
-        )
-        for name, (figure, label) in all_figures(report).items()
-    }
+    blocks = {}
+    for name, (figure, label) in all_figures(report).items():
+        svg = figure_svg(figure, name=f"{prefix}-{name}", label=label)
+        caption = _PROJECTION if name == "projection" else ""
+        blocks[name] = FigureBlock(svg, caption, wide=name in _WIDE)
+    return blocks
 
 
 @styled
@@ -49,51 +47,81 @@ def all_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
     The first six are those of the paper: length, direction and orthogonality of the gap, and the
     alignment noise.
     """
-    data, noise, pairs = report.collected, report.noise, report.pairs
+    data = report.collected
     if data is None or report.gap is None:
         return {"spectra": _spectra(report.modalities)}
-    figures, sample = dict[str, tuple[Figure, str]](), data.sample
-    groups = sample.sums.group_means if sample.paired else np.empty((0, 1))
-    if len(groups) > 1:
-        lengths = np.linalg.norm(groups, axis=1)
-        label = f"norm of the mean of {sample.group_size} pairs"
-        ends = 0.0, max(1.0, float(lengths.max()) * 1.1)
-        figures["gap-length"] = _histogram(
-            "Gap length", label, {"": lengths}, ends, line=report.gap.length.value
-        )
-        cosines = row_cosines(groups[:-1], groups[1:])
-        figures["gap-direction"] = _histogram(
-            "Gap direction", "cosine with the next group", {"": cosines}
-        )
-    if any(len(values) for values in report.orthogonal.values()):
-        label = "cosine of differences with the gap"
-        figures["orthogonality"] = _histogram(
-            "Gap orthogonality", label, report.orthogonal, bins=80
-        )
-    if noise and pairs:
-        figure, axes = new_figure(3.05, 2.2)
-        axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
-        z = np.linspace(-4, 4, 121)
-        axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
-        axes.set(
-            title="Noise: Gaussian?",
-            xlabel="standardised residual; line: normal",
-            yticks=[],
-            xlim=(-4, 4),
-        )
-        figures["noise-marginals"] = figure, "Alignment noise against a normal distribution"
-        title, label = "Noise: same size everywhere?", "standard deviation per dimension; line: rms"
-        ends, line = (0.0, noise.std_largest * 1.05 or 1.0), pairs.residual_rms.value
-        figures["noise-size"] = _histogram(
-            title, label, {"": noise.per_dimension}, ends, bins=50, line=line
-        )
-        label = "cosine between residuals of two items"
-        figures["noise-direction"] = _histogram(
-            "Noise direction", label, {"": noise.cosines}, bins=80
-        )
-    figures["spectra"] = _spectra(report.modalities)
-    figures["projection"] = _projection(report, data.working)
-    return figures
+    return {
+        **_gap_figures(data.sample, report.gap.length.value),
+        **_orthogonality_figure(report.orthogonal),
+        **_noise_figures(report),
+        "spectra": _spectra(report.modalities),
+        "projection": _projection(report, data.working),
+    }
+
+
+def _gap_figures(sample: Sample, gap_length: float) -> dict[str, tuple[Figure, str]]:
+    """Draw how length and direction of the gap vary along the store; nothing for a single group of
+    pairs.
+    """
+    if not sample.paired or len(sample.sums.group_means) < 2:
+        return {}
+    groups = sample.sums.group_means
+    lengths = np.linalg.norm(groups, axis=1)
+    cosines = row_cosines(groups[:-1], groups[1:])
+    return {
+        "gap-length": _histogram(
+            "Gap length",
+            f"norm of the mean of {sample.group_size} pairs",
+            {"": lengths},
+            (0.0, max(1.0, float(lengths.max()) * 1.1)),
+            line=gap_length,
+        ),
+        "gap-direction": _histogram("Gap direction", "cosine with the next group", {"": cosines}),
+    }
+
+
+def _orthogonality_figure(cosines: Mapping[str, Array]) -> dict[str, tuple[Figure, str]]:
+    """Draw the cosines of differences with the gap, by modality; nothing if there are none."""
+    if not any(len(values) for values in cosines.values()):
+        return {}
+    label = "cosine of differences with the gap"
+    return {"orthogonality": _histogram("Gap orthogonality", label, cosines, bins=80)}
+
+
+def _noise_figures(report: Measured) -> dict[str, tuple[Figure, str]]:
+    """Draw the alignment noise: its marginals, its size by dimension, its direction; nothing
+    without pairs.
+    """
+    noise = report.noise
+    if noise is None or report.pairs is None:
+        return {}
+    figure, axes = new_figure(3.05, 2.2)
+    axes.stairs(noise.marginals, EDGES, fill=True, color=palette.THIRD_SOFT)
+    z = np.linspace(-4, 4, 121)
+    axes.plot(z, np.exp(-z * z / 2) / np.sqrt(2 * np.pi), color=palette.INK, linewidth=1.1)
+    axes.set(
+        title="Noise: Gaussian?",
+        xlabel="standardised residual; line: normal",
+        yticks=[],
+        xlim=(-4, 4),
+    )
+    return {
+        "noise-marginals": (figure, "Alignment noise against a normal distribution"),
+        "noise-size": _histogram(
+            "Noise: same size everywhere?",
+            "standard deviation per dimension; line: rms",
+            {"": noise.per_dimension},
+            (0.0, noise.std_largest * 1.05 or 1.0),
+            bins=50,
+            line=report.pairs.residual_rms.value,
+        ),
+        "noise-direction": _histogram(
+            "Noise direction",
+            "cosine between residuals of two items",
+            {"": noise.cosines},
+            bins=80,
+        ),
+    }
 
 
 def _histogram(
@@ -112,12 +140,12 @@ def _histogram(
     """
     figure, axes = new_figure(3.05, 2.2)
     edges = np.linspace(*ends, bins + 1)
-    for (name, values), colour in zip(
-        groups.items(), _COLOURS if len(groups) > 1 else (palette.THIRD,), strict=True
-    ):
-        share = np.histogram(np.clip(values, *ends), bins=edges)[0] / max(len(values), 1)
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
-        axes.stairs(share, edges, color=colour, linewidth=1.1, label=name)
+    colours = _COLOURS if len(groups) > 1 else (palette.THIRD,)
+    for (name, values), colour in zip(groups.items(), colours, strict=True):
+        counts, _ = np.histogram(np.clip(values, *ends), bins=edges)
+        shares = counts / max(len(values), 1)
+        axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(shares, edges, color=colour, linewidth=1.1, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set(title=title, xlabel=label, yticks=[], xlim=ends, ylim=(0, None))
     if line is not None:
@@ -132,68 +160,87 @@ def _spectra(modalities: Mapping[str, ModalityMeasures]) -> tuple[Figure, str]:
     marked.
     """
     figure, (left, right) = new_figure(9.4, 3.1, columns=2)
-    lowest = min(found.effective_dimension for found in modalities.values())
-    for (name, found), colour in zip(modalities.items(), _COLOURS, strict=False):
-        values, k = (
-            found.spectrum[found.spectrum > found.spectrum[0] * 1e-9],
-            found.effective_dimension,
-        )
-        share = np.cumsum(found.spectrum) / max(found.spectrum.sum(), 1e-30)
+    lowest = min(measures.effective_dimension for measures in modalities.values())
+    for (name, measures), colour in zip(modalities.items(), _COLOURS, strict=False):
+        spectrum = measures.spectrum
+        values = spectrum[spectrum > spectrum[0] * 1e-9]
+        share = np.cumsum(spectrum) / max(spectrum.sum(), 1e-30)
         left.plot(np.arange(1, len(values) + 1), values, color=colour, label=name)
         right.plot(np.arange(1, len(share) + 1), share, color=colour, label=name)
-        if k:
-            left.plot([k], [found.spectrum[k - 1]], "o", color=colour, markersize=5)
-            right.plot([k], [share[k - 1]], "o", color=colour, markersize=5)
-            side, place = ("right", (-2, -13)) if k <= lowest else ("left", (2, -13))
-            right.annotate(
-                f"{k}", (k, share[k - 1]), place, textcoords="offset points", color=colour, ha=side
-            )
+        k = measures.effective_dimension
+        if k == 0:
+            continue
+        left.plot([k], [spectrum[k - 1]], "o", color=colour, markersize=5)
+        right.plot([k], [share[k - 1]], "o", color=colour, markersize=5)
+        # The lower dimension is written left of its dot, the other one right of it
+        is_lowest = k <= lowest
+        right.annotate(
+            f"{k}",
+            (k, share[k - 1]),
+            (-2, -13) if is_lowest else (2, -13),
+            textcoords="offset points",
+            color=colour,
+            ha="right" if is_lowest else "left",
+        )
     left.set_yscale("log")
-    left.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"10{f'{np.log10(value):.0f}'.translate(_RAISED)}")
-    )
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_ten(value)))
     left.yaxis.set_minor_formatter(NullFormatter())
-    dim = max(found.dim for found in modalities.values())
+    dim = max(measures.dim for measures in modalities.values())
     left.set(title="Spectrum", xlabel="dimension, by size", ylabel="variance", xlim=(0, dim))
+    left.legend()
     right.axhline(0.99, color=palette.MUTED, linewidth=0.8, linestyle="--")
     title = "Share explained; dots: effective dimension (99 %)"
     right.set(title=title, xlabel="number of dimensions", xlim=(0, dim), ylim=(0, 1.03))
-    left.legend()
     return figure, f"Covariance spectra: {' and '.join(modalities)}"
+
+
+def _power_of_ten(value: float) -> str:
+    """Return a power of ten, such as 10⁻³."""
+    exponent = f"{np.log10(value):.0f}"
+    return f"10{exponent.translate(_RAISED)}"
 
 
 def _projection(report: Measured, working: Sample) -> tuple[Figure, str]:
     """Draw both modalities on their two main axes, pairs joined, before and after Collapse."""
-    rng = generator(0, "projection")
-    if working.paired:  # pairs of different items
-        items, rows = np.unique(working.item_index, return_index=True)
-        drawn = np.sort(rng.permutation(len(items))[:MAX_POINTS])
-        chosen = [items[drawn], rows[drawn]]
-    else:
-        chosen = [
-            rng.permutation(len(rows))[:MAX_POINTS] for rows in (working.first, working.second)
-        ]
+    first_rows, second_rows = _draw_points(working)
     figure, panels = new_figure(9.4, 3.9, columns=len(report.transformed), squeeze=False)
-    for axes, (space, sides) in zip(panels[0], report.transformed.items(), strict=True):
-        both = np.concatenate(sides).astype(np.float64)
+    for axes, (space, (first, second)) in zip(panels[0], report.transformed.items(), strict=True):
+        both = np.concatenate([first, second]).astype(np.float64)
         mean = both.mean(axis=0)
-        both -= mean
-        plane = np.linalg.eigh(both.T @ both)[1][:, :-3:-1]
-        # the signs of eigenvectors are arbitrary: make the larger component positive, so that runs
-        # agree
-        plane = plane * np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]])
-        points = [
-            (rows[numbers] - mean) @ plane for rows, numbers in zip(sides, chosen, strict=True)
-        ]
+        plane = _main_plane(both - mean)
+        points = [(first[first_rows] - mean) @ plane, (second[second_rows] - mean) @ plane]
         if working.paired:
-            lines = LineCollection(
-                [*np.stack(points, axis=1)], colors=palette.RULE, linewidths=0.7, zorder=1
+            lines = list(np.stack(points, axis=1))
+            axes.add_collection(
+                LineCollection(lines, colors=palette.RULE, linewidths=0.7, zorder=1)
             )
-            axes.add_collection(lines)
-        for own, name, colour in zip(points, report.modalities, _COLOURS, strict=True):
-            axes.scatter(*own.T, s=11, color=colour, linewidths=0, zorder=2, label=name)
+        for dots, name, colour in zip(points, report.modalities, _COLOURS, strict=True):
+            axes.scatter(*dots.T, s=11, color=colour, linewidths=0, zorder=2, label=name)
         axes.set_title("Before" if space == RAW else "After Collapse")
         axes.set_aspect("equal", adjustable="datalim")
         close_up(axes, ticks=False)
     panels[0][0].legend(loc="upper left", markerscale=1.6)
     return figure, f"{' and '.join(report.modalities)} in two dimensions, before and after Collapse"
+
+
+def _draw_points(working: Sample) -> tuple[Indices, Indices]:
+    """Draw at most `MAX_POINTS` rows of each modality: pairs of different items, if there are
+    pairs.
+    """
+    rng = generator(0, "projection")
+    if working.paired:
+        items, second_rows = np.unique(working.item_index, return_index=True)
+        drawn = np.sort(rng.permutation(len(items))[:MAX_POINTS])
+        return items[drawn], second_rows[drawn]
+    first_rows = rng.permutation(len(working.first))[:MAX_POINTS]
+    return first_rows, rng.permutation(len(working.second))[:MAX_POINTS]
+
+
+def _main_plane(centred: Array) -> Array:
+    """Return the two principal directions of centred rows (n, d): (d, 2), the first one first."""
+    vectors = np.linalg.eigh(centred.T @ centred)[1]
+    plane = vectors[:, :-3:-1]  # the last two, the last one first
+    # The signs of eigenvectors are arbitrary: make the larger component positive, so that runs
+    # agree
+    largest = plane[np.abs(plane).argmax(axis=0), [0, 1]]
+    return np.asarray(plane * np.sign(largest))

@@ -47,58 +47,93 @@ def gap_map(
         split: the rows that were read.
         by: a column of the store to colour the dots by, besides modality and split.
     """
-    first, second, working = collected.first, collected.second, collected.working
-    sides = working.first, working.second
-    drawn = [
-        np.sort(generator(n, "map").permutation(len(side))[:MOST]) for n, side in enumerate(sides)
-    ]
+    first, second = collected.first, collected.second
+    working = collected.working
+    first_drawn = _draw(len(working.first), 0)
     if working.paired:
-        drawn[1] = np.flatnonzero(np.isin(working.item_index, drawn[0]))[:MOST]
-    rows, tables = {}, {}
-    for name, side, chosen in zip((first, second), sides, drawn, strict=True):
-        rows[name] = side[chosen].astype(np.float64)
-        tables[name] = _take(store, name, split, collected.places[name][chosen], by)
-    means = {name: collected.moments[name].mean for name in rows}
-    along = unit_rows(collected.gap[None])[0]
+        second_drawn = np.flatnonzero(np.isin(working.item_index, first_drawn))[:MOST]
+    else:
+        second_drawn = _draw(len(working.second), 1)
+
+    # Positions relative to the mean of the modality
+    centred = {
+        first: working.first[first_drawn].astype(np.float64) - collected.moments[first].mean,
+        second: working.second[second_drawn].astype(np.float64) - collected.moments[second].mean,
+    }
+    along_gap = unit_rows(collected.gap[None])[0]
+    across = _main_direction(list(centred.values()), along_gap)
+    plane = np.stack([along_gap, across])  # (2, d)
     squared_length = float(collected.gap @ collected.gap) - collected.gap_bias
     length = math.sqrt(max(squared_length, 0.0))
-    shifts = {first: length / 2, second: -length / 2}
-    plane = np.stack([along, _main_direction([rows[name] - means[name] for name in rows], along)])
+
     modalities = []
-    for name, table in tables.items():
-        x, y = plane @ (rows[name] - means[name]).T
-        columns = _column(table, "caption"), _column(table, "key")
-        groups: dict[str, list[Any]] = {"split": row_splits(table, store.kept_splits)}
-        if by in table.schema.names:
-            groups[by] = [None if value is None else str(value) for value in _column(table, by)]
+    for name, drawn, shift in (
+        (first, first_drawn, length / 2),
+        (second, second_drawn, -length / 2),
+    ):
+        x, y = plane @ centred[name].T
+        table = _take(store, name, split, collected.places[name][drawn], by)
+        captions = _column(table, "caption")
+        keys = _column(table, "key")
         modalities.append(
             {
                 "name": name,
-                "shift": _rounded(np.array([shifts[name], 0.0])),
+                "shift": _rounded(np.array([shift, 0.0])),
                 "x": _rounded(x),
                 "y": _rounded(y),
-                "label": [text or key for text, key in zip(*columns, strict=True)],
-                "groups": groups,
+                "label": [caption or key for caption, key in zip(captions, keys, strict=True)],
+                "groups": _groups(store, table, by),
                 "photo": _photos(store, table) if name == "image" else None,
             }
         )
-    partners = np.searchsorted(drawn[0], working.item_index[drawn[1]]) if working.paired else ()
-    pairs = [[int(item), row] for row, item in enumerate(partners)]
+
+    pairs = []
+    if working.paired:
+        partners = np.searchsorted(first_drawn, working.item_index[second_drawn])
+        pairs = [[int(partner), row] for row, partner in enumerate(partners)]
     data = {"modalities": modalities, "pairs": pairs, "gap": length}
-    return Markup(
-        json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    )
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _draw(count: int, side: int) -> Indices:
+    """Draw at most `MOST` row numbers, ascending.
+
+    Args:
+        count: of rows.
+        side: 0 for the first modality, 1 for the second; each has a seed of its own.
+    """
+    return np.sort(generator(side, "map").permutation(count)[:MOST])
+
+
+def _groups(store: Store, table: pa.Table, by: str | None) -> dict[str, list[Any]]:
+    """Return what the dots can be coloured by: the name of a grouping, and the group of each
+    row.
+    """
+    groups: dict[str, list[Any]] = {"split": row_splits(table, store.kept_splits)}
+    if by in table.schema.names:
+        groups[by] = [None if value is None else str(value) for value in _column(table, by)]
+    return groups
 
 
 def _take(
     store: Store, modality: str, split: str | None, places: Indices, by: str | None
 ) -> pa.Table:
-    """Return the rows of a split with these numbers, ascending, without their embeddings."""
-    columns = dict.fromkeys(
-        ["key", "caption", "path", "split", *ITEM_COLUMNS, *([by] if by else [])]
-    )
-    batches, start = [], 0
-    for batch in store.batches(modality, list(columns), split=split):
+    """Return rows of a split, without their embeddings.
+
+    Args:
+        store: to read.
+        modality: of the rows.
+        split: of the rows.
+        places: int64, ascending, their numbers in the split.
+        by: a further column to read, if the modality has it.
+    """
+    columns = ["key", "caption", "path", "split", *ITEM_COLUMNS]
+    if by is not None and by not in columns:
+        columns.append(by)
+    batches = []
+    start = 0
+    for batch in store.batches(modality, columns, split=split):
         low, high = np.searchsorted(places, [start, start + len(batch)])
         batches.append(batch.take(pa.array(places[low:high] - start, pa.int64())))
         start += len(batch)
@@ -117,24 +152,30 @@ def _main_direction(rows: list[Array], along: Array) -> Array:
 
 
 def _rounded(values: Array) -> list[float]:
+    """Return numbers with the four decimals that the page needs."""
     return [round(float(value), 4) for value in values]
 
 
 def _column(table: pa.Table, name: str) -> list[Any]:
-    """Return the values of a column, None each if there is none."""
-    return table.column(name).to_pylist() if name in table.schema.names else [None] * len(table)
+    """Return the values of a column; a None for each row if there is no such column."""
+    if name not in table.schema.names:
+        return [None] * len(table)
+    values: list[Any] = table.column(name).to_pylist()
+    return values
 
 
 def _photos(store: Store, table: pa.Table) -> list[str | None]:
     """Return a thumbnail of each photo as a ``data:`` URL, None where it is not at hand, or the
     page is full.
     """
-    found, size = list[str | None](), 0
+    thumbnails: list[str | None] = []
+    total_bytes = 0
     with PhotoFinder(beside=store.path) as photos:
         for path in _column(table, "path"):
-            found.append(None)
-            with suppress(*UNREADABLE):
-                if size < PHOTO_BYTES:
-                    found[-1] = thumbnail(photos.read_again(path), PHOTO_SIDE)
-            size += len(found[-1] or "")
-    return found
+            url = None
+            if total_bytes < PHOTO_BYTES:
+                with suppress(*UNREADABLE):
+                    url = thumbnail(photos.read_again(path), PHOTO_SIDE)
+            thumbnails.append(url)
+            total_bytes += len(url or "")
+    return thumbnails

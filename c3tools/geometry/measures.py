@@ -11,7 +11,7 @@ of one image are not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import erf, sqrt
 from typing import Any
 
@@ -223,7 +223,9 @@ def effective_dimension(values: Array) -> int:
         values: (d,) eigenvalues of the covariance, descending.
     """
     total = values.sum()
-    return int(np.argmax(np.cumsum(values) > _EXPLAINED * total)) + 1 if total > 0 else 0
+    if total <= 0:
+        return 0
+    return int(np.argmax(np.cumsum(values) > _EXPLAINED * total)) + 1
 
 
 def effective_rank(values: Array) -> float:
@@ -248,27 +250,35 @@ def measure_modality(moments: Moments, independent: int | None = None) -> Modali
             images.
     """
     rows = moments.n if independent is None else min(independent, moments.n)
-    covariance, length = moments.covariance, float(np.linalg.norm(moments.mean))
+    covariance = moments.covariance
     values = eigenvalues(covariance)
-    length_error, direction_error, enough = float("nan"), None, None
+    sum_of_squares = float(values @ values)
+
+    # Errors of the mean, from the variance along it and across it
+    length = float(np.linalg.norm(moments.mean))
+    length_error = float("nan")
+    direction_error = None
+    rows_for_one_degree = None
     if length > 0 and rows > 1:
         unit = moments.mean / length
         along = max(float(unit @ covariance @ unit), 0.0)
         across = max(float(np.trace(covariance)) - along, 0.0)
         length_error = float(np.sqrt(along / (rows - 1)))
         direction_error = float(np.degrees(np.arctan(np.sqrt(across / (rows - 1)) / length)))
-        enough = int(np.ceil(across / (length * np.tan(np.radians(1.0))) ** 2)) + 1
-    squares = float(values @ values)
+        one_degree = length * np.tan(np.radians(1.0))
+        rows_for_one_degree = int(np.ceil(across / one_degree**2)) + 1
     return ModalityMeasures(
         n=moments.n,
         dim=moments.dim,
         effective_dimension=effective_dimension(values),
         effective_rank=effective_rank(values),
-        participation_ratio=float(values.sum()) ** 2 / squares if squares > 0 else 0.0,
+        participation_ratio=(
+            float(values.sum()) ** 2 / sum_of_squares if sum_of_squares > 0 else 0.0
+        ),
         mean_norm=length,
         mean_norm_error=length_error,
         mean_direction_error_degrees=direction_error,
-        rows_for_one_degree=enough,
+        rows_for_one_degree=rows_for_one_degree,
         independent_rows=rows,
         limited_by_rows=moments.n - 1 < moments.dim,
         spectrum=values,
@@ -283,16 +293,21 @@ def relative_gap(paired_cosine: float, first: Moments, second: Moments) -> float
     / 2, diagonals excluded: the mean cosine of different rows is ``(n^2 |mu|^2 - sum |x|^2) / (n (n
     - 1))``. None for fewer than two rows of a modality.
     """
-    within = []
-    for moments in (first, second):
-        n, squared_mean = moments.n, float(moments.mean @ moments.mean)
-        if n < 2:
-            return None
-        squares = float(np.trace(moments.scatter)) + n * squared_mean
-        within.append((n * n * squared_mean - squares) / (n * (n - 1)))
-    num = (1 - paired_cosine) / 2
-    den = num + ((1 - within[0]) / 2 + (1 - within[1]) / 2) / 2
-    return num / den if den > 0 else None
+    if min(first.n, second.n) < 2:
+        return None
+    distance_of_pairs = (1 - paired_cosine) / 2
+    first_distance = (1 - _cosine_of_different_rows(first)) / 2
+    second_distance = (1 - _cosine_of_different_rows(second)) / 2
+    denominator = distance_of_pairs + (first_distance + second_distance) / 2
+    return distance_of_pairs / denominator if denominator > 0 else None
+
+
+def _cosine_of_different_rows(moments: Moments) -> float:
+    """Return the mean cosine of two different rows, of at least two, from their moments."""
+    n = moments.n
+    squared_mean = float(moments.mean @ moments.mean)
+    sum_of_squares = float(np.trace(moments.scatter)) + n * squared_mean
+    return (n * n * squared_mean - sum_of_squares) / (n * (n - 1))
 
 
 def measure_gap(collected: Collected, seed: int) -> GapMeasures:
@@ -304,50 +319,72 @@ def measure_gap(collected: Collected, seed: int) -> GapMeasures:
     of the data, so that it contains for a gap of zero too; both have the quantiles of Student's
     distribution.
     """
-    first = collected.moments[collected.first]
-    second = collected.moments[collected.second]
+    length, debiased = _gap_lengths(collected)
+    sample = collected.sample
+    if not sample.paired:
+        return GapMeasures(length, debiased, None, None, None, None)
+    sums = sample.sums
+    group_lengths = np.linalg.norm(sums.group_means, axis=1)
+    next_cosines = row_cosines(sums.group_means[:-1], sums.group_means[1:])
+    return GapMeasures(
+        length=length,
+        length_debiased=debiased,
+        instance_distance=_mean_over_pairs(collected, sums.distances, seed),
+        rmg=_estimate_rmg(collected, seed),
+        direction=float(next_cosines.mean()) if len(next_cosines) else None,
+        group_length=(float(group_lengths.mean()), float(group_lengths.std())),
+    )
+
+
+def _gap_lengths(collected: Collected) -> tuple[Estimate, Estimate]:
+    """Return the length of the gap, and the one without bias; see `measure_gap`."""
     gap = collected.gap
     covariance = collected.gap_covariance
-    sample = collected.sample
-    norm = float(np.linalg.norm(gap))
+    length = float(np.linalg.norm(gap))
+    square = length**2 - collected.gap_bias  # without bias
+    debiased = sqrt(max(square, 0.0))
     independent = collected.distinct_items
-    square = norm**2 - collected.gap_bias
-    length = Estimate(norm)
-    debiased = Estimate(sqrt(max(square, 0.0)))
-    if independent >= 3:
-        quantile = student_quantile(independent - 1)
-        along = max(float(gap @ covariance @ gap), 0.0)
-        # the sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
-        freedom = min(independent, len(collected.working.first)) - 1
-        chance = 2 * max(float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom, 0.0)
-        plain = quantile * sqrt(along) / norm if norm > 0 else 0.0
-        wide = quantile * sqrt(max(4 * along - chance, chance))
-        length = replace(length, interval=(norm - plain, norm + plain))
-        debiased = replace(
-            debiased, interval=(sqrt(max(square - wide, 0.0)), sqrt(max(square + wide, 0.0)))
-        )
-    distance = rmg = direction = group_length = None
-    if sample.paired:
-        sums = sample.sums
-        groups = sums.group_means
-        distance = _estimate(collected, sums.distances, seed)
-        lengths = np.linalg.norm(groups, axis=1)
-        directions = row_cosines(groups[:-1], groups[1:])
-        direction = float(directions.mean()) if len(directions) else None
-        group_length = float(lengths.mean()), float(lengths.std())
-        value = relative_gap(float(sums.cosines.mean()), first, second)
-        num = float((1 - sums.cosines.mean()) / 2)
-        rmg = None if value is None else Estimate(value)
-        if value:
-            # RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A
-            # pair adds (1 - x . y) / 2 to N and -(x . mu_x + y . mu_y) / 2 to W, as each row stands
-            # on both sides of the pairs of its modality; the derivatives are W / (N + W)^2 and -N /
-            # (N + W)^2
-            within = num * (1 - value) / value
-            moved = num * _along(sample, first.mean, second.mean) / 2
-            added = within * (1 - sums.cosines) / 2 + moved
-            rmg = _estimate(collected, added / (num + within) ** 2, seed, value)
-    return GapMeasures(length, debiased, distance, rmg, direction, group_length)
+    if independent < 3:
+        return Estimate(length), Estimate(debiased)
+
+    quantile = student_quantile(independent - 1)
+    along = max(float(gap @ covariance @ gap), 0.0)
+    margin = quantile * sqrt(along) / length if length > 0 else 0.0
+
+    # The sample's tr(A^2) is too large by tr(A)^2 over the degrees of freedom
+    freedom = min(independent, len(collected.working.first)) - 1
+    trace_of_square = float(np.sum(covariance**2)) - collected.gap_bias**2 / freedom
+    chance = 2 * max(trace_of_square, 0.0)
+    margin_of_square = quantile * sqrt(max(4 * along - chance, chance))
+    low = sqrt(max(square - margin_of_square, 0.0))
+    high = sqrt(max(square + margin_of_square, 0.0))
+    return (
+        Estimate(length, (length - margin, length + margin)),
+        Estimate(debiased, (low, high)),
+    )
+
+
+def _estimate_rmg(collected: Collected, seed: int) -> Estimate | None:
+    """Return the relative modality gap with its interval; None where it is not defined.
+
+    RMG = N / (N + W), N the distance of pairs and W the mean one within modalities. A pair adds
+    ``(1 - x . y) / 2`` to N and ``-(x . mu_x + y . mu_y) / 2`` to W, as each row stands on both
+    sides of the pairs of its modality. The derivatives are ``W / (N + W)^2`` and
+    ``-N / (N + W)^2``.
+    """
+    first = collected.moments[collected.first]
+    second = collected.moments[collected.second]
+    cosines = collected.sample.sums.cosines
+    rmg = relative_gap(float(cosines.mean()), first, second)
+    if rmg is None:
+        return None
+    if rmg == 0:
+        return Estimate(rmg)
+    of_pairs = float((1 - cosines.mean()) / 2)
+    within = of_pairs * (1 - rmg) / rmg
+    added_within = of_pairs * _along(collected.sample, first.mean, second.mean) / 2
+    added = within * (1 - cosines) / 2 + added_within
+    return _estimate(collected, added / (of_pairs + within) ** 2, rmg, seed)
 
 
 def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
@@ -358,49 +395,61 @@ def measure_pairs(collected: Collected, seed: int) -> PairMeasures | None:
     if not sample.paired:
         return None
     sums = sample.sums
-    mean = sums.mean
-    items = len(sample.first)
-    pairs = len(sample.second)
-    # the mean over rows that do not match is (sum x . sum y - sum over pairs of x . y) / rest
-    rest, unpaired = items * pairs - pairs, None
-    if rest > 0:
-        total = sample.first.sum(axis=0, dtype=np.float64) @ sample.second.sum(
-            axis=0, dtype=np.float64
+    mean_square = sums.variance.mean()
+    rms = sqrt(mean_square)
+    residual = Estimate(rms, None, len(sample.second))
+    if rms > 0:
+        # Each pair adds |(x - y) - mean|^2 / d to the mean square
+        squares = (
+            sums.distances**2 - 2 * _along(sample, sums.mean, -sums.mean) + sums.mean @ sums.mean
         )
-        first, second = (
-            collected.moments[name].mean for name in (collected.first, collected.second)
-        )
-        unpaired = _estimate(
-            collected,
-            _along(sample, second, first),
-            seed,
-            float((total - sums.cosines.sum()) / rest),
-        )
-    rms = sqrt(sums.variance.mean())
-    residual = Estimate(rms, None, pairs)
-    if rms > 0:  # each pair adds |(x - y) - mean|^2 / d to the square
-        squares = sums.distances**2 - 2 * _along(sample, mean, -mean) + mean @ mean
-        residual = _estimate(collected, squares / len(mean) / (2 * rms), seed, rms)
-    # the mean square is too small by the variance of the mean over draws of items
-    working, excess = collected.working, 0.0
-    if (count := len(working.first)) > 1:
-        off = (working.item_means - working.first + mean) * working.rows_per_item[:, None]  # (m, d)
-        off /= len(working.item_index) / count
-        excess = float(np.sum(off**2) / ((count - 1) * items * off.shape[1]))
-    debiased = sqrt(sums.variance.mean() + excess)
-    ends = residual.interval and (
-        residual.interval[0] * debiased / rms,
-        residual.interval[1] * debiased / rms,
-    )
+        residual = _estimate(collected, squares / len(sums.mean) / (2 * rms), rms, seed)
+
+    debiased = sqrt(mean_square + _residual_bias(collected))
+    debiased_interval = None
+    if residual.interval is not None:
+        low, high = residual.interval
+        debiased_interval = (low * debiased / rms, high * debiased / rms)
     return PairMeasures(
         n=collected.pairs,
         items=collected.items,
-        paired_cosine=_estimate(collected, sums.cosines, seed),
-        unpaired_cosine=unpaired,
+        paired_cosine=_mean_over_pairs(collected, sums.cosines, seed),
+        unpaired_cosine=_unpaired_cosine(collected, seed),
         residual_rms=residual,
-        residual_rms_debiased=Estimate(debiased, ends, pairs),
-        alignment=_estimate(collected, sums.distances**2, seed),
+        residual_rms_debiased=Estimate(debiased, debiased_interval, len(sample.second)),
+        alignment=_mean_over_pairs(collected, sums.distances**2, seed),
     )
+
+
+def _unpaired_cosine(collected: Collected, seed: int) -> Estimate | None:
+    """Return the mean cosine of rows that do not match; None if all rows match.
+
+    It is ``(sum x . sum y - sum over pairs of x . y) / n`` of the n combinations that do not match.
+    """
+    sample = collected.sample
+    unmatched = len(sample.first) * len(sample.second) - len(sample.second)
+    if unmatched <= 0:
+        return None
+    first_total = sample.first.sum(axis=0, dtype=np.float64)
+    second_total = sample.second.sum(axis=0, dtype=np.float64)
+    cosine = float((first_total @ second_total - sample.sums.cosines.sum()) / unmatched)
+    first_mean = collected.moments[collected.first].mean
+    second_mean = collected.moments[collected.second].mean
+    return _estimate(collected, _along(sample, second_mean, first_mean), cosine, seed)
+
+
+def _residual_bias(collected: Collected) -> float:
+    """Return what the mean square of the residuals is too small by: the variance of their mean over
+    draws of items.
+    """
+    working = collected.working
+    item_count = len(working.first)
+    if item_count < 2:
+        return 0.0
+    mean = collected.sample.sums.mean
+    off = (working.item_means - working.first + mean) * working.rows_per_item[:, None]  # (m, d)
+    off /= len(working.item_index) / item_count
+    return float(np.sum(off**2) / ((item_count - 1) * len(collected.sample.first) * off.shape[1]))
 
 
 def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Residuals:
@@ -412,17 +461,24 @@ def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Res
         seed: of the pairs of residuals that are compared.
     """
     noise = differences.astype(np.float64) - differences.mean(axis=0, dtype=np.float64)
-    pairs, deviation, isotropy = len(noise), noise.std(axis=0), _isotropy(noise, item_index)
+    pairs = len(noise)
+    deviation = noise.std(axis=0)
+    isotropy = _isotropy(noise, item_index)
     left, right = _different_items(item_index, seed, "residual cosines")
     cosines = row_cosines(noise[left], noise[right])
+
+    # Moments of the standardised residuals, which take the place of the residuals in memory
     standard = np.divide(noise, np.where(deviation > 0, deviation, 1.0), out=noise)
     squares = standard * standard
-    counts, fine = np.histogram(
+
+    # The distribution function comes from a histogram: sorting all values of a large sample would
+    # cost more than everything else
+    counts, fine_edges = np.histogram(
         standard, bins=_FINE * (len(EDGES) - 1), range=(EDGES[0], EDGES[-1])
     )
-    # from a histogram: sorting all values of a large sample would cost more than everything else
-    below = np.count_nonzero(standard < fine[0]) + np.concatenate([[0], np.cumsum(counts)])
-    normal = np.array([0.5 * (1 + erf(z / sqrt(2))) for z in fine])
+    below_first = np.count_nonzero(standard < fine_edges[0])
+    below_edges = below_first + np.concatenate([[0], np.cumsum(counts)])
+    normal = np.array([0.5 * (1 + erf(edge / sqrt(2))) for edge in fine_edges])
     return Residuals(
         pairs=pairs,
         items=len(np.unique(item_index)),
@@ -431,7 +487,7 @@ def residuals(differences: Floats, item_index: Indices, *, seed: int = 0) -> Res
         std_largest=float(deviation.max()),
         direction_mean=float(cosines.mean()) if len(cosines) else None,
         direction_std=float(cosines.std()) if len(cosines) else None,
-        distance_to_normal=float(np.abs(below / standard.size - normal).max()),
+        distance_to_normal=float(np.abs(below_edges / standard.size - normal).max()),
         per_dimension=deviation,
         skewness=np.einsum("ij,ij->j", squares, standard) / pairs,
         kurtosis=np.einsum("ij,ij->j", squares, squares) / pairs - 3,
@@ -459,8 +515,9 @@ def row_cosines(left: Floats, right: Floats) -> Array:
     both have a norm.
     """
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    known = norms > 0
-    return np.asarray(np.einsum("ij,ij->i", left, right)[known] / norms[known])
+    has_direction = norms > 0
+    products = np.einsum("ij,ij->i", left, right)
+    return np.asarray(products[has_direction] / norms[has_direction])
 
 
 def _isotropy(noise: Array, item_index: Indices) -> float:
@@ -473,54 +530,69 @@ def _isotropy(noise: Array, item_index: Indices) -> float:
     """
     pairs, dim = noise.shape
     scatter = noise.T @ noise
+
+    # Sums over the residuals of the same item: of the squares of their inner products, and of the
+    # squares of their sum
     numbers = np.unique(item_index, return_inverse=True)[1]
     sizes = np.bincount(numbers)
-    items, order, starts = len(sizes), np.argsort(numbers, kind="stable"), np.cumsum(sizes) - sizes
-    own_squares = own_sums = 0.0
+    by_item = np.argsort(numbers, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    squares_within = 0.0
+    sums_within = 0.0
     for size in np.unique(sizes):
-        # (items of this size, size, d)
-        rows = noise[order[starts[sizes == size][:, None] + np.arange(size)]]
-        own_squares += float(np.sum((rows @ rows.transpose(0, 2, 1)) ** 2))
-        own_sums += float(np.sum(rows.sum(axis=1) ** 2))
-    count, trace = pairs**2 - float(np.sum(sizes**2)), float(np.trace(scatter)) / pairs
-    if count <= 0 or trace <= 0:
+        places = starts[sizes == size][:, None] + np.arange(size)
+        rows = noise[by_item[places]]  # (items of this size, size, d)
+        squares_within += float(np.sum((rows @ rows.transpose(0, 2, 1)) ** 2))
+        sums_within += float(np.sum(rows.sum(axis=1) ** 2))
+
+    items = len(sizes)
+    pairs_of_items = pairs**2 - float(np.sum(sizes**2))
+    trace = float(np.trace(scatter)) / pairs
+    if pairs_of_items <= 0 or trace <= 0:
         return 0.0
-    total = trace + own_sums / pairs**2 * items / (items - 1)
-    mean = -own_sums / count  # over residuals of different items: all residuals sum to zero
-    variance = (float(np.sum(scatter**2)) - own_squares) / count - mean**2
+    total = trace + sums_within / pairs**2 * items / (items - 1)
+    # All residuals sum to zero, so that those of different items have a negative mean
+    mean = -sums_within / pairs_of_items
+    variance = (float(np.sum(scatter**2)) - squares_within) / pairs_of_items - mean**2
     return min(total**2 / (dim * variance), 1.0) if variance > 0 else 1.0
 
 
 def _different_items(item_index: Indices, seed: int, purpose: str) -> tuple[Indices, Indices]:
-    """Draw up to 10,000 random pairs of rows that belong to different items."""
-    count, rng = len(item_index), generator(seed, purpose)
-    wanted = min(MAX_DIRECTIONS, count * (count - 1) // 2)
-    left = rng.integers(count, size=wanted)
-    right = (left + rng.integers(1, count, size=wanted)) % count
-    different = item_index[left] != item_index[right]
-    return left[different], right[different]
+    """Draw up to 10,000 random pairs of rows that belong to different items: (left, right)."""
+    count = len(item_index)
+    rng = generator(seed, purpose)
+    drawn = min(MAX_DIRECTIONS, count * (count - 1) // 2)
+    left = rng.integers(count, size=drawn)
+    right = (left + rng.integers(1, count, size=drawn)) % count
+    are_different = item_index[left] != item_index[right]
+    return left[are_different], right[are_different]
 
 
 def _along(sample: Sample, a: Array, b: Array) -> Array:
     """Return ``x . a + y . b`` of every pair: float64 (k,)."""
-    x, y = (
-        sample.first @ a.astype(sample.first.dtype),
-        sample.second @ b.astype(sample.second.dtype),
-    )
+    x = sample.first @ a.astype(sample.first.dtype)
+    y = sample.second @ b.astype(sample.second.dtype)
     return np.asarray(x[sample.item_index].astype(np.float64) + y)
 
 
-def _estimate(
-    collected: Collected, added: Array, seed: int, value: float | None = None
-) -> Estimate:
-    """Return the mean of ``added`` (k,) with its interval, or ``value`` with that of what each pair
-    adds to it.
+def _mean_over_pairs(collected: Collected, values: Array, seed: int) -> Estimate:
+    """Return the mean of a value of every pair (k,), with its interval."""
+    interval = mean_interval(values, collected.sample.item_index, seed=seed)
+    return Estimate(float(values.mean()), interval, len(values))
+
+
+def _estimate(collected: Collected, added: Array, value: float, seed: int) -> Estimate:
+    """Return ``value`` with the interval of what each pair adds to it.
+
+    Args:
+        collected: has the items of the pairs.
+        added: float64 (k,), the first-order contribution of every pair.
+        value: to which they are contributions.
+        seed: of the bootstrap.
     """
-    mean = float(added.mean())
-    ends, off = (
-        mean_interval(added, collected.sample.item_index, seed=seed),
-        0.0 if value is None else value - mean,
-    )
-    return Estimate(
-        mean if value is None else value, ends and (ends[0] + off, ends[1] + off), len(added)
-    )
+    interval = mean_interval(added, collected.sample.item_index, seed=seed)
+    if interval is not None:
+        shift = value - float(added.mean())
+        low, high = interval
+        interval = (low + shift, high + shift)
+    return Estimate(value, interval, len(added))

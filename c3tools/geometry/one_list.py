@@ -1,10 +1,10 @@
-"""Can images and texts be searched in one list? What the first ten of a mixed corpus are, for three
-ways to rank it.
+"""The search of one list of both modalities: what the first ten rows of a mixed corpus are, for
+three ways to rank it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,42 +58,57 @@ class OneList:
 
 
 def measure_one_list(collected: Collected, *, seed: int = 0) -> dict[str, OneList]:
-    """Measure it for queries of each modality, of at most 2,000 items with pairs; nothing with
-    fewer than 40.
+    """Measure the search of one list, by the modality of the queries, on at most 2,000 items with
+    pairs; empty with fewer than 40.
 
     The items are drawn into two halves. Each half is searched with the moments of the other:
     moments of the rows that ask would lower the scores of their own modality. Intervals are over
     items.
     """
-    first, second, working = collected.first, collected.second, collected.working
-    items, rows = np.unique(working.item_index, return_index=True)
+    first, second = collected.first, collected.second
+    working = collected.working
+    items, second_rows = np.unique(working.item_index, return_index=True)
     if len(items) < _LEAST_ITEMS:
         return {}
-    plain = {first: unit_rows(working.first[items]), second: unit_rows(working.second[rows])}
+    rows = {first: unit_rows(working.first[items]), second: unit_rows(working.second[second_rows])}
     quarter = min(len(items), _ITEMS) // 4
-    drawn = generator(seed, "one list").permutation(len(items))[: 4 * quarter]
-    halves = np.split(drawn, 2)
+    order = generator(seed, "one list").permutation(len(items))
+    first_half, second_half = np.split(order[: 4 * quarter], 2)
+
+    # Search each half with the moments of the other
     searches = []
-    for searched, held_out in (halves, halves[::-1]):
-        of_held_out = np.isin(working.item_index, items[held_out])
+    for searched, held_out in ((first_half, second_half), (second_half, first_half)):
+        is_held_out = np.isin(working.item_index, items[held_out])
         calibration = Calibration.fit(
-            {first: plain[first][held_out], second: working.second[of_held_out]}
+            {first: rows[first][held_out], second: working.second[is_held_out]}
         )
         with_first, with_second = np.split(searched, 2)
-        searches.append(
-            _search(calibration, plain, corpus={first: with_first, second: with_second})
-        )
-    found = {}
-    for asked in (first, second):
-        other_modality, recall = {}, {}
-        for name in LISTS:
-            shares = np.concatenate([search[asked, name].other_modality for search in searches])
-            hits = np.concatenate([search[asked, name].has_answer for search in searches])
-            interval = mean_interval(shares, seed=seed)
-            other_modality[name] = Estimate(float(shares.mean()), interval, len(shares))
-            recall[name] = Estimate(float(hits.mean()), share_interval(hits), len(hits))
-        found[asked] = OneList(other_modality, recall, chance=FIRST / (2 * quarter))
-    return found
+        corpus = {first: with_first, second: with_second}
+        searches.append(_search(calibration, rows, corpus))
+
+    return {
+        asked: _summarise([search[asked] for search in searches], 2 * quarter, seed)
+        for asked in (first, second)
+    }
+
+
+def _summarise(searches: Sequence[Mapping[str, _FirstTen]], corpus_rows: int, seed: int) -> OneList:
+    """Average the results of queries of one modality over the searches.
+
+    Args:
+        searches: by list.
+        corpus_rows: rows in each corpus.
+        seed: of the resampling.
+    """
+    other_modality = {}
+    recall = {}
+    for name in LISTS:
+        shares = np.concatenate([search[name].other_modality for search in searches])
+        hits = np.concatenate([search[name].has_answer for search in searches])
+        interval = mean_interval(shares, seed=seed)
+        other_modality[name] = Estimate(float(shares.mean()), interval, len(shares))
+        recall[name] = Estimate(float(hits.mean()), share_interval(hits), len(hits))
+    return OneList(other_modality, recall, chance=FIRST / corpus_rows)
 
 
 @dataclass(frozen=True)
@@ -105,36 +120,57 @@ class _FirstTen:
 
 
 def _search(
-    calibration: Calibration, plain: Mapping[str, Floats], corpus: Mapping[str, Indices]
-) -> dict[tuple[str, str], _FirstTen]:
-    """Return the first ten by the modality of the queries and the list.
+    calibration: Calibration, rows: Mapping[str, Floats], corpus: Mapping[str, Indices]
+) -> dict[str, dict[str, _FirstTen]]:
+    """Return the first ten by the modality of the queries, and by list.
 
     Args:
         calibration: of the scores; its pipeline centres the rows.
-        plain: by modality, a unit row (n, d) of each item.
+        rows: by modality, a unit row (n, d) of each item.
         corpus: by modality, int64 (q,), the items that have their row in the corpus; their rows of
             the other modality are the queries.
     """
     centred = {
-        name: calibration.pipeline.transform(rows, modality=name).astype(rows.dtype)
-        for name, rows in plain.items()
+        name: calibration.pipeline.transform(values, modality=name).astype(values.dtype)
+        for name, values in rows.items()
     }
-    found = {}
-    for asked, other in (tuple(corpus), tuple(corpus)[::-1]):
-        asking = corpus[other]
-        # row i of the other modality is the answer of query i
-        modalities = (other, asked)
-        scores = {}
-        for name, rows in (("raw", plain), ("centred", centred)):
-            scores[name] = [rows[asked][asking] @ rows[each][corpus[each]].T for each in modalities]
-        scores["calibrated"] = [
-            calibration.z(centred[asked][asking], cosines, each)
-            for each, cosines in zip(modalities, scores["centred"], strict=True)
-        ]
-        for name in LISTS:
-            top = np.argpartition(-np.hstack(scores[name]), FIRST - 1, axis=1)[:, :FIRST]
-            has_answer = (top == np.arange(len(asking))[:, None]).any(axis=1)
-            found[asked, name] = _FirstTen(
-                (top < len(asking)).mean(axis=1), has_answer.astype(np.float64)
-            )
-    return found
+    first, second = corpus
+    return {
+        asked: _search_by(asked, other, calibration, rows, centred, corpus)
+        for asked, other in ((first, second), (second, first))
+    }
+
+
+def _search_by(
+    asked: str,
+    other: str,
+    calibration: Calibration,
+    rows: Mapping[str, Floats],
+    centred: Mapping[str, Floats],
+    corpus: Mapping[str, Indices],
+) -> dict[str, _FirstTen]:
+    """Return the first ten of queries of the modality ``asked``, by list.
+
+    Row i of the modality ``other`` in the corpus is the answer of query i.
+    """
+    query_items = corpus[other]
+    modalities = (other, asked)
+    scores: dict[str, list[Floats]] = {}
+    for name, vectors in (("raw", rows), ("centred", centred)):
+        queries = vectors[asked][query_items]
+        scores[name] = [queries @ vectors[each][corpus[each]].T for each in modalities]
+    scores["calibrated"] = [
+        calibration.z(centred[asked][query_items], cosines, each)
+        for each, cosines in zip(modalities, scores["centred"], strict=True)
+    ]
+
+    results = {}
+    for name in LISTS:
+        columns = np.hstack(scores[name])  # first those of the other modality
+        top = np.argpartition(-columns, FIRST - 1, axis=1)[:, :FIRST]
+        is_answer = top == np.arange(len(query_items))[:, None]
+        results[name] = _FirstTen(
+            other_modality=(top < len(query_items)).mean(axis=1),
+            has_answer=is_answer.any(axis=1).astype(np.float64),
+        )
+    return results

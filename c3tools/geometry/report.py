@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..arrays import Floats
 from ..errors import StoreError, TransformError
 from ..io.files import write_text_atomically
 from ..io.locations import location
@@ -26,6 +27,7 @@ from .figures import all_figures, figure_blocks
 from .gap_map import gap_map
 from .measures import (
     ModalityMeasures,
+    PairMeasures,
     measure_gap,
     measure_modality,
     measure_pairs,
@@ -117,11 +119,11 @@ class GapReport(Measured):
 
     def summary(self) -> list[Section]:
         """Return the report in a few sentences."""
-        said = (
-            f"{each.question} {each.answer.capitalize()}. {each.because}"
-            for each in self.verdict.values()
-        )
-        return [Section("Verdict", list(said))]
+        sentences = [
+            f"{answer.question} {answer.answer.capitalize()}. {answer.because}"
+            for answer in self.verdict.values()
+        ]
+        return [Section("Verdict", sentences)]
 
     def sections(self) -> list[Section]:
         """Return the report as sentences and tables."""
@@ -144,27 +146,28 @@ class GapReport(Measured):
         written file.
         """
         target = location(path)
-        values = (
-            json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-            if target.suffix == ".json"
-            else None
-        )
-        write_text_atomically(target, values or self.to_html())
+        if target.suffix == ".json":
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        else:
+            text = self.to_html()
+        write_text_atomically(target, text)
         return target
 
     def save_figures(self, folder: Path) -> list[Path]:
         """Write every figure as PNG and SVG, and return the files."""
-        written = []
+        files = []
         for name, (figure, _) in all_figures(self).items():
             for ending in ("png", "svg"):
-                written.append(folder / f"{name}.{ending}")
-                save_figure(figure, written[-1])
-        return written
+                file = folder / f"{name}.{ending}"
+                save_figure(figure, file)
+                files.append(file)
+        return files
 
     def _repr_html_(self) -> str:
-        return "".join(
-            table._repr_html_() for section in self.sections() for table in section.tables
-        )
+        html = ""
+        for section in self.sections():
+            html += "".join(table._repr_html_() for table in section.tables)
+        return html
 
 
 def gap_report(
@@ -195,106 +198,54 @@ def gap_report(
             are invalid.
     """
     store = Store.open(store, reporter=reporter)
-    there, info = store.modalities, store.info
-    chosen = list(there[:2] if modalities is None else modalities)
-    if not 1 <= len(chosen) <= 2 or len(set(chosen)) != len(chosen):
-        raise StoreError(
-            f"A report on {store.path} needs two different modalities, not "
-            f"{', '.join(chosen) or 'none'}.",
-            remedy=f"The store has {', '.join(there) or 'none: fill it with `c3 embed PATH`'}.",
-        )
-    if unknown := [name for name in presets or () if name not in RECALL_PRESETS]:
-        raise StoreError(
-            f"The gap report cannot measure recall for {unknown[0]!r}.",
-            remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
-        )
-    columns = {
-        column for name in chosen if by for column in next(store.batches(name)).schema.names
-    } - {"embedding"}
-    if by is not None and by not in columns:
-        raise StoreError(
-            f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(sorted(columns))}."
-        )
+    names = _choose_modalities(store, modalities)
+    _check_presets(presets)
+    if by is not None:
+        _check_column(store, names, by)
     provenance: dict[str, Any] = {
         "store": str(store.path),
-        "model": str(info.model),
-        "dim": info.dim,
-        "dtype": info.dtype,
+        "model": str(store.info.model),
+        "dim": store.info.dim,
+        "dtype": store.info.dtype,
         "split": split or "all",
         "seed": seed,
         "c3tools": __version__,
     }
-    if len(chosen) == 1:
-        alone = measure_modality(*collect_single(store, chosen[0], split=split))
-        notes = [
-            f"This report is on one modality, {chosen[0]}, so there are no gap and no pairs to "
-            f"measure. A full report "
-            "needs another modality in the same store.",
-            *_row_limits({chosen[0]: alone}),
-        ]
-        return GapReport({chosen[0]: alone}, {**provenance, "rows": {chosen[0]: alone.n}}, notes)
-    # read before the rows of the report are in memory
+    if len(names) == 1:
+        return _report_on_one(store, names[0], split, provenance)
+
+    # Read before the rows of the report are in memory
     spread = sigma_rules.SigmaRule("caption_spread", None, "texts alone", "the store has no texts")
-    if "text" in there:
+    if "text" in store.modalities:
         spread = sigma_rules.spread_of_captions(store, most=SPREAD_ROWS)
-    data = collect(store, *chosen, split=split, seed=seed, reporter=reporter)
-    first, second, working = data.first, data.second, data.working
-    measured = {
+    data = collect(store, *names, split=split, seed=seed, reporter=reporter)
+    working = data.working
+    measures = {
         name: measure_modality(moments, data.independent[name])
         for name, moments in data.moments.items()
     }
-    notes = [*data.notes, *_row_limits(measured), *_limits(data)]
-    cheap = working.complete and len(working.first) * len(working.second) <= ALL_PRESETS_SCORES
-    names = dict.fromkeys(
-        [RAW, COLLAPSE, *(RECALL_PRESETS if presets is None and cheap else presets or ())]
-    )
-    spaces: dict[str, SpaceMeasures] = {}
-    transformed = {}
-    with reporter.progress("Measuring spaces", len(names)) as progress:
-        for name in names:
-            progress.advance(note=name)
-            try:
-                spaces[name], x, y = measure_space(name, data, seed=seed)
-            except TransformError as error:
-                notes.append(f"{name} cannot be applied here: {error.message}")
-                continue
-            if name in (RAW, COLLAPSE):
-                transformed[name] = x, y
-    if presets is None and not cheap:
+    notes = [*data.notes, *_row_limits(measures), *_limits(data)]
+
+    spaces, transformed, space_notes = _measure_spaces(data, presets, seed, reporter)
+    notes += space_notes
+    unread = [name for name in store.modalities if name not in names]
+    if unread and modalities is None:
         notes.append(
-            "Recall is measured before and after Collapse only. Choose other presets with "
-            "--presets."
+            f"The store also has {', '.join(unread)}; this report is about {names[0]} and "
+            f"{names[1]}. Choose two modalities with --modalities A,B."
         )
-    others = [name for name in there if name not in chosen]
-    if others and modalities is None:
-        notes.append(
-            f"The store also has {', '.join(others)}; this report is about {chosen[0]} and "
-            f"{chosen[1]}. Choose two "
-            "modalities with --modalities A,B."
-        )
+
     noise = None
     if working.paired:
         differences = working.first[working.item_index] - working.second
         noise = residuals(differences, working.distinct_items[working.item_index], seed=seed)
     gap = measure_gap(data, seed)
     pairs = measure_pairs(data, seed)
-    has_gap = judge_gap(gap, pairs, measured).answer == "yes"
-    means = [data.fit_moments[name].mean for name in (first, second)]
-    sigmas = [
-        spread,
-        sigma_rules.scaled_spread(spread),
-        sigma_rules.SigmaRule(
-            "residual_rms",
-            pairs.residual_rms.value if pairs else None,
-            "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
-            "" if pairs else "there are no pairs",
-        ),
-        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
-        sigma_rules.PUBLISHED,
-    ]
-    sides = zip((first, second), (working.first, working.second), working.items, strict=True)
+    has_gap = judge_gap(gap, pairs, measures).answer == "yes"
+    sigmas = _sigma_rules(data, pairs, spread)
+    first_items, second_items = working.items
     return GapReport(
-        modalities=measured,
+        modalities=measures,
         provenance={
             **provenance,
             "rows": {name: moments.n for name, moments in data.moments.items()},
@@ -302,8 +253,8 @@ def gap_report(
             "pairs": data.pairs,
             "working_set": {
                 "complete": working.complete,
-                first: len(working.first),
-                second: len(working.second),
+                data.first: len(working.first),
+                data.second: len(working.second),
             },
             "fitted_on": data.fitted_on,
         },
@@ -318,136 +269,283 @@ def gap_report(
         recommended=sigma_rules.recommend(sigmas),
         collected=data,
         orthogonal={
-            name: orthogonality(rows, items, data.gap, seed=seed) for name, rows, items in sides
+            data.first: orthogonality(working.first, first_items, data.gap, seed=seed),
+            data.second: orthogonality(working.second, second_items, data.gap, seed=seed),
         },
         transformed=transformed,
         draw_map=partial(gap_map, store, data, split=split, by=by),
     )
 
 
-def _row_limits(modalities: dict[str, ModalityMeasures]) -> list[str]:
+def _choose_modalities(store: Store, modalities: Sequence[str] | None) -> list[str]:
+    """Return the one or two modalities of a report; by default the first two of the store.
+
+    Raises:
+        StoreError: if they are not one or two different ones.
+    """
+    names = list(store.modalities[:2] if modalities is None else modalities)
+    if len(names) not in (1, 2) or len(set(names)) != len(names):
+        in_store = ", ".join(store.modalities) or "none: fill it with `c3 embed PATH`"
+        raise StoreError(
+            f"A report on {store.path} needs two different modalities, not "
+            f"{', '.join(names) or 'none'}.",
+            remedy=f"The store has {in_store}.",
+        )
+    return names
+
+
+def _check_presets(presets: Sequence[str] | None) -> None:
+    """Refuse presets that recall is not measured for.
+
+    Raises:
+        StoreError: with the first of them.
+    """
+    for name in presets or ():
+        if name not in RECALL_PRESETS:
+            raise StoreError(
+                f"The gap report cannot measure recall for {name!r}.",
+                remedy=f"Use {', '.join(RECALL_PRESETS)}; `c3 evaluate` scores the others.",
+            )
+
+
+def _check_column(store: Store, names: Sequence[str], by: str) -> None:
+    """Refuse a column that no modality has.
+
+    Raises:
+        StoreError: with the columns of the store.
+    """
+    columns: set[str] = set()
+    for name in names:
+        columns.update(next(store.batches(name)).schema.names)
+    columns.discard("embedding")
+    if by not in columns:
+        raise StoreError(
+            f"{store.path} has no column {by!r}.", remedy=f"It has {', '.join(sorted(columns))}."
+        )
+
+
+def _report_on_one(
+    store: Store, name: str, split: str | None, provenance: dict[str, Any]
+) -> GapReport:
+    """Return the report on a single modality."""
+    moments, items = collect_single(store, name, split=split)
+    measures = {name: measure_modality(moments, items)}
+    notes = [
+        f"This report is on one modality, {name}, so there are no gap and no pairs to measure. "
+        f"A full report needs another modality in the same store.",
+        *_row_limits(measures),
+    ]
+    return GapReport(measures, {**provenance, "rows": {name: moments.n}}, notes)
+
+
+def _measure_spaces(
+    data: Collected, presets: Sequence[str] | None, seed: int, reporter: Reporter
+) -> tuple[dict[str, SpaceMeasures], dict[str, tuple[Floats, Floats]], list[str]]:
+    """Measure the spaces before and after Collapse, and those of other presets.
+
+    Args:
+        data: what was read.
+        presets: to measure recall for; None for all if that is cheap.
+        seed: of samples and resampling.
+        reporter: shows the progress.
+
+    Returns:
+        The measures by preset; the rows of both modalities before and after Collapse; notes.
+    """
+    working = data.working
+    scores = len(working.first) * len(working.second)
+    is_cheap = working.complete and scores <= ALL_PRESETS_SCORES
+    if presets is None:
+        presets = RECALL_PRESETS if is_cheap else ()
+        left_out = not is_cheap
+    else:
+        left_out = False
+    names = list(dict.fromkeys([RAW, COLLAPSE, *presets]))
+
+    notes = []
+    spaces: dict[str, SpaceMeasures] = {}
+    transformed: dict[str, tuple[Floats, Floats]] = {}
+    with reporter.progress("Measuring spaces", len(names)) as progress:
+        for name in names:
+            progress.advance(note=name)
+            try:
+                spaces[name], first_rows, second_rows = measure_space(name, data, seed=seed)
+            except TransformError as error:
+                notes.append(f"{name} cannot be applied here: {error.message}")
+                continue
+            if name in (RAW, COLLAPSE):
+                transformed[name] = (first_rows, second_rows)
+    if left_out:
+        notes.append(
+            "Recall is measured before and after Collapse only. Choose other presets with "
+            "--presets."
+        )
+    return spaces, transformed, notes
+
+
+def _sigma_rules(
+    data: Collected, pairs: PairMeasures | None, spread: sigma_rules.SigmaRule
+) -> list[sigma_rules.SigmaRule]:
+    """Return what each rule gives for sigma.
+
+    Args:
+        data: what was read.
+        pairs: measures of the pairs.
+        spread: the spread of captions.
+    """
+    residual = sigma_rules.SigmaRule(
+        "residual_rms",
+        pairs.residual_rms.value if pairs else None,
+        "pairs, preferably not seen in training of the encoder: rms of (x - y) minus its mean",
+        "" if pairs else "there are no pairs",
+    )
+    working = data.working
+    means = [data.fit_moments[name].mean for name in (data.first, data.second)]
     return [
-        f"{name}: {found.n} rows span at most {found.n - 1} of {found.dim} dimensions, so the "
-        f"number of rows limits "
-        "the effective dimension."
-        for name, found in modalities.items()
-        if found.limited_by_rows
+        spread,
+        sigma_rules.scaled_spread(spread),
+        residual,
+        sigma_rules.pair_cosine(working.first, working.second, working.item_index, means),
+        sigma_rules.PUBLISHED,
+    ]
+
+
+def _row_limits(modalities: Mapping[str, ModalityMeasures]) -> list[str]:
+    """Return a note for each modality whose dimensions are limited by its number of rows."""
+    return [
+        f"{name}: {measures.n} rows span at most {measures.n - 1} of {measures.dim} dimensions, "
+        f"so the number of rows limits the effective dimension."
+        for name, measures in modalities.items()
+        if measures.limited_by_rows
     ]
 
 
 def _limits(data: Collected) -> list[str]:
     """Return notes on the limits of the numbers: few rows, no pairs, or a sample."""
-    first, second, working, sample = data.first, data.second, data.working, data.sample
+    first, second = data.first, data.second
+    working, sample = data.working, data.sample
     if not sample.paired:
         return [
             f"No {second} row belongs to any {first} row, so distances of pairs, RMG, alignment "
-            f"noise and recall "
-            "cannot be measured. The gap, the spectra and the modality bias can."
+            f"noise and recall cannot be measured. The gap, the spectra and the modality bias can."
         ]
     notes = []
     if data.items < BIASED_ITEMS:
         notes.append(
             f"With only {data.items} {first} rows, the length of the gap and the residual rms are "
-            f"biased and their "
-            "intervals are approximate; use the debiased values."
+            f"biased and their intervals are approximate; use the debiased values."
         )
     if not working.complete:
         notes.append(
             f"Recall, uniformity, separability, modality bias and the shape of the noise are "
-            f"measured on a seeded "
-            f"sample of {len(working.first):,} {first} rows with all their "
-            f"{len(working.second):,} {second} rows, so "
-            "recall is for a search among that many rows."
+            f"measured on a seeded sample of {len(working.first):,} {first} rows with all their "
+            f"{len(working.second):,} {second} rows, so recall is for a search among that many "
+            f"rows."
         )
     if not sample.complete:
         notes.append(
             f"Distances and cosines of pairs are those of a seeded sample of "
-            f"{len(sample.second):,} pairs; their "
-            "intervals say how exact they are."
+            f"{len(sample.second):,} pairs; their intervals say how exact they are."
         )
     return notes
 
 
 def _sections(report: GapReport, figures: Mapping[str, FigureBlock]) -> list[Section]:
-    """Lay out the report. To show a further number of a report, add it here, and nowhere else."""
+    """Lay out the report. To show a further number of a report, add it here, and nowhere else.
 
-    def shown(*names: str) -> list[FigureBlock]:
-        return [figures[name] for name in names if name in figures]
-
-    known = [[name.replace("_", " "), _listed(value)] for name, value in report.provenance.items()]
-    settings = Section(
-        "Data and settings", tables=[Table(["setting", "value"], known, left=("value",))]
-    )
-    if report.gap is None or report.recommended is None:
+    Args:
+        report: to show.
+        figures: those of `figure_blocks`, by name; none outside a page.
+    """
+    if report.gap is None:
         return [
-            Section("The modality", tables=_modalities(report), figures=shown("spectra")),
-            settings,
+            Section(
+                "The modality",
+                tables=_modality_tables(report),
+                figures=_present(figures, "spectra"),
+            ),
+            _settings_section(report),
         ]
-    pairs, (rule, why) = report.pairs, report.recommended
-    assumptions = [
-        [found.question, found.answer, found.because] for found in report.assumptions.values()
+    sections = [
+        Section("How far apart the modalities are", tables=[_measures_table(report)]),
+        _assumptions_section(report, figures),
+        Section(
+            "The two modalities",
+            tables=_modality_tables(report),
+            figures=_present(figures, "spectra", "projection"),
+        ),
+        _collapse_section(report),
     ]
+    if report.one_list:
+        sections.append(Section("One list of both modalities", tables=[_one_list_table(report)]))
+    sections += [_sigma_section(report), _settings_section(report)]
+    return sections
+
+
+def _present(figures: Mapping[str, FigureBlock], *names: str) -> list[FigureBlock]:
+    """Return the figures of these names that were drawn."""
+    return [figures[name] for name in names if name in figures]
+
+
+def _settings_section(report: GapReport) -> Section:
+    """Show where the numbers come from."""
+    rows = []
+    for name, value in report.provenance.items():
+        text = str(value)
+        if isinstance(value, dict):
+            text = ", ".join(f"{key} {part}" for key, part in value.items())
+        rows.append([name.replace("_", " "), text])
+    table = Table(["setting", "value"], rows, left=("value",))
+    return Section("Data and settings", tables=[table])
+
+
+def _assumptions_section(report: GapReport, figures: Mapping[str, FigureBlock]) -> Section:
+    """Show the answers to the questions about the paper's model, with its figures."""
+    rows = [[each.question, each.answer, each.because] for each in report.assumptions.values()]
+    return Section(
+        "Does the model of the paper hold here?",
+        [
+            "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the "
+            "directions in which the modalities vary, and Gaussian noise ε of the same size in "
+            "every direction."
+        ],
+        [Table(["question", "answer", "because"], rows, left=("answer", "because"))],
+        _present(figures, *_PAPER_FIGURES),
+        "Bars show shares; the line in the gap's length marks that over all rows. For CLIP "
+        "ViT-B/32 on COCO, the paper reports length 0.83 ± 0.01, direction 0.99, orthogonality "
+        "0.00 ± 0.06 and noise direction 0.00 ± 0.10.",
+    )
+
+
+def _collapse_section(report: GapReport) -> Section:
+    """Show recall under the presets, and what Collapse changes."""
+    tables = [_before_and_after_table(report)]
+    if report.pairs and report.spaces:
+        tables.insert(0, _recall_table(report))
+    sentence = f"Transforms are fitted on {report.provenance['fitted_on']}."
+    return Section("What Collapse will do", [sentence], tables)
+
+
+def _sigma_section(report: GapReport) -> Section:
+    """Show what each rule gives for sigma, and which one is recommended."""
+    assert report.recommended is not None
+    rule, why = report.recommended
     option = "pairs" if rule.name == "pair_cosine" else "auto"
-    noise = f"--sigma {option} gives {number(rule.sigma)}: {why}."
-    if pairs and pairs.residual_rms.value > 0:
-        ratio = sigma_rules.PUBLISHED_SIGMA / pairs.residual_rms.value
-        noise += (
+    sentence = f"--sigma {option} gives {number(rule.sigma)}: {why}."
+    if report.pairs and report.pairs.residual_rms.value > 0:
+        ratio = sigma_rules.PUBLISHED_SIGMA / report.pairs.residual_rms.value
+        sentence += (
             f" The published {sigma_rules.PUBLISHED_SIGMA:.4f} is {ratio:.1f} times the "
             f"alignment noise measured here."
         )
-    sigmas = [
-        [
-            each.name.replace("_", " "),
-            number(each.sigma, 4),
-            each.rests_on + (each.missing and f"; {each.missing}"),
-        ]
-        for each in report.sigmas
-    ]
-    return [
-        Section("How far apart the modalities are", tables=[_measures(report)]),
-        Section(
-            "Does the model of the paper hold here?",
-            [
-                "C3 assumes e_x − e_y = c + ε: a constant gap c that is orthogonal to the "
-                "directions in which the "
-                "modalities vary, and Gaussian noise ε of the same size in every direction."
-            ],
-            [Table(["question", "answer", "because"], assumptions, left=("answer", "because"))],
-            shown(*_PAPER_FIGURES),
-            "Bars show shares; the line in the gap's length marks that over all rows. For CLIP "
-            "ViT-B/32 on COCO, the "
-            "paper reports length 0.83 ± 0.01, direction 0.99, orthogonality 0.00 ± 0.06 and "
-            "noise direction "
-            "0.00 ± 0.10.",
-        ),
-        Section(
-            "The two modalities", tables=_modalities(report), figures=shown("spectra", "projection")
-        ),
-        Section(
-            "What Collapse will do",
-            [f"Transforms are fitted on {report.provenance['fitted_on']}."],
-            [*([_recall(report)] if pairs and report.spaces else []), _before_and_after(report)],
-        ),
-        *(
-            [Section("One list of both modalities", tables=[_one_list(report)])]
-            if report.one_list
-            else []
-        ),
-        Section(
-            "How much noise to add",
-            [noise],
-            [Table(["rule", "sigma", "rests on"], sigmas, left=("rests on",))],
-        ),
-        settings,
-    ]
-
-
-def _listed(value: Any) -> str:
-    return (
-        ", ".join(f"{name} {part}" for name, part in value.items())
-        if isinstance(value, dict)
-        else str(value)
-    )
+    rows = []
+    for candidate in report.sigmas:
+        rests_on = candidate.rests_on
+        if candidate.missing:
+            rests_on += f"; {candidate.missing}"
+        rows.append([candidate.name.replace("_", " "), number(candidate.sigma, 4), rests_on])
+    table = Table(["rule", "sigma", "rests on"], rows, left=("rests on",))
+    return Section("How much noise to add", [sentence], [table])
 
 
 def _answers_to_dict(answers: Mapping[str, Answer]) -> dict[str, Any]:
@@ -455,37 +553,48 @@ def _answers_to_dict(answers: Mapping[str, Answer]) -> dict[str, Any]:
     return {name: {"name": name, **vars(answer)} for name, answer in answers.items()}
 
 
-def _cells(found: Estimate | None, digits: int, scale: float = 1) -> list[str]:
+def _cells(estimate: Estimate | None, digits: int, scale: float = 1) -> list[str]:
     """Return a measured number and its interval, multiplied by ``scale``, or dashes if there are
     none.
     """
-    if found is None:
+    if estimate is None:
         return [number(None), interval(None)]
-    return [number(scale * found.value, digits), interval(found.interval, digits, scale)]
+    return [number(scale * estimate.value, digits), interval(estimate.interval, digits, scale)]
 
 
-def _modalities(report: GapReport) -> list[Table]:
-    spans, means = [], []
-    for name, found in report.modalities.items():
-        ranks = number(found.effective_rank, 1), number(found.participation_ratio, 1)
-        spans.append(
-            [name, number(found.n, 0), f"{found.effective_dimension} of {found.dim}", *ranks]
+def _modality_tables(report: GapReport) -> list[Table]:
+    """Return a table of the dimensions of each modality, and one of the means."""
+    dimensions = []
+    means = []
+    for name, measures in report.modalities.items():
+        dimensions.append(
+            [
+                name,
+                number(measures.n, 0),
+                f"{measures.effective_dimension} of {measures.dim}",
+                number(measures.effective_rank, 1),
+                number(measures.participation_ratio, 1),
+            ]
         )
-        angle, counts = (
-            found.mean_direction_error_degrees,
-            (found.independent_rows, found.rows_for_one_degree),
+        means.append(
+            [
+                name,
+                number(measures.mean_norm),
+                number(measures.mean_norm_error, 4),
+                number(measures.mean_direction_error_degrees, 2),
+                number(measures.independent_rows, 0),
+                number(measures.rows_for_one_degree, 0),
+            ]
         )
-        lengths = number(found.mean_norm), number(found.mean_norm_error, 4)
-        means.append([name, *lengths, number(angle, 2), *(number(count, 0) for count in counts)])
     note = (
         "Collapse subtracts the mean, which is accurate enough if its direction is known to about "
-        "one degree. The "
-        "errors count independent rows only: all captions of an image count as one."
+        "one degree. The errors count independent rows only: all captions of an image count as "
+        "one."
     )
     return [
         Table(
             ["modality", "rows", "eff. dimension", "eff. rank", "participation ratio"],
-            spans,
+            dimensions,
             "Dimensions",
         ),
         Table(
@@ -497,106 +606,116 @@ def _modalities(report: GapReport) -> list[Table]:
     ]
 
 
-def _measures(report: GapReport) -> Table:
-    gap, pairs = report.gap, report.pairs
+def _measures_table(report: GapReport) -> Table:
+    """Return a table of the measures of the gap and of the pairs."""
+    gap = report.gap
+    pairs = report.pairs
     assert gap is not None
-    rows: list[tuple[str, Estimate | None, str]] = [
-        ("gap length", gap.length, "distance of the means; 0 is no gap"),
-        ("gap length, debiased", gap.length_debiased, "without what so few items show by chance"),
+    rows = [
+        ["gap length", *_cells(gap.length, 4), "distance of the means; 0 is no gap"],
+        [
+            "gap length, debiased",
+            *_cells(gap.length_debiased, 4),
+            "without what so few items show by chance",
+        ],
     ]
     if pairs:
-        true = "around the true mean, not that of so few items"
         rows += [
-            ("instance distance", gap.instance_distance, "mean, over pairs"),
-            (
+            ["instance distance", *_cells(gap.instance_distance, 4), "mean, over pairs"],
+            [
                 "relative gap (RMG)",
-                gap.rmg,
+                *_cells(gap.rmg, 4),
                 "pairs, relative to distances within a modality; 0 is aligned",
-            ),
-            ("paired cosine", pairs.paired_cosine, f"over {pairs.n:,} pairs"),
-            ("unpaired cosine", pairs.unpaired_cosine, "over all unrelated rows"),
-            ("residual rms", pairs.residual_rms, "alignment noise, per dimension"),
-            ("residual rms, debiased", pairs.residual_rms_debiased, true),
+            ],
+            ["paired cosine", *_cells(pairs.paired_cosine, 4), f"over {pairs.n:,} pairs"],
+            ["unpaired cosine", *_cells(pairs.unpaired_cosine, 4), "over all unrelated rows"],
+            ["residual rms", *_cells(pairs.residual_rms, 4), "alignment noise, per dimension"],
+            [
+                "residual rms, debiased",
+                *_cells(pairs.residual_rms_debiased, 4),
+                "around the true mean, not that of so few items",
+            ],
         ]
-    cells = [[name, *_cells(found, 4), meaning] for name, found, meaning in rows]
-    return Table(["measure", "value", "95 %", "meaning"], cells, left=("meaning",))
+    return Table(["measure", "value", "95 %", "meaning"], rows, left=("meaning",))
 
 
-def _recall(report: GapReport) -> Table:
-    ways = list(next(iter(report.spaces.values())).recall)
-    rows = [
-        [
-            name,
-            *(
-                number(100 * space.recall[way][f"recall@{k}"].value, 1)
-                for way in ways
-                for k in DEFAULT_KS
-            ),
-            number(space.gap),
-        ]
-        for name, space in report.spaces.items()
-    ]
-    formulas = (
-        f"{name}: {'norm(e)' if name == RAW else PRESETS[name][0]}" for name in report.spaces
-    )
+def _recall_table(report: GapReport) -> Table:
+    """Return a table of recall in both directions, one row per preset."""
+    directions = list(next(iter(report.spaces.values())).recall)
+    columns = ["preset"]
+    for direction in directions:
+        target = direction.split("_to_")[-1]
+        columns += [f"to {target} @{k}" for k in DEFAULT_KS]
+    rows = []
+    formulas = []
+    for name, space in report.spaces.items():
+        row = [name]
+        for direction in directions:
+            recall = space.recall[direction]
+            row += [number(100 * recall[f"recall@{k}"].value, 1) for k in DEFAULT_KS]
+        rows.append([*row, number(space.gap)])
+        formula = "norm(e)" if name == RAW else PRESETS[name][0]
+        formulas.append(f"{name}: {formula}")
     note = (
         f"How often one of the k nearest rows belongs to the same item. The presets: "
         f"{'; '.join(formulas)}."
     )
-    heads = [f"to {way.split('_to_')[-1]} @{k}" for way in ways for k in DEFAULT_KS]
-    return Table(["preset", *heads, "gap left"], rows, "Recall, %", note=note)
+    return Table([*columns, "gap left"], rows, "Recall, %", note=note)
 
 
-def _one_list(report: GapReport) -> Table:
+def _one_list_table(report: GapReport) -> Table:
+    """Return a table of the search in one list, one row per modality of the queries and list."""
     rows = []
-    for asked, found in report.one_list.items():
-        for name in found.recall:
-            measured = found.other_modality[name], found.recall[name]
+    for asked, one_list in report.one_list.items():
+        for name, recall in one_list.recall.items():
+            other_modality = one_list.other_modality[name]
             rows.append(
-                [f"{asked}, {name}", *(cell for one in measured for cell in _cells(one, 1, 100))]
+                [f"{asked}, {name}", *_cells(other_modality, 1, 100), *_cells(recall, 1, 100)]
             )
-    heads = [
+    columns = [
         "queries, list",
         "other modality in the first ten, %",
         "95 %",
         "answer in the first ten, %",
         "95 %",
     ]
+    chance = next(iter(report.one_list.values())).chance
     note = (
         "The corpus has one row an item, half of each modality; the answer is of the other "
         "modality than the query. Without bias half of the first ten are. Moments are of other "
-        f"items. By chance, {100 * found.chance:.1f} % of the answers are in the first ten. "
+        f"items. By chance, {100 * chance:.1f} % of the answers are in the first ten. "
         "Calibrated: docs/results/fair-search.md."
     )
-    return Table(heads, rows, "One list", note=note)
+    return Table(columns, rows, "One list", note=note)
 
 
-def _before_and_after(report: GapReport) -> Table:
-    heads = {
-        name: head for name, head in ((RAW, "before"), (COLLAPSE, "after")) if name in report.spaces
-    }
-    spaces = [report.spaces[name] for name in heads]
+def _before_and_after_table(report: GapReport) -> Table:
+    """Return a table of what Collapse changes: measures before it and after it."""
+    columns = ["measure"]
+    spaces = []
+    for name, title in ((RAW, "before"), (COLLAPSE, "after")):
+        if name in report.spaces:
+            columns += [title, "95 %"]
+            spaces.append(report.spaces[name])
 
-    def row(name: str, found: Iterable[Estimate | None], digits: int, scale: float) -> list[str]:
-        return [name, *(cell for one in found for cell in _cells(one, digits, scale))]
+    def row(
+        measure: str, estimates: Iterable[Estimate | None], digits: int, scale: float
+    ) -> list[str]:
+        cells = [measure]
+        for estimate in estimates:
+            cells += _cells(estimate, digits, scale)
+        return cells
 
-    rows = [row("linear separability, %", (space.separability for space in spaces), 1, 100)]
+    rows = [row("linear separability, %", [space.separability for space in spaces], 1, 100)]
     for name in report.modalities:
-        rows.append(
-            row(
-                f"modality bias@10, %, {name}",
-                (space.modality_bias[name] for space in spaces),
-                1,
-                100,
-            )
-        )
-        rows.append(row(f"uniformity, {name}", (space.uniformity[name] for space in spaces), 3, 1))
+        biases = [space.modality_bias[name] for space in spaces]
+        uniformities = [space.uniformity[name] for space in spaces]
+        rows.append(row(f"modality bias@10, %, {name}", biases, 1, 100))
+        rows.append(row(f"uniformity, {name}", uniformities, 3, 1))
     note = (
         "Separability: accuracy, on held-out rows, of a linear probe for the modality. Modality "
-        "bias: share of the "
-        "ten nearest rows of both modalities that have the modality of the query. 50 % is ideal "
-        "for both. Uniformity: "
-        "log E exp(−2 |x − x′|²); lower means more spread out."
+        "bias: share of the ten nearest rows of both modalities that have the modality of the "
+        "query. 50 % is ideal for both. Uniformity: log E exp(−2 |x − x′|²); lower means more "
+        "spread out."
     )
-    columns = ["measure", *(part for head in heads.values() for part in (head, "95 %"))]
     return Table(columns, rows, "Before and after Collapse", note=note)

@@ -105,41 +105,66 @@ def measure_space(
     Raises:
         TransformError: if the preset cannot be fitted on these data.
     """
-    working, first, second = collected.working, collected.first, collected.second
-    if name == RAW:
-        x, y = unit_rows(working.first), unit_rows(working.second)
-    else:
-        pipeline = preset(name, train_on=second, infer_on=first)
-        rows = {first: working.first, second: working.second}
-        fitted = pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
-        x, y = (fitted.transform(own, modality=modality) for modality, own in rows.items())
-    gap = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64) - y.mean(axis=0, dtype=np.float64)))
-    found = SpaceMeasures({}, gap)
-    if working.paired:
-        ways = f"{first}_to_{second}", f"{second}_to_{first}"
-        queries = None, working.item_index
-        for way, hits, owner in zip(
-            ways, pair_hits(x, y, working.item_index), queries, strict=True
-        ):
-            found.recall[way] = {
-                key: Estimate(float(own.mean()), share_interval(own, owner), len(own))
-                for key, own in hits.items()
-            }
+    working = collected.working
+    first_rows, second_rows = _rows_after(name, collected)
+    first_mean = first_rows.mean(axis=0, dtype=np.float64)
+    second_mean = second_rows.mean(axis=0, dtype=np.float64)
+    measures = SpaceMeasures(
+        recall=_measure_recall(first_rows, second_rows, collected) if working.paired else {},
+        gap=float(np.linalg.norm(first_mean - second_mean)),
+    )
     if name in (RAW, COLLAPSE):
-        items = working.items
-        if min(len(x), len(y)) > 1:
-            collapse = name == COLLAPSE
-            found.separability = separability(
-                working.first, working.second, items, collapse=collapse, seed=seed
+        first, second = collected.first, collected.second
+        first_items, second_items = working.items
+        if min(len(first_rows), len(second_rows)) > 1:
+            # Collapse is fitted on each half of the probe's rows, so it gets them as they are
+            measures.separability = separability(
+                working.first, working.second, working.items, collapse=name == COLLAPSE, seed=seed
             )
-        found.modality_bias = dict(
-            zip((first, second), modality_bias(x, y, items=items, seed=seed), strict=True)
+        first_bias, second_bias = modality_bias(
+            first_rows, second_rows, items=working.items, seed=seed
         )
-        spread = (
-            uniformity(own, numbers, seed=seed) for own, numbers in zip((x, y), items, strict=True)
-        )
-        found.uniformity = dict(zip((first, second), spread, strict=True))
-    return found, x, y
+        measures.modality_bias = {first: first_bias, second: second_bias}
+        measures.uniformity = {
+            first: uniformity(first_rows, first_items, seed=seed),
+            second: uniformity(second_rows, second_items, seed=seed),
+        }
+    return measures, first_rows, second_rows
+
+
+def _rows_after(name: str, collected: Collected) -> tuple[Floats, Floats]:
+    """Return the rows of both modalities of the working set, (m, d) and (k, d), after a preset."""
+    working = collected.working
+    if name == RAW:
+        return unit_rows(working.first), unit_rows(working.second)
+    pipeline = preset(name, train_on=collected.second, infer_on=collected.first)
+    rows = {collected.first: working.first, collected.second: working.second}
+    pipeline.fit(collected.fit_moments, rows if pipeline.needs_rows else None)
+    return (
+        pipeline.transform(working.first, modality=collected.first),
+        pipeline.transform(working.second, modality=collected.second),
+    )
+
+
+def _measure_recall(
+    first_rows: Floats, second_rows: Floats, collected: Collected
+) -> dict[str, dict[str, Estimate]]:
+    """Return recall of the working set's pairs in both directions; see `SpaceMeasures.recall`."""
+    item_index = collected.working.item_index
+    of_first, of_second = pair_hits(first_rows, second_rows, item_index)
+    first, second = collected.first, collected.second
+    return {
+        f"{first}_to_{second}": _recall_of(of_first, None),
+        f"{second}_to_{first}": _recall_of(of_second, item_index),
+    }
+
+
+def _recall_of(hits: dict[str, Array], items: Indices | None) -> dict[str, Estimate]:
+    """Return the share of hits by name (``recall@1``), with its interval over items."""
+    return {
+        name: Estimate(float(values.mean()), share_interval(values, items), len(values))
+        for name, values in hits.items()
+    }
 
 
 def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:
@@ -156,21 +181,23 @@ def uniformity(rows: Floats, items: Indices, *, seed: int = 0) -> Estimate:
         items: int64 (n,), the item of each row.
         seed: of the sample of 2,000 rows, if there are more, and of the resampling.
     """
-    chosen = _chosen(len(rows), _MAX_UNIFORMITY_ROWS, seed, "uniformity")
-    x, n, owner = rows[chosen], len(chosen), items[chosen]
+    drawn = _draw(len(rows), _MAX_UNIFORMITY_ROWS, seed, "uniformity")
+    x = rows[drawn]
+    owner = items[drawn]
     squares = np.einsum("ij,ij->i", x, x)
-    near = np.exp(-2 * (squares[:, None] + squares - 2 * (x @ x.T)))  # (n, n)
-    apart = owner[:, None] != owner
-    total, others = (near * apart).sum(axis=1, dtype=np.float64), np.count_nonzero(apart, axis=1)
-    if not others.any():
-        return Estimate(0.0, None, n)
-    mean = float(total.sum() / others.sum())
+    kernel = np.exp(-2 * (squares[:, None] + squares - 2 * (x @ x.T)))  # (n, n)
+    is_compared = owner[:, None] != owner
+    totals = (kernel * is_compared).sum(axis=1, dtype=np.float64)
+    counts = np.count_nonzero(is_compared, axis=1)
+    if not counts.any():
+        return Estimate(0.0, None, len(x))
+    mean = float(totals.sum() / counts.sum())
     value = float(np.log(mean))
-    interval = mean_interval(total / np.maximum(others, 1), owner, seed=seed)
+    interval = mean_interval(totals / np.maximum(counts, 1), owner, seed=seed)
     if interval is not None:
         low, high = (value + 2 * (end - mean) / mean for end in interval)
         interval = low, high
-    return Estimate(value, interval, n)
+    return Estimate(value, interval, len(x))
 
 
 def separability(
@@ -196,27 +223,31 @@ def separability(
             accuracy below one half.
         seed: of the sample, the halves and the resampling.
     """
-    most = min(len(first), len(second), _MAX_PROBE_ROWS)
-    half, right, tested = most // 2, [], []
-    # modality, half, row
-    x, owner = np.empty((2, 2, half, first.shape[1])), np.empty((2, 2, half), np.int64)
-    for number, rows in enumerate((first, second)):
-        chosen = _chosen(len(rows), most, seed, f"probe {number}")
-        chosen = chosen[generator(seed, "probe halves", number).permutation(most)][
-            : 2 * half
-        ].reshape(2, half)
-        x[number], owner[number] = rows[chosen], items[number][chosen]
-    labels = np.repeat([1.0, 0.0], half)
-    for fit, held in ((0, 1), (1, 0)):
-        mean = x[:, fit].mean(axis=1, keepdims=True) if collapse else 0.0
-        fit_rows, held_rows = (
-            unit_rows((x[:, side] - mean).reshape(2 * half, -1)) for side in (fit, held)
-        )
-        weights = fit_logistic(fit_rows, labels, _RIDGE)
-        right.append((held_rows @ weights[:-1] + weights[-1] > 0) == (labels > 0.5))
-        tested.append(owner[:, held].ravel())
-    hits = np.concatenate(right).astype(np.float64)
-    return Estimate(float(hits.mean()), share_interval(hits, np.concatenate(tested)), len(hits))
+    count = min(len(first), len(second), _MAX_PROBE_ROWS)
+    half = count // 2
+    rows = np.empty((2, 2, half, first.shape[1]))  # (modality, half, row, d)
+    owner = np.empty((2, 2, half), np.int64)  # the items of these rows
+    for side, embeddings in enumerate((first, second)):
+        drawn = _draw(len(embeddings), count, seed, f"probe {side}")
+        order = generator(seed, "probe halves", side).permutation(count)
+        halves = drawn[order][: 2 * half].reshape(2, half)
+        rows[side] = embeddings[halves]
+        owner[side] = items[side][halves]
+
+    is_first = np.repeat([1.0, 0.0], half)
+    is_right = []
+    tested_items = []
+    for fitted, tested in ((0, 1), (1, 0)):
+        mean = rows[:, fitted].mean(axis=1, keepdims=True) if collapse else 0.0
+        fitted_rows = unit_rows((rows[:, fitted] - mean).reshape(2 * half, -1))
+        tested_rows = unit_rows((rows[:, tested] - mean).reshape(2 * half, -1))
+        weights = fit_logistic(fitted_rows, is_first, _RIDGE)
+        says_first = tested_rows @ weights[:-1] + weights[-1] > 0
+        is_right.append(says_first == (is_first > 0.5))
+        tested_items.append(owner[:, tested].ravel())
+    hits = np.concatenate(is_right).astype(np.float64)
+    interval = share_interval(hits, np.concatenate(tested_items))
+    return Estimate(float(hits.mean()), interval, len(hits))
 
 
 def modality_bias(
@@ -238,9 +269,8 @@ def modality_bias(
 
     Returns:
         The share for queries of the first modality, and of the second; ``rows`` is the number of
-        items in a corpus. The
-        interval is that of the mean over items of what each adds, as a query and as a neighbour of
-        other queries.
+        items in a corpus. The interval is that of the mean over items of what each adds, as a query
+        and as a neighbour of other queries.
 
     Raises:
         MetricError: if a modality has no rows.
@@ -250,43 +280,70 @@ def modality_bias(
             f"The modality bias needs rows of both modalities, not {len(first)} and {len(second)}."
         )
     rng = generator(seed, "bias")
-    chosen, shared = [], np.intersect1d(*items) if items is not None else np.empty(0, np.int64)
-    for numbers in items or ():  # a random row of each modality for the items that both have
-        order = rng.permutation(len(numbers))
-        found, at = np.unique(numbers[order], return_index=True)
-        chosen.append(order[at[np.isin(found, shared)]])
-    if len(shared):
-        order = rng.permutation(len(shared))
-        left, right = (numbers[order] for numbers in chosen)
-    else:  # nothing is paired
-        left, right = (
-            rng.permutation(len(rows))[: min(len(first), len(second))] for rows in (first, second)
-        )
-    count = min(len(left), _BIAS_ROWS)
-    added: tuple[list[Array], list[Array]] = [], []
-    own = np.arange(2 * count) < count
-    for start in range(0, min(len(left) // count, _MAX_CORPORA) * count, count):
+    first_numbers, second_numbers = _one_row_per_item(len(first), len(second), items, rng)
+    count = min(len(first_numbers), _BIAS_ROWS)
+    corpora = min(len(first_numbers) // count, _MAX_CORPORA)
+
+    # In a corpus, rows 0 to count - 1 are of the first modality, the others of the second
+    is_first = np.arange(2 * count) < count
+    added: tuple[list[Array], list[Array]] = ([], [])
+    for start in range(0, corpora * count, count):
+        of_corpus = slice(start, start + count)
         corpus = np.concatenate(
-            [rows[at[start : start + count]] for rows, at in ((first, left), (second, right))]
+            [first[first_numbers[of_corpus]], second[second_numbers[of_corpus]]]
         )
         scores = corpus @ corpus.T
         np.fill_diagonal(scores, -np.inf)
-        # (2 count, k)
-        near = np.argsort(-scores, axis=1, kind="stable")[:, : min(_BIAS_K, 2 * count - 1)]
-        for queries, items_added in zip((own, ~own), added, strict=True):
-            same = own[near[queries]] == own[queries][:, None]
-            off = (same - same.mean()) / same.shape[1]
-            as_neighbours = np.bincount(near[queries].ravel() % count, off.ravel(), count)
-            items_added.append(same.mean() + off.sum(axis=1) + as_neighbours)
-    x, y = (
-        Estimate(float(np.mean(side)), mean_interval(np.ravel(side), seed=seed), count)
-        for side in added
+        order = np.argsort(-scores, axis=1, kind="stable")
+        neighbours = order[:, : min(_BIAS_K, 2 * count - 1)]  # (2 count, k)
+        for added_by_items, is_query in zip(added, (is_first, ~is_first), strict=True):
+            near = neighbours[is_query]
+            is_same = is_first[near] == is_first[is_query][:, None]
+            off = (is_same - is_same.mean()) / is_same.shape[1]
+            as_neighbours = np.bincount(near.ravel() % count, off.ravel(), count)
+            added_by_items.append(is_same.mean() + off.sum(axis=1) + as_neighbours)
+    first_bias, second_bias = (
+        Estimate(float(np.mean(values)), mean_interval(np.ravel(values), seed=seed), count)
+        for values in added
     )
-    return x, y
+    return first_bias, second_bias
 
 
-def _chosen(rows: int, count: int, seed: int, purpose: str) -> Indices:
-    """Choose at most ``count`` row numbers by seed, ascending."""
+def _one_row_per_item(
+    first_count: int,
+    second_count: int,
+    items: tuple[Indices, Indices] | None,
+    rng: np.random.Generator,
+) -> tuple[Indices, Indices]:
+    """Return the numbers of a random row of each modality for items in random order; int64, as many
+    of each.
+
+    Only items that both modalities have are taken; if there are none, rows are drawn.
+
+    Args:
+        first_count: rows of the first modality.
+        second_count: rows of the second.
+        items: int64 (first_count,) and (second_count,), the item of each row, or None.
+        rng: draws the rows and the order.
+    """
+    drawn = []
+    shared = np.empty(0, np.int64)
+    if items is not None:
+        shared = np.intersect1d(*items)
+        for numbers in items:
+            order = rng.permutation(len(numbers))
+            distinct, places = np.unique(numbers[order], return_index=True)
+            drawn.append(order[places[np.isin(distinct, shared)]])
+    if len(shared):
+        order = rng.permutation(len(shared))
+        return drawn[0][order], drawn[1][order]
+    count = min(first_count, second_count)
+    first_numbers = rng.permutation(first_count)[:count]
+    return first_numbers, rng.permutation(second_count)[:count]
+
+
+def _draw(rows: int, count: int, seed: int, purpose: str) -> Indices:
+    """Draw at most ``count`` row numbers by seed, ascending."""
     if rows <= count:
         return np.arange(rows)
     return np.sort(generator(seed, "subsample", purpose, rows).choice(rows, count, replace=False))

@@ -1,8 +1,8 @@
-"""Keep what was measured, and judge it in five sentences.
+"""The measurements of a gap report, and the verdict on them in five sentences.
 
 They answer: is there a gap, will Collapse help, will Corrupt help, can images and texts be searched
-in one list, is anything unusual. Each follows from numbers of
-the report by the thresholds below; docs/reference/geometry.md has them as a table.
+in one list, is anything unusual. Each follows from numbers of the report by the thresholds below;
+docs/reference/geometry.md has them as a table.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from .measures import GapMeasures, ModalityMeasures, PairMeasures, Residuals
 from .one_list import OneList
 from .spaces import COLLAPSE, RAW, SpaceMeasures
 
-SMALL_GAP, LARGE_GAP = 0.05, 0.25
-"""Shares of the gap in the squared distance of a pair: below the first it does not matter, from the
-second it is large."""
-CLOSED, NOT_CLOSED = 0.25, 0.5
-"""Shares of the gap's length that Collapse leaves: up to the first it is closed, beyond the second
-it is not."""
+SMALL_GAP = 0.05
+"""Share of the gap in the squared distance of a pair, below which it does not matter."""
+LARGE_GAP = 0.25
+"""That share, from which the gap is large."""
+CLOSED = 0.25
+"""Share of the gap's length that Collapse leaves, up to which the gap is closed."""
+NOT_CLOSED = 0.5
+"""That share, beyond which the gap is not closed."""
 SEPARABLE = 0.75
 """Accuracy of a linear probe for the modality, from which the modalities count as told apart (0.5
 is a coin)."""
 LOST_RECALL = 0.01
 """Recall@1 that Collapse may lose; more counts if it is also below the interval of the recall
 before."""
-ALIKE, STRANGERS = 0.05, 0.95
-"""Squared distance of pairs over that of strangers, without the gap: up to the first pairs
-coincide, from the second they are as far apart as any rows."""
+ALIKE = 0.05
+"""Squared distance of pairs over that of strangers, without the gap, up to which pairs coincide."""
+STRANGERS = 0.95
+"""That ratio, from which pairs are as far apart as any rows."""
 SIGMA_FACTOR = 2.0
 """The sigma of --sigma auto and that of --sigma pairs agree within this factor."""
 HARDLY_CLOSER = 0.02
@@ -53,9 +56,11 @@ spread out)."""
 FEW_DIRECTIONS = 0.05
 """Effective dimension over the dimension, up to which rows fill few directions."""
 NO_BIAS = 0.5
-FAIR, UNFAIR = 0.15, 0.3
-"""Distance from `NO_BIAS` of the share of the first ten that are of the other modality, in the
-calibrated list: up to the first one list is fair, beyond the second it is not."""
+"""Share of the first ten that are of the other modality, if a list is fair."""
+FAIR = 0.15
+"""Distance of that share from `NO_BIAS`, in the calibrated list, up to which one list is fair."""
+UNFAIR = 0.3
+"""That distance, beyond which it is not."""
 UNSURE_DEGREES = 5.0
 """Standard error of the direction of a mean, beyond which there are too few rows."""
 
@@ -131,9 +136,10 @@ def judge_gap(
     else:
         squared_distance = length**2 + sum(_variances(modalities).values())
         distance = f"the squared distance between any {second} row and any {first} row"
+    low_length, high_length = gap.length_debiased.interval or (0.0, inf)
     share, low, high = (
-        min(end**2 / max(squared_distance, 1e-12), 1.0)
-        for end in (length, *(gap.length_debiased.interval or (0.0, inf)))
+        min(gap_length**2 / max(squared_distance, 1e-12), 1.0)
+        for gap_length in (length, low_length, high_length)
     )
     measures = {"share": share, "share_interval": [low, high]}
     shown = f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f} %) of {distance}"
@@ -163,34 +169,47 @@ def _judge_collapse(report: Measured, gap: Answer) -> Answer:
     if gap.answer == "unknown":
         return answer("unknown", "It is not known whether there is a gap to close.")
     left = collapsed.gap / raw.gap if raw.gap > 0 else 1.0
-    closes = f"It leaves {100 * left:.0f} % of the gap"
+    leaves = f"It leaves {100 * left:.0f} % of the gap"
     if left > NOT_CLOSED:
-        return answer("no", f"{closes}: the subtracted means are not those of these rows.")
-    probe, told = collapsed.separability, ""
+        return answer("no", f"{leaves}: the subtracted means are not those of these rows.")
+    probe = collapsed.separability
+    recognised = ""
     if probe is not None:
-        told = (
+        recognised = (
             f", and a linear probe recognises the modality of {100 * probe.value:.0f} % of the rows"
         )
-    lost = []
-    for way, recall in raw.recall.items():
-        before, after = recall["recall@1"], collapsed.recall[way]["recall@1"].value
-        if before.value - after > LOST_RECALL and (
-            before.interval is None or after < before.interval[0]
-        ):
-            lost.append(f"{100 * before.value:.1f} to {100 * after:.1f} % {way.replace('_', ' ')}")
-    if lost:
-        return answer("partly", f"{closes}{told}, but recall@1 falls: {', '.join(lost)}.")
+    losses = _recall_losses(raw, collapsed)
+    if losses:
+        because = f"{leaves}{recognised}, but recall@1 falls: {', '.join(losses)}."
+        return answer("partly", because)
     if left > CLOSED:
-        return answer("partly", f"{closes}{told}.")
-    if _denied(report, "constant"):
+        return answer("partly", f"{leaves}{recognised}.")
+    if _is_denied(report, "constant"):
         because = (
             "but the gap is not the same across the store, so one mean per modality does "
             "not close it everywhere."
         )
-        return answer("partly", f"{closes}, {because}")
-    if probe is not None and probe.value >= SEPARABLE:
-        return answer("partly", f"{closes}{told}: the modalities differ in more than their means.")
-    return answer("yes", f"{closes}{told}{' (chance: 50 %)' if told else ''}.")
+        return answer("partly", f"{leaves}, {because}")
+    if probe is None:
+        return answer("yes", f"{leaves}.")
+    if probe.value >= SEPARABLE:
+        because = f"{leaves}{recognised}: the modalities differ in more than their means."
+        return answer("partly", because)
+    return answer("yes", f"{leaves}{recognised} (chance: 50 %).")
+
+
+def _recall_losses(raw: SpaceMeasures, collapsed: SpaceMeasures) -> list[str]:
+    """Return the directions in which Collapse costs recall@1, each with both values."""
+    losses = []
+    for direction, recall in raw.recall.items():
+        before = recall["recall@1"]
+        after = collapsed.recall[direction]["recall@1"].value
+        is_lost = before.value - after > LOST_RECALL
+        is_below = before.interval is None or after < before.interval[0]
+        if is_lost and is_below:
+            words = direction.replace("_", " ")
+            losses.append(f"{100 * before.value:.1f} to {100 * after:.1f} % {words}")
+    return losses
 
 
 def _judge_corrupt(report: Measured) -> Answer:
@@ -199,16 +218,19 @@ def _judge_corrupt(report: Measured) -> Answer:
     """
     assert report.recommended is not None
     answer = partial(Answer, "Will Corrupt help?")
-    pairs, (rule, why) = report.pairs, report.recommended
-    option, sigma = PAIRS if rule.name == "pair_cosine" else AUTO, float(rule.sigma or 0.0)
-    chosen = f"--sigma {option} gives {sigma:.3f}, {why}"
+    rule, why = report.recommended
+    option = PAIRS if rule.name == "pair_cosine" else AUTO
+    sigma = float(rule.sigma or 0.0)
+    sigma_given = f"--sigma {option} gives {sigma:.3f}, {why}"
+    pairs = report.pairs
     if not pairs or pairs.items < 2:
         few = "The pairs of a single item are too few" if pairs else "There are no pairs"
-        return answer("unknown", f"{few} to measure the alignment noise; {chosen}.")
+        return answer("unknown", f"{few} to measure the alignment noise; {sigma_given}.")
+
+    # How far apart pairs are without the gap
     dim = next(iter(report.modalities.values())).dim
-    ratio = (
-        dim * pairs.residual_rms.value**2 / max(sum(_variances(report.modalities).values()), 1e-12)
-    )
+    of_unrelated = max(sum(_variances(report.modalities).values()), 1e-12)
+    ratio = dim * pairs.residual_rms.value**2 / of_unrelated
     if ratio <= ALIKE:
         distance = f"their squared distance is {100 * ratio:.0f} % of that of unrelated rows"
         return answer("no", f"Without the gap, pairs are almost equal: {distance}.")
@@ -218,27 +240,35 @@ def _judge_corrupt(report: Measured) -> Answer:
             f"Without the gap, pairs are as far apart {distance}, and no noise makes up for that."
         )
         return answer("no", because)
-    needed = next((each.sigma for each in report.sigmas if each.name == "pair_cosine"), None)
+
+    # Whether both rules agree on the noise
     differ = (
         f"Without the gap, the squared distance of pairs is {100 * ratio:.0f} % of that of "
         f"unrelated rows"
     )
-    if not needed or option == PAIRS:
-        return answer("yes", f"{differ}. {chosen}.")
-    other = f"the cosine of the pairs gives {needed:.3f} (--sigma pairs)"
-    if 1 / SIGMA_FACTOR <= sigma / needed <= SIGMA_FACTOR:
-        return answer("yes", f"{differ}. {chosen}; {other}.")
+    by_name = {each.name: each.sigma for each in report.sigmas}
+    of_pairs = by_name.get("pair_cosine")
+    if not of_pairs or option == PAIRS:
+        return answer("yes", f"{differ}. {sigma_given}.")
+    of_pairs_given = f"the cosine of the pairs gives {of_pairs:.3f} (--sigma pairs)"
+    if 1 / SIGMA_FACTOR <= sigma / of_pairs <= SIGMA_FACTOR:
+        return answer("yes", f"{differ}. {sigma_given}; {of_pairs_given}.")
     compare = "Compare both with `c3 ablate --sigma auto --sigma pairs`."
-    return answer("partly", f"{differ}. {chosen}, but {other}. {compare}")
+    return answer("partly", f"{differ}. {sigma_given}, but {of_pairs_given}. {compare}")
 
 
 def _judge_one_list(report: Measured) -> Answer:
     """Judge whether the calibrated list mixes both modalities and finds answers, for the worse kind
     of query.
     """
-    asked, worst = min(
-        report.one_list.items(), key=lambda pair: (not _finds_by_chance(pair[1]), -_bias(pair[1]))
-    )
+
+    # Queries that find answers by chance are the worse kind; among equals, those with more bias
+    def goodness(asked: str) -> tuple[bool, float]:
+        one_list = report.one_list[asked]
+        return (not _finds_by_chance(one_list), -_bias(one_list))
+
+    asked = min(report.one_list, key=goodness)
+    worst = report.one_list[asked]
     other = next(name for name in report.modalities if name != asked)
     raw, centred, calibrated = (10 * share.value for share in worst.other_modality.values())
     because = (
@@ -262,13 +292,13 @@ def _bias(one_list: OneList) -> float:
 
 def _finds_by_chance(one_list: OneList) -> bool:
     """Return whether the calibrated list may find no more answers than rows drawn at random."""
-    found = one_list.recall["calibrated"]
-    low = found.value if found.interval is None else found.interval[0]
+    recall = one_list.recall["calibrated"]
+    low = recall.value if recall.interval is None else recall.interval[0]
     return low <= one_list.chance
 
 
 def _judge_unusual(report: Measured) -> Answer:
-    """Say what contrastive embeddings rarely show."""
+    """Judge whether the embeddings show what contrastive embeddings rarely show."""
     remarks = list(_unusual(report))
     because = " ".join(f"{remark}." for remark in remarks) or "All checks passed."
     return Answer("Is anything unusual?", "yes" if remarks else "no", because)
@@ -280,52 +310,63 @@ def _unusual(report: Measured) -> Iterator[str]:
     So the noise may be anisotropic, and the gap not orthogonal: that is what CLIP is like.
     """
     pairs = report.pairs
-    raw = report.spaces.get(RAW)
     if pairs and pairs.unpaired_cosine:
         paired = pairs.paired_cosine.value
         unpaired = pairs.unpaired_cosine.value
+        times = _recall_over_chance(report)
         if paired - unpaired <= HARDLY_CLOSER:
             yield (
                 f"Pairs are hardly closer than unrelated rows (cosine {paired:.3f} against "
                 f"{unpaired:.3f}): check that the pairs are correct"
             )
-        elif raw and raw.recall and report.collected and pairs.items >= MIN_RECALL_ITEMS:
-            working = report.collected.working
-            best = max(recall["recall@1"].value for recall in raw.recall.values())
-            times = best * min(len(working.first), len(working.second))
-            if times <= CHANCE_RECALL:
-                yield (
-                    f"Recall@1 is only {times:.1f} times that of chance: check that the pairs "
-                    f"are correct"
-                )
-    for name, found in report.modalities.items():
-        if 1 - found.mean_norm**2 <= CROWDED:
+        elif times is not None and times <= CHANCE_RECALL:
             yield (
-                f"The {name} rows are all similar: their mean has length {found.mean_norm:.3f} "
+                f"Recall@1 is only {times:.1f} times that of chance: check that the pairs "
+                f"are correct"
+            )
+    for name, measures in report.modalities.items():
+        if 1 - measures.mean_norm**2 <= CROWDED:
+            yield (
+                f"The {name} rows are all similar: their mean has length {measures.mean_norm:.3f} "
                 f"of at most 1"
             )
-        error = found.mean_direction_error_degrees
+        error = measures.mean_direction_error_degrees
         if error is not None and error > UNSURE_DEGREES:
-            rows = counted(found.independent_rows, "independent row")
+            rows = counted(measures.independent_rows, "independent row")
             yield (
                 f"The direction of the {name} mean is uncertain by {error:.0f}° ({rows}): embed "
                 f"more rows"
             )
-        if not found.limited_by_rows and found.effective_dimension <= FEW_DIRECTIONS * found.dim:
-            yield f"The {name} rows fill only {found.effective_dimension} of {found.dim} dimensions"
-    said = {
-        "constant": "The gap is not constant",
-        "gaussian": "The alignment noise is not Gaussian",
-    }
-    yield from (text for name, text in said.items() if _denied(report, name))
+        dimension = measures.effective_dimension
+        if not measures.limited_by_rows and dimension <= FEW_DIRECTIONS * measures.dim:
+            yield f"The {name} rows fill only {dimension} of {measures.dim} dimensions"
+    if _is_denied(report, "constant"):
+        yield "The gap is not constant"
+    if _is_denied(report, "gaussian"):
+        yield "The alignment noise is not Gaussian"
+
+
+def _recall_over_chance(report: Measured) -> float | None:
+    """Return the better recall@1 of both directions over that of chance; None if it is not
+    measured, or for too few items.
+    """
+    raw = report.spaces.get(RAW)
+    if not raw or not raw.recall or not report.collected or not report.pairs:
+        return None
+    if report.pairs.items < MIN_RECALL_ITEMS:
+        return None
+    working = report.collected.working
+    best = max(recall["recall@1"].value for recall in raw.recall.values())
+    return best * min(len(working.first), len(working.second))
 
 
 def _variances(modalities: Mapping[str, ModalityMeasures]) -> dict[str, float]:
     """Return the mean squared distance of the rows of each modality, of unit length, from their
     mean.
     """
-    return {name: max(1 - found.mean_norm**2, 0.0) for name, found in modalities.items()}
+    return {name: max(1 - measures.mean_norm**2, 0.0) for name, measures in modalities.items()}
 
 
-def _denied(report: Measured, name: str) -> bool:
+def _is_denied(report: Measured, name: str) -> bool:
+    """Return whether a question about the paper's model was answered with no."""
     return name in report.assumptions and report.assumptions[name].answer == "no"

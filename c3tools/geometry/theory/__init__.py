@@ -41,37 +41,23 @@ class Simulation:
     @property
     def table(self) -> Table:
         """The runs in numbers."""
-
-        def cell(value: Any) -> str:
-            return (
-                "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-            )
-
-        return Table(
-            [name.replace("_", " ") for name in self.runs[0]],
-            [[*map(cell, run.values())] for run in self.runs],
-        )
+        columns = [name.replace("_", " ") for name in self.runs[0]]
+        rows = [[_cell(value) for value in run.values()] for run in self.runs]
+        return Table(columns, rows)
 
     @property
     @styled
     def figure(self) -> Figure:
         """The runs in a figure; it is drawn at each access."""
-        figure, grid = new_figure(
-            9.4 if len(self.panels) > 1 else 6.4, 3.2, columns=len(self.panels), squeeze=False
-        )
+        width = 9.4 if len(self.panels) > 1 else 6.4
+        figure, grid = new_figure(width, 3.2, columns=len(self.panels), squeeze=False)
         key, label = self.x
+        x = [run[key] for run in self.runs]
         for axes, (title, curves) in zip(grid[0], self.panels.items(), strict=True):
             for (name, measure), colour in zip(curves.items(), palette.SERIES, strict=False):
-                # NaN where there is none
-                values = np.array([run[measure] for run in self.runs], float)
-                axes.plot(
-                    [run[key] for run in self.runs],
-                    values,
-                    "o-",
-                    color=colour,
-                    label=name,
-                    markersize=4,
-                )
+                # None becomes NaN, which is not drawn
+                y = np.array([run[measure] for run in self.runs], float)
+                axes.plot(x, y, "o-", color=colour, label=name, markersize=4)
             axes.set(title=title, xlabel=label, ylim=(min(0, axes.dataLim.y0), None))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
             if len(curves) > 1:
@@ -85,3 +71,10 @@ class Simulation:
     def save_figure(self, path: Path) -> None:
         """Write the figure as SVG, PNG or PDF, by the ending of ``path``."""
         save_figure(self.figure, path)
+
+
+def _cell(value: Any) -> str:
+    """Return a value of a run as a cell of the table."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -35,17 +35,23 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ...arrays import Array
+from ...arrays import Array, Matrix
 from ...errors import C3Error
-from ...reporter import SILENT, Reporter
+from ...reporter import SILENT, Progress, Reporter
 from ...seeds import generator
 from ...store import Store
 from . import Run, Simulation
 
 LOGIT_SCALE = float(np.exp(2.6593))
-PAIRS, DIM, VARYING, CONSTANT = 500, 512, 25, 255
-"""The paper's settings: pairs; dimensions. The first modality varies in those before the 25th, the
-second from there to the 255th; elsewhere each modality is constant."""
+PAIRS = 500
+"""Pairs, as in the paper."""
+DIM = 512
+"""Dimensions, as in the paper."""
+VARYING = 25
+"""The first modality varies in the dimensions before this one, and is constant in the others."""
+CONSTANT = 255
+"""The second modality varies in the dimensions from `VARYING` to before this one, and is constant
+in the others."""
 PAPER_TRACE = {
     0: (6.267, 1.2478),
     20_000: (5.395, 1.2438),
@@ -63,10 +69,15 @@ proportional."""
 _FAST_STEPS = 20
 _LATER = 10
 _HELD_OUT = 0.2
-STABLE_PAIRS, STABLE_DIM, STABLE_STEPS = 400, 64, 5_000
-_FEATURES, _SHARED = 128, 24  # dimensions of synthetic features, and of what the modalities share
-# pairs per step; width of the heads, and dimension of their joint space
-_BATCH, _HIDDEN, _OUT = 256, 256, 64
+STABLE_PAIRS = 400
+STABLE_DIM = 64
+STABLE_STEPS = 5_000
+_SYNTHETIC_PAIRS = 2_000
+_FEATURES = 128  # dimensions of synthetic features
+_SHARED = 24  # dimensions of what the modalities share
+_BATCH = 256  # pairs per step
+_HIDDEN = 256  # width of the heads
+_OUT = 64  # dimension of their joint space
 
 
 def simulate_gap_after_training(
@@ -89,19 +100,20 @@ def simulate_gap_after_training(
         reporter: Shows the progress over the steps.
     """
     rng = generator(seed, "gap after training")
-    # a constant of its own in each dimension
-    x, y = (np.tile(rng.standard_normal(DIM), (PAIRS, 1)) for _ in range(2))
+    # Each modality has a constant of its own in each dimension, and varies in some of them
+    x = np.tile(rng.standard_normal(DIM), (PAIRS, 1))
+    y = np.tile(rng.standard_normal(DIM), (PAIRS, 1))
     x[:, :VARYING] = rng.standard_normal((PAIRS, VARYING))
     y[:, VARYING:CONSTANT] = rng.standard_normal((PAIRS, CONSTANT - VARYING))
     trace = train_pairs(x, y, steps=steps, every=every, fast=fast, reporter=reporter)
     for point in trace:
         point["paper_loss"], point["paper_gap"] = PAPER_TRACE.get(point["step"], (None, None))
-    first, last = trace[0], trace[-1]
+    first = trace[0]
+    last = trace[-1]
     left = last["gap"] / first["gap"]
     found = (
         f"The loss falls from {first['loss']:.2f} to {last['loss']:.2f}, and the gap changes from "
-        f"{first['gap']:.3f} "
-        f"to {last['gap']:.3f}: {100 * (1 - left):.0f} % of it is closed."
+        f"{first['gap']:.3f} to {last['gap']:.3f}: {100 * (1 - left):.0f} % of it is closed."
     )
     if last["paper_gap"]:
         more = 100 * (left / (last["paper_gap"] / first["paper_gap"]) - 1)
@@ -117,13 +129,12 @@ def simulate_gap_after_training(
         runs=trace,
         x=("step", "step of gradient descent"),
         panels={
-            name.capitalize(): {"here": name, "in the paper": f"paper_{name}"}
-            for name in ("loss", "gap")
+            "Loss": {"here": "loss", "in the paper": "paper_loss"},
+            "Gap": {"here": "gap", "in the paper": "paper_gap"},
         },
         found=found,
         paper="Optimisation keeps the gap: the gradient of one modality lies in the span of the "
-        "other, which is "
-        "orthogonal to the gap.",
+        "other, which is orthogonal to the gap.",
         settings={"seed": seed, "method": "flow" if fast else "sgd"},
     )
 
@@ -161,8 +172,8 @@ def simulate_stable_region(
         for value in taus:
             runs.append(_train_to_loss(value, delta, seed))
             progress.advance(note=f"tau {value:g}")
-    held = predictions(runs)
-    said = "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in held.items())
+    outcomes = predictions(runs)
+    answers = "; ".join(f"{name}: {'yes' if holds else 'no'}" for name, holds in outcomes.items())
     return Simulation(
         runs=runs,
         x=("tau", "temperature"),
@@ -174,11 +185,11 @@ def simulate_stable_region(
             },
             "Alignment noise left, per dimension": {"": "noise"},
         },
-        found=f"Trained until the loss is {delta:g}. {said[0].upper()}{said[1:]}.",
+        found=f"Trained until the loss is {delta:g}. {answers[0].upper()}{answers[1:]}.",
         paper="Once every positive leads by r, the loss is small and the optimisation stops. The "
-        "differences between "
-        "pairs at that point are alignment noise, and a lower temperature leaves more of it.",
-        settings={"delta": delta, "seed": seed, "predictions": held},
+        "differences between pairs at that point are alignment noise, and a lower temperature "
+        "leaves more of it.",
+        settings={"delta": delta, "seed": seed, "predictions": outcomes},
     )
 
 
@@ -203,69 +214,36 @@ def simulate_temperature(
     Raises:
         C3Error: if the store has too few pairs, or a scale is not a finite number above 0.
     """
-    scales = sorted(map(float, scale or SCALES))
+    scales = sorted(float(value) for value in scale or SCALES)
     if not all(0 < value < np.inf for value in scales):
         raise C3Error("Logit scales must be finite numbers above 0.")
     if store is None:
-        features, rng = "synthetic", generator(seed, "synthetic features")
-        latent, views = rng.standard_normal((2_000, _SHARED)), []
-        for _ in range(2):  # a shared latent through a random map each, plus noise
-            view = latent @ rng.standard_normal((_SHARED, _FEATURES)) / np.sqrt(_SHARED)
-            views.append((view + 0.5 * rng.standard_normal((2_000, _FEATURES))).astype(np.float32))
+        source = "synthetic"
+        features = _synthetic_features(seed)
     else:
         opened = Store.open(store, reporter=reporter)
-        features, pairs = str(opened.path), opened.pairs("image", "text")
-        # one pair per item, so that no item is its own negative
-        items, rows = np.unique(pairs.item_index[pairs.rows], return_index=True)
-        views = [pairs.first.embeddings[items], pairs.second.embeddings[pairs.rows[rows]]]
-    count = len(views[0])
+        source = str(opened.path)
+        features = _features_of_pairs(opened)
+    count = len(features[0])
     if count < 20:
         raise C3Error(f"Training needs at least 20 pairs, but there are {count}.")
-    order, cut = generator(seed, "temperature split").permutation(count), int(count * _HELD_OUT)
-    held, train = [], []
-    for view in views:
-        x = view[order].astype(np.float64)
-        deviation = x[cut:].std(axis=0)
-        x = torch.from_numpy(
-            (x - x[cut:].mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-        ).float()
-        held.append(x[:cut])
-        train.append(x[cut:])
-    results: list[Run] = []
-    own_seed = seed % 2**63  # torch takes no larger one
+
+    order = generator(seed, "temperature split").permutation(count)
+    held_count = int(count * _HELD_OUT)
+    views = [_standardised(rows[order].astype(np.float64), held_count) for rows in features]
+    held = [view[:held_count] for view in views]
+    train = [view[held_count:] for view in views]
+    runs: list[Run] = []
     with (
         reporter.progress("Steps", steps * len(scales)) as progress,
         torch.random.fork_rng(devices=[]),
     ):
         for value in scales:
-            torch.manual_seed(own_seed)
-            heads = [
-                nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _OUT))
-                for x in train
-            ]
-            start, _ = _measure_heads(heads, held)
-            optimiser = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=1e-3)
-            draw, loss = torch.Generator().manual_seed(own_seed), torch.zeros(())
-            for _ in range(steps):
-                # without replacement: a pair that is drawn twice would be its own negative
-                chosen = torch.randperm(len(train[0]), generator=draw)[:_BATCH]
-                loss = _pair_loss(heads[0](train[0][chosen]), heads[1](train[1][chosen]), value)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                progress.advance()
-            gap, recall = _measure_heads(heads, held)
-            run = {
-                "logit_scale": value,
-                "start_gap": start,
-                "gap": gap,
-                "loss": float(loss.detach()),
-                "recall": recall,
-            }
-            results.append(run)
-    low, high = results[0], results[-1]
+            runs.append(_train_heads(train, held, value, steps, seed, progress))
+    low = runs[0]
+    high = runs[-1]
     return Simulation(
-        runs=results,
+        runs=runs,
         x=("logit_scale", "logit scale (1 / temperature)"),
         panels={
             "The gap that remains after training": {
@@ -274,13 +252,93 @@ def simulate_temperature(
             }
         },
         found=f"The gap is {low['start_gap']:.2f} before training. After it, {low['gap']:.2f} is "
-        f"left at a logit scale "
-        f"of {low['logit_scale']:g} and {high['gap']:.2f} at {high['logit_scale']:g}.",
+        f"left at a logit scale of {low['logit_scale']:g} and {high['gap']:.2f} at "
+        f"{high['logit_scale']:g}.",
         paper="Temperature decides how much of the gap remains: at CLIP's scale of 100 a small "
-        "lead is enough for the "
-        "loss to vanish, and the optimisation stops before the modalities meet.",
-        settings={"features": features, "pairs": count},
+        "lead is enough for the loss to vanish, and the optimisation stops before the modalities "
+        "meet.",
+        settings={"features": source, "pairs": count},
     )
+
+
+def _synthetic_features(seed: int) -> list[Matrix]:
+    """Return features of two modalities, float32 (n, d) each: a shared latent through a random map
+    for each, plus noise.
+    """
+    rng = generator(seed, "synthetic features")
+    latent = rng.standard_normal((_SYNTHETIC_PAIRS, _SHARED))
+    features = []
+    for _ in range(2):
+        mapped = latent @ rng.standard_normal((_SHARED, _FEATURES)) / np.sqrt(_SHARED)
+        noise = 0.5 * rng.standard_normal((_SYNTHETIC_PAIRS, _FEATURES))
+        features.append((mapped + noise).astype(np.float32))
+    return features
+
+
+def _features_of_pairs(store: Store) -> list[Matrix]:
+    """Return the image and the first text of each item, so that no item is its own negative."""
+    pairs = store.pairs("image", "text")
+    items, rows = np.unique(pairs.item_index[pairs.rows], return_index=True)
+    return [pairs.first.embeddings[items], pairs.second.embeddings[pairs.rows[rows]]]
+
+
+def _standardised(rows: Array, held_count: int) -> torch.Tensor:
+    """Return rows (n, d) as float32, standardised by those after the first ``held_count``."""
+    train = rows[held_count:]
+    deviation = train.std(axis=0)
+    standard = (rows - train.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    return torch.from_numpy(standard).float()
+
+
+def _train_heads(
+    train: Sequence[torch.Tensor],
+    held: Sequence[torch.Tensor],
+    logit_scale: float,
+    steps: int,
+    seed: int,
+    progress: Progress,
+) -> Run:
+    """Train two heads on features of two modalities, and measure them on held-out pairs.
+
+    Args:
+        train: (n, d) each, row by row a pair.
+        held: (h, d) each, likewise.
+        logit_scale: the inverse temperature.
+        steps: of AdamW.
+        seed: of the weights and the batches; torch's own generator is seeded too.
+        progress: advances by the steps.
+
+    Returns:
+        ``logit_scale``; ``start_gap`` before training and ``gap`` after it; the last ``loss``; and
+        ``recall``.
+    """
+    torch_seed = seed % 2**63  # torch takes no larger one
+    torch.manual_seed(torch_seed)
+    heads = [
+        nn.Sequential(nn.Linear(view.shape[1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _OUT))
+        for view in train
+    ]
+    start_gap, _ = _measure_heads(heads, held)
+    parameters = [*heads[0].parameters(), *heads[1].parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    batches = torch.Generator().manual_seed(torch_seed)
+    loss = torch.zeros(())
+    for _ in range(steps):
+        # Without replacement: a pair that is drawn twice would be its own negative
+        batch = torch.randperm(len(train[0]), generator=batches)[:_BATCH]
+        loss = _pair_loss(heads[0](train[0][batch]), heads[1](train[1][batch]), logit_scale)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        progress.advance()
+    gap, recall = _measure_heads(heads, held)
+    return {
+        "logit_scale": logit_scale,
+        "start_gap": start_gap,
+        "gap": gap,
+        "loss": float(loss.detach()),
+        "recall": recall,
+    }
 
 
 def train_pairs(
@@ -318,28 +376,35 @@ def train_pairs(
     values, vectors = np.linalg.eigh(both.T @ both)
     # (d, r), orthonormal, of the span of the points
     basis = vectors[:, values > values[-1] * 1e-10]
-    a, b = (torch.from_numpy(rows @ basis).float() for rows in (x, y))
-    trace, step = [], 0
+    a = torch.from_numpy(x @ basis).float()
+    b = torch.from_numpy(y @ basis).float()
+    trace = [_point(0, a, b, logit_scale)]
+    step = 0
     with reporter.progress("Steps", steps) as progress:
-        while True:
-            if step % every == 0 or step == steps:
-                gap = float((normalize(a).mean(dim=0) - normalize(b).mean(dim=0)).norm())
-                trace.append(
-                    {"step": step, "loss": float(_pair_loss(a, b, logit_scale)), "gap": gap}
-                )
-            if step == steps:
-                break
+        while step < steps:
             count = min(_FAST_STEPS if fast else 1, steps - step, every - step % every)
-            here = learning_rate * count
-            da, db = _pair_gradients(a, b, logit_scale)
+            length = learning_rate * count
+            a_gradient, b_gradient = _pair_gradients(a, b, logit_scale)
             if fast:
-                ea, eb = _pair_gradients(a - here * da, b - here * db, logit_scale)
-                da, db = (da + ea) / 2, (db + eb) / 2
-            a -= here * da
-            b -= here * db
+                # Heun's method: the mean of the gradients at both ends of the step
+                a_at_end, b_at_end = _pair_gradients(
+                    a - length * a_gradient, b - length * b_gradient, logit_scale
+                )
+                a_gradient = (a_gradient + a_at_end) / 2
+                b_gradient = (b_gradient + b_at_end) / 2
+            a -= length * a_gradient
+            b -= length * b_gradient
             step += count
             progress.advance(count)
+            if step % every == 0 or step == steps:
+                trace.append(_point(step, a, b, logit_scale))
     return trace
+
+
+def _point(step: int, a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> dict[str, Any]:
+    """Return a point of the trace of `train_pairs`."""
+    gap = float((normalize(a).mean(dim=0) - normalize(b).mean(dim=0)).norm())
+    return {"step": step, "loss": float(_pair_loss(a, b, logit_scale)), "gap": gap}
 
 
 def _pair_loss(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> torch.Tensor:
@@ -347,8 +412,8 @@ def _pair_loss(a: torch.Tensor, b: torch.Tensor, logit_scale: float) -> torch.Te
     normalised first.
     """
     logits = logit_scale * (normalize(a) @ normalize(b).T)  # (n, n)
-    own = torch.arange(len(a))
-    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    partners = torch.arange(len(a))
+    return (cross_entropy(logits, partners) + cross_entropy(logits.T, partners)) / 2
 
 
 def _pair_gradients(
@@ -357,16 +422,21 @@ def _pair_gradients(
     """Return the gradient of `_pair_loss` with respect to the points, written out: it costs a third
     of autograd's.
     """
-    na, nb = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    ua, ub = a / na, b / nb
-    logits = logit_scale * (ua @ ub.T)  # (n, n)
+    a_norms = a.norm(dim=1, keepdim=True)
+    b_norms = b.norm(dim=1, keepdim=True)
+    a_units = a / a_norms
+    b_units = b / b_norms
+    logits = logit_scale * (a_units @ b_units.T)  # (n, n)
+    # The gradient with respect to the cosines
     pull = logits.softmax(dim=1) + logits.softmax(dim=0)
     pull.diagonal().sub_(2)
     pull *= logit_scale / (2 * len(a))
-    ga, gb = pull @ ub, pull.T @ ua
-    ga = (ga - (ga * ua).sum(dim=1, keepdim=True) * ua) / na
-    gb = (gb - (gb * ub).sum(dim=1, keepdim=True) * ub) / nb
-    return ga, gb
+    # From the unit vectors to the points: only the part across a vector changes its direction
+    a_pull = pull @ b_units
+    b_pull = pull.T @ a_units
+    a_across = a_pull - (a_pull * a_units).sum(dim=1, keepdim=True) * a_units
+    b_across = b_pull - (b_pull * b_units).sum(dim=1, keepdim=True) * b_units
+    return a_across / a_norms, b_across / b_norms
 
 
 def _train_to_loss(tau: float, delta: float, seed: int) -> Run:
@@ -377,40 +447,58 @@ def _train_to_loss(tau: float, delta: float, seed: int) -> Run:
 
     Returns:
         ``steps`` until then and ``loss``; median leads of the positives over queries of both
-        directions, ``start_lead``
-        before training, ``lead`` then and ``later_lead`` after ten times as many steps;
-        ``sufficient_lead``, which
-        guarantees the loss; and ``noise``, the root mean square, per dimension, of the alignment
-        noise of the pairs.
+        directions, ``start_lead`` before training, ``lead`` then and ``later_lead`` after ten times
+        as many steps; ``sufficient_lead``, which guarantees the loss; and ``noise``, the root mean
+        square, per dimension, of the alignment noise of the pairs.
+
+    Raises:
+        C3Error: if the loss is not reached within `STABLE_STEPS` steps.
     """
-    n, rng = STABLE_PAIRS, generator(seed, "stable region")
-    a, b = (normalize(torch.from_numpy(rng.standard_normal((n, STABLE_DIM)))) for _ in range(2))
-    start, step, reached, end = _median_lead(a, b), 0, 0, STABLE_STEPS
-    run: dict[str, Any] = {}
-    while step < end:
-        if not reached and (loss := float(_pair_loss(a, b, 1 / tau))) <= delta:
-            reached = max(step, 1)
-            end, lead, difference = _LATER * reached, _median_lead(a, b), (a - b).numpy()
-            run = {
-                "tau": tau,
-                "steps": reached,
-                "loss": loss,
-                "start_lead": start,
-                "lead": lead,
-                "over_tau": lead / tau,
-                "sufficient_lead": float(tau * np.log((n - 1) / np.expm1(delta))),
-                "noise": float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2))),
-            }
-        da, db = _pair_gradients(a, b, 1 / tau)
-        a, b = normalize(a - n * tau**2 * da), normalize(b - n * tau**2 * db)
-        step += 1
-    if not run:
-        raise C3Error(
-            f"At tau {tau:g} the loss of {n} pairs is {loss:.3f} after {step:,} steps, above "
-            f"delta {delta:g}.",
-            remedy="Use a larger --delta or a smaller --tau.",
-        )
-    return {**run, "later_lead": _median_lead(a, b)}
+    n = STABLE_PAIRS
+    rng = generator(seed, "stable region")
+    a = normalize(torch.from_numpy(rng.standard_normal((n, STABLE_DIM))))
+    b = normalize(torch.from_numpy(rng.standard_normal((n, STABLE_DIM))))
+    start_lead = _median_lead(a, b)
+
+    # Train until the loss is delta
+    steps = 0
+    loss = float(_pair_loss(a, b, 1 / tau))
+    while not loss <= delta:
+        a, b = _descend(a, b, tau)
+        steps += 1
+        if steps == STABLE_STEPS:
+            raise C3Error(
+                f"At tau {tau:g} the loss of {n} pairs is {loss:.3f} after {steps:,} steps, above "
+                f"delta {delta:g}.",
+                remedy="Use a larger --delta or a smaller --tau.",
+            )
+        loss = float(_pair_loss(a, b, 1 / tau))
+    lead = _median_lead(a, b)
+    difference = (a - b).numpy()
+    noise = float(np.sqrt(np.mean((difference - difference.mean(axis=0)) ** 2)))
+
+    # Train on, to see whether the optimisation stops
+    reached = max(steps, 1)
+    for _ in range(_LATER * reached - steps):
+        a, b = _descend(a, b, tau)
+    return {
+        "tau": tau,
+        "steps": reached,
+        "loss": loss,
+        "start_lead": start_lead,
+        "lead": lead,
+        "over_tau": lead / tau,
+        "sufficient_lead": float(tau * np.log((n - 1) / np.expm1(delta))),
+        "noise": noise,
+        "later_lead": _median_lead(a, b),
+    }
+
+
+def _descend(a: torch.Tensor, b: torch.Tensor, tau: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take one step of gradient descent on unit vectors (n, d), and return unit vectors."""
+    a_gradient, b_gradient = _pair_gradients(a, b, 1 / tau)
+    length = len(a) * tau**2
+    return normalize(a - length * a_gradient), normalize(b - length * b_gradient)
 
 
 def predictions(runs: Sequence[Run]) -> dict[str, bool]:
@@ -419,14 +507,17 @@ def predictions(runs: Sequence[Run]) -> dict[str, bool]:
     Tau has to differ by more than `PROPORTIONAL`: else a constant lead would pass too.
     """
     over_tau = [run["over_tau"] for run in runs]
+    noise_falls = [low["noise"] > high["noise"] for low, high in pairwise(runs)]
+    stops = []
+    for run in runs:
+        gained = run["lead"] - run["start_lead"]
+        gained_later = run["later_lead"] - run["lead"]
+        stops.append(gained_later < 0.5 * gained)
     return {
         "the lead is in proportion to tau": 0 < max(over_tau) < PROPORTIONAL * min(over_tau),
-        "a lower tau leaves more noise": all(a["noise"] > b["noise"] for a, b in pairwise(runs)),
+        "a lower tau leaves more noise": all(noise_falls),
         "the optimisation stops (nine times as many further steps gain less than half as much "
-        "lead)": all(
-            run["later_lead"] - run["lead"] < 0.5 * (run["lead"] - run["start_lead"])
-            for run in runs
-        ),
+        "lead)": all(stops),
     }
 
 
@@ -435,9 +526,10 @@ def _median_lead(a: torch.Tensor, b: torch.Tensor) -> float:
     both directions.
     """
     cosines = (a @ b.T).numpy()
-    own = np.diag(cosines).copy()
+    positives = np.diag(cosines).copy()
     np.fill_diagonal(cosines, -np.inf)
-    return float(np.median([own - cosines.max(axis=1), own - cosines.max(axis=0)]))
+    leads = [positives - cosines.max(axis=1), positives - cosines.max(axis=0)]
+    return float(np.median(leads))
 
 
 @torch.no_grad()
@@ -445,8 +537,8 @@ def _measure_heads(
     heads: Sequence[nn.Module], views: Sequence[torch.Tensor]
 ) -> tuple[float, float]:
     """Return the gap and recall@1 of held-out pairs."""
-    a, b = (normalize(head(view), dim=1) for head, view in zip(heads, views, strict=True))
+    a = normalize(heads[0](views[0]), dim=1)
+    b = normalize(heads[1](views[1]), dim=1)
+    gap = float((a.mean(dim=0) - b.mean(dim=0)).norm())
     best = (a @ b.T).argmax(dim=1)
-    return float((a.mean(dim=0) - b.mean(dim=0)).norm()), float(
-        (best == torch.arange(len(a))).double().mean()
-    )
+    return gap, float((best == torch.arange(len(a))).double().mean())

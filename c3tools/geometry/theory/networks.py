@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...arrays import Matrix
+from ...arrays import Indices, Matrix
 from ...assets.paths import PHOTOS
 from ...corpus.reading import read_corpus
 from ...errors import C3Error
@@ -22,6 +22,8 @@ from ...reporter import SILENT, Reporter, counted
 from ...seeds import generator
 from ..measures import effective_dimension, effective_rank, eigenvalues, measure_modality
 from . import Run, Simulation
+
+_MOST_IMAGES = 500
 
 
 def simulate_depth(
@@ -52,13 +54,14 @@ def simulate_depth(
         for layer in range(1, layers + 1):
             weights = rng.uniform(-bound, bound, (width, width)).astype(np.float32)
             x = (x if layer == 1 else np.maximum(x, 0)) @ weights
-            # the scale halves with every layer and would underflow; spans and cosines do not depend
+            # The scale halves with every layer and would underflow; spans and cosines do not depend
             # on it
             x /= x.std()
             if layer % 5 == 0 or layer == layers:
                 spans.append(_measure_layer(layer, x))
             progress.advance()
-    first, last = spans[0], spans[-1]
+    first = spans[0]
+    last = spans[-1]
     return Simulation(
         runs=spans,
         x=("layer", "layer"),
@@ -70,11 +73,10 @@ def simulate_depth(
             "Mean cosine of two inputs": {"": "cosine"},
         },
         found=f"From {first['effective_dimension']} dimensions at the input, "
-        f"{last['effective_dimension']} are left "
-        f"after {layers} layers, where two inputs have a mean cosine of {last['cosine']:.2f}.",
+        f"{last['effective_dimension']} are left after {layers} layers, where two inputs have a "
+        f"mean cosine of {last['cosine']:.2f}.",
         paper="The deeper the random network, the fewer the dimensions of its output (dimensional "
-        "collapse). This puts "
-        "each encoder into a narrow cone of its own.",
+        "collapse). This puts each encoder into a narrow cone of its own.",
         settings={"width": width},
     )
 
@@ -102,64 +104,75 @@ def simulate_init_gap(
     """
     corpus = read_corpus(list(paths) or [PHOTOS])
     captioned = {text.image_key for text in corpus.texts}
-    images = [image for image in corpus.images if image.key in captioned and not image.source][:500]
+    images = [image for image in corpus.images if image.key in captioned and not image.source]
+    images = images[:_MOST_IMAGES]
     if len(images) < 3:
         raise C3Error(
             f"{counted(len(images), 'image has', 'images have')} a caption; the gap needs at "
             f"least 3.",
             remedy="Give a folder of images with captions, or none to use the bundled photos.",
         )
-    from ...encoders import load_encoder
-
     numbers = {image.key: number for number, image in enumerate(images)}
     texts = [text for text in corpus.texts if text.image_key in numbers]
-    # n rows span at most n - 1 dimensions: equally many of each are compared too, one text per
-    # image
-    equal = np.unique([numbers[str(text.image_key)] for text in texts], return_index=True)
-    results: list[Run] = []
+    items = np.array([numbers[str(text.image_key)] for text in texts])
+
+    from ...encoders import load_encoder
+
+    runs: list[Run] = []
     with reporter.progress("Random encoders", seeds) as progress:
         for seed in range(seeds):
-            # converting a model for one pass would take longer than the pass
+            # Converting a model for one pass would take longer than the pass
             encoder = load_encoder(
                 model, random_init=seed, device=device, backend="torch", precision="fp32"
             )
-            sides = {
-                "image": encoder.encode_images([image.path for image in images]),
-                "text": encoder.encode_texts([text.caption for text in texts]),
-            }
-            units = {name: unit_rows(rows.astype(np.float64)) for name, rows in sides.items()}
-            run = {
-                "seed": seed,
-                "gap": float(
-                    np.linalg.norm(units["image"].mean(axis=0) - units["text"].mean(axis=0))
-                ),
-            }
-            for (name, x), own in zip(units.items(), equal, strict=True):
-                found, matched = (measure_modality(Moments.from_rows(rows)) for rows in (x, x[own]))
-                run[f"dimension_{name}"] = found.effective_dimension
-                run[f"on_equal_rows_{name}"] = matched.effective_dimension
-                run[f"mean_norm_{name}"] = found.mean_norm
-            results.append(run)
+            image_rows = encoder.encode_images([image.path for image in images])
+            text_rows = encoder.encode_texts([text.caption for text in texts])
+            runs.append({"seed": seed, **_measure_encoder(image_rows, text_rows, items)})
             progress.advance()
-    means = {name: float(np.mean([run[name] for run in results])) for name in results[0]}
+    means = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
     return Simulation(
-        runs=results,
+        runs=runs,
         x=("seed", "seed of the weights"),
         panels={
             "Distance of the means": {"": "gap"},
             "Effective dimension": {"image": "dimension_image", "text": "dimension_text"},
         },
         found=f"Without any training, the means of the modalities are {means['gap']:.2f} apart, "
-        f"and the modalities "
-        f"vary in {means['dimension_image']:.0f} (image, {len(images)} rows) and "
-        f"{means['dimension_text']:.0f} (text, "
-        f"{len(texts)} rows) of {encoder.dim} dimensions; n rows span at most n - 1.",
+        f"and the modalities vary in {means['dimension_image']:.0f} (image, {len(images)} rows) "
+        f"and {means['dimension_text']:.0f} (text, {len(texts)} rows) of {encoder.dim} dimensions; "
+        f"n rows span at most n - 1.",
         paper="The gap exists before any training, and each modality spans few dimensions: the "
-        "paper's figure shows "
-        "effective dimensions of 25 (image) and 230 (text) of 512 for a random CLIP on 500 COCO "
-        "pairs.",
+        "paper's figure shows effective dimensions of 25 (image) and 230 (text) of 512 for a "
+        "random CLIP on 500 COCO pairs.",
         settings={"model": model, "images": len(images), "texts": len(texts), "dim": encoder.dim},
     )
+
+
+def _measure_encoder(image_rows: Matrix, text_rows: Matrix, items: Indices) -> Run:
+    """Measure the gap, and dimension and mean of each modality.
+
+    n rows span at most n - 1 dimensions, so equally many of each are compared too
+    (``on_equal_rows``): one text per image.
+
+    Args:
+        image_rows: float32 (m, d), embeddings of images.
+        text_rows: float32 (k, d), of texts.
+        items: int64 (k,), the image of each text.
+    """
+    images = unit_rows(image_rows.astype(np.float64))
+    texts = unit_rows(text_rows.astype(np.float64))
+    items_of_texts, first_texts = np.unique(items, return_index=True)
+    run = {"gap": float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))}
+    for name, rows, equal in (
+        ("image", images, items_of_texts),
+        ("text", texts, first_texts),
+    ):
+        measures = measure_modality(Moments.from_rows(rows))
+        on_equal_rows = measure_modality(Moments.from_rows(rows[equal]))
+        run[f"dimension_{name}"] = measures.effective_dimension
+        run[f"on_equal_rows_{name}"] = on_equal_rows.effective_dimension
+        run[f"mean_norm_{name}"] = measures.mean_norm
+    return run
 
 
 def _measure_layer(layer: int, x: Matrix) -> Run:
@@ -169,10 +182,9 @@ def _measure_layer(layer: int, x: Matrix) -> Run:
     values = eigenvalues(Moments.from_rows(x).covariance)
     total = unit_rows(x).sum(axis=0, dtype=np.float64)
     cosine = (float(total @ total) - len(x)) / (len(x) * (len(x) - 1))
-    dimension, rank = effective_dimension(values), effective_rank(values)
     return {
         "layer": layer,
-        "effective_dimension": dimension,
-        "effective_rank": rank,
+        "effective_dimension": effective_dimension(values),
+        "effective_rank": effective_rank(values),
         "cosine": cosine,
     }
