@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -27,15 +27,21 @@ if TYPE_CHECKING:
     from ..store import Rows, Store
 
 Side = Literal["image", "text"]
-AUTO, PAIRS = RULES = ("auto", "pairs")
+AUTO = "auto"
+PAIRS = "pairs"
+RULES = (AUTO, PAIRS)
 # C3 (Zhang et al., ICLR 2024) and CapDec (Nukrai et al., 2022): variance 0.016
 PUBLISHED_SIGMA = 0.016**0.5
 # noise that leaves a lower cosine is over ten times as long as what is noised: nothing would be
 # left
 MIN_COSINE = 0.1
+# photos whose nearest neighbours are measured: their number is fixed, as the nearest of more is
+# nearer
 NEIGHBOURS = 500
 MAX_PAIRS = 20_000  # the cosine of so many is exact enough
-MIN_IMAGES, RECOMMENDED_IMAGES = 10, 20  # images with captions: see docs/results/sigma.md
+# images with captions: see docs/results/sigma.md
+MIN_IMAGES = 10
+RECOMMENDED_IMAGES = 20
 _BLOCK = 100  # images whose captions are compared at once
 # an image differs from a caption by more than two captions of it do: see docs/results/sigma.md
 SPREADS = 3.0
@@ -95,11 +101,9 @@ PUBLISHED = SigmaRule(
 )
 
 
-def caption_spread(
-    texts: Floats, item_index: Indices, mean: Array, *, normalise: bool = False
-) -> SigmaRule:
-    """Measure the spread of captions of one image: what an image leaves open, the decoder must not
-    depend on.
+def caption_spread(texts: Floats, item_index: Indices, mean: Array) -> SigmaRule:
+    """Measure the spread of captions of one image: they differ in details that the decoder should
+    ignore.
 
     Equal captions of an image count once. There is none where fewer than `MIN_IMAGES` images have
     different captions, or where these have a mean cosine below `MIN_SIBLING_COSINE` or above
@@ -109,52 +113,89 @@ def caption_spread(
         texts: (k, d) L2-normalised text embeddings; rows with the item -1 belong to no image.
         item_index: int64 (k,), the image of each.
         mean: float64 (d,), mean of the text modality.
-        normalise: the rows are not yet L2-normalised.
     """
-    name, rests_on = (
-        "caption_spread",
-        "texts alone: the mean cosine of two captions of one image, centred",
-    )
-    order = np.argsort(item_index, kind="stable")
-    order = order[item_index[order] >= 0]  # the texts of one image together
-    has_several = len(order) > len(np.unique(item_index[order]))
-    keys = ((item_index[row], hash(texts[row].tobytes())) for row in order)
-    # equal captions once
-    order = np.array([*dict(zip(keys, order, strict=True)).values()], np.int64)
-    starts = np.append(np.flatnonzero(np.diff(item_index[order], prepend=-1)), len(order))
-    cosines, lengths = np.empty(0), np.empty(0)
-    # else one caption each
-    for first in range(0, len(starts) - 1, _BLOCK) if len(starts) <= len(order) else ():
-        edges = starts[first : first + _BLOCK + 1]
-        own = texts[order[edges[0] : edges[-1]]]
-        rows = ((unit_rows(own) if normalise else own) - mean).astype(np.float64)
-        norms = np.linalg.norm(rows, axis=1)
-        rows /= np.maximum(norms, 1e-30)[:, None]
-        totals, counts = np.add.reduceat(rows, edges[:-1] - edges[0]), np.diff(edges)
-        found = (np.einsum("ij,ij->i", totals, totals) - counts)[counts > 1]
-        # the mean cosine of the pairs
-        cosines = np.append(cosines, found / (counts * (counts - 1))[counts > 1])
-        lengths = np.append(lengths, norms)
+    name = "caption_spread"
+    rests_on = "texts alone: the mean cosine of two captions of one image, centred"
+    # The texts of each image together, and equal ones once
+    by_item = np.argsort(item_index, kind="stable")
+    by_item = by_item[item_index[by_item] >= 0]
+    has_several = len(by_item) > len(np.unique(item_index[by_item]))
+    distinct = _distinct_texts(texts, item_index, by_item)
+
+    starts = np.append(np.flatnonzero(np.diff(item_index[distinct], prepend=-1)), len(distinct))
+    cosines, norms = _sibling_cosines(texts, distinct, starts, mean)
     if len(cosines) < MIN_IMAGES:
-        there = counted(
+        images = counted(
             len(cosines), "item has different captions", "items have different captions"
         )
-        missing = f"{there}, fewer than {MIN_IMAGES}"
+        missing = f"{images}, fewer than {MIN_IMAGES}"
         if not len(cosines):
             missing = "every item has one caption"
             if has_several:
                 missing = "no item has two different captions"
         return SigmaRule(name, None, rests_on, missing, len(cosines))
+
     cosine = float(cosines.mean())
-    rule = _by_cosine(name, cosine, lengths, len(mean), rests_on, MIN_SIBLING_COSINE)
+    rule = _by_cosine(name, cosine, norms, len(mean), rests_on, MIN_SIBLING_COSINE)
     if cosine > MAX_SIBLING_COSINE:
-        # rounded down, as the mean of near copies would read 1.000
+        # Rounded down, as the mean of near copies would read 1.000
+        shown = math.floor(1000 * cosine) / 1000
         missing = (
             f"the captions of an image are near copies of each other: their mean cosine is "
-            f"{math.floor(1000 * cosine) / 1000:.3f}, above {MAX_SIBLING_COSINE:.2f}"
+            f"{shown:.3f}, above {MAX_SIBLING_COSINE:.2f}"
         )
         rule = replace(rule, sigma=None, missing=missing)
     return replace(rule, images=len(cosines))
+
+
+def _distinct_texts(texts: Floats, item_index: Indices, rows: Indices) -> Indices:
+    """Return the rows whose text differs from those of the same item before it."""
+    seen: set[tuple[int, int]] = set()
+    distinct = []
+    for row in rows:
+        # A hash, as copies of all texts would take as much memory again
+        text = (int(item_index[row]), hash(texts[row].tobytes()))
+        if text not in seen:
+            seen.add(text)
+            distinct.append(row)
+    return np.array(distinct, np.int64)
+
+
+def _sibling_cosines(
+    texts: Floats, rows: Indices, starts: Indices, mean: Array
+) -> tuple[Array, Array]:
+    """Return the mean cosine of two captions of each image with several, and the norms of all
+    captions, centred.
+
+    Args:
+        texts: (k, d), L2-normalised.
+        rows: int64 (n,), the rows of ``texts`` to compare, those of one image together.
+        starts: int64 (i + 1,), where each of the i images starts in ``rows``, and n.
+        mean: float64 (d,), subtracted from the texts.
+
+    Returns:
+        float64 (images with several captions,) and (n,); both are empty if every image has one
+        caption.
+    """
+    cosines = [np.empty(0)]
+    norms = [np.empty(0)]
+    image_count = len(starts) - 1
+    if image_count == len(rows):
+        return cosines[0], norms[0]
+    for first in range(0, image_count, _BLOCK):
+        edges = starts[first : first + _BLOCK + 1]
+        captions = texts[rows[edges[0] : edges[-1]]]
+        centred = (captions - mean).astype(np.float64)
+        lengths = np.linalg.norm(centred, axis=1)
+        norms.append(lengths)
+        units = centred / np.maximum(lengths, 1e-30)[:, None]
+        # |sum of n unit vectors|^2 is n and the cosines of their n (n - 1) pairs
+        sums = np.add.reduceat(units, edges[:-1] - edges[0])
+        counts = np.diff(edges)
+        of_pairs = np.einsum("ij,ij->i", sums, sums) - counts
+        has_several = counts > 1
+        cosines.append(of_pairs[has_several] / (counts * (counts - 1))[has_several])
+    return np.concatenate(cosines), np.concatenate(norms)
 
 
 def scaled_spread(spread: SigmaRule) -> SigmaRule:
@@ -198,41 +239,46 @@ def pair_cosine(
         means: of the two modalities, float64 (d,) each.
         noised: the side that gets the noise; with ``image`` an image gets the cosine of its text.
     """
-    name, side = "pair_cosine", ["image", "text"].index(noised)
+    name = "pair_cosine"
     rests_on = (
         "pairs, preferably not seen in training of the encoder: their mean cosine, both centred"
     )
     if not len(item_index):
         return SigmaRule(name, None, rests_on, "there are no pairs")
-    x, y = first - means[0], second - means[1]
-    items, numbers = np.unique(item_index, return_inverse=True)
-    own, right = _row_cosines(x[item_index], y)
-    if not right.any():
+    images = first - means[0]
+    texts = second - means[1]
+    paired, has_paired = _row_cosines(images[item_index], texts)
+    if not has_paired.any():
         return SigmaRule(name, None, rests_on, "the centred vectors are zero")
-    cosine = float(own[right].mean())
-    # each text with the image of the item before its own
-    other, apart = _row_cosines(x[np.roll(items, 1)[numbers]], y)
-    good = right & apart
-    sizes = np.maximum(np.bincount(numbers[good], minlength=len(items)), 1)
-    nearer = np.bincount(numbers[good], own[good] - other[good], len(items)) / sizes
+    cosine = float(paired[has_paired].mean())
+
+    # Compare each text with the image of the item before its own
+    items, numbers = np.unique(item_index, return_inverse=True)
+    unrelated, has_unrelated = _row_cosines(images[np.roll(items, 1)[numbers]], texts)
+    has_both = has_paired & has_unrelated
+    sizes = np.maximum(np.bincount(numbers[has_both], minlength=len(items)), 1)
+    excess = paired[has_both] - unrelated[has_both]
+    nearer = np.bincount(numbers[has_both], excess, len(items)) / sizes
     if len(items) > 1 and nearer.mean() <= 3 * float(nearer.std(ddof=1) / np.sqrt(len(items))):
         missing = (
             f"{len(items):,} items do not show that pairs are closer than unrelated rows: their "
-            f"cosine is {cosine:.3f}, that of unrelated rows {other.mean():.3f}"
+            f"cosine is {cosine:.3f}, that of unrelated rows {unrelated.mean():.3f}"
         )
         return SigmaRule(name, None, f"{rests_on} ({cosine:.3f})", missing)
-    return _by_cosine(
-        name, cosine, np.linalg.norm((x[items], y)[side], axis=1), y.shape[1], rests_on
-    )
+    noised_rows = images[items] if noised == "image" else texts
+    norms = np.linalg.norm(noised_rows, axis=1)
+    return _by_cosine(name, cosine, norms, texts.shape[1], rests_on)
 
 
 def _row_cosines(left: Floats, right: Floats) -> tuple[Array, Mask]:
-    """Return the cosine of each row with the same row of the other, and a mask of rows with a norm:
-    (n,) each.
+    """Return the cosine of each row with the same row of the other, 0 without a norm, and a mask of
+    rows with a norm: (n,) each.
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    has_norm = lengths > 0
     products = np.einsum("ij,ij->i", left, right).astype(np.float64)
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0), lengths > 0
+    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=has_norm)
+    return cosines, has_norm
 
 
 def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
@@ -242,18 +288,17 @@ def recommend(rules: Sequence[SigmaRule]) -> tuple[SigmaRule, str]:
     alone, as in C3. Where that cannot be measured it is that of ``--sigma pairs``, and without
     pairs the published constant.
     """
-    known = {rule.name: rule for rule in rules if rule.name in ("scaled_spread", "pair_cosine")}
-    missing = [rule.missing for rule in known.values() if rule.missing]
+    by_name = {rule.name: rule for rule in rules}
+    preferred = [by_name[name] for name in ("scaled_spread", "pair_cosine") if name in by_name]
+    missing = [rule.missing for rule in preferred if rule.missing]
     because = f", because {' and '.join(missing)}" if missing else ""
-    for rule in known.values():
-        if rule.sigma:
-            uncounted = rule.name == "pair_cosine" and not rule.images
-            why = (
-                "the cosine of the pairs instead of the spread of captions"
-                if uncounted
-                else rule.rests_on
-            )
-            return rule, why + because
+    for rule in preferred:
+        if not rule.sigma:
+            continue
+        why = rule.rests_on
+        if rule.name == "pair_cosine" and not rule.images:
+            why = "the cosine of the pairs instead of the spread of captions"
+        return rule, why + because
     return PUBLISHED, f"the published constant, which may be far off{because}"
 
 
@@ -277,41 +322,44 @@ def sigma_by_rule(
         StoreError: if the store cannot be read.
         TransformError: if the store lacks the rows that the rule needs.
     """
-    if noised == "text" or rule == PAIRS:
-        return _settled(
-            rule,
-            lambda: spread_of_captions(store, split),
-            lambda: _pairs_of_store(store, split, noised),
-        )
-    # How far photos are from the nearest other one: a caption does not tell photos apart that look
-    # alike, so a generator must not depend on what does. Their number is fixed, as the nearest of
-    # more is nearer.
-    photos = store.load("image", split)
-    rows = unit_rows(photos.embeddings[photos.hash_order("photo spread")[:NEIGHBOURS]]).astype(
-        np.float64
-    )
-    rows -= fitting.moments_of(store, "image", split).mean
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    near = SigmaRule(
-        "photo_spread", None, "images alone", f"there are fewer than {NEIGHBOURS} photos"
-    )
-    if len(rows) == NEIGHBOURS and norms.all():
-        cosines = (rows / norms) @ (rows / norms).T
-        np.fill_diagonal(cosines, -1)
-        near = _by_cosine(
-            near.name, float(cosines.max(axis=1).mean()), norms, rows.shape[1], near.rests_on
-        )
+    if rule == PAIRS:
+        return _sigma_of_pairs(_pairs_of_store(store, split, noised))
+    if noised == "text":
+        spread = scaled_spread(spread_of_captions(store, split))
+        pairs = None if spread.sigma else _pairs_of_store(store, split, noised)
+        return _sigma_of_captions(spread, pairs)
+
+    near = _distance_of_photos(store, split)
     if near.sigma is None:
-        return (
-            PUBLISHED_SIGMA,
-            f"Sigma {PUBLISHED_SIGMA:.4g}: the published constant, because {near.missing}",
-        )
+        sentence = f"the published constant, because {near.missing}"
+        return PUBLISHED_SIGMA, f"Sigma {PUBLISHED_SIGMA:.4g}: {sentence}"
     sigma = PHOTO_SPREADS * near.sigma
     why = (
         f"{PHOTO_SPREADS:g} times the distance of photos to their nearest neighbours, from "
         f"images alone"
     )
     return sigma, f"Sigma {sigma:.4g}: {why}"
+
+
+def _distance_of_photos(store: Store, split: str) -> SigmaRule:
+    """Measure how far photos are from the nearest other one.
+
+    A caption does not tell photos apart that look alike, so a generator must not depend on what
+    does.
+    """
+    name = "photo_spread"
+    rests_on = "images alone"
+    photos = store.load("image", split)
+    drawn = photos.hash_order("photo spread")[:NEIGHBOURS]
+    rows = unit_rows(photos.embeddings[drawn]).astype(np.float64)
+    rows -= fitting.moments_of(store, "image", split).mean
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if len(rows) < NEIGHBOURS or not norms.all():
+        return SigmaRule(name, None, rests_on, f"there are fewer than {NEIGHBOURS} photos")
+    cosines = (rows / norms) @ (rows / norms).T
+    np.fill_diagonal(cosines, -1)
+    nearest = float(cosines.max(axis=1).mean())
+    return _by_cosine(name, nearest, norms, rows.shape[1], rests_on)
 
 
 def spread_of_captions(
@@ -327,11 +375,13 @@ def spread_of_captions(
         )
     texts = fitting.first_rows(store, "text", split, most, columns=["key", "image_key"])
     captions = _caption_keys(texts, store)
-    if texts.item_count < len({*captions}):  # else one caption an image, and the keys are enough
+    caption_count = len(set(captions))
+    # Where every image has one caption, the keys are enough to say so
+    if texts.item_count < caption_count:
         texts = fitting.first_rows(store, "text", split, most)
     embeddings = texts.embeddings if store.info.normalised else unit_rows(texts.embeddings)
     item_index = texts.item_index
-    if len({*captions}) < len(texts):
+    if caption_count < len(texts):
         # Take the mean of the parts of a long caption, as `--long-texts mean` does
         _, first_part, caption_index = np.unique(captions, return_index=True, return_inverse=True)
         order = np.argsort(caption_index, kind="stable")
@@ -352,25 +402,32 @@ def _caption_keys(texts: Rows, store: Store) -> list[str]:
 
 
 def _pairs_of_store(store: Store, split: str, noised: Side) -> SigmaRule:
-    """Use the images with captions of the val split, if it has enough of them, else those of all
-    splits but test.
+    """Return `pair_cosine` of the images with captions of the val split, if it has enough of them,
+    else those of all splits but test.
     """
-    sides = ("image", "text")
-    if missing := [modality for modality in sides if modality not in store.modalities]:
-        return SigmaRule("pair_cosine", None, "", f"the store {store.path} has no {missing[0]}s")
-    pairs, of = fitting.first_pairs(store, "val", MAX_PAIRS), "of the val split"
+    for modality in ("image", "text"):
+        if modality not in store.modalities:
+            missing = f"the store {store.path} has no {modality}s"
+            return SigmaRule("pair_cosine", None, "", missing)
+    pairs = fitting.first_pairs(store, "val", MAX_PAIRS)
+    source = "of the val split"
     if len(np.unique(pairs.item_index[pairs.rows])) < RECOMMENDED_IMAGES:
-        pairs, of = fitting.first_pairs(store, None, MAX_PAIRS), "outside the test split"
-    paired, item_index = np.unique(pairs.item_index[pairs.rows], return_inverse=True)
-    images, texts = pairs.first.embeddings[paired], pairs.second.embeddings[pairs.rows]
+        pairs = fitting.first_pairs(store, None, MAX_PAIRS)
+        source = "outside the test split"
+
+    image_rows, item_index = np.unique(pairs.item_index[pairs.rows], return_inverse=True)
+    images = pairs.first.embeddings[image_rows]
+    texts = pairs.second.embeddings[pairs.rows]
     if not store.info.normalised:
-        images, texts = unit_rows(images), unit_rows(texts)
-    known = [fitting.moments_of(store, modality, split) for modality in sides]
-    means = [
-        (own if own.n else Moments.from_rows(rows)).mean
-        for own, rows in zip(known, (images, texts), strict=True)
-    ]
-    return _paired(images, texts, item_index, means, of, noised)
+        images = unit_rows(images)
+        texts = unit_rows(texts)
+    means = []
+    for modality, rows in (("image", images), ("text", texts)):
+        moments = fitting.moments_of(store, modality, split)
+        if not moments.n:
+            moments = Moments.from_rows(rows)
+        means.append(moments.mean)
+    return _pair_cosine_of(images, texts, item_index, means, source, noised)
 
 
 def sigma_of_arrays(
@@ -401,74 +458,105 @@ def sigma_of_arrays(
             remedy="Fit on a store or on {'text': array}, or set sigma to a number: preset('c3', "
             "sigma=0.1).",
         )
+    texts = unit_rows(rows["text"])
+    images = unit_rows(rows["image"]) if "image" in rows else None
+    owner, image_of_text = _match_arrays(rows, items)
+    spread = None
+    if rule == AUTO:
+        mean = Moments.from_rows(texts).mean
+        spread = scaled_spread(caption_spread(texts, owner, mean))
+        if spread.sigma:
+            return _sigma_of_captions(spread, None)
+
+    # The cosine of the texts that have an image
+    if images is None:
+        images = texts[:0]
+    means = []
+    for name, unit in (("image", images), ("text", texts)):
+        own_moments = moments.get(name)
+        if own_moments is None or not own_moments.n or not own_moments.of_unit_rows:
+            own_moments = Moments.from_rows(unit)
+        means.append(own_moments.mean)
+    has_image = image_of_text >= 0
+    pairs = _pair_cosine_of(
+        images, texts[has_image], image_of_text[has_image], means, "in the arrays"
+    )
+    return _sigma_of_pairs(pairs) if spread is None else _sigma_of_captions(spread, pairs)
+
+
+def _match_arrays(
+    rows: Mapping[str, Matrix], items: Mapping[str, Sequence[str]]
+) -> tuple[Indices, Indices]:
+    """Return the item of each text as a number, and the row of its image, -1 for none; see
+    `sigma_of_arrays`.
+    """
     count = len(rows["text"])
-    units = {name: unit_rows(rows[name]) for name in ("image", "text") if name in rows}
-    # the item, and the row of the image, of each text
-    owner, image = np.arange(count), np.full(count, -1)
-    if len(units.get("image", ())) == count:
-        _, first, numbers = np.unique(rows["image"], axis=0, return_index=True, return_inverse=True)
+    owner = np.arange(count)
+    image_of_text = np.full(count, -1)
+    if len(rows.get("image", ())) == count:
+        _, first_rows, numbers = np.unique(
+            rows["image"], axis=0, return_index=True, return_inverse=True
+        )
         owner = numbers.reshape(-1)
-        image = first[owner]
+        image_of_text = first_rows[owner]
     if "text" in items:
         owner = np.unique(list(items["text"]), return_inverse=True)[1]
-        if "image" in items:
-            places = {item: place for place, item in reversed([*enumerate(items["image"])])}
-            image = np.array([places.get(item, -1) for item in items["text"]], dtype=np.int64)
-
-    def pairs() -> SigmaRule:
-        own = image[image >= 0]
-        known = {name: given for name, given in moments.items() if given.n and given.of_unit_rows}
-        means = [(known.get(name) or Moments.from_rows(unit)).mean for name, unit in units.items()]
-        return _paired(
-            units.get("image", units["text"]),
-            units["text"][image >= 0],
-            own,
-            means,
-            "in the arrays",
-        )
-
-    mean = Moments.from_rows(units["text"]).mean
-    return _settled(rule, lambda: caption_spread(units["text"], owner, mean), pairs)
+    if "text" in items and "image" in items:
+        row_of_item: dict[str, int] = {}
+        for row, item in enumerate(items["image"]):
+            row_of_item.setdefault(item, row)
+        image_of_text = np.array([row_of_item.get(item, -1) for item in items["text"]], np.int64)
+    return owner, image_of_text
 
 
-def _settled(
-    rule: str, spread: Callable[[], SigmaRule], pairs: Callable[[], SigmaRule]
-) -> tuple[float, str]:
-    """Return sigma by ``auto`` or ``pairs``, and what it rests on; ``pairs`` is called where it is
-    needed.
+def _sigma_of_captions(spread: SigmaRule, pairs: SigmaRule | None) -> tuple[float, str]:
+    """Return sigma by the rule ``auto``, and what it rests on.
+
+    Args:
+        spread: what `scaled_spread` gave.
+        pairs: what `pair_cosine` gave, where ``spread`` has no sigma.
     """
-    found = [scaled_spread(spread())] if rule == AUTO else []
-    if rule == PAIRS or not found[0].sigma:
-        found.append(pairs())
-        if rule == PAIRS and found[0].sigma is None:
-            raise TransformError(
-                f"There is no sigma by the rule 'pairs': {found[0].missing}.",
-                remedy=f"Add images with captions ({RECOMMENDED_IMAGES} are recommended), check "
-                f"that captions belong "
-                "to their images, or use --sigma auto, which needs no pairs.",
-            )
-    chosen, why = recommend(found)
-    return chosen.sigma or 0.0, f"Sigma {chosen.sigma:.4g}: {why}"
+    rule, why = recommend([spread] if pairs is None else [spread, pairs])
+    return rule.sigma or 0.0, f"Sigma {rule.sigma:.4g}: {why}"
 
 
-def _paired(
+def _sigma_of_pairs(pairs: SigmaRule) -> tuple[float, str]:
+    """Return sigma by the rule ``pairs``, and what it rests on.
+
+    Raises:
+        TransformError: if `pair_cosine` gave none.
+    """
+    if pairs.sigma is None:
+        raise TransformError(
+            f"There is no sigma by the rule 'pairs': {pairs.missing}.",
+            remedy=f"Add images with captions ({RECOMMENDED_IMAGES} are recommended), check "
+            f"that captions belong to their images, or use --sigma auto, which needs no pairs.",
+        )
+    rule, why = recommend([pairs])
+    return rule.sigma or 0.0, f"Sigma {rule.sigma:.4g}: {why}"
+
+
+def _pair_cosine_of(
     images: Floats,
     texts: Floats,
     item_index: Indices,
     means: Sequence[Array],
-    of: str,
+    source: str,
     noised: Side = "text",
 ) -> SigmaRule:
-    """Return `pair_cosine` for enough images ``of`` a part of a store, or of arrays."""
-    count, captions = len(np.unique(item_index)), counted(len(item_index), "caption")
+    """Return `pair_cosine` of images from a ``source``, if there are enough of them."""
+    count = len(np.unique(item_index))
     if count < MIN_IMAGES:
-        missing = f"it needs at least {MIN_IMAGES} images with captions, but there are {count} {of}"
+        missing = (
+            f"it needs at least {MIN_IMAGES} images with captions, but there are {count} {source}"
+        )
         return SigmaRule("pair_cosine", None, "", missing)
-    few = "" if count >= RECOMMENDED_IMAGES else f" ({RECOMMENDED_IMAGES} images are recommended)"
-    rests_on = f"the cosine of {count:,} images {of} with their {captions}{few}"
-    return replace(
-        pair_cosine(images, texts, item_index, means, noised), rests_on=rests_on, images=count
-    )
+    captions = counted(len(item_index), "caption")
+    rests_on = f"the cosine of {count:,} images {source} with their {captions}"
+    if count < RECOMMENDED_IMAGES:
+        rests_on += f" ({RECOMMENDED_IMAGES} images are recommended)"
+    rule = pair_cosine(images, texts, item_index, means, noised)
+    return replace(rule, rests_on=rests_on, images=count)
 
 
 def _by_cosine(
@@ -490,12 +578,8 @@ def _by_cosine(
     """
     rests_on = f"{rests_on} ({cosine:.3f})"
     if cosine < least:
-        return SigmaRule(
-            name,
-            None,
-            rests_on,
-            f"the cosine is {cosine:.3f}; below {least:.2g} the noise hides everything",
-        )
-    return SigmaRule(
-        name, float(norms.mean()) * float(np.sqrt(max(1 / cosine**2 - 1, 0) / dim)), rests_on
-    )
+        missing = f"the cosine is {cosine:.3f}; below {least:.2g} the noise hides everything"
+        return SigmaRule(name, None, rests_on, missing)
+    length = float(norms.mean())
+    sigma = length * float(np.sqrt(max(1 / cosine**2 - 1, 0) / dim))
+    return SigmaRule(name, sigma, rests_on)
