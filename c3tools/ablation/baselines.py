@@ -53,8 +53,8 @@ class Scored:
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Scored:
         """Return some of the images, by their numbers."""
-        chosen = np.asarray(rows, np.int64)
-        return replace(self, rows=self.rows.select(chosen), described=self.described[chosen])
+        numbers = np.asarray(rows, np.int64)
+        return replace(self, rows=self.rows.select(numbers), described=self.described[numbers])
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,14 @@ def ask_with_captions(scored: Scored) -> Scored:
 
     Images whose captions are all the same are left out.
     """
-    others = {
-        key: [text for text in scored.references[key] if text != scored.references[key][0]]
-        for key in scored.rows.keys
-    }
+    references = dict(scored.references)
+    has_others = []
+    for key in scored.rows.keys:
+        captions = scored.references[key]
+        references[key] = [text for text in captions if text != captions[0]]
+        has_others.append(bool(references[key]))
     rows = Rows.of("text", scored.rows.keys, scored.described)
-    asked = Scored(rows, {**scored.references, **others}, scored.described)
-    return asked.select(np.flatnonzero([bool(others[key]) for key in rows.keys]))
+    return Scored(rows, references, scored.described).select(np.flatnonzero(has_others))
 
 
 def draw(scored: Scored, count: int) -> Scored:

@@ -251,11 +251,14 @@ class ImageBench(TableBench):
     @cached_property
     def learning_digest(self) -> str:
         """A digest of all that a generator depends on, except its training."""
-        photos = (self.train_photos, self.val_photos)
         return digest_of(
             [asdict(self.size), self.compute.precision],
-            *(part for each in photos for part in (each.rows.embeddings, each.pixels)),
-            *(moments_of(self.store, modality).mean for modality in ("image", "text")),
+            self.train_photos.rows.embeddings,
+            self.train_photos.pixels,
+            self.val_photos.rows.embeddings,
+            self.val_photos.pixels,
+            moments_of(self.store, "image").mean,
+            moments_of(self.store, "text").mean,
         )
 
     @cached_property
@@ -264,7 +267,7 @@ class ImageBench(TableBench):
         scorer = self._scored.scorer
         return digest_of(
             self._scored.texts.captions,
-            [each.identity for each in scorer.encoders],
+            [encoder.identity for encoder in scorer.encoders],
             self._scored.photos.embeddings,
             self._scored.texts.embeddings,
             scorer.reference.rows.embeddings,
@@ -307,15 +310,15 @@ class ImageBench(TableBench):
             reporter=reporter,
         )
         scores, values = self._scored.scorer.score(images, self._scored.texts.captions, keys)
-        shown = zip(keys[:_EXAMPLES], images, strict=False)
+        examples = zip(keys[:_EXAMPLES], images, strict=False)
         return Run(
             method=cell.method,
             seed=cell.seed,
             sigma=cell.sigma,
             scores=scores,
-            outputs={key: data_url(image) for key, image in shown},
+            outputs={key: data_url(image) for key, image in examples},
             images=len(images),
-            values={name: each.round(_KEPT_DIGITS).tolist() for name, each in values.items()},
+            values={name: array.round(_KEPT_DIGITS).tolist() for name, array in values.items()},
             best_val_loss=model.record["best_val_loss"],
             parameters=model.to_dict()["parameters"],
             training_seconds=model.record["seconds"],

@@ -56,7 +56,7 @@ class Ablation:
     facts: list[str] = field(default_factory=list)
 
     @property
-    def _known(self) -> Mapping[str, Method]:
+    def _methods(self) -> Mapping[str, Method]:
         return METHODS if self.task == "captions" else IMAGE_METHODS
 
     @cached_property
@@ -77,17 +77,20 @@ class Ablation:
         """
         rows = []
         for runs in self._groups:
-            first, known, scores = runs[0], self._known[runs[0].method], {}
-            for name in sorted(first.scores):  # one order for all rows, computed now or read
-                of_seeds = [run.scores[name] for run in runs]
-                std = float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else None
-                ends = score_interval(name, _stacked([run.values.get(name, ()) for run in runs]))
-                scores[name] = {"mean": float(np.mean(of_seeds)), "std": std, "interval": ends}
+            first = runs[0]
+            method = self._methods[first.method]
             row = {
-                name: getattr(first, name) for name in ("method", "sigma", "sigma_from", "images")
+                "method": first.method,
+                "sigma": first.sigma,
+                "sigma_from": first.sigma_from,
+                "images": first.images,
+                "seeds": len(runs),
+                "published": method.published,
+                "checkpoint": method.chosen_on,
+                # one order for all rows, computed now or read
+                "scores": {name: _summary(name, runs) for name in sorted(first.scores)},
             }
-            of_method = {"published": known.published, "checkpoint": known.chosen_on}
-            rows.append({**row, "seeds": len(runs), **of_method, "scores": scores})
+            rows.append(row)
         return rows
 
     def tables(self) -> list[Table]:
@@ -97,7 +100,6 @@ class Ablation:
         have two for each encoder, of distances and of other scores; then come the published scores.
         One score of each table has its interval.
         """
-        scored = self.rows[0]["scores"] if self.rows else {}
         if self.task == "captions":
             trainings = ("seeds", "images", "published", "checkpoint")
             return [
@@ -105,59 +107,63 @@ class Ablation:
                 self._table("", _caption_scores(with_needs=True), facts=trainings),
             ]
         tables = []
-        for own in [name.removeprefix("KID") for name in scored if name.startswith("KID-")]:
-            title = f"{self.title}, scored by {own[1:]}"
-            others = [f"IS{own}-coco80", f"recall@1{own}", f"recall@10{own}"]
-            tables.append(
-                self._table(title, [f"KID{own}", f"FD{own}"], f"KID{own}", own, ["seeds"])
-            )
-            tables.append(self._table(title, others, others[-1], own))
+        scores = self.rows[0]["scores"] if self.rows else {}
+        for name in scores:
+            if not name.startswith("KID-"):
+                continue
+            suffix = name.removeprefix("KID")  # -ENCODER
+            title = f"{self.title}, scored by {suffix[1:]}"
+            distances = [f"KID{suffix}", f"FD{suffix}"]
+            other_scores = [f"IS{suffix}-coco80", f"recall@1{suffix}", f"recall@10{suffix}"]
+            tables.append(self._table(title, distances, f"KID{suffix}", suffix, ["seeds"]))
+            tables.append(self._table(title, other_scores, f"recall@10{suffix}", suffix))
         title = (
             "Published, for another generator (LAFITE) and other data (MS-COCO); the sizes "
             "are not comparable"
         )
-        return [
-            *tables,
-            Table(["method", "FID", "IS"], [[*row] for row in PUBLISHED_IMAGES], title),
-        ]
+        tables.append(
+            Table(["method", "FID", "IS"], [list(row) for row in PUBLISHED_IMAGES], title)
+        )
+        return tables
 
     def _table(
         self,
         title: str,
         metrics: Sequence[str],
         with_interval: str = "",
-        own: str = "",
+        suffix: str = "",
         facts: Sequence[str] = (),
     ) -> Table:
-        """Return one table: what names a row, facts of it, and its scores, without ``own`` in their
-        names.
+        """Return one table: what names a row, facts of it, and its scores, without ``suffix`` in
+        their names.
         """
-        lines, real = [], {"method": "real photos"}
+        lines = []
+        real = {"method": "real photos"}
         for row in self.rows:
-            line = {"method": row["method"], "sigma": self._sigma(row)} | {
-                n: format(row[n], "," * (n == "images")) for n in facts
-            }
-            for name in [name for name in metrics if name in row["scores"]]:
-                heading, score = name.replace(own, ""), row["scores"][name]
-                line[heading], real[heading] = (
-                    _with_spread(name, score),
-                    score_text(name, self.real.get(name)),
-                )
+            line = {"method": row["method"], "sigma": self._sigma(row)}
+            for name in facts:
+                line[name] = format(row[name], "," if name == "images" else "")
+            for name in metrics:
+                if name not in row["scores"]:
+                    continue
+                score = row["scores"][name]
+                heading = name.replace(suffix, "")
+                line[heading] = _with_spread(name, score)
+                real[heading] = score_text(name, self.real.get(name))
                 if name == with_interval:
                     line[_INTERVAL] = score_text(name, score["interval"], interval)
             lines.append(line)
-        columns = [*lines[0]] if lines else []
+        columns = list(lines[0]) if lines else []
         if self.real:
             lines.append(real)
         return Table(columns, [[line.get(name, "") for name in columns] for line in lines], title)
 
     def _sigma(self, row: Row) -> str:
         """Return the sigma of a row and its source, or a dash if there is no noise."""
-        if not self._known[row["method"]].noisy:
+        if not self._methods[row["method"]].noisy:
             return "–"
-        return f"{row['sigma']:.3g}" + (
-            "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"
-        )
+        source = "" if row["sigma_from"] == "given" else f" ({row['sigma_from']})"
+        return f"{row['sigma']:.3g}{source}"
 
     @cached_property
     def notes(self) -> list[str]:
@@ -169,41 +175,41 @@ class Ablation:
         """
         notes = []
         for sigma in dict.fromkeys(run.sigma for run in self.runs):
-            found = {runs[0].method: runs for runs in self._groups if runs[0].sigma in (sigma, 0)}
-            pairs = [
-                (next((b for b in before if b in found), ""), name)
-                for name, before in _BEFORE.items()
-            ]
-            pairs += [("C3", name) for name in found if name not in ABLATION]
-            for before, after in [pair for pair in pairs if found.keys() >= {*pair}]:
-                noise = max(found[before][0].sigma, found[after][0].sigma)
-                for metric in [
-                    name for name in found[before][0].scores if name.startswith(_COMPARED)
-                ]:
-                    if said := _difference(found[before], found[after], metric):
-                        notes.append(
-                            f"{after} − {before}{f', sigma {noise:.3g}' if noise else ''}: {said}"
-                        )
+            runs_of = {runs[0].method: runs for runs in self._groups if runs[0].sigma in (sigma, 0)}
+            for before, after in _compared_methods(list(runs_of)):
+                first = runs_of[before][0]
+                noise = max(first.sigma, runs_of[after][0].sigma)
+                at_noise = f", sigma {noise:.3g}" if noise else ""
+                for metric in first.scores:
+                    if not metric.startswith(_COMPARED):
+                        continue
+                    difference = _difference(runs_of[before], runs_of[after], metric)
+                    if difference:
+                        notes.append(f"{after} − {before}{at_noise}: {difference}")
         return list(dict.fromkeys(notes))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rows, all runs (``runs``, the list that `c3 ablate --json` writes), and scores
         of real photos.
         """
-        runs = [
-            {name: value for name, value in vars(run).items() if name not in ("outputs", "values")}
-            for runs in self._groups
-            for run in runs
-        ]
+        runs = []
+        for group in self._groups:
+            for run in group:
+                values = dict(vars(run))
+                del values["outputs"], values["values"]
+                runs.append(values)
         return {"rows": self.rows, "runs": runs, "real": dict(self.real)}
 
     def to_markdown(self) -> str:
         """Return the tables as Markdown, then what they show, and the command."""
         lines: list[str] = []
         for table in self.tables():
-            lines += [f"{table.title}:", ""] if table.title else []
-            lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-            lines += ["| " + " | ".join(row) + " |" for row in table.rows] + [""]
+            if table.title:
+                lines += [f"{table.title}:", ""]
+            lines.append("| " + " | ".join(table.columns) + " |")
+            lines.append("|" + "---|" * len(table.columns))
+            lines += ["| " + " | ".join(row) + " |" for row in table.rows]
+            lines.append("")
         for note in [*self.notes, *self.facts]:
             lines += [note, ""]
         if self.command:
@@ -214,25 +220,25 @@ class Ablation:
         """Return one self-contained page: the tables, and captions or images by every method, of
         its first seed.
         """
-        first: dict[str, Run] = {}
+        first_runs: dict[str, Run] = {}  # by the heading of their column
         for run in self.runs:
-            first.setdefault(run.method + (f", sigma {run.sigma:.3g}" if run.sigma else ""), run)
-        captions = self.task == "captions"
+            noise = f", sigma {run.sigma:.3g}" if run.sigma else ""
+            first_runs.setdefault(run.method + noise, run)
+        examples = []
+        for key, (before, behind) in self.examples.items():
+            outputs = [run.outputs.get(key, "") for run in first_runs.values()]
+            examples.append([before, *outputs, behind])
+        is_captions = self.task == "captions"
+        first_heading = "image" if is_captions else "caption"
+        last_heading = "written by a person" if is_captions else "photo"
         return render_page(
             Path(__file__).parent / "templates" / "ablation.html",
-            title="Ablation" if captions else "Images from texts, trained on images alone",
+            title="Ablation" if is_captions else "Images from texts, trained on images alone",
             result=self,
             seeds=max((row["seeds"] for row in self.rows), default=0),
-            summaries={run.method: self._known[run.method].summary for run in self.runs},
-            headings=[
-                "image" if captions else "caption",
-                *first,
-                "written by a person" if captions else "photo",
-            ],
-            examples=[
-                [before, *(run.outputs.get(key, "") for run in first.values()), behind]
-                for key, (before, behind) in self.examples.items()
-            ],
+            summaries={run.method: self._methods[run.method].summary for run in self.runs},
+            headings=[first_heading, *first_runs, last_heading],
+            examples=examples,
         )
 
     def save(self, folder: Path) -> None:
@@ -242,6 +248,33 @@ class Ablation:
 
     def _repr_html_(self) -> str:
         return "".join(table._repr_html_() for table in self.tables())
+
+
+def _summary(metric: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the mean of a score over seeds, its sample standard deviation (None for one seed), and
+    the 95 % interval of the mean.
+    """
+    scores = [run.scores[metric] for run in runs]
+    values = _stacked([run.values.get(metric, ()) for run in runs])
+    return {
+        "mean": float(np.mean(scores)),
+        "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        "interval": score_interval(metric, values),
+    }
+
+
+def _compared_methods(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of methods that notes compare: a step and the first that it may follow, then
+    C3 and the methods of others.
+    """
+    pairs = []
+    for step, possible_before in _BEFORE.items():
+        before = [name for name in possible_before if name in methods]
+        if step in methods and before:
+            pairs.append((before[0], step))
+    if "C3" in methods:
+        pairs += [("C3", name) for name in methods if name not in ABLATION]
+    return pairs
 
 
 def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOSE_BY) -> str | None:
@@ -256,21 +289,27 @@ def _difference(before: Sequence[Run], after: Sequence[Run], metric: str = CHOOS
     Returns:
         None if the rows share no seed, have different numbers of images, or fewer than 3.
     """
-    first, second = (
-        {run.seed: run.values.get(metric, ()) for run in row} for row in (before, after)
+    values_before = {run.seed: run.values.get(metric, ()) for run in before}
+    values_after = {run.seed: run.values.get(metric, ()) for run in after}
+    seeds = [seed for seed in values_after if seed in values_before]
+    if not seeds:
+        return None
+    # The rows before, then those after: they have to be of as many images
+    values = _stacked(
+        [values_before[seed] for seed in seeds] + [values_after[seed] for seed in seeds]
     )
-    seeds = [seed for seed in second if seed in first]
-    values = _stacked([found[seed] for found in (first, second) for seed in seeds])
     differences = values[len(seeds) :] - values[: len(seeds)]
-    ends = crossed_interval(differences) if seeds else None
+    ends = crossed_interval(differences)
     if ends is None:
         return None
+    low, high = ends
     sampled = "images and seeds" if len(seeds) > 1 else "images (one seed)"
-    shown = "" if ends[0] > 0 or ends[1] < 0 else "; no significant difference"
-    difference, low, high = (
-        score_text(metric, value, signed) for value in (float(differences.mean()), *ends)
+    conclusion = "" if low > 0 or high < 0 else "; no significant difference"
+    return (
+        f"{score_text(metric, float(differences.mean()), signed)} {metric}, 95 % interval "
+        f"{score_text(metric, low, signed)} to {score_text(metric, high, signed)} "
+        f"over {sampled}{conclusion}"
     )
-    return f"{difference} {metric}, 95 % interval {low} to {high} over {sampled}{shown}"
 
 
 def _with_spread(metric: str, score: Mapping[str, Any]) -> str:
@@ -281,9 +320,8 @@ def _with_spread(metric: str, score: Mapping[str, Any]) -> str:
 
 def _stacked(values: Sequence[Sequence[float]]) -> Array:
     """Return float64 (seeds, images), without images if a seed has others."""
-    return (
-        np.array(values) if len({len(each) for each in values}) == 1 else np.empty((len(values), 0))
-    )
+    lengths = {len(values_of_seed) for values_of_seed in values}
+    return np.array(values) if len(lengths) == 1 else np.empty((len(values), 0))
 
 
 def _caption_scores(*, with_needs: bool) -> list[str]:
