@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,7 +36,7 @@ _ORIENTATION = 0x0112
 _QUARTER_TURNS = range(5, 9)  # of its values; others than 1 to 8 mean nothing
 _ROWS_AT_A_TIME = 256
 _NOT_OPENED = "EPS"  # Pillow would start Ghostscript
-# what it reports to nobody, logging would print
+# without a handler, logging prints messages of Pillow to standard error
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -62,10 +62,11 @@ def open_image(
         MissingExtraError: if it is HEIC, and the package that reads it is not installed.
         SyntaxError, ValueError: for some kinds of damaged file.
     """
-    with (
-        Path(source).open("rb") if isinstance(source, str | Path) else nullcontext(source) as stream
-    ):
-        content = stream.read(LARGEST_IMAGE_FILE + 1)
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as stream:
+            content = stream.read(LARGEST_IMAGE_FILE + 1)
+    else:
+        content = source.read(LARGEST_IMAGE_FILE + 1)
     if len(content) > LARGEST_IMAGE_FILE:
         raise TooLargeError(f"an image file may have {LARGEST_IMAGE_FILE:,} bytes")
     with warnings.catch_warnings():
@@ -88,8 +89,9 @@ def open_image(
                 image = _to_bytes(image)
             if image.mode != "RGB":
                 image = image.convert("RGB")
-    is_turned = orientation in _QUARTER_TURNS
-    return image, *((height, width) if is_turned else (width, height))
+    if orientation in _QUARTER_TURNS:
+        return image, height, width
+    return image, width, height
 
 
 def thumbnail(source: str | Path | bytes, side: int) -> str:
@@ -119,10 +121,9 @@ def _open(content: bytes) -> Image.Image:
     """
     for load_plugins in (Image.preinit, Image.init):  # those of the usual formats, then all
         load_plugins()
+        formats = [name for name in Image.ID if name != _NOT_OPENED]
         with suppress(UnidentifiedImageError):
-            return Image.open(
-                io.BytesIO(content), formats=[name for name in Image.ID if name != _NOT_OPENED]
-            )
+            return Image.open(io.BytesIO(content), formats=formats)
     if content[4:8] != b"ftyp" or content[8:12] not in _HEIF_BRANDS:
         # Pillow's own message contains the object that was read
         raise UnidentifiedImageError("not an image in a format that Pillow can read")
@@ -144,17 +145,23 @@ def _check_memory(file: Image.Image, size: tuple[int, int], copies: int = 1) -> 
     Raises:
         TooLargeError: with the size and the memory.
     """
-    own = 1 if file.mode in _ONE_BYTE_MODES else 2 if file.mode.startswith("I;16") else 4
-    kept = (
-        _PROGRESSIVE_BYTES
-        if file.info.get("progressive")
-        else _DECODER_BYTES.get(file.format or "", 0)
-    )
-    converted = 0 if file.mode == "RGB" else 4
-    needed = (own * copies + converted) * file.width * file.height + kept * size[0] * size[1]
+    # Bytes of a pixel: as the file has it, in RGB, and what the decoder keeps
+    pixel_bytes = 4
+    if file.mode in _ONE_BYTE_MODES:
+        pixel_bytes = 1
+    elif file.mode.startswith("I;16"):
+        pixel_bytes = 2
+    rgb_bytes = 0 if file.mode == "RGB" else 4
+    decoder_bytes = _DECODER_BYTES.get(file.format or "", 0)
+    if file.info.get("progressive"):
+        decoder_bytes = _PROGRESSIVE_BYTES
+
+    width, height = size
+    image_size = (pixel_bytes * copies + rgb_bytes) * file.width * file.height
+    needed = image_size + decoder_bytes * width * height
     if needed > LARGEST_DECODED:
         raise TooLargeError(
-            f"{size[0]:,} x {size[1]:,} pixels ({file.mode}) take {needed:,} bytes to decode; "
+            f"{width:,} x {height:,} pixels ({file.mode}) take {needed:,} bytes to decode; "
             f"an image may take {LARGEST_DECODED:,}"
         )
 
@@ -203,32 +210,34 @@ def _to_bytes(image: Image.Image) -> Image.Image:
     """Scale 16-bit and float pixels to 0…255, some rows at a time; Pillow would clip them at
     255.
     """
-    pixels = np.empty((image.height, image.width), np.uint8)
-
-    def bands() -> Iterator[tuple[slice, Array]]:
-        for top in range(0, image.height, _ROWS_AT_A_TIME):
-            bottom = min(top + _ROWS_AT_A_TIME, image.height)
-            yield (
-                slice(top, bottom),
-                np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64),
-            )
-
     highest = 65535.0
     if image.mode.startswith("F"):
-        highest = max(
-            float(np.max(values, where=np.isfinite(values), initial=1e-12)) for _, values in bands()
-        )
-    for rows, values in bands():
-        pixels[rows] = np.clip(np.nan_to_num(values / highest * 255.0), 0, 255)
+        highest = 1e-12
+        for _, values in _bands(image):
+            highest = max(highest, float(np.max(values, where=np.isfinite(values), initial=0.0)))
+    pixels = np.empty((image.height, image.width), np.uint8)
+    for top, values in _bands(image):
+        scaled = np.nan_to_num(values / highest * 255.0)
+        pixels[top : top + len(values)] = np.clip(scaled, 0, 255)
     return Image.fromarray(pixels)
 
 
+def _bands(image: Image.Image) -> Iterator[tuple[int, Array]]:
+    """Yield some rows of an image at a time as float64: the number of the first, and (rows, width)
+    values.
+    """
+    for top in range(0, image.height, _ROWS_AT_A_TIME):
+        bottom = min(top + _ROWS_AT_A_TIME, image.height)
+        yield top, np.asarray(image.crop((0, top, image.width, bottom)), dtype=np.float64)
+
+
 def _crop_extreme(image: Image.Image) -> Image.Image:
+    """Return the middle of an image whose sides differ by more than `MAX_ASPECT_RATIO`."""
     most = MAX_ASPECT_RATIO * min(image.size)
-    width, height = (min(side, most) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return (
-        image
-        if (width, height) == image.size
-        else image.crop((left, top, left + width, top + height))
-    )
+    width = min(image.width, most)
+    height = min(image.height, most)
+    if (width, height) == image.size:
+        return image
+    left = (image.width - width) // 2
+    top = (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -89,10 +89,17 @@ class SentenceTransformersModel:
                 f"cannot be kept.",
                 remedy=f"Use --truncate-dim with 1 to {dim:,}, or leave it out.",
             )
-        own, default = self._model.prompts, self._model.prompts.get(self._model.default_prompt_name)
-        self._document = next((own[kind] for kind in _DOCUMENTS if own.get(kind)), default)
-        self._query = own.get("query") or default if query_prompt is None else query_prompt
-        self._infer, self._longest = infer_modality, self._model.max_seq_length
+        # What precedes documents and queries
+        prompts = self._model.prompts
+        default_prompt = prompts.get(self._model.default_prompt_name)
+        document_prompts = [prompts[kind] for kind in _DOCUMENTS if prompts.get(kind)]
+        self._document = next(iter(document_prompts), default_prompt)
+        self._query = query_prompt
+        if query_prompt is None:
+            self._query = prompts.get("query") or default_prompt
+
+        self._infer = infer_modality
+        self._longest = self._model.max_seq_length
         self._options: dict[str, Any] = {}
         self._lock = threading.Lock()
         if str(getattr(self._model.config, "model_type", "")).startswith("siglip"):
@@ -110,17 +117,14 @@ class SentenceTransformersModel:
         }
         if precision != "auto":
             self._model.to(Compute(device, precision).dtype)
-        self.device, self.precision = (
-            device,
-            _PRECISIONS[str(self._model.dtype).removeprefix("torch.")],
-        )
+        self.device = device
+        self.precision = _PRECISIONS[str(self._model.dtype).removeprefix("torch.")]
         self.parallel = threads() if device == "cpu" else 1
         self.dim = truncate_dim or dim
         self.normalised = self._model.similarity_fn_name == "cosine"
         processor = self._model.processor
-        self.sampling_rate = getattr(
-            getattr(processor, "feature_extractor", processor), "sampling_rate", 0
-        )
+        feature_extractor = getattr(processor, "feature_extractor", processor)
+        self.sampling_rate = getattr(feature_extractor, "sampling_rate", 0)
         self.modalities = [
             kind for kind in ("image", "text", "audio") if self._model.supports(kind)
         ]
@@ -153,18 +157,25 @@ class SentenceTransformersModel:
         """Return which texts the model cuts; those with fewer bytes than it reads tokens are not
         tokenised for this.
         """
-        most, tokenizer = self._longest, self._model.tokenizer
+        most = self._longest
+        tokenizer = self._model.tokenizer
         if most is None or tokenizer is None:
             return [False] * len(texts)
-        given, special = (
-            [(self._document or "") + text for text in texts],
-            tokenizer.num_special_tokens_to_add(),
-        )
-        longer = np.array([len(text.encode()) + special > most for text in given], bool)
-        if longer.any():
-            uncut = self._lengths([given[row] for row in np.flatnonzero(longer)])
-            longer[longer] = [length > most for length in uncut]
-        return [bool(cut) for cut in longer]
+        special_tokens = tokenizer.num_special_tokens_to_add()
+        is_longer = [False] * len(texts)
+        rows_to_count = []
+        texts_to_count = []
+        for row, text in enumerate(texts):
+            prompted = (self._document or "") + text
+            # A token has at least one byte
+            if len(prompted.encode()) + special_tokens > most:
+                rows_to_count.append(row)
+                texts_to_count.append(prompted)
+        if texts_to_count:
+            lengths = self._lengths(texts_to_count)
+            for row, length in zip(rows_to_count, lengths, strict=True):
+                is_longer[row] = length > most
+        return is_longer
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has before it is cut."""
@@ -202,11 +213,9 @@ class SentenceTransformersModel:
                 features = self._model.preprocess(
                     list(inputs), prompt=prompt, task=task, **self._options
                 )
-            features = {
-                name: each.to(self.device) if hasattr(each, "to") else each
-                for name, each in features.items()
-            }
-            rows: Floats = (
-                self._model(features, task=task)["sentence_embedding"].float().cpu().numpy()
-            )
+            on_device = {}
+            for name, value in features.items():
+                on_device[name] = value.to(self.device) if hasattr(value, "to") else value
+            embeddings = self._model(on_device, task=task)["sentence_embedding"]
+            rows: Floats = embeddings.float().cpu().numpy()
         return rows[:, : self.dim]

@@ -51,11 +51,11 @@ class ClipTokenizer:
         cleaned = " ".join(cleaned.split()).strip().lower()
         ids: list[int] = []
         for word in regex.findall(_WORDS, cleaned, regex.IGNORECASE):
-            mapped = "".join(self._letters[byte] for byte in word.encode("utf-8"))
-            special = _SPECIALS.get(mapped)
-            ids += (
-                [token.id for token in self._bpe.tokenize(mapped)] if special is None else [special]
-            )
+            letters = "".join(self._letters[byte] for byte in word.encode("utf-8"))
+            if letters in _SPECIALS:
+                ids.append(_SPECIALS[letters])
+            else:
+                ids += [token.id for token in self._bpe.tokenize(letters)]
         return ids
 
     @cached_property
@@ -66,35 +66,41 @@ class ClipTokenizer:
             *range(ord("¡"), ord("¬") + 1),
             *range(ord("®"), ord("ÿ") + 1),
         ]
-        others = [byte for byte in range(256) if byte not in printable]
-        return {byte: chr(byte) for byte in printable} | {
-            byte: chr(256 + n) for n, byte in enumerate(others)
-        }
+        letters = {byte: chr(byte) for byte in printable}
+        unprintable = [byte for byte in range(256) if byte not in printable]
+        for number, byte in enumerate(unprintable):
+            letters[byte] = chr(256 + number)
+        return letters
 
     @cached_property
     def _bpe(self) -> BPE:
-        found = importlib.util.find_spec("open_clip")  # does not import it
-        folders = (found.submodule_search_locations or []) if found else []
-        path = next(
-            (
-                Path(folder) / _VOCABULARY
-                for folder in folders
-                if (Path(folder) / _VOCABULARY).is_file()
-            ),
-            None,
-        )
-        if path is None:
-            raise EncoderError(
-                f"The file {_VOCABULARY} of open_clip is missing.",
-                remedy="Install open_clip_torch again.",
-            )
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
-        merges = [(left, right) for left, right in (line.split() for line in lines)]
+        """The byte-pair encoding: single letters, letters that end a word, then merged ones."""
+        lines = gzip.decompress(_vocabulary_file().read_bytes()).decode("utf-8").split("\n")
+        merges = []
+        for line in lines[1 : _MERGES + 1]:  # the first line is a comment
+            left, right = line.split()
+            merges.append((left, right))
         letters = list(self._letters.values())
-        words = [
-            *letters,
-            *(f"{letter}</w>" for letter in letters),
-            *("".join(merge) for merge in merges),
-        ]
+        words = [*letters]
+        words += [f"{letter}</w>" for letter in letters]
+        words += [left + right for left, right in merges]
         vocabulary = {word: number for number, word in enumerate([*words, *_SPECIALS])}
         return BPE(vocabulary, merges, end_of_word_suffix="</w>")
+
+
+def _vocabulary_file() -> Path:
+    """Return the file of merges in the package open_clip, which is not imported for it.
+
+    Raises:
+        EncoderError: if it is missing.
+    """
+    package = importlib.util.find_spec("open_clip")
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        path = Path(folder) / _VOCABULARY
+        if path.is_file():
+            return path
+    raise EncoderError(
+        f"The file {_VOCABULARY} of open_clip is missing.",
+        remedy="Install open_clip_torch again.",
+    )

@@ -169,7 +169,8 @@ def reading(path: Path, error: type[C3Error]) -> Iterator[None]:
             remedy="Check the path. A relative path starts from the current folder.",
         ) from None
     except Exception as cause:  # of a damaged file, nearly any
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)[:300].rstrip(".")
+        first_line = next(iter(str(cause).splitlines()), type(cause).__name__)
+        reason = first_line[:300].rstrip(".")
         remedy = "It may be cut short; make it again."
         if re.search(r"pickle|Python objects|weights_only", str(cause), re.IGNORECASE):
             # torch goes on with advice that unpickles the file
@@ -245,9 +246,7 @@ def sha256_of(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing, and tell the disk to keep their
-    names.
-    """
+    """Make a folder, and those above it, where they are missing, and fsync their parents."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -256,7 +255,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Tell the disk to keep the names in a folder; an object store does so by itself."""
+    """Fsync a folder, so that renames in it survive a crash; an object store needs no such call."""
     if os.name != "posix" or not isinstance(folder, Path):
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -34,7 +34,9 @@ SMALL_BLOCK = 2**16
 _MOST_NAMES = 100_000
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
-_REFUSED_STATUS, _GONE_STATUS = (400, 401, 403, 405), (404, 410)
+_REFUSED_STATUS = (400, 401, 403, 405)
+_GONE_STATUS = (404, 410)
+_TOO_MANY_REQUESTS = 429
 _CREDENTIAL_ERRORS = {
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -64,8 +66,10 @@ def location(text: str | Path) -> Path:
         raise CorpusError(
             "An empty path was given.", remedy="Is a variable of the shell not set? Give a path."
         )
-    if not is_url(text) or not isinstance(text, str):
-        return Path(text) if isinstance(text, str) else text
+    if not isinstance(text, str):
+        return text
+    if not is_url(text):
+        return Path(text)
     scheme = text.partition("://")[0].lower()
     try:
         from upath import UPath
@@ -78,8 +82,11 @@ def location(text: str | Path) -> Path:
             remedy="Use s3://, gs://, hf://, http:// or https://.",
         ) from error
     except ImportError as error:
-        extra, purpose = _EXTRAS.get(scheme, "url"), f"Reading {scheme}:// locations"
-        raise MissingExtraError(error.name or scheme, extra=extra, purpose=purpose) from error
+        raise MissingExtraError(
+            error.name or scheme,
+            extra=_EXTRAS.get(scheme, "url"),
+            purpose=f"Reading {scheme}:// locations",
+        ) from error
     return cast(Path, path)
 
 
@@ -99,25 +106,35 @@ def expand(text: str | Path) -> list[Path]:
         names = bracex.expand(text.replace("\\", "\\\\"), limit=_MOST_NAMES)
     except bracex.ExpansionLimitException:
         raise CorpusError(f"{text[:200]} stands for more than {_MOST_NAMES:,} names.") from None
-    found: list[Path] = []
+    locations: list[Path] = []
     for name in names:
-        # which list no files: * and ? are of the address
+        # Web servers list no files: * and ? are part of the address
         is_web = name.lower().startswith(("http://", "https://"))
         if is_web or not _GLOB.search(name):
-            found.append(location(name))
-            continue
-        if is_url(name):
-            files: Any = location(name)
-            listed = retrying(partial(files.fs.glob, name), name)
-            matches = [location(files.fs.unstrip_protocol(match)) for match in sorted(listed)]
+            locations.append(location(name))
         else:
-            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - absolute ones
-        if not matches:
-            raise CorpusError(
-                f"Nothing matches {name}.", remedy="Check the path before the first *, ? or [."
-            )
-        found += matches
-    return found
+            locations += _matches(name)
+    return locations
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return the files that a pattern with ``*``, ``?`` or ``[`` matches, sorted.
+
+    Raises:
+        CorpusError: if there are none.
+    """
+    if is_url(pattern):
+        filesystem = location(pattern).fs  # type: ignore[attr-defined]
+        names = sorted(retrying(partial(filesystem.glob, pattern), pattern))
+        matches = [location(filesystem.unstrip_protocol(name)) for name in names]
+    else:
+        names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute ones
+        matches = [Path(name) for name in names]
+    if not matches:
+        raise CorpusError(
+            f"Nothing matches {pattern}.", remedy="Check the path before the first *, ? or [."
+        )
+    return matches
 
 
 def kind_of(path: Path) -> Literal["file", "folder"] | None:
@@ -127,7 +144,9 @@ def kind_of(path: Path) -> Literal["file", "folder"] | None:
         OSError: if it cannot be looked up.
     """
     if isinstance(path, Path):
-        return "folder" if path.is_dir() else "file" if path.exists() else None
+        if path.is_dir():
+            return "folder"
+        return "file" if path.exists() else None
     try:
         return "folder" if _request(path, "info")["type"] == "directory" else "file"
     except FileNotFoundError:
@@ -141,19 +160,22 @@ def names_in(folder: Path) -> tuple[list[str], list[str]]:
     Raises:
         OSError: if it cannot be looked up.
     """
+    folders: list[str] = []
+    files: list[str] = []
     if isinstance(folder, Path):
-        found = [(e.name, e.is_dir()) for e in os.scandir(folder)] if folder.is_dir() else []
+        if not folder.is_dir():
+            return [], []
+        for entry in os.scandir(folder):
+            (folders if entry.is_dir() else files).append(entry.name)
     else:
         try:
             entries = _request(folder, "ls", detail=True)
         except (FileNotFoundError, NotADirectoryError):
-            entries = []
-        found = [
-            (e["name"].rstrip("/").rpartition("/")[2], e["type"] == "directory") for e in entries
-        ]
-    return sorted(name for name, is_folder in found if is_folder), sorted(
-        name for name, inner in found if not inner
-    )
+            return [], []
+        for entry in entries:
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            (folders if entry["type"] == "directory" else files).append(name)
+    return sorted(folders), sorted(files)
 
 
 def names_below(folder: Path) -> list[str]:
@@ -204,7 +226,10 @@ def on_this_machine(path: Path) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Remove a file if it exists."""
     with suppress(FileNotFoundError):
-        path.unlink() if isinstance(path, Path) else _request(path, "rm_file")
+        if isinstance(path, Path):
+            path.unlink()
+        else:
+            _request(path, "rm_file")
 
 
 def move(source: Path, target: Path) -> None:
@@ -222,7 +247,9 @@ def move(source: Path, target: Path) -> None:
 
 def size_of(path: Path) -> int:
     """Return the size of a file in bytes."""
-    return path.stat().st_size if isinstance(path, Path) else int(_request(path, "info")["size"])
+    if isinstance(path, Path):
+        return path.stat().st_size
+    return int(_request(path, "info")["size"])
 
 
 def version_at(url: Path) -> object:
@@ -316,14 +343,14 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
     )
 
     attempts = ATTEMPTS if attempts is None else attempts
-    again = Retrying(
+    retry = Retrying(
         stop=stop_after_attempt(attempts),
         wait=wait_exponential(FIRST_PAUSE) + wait_random(0, FIRST_PAUSE),
         retry=retry_if_exception(lambda error: _verdict(error) == "temporary"),
         reraise=True,
     )
     try:
-        return again(call)
+        return retry(call)
     except Exception as error:  # every client has its own exceptions
         verdict = _verdict(error)
         if verdict == "refused":
@@ -348,24 +375,25 @@ def retrying(call: Callable[[], T], where: str, attempts: int | None = None) -> 
 
 def _verdict(error: BaseException) -> Literal["refused", "gone", "temporary", "permanent"]:
     """Return what an error means; fsspec reports a web server that is down as a missing file."""
-    cause, own = error.__cause__, getattr(error, "status", None)
-    status = own or getattr(cause, "status", None)
-    if (
-        isinstance(error, PermissionError)
-        or status in _REFUSED_STATUS
-        or type(error).__name__ in _CREDENTIAL_ERRORS
-    ):
+    cause = error.__cause__
+    status_of_error = getattr(error, "status", None)
+    status = status_of_error or getattr(cause, "status", None)
+    is_refused = isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_ERRORS
+    if is_refused or status in _REFUSED_STATUS:
         return "refused"
-    if own in _GONE_STATUS:
+    if status_of_error in _GONE_STATUS:
         return "gone"
-    if isinstance(error, _PERMANENT):
-        if status is not None:
-            again = int(status) == 429 or int(status) >= 500
-        else:
-            again = isinstance(error, FileNotFoundError) and isinstance(cause, OSError)
-            again = again and not isinstance(cause, _FILE_ERRORS)
-        return "temporary" if again else "permanent"
-    return "temporary" if isinstance(error, Exception) else "permanent"
+    if not isinstance(error, Exception):
+        return "permanent"
+    if not isinstance(error, _PERMANENT):
+        return "temporary"
+    if status is not None:
+        is_temporary = int(status) == _TOO_MANY_REQUESTS or int(status) >= 500
+    else:
+        # A file that is missing because of an error of the connection
+        lost_connection = isinstance(cause, OSError) and not isinstance(cause, _FILE_ERRORS)
+        is_temporary = isinstance(error, FileNotFoundError) and lost_connection
+    return "temporary" if is_temporary else "permanent"
 
 
 def _reason(error: Exception) -> str:
@@ -390,7 +418,8 @@ class _RangeReader(io.RawIOBase):
     """A file at a URL, read range by range; no connection stays open in between."""
 
     def __init__(self, path: Any) -> None:
-        self._path, self._position = path, 0
+        self._path = path
+        self._position = 0
         # of a server that ignores ranges, or does not say how long a file is
         self._whole: bytes | None = None
         size = _request(path, "info")["size"]
@@ -405,14 +434,16 @@ class _RangeReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if start + offset < 0:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        position = starts[whence] + offset
+        if position < 0:
             raise ValueError(f"negative position in {self._path}")
-        self._position = start + offset
-        return self._position
+        self._position = position
+        return position
 
     def readinto(self, buffer: Any) -> int:
-        start, stop = self._position, min(self._position + len(buffer), self._size)
+        start = self._position
+        stop = min(start + len(buffer), self._size)
         if stop <= start:
             return 0
         if self._whole is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,13 +27,9 @@ _MOST_REPEATED = 1000  # times the size of a file: of values, which dictionaries
 _BATCH_BYTES = 1 << 25
 _MOST_ROWS = 1 << 10  # of a batch, which becomes Python objects
 _WIDEST = 8  # bytes of a number
-# the values of a column in one row group: path (captions.list.element), values, bytes unpacked,
-# kind, encodings
-_Chunk = tuple[str, int, int, str, list[str]]
 _TAIL = 8  # bytes after the footer: its length, and the mark of the format
-# pyarrow ends the process where it cannot make sense of what a footer says of a column, so another
-# process looks at it
-_LOOK = """
+# A malformed footer can crash pyarrow, so it is parsed in a subprocess
+_PARSE_FOOTER = """
 import json, sys
 import pyarrow as pa, pyarrow.parquet as pq
 metadata = pq.read_metadata(pa.BufferReader(sys.stdin.buffer.read()))
@@ -44,6 +40,38 @@ json.dump([[[c.path_in_schema, c.num_values, c.total_uncompressed_size, c.physic
 """
 
 
+class _Chunk(NamedTuple):
+    """The values of a column in one row group.
+
+    Attributes:
+        path: of the column, such as captions.list.element.
+        values: their number.
+        unpacked: bytes.
+        kind: the physical type: BYTE_ARRAY for texts and bytes.
+        encodings: names of the encodings.
+    """
+
+    path: str
+    values: int
+    unpacked: int
+    kind: str
+    encodings: list[str]
+
+    @property
+    def has_dictionary(self) -> bool:
+        """True if texts or bytes are stored once, and may be those of every row."""
+        is_dictionary = any("DICTIONARY" in encoding for encoding in self.encodings)
+        return self.kind == "BYTE_ARRAY" and is_dictionary
+
+    def bytes_of_row(self, rows: int) -> int:
+        """Return the bytes of a row, dictionaries apart, if there are so many rows."""
+        is_delta = any(encoding.startswith("DELTA_") for encoding in self.encodings)
+        if is_delta and self.kind == "BYTE_ARRAY":
+            # a difference may be to a text that has nearly the size of the whole column
+            return self.unpacked
+        return self.unpacked // max(1, rows)
+
+
 @lru_cache
 def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
     """Return what the footer of a Parquet file says of its columns, by row group.
@@ -52,15 +80,14 @@ def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
         pyarrow.ArrowInvalid: if it is damaged.
     """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _LOOK],
+        [sys.executable, "-P", "-c", _PARSE_FOOTER],
         input=b"PAR1" + footer,
         capture_output=True,
         check=False,
     )
     if done.returncode:
         raise pa.ArrowInvalid("its footer is damaged")
-    groups: list[list[_Chunk]] = json.loads(done.stdout)
-    return groups
+    return [[_Chunk(*chunk) for chunk in group] for group in json.loads(done.stdout)]
 
 
 @contextmanager
@@ -75,14 +102,15 @@ def open_parquet(path: Path) -> Iterator[_Reader]:
         content.seek(size - _TAIL)
         content.seek(size - _TAIL - int.from_bytes(content.read(4), "little"))
         chunks = _column_chunks(content.read())
-        repeated = sorted(
-            {path for group in chunks for path, _, _, kind, how in group if _repeats(kind, how)}
-        )
+        with_dictionary: set[str] = set()
+        for group in chunks:
+            with_dictionary.update(chunk.path for chunk in group if chunk.has_dictionary)
         schema = file.metadata.schema
-        if unknown := {*repeated} - {schema.column(number).path for number in range(len(schema))}:
+        unknown = with_dictionary - {schema.column(number).path for number in range(len(schema))}
+        if unknown:
             raise pa.ArrowInvalid(f"its schema has no column {unknown.pop()!r}")
         with pq.ParquetFile(
-            source, metadata=file.metadata, read_dictionary=repeated
+            source, metadata=file.metadata, read_dictionary=sorted(with_dictionary)
         ) as dictionaries:
             yield _Reader(file, dictionaries, chunks, size)
 
@@ -114,7 +142,7 @@ def read_arrow(path: Path) -> pa.Table:
             if isinstance(column, pa.DictionaryArray):
                 unpacked = _largest_repeated(column) * len(column)
                 check_unpacked(f"its column {name!r}", unpacked, size)
-        batches.append(_written_out(batch))
+        batches.append(_without_dictionaries(batch))
     return pa.Table.from_batches(batches)
 
 
@@ -130,9 +158,13 @@ class _Reader:
         chunks: Sequence[Sequence[_Chunk]],
         size: int,
     ) -> None:
-        self._file, self._dictionaries, self._chunks, self._size = file, dictionaries, chunks, size
+        self._file = file
+        self._dictionaries = dictionaries
+        self._chunks = chunks
+        self._size = size
         # bytes that the values may come to
-        self._most = self._left = max(UNPACKED_OF_ANY_FILE, _MOST_REPEATED * size)
+        self._most = max(UNPACKED_OF_ANY_FILE, _MOST_REPEATED * size)
+        self._left = self._most
         self.schema = file.schema_arrow
         self.row_counts = [
             file.metadata.row_group(number).num_rows for number in range(len(chunks))
@@ -151,52 +183,60 @@ class _Reader:
             OSError, ValueError, pyarrow.ArrowException: if it cannot be read; TooLargeError if its
                 values come to too much.
         """
-        prefixes = tuple("." if columns is None else f".{name}." for name in columns or [""])
+        # the start of the path of each column to read, after a dot
+        prefixes = (".",) if columns is None else tuple(f".{name}." for name in columns)
+        names = None if columns is None else list(columns)
         for number in range(len(self.row_counts)) if group is None else [group]:
-            count, of_row, repeated = self.row_counts[number], 1, []
-            for path, values, unpacked, kind, encodings in self._chunks[number]:
-                if f".{path}.".startswith(prefixes):
-                    each = unpacked // max(1, values)
-                    check_unpacked(f"its column {path!r}", unpacked, self._size)
-                    if each > LARGEST_IMAGE_FILE:
-                        raise self._too_large(f"values of its column {path!r} have {each:,} bytes")
-                    if values * _WIDEST > self._most:
-                        raise self._too_large(f"its column {path!r} has {values:,} values")
-                    # a difference may be to a text that has nearly the size of the whole column
-                    is_delta = any(encoding.startswith("DELTA_") for encoding in encodings)
-                    of_row += unpacked // (
-                        1 if is_delta and kind == "BYTE_ARRAY" else max(1, count)
-                    )
-                    repeated += [path] if _repeats(kind, encodings) else []
-            for batch in self._dictionaries.iter_batches(1, [number], repeated) if repeated else ():
-                of_row += sum(map(_largest_repeated, batch.columns))
-                break
-            rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // of_row))
-            names = None if columns is None else list(columns)
-            for batch in map(_written_out, self._file.iter_batches(rows, [number], names)):
-                self._left -= batch.nbytes
+            chunks = [
+                chunk for chunk in self._chunks[number] if f".{chunk.path}.".startswith(prefixes)
+            ]
+            for chunk in chunks:
+                self._check_chunk(chunk)
+            rows = min(_MOST_ROWS, max(1, _BATCH_BYTES // self._bytes_of_row(number, chunks)))
+            for batch in self._file.iter_batches(rows, [number], names):
+                decoded = _without_dictionaries(batch)
+                self._left -= decoded.nbytes
                 if self._left < 0:
                     raise self._too_large(f"its values need over {self._most:,} bytes")
-                yield batch
+                yield decoded
+
+    def _check_chunk(self, chunk: _Chunk) -> None:
+        """Refuse values of a column that would take too much memory.
+
+        Raises:
+            TooLargeError: with the bytes, or their number.
+        """
+        column = f"its column {chunk.path!r}"
+        check_unpacked(column, chunk.unpacked, self._size)
+        bytes_of_value = chunk.unpacked // max(1, chunk.values)
+        if bytes_of_value > LARGEST_IMAGE_FILE:
+            raise self._too_large(f"values of {column} have {bytes_of_value:,} bytes")
+        if chunk.values * _WIDEST > self._most:
+            raise self._too_large(f"{column} has {chunk.values:,} values")
+
+    def _bytes_of_row(self, group: int, chunks: Sequence[_Chunk]) -> int:
+        """Return the bytes that a row of a row group may take, at least 1."""
+        row_count = self.row_counts[group]
+        size = 1 + sum(chunk.bytes_of_row(row_count) for chunk in chunks)
+        repeated = [chunk.path for chunk in chunks if chunk.has_dictionary]
+        if repeated:
+            # The first row has the dictionaries, with their largest values
+            first = next(self._dictionaries.iter_batches(1, [group], repeated), None)
+            columns = [] if first is None else first.columns
+            size += sum(_largest_repeated(column) for column in columns)
+        return size
 
     def _too_large(self, what: str) -> TooLargeError:
         return TooLargeError(f"{what}, but the file has {self._size:,} bytes")
 
 
-def _written_out(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return rows with the values of dictionaries in their places."""
     columns = [
         each.dictionary_decode() if isinstance(each, pa.DictionaryArray) else each
         for each in batch.columns
     ]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names) if columns else batch
-
-
-def _repeats(kind: str, encodings: Sequence[str]) -> bool:
-    """Return whether a column has texts or bytes that are stored once, and may be those of every
-    row.
-    """
-    return kind == "BYTE_ARRAY" and any("DICTIONARY" in encoding for encoding in encodings)
 
 
 def _largest_repeated(values: Any) -> int:
