@@ -56,7 +56,7 @@ from c3tools.encoders import Encoder
 from c3tools.metrics.significance import mean_interval
 from c3tools.moments import load_moments, unit_rows
 from c3tools.seeds import generator
-from c3tools.transforms.calibration import fit_logistic
+from c3tools.transforms.logistic import fit_logistic
 
 KINDS = ("image", "text")
 SHARES = (0.2, 0.5, 0.8)

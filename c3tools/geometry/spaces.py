@@ -23,7 +23,7 @@ from ..metrics.significance import (
 from ..moments import unit_rows
 from ..seeds import generator
 from ..transforms import preset
-from ..transforms.calibration import fit_logistic
+from ..transforms.logistic import fit_logistic
 from .collect import Collected
 
 RAW = "raw"

@@ -23,6 +23,7 @@ from ..errors import TransformError
 from ..io.locations import is_url, kind_of, location
 from ..moments import Moments, load_moments, unit_rows
 from .fitting import FitData, fitting_moments
+from .logistic import fit_logistic
 from .operations import Affine, Unit
 from .pipeline import Pipeline
 from .presets import preset
@@ -86,34 +87,42 @@ class Calibration:
             TransformError: if dimensions differ, a value is not finite, moments are not of unit
                 rows, or the pipeline does not know a modality or maps rows to a memory.
         """
-        given: Mapping[str, Any]
+        statistics: Mapping[str, Any]
         if isinstance(source, Mapping):
-            given = source
-        elif isinstance(source, str | Path) and (
-            is_url(source) or kind_of(location(source)) == "file"
-        ):
-            given = load_moments(location(source))[0]
+            statistics = source
+        elif isinstance(source, str | Path) and _is_moments_file(source):
+            statistics = load_moments(location(source))[0]
         else:
             from ..store import Store
 
             store = Store.open(source)
             if not any(store.count(name, split) for name in store.modalities):
                 split = ALL
-            pipeline = pipeline or preset("gr-clip").fit(store, split=split)
-            known = fitting_moments(store, split)
-            given = {name: own for name, own in known.moments.items() if name in store.modalities}
-            if not known.centred:
-                given = {}
-        moments = {name: own for name, own in given.items() if isinstance(own, Moments)}
-        arrays: dict[str, Any] = {name: rows for name, rows in given.items() if name not in moments}
-        plain = FitData(moments, arrays, {}, unit=True).moments
-        chosen = pipeline or preset("gr-clip").fit(plain)
-        after = {
-            name: _moments_after(chosen, own, name)
-            for name, own in plain.items()
-            if chosen.knows(name)
+            if pipeline is None:
+                pipeline = preset("gr-clip").fit(store, split=split)
+            of_store = fitting_moments(store, split)
+            statistics = {}
+            if of_store.centred:
+                statistics = {
+                    name: moments
+                    for name, moments in of_store.moments.items()
+                    if name in store.modalities
+                }
+        given_moments = {
+            name: value for name, value in statistics.items() if isinstance(value, Moments)
         }
-        return cls(after, chosen)
+        given_rows: dict[str, Any] = {
+            name: value for name, value in statistics.items() if name not in given_moments
+        }
+        moments_before = FitData(given_moments, given_rows, {}, unit=True).moments
+        if pipeline is None:
+            pipeline = preset("gr-clip").fit(moments_before)
+        moments_after = {
+            name: _moments_after(pipeline, moments, name)
+            for name, moments in moments_before.items()
+            if pipeline.knows(name)
+        }
+        return cls(moments_after, pipeline)
 
     def fit_pairs(
         self, pairs: Mapping[tuple[str, str], tuple[npt.ArrayLike, npt.ArrayLike]]
@@ -121,9 +130,9 @@ class Calibration:
         """Return a calibration that scores by the log odds that a row is the right one (Platt,
         1999), from pairs.
 
-        They are a s + b of the cosine s, a logistic regression of right rows against those of the
-        other pairs, one for each kind of query and row. This is better than z where images are
-        asked with: docs/results/fair-search.md.
+        The log odds are a s + b of the cosine s, a logistic regression of right rows against those
+        of the other pairs, one for each kind of query and row. This is better than z where images
+        are asked with: docs/results/fair-search.md.
 
         Args:
             pairs: by the modalities of queries and rows, queries (n, d) and the right row of each
@@ -131,15 +140,15 @@ class Calibration:
                 another one keep z.
         """
         fitted = Calibration(self.moments, self.pipeline)
-        for kinds, (queries, rows) in pairs.items():
-            if all((kinds[0], name) in pairs for name in self.moments):
-                # (n, n)
-                cosines = (
-                    unit_rows(np.asarray(queries, np.float64)) @ np.asarray(rows, np.float64).T
-                )
-                fitted.curves[kinds] = fit_logistic(
-                    cosines.reshape(-1, 1), np.eye(len(cosines)).ravel(), 1e-9
-                )
+        for (asked, modality), (queries, rows) in pairs.items():
+            if not all((asked, name) in pairs for name in self.moments):
+                continue
+            unit_queries = unit_rows(np.asarray(queries, np.float64))
+            cosines = unit_queries @ np.asarray(rows, np.float64).T  # (n, n)
+            is_right = np.eye(len(cosines))
+            fitted.curves[asked, modality] = fit_logistic(
+                cosines.reshape(-1, 1), is_right.ravel(), ridge=1e-9
+            )
         return fitted
 
     def z(
@@ -161,18 +170,18 @@ class Calibration:
         Raises:
             TransformError: if there are no moments of the modality, or a shape is wrong.
         """
-        queries, scores = np.asarray(query, np.float64), np.asarray(cosines, np.float64)
+        queries = np.asarray(query, np.float64)
+        scores = np.asarray(cosines, np.float64)
         if not self.moments:
             return scores
         moments = self.moments.get(modality)
         if moments is None or queries.shape != (*scores.shape[:-1], moments.dim):
-            known = ", ".join(
-                f"{name} ({own.dim} dimensions)" for name, own in sorted(self.moments.items())
+            fitted = ", ".join(
+                f"{name} ({each.dim} dimensions)" for name, each in sorted(self.moments.items())
             )
             raise TransformError(
                 f"Scores of shape {scores.shape} with {modality} rows, for queries of shape "
-                f"{queries.shape}, cannot be "
-                f"calibrated with the moments of {known or 'no modality'}.",
+                f"{queries.shape}, cannot be calibrated with the moments of {fitted}.",
                 remedy="Fit the calibration on this modality too, and give one query for each row "
                 "of scores.",
             )
@@ -210,49 +219,23 @@ class Calibration:
             TransformError: see `z`.
         """
         if np.ndim(query) == 2:
-            return [
-                self.merge(
-                    q,
-                    {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()},
-                    k,
-                    asked,
-                )
-                for row, q in enumerate(np.asarray(query))
-            ]
-        rows = [
-            (identity, name, float(score))
-            for name, (ids, cosines) in found.items()
-            for identity, score in zip(ids, self.z(query, cosines, name, asked), strict=True)
-            if np.isfinite(score)
-        ]
+            merged = []
+            for row, one_query in enumerate(np.asarray(query)):
+                of_query = {name: (ids[row], scores[row]) for name, (ids, scores) in found.items()}
+                merged.append(self.merge(one_query, of_query, k, asked))
+            return merged
+        rows = []
+        for name, (ids, cosines) in found.items():
+            scores = self.z(query, cosines, name, asked)
+            for identity, score in zip(ids, scores, strict=True):
+                if np.isfinite(score):
+                    rows.append((identity, name, float(score)))
         return sorted(rows, key=lambda row: -row[2])[:k]
 
 
-def fit_logistic(x: Array, y: Array, ridge: float) -> Array:
-    """Fit a logistic regression by Newton's method: weights (d + 1,), the intercept last and not
-    penalised.
-
-    Args:
-        x: (n, d).
-        y: (n,), 1 or 0.
-        ridge: penalty on the squared weights, per row, with x scaled to a standard deviation of
-            about 1.
-    """
-    scale = x.std(axis=0).mean() or 1.0
-    design = np.hstack([x / scale, np.ones((len(x), 1))])
-    penalty = np.full(design.shape[1], ridge * len(x))
-    penalty[-1] = 1e-9
-    weights = np.zeros(design.shape[1])
-    for _ in range(25):
-        p = (1 + np.tanh(design @ weights / 2)) / 2
-        gradient = design.T @ (p - y) + penalty * weights
-        weighted = design * np.sqrt(np.maximum(p * (1 - p), 1e-9))[:, None]
-        step = np.linalg.solve(weighted.T @ weighted + np.diag(penalty), gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-3:
-            break
-    weights[:-1] /= scale
-    return weights
+def _is_moments_file(source: str | Path) -> bool:
+    """Return whether a source is a file of moments: a URL, or a file on this machine."""
+    return is_url(source) or kind_of(location(source)) == "file"
 
 
 def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Moments:
@@ -266,15 +249,18 @@ def _moments_after(pipeline: Pipeline, moments: Moments, modality: str) -> Momen
     """
     pipeline.check_fitted()
     for step in pipeline.steps:
-        for operation in (
-            step.operations(modality) if step.applies(modality, training=False) else ()
-        ):
+        if not step.applies(modality, training=False):
+            continue
+        for operation in step.operations(modality):
             if isinstance(operation, Affine):
                 moments = operation.moments_after(moments)
-            elif not isinstance(operation, Unit):
+            elif isinstance(operation, Unit):
+                size = moments.mean_squared_norm
+                if size > 0:
+                    mean = moments.mean / np.sqrt(size)
+                    moments = Moments(moments.n, mean, moments.scatter / size)
+            else:
                 raise TransformError(
                     f"The step {step.kind} leaves moments that only rows could tell."
                 )
-            elif (size := moments.mean_squared_norm) > 0:
-                moments = Moments(moments.n, moments.mean / np.sqrt(size), moments.scatter / size)
     return moments

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from ..store import Pairs, Rows, Store
 
 MAX_FIT_ROWS = 500_000
-# train rows of a modality, below which its own mean is not used, and below which it is uncertain:
-# docs/concepts/moments.md
-MIN_ROWS_OF_A_MEAN, RECOMMENDED_ROWS_OF_A_MEAN = 20, 100
+# train rows of a modality, below which its own mean is not used: docs/concepts/moments.md
+MIN_ROWS_OF_A_MEAN = 20
+RECOMMENDED_ROWS_OF_A_MEAN = 100  # below it, the mean is uncertain
 MIN_ROWS_OF_MOMENTS = 2  # of arrays and of given moments: a single row is its own mean
 LOADED = "loaded"
 BUNDLED = "bundled with c3-mini"
@@ -153,7 +153,8 @@ def _note(
             f"{load_command(store)}."
         )
     sentences = []
-    if bundled := [name for name, source in sources.items() if source == BUNDLED]:
+    bundled = [name for name, source in sources.items() if source == BUNDLED]
+    if bundled:
         names = " or ".join(bundled)
         sentences.append(
             f"The {split} split has fewer than {MIN_ROWS_OF_A_MEAN} {names} rows, so their mean "
@@ -208,6 +209,30 @@ class FitData:
         self.moments = {name: value for name, value in moments.items() if value.n}
         self.items = items
         self.too_few = too_few
+        self._check_dims()
+        for name, value in self.moments.items():
+            _check_moments(name, value, unit=unit)
+        for name, of_rows in items.items():
+            row_count = len(self.rows.get(name, ()))
+            if len(of_rows) != row_count:
+                raise TransformError(
+                    f"There are {counted(len(of_rows), 'item')} for "
+                    f"{counted(row_count, f'{name} row')}.",
+                    remedy="Pass one item per row.",
+                )
+        for name, values in self.rows.items():
+            if name not in self.moments and name not in too_few:
+                unit_values = ops.apply(ops.Unit(), values.copy())
+                self.moments[name] = Moments.from_rows(unit_values)
+        self.gap_from = dict(self.moments)
+        self.dim = next((value.dim for value in self.moments.values()), dim)
+
+    def _check_dims(self) -> None:
+        """Refuse moments and rows of different dimensions.
+
+        Raises:
+            TransformError: with all dimensions.
+        """
         dims = {f"moments of {name}": value.dim for name, value in self.moments.items()}
         dims |= {f"rows of {name}": value.shape[1] for name, value in self.rows.items()}
         if len(set(dims.values())) > 1:
@@ -215,30 +240,6 @@ class FitData:
                 f"A pipeline needs embeddings of the same dimension, but these differ ({dims}).",
                 remedy="Fit on embeddings of the same model.",
             )
-        for name, value in self.moments.items():
-            if not np.isfinite(value.mean.sum() + value.scatter.sum()) or (
-                unit and not value.of_unit_rows
-            ):
-                raise TransformError(
-                    f"The moments of {name} are not those of rows of norm 1: the mean squared "
-                    f"norm of the rows is "
-                    f"{value.mean_squared_norm:.4g}.",
-                    remedy=f"Pass the rows, fit({{'{name}': array}}), or "
-                    f"Moments.from_rows(unit_rows(array)). "
-                    "Check a store with `c3 verify`; remove loaded moments with "
-                    "`c3 means unload`.",
-                )
-        for name, own in items.items():
-            if len(own) != (n := len(self.rows.get(name, ()))):
-                raise TransformError(
-                    f"There are {counted(len(own), 'item')} for {counted(n, f'{name} row')}.",
-                    remedy="Pass one item per row.",
-                )
-        for name, values in self.rows.items():
-            if name not in self.moments and name not in too_few:
-                self.moments[name] = Moments.from_rows(ops.apply(ops.Unit(), values.copy()))
-        self.gap_from = dict(self.moments)
-        self.dim = next((value.dim for value in self.moments.values()), dim)
 
     def check_counts(self) -> None:
         """Refuse moments of a single row.
@@ -293,18 +294,36 @@ class FitData:
             self.moments.pop(modality, None)
 
 
+def _check_moments(name: str, moments: Moments, *, unit: bool) -> None:
+    """Refuse moments that are not finite, and with ``unit`` those that are not of unit rows.
+
+    Raises:
+        TransformError: with the mean squared norm of the rows.
+    """
+    is_finite = bool(np.isfinite(moments.mean.sum() + moments.scatter.sum()))
+    if is_finite and (moments.of_unit_rows or not unit):
+        return
+    raise TransformError(
+        f"The moments of {name} are not those of rows of norm 1: the mean squared norm of the "
+        f"rows is {moments.mean_squared_norm:.4g}.",
+        remedy=f"Pass the rows, fit({{'{name}': array}}), or "
+        f"Moments.from_rows(unit_rows(array)). "
+        "Check a store with `c3 verify`; remove loaded moments with `c3 means unload`.",
+    )
+
+
 @dataclass(frozen=True)
 class StoreData:
     """The data of one split of a store that a pipeline is fitted on.
 
     Attributes:
-        known: the moments.
+        moments: those to fit on.
         rows: by modality, where the steps need them; of pairs, row i of the images belongs to row i
             of the texts.
         origin: where they come from, as a pipeline keeps it.
     """
 
-    known: FittingMoments
+    moments: FittingMoments
     rows: dict[str, Rows]
     origin: dict[str, Any]
 
@@ -319,28 +338,28 @@ def read_store(store: Store, split: str, *, rows: bool, pairs: bool) -> StoreDat
         StoreError: if the store cannot be read.
         TransformError: if pairs are requested, but there are none.
     """
-    known = fitting_moments(store, split)
+    moments = fitting_moments(store, split)
     read: dict[str, Rows] = {}
     if pairs:
-        found = first_pairs(store, split, MAX_FIT_ROWS)
-        if not len(found):
+        paired = first_pairs(store, split, MAX_FIT_ROWS)
+        if not len(paired):
             raise TransformError(
                 f"The store {store.path} has no pairs of images and texts in the split {split!r}.",
                 remedy="Use a pipeline that needs no pairs, or embed images together with their "
                 "captions.",
             )
-        read = {"image": found.captions_of_first(), "text": found.second.select(found.rows)}
+        read = {"image": paired.captions_of_first(), "text": paired.second.select(paired.rows)}
     elif rows:
         read = {
             modality: first_rows(store, modality, split, MAX_FIT_ROWS)
             for modality in store.modalities
         }
-    origin: dict[str, Any] = {"model": store.info.model, "split": split, "moments": known.sources}
+    origin: dict[str, Any] = {"model": store.info.model, "split": split, "moments": moments.sources}
     if store.split_note:
         origin["split_rule"] = store.split_note
     if read:
         origin["rows"] = {modality: len(value) for modality, value in read.items()}
-    return StoreData(known, read, origin)
+    return StoreData(moments, read, origin)
 
 
 Choose = Callable[["pa.RecordBatch"], Mask]
@@ -387,12 +406,20 @@ def first_pairs(store: Store, split: str | None, most: int) -> Pairs:
     from ..store import Pairs, split_mask
     from ..store.rows import item_keys
 
-    def choose(batch: pa.RecordBatch) -> Mask:
-        own = np.array([item in known for item in item_keys(batch).to_pylist()], bool)
-        return own if split else own & ~split_mask(batch, "test", store.kept_splits)
+    def of_items(items: set[str]) -> Choose:
+        """Return a function that marks the rows of some items, but for None those of test."""
 
-    texts = store.batches("text", ["image_key"], split=split)
-    known = {item for batch in texts for item in item_keys(batch).to_pylist()} - {None}
-    images = first_rows(store, "image", split, most, choose)
-    known = set(images.keys)
-    return Pairs.match(images, first_rows(store, "text", split, most, choose))
+        def choose(batch: pa.RecordBatch) -> Mask:
+            is_of_items = np.array([item in items for item in item_keys(batch).to_pylist()], bool)
+            if split is None:
+                return is_of_items & ~split_mask(batch, "test", store.kept_splits)
+            return is_of_items
+
+        return choose
+
+    items_with_texts: set[Any] = set()
+    for batch in store.batches("text", ["image_key"], split=split):
+        items_with_texts.update(item_keys(batch).drop_null().to_pylist())
+    images = first_rows(store, "image", split, most, of_items(items_with_texts))
+    texts = first_rows(store, "text", split, most, of_items(set(images.keys)))
+    return Pairs.match(images, texts)

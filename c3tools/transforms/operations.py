@@ -43,7 +43,8 @@ class Affine:
 
     def moments_after(self, moments: Moments) -> Moments:
         """Return the exact moments of the mapped rows, from the moments of the rows."""
-        mean, scatter = moments.mean, moments.scatter
+        mean = moments.mean
+        scatter = moments.scatter
         if self.centre is not None:
             mean = mean - self.centre
         if self.scale is not None:
@@ -100,7 +101,10 @@ Operation = Unit | Affine | Noise | MemoryAttention
 
 
 def apply(
-    operation: Operation, x: Matrix, noise: Matrix | None = None, own: Indices | None = None
+    operation: Operation,
+    x: Matrix,
+    noise: Matrix | None = None,
+    item_hashes: Indices | None = None,
 ) -> Matrix:
     """Apply one operation to ``x`` (n, d) float32, which may be overwritten.
 
@@ -108,7 +112,7 @@ def apply(
         operation: what to do.
         x: float32 (n, d), owned by the caller; the result may be the same array.
         noise: float32 (n, d) standard normal, for `Noise`; may be overwritten.
-        own: int64 (n,), a hash of each row's item; None leaves out no rows of a memory.
+        item_hashes: int64 (n,), a hash of each row's item; None leaves out no rows of a memory.
 
     Raises:
         TransformError: if a row of norm 0 is to be normalised.
@@ -133,10 +137,12 @@ def apply(
                 noise *= np.float32(scale)
             x += noise if matrix is None else noise @ matrix.astype(np.float32)
         case MemoryAttention(memory):
-            step = max(1, _SCORE_CELLS // len(memory))
-            for start in range(0, len(x), step):  # scores with all rows of the memory take room
-                rows = slice(start, start + step)
-                _attend(operation, x[rows], None if own is None else own[rows])
+            # In blocks, as scores with all rows of the memory take room
+            block_rows = max(1, _SCORE_CELLS // len(memory))
+            for start in range(0, len(x), block_rows):
+                block = slice(start, start + block_rows)
+                block_hashes = None if item_hashes is None else item_hashes[block]
+                _attend(operation, x[block], block_hashes)
         case _:
             raise ValueError(f"{type(operation).__name__} needs noise")
     return x
@@ -149,8 +155,8 @@ def _row_norms(x: Matrix) -> Matrix:
 
 def _unit(x: Matrix) -> Matrix:
     norms = _row_norms(x)
-    odd = (norms < 1e-15) | ~np.isfinite(norms)  # squares that are lost in float32
-    norms[odd] = np.linalg.norm(x[odd].astype(np.float64), axis=1)
+    is_lost = (norms < 1e-15) | ~np.isfinite(norms)  # their squares are lost in float32
+    norms[is_lost] = np.linalg.norm(x[is_lost].astype(np.float64), axis=1)
     if not norms.all():
         raise TransformError(
             f"Row {norms.argmin()} has norm 0 and cannot be normalised.",
@@ -160,41 +166,48 @@ def _unit(x: Matrix) -> Matrix:
     return x
 
 
-def _attend(operation: MemoryAttention, x: Matrix, own: Indices | None) -> None:
-    """Change the rows x (b, d) in place, whose items are ``own`` (b,)."""
-    memory, tau, count, weight = (
-        operation.memory,
-        operation.tau,
-        operation.neighbours,
-        operation.weight,
-    )
+def _attend(operation: MemoryAttention, x: Matrix, item_hashes: Indices | None) -> None:
+    """Change the rows x (b, d) in place; ``item_hashes`` (b,) are of their items."""
+    memory = operation.memory
     scores = x @ memory.T  # (b, m)
-    alone = np.zeros(len(x), bool)  # whose own rows are the whole memory
-    if own is not None:
-        left_out = own[:, None] == operation.items
-        alone = left_out.all(axis=1)
-        scores[left_out] = -np.inf
-        scores[alone] = 0
-    if tau == 0:
-        mean = memory[scores.argmax(axis=1)]
-    else:
-        nearest = None
-        if count is not None and count < len(memory):
-            nearest = np.argpartition(scores, -count, axis=1)[:, -count:]
-            scores = np.take_along_axis(scores, nearest, axis=1)
-        scores -= scores.max(axis=1, keepdims=True)
-        scores /= np.float32(tau)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=1, keepdims=True)
-        mean = (
-            scores @ memory if nearest is None else np.einsum("bk,bkd->bd", scores, memory[nearest])
-        )
-    if weight is None:
+    # A row of whose item all rows of the memory are
+    is_alone = np.zeros(len(x), bool)
+    if item_hashes is not None:
+        is_left_out = item_hashes[:, None] == operation.items
+        is_alone = is_left_out.all(axis=1)
+        scores[is_left_out] = -np.inf
+        scores[is_alone] = 0
+    mean = _weighted_mean(scores, operation)
+    if operation.weight is None:
         x[:] = mean
         return
-    mean[alone] = 0
-    mean *= (weight / np.maximum(_row_norms(mean), _LEAST_NORM))[:, None]
+    mean[is_alone] = 0
+    mean *= (operation.weight / np.maximum(_row_norms(mean), _LEAST_NORM))[:, None]
     x += mean
+
+
+def _weighted_mean(scores: Matrix, operation: MemoryAttention) -> Matrix:
+    """Return the means (b, d) of the memory's rows, weighted by the softmax of ``scores / tau``.
+
+    Args:
+        scores: float32 (b, m), which may be overwritten.
+        operation: has the memory (m, d).
+    """
+    memory = operation.memory
+    if operation.tau == 0:
+        return np.asarray(memory[scores.argmax(axis=1)])
+    nearest = None
+    count = operation.neighbours
+    if count is not None and count < len(memory):
+        nearest = np.argpartition(scores, -count, axis=1)[:, -count:]
+        scores = np.take_along_axis(scores, nearest, axis=1)
+    scores -= scores.max(axis=1, keepdims=True)
+    scores /= np.float32(operation.tau)
+    weights = np.exp(scores, out=scores)
+    weights /= weights.sum(axis=1, keepdims=True)
+    if nearest is None:
+        return np.asarray(weights @ memory)
+    return np.asarray(np.einsum("bk,bkd->bd", weights, memory[nearest]))
 
 
 def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
@@ -205,7 +218,7 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
         TransformError: if ``x`` does not have two dimensions, is not of numbers, or one of them is
             not finite.
     """
-    # a tensor: it may need a gradient, or be of bfloat16, which numpy has not
+    # A tensor: it may need a gradient, or be of bfloat16, which numpy has not
     if hasattr(x, "detach"):
         x = x.detach().cpu().float().numpy()
     try:
@@ -219,13 +232,14 @@ def as_rows(x: npt.ArrayLike, name: str = "embeddings") -> Matrix:
         )
     with np.errstate(all="ignore"):
         rows = np.array(source, np.float32, order="C")
-        # one pass without a temporary: a NaN or an infinity survives every sum
+        # One pass without a temporary: a NaN or an infinity survives every sum
         if np.isfinite(rows.sum()):
             return rows
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
+    bad_rows = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad_rows):
         raise TransformError(
-            f"{len(bad)} of {len(rows)} rows contain NaN or infinity; the first is row {bad[0]}.",
+            f"{len(bad_rows)} of {len(rows)} rows contain NaN or infinity; the first is row "
+            f"{bad_rows[0]}.",
             remedy="Leave these rows out, or embed them again.",
         )
     return rows

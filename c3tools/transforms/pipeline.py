@@ -14,7 +14,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,30 @@ from .steps import Normalize, Step
 if TYPE_CHECKING:
     from ..store import Store
 
-JSON_NAME, TENSORS_NAME = "transform.json", "transform.safetensors"
+JSON_NAME = "transform.json"
+TENSORS_NAME = "transform.safetensors"
+_SCORED_SPLITS = ("test", "val", "validation", "dev")
+
+
+@dataclass(frozen=True)
+class _FitInputs:
+    """What a pipeline is fitted on.
+
+    Attributes:
+        moments: by modality.
+        rows: by modality, (n, d).
+        items: by modality, the item of each row.
+        too_few: the number of rows by modality, of those with too few for moments.
+        dim: of the embeddings, if it is known.
+        origin: where they come from, for the provenance.
+    """
+
+    moments: Mapping[str, Moments]
+    rows: Mapping[str, npt.ArrayLike]
+    items: Mapping[str, Sequence[str]]
+    too_few: Mapping[str, int]
+    dim: int | None
+    origin: Mapping[str, Any]
 
 
 class Pipeline(HubRepository):
@@ -66,7 +89,8 @@ class Pipeline(HubRepository):
         self.name = name
         self.dim: int | None = None
         self.provenance: dict[str, Any] = {}
-        if findings := _order_findings(self.steps):
+        findings = _order_findings(self.steps)
+        if findings:
             raise TransformError(
                 f"The pipeline {name!r} has its steps in a wrong order: {' '.join(findings)}"
             )
@@ -142,95 +166,99 @@ class Pipeline(HubRepository):
                 that is not for fitting, or if moments are not of unit rows.
             StoreError: if the store cannot be read.
         """
-        store, known_of_store = None, None
-        origin: dict[str, Any] = {}
-        fits = any(step.fits for step in self.steps)
+        store: Store | None = None
         if isinstance(data, Mapping | None):
             split = (provenance or {}).get("split") or "train"
-        if split in ("test", "val", "validation", "dev"):
+        if split in _SCORED_SPLITS:
             raise TransformError(
                 f"The pipeline {self.name!r} is fitted on the {split} split: its means contain "
                 f"rows that are scored.",
                 remedy="Fit on the train split.",
             )
         if isinstance(data, Mapping | None):
-            given: Mapping[str, Any] = data or {}
-            moments = {name: value for name, value in given.items() if isinstance(value, Moments)}
-            arrays = {
-                **(rows or {}),
-                **{name: value for name, value in given.items() if name not in moments},
-            }
+            inputs = _given_inputs(data or {}, rows or {}, items or {})
         else:
-            from ..store import Store
-
-            if not isinstance(data, Store | str | Path):
-                raise TransformError(
-                    "A pipeline is fitted on a store, or on moments or arrays by modality, not on "
-                    f"{type(data).__name__}.",
-                    remedy='For example fit({"image": array, "text": array}).',
-                )
-            store, pairs = Store.open(data), any(step.needs_pairs for step in self.steps)
-            of_store = read_store(store, split, rows=self.needs_rows, pairs=pairs)
-            known_of_store, origin = of_store.known, of_store.origin
-            moments = known_of_store.moments
-            if any(step.centres for step in self.steps) and known_of_store.note:
-                origin["note"] = known_of_store.note
-            if fits and not moments and not any(known_of_store.too_few.values()):
-                raise TransformError(
-                    f"The store {store.path} has no rows in the split {split!r} to fit "
-                    f"{self.name} on. Its splits are "
-                    f"{store.list_splits()}.",
-                    remedy="Fit on another split, load moments with `c3 means load`, or make "
-                    "new splits with `c3 "
-                    "split`.",
-                )
-            arrays = {name: own.embeddings for name, own in of_store.rows.items()}
-            items = {name: own.items for name, own in of_store.rows.items()}
-        known = FitData(
-            moments,
-            arrays,
-            items or {},
-            unit=fits,
-            too_few=known_of_store.too_few if known_of_store else (),
-            dim=store.info.dim if store else None,
+            store = _open_store(data)
+            inputs = self._read_inputs(store, split)
+        fit_data = FitData(
+            inputs.moments,
+            inputs.rows,
+            inputs.items,
+            unit=any(step.fits for step in self.steps),
+            too_few=inputs.too_few,
+            dim=inputs.dim,
         )
+
+        # Replace the rules for sigma by numbers
+        origin = dict(inputs.origin)
         for step in self.steps:
-            if rule := step.sigma_rule:
-                step.sigma, origin["sigma"] = (  # type: ignore[attr-defined]
-                    sigma_by_rule(rule, store, split)
-                    if store is not None
-                    else sigma_of_arrays(rule, known.rows, known.items, moments)
+            rule = step.sigma_rule
+            if rule is None:
+                continue
+            if store is not None:
+                sigma, origin["sigma"] = sigma_by_rule(rule, store, split)
+            else:
+                sigma, origin["sigma"] = sigma_of_arrays(
+                    rule, fit_data.rows, fit_data.items, inputs.moments
                 )
-        self.dim, sizes = known.dim, {name: own.n for name, own in sorted(known.moments.items())}
-        last = max((position for position, step in enumerate(self.steps) if step.fits), default=0)
-        for position, step in enumerate(self.steps):
+            step.sigma = sigma  # type: ignore[attr-defined]
+
+        self.dim = fit_data.dim
+        row_counts = {name: moments.n for name, moments in sorted(fit_data.moments.items())}
+        self._fit_steps(fit_data, inputs.too_few, split)
+        self.provenance = {**origin, **(provenance or {}), "n": row_counts}
+        return self
+
+    def _read_inputs(self, store: Store, split: str) -> _FitInputs:
+        """Read what the steps are fitted on from a store.
+
+        Raises:
+            TransformError: if the split has no rows, or no pairs where they are needed.
+        """
+        needs_pairs = any(step.needs_pairs for step in self.steps)
+        of_store = read_store(store, split, rows=self.needs_rows, pairs=needs_pairs)
+        moments = of_store.moments
+        origin = dict(of_store.origin)
+        if any(step.centres for step in self.steps) and moments.note:
+            origin["note"] = moments.note
+        has_rows = bool(moments.moments) or any(moments.too_few.values())
+        if any(step.fits for step in self.steps) and not has_rows:
+            raise TransformError(
+                f"The store {store.path} has no rows in the split {split!r} to fit "
+                f"{self.name} on. Its splits are {store.list_splits()}.",
+                remedy="Fit on another split, load moments with `c3 means load`, or make "
+                "new splits with `c3 split`.",
+            )
+        return _FitInputs(
+            moments=moments.moments,
+            rows={name: rows.embeddings for name, rows in of_store.rows.items()},
+            items={name: rows.items for name, rows in of_store.rows.items()},
+            too_few=moments.too_few,
+            dim=store.info.dim,
+            origin=origin,
+        )
+
+    def _fit_steps(self, data: FitData, too_few: Mapping[str, int], split: str) -> None:
+        """Fit the steps in order, each on what the steps before it leave of the data.
+
+        Raises:
+            TransformError: if a step needs moments or rows of a modality that are not there.
+        """
+        fitted_places = [place for place, step in enumerate(self.steps) if step.fits]
+        last_place = max(fitted_places, default=0)
+        for place, step in enumerate(self.steps):
             if step.fits:
                 try:
-                    step.fit(known)
+                    step.fit(data)
                 except KeyError as error:
-                    if known_of_store is not None and error.args[0] in known_of_store.too_few:
-                        count = known_of_store.too_few[error.args[0]]
-                        raise TransformError(
-                            f"The step {step.kind} needs the moments of {error} rows, but only "
-                            f"{count} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
-                            remedy="Embed more, or load their moments with `c3 means load`.",
-                        ) from error
-                    lacks_rows = step.needs_rows and error.args[0] not in known.rows
-                    what = "rows" if lacks_rows else "moments"
-                    raise TransformError(
-                        f"The step {step.kind} needs the {what} of {error}, but only those of "
-                        f"{', '.join(sorted(vars(known)[what])) or 'none'} were given.",
-                        remedy=f"Pass rows={{{error}: array}} to fit(), fit on a store with such "
-                        "rows in its train split, or load their moments with `c3 means load`.",
-                    ) from error
-            # later steps are fitted on inference inputs as they reach them
-            if not step.noisy and position < last:
-                for modality in sorted(known.moments.keys() | known.rows.keys()):
-                    if step.applies(modality, training=False) and step.knows(modality):
-                        for operation in step.operations(modality):
-                            known.advance(modality, operation, first_step=position == 0)
-        self.provenance = {**origin, **(provenance or {}), "n": sizes}
-        return self
+                    raise _missing_error(step, error.args[0], data, too_few, split) from error
+            # Later steps are fitted on inference inputs as they reach them
+            if step.noisy or place >= last_place:
+                continue
+            for modality in sorted(data.moments.keys() | data.rows.keys()):
+                if step.applies(modality, training=False) and step.knows(modality):
+                    for operation in step.operations(modality):
+                        data.advance(modality, operation, first_step=place == 0)
 
     @classmethod
     def of_export(cls, store: Store) -> tuple[Pipeline, int] | None:
@@ -241,7 +269,9 @@ class Pipeline(HubRepository):
             TransformError: if the pipeline is missing or damaged.
         """
         exported = store.info.extra.get("exported")
-        return None if exported is None else (cls.load(store.path), exported["settings"]["applied"])
+        if exported is None:
+            return None
+        return cls.load(store.path), exported["settings"]["applied"]
 
     def part(self, start: int | None, stop: int | None = None) -> Pipeline:
         """Return the steps ``start`` to ``stop`` (not included), as they are fitted."""
@@ -262,7 +292,8 @@ class Pipeline(HubRepository):
         chosen.
         """
         provenance = self.provenance
-        split, sources = provenance["split"], provenance.get("moments", {})
+        split = provenance["split"]
+        sources = provenance.get("moments", {})
         parts = []
         for name, n in provenance["n"].items():
             source = sources.get(name)
@@ -313,14 +344,16 @@ class Pipeline(HubRepository):
         rows = ops.as_rows(x)
         self.check_dim(rows.shape[1])
         draws = 0
-        for step in [step for step in self.steps if step.applies(modality, training)]:
-            own = step.own_items(items, len(rows)) if training else None
+        for step in self.steps:
+            if not step.applies(modality, training):
+                continue
+            item_hashes = step.own_items(items, len(rows)) if training else None
             for operation in step.operations(modality):
                 noise = None
                 if step.noisy:
                     noise = self.draw_noise(rows.shape, keys, seed, epoch, draws)
                     draws += 1
-                rows = ops.apply(operation, rows, noise, own)
+                rows = ops.apply(operation, rows, noise, item_hashes)
         return rows
 
     def choose_modality(self, modality: str | None) -> str:
@@ -331,18 +364,20 @@ class Pipeline(HubRepository):
         """
         if modality is not None:
             return modality
-        named = {
-            name for step in self.steps for name in (*step.fitted_for, *(step.modalities or ()))
-        }
-        known = sorted(named | self.provenance.get("n", {}).keys()) if named else []
-        if len(known) > 1:
+        in_steps: set[str] = set()
+        for step in self.steps:
+            in_steps.update(step.fitted_for, step.modalities or ())
+        if not in_steps:
+            return "text"  # for no modality in particular, any name does
+        names: list[str] = sorted({*in_steps, *self.provenance.get("n", {})})
+        if len(names) > 1:
+            choices = " or ".join(f"modality={name!r}" for name in names)
             raise TransformError(
-                f"The pipeline {self.name!r} is fitted for {' and '.join(known)}, which it "
+                f"The pipeline {self.name!r} is fitted for {' and '.join(names)}, which it "
                 f"transforms differently.",
-                remedy=f"Give the modality of these embeddings: "
-                f"{' or '.join(f'modality={name!r}' for name in known)}.",
+                remedy=f"Give the modality of these embeddings: {choices}.",
             )
-        return known[0] if known else "text"  # for no modality in particular, any name does
+        return names[0]
 
     def draw_noise(
         self, shape: Sequence[int], keys: Sequence[str] | None, seed: int, epoch: int, draw: int
@@ -364,9 +399,9 @@ class Pipeline(HubRepository):
             raise TransformError(
                 f"There are {len(keys)} keys for {shape[0]} rows.", remedy="Pass one key per row."
             )
-        # a second step must not repeat the first
-        own = keys if draw == 0 else [f"{draw}\x1f{key}" for key in keys]
-        return keyed_normal(seed, epoch, own, shape[1])
+        if draw > 0:  # a second step must not repeat the first
+            keys = [f"{draw}\x1f{key}" for key in keys]
+        return keyed_normal(seed, epoch, keys, shape[1])
 
     def check_fitted(self) -> None:
         """Raise an error if the pipeline is not fitted.
@@ -441,7 +476,8 @@ class Pipeline(HubRepository):
         Raises:
             TransformError: if the pipeline is not fitted.
         """
-        directory, payload = location(directory), self._tensors()
+        directory = location(directory)
+        payload = self._tensors()
         text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
         write_atomically(directory / TENSORS_NAME, lambda path: path.write_bytes(payload))
         write_text_atomically(directory / JSON_NAME, text)
@@ -488,7 +524,8 @@ class Pipeline(HubRepository):
                 remedy="Save the pipeline again. To change steps by hand, write a pipeline in "
                 "YAML or JSON instead.",
             ) from error
-        pipeline.dim, pipeline.provenance = record.dim, record.provenance
+        pipeline.dim = record.dim
+        pipeline.provenance = record.provenance
         return pipeline
 
     @classmethod
@@ -534,7 +571,7 @@ class Pipeline(HubRepository):
             "provenance": self.provenance,
             "tensors": digest,
         }
-        # as a reader of the JSON sees it: tuples are lists there
+        # As a reader of the JSON sees it: tuples are lists there
         record = json.loads(json.dumps(content))
         return {**record, "checksum": _checksum(record)}
 
@@ -549,6 +586,56 @@ class Pipeline(HubRepository):
         return payload
 
 
+def _given_inputs(
+    data: Mapping[str, Any],
+    rows: Mapping[str, npt.ArrayLike],
+    items: Mapping[str, Sequence[str]],
+) -> _FitInputs:
+    """Return moments and rows that were given; ``data`` has either of them by modality."""
+    moments = {name: value for name, value in data.items() if isinstance(value, Moments)}
+    more_rows = {name: value for name, value in data.items() if name not in moments}
+    return _FitInputs(moments, {**rows, **more_rows}, items, too_few={}, dim=None, origin={})
+
+
+def _open_store(data: object) -> Store:
+    """Open the store that a pipeline is fitted on.
+
+    Raises:
+        TransformError: if ``data`` is no store or folder.
+        StoreError: if the store cannot be read.
+    """
+    from ..store import Store
+
+    if not isinstance(data, Store | str | Path):
+        raise TransformError(
+            "A pipeline is fitted on a store, or on moments or arrays by modality, not on "
+            f"{type(data).__name__}.",
+            remedy='For example fit({"image": array, "text": array}).',
+        )
+    return Store.open(data)
+
+
+def _missing_error(
+    step: Step, modality: str, data: FitData, too_few: Mapping[str, int], split: str
+) -> TransformError:
+    """Return the error of a step that needs moments or rows of a modality that are not there."""
+    if modality in too_few:
+        return TransformError(
+            f"The step {step.kind} needs the moments of {modality!r} rows, but only "
+            f"{too_few[modality]} are in the {split} split; {MIN_ROWS_OF_A_MEAN} are needed.",
+            remedy="Embed more, or load their moments with `c3 means load`.",
+        )
+    lacks_rows = step.needs_rows and modality not in data.rows
+    needed = "rows" if lacks_rows else "moments"
+    present = sorted(data.rows if lacks_rows else data.moments)
+    return TransformError(
+        f"The step {step.kind} needs the {needed} of {modality!r}, but only those of "
+        f"{', '.join(present) or 'none'} were given.",
+        remedy=f"Pass rows={{{modality!r}: array}} to fit(), fit on a store with such "
+        "rows in its train split, or load their moments with `c3 means load`.",
+    )
+
+
 def _order_findings(order: Sequence[Step]) -> list[str]:
     """Return what is wrong with the order of steps, one sentence each.
 
@@ -558,10 +645,12 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
     """
     findings = []
     for role in ("training", "inference"):
-        noise = centred = ""
-        unit, path = False, [step for step in order if step.role in ("both", role)]
+        noise = ""  # the last step that added noise
+        centred = ""  # the last step that centred
+        is_unit = False
+        path = [step for step in order if step.role in ("both", role)]
         for step in path:
-            if step.fits and not step.noisy and not unit:
+            if step.fits and not step.noisy and not is_unit:
                 findings.append(
                     f"{step.kind} is fitted on vectors of norm 1, so it needs a normalize right "
                     f"before it."
@@ -579,10 +668,12 @@ def _order_findings(order: Sequence[Step]) -> list[str]:
                     f"{step.kind} adds noise, which is for training inputs alone: its role is "
                     f"training."
                 )
-            noise = step.kind if step.noisy else noise
-            centred = step.kind if step.centres else centred
-            unit = isinstance(step, Normalize | steps.FairScale)
-        if path and not unit:
+            if step.noisy:
+                noise = step.kind
+            if step.centres:
+                centred = step.kind
+            is_unit = isinstance(step, Normalize | steps.FairScale)
+        if path and not is_unit:
             findings.append(
                 f"{role} inputs do not end with normalize, but decoders and searches expect norm 1."
             )
@@ -614,24 +705,24 @@ def _make_steps(entries: Sequence[object], place: str) -> list[Step]:
         for kind in vars(steps).values()
         if isinstance(kind, type) and issubclass(kind, Step)
     }
-    made = []
+    made: list[Step] = []
     for entry in entries:
-        given: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"step": entry}
-        name = given.pop("step", None)
+        settings: dict[str, Any] = dict(entry) if isinstance(entry, Mapping) else {"step": entry}
+        name = settings.pop("step", None)
         if not isinstance(name, str) or not name or name not in kinds:
-            # shortened: a few lines of YAML can stand for billions of entries
-            named = ", ".join(filter(None, kinds))
-            raise TransformError(
-                f"{place} has an unknown step {reprlib.repr(entry)}.", remedy=f"Steps: {named}."
-            )
+            # Shortened: a few lines of YAML can stand for billions of entries
+            shown = reprlib.repr(entry)
+            names = ", ".join(kind for kind in kinds if kind)
+            raise TransformError(f"{place} has an unknown step {shown}.", remedy=f"Steps: {names}.")
+        step_type = kinds[name]
         try:
-            kinds[name](**given)  # refuses unknown settings, which msgspec ignores
-            made.append(msgspec.convert(given, kinds[name]))
+            step_type(**settings)  # refuses unknown settings, which msgspec ignores
+            made.append(msgspec.convert(settings, step_type))
         except (TypeError, msgspec.ValidationError) as error:
+            names = ", ".join(setting.name for setting in fields(step_type))
             raise TransformError(
                 f"{place} has a wrong setting for the step {name}: {error}.",
-                remedy=f"Its settings are "
-                f"{', '.join(setting.name for setting in fields(kinds[name]))}.",
+                remedy=f"Its settings are {names}.",
             ) from error
     return made
 

@@ -226,33 +226,25 @@ class TrainingPipeline:
         Raises:
             TransformError: if these contradict each other, or the preset or sigma cannot be used.
         """
-        sigma = None if sigma is None else parse_sigma(sigma)
-        if exported := Pipeline.of_export(store):
-            (whole, applied), wrong = exported, ""
-            if name is not None or pipeline is not None:
-                wrong = "excludes another preset or pipeline, and a decoder to start from"
-            elif sigma is not None and whole.noisy:
-                wrong = "has its own sigma"
-            elif isinstance(sigma, str):
-                wrong = f"leaves no rows to derive sigma {sigma} from"
-            if wrong:
-                raise TransformError(
-                    f"The rows of the export {store.path} went through {whole.name}, which "
-                    f"{wrong}.",
-                    remedy="Leave it out, or train on the store that was exported.",
-                )
+        if sigma is not None:
+            sigma = parse_sigma(sigma)
+        exported = Pipeline.of_export(store)
+        if exported is not None:
+            whole, applied = exported
+            _check_choice_for_export(store, whole, pipeline, name, sigma)
             if sigma is None:
                 return cls(whole.name, whole.sigma or 0.0, whole, applied)
             reporter.message(
                 f"Noise of sigma {sigma} is added to the finished rows of {whole.name}. That is "
-                f"not C3, which adds it "
-                "before the last normalisation: for C3, export with --before-noise."
+                f"not C3, which adds it before the last normalisation: for C3, export with "
+                f"--before-noise."
             )
             noised = Pipeline(
                 [*whole.steps, GaussianNoise(float(sigma)), Normalize()],
                 name=f"{whole.name}-noised",
             )
-            noised.dim, noised.provenance = whole.dim, whole.provenance
+            noised.dim = whole.dim
+            noised.provenance = whole.provenance
             return cls(noised.name, sigma, noised, applied)
         if pipeline is not None:
             if name is not None or sigma is not None:
@@ -264,7 +256,8 @@ class TrainingPipeline:
                 )
             return cls(pipeline.name, pipeline.sigma or 0.0, pipeline)
         name = name or "c3"
-        if preset(name, sigma=0.0).sigma is not None:
+        has_sigma = preset(name, sigma=0.0).sigma is not None
+        if has_sigma:
             return cls(name, default if sigma is None else sigma)
         if sigma:
             raise TransformError(
@@ -275,10 +268,12 @@ class TrainingPipeline:
 
     def fit(self, store: Store, split: str, train_on: Side) -> tuple[Pipeline, list[str]]:
         """Return the pipeline fitted on a split, unless it is already, and notes for the user."""
-        pipeline, notes = self.given, []
         infer_on: Side = "image" if train_on == "text" else "text"
+        notes = []
+        pipeline = self.given
         if pipeline is None:
-            sigma, origin = self.sigma or 0.0, dict[str, str]()
+            sigma = self.sigma or 0.0
+            origin: dict[str, str] = {}
             if isinstance(sigma, str):
                 sigma, origin["sigma"] = sigma_by_rule(sigma, store, split, noised=train_on)
                 notes.append(f"{origin['sigma']}. Choose another with --sigma.")
@@ -289,16 +284,48 @@ class TrainingPipeline:
         pipeline.check_model(store.info.model)
         if "note" in pipeline.provenance:
             notes.append(pipeline.provenance["note"])
-        if not any(map(pipeline.knows, {infer_on, *store.modalities} - {train_on})):
+
+        for_inference = {infer_on, *store.modalities} - {train_on}
+        if not any(pipeline.knows(modality) for modality in for_inference):
+            fitted_split = pipeline.provenance.get("split", "train")
             notes.append(
-                f"There are no {infer_on} rows in the split "
-                f"{pipeline.provenance.get('split', 'train')!r}, so "
-                f"{pipeline.name} is fitted on {train_on} rows alone, and what is trained cannot "
-                f"be used on {infer_on} "
-                "embeddings. To change that, load the moments of such embeddings before training: "
-                f"{load_command(store)}."
+                f"There are no {infer_on} rows in the split {fitted_split!r}, so {pipeline.name} "
+                f"is fitted on {train_on} rows alone, and what is trained cannot be used on "
+                f"{infer_on} embeddings. To change that, load the moments of such embeddings "
+                f"before training: {load_command(store)}."
             )
         return pipeline, notes
+
+
+def _check_choice_for_export(
+    store: Store,
+    whole: Pipeline,
+    pipeline: Pipeline | None,
+    name: str | None,
+    sigma: float | str | None,
+) -> None:
+    """Refuse options that contradict the pipeline of an export.
+
+    Args:
+        store: the export.
+        whole: the pipeline that its rows went through.
+        pipeline, name, sigma: see `TrainingPipeline.choose`.
+
+    Raises:
+        TransformError: with the option's fault.
+    """
+    if name is not None or pipeline is not None:
+        fault = "excludes another preset or pipeline, and a decoder to start from"
+    elif sigma is not None and whole.noisy:
+        fault = "has its own sigma"
+    elif isinstance(sigma, str):
+        fault = f"leaves no rows to derive sigma {sigma} from"
+    else:
+        return
+    raise TransformError(
+        f"The rows of the export {store.path} went through {whole.name}, which {fault}.",
+        remedy="Leave it out, or train on the store that was exported.",
+    )
 
 
 def open_pipeline(

@@ -53,7 +53,8 @@ class Step:
 
     def __post_init__(self) -> None:
         self.state: dict[str, npt.NDArray[Any]] = {}
-        if source := getattr(self, "source", None):
+        source = getattr(self, "source", None)
+        if source:
             self.modalities = (source,)
         elif self.modalities is not None:
             self.modalities = tuple(self.modalities)
@@ -71,31 +72,32 @@ class Step:
 
     def applies(self, modality: str, training: bool) -> bool:
         """Return whether the step takes part for inputs of this modality and role."""
-        return self.role in ("both", "training" if training else "inference") and (
-            self.modalities is None or modality in self.modalities
-        )
+        role = "training" if training else "inference"
+        is_for_modality = self.modalities is None or modality in self.modalities
+        return self.role in ("both", role) and is_for_modality
 
     def fit(self, data: FitData) -> None:
         """Keep in ``state`` what the maps consist of, such as ``centre/image``."""
         data.check_counts()
-        self.state = {
-            f"{name}/{modality}": np.asarray(value)
-            for modality, found in self.maps(data).items()
-            for name, value in vars(found).items()
-            if value is not None
-        }
+        self.state = {}
+        for modality, affine in self.maps(data).items():
+            for name, value in vars(affine).items():
+                if value is not None:
+                    self.state[f"{name}/{modality}"] = np.asarray(value)
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Return the map of each modality that it applies to, if there are moments; one of "" is
         for all of them.
 
         Raises:
-            KeyError: with a modality that has too few rows for moments.
+            KeyError: with a modality that has no moments, or too few rows for them.
         """
         if data.too_few:
             raise KeyError(min(data.too_few))
         names = sorted(data.moments) if self.modalities is None else self.modalities
-        present = [name for name in names if name in data.moments] or [(*names, "text")[0]]
+        present = [name for name in names if name in data.moments]
+        if not present:
+            raise KeyError(names[0] if names else "text")
         return {name: self.map_of(data.moments[name]) for name in present}
 
     def map_of(self, moments: Moments) -> Affine:
@@ -105,7 +107,8 @@ class Step:
     @property
     def fitted_for(self) -> set[str]:
         """The modalities that it was fitted for, each by itself; none if it makes no difference."""
-        return {modality for key in self.state if (modality := key.partition("/")[2])}
+        modalities = {key.partition("/")[2] for key in self.state}
+        return modalities - {""}
 
     def knows(self, modality: str) -> bool:
         """Return whether the step, if it is fitted per modality, was fitted for this one."""
@@ -125,12 +128,12 @@ class Step:
         Raises:
             TransformError: with the modalities that it was fitted for, if this is not one of them.
         """
-        own = modality if self.fitted_for else ""
-        parts: dict[str, Any] = {
-            key.partition("/")[0]: value
-            for key, value in self.state.items()
-            if key.endswith(f"/{own}")
-        }
+        fitted_modality = modality if self.fitted_for else ""
+        parts: dict[str, Any] = {}
+        for key, value in self.state.items():
+            name, _, key_modality = key.partition("/")
+            if "/" in key and key_modality == fitted_modality:
+                parts[name] = value
         if not parts:
             raise TransformError(
                 f"The step {self.kind} is not fitted for the modality {modality!r}, only for "
@@ -195,18 +198,19 @@ class FairScale(Step):
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Scale every modality by a number of its own."""
-        asked, found = data.gap_from[self.queries].covariance, {}
+        of_queries = data.gap_from[self.queries].covariance
+        maps = {}
         for name, moments in data.gap_from.items():
-            spread = np.sum(asked * moments.covariance) / max(
-                np.trace(asked) * np.trace(moments.covariance), 1e-30
-            )
+            covariance = moments.covariance
+            traces = np.trace(of_queries) * np.trace(covariance)
+            spread = np.sum(of_queries * covariance) / max(traces, 1e-30)
             if not spread > 0:
                 raise TransformError(
                     f"All {name} rows or all {self.queries} rows are equal, so they cannot be "
                     f"scaled."
                 )
-            found[name] = Affine(scale=1 / np.sqrt(spread))
-        return found
+            maps[name] = Affine(scale=1 / np.sqrt(spread))
+        return maps
 
 
 @dataclass(eq=False)
@@ -225,9 +229,8 @@ class Standardize(Step):
     def map_of(self, moments: Moments) -> Affine:
         """Centre and scale."""
         deviation = np.sqrt(np.diag(moments.covariance))
-        return Affine(
-            centre=moments.mean, scale=1 / np.where(deviation < self.epsilon, 1.0, deviation)
-        )
+        divisor = np.where(deviation < self.epsilon, 1.0, deviation)
+        return Affine(centre=moments.mean, scale=1 / divisor)
 
 
 @dataclass(eq=False)
@@ -247,10 +250,10 @@ class Whiten(Step):
 
     def map_of(self, moments: Moments) -> Affine:
         """Centre and apply the inverse square root of the covariance."""
-        covariance, dim = moments.covariance, moments.dim
-        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * np.trace(
-            covariance
-        ) / dim * np.eye(dim)
+        covariance = moments.covariance
+        dim = moments.dim
+        isotropic = self.shrinkage * np.trace(covariance) / dim * np.eye(dim)
+        shrunk = (1 - self.shrinkage) * covariance + isotropic
         values, vectors = np.linalg.eigh(shrunk)
         if values[0] <= 0:
             raise TransformError("All rows of a modality are equal, so they cannot be whitened.")
@@ -318,14 +321,14 @@ class MatchMoments(Step):
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Centre, scale by the ratio of the deviations, and move to the other mean."""
-        x, y = data.moments[self.target], data.moments[self.source]
-        to, of = (np.sqrt(np.diag(moments.covariance)) for moments in (x, y))
-        constant = of < np.finfo(np.float64).tiny
-        return {
-            self.source: Affine(
-                y.mean, np.where(constant, 0.0, to / np.where(constant, 1.0, of)), None, x.mean
-            )
-        }
+        x = data.moments[self.target]
+        y = data.moments[self.source]
+        x_deviation = np.sqrt(np.diag(x.covariance))
+        y_deviation = np.sqrt(np.diag(y.covariance))
+        is_constant = y_deviation < np.finfo(np.float64).tiny
+        ratio = x_deviation / np.where(is_constant, 1.0, y_deviation)
+        scale = np.where(is_constant, 0.0, ratio)
+        return {self.source: Affine(centre=y.mean, scale=scale, offset=x.mean)}
 
 
 @dataclass(eq=False)
@@ -346,21 +349,22 @@ class ReAlign(Step):
     def fit(self, data: FitData) -> None:
         """Keep both means, the ratio of the spreads, and the mean that normalising leaves."""
         super().fit(data)
-        x, y, scale = (
-            self.state[f"{name}/{self.source}"] for name in ("offset", "centre", "scale")
-        )
-        moved = unit_rows((data.rows[self.source] - y) * scale + x)
-        self.state["drift"] = moved.mean(axis=0) - x
+        target_mean = self.state[f"offset/{self.source}"]
+        source_mean = self.state[f"centre/{self.source}"]
+        scale = self.state[f"scale/{self.source}"]
+        moved = unit_rows((data.rows[self.source] - source_mean) * scale + target_mean)
+        self.state["drift"] = moved.mean(axis=0) - target_mean
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Match mean and trace."""
-        x, y = data.moments[self.target], data.moments[self.source]
+        x = data.moments[self.target]
+        y = data.moments[self.source]
         if not np.trace(y.covariance) > 0:
             raise TransformError(
                 f"All {self.source} rows are equal, so their spread cannot be matched."
             )
         scale = np.sqrt(np.trace(x.covariance) / np.trace(y.covariance))
-        return {self.source: Affine(y.mean, scale, None, x.mean)}
+        return {self.source: Affine(centre=y.mean, scale=scale, offset=x.mean)}
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Match mean and trace, normalise, match the centroid."""
@@ -381,9 +385,13 @@ class _PairedMap(Step):
 
     def maps(self, data: FitData) -> dict[str, Affine]:
         """Centre the pairs in float64, and fit the matrix on them."""
-        x, y = (rows.astype(np.float64) for rows in data.pairs_of(self.source, self.target))
-        source, target = x.mean(axis=0), y.mean(axis=0)
-        return {self.source: Affine(source, None, self.matrix(x - source, y - target), target)}
+        source_rows, target_rows = data.pairs_of(self.source, self.target)
+        x = source_rows.astype(np.float64)
+        y = target_rows.astype(np.float64)
+        x_mean = x.mean(axis=0)
+        y_mean = y.mean(axis=0)
+        matrix = self.matrix(x - x_mean, y - y_mean)
+        return {self.source: Affine(centre=x_mean, matrix=matrix, offset=y_mean)}
 
     def matrix(self, x: Array, y: Array) -> Array:
         """Return the matrix (d, d) from centred pairs, both (n, d)."""
@@ -434,8 +442,9 @@ class Procrustes(_PairedMap):
                 "determine all of it.",
                 stacklevel=2,
             )
-        # (d, d - rank) and (d - rank, d), any basis of the rest
-        open_left, open_right = left[:, rank:], right[rank:]
+        # Any basis of the rest: (d, d - rank) and (d - rank, d)
+        open_left = left[:, rank:]
+        open_right = right[rank:]
         turn, _, back = np.linalg.svd(open_left.T @ open_right.T)
         fitted = left[:, :rank] @ right[:rank]
         return np.asarray(fitted + open_left @ (turn @ back) @ open_right, dtype=np.float64)
@@ -462,15 +471,14 @@ class _MemoryStep(Step):
 
     def draw(self, data: FitData) -> tuple[Matrix, Indices]:
         """Return a copy of the rows to keep, because later steps overwrite those they are fitted
-        on; their numbers.
+        on; and their numbers, ascending.
         """
         rows = data.rows[self.memory]
-        kept = np.arange(len(rows))
+        numbers = np.arange(len(rows))
         if len(rows) > self.limit:
-            kept = np.sort(
-                generator(0, "memory", self.memory).choice(len(rows), self.limit, replace=False)
-            )
-        return rows[kept], kept
+            rng = generator(0, "memory", self.memory)
+            numbers = np.sort(rng.choice(len(rows), self.limit, replace=False))
+        return rows[numbers], numbers
 
 
 @dataclass(eq=False)
@@ -524,10 +532,11 @@ class Retrieval(_MemoryStep):
 
     def fit(self, data: FitData) -> None:
         """Keep the memory's rows, and hashes of their items where these are known."""
-        rows, kept = self.draw(data)
+        rows, numbers = self.draw(data)
         self.state = {"memory": rows.astype(np.float16)}
         if self.memory in data.items:
-            self.state["items"] = stable_hashes([data.items[self.memory][row] for row in kept])
+            items = data.items[self.memory]
+            self.state["items"] = stable_hashes([items[number] for number in numbers])
 
     def own_items(self, items: Sequence[str] | None, n: int) -> Indices:
         """See `Step.own_items`."""
@@ -545,10 +554,17 @@ class Retrieval(_MemoryStep):
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Add the mean of the nearest rows."""
-        kept, items = self.state["memory"], self.state.get("items")
-        if self._rows is None or self._rows[0] is not kept:
-            self._rows = kept, kept.astype(np.float32)
-        return (MemoryAttention(self._rows[1], self.tau, self.neighbours, self.weight, items),)
+        memory = self.state["memory"]
+        if self._rows is None or self._rows[0] is not memory:
+            self._rows = memory, memory.astype(np.float32)
+        attention = MemoryAttention(
+            memory=self._rows[1],
+            tau=self.tau,
+            neighbours=self.neighbours,
+            weight=self.weight,
+            items=self.state.get("items"),
+        )
+        return (attention,)
 
 
 @dataclass(eq=False)
@@ -576,7 +592,8 @@ class GaussianNoise(Step):
 
     def operations(self, modality: str) -> tuple[Operation, ...]:
         """Add noise, of the shape that was fitted if one was."""
-        return (Noise(1.0 if self.sigma is None else float(self.sigma), self.state.get("matrix")),)
+        scale = 1.0 if self.sigma is None else float(self.sigma)
+        return (Noise(scale, self.state.get("matrix")),)
 
 
 @dataclass(eq=False)

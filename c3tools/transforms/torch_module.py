@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import Indices
 from .operations import Affine, MemoryAttention, Noise, Operation, Unit
 from .pipeline import Pipeline
 from .steps import Step
@@ -46,14 +47,17 @@ class TransformModule(nn.Module):
         for step in pipeline.steps:
             if step.applies(modality, training=True) or step.applies(modality, training=False):
                 for operation in step.operations(modality):
-                    for name, value in vars(operation).items():
-                        if isinstance(value, np.ndarray):
-                            kind = torch.int64 if name == "items" else torch.float32
-                            self.register_buffer(
-                                f"{name}_{len(self._operations)}", torch.tensor(value, dtype=kind)
-                            )
-                    self._operations.append((operation, step))
+                    self._register(operation, step)
         self.train(False)
+
+    def _register(self, operation: Operation, step: Step) -> None:
+        """Add an operation, with its tensors as buffers."""
+        number = len(self._operations)
+        for name, value in vars(operation).items():
+            if isinstance(value, np.ndarray):
+                dtype = torch.int64 if name == "items" else torch.float32
+                self.register_buffer(f"{name}_{number}", torch.tensor(value, dtype=dtype))
+        self._operations.append((operation, step))
 
     def forward(
         self,
@@ -75,18 +79,18 @@ class TransformModule(nn.Module):
             TransformError: if the dimension is another, or items are missing.
         """
         self.pipeline.check_dim(x.shape[-1])
-        x, draws = x.float(), 0
+        x = x.float()
+        draws = 0
         for number, (operation, step) in enumerate(self._operations):
             if not step.applies(self.modality, self.training):
                 continue
-            own = step.own_items(items, len(x)) if self.training else None
-            fitted: Any = SimpleNamespace(
-                **{
-                    name: self._buffers.get(f"{name}_{number}", value)
-                    for name, value in vars(operation).items()
-                }
-            )
-            match operation:  # as `operations.apply` does it, but with tensors, and never in place
+            values: dict[str, Any] = {}
+            for name, value in vars(operation).items():
+                values[name] = self._buffers.get(f"{name}_{number}", value)
+            fitted: Any = SimpleNamespace(**values)
+
+            # As `operations.apply` does it, but with tensors, and never in place
+            match operation:
                 case Unit():
                     x = x / _norms(x)
                 case Affine():
@@ -95,40 +99,56 @@ class TransformModule(nn.Module):
                     x = x if fitted.matrix is None else x @ fitted.matrix
                     x = x if fitted.offset is None else x + fitted.offset
                 case Noise(scale, _, relative):
-                    if keys is None:
-                        noise = torch.randn_like(x)
-                    else:
-                        drawn = self.pipeline.draw_noise(
-                            tuple(x.shape), keys, self.seed, epoch, draws
-                        )
-                        noise = torch.from_numpy(drawn).to(x.device)
+                    noise = self._noise(x, keys, epoch, draws)
                     draws += 1
-                    noise = noise if fitted.matrix is None else noise @ fitted.matrix
-                    x = (
-                        (1 - scale) * x + _norms(x) / _norms(noise) * scale * noise
-                        if relative
-                        else x + scale * noise
-                    )
-                case MemoryAttention(_, tau, count, weight):
-                    memory, scores = fitted.memory, x @ fitted.memory.T  # (m, d), (n, m)
-                    # whose own rows are the whole memory
-                    alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)
-                    if own is not None:
-                        left_out = torch.from_numpy(own).to(x.device)[:, None] == fitted.items
-                        alone = left_out.all(dim=1, keepdim=True)
-                        scores = scores.masked_fill(left_out & ~alone, float("-inf"))
-                    if tau == 0:
-                        mean = memory[scores.argmax(dim=1)]
-                    elif count is None or count >= len(memory):
-                        mean = (scores / tau).softmax(dim=1) @ memory
+                    if fitted.matrix is not None:
+                        noise = noise @ fitted.matrix
+                    if relative:
+                        x = (1 - scale) * x + _norms(x) / _norms(noise) * scale * noise
                     else:
-                        best = scores.topk(count, dim=1)
-                        mean = torch.einsum(
-                            "nk,nkd->nd", (best.values / tau).softmax(dim=1), memory[best.indices]
-                        )
-                    added = (mean / _norms(mean).clamp_min(_LEAST_NORM)).masked_fill(alone, 0)
-                    x = mean if weight is None else x + weight * added
+                        x = x + scale * noise
+                case MemoryAttention():
+                    item_hashes = step.own_items(items, len(x)) if self.training else None
+                    x = _attend(fitted, x, item_hashes)
         return x
+
+    def _noise(self, x: Tensor, keys: Sequence[str] | None, epoch: int, draw: int) -> Tensor:
+        """Return standard normal noise for x (n, d), from the keys if there are any."""
+        if keys is None:
+            return torch.randn_like(x)
+        noise = self.pipeline.draw_noise(tuple(x.shape), keys, self.seed, epoch, draw)
+        return torch.from_numpy(noise).to(x.device)
+
+
+def _attend(fitted: Any, x: Tensor, item_hashes: Indices | None) -> Tensor:
+    """Return the rows x (n, d) after a `MemoryAttention`, differentiable.
+
+    Args:
+        fitted: its attributes, with tensors.
+        x: float32 (n, d).
+        item_hashes: int64 (n,), a hash of each row's item; None leaves out no rows of the memory.
+    """
+    memory: Tensor = fitted.memory
+    scores = x @ memory.T  # (n, m)
+    # A row of whose item all rows of the memory are
+    is_alone = torch.zeros_like(scores[:, :1], dtype=torch.bool)
+    if item_hashes is not None:
+        is_left_out = torch.from_numpy(item_hashes).to(x.device)[:, None] == fitted.items
+        is_alone = is_left_out.all(dim=1, keepdim=True)
+        scores = scores.masked_fill(is_left_out & ~is_alone, float("-inf"))
+    if fitted.tau == 0:
+        mean: Tensor = memory[scores.argmax(dim=1)]
+    elif fitted.neighbours is None or fitted.neighbours >= len(memory):
+        mean = (scores / fitted.tau).softmax(dim=1) @ memory
+    else:
+        best = scores.topk(fitted.neighbours, dim=1)
+        weights = (best.values / fitted.tau).softmax(dim=1)
+        mean = torch.einsum("nk,nkd->nd", weights, memory[best.indices])
+    if fitted.weight is None:
+        return mean
+    added = (mean / _norms(mean).clamp_min(_LEAST_NORM)).masked_fill(is_alone, 0)
+    weighted: Tensor = fitted.weight * added
+    return x + weighted
 
 
 def _norms(x: Tensor) -> Tensor:
