@@ -49,7 +49,7 @@ _SCORED_SPLITS = ("test", "val", "validation", "dev")
 
 @dataclass(frozen=True)
 class _FitInputs:
-    """What a pipeline is fitted on.
+    """The moments and rows that a pipeline is fitted on.
 
     Attributes:
         moments: by modality.
