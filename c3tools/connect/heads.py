@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +42,8 @@ _BLOCK_ROWS = 8192
 _SAMPLED_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class _HeadShape:
+@dataclass(frozen=True, kw_only=True)
+class HeadShape:
     """Architecture of both heads.
 
     Attributes:
@@ -54,6 +54,9 @@ class _HeadShape:
             for none. The gap at initialisation is then near ``cone * sqrt(2 / (1 + cone^2))``: 1.13
             at 1.33.
     """
+
+    # as in the digests of what was trained before; see `digest_of`
+    FIRST_FIELDS: ClassVar[tuple[str, ...]] = ("dim", "hidden", "dropout", "cone")
 
     dim: int
     hidden: int
@@ -68,13 +71,24 @@ class _HeadShape:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadsSettings(HeadShape, TrainingSettings):
+    """The options of `connect_heads` that its result depends on, as its record has them.
+
+    A field that is added needs the default that trains as before: `reserve_output` takes it for
+    heads whose records lack the field.
+    """
+
+    precision: str
+
+
 class _Head(nn.Module):
     """A map from features (n, e) to the joint space (n, d), not yet normalised."""
 
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, features: int, shape: _HeadShape) -> None:
+    def __init__(self, features: int, shape: HeadShape) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
@@ -91,7 +105,7 @@ class _Head(nn.Module):
     @classmethod
     @torch.no_grad()
     def fitted(
-        cls, features: npt.NDArray[Any], numbers: Indices, shape: _HeadShape, seed: int, side: int
+        cls, features: npt.NDArray[Any], numbers: Indices, shape: HeadShape, seed: int, side: int
     ) -> _Head:
         """Return a head with random weights and the mean and spread of the rows ``numbers`` of
         features (n, e).
@@ -102,24 +116,24 @@ class _Head(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "head", side))
             head = cls(features.shape[1], shape)
-        blocks = [
-            numbers[start : start + _BLOCK_ROWS] for start in range(0, len(numbers), _BLOCK_ROWS)
-        ]
-        mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(numbers)
-        spread = np.sqrt(
-            sum(np.square(features[block] - mean).sum(axis=0) for block in blocks) / len(numbers)
-        )
+        # Mean and spread of the features, block by block
+        starts = range(0, len(numbers), _BLOCK_ROWS)
+        blocks = [numbers[start : start + _BLOCK_ROWS] for start in starts]
+        total = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks)
+        mean = total / len(numbers)
+        squares = sum(np.square(features[block] - mean).sum(axis=0) for block in blocks)
+        spread = np.sqrt(squares / len(numbers))
         head.mean.copy_(torch.from_numpy(mean))
         head.spread.copy_(torch.from_numpy(np.where(spread > 1e-12, spread, 1.0)))
         if shape.cone:
-            outputs = head.eval()(
-                torch.from_numpy(features[numbers[:_SAMPLED_ROWS]].astype(np.float32))
-            )
-            own = torch.Generator().manual_seed(torch_seed(seed, "cone", side))
-            direction = nn.functional.normalize(torch.randn(shape.dim, generator=own), dim=0)
+            sampled = features[numbers[:_SAMPLED_ROWS]].astype(np.float32)
+            outputs = head.eval()(torch.from_numpy(sampled))
+            rng = torch.Generator().manual_seed(torch_seed(seed, "cone", side))
+            direction = nn.functional.normalize(torch.randn(shape.dim, generator=rng), dim=0)
             center = outputs.mean(dim=0)
-            wide = (outputs - center).square().sum(dim=1).mean().sqrt()
-            head.layers[-1].bias.add_(shape.cone * wide * direction - center)  # type: ignore[operator]
+            spread_of_outputs = (outputs - center).square().sum(dim=1).mean().sqrt()
+            offset = shape.cone * spread_of_outputs * direction - center
+            head.layers[-1].bias.add_(offset)  # type: ignore[operator]
         return head.train()
 
 
@@ -133,7 +147,8 @@ class ConnectedHeads:
     """
 
     def __init__(self, heads: Sequence[_Head], record: dict[str, Any]) -> None:
-        self.record, self.names = record, tuple(record["modalities"])
+        self.record = record
+        self.names = tuple(record["modalities"])
         self.heads = nn.ModuleList(heads).eval().cpu()
 
     @property
@@ -158,14 +173,11 @@ class ConnectedHeads:
                 f"The heads take {taken}, not {features.shape[1]} of {modality}.",
                 remedy="Use features of the towers that the heads were trained on.",
             )
-        starts = range(0, max(1, len(features)), _BLOCK_ROWS)
-        blocks = (
-            torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32))
-            for start in starts
-        )
-        return torch.cat(
-            [nn.functional.normalize(heads[modality](block), dim=1) for block in blocks]
-        ).numpy()
+        embedded = []
+        for start in range(0, max(1, len(features)), _BLOCK_ROWS):
+            block = torch.from_numpy(features[start : start + _BLOCK_ROWS].astype(np.float32))
+            embedded.append(nn.functional.normalize(heads[modality](block), dim=1))
+        return torch.cat(embedded).numpy()
 
     @classmethod
     def load(cls, folder: str | Path) -> ConnectedHeads:
@@ -176,13 +188,14 @@ class ConnectedHeads:
         """
         with reading(folder, _KIND) as (path, content):
             record = content["record"]
-            shape = _HeadShape(**{each.name: record[each.name] for each in fields(_HeadShape)})
-            # copies, as these are views of the file, which may be written again while the heads are
+            in_record = [field.name for field in fields(HeadShape) if field.name in record]
+            shape = HeadShape(**{name: record[name] for name in in_record})
+            # Copies, as these are views of the file, which may be written again while the heads are
             # in use
             tensors = {
                 name: tensor.clone() for name, tensor in load_file(path / _WEIGHTS_FILE).items()
             }
-            # a damaged record could request a larger network than the file holds
+            # A damaged record could request a larger network than the file holds
             with torch.device("meta"):
                 heads = [
                     _Head(len(tensors[f"{place}.mean"]), shape)
@@ -247,20 +260,28 @@ def connect_heads(
         OutputError: if ``output`` contains other heads or other files, or another run is writing to
             it.
     """
-    shape = _HeadShape(dim, hidden, dropout, cone)
-    settings = TrainingSettings(
-        logit_scale, close_gap, batch_size, None, epochs, learning_rate, patience, train_split, seed
+    shape = HeadShape(dim=dim, hidden=hidden, dropout=dropout, cone=cone)
+    training = TrainingSettings(
+        logit_scale=logit_scale,
+        close_gap=close_gap,
+        batch_size=batch_size,
+        chunk=None,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        patience=patience,
+        train_split=train_split,
+        seed=seed,
     )
-    output, names, compute = (
-        Path(output),
-        (features.first.modality, features.second.modality),
-        pick(device, precision),
-    )
-    asked = {**asdict(settings), **asdict(shape), "precision": compute.precision}
-    with reserve_output(output, _KIND, asked, overwrite=overwrite, reporter=reporter) as target:
+    compute = pick(device, precision)
+    settings = HeadsSettings(**asdict(training), **asdict(shape), precision=compute.precision)
+    with reserve_output(
+        Path(output), _KIND, settings, overwrite=overwrite, reporter=reporter
+    ) as target:
         for note in features.notes:
             reporter.message(note)
-        pairs, sides = features.inputs(), (features.first, features.second)
+        sides = (features.first, features.second)
+        names = (features.first.modality, features.second.modality)
+        pairs = features.inputs()
         train, val = pairs.train_and_val(train_split, names, reporter)
         heads = [
             _Head.fitted(rows.embeddings, np.unique(train.rows[side]), shape, seed, side)
@@ -269,7 +290,8 @@ def connect_heads(
         dims = {rows.modality: rows.embeddings.shape[1] for rows in sides}
         models = {name: dict(model) for name, model in features.models.items() if model}
         towers = TwoTowers(heads[0], heads[1], compute)
-        return PairTask(towers, train, val, settings, names, asdict(shape)).connect(
+        task = PairTask(towers, train, val, training, names, made_from=shape)
+        return task.connect(
             target,
             pairs,
             {"modalities": list(names), "features": dims, **asdict(shape), "models": models},
@@ -303,7 +325,8 @@ def apply_heads(
         OutputError: if another run is writing to it.
     """
     heads = heads if isinstance(heads, ConnectedHeads) else ConnectedHeads.load(heads)
-    modalities, digests = [], {}
+    modalities = []
+    digests = {}
     for rows in (features.first, features.second):
         ModelIdentity(heads.record.get("models", {}).get(rows.modality, {})).require_same(
             features.models.get(rows.modality),
@@ -313,9 +336,8 @@ def apply_heads(
             remedy="Use features of the tower that the heads were trained on, or train heads on "
             "these.",
         )
-        modalities.append(
-            Rows(rows.modality, heads.embed(rows.modality, rows.embeddings), rows.table)
-        )
+        embeddings = heads.embed(rows.modality, rows.embeddings)
+        modalities.append(Rows(rows.modality, embeddings, rows.table))
         digests[rows.modality] = digest_of(rows.embeddings)
     model = ModelIdentity(name="connected-heads", weights_sha256=heads.sha256)
     info = StoreInfo(

@@ -69,8 +69,11 @@ class PhotoInputs:
     def __init__(
         self, photos: Sequence[ImageItem], preprocess: ImagePreprocessor, seed: int | None = None
     ) -> None:
-        self._photos, self._preprocess, self._seed = photos, preprocess, seed
-        self._reader, self._pool = ImageReader(), ThreadPoolExecutor(_READERS)
+        self._photos = photos
+        self._preprocess = preprocess
+        self._seed = seed
+        self._reader = ImageReader()
+        self._pool = ThreadPoolExecutor(_READERS)
         self._lock = threading.Lock()  # a batch may be loaded while photos to validate on are
         weakref.finalize(self, self._reader.close)
 
@@ -81,10 +84,9 @@ class PhotoInputs:
             ConnectError: if a photo cannot be read or decoded.
         """
         pixels = self.decode(numbers, epoch)
-        if missing := [
-            number for number, one in zip(numbers.tolist(), pixels, strict=True) if one is None
-        ]:
-            raise ConnectError(f"{self._photos[missing[0]].path} could not be decoded again.")
+        for number, photo in zip(numbers.tolist(), pixels, strict=True):
+            if photo is None:
+                raise ConnectError(f"{self._photos[number].path} could not be decoded again.")
         return torch.from_numpy(np.stack(pixels))  # type: ignore[arg-type]
 
     def decode(self, numbers: Indices, epoch: int | None = None) -> list[Pixels | None]:
@@ -92,15 +94,15 @@ class PhotoInputs:
         decoded.
         """
         order = np.argsort(numbers, kind="stable")  # a group of a table can only be read forwards
-        photos, files = [self._photos[row] for row in numbers[order].tolist()], list[BinaryIO]()
+        photos = [self._photos[row] for row in numbers[order].tolist()]
+        files: list[BinaryIO] = []
         with self._lock:
             for photo in photos:
                 files.append(io.BytesIO())
                 with suppress(OSError, ValueError):
                     files[-1] = io.BytesIO(self._reader.read(photo))
-        pixels = list(
-            self._pool.map(lambda photo, file: self._pixels(photo, file, epoch), photos, files)
-        )
+        epochs = [epoch] * len(photos)
+        pixels = list(self._pool.map(self._pixels, photos, files, epochs))
         return [pixels[place] for place in np.argsort(order).tolist()]
 
     def _pixels(self, photo: ImageItem, file: BinaryIO, epoch: int | None) -> Pixels | None:
@@ -129,9 +131,12 @@ def augment(image: Image.Image, size: tuple[int, int], rng: np.random.Generator)
     width, height = image.size
     area = width * height * rng.uniform(*_CROP_AREA)
     ratio = np.exp(rng.uniform(*np.log(_CROP_RATIO)))
-    w, h = min(width, np.sqrt(area * ratio)), min(height, np.sqrt(area / ratio))
-    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-    part = image.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+    crop_width = min(width, np.sqrt(area * ratio))
+    crop_height = min(height, np.sqrt(area / ratio))
+    left = rng.uniform(0, width - crop_width)
+    top = rng.uniform(0, height - crop_height)
+    box = (left, top, left + crop_width, top + crop_height)
+    part = image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(part, dtype=np.uint8)
@@ -183,6 +188,11 @@ class PairInputs:
         """Return the number of pairs."""
         return len(self.items)
 
+    @property
+    def distinct_count(self) -> int:
+        """Number of different rows of the side that has fewer."""
+        return min(len(np.unique(side)) for side in self.ids)
+
     @cached_property
     def item_rows(self) -> Indices:
         """Rows of the first side that are in a pair, ascending."""
@@ -190,16 +200,21 @@ class PairInputs:
 
     def select(self, pairs: Mask) -> PairInputs:
         """Return the pairs for which a mask (p,) is true."""
-        rows, ids = self.rows[:, pairs], self.ids[:, pairs]
-        return replace(self, rows=rows, ids=ids, items=self.items[pairs], splits=self.splits[pairs])
+        return replace(
+            self,
+            rows=self.rows[:, pairs],
+            ids=self.ids[:, pairs],
+            items=self.items[pairs],
+            splits=self.splits[pairs],
+        )
 
     def where(self, split: str) -> PairInputs:
         """Return the pairs of one split, train, val and test by the rule of `kept_splits`; to be
         asked of all pairs.
         """
         kept = kept_splits(self.splits) if split in STANDARD else None
-        found = splits_of(self.items.tolist(), self.splits.tolist(), kept)
-        return self.select(np.array([one == split.lower() for one in found], dtype=bool))
+        splits = splits_of(self.items.tolist(), self.splits.tolist(), kept)
+        return self.select(np.array([name == split.lower() for name in splits], dtype=bool))
 
     def train_and_val(
         self, train_split: str, names: tuple[str, str], reporter: Reporter = SILENT
@@ -210,19 +225,20 @@ class PairInputs:
         Raises:
             ConnectError: if there is no pair in the split.
         """
-        train, val = self.where(train_split), self.where("val")
+        train = self.where(train_split)
+        val = self.where("val")
         if not len(train):
+            splits = ", ".join(sorted(set(self.splits))) or "none"
             raise ConnectError(
                 f"There are no pairs of {' and '.join(names)} in the split {train_split!r}, but "
-                f"in these: "
-                f"{', '.join(sorted(set(self.splits))) or 'none'}.",
+                f"in these: {splits}.",
                 remedy="Check that the keys of the two modalities match, or choose another split "
                 "with --train-split.",
             )
         rule = describe_rule(self.splits)
         if rule and train_split in STANDARD:
             reporter.message(rule)
-        # where rows are split by hash, those of a split that the corpus names are in val too
+        # Where rows are split by hash, those of a split that the corpus names are in val too
         if not len(val) or train_split == "val" or (rule and train_split not in STANDARD):
             held = held_out(train.items.tolist())
             train, val = train.select(~held), train.select(held)
@@ -247,7 +263,8 @@ class PairedFeatures(Pairs):
 
     def inputs(self) -> PairInputs:
         """Return all pairs as training draws from them."""
-        table, items = self.second.table.take(self.rows), self.item_index[self.rows]
+        table = self.second.table.take(self.rows)
+        items = self.item_index[self.rows]
         captions = table["caption"].to_pylist() if "caption" in table.column_names else [None]
         return PairInputs.of(
             (ArrayInputs(self.first.embeddings), ArrayInputs(self.second.embeddings)),

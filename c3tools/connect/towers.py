@@ -24,14 +24,30 @@ from ..errors import ConnectError
 from ..io.artifact import ArtifactType, reading, reserve_output
 from ..io.files import write_json_atomically
 from ..reporter import SILENT, Reporter
-from .pairs import ArrayInputs, PairInputs, PhotoInputs
+from .pairs import ArrayInputs, Inputs, PairInputs, PhotoInputs
 from .training import LOG_FILE, RECORD_FILE, ContrastiveLoss, PairTask, TrainingSettings, TwoTowers
 
-_MODES = {"lit": (20, 5e-4), "full": (10, 1e-4)}  # epochs and learning rate
+_EPOCHS = {"lit": 20, "full": 10}  # by mode
+_LEARNING_RATES = {"lit": 5e-4, "full": 1e-4}
 _CONFIG_FILE = "open_clip_config.json"
 _NAMES = ("image", "text")
 _KIND = ArtifactType("model", RECORD_FILE, ConnectError, "c3 connect", "", (_CONFIG_FILE, LOG_FILE))
 _ENCODED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowersSettings(TrainingSettings):
+    """The options of `connect_towers` that its result depends on, as its record has them.
+
+    A field that is added needs the default that trains as before: `reserve_output` takes it for
+    models whose records lack the field.
+    """
+
+    mode: str
+    augment: bool
+    model: str
+    random_init: int | None
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -112,34 +128,34 @@ def connect_towers(
         OutputError: if ``output`` contains another model or other files, another run is writing to
             it, or it is ``model``.
     """
-    if mode not in _MODES:
+    if mode not in _EPOCHS:
         raise ConnectError(f"There is no mode {mode!r}.", remedy="Use lit or full.")
-    most, rate = _MODES[mode]
-    settings = TrainingSettings(
-        logit_scale,
-        close_gap,
-        batch_size,
-        chunk,
-        most if epochs is None else epochs,
-        rate if learning_rate is None else learning_rate,
-        patience,
-        train_split,
-        seed,
+    training = TrainingSettings(
+        logit_scale=logit_scale,
+        close_gap=close_gap,
+        batch_size=batch_size,
+        chunk=chunk,
+        epochs=_EPOCHS[mode] if epochs is None else epochs,
+        learning_rate=_LEARNING_RATES[mode] if learning_rate is None else learning_rate,
+        patience=patience,
+        train_split=train_split,
+        seed=seed,
     )
-    output, lit, compute = Path(output), mode == "lit", pick(device, precision)
-    augment = augment and not lit
-    chosen = {"mode": mode, "augment": augment}
+    compute = pick(device, precision)
+    is_frozen = mode == "lit"  # the image tower
+    augment = augment and not is_frozen
     name = model or DEFAULT_MODEL
-    asked = {
-        **asdict(settings),
-        **chosen,
-        "model": name,
-        "random_init": random_init,
-        "precision": compute.precision,
-    }
+    settings = TowersSettings(
+        **asdict(training),
+        mode=mode,
+        augment=augment,
+        model=name,
+        random_init=random_init,
+        precision=compute.precision,
+    )
     start = name.removeprefix("local-dir:") if name.startswith("local-dir:") else None
     with reserve_output(
-        output, _KIND, asked, overwrite=overwrite, start=start, reporter=reporter
+        Path(output), _KIND, settings, overwrite=overwrite, start=start, reporter=reporter
     ) as target:
         if model is None:
             reporter.message(
@@ -149,31 +165,48 @@ def connect_towers(
         made_from = [mode, augment, weights_sha256(network.model)]
         corpus = read_corpus([paths] if isinstance(paths, str | Path) else paths, captions=captions)
         pairs, unreadable = _photo_pairs(corpus, network, seed if augment else None, reporter)
-        parts = [pairs, *pairs.train_and_val(train_split, _NAMES, reporter)]
-        photos = len(pairs.item_rows)
-        network.model.requires_grad_(True).visual.requires_grad_(not lit)
+        train, val = pairs.train_and_val(train_split, _NAMES, reporter)
+        photo_count = len(pairs.item_rows)
+        network.model.requires_grad_(True).visual.requires_grad_(not is_frozen)
         text = _TextFeatures(network.model, trims=can_trim(network.model, network.tokenizer))
         towers = TwoTowers(ImageTower(network.model, network.preprocess), text, compute)
-        if lit:  # the photos are encoded once
-            rows = []
-            with reporter.progress("Encoding photos with the frozen tower", photos) as progress:
-                for block in np.split(np.arange(photos), range(_ENCODED, photos, _ENCODED)):
-                    with torch.inference_mode():
-                        rows.append(
-                            towers.eval().project(pairs.inputs[0].rows(block), 0).cpu().numpy()
-                        )
-                    progress.advance(len(block))
-            features = ArrayInputs(np.concatenate(rows))
-            parts = [replace(part, inputs=(features, part.inputs[1])) for part in parts]
+        if is_frozen:
+            # The photos are encoded once
+            features = _encode_photos(towers, pairs.inputs[0], photo_count, reporter)
+            pairs = replace(pairs, inputs=(features, pairs.inputs[1]))
+            train = replace(train, inputs=(features, train.inputs[1]))
+            val = replace(val, inputs=(features, val.inputs[1]))
             towers = TwoTowers(nn.Identity(), text, compute)
-        task = PairTask(towers, parts[1], parts[2], settings, _NAMES, made_from)
+        task = PairTask(towers, train, val, training, _NAMES, made_from)
+        record = {
+            "mode": mode,
+            "augment": augment,
+            "start": network.identity,
+            "photos": photo_count,
+            "unreadable": unreadable,
+        }
         return task.connect(
             target,
-            parts[0],
-            {**chosen, "start": network.identity, "photos": photos, "unreadable": unreadable},
+            pairs,
+            record,
             save=lambda folder: _save_open_clip(network, task.loss, folder),
             load=_load,
         )
+
+
+@torch.inference_mode()
+def _encode_photos(
+    towers: TwoTowers, photos: Inputs, count: int, reporter: Reporter
+) -> ArrayInputs:
+    """Return the features of the first ``count`` photos, by the image tower as it is."""
+    features = []
+    towers.eval()
+    with reporter.progress("Encoding photos with the frozen tower", count) as progress:
+        for start in range(0, count, _ENCODED):
+            block = np.arange(start, min(start + _ENCODED, count))
+            features.append(towers.project(photos.rows(block), 0).cpu().numpy())
+            progress.advance(len(block))
+    return ArrayInputs(np.concatenate(features))
 
 
 def _load(folder: Path) -> ConnectedTowers:
@@ -209,11 +242,12 @@ def _save_open_clip(network: Network, loss: ContrastiveLoss, folder: Path) -> No
         key: network.preprocess.config[key] for key in settings if key in network.preprocess.config
     }
     config = network.model_config()
+    # No pretrained weights are to be fetched, as all weights are in the file
     for part, switch in (
         ("vision_cfg", "timm_model_pretrained"),
         ("text_cfg", "hf_model_pretrained"),
     ):
-        if switch in config.get(part, {}):  # its weights are in the file
+        if switch in config.get(part, {}):
             config[part] = {**config[part], switch: False}
     write_json_atomically(
         folder / _CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess}
@@ -230,23 +264,27 @@ def _photo_pairs(
     """
     captioned = {text.image_key for text in corpus.texts}
     photos = [image for image in corpus.images if image.key in captioned]
-    every, broken = PhotoInputs(photos, network.preprocess), set[int]()
+    all_photos = PhotoInputs(photos, network.preprocess)
+    broken: set[int] = set()
     with reporter.progress("Decoding", len(photos)) as progress:
-        for block in np.split(np.arange(len(photos)), range(_ENCODED, len(photos), _ENCODED)):
-            pixels = every.decode(block)
-            broken.update(
-                row for row, one in zip(block.tolist(), pixels, strict=True) if one is None
-            )
+        for start in range(0, len(photos), _ENCODED):
+            block = np.arange(start, min(start + _ENCODED, len(photos)))
+            for row, pixels in zip(block.tolist(), all_photos.decode(block), strict=True):
+                if pixels is None:
+                    broken.add(row)
             progress.advance(len(block))
     if broken:
-        bad = f"{len(broken):,} of {len(photos):,} photos cannot be decoded"
-        reporter.message(f"{bad} and are left out, for example {photos[min(broken)].path}.")
+        reporter.message(
+            f"{len(broken):,} of {len(photos):,} photos cannot be decoded and are left out, for "
+            f"example {photos[min(broken)].path}."
+        )
     photos = [photo for row, photo in enumerate(photos) if row not in broken]
     row_of = {photo.key: row for row, photo in enumerate(photos)}
     texts = [text for text in corpus.texts if text.image_key in row_of]
-    items, captions = [str(text.image_key) for text in texts], [text.caption for text in texts]
+    items = [str(text.image_key) for text in texts]
+    captions = [text.caption for text in texts]
     tokens = ArrayInputs(np.asarray(network.tokenizer(captions or [""]), dtype=np.int32))
     rows = np.array([[row_of[item] for item in items], range(len(texts))], dtype=np.int64)
-    inputs = PhotoInputs(photos, network.preprocess, seed), tokens
+    inputs = (PhotoInputs(photos, network.preprocess, seed), tokens)
     splits = splits_of(items, [text.split for text in texts])
     return PairInputs.of(inputs, rows, captions, items, splits), len(broken)

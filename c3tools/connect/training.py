@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -43,8 +43,10 @@ from ..training.sizes import require_valid
 from .geometry import geometry_figure, measure
 from .pairs import PairInputs
 
-RECORD_FILE, LOG_FILE = "connect.json", "geometry.json"
-_BETAS, _WEIGHT_DECAY = (0.9, 0.98), 0.05
+RECORD_FILE = "connect.json"
+LOG_FILE = "geometry.json"
+_BETAS = (0.9, 0.98)
+_WEIGHT_DECAY = 0.05
 _WARMUP = 0.05  # of the steps
 _SAMPLED_ROWS = 1024
 _EMBED_ROWS = 128
@@ -54,9 +56,26 @@ _LEARNED_FROM = 1 / 0.07
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Settings of the training of any two towers; see the options of `connect_heads`."""
+    """Settings of the training of any two towers; see the options of `connect_heads`.
+
+    A field that is added needs the default that trains as before, so that what was trained before
+    is still known.
+    """
+
+    # as in the digests of what was trained before; see `digest_of`
+    FIRST_FIELDS: ClassVar[tuple[str, ...]] = (
+        "logit_scale",
+        "close_gap",
+        "batch_size",
+        "chunk",
+        "epochs",
+        "learning_rate",
+        "patience",
+        "train_split",
+        "seed",
+    )
 
     logit_scale: str
     close_gap: float
@@ -77,8 +96,12 @@ class TrainingSettings:
         if self.chunk is not None and self.chunk < 1:
             raise ConnectError(f"chunk must be at least 1, not {self.chunk}.")
         ContrastiveLoss(self.logit_scale)
-        positive, not_negative = ("epochs", "learning_rate"), ("close_gap", "patience")
-        require_valid(self, positive=positive, not_negative=not_negative, error=ConnectError)
+        require_valid(
+            self,
+            positive=("epochs", "learning_rate"),
+            not_negative=("close_gap", "patience"),
+            error=ConnectError,
+        )
 
 
 class ContrastiveLoss(nn.Module):
@@ -107,8 +130,8 @@ class ContrastiveLoss(nn.Module):
                 f"{scale!r} is not a logit scale.",
                 remedy=f"For example 100, learned, or learned:20 (below {_MAX_LOGIT_SCALE:g}).",
             )
-        # of log_scale
-        self.close_gap, self.limit = close_gap, math.log(_MAX_LOGIT_SCALE) if learned else math.inf
+        self.close_gap = close_gap
+        self.limit = math.log(_MAX_LOGIT_SCALE) if learned else math.inf  # of log_scale
         self.log_scale = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learned)
 
     @property
@@ -121,8 +144,8 @@ class ContrastiveLoss(nn.Module):
         item.
         """
         logits = self.log_scale.exp() * (first @ second.T)  # (n, n)
-        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(same & ~own, -torch.inf)
+        is_pair = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill(same & ~is_pair, -torch.inf)
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -132,9 +155,12 @@ class ContrastiveLoss(nn.Module):
         """
         centroids = F.normalize(first + second, dim=1)
         near = (-4 + 4 * (centroids @ centroids.T)).exp()  # exp(-2 |c_i - c_j|^2) of unit rows
-        others = ~(same | same.T)
-        spread = near[others].mean().log() if others.any() else near.new_zeros(())
-        return self.close_gap * ((first - second).square().sum(dim=1).mean() + spread)
+        is_unrelated = ~(same | same.T)
+        spread = near.new_zeros(())
+        if is_unrelated.any():
+            spread = near[is_unrelated].mean().log()
+        distance = (first - second).square().sum(dim=1).mean()
+        return self.close_gap * (distance + spread)
 
 
 class TwoTowers(nn.Module):
@@ -146,7 +172,8 @@ class TwoTowers(nn.Module):
 
     def __init__(self, first: nn.Module, second: nn.Module, compute: Compute) -> None:
         super().__init__()
-        self.sides, self.compute = nn.ModuleList([first, second]), compute
+        self.sides = nn.ModuleList([first, second])
+        self.compute = compute
         self.to(compute.device)
 
     def train(self, mode: bool = True) -> TwoTowers:
@@ -179,13 +206,11 @@ class TwoTowers(nn.Module):
         self.eval()
 
         def rows(side: int, numbers: Indices) -> Matrix:
-            blocks = (
-                numbers[start : start + _EMBED_ROWS]
-                for start in range(0, len(numbers), _EMBED_ROWS)
-            )
-            return np.concatenate(
-                [self.embed(pairs.inputs[side].rows(block), side).cpu().numpy() for block in blocks]
-            )
+            embedded = []
+            for start in range(0, len(numbers), _EMBED_ROWS):
+                inputs = pairs.inputs[side].rows(numbers[start : start + _EMBED_ROWS])
+                embedded.append(self.embed(inputs, side).cpu().numpy())
+            return np.concatenate(embedded)
 
         items = np.searchsorted(pairs.item_rows, pairs.rows[0])
         return rows(0, pairs.item_rows), rows(1, pairs.rows[1]), items
@@ -216,27 +241,36 @@ class TwoTowers(nn.Module):
             chunk: pairs embedded at a time with their activations; all by default.
             scope: numbers that what is random depends on, such as (seed, step).
         """
-        size = ids.shape[1]
-        parts = [slice(start, start + (chunk or size)) for start in range(0, size, chunk or size)]
-        whole = len(parts) == 1
+        pair_count = ids.shape[1]
+        chunk_size = chunk or pair_count
+        chunks = [slice(start, start + chunk_size) for start in range(0, pair_count, chunk_size)]
+        is_whole = len(chunks) == 1
 
-        def embed(side: int, place: int) -> Tensor:
+        def embed(side: int, number: int) -> Tensor:
             with torch.random.fork_rng():
-                torch.manual_seed(torch_seed(scope[0], "step", *scope[1:], 0, side, place))
-                return self.embed(inputs[side][parts[place]], side)
+                torch.manual_seed(torch_seed(scope[0], "step", *scope[1:], 0, side, number))
+                return self.embed(inputs[side][chunks[number]], side)
 
-        with torch.set_grad_enabled(whole):
-            kept = [[embed(side, place) for place in range(len(parts))] for side in range(2)]
-        first, second = leaves = [torch.cat(rows).detach().requires_grad_() for rows in kept]
+        # Embed the batch; a single chunk keeps its activations
+        numbers = range(len(chunks))
+        with torch.set_grad_enabled(is_whole):
+            embedded = [[embed(side, number) for number in numbers] for side in (0, 1)]
+
+        # The gradient of the loss with respect to the embeddings
+        first = torch.cat(embedded[0]).detach().requires_grad_()
+        second = torch.cat(embedded[1]).detach().requires_grad_()
         same = (ids[:, :, None] == ids[:, None]).any(dim=0).to(first.device)
         value = loss(first, second, same)
-        (value + loss.gap_terms(first, second, same) if loss.close_gap else value).backward()
-        for place, part in enumerate(parts):
-            for side, leaf in enumerate(leaves):
-                rows = kept[side][place] if whole else embed(side, place)
+        total = value + loss.gap_terms(first, second, same) if loss.close_gap else value
+        total.backward()
+
+        # Pass it on to the weights, chunk by chunk
+        for number in numbers:
+            for side, leaf in enumerate((first, second)):
+                rows = embedded[side][number] if is_whole else embed(side, number)
                 assert leaf.grad is not None
                 if rows.requires_grad:  # a frozen tower has no gradient to pass on
-                    rows.backward(leaf.grad[part])
+                    rows.backward(leaf.grad[chunks[number]])
         return float(value.detach())
 
 
@@ -249,7 +283,7 @@ class PairTask(Task):
         val_pairs: pairs to choose the checkpoint by.
         settings: of the training.
         names: of the two modalities.
-        made_from: JSON values that the run depends on beside these.
+        made_from: JSON values or a dataclass that the run depends on beside these.
 
     Attributes:
         settings: with the batch size that is used.
@@ -274,45 +308,55 @@ class PairTask(Task):
         names: tuple[str, str] = ("image", "text"),
         made_from: object = None,
     ) -> None:
-        if min(len(np.unique(ids)) for pairs in (train_pairs, val_pairs) for ids in pairs.ids) < 2:
+        if min(train_pairs.distinct_count, val_pairs.distinct_count) < 2:
             raise ConnectError(
                 f"There are {len(train_pairs):,} training and {len(val_pairs):,} validation "
-                f"pairs; at least 2 of "
-                "different items are needed of each.",
+                f"pairs; at least 2 of different items are needed of each.",
                 remedy="Add more pairs, and check that the keys of the two modalities match.",
             )
         settings = replace(settings, batch_size=min(settings.batch_size, len(train_pairs)))
-        self.towers, self.loss = towers, ContrastiveLoss(settings.logit_scale, settings.close_gap)
+        self.train = train_pairs
+        self.val = val_pairs
+        self.settings = settings
+        self.names = names
+        self.towers = towers
+        self.loss = ContrastiveLoss(settings.logit_scale, settings.close_gap)
         self.module = nn.ModuleDict({"towers": towers, "loss": self.loss.to(towers.compute.device)})
-        self.train, self.val, self.settings, self.names = train_pairs, val_pairs, settings, names
         self.steps_per_epoch = len(train_pairs) // settings.batch_size
         steps = settings.epochs * self.steps_per_epoch
-        rise, patience = max(1, round(_WARMUP * steps)), settings.patience
         self.plan = Plan(
-            steps,
-            settings.learning_rate,
-            self.steps_per_epoch,
-            rise,
-            patience=patience,
+            steps=steps,
+            learning_rate=settings.learning_rate,
+            validate_every=self.steps_per_epoch,
+            rise=max(1, round(_WARMUP * steps)),
+            patience=settings.patience,
             start="report",
         )
         self.optimizer = adamw(self.module.parameters(), weight_decay=_WEIGHT_DECAY, betas=_BETAS)
-        parts: list[object] = [asdict(settings), towers.compute.precision, names, made_from]
+        parts: list[object] = [settings, towers.compute.precision, names, made_from]
         for pairs in (train_pairs, val_pairs):
             for rows, inputs in zip(pairs.rows, pairs.inputs, strict=True):
-                parts += [rows, inputs.rows(rows[:: max(1, len(rows) // _SAMPLED_ROWS)]).numpy()]
+                sampled_rows = rows[:: max(1, len(rows) // _SAMPLED_ROWS)]
+                parts += [rows, inputs.rows(sampled_rows).numpy()]
         self.identity = digest_of(*parts)
         self._loader = ThreadPoolExecutor(1)
         self._loading: Future[tuple[tuple[Tensor, Tensor], Tensor]] | None = None
 
     def step(self, number: int, update: Callable[[Tensor | float], float]) -> tuple[float, int]:
         """Learn from one batch of pairs, while the next one is read."""
-        inputs, ids = (self._loading or self._loader.submit(self._load, number)).result()
-        self._loading = (
-            self._loader.submit(self._load, number + 1) if number + 1 < self.plan.steps else None
+        loading = self._loading or self._loader.submit(self._load, number)
+        inputs, ids = loading.result()
+        self._loading = None
+        if number + 1 < self.plan.steps:
+            self._loading = self._loader.submit(self._load, number + 1)
+        loss = self.towers.backward(
+            self.loss,
+            inputs,
+            ids,
+            chunk=self.settings.chunk,
+            scope=(self.settings.seed, number),
         )
-        scope, chunk = (self.settings.seed, number), self.settings.chunk
-        value = update(self.towers.backward(self.loss, inputs, ids, chunk=chunk, scope=scope))
+        value = update(loss)
         with torch.no_grad():
             self.loss.log_scale.clamp_(max=self.loss.limit)
         return value, self.settings.batch_size
@@ -321,12 +365,11 @@ class PairTask(Task):
         """Return the inputs of a step and their ids; what is left over of an epoch's full batches
         is not used in it.
         """
-        (epoch, place), size, pairs = (
-            divmod(step, self.steps_per_epoch),
-            self.settings.batch_size,
-            self.train,
-        )
-        batch = self.order(len(pairs), self.settings.seed, "pairs", epoch)[place * size :][:size]
+        epoch, place = divmod(step, self.steps_per_epoch)
+        pairs = self.train
+        batch_size = self.settings.batch_size
+        order = self.order(len(pairs), self.settings.seed, "pairs", epoch)
+        batch = order[place * batch_size :][:batch_size]
         inputs = (
             pairs.inputs[0].rows(pairs.rows[0, batch], epoch),
             pairs.inputs[1].rows(pairs.rows[1, batch], epoch),
@@ -351,12 +394,11 @@ class PairTask(Task):
 
     def log(self, run: Run) -> list[dict[str, Any]]:
         """Return the log of the geometry, from the initial weights on, as JSON values."""
-        points = [run.start, *run.history] if run.start else run.history
-        losses = (None if math.isnan(point.train_loss) else point.train_loss for point in points)
-        return [
-            {"step": one.step, "loss": loss, **one.facts}
-            for one, loss in zip(points, losses, strict=True)
-        ]
+        log = []
+        for point in [run.start, *run.history] if run.start else run.history:
+            loss = None if math.isnan(point.train_loss) else point.train_loss
+            log.append({"step": point.step, "loss": loss, **point.facts})
+        return log
 
     def connect(
         self,
@@ -380,7 +422,8 @@ class PairTask(Task):
         reporter = target.reporter
 
         def result(run: Run, made_from: dict[str, Any]) -> Callable[[Path], None]:
-            settings, kept, log = self.settings, run.kept, self.log(run)
+            kept = run.kept
+            log = self.log(run)
             assert kept is not None
             if run.outcome != FINISHED:
                 reporter.message(
@@ -390,28 +433,20 @@ class PairTask(Task):
             if -kept.val_loss <= 3 / len(self.val.item_rows):
                 reporter.message(
                     "Retrieval among the validation pairs is near chance. Check that the rows of "
-                    "a pair belong "
-                    "together, and try a lower --learning-rate or --logit-scale."
+                    "a pair belong together, and try a lower --learning-rate or --logit-scale."
                 )
-            # rows that are split by hash are in val and test, even if another split is learned from
-            apart = settings.train_split in STANDARD or describe_rule(pairs.splits) is None
-            scored = {split: pairs.where(split) for split in ("val", "test") if apart}
             content = {
                 **record,
                 "made_from": made_from,
                 "pairs": {"train": len(self.train), "val": len(self.val)},
-                "settings": asdict(settings),
+                "settings": asdict(self.settings),
                 "outcome": run.outcome,
                 "steps": run.step,
                 "kept_step": kept.step,
                 "recall@1": -kept.val_loss,
                 "logit_scale": kept.facts["logit_scale"],
-                "seconds": round(sum(one.seconds for one in run.history), 1),
-                "scores": {
-                    split: measure(*self.towers.embed_pairs(part), self.names)
-                    for split, part in scored.items()
-                    if len(part.item_rows) > 1
-                },
+                "seconds": round(sum(point.seconds for point in run.history), 1),
+                "scores": self._scores(pairs),
             }
 
             def write(folder: Path) -> None:
@@ -423,6 +458,18 @@ class PairTask(Task):
             return write
 
         return train_or_load(target, self, load, result, label="Connecting")
+
+    def _scores(self, pairs: PairInputs) -> dict[str, Any]:
+        """Return the measures of the pairs of val and test that were not learned from, by split."""
+        # Rows that are split by hash are in val and test, even if another split is learned from
+        if self.settings.train_split not in STANDARD and describe_rule(pairs.splits) is not None:
+            return {}
+        scores = {}
+        for split in ("val", "test"):
+            scored = pairs.where(split)
+            if len(scored.item_rows) > 1:
+                scores[split] = measure(*self.towers.embed_pairs(scored), self.names)
+        return scores
 
 
 def _all_unit(rows: Matrix) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from c3tools import ConnectedHeads, apply_heads, connect_heads, connect_towers, read_features
+from c3tools.connect.heads import HeadShape, HeadsSettings
 from c3tools.connect.pairs import PairedFeatures
+from c3tools.connect.training import TrainingSettings
 from c3tools.errors import ConnectError, OutputError
 from c3tools.store import Pairs, Store
 from tests.conftest import Messages, make_store
@@ -127,6 +130,47 @@ def test_a_training_is_that_on_record(connect: Connect) -> None:
     record |= json.loads(Path("heads/geometry.json").read_text())
     recorded(Path(__file__).parent / "golden/heads.json", {**record, "said": said.texts}, rel=2e-3)
     assert_interface(connect_heads, connect_towers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterTraining(TrainingSettings):
+    """The settings of a training in a later version, which has one more."""
+
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterShape(HeadShape):
+    """The architecture of heads in a later version, which has one more setting."""
+
+    residual: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterHeads(HeadsSettings):
+    """The options of `connect_heads` in a later version, which has three more."""
+
+    label_smoothing: float = 0.0
+    residual: bool = False
+    mixup: bool = False
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add an option and settings, with defaults, as a later version might."""
+    monkeypatch.setattr("c3tools.connect.heads.TrainingSettings", LaterTraining)
+    monkeypatch.setattr("c3tools.connect.heads.HeadShape", LaterShape)
+    monkeypatch.setattr("c3tools.connect.heads.HeadsSettings", LaterHeads)
+
+
+def test_an_option_and_settings_that_are_added_disown_no_heads(
+    connect: Connect, request: pytest.FixtureRequest
+) -> None:
+    messages = Messages()
+    connect(epochs=1)
+    request.getfixturevalue("later")
+    connect(epochs=1, reporter=messages)
+    assert "nothing to do" in messages.texts[-1]
 
 
 def test_trained_heads_come_back_as_they_were_and_the_same_call_gives_the_same(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from c3tools import connect_towers, embed
 from c3tools.connect.geometry import measure
+from c3tools.connect.towers import TowersSettings
+from c3tools.connect.training import TrainingSettings
 from c3tools.encoders import load_network
 from c3tools.errors import ConnectError, OutputError
 from tests.conftest import Messages
@@ -112,3 +115,31 @@ def test_photos_without_captions_or_split_and_wrong_options_are_refused(
             connect_towers(paths, tmp_path / "out", reporter=said, **{"model": tiny, **options})
     assert "c3-mini" in said.texts[0]
     assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterTraining(TrainingSettings):
+    """The settings of a training in a later version, which has one more."""
+
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterTowers(TowersSettings):
+    """The options of `connect_towers` in a later version, which has two more."""
+
+    label_smoothing: float = 0.0
+    crops: int = 1
+
+
+def test_an_option_and_a_setting_that_are_added_disown_no_towers(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = save_photos(tmp_path / "photos")
+    messages = Messages()
+    options: dict[str, Any] = {"model": tiny, "precision": "fp32", "epochs": 1, "batch_size": 32}
+    connect_towers(photos, tmp_path / "out", **options)
+    monkeypatch.setattr("c3tools.connect.towers.TrainingSettings", LaterTraining)
+    monkeypatch.setattr("c3tools.connect.towers.TowersSettings", LaterTowers)
+    connect_towers(photos, tmp_path / "out", reporter=messages, **options)
+    assert "nothing to do" in messages.texts[-1]

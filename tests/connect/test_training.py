@@ -29,7 +29,17 @@ from tests.stores import unit
 from .worlds import some_pairs, views
 
 CPU = Compute("cpu", "fp32")
-QUICK = TrainingSettings("20", 0.0, 40, None, 6, 3e-3, 0, "train", 0)
+QUICK = TrainingSettings(
+    logit_scale="20",
+    close_gap=0.0,
+    batch_size=40,
+    chunk=None,
+    epochs=6,
+    learning_rate=3e-3,
+    patience=0,
+    train_split="train",
+    seed=0,
+)
 NAMES = ("image", "text")
 SIDES = torch.from_numpy(unit_rows(12, 6)), torch.from_numpy(unit_rows(12, 5))
 IDS = torch.stack([torch.arange(12) // 2, torch.arange(12)])  # every item has two pairs
