@@ -52,38 +52,54 @@ def photo(colour: str = "red", kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def test_a_text_a_photo_and_a_vector_find_what_the_index_finds(client: Any, index: Index) -> None:
-    encoder = colour_encoder()
-    vector = encoder.encode_texts(["b 0"])
-    red = encoder.encode_images([Image.new("RGB", (9, 6), "red")])
-    searches = (
-        (client.get("/search?q=b 0&k=7"), vector, "text"),
-        (client.post("/search?k=7", json={"vector": vector[0].tolist()}), vector, "text"),
-        (
-            client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"}),
-            red,
-            "image",
-        ),
-    )
-    for response, embeddings, modality in searches:
-        (expected,) = index.rank(embeddings, modality, 7)
-        found = response.json()["hits"]
-        assert [(hit["key"], hit["score"]) for hit in found] == [
-            (hit.key, hit.score) for hit in expected
-        ]
-    splits = index.rows.column("split").unique().to_pylist()
-    for column, option, value in (
-        ("modality", "in", "text"),
-        ("modality", "in", "image"),
-        ("split", "split", splits[0]),
-    ):
-        assert {
-            hit[column] for hit in client.get(f"/search?q=x&k=50&{option}={value}").json()["hits"]
-        } == {value}
-    apart = client.get("/search?q=x&k=2&separate").json()["hits"]
-    assert [hit["modality"] for hit in apart] == ["image", "image", "text", "text"]
+def assert_found(response: Any, index: Index, embeddings: Any, modality: str) -> None:
+    """Assert that a server found the hits of the index, seven of them."""
+    (expected,) = index.rank(embeddings, modality, 7)
+    hits = response.json()["hits"]
+    assert [(hit["key"], hit["score"]) for hit in hits] == [
+        (hit.key, hit.score) for hit in expected
+    ]
+
+
+def test_a_text_finds_what_the_index_finds(client: Any, index: Index) -> None:
+    embeddings = colour_encoder().encode_texts(["b 0"])
+    assert_found(client.get("/search?q=b 0&k=7"), index, embeddings, "text")
+
+
+def test_a_vector_finds_what_the_index_finds(client: Any, index: Index) -> None:
+    embeddings = colour_encoder().encode_texts(["b 0"])
+    response = client.post("/search?k=7", json={"vector": embeddings[0].tolist()})
+    assert_found(response, index, embeddings, "text")
+
+
+def test_a_photo_finds_what_the_index_finds(client: Any, index: Index) -> None:
+    embeddings = colour_encoder().encode_images([Image.new("RGB", (9, 6), "red")])
+    response = client.post("/search?k=7", content=photo(), headers={"Content-Type": "image/png"})
+    assert_found(response, index, embeddings, "image")
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_a_search_in_a_modality_finds_only_its_rows(client: Any, modality: str) -> None:
+    hits = client.get(f"/search?q=x&k=50&in={modality}").json()["hits"]
+    assert {hit["modality"] for hit in hits} == {modality}
+
+
+def test_a_search_in_a_split_finds_only_its_rows(client: Any, index: Index) -> None:
+    split = index.rows.column("split")[0].as_py()
+    hits = client.get(f"/search?q=x&k=50&split={split}").json()["hits"]
+    assert {hit["split"] for hit in hits} == {split}
+
+
+def test_a_separate_search_finds_so_many_of_each_modality(client: Any) -> None:
+    hits = client.get("/search?q=x&k=2&separate").json()["hits"]
+    assert [hit["modality"] for hit in hits] == ["image", "image", "text", "text"]
+
+
+def test_the_page_names_the_index_and_the_choices_of_a_search(client: Any, index: Index) -> None:
     page = client.get("/").text
-    assert "<title>index</title>" in page and "15 rows" in page
+    splits = index.rows.column("split").unique().to_pylist()
+    assert "<title>index</title>" in page
+    assert "15 rows" in page
     assert re.findall(r"<option>(\w+)<", page) == ["image", "text", *splits]
 
 

@@ -149,9 +149,12 @@ def test_a_csv_file_without_names_is_a_matrix() -> None:
     np.savetxt("i.csv", rows, delimiter=",")
     assert import_embeddings(image="i.csv", dtype="float32").pairs == 0
     np.testing.assert_allclose(loaded("image").embeddings, rows, rtol=1e-6)
+
+
+def test_a_matrix_with_a_text_in_it_is_refused() -> None:
     Path("i.csv").write_text("0.5,1.0\n0.25,none\n")
     with pytest.raises(StoreError, match=r"i.csv.*none"):
-        import_embeddings(image="i.csv", store="other")
+        import_embeddings(image="i.csv")
 
 
 def test_row_order_only_where_one_side_has_no_ids() -> None:
@@ -446,63 +449,89 @@ def test_an_interrupted_import_is_continued(monkeypatch: pytest.MonkeyPatch) -> 
         import_embeddings(image="five.npy", text="texts.npy")
 
 
-def test_arrays_tables_and_columns_of_many_kinds() -> None:
-    images, texts = make_vectors(5)
-    ids = np.array([f"k{i}" for i in range(5)])
-    np.savez(
-        "both.npz", a=images, b=texts[::2], emb=images, features=images, ids=ids, n=np.arange(5.0)
-    )
+def test_the_array_with_a_usual_name_is_read() -> None:
+    images = make_vectors(5)[0]
+    np.savez("both.npz", a=images * 2, emb=images, features=images * 3)
     np.testing.assert_array_equal(read_rows("both.npz", "image")[0].embeddings, images)
-    for array in (np.ones((3, 0)), np.ones((2, 3, 4)), np.ones((3, 2), bool)):
-        np.save("x.npy", array)
-        with pytest.raises(
-            StoreError,
-            match=re.escape(f"x.npy contains {array.dtype} values of shape {array.shape}"),
-        ):
-            read_rows("x.npy", "image")
+
+
+def test_arrays_are_chosen_by_name_and_others_of_as_many_texts_are_their_ids() -> None:
+    images, texts = make_vectors(5)
+    ids = [f"k{i}" for i in range(5)]
+    np.savez("both.npz", a=images, b=texts[::2], emb=images, ids=np.array(ids), n=np.arange(5.0))
+    import_embeddings(image="both.npz", text="both.npz", image_array="a", text_array="b")
+    assert loaded("image").keys == ids
+    np.testing.assert_allclose(loaded("text").embeddings, texts[::2], atol=1e-3)
+
+
+@pytest.mark.parametrize("array", [np.ones((3, 0)), np.ones((2, 3, 4)), np.ones((3, 2), bool)])
+def test_an_array_that_is_no_matrix_of_numbers_is_refused(array: np.ndarray) -> None:
+    np.save("x.npy", array)
+    problem = f"x.npy contains {array.dtype} values of shape {array.shape}"
+    with pytest.raises(StoreError, match=re.escape(problem)):
+        read_rows("x.npy", "image")
+
+
+def test_one_vector_is_one_row() -> None:
     np.save("x.npy", np.arange(3))
     assert read_rows("x.npy", "image")[0].embeddings.tolist() == [[0, 1, 2]]
-    import_embeddings(image="both.npz", text="both.npz", image_array="a", text_array="b")
-    assert loaded("image").keys == [*ids]
-    np.testing.assert_allclose(loaded("text").embeddings, texts[::2], atol=1e-3)
-    torch.save(
-        {"features": torch.from_numpy(images).bfloat16(), "ids": [*"abcde"], "note": ["x"]}, "l.pt"
-    )
+
+
+def test_tensors_in_bfloat16_are_read_with_lists_of_texts_as_ids() -> None:
+    features = torch.from_numpy(make_vectors(5)[0]).bfloat16()
+    torch.save({"features": features, "ids": [*"abcde"], "note": ["x"]}, "l.pt")
     assert read_rows("l.pt", "image")[0].keys == [*"abcde"]
+
+
+def test_tables_with_semicolons_and_lines_in_cells() -> None:
     Path("m.csv").write_text("image_id;split\n" + "".join(f"{i};test\n" for i in range(5)))
-    Path("t.csv").write_text(
-        "IMAGE_ID;Caption\n" + "".join(f'{4 - i};"one;\n{i}"\n' for i in range(5))
+    rows = "".join(f'{4 - i};"one;\n{i}"\n' for i in range(5))
+    Path("t.csv").write_text("IMAGE_ID;Caption\n" + rows)
+    import_embeddings(image="five.npy", text="texts.npy", meta="m.csv", text_meta="t.csv")
+    text = loaded("text")
+    assert text.column("image_key") == [*"43210"]
+    assert text.captions[:2] == ["one;\n0", "one;\n1"]
+
+
+def test_vectors_of_different_lengths_are_refused() -> None:
+    rows = [[1.0, 2, 3], [4, 5, 6, 7, 8]]
+    pq.write_table(pa.table({"id": [1, 2], "embedding": rows}), "v.parquet")
+    with pytest.raises(StoreError, match="3, 5"):
+        read_rows("v.parquet", "image")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "problem"),
+    [
+        ("w.jsonl", '{"id": 1, "text": ["a dog"]}\n', None, "'id', 'text'"),
+        (
+            "half.jsonl",
+            '{"id": "a", "embedding": [1, 0]}\n{"id": "\\ud83d", "embedding": [0, 1]}\n',
+            None,
+            "half.jsonl.*utf-8",
+        ),
+        ("list.jsonl", '{"id": 1}\n[1]\n', None, "line 2 is not a JSON object"),
+        ("spaces.csv", 'id,vector \n1,"0.5 1 2"\n', "vector ", "JSON list"),
+        ("spaces.csv", 'id,vector \n1,"0.5 1 2"\n', "vector", "'vector '"),
+    ],
+)
+def test_a_table_without_vectors_is_refused(
+    name: str, content: str, column: str | None, problem: str
+) -> None:
+    Path(name).write_text(content)
+    with pytest.raises(StoreError, match=f"(?s){problem}"):
+        read_rows(name, "image", column)
+
+
+@pytest.mark.parametrize(
+    "last", ["[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"]
+)
+def test_a_row_that_is_no_vector_of_the_same_length_is_refused(last: str) -> None:
+    Path("x.jsonl").write_text(
+        f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n'
     )
-    import_embeddings(
-        store="s", image="five.npy", text="texts.npy", meta="m.csv", text_meta="t.csv"
-    )
-    text = loaded("text", "s")
-    assert (text.column("image_key"), text.captions[:2]) == ([*"43210"], ["one;\n0", "one;\n1"])
-    Path("spaces.csv").write_text('id,vector \n1,"0.5 1 2"\n')
-    pq.write_table(
-        pa.table({"id": [1, 2], "embedding": [[1.0, 2, 3], [4, 5, 6, 7, 8]]}), "v.parquet"
-    )
-    write_jsonl(Path("w.jsonl"), {"id": 1, "text": ["a dog"]})
-    write_jsonl(
-        Path("half.jsonl"), {"id": "a", "embedding": [1, 0]}, {"id": "\ud83d", "embedding": [0, 1]}
-    )
-    Path("list.jsonl").write_text('{"id": 1}\n[1]\n')
-    for name, said, *column in (
-        ("v.parquet", "3, 5"),
-        ("w.jsonl", "'id', 'text'"),
-        ("half.jsonl", "half.jsonl.*utf-8"),
-        ("list.jsonl", "line 2 is not a JSON object"),
-        ("spaces.csv", "JSON list", "vector "),
-        ("spaces.csv", "'vector '", "vector"),
-    ):
-        with pytest.raises(StoreError, match=f"(?s){said}"):
-            read_rows(name, "image", *column)
-    for last in ("[1, 2]", "null", '["a", "b", "c"]', f"[1, 2, 1{'0' * 400}]", "[[1], 2, 3]", "[]"):
-        Path("x.jsonl").write_text(
-            f'{{"id": 1, "vector": [1, 0, 0.5]}}\n{{"id": 2, "vector": {last}}}\n'
-        )
-        with pytest.raises(StoreError, match=r"x\.jsonl"):
-            read_rows("x.jsonl", "image")
+    with pytest.raises(StoreError, match=r"x\.jsonl"):
+        read_rows("x.jsonl", "image")
 
 
 @pytest.mark.parametrize(
