@@ -93,8 +93,10 @@ def with_stored_keys(corpus: Corpus, stored: StoredInputs, reporter: Reporter = 
         for folder, images in join.images_by_folder().items():
             if folder is None:
                 join.assign_or_refuse(images)
-            elif message := join.assign(folder, images):
-                reporter.message(message)
+            else:
+                message = join.assign(folder, images)
+                if message:
+                    reporter.message(message)
     return _renamed(corpus, join.keys, join.refused)
 
 
@@ -104,11 +106,11 @@ def _keys_agree(items: Any, files: Any) -> bool:
     """
     paths: Any = absolute_paths(items["path"])
     path_of_key = files["stored_path"].take(pc.index_in(items["key"], files["key"]))
-    is_stored: Any = pc.or_(
-        pc.is_in(items["key"], files["key"]), pc.is_in(paths, files["stored_path"])
-    )
+    key_is_stored: Any = pc.is_in(items["key"], files["key"])
+    path_is_stored: Any = pc.is_in(paths, files["stored_path"])
+    is_new = pc.invert(pc.or_(key_is_stored, path_is_stored))
     is_same = pc.fill_null(pc.equal(path_of_key, paths), False)
-    return bool(pc.all(pc.or_(is_same, pc.invert(is_stored)), min_count=0).as_py())
+    return bool(pc.all(pc.or_(is_same, is_new), min_count=0).as_py())
 
 
 class _Join:

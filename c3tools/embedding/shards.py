@@ -134,12 +134,16 @@ class EmbedWork(Work[ShardTask, ModalitySummary]):
         no_features = np.zeros((0, self._encoder.dim), np.float32)
         shards = ((number, self._items.take(positions)) for number, positions in tasks)
         start = time.perf_counter()
-        encoded_batches = encode(self._encoder, shards, report)
-        for number, shard in groupby(encoded_batches, key=lambda encoded: encoded[0].shard):
-            batches, features = zip(*shard, strict=True)
+        encoded = encode(self._encoder, shards, report)
+        for number, encoded_batches in groupby(encoded, key=lambda pair: pair[0].shard):
+            batches = []
+            features = [no_features]
+            for batch, features_of_batch in encoded_batches:
+                batches.append(batch)
+                features.append(features_of_batch)
             rows = [row for batch in batches for row in batch.rows]
             failures = [failure for batch in batches for failure in batch.failures]
-            embeddings = np.concatenate([no_features, *features])
+            embeddings = np.concatenate(features)
             encoding_ended = time.perf_counter()
             self._write(number, rows, failures, embeddings)
             writing_ended = time.perf_counter()

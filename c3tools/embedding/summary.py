@@ -71,6 +71,18 @@ class ModalitySummary:
         """Embedded inputs per second, 0 when nothing was embedded."""
         return self.embedded / self.elapsed if self.embedded and self.elapsed else 0.0
 
+    def cells(self) -> list[str]:
+        """Return the cells of the table of a run."""
+        already = self.already - self.updated
+        failed = self.failed + self.failed_before
+        counts = [f"{n:,}" for n in (self.embedded + self.updated, already, failed)]
+        return [*counts, f"{self.rate:,.1f}", f"{self.elapsed:,.1f}"]
+
+    def planned_cells(self) -> list[str]:
+        """Return the cells of the table of a dry run."""
+        counts = (self.to_embed, self.to_update, self.to_remove, self.already, self.failed_before)
+        return [f"{n:,}" for n in counts]
+
     def add(self, other: ModalitySummary) -> None:
         """Add the counts and timings of other shards."""
         for name in ("embedded", "failed", "updated", "not_updated", "truncated"):
@@ -80,11 +92,9 @@ class ModalitySummary:
 
     def notes(self, name: str) -> list[str]:
         """Return sentences about inputs that changed, have gone, or are special otherwise."""
-        again = (
-            f"{self.updated:,} embedded again"
-            if self.updated or self.not_updated
-            else "--update embeds them again"
-        )
+        again = "--update embeds them again"
+        if self.updated or self.not_updated:
+            again = f"{self.updated:,} embedded again"
         removed = "rows removed" if self.removed else "--prune removes their rows"
         relocated = "new paths written" if self.relocated else "--update writes the new paths"
         notes = [
@@ -136,36 +146,26 @@ class EmbedSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        modalities = {
-            name: {**vars(m), "rate": round(m.rate, 2)} for name, m in self.modalities.items()
-        }
+        modalities = {}
+        for name, modality in self.modalities.items():
+            modalities[name] = {**vars(modality), "rate": round(modality.rate, 2)}
         return {**vars(self), "modalities": modalities}
 
     def table(self) -> Table:
         """Return the counts as a table, one row per modality."""
-        columns = ["embedded", "already there", "failed", "per second", "seconds"]
-        how = [
-            self.model["name"],
-            self.precision,
-            None if self.backend == "torch" else self.backend,
-        ]
         if self.dry_run:
             columns = ["to embed", "to update", "to remove", "already there", "failed before"]
             how = [self.model["name"], "dry run: nothing was written"]
+        else:
+            columns = ["embedded", "already there", "failed", "per second", "seconds"]
+            backend = None if self.backend == "torch" else self.backend
+            how = [self.model["name"], self.precision, backend]
         rows = []
-        for name, m in self.modalities.items():
-            counts = (m.embedded + m.updated, m.already - m.updated, m.failed + m.failed_before)
-            done = [f"{n:,}" for n in counts]
-            planned = [
-                f"{n:,}" for n in (m.to_embed, m.to_update, m.to_remove, m.already, m.failed_before)
-            ]
-            rows.append(
-                [
-                    name,
-                    *(planned if self.dry_run else [*done, f"{m.rate:,.1f}", f"{m.elapsed:,.1f}"]),
-                ]
-            )
-        return Table(["modality", *columns], rows, f"{self.store}   {', '.join(filter(None, how))}")
+        for name, modality in self.modalities.items():
+            cells = modality.planned_cells() if self.dry_run else modality.cells()
+            rows.append([name, *cells])
+        title = f"{self.store}   {', '.join(filter(None, how))}"
+        return Table(["modality", *columns], rows, title)
 
     def notes(self) -> list[str]:
         """Return notes, one sentence each, on missing partners, changes, failures and the slowest
@@ -176,9 +176,11 @@ class EmbedSummary:
             *_listed("caption", "for images that were not found", self.captions_without_image),
         ]
         stages: dict[tuple[str, str], float] = {}
-        for name, m in self.modalities.items():
-            notes += m.notes(name)
-            stages |= {(name, stage): seconds for stage, seconds in m.seconds.items() if m.embedded}
+        for name, modality in self.modalities.items():
+            notes += modality.notes(name)
+            if modality.embedded:
+                for stage, seconds in modality.seconds.items():
+                    stages[name, stage] = seconds
         for name, reason in self.all_failed.items():
             notes.append(f"No {name} input could be embedded. The first: {reason}.")
         if self.failures_in_store:
@@ -194,12 +196,10 @@ class EmbedSummary:
                 "manifest.json and run "
                 f"`c3 verify {self.store} --repair`: it records the shards that exist."
             )
-        if sum(m.embedded for m in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
+        if sum(modality.embedded for modality in self.modalities.values()) >= _ENOUGH_TO_ADVISE:
             name, stage = max(stages, key=lambda key: stages[key])
-            share, (words, advice) = (
-                stages[name, stage] / max(sum(stages.values()), 1e-9),
-                _STAGES[stage],
-            )
+            share = stages[name, stage] / max(sum(stages.values()), 1e-9)
+            words, advice = _STAGES[stage]
             notes.append(f"{words} {name}s took {share:.0%} of the time: {advice}")
         return notes
 
@@ -213,9 +213,7 @@ def _listed(noun: str, what: str, names: Sequence[str]) -> list[str]:
     """Return one sentence with the number of names and the first of them, or none if there are no
     names.
     """
+    if not names:
+        return []
     more = ", …" if len(names) > _NAMES_SHOWN else ""
-    return (
-        [f"{counted(len(names), noun)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}"]
-        if names
-        else []
-    )
+    return [f"{counted(len(names), noun)} {what}: {', '.join(names[:_NAMES_SHOWN])}{more}"]

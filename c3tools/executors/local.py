@@ -18,8 +18,7 @@ from ..errors import OUT_OF_MEMORY, C3Error, is_out_of_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-# called with further inputs done, and how many of them the work counts apart, such as those that
-# failed; may raise to end a task
+# progress callback: further inputs finished, of which failed; may raise to end a task
 Report = Callable[[int, int], None]
 
 
@@ -49,7 +48,7 @@ class Work(ABC, Generic[Task, Result]):
 
 
 class Executor:
-    """The place where tasks are done: this machine, or that of a class made of it.
+    """Runs tasks on this machine; subclasses run them elsewhere.
 
     Args:
         devices: with two or more, each has a process, and tasks are dealt out in turn.
@@ -78,16 +77,20 @@ class Executor:
         elif self._threads < 2:
             yield from work.run((tasks[position] for position in range(len(tasks))), report)
         else:
+
+            def run_task(position: int) -> list[Result]:
+                return list(work.run([tasks[position]], report))
+
             with ThreadPoolExecutor(self._threads) as pool:  # an error cancels what has not begun
-                for results in pool.map(
-                    lambda at: list(work.run([tasks[at]], report)), range(len(tasks))
-                ):
+                for results in pool.map(run_task, range(len(tasks))):
                     yield from results
 
 
 def cores() -> int:
     """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:
@@ -101,45 +104,52 @@ def end_with_parent() -> None:
 def _in_processes(
     devices: Sequence[str], work: Work[Task, Result], tasks: Sequence[Task], report: Report
 ) -> Iterator[Result]:
+    """Do tasks in a process for each device, and yield their results in order.
+
+    Raises:
+        C3Error: if a task fails, or a process is killed.
+    """
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
-    running: dict[Connection, str] = {}
+    cores_of_process = max(1, cores() // len(devices))
+    device_of: dict[Connection, str] = {}  # of the processes that run
     processes = []
-    # those that came before their turn, and whose turn it is
-    results, position = dict[int, Result](), 0
+    early_results: dict[int, Result] = {}  # of tasks before their turn
+    next_position = 0
     try:
         for number, device in enumerate(devices):
-            own, other = context.Pipe(duplex=False)
-            positions, share = (
-                range(number, len(tasks), len(devices)),
-                max(1, cores() // len(devices)),
+            receiver, sender = context.Pipe(duplex=False)
+            positions = range(number, len(tasks), len(devices))
+            process = context.Process(
+                target=_serve, args=(device, cores_of_process, work, tasks, positions, sender)
             )
-            processes.append(
-                context.Process(target=_serve, args=(device, share, work, tasks, positions, other))
-            )
-            processes[-1].start()
-            other.close()
-            running[own] = device
-        while running:
-            for end in wait_for_any(list(running)):
-                assert isinstance(end, Connection)
+            processes.append(process)
+            process.start()
+            sender.close()
+            device_of[receiver] = device
+        while device_of:
+            for ready in wait_for_any(list(device_of)):
+                assert isinstance(ready, Connection)
                 try:
-                    kind, value = end.recv()
+                    kind, value = ready.recv()
                 except (EOFError, ConnectionError):
                     raise C3Error(
-                        f"The process for {running[end]} was killed.",
+                        f"The process for {device_of[ready]} was killed.",
                         remedy="Finished work is kept. Run the same command again to continue.",
                     ) from None
                 if kind == "progress":
-                    report(*value)
+                    finished, failed = value
+                    report(finished, failed)
                 elif kind == "failed":
-                    raise C3Error(f"{running[end]}: {value[0]}", remedy=value[1])
+                    message, remedy = value
+                    raise C3Error(f"{device_of[ready]}: {message}", remedy=remedy)
                 elif kind == "result":
-                    results[value[0]] = value[1]
-                    while position in results:
-                        yield results.pop(position)
-                        position += 1
+                    position, result = value
+                    early_results[position] = result
+                    while next_position in early_results:
+                        yield early_results.pop(next_position)
+                        next_position += 1
                 else:
-                    del running[end]
+                    del device_of[ready]
     except BaseException:
         for process in processes:
             process.terminate()
@@ -155,21 +165,27 @@ def _serve(
     work: Work[Any, Any],
     tasks: Sequence[Any],
     positions: range,
-    end: Connection,
+    sender: Connection,
 ) -> None:
-    """Do the tasks at these positions in a process of its own."""
+    """Do the tasks at these positions in a process of its own.
+
+    Messages to the main process are pairs: ("progress", counts), ("result", (position, result)),
+    ("failed", (message, remedy)), ("end", None).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+    def report(finished: int, failed: int) -> None:
+        sender.send(("progress", (finished, failed)))
+
     try:
         work.load(device, threads)
-        results = work.run(
-            (tasks[at] for at in positions), lambda *counts: end.send(("progress", counts))
-        )
-        for at, result in zip(positions, results, strict=True):
-            end.send(("result", (at, result)))
-        end.send(("end", None))
+        results = work.run((tasks[position] for position in positions), report)
+        for position, result in zip(positions, results, strict=True):
+            sender.send(("result", (position, result)))
+        sender.send(("end", None))
     except C3Error as error:
-        end.send(("failed", (error.message, error.remedy)))
+        sender.send(("failed", (error.message, error.remedy)))
     except Exception as error:
         lines = [OUT_OF_MEMORY] if is_out_of_memory(error) else traceback.format_exception(error)
-        end.send(("failed", ("".join(lines), None)))
+        sender.send(("failed", ("".join(lines), None)))

@@ -57,7 +57,8 @@ class RayExecutor(Executor):
         gpu: bool = False,
     ) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or None
-        self._wanted = (processes, cores)
+        self._wanted_processes = processes
+        self._wanted_cores = cores
         self._gpu = gpu
         self._joined = False
 
@@ -68,8 +69,10 @@ class RayExecutor(Executor):
             _join(self._address)
             self._joined = True
         try:
-            machines = _machines(ray.nodes(), self._wanted[1] or 1, gpu=self._gpu)
-            self._most, self._cores = _allocate(machines, *self._wanted, gpu=self._gpu)
+            machines = _machines(ray.nodes(), self._wanted_cores or 1, gpu=self._gpu)
+            self._most, self._cores = _allocate(
+                machines, self._wanted_processes, self._wanted_cores, gpu=self._gpu
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -115,10 +118,13 @@ class RayExecutor(Executor):
                     while submitted < len(tasks) and len(running) < self._most:
                         running[do_task.remote(tasks[submitted], *shared)] = submitted
                         submitted += 1
-                    while not (ended := ray.wait(list(running), timeout=_PLACE_TIMEOUT)[0]):
+                    ended, _ = ray.wait(list(running), timeout=_PLACE_TIMEOUT)
+                    if not ended:
                         _machines(ray.nodes(), self._cores, gpu=self._gpu)  # raises if none is left
-                    finished = running.pop(ended[0])
-                    outcome = _outcome_of(ended[0], work.name(tasks[finished]))
+                        continue
+                    (call,) = ended
+                    finished = running.pop(call)
+                    outcome = _outcome_of(call, work.name(tasks[finished]))
                     report(outcome.done, outcome.failed)
                     results[finished] = outcome.result
                 yield results.pop(position)
@@ -139,9 +145,14 @@ def _machines(
     Raises:
         C3Error: if there is no such machine.
     """
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
-    machines = [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in resources]
-    machines = [(cpus, gpus) for cpus, gpus in machines if cpus >= cores and gpus >= gpu]
+    machines = []
+    for node in nodes:
+        if not node["Alive"]:
+            continue
+        cpus = int(node["Resources"].get("CPU", 0))
+        gpus = int(node["Resources"].get("GPU", 0))
+        if cpus >= cores and gpus >= gpu:
+            machines.append((cpus, gpus))
     if not machines:
         raise C3Error(
             f"The cluster has no machine with {cores:g} CPU{' and 1 GPU' * gpu} for a worker.",
@@ -160,15 +171,20 @@ def _allocate(
         machines: as `_machines` returns them.
         processes, cores, gpu: see `RayExecutor`.
     """
-    if processes is not None and cores is None and not gpu:
-        # Ray counts in ten-thousandths
-        parts = (10_000 // workers / 10_000 for workers in range(2, processes + 1))
-        shares = (*range(max(machines)[0], 0, -1), *parts)
-        return processes, next(
-            share for share in shares if sum(cpus // share for cpus, _ in machines) >= processes
-        )
-    share = cores or min(max(1, cpus // gpus) if gpu else cpus for cpus, gpus in machines)
-    return processes or sum(gpus if gpu else cpus // share for cpus, gpus in machines), share
+    if gpu:
+        share = cores or min(max(1, cpus // gpus) for cpus, gpus in machines)
+        return processes or sum(gpus for _, gpus in machines), share
+    if processes is None or cores is not None:
+        share = cores or min(cpus for cpus, _ in machines)
+        return processes or sum(cpus // share for cpus, _ in machines), share
+
+    # The most cores of a task with which so many fit; Ray counts fractions in ten-thousandths
+    most_cpus = max(cpus for cpus, _ in machines)
+    fractions = [10_000 // workers / 10_000 for workers in range(2, processes + 1)]
+    for fraction in (*range(most_cpus, 0, -1), *fractions):
+        if sum(cpus // fraction for cpus, _ in machines) >= processes:
+            return processes, fraction
+    raise AssertionError("with a core shared by all processes, they fit")
 
 
 @dataclass(frozen=True)
@@ -192,7 +208,7 @@ def _do_task(
         threads: number of cores reserved for the process.
         version: of c3tools in the process that asks for it.
     """
-    counts: list[tuple[int, int]] = [(0, 0)]
+    counts: list[tuple[int, int]] = []
     try:
         machine = f"The machine {socket.gethostname()} has"
         if version != __version__:
@@ -208,10 +224,14 @@ def _do_task(
             )
         os.chdir(folder)
         work.load(_assigned_device(), threads)
-        (result,) = work.run([task], lambda *more: counts.append(more))
+        (result,) = work.run([task], lambda finished, failed: counts.append((finished, failed)))
     except C3Error as error:
         return C3Error(error.message, remedy=error.remedy)  # not all its classes can be pickled
-    return _Outcome(result, *map(sum, zip(*counts, strict=True)))
+    return _Outcome(
+        result,
+        done=sum(finished for finished, _ in counts),
+        failed=sum(failed for _, failed in counts),
+    )
 
 
 def _assigned_device() -> str:
@@ -220,7 +240,9 @@ def _assigned_device() -> str:
     if not gpus:
         return "cpu"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return f"cuda:{visible.split(',').index(gpus[0]) if visible else gpus[0]}"
+    if not visible:
+        return f"cuda:{gpus[0]}"
+    return f"cuda:{visible.split(',').index(gpus[0])}"
 
 
 def _outcome_of(call: Any, name: str) -> _Outcome:
