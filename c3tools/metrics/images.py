@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,25 +58,46 @@ def frechet_distance(first: Floats, second: Floats) -> Measured:
         MetricError: if one has fewer than two rows.
     """
     _require_two("Fréchet", first, second)
-    moments = [Moments.from_rows(rows) for rows in (first, second)]
-    one, two = (m.scatter / (m.n - 1) for m in moments)
-    gap = moments[0].mean - moments[1].mean
+    first_moments = Moments.from_rows(first)
+    second_moments = Moments.from_rows(second)
+    first_covariance = first_moments.scatter / (first_moments.n - 1)
+    second_covariance = second_moments.scatter / (second_moments.n - 1)
+    gap = first_moments.mean - second_moments.mean
+
     # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
     # symmetric
-    own = np.linalg.eigh(one)
-    root, back = _power(*own, 0.5), _power(*own, -0.5)
-    crossed = np.linalg.eigh(root @ two @ root)
-    distance = float(
-        gap @ gap + np.trace(one) + np.trace(two) - 2 * np.sqrt(crossed[0].clip(min=0)).sum()
+    values, vectors = np.linalg.eigh(first_covariance)
+    root = _power(values, vectors, 0.5)
+    inverse_root = _power(values, vectors, -0.5)
+    product_values, product_vectors = np.linalg.eigh(root @ second_covariance @ root)
+    trace_of_root = np.sqrt(product_values.clip(min=0)).sum()
+    traces = gap @ gap + np.trace(first_covariance) + np.trace(second_covariance)
+    distance = float(traces - 2 * trace_of_root)
+
+    first_transport = inverse_root @ _power(product_values, product_vectors, 0.25)
+    second_transport = root @ _power(product_values, product_vectors, -0.25)
+    return (
+        distance,
+        _frechet_influences(first, first_moments.mean, gap, first_transport),
+        _frechet_influences(second, second_moments.mean, -gap, second_transport),
     )
-    # x^T T x is the squared length of x under the root of T
-    maps = back @ _power(*crossed, 0.25), root @ _power(*crossed, -0.25)
-    found = []
-    for rows, m, to, side in zip((first, second), moments, maps, (1, -1), strict=True):
-        x = np.asarray(rows, dtype=np.float64) - m.mean
-        squares = (np.sum(x**2, axis=1) - np.sum((x @ to) ** 2, axis=1)) * len(x) / (len(x) - 1)
-        found.append(2 * side * (x @ gap) + squares - squares.mean())
-    return distance, found[0], found[1]
+
+
+def _frechet_influences(rows: Floats, mean: Array, gap: Array, transport_root: Array) -> Array:
+    """Return the influence of each row (n,) on the Fréchet distance.
+
+    Args:
+        rows: features (n, d).
+        mean: of the rows (d,).
+        gap: this mean minus that of the other Gaussian (d,).
+        transport_root: R (d, d) with T = R R^T, the optimal transport to the other Gaussian.
+    """
+    centred = np.asarray(rows, dtype=np.float64) - mean
+    lengths = np.sum(centred**2, axis=1)
+    transported = np.sum((centred @ transport_root) ** 2, axis=1)  # x^T T x
+    by_covariance = (lengths - transported) * len(rows) / (len(rows) - 1)
+    by_mean = 2 * (centred @ gap)
+    return np.asarray(by_mean + by_covariance - by_covariance.mean())
 
 
 def kernel_distance(first: Floats, second: Floats) -> Measured:
@@ -96,14 +118,23 @@ def kernel_distance(first: Floats, second: Floats) -> Measured:
         MetricError: if one has fewer than two rows.
     """
     _require_two("kernel", first, second)
-    means, influences = [], []
-    for x, y in ((first, second), (second, first)):
-        own = (np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1] + 1) ** 3
-        of_others = (_kernel_sums(x, x) - own) / (len(x) - 1)
-        across = _kernel_sums(x, y) / len(y)
-        means.append(float((of_others - across).mean()))
-        influences.append(2 * (of_others - across - means[-1]))
-    return sum(means), influences[0], influences[1]
+    first_mean, first_influences = _kernel_excess(first, second)
+    second_mean, second_influences = _kernel_excess(second, first)
+    return first_mean + second_mean, first_influences, second_influences
+
+
+def _kernel_excess(rows: Floats, other_rows: Floats) -> tuple[float, Array]:
+    """Return by how much rows are nearer to their own set than to another.
+
+    Returns:
+        The mean over rows of the mean kernel with the other rows of the set, minus that with the
+        rows of the other set; and the influence of each row (n,).
+    """
+    with_itself = (np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / rows.shape[1] + 1) ** 3
+    within = (_kernel_sums(rows, rows) - with_itself) / (len(rows) - 1)
+    across = _kernel_sums(rows, other_rows) / len(other_rows)
+    mean = float((within - across).mean())
+    return mean, 2 * (within - across - mean)
 
 
 def kernel_features(embeddings: Floats) -> Array:
@@ -122,9 +153,9 @@ def inception_score(probabilities: Floats) -> tuple[float, Array]:
     """
     p = np.asarray(probabilities, dtype=np.float64)
     marginal = p.mean(axis=0)
-    divergences = np.asarray(
-        np.sum(p * np.log(np.maximum(p, 1e-300) / np.maximum(marginal, 1e-300)), axis=1)
-    )
+    # the lower bounds stand for log 0, whose term is 0
+    ratios = np.maximum(p, 1e-300) / np.maximum(marginal, 1e-300)
+    divergences = np.asarray(np.sum(p * np.log(ratios), axis=1))
     score = float(np.exp(divergences.mean()))
     return score, score * (divergences - divergences.mean())
 
@@ -142,47 +173,49 @@ def photo_values(score: float, parts: Sequence[tuple[Array, Sequence[int]]]) -> 
         parts: for generated images, and for real ones if the score depends on them: the influence
             (n,) of each and the number (n,) of its photo. Values are in the order of the numbers.
     """
-    numbers = np.concatenate([np.asarray(photos) for _, photos in parts])
-    photos = np.unique(numbers)
+    photos = np.unique(np.concatenate([np.asarray(numbers) for _, numbers in parts]))
     values = np.full(len(photos), score)
-    for influence, of_photos in parts:
-        sums = np.bincount(
-            np.searchsorted(photos, of_photos), weights=influence, minlength=len(photos)
-        )
+    for influence, numbers in parts:
+        places = np.searchsorted(photos, numbers)
+        sums = np.bincount(places, weights=influence, minlength=len(photos))
         values += len(photos) / len(influence) * sums
     return values
 
 
-def nearest_photos(
-    generated: Floats, training: Floats, real: Floats
-) -> tuple[Indices, Array, Mask]:
+class NearestPhotos(NamedTuple):
+    """The nearest training photo of each generated image.
+
+    Attributes:
+        rows: number of the photo, int64 (n,).
+        cosines: of the image and the photo, float64 (n,).
+        are_copies: whether the image is nearer than 99 % of real images are to theirs, bool (n,).
+    """
+
+    rows: Indices
+    cosines: Array
+    are_copies: Mask
+
+
+def nearest_photos(generated: Floats, training: Floats, real: Floats) -> NearestPhotos:
     """Find the nearest training photo of each generated image, by the cosine of their features.
 
     Args:
         generated: features (n, d).
         training: features (m, d) of the photos that were learned from.
         real: features (k, d) of other real images, to say what is near.
-
-    Returns:
-        The number of the photo, int64 (n,); the cosine, float64 (n,); and, bool (n,), whether the
-        image is nearer than
-        99 % of the real images are to theirs.
     """
-    units = (
-        unit_rows(np.asarray(features, dtype=np.float64))
-        for features in (training, generated, real)
-    )
-    gallery, *asked = units
-    (rows, cosines), (_, usual) = (nearest(features, gallery, 1) for features in asked)
-    return rows[:, 0], cosines[:, 0], cosines[:, 0] > np.quantile(usual, COPY_QUANTILE)
+    gallery = unit_rows(np.asarray(training, dtype=np.float64))
+    rows, cosines = nearest(unit_rows(np.asarray(generated, dtype=np.float64)), gallery, 1)
+    _, real_cosines = nearest(unit_rows(np.asarray(real, dtype=np.float64)), gallery, 1)
+    near = np.quantile(real_cosines, COPY_QUANTILE)
+    return NearestPhotos(rows[:, 0], cosines[:, 0], cosines[:, 0] > near)
 
 
 def _require_two(distance: str, first: Floats, second: Floats) -> None:
     if min(len(first), len(second)) < 2:
         raise MetricError(
             f"The {distance} distance needs at least two images of each kind, but there are "
-            f"{len(first)} and "
-            f"{len(second)}."
+            f"{len(first)} and {len(second)}."
         )
 
 
@@ -191,17 +224,18 @@ def _power(values: Array, vectors: Array, exponent: float) -> Array:
 
     Negative eigenvalues are rounding errors. A negative power is that of the pseudo-inverse.
     """
-    kept = values > (_ROUNDING * values.max() if exponent < 0 else 0)
-    return np.asarray(
-        (vectors * np.where(kept, np.where(kept, values, 1) ** exponent, 0)) @ vectors.T
-    )
+    smallest = _ROUNDING * values.max() if exponent < 0 else 0
+    is_positive = values > smallest
+    safe_values = np.where(is_positive, values, 1)
+    powers = np.where(is_positive, safe_values**exponent, 0)
+    return np.asarray((vectors * powers) @ vectors.T)
 
 
 def _kernel_sums(x: Floats, y: Floats) -> Array:
     """Return the sum (n,) of the kernels of each row of ``x`` (n, d) with all of ``y`` (m, d)."""
-    blocks = range(0, len(x), _BLOCK)
-    sums = [
-        ((x[i : i + _BLOCK].astype(np.float64) @ y.T / x.shape[1] + 1) ** 3).sum(axis=1)
-        for i in blocks
-    ]
+    sums = []
+    for start in range(0, len(x), _BLOCK):
+        block = x[start : start + _BLOCK].astype(np.float64)
+        kernels = (block @ y.T / x.shape[1] + 1) ** 3
+        sums.append(kernels.sum(axis=1))
     return np.concatenate(sums)

@@ -43,33 +43,47 @@ def hits(
         gallery_items: int64 (m,).
         ks: numbers of nearest rows, at least 1.
     """
-    # the gallery rows that match each query, one query after another, and their n + 1 bounds
-    order = np.argsort(gallery_items, kind="stable")
-    first = np.searchsorted(gallery_items[order], query_items, side="left")
-    matches = np.searchsorted(gallery_items[order], query_items, side="right") - first
-    bounds = np.concatenate([[0], np.cumsum(matches)])
-    columns = order[np.repeat(first - bounds[:-1], matches) + np.arange(bounds[-1])]
-    found = {f"recall@{k}": np.zeros(len(queries)) for k in ks}
-    for part, scores in _scored(queries, gallery):
-        # positives' scores are read from the same product, so that rounding cannot rank them
+    # The positives of each query, one query after another: those of query i are
+    # positives[starts[i] : starts[i + 1]]
+    by_item = np.argsort(gallery_items, kind="stable")
+    sorted_items = gallery_items[by_item]
+    first = np.searchsorted(sorted_items, query_items, side="left")
+    counts = np.searchsorted(sorted_items, query_items, side="right") - first
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    positives = by_item[np.repeat(first - starts[:-1], counts) + np.arange(starts[-1])]
+
+    values = {f"recall@{k}": np.zeros(len(queries)) for k in ks}
+    for block, scores in _scored_blocks(queries, gallery):
+        # The scores of positives are read from the same product, so that rounding cannot rank them
         # against themselves
-        starts, counts = bounds[part] - bounds[part.start], matches[part]
-        own = scores[
-            np.repeat(np.arange(len(scores)), counts),
-            columns[bounds[part.start] : bounds[part.stop]],
-        ]
-        best = np.maximum.reduceat(own, starts)
-        better = np.count_nonzero(scores > best[:, None], axis=1)
-        positives = np.add.reduceat((own == np.repeat(best, counts)).astype(np.int64), starts)
-        # that tie with the best
-        negatives = np.count_nonzero(scores >= best[:, None], axis=1) - better - positives
-        for k, values in zip(ks, found.values(), strict=True):
-            values[part] = better < k
-            for row in np.flatnonzero((better < k) & (negatives > 0)):
-                wrong, tied = int(negatives[row]), int(negatives[row] + positives[row])
-                drawn = min(k - int(better[row]), tied)
-                values[part.start + row] = 1 - comb(wrong, drawn) / comb(tied, drawn)
-    return found
+        block_counts = counts[block]
+        block_starts = starts[block] - starts[block.start]
+        query_rows = np.repeat(np.arange(len(scores)), block_counts)
+        positive_scores = scores[query_rows, positives[starts[block.start] : starts[block.stop]]]
+        best = np.maximum.reduceat(positive_scores, block_starts)
+
+        # How many rows are above the best positive, and how many of each kind tie with it
+        above = np.count_nonzero(scores > best[:, None], axis=1)
+        is_tied = positive_scores == np.repeat(best, block_counts)
+        tied_positives = np.add.reduceat(is_tied.astype(np.int64), block_starts)
+        not_below = np.count_nonzero(scores >= best[:, None], axis=1)
+        tied_negatives = not_below - above - tied_positives
+
+        for k in ks:
+            is_hit = above < k
+            values[f"recall@{k}"][block] = is_hit
+            for row in np.flatnonzero(is_hit & (tied_negatives > 0)):
+                values[f"recall@{k}"][block.start + row] = _hit_probability(
+                    k - int(above[row]), int(tied_positives[row]), int(tied_negatives[row])
+                )
+    return values
+
+
+def _hit_probability(places: int, positives: int, negatives: int) -> float:
+    """Return the probability of a positive in the first places, of rows in random order."""
+    tied = positives + negatives
+    drawn = min(places, tied)
+    return 1 - comb(negatives, drawn) / comb(tied, drawn)
 
 
 def pair_hits(
@@ -86,13 +100,13 @@ def pair_hits(
 
     Returns:
         first → second, where any row of the item counts as a hit, and second → first. Items without
-        rows in
-        ``second`` are no queries, but stay in the gallery.
+        rows in ``second`` are no queries, but stay in the gallery.
     """
-    items, with_rows = np.arange(len(first), dtype=np.int64), np.unique(item_index)
-    return hits(first[with_rows], second, with_rows, item_index, ks), hits(
-        second, first, item_index, items, ks
-    )
+    items = np.arange(len(first), dtype=np.int64)
+    items_with_rows = np.unique(item_index)
+    forth = hits(first[items_with_rows], second, items_with_rows, item_index, ks)
+    back = hits(second, first, item_index, items, ks)
+    return forth, back
 
 
 def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
@@ -103,19 +117,20 @@ def nearest(queries: Floats, gallery: Floats, k: int) -> tuple[Indices, Array]:
     taken.
     """
     k = min(k, len(gallery))
-    found, products = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
-    for part, scores in _scored(queries, gallery):
-        one = k == 1  # without sorting
-        found[part] = (
-            scores.argmax(1)[:, None] if one else np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        )
-        products[part] = np.take_along_axis(scores, found[part], axis=1)
-    return found, products
+    rows = np.empty((len(queries), k), np.int64)
+    products = np.empty((len(queries), k))
+    for block, scores in _scored_blocks(queries, gallery):
+        if k == 1:  # without sorting
+            rows[block] = scores.argmax(axis=1)[:, None]
+        else:
+            rows[block] = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        products[block] = np.take_along_axis(scores, rows[block], axis=1)
+    return rows, products
 
 
-def _scored(queries: Floats, gallery: Floats) -> Iterator[tuple[slice, Floats]]:
+def _scored_blocks(queries: Floats, gallery: Floats) -> Iterator[tuple[slice, Floats]]:
     """Yield blocks of queries, and their products (block, m) with the gallery."""
-    block = max(1, _BLOCK_BYTES // (len(gallery) * queries.dtype.itemsize + 1))
-    for start in range(0, len(queries), block):
-        part = slice(start, min(start + block, len(queries)))
-        yield part, queries[part] @ gallery.T
+    size = max(1, _BLOCK_BYTES // (len(gallery) * queries.dtype.itemsize + 1))
+    for start in range(0, len(queries), size):
+        block = slice(start, min(start + size, len(queries)))
+        yield block, queries[block] @ gallery.T
