@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..metrics.captions import (
     require_metrics,
     score_captions,
 )
-from ..metrics.significance import Ends, bootstrap_interval, compare
+from ..metrics.significance import Difference, Ends, bootstrap_interval, compare
 from ..reporter import SILENT, Reporter, counted
 from ..store import Rows, Store
 from ..store.rows import positions
@@ -53,7 +53,7 @@ class Evaluation:
     scores: dict[str, float]
     intervals: dict[str, Ends]
     details: CaptionScores
-    differences: dict[str, dict[str, float]]
+    differences: dict[str, Difference]
     notes: list[str]
     left_out: list[str]
 
@@ -70,25 +70,29 @@ class Evaluation:
             ],
         }
         if self.differences:
-            content["differences"] = self.differences
+            content["differences"] = {name: asdict(one) for name, one in self.differences.items()}
         return content
 
     def table(self) -> Table:
         """Return the scores as a table, one row per metric."""
-        columns = [
-            "score",
-            "%",
-            "95 % interval",
-            *(["difference", "p"] if self.differences else []),
-        ]
+        columns = ["score", "%", "95 % interval"]
+        if self.differences:
+            columns += ["difference", "p"]
         rows = []
         for name, value in self.scores.items():
-            interval, change = self.intervals.get(name), self.differences.get(name)
-            row = [name, f"{value:.1f}", "{:.1f} – {:.1f}".format(*interval) if interval else ""]
-            if change:
-                row.append("{difference:+.1f} ({low:+.1f} – {high:+.1f})".format_map(change))
-                row.append(f"{change['p_value']:.3f}")
-            rows.append(row + [""] * (len(columns) - len(row)))
+            row = [name, f"{value:.1f}"]
+            if name in self.intervals:
+                low, high = self.intervals[name]
+                row.append(f"{low:.1f} – {high:.1f}")
+            else:
+                row.append("")
+            if name in self.differences:
+                change = self.differences[name]
+                row.append(f"{change.difference:+.1f} ({change.low:+.1f} – {change.high:+.1f})")
+                row.append(f"{change.p_value:.3f}")
+            elif self.differences:
+                row += ["", ""]
+            rows.append(row)
         return Table(columns, rows, title=counted(len(self.captions), "caption"))
 
 
@@ -151,7 +155,7 @@ def evaluate_captions(
         MissingExtraError: if pycocoevalcap is not installed.
     """
     metric_names = DEFAULT_METRICS if metrics is None else tuple(metrics)
-    needing_images = [one.name for one in require_metrics(metric_names) if one.needs_images]
+    image_metrics = [metric.name for metric in require_metrics(metric_names) if metric.needs_images]
     if captions is None:
         if not isinstance(decoder, Captioner):
             decoder = Captioner.load(decoder, devices.pick(device, "fp32").device)
@@ -167,23 +171,25 @@ def evaluate_captions(
         )
     if isinstance(references, str | Path):
         references = read_references(references)
-    encoder: Encoder | None = None
-    opened: Any = None  # if it is needed
+
+    # Open the store and load the encoder, where they are needed
+    opened: Any = None
     exported = None
-    if captions is None or references is None or needing_images:
+    encoder: Encoder | None = None
+    if captions is None or references is None or image_metrics:
         opened = Store.open(store, reporter=reporter)
         modality = modality or captioned_modality(opened)
         exported = Pipeline.of_export(opened)
-        if exported and (steer or needing_images):
-            options = [*needing_images, "--steer"] if steer else needing_images
+        comparing = [*image_metrics, "--steer"] if steer else image_metrics
+        if exported and comparing:
             raise MetricError(
-                f"{' and '.join(options)} compare images with texts as the encoder gives them, but "
-                f"the rows of the export {opened.path} went through {exported[0].name}.",
+                f"{' and '.join(comparing)} compare images with texts as the encoder gives them, "
+                f"but the rows of the export {opened.path} went through {exported[0].name}.",
                 remedy="Use the store that was exported.",
             )
         if references is None:
             require_captions(opened)
-        if needing_images or (steer and captions is None):
+        if image_metrics or (steer and captions is None):
             encoder = resolve_encoder(
                 recorded=opened.info.model,
                 device=device,
@@ -191,51 +197,83 @@ def evaluate_captions(
                 precision=precision,
                 reporter=reporter,
             )
-    known: Texts = references if references is not None else store_references(opened)
+    all_references: Texts = store_references(opened) if references is None else references
+
+    # Read the captions, or write them
     left_out: list[str] = []
     if captions is not None:
-        own = read_predictions(captions)
+        scored_captions = read_predictions(captions)
     else:
         assert isinstance(decoder, Captioner) and modality
         decoder.check_model(opened.info.model, opened.info.dim)
         images, left_out = images_with_references(
-            opened, split, known, modality=modality, exact=references is None
+            opened, split, all_references, modality=modality, exact=references is None
         )
         if opened.split_note and split in STANDARD:
             reporter.message(opened.split_note)
-        writer = decoder.after(*exported) if exported else decoder
-        texts = writer.caption(
+        if exported:
+            decoder = decoder.after(*exported)
+        texts = decoder.caption(
             embeddings=images.embeddings,
             modality=modality,
             keys=images.keys,
             encoder=encoder,
             generation=generation,
         )
-        own = dict(zip(images.keys, texts, strict=True))
-    images_to_score = None
-    if encoder is not None and needing_images and modality:
-        images_to_score = _encoded_images(opened, modality, encoder)
-    details = score_captions(
-        own, align_keys(own, known), metrics=metric_names, images=images_to_score
-    )
-    scored, differences, notes = details.corpus if resamples else (), {}, [*details.notes]
-    intervals = {name: bootstrap_interval(details, name, resamples=resamples) for name in scored}
+        scored_captions = dict(zip(images.keys, texts, strict=True))
+
+    encoded_images = None
+    if encoder is not None and image_metrics and modality:
+        encoded_images = _encoded_images(opened, modality, encoder)
+
+    def score(predictions: Mapping[str, str]) -> CaptionScores:
+        aligned = align_keys(predictions, all_references)
+        return score_captions(predictions, aligned, metrics=metric_names, images=encoded_images)
+
+    details = score(scored_captions)
+    notes = list(details.notes)
     if left_out:
-        said = counted(
-            len(left_out),
-            f"{modality} without reference captions is",
-            f"{modality}s without reference captions are",
-        )
-        notes.append(f"{said} left out; the first is {left_out[0]}.")
+        notes.append(_note_on_left_out(left_out, modality or "image"))
+    differences: dict[str, Difference] = {}
     if against is not None:
-        others = read_predictions(against)
-        other = score_captions(
-            others, align_keys(others, known), metrics=metric_names, images=images_to_score
-        )
-        differences = {
-            name: compare(other, details, name) for name in details.corpus if name in other.corpus
-        }
-    return Evaluation(own, details.corpus, intervals, details, differences, notes, left_out)
+        differences = _differences(score(read_predictions(against)), details)
+    return Evaluation(
+        captions=scored_captions,
+        scores=details.corpus,
+        intervals=_intervals(details, resamples),
+        details=details,
+        differences=differences,
+        notes=notes,
+        left_out=left_out,
+    )
+
+
+def _intervals(details: CaptionScores, resamples: int) -> dict[str, Ends]:
+    """Return the interval of each score; nothing without resamples."""
+    intervals: dict[str, Ends] = {}
+    if resamples:
+        for name in details.corpus:
+            intervals[name] = bootstrap_interval(details, name, resamples=resamples)
+    return intervals
+
+
+def _differences(first: CaptionScores, second: CaptionScores) -> dict[str, Difference]:
+    """Return the difference ``second - first`` of each score that both have."""
+    differences: dict[str, Difference] = {}
+    for name in second.corpus:
+        if name in first.corpus:
+            differences[name] = compare(first, second, name)
+    return differences
+
+
+def _note_on_left_out(keys: Sequence[str], modality: str) -> str:
+    """Return how many images, or rows of another modality, have no reference captions."""
+    number = counted(
+        len(keys),
+        f"{modality} without reference captions is",
+        f"{modality}s without reference captions are",
+    )
+    return f"{number} left out; the first is {keys[0]}."
 
 
 def require_captions(store: Store) -> None:
@@ -244,17 +282,17 @@ def require_captions(store: Store) -> None:
     Raises:
         StoreError: if the store has no texts, or none of them has a caption.
     """
-    texts = store.batches("text", ["caption"]) if "text" in store.modalities else ()
-    if any(any(batch.column("caption").to_pylist()) for batch in texts):
-        return
-    there = (
-        ", ".join(f"{store.count(name):,} {name} rows" for name in store.modalities) or "no rows"
-    )
+    if "text" in store.modalities:
+        for batch in store.batches("text", ["caption"]):
+            if any(batch.column("caption").to_pylist()):
+                return
+    rows = [f"{store.count(name):,} {name} rows" for name in store.modalities]
     raise StoreError(
-        f"The store {store.path} has no captions in text rows; it has {there}.",
+        f"The store {store.path} has no captions in text rows; it has "
+        f"{', '.join(rows) or 'no rows'}.",
         remedy="Embed images with their captions (`c3 embed PATH`), or import the texts with a "
-        "table that has a column "
-        "of captions (`c3 import --text FILE --meta FILE`) into a new store.",
+        "table that has a column of captions (`c3 import --text FILE --meta FILE`) into a new "
+        "store.",
     )
 
 
@@ -263,19 +301,20 @@ def captioned_modality(store: Store) -> str:
     one beside text.
     """
     media = [name for name in store.modalities if name != "text"]
-    return "image" if "image" in media or len(media) != 1 else media[0]
+    if "image" not in media and len(media) == 1:
+        return media[0]
+    return "image"
 
 
 def store_references(store: Store) -> dict[str, list[str]]:
     """Return the captions of each image of the store, in order."""
     references: dict[str, list[str]] = {}
-    columns = ["caption", "image_key"]
-    for batch in store.batches("text", columns=columns):
-        for caption, item in zip(
-            *(batch.column(name).to_pylist() for name in columns), strict=True
-        ):
-            if item is not None and caption and caption.strip():
-                references.setdefault(item, []).append(caption)
+    for batch in store.batches("text", columns=["caption", "image_key"]):
+        captions = batch.column("caption").to_pylist()
+        image_keys = batch.column("image_key").to_pylist()
+        for caption, image_key in zip(captions, image_keys, strict=True):
+            if image_key is not None and caption and caption.strip():
+                references.setdefault(image_key, []).append(caption)
     return references
 
 
@@ -297,10 +336,10 @@ def images_with_references(
     images = store.load(modality, split=split)
     if not exact:
         references = align_keys(images.keys, references)
-    has = np.array(
-        [any(text.strip() for text in references.get(key, ())) for key in images.keys], dtype=bool
-    )
-    if not has.any():
+    has_reference = np.zeros(len(images), dtype=bool)
+    for row, key in enumerate(images.keys):
+        has_reference[row] = any(text.strip() for text in references.get(key, ()))
+    if not has_reference.any():
         first = f" The first {modality} is {images.keys[0]!r}." if len(images) else ""
         raise MetricError(
             f"No {modality} of the store {store.path} in the split {split!r} has a reference "
@@ -308,7 +347,7 @@ def images_with_references(
             remedy="Choose another split with --split, or references that name the images as the "
             "store does.",
         )
-    return images.select(has), images.select(~has).keys
+    return images.select(has_reference), images.select(~has_reference).keys
 
 
 def _encoded_images(store: Store, modality: str, encoder: Encoder) -> EncodedImages:

@@ -83,19 +83,21 @@ def mean_interval(values: Array, items: Indices | None = None, *, seed: int = 0)
     Returns:
         Lower and upper end, or None for fewer than 3 items.
     """
-    numbers = np.unique(np.arange(len(values)) if items is None else items, return_inverse=True)[1]
-    count = len(np.bincount(numbers))
+    numbers = _item_numbers(values, items)
+    count = int(numbers.max()) + 1 if len(numbers) else 0
     if count < 3:
         return None
     if count > _MAX_BLOCKS:
-        numbers = (generator(seed, "bootstrap blocks").permutation(count) % _MAX_BLOCKS)[numbers]
+        block_of_item = generator(seed, "bootstrap blocks").permutation(count) % _MAX_BLOCKS
+        numbers = block_of_item[numbers]
         count = _MAX_BLOCKS
     sums = np.bincount(numbers, weights=values, minlength=count)
     sizes = np.bincount(numbers, minlength=count).astype(np.float64)
     draws = _draw_counts(seed, count)
-    normal = NormalDist()
-    expanded = 2 * normal.cdf(student_quantile(count - 1) * sqrt(count / (count - 1))) - 1
-    return _quantiles((draws @ sums) / (draws @ sizes), expanded)
+    means = (draws @ sums) / (draws @ sizes)
+    expansion = student_quantile(count - 1) * sqrt(count / (count - 1))
+    level = 2 * NormalDist().cdf(expansion) - 1
+    return _quantiles(means, level)
 
 
 def share_interval(values: Array, items: Indices | None = None) -> Ends | None:
@@ -113,25 +115,33 @@ def share_interval(values: Array, items: Indices | None = None) -> Ends | None:
     Returns:
         Lower and upper end, or None for fewer than 3 items.
     """
-    numbers = np.unique(np.arange(len(values)) if items is None else items, return_inverse=True)[1]
-    sizes = np.bincount(numbers).astype(np.float64)
-    count = len(sizes)
+    numbers = _item_numbers(values, items)
+    count = int(numbers.max()) + 1 if len(numbers) else 0
     if count < 3:
         return None
     share = float(values.mean())
-    off = np.bincount(numbers, weights=values - share)
-    variance = float(off @ off) / len(values) ** 2 * count / (count - 1)
-    independent = (
-        min(share * (1 - share) / variance, float(len(values))) if variance > 0 else float(count)
-    )
-    z2 = student_quantile(count - 1) ** 2
-    centre = (share + z2 / (2 * independent)) / (1 + z2 / independent)
-    half = sqrt(z2 * (share * (1 - share) / independent + z2 / (4 * independent**2))) / (
-        1 + z2 / independent
-    )
-    return 0.0 if share == 0 else max(centre - half, 0.0), 1.0 if share == 1 else min(
-        centre + half, 1.0
-    )
+    spread = share * (1 - share)
+    item_sums = np.bincount(numbers, weights=values - share)
+    variance = float(item_sums @ item_sums) / len(values) ** 2 * count / (count - 1)
+    independent = float(count)
+    if variance > 0:
+        independent = min(spread / variance, float(len(values)))
+
+    square = student_quantile(count - 1) ** 2
+    width = 1 + square / independent
+    centre = (share + square / (2 * independent)) / width
+    half = sqrt(square * (spread / independent + square / (4 * independent**2))) / width
+    # rounding must not exclude a share of 0 or 1
+    low = 0.0 if share == 0 else max(centre - half, 0.0)
+    high = 1.0 if share == 1 else min(centre + half, 1.0)
+    return low, high
+
+
+def _item_numbers(values: Array, items: Indices | None) -> Indices:
+    """Return the number of the item of each value, from 0; by default each is its own item."""
+    if items is None:
+        items = np.arange(len(values))
+    return np.unique(items, return_inverse=True)[1]
 
 
 def crossed_interval(values: Array) -> Ends | None:
@@ -159,22 +169,21 @@ def crossed_interval(values: Array) -> Ends | None:
         return None
     mean = float(values.mean())
     of_images = float(values.mean(axis=0).var(ddof=1)) / images
-    variance, freedom = of_images, images - 1.0
-    if seeds > 1:
+    if seeds == 1:
+        variance = of_images
+        freedom = images - 1.0
+    else:
         of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds
         rest = values - values.mean(axis=0) - values.mean(axis=1)[:, None] + mean
-        # both of the others contain this one, which is subtracted once; estimates may contradict
-        # that
-        of_both = min(
-            float((rest**2).sum()) / ((seeds - 1) * (images - 1) * seeds * images),
-            of_seeds,
-            of_images,
-        )
+        of_rest = float((rest**2).sum()) / ((seeds - 1) * (images - 1) * seeds * images)
+        # Both of the others contain this component, so it is subtracted once. Estimates may
+        # contradict that
+        of_both = min(of_rest, of_seeds, of_images)
         variance = of_seeds + of_images - of_both
+        freedom = images - 1.0
         if variance > 0:
-            freedom = max(
-                variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)), 1.0
-            )
+            squares = of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1)
+            freedom = max(variance**2 / squares, 1.0)
     half = student_quantile(freedom) * sqrt(variance)
     return mean - half, mean + half
 
@@ -189,30 +198,46 @@ def student_quantile(freedom: float) -> float:
     Args:
         freedom: degrees of freedom, at least 1; not necessarily whole.
     """
-    # points are denser towards the end, where the tangent is steep and, with few degrees of
+    # Points are denser towards the end, where the tangent is steep and, with few degrees of
     # freedom, so is the density
-    angles = min(pi / 2, 10 / sqrt(freedom)) * (1 - np.linspace(1, 0, 4001) ** 2)
+    last_angle = min(pi / 2, 10 / sqrt(freedom))
+    angles = last_angle * (1 - np.linspace(1, 0, 4001) ** 2)
     density = np.cos(angles) ** (freedom - 1)
-    enclosed = np.append(0, np.cumsum((density[1:] + density[:-1]) * np.diff(angles)))
-    return float(np.tan(np.interp(LEVEL * enclosed[-1], enclosed, angles)) * sqrt(freedom))
+
+    # Twice the integral up to each angle, by trapezoids
+    pieces = (density[1:] + density[:-1]) * np.diff(angles)
+    enclosed = np.append(0, np.cumsum(pieces))
+    angle = np.interp(LEVEL * enclosed[-1], enclosed, angles)
+    return float(np.tan(angle) * sqrt(freedom))
 
 
 def bootstrap_interval(scores: CaptionScores, metric: str, *, resamples: int = RESAMPLES) -> Ends:
     """Return the percentile interval of a corpus score over images."""
-    return _quantiles(
-        [scores.resampled(metric, rows) for rows in _resamples(len(scores.keys), resamples)]
-    )
+    samples = _resamples(len(scores.keys), resamples)
+    return _quantiles([scores.resampled(metric, rows) for rows in samples])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two runs in a score.
+
+    Attributes:
+        difference: in percent.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p_value: two-sided, from the share of resamples in which the sign turns.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
 
 
 def compare(
     first: CaptionScores, second: CaptionScores, metric: str, *, resamples: int = RESAMPLES
-) -> dict[str, float]:
+) -> Difference:
     """Compare two runs by the paired bootstrap of ``second - first``: both are resampled alike.
-
-    Returns:
-        The ``difference`` in percent, ``low`` and ``high`` of its interval, and ``p_value``:
-            two-sided, from the share
-        of resamples in which the sign turns.
 
     Raises:
         MetricError: if the runs are not on the same images in the same order.
@@ -222,38 +247,37 @@ def compare(
             f"The two runs have different images ({len(first.keys)} and {len(second.keys)} keys).",
             remedy="Score both on the keys they share.",
         )
-    samples = _resamples(len(first.keys), resamples)
-    draws = np.array(
-        [second.resampled(metric, rows) - first.resampled(metric, rows) for rows in samples]
-    )
+    draws = []
+    for rows in _resamples(len(first.keys), resamples):
+        draws.append(second.resampled(metric, rows) - first.resampled(metric, rows))
+    negative = sum(draw <= 0 for draw in draws)
+    positive = sum(draw >= 0 for draw in draws)
     # add-one, so that a finite number of resamples never claims certainty
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum())) + 1
+    tail = min(negative, positive) + 1
     low, high = _quantiles(draws)
-    difference = second.corpus[metric] - first.corpus[metric]
-    return {
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "p_value": min(1.0, 2 * tail / (resamples + 1)),
-    }
+    return Difference(
+        difference=second.corpus[metric] - first.corpus[metric],
+        low=low,
+        high=high,
+        p_value=min(1.0, 2 * tail / (resamples + 1)),
+    )
 
 
 @lru_cache(maxsize=8)
 def _draw_counts(seed: int, count: int) -> Array:
     """Return how often each item is drawn in each resample, float64 (resamples, items)."""
     drawn = generator(seed, "bootstrap").integers(count, size=(RESAMPLES, count))
-    drawn += np.arange(RESAMPLES)[:, None] * count
-    return (
-        np.bincount(drawn.ravel(), minlength=RESAMPLES * count)
-        .reshape(RESAMPLES, count)
-        .astype(np.float64)
-    )
+    drawn += np.arange(RESAMPLES)[:, None] * count  # other numbers in each resample
+    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * count)
+    return counts.reshape(RESAMPLES, count).astype(np.float64)
 
 
 def _resamples(n: int, count: int) -> Indices:
+    """Return the rows of ``count`` resamples of n images, int64 (count, n)."""
     return generator(0, "bootstrap", n).integers(0, n, size=(count, n))
 
 
 def _quantiles(draws: Sequence[float] | Array, level: float = LEVEL) -> Ends:
+    """Return the ends of the interval that encloses this share of the draws."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,13 @@ def test_two_sets_of_captions_are_compared_without_a_store(
         [100, 100], abs=1e-4
     )
     cider = result.differences["CIDEr"]
-    assert cider["difference"] == pytest.approx(result.scores["CIDEr"], abs=5)
-    assert cider["p_value"] < 0.01
-    assert result.to_dict()["differences"]["CIDEr"] == cider
+    assert cider.difference == pytest.approx(result.scores["CIDEr"], abs=5)
+    assert cider.p_value < 0.01
+    assert result.to_dict()["differences"]["CIDEr"] == asdict(cider)
     table = result.table()
     assert table.columns[3:] == ["difference", "p"]
-    change = "{difference:+.1f} ({low:+.1f} – {high:+.1f})".format_map(cider)
-    assert table.rows[-1][3:] == [change, f"{cider['p_value']:.3f}"]
+    change = f"{cider.difference:+.1f} ({cider.low:+.1f} – {cider.high:+.1f})"
+    assert table.rows[-1][3:] == [change, f"{cider.p_value:.3f}"]
 
 
 def test_clip_scores_are_those_of_the_stored_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from c3tools.errors import MetricError
 from c3tools.metrics.caption_metric import MeanScore
 from c3tools.metrics.captions import CaptionScores
 from c3tools.metrics.significance import (
+    Difference,
     bootstrap_interval,
     compare,
     crossed_interval,
@@ -42,16 +44,21 @@ def test_a_paired_comparison_sees_a_difference_that_intervals_hide() -> None:
     rng = np.random.default_rng(1)
     first = rng.normal(50, 20, size=400)
     second = first + 0.2 + rng.normal(0, 2, 400)
-    found = compare(made_up(first), made_up(second), "CIDEr", resamples=5000)
-    assert found["difference"] == pytest.approx(second.mean() - first.mean())
-    assert found["p_value"] == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
-    other = compare(made_up(second), made_up(first), "CIDEr", resamples=5000)
-    ends = {"difference": "difference", "low": "high", "high": "low"}
-    assert other == pytest.approx(
-        {key: -found[end] for key, end in ends.items()} | {"p_value": found["p_value"]}
-    )
-    same = compare(made_up(first), made_up(first), "CIDEr", resamples=100)
-    assert same == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
+    forth = compare(made_up(first), made_up(second), "CIDEr", resamples=5000)
+    assert forth.difference == pytest.approx(second.mean() - first.mean())
+    assert forth.p_value == pytest.approx(stats.ttest_rel(second, first).pvalue, abs=0.02)
+    back = compare(made_up(second), made_up(first), "CIDEr", resamples=5000)
+    expected = Difference(-forth.difference, -forth.high, -forth.low, forth.p_value)
+    assert asdict(back) == pytest.approx(asdict(expected))
+
+
+def test_runs_with_equal_scores_have_no_difference() -> None:
+    scores = np.random.default_rng(1).normal(50, 20, size=400)
+    difference = compare(made_up(scores), made_up(scores), "CIDEr", resamples=100)
+    assert difference == Difference(difference=0, low=0, high=0, p_value=1)
+
+
+def test_runs_on_other_images_are_not_compared() -> None:
     with pytest.raises(MetricError, match="2 and 2"):
         compare(made_up(np.ones(2)), made_up(np.ones(2), ["x", "y"]), "CIDEr")
 
