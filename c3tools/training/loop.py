@@ -43,7 +43,9 @@ SAVE_SECONDS = 30.0
 TRACE_STEPS = 25
 Start = Literal["skip", "report", "keep"]
 T = TypeVar("T")
-FINISHED, EARLY, DIVERGED = "finished", "stopped early", "diverged"
+FINISHED = "finished"
+EARLY = "stopped early"
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class Plan:
         if step < self.rise:
             return self.learning_rate * ((step + 1) / self.rise)
         done = (step - self.rise) / (self.steps - self.rise)
-        return self.learning_rate * (
-            1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        )
+        if self.decay == "linear":
+            return self.learning_rate * (1 - done)
+        return self.learning_rate * (0.5 * (1 + math.cos(math.pi * done)))
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,13 @@ class CheckpointDir:
             tensors: by group (such as ``model`` and ``best``) and name.
             optimizer: its moments are saved too.
         """
-        moments = {
-            f"{_OPTIMIZER}{number}": named
-            for number, named in optimizer.state_dict()["state"].items()
-        }
-        flat = {
-            f"{group}/{name}": value.detach().cpu().contiguous()
-            for group, named in {**tensors, **moments}.items()
-            for name, value in named.items()
-        }
+        groups = dict(tensors)
+        for number, moments in optimizer.state_dict()["state"].items():
+            groups[f"{_OPTIMIZER}{number}"] = moments
+        flat = {}
+        for group, named_tensors in groups.items():
+            for name, tensor in named_tensors.items():
+                flat[f"{group}/{name}"] = tensor.detach().cpu().contiguous()
         header = json.dumps({"identity": identity, "position": position})
         path = self.path / f"state-{position['step']:08d}.safetensors"
         content = save(flat, metadata={"c3": header})
@@ -197,36 +197,29 @@ class CheckpointDir:
                 dropped.
         """
         for path in self._states():
-            groups: dict[str, dict[str, Tensor]] = {}
             try:
-                with safe_open(path, framework="pt") as file:
-                    header = json.loads((file.metadata() or {})["c3"])
-                    own, position = header["identity"], header["position"]
-                    for key in file.keys():  # noqa: SIM118 - no mapping
-                        group, _, name = key.rpartition("/")
-                        groups.setdefault(group, {})[name] = file.get_tensor(key)
+                header, groups = _read_state(path)
+                position = header["position"]
+                is_same_run = header["identity"] == identity
             except (SafetensorError, OSError, *MALFORMED) as error:
                 reporter.message(
                     f"The saved state {path} is cut short or damaged ({error}); the previous one "
                     f"is used."
                 )
                 continue
-            if own == identity:
-                numbered = [group for group in groups if group.startswith(_OPTIMIZER)]
-                moments = {
-                    int(group.removeprefix(_OPTIMIZER)): groups.pop(group) for group in numbered
-                }
+            if is_same_run:
+                moments = {}
+                for group in [name for name in groups if name.startswith(_OPTIMIZER)]:
+                    moments[int(group.removeprefix(_OPTIMIZER))] = groups.pop(group)
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
                 self._saved_step = position["step"]
                 return position, groups
             if not self._overwrite:
                 raise OutputError(
                     f"{self.path} contains a training that was interrupted at step "
-                    f"{position['step']:,} and has other "
-                    "settings or data.",
+                    f"{position['step']:,} and has other settings or data.",
                     remedy="Run its command again to continue it, choose another folder with "
-                    "--output, or discard "
-                    "it with --overwrite.",
+                    "--output, or discard it with --overwrite.",
                 )
             reporter.message(
                 f"The run saved in {self.path} has other settings or data; it is discarded."
@@ -258,20 +251,32 @@ class CheckpointDir:
         return sorted(self.path.glob("state-*.safetensors"), reverse=True)
 
 
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read a saved state: its header, and its tensors by group and name."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {})["c3"])
+        for key in file.keys():  # noqa: SIM118 - no mapping
+            group, _, name = key.rpartition("/")
+            groups.setdefault(group, {})[name] = file.get_tensor(key)
+    return header, groups
+
+
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], bool]]:
     """Hold SIGINT (Ctrl-C) and SIGTERM back, so that a training can be saved between two steps.
 
     Yields a function that returns whether one has arrived. It acts when the block ends; a second
-    one acts at once. Only the main thread is told of signals; in others this does nothing, as where
-    a signal is ignored.
+    one acts at once. Python delivers signals to the main thread; elsewhere this does nothing, and
+    neither where a signal is ignored.
     """
     arrived: list[int] = []
-    before: dict[int, Any] = {}
+    handlers: dict[int, Any] = {}  # those that are replaced during the block
 
     def restore() -> None:
-        while before:
-            signal.signal(*before.popitem())
+        while handlers:
+            number, handler = handlers.popitem()
+            signal.signal(number, handler)
 
     def hold(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
@@ -283,7 +288,7 @@ def interrupts_held() -> Iterator[Callable[[], bool]]:
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, None):
-                before[number] = handler
+                handlers[number] = handler
                 signal.signal(number, hold)
     try:
         yield lambda: bool(arrived)
@@ -377,10 +382,12 @@ def train(
     loop = _Loop(task, checkpoints, reporter)
     loop.resume()
     devices = {parameter.device for parameter in task.module.parameters() if parameter.is_cuda}
+
+    def describe_saved_run() -> str:
+        return NOTHING_KEPT if checkpoints is None else checkpoints.kept(task.plan.steps)
+
     with (
-        note_on_interrupt(
-            lambda: NOTHING_KEPT if checkpoints is None else checkpoints.kept(task.plan.steps)
-        ),
+        note_on_interrupt(describe_saved_run),
         reporter.progress(label, task.plan.steps) as progress,
         torch.random.fork_rng(devices=list(devices)),
         interrupts_held() as interrupted,
@@ -414,74 +421,104 @@ def train_or_load(
     checkpoints = CheckpointDir(
         target.folder.with_name(f".{target.folder.name}.run"), overwrite=target.overwrite
     )
-    found = target.finished(task.identity, load)
-    if found is None:
+    finished = target.finished(task.identity, load)
+    if finished is None:
         run = train(task, checkpoints=checkpoints, label=label, reporter=target.reporter)
         target.write(result(run, target.made_from(task.identity)))
     checkpoints.clear()  # also those of a run that was killed after it had written the result
-    return load(target.folder) if found is None else found
+    return load(target.folder) if finished is None else finished
 
 
 class _Loop:
+    """The steps of one training.
+
+    Attributes:
+        run: the state, as `Run` describes it.
+        weights: the parameters that are trained, by name.
+        best: the weights of the best validation, on the CPU; empty before the first.
+        average: the averaged weights; empty if there are none.
+    """
+
     def __init__(self, task: Task, checkpoints: CheckpointDir | None, reporter: Reporter) -> None:
-        self.task, self.plan, self.reporter = task, task.plan, reporter
+        self.task = task
+        self.plan = task.plan
+        self.reporter = reporter
         self.checkpoints = checkpoints
         self.run = Run()
-        self.weights = {
-            name: value for name, value in task.module.named_parameters() if value.requires_grad
-        }
-        self.best: dict[str, Tensor] = {}  # on the CPU
+        self.weights: dict[str, nn.Parameter] = {}
+        for name, parameter in task.module.named_parameters():
+            if parameter.requires_grad:
+                self.weights[name] = parameter
+        self.best: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
 
     def go(self, progress: Progress, interrupted: Callable[[], bool]) -> None:
         """Train until there is an outcome, or until a signal has arrived; then the run is saved."""
-        run, plan, task, saved = self.run, self.plan, self.task, time.monotonic()
+        run = self.run
+        plan = self.plan
+        saved = time.monotonic()
         if plan.start != "skip" and not run.step:
             run.start = self.validate()
             if not math.isfinite(run.start.val_loss):
                 self.diverged(f"The validation loss is {run.start.val_loss} before the first step")
-        task.module.train()
+        self.task.module.train()
         while not run.outcome and not interrupted():
-            started, rate = time.perf_counter(), plan.rate(run.step)
-            for group in task.optimizer.param_groups:
-                group["lr"] = rate
             try:
-                loss, count = task.step(run.step, self.update)
+                self.take_step()
             except FloatingPointError as error:
                 self.diverged(f"The training loss became {error} in step {run.step + 1:,}")
                 break
-            if plan.ema:
-                self.move_average()
-            run.step += 1
-            run.seconds += time.perf_counter() - started
-            run.loss_sum, run.count = run.loss_sum + loss * count, run.count + count
-            run.traced = run.traced[0] + loss * count, run.traced[1] + count
-            speed = run.count / run.seconds
             if run.step % TRACE_STEPS == 0 or run.step == plan.steps:
-                run.trace.append((run.step, run.traced[0] / run.traced[1]))
-                run.traced = (0.0, 0)
-                scalars = {
-                    "loss/training": run.trace[-1][1],
-                    "learning rate": rate,
-                    f"{task.unit} per second": speed,
-                }
-                for name, value in scalars.items():
-                    self.reporter.scalar(name, value, run.step)
-            epoch = (
-                f"epoch {(run.step - 1) // plan.steps_per_epoch + 1}, "
-                if plan.steps_per_epoch
-                else ""
-            )
-            val = f"{task.note(run.history[-1])}, " if run.history else ""
-            progress.advance(
-                1, f"{epoch}loss {run.loss_sum / run.count:.3f}, {val}{speed:,.0f} {task.unit}/s"
-            )
+                self.trace()
+            progress.advance(1, self.describe())
             validates = run.step % plan.validate_every == 0 or run.step == plan.steps
             if validates:
                 self.end_interval()
             if validates or time.monotonic() - saved > SAVE_SECONDS or interrupted():
                 self.save()
                 saved = time.monotonic()
+
+    def take_step(self) -> None:
+        """Take one step of the task, and count it.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        run = self.run
+        started = time.perf_counter()
+        for group in self.task.optimizer.param_groups:
+            group["lr"] = self.plan.rate(run.step)
+        loss, count = self.task.step(run.step, self.update)
+        if self.plan.ema:
+            self.move_average()
+        run.step += 1
+        run.seconds += time.perf_counter() - started
+        run.loss_sum += loss * count
+        run.count += count
+        traced_loss, traced_count = run.traced
+        run.traced = (traced_loss + loss * count, traced_count + count)
+
+    def trace(self) -> None:
+        """Add the mean loss since the last entry to the trace, and report it."""
+        run = self.run
+        loss_sum, count = run.traced
+        run.trace.append((run.step, loss_sum / count))
+        run.traced = (0.0, 0)
+        self.reporter.scalar("loss/training", loss_sum / count, run.step)
+        self.reporter.scalar("learning rate", self.plan.rate(run.step - 1), run.step)
+        self.reporter.scalar(f"{self.task.unit} per second", run.count / run.seconds, run.step)
+
+    def describe(self) -> str:
+        """Return where the run is, in words, for the progress."""
+        run = self.run
+        parts = []
+        if self.plan.steps_per_epoch:
+            parts.append(f"epoch {(run.step - 1) // self.plan.steps_per_epoch + 1}")
+        parts.append(f"loss {run.loss_sum / run.count:.3f}")
+        if run.history:
+            parts.append(self.task.note(run.history[-1]))
+        parts.append(f"{run.count / run.seconds:,.0f} {self.task.unit}/s")
+        return ", ".join(parts)
 
     def update(self, loss: Tensor | float) -> float:
         """Move the weights by a loss, or by the gradients that are there; return its value."""
@@ -510,39 +547,48 @@ class _Loop:
     @torch.no_grad()
     def validate(self) -> Validation:
         """Validate the (averaged) weights, and keep them if they are the best so far."""
-        run, current = self.run, {}
+        run = self.run
+        current: dict[str, Tensor] = {}
         if self.average:
             current = {name: value.detach().clone() for name, value in self.weights.items()}
             self.set_weights(self.average)
         self.task.module.eval()
         loss, facts = self.task.validate()
-        mean = run.loss_sum / run.count if run.count else math.nan
-        found = Validation(run.step, loss, facts, mean, run.count, run.seconds)
-        if (
-            run.kept is None
-            or loss < run.kept.val_loss
-            or (self.plan.start == "report" and not run.history)
-        ):
-            run.kept = found
+        validation = Validation(
+            step=run.step,
+            val_loss=loss,
+            facts=facts,
+            train_loss=run.loss_sum / run.count if run.count else math.nan,
+            count=run.count,
+            seconds=run.seconds,
+        )
+        # the initial weights of a plan that only reports them do not compete
+        replaces_start = self.plan.start == "report" and not run.history
+        if run.kept is None or loss < run.kept.val_loss or replaces_start:
+            run.kept = validation
             self.best = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
         if current:
             self.set_weights(current)
         self.task.module.train()
-        return found
+        return validation
 
     def end_interval(self) -> None:
-        run, patience = self.run, self.plan.patience
-        found = self.validate()
-        if not math.isfinite(found.val_loss):
-            self.diverged(f"The validation loss became {found.val_loss} at step {run.step:,}")
+        """Validate after the steps of an interval, and end the run if it is done."""
+        run = self.run
+        validation = self.validate()
+        if not math.isfinite(validation.val_loss):
+            self.diverged(f"The validation loss became {validation.val_loss} at step {run.step:,}")
             return
-        run.history.append(found)
-        run.seconds, run.loss_sum, run.count = 0.0, 0.0, 0
-        self.reporter.scalar("loss/validation", found.val_loss, run.step)
-        best = min(range(len(run.history)), key=lambda i: run.history[i].val_loss)
+        run.history.append(validation)
+        run.seconds = 0.0
+        run.loss_sum = 0.0
+        run.count = 0
+        self.reporter.scalar("loss/validation", validation.val_loss, run.step)
+        losses = [one.val_loss for one in run.history]
+        since_best = len(losses) - 1 - losses.index(min(losses))
         if run.step == self.plan.steps:
             run.outcome = FINISHED
-        elif patience and len(run.history) - 1 - best >= patience:
+        elif self.plan.patience and since_best >= self.plan.patience:
             run.outcome = EARLY
 
     def diverged(self, where: str) -> None:
@@ -560,10 +606,12 @@ class _Loop:
 
     @torch.no_grad()
     def set_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values into the parameters of these names."""
         for name, value in values.items():
             self.weights[name].copy_(value)
 
     def save(self) -> None:
+        """Save the run, if there is a folder for it."""
         if self.checkpoints is None:
             return
         tensors: dict[str, Mapping[str, Tensor]] = {
@@ -574,19 +622,20 @@ class _Loop:
         self.checkpoints.save(self.task.identity, asdict(self.run), tensors, self.task.optimizer)
 
     def resume(self) -> None:
+        """Continue the run that is saved, if there is one."""
         if self.checkpoints is None:
             return
-        found = self.checkpoints.resume(self.task.identity, self.task.optimizer, self.reporter)
-        if found is None:
+        state = self.checkpoints.resume(self.task.identity, self.task.optimizer, self.reporter)
+        if state is None:
             return
-        position, groups = found
+        position, groups = state
         self.run = msgspec.convert(position, Run)
         self.set_weights(groups["now"])
         self.best = groups.get("best", {})
-        average = groups.get("average", {})
-        self.average = {
-            name: average[name].to(value.device) for name, value in self.weights.items() if average
-        }
+        average = groups.get("average")
+        if average:
+            for name, parameter in self.weights.items():
+                self.average[name] = average[name].to(parameter.device)
         self.reporter.message(
             f"Continuing the run saved in {self.checkpoints.path} at step {self.run.step:,} of "
             f"{self.plan.steps:,}."
@@ -605,9 +654,11 @@ def adamw(
 
     `train` sets its learning rate at every step.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, betas=betas, fused=fused)

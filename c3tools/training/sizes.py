@@ -41,35 +41,41 @@ def load_named_size(
     if name not in sizes:
         raise error(f"There is no {kind} size {name!r}.", remedy=f"Choose from {', '.join(sizes)}.")
     size = sizes[name]
-    known = {
-        field.name: part
-        for part in (size.training, size)
-        for field in fields(part)
-        if field.name not in (*fixed, "training")
-    }
-    changed: dict[str, Any] = {}
+    # the size or its training, by the names of the settings that it has
+    owners: dict[str, Any] = {}
+    for owner in (size.training, size):
+        for field in fields(owner):
+            if field.name not in (*fixed, "training"):
+                owners[field.name] = owner
+
+    of_size: dict[str, Any] = {}
+    of_training: dict[str, Any] = {}
     for override in overrides:
         setting, equals, text = override.partition("=")
-        if not equals or setting not in known:
+        if not equals or setting not in owners:
             raise error(
                 f"The size {name!r} has no setting {override!r}.",
-                remedy=f"Use --set NAME=VALUE with one of: {', '.join(sorted(known))}.",
+                remedy=f"Use --set NAME=VALUE with one of: {', '.join(sorted(owners))}.",
             )
-        current = getattr(known[setting], setting)
+        current = getattr(owners[setting], setting)
         try:
-            truth = {"true": True, "false": False}
-            changed[setting] = (
-                truth[text.lower()] if isinstance(current, bool) else type(current)(text)
-            )
+            value = _parsed_like(current, text)
         except (ValueError, KeyError):
             raise error(
                 f"{setting} needs a value of type {type(current).__name__}, for example "
                 f"{current}, not {text!r}."
             ) from None
-    own = {setting: value for setting, value in changed.items() if known[setting] is size}
-    training = {setting: value for setting, value in changed.items() if setting not in own}
-    # at once: one may need the other
-    return replace(size, training=replace(size.training, **training), **own)
+        changes = of_size if owners[setting] is size else of_training
+        changes[setting] = value
+    # all at once, since one may be valid only with another
+    return replace(size, training=replace(size.training, **of_training), **of_size)
+
+
+def _parsed_like(current: Any, text: str) -> Any:
+    """Return a value of the type of ``current`` from its text."""
+    if isinstance(current, bool):
+        return {"true": True, "false": False}[text.lower()]
+    return type(current)(text)
 
 
 def require_valid(
